@@ -20,7 +20,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from itertools import takewhile
 from typing import Any, Final, NamedTuple
 
@@ -119,6 +119,7 @@ class FigureSampler:
         self.supervisor = supervisor
         self.clocks = supervisor.clocks
         self.started_ns = self.clocks.wall_ns()
+        self.replicas: Callable[[], dict[int, bool]] = dict  # shards elsewhere, and whether their history is followed
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._recent = recent
         self._events_seen: dict[int, tuple[int, int]] = {}  # shard -> (pid, number of its last event)

@@ -271,7 +271,7 @@ class Exposition:
         return durations
 
     def _followers(self) -> Iterator[Metric]:
-        """A process that is down has its series, too: it is 0."""
+        """A process that is down has its series, too: it is 0. The replica has one for each shard elsewhere."""
         labels = ["shard", "follower"]
         up = GaugeMetricFamily("billing_follower_up", "Whether the process behind the journal runs.", labels=labels)
         starts = CounterMetricFamily("billing_follower_starts", "Starts of that process.", labels=labels)
@@ -280,6 +280,8 @@ class Exposition:
                 if f"{follower}_starts" in figures:
                     up.add_metric([str(shard_id), follower], figures[f"{follower}_up"])
                     starts.add_metric([str(shard_id), follower], figures[f"{follower}_starts"])
+        for shard_id, is_followed in sorted(self._sampler.replicas().items()):
+            up.add_metric([str(shard_id), "replica"], is_followed)
         yield from (up, starts)
 
     def _used(self) -> Iterator[Metric]:

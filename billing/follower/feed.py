@@ -11,7 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
-from shards.journal import Journal
+from shards.journal import Journal, Reader
 from shards.system.serial_executor import ExecutorOf, SerialExecutor
 
 SLICE_BYTES: Final = 1 << 20
@@ -27,7 +27,7 @@ class Slice(NamedTuple):
 class Feed:
     """One journal's batches; one slice under way at a time."""
 
-    def __init__(self, journal: Journal, name: str, executor: ExecutorOf = SerialExecutor) -> None:
+    def __init__(self, journal: Journal | Reader, name: str, executor: ExecutorOf = SerialExecutor) -> None:
         self._journal = journal
         self._reader = executor(name, asyncio.get_running_loop())
         self._replay: Iterator[tuple[int, bytes]] | None = None

@@ -382,10 +382,7 @@ class FollowerLink:
             case say.Remark():
                 self._remark(message.text)
             case say.Logged():
-                logger = logging.getLogger(message.logger)
-                if logger.isEnabledFor(message.level):
-                    record = (message.logger, message.level, "", 0, message.words, message.values, None)
-                    logger.handle(logger.makeRecord(*record))
+                say.hand_on(message)
             case say.Failed():
                 self._suspect = self._suspect or message.code in (Exit.DAMAGED, Exit.DISK)
                 self._give_up(message.reason)

@@ -9,6 +9,7 @@ Fields whose type is `Any` belong to the kind of follower; arrays in them arrive
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Final
 
 import msgspec
@@ -120,3 +121,11 @@ ToWorker = Opened | Reached | Answer | Refused | Failed | Told | Remark | Logged
 
 to_follower: Final = msgspec.msgpack.Decoder(ToFollower).decode
 to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode
+
+
+def hand_on(message: Logged) -> None:
+    """Gives a record of a follower's log to this process's own."""
+    logger = logging.getLogger(message.logger)
+    if logger.isEnabledFor(message.level):
+        record = (message.logger, message.level, "", 0, message.words, message.values, None)
+        logger.handle(logger.makeRecord(*record))

@@ -1,10 +1,11 @@
-"""What the processes of all followers have in common: one wire to the worker, one file, timers, and an end.
+"""What the processes of all followers have in common: one wire to the process that started it, timers, and an end
+(`Process`); and those of one shard: one file that its worker feeds (`Follower`).
 
-The process inherits its wire as a descriptor and ends when that closes; terminal signals are the worker's business,
-not its own. What it logs goes to the worker, whose log has the form that is configured. Whatever goes wrong with its
-file ends it, after it has told why and with which exit code; what goes wrong with a question refuses that question
-alone. After an error the process exits without closing its file: SQLite would copy its log into it and remove the log,
-which may be the only good copy.
+The process inherits its wire as a descriptor and ends when that closes; terminal signals are the business of whoever
+started it, not its own. What it logs goes over the wire, to a log that has the form which is configured. Whatever goes
+wrong with a file ends it, after it has told why and with which exit code; what goes wrong with a question refuses that
+question alone. After an error the process exits without closing its files: SQLite would copy its log into one and
+remove the log, which may be the only good copy.
 
 A kind of follower says what it opens, what it does with a batch and with a question, and how long its batches may wait.
 """
@@ -29,106 +30,61 @@ from billing.follower import messages as say
 from billing.follower.store import FollowerStore, code_of, reason_of
 from shards.system.clock import Clocks
 from shards.system.disk import Disk, private_directory
-from shards.system.links import Wire
+from shards.system.links import Decode, Wire
 
 CHECKPOINT_S: Final = 10.0
 CHECKPOINT_RETRY_S: Final = 1.0  # a reader of another process stood in the way
-LAST_WORDS_S: Final = 1.0  # the worker has them, and has closed its end
+LAST_WORDS_S: Final = 1.0  # the other end has them, and has closed
 
 _PLAIN: Final = logging.Formatter()
 
 
-class Follower(ABC):
-    """One wire, one file."""
+class Process(ABC):
+    """One wire, timers, and an end."""
 
-    def __init__(self, disk: Disk, clocks: Clocks) -> None:
+    def __init__(self, disk: Disk, clocks: Clocks, decode: Decode) -> None:
+        """`decode`: makes messages of what comes over the wire."""
         self.ended = asyncio.Event()  # nothing is left to do, and what was said has left
         self._closed = asyncio.Event()
         self.exit_code = 0
         self.disk = disk
         self.clocks = clocks
+        self._decode = decode
         self._loop = asyncio.get_running_loop()
         self._wire: Wire | None = None
         self._ending = False
-        self._bytes = 0
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
     # -- what a kind says --------------------------------------------------------------------------------------------
 
-    @property
     @abstractmethod
-    def store(self) -> FollowerStore | None:
-        """The file, once it is open."""
+    def on_message(self, message: Any) -> None:
+        """What comes over the wire. Trouble with it ends the process."""
 
     @abstractmethod
-    def on_open(
-        self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
-    ) -> tuple[FollowerStore, list[str]]:
-        """Opens the file, and brings it into a journal that holds the batches `first` to `head`; also remarks."""
-
-    @abstractmethod
-    def on_batch(self, position: int, payload: bytes) -> None:
-        """Takes the batch after the last one, and sees to it that it is committed soon."""
-
-    @abstractmethod
-    def on_ask(self, number: int, question: tuple[Any, ...]) -> None:
-        """Answers a question, or refuses it, now or later."""
-
-    @abstractmethod
-    def flush(self) -> bool:
-        """Commits what was taken; False where there is nothing."""
-
-    def owes(self) -> int:
-        """How many things this follower has still to do before its shard may go."""
-        return 0
+    def close(self) -> None:
+        """Writes what was taken, makes it durable, and closes all files. Not called after an error."""
 
     async def finish(self) -> None:
-        """Ends what the kind has under way, before its file is closed."""
+        """Ends what the kind has under way, before its files are closed."""
         return
 
     # -- the wire ----------------------------------------------------------------------------------------------------
 
     def wire(self) -> Wire:
-        """The protocol for the worker's end."""
-        return Wire(self._on_frame, self._on_closed, self._on_connected, say.to_follower)
+        """The protocol for the other end."""
+        return Wire(self._on_frame, self._on_closed, self._on_connected, self._decode)
 
     def _on_connected(self, wire: Wire) -> None:
         self._wire = wire
 
-    def _on_frame(self, wire: Wire, message: say.ToFollower) -> None:
+    def _on_frame(self, wire: Wire, message: Any) -> None:
         if self._ending:
             return
         try:
-            match message:
-                case say.Batch():
-                    assert self.store is not None, "a batch before Open"
-                    self._bytes += len(message.payload)
-                    self.on_batch(message.position, message.payload)
-                case say.Ask():
-                    assert self.store is not None, "a question before Open"
-                    self.on_ask(message.number, message.question)
-                case say.Settle():
-                    self.checkpoint()
-                case say.Open():
-                    self._on_open(message)
-                case say.Close():
-                    self.end(None)
-                case _:
-                    assert_never(message)
+            self.on_message(message)
         except Exception as error:
             self.end(error)
-
-    def _on_open(self, order: say.Open) -> None:
-        assert self.store is None, "opened twice"
-        try:
-            private_directory(self.disk, order.directory)
-        except FileExistsError:  # the follower of another shard made it just now
-            private_directory(self.disk, order.directory)
-        store, remarks = self.on_open(
-            order.directory, order.shard_id, order.first, order.head, order.suspect, order.options
-        )
-        self._send(say.Opened(store.position, remarks))
-        self.tell_reached()
 
     def _on_closed(self, wire: Wire) -> None:
         self._wire = None
@@ -139,21 +95,9 @@ class Follower(ABC):
         if self._wire is not None:
             self._wire.send(message)
 
-    def answer(self, number: int, answer: Any) -> None:
-        """Answers a question."""
-        self._send(say.Answer(number, answer))
-
-    def refuse(self, number: int, reason: str) -> None:
-        """Refuses a question."""
-        self._send(say.Refused(number, reason))
-
     def tell(self, figures: dict[str, Any]) -> None:
         """Tells the operator's figures."""
         self._send(say.Told(figures))
-
-    def remark(self, text: str) -> None:
-        """Says something for the operator's log."""
-        self._send(say.Remark(text))
 
     def pass_on(self, record: logging.LogRecord) -> bool:
         """Hands a record of the log over; False where nobody is there to take it. Values that are neither numbers nor
@@ -167,11 +111,6 @@ class Follower(ABC):
             values = tuple(one if isinstance(one, int | float | str) else str(one) for one in record.args)
         self._send(say.Logged(record.levelno, record.name, words, values))
         return True
-
-    def tell_reached(self) -> None:
-        """Tells how far the file is."""
-        if (store := self.store) is not None:
-            self._send(say.Reached(store.position, self._bytes, store.durable, self.owes()))
 
     # -- work that waits ---------------------------------------------------------------------------------------------
 
@@ -202,18 +141,6 @@ class Follower(ABC):
         if (timer := self._timers.pop(name, None)) is not None:
             timer.cancel()
 
-    def checkpoint(self) -> bool:
-        """Commits what was taken, makes it durable and proves it; False where that has to wait, and comes later."""
-        store = self.store
-        assert store is not None
-        self.cancel("checkpoint")
-        self.flush()
-        is_proved = store.checkpoint()
-        if not is_proved:
-            self.later("checkpoint", CHECKPOINT_RETRY_S, self.checkpoint)
-        self.tell_reached()
-        return is_proved
-
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def end(self, error: BaseException | None) -> None:
@@ -230,10 +157,8 @@ class Follower(ABC):
     async def _finish(self, error: BaseException | None) -> None:
         try:
             await self.finish()
-            if error is None and self.store is not None:
-                self.flush()
-                self.store.close()
-                self.tell_reached()
+            if error is None:
+                self.close()
         except Exception as trouble:
             error = error or trouble
         if error is not None:
@@ -246,40 +171,151 @@ class Follower(ABC):
         self.ended.set()
 
 
-class ToWorker(logging.Handler):
-    """Hands what is logged on the loop to the worker; what nobody there takes goes to standard error as it stands."""
+class Follower(Process):
+    """One wire to a worker, one file."""
 
-    def __init__(self, follower: Follower) -> None:
+    def __init__(self, disk: Disk, clocks: Clocks) -> None:
+        super().__init__(disk, clocks, say.to_follower)
+        self._bytes = 0
+
+    # -- what a kind says --------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def store(self) -> FollowerStore | None:
+        """The file, once it is open."""
+
+    @abstractmethod
+    def on_open(
+        self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
+    ) -> tuple[FollowerStore, list[str]]:
+        """Opens the file, and brings it into a journal that holds the batches `first` to `head`; also remarks."""
+
+    @abstractmethod
+    def on_batch(self, position: int, payload: bytes) -> None:
+        """Takes the batch after the last one, and sees to it that it is committed soon."""
+
+    @abstractmethod
+    def on_ask(self, number: int, question: tuple[Any, ...]) -> None:
+        """Answers a question, or refuses it, now or later."""
+
+    @abstractmethod
+    def flush(self) -> bool:
+        """Commits what was taken; False where there is nothing."""
+
+    def owes(self) -> int:
+        """How many things this follower has still to do before its shard may go."""
+        return 0
+
+    # -- the wire ----------------------------------------------------------------------------------------------------
+
+    def on_message(self, message: say.ToFollower) -> None:
+        match message:
+            case say.Batch():
+                assert self.store is not None, "a batch before Open"
+                self._bytes += len(message.payload)
+                self.on_batch(message.position, message.payload)
+            case say.Ask():
+                assert self.store is not None, "a question before Open"
+                self.on_ask(message.number, message.question)
+            case say.Settle():
+                self.checkpoint()
+            case say.Open():
+                self._on_open(message)
+            case say.Close():
+                self.end(None)
+            case _:
+                assert_never(message)
+
+    def _on_open(self, order: say.Open) -> None:
+        assert self.store is None, "opened twice"
+        make_directory(self.disk, order.directory)
+        store, remarks = self.on_open(
+            order.directory, order.shard_id, order.first, order.head, order.suspect, order.options
+        )
+        self._send(say.Opened(store.position, remarks))
+        self.tell_reached()
+
+    def answer(self, number: int, answer: Any) -> None:
+        """Answers a question."""
+        self._send(say.Answer(number, answer))
+
+    def refuse(self, number: int, reason: str) -> None:
+        """Refuses a question."""
+        self._send(say.Refused(number, reason))
+
+    def remark(self, text: str) -> None:
+        """Says something for the operator's log."""
+        self._send(say.Remark(text))
+
+    def tell_reached(self) -> None:
+        """Tells how far the file is."""
+        if (store := self.store) is not None:
+            self._send(say.Reached(store.position, self._bytes, store.durable, self.owes()))
+
+    def checkpoint(self) -> bool:
+        """Commits what was taken, makes it durable and proves it; False where that has to wait, and comes later."""
+        store = self.store
+        assert store is not None
+        self.cancel("checkpoint")
+        self.flush()
+        is_proved = store.checkpoint()
+        if not is_proved:
+            self.later("checkpoint", CHECKPOINT_RETRY_S, self.checkpoint)
+        self.tell_reached()
+        return is_proved
+
+    def close(self) -> None:
+        if self.store is not None:
+            self.flush()
+            self.store.close()
+            self.tell_reached()
+
+
+def make_directory(disk: Disk, path: str) -> None:
+    """Makes the directory of followers' files, unless it is there. Raises DirectoryRefused, OSError."""
+    try:
+        private_directory(disk, path)
+    except FileExistsError:  # another follower made it just now
+        private_directory(disk, path)
+
+
+class ToStarter(logging.Handler):
+    """Hands what is logged on the loop to who started the process; what nobody there takes goes to standard error as it
+    stands.
+    """
+
+    def __init__(self, process: Process) -> None:
         super().__init__()
-        self._follower = follower
+        self._process = process
         self._thread = threading.get_ident()
 
     def emit(self, record: logging.LogRecord) -> None:
-        if record.thread != self._thread or not self._follower.pass_on(record):
+        if record.thread != self._thread or not self._process.pass_on(record):
             sys.stderr.write(f"{_PLAIN.format(record)}\n")
 
 
-async def serve(connection: socket.socket, make: Callable[[], Follower]) -> int:
-    """A follower's life, on a wire to its worker; its exit code."""
+async def serve(connection: socket.socket, make: Callable[[], Process]) -> int:
+    """The life of a process, on a wire to who started it; its exit code."""
     connection.setblocking(False)
-    follower = make()
-    await asyncio.get_running_loop().create_connection(follower.wire, sock=connection)
-    await follower.ended.wait()
-    return follower.exit_code
+    process = make()
+    await asyncio.get_running_loop().create_connection(process.wire, sock=connection)
+    await process.ended.wait()
+    return process.exit_code
 
 
-def run(descriptor: int, niceness: int, make: Callable[[], Follower]) -> None:
-    """The main function of a follower's process, which ends with it."""
+def run(descriptor: int, niceness: int, make: Callable[[], Process]) -> None:
+    """The main function of such a process, which ends with it."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
 
-    def logging_to_worker() -> Follower:
-        follower = make()
-        logging.basicConfig(handlers=[ToWorker(follower)], level=logging.INFO)
-        return follower
+    def logging_to_starter() -> Process:
+        process = make()
+        logging.basicConfig(handlers=[ToStarter(process)], level=logging.INFO)
+        return process
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        code = runner.run(serve(socket.socket(fileno=descriptor), logging_to_worker))
+        code = runner.run(serve(socket.socket(fileno=descriptor), logging_to_starter))
         if code:
             os._exit(code)  # not by way of the interpreter's end, which would close the file

@@ -8,14 +8,16 @@ it is read: entries are written all the time, and few are read.
 
 Invariant: an answered entry is always in the answer, or the answer says from when it is whole. A batch is durable, and
 handed over, before anything it holds is answered; a question travels behind it on the same wire, and the projector
-writes what it has before it answers. Rows of a user whose bucket moved stand in several shards' files of one directory;
-`history_reader` reads them all. Entry_ids follow each other, so rows that are missing are seen; a row says so in their
-place.
+writes what it has before it answers. Rows of a user whose bucket moved stand in several shards' files of one directory,
+which has those of all shards, wherever these are served; `history_reader` reads them all. Entry_ids follow each other,
+so rows that are missing are seen; a row says so in their place.
 
 It never slows a command down, never changes the journal, and never guesses.
 
     link        in the worker: what the history is asked
     projector   the child process: one wire, one file
+    replica     the process that makes this host's files of the shards that other hosts serve
+    replica_link  the main process's end of that
     projection  which of a batch's bytes are rows; pure, and the one fast module here
     page        rows as they stand in the file, and what a row shows; pure
     accounts    who has rows in a file, and which is the newest of each

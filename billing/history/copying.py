@@ -4,8 +4,8 @@ SQLite's own online copy: what it holds is one state between two transactions. I
 copied beside it, and is cut back then; where it is behind, a projector catches up when it opens the file (see `store`).
 Where there is no history yet, none is made.
 
-Of a shard that another host serves, this one has no file, or one from when it served the shard itself: the copy is made
-of that and of the log (`copy_elsewhere`). What neither has any more is missing, and said to be, in every answer.
+Of a shard that another host serves, this one's file may be behind, or not be there yet: the copy is made of that and of
+the log (`copy_elsewhere`). What neither has any more is missing, and said to be, in every answer.
 
 The copy has an identity of its own (see `cursor`), because a daemon that is restored from it makes other entries from
 there on than the one that goes on.

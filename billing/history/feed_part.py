@@ -1,10 +1,10 @@
 """One shard's part of a page of the feed of all entries, where hosts share the journal: each has files of its own.
 
-No host has the files of all shards then, so the worker that is asked asks every shard for the rows behind the cursor
-(`part`), and puts them together: by their instants, and each account's in their order. A row whose account's entry
-before stands in another shard's file (its bucket moved between the two) is said to `follow` that one; where those are,
-each shard is asked a second time (`where`). What `where` does not find in any file then is lost, since whatever a
-bucket's former owner wrote was durable before the bucket left.
+A host's files of the shards that others serve may be a little behind, so the worker that is asked asks every shard for
+the rows behind the cursor (`part`), and puts them together: by their instants, and each account's in their order. A row
+whose account's entry before stands in another shard's file (its bucket moved between the two) is said to `follow` that
+one; where those are, each shard is asked a second time (`where`). What `where` does not find in any file then is lost,
+since whatever a bucket's former owner wrote was durable before the bucket left.
 
 A place is one in the journal (`cursor`, `batches`), which means the same to every host. Rows that came into the file
 before it kept their batches have places in the file, which means something on this host alone: whoever stops reading

@@ -50,6 +50,8 @@ _FROM_MARK: Final = "SELECT seq FROM marks WHERE number = ? AND entry_id >= ? OR
 _LAST_MARK: Final = "SELECT coalesce(max(entry_id), 0) FROM marks WHERE number = ?"
 _MARKED: Final = "SELECT entry_id, seq FROM marks WHERE number = ? AND entry_id >= ? ORDER BY entry_id LIMIT 1"
 
+_LACKS: Final = "SELECT (SELECT begins > 1 FROM about) OR (SELECT count(*) FROM losses)"
+
 Shown = dict[str, Any]  # a row as `history` answers it
 
 
@@ -290,6 +292,10 @@ class HistoryReader:
         if not missing:
             self._whole[bucket_id] = generation
         return missing
+
+    def lacks(self) -> bool:
+        """Whether some file is known to lack batches of its journal. Raises as `history` does."""
+        return any(lacking for (lacking,) in self._read(EVERYWHERE, lambda db: db.execute(_LACKS).fetchone()))
 
     def history(self, generation: int, user_id: bytes, before: int, limit: int, newest: Newest = NOTHING) -> Page:
         """The account's rows below `before`, newest first, at most `limit`, as `history` answers them. A bucket of the

@@ -40,20 +40,16 @@ def opened(
     journal: Journal,
     accept_loss: bool,
     clocks: Clocks,
-    apart: bool = False,
     *,
     command: Sequence[str] = COMMAND,
     host: Host = REAL,
 ) -> HistoryLink:
-    """The link of a shard, not started yet. `accept_loss`: a file that is ahead of the journal is cut back. `apart`:
-    the files of other shards may be other hosts'. Raises shards.journal.Corrupt where it is ahead and that is not
-    accepted.
+    """The link of a shard, not started yet. `accept_loss`: a file that is ahead of the journal is cut back. Raises
+    shards.journal.Corrupt where it is ahead and that is not accepted.
     """
     if not accept_loss:
         refuse_ahead(file_of(directory, shard_id), KIND, journal.head, ends_agree)
-    return HistoryLink(
-        directory, shard_id, journal, clocks, accept_loss=accept_loss, apart=apart, command=command, host=host
-    )
+    return HistoryLink(directory, shard_id, journal, clocks, accept_loss=accept_loss, command=command, host=host)
 
 
 class FeedPage(NamedTuple):
@@ -75,15 +71,12 @@ class HistoryLink(FollowerLink):
         clocks: Clocks,
         *,
         accept_loss: bool = False,
-        apart: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         command: Sequence[str] = COMMAND,
         host: Host = REAL,
     ) -> None:
-        """`accept_loss`: a file that is ahead of the journal is cut back instead of refused. `apart`: what a former
-        owner of a bucket recorded may be another host's, and is not waited for.
-        """
-        options = accept_loss, 0, b"", apart
+        """`accept_loss`: a file that is ahead of the journal is cut back instead of refused."""
+        options = accept_loss, 0, b""
         super().__init__(
             "history", command, directory, shard_id, journal, clocks, options=options, limits=limits, host=host
         )
@@ -111,7 +104,7 @@ class HistoryLink(FollowerLink):
 
     def share(self, log: bytes) -> None:
         """Before `start`: other hosts have files of the same journal; `log` as `cursor.identity_of_log` has it."""
-        self._options = (*self._options[:2], log, *self._options[3:])
+        self._options = (*self._options[:2], log)
 
     def reached(self, done: Callable[[tuple[int, int] | Refused], None]) -> None:
         """Calls `done` with the shard and the number of its newest row, once every batch handed over before is in the

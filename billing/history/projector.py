@@ -18,7 +18,7 @@ from typing import Any, Final
 
 from billing.follower.process import CHECKPOINT_S, Follower, run
 from billing.follower.store import StoreError, code_of, reason_of
-from billing.history import entries, feed_part, period_reader
+from billing.history import entries, feed_part, period_reader, retention
 from billing.history.cursor import Place
 from billing.history.history_reader import HistoryReader, Newest
 from billing.history.link import ENTRIES, PART, PERIOD, REACHED, STATEMENT, WHERE
@@ -32,12 +32,9 @@ from shards.system.disk import Disk, RealDisk
 GROUP_WAIT_S: Final = 0.25
 GROUP_ROWS_MAX: Final = 20_000
 CHECKPOINT_ROWS_MAX: Final = 500_000
-PRUNE_FIRST_S: Final = 1.0
-PRUNE_EVERY_S: Final = 3_600.0
-PRUNE_AGAIN_S: Final = 30.0  # another shard's file could not be read, as while it is converted
 FORMER_POLL_S: Final = 0.02
 FORMER_WAIT_NS: Final = 5 * 10**9  # so long a question waits for what a former owner of the bucket has yet to write
-APART_WAIT_NS: Final = 200_000_000  # and where it may be another host's, which may never write it here
+LACKING_WAIT_NS: Final = 200_000_000  # and where some file is known to lack batches, so that it may never be here
 FORMER_END_NS: Final = 60 * 10**9  # after that long what is missing is answered as missing, no longer refused
 NICENESS: Final = 5
 GARBAGE_THRESHOLD: Final = 100_000  # rows come and go by the thousand and make no cycles: collect rarely
@@ -53,7 +50,6 @@ class Projector(Follower):
         self._rows_at_checkpoint = 0
         self._keep_days = 0
         self._log = b""  # what the log is called in cursors, where hosts share it
-        self._is_apart = False  # the files of other shards may be other hosts'
         self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when a former owner of it is awaited
 
     @property
@@ -65,13 +61,13 @@ class Projector(Follower):
     def on_open(
         self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
     ) -> tuple[Store, list[str]]:
-        accept_loss, self._keep_days, self._log, self._is_apart = options
+        accept_loss, self._keep_days, self._log = options
         where, is_shared = (directory, shard, first, head, self.disk), bool(self._log)
         self._store, remarks = open_store(*where, suspect=suspect, accept_loss=accept_loss, is_shared=is_shared)
         self._reader = HistoryReader(directory, shard, self._store.db, self.disk)
         self._rows_at_checkpoint = self._store.seq
         if self._keep_days:
-            self.later("prune", PRUNE_FIRST_S, self._begin_to_prune)
+            self.later("prune", retention.FIRST_S, self._begin_to_prune)
         return self._store, remarks
 
     def on_batch(self, position: int, payload: bytes) -> None:
@@ -118,10 +114,10 @@ class Projector(Follower):
         try:
             next(slices)
         except StopIteration:
-            self.later("prune", PRUNE_EVERY_S, self._begin_to_prune)
+            self.later("prune", retention.EVERY_S, self._begin_to_prune)
             self.later("checkpoint", CHECKPOINT_S, self.checkpoint)
         except Postponed:
-            self.later("prune", PRUNE_AGAIN_S, self._begin_to_prune)
+            self.later("prune", retention.AGAIN_S, self._begin_to_prune)
         else:
             self.later("prune", 0, partial(self._prune, slices))
 
@@ -178,7 +174,7 @@ class Projector(Follower):
         self._write()
         try:
             page = reader.history(generation, user_id, before, limit, Newest(*newest))
-            missing = [] if page.is_whole else reader.missing(bucket_id, generation)
+            missing = [] if page.is_whole else self._awaited(bucket_id, generation, asked_ns)
         except (sqlite3.Error, StoreError, OSError) as error:
             if code_of(error) == Exit.DAMAGED:
                 raise  # the next process makes a new file of what is good in this one
@@ -192,8 +188,7 @@ class Projector(Follower):
     ) -> None:
         """Answers, unless former owners of the bucket may still write what is missing: then `again`, a little later."""
         now_ns = self.clocks.boot_ns()
-        is_elsewhere = self._is_apart and now_ns - asked_ns > APART_WAIT_NS
-        if not missing or is_elsewhere or now_ns - self._awaited_ns.setdefault(bucket_id, now_ns) > FORMER_END_NS:
+        if not missing or now_ns - self._awaited_ns.setdefault(bucket_id, now_ns) > FORMER_END_NS:
             self._awaited_ns.pop(bucket_id, None)
             self.answer(number, answer)
         elif now_ns - asked_ns < FORMER_WAIT_NS:
@@ -204,6 +199,15 @@ class Projector(Follower):
                 f"what a former owner of bucket {bucket_id} recorded (generation {missing[0]}) is not there yet; "
                 f"after {FORMER_END_NS // 10**9} s the answer comes without it, and says so",
             )
+
+    def _awaited(self, bucket_id: int, generation: int, asked_ns: int) -> list[int]:
+        """The generations before this one whose rows may still come. Where hosts share the journal and some file is
+        known to lack batches, as where this host was away for longer than the log goes back, they are soon given up.
+        """
+        assert self._reader is not None
+        missing = self._reader.missing(bucket_id, generation)
+        is_long = missing and bool(self._log) and self.clocks.boot_ns() - asked_ns > LACKING_WAIT_NS
+        return [] if is_long and self._reader.lacks() else missing
 
     def _begin_period(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
         """A question about a period or an instant of one account."""
@@ -224,7 +228,7 @@ class Projector(Follower):
             return
         except StopIteration as end:
             answer, is_whole = end.value
-            missing = [] if is_whole else self._reader.missing(bucket_id, generation)
+            missing = [] if is_whole else self._awaited(bucket_id, generation, asked_ns)
         except TooLong as reason:
             self.answer(number, str(reason))
             return

@@ -35,6 +35,9 @@ from billing.history.projection import MARK_EVERY
 from billing.history.store import Pages, Store
 from shards.exits import Exit
 
+FIRST_S: Final = 1.0  # behind the start of a process
+EVERY_S: Final = 3_600.0
+AGAIN_S: Final = 30.0  # another shard's file could not be read, as while it is converted
 SLICE_ROWS: Final = 5_000
 SLICE_OPENINGS: Final = 200
 DAY_NS: Final = 86_400 * 10**9

@@ -32,6 +32,7 @@ from billing.config.load import ConfigError, load, log_of, shard_count
 from billing.config.reload import Reload, differences
 from billing.config.schema import Config, shown_text
 from billing.config.shares import parse_shards, parse_weights
+from billing.history.replica_link import ReplicaLink
 from billing.service.beginning import WORKER, asked_to, asked_to_stop
 from billing.service.introduction import calls_of, doors_of, introduction
 from billing.service.listeners import bind, take_away
@@ -47,6 +48,7 @@ from shards.supervisor.sharing import ShareSettings
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
+from shards.system.host import REAL
 
 log = logging.getLogger("billing.service.serve")
 
@@ -119,7 +121,7 @@ async def _run(
     notifier = ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
     audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
-    service = Service(config, supervisor, notifier, recent, audit.refused_sign_in)
+    service = Service(config, supervisor, notifier, recent, audit.refused_sign_in, _replica(config, log_settings))
     in_force = [config]
 
     def stop(number: signal.Signals) -> None:
@@ -215,6 +217,14 @@ def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSetting
         direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
         share=_share(config) if config.journal.kind == "jetstream" and config.cluster.listen else None,
     )
+
+
+def _replica(config: Config, log_settings: dict[str, Any]) -> ReplicaLink | None:
+    """What follows the shards of other hosts, where several serve at once."""
+    if config.journal.kind != "jetstream" or not config.cluster.listen:
+        return None
+    directory, keep_days = f"{config.daemon.data_dir}/history", config.history.keep_days
+    return ReplicaLink(directory, log_settings, keep_days, REAL.spawn, MACHINE_CLOCKS.boot_ns)
 
 
 def _share(config: Config) -> ShareSettings:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Final
 from billing.admin.figure_sampler import FigureSampler
 from billing.admin.recent import Recent
 from billing.config.schema import Config
+from billing.history.replica_link import ReplicaLink
 from billing.service.systemd import ServiceManager
 from shards.counting import counted
 from shards.exits import Exit
@@ -53,14 +54,20 @@ class Service:
         notifier: ServiceManager,
         recent: Recent,
         refused_sign_in: Callable[[str], None],
+        replica: ReplicaLink | None = None,
     ) -> None:
-        """`refused_sign_in` is told at which address a token was shown that is not known."""
+        """`refused_sign_in` is told at which address a token was shown that is not known. `replica`: where several
+        hosts serve at once.
+        """
         self._config = config
         self._refused_sign_in = refused_sign_in
         self._supervisor = supervisor
         self._notifier = notifier
         self._sampler = FigureSampler(supervisor, recent)
         self._site: Site | None = None
+        self._replica = replica
+        if replica is not None:
+            self._sampler.replicas = replica.followed
 
     async def run(self, admin: socket.socket | None, tls: ssl.SSLContext | None) -> None:
         """Runs until cancelled. A bug in it ends the daemon: nobody would watch it any more."""
@@ -68,6 +75,8 @@ class Service:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._sampler.run())
                 tasks.create_task(attend(self._sampler, self._notifier))
+                if self._replica is not None:
+                    tasks.create_task(keep_followed(self._replica, self._supervisor))
                 if admin is not None:
                     web = await asyncio.to_thread(import_module, "billing.admin.server")  # slow; workers start
                     self._site = web.Site(self._config, self._sampler, self._refused_sign_in)
@@ -90,6 +99,16 @@ class Service:
         self._config = config
         if self._site is not None:
             self._site.take_up(config)
+
+
+async def keep_followed(replica: ReplicaLink, supervisor: Supervisor) -> None:
+    """Lets this host's histories follow the shards that other hosts serve, until the daemon stops."""
+    try:
+        while not supervisor.is_stopping:
+            replica.follow(supervisor.elsewhere())
+            await supervisor.wait_changed()
+    finally:
+        await replica.close()
 
 
 async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:

@@ -92,7 +92,7 @@ class Outside(NamedTuple):
     clocks: Clocks
     disk: Disk
     rng: random.Random
-    history: Callable[[str, int, Journal, bool, Clocks, bool], HistoryLink]  # accepts a loss; files are apart
+    history: Callable[[str, int, Journal, bool, Clocks], HistoryLink]  # whether it accepts a loss
     endpoint: EndpointOf
     notices: NoticesOf = notices.opened
     executor: ExecutorOf = SerialExecutor
@@ -388,7 +388,7 @@ class Billing:
         accepts_loss = self.config.journal.sync != "always"  # then a loss of power may take the journal's last batches
         place, clocks = f"{self._begin.directory}/history", self._outside.clocks
         apart = self._begin.links is not None  # a bucket may come from a shard whose files another host has
-        self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss, clocks, apart)
+        self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss, clocks)
         if self.config.history.keep_days:
             self._history.keep_for(self.config.history.keep_days)
         if self._begin.log:

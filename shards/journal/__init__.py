@@ -374,6 +374,7 @@ class LastSign(NamedTuple):
     is_given_up: bool  # the owner has given the shard back, or there never was one
     epoch: int = 0  # of the owner; 0 where there is none
     until_ns: int = 0  # the billing instant up to which the owner was granted time
+    position: int = 0  # of the newest whole batch; 0 where there is none
 
 
 class Backend(Protocol):

@@ -178,6 +178,11 @@ class Supervisor:
         """What is served and refuses changes, for want of room for its journal."""
         return refusing_of(self.workers)
 
+    @property
+    def is_stopping(self) -> bool:
+        """Whether the end has begun."""
+        return self._stopping.is_set()
+
     async def wait_changed(self) -> None:
         """Returns when some worker's state has changed."""
         self._changed.clear()

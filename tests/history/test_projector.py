@@ -10,7 +10,7 @@ from pathlib import Path
 from billing.follower import messages as say
 from billing.follower.process import serve
 from billing.history.history_reader import MISSING
-from billing.history.projector import APART_WAIT_NS, FORMER_END_NS, FORMER_WAIT_NS, Projector
+from billing.history.projector import FORMER_END_NS, FORMER_WAIT_NS, LACKING_WAIT_NS, Projector
 from shards.batch import ENTRY
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
@@ -26,13 +26,13 @@ class Process:
         self.heard: list[say.ToWorker] = []
         self.wire = Wire(lambda _, message: self.heard.append(message), lambda _: None, lambda _: None, say.to_worker)
 
-    async def open(self, home: Path, *, apart: bool = False) -> None:
+    async def open(self, home: Path, log: bytes = b"", first: int = 1) -> None:
         ours, theirs = socket.socketpair()
         clocks = MACHINE_CLOCKS._replace(boot_ns=lambda: self.boot_ns)
         self.life = asyncio.create_task(serve(theirs, lambda: Projector(RealDisk(), clocks)))
         ours.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
-        self.wire.send(say.Open(str(home / "history"), 1, 1, 0, False, (False, 0, b"", apart)))
+        self.wire.send(say.Open(str(home / "history"), 1, first, first - 1, False, (False, 0, log)))
         await self.until(lambda: any(isinstance(message, say.Opened) for message in self.heard))
 
     async def until(self, what: Callable[[], object]) -> None:
@@ -75,14 +75,14 @@ async def test_a_refusal_for_want_of_a_former_owner_names_its_reason_and_has_an_
     await process.close()
 
 
-async def test_what_may_be_another_hosts_is_not_waited_for(data_dir: Path) -> None:
+async def test_what_is_lost_is_not_waited_for_where_hosts_share_the_journal(data_dir: Path) -> None:
     process = Process()
-    await process.open(data_dir, apart=True)
-    process.wire.send(say.Batch(1, batch_of((ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=5)))))
+    await process.open(data_dir, b"of several hosts", first=3)  # this host came when the log had no more
+    process.wire.send(say.Batch(3, batch_of((ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=5)))))
     process.wire.send(say.Ask(1, (7, 2, b"u", NEWEST, 10, (3, 5, 3))))
     process.wire.send(say.Ask(2, (8, 1, b"v", NEWEST, 10, (0, 0, 0))))
     await process.until(lambda: process.told(2))
-    process.boot_ns += APART_WAIT_NS + 1
+    process.boot_ns += LACKING_WAIT_NS + 1
     await process.until(lambda: process.told(1))
     (answer,) = process.told(1)
     assert isinstance(answer, say.Answer)

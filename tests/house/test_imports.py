@@ -136,6 +136,7 @@ PROCESSES = {
     "supervisor": ("billing.service.serve", (*TYPED, "aiohttp", "sqlite3")),
     "worker": ("billing.service.working", (*TYPED, "aiohttp", "billing.config.load", "billing.cli")),
     "history": ("billing.history.projector", (*TYPED, "aiohttp", "billing.config", "billing.api", "billing.worker")),
+    "replica": ("billing.history.replica", (*TYPED, "aiohttp", "billing.config", "billing.api", "billing.worker")),
     "notifier": ("billing.notices.notifier", (*TYPED, "aiohttp", "billing.config", "billing.api", "billing.worker")),
 }
 

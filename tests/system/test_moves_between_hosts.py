@@ -6,6 +6,7 @@ import asyncio
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 __all__ = ["hosts", "receiver", "servers"]
 
 USERS = [f"mover_{number}" for number in range(8)]
+SPENDER = "spends"
 FIRST = 10**12
 
 
@@ -84,8 +86,9 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     while len({row["buckets"] for row in await operators[0].ask("shards_info")}) != 1:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
-    await _history_says_what_is_elsewhere(operators[0])
+    before = await _books_go_along(operators, where)
     for rpc in operators:
+        await _history_is_whole(rpc)
         reader, entries = Reader(), await entries_of(rpc, USERS)
         async with asyncio.timeout(WAIT_S):
             while any(reader.newest().get(user, 0) < entry_id for user, entry_id in entries.items()):
@@ -98,6 +101,8 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     for user in USERS:
         assert (await rpc.ask("get_account", user))["balance_nanos"] == FIRST + called[user]
     assert (await rpc.ask("check_owners"))["faults"] == []
+    await _history_is_whole(rpc)
+    assert await _statement(rpc, before) == before, "also of what the host that is gone served"
 
 
 async def _backup_while_buckets_move(
@@ -119,19 +124,38 @@ async def _backup_while_buckets_move(
     return moved
 
 
-async def _history_says_what_is_elsewhere(rpc: Rpc) -> None:
-    """Of an account whose bucket came from another host, what was recorded there is answered as missing, and at once:
-    rows add up to the balance in any case.
-    """
-    missing = 0
+async def _books_go_along(doors: list[Rpc], where: list[str | None]) -> dict[str, Any]:
+    """A statement is the same at every door, wherever its account is and was; the statement."""
+    await doors[0].ask("top_up", SPENDER, FIRST)
+    begun = await doors[0].ask("set_rate", SPENDER, COIN, {"resource": "vm-1"})
+    ended = await doors[0].ask("set_rate", SPENDER, 2 * COIN, {"resource": "vm-2"})
+    asked = {"from_ns": begun["at_ns"] + 1, "to_ns": ended["at_ns"] + 1}
+    before = await _statement(doors[0], asked)
+    assert before["accrued_nanos"] > 0
+    for _ in range(2):  # there and back
+        shard = (await doors[0].ask("route"))["owners"][begun["bucket_id"] - 1]
+        await doors[0].ask("move_bucket", begun["bucket_id"], other_shard(where, shard))
+        for rpc in doors:
+            assert await _statement(rpc, asked) == before
+    return before
+
+
+async def _statement(rpc: Rpc, asked: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = await rpc.ask("statement", SPENDER, asked["from_ns"], asked["to_ns"], {"by": "resource"})
+    return found
+
+
+async def _history_is_whole(rpc: Rpc) -> None:
+    """Of each account every entry is answered, whichever hosts had its bucket."""
     for user in USERS:
-        total, options = 0, {"limit": 1000}
+        rows: list[dict[str, Any]] = []
+        options: dict[str, int] = {"limit": 1000}
         while page := await rpc.ask("history", user, options):
-            total += sum(row["amount_nanos"] for row in page)
-            missing += sum(row["operation"] == "missing" for row in page)
-            options = {"limit": 1000, "before": page[-1]["entry_id"]}
-        assert total == (await rpc.ask("get_account", user))["balance_nanos"]
-    assert missing
+            rows += page
+            options["before"] = page[-1]["entry_id"]
+        assert [row["entry_id"] for row in rows] == list(range(len(rows), 0, -1))
+        assert {row["operation"] for row in rows} == {"top_up", "set_rate"}
+        assert sum(row["amount_nanos"] for row in rows) == (await rpc.ask("get_account", user))["balance_nanos"]
 
 
 async def test_deaths_during_moves_lose_no_command_and_leave_each_bucket_at_one_shard(hosts: list[Daemon]) -> None:

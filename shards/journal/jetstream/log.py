@@ -47,7 +47,8 @@ def sign_of(stream: Stream, shard: int) -> LastSign:
     if newest is None:
         return LastSign(0, True)
     record = record_of(newest, shard, stream.name)
-    return LastSign(newest.sequence, record.kind == SEAL, record.epoch, record.until_ns)
+    position = record.position - (record.kind == BATCH and not record.last)
+    return LastSign(newest.sequence, record.kind == SEAL, record.epoch, record.until_ns, position)
 
 
 def end_of(stream: Stream, first: int, last: int, shard: int) -> tuple[Place, Record]:

@@ -24,6 +24,7 @@ class JetStreamReader:
         self._shard = shard
         self._log = Stream(connection, f"J_{shard}", PATIENCE_S, boot_ns)
         self._saved = Stream(connection, f"S_{shard}", PATIENCE_S, boot_ns)
+        self._replayed: log.Place | None = None  # the end of the last replay: the next one may go on there
 
     @property
     def first(self) -> int:
@@ -36,13 +37,19 @@ class JetStreamReader:
 
     def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
         state = self._log.state()
-        head = self._end(state).position
-        if not 1 <= start <= head + 1:
-            raise Gap(f"position {start} is not in {self._log.name}, which ends at {head}")
-        if start == head + 1:
+        end = self._end(state)
+        if not 1 <= start <= end.position + 1:
+            raise Gap(f"position {start} is not in {self._log.name}, which ends at {end.position}")
+        if start == end.position + 1:
             return iter(())
-        after = log.locate(self._log, state.first, state.last, start - 1, self._shard)
-        return log.replayed(self._log, self._shard, after, state.last, head)
+        after = self._replayed
+        if after is None or after.position != start - 1 or after.sequence < state.first:
+            after = log.locate(self._log, state.first, state.last, start - 1, self._shard)
+        return self._replay(after, state.last, end)
+
+    def _replay(self, after: log.Place, last: int, end: log.Place) -> Iterator[tuple[int, bytes]]:
+        yield from log.replayed(self._log, self._shard, after, last, end.position)
+        self._replayed = end
 
     def snapshots(self) -> list[Retained]:
         try:

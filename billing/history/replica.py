@@ -1,0 +1,279 @@
+"""The process that keeps this host's histories of the shards that other hosts serve: `python -m billing.history.replica
+FD`.
+
+Theory. Where several hosts serve at once, each has a history file of every shard: the projector of a shard writes that
+of the host which serves it, and this process writes those of the shards elsewhere, out of their journals, which every
+host can read. So the rows of a bucket that moves here are here already, and so are those of a shard that this host
+takes over, whatever became of the host before; and a journal that has lost its end is known by a file that is ahead of
+it (`billing.follower.store.Ahead`).
+
+It looks at the last sign of every journal each `LOOK_S`, and reads what a file lacks in slices, on a thread of its own;
+a slice is one transaction, so a batch is in the file once, whoever is killed when. What the log does not have any more
+is put on record as lost, as in any history.
+
+**One writer a file.** The supervisor says which shards are elsewhere (`Follow`); one that this host is about to serve
+is let go before its worker begins. Where two writers meet all the same, the second one sees that the file is not where
+it left it (`Overtaken`): its process ends, and begins anew.
+
+It yields to everything else where cores are short (`NICENESS`), and nobody waits for it but a question about a bucket
+that came from elsewhere a moment ago (`billing.history.projector`).
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Final, NamedTuple
+
+from billing.follower.feed import Feed, Slice
+from billing.follower.process import CHECKPOINT_S, Process, make_directory, run
+from billing.follower.store import Ahead
+from billing.history import retention
+from billing.history.history_reader import HistoryReader
+from billing.history.projector import GARBAGE_THRESHOLD
+from billing.history.replica_link import Follow, to_replica
+from billing.history.store import Store, open_store
+from shards.exits import text_of
+from shards.journal import Backend, Gap, JournalError, LastSign, Reader, backends
+from shards.system.clock import MACHINE_CLOCKS, Clocks
+from shards.system.disk import Disk, RealDisk
+from shards.system.host import REAL
+from shards.system.serial_executor import ExecutorOf, SerialExecutor
+
+LOOK_S: Final = 0.5
+AGAIN_S: Final = 2.0  # until a log that could not be read is read again
+ASIDE_NS: Final = 30 * 10**9  # and a journal that a file is ahead of, or that is damaged
+NICENESS: Final = 10
+
+log = logging.getLogger("billing.history.replica")
+
+Done = Callable[[Any, BaseException | None], None]
+
+
+class Copy(NamedTuple):
+    """The history of one shard elsewhere."""
+
+    store: Store
+    feed: Feed
+
+
+class Replica(Process):
+    """One wire, a file for each shard elsewhere."""
+
+    def __init__(
+        self,
+        disk: Disk,
+        clocks: Clocks,
+        log_of: Callable[[dict[str, Any]], Backend],
+        executor: ExecutorOf = SerialExecutor,
+    ) -> None:
+        """`log_of` opens the log that its settings name; it is used on the executor's thread alone."""
+        super().__init__(disk, clocks, to_replica)
+        self._log_of = log_of
+        self._thread = executor("replica", self._loop)
+        self._backend: Backend | None = None
+        self._order: Follow | None = None
+        self._readers: dict[int, Reader] = {}
+        self._copies: dict[int, Copy] = {}
+        self._signs: Mapping[int, LastSign] = {}
+        self._behind: deque[int] = deque()  # shards whose files lack something, in this look
+        self._is_looking = False
+        self._aside_ns: dict[int, int] = {}  # shards that could not be followed -> boot instant until which they rest
+        self._troubles: dict[int, str] = {}  # what was said of a shard, or of all (0), since it was last followed
+
+    # -- what it is told ---------------------------------------------------------------------------------------------
+
+    def on_message(self, message: Follow) -> None:
+        if self._order is None:
+            make_directory(self.disk, message.directory)
+            if message.keep_days:
+                self.later("prune", retention.FIRST_S, self._begin_to_prune)
+        self._order = message
+        for shard in [one for one in self._copies if one not in message.shards]:
+            self._copies.pop(shard).store.close()
+        if not self._is_looking:
+            self.cancel("look")
+            self._look()
+
+    # -- reading -----------------------------------------------------------------------------------------------------
+
+    def _on_loop(self, done: Done) -> Done:
+        """`done`, whose trouble ends the process; nothing where that is ending."""
+
+        def answered(result: Any, error: BaseException | None) -> None:
+            if not self.is_ending:
+                try:
+                    done(result, error)
+                except Exception as trouble:
+                    self.end(trouble)
+
+        return answered
+
+    def _look(self) -> None:
+        self._is_looking = True
+        self._thread.submit(self._on_loop(self._on_signs), self._read_signs)
+
+    def _read_signs(self) -> Mapping[int, LastSign]:
+        if self._backend is None:
+            assert self._order is not None
+            self._backend = self._log_of(self._order.log)
+        return self._backend.signs()
+
+    def _on_signs(self, signs: Mapping[int, LastSign], error: BaseException | None) -> None:
+        if error is not None:
+            self._note(0, error)
+            self._rest(AGAIN_S)
+            return
+        assert self._order is not None
+        self._troubles.pop(0, None)
+        self._signs = signs
+        self._behind = deque(shard for shard in self._order.shards if self._lacks(shard))
+        self._next()
+
+    def _lacks(self, shard: int) -> bool:
+        if shard not in self._signs or self._aside_ns.get(shard, 0) > self.clocks.boot_ns():
+            return False
+        copy = self._copies.get(shard)
+        return self._signs[shard].position > (0 if copy is None else copy.store.position)
+
+    def _next(self) -> None:
+        """The next slice, of the shard that waits for the longest time."""
+        assert self._order is not None
+        while self._behind:
+            shard = self._behind.popleft()
+            if shard not in self._order.shards:
+                continue
+            copy = self._copies.get(shard)
+            if copy is None:
+                self._thread.submit(self._on_loop(partial(self._on_bounds, shard)), self._bounds_of, shard)
+            else:
+                copy.feed.read(copy.store.position, self._on_loop(partial(self._on_slice, shard, copy)))
+            return
+        self._rest(LOOK_S)
+
+    def _rest(self, pause_s: float) -> None:
+        self._is_looking = False
+        assert self._order is not None
+        self.tell({"followed": [] if 0 in self._troubles else [*set(self._order.shards).difference(self._troubles)]})
+        if self._order.shards:
+            self.later("look", pause_s, self._look)
+
+    def _bounds_of(self, shard: int) -> tuple[Reader, int, int]:
+        """The shard's log, its first batch and its last one."""
+        if shard not in self._readers:
+            assert self._backend is not None
+            self._readers[shard] = self._backend.reader(shard)
+        reader = self._readers[shard]
+        return reader, reader.first, reader.head
+
+    def _on_bounds(self, shard: int, found: tuple[Reader, int, int], error: BaseException | None) -> None:
+        order = self._order
+        assert order is not None
+        if error is not None:
+            self._set_aside(shard, error)
+        elif shard in order.shards:
+            reader, first, head = found
+            where = order.directory, shard, first, head, self.disk
+            try:
+                store, remarks = open_store(*where, suspect=order.suspect, is_shared=True)
+            except Ahead as ahead:
+                self._set_aside(shard, ahead)
+            else:
+                for remark in remarks:
+                    log.warning("the %s of shard %d: %s", "history", shard, remark)
+                self._copies[shard] = Copy(store, Feed(reader, f"replica-{shard}", lambda *_: self._thread))
+                self._troubles.pop(shard, None)
+                self._behind.append(shard)
+        self._next()
+
+    def _on_slice(self, shard: int, copy: Copy, found: Slice | None, error: BaseException | None) -> None:
+        if self._copies.get(shard) is not copy:
+            pass  # it was let go meanwhile
+        elif isinstance(error, Gap):  # it was trimmed: what is lost is put on record when the file is opened again
+            self._copies.pop(shard).store.close()
+        elif error is not None:
+            copy.feed.forget()
+            self._set_aside(shard, error)
+        elif found is not None:
+            self._take(shard, copy, found)
+        self._next()
+
+    def _take(self, shard: int, copy: Copy, found: Slice) -> None:
+        for position, payload in found.batches:
+            copy.store.take(position, payload)
+        copy.store.flush()
+        self.later("checkpoint", CHECKPOINT_S, self._checkpoint)
+        self._troubles.pop(shard, None)
+        if not found.is_last:
+            self._behind.append(shard)
+
+    def _set_aside(self, shard: int, error: BaseException) -> None:
+        self._note(shard, error)
+        self._aside_ns[shard] = self.clocks.boot_ns() + ASIDE_NS
+
+    def _note(self, shard: int, error: BaseException) -> None:
+        if not isinstance(error, JournalError | Ahead):
+            raise error
+        text = text_of(error)
+        if self._troubles.get(shard) != text:
+            which = f"shard {shard}, which another host serves," if shard else "shards that other hosts serve"
+            log.error("the history of %s cannot be followed: %s", which, text)
+        self._troubles[shard] = text
+
+    # -- files -------------------------------------------------------------------------------------------------------
+
+    def _checkpoint(self) -> None:
+        """Makes what was taken durable, and proves it."""
+        for copy in self._copies.values():
+            if copy.store.durable < copy.store.position and not copy.store.checkpoint():
+                self.later("checkpoint", CHECKPOINT_S, self._checkpoint)
+
+    def _begin_to_prune(self) -> None:
+        self._prune(self._pruned())
+
+    def _prune(self, slices: Iterator[None]) -> None:
+        """The next slice of a pass over all files; others are read and written between two of them."""
+        try:
+            next(slices)
+        except StopIteration:
+            self.later("prune", retention.EVERY_S, self._begin_to_prune)
+            self.later("checkpoint", CHECKPOINT_S, self._checkpoint)
+        else:
+            self.later("prune", 0, partial(self._prune, slices))
+
+    def _pruned(self) -> Iterator[None]:
+        order = self._order
+        assert order is not None
+        limit_ns = self.clocks.wall_ns() - order.keep_days * retention.DAY_NS
+        for shard, copy in list(self._copies.items()):
+            if self._copies.get(shard) is not copy:
+                continue
+            reader = HistoryReader(order.directory, shard, copy.store.db, self.disk)
+            try:
+                for _ in retention.prune(copy.store, reader, limit_ns):
+                    yield
+                    if self._copies.get(shard) is not copy:
+                        break
+            except retention.Postponed:
+                continue  # to the next pass
+            finally:
+                reader.close()
+
+    def close(self) -> None:
+        for copy in self._copies.values():
+            copy.store.close()
+
+
+def main(arguments: list[str]) -> None:
+    """The main function of the process; the last argument is the number of the wire's descriptor."""
+    gc.set_threshold(GARBAGE_THRESHOLD)
+    made = partial(Replica, RealDisk(), MACHINE_CLOCKS, partial(backends.open, host=REAL))
+    run(int(arguments[-1]), NICENESS, made)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,144 @@
+"""The main process's end of the replica: starts its process, and tells it which shards it is to follow.
+
+A process that ends is started again, later each time, until one of them has lived for a while; one that ended on the
+disk or on damage has a suspicious successor (`billing.follower.store`). What it was doing when it ended is done again
+from where its files stand.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Collection
+from typing import Any, Final, assert_never
+
+import msgspec
+
+from billing.follower import messages as say
+from billing.follower.link import END_TIMEOUT_S, FROM_OUTSIDE, RESTART_DELAYS_S, command_of, failures_after
+from shards.exits import Exit
+from shards.system.host import Spawn
+from shards.system.links import Wire
+
+COMMAND: Final = command_of("billing.history.replica")
+
+log = logging.getLogger("billing.history.replica")
+
+
+class Follow(say.Message, frozen=True, tag=32):
+    """What the process is to do from now on; all but `shards` is the same each time."""
+
+    directory: str  # of the history files
+    log: dict[str, Any]  # as `shards.journal.backends` takes it
+    keep_days: int  # see `history.keep_days`
+    suspect: bool  # the process before ended on the disk or on damage
+    shards: list[int]  # those of other hosts
+
+
+to_replica: Final = msgspec.msgpack.Decoder(Follow).decode
+
+
+class ReplicaLink:
+    """Of one daemon."""
+
+    def __init__(
+        self, directory: str, log: dict[str, Any], keep_days: int, spawn: Spawn, boot_ns: Callable[[], int]
+    ) -> None:
+        """`directory`: of the history files; its parent exists. The rest as `Follow` has it."""
+        self._order = Follow(directory, log, keep_days, False, [])
+        self._spawn = spawn
+        self._boot_ns = boot_ns
+        self._wanted = asyncio.Event()  # there is a shard to follow
+        self._task: asyncio.Task[None] | None = None
+        self._wire: Wire | None = None
+        self._lost = asyncio.Event()
+        self._reason = ""  # why the process ended, in its own words
+        self._followed: list[int] = []  # as it said last
+
+    def followed(self) -> dict[int, bool]:
+        """Whether each of the shards is followed, as far as its journal can be read."""
+        return {shard: shard in self._followed for shard in self._order.shards}
+
+    def follow(self, shards: Collection[int]) -> None:
+        """Lets it follow these shards and no others from now on. It is started once there is one."""
+        wanted = sorted(shards)
+        if wanted == self._order.shards:
+            return
+        self._order = msgspec.structs.replace(self._order, shards=wanted)
+        if self._wire is not None:
+            self._wire.send(self._order)
+        if wanted:
+            self._wanted.set()
+            self._task = self._task or asyncio.get_running_loop().create_task(self._keep())
+
+    async def close(self) -> None:
+        """Lets it write what it has durably, and ends it."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _keep(self) -> None:
+        failures = 0
+        while True:
+            await self._wanted.wait()
+            began_ns = self._boot_ns()
+            code = await self._run_once()
+            failures = failures_after(failures, self._boot_ns() - began_ns, code in FROM_OUTSIDE)
+            delay_s = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)]
+            what = "the history of shards that other hosts serve is not followed"
+            log.error("%s: %s; again in %g s", what, self._reason or "its process ended", delay_s)
+            await asyncio.sleep(delay_s)
+
+    async def _run_once(self) -> int:
+        """One process from start to end; its exit code, or that it cannot be started."""
+        self._lost.clear()
+        self._reason = ""
+        try:
+            process, ours = await self._spawn(COMMAND, [])
+        except OSError as error:
+            self._reason = f"it cannot be started: {error}"
+            return Exit.AGAIN
+        try:
+            await asyncio.get_running_loop().create_connection(
+                lambda: Wire(self._on_frame, self._on_closed, self._on_open, say.to_worker), sock=ours
+            )
+            await self._lost.wait()
+        finally:
+            if self._wire is not None:
+                self._wire.close()  # which ends it in good order
+            else:
+                ours.close()
+            try:
+                code = await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
+            except TimeoutError:
+                process.kill()
+                code = await process.wait()
+        return code
+
+    def _on_open(self, wire: Wire) -> None:
+        self._wire = wire
+        wire.send(self._order)
+        self._order = msgspec.structs.replace(self._order, suspect=False)
+
+    def _on_closed(self, wire: Wire) -> None:
+        self._wire = None
+        self._followed = []
+        self._lost.set()
+
+    def _on_frame(self, wire: Wire, message: say.ToWorker) -> None:
+        match message:
+            case say.Told():
+                self._followed = message.figures["followed"]
+            case say.Logged():
+                say.hand_on(message)
+            case say.Failed():
+                self._reason = message.reason
+                suspect = message.code in (Exit.DAMAGED, Exit.DISK)
+                self._order = msgspec.structs.replace(self._order, suspect=suspect)
+                wire.close()
+            case say.Opened() | say.Reached() | say.Answer() | say.Refused() | say.Remark():
+                raise AssertionError(f"a replica says no {type(message).__name__}")
+            case _:
+                assert_never(message)

@@ -1,0 +1,241 @@
+"""The histories of shards that other hosts serve: made of their journals, by one writer a file, and whole or said."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from billing.follower import messages as say
+from billing.follower.process import serve
+from billing.follower.store import file_of
+from billing.history.history_reader import MISSING, HistoryReader
+from billing.history.replica import Replica
+from billing.history.replica_link import Follow, ReplicaLink
+from shards.exits import Exit
+from shards.journal import Backend, Gap, LastSign, Unavailable
+from shards.system.clock import MACHINE_CLOCKS
+from shards.system.disk import RealDisk
+from shards.system.host import REAL, Child
+from shards.system.links import Wire
+from tests.history.scene import Scene
+from tests.history.test_store import NEWEST, opened
+
+
+class Log:
+    """The journals of some shards, in memory, as a backend shows them."""
+
+    def __init__(self, *scenes: Scene) -> None:
+        self.scenes = dict(enumerate(scenes, start=1))
+        self.first = dict.fromkeys(self.scenes, 1)
+        self.trouble: Exception | None = None
+        self.reads = 0
+
+    def signs(self) -> dict[int, LastSign]:
+        if self.trouble is not None:
+            raise self.trouble
+        return {
+            shard: LastSign(len(scene.batches), False, position=len(scene.batches))
+            for shard, scene in self.scenes.items()
+        }
+
+    def reader(self, shard: int) -> OfShard:
+        return OfShard(self, shard)
+
+
+class OfShard:
+    """The part of a reader that is used."""
+
+    def __init__(self, log: Log, shard: int) -> None:
+        self._log, self._shard = log, shard
+
+    @property
+    def first(self) -> int:
+        return self._log.first[self._shard]
+
+    @property
+    def head(self) -> int:
+        return len(self._log.scenes[self._shard].batches)
+
+    def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
+        self._log.reads += 1
+        if start < self.first:
+            raise Gap(f"{start} is gone")
+        return iter(list(enumerate(self._log.scenes[self._shard].batches, start=1))[start - 1 :])
+
+
+class Host:
+    """A replica in this loop, and the main process's end of its wire."""
+
+    def __init__(self, home: Path, log: Log) -> None:
+        self.home, self.log = home, log
+        self.heard: list[say.ToWorker] = []
+        self.wire = Wire(lambda _, message: self.heard.append(message), lambda _: None, lambda _: None, say.to_worker)
+
+    async def follow(self, *shards: int) -> None:
+        if not self.wire.is_open:
+            ours, theirs = socket.socketpair()
+            made = Replica(RealDisk(), MACHINE_CLOCKS, lambda _: cast(Backend, self.log))
+            self.life = asyncio.create_task(serve(theirs, lambda: made))
+            ours.setblocking(False)
+            await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
+        self.wire.send(Follow(str(self.home / "history"), {}, 0, False, list(shards)))
+
+    async def until(self, what: Callable[[], object]) -> None:
+        async with asyncio.timeout(30):
+            while not what():
+                await asyncio.sleep(0.005)
+
+    def position(self, shard: int) -> int:
+        """The last batch that is in a file; -1 where there is none yet."""
+        path = Path(file_of(str(self.home / "history"), shard))
+        if not path.exists():
+            return -1
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT position FROM about").fetchone()[0])
+
+    async def until_through(self, *shards: int) -> None:
+        await self.until(lambda: all(self.position(one) == len(self.log.scenes[one].batches) for one in shards))
+
+    def followed(self) -> list[int]:
+        """As it said last."""
+        return list([one for one in self.heard if isinstance(one, say.Told)][-1].figures["followed"])
+
+    def check(self, own: int, shard: int) -> None:
+        """What this host's projector of `own` reads of the accounts of another shard is what they did."""
+        store = opened(self.home / "history", shard=own, head=len(self.log.scenes[own].batches))
+        reader = HistoryReader(str(self.home / "history"), own, store.db, RealDisk())
+        scene = self.log.scenes[shard]
+        for user in scene.users:
+            assert reader.history(2, user, NEWEST, 10**6).rows == scene.history(user, limit=10**6)
+        reader.close()
+        store.close()
+
+    async def close(self) -> None:
+        self.wire.close()
+        assert await self.life == 0
+
+
+def scenes(count: int = 2) -> list[Scene]:
+    made = [Scene(seed, users=4) for seed in range(1, count + 1)]
+    for number, scene in enumerate(made):
+        scene.users = [b"%d_%s" % (number, user) for user in scene.users]
+        for _ in range(5):
+            scene.batch()
+    return made
+
+
+async def test_shards_elsewhere_are_followed_and_one_that_is_taken_over_is_let_go_for_its_worker(
+    data_dir: Path,
+) -> None:
+    log = Log(*scenes(3))
+    host = Host(data_dir, log)
+    await host.follow(2, 3)
+    await host.until_through(2, 3)
+    assert host.position(1) == -1, "it is this host's"
+    log.scenes[2].batch()
+    await host.until_through(2)
+
+    await host.follow(3)  # shard 2 is taken over: its file goes on here
+    taken = opened(data_dir / "history", shard=2, head=len(log.scenes[2].batches))
+    taken.take(taken.position + 1, log.scenes[2].batch())
+    taken.flush()
+    taken.close()
+    host.check(own=2, shard=3)
+    await host.follow(2, 3)  # and is given back
+    log.scenes[2].batch()
+    await host.until_through(2, 3)
+    host.check(own=3, shard=2)
+    await host.close()
+
+
+async def test_what_the_log_has_no_more_is_on_record_as_lost(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = Log(*scenes(1))
+    host = Host(data_dir, log)
+    await host.follow(1)
+    await host.until_through(1)
+    await host.close()
+    scene = log.scenes[1]
+    for _ in range(4):
+        scene.batch()
+    log.first[1] = 8  # this host was away, and 6 and 7 are trimmed
+    again = Host(data_dir, log)
+    await again.follow(1)
+    await again.until_through(1)
+    assert "batches 6 to 7 (2) are in neither file nor journal" in caplog.text
+    await again.close()
+    store = opened(data_dir / "history", shard=1, first=8, head=len(scene.batches))
+    reader = HistoryReader(str(data_dir / "history"), 1, store.db, RealDisk())
+    assert reader.lacks()
+    rows = [row for user in scene.users for row in reader.history(1, user, NEWEST, 10**6).rows]
+    assert MISSING in {row["operation"] for row in rows}
+    store.close()
+
+
+async def test_a_log_that_cannot_be_read_is_named_once_and_read_as_soon_as_it_can_be(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = Log(*scenes(1))
+    log.trouble = Unavailable("no majority")
+    host = Host(data_dir, log)
+    await host.follow(1)
+    await host.until(lambda: any(isinstance(one, say.Told) for one in host.heard))
+    assert host.followed() == []
+    log.trouble = None
+    await host.until_through(1)
+    await host.until(lambda: host.followed() == [1])
+    assert caplog.text.count("cannot be followed: ") == 1
+    await host.close()
+
+
+async def test_a_second_writer_ends_the_process_and_nothing_is_written_twice(data_dir: Path) -> None:
+    log = Log(*scenes(1))
+    host = Host(data_dir, log)
+    await host.follow(1)
+    await host.until_through(1)
+    payload = log.scenes[1].batch()
+    log.scenes[1].batches.pop()  # it is not shown yet
+    taken = opened(data_dir / "history", shard=1, head=6)
+    taken.take(6, payload)
+    taken.flush()
+    log.scenes[1].batches.append(payload)
+    log.scenes[1].batch()
+    assert await host.life == Exit.AGAIN
+    (failed,) = [one for one in host.heard if isinstance(one, say.Failed)]
+    assert "another process writes to it" in failed.reason
+    assert host.position(1) == 6
+    taken.close()
+    host.wire.close()
+
+
+async def test_its_process_is_started_once_there_is_a_shard_elsewhere_and_again_when_it_ends(data_dir: Path) -> None:
+    children: list[Child] = []
+
+    async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
+        child, ours = await REAL.spawn(command, inherited)
+        children.append(child)
+        return child, ours
+
+    async def until(what: Callable[[], object]) -> None:
+        async with asyncio.timeout(30):
+            while not what():
+                await asyncio.sleep(0.01)
+
+    link = ReplicaLink(
+        str(data_dir / "history"), {"kind": "file", "directory": str(data_dir)}, 0, spawn, MACHINE_CLOCKS.boot_ns
+    )
+    link.follow([])
+    assert not children
+    link.follow([1])
+    assert link.followed() == {1: False}
+    await until(lambda: link.followed() == {1: True})
+    children[0].kill()
+    await until(lambda: len(children) == 2 and link.followed() == {1: True})
+    await link.close()
+    assert await children[1].wait() == 0
