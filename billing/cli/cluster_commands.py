@@ -22,8 +22,9 @@ from billing.cli.output import put, say
 from billing.config.load import load, log_of
 from shards.journal import Overtaken, Unfit, backends
 from shards.journal.jetstream.backend import JetStreamBackend
+from shards.moves.wanted import WantedMoves
 from shards.supervisor.placement import Shares
-from shards.supervisor.registry import claim_of, shares_of
+from shards.supervisor.registry import claim_of, moves_of, shares_of
 from shards.system.host import REAL
 
 
@@ -62,15 +63,21 @@ def status(config_file: str | None, *, as_json: bool) -> None:
     finally:
         log.close()
     serves, shares = claim_of(payloads).node, shares_of(payloads)
+    wanted, is_uneven = moves_of(payloads)
     rows: list[dict[str, Any]] = [
         {"node": (shares.owns[row["shard_id"]].node if row["shard_id"] in shares.owns else serves) or None, **row}
         for row in backend.status()
     ]
     drained = sorted(shares.drained)
     if as_json:
-        put(json.dumps({"serves": serves or None, "drained": drained, "shards": rows}))
+        moves = [
+            {"bucket_id": bucket_id, "to_shard_id": one.shard, "given_up": one.given_up or None}
+            for bucket_id, one in sorted(wanted.of.items())
+        ]
+        told = {"serves": serves or None, "drained": drained, "rebalancing": is_uneven, "moves": moves, "shards": rows}
+        put(json.dumps(told))
         return
-    for line in _who_serves(serves, shares):
+    for line in [*_who_serves(serves, shares), *_what_moves(wanted, is_uneven=is_uneven)]:
         put(line)
     for row in rows:
         behind = f", {row['replicas_behind']} replicas behind" if row["replicas_behind"] else ""
@@ -93,6 +100,17 @@ def _who_serves(serves: str, shares: Shares) -> list[str]:
         lines.append(f"{member.node} {' and '.join(filter(None, (which, drained))) or 'serves nothing'}")
     if unowned := [shard for shard, own in sorted(shares.owns.items()) if not own.node]:
         lines.append(f"no host serves {', '.join(map(str, unowned))}")
+    return lines
+
+
+def _what_moves(wanted: WantedMoves, *, is_uneven: bool) -> list[str]:
+    """A line for each move that was asked for and is not over, whoever drives it."""
+    lines = ["buckets are being moved until the load is even"] if is_uneven else []
+    for bucket_id, one in sorted(wanted.of.items()):
+        if one.given_up:
+            lines.append(f"bucket {bucket_id} was to go to shard {one.shard}, and was given up: {one.given_up}")
+        else:
+            lines.append(f"bucket {bucket_id} moves to shard {one.shard}")
     return lines
 
 

@@ -10,6 +10,7 @@
 ["host", host id, node, workers] ["own", shard, number, node, host id] ["at", shard, number, links, direct]
 ["life", shard, number, life] ["wish", shard, number, host id] ["drained", node, bool]   which host serves which shard,
 where several serve at once, and how often its worker has opened the journal
+["wanted", bucket, shard, generation] ["unwanted", bucket, generation, reason]   a move still to be made
 ["clock", host id, 48 bytes]   the anchor of that host
 ["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
 """
@@ -36,6 +37,8 @@ _OF_HOSTS: Final = {
     "life": [int, int, int],
     "wish": [int, int, str],
     "drained": [str, bool],
+    "wanted": [int, int, int],
+    "unwanted": [int, int, str],
 }
 
 
@@ -123,6 +126,8 @@ class OwnerMap:
                 raise Unreadable(f"of hosts that serve at once: {kind} {fields!r} cannot be")
             if kind in ("own", "at", "life", "wish") and (fields[0] not in self.weights or fields[1] < 1):
                 raise Unreadable(f"{kind} names shard {fields[0]!r}, number {fields[1]!r}")
+            if kind in ("wanted", "unwanted") and fields[0] not in self.owner:
+                raise Unreadable(f"{kind} names bucket {fields[0]!r}")
         elif kind == "anchor":
             _check_anchor(fields[0])
         elif kind == "clock":

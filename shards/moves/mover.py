@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from shards.control import FarReport, MoveOrder, MoveReport, Stored, Unmoved
+from shards.journal import Fenced, JournalError
 from shards.machine import Command
 from shards.moves.move import Action, Commit, Ended, Move, Send
 from shards.moves.rebalancer import Step, plan
@@ -29,7 +30,8 @@ from shards.system.links import Wire
 log = logging.getLogger("shards.moves.mover")
 
 SWEEP_S = 0.1
-MOVE_HERE = "move_bucket_here"  # the operation by which one supervisor asks another, as `move_bucket`
+MOVE_HERE = "move_bucket_here"  # what one supervisor asks of another: as `move_bucket`, and whether it is planned
+CARRY_ON_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # between attempts at a move whose driver has ended
 ERRORS_KEPT = 100
 
 
@@ -55,6 +57,9 @@ class FarSide(Protocol):
     def is_serving(self, shard: int, /) -> bool:
         """Whether the map says that the newest life of the shard's worker serves."""
 
+    def leads(self) -> bool:
+        """Whether it is this host that evens out the load."""
+
     def why_not(self, shard: int, /) -> str:
         """Why a shard that is not this host's can take no part in a move; "" where it can."""
 
@@ -62,7 +67,10 @@ class FarSide(Protocol):
         """Passes an order on to the worker of another host."""
 
     async def ask(self, shard: int, operation: Command, /) -> dict[str, Any]:
-        """What the supervisor of a shard's host answers to an operation, or a refusal."""
+        """What the supervisor of a shard's host answers to an operation, or a refusal; its decisions are known then."""
+
+    async def ask_only(self, shard: int, operation: Command, /) -> dict[str, Any]:
+        """As `ask`, where nothing is decided by it."""
 
 
 class Caps(NamedTuple):
@@ -127,6 +135,8 @@ class Mover:
         self._serving = asyncio.Event()  # a shard serves that did not
         self._rebalancing: asyncio.Task[None] | None = None
         self._plans = 0  # how often a new plan was asked for
+        self.carry_on_pauses_s: tuple[float, ...] = CARRY_ON_PAUSES_S
+        self._carried: dict[int, asyncio.Task[None]] = {}  # moves that others asked for or drove before, by bucket id
         self.moved = 0
         self.aborted = 0
         self.errors: dict[int, str] = {}  # bucket id -> why its last move came to nothing, the newest last
@@ -151,9 +161,12 @@ class Mover:
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
-    async def move(self, bucket_id: int, shard_id: int, *, pass_on: bool = True) -> dict[str, Any]:
+    async def move(
+        self, bucket_id: int, shard_id: int, *, pass_on: bool = True, planned: bool = False, is_wanted: bool = False
+    ) -> dict[str, Any]:
         """Moves a bucket; the reply comes when the target serves. A refusal names what stands against it. `pass_on`:
-        where the source is another host's, that one is asked to.
+        where the source is another host's, that one is asked to. `planned`: by the rebalancer, which comes back to it
+        in any case. `is_wanted`: the map's log has it already.
         """
         obstacle = self.obstacle(bucket_id, shard_id)
         if obstacle is not None:
@@ -161,7 +174,7 @@ class Mover:
         source = self._registry.map.owner[bucket_id]
         if self.far is not None and source not in self._workers:
             if pass_on:
-                return await self.far.ask(source, (MOVE_HERE, bucket_id, shard_id))
+                return await self.far.ask(source, (MOVE_HERE, bucket_id, shard_id, int(planned)))
             return refusal("MOVE_REFUSED", f"shard {source} is not served by the host that was asked")
         running = self.running[bucket_id] = Running(bucket_id, source, shard_id)
         try:
@@ -171,7 +184,12 @@ class Mover:
             obstacle = self.obstacle(bucket_id, shard_id, running)
             if obstacle is not None:
                 return refusal(obstacle.name, obstacle.text)
+            is_noted = self.far is not None and not planned and not is_wanted
+            if is_noted and (unnoted := await self._note_wanted(running)):
+                return refusal("MOVE_REFUSED", unnoted)
             error = await self._carry_out(running)
+            if is_noted and error:
+                await self._note_unwanted(bucket_id)
         finally:
             del self.running[bucket_id]
             self._room.set()
@@ -183,6 +201,53 @@ class Mover:
         if error:
             return refusal("MOVE_REFUSED", f"bucket {bucket_id} stays where it is: {error}")
         return {"bucket_id": bucket_id, "shard_id": owner.shard_id, "generation": owner.generation}
+
+    async def _note_wanted(self, running: Running) -> str:
+        """Lets the move outlive this process; why it cannot begin, or ""."""
+        bucket_id, source, target = running.bucket_id, running.source, running.target
+
+        def records() -> list[list[Any]]:
+            bucket_map = self._registry.map
+            is_here = bucket_map.owner[bucket_id] == source
+            return [["wanted", bucket_id, target, bucket_map.generation[bucket_id]]] if is_here else []
+
+        try:
+            return "" if await self._registry.record_if(records) else f"bucket {bucket_id} has moved meanwhile"
+        except Fenced:
+            raise
+        except JournalError as error:
+            return f"the map cannot be written: {error}"
+
+    async def _note_unwanted(self, bucket_id: int, reason: str = "") -> None:
+        def records() -> list[list[Any]]:
+            known = self._registry.wanted.of.get(bucket_id)
+            return [] if known is None else [["unwanted", bucket_id, known.generation, reason]]
+
+        await self._registry.record_surely(records)
+
+    def _carry_on_all(self) -> None:
+        """Takes up the moves that are wanted of buckets here, and that nobody drives."""
+        served = {shard_id for shard_id, worker in self._workers.items() if worker.state == "serving"}
+        running = self.running.keys() | self._carried.keys()
+        for bucket_id in self._registry.wanted.to_carry_on(self._registry.map, served, running):
+            self._carried[bucket_id] = asyncio.get_running_loop().create_task(self._carry_on(bucket_id))
+
+    async def _carry_on(self, bucket_id: int) -> None:
+        """A move whose driver has ended: until it is made or given up, or is another host's to drive."""
+        wanted, reason = self._registry.wanted.of[bucket_id], ""
+        log.info("bucket %d is to go to shard %d still: whoever moved it has ended", bucket_id, wanted.shard)
+        try:
+            for pause_s in self.carry_on_pauses_s:
+                reply = await self.move(bucket_id, wanted.shard, pass_on=False, is_wanted=True)
+                is_here = self._registry.map.owner[bucket_id] in self._workers
+                if not is_here or self._registry.wanted.of.get(bucket_id) != wanted:
+                    return
+                reason = reply["message"]
+                await asyncio.sleep(pause_s)
+            await self._note_unwanted(bucket_id, reason)
+            log.warning("the move of bucket %d to shard %d is given up: %s", bucket_id, wanted.shard, reason)
+        finally:
+            del self._carried[bucket_id]
 
     def obstacle(self, bucket_id: int, shard_id: int, running: Running | None = None) -> Obstacle | None:
         """What stands against a move, `running`: the move itself, where it was let in already."""
@@ -318,6 +383,9 @@ class Mover:
                 await self._act(running, move.on_down(shard_id, self._boot_ns()))
                 if self.far.is_serving(shard_id):
                     await self._act(running, move.on_serving(shard_id, self._boot_ns()))
+        self._carry_on_all()
+        if self._registry.uneven and self.far.leads() and not self.rebalancing:
+            self.begin_rebalance()
 
     async def on_worker(self, shard_id: int, event: str) -> None:
         """A worker's process has ended ("down"), serves ("serving"), or will not be started again ("held")."""
@@ -340,6 +408,15 @@ class Mover:
         """Whether the rebalancer is at it."""
         return self._rebalancing is not None and not self._rebalancing.done()
 
+    async def rebalance(self) -> None:
+        """Has the load made even. Where several hosts serve at once, the wish is in the map's log, and one of them
+        carries it out, whichever that is by then. Raises JournalError there.
+        """
+        if self.far is not None:
+            await self._registry.record_if(lambda: [] if self._registry.uneven else [["uneven", True]])
+        if self.far is None or self.far.leads():
+            self.begin_rebalance()
+
     def begin_rebalance(self) -> None:
         """Starts to make the load even; where that is going on, by a new plan."""
         self._plans += 1
@@ -349,6 +426,8 @@ class Mover:
     async def _rebalance(self) -> None:
         failures = 0
         while steps := self.plan():
+            if self.far is not None and not self.far.leads():
+                return  # another host sees in the map what is left
             left = iter(steps)
             pool = [self._follow(left) for _ in range(self.caps.total)]
             if all(await asyncio.gather(*pool)):
@@ -370,7 +449,7 @@ class Mover:
         for step in steps:
             if plans != self._plans:
                 return True
-            reply = await self.move(step.bucket_id, step.target)
+            reply = await self.move(step.bucket_id, step.target, planned=True)
             if "refused" in reply:
                 return False
         return True
@@ -379,6 +458,8 @@ class Mover:
         """No further move is begun, and none that is under way is decided."""
         if self._rebalancing is not None:
             self._rebalancing.cancel()
+        for task in self._carried.values():
+            task.cancel()
         for running in self._by_number.values():
             if running.sweep is not None:
                 running.sweep.cancel()

@@ -94,6 +94,10 @@ class FarSide:
         own = self._registry.shares.owns.get(shard)
         return own is not None and bool(own.links)
 
+    def leads(self) -> bool:
+        """Whether it is this host that evens out the load: the one that serves the first shard."""
+        return min(self._registry.map.weights) in self._workers
+
     def why_not(self, shard: int) -> str:
         """Why a shard that is not this host's can take no part in a move; "" where it can."""
         return self._sharing.why_unserved(shard)
@@ -112,6 +116,12 @@ class FarSide:
         """What the supervisor of a shard's host answers to an operation, or a refusal. What it has decided is known
         here then, if the log can be reached.
         """
+        reply = await self.ask_only(shard, operation)
+        await self._sharing.catch_up()
+        return reply
+
+    async def ask_only(self, shard: int, operation: Command) -> dict[str, Any]:
+        """As `ask`, where nothing is decided by it."""
         relay = self._relay(shard)
         if relay is None or relay.wire is None:
             return _unavailable(shard, "no worker of this host can ask")
@@ -123,7 +133,6 @@ class FarSide:
             reply = await answered
         finally:
             del self._asked[number]
-        await self._sharing.catch_up()
         return dict(reply)
 
     def on_answer(self, answer: FarAnswer) -> None:

@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
 from shards.counting import counted
+from shards.journal import JournalError
 from shards.machine import Command
 from shards.moves.mover import MOVE_HERE, Mover, refusal
 from shards.supervisor.registry import Registry
@@ -59,8 +60,8 @@ class OperatorApi:
                 return await self._buckets_info()
             case ("move_bucket", int(bucket_id), int(shard_id)):
                 return await mover.move(bucket_id, shard_id)
-            case (name, int(bucket_id), int(shard_id)) if name == MOVE_HERE:
-                return await mover.move(bucket_id, shard_id, pass_on=False)
+            case (name, int(bucket_id), int(shard_id), int(planned)) if name == MOVE_HERE:
+                return await mover.move(bucket_id, shard_id, pass_on=False, planned=bool(planned))
             case ("explain_move", int(bucket_id), int(shard_id)):
                 return self._explain_move(bucket_id, shard_id)
             case ("pin_bucket" | "unpin_bucket" as name, int(bucket_id)):
@@ -72,7 +73,10 @@ class OperatorApi:
             case ("rebalance", int(plan_only)):
                 steps = mover.plan()
                 if not plan_only:
-                    mover.begin_rebalance()
+                    try:
+                        await mover.rebalance()
+                    except JournalError as error:
+                        return refusal("UNAVAILABLE", f"the map cannot be written: {error}")
                     return {"moves": len(steps)}
                 return {
                     "moves": len(steps),
@@ -138,7 +142,10 @@ class OperatorApi:
             RECEIVING: 0,
             **dict.fromkeys(SHARD_FIGURES),
             "starts": 0,
-            "alerts": [f"UNREACHABLE_SHARD: {alert}"] if unasked or not node else [],
+            "alerts": [
+                *([f"UNREACHABLE_SHARD: {alert}"] if unasked or not node else []),
+                *self._moves_that_failed(shard_id),
+            ],
         }
 
     def _alerts(self, worker: Any, figures: dict[str, Any]) -> list[str]:
@@ -158,10 +165,17 @@ class OperatorApi:
         wanted = bucket_map.weights.get(worker.shard_id, 0)
         if not wanted and owned:
             alerts.append(f"DRAINING: waits for {counted(owned, 'bucket')} to leave")
-        stuck = [one for one in self._mover.errors if bucket_map.owner[one] == worker.shard_id]
-        if stuck:
-            alerts.append(f"MOVE_FAILED: bucket {stuck[-1]}: {self._mover.errors[stuck[-1]]}")
-        return alerts
+        return [*alerts, *self._moves_that_failed(worker.shard_id)]
+
+    def _moves_that_failed(self, shard_id: int) -> list[str]:
+        """The alert for the last of a shard's buckets that was to move, and did not."""
+        stuck = [one for one in self._errors() if self._registry.map.owner[one] == shard_id]
+        return [f"MOVE_FAILED: bucket {stuck[-1]}: {self._errors()[stuck[-1]]}"] if stuck else []
+
+    def _errors(self) -> dict[int, str]:
+        """Why the last move of a bucket came to nothing: of this host's, and of those that the map has as given up."""
+        given_up = {bucket_id: one.given_up for bucket_id, one in self._registry.wanted.of.items() if one.given_up}
+        return given_up | self._mover.errors
 
     async def _buckets_info(self) -> list[dict[str, Any]]:
         bucket_map, elsewhere = self._registry.map, self._elsewhere()
@@ -188,6 +202,8 @@ class OperatorApi:
         running = self._mover.running.get(bucket_id)
         if running is not None and running.move is not None:
             return RECEIVING if self._registry.map.owner[bucket_id] == running.target else SENDING
+        if bucket_id in self._registry.wanted.pending():  # another host drives it
+            return SENDING
         return PINNED if bucket_id in self._registry.map.pinned else ACTIVE
 
     # -- moves ------------------------------------------------------------------------------------------------------
@@ -211,7 +227,7 @@ class OperatorApi:
             "to_shard_id": target or None,
             "waits_for": condition,
             "whose": whose,
-            "last_error": mover.errors.get(bucket_id),
+            "last_error": self._errors().get(bucket_id),
         }
 
     def _first_unmet(self, bucket_id: int, target: int, asked: int, wanted: dict[int, Any]) -> tuple[str, str]:
@@ -236,7 +252,7 @@ class OperatorApi:
         if asked:
             return "an order: move_bucket", "the operator"
         place, _ = wanted[bucket_id]
-        if mover.rebalancing:
+        if mover.rebalancing or self._registry.uneven:
             return f"its turn: {counted(place, 'bucket')} of the plan before it", "the rebalancer"
         return "an order: rebalance", "the operator"
 

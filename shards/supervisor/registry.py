@@ -6,10 +6,12 @@ The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one de
     ["create", …] ["assign", …] ["pin", …] …   see `shards.buckets.BucketMap`
     ["founded", shard_id]                       this shard has served: from here on, an empty directory is a loss
     ["anchor", 48 bytes]                        see `shards.system.clock`
-    ["uneven", bool]                            buckets should move: the set of shards or a weight changed; or all have
+    ["uneven", bool]                            buckets should move: the set of shards or a weight changed, or somebody
+                                                asked for it where several hosts serve at once; or all have
     ["claim", node, host id, number, epoch]     who serves, where several hosts share the log; see `standby`
     ["settled", shard_id, position]             up to this batch the application owes nothing outside; shared logs only
     ["host", …] ["own", …] ["at", …] …          who serves which shard, where several hosts serve at once: `placement`
+    ["wanted", …] ["unwanted", …]               moves that were asked for and are not over: `shards.moves.wanted`
     ["clock", host id, 48 bytes]                the anchor of that host's billing time, where several serve at once
     ["map", block]                              the whole map, in snapshots only
 
@@ -33,6 +35,7 @@ import msgspec
 from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
 from shards.journal import Backend, Fenced, JournalError, LastSign, Overtaken, Unavailable, Unfit, Unknown
+from shards.moves.wanted import WantedMoves
 from shards.supervisor import lost_map
 from shards.supervisor.clock_watch import ClockWatch
 from shards.supervisor.placement import Placement, Shares, Voice
@@ -79,6 +82,17 @@ def shares_of(payloads: list[bytes]) -> Shares:
                 shares = Shares()
             shares.apply(record)
     return shares
+
+
+def moves_of(payloads: list[bytes]) -> tuple[WantedMoves, bool]:
+    """The moves that were asked for and are not over, by the map's log; and whether the load is being made even."""
+    wanted, is_uneven = WantedMoves(), False
+    for payload in payloads:
+        for record in msgspec.msgpack.decode(payload):
+            wanted.apply(record)
+            if record[0] == "uneven":
+                is_uneven = record[1]
+    return wanted, is_uneven
 
 
 def may_commit(bucket_map: BucketMap, shares: Shares, record: list[Any], voices: Mapping[int, Voice]) -> bool:
@@ -143,7 +157,8 @@ class Registry:
         self.unopened = "the map of the buckets is not open yet"  # why, while it is so; then ""
         self.stands_by = False  # another host serves
         self.held = False  # nothing is compacted: somebody copies the log
-        self.uneven = False  # the set of shards or a weight changed, and not all has been evened out since
+        self.uneven = False  # buckets should move, and not all has been evened out since
+        self.wanted = WantedMoves()
         self._executor: SerialExecutor | None = None
         self._since_snapshot = 0
 
@@ -301,6 +316,16 @@ class Registry:
                 return True
             return False
 
+    async def record_surely(self, make: Callable[[], list[list[Any]]]) -> bool:
+        """As `record_if`, asked again as long as the log is out of reach. Raises Fenced."""
+        while True:
+            try:
+                return await self.record_if(make)
+            except Fenced:
+                raise
+            except JournalError:
+                await asyncio.sleep(ROOM_RETRY_S)
+
     async def commit(self, record: list[Any], voices: Mapping[int, Voice]) -> bool:
         """Decides a move where several hosts serve at once: True where the log says that it is decided, False where the
         log says that it is not and can never be. It asks as long as neither is known. Raises Fenced.
@@ -430,7 +455,7 @@ class Registry:
     def _restore(self, payloads: list[bytes]) -> None:
         self.map, self.founded, self.anchor, self.uneven = BucketMap(), set(), None, False
         self.claim, self.settled = Claim(), {}
-        self.shares, self._anchors = Shares(), {}
+        self.shares, self._anchors, self.wanted = Shares(), {}, WantedMoves()
         for payload in payloads:
             self._apply_all(payload)
 
@@ -467,7 +492,7 @@ class Registry:
             case ["anchor", bytes(block)]:
                 self.anchor = decode_anchor(block)
             case _:
-                if not self.shares.apply(record):
+                if not self.wanted.apply(record) and not self.shares.apply(record):
                     self.map.apply(record)
 
     async def record(self, *records: list[Any]) -> None:
@@ -485,6 +510,7 @@ class Registry:
             if self.claim.number:
                 state.append(["claim", *self.claim])
             state += self.shares.records()
+            state += self.wanted.records()
             state += (["clock", host_id, encode_anchor(*anchor)] for host_id, anchor in self._anchors.items())
             state += _settled(self.settled)
             if self.anchor is not None:

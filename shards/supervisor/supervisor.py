@@ -435,6 +435,8 @@ class Supervisor:
     def _even_out(self) -> None:
         """Begins to move buckets, once every worker serves, where that is owed, or a shard is still to go."""
         is_owed = self.registry.uneven or any(map(self._leaves, self.map.weights))
+        if self.sharing is not None:  # `Mover.look_at_map` sees to it
+            return
         if is_owed and all(worker.state == "serving" for worker in self.workers.values()):
             self.mover.begin_rebalance()
 

@@ -6,9 +6,13 @@ answered, a move begins, a decision is written. Or it is a fault: a worker or a 
 are taken over, a worker opens its journal long after its host has lost the shard, and the log takes a decision late,
 or without an answer.
 
+A move that is wanted is in the log before it begins; whoever serves the bucket's shard carries it on where its driver
+has died, and drops it where it came to nothing while its driver lived.
+
 A bucket's content is a number, which each command raises by one. The auditor knows how many were answered. It raises
 Wrong where a command is answered out of another number (one is lost, or a bucket is served by two), where a shard owns
-a bucket that its journal does not have, and where a bucket is not served when all is well in the end.
+a bucket that its journal does not have, and where a bucket is not served, or a move is wanted still, when all is well
+in the end.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from typing import Any, NamedTuple
 from shards.buckets import HASH_NAME, BucketMap
 from shards.control import Arriving, Known, MoveAbort, MoveIn, MoveOut, NewOwner, Payload, Served, Stored, Unmoved
 from shards.moves.move import Action, Commit, Ended, Move, Send, digest_of
+from shards.moves.wanted import WantedMoves
 from shards.supervisor.far_side import Arrivals
 from shards.supervisor.placement import Own, Shares, Voice
 from shards.supervisor.registry import may_commit
@@ -41,6 +46,7 @@ class Rules(NamedTuple):
     confirms_life: bool = True  # a life is recorded behind the opening of the journal, not before it
     asks_again: bool = True  # a decision without an answer is written again until the log says what came of it
     awaits_stored: bool = True  # the target stores durably before it says so
+    carries_on: bool = True  # moves whose driver has died
 
 
 RULES = Rules()  # the daemon's
@@ -51,12 +57,13 @@ class View:
 
     def __init__(self) -> None:
         self.map, self.shares, self.version = BucketMap(), Shares(), 0
+        self.wanted = WantedMoves()
 
     def take_up(self, records: list[list[Any]]) -> list[NewOwner]:
         """Everything behind its version; the buckets that changed their shard by that."""
         known = list(self.map.generation)
         for record in records[self.version :]:
-            if not self.shares.apply(record):
+            if not self.wanted.apply(record) and not self.shares.apply(record):
                 self.map.apply(record)
         self.version = len(records)
         now = enumerate(self.map.generation)
@@ -96,6 +103,7 @@ class Driven:
     def __init__(self, move: Move, voices: dict[int, Voice], worker: Worker) -> None:
         self.move, self.voices, self.worker = move, voices, worker
         self.record: list[Any] | None = None  # to be decided
+        self.is_carried = False  # another life has begun it
 
 
 class Host:
@@ -108,6 +116,7 @@ class Host:
         self.workers: dict[int, Worker] = {}
         self.lives: dict[tuple[int, int], int] = {}
         self.driven: list[Driven] = []
+        self.unwanted: set[int] = set()  # buckets whose moves came to nothing, until the log says so
         self.arrivals = Arrivals()
         self.count = 0
 
@@ -128,7 +137,7 @@ class World:
         self.messages: list[Message] = []
         self.answered = dict.fromkeys(range(1, BUCKETS + 1), 0)
         self.now_ns = 0
-        self.seen = {"moved": 0, "aborted": 0, "refused": 0, "dropped": 0}
+        self.seen = {"moved": 0, "aborted": 0, "refused": 0, "dropped": 0, "carried": 0}
         founded = View()
         founded.take_up(self.log)
         for shard, journal in self.journals.items():
@@ -163,6 +172,8 @@ class World:
                 own = view.shares.owns[shard]
                 if own.voice != voice:
                     self.act(host, driven, driven.move.on_down(shard, self.now_ns))
+                    if own.links:
+                        self.act(host, driven, driven.move.on_serving(shard, self.now_ns))
         for shard, worker in list(host.workers.items()):
             own = view.shares.owns[shard]
             if (own.host_id, own.number) != (host.name, worker.voice.number):
@@ -286,20 +297,39 @@ class World:
         if not able or len(host.driven) > 3:
             return
         source = self.rng.choice(able)
-        moving = {driven.move.bucket_id for driven in host.driven}
+        moving = {driven.move.bucket_id for driven in host.driven} | host.unwanted
         buckets = [one for one in host.view.map.buckets_of(source) if one not in moving]
         target = self.rng.choice([one for one in self.journals if one != source])
         if not buckets or target not in host.view.shares.owns:
             return
-        self.drive(host, self.rng.choice(buckets), target)
+        bucket = self.rng.choice(buckets)
+        if self.decide(host, ["wanted", bucket, target, host.view.map.generation[bucket]]):
+            self.drive(host, bucket, target)
 
-    def drive(self, host: Host, bucket: int, target: int) -> None:
+    def carry_on(self, host: Host) -> None:
+        """Moves that are wanted of buckets here, and that nobody drives; and those that came to nothing are told."""
+        wanted = host.view.wanted
+        for bucket in list(host.unwanted):
+            known = wanted.of.get(bucket)
+            if known is None or self.decide(host, ["unwanted", bucket, known.generation, ""]):
+                host.unwanted.discard(bucket)
+        if not self.rules.carries_on:
+            return
+        served = {shard for shard, worker in host.workers.items() if worker.state == "serving"}
+        running = {driven.move.bucket_id for driven in host.driven} | host.unwanted
+        for bucket in wanted.to_carry_on(host.view.map, served, running):
+            if wanted.of[bucket].shard in host.view.shares.owns:
+                self.seen["carried"] += 1
+                self.drive(host, bucket, wanted.of[bucket].shard, is_carried=True)
+
+    def drive(self, host: Host, bucket: int, target: int, *, is_carried: bool = False) -> None:
         source = host.view.map.owner[bucket]
         host.count += 1
         number = host.view.version << 32 | host.count << 16 | source
         move = Move(number, bucket, source, target, host.view.map.generation[bucket], self.now_ns)
         voices = {one: host.view.shares.owns[one].voice for one in (source, target)}
         driven = Driven(move, voices, host.workers[source])
+        driven.is_carried = is_carried
         host.driven.append(driven)
         self.act(host, driven, move.start())
 
@@ -312,6 +342,8 @@ class World:
                     driven.record = record
                 case Ended(error):
                     self.seen["aborted" if error else "moved"] += 1
+                    if error and not driven.is_carried:
+                        host.unwanted.add(driven.move.bucket_id)
         if driven.move.is_over and driven in host.driven:
             host.driven.remove(driven)
 
@@ -468,7 +500,7 @@ class World:
                 self.end(driver.workers[move.source])
 
     def kill(self, host: Host) -> None:
-        host.driven, host.is_up, host.is_paused = [], False, False
+        host.driven, host.unwanted, host.is_up, host.is_paused = [], set(), False, False
         for worker in list(host.workers.values()):
             self.end(worker)
         host.arrivals, host.view, host.lives = self.rules.arrivals(), View(), {}
@@ -498,6 +530,7 @@ class World:
             self.look_at_arrivals(host)
         elif action < 0.7:
             self.catch_up(host)
+            self.carry_on(host)
         elif action < 0.8:
             self.look_after(host)
         elif action < 0.88 and not calm:
@@ -579,6 +612,8 @@ class World:
     def audit(self) -> None:
         view = View()
         view.take_up(self.log)
+        if view.wanted.of:
+            raise Wrong(f"wanted still: {view.wanted.of}")
         for bucket, answered in self.answered.items():
             holders = [(one.shard, one.held[bucket]) for host in self.hosts for one in host.workers.values()
                        if bucket in one.held]  # fmt: skip

@@ -27,7 +27,7 @@ def test_no_command_is_lost_or_doubled_and_nobody_guesses() -> None:
         except Exception as error:
             raise AssertionError(f"seed {seed}") from error
         seen = {key: seen.get(key, 0) + count for key, count in world.seen.items()}
-    assert all(seen[key] for key in ("moved", "aborted", "refused", "dropped")), seen
+    assert all(seen[key] for key in ("moved", "aborted", "refused", "dropped", "carried")), seen
 
 
 def test_a_host_that_opens_a_journal_too_late_never_serves() -> None:
@@ -78,6 +78,7 @@ class Doubting(Arrivals):
         pytest.param(_without("life"), id="whichever life of the worker"),
         pytest.param(Rules(asks_again=False), id="takes silence of the log for a no"),
         pytest.param(Rules(awaits_stored=False), id="says stored before it is"),
+        pytest.param(Rules(carries_on=False), id="forgets what a driver that died was doing"),
         pytest.param(Rules(arrivals=Rash), id="drops by a map that is behind"),
         pytest.param(Rules(arrivals=Doubting), id="drops what is not decided yet"),
     ],

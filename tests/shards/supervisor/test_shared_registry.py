@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from shards.journal import Fenced, LastSign
+from shards.moves.wanted import Wanted
 from shards.supervisor.placement import GRACE_NS, Voice
 from shards.supervisor.registry import SNAPSHOT_EVERY_RECORDS, Conflict, Registry, StandsBy
 from shards.supervisor.standby import GRACE_NS as CLAIM_GRACE_NS
@@ -133,12 +134,14 @@ async def test_a_compacted_map_says_the_same(part: PartOf) -> None:
     await a.registry.record(
         ["drained", "a", True], a.registry.anchor_record(encode_anchor(Anchor(1, 2, 0, 9), b"b" * 16))
     )
+    await a.registry.record(["wanted", 1, 2, 1], ["wanted", 2, 2, 1], ["unwanted", 2, 1, "shard 2 is down"])
     for _ in range(SNAPSHOT_EVERY_RECORDS):
         await a.registry.record(["pin", 1])
     late = part("b").joined()
     late_shares, shares = late.registry.shares, a.registry.shares
     assert late_shares.owns == shares.owns
     assert late_shares.drained == {"a"}
+    assert late.registry.wanted.of == a.registry.wanted.of == {1: Wanted(2, 1), 2: Wanted(2, 1, "shard 2 is down")}
     assert a.registry.host_id in late_shares.members
     assert late.registry.map.encode() == a.registry.map.encode()
 

@@ -1,0 +1,69 @@
+"""Moves that were asked for and are not over, as the map's log has them: they do not end with whoever drives them.
+
+    ["wanted", bucket, shard, generation]       the bucket, which is at this generation, is to go to that shard
+    ["unwanted", bucket, generation, reason]    not any more; with a reason: it was given up, which is shown
+
+Where several hosts serve at once, the host of a bucket's shard drives its move. It writes `wanted` before it begins,
+and `unwanted` without a reason where the move comes to nothing, of which whoever asked is told. The record of the
+decision (`assign`) ends what was wanted of a bucket. A host that takes the bucket's shard over, and one that starts
+anew, finds what is still wanted, and carries it on; where it cannot, it writes why, since nobody waits for an answer.
+What was given up is shown until the bucket moves, or is asked for again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from typing import Any, NamedTuple
+
+from shards.buckets import BucketMap
+
+
+class Wanted(NamedTuple):
+    """Where a bucket is to go."""
+
+    shard: int
+    generation: int  # of the bucket, when it was asked for
+    given_up: str = ""  # why; "": it is to be carried on
+
+
+class WantedMoves:
+    """What is wanted of which bucket; changed by records alone."""
+
+    def __init__(self) -> None:
+        self.of: dict[int, Wanted] = {}  # bucket id -> what
+
+    def apply(self, record: Any) -> bool:
+        """Takes a record up; False where it is one of others, too."""
+        match record:
+            case ["wanted", int(bucket_id), int(shard), int(generation)]:
+                self.of[bucket_id] = Wanted(shard, generation)
+            case ["unwanted", int(bucket_id), int(generation), str(reason)]:
+                known = self.of.get(bucket_id)
+                if known is not None and known.generation == generation:
+                    if reason:
+                        self.of[bucket_id] = known._replace(given_up=reason)
+                    else:
+                        del self.of[bucket_id]
+            case ["assign", int(bucket_id), _, _]:
+                self.of.pop(bucket_id, None)
+                return False
+            case _:
+                return False
+        return True
+
+    def records(self) -> list[list[Any]]:
+        """What stands for all records up to now."""
+        made: list[list[Any]] = [["wanted", bucket_id, one.shard, one.generation] for bucket_id, one in self.of.items()]
+        given_up = ((bucket_id, one) for bucket_id, one in self.of.items() if one.given_up)
+        return made + [["unwanted", bucket_id, one.generation, one.given_up] for bucket_id, one in given_up]
+
+    def pending(self) -> dict[int, Wanted]:
+        """What was not given up, by bucket."""
+        return {bucket_id: one for bucket_id, one in self.of.items() if not one.given_up}
+
+    def to_carry_on(self, bucket_map: BucketMap, served: Container[int], running: Container[int]) -> list[int]:
+        """The buckets whose moves this host is to carry on. `served`: the shards that it serves; `running`: the buckets
+        that it moves already.
+        """
+        pending = (bucket_id for bucket_id in self.pending() if bucket_id not in running)
+        return [bucket_id for bucket_id in pending if bucket_map.owner[bucket_id] in served]
