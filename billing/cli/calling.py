@@ -219,6 +219,13 @@ def _located(address: str | None, given_file: str | None) -> Target:
     return Target(address, told_by, tls=by_tls, file=file)
 
 
+def target_of(config_file: str | None) -> Target:
+    """The daemon of a configuration, for a command that takes no options of where and as whom to call."""
+    target = _located(None, config_file)
+    token, token_in = _token(os.environ.get(TOKEN_FILE))
+    return target._replace(token=token, token_in=token_in)
+
+
 def _token(file: str | None) -> tuple[str | None, str]:
     """The token to sign in with, and where it stands: as everywhere, BILLING_TOKEN goes before BILLING_TOKEN_FILE."""
     source = click.get_current_context().get_parameter_source("token_file")

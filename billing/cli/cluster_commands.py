@@ -3,7 +3,7 @@
 `check` says what a start would say, without starting; `init` makes the streams that are missing. Both name all faults
 at once, each with the key or setting concerned and what mends it, and exit with 78. `status` tells which host serves
 which shard and how each shard's journal stands; `drain` and `undrain` say which host is to serve nothing. All of them
-ask the log's servers, not a daemon.
+ask the log's servers; of links between hosts `status` asks the daemon.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 import click
 import msgspec
 
+from billing.cli.calling import ask, target_of
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Group, config_option
 from billing.cli.output import put, say
@@ -54,7 +55,9 @@ def init(config_file: str | None) -> None:
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(config_file: str | None, *, as_json: bool) -> None:
-    """Says which host serves, and for each shard's journal its leader, size, epoch and last record."""
+    """Says which host serves, what moves, and for each shard's journal its leader, size, epoch and last record. Where
+    several hosts serve at once, the daemon of this configuration is asked which links between them are down.
+    """
     backend = _backend(config_file)
     backend.prepare()
     log = backend.map_log(lambda: 0)
@@ -69,16 +72,20 @@ def status(config_file: str | None, *, as_json: bool) -> None:
         for row in backend.status()
     ]
     drained = sorted(shares.drained)
+    unlinked, unasked = _links_down(config_file) if len(shares.members) > 1 else ([], "")
     if as_json:
         moves = [
             {"bucket_id": bucket_id, "to_shard_id": one.shard, "given_up": one.given_up or None}
             for bucket_id, one in sorted(wanted.of.items())
         ]
-        told = {"serves": serves or None, "drained": drained, "rebalancing": is_uneven, "moves": moves, "shards": rows}
-        put(json.dumps(told))
+        told = {"serves": serves or None, "drained": drained, "rebalancing": is_uneven, "moves": moves}
+        put(json.dumps(told | {"links_down": None if unasked else unlinked, "shards": rows}))
         return
     for line in [*_who_serves(serves, shares), *_what_moves(wanted, is_uneven=is_uneven)]:
         put(line)
+    if len(shares.members) > 1:
+        for line in [unasked] if unasked else unlinked or ["every host has links to the shards of the others"]:
+            put(line)
     for row in rows:
         behind = f", {row['replicas_behind']} replicas behind" if row["replicas_behind"] else ""
         limit = f" of {row['bytes_max']:,}" if row["bytes_max"] else ""
@@ -101,6 +108,17 @@ def _who_serves(serves: str, shares: Shares) -> list[str]:
     if unowned := [shard for shard, own in sorted(shares.owns.items()) if not own.node]:
         lines.append(f"no host serves {', '.join(map(str, unowned))}")
     return lines
+
+
+def _links_down(config_file: str | None) -> tuple[list[str], str]:
+    """A line for each host that has no link to a shard of another one, as the daemon of this configuration and the
+    hosts that it reaches say; and why that is not known, or "".
+    """
+    try:
+        rows = ask(target_of(config_file), "shards_info")
+    except click.ClickException as error:
+        return [], f"the links between hosts are not known: {error.message}"
+    return [f"shard {row['shard_id']} has no link from {one}" for row in rows for one in row["links_down"]], ""
 
 
 def _what_moves(wanted: WantedMoves, *, is_uneven: bool) -> list[str]:

@@ -435,6 +435,7 @@ class Shard(Result):
     passed_on: int | None
     garbage: int | None
     starts: int
+    links_down: list[str]
     alerts: list[str]
 
 

@@ -1,6 +1,8 @@
 """What an operator asks about shards, buckets and moves, answered in the supervisor as plain data.
 
-    ("shards_info",)                 a row per shard: process, load, buckets by state, what is wrong with it (`alerts`)
+    ("shards_info",)                 a row per shard: process, load, buckets by state, what is wrong with it (`alerts`);
+                                     of shards elsewhere their hosts are asked
+    ("shards_here",)                 for another host: this one's name, rows, and which shards it has no link to
     ("buckets_info",)                a row per bucket
     ("explain_move", bucket, shard)  what a move of the bucket waits for, and who could do something about it;
                                      shard 0: wherever the rebalancer wants it
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
 from shards.counting import counted
@@ -27,9 +29,18 @@ from shards.supervisor.worker_figures import WorkerFigures
 
 SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on", "garbage")  # in shards_info
 STEPS_SHOWN_MAX = 1000
+FAR_TIMEOUT_S = 2.0  # for what another host says of its shards
 SILENT = "silent"  # the state of a shard that should serve, and whose worker does not answer
 FAULTS_SHOWN_MAX = 100
 T = TypeVar("T")
+
+
+class Here(NamedTuple):
+    """What one host says of its shards."""
+
+    node: str
+    rows: list[dict[str, Any]]
+    links_down: dict[int, str]  # the shards elsewhere that some worker of it cannot reach, and why
 
 
 class OperatorApi:
@@ -56,6 +67,8 @@ class OperatorApi:
         match operation:
             case ("shards_info",):
                 return await self._shards_info()
+            case ("shards_here",):
+                return (await self._here())._asdict()
             case ("buckets_info",):
                 return await self._buckets_info()
             case ("move_bucket", int(bucket_id), int(shard_id)):
@@ -98,8 +111,24 @@ class OperatorApi:
     # -- shards and buckets -----------------------------------------------------------------------------------------
 
     async def _shards_info(self) -> list[dict[str, Any]]:
+        elsewhere, here = self._elsewhere(), await self._here()
+        others = await self._others(elsewhere, here.links_down)
+        told = {int(row["shard_id"]): row for other in others for row in other.rows}
+        rows = list(here.rows)
+        for shard_id, node in elsewhere.items():
+            down = {"this host": here.links_down} | {other.node: other.links_down for other in others}
+            unlinked = {which: of_host[shard_id] for which, of_host in down.items() if shard_id in of_host}
+            rows.append(self._far_row(shard_id, node, unlinked, told.get(shard_id)))
+        for row in here.rows:
+            shard_id = row["shard_id"]
+            unlinked = {other.node: other.links_down[shard_id] for other in others if shard_id in other.links_down}
+            row["links_down"], row["alerts"] = _links(unlinked), [*row["alerts"], *_unreachable(unlinked)]
+        return sorted(rows, key=lambda row: int(row["shard_id"]))
+
+    async def _here(self) -> Here:
+        """What this host says of its own shards."""
         bucket_map, running = self._registry.map, self._mover.running.values()
-        elsewhere, asked = self._elsewhere(), await self._from_all(self._worker_figures.of)
+        asked = await self._from_all(self._worker_figures.of)
         down: dict[int, str] = {}
         for _, figures in asked:
             down |= figures.get("links_down", {})
@@ -116,36 +145,54 @@ class OperatorApi:
                 RECEIVING: sum(one.move is not None and one.target == worker.shard_id for one in running),
                 **{key: figures.get(key) for key in SHARD_FIGURES},
                 "starts": worker.starts,
+                "links_down": [],
                 "alerts": self._alerts(worker, figures),
             }
             for worker, figures in asked
         ]
-        rows += (self._far_row(shard_id, node, down.get(shard_id, "")) for shard_id, node in elsewhere.items())
-        return sorted(rows, key=lambda row: int(row["shard_id"]))
+        placement = self._registry.placement
+        return Here("" if placement is None else placement.node, rows, down)
 
-    def _far_row(self, shard_id: int, node: str, down: str) -> dict[str, Any]:
-        """A shard that another host serves: what the map says of it. `down`: why a worker of this host has no link to
-        it; "" where each has one.
+    async def _others(self, elsewhere: dict[int, str], down: dict[int, str]) -> list[Here]:
+        """What the hosts of shards elsewhere say of these, as far as they answer."""
+        far = self._mover.far
+        by_node = {node: shard for shard, node in elsewhere.items() if node and shard not in down}
+        if far is None:
+            return []
+
+        async def of(shard: int) -> Here | None:
+            try:
+                reply = await asyncio.wait_for(far.ask_only(shard, ("shards_here",)), FAR_TIMEOUT_S)
+            except TimeoutError:
+                return None
+            return None if "refused" in reply else Here(**reply)
+
+        return [one for one in await asyncio.gather(*map(of, by_node.values())) if one is not None]
+
+    def _far_row(self, shard_id: int, node: str, unlinked: dict[str, str], told: Any | None) -> dict[str, Any]:
+        """A shard that another host serves: what the map says of it, and where its host has answered, what that one
+        says. `unlinked`: the hosts that have a worker without a link to it, and why.
         """
         bucket_map = self._registry.map
-        unasked = f"; no link from this host: {down}" if node and down else ""
-        alert = f"no link from this host: {down}" if node else f"no host serves shard {shard_id}"
-        return {
+        why = unlinked.get("this host", "") if node else ""
+        reason = f"served by {node}" if node else "served by no host"
+        row: dict[str, Any] = {SENDING: 0, RECEIVING: 0, "starts": 0, "alerts": []}
+        row |= dict.fromkeys(SHARD_FIGURES)
+        if told is not None:
+            row |= {key: told[key] for key in row}
+            reason += "" if told["state"] == "serving" else f": {told['state']}"
+        alerts = [*row["alerts"], *self._moves_that_failed(shard_id)] if told is None else list(row["alerts"])
+        alerts += _unreachable(unlinked) if node else [f"UNREACHABLE_SHARD: no host serves shard {shard_id}"]
+        return row | {
             "shard_id": shard_id,
-            "worker_pid": None,
+            "worker_pid": None,  # it would mean another process here
             "state": "elsewhere",
-            "reason": f"served by {node}{unasked}" if node else "served by no host",
+            "reason": f"{reason}; no link from this host: {why}" if why else reason,
             "weight": bucket_map.weights.get(shard_id, 0),
             "buckets": len(bucket_map.buckets_of(shard_id)),
             PINNED: sum(bucket_map.owner[bucket_id] == shard_id for bucket_id in bucket_map.pinned),
-            SENDING: 0,
-            RECEIVING: 0,
-            **dict.fromkeys(SHARD_FIGURES),
-            "starts": 0,
-            "alerts": [
-                *([f"UNREACHABLE_SHARD: {alert}"] if unasked or not node else []),
-                *self._moves_that_failed(shard_id),
-            ],
+            "links_down": _links(unlinked),
+            "alerts": alerts,
         }
 
     def _alerts(self, worker: Any, figures: dict[str, Any]) -> list[str]:
@@ -282,3 +329,12 @@ class OperatorApi:
             "shards": len(answers),
             "faults": faults[:FAULTS_SHOWN_MAX],
         }
+
+
+def _links(unlinked: dict[str, str]) -> list[str]:
+    """The hosts without a link to a shard, and why, for people."""
+    return [f"{which}: {why}" for which, why in unlinked.items()]
+
+
+def _unreachable(unlinked: dict[str, str]) -> list[str]:
+    return [f"UNREACHABLE_SHARD: no link from {which}: {why}" for which, why in unlinked.items()]

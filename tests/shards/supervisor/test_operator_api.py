@@ -111,6 +111,45 @@ async def test_a_shard_of_another_host_has_a_row_without_figures_and_buckets_do_
     assert checked == {"buckets": 2, "moving": 0, "shards": 1, "faults": []}, "of this host's shards alone"
 
 
+class Peer:
+    """The way to the supervisor of another host, as `Mover.far`: it says this of its shards, or nothing in time."""
+
+    def __init__(self, here: dict[str, Any]) -> None:
+        self.here = here
+        self.asked: list[int] = []
+
+    async def ask_only(self, shard: int, operation: Any) -> dict[str, Any]:
+        assert operation == ("shards_here",)
+        self.asked.append(shard)
+        return self.here
+
+
+async def test_a_shard_of_another_host_has_the_figures_that_its_host_says_and_links_both_ways(scene: Scene) -> None:
+    told = await scene.operator_api.operate(("shards_here",))
+    assert isinstance(told, dict)
+    assert [row["shard_id"] for row in told["rows"]] == [1, 2]
+    there = told["rows"][1] | {"alerts": ("DISK_FULL: changes are refused",), "starts": 3}
+    peer = Peer({"node": "b", "rows": (there,), "links_down": {1: "it cannot be reached"}})
+    scene.mover.far = peer  # type: ignore[assignment]
+    del scene.workers[2]
+    scene.elsewhere[2] = "b"
+    first, second = await rows_of(scene, "shards_info")
+    assert first["links_down"] == ["b: it cannot be reached"]
+    assert first["alerts"] == ["UNREACHABLE_SHARD: no link from b: it cannot be reached"]
+    assert (second["state"], second["reason"], second["worker_pid"]) == ("elsewhere", "served by b", None)
+    assert (second["accounts"], second["starts"], second["links_down"]) == (20, 3, [])
+    assert second["alerts"] == ["DISK_FULL: changes are refused"]
+
+    scene.wires[1].figures["links_down"] = {2: "it cannot be reached"}  # nor can this host reach it: it is not asked
+    _, second = await rows_of(scene, "shards_info")
+    assert (second["accounts"], second["links_down"]) == (None, ["this host: it cannot be reached"])
+    assert peer.asked == [2]
+    scene.wires[1].figures["links_down"] = {}
+    peer.here = {"refused": "UNAVAILABLE", "message": "shard 2 is another host's"}
+    _, second = await rows_of(scene, "shards_info")
+    assert (second["reason"], second["accounts"]) == ("served by b", None)
+
+
 async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says_so(scene: Scene) -> None:
     scene.wire(1).figures = {}
     scene.wire(2).figures["no_room"] = "no space left"
