@@ -1,6 +1,7 @@
 """What a backup of the daemon is on disk: made from a serving data directory, and made into one again.
 
-    DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, what its reader shows
+    DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, what its reader shows.
+                                  Also those of shards that were drained and are gone, which no map counts
     DIRECTORY/history             the statements; of shards that other hosts serve, made from the log
     DIRECTORY/notices             what was still to be told then, up to the batch that each shard's journal ends with
     DIRECTORY/audit               the operators' record of this host, where there is one
@@ -31,6 +32,8 @@ from typing import Any
 from billing import __version__
 from billing.audit.trail import DIRECTORY as AUDIT
 from billing.audit.trail import copy_trails
+from billing.doctor.examine import shards_in
+from billing.follower.store import shard_files
 from billing.history.copying import copy_elsewhere, copy_history
 from billing.notices.copying import CutShard, copy_notices
 from billing.worker.startup_hold import RESTORED
@@ -48,6 +51,7 @@ LIST = "backup.json"
 UNFINISHED = ".unfinished"
 NOTICES = "notices"
 FOLLOWERS = ("history/", f"{NOTICES}/")
+INT64_MAX = (1 << 63) - 1
 HISTORY_POLL_S, HISTORY_POLLS = 0.1, 100
 
 
@@ -66,35 +70,27 @@ def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]
 
 
 def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None]) -> list[str]:
-    source = cut["data_dir"]
-    journals = {"map": (0, cut["map_position"])}
-    journals |= {f"shard-{row['shard_id']}": (row["shard_id"], row["position"]) for row in cut["shards"]}
+    source, is_files = cut["data_dir"], cut["log"]["kind"] == "file"
+    reader_of = backends.open(cut["log"], REAL).reader
+    positions = {0: cut["map_position"]} | {row["shard_id"]: row["position"] for row in cut["shards"]}
+    gone = _gone(disk, cut)
     files: dict[str, dict[str, object]] = {}
 
     def listed(name: str) -> None:
         files[name] = _digest(disk, f"{work}/{name}")
         renew()
 
-    private_directory(disk, f"{work}/history")
-    for row in cut["shards"]:
-        name = f"history/shard-{row['shard_id']}.sqlite"
-        if not row["here"]:
-            with closing(backends.open(cut["log"], REAL).reader(row["shard_id"])) as reader:
-                found = copy_elsewhere(disk, f"{source}/history", f"{work}/history", reader, row, renew)
-            if found:
-                listed(name)
-            continue
-        if row["position"]:
-            _wait_for(disk, f"{source}/{name}")  # of a daemon that has just been founded
-        if copy_history(disk, f"{source}/{name}", f"{work}/{name}", row["shard_id"], row["position"]):
-            listed(name)
-    disk.fsync_dir(f"{work}/history")
+    for name in _copy_histories(disk, cut, gone, work, renew):
+        listed(name)
     told = copy_notices(
         disk,
         f"{source}/{NOTICES}",
         f"{work}/{NOTICES}",
-        [CutShard(row["shard_id"], row["position"], row["here"], row["settled"]) for row in cut["shards"]],
-        backends.open(cut["log"], REAL).reader,
+        [
+            *(CutShard(row["shard_id"], row["position"], row["here"], row["settled"]) for row in cut["shards"]),
+            *(CutShard(shard, position, True, -1) for shard, position in gone.items() if is_files),
+        ],
+        reader_of,
         lambda: REAL.randbits(62),
         cut["at_ns"],
         renew,
@@ -108,12 +104,13 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
         for name in copy_trails(disk, f"{source}/{AUDIT}", f"{work}/{AUDIT}"):
             listed(f"{AUDIT}/{name}")
         disk.fsync_dir(f"{work}/{AUDIT}")
-    for directory, (shard, position) in journals.items():
+    for shard, position in (positions | gone if is_files else positions).items():
+        directory = _journal_name(shard)
         private_directory(disk, f"{work}/{directory}")
-        if cut["log"]["kind"] == "file":
+        if is_files:
             names = copy_until(disk, f"{source}/{directory}", f"{work}/{directory}", shard, position)
         else:
-            with closing(backends.open(cut["log"], REAL).reader(shard)) as reader:
+            with closing(reader_of(shard)) as reader:
                 where = f"{work}/{directory}"
                 names = write_journal(disk, where, shard, reader, position, cut["at_ns"], lambda: REAL.randbits(64))
         for name in names:
@@ -123,12 +120,53 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
         "version": __version__,
         "taken_at_ns": cut["at_ns"],
         "bucket_count": cut["bucket_count"],
-        "positions": {directory: position for directory, (_, position) in journals.items()},
-        NOTICES: {f"shard-{one.shard}": {"owed": one.owed, "settled": one.settled} for one in told},
+        "positions": {_journal_name(shard): position for shard, position in positions.items()},
+        NOTICES: {_journal_name(one.shard): {"owed": one.owed, "settled": one.settled} for one in told},
         "files": files,
     }
     write_file(disk, f"{work}/{LIST}", json.dumps(about, indent=1).encode())
     return [f"the notices of shard {one.shard}: {remark}" for one in told for remark in one.remarks]
+
+
+def _gone(disk: Disk, cut: dict[str, Any]) -> dict[int, int]:
+    """The shards that were drained and are gone, of which this host has files still, each with the last batch of its
+    journal; `INT64_MAX` where the log has none. Histories of users who have left them begin there.
+    """
+    source, log = cut["data_dir"], backends.open(cut["log"], REAL)
+    there = set(shard_files(f"{source}/history", disk)) if disk.exists(f"{source}/history") else set()
+    if cut["log"]["kind"] == "file":
+        there |= {shard for shard in shards_in(disk.listdir(source)) if log.holds(shard)}
+    found = {}
+    for shard in sorted(there - {row["shard_id"] for row in cut["shards"]}):
+        found[shard] = INT64_MAX
+        if cut["log"]["kind"] == "file" and log.holds(shard):
+            with closing(log.reader(shard)) as reader:
+                found[shard] = reader.head
+    return found
+
+
+def _copy_histories(
+    disk: Disk, cut: dict[str, Any], gone: dict[int, int], work: str, renew: Callable[[], None]
+) -> Iterator[str]:
+    """Copies the histories; the names of the files made."""
+    source = cut["data_dir"]
+    private_directory(disk, f"{work}/history")
+    for row in cut["shards"]:
+        name = f"history/shard-{row['shard_id']}.sqlite"
+        if not row["here"]:
+            with closing(backends.open(cut["log"], REAL).reader(row["shard_id"])) as reader:
+                if copy_elsewhere(disk, f"{source}/history", f"{work}/history", reader, row, renew):
+                    yield name
+            continue
+        if row["position"]:
+            _wait_for(disk, f"{source}/{name}")  # of a daemon that has just been founded
+        if copy_history(disk, f"{source}/{name}", f"{work}/{name}", row["shard_id"], row["position"]):
+            yield name
+    for shard, position in gone.items():
+        name = f"history/shard-{shard}.sqlite"
+        if copy_history(disk, f"{source}/{name}", f"{work}/{name}", shard, position):
+            yield name
+    disk.fsync_dir(f"{work}/history")
 
 
 @contextmanager

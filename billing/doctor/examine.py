@@ -142,7 +142,7 @@ def examine_logs(
                     missing(directory, path, chains, report)
     examine_notices(disk, data_dir, directories, report)
     if has_history:
-        lone_histories(disk, data_dir, directories, report)
+        lone_histories(disk, data_dir, directories, owners, chains, report)
     if has_history and len(held) == len(shards):
         if report.faults["history"]:
             report.not_checked("history", "whether the rows of all files add up to the balances")
@@ -161,11 +161,20 @@ def examine_logs(
     return directories
 
 
-def lone_histories(disk: Disk, data_dir: str, directories: Mapping[int, Log], report: Report) -> None:
-    """A history is made of a journal: one without it is a fault."""
+def lone_histories(
+    disk: Disk, data_dir: str, directories: Mapping[int, Log], owners: OwnerMap | None, chains: Chains, report: Report
+) -> None:
+    """A history is made of a journal: one without it is a fault, but for that of a shard that was drained and is gone,
+    to which nothing is added any more; a log on servers has no journals of such shards.
+    """
     for number in history_files(disk.listdir(f"{data_dir}/{HISTORY}")):
-        if number not in directories:
-            report.fault("history", "its journal is gone", file=path_of(data_dir, number))
+        if number in directories:
+            continue
+        path = path_of(data_dir, number)
+        if owners is None or number in owners.weights or number not in owners.founded:
+            report.fault("history", "its journal is gone", file=path)
+        elif history := open_history(disk, path, number, chains, report, is_retired=True):
+            history.end(history.position + 1, history.position)
 
 
 def missing_shards(owners: OwnerMap, numbers: list[int], data_dir: str, report: Report) -> list[int]:

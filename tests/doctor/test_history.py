@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from billing.doctor.entry import read_entry
@@ -160,6 +161,22 @@ def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir: Path) -> No
     db.commit()
     db.close()
     assert [found.text for found in told(yard.examine(), "history")] == ["its journal is gone"]
+
+
+def test_a_history_of_a_shard_that_was_drained_is_looked_at_without_its_journal(data_dir: Path) -> None:
+    yard = kept(data_dir)
+    path = Path(f"{yard.path}/history/shard-1.sqlite")
+    shutil.copy(path, path.with_name("shard-9.sqlite"))
+    db = sqlite3.connect(path.with_name("shard-9.sqlite"))
+    db.execute("UPDATE about SET shard = 9")
+    db.commit()
+    db.close()
+    map_log = open_journal(f"{yard.path}/map", 0, lambda: yard.now_ns)
+    map_log.append(msgspec.msgpack.encode([["founded", 9]]))
+    map_log.close()
+    texts = [found.text for found in told(yard.examine(), "history")]
+    assert texts
+    assert all("are there twice" in text for text in texts)
 
 
 def test_a_row_that_is_missing(data_dir: Path) -> None:

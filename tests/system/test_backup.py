@@ -201,6 +201,33 @@ def test_of_a_backup_that_another_version_made_without_notices_it_is_said(host: 
     assert "left notices out: what was still to be told then may stay untold" in done.stdout
 
 
+async def test_what_a_shard_wrote_that_is_gone_is_in_the_backup(data_dir: Path) -> None:
+    users = [f"user_{number}" for number in range(12)]
+    with Daemon(data_dir, shards__workers=3) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for user in users:
+            await rpc.ask("top_up", user, COIN)
+        rpc.close()
+    fewer = Daemon(data_dir, shards__workers=2)
+    with fewer:
+        await until(lambda: "shard 3 is drained and gone" in fewer.log.read_text())
+        rpc = await Rpc.connect(fewer.rpc_port)
+        for user in users:
+            await rpc.ask("top_up", user, COIN)
+        await backed_up(fewer, data_dir / "backup")
+        rpc.close()
+    await put_back(fewer, data_dir / "backup")
+    with fewer:
+        rpc = await Rpc.connect(fewer.rpc_port)
+        for user in users:
+            assert [row["entry_id"] for row in await rpc.ask("history", user)] == [2, 1]
+        rpc.close()
+    shutil.rmtree(data_dir / "data" / "shard-3")  # its history is all that is left of it, as on servers
+    done = await asyncio.to_thread(billing, "doctor", "--config", fewer.config)
+    assert done.returncode == 0, done.stdout
+    assert "no faults" in done.stdout
+
+
 async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_good(data_dir: Path) -> None:
     with Daemon(data_dir) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
