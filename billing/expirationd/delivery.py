@@ -1,13 +1,17 @@
 """Delivery: the thin asynchronous shell around the outbox that sends cutoffs and restores.
 
 The outbox names the next account, the ledger the call that is owed for it (`owed`, right before the request is written,
-with no `await` between), `request` makes the bytes, `endpoint` exchanges them, and `report` gets the outcome. A fixed
-number of sender coroutines take one item after the other: no task per request.
+with nothing between), `request` makes the bytes, `endpoint` exchanges them, and `report` gets the outcome.
 
 **Order of an attempt.** 1 take an item. 2 Ask what is owed; nothing: done. 3 Have a connection; if it had to be opened,
 ask again. 4 Report STARTED. 5 Write. 6 The status: report DELIVERED or FAILED, finish the item. Where no connection
 comes about, nothing was started: FAILED alone is reported, and the account may still be saved without anybody having
 been told.
+
+**Why an attempt is no task.** An isolated call is made by a process that slept: what it costs is mostly what is touched
+for the first time since. So an attempt is plain calls, without a task to be woken for it: 1 to 5 in the turn of the
+loop that found the item owed, 6 in the one that read the answer, where the next item is begun, too. Only a connection
+that has to be opened is waited for in a task. At most `_AT_ONCE` attempts are begun in one turn.
 
 **The caller's promise.** `report` has changed the answer of `owed` before it returns. Whoever makes something owed
 calls `notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
@@ -26,6 +30,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from billing.expirationd.dialing import Unreachable
@@ -54,9 +59,9 @@ OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
 EndpointOf = Callable[[str, Limits, Clocks, "ssl.SSLContext | None"], Endpoint]
 Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, user_id, seq, outcome, error
 
-_UNSENT_MAX: Final = 64  # items a sender may find superseded in a row before others get their turn
+_AT_ONCE: Final = 16  # half a millisecond: so many items are begun, or found superseded, before others get their turn
 _LATE_S: Final = 0.001
-_LAPSED_S: Final = 0.02  # how often a sender looks whether its owner may act again
+_LAPSED_S: Final = 0.02  # how often it is looked whether the owner may act again
 _OPEN_AHEAD_S: Final = 0.03  # before a cutoff: three round trips to a server in the same country
 _TIMEOUT_MAX: Final = 6  # times `timeout_s`, as far as a patience grows
 _SECOND_NS: Final = 10**9
@@ -177,13 +182,14 @@ class Delivery:
         self.done_late = Histogram(LATENESS_NS)  # from there to its 2xx
         self.throughput = Throughput()  # of cutoffs
         self._lines: dict[Item, Line] = {}  # calls in flight
-        self._senders: set[asyncio.Task[None]] = set()
-        self._idle: list[asyncio.Future[None]] = []
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._lapsed: set[asyncio.TimerHandle] = set()  # of calls that wait until the owner may act again
+        self._rousing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._cutting: asyncio.TimerHandle | None = None
         self._expecting: asyncio.TimerHandle | None = None
-        self._running = False
+        self._running = self._closed = False
         self._quiet: asyncio.Event = asyncio.Event()
         self.outages = Outages(settings.timeout_s, now_ns, lambda: len(self.outbox), words)
 
@@ -203,7 +209,7 @@ class Delivery:
         `urgent`: an operator wants it now, whatever failed before. `seq`: what is owed is this one of its kind, and
         nothing newer is to be sent before that was notified, too (-1: whatever is owed may be)."""
         self.owe(bucket_id, user_id, kind, self.now_ns() if since_ns < 0 else since_ns, urgent, seq, class_name)
-        self.rouse()
+        self._rouse_soon()
 
     def owe(
         self,
@@ -215,7 +221,7 @@ class Delivery:
         seq: int = -1,
         class_name: str = "",
     ) -> None:
-        """The same for one of many; `rouse` follows once behind them."""
+        """The same for one of many; `rouse` follows once behind them, and begins at once."""
         told = None if seq < 0 else (kind, seq)
         self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(self._name(kind, class_name), 0), urgent, told)
 
@@ -228,6 +234,8 @@ class Delivery:
 
     def _name(self, kind: str, class_name: str) -> str:
         """Of the template and lane that a call of this kind takes."""
+        if not class_name:
+            return kind
         own = call_name(kind, class_name)
         return own if own in self._templates else kind
 
@@ -238,7 +246,7 @@ class Delivery:
     def release(self) -> int:
         """Sends everything held, oldest first; returns how many accounts that concerns."""
         released = self.outbox.release()
-        self.rouse()
+        self._rouse_soon()
         return released
 
     def expect(self, due_ns: int) -> None:
@@ -276,7 +284,7 @@ class Delivery:
         for endpoint in self.endpoints:
             endpoint.start()
         self._running = True
-        self.rouse()
+        self._rouse_soon()
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator, as plain data."""
@@ -338,48 +346,59 @@ class Delivery:
 
     async def close(self) -> None:
         """Ends at once. What is in flight stays owed: whether it arrived is unknown."""
-        self._running = False
+        self._running, self._closed = False, True
         self.outages.close()
-        for timer in (self._timer, self._cutting, self._expecting):
+        for timer in (self._timer, self._cutting, self._expecting, self._rousing, *self._lapsed):
             if timer is not None:
                 timer.cancel()
-        for sender in self._senders:
-            sender.cancel()
-        await asyncio.gather(*self._senders, return_exceptions=True)
+        for connecting in self._connecting:
+            connecting.cancel()
+        await asyncio.gather(*self._connecting, return_exceptions=True)
         for endpoint in self.endpoints:
             await endpoint.close()
 
-    # -- senders ----------------------------------------------------------------------------------------------------
+    # -- attempts ---------------------------------------------------------------------------------------------------
 
     def rouse(self, now_ns: int = 0) -> None:
-        """Has a sender take the next item, or sets the timer for the instant at which one can be taken. `now_ns`: where
-        it has just been read.
+        """Begins what can be begun, or sets the timer for the instant at which something can. `now_ns`: where it has
+        just been read.
         """
+        try:
+            self._rouse(now_ns or self.now_ns())
+        except Exception as error:
+            self._failed(error)
+
+    def _rouse(self, now_ns: int) -> None:
         if not self._running:
             return
+        for _ in range(_AT_ONCE):
+            item = self.outbox.take(now_ns)
+            if item is None:
+                break
+            self._begin(item, now_ns)
+            now_ns = self.now_ns()
+        else:
+            self._rouse_soon()
         if self._cutting is None and self.outbox.is_crowded:
             self._watch()
-        if not self._idle and len(self._senders) >= self.settings.concurrency:
-            return  # all are at work, and each looks for more when it is done
-        now_ns = now_ns or self.now_ns()
+        if self._rousing is not None:
+            return
         wake_ns = self.outbox.next_wake_ns(now_ns)
         if wake_ns < 0:
             return
-        if wake_ns > now_ns:
-            if self._timer is None or wake_ns < self._timer_ns:
-                if self._timer is not None:
-                    self._timer.cancel()
-                self._timer_ns = wake_ns
-                self._timer = self._loop.call_later((wake_ns - now_ns) / 1e9 + _LATE_S, self._on_timer)
-            return
-        if self._idle:
-            waiter = self._idle.pop()
-            if not waiter.done():
-                waiter.set_result(None)
-        else:
-            sender = self._loop.create_task(self._send())
-            self._senders.add(sender)
-            sender.add_done_callback(self._on_sender_done)
+        if self._timer is None or wake_ns < self._timer_ns:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer_ns = wake_ns
+            self._timer = self._loop.call_later(max(0, wake_ns - now_ns) / 1e9 + _LATE_S, self._on_timer)
+
+    def _rouse_soon(self) -> None:
+        if self._rousing is None:
+            self._rousing = self._loop.call_soon(self._on_rousing)
+
+    def _on_rousing(self) -> None:
+        self._rousing = None
+        self.rouse()
 
     def _watch(self) -> None:
         """Few senders are free: sees to it that calls that hang do not hold more than their share."""
@@ -405,60 +424,33 @@ class Delivery:
         self._timer = None
         self.rouse()
 
-    def _on_sender_done(self, sender: asyncio.Task[None]) -> None:
-        self._senders.discard(sender)
-        if not sender.cancelled() and (error := sender.exception()) is not None:
-            self._failed(error)
-
-    async def _send(self) -> None:
-        unsent = 0
-        while True:
-            now_ns = self.now_ns()
-            item = self.outbox.take(now_ns) if self._running else None
-            if item is None:
-                self.rouse(now_ns)
-                waiter = self._loop.create_future()
-                self._idle.append(waiter)
-                await waiter
-                continue
-            self.rouse(now_ns)
-            if await self._attempt(item, now_ns):
-                unsent = 0
-            else:
-                unsent += 1
-                if unsent >= _UNSENT_MAX:
-                    unsent = 0
-                    await asyncio.sleep(0)
-
-    async def _attempt(self, item: Item, now_ns: int) -> bool:
-        """One item, taken at `now_ns`, from there to `finish`; False if it turned out that there is nothing to send."""
+    def _begin(self, item: Item, now_ns: int, line: Line | None = None) -> None:
+        """One item, taken at `now_ns`, until its request is written, or it turned out that there is nothing to send.
+        `line`: a connection that was opened for it.
+        """
         bucket_id, user_id = item.bucket_id, item.user_id
-        line: Line | None = None
-        while True:
-            owed = self._named(item)
-            if owed is None:
-                self.outbox.forget(item)
-                return self._unsent(line)
-            kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class_name = owed
-            name = self._name(kind, class_name)
-            if not self.outbox.begin(item, (kind, seq), self._lanes[name], due_ns, now_ns):
-                return self._unsent(line)
-            endpoint = self.endpoints[self._lanes[name]]
-            if line is not None and line.endpoint is not endpoint:
-                self._unsent(line)
-                line = None
-            if not self._may_act():  # another owner may live by now: what is owed here may be settled there
-                await asyncio.sleep(_LAPSED_S)
-                now_ns = self.now_ns()
-                continue
-            if line is not None or (line := endpoint.spare()) is not None:
-                break
-            try:
-                line = await endpoint.connect()
-                now_ns = self.now_ns()
-            except Unreachable as error:
-                self._told(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1))
-                return True
+        owed = self._named(item)
+        if owed is None:
+            self.outbox.forget(item)
+            self._unsent(line)
+            return
+        kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class_name = owed
+        name = self._name(kind, class_name)
+        if not self.outbox.begin(item, (kind, seq), self._lanes[name], due_ns, now_ns):
+            self._unsent(line)
+            return
+        endpoint = self.endpoints[self._lanes[name]]
+        if line is not None and line.endpoint is not endpoint:
+            self._unsent(line)
+            line = None
+        if not self._may_act():  # another owner may live by now: what is owed here may be settled there
+            self._begin_later(item, line)
+            return
+        if line is None and (line := endpoint.spare()) is None:
+            connecting = self._loop.create_task(self._connect(item, endpoint, kind, seq, due_ns))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._on_connected)
+            return
         self._started[kind] += 1
         if kind == CUTOFF and not attempts:
             self.sent_late.add(max(0, now_ns - due_ns))
@@ -467,12 +459,46 @@ class Delivery:
         request = self._templates[name].request(user_id, event_id, seq, exhausted_at_ns, timestamp_s)
         timeout_s = self.outbox.lanes[item.lane].patience_ns / 1e9
         self._lines[item] = line
+        endpoint.ask(line, request, timeout_s, partial(self._on_verdict, item, kind, seq, due_ns))
+
+    async def _connect(self, item: Item, endpoint: Endpoint, kind: str, seq: int, due_ns: int) -> None:
+        """Opens a connection for an item, and goes on with it."""
         try:
-            verdict = await endpoint.exchange(line, request, timeout_s)
-        finally:
+            line = await endpoint.connect()
+        except Unreachable as error:
+            self._told(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1), self.now_ns())
+        else:
+            self._begin(item, self.now_ns(), line)
+        self.rouse()
+
+    def _on_connected(self, connecting: asyncio.Task[None]) -> None:
+        self._connecting.discard(connecting)
+        if not connecting.cancelled() and (error := connecting.exception()) is not None:
+            self._failed(error)
+
+    def _begin_later(self, item: Item, line: Line | None) -> None:
+        def again() -> None:
+            self._lapsed.discard(timer)
+            try:
+                self._begin(item, self.now_ns(), line)
+            except Exception as error:
+                self._failed(error)
+            self.rouse()
+
+        timer = self._loop.call_later(_LAPSED_S, again)
+        self._lapsed.add(timer)
+
+    def _on_verdict(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict) -> None:
+        """What became of a request; the next one is begun behind it."""
+        if self._closed:
+            return
+        try:
             del self._lines[item]
-        self._told(item, kind, seq, due_ns, verdict)
-        return True
+            now_ns = self.now_ns()
+            self._told(item, kind, seq, due_ns, verdict, now_ns)
+            self._rouse(now_ns)
+        except Exception as error:
+            self._failed(error)
 
     def _named(self, item: Item) -> Owed | None:
         """What is owed for the account, as far as it was notified: the ledger may be ahead of what is durable."""
@@ -482,17 +508,15 @@ class Delivery:
             return owed
         return None
 
-    def _unsent(self, line: Line | None) -> bool:
+    def _unsent(self, line: Line | None) -> None:
         if line is not None:
             line.endpoint.keep(line)
         self._when_quiet()
-        return False
 
-    def _told(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict) -> None:
+    def _told(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict, now_ns: int) -> None:
         """Tells what became of an attempt: first whoever keeps the truth, then the outbox."""
         outcome, error, retry_after_ns = verdict
         more = True
-        now_ns = self.now_ns()
         if outcome == OK:
             self._delivered[kind] += 1
             if kind == CUTOFF:

@@ -11,7 +11,7 @@ the body are read so that the connection can be used again, for at most `body_s`
 No answer: FAILED, or TIMED_OUT; but if a connection that was used before ends without one, it was probably closed
 while idle: DROPPED, to be tried at once on a new connection, as another attempt that is counted.
 
-**Time.** `connect_timeout_s` to be connected, and what `exchange` is given from writing to the status. One timer serves
+**Time.** `connect_timeout_s` to be connected, and what `ask` is given from writing to the status. One timer serves
 all connections rather than one a request. Where that timer itself rings late, because the process did not run, answers
 that came meanwhile are read first.
 
@@ -51,7 +51,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from billing.expirationd.answer import AnswerReader, Malformed
@@ -88,6 +90,7 @@ _IDLE_S_MIN: Final = 0.2
 _FOR_EVER_NS: Final = 1 << 63
 
 Verdict = tuple[int, str, int]  # outcome, error ("" for OK), Retry-After in ns (-1: none)
+_OK: Final[Verdict] = (OK, "", -1)
 
 
 class Limits(NamedTuple):
@@ -280,40 +283,47 @@ class Endpoint:
 
     # -- one exchange -----------------------------------------------------------------------------------------------
 
-    async def exchange(self, line: Line, request: bytes, timeout_s: float) -> Verdict:
-        """Writes one request and judges the answer. What becomes of the connection is seen to here."""
+    def ask(self, line: Line, request: bytes, timeout_s: float, told: Callable[[Verdict], None]) -> None:
+        """Writes one request; `told` is called once with what became of it, not before this returns. What becomes of
+        the connection is seen to here.
+        """
         proved = line.proved
         self._asked[line] = None
         self._asked_unproved += not proved
-        answered = line.ask(request, self.limits.answer_bytes_max)
+        line.ask(request, self.limits.answer_bytes_max, partial(self._judge, line, proved, timeout_s, told))
         self._allow(line, timeout_s)
         if self._asked_unproved and self._listening is None and (self._proved or self._spares):
             self._listen_closely()
-        try:
-            answer = await answered
-        except asyncio.CancelledError:
-            self._unask(line)
-            line.close()
-            raise
-        except Malformed:
-            self._unask(line)
-            return FAILED, "malformed answer", -1
-        except OSError:
-            self._unask(line)
-            if line.tired:
-                return TIMED_OUT, line.tired, -1
-            if line.late:
-                return TIMED_OUT, f"no answer within {timeout_s:g} s", -1
-            if not proved:
-                return FAILED, "connection lost before an answer", -1
+
+    def _judge(
+        self,
+        line: Line,
+        proved: bool,
+        timeout_s: float,
+        told: Callable[[Verdict], None],
+        answer: AnswerReader | Exception,
+    ) -> None:
+        """Tells what an answer means, or that there is none."""
+        if isinstance(answer, AnswerReader):
+            told(_OK if 200 <= answer.status < 300 else self._refusal(answer))
+            return
+        self._unask(line)
+        if isinstance(answer, Malformed):
+            told((FAILED, "malformed answer", -1))
+        elif line.tired:
+            told((TIMED_OUT, line.tired, -1))
+        elif line.late:
+            told((TIMED_OUT, f"no answer within {timeout_s:g} s", -1))
+        elif not proved:
+            told((FAILED, "connection lost before an answer", -1))
+        else:
             self._distrust_idle(line)
-            return DROPPED, "connection was closed while idle", -1
-        status = answer.status
-        if 200 <= status < 300:
-            return OK, "", -1
+            told((DROPPED, "connection was closed while idle", -1))
+
+    def _refusal(self, answer: AnswerReader) -> Verdict:
         retry_after_ns = self._retry_after_ns(answer.retry_after) if answer.retry_after else -1
-        busy = retry_after_ns >= 0 and status in (429, 503)
-        return BUSY if busy else FAILED, f"status {status}", retry_after_ns
+        busy = retry_after_ns >= 0 and answer.status in (429, 503)
+        return BUSY if busy else FAILED, f"status {answer.status}", retry_after_ns
 
     def end(self, line: Line, why: str) -> None:
         """Ends the exchange on a line before its time: its verdict will be TIMED_OUT."""

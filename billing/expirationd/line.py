@@ -1,8 +1,9 @@
 """One connection to an endpoint: at most one request in flight, and its answer as far as it came.
 
-The owner of a line asks it, hears of the answer by a future, and is told of everything else that happens to it: of the
-status before anybody else is (`on_answer`), of the end of a body that was still to come (`on_body`), and of the end of
-the connection (`on_lost`). Bytes that nobody asked for end the connection.
+The owner of a line asks it, and is told of everything else that happens to it: of the status before whoever waits for
+it is (`on_answer`), of the end of a body that was still to come (`on_body`), and of the end of the connection
+(`on_lost`). Whoever waits hears of an answer in the turn of the loop that read it; of the end without one in a turn of
+its own, when the owner has seen to the connection. Bytes that nobody asked for end the connection.
 
 A line decides nothing: how long to wait, and what becomes of the connection, is its owner's.
 """
@@ -38,11 +39,14 @@ class Owner(Protocol):
         """The connection has ended."""
 
 
+Done = Callable[[AnswerReader | Exception], None]
+
+
 class Line(asyncio.Protocol):
     """One connection, and what is known of it."""
 
     __slots__ = (
-        *("_answered", "_lost", "_reader", "_waiter", "asked_ns", "endpoint", "idle_since_ns", "late", "proved"),
+        *("_answered", "_done", "_lost", "_reader", "asked_ns", "endpoint", "idle_since_ns", "late", "proved"),
         *("proved_ns", "tired", "transport", "until_ns"),
     )
 
@@ -59,7 +63,7 @@ class Line(asyncio.Protocol):
         self.proved_ns = 0  # since when
         self._lost = False
         self._reader: AnswerReader | None = None
-        self._waiter: asyncio.Future[AnswerReader] | None = None
+        self._done: Done | None = None
         self._answered = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -70,14 +74,13 @@ class Line(asyncio.Protocol):
         """Whether a request may be written on it: it is open, and nothing came that nobody asked for."""
         return not self._lost and self._reader is None and not self.transport.is_closing()
 
-    def ask(self, request: bytes, body_bytes_max: int) -> asyncio.Future[AnswerReader]:
-        """Writes a request. The future: its answer, as far as it came; an exception where there is none."""
+    def ask(self, request: bytes, body_bytes_max: int, done: Done) -> None:
+        """Writes a request. `done` is called once, with its answer as far as it came, or why there is none."""
         self._reader = AnswerReader(body_bytes_max)
-        self._waiter = waiter = self.endpoint.loop.create_future()
+        self._done = done
         self._answered = False
         self.asked_ns = self.endpoint.boot_ns()
         self.transport.write(request)
-        return waiter
 
     @property
     def answer(self) -> AnswerReader | None:
@@ -128,14 +131,15 @@ class Line(asyncio.Protocol):
     def _settle(self, error: Exception | None) -> None:
         """The answer is there as far as it decides, or it will not come."""
         self._answered = True
-        waiter, reader = self._waiter, self._reader
-        self._waiter = None
+        done, reader = self._done, self._reader
+        self._done = None
         assert reader is not None
-        if waiter is None or waiter.done():
+        if done is None:
             return
         if reader.status:
             took_ns, self.asked_ns = self.endpoint.boot_ns() - self.asked_ns, 0
             self.endpoint.on_answer(self, reader, took_ns)
-            waiter.set_result(reader)
+        if reader.status and not self._lost:
+            done(reader)
         else:
-            waiter.set_exception(error or ConnectionResetError())
+            self.endpoint.loop.call_soon(done, reader if reader.status else error or ConnectionResetError())

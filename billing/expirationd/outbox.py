@@ -252,7 +252,7 @@ class Outbox:
 
     def take(self, now_ns: int) -> Item | None:
         """The item to attempt now, if any. It flies until `forget`, a refused `begin` or `finish`."""
-        if self.in_flight >= self.pace.concurrency:
+        if self.in_flight >= self.pace.concurrency or self.in_flight == len(self._items):
             return None
         self._move_released()
         fresh = self._first_fresh(now_ns)
@@ -389,7 +389,7 @@ class Outbox:
 
     def next_wake_ns(self, now_ns: int) -> int:
         """When `take` may have something: now_ns if at once, -1 if only a report or a result can change that."""
-        if self.in_flight >= self.pace.concurrency:
+        if self.in_flight >= self.pace.concurrency or self.in_flight == len(self._items):
             return -1
         if self._released:
             return now_ns

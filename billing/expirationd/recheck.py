@@ -20,6 +20,11 @@ class Rechecks:
         self._looks: deque[Look] = deque()
         self._latest: dict[tuple[int, bytes], int] = {}  # account -> when it is to be looked at; earlier looks are void
 
+    @property
+    def are_wanted(self) -> bool:
+        """Whether anything is looked at again."""
+        return self._wait_ns > 0
+
     def delivered(self, bucket_id: int, user_id: bytes, seq: int, now_ns: int) -> None:
         """This cutoff had a 2xx now, or had one some time before."""
         if self._wait_ns:

@@ -149,8 +149,9 @@ class PeriodicChecks:
 
     def delivered(self, bucket_id: int, user_id: bytes, seq: int) -> None:
         """This cutoff had its 2xx."""
-        self._rechecks.delivered(bucket_id, user_id, seq, self._now_ns())
-        self._arm()
+        if self._rechecks.are_wanted:
+            self._rechecks.delivered(bucket_id, user_id, seq, self._now_ns())
+            self._arm()
 
     def take_up(self, bucket_id: int) -> None:
         """The bucket is here now: its delivered cutoffs are looked at as if their 2xx had just come."""

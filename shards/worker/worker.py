@@ -32,7 +32,7 @@ from shards.control import MoveOrder, ToSupervisor
 from shards.journal import ALL_TIME_NS, Full, Unknown
 from shards.journal import Unavailable as JournalUnavailable
 from shards.links.far import Far
-from shards.machine import ALL_BUCKETS, Command
+from shards.machine import ALL_BUCKETS, Command, Effect
 from shards.moves.handoff import Handoff, Request
 from shards.replies import Reply, Unavailable
 from shards.shard import COMMAND, READ, MadeElsewhere, Ready
@@ -112,6 +112,7 @@ class Worker:
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
         self._scheduled = False
         self._writing = False
+        self._telling = False  # what is recorded meanwhile is seen to by whoever tells
         self._unsynced: list[Reply] = []  # of the batch that is being written
         self._stopping = False
         self.halted = True  # nothing is written, told or answered: doors are not open yet, or the state may be wrong
@@ -264,10 +265,10 @@ class Worker:
 
     def report(self, bucket_id: int, command: Command) -> object:
         """Applies what became of something told outside; no instant depends on it. What nobody awaits joins the ride,
-        or the batch behind the one that is written, without a turn of its own.
+        the batch behind the one that is written, or that of the turn that told it, without a turn of its own.
         """
         outcome = self.shard.report(bucket_id, command, self._now_ns or self.fresh_now_ns())
-        if self.shard.is_awaited() or not (self._writing or self._ride is not None):
+        if not self._telling and (self.shard.is_awaited() or not (self._writing or self._ride is not None)):
             self._schedule()
         return outcome
 
@@ -309,7 +310,7 @@ class Worker:
         if 0 <= due_ns <= self.now_ns() and not self._stopping and shard.tick(self._now_ns, TICK_ENTRIES_MAX):
             self._schedule()
         if early := shard.take_early():
-            self.application.tell(early)
+            self._tell(early)
         if not self._writing:
             ready = None if self._rides() else shard.take_ready()
             if ready is not None:
@@ -481,11 +482,17 @@ class Worker:
         for caller in dict.fromkeys([reply[0] for reply in ready.replies]):
             caller.flush()
         if ready.notices:
-            self.application.tell(ready.notices)
+            self._tell(ready.notices)
         if self.snapshotter.running:
             self.snapshotter.synced()
         while self._after_sync and self._after_sync[0][0] <= ready.sequence:
             self._after_sync.pop(0)[1]()
+
+    def _tell(self, notices: list[Effect]) -> None:
+        """To be followed by a turn, or its part that takes what is recorded meanwhile."""
+        self._telling = True
+        self.application.tell(notices)
+        self._telling = False
 
     def _on_barrier_time(self) -> None:
         if self._barrier_timer is not None:

@@ -1,6 +1,7 @@
 """An endpoint in virtual time, in the place of `billing.expirationd.endpoint.Endpoint` and the service behind it."""
 
 import asyncio
+from collections.abc import Callable
 
 from billing.expirationd.dialing import Unreachable
 from billing.expirationd.endpoint import Verdict
@@ -36,13 +37,15 @@ class Away:
     def keep(self, line: "Away") -> None:
         """Whoever connects again is answered as well."""
 
-    async def exchange(self, line: "Away", request: bytes, timeout_s: float) -> Verdict:
+    def ask(self, line: "Away", request: bytes, timeout_s: float, told: Callable[[Verdict], None]) -> None:
         self.requests.append(request)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(self.answer_s)
+        asyncio.get_running_loop().call_later(self.answer_s, self._answer, told)
+
+    def _answer(self, told: Callable[[Verdict], None]) -> None:
         self.at_once -= 1
-        return OK, "", -1
+        told((OK, "", -1))
 
     def end(self, line: "Away", why: str) -> None:
         """Whoever is answered at all is answered soon."""

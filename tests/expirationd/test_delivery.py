@@ -44,6 +44,27 @@ async def test_without_the_secret_nothing_is_accepted() -> None:
         assert receiver.stats()["acknowledged"] == 0
 
 
+async def test_an_isolated_call_is_begun_in_the_turn_that_finds_it_owed_without_a_task() -> None:
+    """A process that slept pays for each thing that it touches: for a task to be woken, too."""
+    desk = Desk()
+    async with receiving() as receiver, sending(desk, settings(receiver.url, concurrency=2, warm=2)) as delivery:
+        await desk.until_shown(delivery, 2)
+        await desk.until(lambda: delivery.endpoints[0].connections == 2 and not delivery.outbox.in_flight)
+        tasks = asyncio.all_tasks()
+        for user in (b"a", b"b", b"c"):
+            desk.instants[user, 1] = MACHINE_CLOCKS.wall_ns()
+            desk.cutoffs[user] = [1]
+            delivery.owe(1, user, "cutoff", desk.instants[user, 1])
+        desk.reports.clear()
+        delivery.rouse()
+        assert [(user, outcome) for _, user, _, outcome, _ in desk.reports] == [(b"a", "started"), (b"b", "started")]
+        await desk.until(desk.nothing_owed)
+        assert asyncio.all_tasks() - tasks == set()
+        told = [(user, outcome) for _, user, _, outcome, _ in desk.reports]
+        assert told[2][1] == "delivered"
+        assert told[3] == (b"c", "started"), "right behind the answer that made room for it"
+
+
 async def test_many_at_once_arrive_once_each_over_a_bounded_number_of_connections() -> None:
     desk = Desk()
     open_at_once: list[int] = []

@@ -96,16 +96,21 @@ class SimReceiver(SimEndpoint):
 
     told: Told
 
-    async def exchange(self, line: Any, request: bytes, timeout_s: float) -> Verdict:
+    def ask(self, line: Any, request: bytes, timeout_s: float, told: Callable[[Verdict], None]) -> None:
         header = request.split(b"webhook-id: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
         quoted, _, name = header.partition(":")
         user = quoted.encode()
         self._trace("notice", header)
         self.told.attempt(user, name)
+        self.go_on(self._notice(line, user, name, timeout_s, told))
+
+    async def _notice(
+        self, line: Any, user: bytes, name: str, timeout_s: float, told: Callable[[Verdict], None]
+    ) -> None:
         verdict = await self._answer(line, user, timeout_s, lambda _: self.told.took(user, name))
         if not self.closed:
             self._idle.append(line)
-        return verdict
+        told(verdict)
 
 
 class Followers:

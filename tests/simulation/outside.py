@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
@@ -58,6 +58,7 @@ class SimEndpoint:
         self._auditor = auditor
         self._trace = trace
         self._idle: list[SimLine] = []
+        self._calls: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """No connection is kept warm."""
@@ -78,11 +79,29 @@ class SimEndpoint:
     def keep(self, line: SimLine) -> None:
         self._idle.append(line)
 
-    async def exchange(self, line: SimLine, request: bytes, timeout_s: float) -> Verdict:
+    def ask(self, line: SimLine, request: bytes, timeout_s: float, told: Callable[[Verdict], None]) -> None:
         kind, user, event_id, seq, exhausted_at_ns = _read(request)
         now_ns = self._auditor.billing_ns(self._boot_ns())
         self._trace("attempt", kind, user, seq, exhausted_at_ns)
         self._auditor.attempt(kind, user, event_id, seq, exhausted_at_ns, now_ns)
+        self.go_on(self._exchange(line, kind, user, seq, event_id, timeout_s, told))
+
+    def go_on(self, call: Coroutine[Any, Any, None]) -> None:
+        """The rest of a call, which was written just now."""
+        task = asyncio.get_running_loop().create_task(call)
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
+
+    async def _exchange(
+        self,
+        line: SimLine,
+        kind: str,
+        user: bytes,
+        seq: int,
+        event_id: str,
+        timeout_s: float,
+        told: Callable[[Verdict], None],
+    ) -> None:
         self._auditor.calls(user, event_id)
         try:
             verdict = await self._answer(line, user, timeout_s, lambda ok: self._took(kind, user, seq, ok))
@@ -90,7 +109,7 @@ class SimEndpoint:
             self._auditor.called(user, self._auditor.billing_ns(self._boot_ns()))
         if not self.closed and verdict[0] != TIMED_OUT:
             self._idle.append(line)
-        return verdict
+        told(verdict)
 
     def _took(self, kind: str, user: bytes, seq: int, ok: bool) -> None:
         self._auditor.last_call[user] = kind, seq
@@ -132,6 +151,9 @@ class SimEndpoint:
 
     async def close(self) -> None:
         self.closed = True
+        for call in self._calls:
+            call.cancel()
+        await asyncio.gather(*self._calls, return_exceptions=True)
 
 
 def _read(request: bytes) -> tuple[str, bytes, str, int, int]:
