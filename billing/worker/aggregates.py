@@ -11,12 +11,17 @@ overrun was closed counts again from the next. So that sum never falls.
 
 Overrun is shown as of now: what an account had when it was last settled, and its rate since. It reads what the ledger
 holds and never changes anything.
+
+**Why a bucket is a line over time.** Once accounts have run out, hundreds of buckets have something to count, and each
+is looked at again and again. Overrun that grows says the same in each look if it is kept as where it began and how fast
+it grows; so a bucket in which nothing has happened is compared and passed by, no sum is made anew, and rounds need not
+follow each other closely.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Iterator
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from billing.ledger.book import EXHAUSTED, ROW, Book
 from billing.ledger.entry import PENDING
@@ -27,17 +32,21 @@ WORK_MAX = 2048  # of one step: a bucket is one, and a rare part in it as much a
 EXTRA_WORK = 8
 STEPS_MAX = 10  # one after the other, `PAUSE_S` apart, for each time that the figures are asked for
 PAUSE_S = 0.02
+ROUND_NS = 5_000_000_000  # at least, from one round to the next; between them sums go on by their rates
 
 
 class Count(NamedTuple):
-    """One bucket, when the round came by."""
+    """One bucket. Its overrun at an instant is `overrun + running * instant`."""
 
     overrun: int = 0  # internal units
-    running: int = 0  # nanos per hour of the accounts whose overrun still grows
+    running: int = 0  # nanos per hour of the accounts whose overrun still grows, which is units a nanosecond
     accounts: int = 0  # how many these are
     oldest_ns: int = NEVER_NS  # since when the oldest cutoff is owed
     classless: int = 0  # accounts whose class is not known
     dearest: tuple[int, bytes] = (0, b"")  # the highest rate among those whose overrun grows, and whose it is
+
+
+_NOTHING: Final = Count()
 
 
 class Aggregates:
@@ -47,53 +56,65 @@ class Aggregates:
         self._books = books
         self._classes = classes
         self._counts: dict[int, Count] = {}  # of buckets that had something to count
-        self._sum = Count()  # of these, but for the two extremes
+        self._sum = [0, 0, 0, 0]  # of these: overrun, running, accounts, classless
+        self._overruns: dict[int, int] = {}  # of these, as it was when the round came by
         self._oldest: dict[int, int] = {}  # of buckets that have one
         self._dearest: dict[int, tuple[int, bytes]] = {}
         self._round: Iterator[int] = iter(())
         self._seen: set[int] = set()  # buckets a round has come by, and which are still here
         self._grown = 0  # internal units
+        self._began_ns = -ROUND_NS  # the last round
+        self._is_over = True  # it came to its end
+
+    def is_due(self, now_ns: int) -> bool:
+        """Whether a step is to be taken: a round is under way, or the next one may begin."""
+        return not self._is_over or now_ns - self._began_ns >= ROUND_NS
 
     def step(self, now_ns: int) -> bool:
         """Goes on with the round, or begins the next one; whether it came to the end of it."""
         left = WORK_MAX
         bucket_id = next(self._round, 0)
         if not bucket_id:
-            self._round = iter(sorted(self._books))
+            self._round, self._began_ns, self._is_over = iter(sorted(self._books)), now_ns, False
             for gone in [known for known in self._counts if known not in self._books]:
-                self._put(gone, Count())
+                self._put(gone, _NOTHING)
             self._seen.intersection_update(self._books)
             bucket_id = next(self._round, 0)
+        counts, overruns = self._counts, self._overruns
         while bucket_id:
             book = self._books.get(bucket_id)
             if book is not None and book.extras:
-                count = _count(book, now_ns, self._classes)
-                if bucket_id in self._seen:
-                    before = self._counts.get(bucket_id)
-                    self._grown += max(0, count.overrun - (before.overrun if before is not None else 0))
-                self._put(bucket_id, count)
+                count = _count(book, self._classes)
+                if count != counts.get(bucket_id, _NOTHING):
+                    self._put(bucket_id, count)
+                overrun = count.overrun + count.running * now_ns
+                before = overruns.get(bucket_id, 0)
+                if overrun != before:
+                    overruns[bucket_id] = overrun
+                    if overrun > before and bucket_id in self._seen:
+                        self._grown += overrun - before
                 left -= EXTRA_WORK * len(book.extras)
-            elif bucket_id in self._counts:
-                self._put(bucket_id, Count())
+            elif bucket_id in counts:
+                self._put(bucket_id, _NOTHING)
             if book is not None:
                 self._seen.add(bucket_id)
             left -= 1
             if left <= 0:
                 return False
             bucket_id = next(self._round, 0)
+        self._is_over = True
         return True
 
     def _put(self, bucket_id: int, count: Count) -> None:
-        before, total = self._counts.pop(bucket_id, Count()), self._sum
-        self._sum = total._replace(
-            overrun=total.overrun + count.overrun - before.overrun,
-            running=total.running + count.running - before.running,
-            accounts=total.accounts + count.accounts - before.accounts,
-            classless=total.classless + count.classless - before.classless,
-        )
+        before, total = self._counts.pop(bucket_id, _NOTHING), self._sum
+        total[0] += count.overrun - before.overrun
+        total[1] += count.running - before.running
+        total[2] += count.accounts - before.accounts
+        total[3] += count.classless - before.classless
         self._oldest.pop(bucket_id, None)
         self._dearest.pop(bucket_id, None)
-        if count == Count():
+        if count == _NOTHING:
+            self._overruns.pop(bucket_id, None)
             return
         self._counts[bucket_id] = count
         if count.oldest_ns != NEVER_NS:
@@ -103,21 +124,21 @@ class Aggregates:
 
     def figures(self, now_ns: int) -> dict[str, Any]:
         """Sums over the buckets, as plain data; -1: no cutoff is owed."""
-        total = self._sum
+        overrun, running, accounts, classless = self._sum
         oldest_ns = min(self._oldest.values(), default=NEVER_NS)
         rate, user_id = max(self._dearest.values(), default=(0, b""))
         return {
-            "overrun_nanos": total.overrun // NANO,
+            "overrun_nanos": (overrun + running * now_ns) // NANO,
             "overrun_grown_nanos": self._grown // NANO,
-            "overrun_nanos_per_hour": total.running,
-            "overrun_accounts": total.accounts,
+            "overrun_nanos_per_hour": running,
+            "overrun_accounts": accounts,
             "overrun_dearest": (rate, user_id.decode()),
-            "unknown_class_accounts": total.classless,
+            "unknown_class_accounts": classless,
             "oldest_owed_ns": -1 if oldest_ns == NEVER_NS else max(0, now_ns - oldest_ns),
         }
 
 
-def _count(book: Book, now_ns: int, classes: Container[bytes]) -> Count:
+def _count(book: Book, classes: Container[bytes]) -> Count:
     overrun = running = accounts = classless = 0
     oldest_ns = NEVER_NS
     dearest = 0, b""
@@ -126,7 +147,7 @@ def _count(book: Book, now_ns: int, classes: Container[bytes]) -> Count:
         classless += bool(extra.class_name) and extra.class_name not in classes
         settled_ns, _, _, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
         if rate and flags & EXHAUSTED:
-            overrun += rate * max(0, now_ns - settled_ns)
+            overrun -= rate * settled_ns
             running += rate
             accounts += 1
             if rate > dearest[0]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 from billing.ledger import commands as ops
 from billing.ledger.classes import CutoffClass
-from billing.worker.aggregates import EXTRA_WORK, WORK_MAX, Aggregates
+from billing.worker.aggregates import EXTRA_WORK, ROUND_NS, WORK_MAX, Aggregates
 from tests.ledger.bank import BUCKET, HOUR, Bank
 
 EXTRAS = WORK_MAX // EXTRA_WORK // 2  # in a bucket: a step comes through one, and half of the next
@@ -137,3 +140,37 @@ def test_the_first_overrun_of_a_bucket_that_was_looked_at_before_counts_whole() 
     for _ in range(2):
         census.step(120)
     assert census.figures(120)["overrun_grown_nanos"] == census.figures(120)["overrun_nanos"] == 100
+
+
+def test_a_round_in_which_nothing_happened_makes_no_sum_anew() -> None:
+    books = {bucket_id: ran_dry(3).ledger.books[BUCKET] for bucket_id in range(1, 41)}
+    census = Aggregates(books)
+    while not census.step(1000):
+        continue
+    called: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name[0] != "<":
+            called.append(frame.f_code.co_name)
+
+    sys.setprofile(note)
+    try:
+        while not census.step(1400):
+            continue
+    finally:
+        sys.setprofile(None)
+    assert set(called) == {"step", "_count"}, "a bucket that only grows on is compared with what was known of it"
+    assert called.count("_count") == len(books)
+    assert census.figures(1400)["overrun_grown_nanos"] == len(books) * 3 * 400
+    assert census.figures(1500)["overrun_nanos"] == len(books) * sum(1500 - (10 + number) for number in range(3))
+
+
+def test_a_round_follows_the_one_before_after_a_while_and_is_gone_through_at_once() -> None:
+    books = {bucket_id: ran_dry(EXTRAS).ledger.books[BUCKET] for bucket_id in range(1, 4)}
+    census = Aggregates(books)
+    now_ns = 10**6
+    assert census.is_due(now_ns)
+    while not census.step(now_ns):
+        assert census.is_due(now_ns)
+    assert not census.is_due(now_ns + ROUND_NS - 1)
+    assert census.is_due(now_ns + ROUND_NS)
