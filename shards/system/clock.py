@@ -35,6 +35,7 @@ import ctypes
 import os
 import struct
 import time
+from array import array
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
@@ -331,20 +332,12 @@ class _Timex(ctypes.Structure):
     )
 
 
-class _Timespec(ctypes.Structure):
-    _fields_ = (("tv_sec", ctypes.c_long), ("tv_nsec", ctypes.c_long))
-
-
-class _Itimerspec(ctypes.Structure):
-    _fields_ = (("it_interval", _Timespec), ("it_value", _Timespec))
-
-
 _TFD_TIMER_ABSTIME = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 _timerfd_create = _libc.timerfd_create
 _timerfd_create.argtypes = (ctypes.c_int, ctypes.c_int)
 _timerfd_settime = _libc.timerfd_settime
-_timerfd_settime.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.POINTER(_Itimerspec), ctypes.c_void_p)
+_timerfd_settime.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
 _adjtimex = _libc.adjtimex
 _adjtimex.argtypes = (ctypes.POINTER(_Timex),)
 _STA_UNSYNC = 0x40
@@ -374,8 +367,8 @@ class Alarm:
         self._fd: int = _timerfd_create(_BOOTTIME, os.O_NONBLOCK | os.O_CLOEXEC)
         if self._fd < 0:
             raise OSError(ctypes.get_errno(), "timerfd_create: " + os.strerror(ctypes.get_errno()))
-        self._spec = _Itimerspec()
-        self._pointer = ctypes.pointer(self._spec)
+        self._spec = array("l", [0, 0, 0, 0])  # a `struct itimerspec`: no interval, then the instant in s and ns
+        self._address = self._spec.buffer_info()[0]
         self.armed_ns = -1  # boot instant it is set for; -1: not set
 
     def fileno(self) -> int:
@@ -408,7 +401,6 @@ class Alarm:
 
     def _set(self, boot_ns: int) -> None:
         assert self._fd >= 0, "the alarm is closed"
-        value = self._spec.it_value
-        value.tv_sec, value.tv_nsec = divmod(boot_ns, 1_000_000_000)
-        if _timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, self._pointer, None) < 0:
+        self._spec[2], self._spec[3] = divmod(boot_ns, 1_000_000_000)
+        if _timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, self._address, None) < 0:
             raise OSError(ctypes.get_errno(), "timerfd_settime: " + os.strerror(ctypes.get_errno()))
