@@ -147,7 +147,7 @@ class JournalSection(Section, frozen=True):
     )
     snapshot_bytes: Annotated[int, _key("After that much a snapshot replaces it", ge=65_536, le=2**40)] = 256 * 2**20
     idle_barrier_ms: Annotated[
-        int, _key("After such a pause an empty batch proves the last one whole", ge=1, le=10_000)
+        int, _key("After such a pause an empty batch proves the last one that was answered", ge=1, le=10_000)
     ] = 50
 
 

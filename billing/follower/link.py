@@ -5,7 +5,7 @@ durable, in the turn of the loop in which what it holds is answered. So an answe
 question.
 
 **Behind the hot path.** Handing a batch over is one message of bytes that exist already: nothing is done per entry.
-Small batches are gathered for `GATHER_S` at most, or until somebody asks: a write and a process woken for each would
+Small batches are gathered for `gather_s` at most, or until somebody asks: a write and a process woken for each would
 cost more than the commands in it.
 What the process has not committed is held up to `unreached_bytes_max`; above that the link stops sending. What is
 missing is then read again from the journal by `feed`; so it is after each start, too. A reading ends at the head of the
@@ -49,7 +49,7 @@ from shards.system.links import Wire
 log = logging.getLogger("billing.follower")
 
 SLIM_ABOVE_BYTES: Final = 16 << 20  # only a bucket that moved makes a batch so large; it is no row, and stays here
-GATHER_S: Final = 0.005
+GATHER_S: Final = 0.005  # by default: of a follower that others wait for
 GATHER_BYTES: Final = 64 << 10
 RESTART_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_NS: Final = 60_000_000_000
@@ -117,6 +117,7 @@ class FollowerLink:
         *,
         options: tuple[Any, ...] = (),
         limits: Limits = DEFAULT_LIMITS,
+        gather_s: float = GATHER_S,
         host: Host = REAL,
     ) -> None:
         """`noun`: for log and figures. `command` starts a process, to which the number of its descriptor is appended.
@@ -160,6 +161,7 @@ class FollowerLink:
         self._kept_bytes = 0
         self._gathered: list[say.Batch] = []  # sent in the sense of `_sent`, but not on the wire yet
         self._gathered_bytes = 0
+        self._gather_s = gather_s
         self._gathering: asyncio.TimerHandle | None = None
         self._questions: dict[int, _Question] = {}  # by number
         self._waiting: deque[int] = deque()  # numbers of those not sent yet
@@ -271,7 +273,7 @@ class FollowerLink:
         if self._gathered_bytes >= GATHER_BYTES:
             self._send_gathered()
         elif self._gathering is None:
-            self._gathering = self._loop.call_later(GATHER_S, self._send_gathered)
+            self._gathering = self._loop.call_later(self._gather_s, self._send_gathered)
 
     def _send_gathered(self) -> None:
         """Puts what was gathered on the wire, as one write."""

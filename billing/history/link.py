@@ -22,6 +22,7 @@ from shards.system.clock import Clocks
 from shards.system.host import REAL, Host
 
 COMMAND: Final = command_of("billing.history.projector")
+GATHER_S: Final = 0.25  # nobody waits for the file but who asks, and whoever asks has it written first
 
 REACHED: Final = "reached"
 ENTRIES: Final = "entries"
@@ -78,7 +79,16 @@ class HistoryLink(FollowerLink):
         """`accept_loss`: a file that is ahead of the journal is cut back instead of refused."""
         options = accept_loss, 0, b""
         super().__init__(
-            "history", command, directory, shard_id, journal, clocks, options=options, limits=limits, host=host
+            "history",
+            command,
+            directory,
+            shard_id,
+            journal,
+            clocks,
+            options=options,
+            limits=limits,
+            gather_s=GATHER_S,
+            host=host,
         )
 
     def history(

@@ -29,7 +29,7 @@ from shards.exits import Exit
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
 
-GROUP_WAIT_S: Final = 0.25
+GROUP_WAIT_S: Final = 0.5  # whoever asks has it committed before that
 GROUP_ROWS_MAX: Final = 20_000
 CHECKPOINT_ROWS_MAX: Final = 500_000
 FORMER_POLL_S: Final = 0.02

@@ -14,6 +14,10 @@ of its call and the 2xx) ride with the next batch, for `RIDE_S` at most: an isol
 stands between reading state and changing it: requests are applied in the protocol's callback, and all of this file but
 the start is plain functions.
 
+A batch proves the one before it to be whole, and behind the last one a barrier does, after a pause of `idle_barrier_s`.
+Where something rides by then, the ride ends instead. Of what nobody was told but followers, which refuse a journal that
+has lost it, the proof may wait for `UNTOLD_S`: so cutoffs that come one by one cost a sync each, not two.
+
 All requests of one read carry one instant, which is not before their arrival. What time makes due is carried out in
 slices of `TICK_ENTRIES_MAX`, between which requests are answered.
 
@@ -48,7 +52,8 @@ from shards.worker.router import Dial, PeerCaller, PeerLink, ask_all, receive_fr
 from shards.worker.snapshotter import Snapshotter
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
-RIDE_S = 0.05  # so long records that nobody awaits ride with the batches of others before they are one of their own
+RIDE_S = 0.1  # so long records that nobody awaits ride with the batches of others before they are one of their own
+UNTOLD_S = 1.0  # so long a batch that nobody was told of waits for another one to prove it
 RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
@@ -119,6 +124,8 @@ class Worker:
         self.backpressure = Backpressure(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
         self._barrier_due = False
         self._barrier_timer: asyncio.TimerHandle | None = None
+        self._barrier_at = 0.0  # when that rings, by the loop's clock
+        self._is_untold = False  # nobody was told of anything that only the last batch holds
         self._idle = asyncio.Event()
         self._peers: dict[Wire, PeerCaller] = {}
         self.on_step: Callable[[PeerCaller, Any, Command], bool] = lambda *_: False  # see `shards.backup.Holds`
@@ -325,6 +332,9 @@ class Worker:
                 if self.snapshotter.running:
                     self.snapshotter.step(position, durable=False)
                 if not ready.payload:
+                    if self._is_untold and ready.replies:  # a read told of the last batch
+                        self._is_untold = False
+                        self._await_barrier(self.settings.idle_barrier_s)
                     if may_act:
                         self._release(ready)
                         self._idle.set()
@@ -359,7 +369,12 @@ class Worker:
         return rides
 
     def _on_ride(self) -> None:
-        self._ride, self._arrived_from_ride = None, True
+        self._ride = None
+        self._end_ride()
+
+    def _end_ride(self) -> None:
+        """What rides is a batch of its own now."""
+        self._arrived_from_ride = True
         self._guarded_turn()
 
     def _answer_later(self) -> None:
@@ -387,12 +402,13 @@ class Worker:
         self._on_granted()
         self.backpressure.looked()
         self._writing, self._unsynced = False, []
+        self._is_untold = not (ready.replies or ready.notices or ready.decides or self._after_sync)
         self.syncs.end(ready.records)
         self._release(ready)
         self.application.committed(position, ready.payload)
         self.snapshotter.look(self.syncs.batches, self.settings.snapshot_bytes)
         self._barrier_due = True
-        self._await_barrier(self.settings.idle_barrier_s)
+        self._put_barrier_off()
         self._guarded_turn()
 
     def _is_waited_for_in_vain(self, ready: Ready, error: JournalUnavailable) -> bool:
@@ -435,9 +451,28 @@ class Worker:
         self.executor.submit(beaten, self.journal.idle_barrier)
 
     def _await_barrier(self, delay_s: float) -> None:
+        """Lets the next barrier come in so many seconds (0: only with the beat), unless one comes sooner."""
         delay_s = min(delay_s or self.journal.beat_s, self.journal.beat_s or delay_s)
-        if self._barrier_timer is None and delay_s and not self._stopping:
-            self._barrier_timer = self._loop.call_later(delay_s, self._on_barrier_time)
+        if not delay_s or self._stopping:
+            return
+        at = self._loop.time() + delay_s
+        if self._barrier_timer is not None:
+            if self._barrier_at <= at:
+                return
+            self._barrier_timer.cancel()
+        self._barrier_timer, self._barrier_at = self._loop.call_later(delay_s, self._on_barrier_time), at
+
+    def _put_barrier_off(self) -> None:
+        """A batch proves the one before it: only a pause behind the last one has to be ended by a barrier. Where
+        batches come fast, the timer is moved once in half its time, not for each.
+        """
+        delay_s = self.settings.idle_barrier_s
+        if delay_s and self._is_untold:
+            delay_s = max(delay_s, UNTOLD_S)
+        if self._barrier_timer is not None and self._barrier_at - self._loop.time() < delay_s / 2:
+            self._barrier_timer.cancel()
+            self._barrier_timer = None
+        self._await_barrier(delay_s)
 
     def _on_granted(self) -> None:
         """The journal holds a batch or a beat of this epoch: time was granted anew, if it grants any."""
@@ -502,6 +537,8 @@ class Worker:
             return
         if self._writing:  # the commit under way is the proof
             self._await_barrier(self.journal.beat_s)
+        elif self._ride is not None and not self.backpressure.reason:  # so is what rides, which is due soon anyway
+            self._end_ride()
         elif self._barrier_due or self.backpressure.reason or self.journal.beat_s:  # it makes room, too
             self._barrier_due, self._writing = False, True
             self.syncs.begin()

@@ -1,4 +1,5 @@
-"""What nobody waits for rides with the batches of others: the work of an isolated cutoff, counted in batches.
+"""What nobody waits for rides with the batches of others: the work of an isolated cutoff, counted in batches and
+syncs.
 
 The whole daemon on the virtual clock, so that the count is exact however busy the machine is.
 """
@@ -49,6 +50,13 @@ def run_dry_apart(world: World, client: Client, apart_s: float = APART_S) -> Non
     world.run(made.done, 9, "all users have money and a rate")
 
 
+def syncs_of(world: World) -> int:
+    """How often the worker has synced its journal."""
+    process = world.process_of(1)
+    assert process is not None
+    return sum(call.startswith("fdatasync segment") for call in process.disk.trace)
+
+
 def test_an_isolated_cutoff_is_one_batch_and_its_2xx_rides_in_it(world: World) -> None:
     run_dry_apart(world, client_of(world))
     world.run(world.is_quiet, 1, "all is durable")
@@ -65,6 +73,31 @@ def test_cutoffs_a_hundredth_of_a_second_apart_share_batches(world: World) -> No
     world.run(lambda: len(world.auditor.delivered) == len(USERS), 30, "everybody is called")
     world.run(world.is_quiet, 1, "all is durable")
     assert world.auditor.head("shard-1") - before <= len(USERS) // 3
+
+
+@pytest.mark.parametrize("apart_s", [0.01, 0.04, 0.2])
+def test_cutoffs_that_come_one_by_one_need_no_barriers_between_their_batches(world: World, apart_s: float) -> None:
+    """The next batch proves the one before it, and nobody was told what the last one holds."""
+    run_dry_apart(world, client_of(world), apart_s)
+    world.run(world.is_quiet, 1, "all is durable")
+    world.run(lambda: bool(world.auditor.delivered), 12, "the first is called")
+    syncs, batches = syncs_of(world), world.auditor.head("shard-1")
+    world.run(lambda: len(world.auditor.delivered) == len(USERS), 30, "everybody is called")
+    world.run(world.is_quiet, 1, "all is durable")
+    assert syncs_of(world) - syncs == world.auditor.head("shard-1") - batches
+
+
+def test_what_was_read_of_the_last_batch_is_proved_as_soon_as_an_answer_is(world: World) -> None:
+    client = client_of(world)
+    run_dry_apart(world, client, 5.0)
+    world.run(lambda: bool(world.auditor.delivered), 12, "the first is called")
+    world.run(world.is_quiet, 1, "its batch is durable")
+    syncs = syncs_of(world)
+    reading = world.task(client.until_known(Call("get_account", USERS[0], [], {})))
+    world.run(reading.done, 1, "an answer")
+    asked_ns = world.kernel.now_ns
+    world.run(lambda: syncs_of(world) > syncs, 1, "a barrier")
+    assert world.kernel.now_ns - asked_ns < 100_000_000, "of virtual time"
 
 
 def test_a_read_does_not_wait_for_the_ride_and_takes_along_what_it_saw(world: World) -> None:
