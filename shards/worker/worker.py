@@ -124,7 +124,7 @@ class Worker:
         self.backpressure = Backpressure(shard.shard_id, journal, self._on_barrier_time, snapshotter.begin)
         self._barrier_due = False
         self._barrier_timer: asyncio.TimerHandle | None = None
-        self._barrier_at = 0.0  # when that rings, by the loop's clock
+        self._barrier_ns = 0  # when that rings, by the boot clock
         self._is_untold = False  # nobody was told of anything that only the last batch holds
         self._idle = asyncio.Event()
         self._peers: dict[Wire, PeerCaller] = {}
@@ -455,12 +455,12 @@ class Worker:
         delay_s = min(delay_s or self.journal.beat_s, self.journal.beat_s or delay_s)
         if not delay_s or self._stopping:
             return
-        at = self._loop.time() + delay_s
+        at_ns = self._boot_ns() + int(delay_s * 1e9)
         if self._barrier_timer is not None:
-            if self._barrier_at <= at:
+            if self._barrier_ns <= at_ns:
                 return
             self._barrier_timer.cancel()
-        self._barrier_timer, self._barrier_at = self._loop.call_later(delay_s, self._on_barrier_time), at
+        self._barrier_timer, self._barrier_ns = self._loop.call_later(delay_s, self._on_barrier_time), at_ns
 
     def _put_barrier_off(self) -> None:
         """A batch proves the one before it: only a pause behind the last one has to be ended by a barrier. Where
@@ -469,7 +469,7 @@ class Worker:
         delay_s = self.settings.idle_barrier_s
         if delay_s and self._is_untold:
             delay_s = max(delay_s, UNTOLD_S)
-        if self._barrier_timer is not None and self._barrier_at - self._loop.time() < delay_s / 2:
+        if self._barrier_timer is not None and self._barrier_ns - self._boot_ns() < delay_s * 5e8:
             self._barrier_timer.cancel()
             self._barrier_timer = None
         self._await_barrier(delay_s)
