@@ -206,21 +206,21 @@ class FigureSampler:
             self._known[worker.shard_id] = {}
 
     def _note_overdue(self) -> set[int]:
-        """Logs what began to stand still and what goes on again; the shards whose loop does not turn."""
+        """Logs what began to stand still and what goes on again; the shards that are silent."""
         now_ns, overdue = self.clocks.boot_ns(), self.overdue()
         pids = {worker.shard_id: worker.pid for worker in self.supervisor.workers.values()}
         still = {(one.shard_id, one.what): one for one in overdue}
         for shard_id, what in self._still.keys() - still.keys():
             lasted_s = (now_ns - self._still.pop((shard_id, what))) // 10**9
             if pids.get(shard_id):
-                which = "its loop turns" if what == LOOP else "its disk takes batches"
+                which = "it answers" if what == LOOP else "its disk takes batches"
                 log.info("shard %d: %s again, after %d s", shard_id, which, lasted_s)
         for shard_id, what in still.keys() - self._still.keys():
             since_ns = self._still[shard_id, what] = now_ns - still[shard_id, what].for_ns
             for_s, pid = (now_ns - since_ns) // 10**9, pids[shard_id]
             if what == LOOP:
                 log.error(
-                    "shard %d has answered nothing for %d s: the loop of process %d does not turn", shard_id, for_s, pid
+                    "shard %d is silent: it has answered nothing for %d s; its process is %d", shard_id, for_s, pid
                 )
             else:
                 log.error("shard %d has had a batch at its disk for %d s", shard_id, for_s)
@@ -292,7 +292,7 @@ class FigureSampler:
             patience_ns = LOOP_PATIENCE_NS if worker.state == "serving" else START_PATIENCE_NS
             still_s = (now_ns - answered_ns) // 10**9
             if now_ns - answered_ns > patience_ns:
-                text = f"shard {worker.shard_id}: its loop has not turned for {still_s} s"
+                text = f"shard {worker.shard_id} is silent: it has answered nothing for {still_s} s"
                 found.append(Overdue(worker.shard_id, LOOP, text, now_ns - answered_ns))
             figures = self._known.get(worker.shard_id, {})
             waiting_ns = figures.get("sync_waiting_ns", 0)

@@ -149,8 +149,8 @@ async def test_a_worker_that_died_has_left_a_trace(data_dir: Path, browser: Chro
             "document.getElementById('recent').innerText"
         )
         os.kill(daemon.worker_pids()[0], signal.SIGSTOP)
-        await browser.until("document.querySelector('#shards .pill.bad')?.textContent === 'stuck'", 60)
-        assert await browser.evaluate("document.title.startsWith('● Stuck')")
+        await browser.until("document.querySelector('#shards .pill.bad')?.textContent === 'silent'", 60)
+        assert await browser.evaluate("document.title.startsWith('● Silent')")
         owed = await browser.evaluate("document.getElementById('owed').innerText")
         assert owed == "The list cannot be had now: no answer in time."
         tiles = " ".join((await browser.evaluate("document.querySelector('.tiles').innerText")).split())

@@ -83,14 +83,14 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         worker = daemon.worker_pids()[0]
         os.kill(worker, signal.SIGSTOP)
         deadline = time.monotonic() + 40
-        while not any("its loop has not turned" in status for status in manager.statuses()):
+        while not any("is silent: it has answered nothing" in status for status in manager.statuses()):
             assert time.monotonic() < deadline, manager.statuses()
             time.sleep(0.1)
         with pytest.raises(urllib.error.HTTPError) as not_ready:
             urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=60)
         with not_ready.value as answer:
             assert answer.code == 503
-            assert b"its loop has not turned" in answer.read()
+            assert b"is silent: it has answered nothing" in answer.read()
         with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=60) as answer:
             up = [line.split()[-1] for line in answer.read().splitlines() if line.startswith(b"billing_shard_up{")]
         assert up.count(b"0.0") == 1, "the alert of a shard that is not served sees it as well"
@@ -100,7 +100,8 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
             left = accounts_of(page)
         assert left.items() < by_shard.items()
         silent = re.search(
-            rf"shard (\d) has answered nothing for \d+ s: the loop of process {worker} ", daemon.log.read_text()
+            rf"shard (\d) is silent: it has answered nothing for \d+ s; its process is {worker}\b",
+            daemon.log.read_text(),
         )
         assert silent is not None
         fed = manager.count("WATCHDOG")
@@ -109,7 +110,7 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         os.kill(worker, signal.SIGCONT)
         manager.until("WATCHDOG", fed + 2)
         assert manager.statuses()[-1].startswith("serving")
-        again = f"shard {silent[1]}: its loop turns again, after "
+        again = f"shard {silent[1]}: it answers again, after "
         while again not in daemon.log.read_text():
             assert time.monotonic() < deadline + 60
             time.sleep(0.1)

@@ -24,7 +24,7 @@ CLOCK_OFF_NS: Final = 10**9
 DISK_SHARE_MIN: Final = 0.1
 LOG_SHARE_MAX: Final = 0.7  # of the limit of a stream; at nine tenths changes are refused
 OVERRUNNING: Final = "billing accounts --overrunning"  # lists them
-STUCK_ALERTS: Final = {LOOP: "BillingLoopLag", SYNC: "BillingSyncStuck"}
+OVERDUE: Final = {LOOP: ("Silent", "BillingLoopLag"), SYNC: ("Disk stuck", "BillingSyncStuck")}  # word, alert
 
 
 class Trouble(NamedTuple):
@@ -61,8 +61,9 @@ def _shards(sampler: FigureSampler) -> Iterator[Trouble]:
         else:
             alert = "BillingShardHeld" if held else "BillingShardDown"
             yield Trouble(BAD, "Degraded", told, alert, "billing shards")
-    for stuck in sampler.overdue():
-        yield Trouble(BAD, "Stuck", stuck.text, STUCK_ALERTS[stuck.what], "billing shards")
+    for one in sampler.overdue():
+        word, alert = OVERDUE[one.what]
+        yield Trouble(BAD, word, one.text, alert, "billing shards")
 
 
 def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:

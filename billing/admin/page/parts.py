@@ -13,7 +13,7 @@ from billing import __version__
 from billing.admin.alerts import ALERTS, PAGE
 from billing.admin.figure_sampler import COARSE_NS, COARSE_ROWS, FINE_ROWS, FigureSampler, Overrun, quantile_of
 from billing.admin.page import plots, words
-from billing.admin.page.condition import OVERRUNNING, OWED_LATE_NS, Trouble, title, troubles
+from billing.admin.page.condition import OVERDUE, OVERRUNNING, OWED_LATE_NS, Trouble, title, troubles
 from billing.admin.processes import HOST, Usage
 from billing.cli.values import instant
 from billing.ledger.money import format_coins
@@ -300,14 +300,14 @@ def shards(sampler: FigureSampler) -> Markup:
     """A row for each shard."""
     supervisor = sampler.supervisor
     rows = []
-    stuck = {one.shard_id for one in sampler.overdue()}
+    overdue = {one.shard_id: OVERDUE[one.what][0].lower() for one in reversed(sampler.overdue())}
     for shard_id, worker in sorted(supervisor.workers.items()):
         figures = sampler.figures.get(shard_id, {})
         kind = {"serving": "good", "held": "bad", "down": "bad"}.get(worker.state, "warn")
         sync_ns = quantile_of(figures.get("sync_ns", {"bounds": [], "counts": []}), 0.99)
         done, whole = worker.progress
         told = f"{worker.state} {100 * done // whole} %" if worker.state == "recovering" and whole else worker.state
-        kind, told = ("bad", "stuck") if shard_id in stuck else (kind, told)
+        kind, told = ("bad", overdue[shard_id]) if shard_id in overdue else (kind, told)
         rows.append(
             Markup(
                 '<tr><td><span class="swatch s{}"></span> {}</td><td><span class="pill small {}">{}</span> {}</td>'
