@@ -291,6 +291,8 @@ class OperatorApi:
         if running is not None:
             others = ", ".join(str(one.bucket_id) for one in mover.running.values() if one.move is not None)
             return f"its turn: of buckets, {others or 'none'} moves now; at most {mover.caps.total} do", "the mover"
+        if not target and bucket_id in self._registry.map.pinned:
+            return "it is pinned: the rebalancer never moves it; unpin_bucket frees it", "the operator"
         if not target:
             return "nothing wants it elsewhere: the load is even, or the rebalancer leaves it alone", "the operator"
         obstacle = mover.obstacle(bucket_id, target)

@@ -177,6 +177,9 @@ async def test_a_pinned_bucket_stays_and_says_so(scene: Scene) -> None:
     told = await scene.operator_api.operate(("explain_move", 2, 2))
     assert isinstance(told, dict)
     assert (told["waits_for"], told["whose"]) == ("bucket 2 is pinned to shard 1; unpin it first", "the operator")
+    told = await scene.operator_api.operate(("explain_move", 2, 0))
+    assert isinstance(told, dict)
+    assert told["waits_for"] == "it is pinned: the rebalancer never moves it; unpin_bucket frees it"
     assert await scene.operator_api.operate(("move_bucket", 2, 2)) == {
         "refused": "BUCKET_PINNED",
         "message": "bucket 2 is pinned to shard 1; unpin it first",
