@@ -15,25 +15,39 @@ Amount = str | Decimal
 ThresholdGiven = Mapping[str, str | Decimal | int]  # one of `amount` (coins), `amount_nanos` and `runway_ns`
 
 
-def money(name: str, coins: object, nanos: int | None) -> str | int:
-    """An amount as it goes over the wire. Raises TypeError for a bare number, and where there is none or two."""
+def money(name: str, coins: object, nanos: int | None, exact: str = "nanos") -> str | int:
+    """An amount as it goes over the wire. `exact`: what the caller names `nanos`. Raises TypeError for a bare number,
+    and where there is none or two.
+    """
     if (coins is None) == (nanos is None):
-        raise TypeError(f'expected either {name}, as "12.5" or a Decimal, or nanos')
+        raise TypeError(f'expected either {name}, as "12.5" or a Decimal, or {exact}')
     if coins is None:
         if type(nanos) is not int:
-            raise TypeError(f"nanos must be an int, not {type(nanos).__name__}")
+            raise TypeError(f"{exact} must be an int, not {type(nanos).__name__}")
         return nanos
     if isinstance(coins, Decimal):
         return format(coins, "f")
     if not isinstance(coins, str):
-        raise TypeError(f'{name} must be a text of coins, as "12.5", or a Decimal; or give nanos={coins!r}')
+        told = f"{name} must be a text of coins or a Decimal, not {type(coins).__name__}"
+        raise TypeError(told + _meant(coins, exact))
     return coins
+
+
+def _meant(number: object, exact: str) -> str:
+    """How to write what a bare number can have meant: so many coins, or so many nanos."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return ""
+    coins = format(Decimal(str(number)), "f")
+    if "n" in coins.lower():  # no number at all, or none that ends
+        return ""
+    nanos = f", or give {number} as {exact} for so many nanos" if isinstance(number, int) else ""
+    return f': write "{coins}" for so many coins{nanos}'
 
 
 def thresholds_of(given: Sequence[ThresholdGiven]) -> list[dict[str, Any]]:
     """Thresholds as they go over the wire. Raises TypeError as `money`."""
     return [
-        {"amount": money("amount", each.get("amount"), each.get("amount_nanos"))}  # type: ignore[arg-type]
+        {"amount": money("amount", each.get("amount"), each.get("amount_nanos"), "amount_nanos")}  # type: ignore[arg-type]
         if "amount" in each or "amount_nanos" in each
         else dict(each)
         for each in given

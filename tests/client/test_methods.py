@@ -116,6 +116,27 @@ async def test_a_bare_number_is_no_amount_and_nothing_is_sent(house: House, coin
     assert house.gate.asked == []
 
 
+@pytest.mark.parametrize(
+    ("coins", "hint"),
+    [
+        (5, ', not int: write "5" for so many coins, or give 5 as nanos for so many nanos'),
+        (12.5, ', not float: write "12.5" for so many coins'),
+        (1e21, ', not float: write "1000000000000000000000" for so many coins'),
+        (True, ", not bool"),
+        (float("nan"), ", not float"),
+    ],
+)
+def test_a_bare_number_is_answered_with_what_it_can_have_meant(coins: Any, hint: str) -> None:
+    with pytest.raises(TypeError) as refused:
+        arguments.money("amount", coins, None)
+    assert str(refused.value) == f"amount must be a text of coins or a Decimal{hint}"
+
+
+def test_of_a_threshold_the_hint_has_the_field_that_it_has() -> None:
+    with pytest.raises(TypeError, match='write "5" for so many coins, or give 5 as amount_nanos for so many nanos'):
+        arguments.thresholds_of([{"amount": 5}])
+
+
 def test_the_client_loads_nothing_of_the_daemon() -> None:
     script = "import sys, billing.client; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
