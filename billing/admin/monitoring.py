@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from billing.cli.options import Listing
+from billing.cli.output import put
 
 
 @click.group(cls=Listing)
@@ -19,7 +20,7 @@ def print_rules(job: str, url: str | None) -> None:
     """Alert rules for Prometheus; each names its entry in the daemon's /runbook."""
     from billing.admin.alerts import SITE, rules
 
-    click.echo(rules(job, (url or SITE).rstrip("/")), nl=False)
+    put(rules(job, (url or SITE).rstrip("/")), newline=False)
 
 
 @monitoring.command("grafana")
@@ -27,7 +28,7 @@ def print_dashboard() -> None:
     """The dashboard, as the JSON that Grafana imports."""
     from billing.admin.grafana import dashboard
 
-    click.echo(dashboard(), nl=False)
+    put(dashboard(), newline=False)
 
 
 @monitoring.command("runbook")
@@ -35,7 +36,7 @@ def print_runbook() -> None:
     """The meaning and the remedy of each alert."""
     from billing.admin.alerts import runbook
 
-    click.echo(runbook(), nl=False)
+    put(runbook(), newline=False)
 
 
 COMMANDS: dict[str, click.Command] = {"monitoring": monitoring}

@@ -19,6 +19,7 @@ from billing.backup.files import NOTICES, NoBackup, check_free, copy, finish, re
 from billing.cli.calling import Target, ask, target_options
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
+from billing.cli.output import put
 from billing.cli.places import DIRECTORY, there
 from billing.follower.proof import Unproved
 from billing.follower.store import UNREADABLE, StoreError, reason_of
@@ -66,11 +67,11 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
         discard_tree(work)
         raise
     for remark in remarks:
-        click.echo(remark)
+        put(remark)
     if not no_proof:
         _prove(disk, work, str(directory.absolute()), ids_max)
     finish(disk, work, str(directory.absolute()))
-    click.echo(f"{directory.absolute()} holds everything up to {_shown(cut['at_ns'])}")
+    put(f"{directory.absolute()} holds everything up to {_shown(cut['at_ns'])}")
 
 
 @click.command(name="restore", cls=Command)
@@ -91,10 +92,10 @@ def restore_command(directory: Path, config_file: str | None) -> None:
         about = restore(RealDisk(), str(directory.absolute()), data_dir, log_of(config))
     except (NoBackup, JournalError, OSError) as error:
         raise click.ClickException(f"nothing was restored: {error}") from None
-    click.echo(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")
-    click.echo("overdue cutoffs will wait for: billing cutoffs release")
+    put(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")
+    put("overdue cutoffs will wait for: billing cutoffs release")
     for line in _said_of_notices(about, config.notify.url):
-        click.echo(line)
+        put(line)
 
 
 def _said_of_notices(about: dict[str, Any], url: str) -> Iterator[str]:
@@ -118,7 +119,7 @@ def _prove(disk: Disk, work: str, target: str, ids_max: int) -> None:
     examine(disk, work, ids_max, report, lambda what, done, total: None)
     named = work if report.fault_count else target  # a good copy has that name right afterwards
     for line in report.lines():
-        click.echo(line.replace(work, named))
+        put(line.replace(work, named))
     if report.fault_count:
         click.echo(f"billing: the copy is not good; it is left in {work}", err=True)
         sys.exit(Exit.DAMAGED)

@@ -32,6 +32,7 @@ import msgspec
 
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
+from billing.cli.output import put
 from billing.cli.places import DIRECTORY, Misplaced
 from billing.doctor.examine import SHARD, Absent, DaemonRuns, hold, shards_in
 from billing.follower.proof import Unproved
@@ -80,7 +81,7 @@ def rebuild(
         there = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
         held = sorted(one for one in {*there, *range(1, shard_count(config) + 1)} if backend.holds(one))
         if map_too:  # before the map's lock is taken below: the map's log takes it itself
-            click.echo(rebuild_map(backend, held, config.shards.bucket_count))
+            put(rebuild_map(backend, held, config.shards.bucket_count))
         if is_shared:
             there = held if disk.exists(data_dir) else []
         with ExitStack() as stack:
@@ -90,7 +91,7 @@ def rebuild(
                 stack.callback(reader.close)
                 said = {"accept_loss": accept_loss, "is_shared": is_shared}
                 for line in rebuild_shard(disk, data_dir, number, reader, backup=str(from_backup or ""), **said):
-                    click.echo(line)
+                    put(line)
     except DaemonRuns as no:
         raise click.ClickException(str(no)) from None
     except Absent as no:

@@ -15,6 +15,7 @@ import asyncio
 import functools
 import json
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -37,6 +38,7 @@ from shards.exits import Exit
 # Commands that work on the configuration themselves, wherever the daemon is that they call.
 FOR_ITSELF: Final = frozenset({"audit", "doctor"})
 
+_RULES: Final = re.compile(r"(<[A-Za-z0-9+-]{3,}>|[A-Za-z]{3,})[+-]?\d")  # of TZ, by POSIX: MSK-3, EST5EDT, <+03>-3
 _OF_ACCOUNT: Final = frozenset(
     name for name, row in METHODS.items() if row.kind in (COMMAND, QUERY) and row.required[0].name == "user_id"
 )
@@ -175,6 +177,11 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         if as_json and as_csv:
             raise click.UsageError("--json and --csv cannot both be given")
         token, token_in = _token(token_file)
+        if zone is not None:
+            _check_zone(zone)
+        elif not _is_known(own := os.environ.get("TZ", "")):
+            say(f"billing: TZ: there is no time zone {own!r}; times are in UTC")
+            zone = "UTC"
         target = _located(address, config_file)._replace(
             token=token,
             token_in=token_in,
@@ -184,8 +191,6 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             wide=wide,
             zone=zone,
         )
-        if zone is not None:
-            _check_zone(zone)
         if tls or tls_ca or tls_cert or target.tls:
             try:
                 target = target._replace(tls=tls_context(tls_ca, tls_cert))
@@ -246,13 +251,26 @@ def _token(file: str | None) -> tuple[str | None, str]:
     return token, where
 
 
-def _check_zone(name: str) -> None:
+def _is_zone(name: str) -> bool:
+    """Whether there is a time zone of this name."""
     try:
         ZoneInfo(name)
     except (ZoneInfoNotFoundError, ValueError, OSError):
-        raise click.BadParameter(
-            f"there is no time zone {name!r}; as Europe/Moscow or UTC", param_hint="--zone"
-        ) from None
+        return False
+    return True
+
+
+def _is_known(tz: str) -> bool:
+    """Whether TZ says a zone that the machine knows: none, a name, a file, or rules as POSIX writes them. The machine
+    takes any other text for UTC, under the name that it begins with.
+    """
+    name = tz.removeprefix(":")
+    return not name or name.startswith("/") or _RULES.match(name) is not None or _is_zone(name)
+
+
+def _check_zone(name: str) -> None:
+    if not _is_zone(name):
+        raise click.BadParameter(f"there is no time zone {name!r}; as Europe/Moscow or UTC", param_hint="--zone")
 
 
 def client_of(target: Target) -> Client:

@@ -47,16 +47,21 @@ class Sink:
     def begin(self) -> None:
         """Writes what stands above the rows."""
         if self._as_csv:
-            put(self._line(csv_name(name) for name in self._names), newline=False)
+            self._put(self._line(csv_name(name) for name in self._names), newline=False)
 
     def add(self, rows: Rows) -> None:
-        """Writes rows. Raises OutputFailed, BrokenPipeError."""
+        """Writes rows. Raises OutputFailed."""
         self.rows += len(rows)
         if self._as_csv:
             lines = (self._line(csv_value(name, row.get(name), self._zone) for name in self._names) for row in rows)
-            put("".join(lines), newline=False)
+            self._put("".join(lines), newline=False)
         else:
-            put("\n".join(as_json(row) for row in rows))
+            self._put("\n".join(as_json(row) for row in rows))
+
+    @staticmethod
+    def _put(text: str, *, newline: bool = True) -> None:
+        if not put(text, newline=newline):
+            raise click.exceptions.Exit(0)  # nobody reads what would come
 
     @staticmethod
     def _line(cells: Any) -> str:

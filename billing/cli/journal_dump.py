@@ -201,8 +201,10 @@ def _show(found: Iterator[Row], wanted: dict[str, str | None], as_json: bool) ->
     """Prints the rows; where something is wanted, only the entries that have it."""
     for kind, fields in found:
         shown = {name: plain(value) for name, value in fields.items()}
-        if all(text is None or (kind == "entry" and shown.get(key) == text) for key, text in wanted.items()):
-            put(as_one_json({"kind": kind} | shown) if as_json else _line(kind, shown))
+        if not all(text is None or (kind == "entry" and shown.get(key) == text) for key, text in wanted.items()):
+            continue
+        if not put(as_one_json({"kind": kind} | shown) if as_json else _line(kind, shown)):
+            return  # nobody reads what would come
 
 
 def _line(kind: str, shown: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import click
 
@@ -21,7 +21,7 @@ from billing import __version__
 from billing.cli.finding import config_file as found_config
 from billing.cli.listing import HELP, MODULE_OF, SECTIONS
 from billing.cli.options import SETTINGS, Group, config_option, shared_options
-from billing.cli.output import prepare, put, say
+from billing.cli.output import prepare, put, say, unread
 from billing.cli.vocabulary import words_of
 from shards.exits import Exit, ending_of, text_of
 
@@ -38,6 +38,16 @@ class Root(Group):
         command = import_module(MODULE_OF[cmd_name]).COMMANDS[cmd_name]
         assert isinstance(command, click.Command)
         return command
+
+    def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
+        """The words are read; `--help` answers here."""
+        with unread():
+            return super().make_context(*arguments, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """The command runs."""
+        with unread():
+            return super().invoke(ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -47,6 +47,7 @@ _OF_THE_SERVICE: Final = {  # words that ask the manager of services, and what d
     "status": "`billing shards` says how the daemon is, `systemctl status billing` how its service is",
     "stop": "the daemon stops at SIGTERM, as a service of systemd by `systemctl stop billing`",
 }
+_UNBROKEN: Final = "\u2011"  # a hyphen at which no line is broken
 _NEGATIVE = re.compile(r"-[0-9][0-9.]*")
 _COINS = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,9})?")
 
@@ -59,8 +60,33 @@ class Option(click.Option):
         self.section = section
 
 
+class Help(click.HelpFormatter):
+    """Help whose lines break between words only: `docs/load-testing.md` and `--dry-run` are one each."""
+
+    def write(self, string: str) -> None:
+        """Writes what is broken into lines by now."""
+        super().write(string.replace(_UNBROKEN, "-"))
+
+    def write_text(self, text: str) -> None:
+        """Writes paragraphs."""
+        super().write_text(text.replace("-", _UNBROKEN))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
+        """Writes words with what they mean."""
+        unbroken = [(first, second.replace("-", _UNBROKEN)) for first, second in rows]
+        super().write_dl(unbroken, col_max, col_spacing)
+
+
+class Context(click.Context):
+    """What a command runs in."""
+
+    formatter_class = Help
+
+
 class Command(click.Command):
     """A command whose help has its own options first, then those of the output and of the connection."""
+
+    context_class = Context
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Takes a number below zero as a value and not as an option."""
@@ -86,6 +112,9 @@ class Command(click.Command):
 class Listing(click.Group):
     """A group whose help has the whole first sentence about each command."""
 
+    command_class = Command
+    context_class = Context
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the commands."""
         found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
@@ -97,8 +126,6 @@ class Listing(click.Group):
 
 class Group(Listing):
     """A group that hands the options it is given to the command behind it."""
-
-    command_class = Command
 
     def __init__(self, *arguments: Any, default: str | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -246,6 +273,7 @@ class Coins(click.ParamType):  # type: ignore[type-arg]
         return text
 
 
+TIMEOUT_MIN_NS: Final = 10**6  # whoever waits no time at all would be told that nobody answers
 DURATION = Duration()
 COINS = Coins()
 
@@ -294,7 +322,7 @@ CONNECTION_OPTIONS: Final = (
     option(
         "--timeout",
         metavar="DURATION",
-        type=DURATION,
+        type=Duration(TIMEOUT_MIN_NS),
         default=10 * 10**9,
         section=CONNECTION,
         help="How long to wait for an answer; where nobody listens, that is said at once.  [10s]",

@@ -4,6 +4,9 @@
 was not delivered. A command whose call changed something has done its work, so it reports the failed write and the
 result of the call on standard error, and ends with 0: a script that repeats on failure must not pay twice.
 
+Where nobody reads any more, as behind `| head -1`, nothing has failed: whoever read has what he wanted. The command
+does the rest of its work, and ends with the code of that work; one that would only go on writing ends with 0.
+
 `prepare` makes both streams take every text: characters that the terminal cannot show stand as `\\u20ac`.
 """
 
@@ -13,8 +16,9 @@ import contextlib
 import io
 import json
 import os
+import select
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 import click
@@ -53,8 +57,8 @@ def _has_raw_bytes(word: str) -> bool:
     return any("\udc80" <= character <= "\udcff" for character in word)
 
 
-def put(text: str, *, newline: bool = True) -> None:
-    """Writes a text to standard output, now. Raises OutputFailed; BrokenPipeError where nobody reads any more."""
+def put(text: str, *, newline: bool = True) -> bool:
+    """Writes a text to standard output, now; False where nobody reads any more. Raises OutputFailed."""
     if sys.stdout is None:
         raise OutputFailed("it is closed")
     try:
@@ -62,10 +66,32 @@ def put(text: str, *, newline: bool = True) -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         _drop(sys.stdout)
-        raise
+        return False
     except (OSError, ValueError) as error:
         _drop(sys.stdout)
         raise OutputFailed(getattr(error, "strerror", None) or str(error)) from None
+    return True
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[None]:
+    """Ends a command with 0 whose help, or other text that click writes, nobody reads any more."""
+    try:
+        yield
+    except BrokenPipeError:
+        if not _is_left(sys.stdout):
+            raise
+        _drop(sys.stdout)
+        raise click.exceptions.Exit(0) from None
+
+
+def _is_left(stream: Any) -> bool:
+    """Whether it is a pipe that nobody reads any more."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        look = select.poll()
+        look.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in look.poll(0))
+    return False
 
 
 def say(text: str) -> None:

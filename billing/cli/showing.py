@@ -64,25 +64,25 @@ _RED, _GREEN, _DIM = "\x1b[31m", "\x1b[32m", "\x1b[2m"
 
 def show(
     target: Target, reply: Any, essential: Sequence[str] = (), per: str = HOUR, columns: Sequence[str] = ()
-) -> None:
+) -> bool:
     """Prints any reply: a map as lines, an array of maps as a table, anything else as it is. `essential` names the
     columns that are left out last where the terminal is narrow, the most important first; `per` is the unit in which a
-    rate was given; `columns` are those that a CSV has where there is no row. Raises OutputFailed.
+    rate was given; `columns` are those that a CSV has where there is no row. False where nobody reads any more. Raises
+    OutputFailed.
     """
     rows = isinstance(reply, list) and bool(reply) and all(isinstance(row, Mapping) for row in reply)
     if target.as_json:
-        put(as_json(reply))
-    elif target.as_csv:
+        return put(as_json(reply))
+    if target.as_csv:
         rows_of_it = reply if isinstance(reply, list) else [reply]
-        put(_as_csv(rows_of_it, csv_zone_of(target), columns), newline=False)
-    elif isinstance(reply, Mapping):
-        put("\n".join(_lines_of(reply, look_of(target, exact=True)._replace(per=per))))
-    elif rows:
-        put_table(target, _columns_of(reply, look_of(target, exact=target.wide), essential))
-    elif isinstance(reply, list):
-        put("\n".join(str(row) for row in reply) if reply else "nothing")
-    else:
-        put(str(reply))
+        return put(_as_csv(rows_of_it, csv_zone_of(target), columns), newline=False)
+    if isinstance(reply, Mapping):
+        return put("\n".join(_lines_of(reply, look_of(target, exact=True)._replace(per=per))))
+    if rows:
+        return put_table(target, _columns_of(reply, look_of(target, exact=target.wide), essential))
+    if isinstance(reply, list):
+        return put("\n".join(str(row) for row in reply) if reply else "nothing")
+    return put(str(reply))
 
 
 def tell(target: Target, method: str, reply: Any, per: str = HOUR) -> None:
@@ -90,9 +90,10 @@ def tell(target: Target, method: str, reply: Any, per: str = HOUR) -> None:
     standard error, and the command ends with 0.
     """
     try:
-        show(target, reply, per=per)
-    except (OutputFailed, BrokenPipeError) as error:
-        why = error.message if isinstance(error, OutputFailed) else "nobody reads it"
+        why = "" if show(target, reply, per=per) else "nobody reads it"
+    except OutputFailed as error:
+        why = error.message
+    if why:
         came = ""
         if isinstance(reply, Mapping) and "entry_id" in reply:
             came = f" (entry {reply['entry_id']}, balance {coins(reply['balance_nanos'])})"
@@ -119,13 +120,16 @@ def look_of(target: Target, *, exact: bool) -> Look:
     return Look(zone, exact or target.wide)
 
 
-def put_table(target: Target, columns: Sequence[Column]) -> None:
-    """Prints a table as wide as the terminal; into a pipe, or with `--wide`, as wide as it is."""
+def put_table(target: Target, columns: Sequence[Column]) -> bool:
+    """Prints a table as wide as the terminal; into a pipe, or with `--wide`, as wide as it is. False where nobody reads
+    any more.
+    """
     width = width_of(target)
     drawn = draw(columns, width)
-    put("\n".join(drawn.lines))
+    is_read = put("\n".join(drawn.lines))
     if drawn.left_out and width:
         say("\n".join(fold(f"left out: {', '.join(drawn.left_out)}; --wide shows everything", width)))
+    return is_read
 
 
 def width_of(target: Target) -> int | None:

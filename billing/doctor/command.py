@@ -21,6 +21,7 @@ import click
 from billing.cli.calling import Target, target_options
 from billing.cli.online_check import check_online
 from billing.cli.options import Command
+from billing.cli.output import put
 from billing.doctor import cut
 from billing.doctor.directory import Directory
 from billing.doctor.examine import Absent, DaemonRuns, Logs, Progress, examine, examine_logs, hold
@@ -89,10 +90,10 @@ def doctor(
     except (OSError, JournalError) as error:
         _end(ending_of(error).code, text_of(error))
     if target.as_json:
-        click.echo(json.dumps(report.as_map(), indent=2))
+        put(json.dumps(report.as_map(), indent=2))
     else:
         for line in report.lines():
-            click.echo(line)
+            put(line)
     if report.fault_count:
         sys.exit(Exit.DAMAGED)
 
@@ -144,8 +145,8 @@ def _tell_of_classes(report: Report, known: Container[str]) -> None:
 
 def _cut(disk: Disk, directory: Directory, position: int) -> None:
     audit = cut.cut(disk, directory, position)
-    click.echo(f"everything from position {position} on was cut off {directory.path}; audit record: {audit}")
-    click.echo("run the doctor again before the daemon is started")
+    put(f"everything from position {position} on was cut off {directory.path}; audit record: {audit}")
+    put("run the doctor again before the daemon is started")
 
 
 def _end(code: int, text: str) -> None:

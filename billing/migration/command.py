@@ -21,7 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command
-from billing.cli.output import say
+from billing.cli.output import put, say
 from billing.client.client import Client
 from billing.client.errors import BillingError, Forbidden, RequestIdConflict
 from billing.client.fan_out import FanOut
@@ -106,17 +106,17 @@ def import_(
     not_taken += [no for account in named if (no := refusal_of(account)) is not None]
     accounts = [account for account in named if not is_empty(account) and refusal_of(account) is None]
     if empty := sum(map(is_empty, named)):
-        click.echo(_empty(empty))
+        put(_empty(empty))
     for left in found:
         if isinstance(left, LeftOut):
-            click.echo(f"space {left.space} is not imported: {counted(left.tuples, 'tuple')}")
+            put(f"space {left.space} is not imported: {counted(left.tuples, 'tuple')}")
     if dry_run:
         commands = sum(1 for account in accounts for _ in commands_of(account, label, ""))
-        click.echo(f"would import {counted(len(accounts), 'account')} with {counted(commands, 'command')}")
+        put(f"would import {counted(len(accounts), 'account')} with {counted(commands, 'command')}")
     else:
         outcome = run(target, lambda client: carry_out(client, accounts, label), changes=True)
         not_taken += outcome.refused
-        click.echo(
+        put(
             f"imported {counted(outcome.accounts, 'account')} with {counted(outcome.commands, 'command')}, "
             f"{outcome.replayed:,} of them done before"
         )

@@ -23,7 +23,8 @@ import click
 
 from billing.addresses import parse_listen
 from billing.cli.finding import RULE, config_file
-from billing.cli.output import say
+from billing.cli.options import Command
+from billing.cli.output import put, say
 from billing.config.doors import listens_of
 from billing.config.load import load
 from billing.config.schema import Config
@@ -227,7 +228,7 @@ def hidden_python(python: Path, interpreter: Path) -> str | None:
     return None
 
 
-@click.command("install-unit")
+@click.command("install-unit", cls=Command)
 @click.option(
     "--config",
     "file",
@@ -246,7 +247,7 @@ def install_unit(file: Path | None, as_socket: bool) -> None:
     python = Path(sys.executable)
     if not as_socket and (told := hidden_python(python, python.resolve())) is not None:
         say(told)
-    click.echo(socket_unit(config, shown) if as_socket else service_unit(config, shown, sys.executable), nl=False)
+    put(socket_unit(config, shown) if as_socket else service_unit(config, shown, sys.executable), newline=False)
 
 
 COMMANDS: dict[str, click.Command] = {"install-unit": install_unit}

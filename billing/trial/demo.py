@@ -27,6 +27,7 @@ import click
 from rich.console import Console
 
 from billing.cli.finding import ADDRESS_DEFAULT, RULE
+from billing.cli.options import Command
 from billing.client.client import Client
 from billing.client.errors import BillingError
 from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError
@@ -42,7 +43,7 @@ ARRIVALS_KEPT: Final = 1000  # far more than a scene has
 CLUSTER_SERVERS: Final = 3
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option(
     "--once",
     is_flag=True,

@@ -8,6 +8,7 @@ from typing import TextIO
 import click
 
 from billing.addresses import parse_listen
+from billing.cli.options import Command
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault, parse_fault
 
@@ -33,7 +34,7 @@ def _secrets(_: click.Context, __: click.Parameter, file: TextIO | None) -> tupl
         raise click.BadParameter(str(error)) from None
 
 
-@click.command()
+@click.command(cls=Command)
 @click.option("--listen", default="127.0.0.1:8080", show_default=True, callback=_address, help="TCP address.")
 @click.option(
     "--secret-file", "secrets", type=click.File(), callback=_secrets, help="Answers 401 to what is not signed with it."

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -19,6 +21,7 @@ from billing.cli.finding import RULE
 from billing.cli.listing import ELSEWHERE, MODULE_OF, SECTIONS
 from billing.cli.main import root
 from billing.config.schema import Config, declared
+from tests.doctor.yard import Yard
 
 HEAVY = ("pydantic", "aiohttp", "uvloop", "asyncio", "msgpack", "msgspec", "rich", "sqlite3", "billing.config.schema")
 
@@ -214,3 +217,70 @@ def test_a_line_that_only_asks_for_thresholds_takes_none_away(words: tuple[str, 
     result = CliRunner().invoke(root, ["thresholds", "u", *words, "--address", "127.0.0.1:1"])
     assert result.exit_code == 2
     assert "`billing account` shows what is set" in result.stderr
+
+
+def unread(*arguments: str) -> tuple[int, str]:
+    """Exit code and standard error of a command whose output nobody reads any more."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        command = [sys.executable, "-m", "billing", *arguments]
+        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+    finally:
+        os.close(writing)
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--help", "--version", "help debit", "account --help", "config default", "completion bash", "monitoring runbook"],
+)
+def test_a_reader_who_has_seen_enough_is_no_failure(words: str) -> None:
+    assert unread(*words.split()) == (0, "")
+
+
+def test_a_verdict_is_the_same_whoever_reads_it(data_dir: Path, tmp_path: Path) -> None:
+    yard = Yard(data_dir, shards=1)
+    yard.close()
+    config = tmp_path / "config.toml"
+    config.write_text(f'[daemon]\ndata_dir = "{data_dir}"\n')
+    assert unread("doctor", "--config", str(config)) == (0, "")
+    assert unread("journal", "dump", "--shard", "1", "--config", str(config)) == (0, "")
+    shutil.rmtree(data_dir / "map")
+    assert unread("doctor", "--config", str(config)) == (65, "")
+
+
+@pytest.mark.parametrize(("timeout", "told"), [("0", "expected 1ms at least, got 0"), ("-5", "got '-5'")])
+def test_no_time_to_wait_is_a_bad_value(timeout: str, told: str) -> None:
+    done = run("accounts", "--address", "127.0.0.1:1", "--timeout", timeout)
+    assert done.returncode == 2
+    assert told in done.stderr
+
+
+@pytest.mark.parametrize("tz", ["", "UTC", ":Europe/Moscow", "EST5EDT", "MSK-3", "<+03>-3", "/etc/localtime"])
+def test_a_zone_that_the_machine_knows_is_taken(tz: str) -> None:
+    assert "time zone" not in run("accounts", "--address", "127.0.0.1:1", TZ=tz).stderr
+
+
+def test_a_zone_that_there_is_not_is_told_and_times_are_in_utc() -> None:
+    done = run("accounts", "--address", "127.0.0.1:1", TZ="Foo/Bar")
+    assert "billing: TZ: there is no time zone 'Foo/Bar'; times are in UTC" in done.stderr
+    assert done.returncode == 3
+    assert "time zone" not in run("accounts", "--address", "127.0.0.1:1", "--zone", "UTC", TZ="Foo/Bar").stderr
+
+
+@pytest.mark.parametrize("columns", range(50, 121, 10))
+def test_help_breaks_no_word_at_its_hyphen(columns: int) -> None:
+    for line in run("loadtest", "--help", COLUMNS=str(columns)).stdout.splitlines():
+        assert not line.endswith("-"), line
+
+
+def test_the_report_of_a_load_test_is_named_in_either_way(tmp_path: Path) -> None:
+    result = tmp_path / "result.json"
+    result.write_text("{}")
+    for words in (["a.html"], ["--html", "a.html"]):
+        done = CliRunner().invoke(root, ["loadtest", "report", str(result), *words])
+        assert done.exit_code == 1, "the file holds no result"
+    for words in ([], ["a.html", "--html", "b.html"]):
+        done = CliRunner().invoke(root, ["loadtest", "report", str(result), *words])
+        assert (done.exit_code, "one file for the report: HTML or --html FILE" in done.output) == (2, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import random
 from pathlib import Path
@@ -138,6 +139,21 @@ def test_what_makes_no_sense_is_said(data_dir: Path, options: tuple[str, ...], t
     said = CliRunner().invoke(root, ["loadtest", "--json", str(data_dir / "result.json"), *options])
     assert said.exit_code == 2
     assert text in said.stderr
+
+
+def test_a_token_that_may_only_read_is_named_before_anything_is_offered(data_dir: Path) -> None:
+    tokens, token = data_dir / "tokens", data_dir / "token"
+    tokens.write_text(f"watcher:read:{hashlib.sha256(b'watching').hexdigest()}\n")
+    token.write_text("watching\n")
+    tokens.chmod(0o600)
+    receiver = f"127.0.0.1:{free_port()}"
+    settings = {"cutoff__url": f"http://{receiver}/cutoff/{{user_id}}", "rpc__tokens_file": str(tokens)}
+    with Daemon(data_dir, shards__workers=1, **settings) as daemon:
+        there = ("--address", daemon.address, "--config", str(daemon.config), "--token-file", str(token))
+        done = loadtest(data_dir, *SMALL, *there)
+    assert done.code == 4
+    told = "a load test calls debit, set_rate, top_up too, and needs charge, read, top_up"
+    assert f"FORBIDDEN: the token's roles are read; {told}" in done.err
 
 
 def test_without_an_account_there_is_no_load(data_dir: Path) -> None:

@@ -19,7 +19,7 @@ import click
 
 from billing.cli.calling import Target as Whom
 from billing.cli.calling import refused
-from billing.cli.output import say
+from billing.cli.output import put, say
 from billing.client.client import TOKEN
 from billing.client.errors import BillingError
 from billing.trial.arrivals import ReceiverError
@@ -113,10 +113,10 @@ async def loadtest(wish: Wish) -> int:
         result.memory_bytes_per_account = session.memory_bytes_per_account
         result.memory_accounts = session.memory_accounts
     for line in summary(result):
-        click.echo(line)
+        put(line)
     write(result, wish.outputs)
     for kind, path in wish.outputs.items():
-        click.echo(f"{kind}: {path}")
+        put(f"{kind}: {path}")
     if not result.valid:
         say(f"billing: {unusable(result)}")
     return 0 if result.clean and result.valid else Exit.REFUSED

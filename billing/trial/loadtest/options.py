@@ -12,6 +12,7 @@ from click.core import ParameterSource
 
 from billing.cli.finding import RULE
 from billing.cli.options import Listing
+from billing.cli.output import put
 from billing.cli.places import DIRECTORY, NEW_FILE
 from billing.trial.faults import parse_fault
 
@@ -274,20 +275,24 @@ def compare(before: Path, after: Path) -> None:
 
     try:
         for line in compared(read(before), read(after)):
-            click.echo(line)
+            put(line)
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 
 
 @loadtest.command()
 @click.argument("result", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("html", type=NEW_FILE)
-def report(result: Path, html: Path) -> None:
+@click.argument("html", type=NEW_FILE, required=False)
+@click.option("--html", "html_file", type=NEW_FILE, metavar="FILE", help="The file to write, as `HTML` names it.")
+def report(result: Path, html: Path | None, html_file: Path | None) -> None:
     """Makes the report with plots of a result (--json)."""
+    into = html or html_file
+    if into is None or (html is not None and html_file is not None):
+        raise click.UsageError("expected one file for the report: HTML or --html FILE")
     from billing.trial.loadtest.writing import read, write
 
     try:
-        write(read(result), {"html": html})
+        write(read(result), {"html": into})
     except (ValueError, OSError) as error:
         raise click.ClickException(str(error)) from error
 

@@ -74,6 +74,7 @@ circle.c0 { fill: var(--c0); } circle.c1 { fill: var(--c1); } circle.c2 { fill: 
 .move { stroke: var(--c3); --key: var(--c3); } .collection { stroke: var(--c7); --key: var(--c7); }
 .kill { stroke: var(--c4); --key: var(--c4); } .restart { stroke: var(--c1); --key: var(--c1); }
 .fault { stroke: var(--c6); --key: var(--c6); }
+code { white-space: nowrap; }
 pre { background: var(--code); padding: .8em 1em; border-radius: 6px; overflow-x: auto; font-size: .85em; }
 :focus-visible { outline: 3px solid var(--bar); }
 @media (max-width: 640px) { body { margin: 1em auto; } .tick { font-size: 20px; } .line { stroke-width: 3; } }

@@ -12,8 +12,11 @@ from typing import Any, NamedTuple
 
 import psutil
 
+from billing.api.methods import METHODS, allowed
+from billing.client.errors import Forbidden
 from billing.config.load import as_effective, load
 from billing.trial.child_processes import Child
+from billing.trial.loadtest.columns import NAMES
 from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.own_daemon import OwnDaemon, answers, default_config_file, receiver_address
 
@@ -66,6 +69,7 @@ async def running_target(
     this host, a receiver is started.
     """
     config = load(file or default_config_file(), os.environ).config
+    await _check_may(address, sign_in)
     receiver = receiver or receiver_address(config)
     if not answers(receiver):
         await _start_receiver(stack, receiver, os.environ)
@@ -83,6 +87,17 @@ async def _start_receiver(stack: contextlib.AsyncExitStack, address: str, enviro
         if not child.running:
             raise child.complaint(f"ended with exit code {await child.ended()}")
         await asyncio.sleep(0.05)
+
+
+async def _check_may(address: str, sign_in: SignIn) -> None:
+    """Raises Forbidden where the daemon lets us do less than a load test does."""
+    async with sign_in.client(address) as client:
+        roles = frozenset((await client.call("hello", errors="map", token=sign_in.token))["roles"])
+    refused = sorted({name for name in NAMES if not allowed(METHODS[name], roles)})
+    if refused:
+        needed = ", ".join(sorted({METHODS[name].role for name in NAMES}))
+        may = ", ".join(sorted(roles))
+        raise Forbidden(f"the token's roles are {may}; a load test calls {', '.join(refused)} too, and needs {needed}")
 
 
 async def _facts(address: str, sign_in: SignIn) -> dict[str, Any]:
