@@ -9,8 +9,9 @@ rows of an account are a chain from the newest to the oldest, which is the order
 never touches another page of the file than the last. So that one need not walk a long chain from its end, every
 `MARK_EVERY`th entry is marked.
 
-Refused entries and reports of deliveries carry no entry_id and are no rows. Of the records of the shard itself only
-LEAVE matters: from it another shard's reader knows that this file has all of a bucket's former time.
+Refused entries and reports of deliveries carry no entry_id and are no rows. Of the records of the shard itself two
+matter: from LEAVE another shard's reader knows that this file has all of a bucket's former time; RECEIVED says which
+buckets have just come.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Final
 from billing.history.accounts import CHUNK, CHUNK_SHIFT, Accounts
 from billing.history.page import RECORD_HEAD_BYTES, Part
 from billing.ledger.entry import FIELDS, FIXED, FORMAT, unpack
-from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH
+from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED
 
 MARK_EVERY: Final = 64  # by entry_id; a power of two
 
@@ -47,12 +48,13 @@ assert ENVELOPE.format.startswith("<B"), "a record opens with the byte that says
 class Group:
     """What one transaction will write: the rows of any number of batches, and what follows from them."""
 
-    __slots__ = ("ends", "left", "marks", "part")
+    __slots__ = ("arrived", "ends", "left", "marks", "part")
 
     def __init__(self) -> None:
         self.part = Part()  # rows that are in no page yet
         self.marks: list[tuple[int, int, int]] = []  # (number, entry_id, seq)
         self.left: list[tuple[int, int]] = []  # (bucket id, generation) given away
+        self.arrived: list[int] = []  # buckets that came
         self.ends: list[tuple[int, int]] = []  # (position, seq) of the last row of each batch, where that is kept
 
 
@@ -110,6 +112,8 @@ def _other(payload: bytes, at: int, group: Group) -> tuple[int, int, bytes]:
         return length, entry[_ENTRY_ID], entry[_USER_ID]
     if kind == LEAVE and length == ENVELOPE.size:  # a longer one: a move came to nothing
         group.left.append((bucket_id, generation))
+    elif kind == RECEIVED:
+        group.arrived.append(bucket_id)
     return length, 0, b""
 
 

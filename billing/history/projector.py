@@ -34,7 +34,7 @@ GROUP_ROWS_MAX: Final = 20_000
 CHECKPOINT_ROWS_MAX: Final = 500_000
 FORMER_POLL_S: Final = 0.02
 FORMER_WAIT_NS: Final = 5 * 10**9  # so long a question waits for what a former owner of the bucket has yet to write
-LACKING_WAIT_NS: Final = 200_000_000  # and where some file is known to lack batches, so that it may never be here
+ARRIVED_NS: Final = 10 * 10**9  # so long behind a bucket's arrival that may still come, where some file lacks batches
 FORMER_END_NS: Final = 60 * 10**9  # after that long what is missing is answered as missing, no longer refused
 NICENESS: Final = 5
 GARBAGE_THRESHOLD: Final = 100_000  # rows come and go by the thousand and make no cycles: collect rarely
@@ -50,6 +50,7 @@ class Projector(Follower):
         self._rows_at_checkpoint = 0
         self._keep_days = 0
         self._log = b""  # what the log is called in cursors, where hosts share it
+        self._arrived_ns: dict[int, int] = {}  # bucket -> boot instant at which it came, as far as this process knows
         self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when a former owner of it is awaited
 
     @property
@@ -74,6 +75,9 @@ class Projector(Follower):
         store = self._store
         assert store is not None
         store.take(position, payload)
+        if store.arrived:
+            self._arrived_ns |= dict.fromkeys(store.arrived, self.clocks.boot_ns())
+            store.arrived.clear()
         if store.rows_open >= GROUP_ROWS_MAX:
             self._write()
         else:
@@ -174,7 +178,7 @@ class Projector(Follower):
         self._write()
         try:
             page = reader.history(generation, user_id, before, limit, Newest(*newest))
-            missing = [] if page.is_whole else self._awaited(bucket_id, generation, asked_ns)
+            missing = [] if page.is_whole else self._awaited(bucket_id, generation)
         except (sqlite3.Error, StoreError, OSError) as error:
             if code_of(error) == Exit.DAMAGED:
                 raise  # the next process makes a new file of what is good in this one
@@ -200,14 +204,16 @@ class Projector(Follower):
                 f"after {FORMER_END_NS // 10**9} s the answer comes without it, and says so",
             )
 
-    def _awaited(self, bucket_id: int, generation: int, asked_ns: int) -> list[int]:
+    def _awaited(self, bucket_id: int, generation: int) -> list[int]:
         """The generations before this one whose rows may still come. Where hosts share the journal and some file is
-        known to lack batches, as where this host was away for longer than the log goes back, they are soon given up.
+        known to lack batches, as where this host was away for longer than the log goes back, they are not awaited but
+        of a bucket that has just come.
         """
         assert self._reader is not None
         missing = self._reader.missing(bucket_id, generation)
-        is_long = missing and bool(self._log) and self.clocks.boot_ns() - asked_ns > LACKING_WAIT_NS
-        return [] if is_long and self._reader.lacks() else missing
+        arrived_ns = self._arrived_ns.get(bucket_id, -ARRIVED_NS)
+        is_new = self.clocks.boot_ns() - arrived_ns < ARRIVED_NS
+        return [] if missing and self._log and not is_new and self._reader.lacks() else missing
 
     def _begin_period(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
         """A question about a period or an instant of one account."""
@@ -228,7 +234,7 @@ class Projector(Follower):
             return
         except StopIteration as end:
             answer, is_whole = end.value
-            missing = [] if is_whole else self._awaited(bucket_id, generation, asked_ns)
+            missing = [] if is_whole else self._awaited(bucket_id, generation)
         except TooLong as reason:
             self.answer(number, str(reason))
             return

@@ -261,6 +261,7 @@ class Store(FollowerStore):
         self._users_max = users_max
         self._group = Group()
         self._inserted = 0  # rows of it that are in the transaction already
+        self.arrived: set[int] = set()  # buckets that came with what was taken; whoever wants to know clears it
         super().__init__(path, KIND, shard, disk)
         self._keeps_batches = batches.are_kept(self.db)
 
@@ -410,6 +411,8 @@ class Store(FollowerStore):
             self.begin()
         before = self.seq
         self.seq = project(payload, before, self._accounts, self._group)
+        self.arrived.update(self._group.arrived)
+        self._group.arrived.clear()
         if self._keeps_batches and self.seq > before:
             self._group.ends.append((position, self.seq))
         self._taken = position

@@ -252,15 +252,20 @@ class Registry:
             self._decide_now(changes)
 
     def _check_shares(self) -> None:
-        """Raises Conflict where hosts that serve at once would answer less than one that serves everything."""
+        """Raises Conflict where hosts that serve at once would do less than one that serves everything."""
         moved = next((one for one, generation in enumerate(self.map.generation) if generation > 1), 0)
         if self.shares.is_used:
             moved = 0  # it was moved while several hosts served
         if moved or len(set(self.map.weights.values())) > 1:
-            what = f"bucket {moved} was moved from one shard to another" if moved else "a shard was given a weight"
+            what = "a shard was given a weight, which hosts that serve at once do not heed"
+            if moved:
+                what = (
+                    f"bucket {moved} was moved from one shard to another while one host served all: what is owed to "
+                    "notify.url of it may stand in a file of that host alone"
+                )
             raise Conflict(
-                f"cluster.listen: {what}, and hosts that serve at once do not have the history of each other's shards: "
-                "leave cluster.listen out, so that one host serves all shards and the others stand by"
+                f"cluster.listen: {what}: leave cluster.listen out, so that one host serves all shards and the others "
+                "stand by"
             )
 
     def _load(self) -> None:
