@@ -15,7 +15,7 @@ import trustme
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
-from tests.system.test_jetstream import Caller, billing, daemon_on, servers
+from tests.system.test_jetstream import USERS, Caller, billing, daemon_on, servers
 from tests.system.test_several_hosts import SHARDS, WAIT_S, at_every_door, wait_owners, wait_page
 from tests.system.test_tls import write
 
@@ -85,6 +85,8 @@ async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_nam
     assert [row["state"] for row in refused] == ["elsewhere"] * 2
     assert all(row["reason"].startswith(f"served by b; no link from this host: {BELIEVE}") for row in refused)
     assert all(row["alerts"][0].startswith("UNREACHABLE_SHARD: no link from this host") for row in refused)
+    _, said = await asyncio.to_thread(billing, a, "cluster", "status")
+    assert f"shard {refused[0]['shard_id']} has no link from this host: {BELIEVE}" in said
     error, _ = await rpc.call("accounts")
     assert error.startswith(f"UNAVAILABLE: shard {refused[0]['shard_id']}"), error
     assert BELIEVE in error
@@ -96,7 +98,11 @@ async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_nam
     for host in hosts:
         await wait_page(host, 200, "ready")
     await at_every_door(caller, a, b)
-    rows = await rpc.ask("shards_info")
+    rows = []
+    async with asyncio.timeout(WAIT_S):  # until b answers what it is asked within its time
+        while not rows or any(row["accounts"] is None for row in rows):
+            rows = await rpc.ask("shards_info")
+    assert sum(row["accounts"] for row in rows) == len(USERS)
     assert [row["reason"] for row in rows if row["state"] == "elsewhere"] == ["served by b"] * 2
     route = await rpc.ask("route")
     rpc.close()
