@@ -18,9 +18,9 @@ $(VENV)/.runs: pyproject.toml requirements.lock
 	@$(PYTHON) -m venv $(VENV)
 ifeq ($(UNLOCKED),)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation --config-settings editable_mode=compat --editable .
 else
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable .
 endif
 	@touch $@
 
@@ -29,7 +29,7 @@ $(VENV)/.ready: pyproject.toml requirements-dev.lock $(VENV)/.runs
 ifeq ($(UNLOCKED),)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 else
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat --editable '.[dev]'
 endif
 	@touch $@
 

@@ -11,6 +11,9 @@ judges speed.
 The suite starts more than a thousand processes of Python. Where the environment forbids Python to write bytecode, as
 images of containers like to do, each of them would compile the daemon and its packages anew, which costs more than all
 the rest of its start. So that ban is lifted here, for pytest and for whatever it starts.
+
+Modules whose tests mostly wait, for daemons and servers, are dealt out evenly among those that compute, so that the
+processes of the suite do not first all compute and then all wait. A module's tests stay together, for its fixtures.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parents[1]
 IN_MEMORY = {"tmpfs", "ramfs"}
+WAITING = ("tests/system/", "tests/torture/", "tests/shards/journal/test_jetstream", "tests/outsiders/")
 
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -36,6 +40,17 @@ settings.register_profile(
     "explore", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "commit"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deals the modules that wait out among the others."""
+    modules: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
+    waiting = [module for module in modules if module.startswith(WAITING)]
+    computing = [module for module in modules if not module.startswith(WAITING)]
+    place = {module: at / len(those) for those in (waiting, computing) for at, module in enumerate(those)}
+    items[:] = [item for module in sorted(modules, key=lambda one: place[one]) for item in modules[module]]
 
 
 def filesystem_of(path: Path) -> str:

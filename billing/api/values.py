@@ -27,10 +27,10 @@ A field that is optional and given as nil has its default; `parse` is not asked.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, Protocol
+
+import msgspec
 
 from billing.api.params import array_of, invalid, pairs_of, request_id_of, text_of, user_id_of, whole_of
 from billing.ledger.commands import BY_AMOUNT, BY_RUNWAY, THRESHOLDS_MAX
@@ -47,28 +47,32 @@ _AMOUNTS: Final[dict[str, tuple[str, Callable[[object], int]]]] = {
 }
 
 
-class Type(ABC):
+class Type(Protocol):
     """See the module."""
 
     kind: ClassVar[str]
 
     @property
-    @abstractmethod
     def words(self) -> str:
         """What it takes, for people."""
 
     @property
     def bounds(self) -> dict[str, object]:
         """What else a machine has to know."""
-        return {}
 
-    @abstractmethod
     def parse(self, value: object, name: str) -> Any:
         """The canonical value of the field `name`. Raises Refused."""
 
 
-@dataclass(frozen=True, slots=True)
-class UserId(Type):
+class Plain(msgspec.Struct, frozen=True):
+    """A type without bounds, to begin with."""
+
+    @property
+    def bounds(self) -> dict[str, object]:
+        return {}
+
+
+class UserId(Plain, frozen=True):
     """Whom a call is about. With `empty`, a cursor: an empty text means the start."""
 
     empty: bool = False
@@ -82,8 +86,7 @@ class UserId(Type):
         return b"" if self.empty and value in (b"", "") else user_id_of(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Amount(Type):
+class Amount(Plain, frozen=True):
     """Money. `sign`: POSITIVE, ZERO_TOO or SIGNED, in which zero is none."""
 
     sign: str = POSITIVE
@@ -101,8 +104,7 @@ class Amount(Type):
         return _AMOUNTS[self.sign][1](value)
 
 
-@dataclass(frozen=True, slots=True)
-class Rate(Type):
+class Rate(Plain, frozen=True):
     """Money a second, minute or hour. Whoever builds the command parses it, since that hangs on `per`."""
 
     sign: str = ZERO_TOO
@@ -120,8 +122,7 @@ class Rate(Type):
         return value
 
 
-@dataclass(frozen=True, slots=True)
-class Integer(Type):
+class Integer(Plain, frozen=True):
     """A whole number from `low` to `high`."""
 
     low: int = 0
@@ -141,8 +142,7 @@ class Integer(Type):
         return whole_of(value, name, self.low, self.high)
 
 
-@dataclass(frozen=True, slots=True)
-class Span(Integer):
+class Span(Integer, frozen=True):
     """Nanoseconds of time; with `multiple_of`, a multiple of so many."""
 
     multiple_of: int = 1
@@ -160,15 +160,13 @@ class Span(Integer):
         return found
 
 
-@dataclass(frozen=True, slots=True)
-class Instant(Integer):
+class Instant(Integer, frozen=True):
     """Nanoseconds since the epoch."""
 
     kind: ClassVar[str] = "instant"
 
 
-@dataclass(frozen=True, slots=True)
-class Text(Type):
+class Text(Plain, frozen=True):
     """UTF-8 text of `bytes_min` to `bytes_max` bytes."""
 
     bytes_max: int
@@ -187,8 +185,7 @@ class Text(Type):
         return text_of(value, name, self.bytes_min, self.bytes_max)
 
 
-@dataclass(frozen=True, slots=True)
-class Key(Type):
+class Key(Plain, frozen=True):
     """What makes a call idempotent: any bytes."""
 
     bytes_max: int
@@ -206,8 +203,7 @@ class Key(Type):
         return request_id_of(value)
 
 
-@dataclass(frozen=True, slots=True)
-class Enum(Type):
+class Enum(Plain, frozen=True):
     """One of a few words, each of which stands for something."""
 
     choices: Mapping[str, Any]
@@ -232,8 +228,7 @@ class Enum(Type):
         return self.choices[word]
 
 
-@dataclass(frozen=True, slots=True)
-class Flag(Type):
+class Flag(Plain, frozen=True):
     """True or false, as 1 or 0."""
 
     kind: ClassVar[str] = "flag"
@@ -248,8 +243,7 @@ class Flag(Type):
         return int(value)
 
 
-@dataclass(frozen=True, slots=True)
-class WordSet(Type):
+class WordSet(Plain, frozen=True):
     """Some of a few words."""
 
     choices: tuple[str, ...]
@@ -271,8 +265,7 @@ class WordSet(Type):
         return tuple(choice for choice in self.choices if choice in names)
 
 
-@dataclass(frozen=True, slots=True)
-class Thresholds(Type):
+class Thresholds(Plain, frozen=True):
     """When to send low-balance notices."""
 
     kind: ClassVar[str] = "thresholds"
@@ -289,17 +282,16 @@ class Thresholds(Type):
         return [_threshold_of(each) for each in array_of(value, name, THRESHOLDS_MAX)]
 
 
-@dataclass(frozen=True, slots=True)
-class Array(Type):
+class Array(Plain, frozen=True):
     """Any values, which another parser looks into."""
 
     length_max: int
     kind: ClassVar[str] = "array"
-    _said: str = field(default="array", repr=False)
+    said: str = "array"
 
     @property
     def words(self) -> str:
-        return self._said
+        return self.said
 
     @property
     def bounds(self) -> dict[str, object]:
