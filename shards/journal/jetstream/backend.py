@@ -17,7 +17,7 @@ from shards.journal import Backend, Journal, LastSign, MapLog, Reader, Unfit
 from shards.journal.jetstream.connection import Access, Connection, endpoint_of
 from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
-from shards.journal.jetstream.log import record_at, sign_of
+from shards.journal.jetstream.log import newest_of, record_at, sign_of
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
 from shards.journal.jetstream.record import KINDS
@@ -41,6 +41,7 @@ class JetStreamBackend:
         self._watched: Connection | None = None
         self._cluster = ""
         self._seen: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since when (boot clock)
+        self._witnesses: dict[str, Witness] = {}  # by what follows `seen-` in their files' names
 
     @property
     def node(self) -> str:
@@ -59,7 +60,10 @@ class JetStreamBackend:
             self._watched = self._connect("watch")
         found = {}
         for shard in range(1, self._settings["shards"] + 1):
-            sign = found[shard] = sign_of(Stream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns), shard)
+            newest = newest_of(Stream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns), shard)
+            sign = found[shard] = sign_of(newest)
+            if newest is not None and self._cluster:  # else somebody only looks, who changes nothing
+                self._witness(str(shard)).saw(newest[0], newest[1].chain)
             known = self._seen.get(shard)
             if known is None or known[0] != sign.sequence:
                 self._seen[shard] = sign.sequence, self._boot_ns()
@@ -96,14 +100,13 @@ class JetStreamBackend:
     def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
         settings = self._settings
         terms = Terms(settings["grant_ns"], settings["retain_bytes"])
-        path = f"{settings['directory']}/run/seen-{shard}" if settings["directory"] else ""
-        witness = Witness(self._host.disk, path, self._boot_ns)
+        witness = self._witness(str(shard))
         seen = self._settings.get("seen", {}).get(shard)
         still = (seen[0], seen[1]) if seen else None
         return JetStreamJournal(self._connect, shard, terms, witness, now_ns, self._boot_ns, still)
 
     def map_log(self, now_ns: Callable[[], int]) -> MapLog:
-        return JetStreamMapLog(self._connect("map"), self._boot_ns)
+        return JetStreamMapLog(self._connect("map"), self._boot_ns, self._witness("map"))
 
     def reader(self, shard: int) -> Reader:
         if shard == 0:
@@ -150,6 +153,13 @@ class JetStreamBackend:
                 fill_shard(connection, journal, shard, reader, self._boot_ns)
         with closing(self._connect("restore")) as connection, closing(reader_of(0)) as reader:
             fill_map(connection, reader, self._boot_ns, decided)
+
+    def _witness(self, name: str) -> Witness:
+        if name not in self._witnesses:
+            directory = self._settings["directory"]
+            path = f"{directory}/run/seen-{name}" if directory else ""
+            self._witnesses[name] = Witness(self._host.disk, path, self._boot_ns)
+        return self._witnesses[name]
 
     def _guard(self) -> Guard:
         settings = self._settings

@@ -13,6 +13,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -75,6 +76,7 @@ class Connection:
         self._access = access
         self._name = name
         self._boot_ns = boot_ns
+        self._never = threading.Event()
         self._inbox = f"_INBOX.{randbits(96):024x}"
         self._next = randbits(16) % len(access.endpoints)
         self._number = 0
@@ -84,6 +86,14 @@ class Connection:
         self._events: list[codec.Event] = []
         self.info: dict[str, Any] = {}  # what the server that we are connected to says of itself
         self.server = ""  # its URL
+
+    def dial(self, endpoint: Endpoint) -> socket.socket:
+        """A connection to this server, on which nothing was said yet. Raises OSError."""
+        return socket.create_connection((endpoint.host, endpoint.port), CONNECT_TIMEOUT_S)
+
+    def pause(self, seconds: float) -> None:
+        """Lets time pass, before something is asked again."""
+        self._never.wait(seconds)
 
     @property
     def servers(self) -> int:
@@ -257,7 +267,7 @@ class Connection:
     def _enter(self, endpoint: Endpoint) -> None:
         """Raises OSError, ProtocolError, Denied."""
         deadline_ns = self._boot_ns() + int((CONNECT_TIMEOUT_S + ANSWER_TIMEOUT_S) * 1e9)
-        self._socket = socket.create_connection((endpoint.host, endpoint.port), CONNECT_TIMEOUT_S)
+        self._socket = self.dial(endpoint)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.settimeout(None)
         self._timeout_s = 0.0

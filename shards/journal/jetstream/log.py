@@ -41,14 +41,19 @@ def record_at(stream: Stream, sequence: int, shard: int) -> Record:
     return record_of(stored, shard, stream.name)
 
 
-def sign_of(stream: Stream, shard: int) -> LastSign:
-    """The last sign of the shard's owner. Raises Corrupt, Unavailable."""
-    newest = stream.last_of(f"J.{shard}")
+def newest_of(stream: Stream, shard: int) -> tuple[int, Record] | None:
+    """The newest record and its sequence; None where there is none. Raises Corrupt, Unavailable."""
+    stored = stream.last_of(f"J.{shard}")
+    return None if stored is None else (stored.sequence, record_of(stored, shard, stream.name))
+
+
+def sign_of(newest: tuple[int, Record] | None) -> LastSign:
+    """What the newest record says of the shard's owner."""
     if newest is None:
         return LastSign(0, True)
-    record = record_of(newest, shard, stream.name)
+    sequence, record = newest
     position = record.position - (record.kind == BATCH and not record.last)
-    return LastSign(newest.sequence, record.kind == SEAL, record.epoch, record.until_ns, position)
+    return LastSign(sequence, record.kind == SEAL, record.epoch, record.until_ns, position)
 
 
 def end_of(stream: Stream, first: int, last: int, shard: int) -> tuple[Place, Record]:

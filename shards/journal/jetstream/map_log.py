@@ -21,6 +21,7 @@ from shards.journal import Corrupt, Gap, Overtaken, Retained, Unfit, Unknown
 from shards.journal.jetstream.connection import Connection, Denied
 from shards.journal.jetstream.publisher import Publisher, Taken
 from shards.journal.jetstream.streams import NO_STREAM, Refused, Stored, Stream
+from shards.journal.jetstream.witness import Witness
 
 NAME, DECISION, STATE = "M", "M.decision", "M.state"
 LOAD_PATIENCE_S, PATIENCE_S = 2.0, 10.0
@@ -74,10 +75,12 @@ class Decisions:
 
 
 class JetStreamMapLog:
-    """See `shards.journal.MapLog`."""
+    """See `shards.journal.MapLog`. What this host has seen of the map's end it must find again."""
 
-    def __init__(self, connection: Connection, boot_ns: Callable[[], int]) -> None:
+    def __init__(self, connection: Connection, boot_ns: Callable[[], int], witness: Witness | None = None) -> None:
+        """`witness`: where this host remembers the end of the stream; None: nowhere."""
         self._connection = connection
+        self._witness = witness
         self._boot_ns = boot_ns
         self._stream = Stream(connection, NAME, LOAD_PATIENCE_S, boot_ns)
         self._seen = Decisions()
@@ -113,10 +116,13 @@ class JetStreamMapLog:
             raise Unknown(f"the log's servers refuse: {error}") from error
         self._stream.patience_s = PATIENCE_S
         self._publisher.sequence = self._seen.sequence
+        self._saw()
         return self._seen.version, payloads
 
     def _messages(self) -> Iterator[tuple[int, bytes, bool]]:
         state = self._stream.state()
+        if self._witness is not None:
+            self._witness.check(NAME, state.last, self._chain_at)
         newest = self._stream.last_of(STATE)
         first = newest.sequence if newest is not None else state.first
         if state.last and first > state.last:
@@ -125,6 +131,16 @@ class JetStreamMapLog:
             yield self._seen.take(stored)
         if self._seen.sequence != state.last:
             raise Corrupt(f"{NAME} ends at sequence {self._seen.sequence}, and was at {state.last}")
+
+    def _saw(self) -> None:
+        if self._witness is not None:
+            self._witness.saw(self._seen.sequence, self._seen.chain, at_once=True)
+
+    def _chain_at(self, sequence: int) -> int:
+        stored = self._stream.message(sequence)
+        if stored is None:
+            raise Gap(f"{NAME}: sequence {sequence} is missing")
+        return unpack(stored)[1]
 
     def follow(self, callback: Callable[[int, bytes], None]) -> None:
         self._callbacks.append(callback)
@@ -143,6 +159,7 @@ class JetStreamMapLog:
         except Taken as taken:
             raise Overtaken(unpack(taken.stored)[0]) from None
         self._seen.take(Stored(sequence, DECISION, message))
+        self._saw()
         return version + 1
 
     def compact(self, version: int, payload: bytes) -> None:
@@ -152,6 +169,7 @@ class JetStreamMapLog:
         try:
             sequence = self._publisher.put(STATE, message)
             self._seen.take(Stored(sequence, STATE, message))
+            self._saw()
             self._stream.purge(sequence)
         except Taken:
             return

@@ -15,7 +15,6 @@ stays in doubt instead: it is `Unavailable` after `PATIENCE_S`, and whatever is 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 
 from shards.journal import Full, Lost, Unavailable, Unknown
@@ -41,7 +40,6 @@ class Publisher:
         self._stream = stream
         self.sequence = sequence
         self._boot_ns = boot_ns
-        self._never = threading.Event()
         self.doubts = 0  # how often an answer was missing
         self._unsettled: tuple[str, bytes] | None = None  # may be there as the next sequence
 
@@ -88,4 +86,4 @@ class Publisher:
             if not (in_doubt and matters) and waited_ns > PATIENCE_S * 1e9:
                 self._unsettled = (subject, message) if in_doubt else None
                 raise Unavailable(f"the log cannot be reached: {reason}") from reason
-            self._never.wait(RETRY_S)
+            stream.connection.pause(RETRY_S)

@@ -12,7 +12,6 @@ stream is believed only once it was said for `absent_s`, and over a connection t
 from __future__ import annotations
 
 import base64
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -92,7 +91,6 @@ class Stream:
         self.patience_s = patience_s
         self._absent_s = absent_s
         self._boot_ns = boot_ns
-        self._never = threading.Event()
 
     def state(self) -> State:
         """Raises Unavailable, Refused (NO_STREAM: there is none), Denied."""
@@ -138,7 +136,7 @@ class Stream:
                 waited_ns = waited_ns or self._boot_ns()
                 if self._boot_ns() - waited_ns > self.patience_s * 1e9:
                     raise Unavailable(f"sequence {sequence} of {self.name} is not shown by any replica")
-                self._never.wait(RETRY_S)
+                self.connection.pause(RETRY_S)
                 continue
             waited_ns = 0
             for stored in found:
@@ -221,4 +219,4 @@ class Stream:
                 unasked -= 1
                 if unasked <= 0 and self._boot_ns() > until_ns:
                     raise Unavailable(f"the log cannot be reached: {error}") from error
-            self._never.wait(RETRY_S)
+            self.connection.pause(RETRY_S)

@@ -1,9 +1,10 @@
 """What this host has seen of a stream, kept beside it: so a stream that has lost its end is told from a short one.
 
-    witness = sequence u64, chain u32, crc u32        one file per shard, in this host's own data directory
+    witness = sequence u64, chain u32, crc u32        one file per stream, in this host's own data directory
 
 It is written every so often and never synced: it is evidence, and evidence that is missing proves nothing. What it says
-was acknowledged, so a stream that does not reach it, or is another there, has lost what was answered.
+was acknowledged, so a stream that does not reach it, or is another there, has lost what was answered. A host that
+stands by sees a stream as well as one that serves. What was seen once stays seen: the file never goes back.
 """
 
 from __future__ import annotations
@@ -22,20 +23,25 @@ _FORM = struct.Struct("<QII")
 
 
 class Witness:
-    """One shard's. A path of "" remembers nothing."""
+    """Of one stream. A path of "" remembers nothing."""
 
     def __init__(self, disk: Disk, path: str, boot_ns: Callable[[], int]) -> None:
         self._disk = disk
         self._path = path
         self._boot_ns = boot_ns
         self._written_ns = -EVERY_NS
+        self._reached = -1  # the sequence that the file names; -1: it was not read yet
 
     def saw(self, sequence: int, chain: int, at_once: bool = False) -> None:
         """This sequence is there; the log's chain at it is this. OSErrors are passed over: it is evidence only."""
         now_ns = self._boot_ns()
         if not self._path or (now_ns - self._written_ns < EVERY_NS and not at_once):
             return
-        self._written_ns = now_ns
+        if self._reached < 0:
+            self._reached = self._remembered()[0]
+        if sequence <= self._reached:
+            return
+        self._written_ns, self._reached = now_ns, sequence
         body = _FORM.pack(sequence, chain, 0)[:-4]
         try:
             there = self._disk.exists(self._path)
@@ -49,20 +55,8 @@ class Witness:
 
     def check(self, stream: str, last: int, chain_at: Callable[[int], int]) -> None:
         """Raises Corrupt where the stream does not hold what was seen."""
-        if not self._path or not self._disk.exists(self._path):
-            return
-        try:
-            handle = self._disk.open(self._path)
-            try:
-                data = self._disk.pread(handle, _FORM.size, 0)
-            finally:
-                self._disk.close(handle)
-        except OSError:
-            return
-        if len(data) != _FORM.size:
-            return
-        sequence, chain, crc = _FORM.unpack(data)
-        if crc != crc32c(data[:-4]):
+        sequence, chain = self._remembered()
+        if not sequence:
             return
         if last < sequence:
             raise Corrupt(f"{stream} ends at sequence {last}; this host has seen sequence {sequence}: its end is lost")
@@ -72,3 +66,20 @@ class Witness:
             return  # trimmed since
         if found != chain:
             raise Corrupt(f"{stream} is another at sequence {sequence} than this host has seen: its end was lost")
+
+    def _remembered(self) -> tuple[int, int]:
+        """The sequence that the file names, and the chain at it; sequence 0 where it names none."""
+        try:
+            if not self._path or not self._disk.exists(self._path):
+                return 0, 0
+            handle = self._disk.open(self._path)
+            try:
+                data = self._disk.pread(handle, _FORM.size, 0)
+            finally:
+                self._disk.close(handle)
+        except OSError:
+            return 0, 0
+        if len(data) != _FORM.size:
+            return 0, 0
+        sequence, chain, crc = _FORM.unpack(data)
+        return (sequence, chain) if crc == crc32c(data[:-4]) else (0, 0)

@@ -319,6 +319,43 @@ def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(
     assert journal_on(streams, witness=witness).open(SHARD, "newer").head == 5
 
 
+def test_a_map_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(
+    cluster: NatsCluster, data_dir: Path
+) -> None:
+    def opened() -> JetStreamMapLog:
+        seen = Witness(RealDisk(), str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
+        return JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns, seen)
+
+    cluster.make(0)
+    log = opened()
+    load(log)
+    for version, payload in enumerate((b"create", b"assign", b"pin")):
+        decide(log, version, payload)
+    kept = raw(cluster, map_log.NAME)
+    cluster.make(0)
+    for message in kept[:2]:
+        cluster.publish(map_log.DECISION, message)
+    for one in (log, opened()):
+        with pytest.raises(Corrupt, match="M ends at sequence 2; this host has seen sequence 3: its end is lost"):
+            load(one)
+    other = JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns)
+    load(other)
+    decide(other, 2, b"something else")
+    with pytest.raises(Corrupt, match="M is another at sequence 3 than this host has seen: its end was lost"):
+        load(opened())
+
+
+def test_what_a_host_has_seen_of_a_stream_it_does_not_forget(data_dir: Path) -> None:
+    def seen() -> Witness:
+        return Witness(RealDisk(), str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
+
+    seen().saw(9, 77)
+    seen().saw(5, 55, at_once=True)  # as the next life of a daemon does, on a stream that has lost its end
+    with pytest.raises(Corrupt, match="this host has seen sequence 9"):
+        seen().check("J_1", 5, lambda sequence: 55)
+    seen().check("J_1", 9, lambda sequence: 77)
+
+
 @pytest.mark.parametrize("saved_again", [False, True], ids=["of another position", "of the same position"])
 def test_an_older_snapshot_under_a_newer_manifest_is_refused(streams: NatsCluster, saved_again: bool) -> None:
     journal = journal_on(streams)
