@@ -3,6 +3,7 @@
     python -m tests.simulation --seed N [--log LINES]                      one seed, with what it came to
     python -m tests.simulation --seeds A..B [--jobs J] [--out FILE]        seeds A to B - 1; skips those that FILE has
     … --follows                            with history and notices as processes on failing files (`followers`)
+    … --hosts                              several hosts over one log (`cluster_run`)
 
 Exit code 1 where one failed; the last line of output is a JSON object with the figures.
 """
@@ -16,6 +17,7 @@ import traceback
 from pathlib import Path
 
 from tests.simulation.campaign import campaign
+from tests.simulation.cluster_run import play_hosts
 from tests.simulation.run import play
 
 
@@ -27,20 +29,23 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--follows", action="store_true", help="with history and notices as processes")
+    parser.add_argument("--hosts", action="store_true", help="several hosts over one log")
     asked = parser.parse_args()
     if asked.seed is not None:
-        return one(asked.seed, asked.log, follows=asked.follows)
+        return one(asked.seed, asked.log, follows=asked.follows, hosts=asked.hosts)
     first, last = asked.seeds.split("..")
-    figures = campaign(int(first), int(last), asked.jobs, asked.out, follows=asked.follows)
+    figures = campaign(int(first), int(last), asked.jobs, asked.out, follows=asked.follows, hosts=asked.hosts)
     print(json.dumps(figures))
     return bool(figures["failed"])
 
 
-def one(seed: int, lines: int, *, follows: bool) -> int:
+def one(seed: int, lines: int, *, follows: bool, hosts: bool) -> int:
     """Plays one seed and shows what happened."""
     log: list[str] = []
+    kept = log if lines else None
     try:
-        print(json.dumps(play(seed, log if lines else None, follows=follows)._asdict()))
+        played = play_hosts(seed, kept) if hosts else play(seed, kept, follows=follows)
+        print(json.dumps(played._asdict()))
     except Exception:
         traceback.print_exc()
         return 1

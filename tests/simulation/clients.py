@@ -49,6 +49,9 @@ class Protocol(asyncio.Protocol):
 class Client:
     """One program of calls, one connection at a time."""
 
+    wait_s = ANSWER_WAIT_S  # for an answer, until the connection is given up
+    rest_s = 0.3  # between calls beyond those that it has to make
+
     def __init__(
         self,
         name: str,
@@ -78,7 +81,7 @@ class Client:
             together = [self._programs.call() for _ in range(self._rng.choice((1, 1, 1, 2, 4)))]
             self.calls += len(together)
             await self._all(together)
-            pause_s = self._rng.choice((0.0, 0.002, 0.02, 0.1)) if self.calls < count else 0.3
+            pause_s = self._rng.choice((0.0, 0.002, 0.02, 0.1)) if self.calls < count else self.rest_s
             await asyncio.sleep(pause_s * self._rng.random())
 
     async def open_accounts(self) -> None:
@@ -147,7 +150,7 @@ class Client:
             protocol.connection_lost(None)
         else:
             protocol.transport.write(data)
-        done, pending = await asyncio.wait(futures, timeout=ANSWER_WAIT_S)
+        done, pending = await asyncio.wait(futures, timeout=self.wait_s)
         if pending:  # it hangs: give the connection up
             self.unknown += len(pending)
             self.drop()
@@ -176,12 +179,17 @@ class Client:
         self._auditor.refused(call, error)
         return False
 
+    async def _chosen(self) -> SimSocket:
+        """The door to knock at."""
+        return self._door
+
     async def _connected(self) -> Protocol:
         while self._protocol is None or self._protocol.transport is None:
+            door = await self._chosen()
             protocol = Protocol()
             stream = self.stream = Stream(self._loop.kernel, self._rng.getrandbits(32), self._loop.net.slow)
-            assert self._door.listener is not None
-            self._door.listener.connect(stream.ends[1])
+            assert door.listener is not None
+            door.listener.connect(stream.ends[1])
             self._loop.net.attach(stream.ends[0], self._loop, protocol)
             await asyncio.sleep(0.001)
             if protocol.transport is None:
@@ -190,7 +198,7 @@ class Client:
             self._number += 1
             greeting = protocol.waiting[self._number] = self._loop.create_future()
             protocol.transport.write(msgpack.packb([0, self._number, "hello", [{"errors": "map"}]]))
-            done, _ = await asyncio.wait([greeting], timeout=ANSWER_WAIT_S)
+            done, _ = await asyncio.wait([greeting], timeout=self.wait_s)
             if done and greeting.result() is not LOST:
                 self._protocol = protocol
             elif protocol.transport is not None:

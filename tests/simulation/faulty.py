@@ -16,6 +16,14 @@ class Faulty(NamedTuple):
     file: str
     old: str
     new: str
+    also: tuple[
+        tuple[str, str, str], ...
+    ] = ()  # more of the same fault: (file, what stands there, what is put instead)
+
+    @property
+    def edits(self) -> tuple[tuple[str, str, str], ...]:
+        """All of it."""
+        return (self.file, self.old, self.new), *self.also
 
 
 FAULTS = [
@@ -382,6 +390,96 @@ BESIDE = {
         "    if owes:\n",
         "    if False:\n",
     ): 2,
+}
+
+# What must not be missing between hosts: each with the seed, played with several over one log, that catches it.
+BETWEEN = {
+    Faulty(
+        "commands-are-stamped-beyond-the-grant",
+        "shards/worker/worker.py",
+        "        if now_ns < granted_ns:\n",
+        "        if now_ns < granted_ns or True:\n",
+    ): 51,
+    Faulty(
+        "reads-are-answered-beyond-the-grant",
+        "shards/worker/worker.py",
+        "        if now_ns < granted_ns:\n",
+        "        if now_ns < granted_ns or True:\n",
+        (
+            (
+                "shards/worker/worker.py",
+                "                elif not self.may_act():\n",
+                "                elif False:\n",
+            ),
+        ),
+    ): 51,
+    Faulty(
+        "cutoffs-leave-beyond-the-grant",
+        "shards/worker/worker.py",
+        "        if granted_ns == ALL_TIME_NS or self.clock.at(self._boot_ns()) < granted_ns:\n",
+        "        if True:\n",
+    ): 38,
+    Faulty(
+        "a-grant-that-nobody-acknowledged-counts",
+        "shards/journal/jetstream/journal.py",
+        "        record = pack(Record(*fields, body))\n        try:\n",
+        "        record = pack(Record(*fields, body))\n        self._granted_ns = until_ns\n        try:\n",
+    ): 2,
+    Faulty(
+        "stillness-is-not-waited-for",
+        "shards/journal/jetstream/journal.py",
+        "        if now_ns - self._still[1] < STILL_SHARE * self._terms.grant_ns:\n",
+        "        if False:\n",
+    ): 1,
+    Faulty(
+        "began-is-ignored",
+        "shards/worker/recovering.py",
+        "        self._last_ns = max(self.journal.last_time_ns, opened.began_ns)\n",
+        "        self._last_ns = self.journal.last_time_ns\n",
+    ): 2,
+    Faulty(
+        "expected-sequence-is-not-sent",
+        "shards/journal/jetstream/streams.py",
+        "{EXPECTED: str(expected)}",
+        "{}",
+    ): 0,
+    Faulty(
+        "published-behind-whatever-is-there",
+        "shards/journal/jetstream/publisher.py",
+        "                sequence = stream.publish(subject, message, expected)\n",
+        "                expected = stream.state().last\n"
+        "                sequence = stream.publish(subject, message, expected)\n",
+    ): 0,
+    Faulty(
+        "another-message-passes-for-ours",
+        "shards/journal/jetstream/publisher.py",
+        "                    if stored.payload != message:\n",
+        "                    if False:\n",
+    ): 1,
+    Faulty(
+        "a-lost-end-is-not-noticed",
+        "shards/journal/jetstream/witness.py",
+        "        if last < sequence:\n",
+        "        if False:\n",
+    ): 4,
+    Faulty(
+        "who-stands-by-remembers-no-end",
+        "shards/journal/jetstream/backend.py",
+        "            if newest is not None and self._cluster:",
+        "            if False:",
+    ): 5,
+    Faulty(
+        "the-end-of-the-map-is-not-remembered",
+        "shards/journal/jetstream/map_log.py",
+        "            self._witness.check(NAME, state.last, self._chain_at)\n",
+        "            pass\n",
+    ): 2,
+    Faulty(
+        "a-bad-clock-is-no-hindrance",
+        "shards/supervisor/clock_guard.py",
+        "        return judgement.error_ns > self.error_ns_max\n",
+        "        return False\n",
+    ): 4,
 }
 
 # Real faults, too, which 200 seeds do not show yet, each with what would: `mutants --unseen` tries them. One that is

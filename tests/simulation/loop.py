@@ -29,7 +29,7 @@ _EMPTY = contextvars.Context()
 class Handle:
     """Something that is to happen in a process, as asyncio's own: it can be cancelled."""
 
-    __slots__ = ("_arguments", "_cancelled", "_context", "_function", "loop", "when_ns")
+    __slots__ = ("_arguments", "_cancelled", "_context", "_function", "is_timer", "loop", "wakes", "when_ns")
 
     def __init__(
         self, loop: SimLoop, when_ns: int, function: Callable[..., Any], arguments: tuple[Any, ...], context: Any
@@ -40,6 +40,8 @@ class Handle:
         self._arguments = arguments
         self._context = context
         self._cancelled = False
+        self.is_timer = False
+        self.wakes = False  # code that blocks: it happens although the loop is blocked
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -114,19 +116,25 @@ class Kernel:
                 if loop.dead or handle.cancelled():
                     continue
                 if loop.hung_until_ns > self.now_ns:  # it does nothing now, and all of it later, in order
-                    handle.when_ns = loop.hung_until_ns
+                    handle.when_ns = loop.hung_until_ns + loop.timers_late_ns * handle.is_timer
                     self.at(handle)
+                    continue
+                if loop.is_blocked and not handle.wakes:
+                    loop.parked.append(handle)
                     continue
                 self.steps += 1
                 if loop is not current:
                     current = loop
                     events._set_running_loop(loop)
                 try:
-                    handle.run()
+                    loop.do(handle)
                 except Crashed:
                     self.on_crash(loop)
                 except Exception as error:
                     loop.call_exception_handler({"message": "an exception in a callback", "exception": error})
+                if loop.parked and not loop.is_blocked:
+                    ready.extend(loop.parked)
+                    loop.parked.clear()
                 while heap and heap[0][0] <= self.now_ns:
                     ready.append(heappop(heap)[2])
         finally:
@@ -142,9 +150,16 @@ class SimLoop(asyncio.AbstractEventLoop):
         self.name = name
         self.dead = False
         self.hung_until_ns = 0
+        self.timers_late_ns = 0  # after it hung: one that waited for its sockets hears them first
         self.on_trouble: Callable[[dict[str, Any]], None] | None = None
+        self.is_blocked = False  # what runs on it waits, and nothing else can (`tests.simulation.fibers`)
+        self.parked: list[Handle] = []  # what is to happen once it is not
         self._tasks: dict[asyncio.Task[Any], None] = {}
         self._readers: dict[int, Callable[[], None]] = {}
+
+    def do(self, handle: Handle) -> None:
+        """It is time for this to happen."""
+        handle.run()
 
     # -- time and turn ----------------------------------------------------------------------------------------------
 
@@ -160,10 +175,15 @@ class SimLoop(asyncio.AbstractEventLoop):
     call_soon_threadsafe = call_soon  # type: ignore[assignment]
 
     def call_later(self, delay: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        return self.call_in(int(delay * SECOND_NS), callback, *args, context=context)
+        return self._timer(int(delay * SECOND_NS), callback, *args, context=context)
 
     def call_at(self, when: float, callback: Any, *args: Any, context: Any = None) -> Any:  # type: ignore[override]
-        return self.call_in(int(when * SECOND_NS) - self.kernel.now_ns, callback, *args, context=context)
+        return self._timer(int(when * SECOND_NS) - self.kernel.now_ns, callback, *args, context=context)
+
+    def _timer(self, delay_ns: int, callback: Any, *args: Any, context: Any) -> Handle:
+        handle = self.call_in(delay_ns, callback, *args, context=context)
+        handle.is_timer = True
+        return handle
 
     def call_in(self, delay_ns: int, callback: Any, *args: Any, context: Any = None) -> Handle:
         """After so many nanoseconds."""
@@ -242,8 +262,16 @@ class SimAlarm:
 
     _next_fd = 1000
 
-    def __init__(self, loop: SimLoop, rng: random.Random, on_arm: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        loop: SimLoop,
+        rng: random.Random,
+        on_arm: Callable[[int], None],
+        true_ns: Callable[[int], int] | None = None,
+    ) -> None:
+        """`true_ns`: when a boot instant of this machine is; by the kernel's own boot clock, if none is given."""
         self._loop = loop
+        self._true_ns = true_ns
         self._on_arm = on_arm
         self._rng = rng
         SimAlarm._next_fd += 1
@@ -264,7 +292,8 @@ class SimAlarm:
         self._on_arm(boot_ns)
         kernel = self._loop.kernel
         late_ns = self._rng.randrange(50_000)
-        self._handle = self._loop.call_in(boot_ns + kernel.booted_ns - kernel.now_ns + late_ns, self._ring)
+        rings_ns = boot_ns + kernel.booted_ns if self._true_ns is None else self._true_ns(boot_ns)
+        self._handle = self._loop.call_in(rings_ns - kernel.now_ns + late_ns, self._ring)
 
     def _ring(self) -> None:
         self._rung = True

@@ -104,7 +104,7 @@ class SimProcess:
         self.machine = machine
         self.name = name
         self.pid = pid
-        self.loop = NetLoop(machine.kernel, name, machine.net)  # type: ignore[abstract]  # of asyncio's loop what we use
+        self.loop = machine.loop_of(name)
         self.rng = random.Random(machine.rng.getrandbits(64))
         self.disk = SimDisk(machine.medium, self.rng)
         self.disk.on_sync = machine.on_sync
@@ -118,8 +118,8 @@ class SimProcess:
         return Host(
             clocks=machine.clocks,
             disk=self.disk,
-            executor=lambda name, _: SimCommitter(name, loop, machine),
-            alarm=lambda: SimAlarm(loop, self.rng, lambda boot_ns: machine.on_alarm(self, boot_ns)),  # type: ignore[arg-type,return-value]
+            executor=lambda name, _: machine.executor_of(name, loop),
+            alarm=lambda: SimAlarm(loop, self.rng, lambda boot_ns: machine.on_alarm(self, boot_ns), machine.true_ns),  # type: ignore[arg-type,return-value]
             sockets=lambda path: SimSocketDirectory(machine.net, path),  # type: ignore[arg-type,return-value]
             spawn=machine.spawn,
             exit=self._exit,
@@ -166,11 +166,16 @@ class SimProcess:
 class Machine:
     """One host: its clock, disk, sockets and processes."""
 
-    def __init__(self, rng: random.Random, on_sync: Callable[[str, Any], None]) -> None:
+    true_ns: Callable[[int], int] | None = None  # when a boot instant is, where its clock is not the kernel's
+
+    def __init__(
+        self, rng: random.Random, on_sync: Callable[[str, Any], None], kernel: Kernel | None = None, pid: int = 100
+    ) -> None:
+        """`kernel`: of all machines of a world, if there are others; `pid`: that no process here has, nor a lower."""
         self.rng = rng
-        self.kernel = Kernel(random.Random(rng.getrandbits(64)))
+        self.kernel = Kernel(random.Random(rng.getrandbits(64))) if kernel is None else kernel
         self.clocks = Clocks(self.kernel.boot_ns, self.kernel.wall_ns)
-        self.kernel.on_crash = self._on_crash
+        self.kernel.on_crash = self.on_crash
         self.net = Net(self.kernel, random.Random(rng.getrandbits(64)))
         self.medium = Medium()
         self.on_sync = on_sync
@@ -185,8 +190,16 @@ class Machine:
         self.slow_disk = False
         self.slow_share = 0.05  # of its jobs, where it is slow
         self._disk_rng = random.Random(rng.getrandbits(64))
-        self._pid = 100
-        self._boots = 1
+        self._pid = pid
+        self._boots = self.medium.boots
+
+    def loop_of(self, name: str) -> NetLoop:
+        """The loop of a new process."""
+        return NetLoop(self.kernel, name, self.net)  # type: ignore[abstract]  # of asyncio's loop what we use
+
+    def executor_of(self, name: str, loop: NetLoop) -> SerialExecutor:
+        """A new thread of a process."""
+        return SimCommitter(name, loop, self)
 
     def disk_ns(self) -> int:
         """How long half a job of the disk takes."""
@@ -208,6 +221,10 @@ class Machine:
         await asyncio.sleep(0)
         process = self.start(command[0])
         assert theirs.end is not None
+        assert ours.end is not None
+        starter = asyncio.get_running_loop()
+        assert isinstance(starter, SimLoop)
+        self.net.hold(ours.end, starter)
         self.on_control(process, theirs.end.stream)
         process.run(self.start_worker(process, theirs))
         return process, ours
@@ -225,7 +242,7 @@ class Machine:
         for told in process.on_end:
             told(code)
 
-    def _on_crash(self, loop: SimLoop) -> None:
+    def on_crash(self, loop: SimLoop) -> None:
         """A call of the disk ended the process: alone, or with all others, where it was a loss of power."""
         if self.medium.boots != self._boots:
             self._after_power()
@@ -242,4 +259,8 @@ class Machine:
         for process in list(self.processes.values()):
             self.end(process, EXIT_KILLED)
         self.on_power()
+        self.booted()
+
+    def booted(self) -> None:
+        """A new boot has begun."""
         self.kernel.booted_ns = self.kernel.now_ns

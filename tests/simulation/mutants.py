@@ -2,7 +2,8 @@
 
     python -m tests.simulation.mutants [NAME …] [--seeds 200] [--jobs 2] [--out FILE]      all, or those named
 
-Those of history and notices (`faulty.BESIDE`) are played with the followers as processes.
+Those of history and notices (`faulty.BESIDE`) are played with the followers as processes, those between hosts
+(`faulty.BETWEEN`) with several hosts.
 A line per fault: the seed that caught it, and how; with `--out` also as JSON lines, and those that it has are not tried
 again. Exit code 1 where one survives. A survivor means that the simulation lacks a fault or the auditor a look.
 """
@@ -20,14 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from tests.simulation.faulty import BESIDE, FAULTS, UNSEEN, Faulty
+from tests.simulation.faulty import BESIDE, BETWEEN, FAULTS, UNSEEN, Faulty
 
 SEEDS = 200
 ROOT = Path(__file__).resolve().parents[2]
 ROOMS = ("billing", "shards", "tests/simulation")
 _HUNT = (
     "import sys; from tests.simulation.campaign import first_failing; "
-    "print(first_failing(0, int(sys.argv[1]), follows=sys.argv[2:] == ['follows']))"
+    "print(first_failing(int(sys.argv[1]), int(sys.argv[2]), **dict.fromkeys(sys.argv[3:], True)))"
 )
 
 
@@ -40,22 +41,28 @@ def copied(target: Path) -> None:
 
 def apply(fault: Faulty, root: Path) -> None:
     """Puts the fault into the copy; AssertionError where the code has changed and it does not fit any more."""
-    path = root / fault.file
-    text = path.read_text()
-    times = text.count(fault.old)
-    assert times == 1, f"{fault.name}: its text occurs {times} times in {fault.file}: the code has changed, adapt it"
-    path.write_text(text.replace(fault.old, fault.new))
+    for file, old, new in fault.edits:
+        path = root / file
+        text = path.read_text()
+        times = text.count(old)
+        assert times == 1, f"{fault.name}: its text occurs {times} times in {file}: the code has changed, adapt it"
+        path.write_text(text.replace(old, new))
 
 
-def hunt(fault: Faulty, seeds: int = SEEDS) -> dict[str, Any]:
-    """Plays seeds against the faulty code until one fails."""
+def _world_of(fault: Faulty) -> list[str]:
+    """In which world it is played."""
+    return ["follows"] * (fault in BESIDE) + ["hosts"] * (fault in BETWEEN)
+
+
+def hunt(fault: Faulty, seeds: int = SEEDS, first: int = 0) -> dict[str, Any]:
+    """Plays seeds `first` to `seeds` - 1 against the faulty code until one fails."""
     with tempfile.TemporaryDirectory(prefix="billing-faulty-") as where:
         root = Path(where)
         copied(root)
         apply(fault, root)
         environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
         run = subprocess.run(
-            [sys.executable, "-c", _HUNT, str(seeds), *(["follows"] if fault in BESIDE else [])],
+            [sys.executable, "-c", _HUNT, str(first), str(seeds), *_world_of(fault)],
             cwd=root,
             env=environment,
             capture_output=True,
@@ -84,7 +91,7 @@ def main() -> int:
         old = [json.loads(line) for line in asked.out.read_text().splitlines() if line.endswith("}")]
         done = {one["name"] for one in old}
         survivors = sum(one["seed"] is None for one in old)
-    caught = FAULTS + list(BESIDE)
+    caught = FAULTS + list(BESIDE) + list(BETWEEN)
     wanted = caught + UNSEEN if asked.names else UNSEEN if asked.unseen else caught
     chosen = [one for one in wanted if (not asked.names or one.name in asked.names) and one.name not in done]
     with ThreadPoolExecutor(asked.jobs) as pool:

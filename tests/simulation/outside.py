@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Coroutine
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from billing.expirationd.dialing import Unreachable
@@ -14,7 +14,6 @@ from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
 from billing.ledger.entry import FIELDS, history_row, unpack
 from shards.batch import ENTRY, split_batch
 from shards.system.clock import Clocks
-from tests.simulation.auditor import Auditor
 
 SICK = ("hangs", "fails", "asks for time", "hangs up")
 ASKED_FOR_NS = 20 * 10**9
@@ -46,10 +45,31 @@ class SimLine:
         self.ended = asyncio.Event()
 
 
+class Ear(Protocol):
+    """What the endpoint has of the auditor."""
+
+    last_call: dict[bytes, tuple[str, int]]
+
+    def billing_ns(self, boot_ns: int) -> int:
+        """Billing time at this boot instant of the caller."""
+
+    def attempt(self, kind: str, user: bytes, event_id: str, seq: int, exhausted_at_ns: int, now_ns: int) -> None:
+        """An attempt starts."""
+
+    def calls(self, user: bytes, event_id: str) -> None:
+        """It is under way."""
+
+    def called(self, user: bytes, now_ns: int) -> None:
+        """It is over."""
+
+    def took(self, kind: str, user: bytes, seq: int) -> None:
+        """It is answered with 2xx."""
+
+
 class SimEndpoint:
     """`billing.expirationd.endpoint.Endpoint`, and the service behind it."""
 
-    def __init__(self, origin: str, clocks: Clocks, moods: Moods, auditor: Auditor, trace: Callable[..., None]) -> None:
+    def __init__(self, origin: str, clocks: Clocks, moods: Moods, auditor: Ear, trace: Callable[..., None]) -> None:
         self._boot_ns = clocks.boot_ns
         self.origin = origin
         self.connections = self.connects = 0

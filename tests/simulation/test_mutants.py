@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.simulation.faulty import FAULTS, UNSEEN
+from tests.simulation.faulty import BESIDE, BETWEEN, FAULTS, UNSEEN
 from tests.simulation.mutants import ROOT, hunt
 
 SEED = random.SystemRandom().randrange(10**6)  # shown by a failure, in the name of the test
@@ -18,10 +18,12 @@ DRAWN = 2
 
 def test_there_are_enough_and_each_fits_the_code_and_changes_it() -> None:
     assert len(FAULTS) >= 30
-    assert len({fault.name for fault in FAULTS + UNSEEN}) == len(FAULTS) + len(UNSEEN)
-    for fault in FAULTS + UNSEEN:
-        assert (ROOT / fault.file).read_text().count(fault.old) == 1, fault.name
-        assert fault.new != fault.old, fault.name
+    every = [*FAULTS, *UNSEEN, *BESIDE, *BETWEEN]
+    assert len({fault.name for fault in every}) == len(every)
+    for fault in every:
+        for file, old, new in fault.edits:
+            assert (ROOT / file).read_text().count(old) == 1, fault.name
+            assert new != old, fault.name
 
 
 @pytest.mark.parametrize("number", range(DRAWN))

@@ -210,7 +210,9 @@ class SimSocket:
         """Nothing blocks."""
 
     def close(self) -> None:
-        """What is attached to it ends by itself."""
+        """What is attached to it ends by itself; where nothing was, the other side hears of the end."""
+        if self.end is not None and self.end.protocol is None:
+            self.end.stream.died(self.end)
 
 
 class Listener:
@@ -290,8 +292,12 @@ class Net:
     def of_number(self, number: int) -> SimSocket:
         return self._sockets[number]
 
-    def attach(self, end: SimTransport, loop: SimLoop, protocol: Any) -> None:
+    def hold(self, end: SimTransport, loop: SimLoop) -> None:
+        """It ends with this process."""
         self._by_loop.setdefault(loop, []).append(end)
+
+    def attach(self, end: SimTransport, loop: SimLoop, protocol: Any) -> None:
+        self.hold(end, loop)
         end.attach(loop, protocol)
 
     def died(self, loop: SimLoop) -> None:

@@ -20,6 +20,7 @@ FAULTS = (
 FLIP_PARTS = 4
 SEEDS_A_PIECE = 500
 FOLLOWED_SEEDS = 2000  # of the simulation with history and notices as processes
+HOSTS_SEEDS = 2000  # of the simulation with several hosts
 LIVES_A_PIECE = 250  # of followers
 COMMANDS, COMMANDS_A_PIECE, PROGRAM = 2_000_000, 500_000, 400  # of the ledger and its model; so many commands a program
 FUZZ_S = {
@@ -41,6 +42,7 @@ CAMPAIGNS = {
     "programs": "random programs on the ledger and on its model",
     "simulation": "seeds in simulation, all invariants",
     "beside": "seeds in simulation with history and notices as processes on failing files",
+    "clusters": "seeds of several hosts in simulation, over a log that loses, doubles and forgets",
     "followers": "lives of history and notices on failing disks, none with a silent loss",
     "mutants": "own mutants, each within 200 seeds",
     "gates": "faults in the gates between hosts, each caught by its test",
@@ -119,6 +121,11 @@ def all_pieces(share: float) -> Iterator[Piece]:
         last = min(first + SEEDS_A_PIECE, seeds)
         options = ["--follows", "--seeds", f"{first}..{last}", "--jobs", "1"]
         yield Piece("beside", f"followed seeds {first} to {last - 1}", ["tests.simulation", *options])
+    seeds = count(HOSTS_SEEDS)
+    for first in range(0, seeds, SEEDS_A_PIECE):
+        last = min(first + SEEDS_A_PIECE, seeds)
+        options = ["--hosts", "--seeds", f"{first}..{last}", "--jobs", "1"]
+        yield Piece("clusters", f"seeds of hosts {first} to {last - 1}", ["tests.simulation", *options])
     lives = count(1000)
     for first in range(0, lives, LIVES_A_PIECE):
         last = min(first + LIVES_A_PIECE, lives)

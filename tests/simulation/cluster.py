@@ -1,0 +1,529 @@
+"""Several hosts over one log, in one process and on one virtual clock: the daemon's real code on each of them.
+
+Each host is a machine of its own (`tests.simulation.machine`): a disk, processes, a door, a boot clock that runs too
+fast or too slow, and a wall clock that is off besides. They share nothing but the log (`tests.simulation.log_model`),
+the endpoint and the clients, who knock at any door. One host serves, the others stand by.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import itertools
+import random
+from collections.abc import Callable
+from typing import Any
+
+from msgspec.structs import replace
+
+from billing.config.schema import Config, Cutoff, Ledger, Notify, class_of
+from billing.worker.application import Billing, Outside
+from shards.buckets import HASH_NAME
+from shards.control import Begin, WorkerSettings
+from shards.exits import Exit, ending_of
+from shards.journal.jetstream.guard import Shape
+from shards.supervisor.supervisor import Supervisor, SupervisorSettings
+from shards.system.clock import Clocks
+from shards.system.serial_executor import SerialExecutor
+from shards.worker.process import Process
+from tests.simulation.auditor import Violation
+from tests.simulation.calls import GRACES_S, Call, Programs
+from tests.simulation.clients import Client
+from tests.simulation.cluster_auditor import NOBODY, HostsAuditor, Owner, Seen
+from tests.simulation.fibers import BlockingCommitter, BlockingLoop
+from tests.simulation.log_model import FIRST_PORT, KIND, SERVERS, WORLDS, Kept, LogServers
+from tests.simulation.loop import SECOND_NS, Kernel, SimLoop
+from tests.simulation.machine import Machine, SimProcess
+from tests.simulation.outside import Moods, SimEndpoint
+from tests.simulation.wires import Net, NetLoop, SimSocket
+from tests.simulation.world import CALLS_AT_ONCE, DATA, REST_S, Stuck
+
+GRANT_NS = 2 * SECOND_NS
+CLOCK_ERROR_NS_MAX = 500_000_000  # of the configuration: two good clocks differ by 400 ms, and drift
+OFFSET_NS_MAX = 200_000_000
+DRIFT_PPM_MAX = 300
+WAKING_NS = 500_000  # so long a process that wakes up may be at what has come in, before it looks at its timers
+WATCHED = 20  # reads of a watcher that may be without an answer
+IDENTITY = "5eed5eed5eed5eed"
+
+_numbers = itertools.count(1)
+
+
+class Oscillator:
+    """The clocks of one host, as the true time makes them."""
+
+    def __init__(self, kernel: Kernel, offset_ns: int, ppm: int, up_ns: int) -> None:
+        self.offset_ns = offset_ns  # of the wall clock; a step changes it
+        self._kernel = kernel
+        self._ppm = ppm
+        self._since_ns = kernel.now_ns  # since when the wall clock drifts
+        self.booted_ns = kernel.now_ns - up_ns
+
+    def _gone(self, since_ns: int) -> int:
+        elapsed_ns = self._kernel.now_ns - since_ns
+        return elapsed_ns + elapsed_ns * self._ppm // 10**6
+
+    def boot_ns(self) -> int:
+        """The boot clock. To read it takes time."""
+        self._kernel.boot_ns()
+        return self._gone(self.booted_ns)
+
+    def peeked_ns(self) -> int:
+        """The same, as somebody sees it who is not there."""
+        return self._gone(self.booted_ns)
+
+    def wall_ns(self) -> int:
+        """The wall clock."""
+        return self._since_ns + self._gone(self._since_ns) + self.offset_ns
+
+    def true_ns(self, boot_ns: int) -> int:
+        """The first true instant at which the boot clock is there."""
+        elapsed_ns = boot_ns * 10**6 // (10**6 + self._ppm) - 2
+        while elapsed_ns + elapsed_ns * self._ppm // 10**6 < boot_ns:
+            elapsed_ns += 1
+        return self.booted_ns + elapsed_ns
+
+
+class HostMachine(Machine):
+    """One host of the cluster."""
+
+    def __init__(self, number: int, kernel: Kernel, rng: random.Random, servers: LogServers) -> None:
+        super().__init__(rng, lambda path, node: None, kernel, 1000 * number)
+        offset_ns = rng.randint(-OFFSET_NS_MAX, OFFSET_NS_MAX)
+        ppm = rng.randint(-DRIFT_PPM_MAX, DRIFT_PPM_MAX)
+        self.clock = Oscillator(kernel, offset_ns, ppm, rng.randrange(1, 10**6) * SECOND_NS)
+        self.clocks = Clocks(self.clock.boot_ns, self.clock.wall_ns)
+        self.true_ns = self.clock.true_ns
+        self.medium.boots = self._boots = 1000 * number
+        self._servers = servers
+
+    def loop_of(self, name: str) -> NetLoop:
+        return BlockingLoop(self.kernel, name, self.net)  # type: ignore[abstract]  # of asyncio's loop what we use
+
+    def executor_of(self, name: str, loop: NetLoop) -> SerialExecutor:
+        assert isinstance(loop, BlockingLoop)
+        if name.startswith("journal-"):
+            loop.may_block = False  # from here on a thread waits for the log
+        return BlockingCommitter(name, loop, self)
+
+    def start(self, name: str) -> SimProcess:
+        process = super().start(name)
+        assert isinstance(process.loop, BlockingLoop)
+        process.loop.may_block = name != "supervisor"
+        self._servers.loops[process.pid] = process.loop
+        return process
+
+    def booted(self) -> None:
+        self.clock.booted_ns = self.kernel.now_ns
+
+
+class NoHistory:
+    """`billing.history.link.HistoryLink` of a daemon whose history nobody asks for."""
+
+    def start(self, _: float = 0.0) -> None:
+        """Nothing is followed."""
+
+    def share(self, log: bytes) -> None:
+        """Nothing is told."""
+
+    def hand(self, position: int, payload: bytes) -> None:
+        """Nothing is kept."""
+
+    def trim_floor(self) -> int:
+        return 1 << 62
+
+    def obstacle(self) -> str:
+        return ""
+
+    def figures(self) -> dict[str, Any]:
+        return {}
+
+    async def close(self) -> None:
+        """Nothing is open."""
+
+
+class SimHost:
+    """A host: its machine, and the daemon on it, which is started again whenever it ends."""
+
+    def __init__(self, cluster: Cluster, number: int) -> None:
+        self.node = "abc"[number - 1]
+        self.cluster = cluster
+        self.machine = HostMachine(number, cluster.kernel, random.Random(cluster.rng.getrandbits(64)), cluster.servers)
+        self.door: SimSocket = self.machine.net.listen()
+        self.supervisor: Supervisor | None = None
+        self.is_wanted = True
+        self.exits: list[tuple[str, int]] = []
+        self.refused: list[str] = []
+        self.bodies: dict[int, Process] = {}  # by pid
+        self._rng = random.Random(cluster.rng.getrandbits(64))
+        self.machine.start_worker = self._start_worker
+        self.machine.on_alarm = self._on_alarm
+        cluster.auditor.boots[self.boot_id] = self.machine.clock.peeked_ns
+
+    @property
+    def boot_id(self) -> bytes:
+        """By which the map names this boot."""
+        return self.machine.medium.boots.to_bytes(16, "big")
+
+    @property
+    def is_serving(self) -> bool:
+        """Whether its supervisor serves, as far as it knows."""
+        supervisor = self.supervisor
+        return supervisor is not None and bool(supervisor.workers)
+
+    def settings(self) -> SupervisorSettings:
+        cluster = self.cluster
+        return SupervisorSettings(
+            data_dir=DATA,
+            weights=dict.fromkeys(range(1, cluster.shards + 1), 1),
+            bucket_count=cluster.buckets,
+            slew_ppm_max=500,
+            journal={
+                "kind": KIND,
+                "world": cluster.number,
+                "servers": [f"nats://127.0.0.1:{FIRST_PORT + server}" for server in range(SERVERS)],
+                "credentials_file": "",
+                "tls_ca": "",
+                "node": self.node,
+                "shards": cluster.shards,
+                "replicas": SERVERS,
+                "bucket_count": cluster.buckets,
+                "hash_name": HASH_NAME,
+                "retain_bytes": 0,
+                "grant_ns": GRANT_NS,
+                "directory": DATA,
+            },
+            worker=WorkerSettings(0.05, cluster.snapshot_bytes),
+            direct_host="",
+            clock_error_ns_max=CLOCK_ERROR_NS_MAX,
+        )
+
+    # -- the daemon -------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Starts the main process."""
+        process = self.machine.start("supervisor")
+        supervisor = self.supervisor = Supervisor(
+            self.settings(),
+            ["worker"],
+            b"",
+            [("tcp", self.door)],  # type: ignore[list-item]
+            process.host(),
+        )
+        process.on_end.append(self._on_supervisor_end)
+        process.loop.on_trouble = self._on_trouble("supervisor")
+        self.cluster.trace(self.node, "start", process.pid)
+
+        async def main() -> int:
+            return await supervisor.run()
+
+        process.run(main())
+
+    def start_again(self) -> None:
+        """Starts it, where it is not there and somebody wants it."""
+        if self.supervisor is None and self.is_wanted:
+            self.start()
+
+    def _on_supervisor_end(self, code: int) -> None:
+        cluster = self.cluster
+        cluster.trace(self.node, "supervisor ended", code)
+        self.exits.append(("supervisor", code))
+        self.supervisor = None
+        failures, self.machine.failures = self.machine.failures, []
+        for name, error in failures:
+            self.refused.append(f"{name}: {type(error).__name__}: {error}")
+            cluster.trace(self.node, self.refused[-1])
+            code = ending_of(error).code
+            if code in (Exit.BUG, Exit.DISK) or (code == Exit.DAMAGED and not cluster.lost):
+                cluster.failed(error)
+        cluster.outside.call_in(self._rng.randrange(SECOND_NS), self.start_again)
+
+    def _on_trouble(self, name: str) -> Callable[[dict[str, Any]], None]:
+        def trouble(context: dict[str, Any]) -> None:
+            error = context.get("exception")
+            self.cluster.trace(self.node, name, "trouble", repr(error), context.get("message"))
+            if not isinstance(error, OSError):
+                self.cluster.failed(error or Violation(f"{self.node} {name}: {context}"))
+
+        return trouble
+
+    def _start_worker(self, process: SimProcess, control: SimSocket) -> Any:
+        cluster = self.cluster
+
+        def build(begin: Begin) -> Billing:
+            process.name = process.loop.name = f"worker-{begin.shard_id}"
+            seen = Seen(cluster.auditor, self.owner(process.pid), begin.shard_id)
+
+            def endpoint(origin: str, limits: object, clocks: Clocks, tls: object) -> SimEndpoint:
+                return SimEndpoint(origin, clocks, cluster.moods, seen, cluster.trace)
+
+            outside = Outside(
+                clocks=self.machine.clocks,
+                disk=process.disk,
+                rng=process.rng,
+                history=lambda *_: NoHistory(),  # type: ignore[arg-type]
+                endpoint=endpoint,  # type: ignore[arg-type]
+                executor=process.host().executor,
+            )
+            cluster.trace(self.node, "worker", begin.shard_id, process.pid)
+            process.on_end.append(lambda code: self._on_worker_end(process, begin.shard_id, code))
+            return Billing(cluster.config, begin, outside)
+
+        process.loop.on_trouble = self._on_trouble("worker")
+        body = self.bodies[process.pid] = Process(control, build, process.host())  # type: ignore[arg-type]
+        return body.run()
+
+    def owner(self, pid: int) -> Owner:
+        """Who a worker of this host is."""
+        return Owner(pid, self.boot_id, self.machine.clock.peeked_ns, self.node)
+
+    def _on_worker_end(self, process: SimProcess, shard: int, code: int) -> None:
+        self.cluster.trace(self.node, "worker ended", shard, process.pid, code)
+        self.exits.append((f"worker-{shard}", code))
+        if code == Exit.DISK or (code == Exit.DAMAGED and not self.cluster.lost):
+            reason = "" if self.supervisor is None else [one.reason for one in self.supervisor.workers.values()]
+            self.cluster.failed(Violation(f"{self.node}: the worker of shard {shard} ended with {code}: {reason}"))
+
+    def _on_alarm(self, process: SimProcess, boot_ns: int) -> None:
+        worker = self.bodies[process.pid].worker
+        assert worker is not None, "an alarm is set by nobody"
+        try:
+            self.cluster.auditor.armed(worker.clock.anchors, boot_ns, worker.shard.next_due_ns())
+        except Violation as error:
+            self.cluster.failed(error)
+
+    # -- what happens to it -----------------------------------------------------------------------------------------
+
+    def pause(self, until_ns: int, names: tuple[str, ...] = ("",)) -> bool:
+        """Lets the processes whose names begin so stand still; whether there were any."""
+        hit = [one for one in self.machine.processes.values() if one.name.startswith(names)]
+        late_ns = self._rng.choice((0, WAKING_NS))
+        for process in hit:
+            process.loop.hung_until_ns, process.loop.timers_late_ns = until_ns, late_ns
+        return bool(hit)
+
+    def kill(self) -> None:
+        """Every process of it ends at once."""
+        for process in list(self.machine.processes.values()):
+            process.kill()
+
+    def lose_power(self) -> None:
+        """It ends and what it had not synced may be gone; its boot clock begins anew."""
+        self.cluster.auditor.boots.pop(self.boot_id)
+        self.machine.lose_power()
+        self.cluster.auditor.boots[self.boot_id] = self.machine.clock.peeked_ns
+
+
+class HostsClient(Client):
+    """Knocks at any door behind which somebody answers, and goes to another one where it is refused."""
+
+    doors: list[SimSocket]
+
+    async def _chosen(self) -> SimSocket:
+        while True:
+            open_ones = [door for door in self.doors if door.listener is not None and door.listener.servers()]
+            if open_ones:
+                return self._rng.choice(open_ones)
+            await asyncio.sleep(0.05)
+
+    def _take(self, call: Call, outcome: Any) -> bool:
+        again = super()._take(call, outcome)
+        if again and self._rng.random() < 0.5:
+            self.drop()
+        return again
+
+
+class Watcher(HostsClient):
+    """Reads at one door for ever, and waits longer than a host that stands still does."""
+
+    wait_s = 12.0
+
+    async def watch(self, users: list[bytes]) -> None:
+        """To be cancelled. It asks again without having an answer."""
+        asked: set[asyncio.Task[Any]] = set()
+        try:
+            while True:
+                if len(asked) < WATCHED:
+                    call = Call("get_account", self._rng.choice(users), [], {})
+                    asked.add(task := self._loop.create_task(self.until_known(call)))
+                    task.add_done_callback(asked.discard)
+                await asyncio.sleep(0.6 * self._rng.random())
+        finally:
+            for task in asked:
+                task.cancel()
+
+
+class HostsPrograms(Programs):
+    """All calls but those for the history."""
+
+    is_quiet = False  # only reads
+
+    def call(self) -> Call:
+        return self._get_account(self._rng.choice(self.users)) if self.is_quiet else super().call()
+
+    def _history(self, user: bytes) -> Call:
+        return self._get_account(user)
+
+
+class Cluster:
+    """The hosts, the log, and everybody around them."""
+
+    def __init__(self, seed: int, *, hosts: int = 3, shards: int = 2, buckets: int = 4) -> None:
+        self.rng = random.Random(seed)
+        self.number = next(_numbers)
+        self.shards = shards
+        self.buckets = buckets
+        self.snapshot_bytes = 24 * 1024
+        self._hash = hashlib.blake2b(digest_size=16)
+        self.log: list[str] | None = None
+        self.trouble: BaseException | None = None
+        self.kernel = Kernel(random.Random(self.rng.getrandbits(64)))
+        self.kernel.on_crash = self._on_crash
+        shape = Shape(shards, SERVERS, buckets, HASH_NAME)
+        self.servers = LogServers(self.kernel, random.Random(self.rng.getrandbits(64)), shape, IDENTITY)
+        WORLDS[self.number] = self.servers
+        self.auditor = HostsAuditor(self.kernel, self._owner_of)
+        self.servers.on_stored = self._on_stored
+        self.moods = Moods(random.Random(self.rng.getrandbits(64)))
+        self.net = Net(self.kernel, random.Random(self.rng.getrandbits(64)))
+        self.outside = NetLoop(self.kernel, "outside", self.net)  # type: ignore[abstract]
+        self.outside.on_trouble = lambda context: self.failed(context.get("exception") or Violation(str(context)))
+        self.lost: dict[str, dict[int, Kept]] = {}  # stream -> what it has forgotten
+        cutoff = Cutoff(
+            url="http://sim/cutoff",
+            restore_url="http://sim/restore" if self.rng.random() < 0.7 else "",
+            concurrency=CALLS_AT_ONCE,
+        )
+        classes = {name: class_of(cutoff, grace_s=grace_s) for name, grace_s in GRACES_S.items()}
+        self.config = Config(cutoff=replace(cutoff, classes=classes), notify=Notify(url=""), ledger=Ledger())
+        self.hosts = [SimHost(self, number) for number in range(1, hosts + 1)]
+        self.kernel.on_crash = self._on_crash
+
+    def trace(self, *what: Any) -> None:
+        """One line of what happened; all of them make the hash that a repetition must have, too."""
+        line = f"{self.kernel.now_ns} {what}"
+        self._hash.update(line.encode())
+        if self.log is not None:
+            self.log.append(line)
+
+    def digest(self) -> str:
+        """Of all that happened."""
+        return self._hash.hexdigest()
+
+    def failed(self, error: BaseException) -> None:
+        """Something is wrong: the first of these ends the run."""
+        self.trouble = self.trouble or error
+
+    def _owner_of(self, pid: int) -> Owner:
+        for host in self.hosts:
+            if pid in host.bodies:
+                return host.owner(pid)
+        return NOBODY
+
+    def _on_stored(self, stream: str, sequence: int, subject: str, payload: bytes) -> None:
+        self.trace("stored", stream, sequence, subject, len(payload))
+        try:
+            self.auditor.stored(stream, sequence, subject, payload)
+        except Violation as error:
+            self.failed(error)
+
+    def _on_crash(self, loop: SimLoop) -> None:
+        for host in self.hosts:
+            if loop in host.machine.processes:
+                host.machine.on_crash(loop)
+
+    # -- running ----------------------------------------------------------------------------------------------------
+
+    def run(self, until: Callable[[], bool], seconds: float, what: str) -> None:
+        """Lets things happen until it is so. Raises what went wrong, or Stuck after so much virtual time."""
+        limit_ns = self.kernel.now_ns + int(seconds * SECOND_NS)
+        ended = self.kernel.run(lambda: self.trouble is not None or until(), limit_ns)
+        if self.trouble is not None:
+            raise self.trouble
+        if self.kernel.troubles:
+            raise Violation(self.kernel.troubles[0])
+        if not ended:
+            raise Stuck(f"{what}: not within {seconds} s; {self.state()}")
+
+    def state(self) -> str:
+        """Where everything is, for a message."""
+        told = []
+        for host in self.hosts:
+            reasons = "down" if host.supervisor is None else [one.text for one in host.supervisor.unserved()]
+            told.append(f"{host.node}: {reasons}, refused {host.refused[-2:]}, exits {host.exits[-6:]}")
+        return f"{'; '.join(told)}; owed: {self.auditor.owed()[:5]}"
+
+    def serving(self) -> SimHost | None:
+        """The host that serves every bucket, if one does."""
+        for host in self.hosts:
+            supervisor = host.supervisor
+            if supervisor is not None and supervisor.workers and not supervisor.unserved():
+                pids = {worker.pid for worker in supervisor.workers.values()}
+                if {log.owner.pid for log in self.auditor.logs.values()} == pids:
+                    return host
+        return None
+
+    def is_quiet(self) -> bool:
+        """Every bucket is served, nothing is owed, nothing waits for the log."""
+        host = self.serving()
+        if host is None or self.auditor.owed():
+            return False
+        for process in host.machine.processes.values():
+            if process.loop.hung_until_ns > self.kernel.now_ns:
+                return False
+        workers = [host.bodies[worker.pid].worker for worker in host.supervisor.workers.values()]  # type: ignore[union-attr]
+        if any(one is None or one._writing or one.shard.has_more() for one in workers):
+            return False
+        return all(one is not None and one.may_act() for one in workers)
+
+    def task(self, coroutine: Any) -> asyncio.Task[Any]:
+        """Runs a coroutine of the outside world."""
+        task: asyncio.Task[Any] = self.outside.create_task(coroutine)
+
+        def done(finished: asyncio.Task[Any]) -> None:
+            error = None if finished.cancelled() else finished.exception()
+            if error is not None:
+                self.failed(error)
+
+        task.add_done_callback(done)
+        return task
+
+    def client(self, name: str, programs: Programs) -> HostsClient:
+        """One that knows all doors."""
+        rng = random.Random(self.rng.getrandbits(64))
+        made = HostsClient(name, self.outside, self.hosts[0].door, self.auditor, programs, rng, self.trace)
+        made.doors = [host.door for host in self.hosts]
+        return made
+
+    def watcher(self, host: SimHost, programs: Programs) -> Watcher:
+        """One that reads at this host's door."""
+        rng = random.Random(self.rng.getrandbits(64))
+        made = Watcher(f"at {host.node}", self.outside, host.door, self.auditor, programs, rng, self.trace)
+        made.doors = [host.door]
+        return made
+
+    def heal(self) -> None:
+        """Nothing goes wrong from here on, and every daemon is there."""
+        trouble = self.servers.trouble
+        trouble.shares.clear()
+        trouble.cut.clear()
+        trouble.down.clear()
+        trouble.is_slow = False
+        self.moods.wrong.clear()
+        for host in self.hosts:
+            host.machine.net.slow = host.machine.slow_disk = False
+            host.is_wanted = True
+            host.start_again()
+
+    def rest(self) -> None:
+        """Waits until it is quiet, then lets the auditor look."""
+        self.run(self.is_quiet, REST_S, "everything at rest")
+        self.auditor.finish()
+
+    def close(self) -> None:
+        """Ends everything at once, so that nothing of this world is left."""
+        for host in self.hosts:
+            host.is_wanted = False
+            host.kill()
+        self.outside.die()
+        del WORLDS[self.number]

@@ -1,0 +1,186 @@
+"""Code that blocks, on the virtual clock: each such piece runs on a thread of its own, and never beside anything else.
+
+Whoever lets a `Fiber` run stands still until the fiber waits or has ended. So there is one order of everything, and the
+same seed gives the same run. What a fiber waits for is a handle of its process's loop (`pause`, or a socket's), so a
+process that hangs hangs with all of its threads, and one that ends takes them along.
+
+`BlockingLoop` is the loop of a process in which the loop itself may block, as a worker's does while it recovers.
+"""
+
+from __future__ import annotations
+
+import threading
+from asyncio import events
+from collections.abc import Callable
+from functools import partial
+from typing import Any, ClassVar
+
+from tests.simulation.disk import Crashed
+from tests.simulation.loop import Handle, SimLoop
+from tests.simulation.machine import SimCommitter
+from tests.simulation.wires import NetLoop
+
+
+class Fiber:
+    """One thread of a process."""
+
+    current: ClassVar[Fiber | None] = None  # that runs now; None: what runs is no fiber
+
+    def __init__(self, loop: SimLoop) -> None:
+        self.loop = loop
+        self.is_busy = False
+        self._is_dead = False
+        self._job: Callable[[], None] = lambda: None
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = None
+        self._turn, self._back = threading.Lock(), threading.Lock()
+        self._turn.acquire()
+        self._back.acquire()
+
+    def run(self, job: Callable[[], None]) -> None:
+        """Begins this, and returns once it has ended or waits. Raises what it raises until then."""
+        assert not self.is_busy, "a thread does one thing after the other"
+        if self._is_dead:
+            raise Crashed("a process that is no more")
+        self._job, self.is_busy = job, True
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._main, daemon=True)
+            self._thread.start()
+        self._switch()
+
+    def resume(self) -> None:
+        """Lets it go on, until it has ended or waits again. Raises what it raises until then."""
+        if self.is_busy:
+            self._switch()
+
+    def wait(self) -> None:
+        """On its own thread: until `resume`. Raises Crashed where its process has ended meanwhile."""
+        if not self._is_dead:
+            self._back.release()
+            self._turn.acquire()
+        if self._is_dead:
+            raise Crashed("a process that is no more")
+
+    def kill(self) -> None:
+        """Its process is no more."""
+        if self._is_dead:
+            return
+        self._is_dead = True
+        if Fiber.current is self or self._thread is None:
+            return  # what it is at ends with it
+        if self.is_busy:
+            try:
+                self._switch()
+            except BaseException:  # what a dead process would have said
+                return
+        else:
+            self._turn.release()
+
+    def _switch(self) -> None:
+        before, Fiber.current = Fiber.current, self
+        self._turn.release()
+        self._back.acquire()
+        Fiber.current = before
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+
+    def _main(self) -> None:
+        while True:
+            self._turn.acquire()
+            if self._is_dead and not self.is_busy:
+                return
+            try:
+                self._job()
+            except BaseException as error:
+                self._error = error
+            self.is_busy = False
+            self._back.release()
+            if self._is_dead:
+                return
+
+
+def waken(fiber: Fiber, in_ns: int, function: Callable[..., None], *arguments: Any) -> Handle:
+    """Lets a function happen on the loop of the fiber's process, also while that is blocked: it may resume it."""
+    handle = fiber.loop.call_in(in_ns, function, *arguments)
+    handle.wakes = True
+    return handle
+
+
+def running() -> Fiber:
+    """The fiber that this runs on."""
+    fiber = Fiber.current
+    assert fiber is not None, "only code on a thread of its own may block"
+    return fiber
+
+
+def pause(seconds: float) -> None:
+    """Lets virtual time pass."""
+    fiber = running()
+    waken(fiber, int(seconds * 1e9), fiber.resume)
+    fiber.wait()
+
+
+class BlockingLoop(NetLoop):
+    """The loop of a process; what happens on it may block as long as `may_block`."""
+
+    def __init__(self, kernel: Any, name: str, net: Any) -> None:
+        super().__init__(kernel, name, net)
+        self.may_block = False
+        self.fibers: list[Fiber] = []
+        self._fiber: Fiber | None = None
+
+    def fiber(self) -> Fiber:
+        """A new thread of this process."""
+        self.fibers.append(made := Fiber(self))
+        return made
+
+    def do(self, handle: Handle) -> None:
+        if handle.wakes or not self.may_block:
+            handle.run()
+            if self._fiber is not None:
+                self.is_blocked = self._fiber.is_busy
+            return
+        if self._fiber is None:
+            self._fiber = self.fiber()
+        try:
+            self._fiber.run(partial(self._on_fiber, handle))
+        finally:
+            self.is_blocked = self._fiber.is_busy
+
+    def _on_fiber(self, handle: Handle) -> None:
+        events._set_running_loop(self)
+        handle.run()
+
+    def die(self) -> None:
+        self.dead = True
+        for fiber in self.fibers:
+            fiber.kill()
+        self.parked.clear()
+        super().die()
+
+
+class BlockingCommitter(SimCommitter):
+    """See `shards.system.serial_executor.SerialExecutor`: what it does may block its thread."""
+
+    def __init__(self, name: str, loop: BlockingLoop, machine: Any) -> None:
+        super().__init__(name, loop, machine)
+        self._fiber = loop.fiber()
+
+    def _run(self) -> None:
+        if self._waiting:
+            self._fiber.run(partial(self._do, *self._waiting.popleft()[:3]))
+
+    def _do(self, done: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+        try:
+            result, error = function(*arguments), None
+        except Crashed:
+            raise
+        except BaseException as caught:
+            result, error = None, caught
+        self._busy = False
+        self._loop.call_in(self._machine.disk_ns(), done, result, error)
+        self._next()
+
+    def close(self) -> None:
+        """What it was asked for goes on, as long as the process is there."""

@@ -1,0 +1,45 @@
+"""Several hosts over one log on a virtual clock: 40 seeds, each with faults of its own; see `tests.simulation.cluster`.
+`make torture` plays two thousand.
+
+A seed that fails names the command that repeats it.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.simulation.campaign import command_of, outcome_of
+from tests.simulation.cluster_run import KINDS, play_hosts
+from tests.simulation.faulty import BETWEEN
+from tests.simulation.mutants import hunt
+
+SEEDS, AT_ONCE = 40, 20
+SEED = random.SystemRandom().randrange(10**6)  # shown by a failure
+DRAWN = 3  # of our own faults, anew each time; `make torture` tries all of them
+
+
+@pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
+def test_seeds(first: int) -> None:
+    played = [outcome_of(seed, hosts=True) for seed in range(first, first + AT_ONCE)]
+    wrong = [one for one in played if not one["ok"]]
+    assert not wrong, "\n".join(f"{command_of(one['seed'], hosts=True)}   # {one['error']}" for one in wrong)
+    fired = {kind for one in played for kind in one["fired"]}
+    assert len(fired) >= len(KINDS), fired  # some have several names
+    assert sum(one["epochs"] for one in played) > 3 * AT_ONCE
+
+
+def test_a_seed_of_several_hosts_is_repeated_exactly() -> None:
+    once, again = play_hosts(7), play_hosts(7)
+    assert once == again
+    assert play_hosts(8).digest != once.digest
+
+
+@pytest.mark.parametrize("number", range(DRAWN))
+def test_gates_and_preconditions_are_missed(number: int, record_property: Callable[[str, object], None]) -> None:
+    fault, known = random.Random(SEED).sample(list(BETWEEN.items()), DRAWN)[number]
+    record_property("fault", fault.name)
+    found = hunt(fault, known + 1, known)["seed"] is not None or hunt(fault)["seed"] is not None
+    assert found, f"python -m tests.simulation.mutants {fault.name}   # drawn by {SEED}: survives"
