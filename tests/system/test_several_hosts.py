@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from billing.client import Client
+from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.test_feed import Reader, entries_of
-from tests.system.test_jetstream import USERS, Caller, billing, daemon_on, run, servers
+from tests.system.test_jetstream import USERS, Caller, billing, called, daemon_on, run, servers
 from tests.system.test_standby import is_refused, ready_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
@@ -36,22 +37,27 @@ async def receiver() -> AsyncIterator[Receiver]:
     await made.close()
 
 
-@pytest.fixture
-async def hosts(servers: NatsCluster, data_dir: Path, receiver: Receiver) -> AsyncIterator[list[Daemon]]:
-    """Two hosts that know the secret of their links; nothing runs yet."""
-    secret = data_dir / "secret"
+async def two_hosts(servers: NatsCluster, directory: Path, **keys: object) -> list[Daemon]:
+    """Hosts that know the secret of their links; nothing runs yet."""
+    secret = directory / "secret"
     secret.write_text("of the links\n")
     secret.chmod(0o600)
-    keys: dict[str, object] = {
+    shared: dict[str, object] = {
         "cluster__shards": SHARDS,
         "shards__workers": SHARDS,
         "cluster__listen": "127.0.0.1:0",
         "cluster__secret_file": str(secret),
-        "cutoff__url": f"{receiver.url}/off",
     }
-    made = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
+    made = [daemon_on(servers, directory / name, cluster__node=name, **shared, **keys) for name in ("a", "b")]
     code, said = await asyncio.to_thread(billing, made[0], "cluster", "init")
     assert code == 0, said
+    return made
+
+
+@pytest.fixture
+async def hosts(servers: NatsCluster, data_dir: Path, receiver: Receiver) -> AsyncIterator[list[Daemon]]:
+    """Two hosts; nothing runs yet."""
+    made = await two_hosts(servers, data_dir, cutoff__url=f"{receiver.url}/off")
     yield made
     for host in made:
         if host.process is not None:
@@ -229,3 +235,41 @@ async def restored_elsewhere(host: Daemon, caller: Caller, directory: Path) -> N
 async def _rpc(caller: Caller) -> Any:
     await caller.call("ping")
     return caller._rpc
+
+
+async def test_a_backup_at_either_host_has_the_notices_that_both_owe(
+    servers: NatsCluster, data_dir: Path, receiver: Receiver
+) -> None:
+    """What the other host had told is told again, as far as the map has not heard of it; nothing is left out."""
+    receiver.fault = Fault("status", 503)
+    notify = f"{receiver.url}/told"
+    hosts = await two_hosts(servers, data_dir, notify__url=notify)
+    keys: dict[str, object] = {"shards.workers": SHARDS, "shards.bucket_count": 32, "notify.url": notify}
+    (data_dir / "files").mkdir()
+    files = Daemon(data_dir / "files", **keys)
+    try:
+        await asyncio.to_thread(hosts[0].start, WAIT_S)
+        hosts[1].launch()
+        await wait_owners(hosts[0], "a", "a", "b", "b")
+        await wait_page(hosts[1], 200, "ready")
+        caller = Caller(hosts[1].rpc_port)
+        await caller.round()
+        wanted = {f"{user}:1:account-topped_up" for user in caller.balances}
+        await called(receiver, wanted)  # each host has tried, in vain
+        code, said = await asyncio.to_thread(run, "backup", data_dir / "copy", "--address", hosts[1].address)
+        assert code == 0, said
+        assert "no faults" in said
+        for host in hosts:
+            assert await asyncio.to_thread(host.stop) == 0
+        code, said = await asyncio.to_thread(billing, files, "restore", str(data_dir / "copy"))
+        assert code == 0, said
+        assert f"notices that were still to be told then: {len(wanted)}" in said
+        receiver.fault = None
+        receiver.clear()
+        await asyncio.to_thread(files.start, WAIT_S)
+        await called(receiver, wanted)
+        assert {call.event_id for call in receiver.calls} == wanted
+    finally:
+        for one in (*hosts, files):
+            if one.process is not None:
+                one.kill()
