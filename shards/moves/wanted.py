@@ -7,7 +7,8 @@ Where several hosts serve at once, the host of a bucket's shard drives its move.
 and `unwanted` without a reason where the move comes to nothing, of which whoever asked is told. The record of the
 decision (`assign`) ends what was wanted of a bucket. A host that takes the bucket's shard over, and one that starts
 anew, finds what is still wanted, and carries it on; where it cannot, it writes why, since nobody waits for an answer.
-What was given up is shown until the bucket moves, or is asked for again.
+What was given up is shown until the bucket moves, or is asked for again. Where one host serves all shards from some
+point on (`claim`), nothing of this is known any more.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ class WantedMoves:
                         del self.of[bucket_id]
             case ["assign", int(bucket_id), _, _]:
                 self.of.pop(bucket_id, None)
+                return False
+            case ["claim", *_]:
+                self.of.clear()
                 return False
             case _:
                 return False

@@ -487,7 +487,7 @@ class Registry:
                 self.founded.add(shard_id)
             case ["claim", str(node), str(host_id), int(number), int(epoch)]:
                 self.claim = Claim(node, host_id, number, epoch)
-                self.shares = Shares()
+                self.shares, self.wanted = Shares(), WantedMoves()
             case ["clock", str(host_id), bytes(block)]:
                 self._anchors[host_id] = decode_anchor(block)
             case ["settled", int(shard_id), int(position)]:

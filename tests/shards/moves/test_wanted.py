@@ -36,6 +36,8 @@ def test_a_decision_or_a_word_ends_what_was_wanted_and_a_reason_is_kept() -> Non
     assert of(*wanted.records()).of == wanted.of
     wanted.apply(["wanted", 4, 3, 1])
     assert wanted.of[4] == Wanted(3, 1), "it was asked for again"
+    assert not wanted.apply(["claim", "a", "host id", 7, 1]), "one host serves all from here on"
+    assert wanted.of == {}
 
 
 def test_only_the_host_of_a_buckets_shard_carries_on_and_nothing_twice() -> None:
