@@ -409,11 +409,10 @@ class Mover:
         return self._rebalancing is not None and not self._rebalancing.done()
 
     async def rebalance(self) -> None:
-        """Has the load made even. Where several hosts serve at once, the wish is in the map's log, and one of them
-        carries it out, whichever that is by then. Raises JournalError there.
+        """Has the load made even. The wish is in the map's log, and outlives this process; where several hosts serve at
+        once, one of them carries it out, whichever that is by then. Raises JournalError.
         """
-        if self.far is not None:
-            await self._registry.record_if(lambda: [] if self._registry.uneven else [["uneven", True]])
+        await self._registry.record_if(lambda: [] if self._registry.uneven else [["uneven", True]])
         if self.far is None or self.far.leads():
             self.begin_rebalance()
 

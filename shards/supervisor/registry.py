@@ -7,7 +7,7 @@ The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one de
     ["founded", shard_id]                       this shard has served: from here on, an empty directory is a loss
     ["anchor", 48 bytes]                        see `shards.system.clock`
     ["uneven", bool]                            buckets should move: the set of shards or a weight changed, or somebody
-                                                asked for it where several hosts serve at once; or all have
+                                                asked for it; or all have
     ["claim", node, host id, number, epoch]     who serves, where several hosts share the log; see `standby`
     ["settled", shard_id, position]             up to this batch the application owes nothing outside; shared logs only
     ["host", …] ["own", …] ["at", …] …          who serves which shard, where several hosts serve at once: `placement`

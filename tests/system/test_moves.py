@@ -45,11 +45,17 @@ async def test_a_move_under_load_loses_nothing_and_keeps_the_order_of_a_connecti
             assert account["balance_nanos"] == 10**12 + called[user]
         generations = {row["bucket_id"]: row["generation"] for row in await operator.ask("buckets_info")}
         assert sum(generations[bucket_id] - 1 for bucket_id in buckets) == moved
+        for bucket_id in buckets:
+            await operator.call("move_bucket", bucket_id, 1)  # or it is there already
+        assert (await operator.ask("rebalance"))["moves"] > 1
         daemon.kill()
         daemon.start()
         rpc = await Rpc.connect(daemon.rpc_port)
         for user in users:
             assert (await rpc.ask("get_account", user))["balance_nanos"] == 10**12 + called[user]
+        async with asyncio.timeout(60):  # the next life goes on with what was asked for
+            while len({row["buckets"] for row in await rpc.ask("shards_info")}) != 1:
+                await asyncio.sleep(0.02)
 
 
 async def test_workers_may_change_at_a_restart_and_the_buckets_even_out(data_dir: Path) -> None:
