@@ -13,8 +13,11 @@ from typing import Any
 
 import pytest
 
+from billing.backup.command import _prove
 from billing.trial.faults import Fault
 from shards.system.clock import MACHINE_CLOCKS
+from shards.system.disk import RealDisk
+from tests.doctor.yard import Yard
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.processes import killed_with_all_it_started
@@ -187,6 +190,20 @@ async def test_notices_that_were_owed_are_told_by_the_restored_daemon_under_thei
     silent = Daemon(data_dir, shards__workers=2)
     said = await put_back(silent, data_dir / "backup")
     assert f"{len(wanted)}; the next start gives them up, since notify.url is empty" in said
+
+
+def test_what_is_proved_of_a_good_copy_is_told_under_the_name_that_it_gets(
+    data_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = data_dir / "copy.unfinished"
+    (work / "history").mkdir(mode=0o700, parents=True)
+    yard = Yard(work, shards=1)
+    yard.pay(b"u", COIN)
+    yard.close()
+    _prove(RealDisk(), str(work), str(data_dir / "copy"), 50)
+    told = capsys.readouterr().out
+    assert f"{data_dir}/copy/history/shard-1.sqlite is not there yet" in told
+    assert "unfinished" not in told
 
 
 def test_of_a_backup_that_another_version_made_without_notices_it_is_said(host: Path, data_dir: Path) -> None:
