@@ -62,7 +62,10 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "snapshot_age_ns": ("billing_snapshot_age_seconds", "Since the last snapshot of this life; absent before it."),
     "snapshot_pause_max_ns": ("billing_snapshot_slice_life_max_seconds", "The longest slice of the loop it took."),
     "pending_cutoffs": ("billing_cutoffs_owed", "Cutoffs owed to the cutoff URL."),
-    "oldest_owed_ns": ("billing_cutoff_oldest_owed_seconds", "Since the oldest cutoff owed became due, or absent."),
+    "oldest_owed_ns": (
+        "billing_cutoff_oldest_owed_seconds",
+        "Age of the oldest cutoff owed that is not held, or absent.",
+    ),
     "cutoffs_held": ("billing_cutoffs_held", "Cutoffs held back at a start, waiting for release_cutoffs."),
     "cutoffs_waiting_ns": ("billing_cutoff_waiting_seconds", "How late the first attempt that waits longest is now."),
     "calls_in_flight": ("billing_cutoff_calls_in_flight", "Calls out whose answer has not come."),

@@ -4,7 +4,8 @@ An *item* says that something is owed for one account, never what: the ledger is
 what was superseded meanwhile turns out not to be owed, and there is nothing to cancel. An *event* is what the ledger
 then names (its kind and number). A *lane* is one endpoint.
 
-    hold -> PARKED --release--+
+    hold -> PARKED --superseded, or left--> nothing is owed (here, any more)
+              +-----release---+
                               v
     owe ------------------> FRESH --take--> FLYING --forget-->            nothing is owed (any more)
                                                |--begin (held)-->         PARKED
@@ -145,7 +146,7 @@ class Outbox:
         self._called: dict[Item, None] = {}  # items that fly with a request, in the order of `begun_ns`
         self._parked: _Queue = []
         self._released: _Queue = []  # let go by an operator, on the way to be ready
-        self._held = 0
+        self._held: dict[int, set[Item]] = {}  # those parked, by bucket id
         self._releases = 1  # the coming one
         self._serial = 0
         self._turn = 0  # takes of new events since the last of a retry
@@ -177,8 +178,8 @@ class Outbox:
 
     @property
     def held(self) -> int:
-        """Accounts that wait for `release`."""
-        return self._held
+        """Accounts that wait for `release`; O(buckets)."""
+        return sum(len(items) for items in self._held.values())
 
     def oldest_fresh_ns(self, written: Container[Item] = ()) -> int:
         """Since when the oldest event waits that nobody was called for yet; -1 where none waits. `written`: the items
@@ -222,7 +223,7 @@ class Outbox:
         if item.state == FLYING:
             item.again = True
         elif item.state != FRESH or item.lane != lane:
-            self._held -= item.state == PARKED
+            self._unpark(item)
             item.lane = lane
             self._make_fresh(item)
 
@@ -246,7 +247,23 @@ class Outbox:
         self._parked = []
         heapify(self._released)
         self._releases += 1
-        return self._held
+        return self.held
+
+    def superseded(self, bucket_id: int, user_id: bytes, seq: int) -> None:
+        """Cutoffs of this account up to `seq` are owed no more. Whatever else it owes is told beside it."""
+        item = self._items.get((bucket_id, user_id))
+        if item is not None and item.state == PARKED and (item.told is None or item.told[1] <= seq):
+            self._drop_held(item)
+
+    def leave(self, bucket_id: int) -> None:
+        """The bucket is another's: nothing of it is held here any more."""
+        for item in list(self._held.get(bucket_id, ())):
+            self._drop_held(item)
+
+    def _drop_held(self, item: Item) -> None:
+        self._unpark(item)
+        item.serial = 0  # and its place in the queue is none any more
+        del self._items[item.bucket_id, item.user_id]
 
     # -- one attempt ------------------------------------------------------------------------------------------------
 
@@ -487,8 +504,15 @@ class Outbox:
     def _park(self, item: Item) -> None:
         item.state = PARKED
         item.hold = 0
-        self._held += 1
+        self._held.setdefault(item.bucket_id, set()).add(item)
         self._place(self._parked, item.since_ns, item)
+
+    def _unpark(self, item: Item) -> None:
+        if item.state == PARKED:
+            held = self._held[item.bucket_id]
+            held.remove(item)
+            if not held:
+                del self._held[item.bucket_id]
 
     def _place(self, queue: _Queue, at_ns: int, item: Item) -> None:
         self._serial += 1
@@ -504,7 +528,7 @@ class Outbox:
         while moves and self._released:
             _, serial, item = heappop(self._released)
             if serial == item.serial:
-                self._held -= 1
+                self._unpark(item)
                 self._make_fresh(item)
             moves -= 1
 

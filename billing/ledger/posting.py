@@ -13,6 +13,7 @@ of the grace that it began or moved.
 """
 
 from collections.abc import Callable
+from typing import Final
 
 from billing.ledger import closing, cutoffs, rates, thresholds
 from billing.ledger import commands as ops
@@ -46,6 +47,8 @@ from billing.ledger.thresholds import Threshold
 
 Effect = tuple[str, int, int, bytes, int]  # kind, depends_ns, bucket_id, user_id, seq (of a threshold its entry_id)
 Arm = Callable[[int, int], int]
+
+SUPERSEDED: Final = "superseded"  # the notice of a cutoff that is owed no more, since available rose above zero
 
 _USER_ID, _REQUEST_ID, _AT_NS = map(FIELDS.index, ("user_id", "request_id", "at_ns"))
 
@@ -210,7 +213,7 @@ class Posting:
         extra = account.need_extra()
         presumed = self.presumed if self.presumed is not None else cutoffs.may_have_begun(extra, self.started_ns)
         for seq in cutoffs.lift(account, presumed, flags & RULE_RESTORE != 0):
-            self._notice("superseded", determined_ns, account, seq)
+            self._notice(SUPERSEDED, determined_ns, account, seq)
         if extra.off_seq > extra.on_seq:
             self._notice("restore", determined_ns, account, extra.off_seq)
         latest = extra.cutoffs[-1]

@@ -1,5 +1,5 @@
 """Sums over the accounts of a shard, for metrics and the page: overrun in money and the account with most of it, the
-oldest cutoff that is owed, and the number of accounts in a cutoff class unknown to the configuration.
+oldest cutoff that is owed and not held back, and the number of accounts in a cutoff class unknown to the configuration.
 
 All are spread over the rare parts of accounts, of which there may be very many. So they are counted in rounds: each
 `step` goes on where the last one stopped and does `WORK_MAX` of work at most, a fraction of a millisecond, since
@@ -20,7 +20,7 @@ follow each other closely.
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from typing import Any, Final, NamedTuple
 
 from billing.ledger.book import EXHAUSTED, ROW, Book
@@ -41,7 +41,7 @@ class Count(NamedTuple):
     overrun: int = 0  # internal units
     running: int = 0  # nanos per hour of the accounts whose overrun still grows, which is units a nanosecond
     accounts: int = 0  # how many these are
-    oldest_ns: int = NEVER_NS  # since when the oldest cutoff is owed
+    oldest_ns: int = NEVER_NS  # since when the oldest cutoff is owed that is not held back
     classless: int = 0  # accounts whose class is not known
     dearest: tuple[int, bytes] = (0, b"")  # the highest rate among those whose overrun grows, and whose it is
 
@@ -50,11 +50,19 @@ _NOTHING: Final = Count()
 
 
 class Aggregates:
-    """The rounds over the books of one shard. `classes`: those that the configuration has."""
+    """The rounds over the books of one shard. `classes`: those that the configuration has. `is_held(bucket_id,
+    user_id)`: whether the user's cutoffs wait for a release.
+    """
 
-    def __init__(self, books: dict[int, Book], classes: Container[bytes] = ()) -> None:
+    def __init__(
+        self,
+        books: dict[int, Book],
+        classes: Container[bytes] = (),
+        is_held: Callable[[int, bytes], bool] = lambda bucket_id, user_id: False,
+    ) -> None:
         self._books = books
         self._classes = classes
+        self._is_held = is_held
         self._counts: dict[int, Count] = {}  # of buckets that had something to count
         self._sum = [0, 0, 0, 0]  # of these: overrun, running, accounts, classless
         self._overruns: dict[int, int] = {}  # of these, as it was when the round came by
@@ -84,7 +92,7 @@ class Aggregates:
         while bucket_id:
             book = self._books.get(bucket_id)
             if book is not None and book.extras:
-                count = _count(book, self._classes)
+                count = _count(book, self._classes, self._is_held)
                 if count != counts.get(bucket_id, _NOTHING):
                     self._put(bucket_id, count)
                 overrun = count.overrun + count.running * now_ns
@@ -123,7 +131,7 @@ class Aggregates:
             self._dearest[bucket_id] = count.dearest
 
     def figures(self, now_ns: int) -> dict[str, Any]:
-        """Sums over the buckets, as plain data; -1: no cutoff is owed."""
+        """Sums over the buckets, as plain data; -1: no cutoff is owed but what is held back."""
         overrun, running, accounts, classless = self._sum
         oldest_ns = min(self._oldest.values(), default=NEVER_NS)
         rate, user_id = max(self._dearest.values(), default=(0, b""))
@@ -138,7 +146,7 @@ class Aggregates:
         }
 
 
-def _count(book: Book, classes: Container[bytes]) -> Count:
+def _count(book: Book, classes: Container[bytes], is_held: Callable[[int, bytes], bool]) -> Count:
     overrun = running = accounts = classless = 0
     oldest_ns = NEVER_NS
     dearest = 0, b""
@@ -154,6 +162,8 @@ def _count(book: Book, classes: Container[bytes]) -> Count:
                 dearest = rate, book.users[slot]
         if book.pending_cutoffs:
             for cutoff in extra.cutoffs:
-                if cutoff.status == PENDING:
-                    oldest_ns = min(oldest_ns, cutoff.due_ns)
+                if cutoff.status == PENDING and cutoff.due_ns < oldest_ns:
+                    if is_held(book.bucket_id, book.users[slot]):
+                        break
+                    oldest_ns = cutoff.due_ns
     return Count(overrun, running, accounts, oldest_ns, classless, dearest)

@@ -49,6 +49,7 @@ from billing.ledger import audit
 from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import RETRY, ReplayDifference, Rules
+from billing.ledger.posting import SUPERSEDED
 from billing.notices import link as notices
 from billing.signature import parse_secrets
 from billing.worker.aggregates import PAUSE_S, STEPS_MAX, Aggregates
@@ -126,7 +127,7 @@ class Billing:
             ),
             reply_of,
         )
-        self._aggregates = Aggregates(self.machine.ledger.books, rules_of_classes(config.cutoff))
+        self._aggregates = Aggregates(self.machine.ledger.books, rules_of_classes(config.cutoff), self._is_held)
         self._counting: asyncio.TimerHandle | None = None  # the next step of the sums
         self._classless = 0  # accounts in a class that is gone, as it was told last
         self._begin = begin
@@ -174,6 +175,8 @@ class Billing:
             elif kind == RETRY:
                 known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
                 delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if known else seq, class_name)
+            elif kind == SUPERSEDED:
+                delivery.outbox.superseded(bucket_id, user_id, seq)
         delivery.rouse(now_ns)
 
     def committed(self, position: int, payload: bytes) -> None:
@@ -485,6 +488,8 @@ class Billing:
     def forget_calls(self, bucket_id: int) -> None:
         """The bucket is another's: whatever the outbox still has of it turns out not to be owed."""
         self._paused.discard(bucket_id)
+        if self._delivery is not None:
+            self._delivery.outbox.leave(bucket_id)
 
     def _release_held(self) -> int:
         assert self._delivery is not None

@@ -73,3 +73,38 @@ def test_a_release_before_the_request_could_be_begun_lets_it_go_and_so_does_some
     world.owe(b"new", seq=2)
     world.run(S)
     assert [user for _, user, _, _ in world.attempts] == [b"flies", b"released", b"new", b"new"]
+
+
+def test_what_is_superseded_or_goes_with_its_bucket_is_held_no_longer_and_nothing_of_it_comes_at_a_release() -> None:
+    world = World(Pace(concurrency=1))
+    outbox = world.outbox
+    for user, seq in ((b"saved", 2), (b"newer", 5), (b"kept", 1)):
+        world.owed[1, user] = [("cutoff", seq, 0)]
+        outbox.hold(1, user, 0, told=("cutoff", seq))
+    outbox.hold(7, b"moved", 0, told=("cutoff", 1))
+    assert outbox.held == 4
+    outbox.superseded(1, b"saved", 1)
+    outbox.superseded(1, b"newer", 4)
+    assert outbox.held == 4, "each still owes a newer one"
+    outbox.superseded(1, b"saved", 2)
+    outbox.superseded(1, b"nobody", 2)
+    outbox.leave(7)
+    outbox.leave(8)
+    assert (outbox.held, len(outbox)) == (2, 2)
+    assert not outbox.is_held(7, b"moved")
+    outbox.hold(7, b"moved", 0, told=("cutoff", 1))  # the bucket has come back
+    world.owed[7, b"moved"] = [("cutoff", 1, 0)]
+    assert outbox.release() == 3
+    world.run(S)
+    assert sorted(user for _, user, _, _ in world.attempts) == [b"kept", b"moved", b"newer"]
+    assert (outbox.held, len(outbox)) == (0, 0)
+
+
+def test_what_flies_although_it_is_superseded_goes_on() -> None:
+    world = World()
+    world.owe(b"u")
+    world.send_what_is_due()
+    world.outbox.superseded(1, b"u", 1)
+    assert world.outbox.in_flight == 1
+    world.run(S)
+    assert len(world.outbox) == 0

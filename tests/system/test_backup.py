@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 
 from billing.backup.command import _prove
@@ -22,6 +23,7 @@ from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import Lost, Rpc
+from tests.system.test_admin import at, scraped
 from tests.system.test_cutoffs import receiving, until
 
 COIN = 10**9
@@ -115,11 +117,23 @@ async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_st
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             await until_exhausted(rpc, "saved", "dry")
-            await rpc.ask("top_up", "saved", 1000 * COIN)
+            async with at(daemon) as session:
+                await scraped_until(session, "billing_cutoffs_held", 2)
+                await rpc.ask("top_up", "saved", 1000 * COIN)
+                found = await scraped_until(session, "billing_cutoffs_held", 1)
+            assert found["billing_cutoffs_owed", ""] == 1
+            assert ("billing_cutoff_oldest_owed_seconds", "") not in found, "it waits for a release, not for an answer"
             assert await rpc.ask("release_cutoffs") == {"released": 1}
             await until(lambda: [call.user_id for call in receiver.calls] == ["dry"])
             assert not (data_dir / "data" / "restored").exists()
             rpc.close()
+
+
+async def scraped_until(session: aiohttp.ClientSession, name: str, value: float) -> dict[tuple[str, str], float]:
+    async with asyncio.timeout(60):
+        while (found := await scraped(session)).get((name, "")) != value:
+            await asyncio.sleep(0.1)
+    return found
 
 
 async def until_exhausted(rpc: Rpc, *users: str) -> None:

@@ -39,6 +39,17 @@ def test_overrun_is_what_the_accounts_show_now() -> None:
     assert figures["overrun_dearest"][0] == HOUR
 
 
+def test_what_is_held_back_is_not_the_oldest_that_is_owed() -> None:
+    bank = ran_dry(3)
+    held = {(BUCKET, b"u0"), (BUCKET, b"u1")}
+    census = Aggregates(bank.ledger.books, is_held=lambda bucket_id, user_id: (bucket_id, user_id) in held)
+    census.step(1000)
+    assert census.figures(1000)["oldest_owed_ns"] == 1000 - 12
+    held.add((BUCKET, b"u2"))
+    census.step(1000 + ROUND_NS)
+    assert census.figures(1000 + ROUND_NS)["oldest_owed_ns"] == -1
+
+
 def test_whose_overrun_grows_fastest_is_named() -> None:
     bank = ran_dry(3)
     census = Aggregates(bank.ledger.books)

@@ -17,6 +17,7 @@ import pytest
 from billing.expirationd.delivery import CUTOFF, RESTORE, Delivery, Owed
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
+from billing.ledger.posting import SUPERSEDED
 from billing.trial.receiver import Receiver
 from billing.worker.machine import BillingMachine
 from billing.worker.startup_hold import FIRST_SERVED, RESTORED, StartupHold
@@ -93,7 +94,11 @@ class Start(Desk):
         self.machine.notices.clear()
         for kind, _, bucket_id, user_id, seq in notices:
             holds = self.startup_hold.holds_back
-            if kind == RESTORE or (kind == CUTOFF and not holds(self.machine, self.delivery, bucket_id, user_id, seq)):
+            if kind == SUPERSEDED:
+                self.delivery.outbox.superseded(bucket_id, user_id, seq)
+            elif kind == RESTORE or (
+                kind == CUTOFF and not holds(self.machine, self.delivery, bucket_id, user_id, seq)
+            ):
                 self.delivery.notify(bucket_id, user_id, kind, seq=seq)
 
     def called(self) -> list[tuple[str, str, int]]:
@@ -185,6 +190,7 @@ async def test_a_held_cutoff_that_is_superseded_is_never_sent_and_the_next_one_i
         start.synced()
         await start.until(lambda: ("/off", "again", 2) in start.called())
         assert start.called() == [("/off", "again", 2)]
+        assert start.delivery.outbox.held == 0, "nobody waits for a release any more"
         start.startup_hold.release(start.machine, start.delivery)
         await start.until(lambda: len(start.delivery.outbox) == 0)
         assert start.called() == [("/off", "again", 2)]

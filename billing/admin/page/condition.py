@@ -111,8 +111,8 @@ def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
         are = "is" if held == 1 else "are"
         text = f"{counted(held, 'cutoff')} {are} held back since the start, until somebody releases them."
         yield Trouble(BAD, f"{words.number(held)} held back", text, "BillingCutoffsHeld", "billing cutoffs release")
-    owed, oldest_ns = sampler.total("pending_cutoffs"), sampler.top("oldest_owed_ns")
-    if owed and not held and oldest_ns > OWED_LATE_NS and not sampler.outages():
+    owed, oldest_ns = sampler.total("pending_cutoffs") - held, sampler.top("oldest_owed_ns")  # of users beside these
+    if owed > 0 and oldest_ns > OWED_LATE_NS and not sampler.outages():
         have = "has" if owed == 1 else "have"
         partly = f" ({known})" if (known := _partly(sampler)) else ""
         text = f"{counted(owed, 'user')} {have} not been cut off{partly}, the first for {words.span(oldest_ns)}."
