@@ -202,12 +202,14 @@ class FarDoor:
         make_wire: Callable[[], Wire],
         tls: ssl.SSLContext | None,
         randbits: Callable[[int], int],
+        bind: Callable[[str, int, int], socket.socket] = bind_tcp,
     ) -> None:
-        """`make_wire`: the protocol of a peer that was let in."""
+        """`make_wire`: the protocol of a peer that was let in. `bind`: as that of `shards.system.host.Host`."""
         self._end = end
         self._make_wire = make_wire
         self._tls = tls
         self._randbits = randbits
+        self._bind = bind
         self._greetings: set[_ListenerGreeting] = set()
         self._told: dict[tuple[str, str], None] = {}
         self._server: asyncio.AbstractServer | None = None
@@ -222,7 +224,7 @@ class FarDoor:
     async def listen(self, address: str) -> None:
         """Lets peers in from now on. Port 0 takes a free one. OSError."""
         host, port = split_address(address)
-        listener = bind_tcp(host, port, 128)
+        listener = self._bind(host, port, 128)
         listener.setblocking(False)
         self.address = address_of(listener)
         if self._tls is None:

@@ -55,6 +55,7 @@ class Host(NamedTuple):
     inherited: Callable[[int], socket.socket]  # the socket that a number stands for in a started process
     pid: Callable[[], int]
     randbits: Callable[[int], int]  # so many random bits
+    bind: Callable[[str, int, int], socket.socket]  # as `bind_tcp`
 
 
 def in_foreground() -> bool:
@@ -166,4 +167,5 @@ REAL = Host(
     inherited,
     os.getpid,
     secrets.randbits,
+    bind_tcp,
 )

@@ -40,6 +40,7 @@ class FarLinks:
         secret = read_file(host.disk, settings.secret_file).strip() if settings.secret_file else b""
         self._end = End(settings.cluster, shard, settings.epoch, secret)
         self._randbits = host.randbits
+        self._bind = host.bind
         self._dialling: ssl.SSLContext | None = None
         self._listening: ssl.SSLContext | None = None
         if settings.certificates is not None:
@@ -50,7 +51,7 @@ class FarLinks:
 
     async def listen(self, make_wire: Callable[[], Wire]) -> str:
         """Lets workers of other hosts in, each over a wire of its own; where they find this one. OSError."""
-        self._door = FarDoor(self._end, make_wire, self._listening, self._randbits)
+        self._door = FarDoor(self._end, make_wire, self._listening, self._randbits, self._bind)
         await self._door.listen(self._settings.listen)
         return self._door.address
 

@@ -48,7 +48,7 @@ def recovered(world: World, medium: Medium, shard_id: int) -> dict[int, bytes]:
     """bucket -> its dump, by a recovery from this disk."""
     settings = world.settings()
     disk = SimDisk(medium, random.Random(1))
-    host: Any = Host(world.machine.clocks, disk, *(None,) * 6, lambda: 1, random.Random(2).getrandbits)  # type: ignore[arg-type]
+    host: Any = Host(world.machine.clocks, disk, *(None,) * 6, lambda: 1, random.Random(2).getrandbits, None)  # type: ignore[arg-type]
     cutoff = world.config.cutoff
     ids_max = world.config.ledger.request_ids_per_bucket
     rules = Rules(cutoff.after_exhaustion == "accrue", ids_max, bool(cutoff.restore_url))

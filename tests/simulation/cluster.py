@@ -2,7 +2,8 @@
 
 Each host is a machine of its own (`tests.simulation.machine`): a disk, processes, a door, a boot clock that runs too
 fast or too slow, and a wall clock that is off besides. They share nothing but the log (`tests.simulation.log_model`),
-the endpoint and the clients, who knock at any door. One host serves, the others stand by.
+the endpoint and the clients, who knock at any door. One host serves and the others stand by; or all of them serve at
+once, each some of the shards, and their workers have links to each other (`Between`).
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import hashlib
 import itertools
 import random
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from msgspec.structs import replace
@@ -22,6 +24,8 @@ from shards.buckets import HASH_NAME
 from shards.control import Begin, WorkerSettings
 from shards.exits import Exit, ending_of
 from shards.journal.jetstream.guard import Shape
+from shards.links.far import GONE_S
+from shards.supervisor.sharing import ShareSettings
 from shards.supervisor.supervisor import Supervisor, SupervisorSettings
 from shards.system.clock import Clocks
 from shards.system.serial_executor import SerialExecutor
@@ -35,7 +39,7 @@ from tests.simulation.log_model import FIRST_PORT, KIND, SERVERS, WORLDS, Kept, 
 from tests.simulation.loop import SECOND_NS, Kernel, SimLoop
 from tests.simulation.machine import Machine, SimProcess
 from tests.simulation.outside import Moods, SimEndpoint
-from tests.simulation.wires import Net, NetLoop, SimSocket
+from tests.simulation.wires import Net, NetLoop, SimSocket, Stream
 from tests.simulation.world import CALLS_AT_ONCE, DATA, REST_S, Stuck
 
 GRANT_NS = 2 * SECOND_NS
@@ -87,7 +91,9 @@ class Oscillator:
 class HostMachine(Machine):
     """One host of the cluster."""
 
-    def __init__(self, number: int, kernel: Kernel, rng: random.Random, servers: LogServers) -> None:
+    def __init__(self, number: int, kernel: Kernel, rng: random.Random, servers: LogServers, between: Between) -> None:
+        self.node = "abc"[number - 1]
+        self.between = between
         super().__init__(rng, lambda path, node: None, kernel, 1000 * number)
         offset_ns = rng.randint(-OFFSET_NS_MAX, OFFSET_NS_MAX)
         ppm = rng.randint(-DRIFT_PPM_MAX, DRIFT_PPM_MAX)
@@ -98,7 +104,10 @@ class HostMachine(Machine):
         self._servers = servers
 
     def loop_of(self, name: str) -> NetLoop:
-        return BlockingLoop(self.kernel, name, self.net)  # type: ignore[abstract]  # of asyncio's loop what we use
+        made = BlockingLoop(self.kernel, name, self.net)  # type: ignore[abstract]  # of asyncio's loop what we use
+        made.node = self.node
+        made.dial = partial(self.between.connect, made)
+        return made
 
     def executor_of(self, name: str, loop: NetLoop) -> SerialExecutor:
         assert isinstance(loop, BlockingLoop)
@@ -113,8 +122,53 @@ class HostMachine(Machine):
         self._servers.loops[process.pid] = process.loop
         return process
 
+    def bind(self, host: str, port: int, backlog: int) -> Any:
+        return self.between.listen(self.net, host.removeprefix("host-"))
+
     def booted(self) -> None:
         self.clock.booted_ns = self.kernel.now_ns
+
+
+class Between:
+    """The network between hosts: who listens where, and who cannot reach whom."""
+
+    def __init__(self, kernel: Kernel, rng: random.Random) -> None:
+        self.kernel = kernel
+        self.rng = rng
+        self.doors: dict[tuple[str, int], SimSocket] = {}
+        self.parted: set[frozenset[str]] = set()  # nodes of which neither hears the other
+        self._port = 20_000
+
+    def listen(self, net: Net, node: str) -> SimSocket:
+        """A socket at a free port of this host."""
+        made = net.listen()
+        self._port += 1
+        made.address = (f"host-{node}", self._port)
+        self.doors[made.address] = made
+        return made
+
+    async def connect(self, loop: BlockingLoop, factory: Callable[[], Any], host: str, port: int) -> None:
+        """Raises OSError, or waits for ever where nobody answers."""
+        pair = frozenset({loop.node, host.removeprefix("host-")})
+        if pair in self.parted:
+            await loop.create_future()
+        await asyncio.sleep(0.0002)
+        door = self.doors.get((host, port))
+        if door is None or door.listener is None or not door.listener.servers():
+            raise ConnectionRefusedError(f"nobody listens at {host}:{port}")
+        stream = Stream(self.kernel, self.rng.getrandbits(32))
+        gone: list[int] = []
+
+        def carried(data: bytes) -> list[int]:
+            if pair in self.parted and not gone:
+                gone.append(1)
+                loop.call_in(GONE_S * SECOND_NS, stream.cut)
+            return [] if gone else [0]
+
+        for end in stream.ends:
+            end.filter, end.is_far = carried, True
+        door.listener.connect(stream.ends[1])
+        loop.net.attach(stream.ends[0], loop, factory())
 
 
 class NoHistory:
@@ -146,9 +200,11 @@ class SimHost:
     """A host: its machine, and the daemon on it, which is started again whenever it ends."""
 
     def __init__(self, cluster: Cluster, number: int) -> None:
-        self.node = "abc"[number - 1]
         self.cluster = cluster
-        self.machine = HostMachine(number, cluster.kernel, random.Random(cluster.rng.getrandbits(64)), cluster.servers)
+        self.machine = HostMachine(
+            number, cluster.kernel, random.Random(cluster.rng.getrandbits(64)), cluster.servers, cluster.between
+        )
+        self.node = self.machine.node
         self.door: SimSocket = self.machine.net.listen()
         self.supervisor: Supervisor | None = None
         self.is_wanted = True
@@ -196,6 +252,7 @@ class SimHost:
             worker=WorkerSettings(0.05, cluster.snapshot_bytes),
             direct_host="",
             clock_error_ns_max=CLOCK_ERROR_NS_MAX,
+            share=ShareSettings(2, f"host-{self.node}:0", "", "", None) if cluster.is_at_once else None,
         )
 
     # -- the daemon -------------------------------------------------------------------------------------------------
@@ -368,7 +425,11 @@ class HostsPrograms(Programs):
 class Cluster:
     """The hosts, the log, and everybody around them."""
 
-    def __init__(self, seed: int, *, hosts: int = 3, shards: int = 2, buckets: int = 4) -> None:
+    def __init__(
+        self, seed: int, *, hosts: int = 3, shards: int = 2, buckets: int = 4, is_at_once: bool = False
+    ) -> None:
+        """`is_at_once`: every host serves some of the shards; else one serves all, and the others stand by."""
+        self.is_at_once = is_at_once
         self.rng = random.Random(seed)
         self.number = next(_numbers)
         self.shards = shards
@@ -396,6 +457,7 @@ class Cluster:
         )
         classes = {name: class_of(cutoff, grace_s=grace_s) for name, grace_s in GRACES_S.items()}
         self.config = Config(cutoff=replace(cutoff, classes=classes), notify=Notify(url=""), ledger=Ledger())
+        self.between = Between(self.kernel, random.Random(seed ^ 0xBE7))
         self.hosts = [SimHost(self, number) for number in range(1, hosts + 1)]
         self.kernel.on_crash = self._on_crash
 
@@ -454,26 +516,34 @@ class Cluster:
         return f"{'; '.join(told)}; owed: {self.auditor.owed()[:5]}"
 
     def serving(self) -> SimHost | None:
-        """The host that serves every bucket, if one does."""
-        for host in self.hosts:
-            supervisor = host.supervisor
-            if supervisor is not None and supervisor.workers and not supervisor.unserved():
-                pids = {worker.pid for worker in supervisor.workers.values()}
-                if {log.owner.pid for log in self.auditor.logs.values()} == pids:
-                    return host
-        return None
+        """The host that serves, or one of those that do, if every bucket is served."""
+        states = {
+            worker.pid: (host, worker.state)
+            for host in self.hosts
+            if host.supervisor is not None and (self.is_at_once or not host.supervisor.unserved())
+            for worker in host.supervisor.workers.values()
+        }
+        owners = [states.get(log.owner.pid) for log in self.auditor.logs.values()]
+        if len(owners) < self.shards or any(one is None or one[1] != "serving" for one in owners):
+            return None
+        return next(one[0] for one in owners if one is not None)
 
     def is_quiet(self) -> bool:
         """Every bucket is served, nothing is owed, nothing waits for the log."""
-        host = self.serving()
-        if host is None or self.auditor.owed():
+        if self.serving() is None or self.auditor.owed():
             return False
-        for process in host.machine.processes.values():
-            if process.loop.hung_until_ns > self.kernel.now_ns:
+        pids = {log.owner.pid for log in self.auditor.logs.values()}
+        for host in self.hosts:
+            if host.supervisor is not None and host.supervisor.mover.running:
                 return False
-        workers = [host.bodies[worker.pid].worker for worker in host.supervisor.workers.values()]  # type: ignore[union-attr]
+            for process in host.machine.processes.values():
+                if process.loop.hung_until_ns > self.kernel.now_ns:
+                    return False
+        workers = [host.bodies[pid].worker for host in self.hosts for pid in host.bodies if pid in pids]
         if any(one is None or one._writing or one.shard.has_more() for one in workers):
             return False
+        if any(one is not None and (one.shard._frozen or one.shard._arrived) for one in workers):
+            return False  # the last word of a move is on its way
         return all(one is not None and one.may_act() for one in workers)
 
     def task(self, coroutine: Any) -> asyncio.Task[Any]:
@@ -509,6 +579,7 @@ class Cluster:
         trouble.cut.clear()
         trouble.down.clear()
         trouble.is_slow = False
+        self.between.parted.clear()
         self.moods.wrong.clear()
         for host in self.hosts:
             host.machine.net.slow = host.machine.slow_disk = False

@@ -13,7 +13,8 @@ hosts promise to each other:
 - C7 (a host with a bad clock serves nothing): the same, since whatever it stamped would be far from the true time.
 - C9 (a lost end is refused): no record is taken behind an end that was lost.
 
-C5 is `tests/shards/moves/hosts_world.py`; C8 and C10 are played with real processes.
+Buckets that move between hosts are held against the map as those of one daemon are (I12 to I14); C5 is proved by
+`tests/shards/moves/hosts_world.py`. C8 and C10 are played with real processes.
 """
 
 from __future__ import annotations
@@ -173,6 +174,11 @@ class HostsAuditor(Auditor):
             self.claims.append(record[1])
         elif record[0] == "anchor":
             self._anchor(*struct.unpack("<4sI16sqqq", record[1])[1:])
+        elif record[0] == "clock":  # of a host that serves beside others: each has a line of its own
+            fields = struct.unpack("<4sI16sqqq", record[2])[1:]
+            self._boot = fields[1]
+            self.lines.setdefault(self._boot, [])
+            self._anchor(*fields)
         else:
             super()._decide(record)
 

@@ -17,6 +17,7 @@ from tests.simulation.loop import SECOND_NS
 
 CLIENTS = 3
 CALLS = 25  # of each client
+AT_ONCE_SHARE = 0.35
 AWAITED_S = 15.0  # so long a fault waits for a host that serves
 HEARD_S = 2.5  # so long after its claim a host has surely been heard of
 SEEN_NS = 2_500_000_000  # what was stored so long ago, every host has seen and remembers
@@ -46,8 +47,9 @@ class HostsChaos:
         self.rng = rng
         self.fired: dict[str, int] = {}
         self.done = False
-        weights = [weight for weight, _ in KINDS.values()]
-        self.chosen = rng.choices(list(KINDS), weights, k=rng.choice((2, 3, 4, 5)))
+        self._kinds = KINDS | AT_ONCE if cluster.is_at_once else KINDS
+        weights = [weight for weight, _ in self._kinds.values()]
+        self.chosen = rng.choices(list(self._kinds), weights, k=rng.choice((2, 3, 4, 5)))
         cluster.servers.trouble.is_slow = rng.random() < 0.3
         if rng.random() < 0.3:
             cluster.servers.trouble.shares["behind"] = 0.2
@@ -67,7 +69,7 @@ class HostsChaos:
             if self.rng.random() < 0.7:
                 await self.until(lambda: self.cluster.serving() is not None)
             await asyncio.sleep(self.rng.choice((0.05, 0.5, 2.0)) * self.rng.random())
-            await KINDS[kind][1](self)
+            await self._kinds[kind][1](self)
         self.done = True
 
     async def until(self, holds: Callable[[], object], seconds: float = AWAITED_S) -> bool:
@@ -103,9 +105,8 @@ class HostsChaos:
             left = told.get("available_nanos", 0)
             rate = int(left * 3600 / (seconds * (0.4 + 0.5 * self.rng.random())))
             if left > 0:
-                call = Call(
-                    "set_rate", user, [rate], {"per": "hour", "message": b"dry %d" % self.cluster.kernel.now_ns}
-                )
+                message = b"dry %b %d" % (user, self.cluster.kernel.now_ns)
+                call = Call("set_rate", user, [rate], {"per": "hour", "message": message})
                 call.number, call.tag = rate, call.options["message"]
                 await self.operator.until_known(call)
 
@@ -161,6 +162,34 @@ class HostsChaos:
             self.down(host, self.rng.choice((0.0, 2.0)))
             host.supervisor.stop()
             self.hit("restart")
+
+    # -- hosts that serve at once -------------------------------------------------------------------------------------
+
+    async def part(self) -> None:
+        """Two hosts do not hear each other; the log hears both."""
+        parted = self.cluster.between.parted
+        pair = frozenset(host.node for host in self.rng.sample(self.cluster.hosts, 2))
+        parted.add(pair)
+        seconds = self.rng.choice((1.0, 5.0)) * (0.5 + self.rng.random())
+        self.later(seconds, lambda: parted.discard(pair))
+        self.hit("part")
+        if self.rng.random() < 0.5:
+            await self.live_through(seconds)
+
+    async def move(self) -> None:
+        """Buckets, by hand, while the next faults come."""
+        self.hit("move")
+        for _ in range(self.rng.choice((1, 3))):
+            self.cluster.task(self._move_one())
+
+    async def _move_one(self) -> None:
+        cluster, rng = self.cluster, self.rng
+        bucket, shard = rng.randint(1, cluster.buckets), rng.randint(1, cluster.shards)
+        _, result = await self.operator.ask("move_bucket", bucket, shard)
+        if result is not None and cluster.auditor.owner[bucket][1] < result["generation"]:
+            raise Violation(f"bucket {bucket} is said to be moved: {result}, but is {cluster.auditor.owner[bucket]}")
+        if result is not None:
+            self.hit("moved")
 
     # -- the log ------------------------------------------------------------------------------------------------------
 
@@ -307,15 +336,22 @@ KINDS: dict[str, tuple[int, Callable[[HostsChaos], Awaitable[None]]]] = {
 }
 
 
+AT_ONCE: dict[str, tuple[int, Callable[[HostsChaos], Awaitable[None]]]] = {
+    "part": (5, HostsChaos.part),
+    "move": (8, HostsChaos.move),
+}
+
+
 def play_hosts(seed: int, log: list[str] | None = None) -> HostsPlayed:
-    """Plays a seed; raises what is wrong."""
+    """Plays a seed; raises what is wrong. In a third of the worlds all hosts serve at once, each some of the shards."""
     rooms = [logging.getLogger(name) for name in ("shards", "billing")]
     levels = [room.level for room in rooms]
     for room in rooms:
         room.setLevel(logging.CRITICAL + 1)
     backends.KINDS[KIND] = KIND_MODULE
     draw = random.Random(seed ^ 0x5EED)
-    cluster = Cluster(seed, hosts=draw.choice((2, 3, 3)), shards=draw.choice((1, 2)))
+    hosts, shards, at_once = draw.choice((2, 3, 3)), draw.choice((1, 2)), draw.random() < AT_ONCE_SHARE
+    cluster = Cluster(seed, hosts=hosts, shards=3 if at_once else shards, is_at_once=at_once)
     cluster.log = log
     try:
         return _play(seed, cluster)
@@ -378,12 +414,12 @@ async def _read_all(client: HostsClient, users: list[bytes]) -> None:
 
 
 def _stop(cluster: Cluster) -> None:
-    """An orderly end of all: every shard is given back."""
+    """An orderly end of all, one after the other: every shard is given back."""
     for host in cluster.hosts:
         host.is_wanted = False
         if host.supervisor is not None:
             host.supervisor.stop()
-    cluster.run(lambda: not any(host.machine.processes for host in cluster.hosts), 40, "an orderly end")
+            cluster.run(lambda: not host.machine.processes, 40, "an orderly end")  # noqa: B023
     for shard, log in cluster.auditor.logs.items():
         if not log.is_sealed:
             raise Violation(f"shard {shard} was not given back at an orderly end")

@@ -399,7 +399,7 @@ BETWEEN = {
         "shards/worker/worker.py",
         "        if now_ns < granted_ns:\n",
         "        if now_ns < granted_ns or True:\n",
-    ): 51,
+    ): 48,
     Faulty(
         "reads-are-answered-beyond-the-grant",
         "shards/worker/worker.py",
@@ -412,13 +412,13 @@ BETWEEN = {
                 "                elif False:\n",
             ),
         ),
-    ): 51,
+    ): 21,
     Faulty(
         "cutoffs-leave-beyond-the-grant",
         "shards/worker/worker.py",
         "        if granted_ns == ALL_TIME_NS or self.clock.at(self._boot_ns()) < granted_ns:\n",
         "        if True:\n",
-    ): 38,
+    ): 3,
     Faulty(
         "a-grant-that-nobody-acknowledged-counts",
         "shards/journal/jetstream/journal.py",
@@ -430,7 +430,7 @@ BETWEEN = {
         "shards/journal/jetstream/journal.py",
         "        if now_ns - self._still[1] < STILL_SHARE * self._terms.grant_ns:\n",
         "        if False:\n",
-    ): 1,
+    ): 0,
     Faulty(
         "began-is-ignored",
         "shards/worker/recovering.py",
@@ -455,19 +455,19 @@ BETWEEN = {
         "shards/journal/jetstream/publisher.py",
         "                    if stored.payload != message:\n",
         "                    if False:\n",
-    ): 1,
+    ): 0,
     Faulty(
         "a-lost-end-is-not-noticed",
         "shards/journal/jetstream/witness.py",
         "        if last < sequence:\n",
         "        if False:\n",
-    ): 4,
+    ): 0,
     Faulty(
         "who-stands-by-remembers-no-end",
         "shards/journal/jetstream/backend.py",
         "            if newest is not None and self._cluster:",
         "            if False:",
-    ): 5,
+    ): 0,
     Faulty(
         "the-end-of-the-map-is-not-remembered",
         "shards/journal/jetstream/map_log.py",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import threading
 from asyncio import events
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, ClassVar
 
@@ -127,8 +127,17 @@ class BlockingLoop(NetLoop):
     def __init__(self, kernel: Any, name: str, net: Any) -> None:
         super().__init__(kernel, name, net)
         self.may_block = False
+        self.node = ""  # of the host
+        self.dial: Callable[[Callable[[], Any], str, int], Coroutine[Any, Any, None]] | None = None  # another machine
         self.fibers: list[Fiber] = []
         self._fiber: Fiber | None = None
+
+    async def create_connection(self, protocol_factory: Any, *args: Any, sock: Any = None, **kwargs: Any) -> Any:
+        if sock is not None:
+            return await super().create_connection(protocol_factory, *args, sock=sock, **kwargs)
+        assert self.dial is not None
+        await self.dial(protocol_factory, *args)
+        return None, None
 
     def fiber(self) -> Fiber:
         """A new thread of this process."""

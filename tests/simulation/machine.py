@@ -126,6 +126,7 @@ class SimProcess:
             inherited=machine.net.of_number,  # type: ignore[arg-type]
             pid=lambda: self.pid,
             randbits=self.rng.getrandbits,
+            bind=machine.bind,
         )
 
     def _exit(self, code: int) -> NoReturn:
@@ -200,6 +201,10 @@ class Machine:
     def executor_of(self, name: str, loop: NetLoop) -> SerialExecutor:
         """A new thread of a process."""
         return SimCommitter(name, loop, self)
+
+    def bind(self, host: str, port: int, backlog: int) -> Any:
+        """`shards.system.host.bind_tcp`: only machines that have others beside them are reached over TCP."""
+        raise OSError(f"nobody is beside this machine, and {host}:{port} is not bound")
 
     def disk_ns(self) -> int:
         """How long half a job of the disk takes."""

@@ -29,6 +29,7 @@ class SimTransport(asyncio.Transport):
         self.loop: SimLoop | None = None
         self.protocol: Any = None
         self.filter: Filter | None = None
+        self.is_far = False  # it leads to another machine
         self._closing = False
         self._lost = False
         self._paused = False
@@ -102,7 +103,12 @@ class SimTransport(asyncio.Transport):
     def get_write_buffer_size(self) -> int:
         return 0
 
+    def set_protocol(self, protocol: Any) -> None:
+        self.protocol = protocol
+
     def get_extra_info(self, name: str, default: Any = None) -> Any:
+        if name == "socket" and self.is_far:
+            return SimSocket(0, self)
         return ("127.0.0.1", 1) if name in ("peername", "sockname") else default
 
     # -- what happens to it -----------------------------------------------------------------------------------------
@@ -200,6 +206,7 @@ class SimSocket:
 
     def __init__(self, number: int, end: SimTransport | None = None, listener: Listener | None = None) -> None:
         self.number = number
+        self.address = ("", 0)  # of one that listens for other machines
         self.end = end
         self.listener = listener
 
@@ -208,6 +215,15 @@ class SimSocket:
 
     def setblocking(self, flag: bool) -> None:
         """Nothing blocks."""
+
+    def setsockopt(self, level: int, option: int, value: int) -> None:
+        """The model has time-outs of its own."""
+
+    def getsockname(self) -> tuple[str, int]:
+        return self.address
+
+    def shutdown(self, how: int) -> None:
+        """Who knocks finds nobody, once there is no server any more."""
 
     def close(self) -> None:
         """What is attached to it ends by itself; where nothing was, the other side hears of the end."""
