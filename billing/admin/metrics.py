@@ -276,7 +276,7 @@ class Exposition:
     def _followers(self) -> Iterator[Metric]:
         """A process that is down has its series, too: it is 0. The replica has one for each shard elsewhere."""
         labels = ["shard", "follower"]
-        up = GaugeMetricFamily("billing_follower_up", "Whether the process behind the journal runs.", labels=labels)
+        up = GaugeMetricFamily("billing_follower_up", "Whether the process behind the journal answers.", labels=labels)
         starts = CounterMetricFamily("billing_follower_starts", "Starts of that process.", labels=labels)
         for shard_id, figures in sorted(self._sampler.figures.items()):
             for follower in FOLLOWERS:

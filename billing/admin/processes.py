@@ -19,8 +19,8 @@ import psutil
 
 from billing.admin.figure_sampler import FigureSampler
 
-KEPT_NS: Final = 1_000_000_000
 FOLLOWERS: Final = ("history", "notices")
+KEPT_NS: Final = 1_000_000_000
 HOST: Final = socket.gethostname()
 
 

@@ -17,7 +17,10 @@ steady load keeps a follower reading for ever. Meanwhile questions wait for the 
 is fed from the journal · `LIVE` each batch is sent as it comes.
 
 **Nobody hangs.** A question is answered, or refused with UNAVAILABLE: when the process ends, while it waits for its
-restart, after `answer_timeout_s`, and where `questions_max` wait already. A process that ends is started again, later
+restart, after `answer_timeout_s`, and where `questions_max` wait already. A process that has its file open and says
+nothing for `ping_s` is asked whether it is there; from `silent_s` after that on it is *silent*: it counts as down, the
+log and the figures say so, and questions are refused at once, until it says something. It is not ended: it may be in
+the middle of something long, and only somebody who looks at it can tell. A process that ends is started again, later
 each time, until one of them has been live for `STABLE_NS`: on a full disk each is live for a moment, and fails with its
 next commit. One that was killed from outside once it was live has not failed. One that ended on the disk or on damage
 has a suspicious successor (see `store`). Trouble here never ends the worker: the journal has everything, and is not
@@ -83,12 +86,18 @@ def failures_after(failures: int, live_ns: int, from_outside: bool) -> int:
     return failures + 1
 
 
+def _silence(pid: int, seconds: float) -> str:
+    return f"its process {pid} has said nothing for {seconds:.0f} s"
+
+
 class Limits(NamedTuple):
     """What is waited for, at most."""
 
     unreached_bytes_max: int = 32 << 20  # handed over and not committed; a quarter of it while catching up
     questions_max: int = 1024  # asked and not answered
-    answer_timeout_s: float = 10.0
+    answer_timeout_s: float = 7.0  # clients wait for 10 s, and are to hear the reason
+    ping_s: float = 1.5
+    silent_s: float = 4.0
 
 
 DEFAULT_LIMITS: Final = Limits()
@@ -163,6 +172,9 @@ class FollowerLink:
         self._gathered_bytes = 0
         self._gather_s = gather_s
         self._gathering: asyncio.TimerHandle | None = None
+        self._heard_ns = self._looked_ns = 0  # when it last said something; when that was last looked at
+        self._pinged_ns = 0  # when it was asked whether it is there, and has not answered yet; else 0
+        self._is_silent = False
         self._questions: dict[int, _Question] = {}  # by number
         self._waiting: deque[int] = deque()  # numbers of those not sent yet
         self._number = 0
@@ -202,13 +214,15 @@ class FollowerLink:
         if self._phase == DOWN:
             done(self._unavailable(self._reason))
             return
+        if self._is_silent:
+            done(self._unavailable(self._trouble()))
+            return
         if len(self._questions) >= self._limits.questions_max:
             done(self._unavailable(f"{self._limits.questions_max} questions are waiting"))
             return
         self._number = number = self._number + 1
         message = say.Ask(number, question)
-        late = self._unavailable("it does not answer in time")
-        timeout = self._loop.call_later(self._limits.answer_timeout_s, self._answer, number, late)
+        timeout = self._loop.call_later(self._limits.answer_timeout_s, self._answer_late, number)
         self._questions[number] = _Question(self._head, message, done, timeout)
         if self._phase == LIVE and self._wire is not None:
             self._post(message)
@@ -232,19 +246,34 @@ class FollowerLink:
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
-        noun = self._noun
+        noun, silent_ns = self._noun, self._since(self._heard_ns) if self._is_silent else 0
         return {
-            f"{noun}_up": int(self._phase in (BEHIND, LIVE)),
+            f"{noun}_up": int(self._phase in (BEHIND, LIVE) and not self._is_silent),
             f"{noun}_position": self._reached,
             f"{noun}_proved_position": self._durable,
             f"{noun}_behind_batches": max(0, self._head - self._reached),
-            f"{noun}_lag_ns": max(self._lag_ns, self._boot_ns() - self._watched_ns if self._watched_ns else 0),
+            f"{noun}_lag_ns": max(self._lag_ns, self._since(self._watched_ns), silent_ns),
+            f"{noun}_silent_ns": silent_ns,
             f"{noun}_unreached_bytes": self._unreached_bytes,
             f"{noun}_starts": self._starts,
             f"{noun}_pid": 0 if self._wire is None or self._process is None else self._process.pid,
-            f"{noun}_trouble": "" if self._phase == LIVE else self._reason,
+            f"{noun}_trouble": self._trouble(),
             **self._told,
         }
+
+    def silence(self) -> str:
+        """That its process hangs, for people; empty where it does not."""
+        return f"the {self._noun}: {self._trouble()}" if self._is_silent else ""
+
+    def _since(self, boot_ns: int) -> int:
+        """For how long, from an instant; 0 where there is none."""
+        return self._boot_ns() - boot_ns if boot_ns else 0
+
+    def _trouble(self) -> str:
+        """Why it is not live; empty where it is."""
+        if self._is_silent and self._process is not None:
+            return _silence(self._process.pid, self._since(self._heard_ns) / 1e9)
+        return "" if self._phase == LIVE else self._reason
 
     async def close(self) -> None:
         """Lets what was handed over be written durably, and ends the process. Questions are refused."""
@@ -359,6 +388,10 @@ class FollowerLink:
     # -- what the process says ---------------------------------------------------------------------------------------
 
     def _on_frame(self, wire: Wire, message: say.ToWorker) -> None:
+        self._heard_ns, self._pinged_ns = self._boot_ns(), 0
+        if self._is_silent:
+            self._is_silent = False
+            log.info("the %s of shard %d answers again", self._noun, self._shard_id)
         match message:
             case say.Reached():
                 self._reached, self._reached_bytes = message.position, message.payload_bytes
@@ -391,6 +424,33 @@ class FollowerLink:
             case _:
                 assert_never(message)
 
+    def _watch(self, life: int) -> None:
+        """Looks whether the process is there, again and again as long as it lives."""
+        if life != self._life or self._wire is None:
+            return
+        now_ns, limits = self._boot_ns(), self._limits
+        slept = now_ns - self._looked_ns > 2e9 * limits.ping_s  # this process did: what it was told is not read yet
+        self._looked_ns = now_ns
+        if self._phase in (BEHIND, LIVE) and not self._is_silent:
+            if self._pinged_ns and slept:
+                self._pinged_ns = now_ns
+            elif self._pinged_ns and now_ns - self._pinged_ns >= limits.silent_s * 1e9:
+                self._fall_silent()
+            elif not self._pinged_ns and now_ns - self._heard_ns >= limits.ping_s * 1e9:
+                self._post(say.Ping())
+                self._pinged_ns = now_ns
+        self._loop.call_later(limits.ping_s, self._watch, life)
+
+    def _fall_silent(self) -> None:
+        assert self._process is not None
+        self._is_silent = True
+        silent_s = self._since(self._heard_ns) // 10**9
+        what = self._noun, self._shard_id, silent_s, self._process.pid
+        log.error("the %s of shard %d is silent: it has said nothing for %d s; its process is %d", *what)
+        self._waiting.clear()
+        for number in list(self._questions):
+            self._answer(number, self._unavailable(self._trouble()))
+
     def _remark(self, text: str) -> None:
         log.warning("the %s of shard %d: %s", self._noun, self._shard_id, text)
 
@@ -399,6 +459,13 @@ class FollowerLink:
         if question is not None:
             question.timeout.cancel()
             question.done(answer)
+
+    def _answer_late(self, number: int) -> None:
+        silent_s, process = self._since(self._heard_ns) / 1e9, self._process
+        reason = "it does not answer in time"
+        if process is not None and silent_s >= self._limits.silent_s:
+            reason = _silence(process.pid, silent_s)
+        self._answer(number, self._unavailable(reason))
 
     def _refuse_all(self, reason: str) -> None:
         """No question waits any more, and none is taken before the next process."""
@@ -460,6 +527,9 @@ class FollowerLink:
         self._wire = wire
         self._gathered, self._gathered_bytes = [], 0  # was meant for a process before
         self._sent = self._sent_bytes = self._reached_bytes = 0
+        self._heard_ns = self._looked_ns = self._boot_ns()
+        self._pinged_ns, self._is_silent = 0, False
+        self._loop.call_later(self._limits.ping_s, self._watch, self._life)
         journal, suspect = self._journal, self._suspect
         wire.send(say.Open(self._directory, self._shard_id, journal.first, journal.head, suspect, self._options))
         if self._closing.is_set():
@@ -468,6 +538,7 @@ class FollowerLink:
     def _on_closed(self, wire: Wire) -> None:
         reason = self._reason if self._phase == DOWN else "its process ended"
         self._wire = None
+        self._is_silent = False
         self._told = {}  # nobody knows it any more
         self._refuse_all(reason)
         self._lost.set()

@@ -55,6 +55,10 @@ class Settle(Message, frozen=True, tag=4):
     """Commit, and prove it, now."""
 
 
+class Ping(Message, frozen=True, tag=5):
+    """Say how far the file is: whether it answers at all is not known."""
+
+
 # -- follower → worker ------------------------------------------------------------------------------------------------
 
 
@@ -116,7 +120,7 @@ class Logged(Message, frozen=True, tag=23):
     values: tuple[Any, ...]
 
 
-ToFollower = Open | Batch | Ask | Close | Settle
+ToFollower = Open | Batch | Ask | Close | Settle | Ping
 ToWorker = Opened | Reached | Answer | Refused | Failed | Told | Remark | Logged
 
 to_follower: Final = msgspec.msgpack.Decoder(ToFollower).decode

@@ -220,6 +220,8 @@ class Follower(Process):
                 self.on_ask(message.number, message.question)
             case say.Settle():
                 self.checkpoint()
+            case say.Ping():
+                self.tell_reached()
             case say.Open():
                 self._on_open(message)
             case say.Close():

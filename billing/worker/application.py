@@ -356,6 +356,8 @@ class Billing:
         for part in (self._history, self._door, self._delivery, self._checks, self._notices):
             told |= {} if part is None else part.figures()
         told["recent"] = list(self.recent)
+        parts = (self._history, self._notices)
+        told["trouble"] = "; ".join(silent for part in parts if part is not None and (silent := part.silence()))
         told["settled"] = told.get("notices_settled", -1)
         if "notices_owed" in told and self._worker is not None:
             at_ns = told["notices_oldest_at_ns"] if told["notices_owed"] else 0

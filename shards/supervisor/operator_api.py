@@ -137,7 +137,7 @@ class OperatorApi:
                 "shard_id": worker.shard_id,
                 "worker_pid": worker.pid or None,
                 "state": worker.state if figures or worker.state != "serving" else SILENT,
-                "reason": worker.reason,
+                "reason": worker.reason or figures.get("trouble", ""),  # of what it serves beside
                 "weight": bucket_map.weights.get(worker.shard_id, 0),
                 "buckets": len(bucket_map.buckets_of(worker.shard_id)),
                 PINNED: sum(bucket_map.owner[bucket_id] == worker.shard_id for bucket_id in bucket_map.pinned),

@@ -18,6 +18,7 @@ TO_FOLLOWER: list[tuple[say.Message, list[Any]]] = [
     (say.Ask(5, (1, b"user", [0, 0, 0])), [2, 5, [1, b"user", [0, 0, 0]]]),
     (say.Close(), [3]),
     (say.Settle(), [4]),
+    (say.Ping(), [5]),
 ]
 TO_WORKER: list[tuple[say.Message, list[Any]]] = [
     (say.Opened(7, ["remark"]), [16, 7, ["remark"]]),

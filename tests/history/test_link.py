@@ -318,6 +318,37 @@ async def test_a_history_begun_late_begins_where_the_journal_does_and_says_so(
     assert f"lacks what came before batch {first}" in caplog.text
 
 
+async def test_a_process_that_hangs_is_named_at_once_to_whoever_asks_until_it_goes_on(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where nothing has happened in its shard that it would have to answer to."""
+    limits = Limits(answer_timeout_s=60, ping_s=0.2, silent_s=0.4)
+    worker = Worker(data_dir, Scene(users=2), limits=limits)
+    worker.work()
+    await worker.check()
+    await worker.until_live()
+    pid = worker.pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        refused = await worker.ask(worker.scene.users[0])
+        assert isinstance(refused, Refused)
+        assert f"its process {pid} has said nothing for" in refused.message
+        figures = worker.link.figures()
+        assert (figures["history_up"], figures["history_pid"]) == (0, pid)
+        assert figures["history_lag_ns"] >= figures["history_silent_ns"] > 0
+        again = worker.ask(worker.scene.users[0])
+        assert again.done(), "nobody waits for it any more"
+        worker.work(3)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    await worker.until(lambda: worker.link.figures()["history_up"] == 1)
+    await worker.check()
+    assert worker.pid() == pid
+    await worker.end()
+    said = [record.message for record in caplog.records if "history of shard 0" in record.message]
+    assert f"its process is {pid}" in said[0]
+
+
 async def test_trouble_refuses_questions_with_its_reason_and_is_over_when_it_is_over(data_dir: Path) -> None:
     (data_dir / "history").mkdir(0o755)
     worker = Worker(data_dir, Scene())

@@ -128,6 +128,40 @@ async def test_a_worker_that_is_frozen_is_named_to_whoever_asks_for_its_users(da
         )
 
 
+async def test_a_history_that_hangs_is_named_to_whoever_asks_and_wherever_an_operator_looks(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "u", 1)
+        assert len(await rpc.ask("history", "u")) == 1
+        (worker,) = daemon.worker_pids()
+        (history,) = daemon._children(worker)
+        os.kill(history, signal.SIGSTOP)
+        try:
+            error, _ = await rpc.call("history", "u")
+            assert f"UNAVAILABLE: the history cannot be read now: its process {history} has said nothing for" in error
+            (row,) = await rpc.ask("shards_info")
+            while not row["reason"]:
+                (row,) = await rpc.ask("shards_info")
+            assert row["state"] == "serving"
+            assert f"the history: its process {history} has said nothing for" in row["reason"]
+            assert "history of shard 1 is silent: it has said nothing for" in daemon.log.read_text()
+            await text_when(daemon, "metrics", 'billing_follower_up{follower="history",shard="1"} 0.0')
+            await text_when(daemon, "", f"kill -9 {history}")
+            assert (await rpc.ask("top_up", "u", 1))["balance_nanos"] == 2
+        finally:
+            os.kill(history, signal.SIGCONT)
+        while (answer := await rpc.call("history", "u"))[0] is not None:
+            await asyncio.sleep(0.01)
+        assert len(answer[1]) == 2
+
+
+async def text_when(daemon: Daemon, page: str, text: str) -> None:
+    """Returns once a page has the text."""
+    url = f"http://127.0.0.1:{daemon.admin_port}/{page}"
+    while text not in await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode()):
+        await asyncio.sleep(0.1)
+
+
 async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(data_dir: Path) -> None:
     asked = asyncio.Event()
 

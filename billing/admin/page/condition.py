@@ -138,7 +138,11 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
     for shard_id, figures in sorted(sampler.figures.items()):
         for follower in FOLLOWERS:
             started_before = figures.get(f"{follower}_starts", 0) > 1  # the first start takes a while
-            if started_before and not figures[f"{follower}_up"]:
+            if figures.get(f"{follower}_silent_ns"):
+                text = f"The {follower} of shard {shard_id} is silent: {figures[f'{follower}_trouble']}."
+                command = f"kill -9 {figures[f'{follower}_pid']}"
+                yield Trouble(WARN, f"Silent {follower}", text, "BillingFollowerDown", command)
+            elif started_before and not figures[f"{follower}_up"]:
                 trouble = figures.get(f"{follower}_trouble", "")
                 because = f" ({trouble})" if trouble else ""
                 text = f"The process of the {follower} of shard {shard_id} does not run{because}."
