@@ -230,6 +230,9 @@ class SimHistory:
     def trim_floor(self) -> int:
         return self._archive.positions.get(self._shard_id, 0)
 
+    def silence(self) -> str:
+        return ""
+
     def obstacle(self) -> str:
         return ""
 
