@@ -10,6 +10,7 @@ Exit codes: `shards.exits`.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -171,6 +172,7 @@ async def _run(
     attending = loop.create_task(service.run(admin, _admin_tls(config)))
     starting = loop.create_task(note_start())
     began_ns = MACHINE_CLOCKS.boot_ns()
+    gc.freeze()  # what is loaded is for good: the figures of each second made collections walk all of it again
     try:
         code = await supervisor.run()
     except Fenced as error:
