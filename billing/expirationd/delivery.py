@@ -11,7 +11,9 @@ been told.
 **Why an attempt is no task.** An isolated call is made by a process that slept: what it costs is mostly what is touched
 for the first time since. So an attempt is plain calls, without a task to be woken for it: 1 to 5 in the turn of the
 loop that found the item owed, 6 in the one that read the answer, where the next item is begun, too. Only a connection
-that has to be opened is waited for in a task. At most `_AT_ONCE` attempts are begun in one turn.
+that has to be opened is waited for in a task. At most `_AT_ONCE` attempts are begun in one turn, and none behind one
+for which a connection is opened: the next turn may have one that is free again, and the first calls of a storm need not
+wait until there are as many connections as calls may be in flight.
 
 **The caller's promise.** `report` has changed the answer of `owed` before it returns. Whoever makes something owed
 calls `notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
@@ -375,8 +377,11 @@ class Delivery:
             item = self.outbox.take(now_ns)
             if item is None:
                 break
-            self._begin(item, now_ns)
+            is_connecting = self._begin(item, now_ns)
             now_ns = self.now_ns()
+            if is_connecting:
+                self._rouse_soon()
+                break
         else:
             self._rouse_soon()
         if self._cutting is None and self.outbox.is_crowded:
@@ -424,33 +429,33 @@ class Delivery:
         self._timer = None
         self.rouse()
 
-    def _begin(self, item: Item, now_ns: int, line: Line | None = None) -> None:
-        """One item, taken at `now_ns`, until its request is written, or it turned out that there is nothing to send.
-        `line`: a connection that was opened for it.
+    def _begin(self, item: Item, now_ns: int, line: Line | None = None) -> bool:
+        """One item, taken at `now_ns`, until its request is written, or it turned out that there is nothing to send;
+        whether a connection is opened for it first. `line`: it was opened.
         """
         bucket_id, user_id = item.bucket_id, item.user_id
         owed = self._named(item)
         if owed is None:
             self.outbox.forget(item)
             self._unsent(line)
-            return
+            return False
         kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class_name = owed
         name = self._name(kind, class_name)
         if not self.outbox.begin(item, (kind, seq), self._lanes[name], due_ns, now_ns):
             self._unsent(line)
-            return
+            return False
         endpoint = self.endpoints[self._lanes[name]]
         if line is not None and line.endpoint is not endpoint:
             self._unsent(line)
             line = None
         if not self._may_act():  # another owner may live by now: what is owed here may be settled there
             self._begin_later(item, line)
-            return
+            return False
         if line is None and (line := endpoint.spare()) is None:
             connecting = self._loop.create_task(self._connect(item, endpoint, kind, seq, due_ns))
             self._connecting.add(connecting)
             connecting.add_done_callback(self._on_connected)
-            return
+            return True
         self._started[kind] += 1
         if kind == CUTOFF and not attempts:
             self.sent_late.add(max(0, now_ns - due_ns))
@@ -460,6 +465,7 @@ class Delivery:
         timeout_s = self.outbox.lanes[item.lane].patience_ns / 1e9
         self._lines[item] = line
         endpoint.ask(line, request, timeout_s, partial(self._on_verdict, item, kind, seq, due_ns))
+        return False
 
     async def _connect(self, item: Item, endpoint: Endpoint, kind: str, seq: int, due_ns: int) -> None:
         """Opens a connection for an item, and goes on with it."""
