@@ -84,7 +84,8 @@ async def owners(host: Daemon) -> list[str | None]:
     """The host of each shard, by the map's log, which is asked without a process of its own: this is asked often."""
 
     def read() -> list[bytes]:
-        log = backends.open(log_of(load(host.config, {}).config), REAL).map_log(lambda: 0)
+        settings = log_of(load(host.config, {}).config) | {"directory": ""}
+        log = backends.open(settings, REAL).map_log(lambda: 0)
         with closing(log):
             return log.load("test")[1]
 

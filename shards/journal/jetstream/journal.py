@@ -158,13 +158,14 @@ class JetStreamJournal:
         return opened
 
     def _take(self, owner: bytes) -> Opened:
+        seen = self._witness.seen()
         state = self._log.state()
         place, newest = log.Place(0, 0, FIRST_CHAIN), None
         if state.first <= state.last:
             place, newest = log.end_of(self._log, state.first, state.last, self._shard)
         elif state.last:
             raise Corrupt(f"{self._name} is empty, and was at sequence {state.last}")
-        self._witness.check(self._name, state.last, lambda at: log.record_at(self._log, at, self._shard).chain)
+        self._witness.check(seen, self._name, state.last, lambda at: log.record_at(self._log, at, self._shard).chain)
         self._await_stillness(state, newest)
         began_ns = newest.until_ns if newest is not None else 0
         time_ns = newest.time_ns if newest is not None else 0

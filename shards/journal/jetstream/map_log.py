@@ -21,7 +21,7 @@ from shards.journal import Corrupt, Gap, Overtaken, Retained, Unfit, Unknown
 from shards.journal.jetstream.connection import Connection, Denied
 from shards.journal.jetstream.publisher import Publisher, Taken
 from shards.journal.jetstream.streams import NO_STREAM, Refused, Stored, Stream
-from shards.journal.jetstream.witness import Witness
+from shards.journal.jetstream.witness import NOTHING, Witness
 
 NAME, DECISION, STATE = "M", "M.decision", "M.state"
 LOAD_PATIENCE_S, PATIENCE_S = 2.0, 10.0
@@ -120,9 +120,10 @@ class JetStreamMapLog:
         return self._seen.version, payloads
 
     def _messages(self) -> Iterator[tuple[int, bytes, bool]]:
+        seen = NOTHING if self._witness is None else self._witness.seen()
         state = self._stream.state()
         if self._witness is not None:
-            self._witness.check(NAME, state.last, self._chain_at)
+            self._witness.check(seen, NAME, state.last, self._chain_at)
         newest = self._stream.last_of(STATE)
         first = newest.sequence if newest is not None else state.first
         if state.last and first > state.last:

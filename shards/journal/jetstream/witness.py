@@ -5,12 +5,16 @@
 It is written every so often and never synced: it is evidence, and evidence that is missing proves nothing. What it says
 was acknowledged, so a stream that does not reach it, or is another there, has lost what was answered. A host that
 stands by sees a stream as well as one that serves. What was seen once stays seen: the file never goes back.
+
+Several processes of a host write one file, so what it names is read before the stream is asked where it ends: what
+another process sees in between is no end that was lost.
 """
 
 from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from typing import NamedTuple
 
 from crc32c import crc32c
 
@@ -20,6 +24,16 @@ from shards.system.disk import Disk
 EVERY_NS = 1_000_000_000
 
 _FORM = struct.Struct("<QII")
+
+
+class Seen(NamedTuple):
+    """A sequence that was there, and the chain at it; sequence 0: nothing is known."""
+
+    sequence: int
+    chain: int
+
+
+NOTHING = Seen(0, 0)
 
 
 class Witness:
@@ -38,7 +52,7 @@ class Witness:
         if not self._path or (now_ns - self._written_ns < EVERY_NS and not at_once):
             return
         if self._reached < 0:
-            self._reached = self._remembered()[0]
+            self._reached = self.seen().sequence
         if sequence <= self._reached:
             return
         self._written_ns, self._reached = now_ns, sequence
@@ -53,9 +67,9 @@ class Witness:
         except OSError:
             return
 
-    def check(self, stream: str, last: int, chain_at: Callable[[int], int]) -> None:
-        """Raises Corrupt where the stream does not hold what was seen."""
-        sequence, chain = self._remembered()
+    def check(self, seen: Seen, stream: str, last: int, chain_at: Callable[[int], int]) -> None:
+        """Raises Corrupt where the stream, which has ended with `last` since, does not hold what was seen."""
+        sequence, chain = seen
         if not sequence:
             return
         if last < sequence:
@@ -67,19 +81,19 @@ class Witness:
         if found != chain:
             raise Corrupt(f"{stream} is another at sequence {sequence} than this host has seen: its end was lost")
 
-    def _remembered(self) -> tuple[int, int]:
-        """The sequence that the file names, and the chain at it; sequence 0 where it names none."""
+    def seen(self) -> Seen:
+        """What the file names. To be asked before the stream is asked where it ends."""
         try:
             if not self._path or not self._disk.exists(self._path):
-                return 0, 0
+                return NOTHING
             handle = self._disk.open(self._path)
             try:
                 data = self._disk.pread(handle, _FORM.size, 0)
             finally:
                 self._disk.close(handle)
         except OSError:
-            return 0, 0
+            return NOTHING
         if len(data) != _FORM.size:
-            return 0, 0
+            return NOTHING
         sequence, chain, crc = _FORM.unpack(data)
-        return (sequence, chain) if crc == crc32c(data[:-4]) else (0, 0)
+        return Seen(sequence, chain) if crc == crc32c(data[:-4]) else NOTHING

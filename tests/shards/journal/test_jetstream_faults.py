@@ -352,8 +352,31 @@ def test_what_a_host_has_seen_of_a_stream_it_does_not_forget(data_dir: Path) -> 
     seen().saw(9, 77)
     seen().saw(5, 55, at_once=True)  # as the next life of a daemon does, on a stream that has lost its end
     with pytest.raises(Corrupt, match="this host has seen sequence 9"):
-        seen().check("J_1", 5, lambda sequence: 55)
-    seen().check("J_1", 9, lambda sequence: 77)
+        seen().check(seen().seen(), "J_1", 5, lambda sequence: 55)
+    seen().check(seen().seen(), "J_1", 9, lambda sequence: 77)
+
+
+def test_what_another_process_of_the_host_sees_meanwhile_is_no_end_that_was_lost(
+    cluster: NatsCluster, data_dir: Path
+) -> None:
+    class Meanwhile(RealDisk):
+        """Where the other process decides right before this one looks at what was seen."""
+
+        def open(self, path: str, *, write: bool = False) -> int:
+            decide(daemon, daemon.version, b"pin")
+            return super().open(path, write=write)
+
+    def opened(disk: RealDisk) -> JetStreamMapLog:
+        seen = Witness(disk, str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
+        return JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns, seen)
+
+    cluster.make(0)
+    daemon = opened(RealDisk())
+    load(daemon)
+    decide(daemon, 0, b"create")
+    command = opened(Meanwhile())
+    load(command)
+    assert daemon.version > 1
 
 
 @pytest.mark.parametrize("saved_again", [False, True], ids=["of another position", "of the same position"])
