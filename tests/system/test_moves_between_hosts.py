@@ -35,6 +35,11 @@ async def both(hosts: list[Daemon]) -> tuple[Daemon, Daemon]:
     await wait_owners(a, "a", "a", "b", "b")
     for host in hosts:
         await wait_page(host, 200, "ready")
+        rpc = await Rpc.connect(host.rpc_port)
+        async with asyncio.timeout(WAIT_S):  # until every worker has its links, and the other host answers over them
+            while any(row["links_down"] or row["accounts"] is None for row in await rpc.ask("shards_info")):
+                await asyncio.sleep(0.05)
+        rpc.close()
     return a, b
 
 
