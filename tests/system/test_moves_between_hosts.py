@@ -139,7 +139,7 @@ async def _books_go_along(doors: list[Rpc], where: list[str | None]) -> dict[str
     before = await _statement(doors[0], asked)
     assert before["accrued_nanos"] > 0
     for _ in range(2):  # there and back
-        shard = (await doors[0].ask("route"))["owners"][begun["bucket_id"] - 1]
+        shard = (await doors[0].ask("buckets_info"))[begun["bucket_id"] - 1]["shard_id"]
         await doors[0].ask("move_bucket", begun["bucket_id"], other_shard(where, shard))
         for rpc in doors:
             assert await _statement(rpc, asked) == before
