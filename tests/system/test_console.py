@@ -6,8 +6,10 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -128,3 +130,67 @@ def test_a_session_at_a_terminal(daemon: Daemon, tmp_path: Path) -> None:
     kept = tmp_path / "billing_console_history"
     assert "+watch typed 1s" in kept.read_text()
     assert kept.stat().st_mode & 0o077 == 0
+
+
+@pytest.mark.parametrize("no", ["\x03", "\x04", "\r", "n\r", "what\rno\r"])
+def test_whoever_does_not_say_yes_to_what_cannot_be_undone_has_said_no(daemon: Daemon, tmp_path: Path, no: str) -> None:
+    terminal = Terminal(daemon.address, tmp_path)
+    try:
+        terminal.until("Amounts are coins")
+        terminal.type("top_up doubtful 10\r")
+        terminal.until(r"balance.*0[\s\S]*billing>")
+        terminal.type("close_account doubtful\r")
+        terminal.until("cannot be undone")
+        terminal.type(no)
+        terminal.until("Nothing was done")
+        terminal.type("get_account doubtful\r")
+        terminal.until(r"active[\s\S]*billing>")
+        terminal.type("\x04")
+        assert terminal.process.wait(60) == 0
+    finally:
+        terminal.close()
+
+
+def test_what_is_meant_is_done(daemon: Daemon, tmp_path: Path) -> None:
+    terminal = Terminal(daemon.address, tmp_path)
+    try:
+        terminal.until("Amounts are coins")
+        terminal.type("top_up certain 10\r")
+        terminal.until(r"balance.*10[\s\S]*billing>")
+        terminal.type("close_account certain\r")
+        terminal.until("cannot be undone")
+        terminal.type("y\r")
+        terminal.until("paid out|closed")
+        terminal.type("get_account certain\r")
+        terminal.until("UNKNOWN_ACCOUNT")
+    finally:
+        terminal.close()
+
+
+def unread(port: int) -> bool:
+    """Whether a connection to this port has bytes that the process behind it has not read."""
+    for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+        _, local, _, state, queues = line.split()[:5]
+        if state == "01" and int(local.rpartition(":")[2], 16) == port and int(queues.rpartition(":")[2], 16):
+            return True
+    return False
+
+
+def test_an_interrupted_call_says_what_it_leaves_open_and_the_console_goes_on(daemon: Daemon, tmp_path: Path) -> None:
+    terminal = Terminal(daemon.address, tmp_path)
+    (worker,) = daemon.worker_pids()
+    try:
+        terminal.until("Amounts are coins")
+        os.kill(worker, signal.SIGSTOP)
+        terminal.type("top_up waiting 1\r")
+        terminal.until(r"billing> [\s\S]*1")
+        while not unread(daemon.rpc_port):
+            time.sleep(0.02)
+        os.kill(terminal.process.pid, signal.SIGINT)
+        terminal.until("may have been carried out")
+        os.kill(worker, signal.SIGCONT)
+        terminal.type("get_account waiting\r")
+        terminal.until("active")
+    finally:
+        os.kill(worker, signal.SIGCONT)
+        terminal.close()

@@ -11,9 +11,9 @@ import asyncio
 import contextlib
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Coroutine, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from zoneinfo import ZoneInfo
 
 import click
@@ -33,10 +33,12 @@ from billing.cli.options import Command
 from billing.cli.output import put, say
 from billing.cli.showing import ESSENTIAL, is_terminal, look_of, show, show_explained, tell
 from billing.client.client import Client
-from billing.client.errors import BillingError, InsufficientFunds
+from billing.client.errors import BillingError, InsufficientFunds, Unavailable
 from shards.counting import counted
 
 HISTORY_FILE: Final = "billing_console_history"
+T = TypeVar("T")
+
 IRREVOCABLE: Final = frozenset({"close_account", "release_cutoffs"})
 
 
@@ -98,9 +100,9 @@ class _Session:
             if asked is not None:
                 if asked.name in OWN:
                     return await self._own(client, asked)
-                if is_change(asked.name) and asked.name in IRREVOCABLE and not self._is_meant(asked):
+                if is_change(asked.name) and asked.name in IRREVOCABLE and not await self._is_meant(asked):
                     return False
-                reply = await client.call(asked.name, *asked.params, **asked.options)
+                reply = await self._call(client, asked)
                 if lua is not None and lua.name == lua_call.DECREASE:
                     put(what_is_left(reply))
                 elif lua is None or lua.name != lua_call.INCREASE:  # which returns nothing
@@ -128,14 +130,36 @@ class _Session:
         else:
             show(self._target, reply, ESSENTIAL.get(name, ()))
 
-    def _is_meant(self, asked: Asked) -> bool:
-        """Asks before what cannot be undone; from a pipe, whoever wrote the line has meant it."""
+    async def _call(self, client: Client, asked: Asked) -> Any:
+        """What the daemon answers. At a terminal ^C ends the waiting and not the console, and says what that leaves
+        open; from a pipe it ends both. Raises BillingError.
+        """
+        call = client.call(asked.name, *asked.params, **asked.options)
+        if not sys.stdin.isatty():
+            return await call
+        try:
+            return await _until_interrupted(call)
+        except (KeyboardInterrupt, asyncio.CancelledError):
+            raise Unavailable("interrupted", applied="unknown") from None
+
+    async def _is_meant(self, asked: Asked) -> bool:
+        """Asks before what cannot be undone; from a pipe, whoever wrote the line has meant it. The question is a prompt
+        as those for lines are, so ^C and ^D are an answer, and mean no.
+        """
         if not sys.stdin.isatty():
             return True
-        try:
-            return click.confirm(f"{asked.name} cannot be undone. Go on?", err=True)
-        except click.Abort:
-            return False
+        question: PromptSession[str] = PromptSession(history=InMemoryHistory())
+        while True:
+            try:
+                answer = await question.prompt_async(f"{asked.name} cannot be undone. Go on? [y/N] ")
+            except (EOFError, KeyboardInterrupt):
+                answer = "n"
+            match answer.strip().lower():
+                case "y" | "yes":
+                    return True
+                case "n" | "no" | "":
+                    put("Nothing was done.")
+                    return False
 
     def _say(self, text: str) -> None:
         self._refused = True
@@ -172,15 +196,15 @@ class _Session:
         return False
 
 
-async def _until_interrupted(work: Any) -> None:
-    """Awaits `work`; ^C ends it and not the console."""
+async def _until_interrupted(work: Coroutine[Any, Any, T]) -> T:
+    """What `work` returns; ^C ends it and not the console."""
     import signal
 
     loop = asyncio.get_running_loop()
     task = loop.create_task(work)
     loop.add_signal_handler(signal.SIGINT, task.cancel)
     try:
-        await task
+        return await task
     finally:
         loop.remove_signal_handler(signal.SIGINT)
 
