@@ -345,12 +345,16 @@ class JetStreamJournal:
         subject, whole = snapshots.subjects_of(self._shard)
         try:
             publisher = Publisher(self._saved, self._saved.state().last, self._boot_ns)
+            previous = self._saved.last_of(whole)
+            if previous is not None:
+                epoch = snapshots.unpack_manifest(previous.payload, self._shard).epoch
+                if epoch > self._epoch:  # what it has trimmed, a recovery from ours would look for
+                    raise self._end(Fenced(f"epoch {epoch} saves snapshots of shard {self._shard}"))
             digest = hashlib.blake2b(digest_size=16)
             first, number, length = publisher.sequence + 1, 0, 0
             for piece in snapshots.pieces_of(chunks, digest):
                 publisher.put(subject, snapshots.pack_piece(self._shard, self._epoch, position, number, piece))
                 number, length = number + 1, length + len(piece)
-            previous = self._saved.last_of(whole)
             manifest = snapshots.Manifest(
                 self._shard, self._epoch, position, place.chain, place.sequence, self._head, first, number, length,
                 previous.sequence if previous is not None else 0, digest.digest(),

@@ -379,6 +379,27 @@ def test_what_another_process_of_the_host_sees_meanwhile_is_no_end_that_was_lost
     assert daemon.version > 1
 
 
+def test_an_older_owner_that_wakes_up_puts_no_snapshot_above_those_of_the_newer_one(streams: NatsCluster) -> None:
+    """As a host does that was stopped, and told to end meanwhile: its last snapshot stands below what was trimmed."""
+    older, newer, last = (journal_on(streams) for _ in range(3))
+    older.open(SHARD, OWNER)
+    for number in (1, 2):
+        older.append(payload_of(number))
+    newer.waits = last.waits = True
+    newer.open(SHARD, "newer")
+    for number in range(3, 7):
+        newer.append(payload_of(number))
+        newer.save_snapshot(number, [b"as of %d" % number])
+    newer.trim(6)
+    with pytest.raises(Fenced, match="epoch 2 saves snapshots"):
+        older.save_snapshot(2, [b"as of 2"])
+    newer.close()
+    last.open(SHARD, "last")
+    snapshot = last.load_snapshot()
+    assert snapshot is not None
+    assert (snapshot.position, list(snapshot.chunks), list(last.replay(7))) == (6, [b"as of 6"], [])
+
+
 @pytest.mark.parametrize("saved_again", [False, True], ids=["of another position", "of the same position"])
 def test_an_older_snapshot_under_a_newer_manifest_is_refused(streams: NatsCluster, saved_again: bool) -> None:
     journal = journal_on(streams)
