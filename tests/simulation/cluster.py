@@ -38,7 +38,7 @@ from tests.simulation.fibers import BlockingCommitter, BlockingLoop
 from tests.simulation.log_model import FIRST_PORT, KIND, SERVERS, WORLDS, Kept, LogServers
 from tests.simulation.loop import SECOND_NS, Kernel, SimLoop
 from tests.simulation.machine import Machine, SimProcess
-from tests.simulation.outside import Moods, SimEndpoint
+from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
 from tests.simulation.wires import Net, NetLoop, SimSocket, Stream
 from tests.simulation.world import CALLS_AT_ONCE, DATA, REST_S, Stuck
 
@@ -171,8 +171,8 @@ class Between:
         loop.net.attach(stream.ends[0], loop, factory())
 
 
-class NoHistory:
-    """`billing.history.link.HistoryLink` of a daemon whose history nobody asks for."""
+class NoHistory(SimHistory):
+    """A history that nobody asks: it follows nothing, and so reads nothing over the network."""
 
     def start(self, _: float = 0.0) -> None:
         """Nothing is followed."""
@@ -185,15 +185,6 @@ class NoHistory:
 
     def trim_floor(self) -> int:
         return 1 << 62
-
-    def obstacle(self) -> str:
-        return ""
-
-    def figures(self) -> dict[str, Any]:
-        return {}
-
-    async def close(self) -> None:
-        """Nothing is open."""
 
 
 class SimHost:
@@ -318,7 +309,7 @@ class SimHost:
                 clocks=self.machine.clocks,
                 disk=process.disk,
                 rng=process.rng,
-                history=lambda *_: NoHistory(),  # type: ignore[arg-type]
+                history=lambda _, shard, journal, *__: NoHistory(Archive(), shard, journal),  # type: ignore[arg-type]
                 endpoint=endpoint,  # type: ignore[arg-type]
                 executor=process.host().executor,
             )

@@ -106,7 +106,7 @@ class HostsChaos:
             rate = int(left * 3600 / (seconds * (0.4 + 0.5 * self.rng.random())))
             if left > 0:
                 message = b"dry %b %d" % (user, self.cluster.kernel.now_ns)
-                call = Call("set_rate", user, [rate], {"per": "hour", "message": message})
+                call = Call("set_rate", user, [rate], {"per": "hour", "message": message, "request_id": message})
                 call.number, call.tag = rate, call.options["message"]
                 await self.operator.until_known(call)
 
