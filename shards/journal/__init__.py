@@ -398,8 +398,11 @@ class Backend(Protocol):
     def settings_of_worker(self) -> dict[str, Any]:
         """The settings as a worker process takes them: with what was seen here of other owners."""
 
-    def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
-        """The journal of a shard, not open yet. `now_ns`: billing time, 0 before it has begun."""
+    def journal(self, shard: int, now_ns: Callable[[], int], line_ns: Callable[[], int] | None = None) -> Journal:
+        """The journal of a shard, not open yet. `now_ns`: billing time, 0 before it has begun. `line_ns`: what the
+        clock says, where billing time may stand still until that has come to it; grants are counted from there, so
+        that they last no longer than they say. None: as `now_ns`.
+        """
 
     def map_log(self, now_ns: Callable[[], int]) -> MapLog:
         """The map's log, not loaded yet."""

@@ -52,7 +52,7 @@ class Recovering:
         self.map = BucketMap.decode(begin.bucket_map)
         self.settings = begin.settings  # the newest
         self.proved = set(begin.proved)  # shards that hold what the map says
-        self.journal = backends.open(begin.journal, host).journal(begin.shard_id, self._stamp_ns)
+        self.journal = backends.open(begin.journal, host).journal(begin.shard_id, self._stamp_ns, self._line_ns)
         self.shard = Shard(begin.shard_id, application.machine)
         self.is_new = False  # nothing was ever recorded here, and nothing should have been
         self.clock: BillingClock | None = None  # from Serve on
@@ -119,6 +119,10 @@ class Recovering:
     def _stamp_ns(self) -> int:
         """What the journal stamps batches with."""
         return 0 if self.clock is None else self.clock.at(self._boot_ns())
+
+    def _line_ns(self) -> int:
+        """What the clock says, also while the shard's time stands still because another host's was ahead."""
+        return 0 if self.clock is None else self.clock.ahead(self._boot_ns())
 
     def _on_wait(self, full: Unavailable) -> None:
         """The journal has no room for a start, or is out of reach."""

@@ -432,6 +432,12 @@ BETWEEN = {
         "        if False:\n",
     ): 0,
     Faulty(
+        "a-grant-lasts-longer-while-time-stands-still",
+        "shards/journal/jetstream/journal.py",
+        "self._line_ns() + self._terms.grant_ns)",
+        "now_ns + self._terms.grant_ns)",
+    ): 548,
+    Faulty(
         "began-is-ignored",
         "shards/worker/recovering.py",
         "        self._last_ns = max(self.journal.last_time_ns, opened.began_ns)\n",

@@ -34,7 +34,7 @@ class FileBackend:
     def settings_of_worker(self) -> dict[str, Any]:
         return self._settings
 
-    def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
+    def journal(self, shard: int, now_ns: Callable[[], int], line_ns: Callable[[], int] | None = None) -> Journal:
         return self._journal(shard, now_ns, self._settings["sync"], self._settings["segment_bytes"])
 
     def map_log(self, now_ns: Callable[[], int]) -> MapLog:

@@ -97,13 +97,13 @@ class JetStreamBackend:
     def settings_of_worker(self) -> dict[str, Any]:
         return {**self._settings, "seen": dict(self._seen)}
 
-    def journal(self, shard: int, now_ns: Callable[[], int]) -> Journal:
+    def journal(self, shard: int, now_ns: Callable[[], int], line_ns: Callable[[], int] | None = None) -> Journal:
         settings = self._settings
         terms = Terms(settings["grant_ns"], settings["retain_bytes"])
         witness = self._witness(str(shard))
         seen = self._settings.get("seen", {}).get(shard)
         still = (seen[0], seen[1]) if seen else None
-        return JetStreamJournal(self._connect, shard, terms, witness, now_ns, self._boot_ns, still)
+        return JetStreamJournal(self._connect, shard, terms, witness, now_ns, self._boot_ns, still, line_ns)
 
     def map_log(self, now_ns: Callable[[], int]) -> MapLog:
         return JetStreamMapLog(self._connect("map"), self._boot_ns, self._witness("map"))

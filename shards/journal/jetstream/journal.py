@@ -84,11 +84,14 @@ class JetStreamJournal:
         now_ns: Callable[[], int],
         boot_ns: Callable[[], int],
         still: tuple[int, int] | None = None,
+        line_ns: Callable[[], int] | None = None,
     ) -> None:
         """`connect(purpose)`: a connection that nobody else uses. now_ns: billing time, 0 before it has begun.
         `still`: a last sequence of the stream, and the boot instant since which it has been seen to be the last.
+        `line_ns`: see `shards.journal.Backend.journal`.
         """
         self._terms, self._witness, self._now_ns, self._boot_ns = terms, witness, now_ns, boot_ns
+        self._line_ns = now_ns if line_ns is None else line_ns
         self._connections = [connect(purpose) for purpose in ("append", "snapshot", "read")]
         self._name = f"J_{shard}"
         self._shard = shard
@@ -257,7 +260,7 @@ class JetStreamJournal:
     ) -> None:
         """Publishes one record, and takes what it grants."""
         now_ns = self._now_ns()
-        until_ns = max(self._granted_ns, now_ns + self._terms.grant_ns) if now_ns else self._granted_ns
+        until_ns = max(self._granted_ns, self._line_ns() + self._terms.grant_ns) if now_ns else self._granted_ns
         if kind == SEAL:
             until_ns = min(self._granted_ns, now_ns + 1) if now_ns else self._granted_ns
         fields = (kind, last, part, self._shard, self._epoch, position, prev_chain, chain, time_ns, until_ns)

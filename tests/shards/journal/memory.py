@@ -419,7 +419,7 @@ class MemoryBackend:
     def settings_of_worker(self) -> dict[str, Any]:
         return {"kind": "memory", "path": self._path}
 
-    def journal(self, shard: int, now_ns: Callable[[], int]) -> MemoryJournal:
+    def journal(self, shard: int, now_ns: Callable[[], int], line_ns: object = None) -> MemoryJournal:
         return MemoryJournal(self._path, now_ns)
 
     def map_log(self, now_ns: Callable[[], int]) -> MemoryMapLog:
