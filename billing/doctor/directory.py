@@ -233,7 +233,7 @@ class Directory:
                     self._damage(segment.path, offset, head + 1, False, reason)
                     return
                 if newer is None:
-                    self._judge_end(file, segment, block, seed, offset, reason)
+                    self._judge_end(file, segment, block, seed, offset, head + 1, reason)
         self.head = max(head, 0)
         if self.damage is None:
             self._check_end(chain)
@@ -247,9 +247,10 @@ class Directory:
         if snapshot is not None and snapshot.chain != chain:
             self._fault("the snapshot was not taken from this log", f"{self.path}/{snapshot.name}", position=position)
 
-    def _judge_end(self, file: File, segment: Segment, block: Block, seed: int, offset: int, reason: str) -> None:
-        """What stands behind the last right batch of the newest segment."""
-        position = self.head + 1
+    def _judge_end(
+        self, file: File, segment: Segment, block: Block, seed: int, offset: int, position: int, reason: str
+    ) -> None:
+        """What stands behind the last right batch of the newest segment, where `position` would follow at `offset`."""
         if file.size != block.length:
             text = f"the file has {file.size} bytes, but was made with {block.length}"
             self._damage(segment.path, file.size, position, True, text)

@@ -230,6 +230,31 @@ def test_a_damaged_tail_is_given_up_by_order(data_dir: Path, tmp_path: Path) -> 
     journal.close()
 
 
+def test_damage_in_the_first_batch_there_is_begins_at_its_own_position_and_can_be_given_up_there(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    yard = Yard(data_dir, shards=1)
+    yard.restart()
+    journal, shard = yard.workers[1].journal, yard.workers[1].shard
+    for _ in range(2):  # the older of two snapshots stands at the end of the first segment
+        journal.save_snapshot(journal.head, [shard.dump(bucket_id, journal.head) for bucket_id in shard.present()])
+        yard.pay(b"7", COIN)
+    journal.trim(journal.head - 1)
+    yard.close()
+    segment = newest_segment(yard)
+    (offset, _, position), *_ = batches_in(segment)
+    assert [segment] == list(segment.parent.glob("segment-??????????"))
+    assert position == 2
+    change(segment, offset + HEADER_BYTES + 9, lambda byte: byte ^ 1)
+    assert (str(segment), offset, position) in [(one.file, one.offset, one.position) for one in files(yard.examine())]
+    cut_off = ("--truncate-at", str(position), "--accept-loss")
+    ended = command(config_of(yard, tmp_path), *cut_off)
+    assert "was made when position 2 was durable" in ended.stderr, "a snapshot has what would be lost"
+    max(segment.parent.glob("snapshot-*")).unlink()
+    assert command(config_of(yard, tmp_path), *cut_off).returncode == 0
+    assert yard.examine().findings == []
+
+
 def test_only_where_the_damage_begins(data_dir: Path, tmp_path: Path) -> None:
     yard, segment, batches = damaged_yard(data_dir, -2)
     before = segment.read_bytes()
