@@ -38,7 +38,8 @@ RENEW_EVERY_NS = 10 * 10**9
 def backup(target: Target, directory: Path, no_proof: bool) -> None:
     """Copies all data as of one instant to the new DIRECTORY, while the daemon serves.
 
-    Run it on the daemon's host, as its user. Snapshots, trimming and moves of buckets rest meanwhile; commands do not.
+    Run it on the daemon's host, as its user, with a token of the role admin. Snapshots, trimming and moves of buckets
+    rest meanwhile; commands do not.
     """
     disk = RealDisk()
     there(directory.absolute().parent)
@@ -46,8 +47,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
         check_free(disk, str(directory.absolute()))
     except NoBackup as error:
         raise click.ClickException(f"no backup was made: {error}") from None
-    ids_max = ask(target, "server_info")["request_ids_per_bucket"]
-    cut = ask(target, "backup", "begin")
+    cut = ask(target, "backup", "begin")  # the first question, since it is the one that asks for the highest role
     renewed_ns = MACHINE_CLOCKS.boot_ns()
 
     def renew() -> None:
@@ -63,6 +63,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
         raise click.ClickException(f"no backup was made: {reason_of(error)}") from None
     try:
         ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is none then
+        ids_max = ask(target, "server_info")["request_ids_per_bucket"]
     except BaseException:
         discard_tree(work)
         raise

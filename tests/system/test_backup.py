@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -127,6 +128,20 @@ async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_st
             await until(lambda: [call.user_id for call in receiver.calls] == ["dry"])
             assert not (data_dir / "data" / "restored").exists()
             rpc.close()
+
+
+@pytest.mark.parametrize("role", ["top_up", "read"])
+async def test_whoever_may_not_back_up_is_told_the_role_that_it_takes(data_dir: Path, role: str) -> None:
+    tokens, token = data_dir / "tokens", data_dir / "token"
+    tokens.write_text(f"somebody:{role}:{hashlib.sha256(b'word').hexdigest()}\n")
+    tokens.chmod(0o600)
+    token.write_text("word")
+    with Daemon(data_dir, rpc__tokens_file=str(tokens), shards__workers=1) as daemon:
+        asked = ("backup", data_dir / "backup", "--address", daemon.address, "--token-file", token)
+        done = await asyncio.to_thread(billing, *asked)
+    assert done.returncode == 4
+    assert "backup needs the role admin" in done.stderr
+    assert not (data_dir / "backup").exists()
 
 
 async def scraped_until(session: aiohttp.ClientSession, name: str, value: float) -> dict[tuple[str, str], float]:
