@@ -45,6 +45,7 @@ from shards.system.host import REAL
 from shards.system.serial_executor import ExecutorOf, SerialExecutor
 
 LOOK_S: Final = 0.5
+TELL_NS: Final = 10**9  # it says what it follows that often, also where a look takes longer
 AGAIN_S: Final = 2.0  # until a log that could not be read is read again
 ASIDE_NS: Final = 30 * 10**9  # and a journal that a file is ahead of, or that is damaged
 NICENESS: Final = 10
@@ -82,6 +83,7 @@ class Replica(Process):
         self._signs: Mapping[int, LastSign] = {}
         self._behind: deque[int] = deque()  # shards whose files lack something, in this look
         self._is_looking = False
+        self._told_ns = 0  # boot instant, when it last said what is followed
         self._aside_ns: dict[int, int] = {}  # shards that could not be followed -> boot instant until which they rest
         self._troubles: dict[int, str] = {}  # what was said of a shard, or of all (0), since it was last followed
 
@@ -143,6 +145,8 @@ class Replica(Process):
     def _next(self) -> None:
         """The next slice, of the shard that waits for the longest time."""
         assert self._order is not None
+        if self.clocks.boot_ns() - self._told_ns > TELL_NS:
+            self._tell()
         while self._behind:
             shard = self._behind.popleft()
             if shard not in self._order.shards:
@@ -158,9 +162,15 @@ class Replica(Process):
     def _rest(self, pause_s: float) -> None:
         self._is_looking = False
         assert self._order is not None
-        self.tell({"followed": [] if 0 in self._troubles else [*set(self._order.shards).difference(self._troubles)]})
+        self._tell()
         if self._order.shards:
             self.later("look", pause_s, self._look)
+
+    def _tell(self) -> None:
+        """Says which shards are followed; whoever hears nothing for long takes this process for one that hangs."""
+        assert self._order is not None
+        self._told_ns = self.clocks.boot_ns()
+        self.tell({"followed": [] if 0 in self._troubles else [*set(self._order.shards).difference(self._troubles)]})
 
     def _bounds_of(self, shard: int) -> tuple[Reader, int, int]:
         """The shard's log, its first batch and its last one."""

@@ -23,6 +23,8 @@ from shards.system.links import Wire
 
 COMMAND: Final = command_of("billing.history.replica")
 
+SILENT_NS: Final = 30_000_000_000  # it says something each second, and waits for the log's servers for 10 s at most
+
 log = logging.getLogger("billing.history.replica")
 
 
@@ -55,10 +57,14 @@ class ReplicaLink:
         self._lost = asyncio.Event()
         self._reason = ""  # why the process ended, in its own words
         self._followed: list[int] = []  # as it said last
+        self._heard_ns = 0  # boot instant, when it said so
 
     def followed(self) -> dict[int, bool]:
-        """Whether each of the shards is followed, as far as its journal can be read."""
-        return {shard: shard in self._followed for shard in self._order.shards}
+        """Whether each of the shards is followed, as far as its journal can be read. A process that has said nothing
+        for `SILENT_NS` hangs, and follows none.
+        """
+        followed = self._followed if self._boot_ns() - self._heard_ns < SILENT_NS else []
+        return {shard: shard in followed for shard in self._order.shards}
 
     def follow(self, shards: Collection[int]) -> None:
         """Lets it follow these shards and no others from now on. It is started once there is one."""
@@ -130,7 +136,7 @@ class ReplicaLink:
     def _on_frame(self, wire: Wire, message: say.ToWorker) -> None:
         match message:
             case say.Told():
-                self._followed = message.figures["followed"]
+                self._followed, self._heard_ns = message.figures["followed"], self._boot_ns()
             case say.Logged():
                 say.hand_on(message)
             case say.Failed():

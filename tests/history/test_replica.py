@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import socket
 import sqlite3
 from collections.abc import Callable, Iterator
@@ -17,7 +19,7 @@ from billing.follower.process import serve
 from billing.follower.store import file_of
 from billing.history.history_reader import MISSING, HistoryReader
 from billing.history.replica import Replica
-from billing.history.replica_link import Follow, ReplicaLink
+from billing.history.replica_link import SILENT_NS, Follow, ReplicaLink
 from shards.exits import Exit
 from shards.journal import Backend, Gap, LastSign, Unavailable
 from shards.system.clock import MACHINE_CLOCKS
@@ -227,9 +229,9 @@ async def test_its_process_is_started_once_there_is_a_shard_elsewhere_and_again_
             while not what():
                 await asyncio.sleep(0.01)
 
-    link = ReplicaLink(
-        str(data_dir / "history"), {"kind": "file", "directory": str(data_dir)}, 0, spawn, MACHINE_CLOCKS.boot_ns
-    )
+    later_ns = 0
+    settings = {"kind": "file", "directory": str(data_dir)}
+    link = ReplicaLink(str(data_dir / "history"), settings, 0, spawn, lambda: MACHINE_CLOCKS.boot_ns() + later_ns)
     link.follow([])
     assert not children
     link.follow([1])
@@ -237,5 +239,10 @@ async def test_its_process_is_started_once_there_is_a_shard_elsewhere_and_again_
     await until(lambda: link.followed() == {1: True})
     children[0].kill()
     await until(lambda: len(children) == 2 and link.followed() == {1: True})
+    os.kill(children[1].pid, signal.SIGSTOP)
+    later_ns = SILENT_NS
+    await until(lambda: link.followed() == {1: False})
+    os.kill(children[1].pid, signal.SIGCONT)
+    await until(lambda: link.followed() == {1: True})
     await link.close()
     assert await children[1].wait() == 0
