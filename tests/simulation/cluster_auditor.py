@@ -207,8 +207,9 @@ class Seen:
         self.last_call = auditor.last_call
 
     def billing_ns(self, boot_ns: int) -> int:
-        """Billing time of the worker's host."""
-        return billing_of(self._auditor.lines.get(self._owner.boot, []), boot_ns)
+        """Billing time of the worker: that of its host, but never before its epoch began."""
+        line_ns = billing_of(self._auditor.lines.get(self._owner.boot, []), boot_ns)
+        return max(line_ns, self._auditor.logs[self._shard].began_ns)
 
     def attempt(self, kind: str, user: bytes, event_id: str, seq: int, exhausted_at_ns: int, now_ns: int) -> None:
         """An attempt starts."""

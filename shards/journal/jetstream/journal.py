@@ -330,7 +330,7 @@ class JetStreamJournal:
         recent = list(self._recent)
         if recent and recent[0].position <= position <= recent[-1].position:
             return recent[position - recent[0].position]
-        for manifest in self._kept[:]:
+        for manifest in reversed(self._kept[:]):  # of two at one position, the log may begin behind the older one
             if manifest.position == position:
                 return log.Place(position, manifest.sequence, manifest.chain)
         last = self._publisher.sequence

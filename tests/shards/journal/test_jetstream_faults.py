@@ -379,6 +379,24 @@ def test_what_another_process_of_the_host_sees_meanwhile_is_no_end_that_was_lost
     assert daemon.version > 1
 
 
+def test_two_snapshots_of_one_position_are_whole_from_the_newer_one(streams: NatsCluster) -> None:
+    """As two planned ends of a shard leave them where nothing happened in between."""
+    first, second, third, last = (journal_on(streams) for _ in range(4))
+    second.waits = third.waits = last.waits = True
+    first.open(SHARD, OWNER)
+    first.append(payload_of(1))
+    for journal in (first, second):
+        if journal is second:
+            journal.open(SHARD, OWNER)
+        journal.save_snapshot(1, [b"as of 1"])
+        journal.trim(1)
+        journal.close()
+    third.open(SHARD, OWNER)
+    third.append(payload_of(2))
+    last.open(SHARD, "last")
+    assert list(last.replay(2)) == [(2, payload_of(2))]
+
+
 def test_an_older_owner_that_wakes_up_puts_no_snapshot_above_those_of_the_newer_one(streams: NatsCluster) -> None:
     """As a host does that was stopped, and told to end meanwhile: its last snapshot stands below what was trimmed."""
     older, newer, last = (journal_on(streams) for _ in range(3))
