@@ -367,10 +367,9 @@ class Billing:
     def _aggregate_figures(self) -> dict[str, Any]:
         if self._worker is None:
             return {}
-        now_ns = self._worker.fresh_now_ns()
-        if self._counting is None and self._aggregates.is_due(now_ns):
+        if self._counting is None and self._aggregates.is_due(self._worker.fresh_now_ns()):
             self._count_on(STEPS_MAX)
-        figures = self._aggregates.figures(now_ns)
+        figures = self._aggregates.figures(self._worker.fresh_now_ns())
         if (classless := figures["unknown_class_accounts"]) > self._classless:
             log.warning(
                 "accounts in cutoff classes that the configuration does not have: %d; the default serves them",
