@@ -350,6 +350,11 @@ class SimHost:
             process.loop.hung_until_ns, process.loop.timers_late_ns = until_ns, late_ns
         return bool(hit)
 
+    def is_asleep(self) -> bool:
+        """Whether a process of it stands still."""
+        now_ns = self.machine.kernel.now_ns
+        return any(process.loop.hung_until_ns > now_ns for process in self.machine.processes.values())
+
     def kill(self) -> None:
         """Every process of it ends at once."""
         for process in list(self.machine.processes.values()):

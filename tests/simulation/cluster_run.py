@@ -240,7 +240,7 @@ class HostsChaos:
         servers.trouble.leaderless_until_ns = 0
         if not await self.until(lambda: cluster.serving() is not None, 60):
             raise Violation(f"nobody serves: {cluster.state()}")
-        await self.until(lambda: all(host.supervisor is not None for host in cluster.hosts))
+        await self.until(lambda: all(host.supervisor is not None and not host.is_asleep() for host in cluster.hosts))
         await asyncio.sleep(1.5 * SEEN_NS / SECOND_NS)  # every host is there, and has seen what is lost below
         serving = cluster.serving()
         if serving is None:
@@ -309,7 +309,8 @@ class HostsChaos:
                     self.down(other, 4.0)
                     other.kill()
             self.hit("clock_wrong_takeover")
-        await asyncio.sleep(4 + 4 * self.rng.random())
+        supervisor = host.supervisor  # once it is another one it has heard nobody, and cannot know that it is behind
+        await self.until(lambda: host.supervisor is not supervisor, 4 + 4 * self.rng.random())
         clock.offset_ns = before_ns
 
     # -- the endpoint -------------------------------------------------------------------------------------------------
