@@ -146,12 +146,21 @@ def _cutoffs_in_short(result: Result) -> str:
         return "No cutoff was due, so nothing is said about cutoffs."
     if not lateness.total:
         return f"{counted(expected, 'cutoff').capitalize()} had to come."
-    p99_ns = lateness.percentile("99")
-    within = f"99 of 100 within {_in_ms(p99_ns)} of" if p99_ns else f"the last {_in_ms(lateness.greatest)} after"
-    is_late = (p99_ns or lateness.greatest) > CUTOFF_BOUND_NS
-    when = f"LATE, beyond the {_in_ms(CUTOFF_BOUND_NS)} that are meant" if is_late else "in time"
-    cutoffs = counted(lateness.total, "cutoff")
-    return f"A user whose money ran out was cut off {when}: {within} the exact instant, of {cutoffs}."
+    p99_ns, bound, cutoffs = lateness.percentile("99"), _in_ms(CUTOFF_BOUND_NS), counted(lateness.total, "cutoff")
+    who = "A user whose money ran out was cut off"
+    if p99_ns is not None:
+        when = f"LATE, beyond the {bound} that are meant" if p99_ns > CUTOFF_BOUND_NS else "in time"
+        return f"{who} {when}: 99 of 100 within {_in_ms(p99_ns)} of the exact instant, of {cutoffs}."
+    within = lateness.up_to(CUTOFF_BOUND_NS)
+    counts = (
+        f"{within:,} within the {bound} that are meant, the last {_in_ms(lateness.greatest)} after the exact instant"
+    )
+    late, meant = lateness.total - within, lateness.total / 100
+    if late <= meant:
+        return f"{who} in time: {counts}, of {cutoffs}."
+    if late > meant + 3 * meant**0.5 + 1:  # where one in a hundred is late, hardly ever so many are
+        return f"{who} LATE: {counts}, of {cutoffs}."
+    return f"Too few users were cut off to tell whether 99 of 100 are in time: {counts}, of {cutoffs}."
 
 
 def _money_in_short(result: Result) -> str:

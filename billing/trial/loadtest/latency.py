@@ -88,6 +88,10 @@ class Histogram:
                 return greatest_of(index)
         return 0
 
+    def up_to(self, value: int) -> int:
+        """How many samples surely do not exceed it, by their buckets."""
+        return sum(count for index, count in self.sparse() if greatest_of(index) <= value)
+
     def percentile(self, percent: str) -> int | None:
         """As `"99.9"`; None where fewer than `BEYOND_MIN` samples lie beyond."""
         share = float(percent) / 100

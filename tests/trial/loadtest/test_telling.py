@@ -13,7 +13,7 @@ from billing.trial.loadtest.compare import changed, compare
 from billing.trial.loadtest.conclusion import conclusion, in_short, needs, sustained_per_s, unusable
 from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.report import report
-from billing.trial.loadtest.result import Cutoffs, Money, from_json, to_json
+from billing.trial.loadtest.result import Cutoffs, Money, Result, from_json, to_json
 from billing.trial.loadtest.summary import csv_of, summary, verdict_line
 from billing.trial.loadtest.sweep import why_not
 from billing.trial.loadtest.trace_plan import Tracing
@@ -138,6 +138,14 @@ def test_a_result_is_worth_something_where_its_figures_tell_of_the_daemon() -> N
     assert result_of(steps=[run_of(p50_ns=60 * MS)], kind="sweep").valid
 
 
+def cut_off(in_time: int, count: int) -> Result:
+    """A result with so many cutoffs, of which so many came within the bound."""
+    lateness = Histogram()
+    for number in range(count):
+        lateness.record(5 * MS if number < in_time else 690 * MS)
+    return result_of(run_of(cutoffs=Cutoffs(expected=count, received=count, lateness=lateness.sparse())))
+
+
 def test_three_sentences_come_first() -> None:
     slow = run_of(p50_ns=60 * MS)
     too_much = run_of(1, per_s=1500.0, p50_ns=60 * MS)
@@ -145,7 +153,6 @@ def test_three_sentences_come_first() -> None:
     few = result_of(run_of(latency=pairs(60 * MS, 100)))
     swept = result_of(steps=[run_of(), too_much], knee_per_s=1000.0, kind="sweep")
     tardy = result_of(run_of(cutoffs=Cutoffs(expected=50_000, received=50_000, lateness=pairs(690 * MS, 50_000))))
-    tardy_few = result_of(run_of(cutoffs=Cutoffs(expected=20, received=20, lateness=pairs(690 * MS, 20))))
     for result, first, second in (
         (result_of(run_of(per_s=2000.0)), "kept up with the 2,000 commands a second", "300 cutoffs"),
         (swept, "keeps up with 1,000 commands", "300 cutoffs"),
@@ -154,7 +161,14 @@ def test_three_sentences_come_first() -> None:
         (few, "not known: there were too few answers to tell a 99th percentile, and the slowest took 60.", "cut off"),
         (result_of(slow), "the 99th percentile was 60.", "cut off in time"),
         (tardy, "kept up", "was cut off LATE, beyond the 50.0 ms that are meant: 99 of 100 within"),
-        (tardy_few, "kept up", "was cut off LATE, beyond the 50.0 ms that are meant: the last 69"),
+        (cut_off(0, 20), "kept up", "was cut off LATE: 0 within the 50.0 ms that are meant, the last 69"),
+        (cut_off(479, 480), "kept up", "was cut off in time: 479 within the 50.0 ms that are meant, the last 69"),
+        (cut_off(476, 480), "kept up", "was cut off in time: 476 within"),
+        (cut_off(475, 480), "kept up", "Too few users were cut off to tell whether 99 of 100 are in time: 475 within"),
+        (cut_off(468, 480), "kept up", "Too few users were cut off to tell"),
+        (cut_off(467, 480), "kept up", "was cut off LATE: 467 within"),
+        (cut_off(19, 20), "kept up", "Too few users were cut off to tell"),
+        (cut_off(0, 1), "kept up", "Too few users were cut off to tell"),
     ):
         told = in_short(result)
         assert len(told) == 3
