@@ -1,7 +1,8 @@
 """`billing reconcile INVENTORY.csv`: the machines that there are, held against the rates that the daemon charges.
 
-The inventory has a line for each machine: `user,resource` or `user,resource,rate`, the rate in coins; a first line with
-these names is a heading. What differs is one of three things:
+The inventory has a line for each machine: `user,resource` or `user,resource,rate`, the rate in coins an hour where
+nothing else is said; a first line with names such as these is a heading, and one of `rate_per_second`,
+`rate_per_minute` or `rate_per_hour` in it says the unit. What differs is one of three things:
 
     no_rate      a machine of the inventory whose line has no rate: it runs for nothing
     no_machine   a rate line of the daemon that no machine stands for: it is charged for nothing
@@ -21,6 +22,7 @@ import asyncio
 import csv
 from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
+from operator import contains
 from typing import Any, Final, NamedTuple
 
 import click
@@ -30,7 +32,7 @@ from billing.cli.export_command import PAGE_ROWS, Bar
 from billing.cli.options import Command, option
 from billing.cli.output import as_json, put, say
 from billing.cli.showing import show
-from billing.cli.values import printable
+from billing.cli.values import IN_AN_HOUR, RATE_COLUMNS, printable
 from billing.client.client import Client
 from billing.client.errors import InvalidParams
 from billing.client.results import AccountRow
@@ -43,7 +45,11 @@ NO_RATE: Final = "no_rate"
 NO_MACHINE: Final = "no_machine"
 OTHER_RATE: Final = "other_rate"
 _WORDS: Final = {NO_RATE: "machine without a rate", NO_MACHINE: "rate without a machine", OTHER_RATE: "other rate"}
-_HEADINGS: Final = tuple([user, "resource", *rate] for user in ("user", "user_id") for rate in ((), ("rate",)))
+_HEADING: Final = (
+    frozenset({"user", "user_id"}),
+    frozenset({"resource", "resource_id", "machine", "machine_id"}),
+    frozenset({"rate", *RATE_COLUMNS}),
+)
 
 Machines = dict[str, dict[str, int | None]]  # user -> resource -> nanos per hour, None where none is named
 
@@ -61,6 +67,7 @@ class Inventory(NamedTuple):
     machines: Machines
     lines: int  # that could be read
     broken: list[Broken]
+    per: str  # the unit of its rates
 
 
 class Difference(NamedTuple):
@@ -73,8 +80,11 @@ class Difference(NamedTuple):
     daemon_nanos_per_hour: int | None
 
 
-def read_inventory(lines: Iterable[str], per: str) -> Inventory:
-    """The machines of an inventory, whose rates are coins a `per`. What is no UTF-8 comes as surrogates."""
+def read_inventory(lines: Iterable[str], per: str | None) -> Inventory:
+    """The machines of an inventory, whose rates are coins a `per`; None: what its heading says, or an hour. What is no
+    UTF-8 comes as surrogates. Raises ValueError where the heading says another unit.
+    """
+    unit = per or "hour"
     machines: Machines = {}
     broken: list[Broken] = []
     count = 0
@@ -85,7 +95,7 @@ def read_inventory(lines: Iterable[str], per: str) -> Inventory:
         try:
             cells = next(rows)
         except StopIteration:
-            return Inventory(machines, count, broken)
+            return Inventory(machines, count, broken, unit)
         except csv.Error as error:
             why = "a quote is not closed" if rest.row_length > 1 else str(error)
             broken.append(Broken(rest.row_line, f"it is no CSV: {why}"))
@@ -93,10 +103,17 @@ def read_inventory(lines: Iterable[str], per: str) -> Inventory:
             rows = csv.reader(rest, strict=True)  # nothing of the broken row is left in it
             continue
         number = rest.row_line
-        if not cells or (number == 1 and [cell.strip().lower() for cell in cells] in _HEADINGS):
+        if not cells:
+            continue
+        names = [cell.strip().lower() for cell in cells]
+        if number == 1 and 2 <= len(names) <= 3 and all(map(contains, _HEADING, names)):
+            told = RATE_COLUMNS.get(names[-1], unit)
+            if per not in (None, told):
+                raise ValueError(f"its heading says {names[-1]}, and --per {per}")
+            unit = told
             continue
         try:
-            user, resource, rate = _machine_of(cells, per)
+            user, resource, rate = _machine_of(cells, unit)
             of_user = machines.setdefault(user, {})
             if resource in of_user:
                 raise ValueError(f"{printable(user)} {printable(resource)} stands on a line before")
@@ -233,20 +250,24 @@ async def _compared(client: Client, inventory: Inventory) -> list[Difference]:
 
 @click.command(cls=Command)
 @click.argument("inventory", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
-@option("--per", type=click.Choice(["second", "minute", "hour"]), default="hour", help="Unit of its rates.  [hour]")
+@option("--per", type=click.Choice(list(IN_AN_HOUR)), help="Unit of its rates.  [hour]")
 @target_options
 @click.pass_context
-def reconcile(context: click.Context, target: Target, inventory: str, per: str) -> None:
+def reconcile(context: click.Context, target: Target, inventory: str, per: str | None) -> None:
     """Compares machines (INVENTORY, a CSV of user,resource[,rate]) with the rates that are charged."""
     with click.open_file(inventory, encoding="utf-8-sig", errors="surrogateescape") as lines:
-        said = read_inventory(lines, per)
+        try:
+            said = read_inventory(lines, per)
+        except ValueError as error:
+            raise click.UsageError(f"{inventory}: {error}") from None
     for line in said.broken:
         say(f"billing: {inventory}:{line.line}: {line.why}")
+    named = [list(rates.values()) for rates in said.machines.values()]  # before machines are taken out
     found = run(target, lambda client: _compared(client, said))
     rows: list[dict[str, Any]] = [difference._asdict() for difference in found]
     if target.as_json:
         broken = [line._asdict() for line in said.broken]
-        put(as_json({"machines": said.lines, "differences": rows, "broken_lines": broken}))
+        put(as_json({"machines": said.lines, "per": said.per, "differences": rows, "broken_lines": broken}))
     elif target.as_csv:
         show(target, rows, columns=Difference._fields)
     elif rows:
@@ -254,7 +275,9 @@ def reconcile(context: click.Context, target: Target, inventory: str, per: str) 
             row["difference"] = _WORDS[row["difference"]]
         show(target, rows, ("user_id", "resource", "difference"))
     unread = f"; {counted(len(said.broken), 'line')} could not be read" if said.broken else ""
-    say(f"{counted(said.lines, 'machine')}, {counted(len(found), 'difference')}{unread}")
+    rated = any(rate is not None for of_user in named for rate in of_user)
+    units = f"; its rates were taken as coins per {said.per}" if rated else ""
+    say(f"{counted(said.lines, 'machine')}, {counted(len(found), 'difference')}{unread}{units}")
     if found or said.broken:
         context.exit(1)
 

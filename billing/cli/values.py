@@ -19,6 +19,7 @@ SECOND_NS: Final = 10**9
 CLOCK_CHARACTERS: Final = len("2026-03-01T12:00:00")
 HOUR: Final = "hour"
 IN_AN_HOUR: Final = {"second": 3600, "minute": 60, HOUR: 1}
+RATE_COLUMNS: Final = {f"rate_per_{per}": per for per in IN_AN_HOUR}  # of a CSV that is read: they say the unit
 EXACT_BALANCE: Final = "exact_balance"  # in the ledger's unit, as text
 LIST_SHOWN_MAX: Final = 64  # a longer one within a map is only counted; --json has it all
 

@@ -22,12 +22,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command
 from billing.cli.output import put, say
+from billing.cli.values import coins
 from billing.client.client import Client
 from billing.client.errors import BillingError, Forbidden, RequestIdConflict
 from billing.client.fan_out import FanOut
+from billing.ledger.money import parse_rate
 from billing.migration.mapping import Mapping, mapping_of
 from billing.migration.plan import commands_of, is_empty, most_of_a_bucket, refusal_of
 from billing.migration.sources import (
+    PER,
     Account,
     Found,
     LeftOut,
@@ -83,8 +86,9 @@ def import_(
 ) -> None:
     """Opens accounts with the balances, credit limits and rates that FILES name.
 
-    The first line of a CSV names its columns: user_id, and any of balance, credit_limit, resource, rate and per. Lines
-    of JSON (.jsonl, .ndjson) have the same names; of Tarantool its .snap and .xlog are read.
+    The first line of a CSV names its columns: user_id, and any of balance, credit_limit, resource, rate and per, or
+    rate_per_hour. Lines of JSON (.jsonl, .ndjson) have the same names; of Tarantool its .snap and .xlog are read. A
+    rate is a second's where nothing says its unit; what was understood is told, and by --dry-run before anything is.
     """
     if not 1 <= len(label.encode()) <= 40:
         raise click.UsageError("--label takes 1 to 40 bytes")
@@ -120,11 +124,26 @@ def import_(
             f"imported {counted(outcome.accounts, 'account')} with {counted(outcome.commands, 'command')}, "
             f"{outcome.replayed:,} of them done before"
         )
+    if told_rates := rates_of(accounts):
+        put(told_rates)
     for line in not_taken[:SHOWN_MAX]:
         say(f"not taken: {line.place}: {line.reason}")
     if not_taken:
         say(f"{counted(len(not_taken), 'line')} {'was' if len(not_taken) == 1 else 'were'} not taken")
         sys.exit(1)
+
+
+def rates_of(accounts: Iterable[Account]) -> str:
+    """What rates were understood to be, in a sentence; empty where there are none."""
+    lines = dict.fromkeys(PER, 0)
+    hourly = 0
+    for account in accounts:
+        for line in account.rates:
+            lines[line.per] += 1
+            hourly += parse_rate(line.rate, line.per.encode())
+    taken = [f"{counted(count, 'line')} in coins per {per}" for per, count in lines.items() if count]
+    unsaid = " (which is what a rate is where no unit is named)" if lines["second"] else ""
+    return f"rates: {', '.join(taken)}{unsaid}; together {coins(hourly)} coins per hour" if taken else ""
 
 
 def read(files: Iterable[Path], mapping: Mapping) -> Iterator[Found]:

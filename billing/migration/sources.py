@@ -6,6 +6,7 @@ CSV has a header line; JSON lines are one object each. Columns or keys, all but 
     balance         coins, a decimal text or a whole number; may be negative
     credit_limit    coins
     resource, rate, per     one rate line (coins a second, `minute` or `hour`); further rows of the same user add lines
+    rate_per_hour           CSV only, in the place of rate and per; likewise rate_per_minute and rate_per_second
     rates           JSON only: a list of {"resource", "rate", "per"}
 
 Of Tarantool, a `Mapping` says which space and fields hold users and coins: `balance.username` and `balance.coins` where
@@ -22,6 +23,7 @@ from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from billing.cli.values import RATE_COLUMNS
 from billing.migration.mapping import Mapping
 from billing.migration.tarantool_log import Log
 from billing.migration.tarantool_spaces import Space, Spaces
@@ -76,12 +78,16 @@ def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
         header = next(reader, [])
     except csv.Error as error:
         raise ValueError(f"{name}: its first line is no CSV: {error}") from None
-    unknown = [column for column in header if column not in COLUMNS]
+    unknown = [column for column in header if column not in COLUMNS and column not in RATE_COLUMNS]
     if "user_id" not in header or unknown:
         got = ",".join(header) or "nothing"
         raise ValueError(
             f"{name}: its first line is to name the columns, user_id and any of {', '.join(COLUMNS[1:])}; got {got}"
         )
+    rate, *others = [column for column in header if column == "rate" or column in RATE_COLUMNS] or ["rate"]
+    if others or (rate in RATE_COLUMNS and "per" in header):
+        beside = others[0] if others else "per"
+        raise ValueError(f"{name}: its first line names {rate} and {beside}: which one says what a rate is?")
     columns = len(header)
     while True:
         try:
@@ -99,8 +105,9 @@ def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
             continue
         row = dict(zip(header, map(str.strip, values), strict=True))
         rates = []
-        if row.get("rate"):
-            rates = [{"resource": row.get("resource", ""), "rate": row["rate"], "per": row.get("per") or "second"}]
+        if row.get(rate):
+            per = RATE_COLUMNS.get(rate) or row.get("per") or "second"
+            rates = [{"resource": row.get("resource", ""), "rate": row[rate], "per": per}]
         yield _account(place, row["user_id"], row.get("balance"), row.get("credit_limit"), rates)
 
 

@@ -42,6 +42,24 @@ def test_each_kind_of_difference() -> None:
 @pytest.mark.parametrize(("per", "hourly"), [("hour", HOUR), ("minute", 60 * HOUR), ("second", 3600 * HOUR)])
 def test_rates_are_of_the_unit_that_is_named(per: str, hourly: int) -> None:
     assert read_inventory(["ann,vm-1,1\n"], per).machines == {"ann": {"vm-1": hourly}}
+    heading = f"user_id,resource_id,Rate_Per_{per}\n"
+    for told in (None, per):
+        inventory = read_inventory([heading, "ann,vm-1,1\n"], told)
+        assert (inventory.machines, inventory.per, inventory.broken) == ({"ann": {"vm-1": hourly}}, per, [])
+    other = "second" if per == "hour" else "hour"
+    with pytest.raises(ValueError, match=f"its heading says rate_per_{per}, and --per {other}"):
+        read_inventory([heading, "ann,vm-1,1\n"], other)
+
+
+@pytest.mark.parametrize("heading", ["user_id,resource_id,rate", "User, machine", "user,resource,rate"])
+def test_a_heading_is_no_machine_and_its_rates_are_an_hours(heading: str) -> None:
+    inventory = read_inventory([f"{heading}\n", "ann,vm-1,1\n"], None)
+    assert (inventory.machines, inventory.lines, inventory.per) == ({"ann": {"vm-1": HOUR}}, 1, "hour")
+    assert (
+        read_inventory(["ann,vm-1\n", f"{heading}\n"], None).lines
+        + len(read_inventory(["ann,vm-1\n", f"{heading}\n"], None).broken)
+        == 2
+    ), "a heading is the first line"
 
 
 @pytest.mark.parametrize(

@@ -176,7 +176,11 @@ async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_ever
         inventory = data_dir / "inventory.csv"
         inventory.write_text("user,resource,rate\nu08,vm-1,36\n")
         told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory))
-        assert (told.returncode, told.stdout, told.stderr) == (0, "", "1 machine, 0 differences\n")
+        assert (told.returncode, told.stdout) == (0, "")
+        assert told.stderr == "1 machine, 0 differences; its rates were taken as coins per hour\n"
+        inventory.write_text("user_id,resource_id,rate_per_minute\nu08,vm-1,0.6\n")
+        told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory))
+        assert told.stderr == "1 machine, 0 differences; its rates were taken as coins per minute\n"
         inventory.write_text("u08,vm-1,35\nu09,vm-2\nnobody,vm-3,1\nu01\n")
         told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory), "--json")
         assert told.returncode == 1

@@ -55,15 +55,40 @@ def test_a_csv_file_brings_limits_and_rates_and_names_what_it_does_not_take(daem
         "user_id,balance,credit_limit,resource,rate,per\n"
         "csv_01,5,10,vm-1,0.36,hour\ncsv_01,,,vm-2,0.72,hour\ncsv_02,-3,10,,,\ncsv_03,-3,,,,\ncsv_04,many,,,,\n"
     )
+    rates = "rates: 2 lines in coins per hour; together 1.08 coins per hour\n"
+    dry = billing(daemon, "import", file, "--dry-run")
+    assert dry.stdout.endswith(rates)
     ended = billing(daemon, "import", file)
     assert ended.returncode == 1
     assert "imported 2 accounts with 7 commands" in ended.stdout
+    assert ended.stdout.endswith(rates)
     assert "accounts.csv:5: " in ended.stderr
     assert "accounts.csv:6: " in ended.stderr
     one = account(daemon, "csv_01")
     assert (one["credit_limit_nanos"], one["rate_nanos_per_hour"]) == (10 * 10**9, 1_080_000_000)
     two = account(daemon, "csv_02")
     assert (two["balance_nanos"], two["state"], two["exhaustion_seq"]) == (-3 * 10**9, "active", 0)
+
+
+def test_what_unit_a_rate_was_understood_to_have_is_told(daemon: Daemon, tmp_path: Path) -> None:
+    for column, told in (
+        ("rate", "2 lines in coins per second (which is what a rate is where no unit is named); together 10,800"),
+        (
+            "rate_per_second",
+            "2 lines in coins per second (which is what a rate is where no unit is named); together 10,800",
+        ),
+        ("rate_per_minute", "2 lines in coins per minute; together 180"),
+        ("rate_per_hour", "2 lines in coins per hour; together 3"),
+    ):
+        file = tmp_path / f"{column}.csv"
+        file.write_text(f"user_id,balance,resource,{column}\n{column},5,vm-1,1\n{column},,vm-2,2\n")
+        dry = billing(daemon, "import", file, "--dry-run")
+        assert dry.stdout.endswith(f"\nrates: {told} coins per hour\n")
+    billing(daemon, "import", file)
+    assert account(daemon, "rate_per_hour")["rate_nanos_per_hour"] == 3 * 10**9
+    for heading in ("user_id,rate_per_hour,per", "user_id,rate,rate_per_hour", "user_id,rate_per_hour,rate_per_second"):
+        file.write_text(f"{heading}\n")
+        assert "which one says what a rate is?" in billing(daemon, "import", file).stderr
 
 
 def test_another_amount_under_the_same_label_is_refused_and_adds_nothing(daemon: Daemon, tmp_path: Path) -> None:
