@@ -15,12 +15,12 @@ from typing import Any
 
 import click
 
-from billing.backup.files import NOTICES, NoBackup, check_free, copy, finish, restore
+from billing.backup.files import NOTICES, NoBackup, check_free, copy, finish, read_list, restore
 from billing.cli.calling import Target, ask, target_options
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
 from billing.cli.output import put
-from billing.cli.places import DIRECTORY, there
+from billing.cli.places import DIRECTORY, Misplaced, there
 from billing.follower.proof import Unproved
 from billing.follower.store import UNREADABLE, StoreError, reason_of
 from shards.exits import Exit
@@ -89,8 +89,17 @@ def restore_command(directory: Path, config_file: str | None) -> None:
 
     config = load(found_config(config_file, os.environ), os.environ).config
     data_dir = config.daemon.data_dir
+    disk, source = RealDisk(), str(directory.absolute())
     try:
-        about = restore(RealDisk(), str(directory.absolute()), data_dir, log_of(config))
+        about = read_list(disk, source)
+        if about["bucket_count"] != config.shards.bucket_count:
+            raise Misplaced(
+                f"nothing was restored: shards.bucket_count is {config.shards.bucket_count}, and the backup has "
+                f"{about['bucket_count']} buckets; the number is fixed for the life of the data"
+            )
+        details = {"backup": source, "taken_at_ns": about["taken_at_ns"]}
+        record = {"at_ns": MACHINE_CLOCKS.wall_ns(), "actor": f"uid:{os.getuid()}", "act": "restore"}
+        restore(disk, source, data_dir, log_of(config), record | {"details": details})
     except (NoBackup, JournalError, OSError) as error:
         raise click.ClickException(f"nothing was restored: {error}") from None
     put(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")

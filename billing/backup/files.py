@@ -31,7 +31,7 @@ from typing import Any
 
 from billing import __version__
 from billing.audit.trail import DIRECTORY as AUDIT
-from billing.audit.trail import copy_trails
+from billing.audit.trail import Record, Trail, copy_trails
 from billing.doctor.examine import shards_in
 from billing.follower.store import shard_files
 from billing.history.copying import copy_elsewhere, copy_history
@@ -195,9 +195,10 @@ def finish(disk: Disk, work: str, target: str) -> None:
     disk.fsync_dir(_parent(target))
 
 
-def restore(disk: Disk, source: str, target: str, log: dict[str, Any]) -> dict[str, Any]:
+def restore(disk: Disk, source: str, target: str, log: dict[str, Any], record: Record) -> dict[str, Any]:
     """Makes the data directory `target`, which must be empty or not be there, from a backup; what `backup.json` says.
-    Where `log` is of another kind than files, the journals go there, and its streams must be empty, too.
+    Where `log` is of another kind than files, the journals go there, and its streams must be empty, too. `record` is
+    added to the operators' record that came with the backup.
 
     Raises NoBackup, the journal's errors, OSError.
     """
@@ -208,6 +209,9 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any]) -> dict[s
     _check_unused(disk, work)
     with _begun(disk, work):
         _restore(disk, source, work, about, log)
+        trail = Trail(disk, f"{work}/{AUDIT}", "restore")
+        trail.append(record)
+        trail.close()
     disk.rename(work, target.rstrip("/"))
     disk.fsync_dir(_parent(target))
     return about
@@ -219,7 +223,10 @@ def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dic
     for directory in sorted({name.rpartition("/")[0] for name in kept} | {"history"}):
         private_directory(disk, f"{work}/{directory}")
     for name, wanted in about["files"].items():
-        data = read_file(disk, f"{source}/{name}")
+        try:
+            data = read_file(disk, f"{source}/{name}")
+        except FileNotFoundError:
+            raise NoBackup(f"{source}/{name} is missing, which {LIST} names") from None
         if _digest_of(data) != wanted:
             raise NoBackup(f"{source}/{name} is not what was backed up: its length or digest is another")
         if name not in kept:

@@ -245,7 +245,8 @@ def _token(file: str | None) -> tuple[str | None, str]:
         with click.open_file(file, encoding="utf-8") as opened:
             token = str(opened.read()).strip()
     except (OSError, UnicodeError) as error:
-        raise click.BadParameter(f"{file}: {error}", param_hint="--token-file") from None
+        why = error.strerror if isinstance(error, OSError) else "expected UTF-8"
+        raise click.BadParameter(f"{file}: {why}", param_hint="--token-file") from None
     if not token:
         raise click.BadParameter(f"{where} is empty: expected a token", param_hint="--token-file")
     return token, where

@@ -12,6 +12,7 @@ from typing import Any, Final
 import click
 
 from billing.api.methods import METHODS
+from billing.api.shapes import FORECAST_STEP
 from billing.cli import method_page
 from billing.cli.calling import Target, ask, run, sendable, target_options
 from billing.cli.confirming import confirmed
@@ -215,7 +216,7 @@ def forecast(target: Target, within_ns: int | None, step_ns: int | None) -> None
         return
     steps = coming.pop("steps")
     if target.as_csv:
-        show(target, steps)
+        show(target, steps, columns=[field.name for field in FORECAST_STEP.fields])
         return
     show(target, coming)
     if steps:

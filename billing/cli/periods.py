@@ -17,7 +17,8 @@ Who ends a period with the name of a month or a weekday means one that comes beh
 beginning in November is the next December, also where that has not begun (`behind_ns`).
 
 A day begins with its first nanosecond in the zone, also where midnight is skipped; of an hour that comes twice, the
-first is meant. Instants are 0 to 2**63-1 ns. Anything else raises a ValueError with the accepted forms.
+first is meant, and an instant in an hour that is skipped is refused. Instants are 0 to 2**63-1 ns. Anything else raises
+a ValueError with the accepted forms.
 """
 
 from __future__ import annotations
@@ -53,6 +54,10 @@ class Span(NamedTuple):
     to_ns: int
 
 
+class Skipped(ValueError):
+    """A time of day that a zone does not have on that day."""
+
+
 def named(text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = None) -> Span:
     """See the module. `zone`: None is the machine's own. `behind_ns`: the name of a month or a weekday is the first one
     behind that instant, not the last one that has begun. Raises ValueError.
@@ -69,6 +74,8 @@ def named(text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = N
             return _instant(_moment(match, zone), text)
         first = None if behind_ns is None else _day_of(behind_ns, zone)
         return _dates(word, zone, _day_of(now_ns, zone), first, text)
+    except Skipped:
+        raise
     except (ValueError, OverflowError) as error:
         raise ValueError(str(error) if str(error) == _expected(text) else _expected(text)) from None
 
@@ -140,7 +147,12 @@ def _moment(match: re.Match[str], zone: tzinfo | None) -> int:
         offset = timedelta(hours=int(offset_h), minutes=int(offset_m))
         zone = timezone(-offset if sign == "-" else offset)
     at = datetime(parts.year, parts.month, parts.day, int(hour), int(minute), int(second or 0), tzinfo=zone)
-    return _epoch_ns(at.astimezone() if zone is None else at) + int((fraction or "").ljust(9, "0"))
+    at_ns = _epoch_ns(at.astimezone() if zone is None else at)
+    shown = datetime.fromtimestamp(at_ns // SECOND_NS, UTC).astimezone(zone)
+    if shown.replace(tzinfo=None) != at.replace(tzinfo=None):
+        where = "here" if zone is None else f"in {zone}"
+        raise Skipped(f"there is no {match[0].upper()} {where}: clocks skip it")
+    return at_ns + int((fraction or "").ljust(9, "0"))
 
 
 def _epoch_ns(at: datetime) -> int:

@@ -130,6 +130,14 @@ def test_an_empty_token_file_is_told_before_anybody_is_asked(tmp_path: Path) -> 
     assert f"{tmp_path / 'token'} is empty: expected a token" in " ".join(ended.stderr.split())
 
 
+def test_a_token_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    ended = run("ping", "--token-file", str(tmp_path / "nofile"))
+    assert ended.returncode == 2
+    said = " ".join(ended.stderr.split())
+    assert said.count("nofile") == 1
+    assert "nofile: No such file or directory" in said
+
+
 def test_config_check_says_that_nothing_is_wrong() -> None:
     ended = run("config", "check", "--config", str(Path(__file__).parents[2] / "config.toml"))
     assert (ended.returncode, ended.stderr) == (0, "")

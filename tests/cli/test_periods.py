@@ -91,6 +91,16 @@ def test_a_day_is_that_of_its_zone(text: str, zone: str, from_ns: int, hours: in
     assert (span.from_ns, span.to_ns - span.from_ns) == (from_ns, hours * 3600 * SECOND_NS)
 
 
+def test_an_instant_that_clocks_skip_is_refused_and_of_two_the_first_is_meant() -> None:
+    berlin = ZoneInfo("Europe/Berlin")
+    with pytest.raises(ValueError, match="there is no 2026-03-29T02:30 in Europe/Berlin: clocks skip it"):
+        named("2026-03-29T02:30", berlin, NOW_NS)
+    assert named("2026-03-29T01:59:59", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 0, 59, 59)
+    assert named("2026-03-29T03:00", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 1)
+    assert named("2026-03-29T02:30Z", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 2, 30)
+    assert named("2026-10-25T02:30", berlin, NOW_NS).from_ns == utc(2026, 10, 25, 0, 30)
+
+
 def test_consecutive_months_join_in_every_zone() -> None:
     zones: list[tzinfo | None] = [UTC, ZoneInfo("Europe/Moscow"), ZoneInfo("America/New_York"), None]
     for zone in zones:

@@ -144,6 +144,36 @@ async def test_whoever_may_not_back_up_is_told_the_role_that_it_takes(data_dir: 
     assert not (data_dir / "backup").exists()
 
 
+async def test_a_restore_is_on_record_and_refused_where_the_data_or_the_configuration_do_not_fit(
+    data_dir: Path,
+) -> None:
+    daemon, backup = Daemon(data_dir, shards__workers=1), data_dir / "backup"
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "u", COIN)
+        taken_at_ns = (await backed_up(daemon, backup))["taken_at_ns"]
+        rpc.close()
+    shutil.rmtree(data_dir / "data")
+    (data_dir / "other").mkdir()
+    other = Daemon(data_dir / "other", shards__bucket_count=7)
+    done = await asyncio.to_thread(billing, "restore", backup, "--config", other.config)
+    assert done.returncode == 78
+    assert "shards.bucket_count is 7, and the backup has 3000 buckets" in done.stderr
+    (segment,) = (backup / "map").glob("segment-*")
+    segment.rename(data_dir / "away")
+    config = Daemon(data_dir, shards__workers=1).config
+    done = await asyncio.to_thread(billing, "restore", backup, "--config", config)
+    assert done.returncode == 1
+    assert f"{segment} is missing, which backup.json names" in done.stderr
+    assert not (data_dir / "data").exists()
+    (data_dir / "away").rename(segment)
+    await put_back(daemon, backup)
+    done = await asyncio.to_thread(billing, "audit", "--config", config, "--act", "restore", "--json")
+    (row,) = json.loads(done.stdout)
+    assert row["actor"] == f"uid:{os.getuid()}"
+    assert row["details"] == {"backup": str(backup), "taken_at_ns": taken_at_ns}
+
+
 async def scraped_until(session: aiohttp.ClientSession, name: str, value: float) -> dict[tuple[str, str], float]:
     async with asyncio.timeout(60):
         while (found := await scraped(session)).get((name, "")) != value:
@@ -338,7 +368,7 @@ def test_what_is_no_whole_backup_is_not_restored(host: Path, data_dir: Path, dam
             expected = "is not what was backed up"
         elif damage == "missing":
             segment.unlink()
-            expected = "No such file"
+            expected = "is missing, which backup.json names"
         else:
             (backup / "backup.json").unlink()
             expected = "it is no backup"

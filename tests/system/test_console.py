@@ -47,6 +47,14 @@ def test_a_session_from_a_pipe(daemon: Daemon) -> None:
     assert re.search(r"^ *\d+ +\S+ \S+ +debit", done.stdout, re.M)
 
 
+def test_a_csv_of_nothing_that_is_coming_has_its_line_of_names(daemon: Daemon) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "billing", "forecast", "--within", "1s", "--csv", "--address", daemon.address],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "at,cutoffs,most_in_a_second\n")
+
+
 def test_the_session_of_a_tarantool_console_gives_its_answers(daemon: Daemon) -> None:
     typed = """\
 increase_balance('origin_03', 750)
