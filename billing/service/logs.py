@@ -75,7 +75,7 @@ def _read_events() -> dict[str, Event]:
 
 
 EVENTS: Final = _read_events()
-_OTHER: Final = Event("note", "", (), "")
+_OTHER: Final = Event("", "", (), "")  # no event
 
 
 class Discretion:
@@ -108,8 +108,6 @@ class Lines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text, _, trace = super().format(record).partition("\n")
         fields = fields_of(record, self._discretion, self._common)
-        if not event_of(record).do:
-            del fields["event"]
         tail = "".join(f" {name}={_quoted(value)}" for name, value in fields.items())
         return f"{utc(record)} {self._discretion(text)}{tail}" + (f"\n{self._discretion(trace)}" if trace else "")
 
@@ -185,10 +183,10 @@ class JournaldHandler(logging.Handler):
             "CODE_FILE": record.pathname,
             "CODE_LINE": str(record.lineno),
             "CODE_FUNC": record.funcName or "",
-            "BILLING_EVENT": event.name,
             **self._common,
         }
         if event.do:
+            fields["BILLING_EVENT"] = event.name
             fields["BILLING_DO"] = event.do
             fields["MESSAGE_ID"] = uuid.uuid5(NAMESPACE, event.name).hex
         if isinstance(record.args, tuple):
@@ -207,9 +205,9 @@ def utc(record: logging.LogRecord) -> str:
 
 
 def fields_of(record: logging.LogRecord, discretion: Discretion, common: Mapping[str, str]) -> dict[str, str]:
-    """The event's name, its values by name, the remedy, and the fields of all records of the process."""
+    """The name of the event that it is, if any, its values by name, the remedy, and what all records here have."""
     event = event_of(record)
-    fields = {"event": event.name}
+    fields = {"event": event.name} if event.do else {}
     if isinstance(record.args, tuple):
         for name, value in zip(event.values, record.args, strict=False):
             fields[name] = discretion(str(value))

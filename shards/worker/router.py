@@ -166,7 +166,7 @@ class PeerLink:
         self._probe_s = probe_s
         self._watch: asyncio.TimerHandle | None = None  # while something is asked and not answered
         self._heard = False  # a frame, since the watch last looked
-        self._probes = 0  # since the last frame
+        self._probes = 0  # since the last frame: what was sent, and looks since there was enough of that
         self.is_silent = False  # the peer's loop does not turn
 
     @property
@@ -234,12 +234,14 @@ class PeerLink:
 
     def _look(self) -> None:
         """Finds out whether the peer's loop turns. Looks are counted, not time: where this process itself stood still,
-        a late look counts as one.
+        a late look counts as one. They go on while it is silent, so that it can be said for how long.
         """
         self._watch = None
-        if not self._pending or self._wire is None:
+        if self._wire is None or not (self._pending or self.is_silent):
             return
-        if self._heard:
+        if self.is_silent:
+            self._probes += 1
+        elif self._heard:
             self._heard, self._probes = False, 0
         elif self._probes < SILENT_PROBES:
             self._probes += 1
@@ -247,11 +249,10 @@ class PeerLink:
         else:
             self.is_silent = True
             self._give_up(self._silence())
-            return
         self._watch = asyncio.get_running_loop().call_later(self._probe_s, self._look)
 
     def _silence(self) -> str:
-        return f"its worker has not answered for {self._probe_s * (SILENT_PROBES + 1):g} s"
+        return f"its worker has not answered for {self._probe_s * (self._probes + 1):g} s"
 
     def ask(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
         """Passes a request on; it leaves with `flush`."""

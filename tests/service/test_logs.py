@@ -161,7 +161,8 @@ def test_json_is_one_object_a_line_with_the_events_fields(tmp_path: Path) -> Non
             raise ZeroDivisionError("of x")
         except ZeroDivisionError:
             logging.getLogger("billing").critical("the daemon ends on a bug", exc_info=True)
-    first, second = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+        logging.getLogger("x").info("it serves")
+    first, second, third = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", first.pop("time"))
     assert first == {
         "level": "error",
@@ -175,6 +176,7 @@ def test_json_is_one_object_a_line_with_the_events_fields(tmp_path: Path) -> Non
     }
     assert second["event"] == "bug"
     assert "ZeroDivisionError: of x" in second["exception"]
+    assert third.keys() == {"time", "level", "logger", "message", "worker"}, "no event, and nothing to do"
 
 
 def difference() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from shards.replies import Unavailable, WrongBucket
@@ -18,6 +19,8 @@ BUCKET, ELSEWHERE, MSGID, MODE = 7, 8, 70, 0
 
 class Peer:
     """Another worker: notes what it is answered, by the number of its request."""
+
+    mode = MODE
 
     def __init__(self) -> None:
         self.answers: list[tuple[int, Any]] = []
@@ -129,3 +132,38 @@ async def test_a_question_to_all_shards_ends_with_the_first_that_cannot_be_asked
     survey.refuse(2, Unavailable(2, "its worker is not up", "no"))
     survey.answer(3, "c")
     assert await outcome == Unavailable(2, "its worker is not up", "no")
+
+
+async def test_a_silent_worker_is_said_to_be_silent_for_as_long_as_it_is() -> None:
+    loop = asyncio.get_running_loop()
+    server = await loop.create_server(asyncio.Protocol, "127.0.0.1", 0)  # it takes everything, and answers nothing
+    port = server.sockets[0].getsockname()[1]
+    refusals: list[Any] = []
+
+    async def dial(wire: Any) -> None:
+        await loop.create_connection(wire, "127.0.0.1", port)
+
+    def refuse(caller: Any, token: Any, refusal: object) -> None:
+        refusals.append(refusal)
+
+    link = router.PeerLink(2, dial, refuse, lambda *_: None, lambda *_: None, probe_s=0.25)
+    link.open()
+    while not link.is_open:
+        await asyncio.sleep(0.01)
+    link.ask(Peer(), (0, 0), READ, BUCKET, ("get", "x"))
+    link.flush()
+    said: list[float] = []
+    while len(said) < 3:
+        await asyncio.sleep(0.01)
+        if said:  # from then on it is refused at once
+            link.ask(Peer(), (0, 0), READ, BUCKET, ("get", "x"))
+        for refusal in refusals:
+            told = re.fullmatch(r"its worker has not answered for (\S+) s", refusal.reason)
+            assert told is not None
+            if not said or float(told[1]) != said[-1]:
+                said.append(float(told[1]))
+        refusals.clear()
+    assert said[0] == 2.0
+    assert said == sorted(said), "it grows"
+    link.close()
+    server.close()
