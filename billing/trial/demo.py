@@ -73,10 +73,8 @@ async def _demo(once: bool, pace: float, log_servers: int, file: Path | None) ->
     print(f"starting the daemon and a receiver{others} ...", flush=True)
     try:
         async with own, Client(own.rpc, environment={}) as client, aiohttp.ClientSession() as session:
-            for note in own.notes:
-                print(note, flush=True)
             reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)
-            told = Told(f"http://{own.admin}/?user={USERS[0]}", try_next(own.rpc) if not once else ())
+            told = Told(f"http://{own.admin}/?user={USERS[0]}", try_next(own.rpc) if not once else (), own.notes)
             with LiveScreen(console, told) if console.is_terminal else PlainScreen(_print, told) as screen:
                 return await play(own, client, reader, screen, once, pace)
     except ChildError as error:

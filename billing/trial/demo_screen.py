@@ -33,6 +33,7 @@ from shards.system.clock import MACHINE_CLOCKS
 
 SECOND_NS: Final = 10**9
 STORY_LINES: Final = 100
+STORY_LINES_MIN: Final = 4  # which notes leave it on a screen; on a smaller one they stand behind its end only
 REFRESH_HZ: Final = 10
 BALANCES_EVERY_NS: Final = 2 * SECOND_NS
 ELAPSED_WIDTH: Final = 9
@@ -45,11 +46,12 @@ END: Final = "Ctrl-C ends it, and everything it started."
 
 class Told(NamedTuple):
     """What stands around the scene: the dashboard's address, and commands to try, each with what it shows (none: it
-    ends with the scene).
+    ends with the scene). `notes`: what else whoever looks on has to know, such as a port that was taken.
     """
 
     dashboard: str
     commands: Sequence[tuple[str, str]]
+    notes: Sequence[str] = ()
 
 
 def clock_time(at_ns: int) -> str:
@@ -93,6 +95,8 @@ class PlainScreen:
         self._told: dict[str, str] = {}  # the balances of the last line of them
 
     def __enter__(self) -> Self:
+        for note in self._around.notes:
+            self._write(note)
         self._write(f"dashboard: {self._around.dashboard}")
         return self
 
@@ -143,7 +147,8 @@ class LiveScreen:
         width = self._console.width
         for line in self._story:
             self._console.print(*self._wrapped(line.wide, width, ELAPSED_WIDTH), sep="\n", soft_wrap=True)
-        self._console.print(*self._wrapped(self._verdict, width, 0), sep="\n", soft_wrap=True)
+        for text in (*map(Text, self._around.notes), self._verdict):
+            self._console.print(*self._wrapped(text, width, 0), sep="\n", soft_wrap=True)
 
     def say(self, text: str) -> None:
         self._tell(text, text, "", is_get=False)
@@ -172,7 +177,12 @@ class LiveScreen:
         if self._around.commands:
             below += [Text("try next, from another terminal:", "dim")]
             below += [Text(line) for line in _shown(self._around.commands, width)] + [Text(END, "dim")]
-        lines = self._newest(width, height - len(above) - len(self._accounts) - 2 - len(below))
+        room = height - len(above) - len(self._accounts) - 2 - len(below)
+        notes = [line for note in self._around.notes for line in self._wrapped(Text(note, "yellow"), width, 0)]
+        if room - len(notes) >= STORY_LINES_MIN:
+            room -= len(notes)
+            above[1:1] = notes
+        lines = self._newest(width, room)
         return Group(*map(_one_line, above), accounts, Text(), *lines, *map(_one_line, below))
 
     def _newest(self, width: int, height: int) -> list[Text]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -31,10 +32,10 @@ def account(user_id: str, state: str, due_ns: int | None, rate: int) -> dict[str
     }
 
 
-def drawn(width: int, height: int, later: int = 0) -> list[str]:
+def drawn(width: int, height: int, later: int = 0, notes: Sequence[str] = ()) -> list[str]:
     """The lines of the picture at the end of a scene with a long story, of which `later` steps came behind its GET."""
     console = Console(width=width, height=height, file=StringIO(), force_terminal=True, color_system=None)
-    screen = LiveScreen(console, Told(ADDRESS, COMMANDS))
+    screen = LiveScreen(console, Told(ADDRESS, COMMANDS, notes))
     screen.account(account("user_01", "exhausted", None, 10**9))
     screen.account(account("user_02", "active", AT_NS, 10**9))
     screen.account(account("user_03", "exhausted", None, 0))
@@ -61,6 +62,26 @@ def test_what_matters_is_always_there(width: int, height: int) -> None:
     assert "billing account user_02" in text
     assert lines[-1] == END
     assert "GET for user_03: 512 µs after" in text, "the newest of the story is shown first"
+
+
+TAKEN = ["127.0.0.1:3311 (rpc.listen) is taken: 127.0.0.1:40001 instead", "127.0.0.1:3312 (http.listen) is taken"]
+
+
+@pytest.mark.parametrize(("width", "height", "shown"), [(80, 24, True), (50, 18, False)])
+def test_a_port_that_was_taken_is_on_the_screen_where_there_is_room_and_behind_its_end(
+    width: int, height: int, shown: bool
+) -> None:
+    lines = drawn(width, height, notes=TAKEN)
+    assert len(lines) <= height
+    assert all((note in [line.rstrip() for line in lines[1:3]]) == shown for note in TAKEN)
+    assert lines[-1].rstrip() == END
+    console = Console(width=80, height=height, file=StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as capture, LiveScreen(console, Told(ADDRESS, COMMANDS, TAKEN)) as screen:
+        screen.finish(VERDICT, True)
+    assert capture.get().rpartition("\x1b[?1049l")[2].splitlines() == [*TAKEN, VERDICT]
+    plain: list[str] = []
+    with PlainScreen(plain.append, Told(ADDRESS, COMMANDS, TAKEN)):
+        assert plain[:2] == TAKEN
 
 
 @pytest.mark.parametrize(
