@@ -371,7 +371,7 @@ BESIDE = {
         "billing/notices/store.py",
         "WHERE file_id = ? AND proved = 1",
         "WHERE file_id = ?",
-    ): 24,
+    ): 91,
     Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",
@@ -399,7 +399,7 @@ BETWEEN = {
         "shards/worker/worker.py",
         "        if now_ns < granted_ns:\n",
         "        if now_ns < granted_ns or True:\n",
-    ): 48,
+    ): 33,
     Faulty(
         "reads-are-answered-beyond-the-grant",
         "shards/worker/worker.py",
@@ -418,7 +418,7 @@ BETWEEN = {
         "shards/worker/worker.py",
         "        if granted_ns == ALL_TIME_NS or self.clock.at(self._boot_ns()) < granted_ns:\n",
         "        if True:\n",
-    ): 3,
+    ): 21,
     Faulty(
         "a-grant-that-nobody-acknowledged-counts",
         "shards/journal/jetstream/journal.py",
@@ -442,7 +442,7 @@ BETWEEN = {
         "shards/worker/recovering.py",
         "        self._last_ns = max(self.journal.last_time_ns, opened.began_ns)\n",
         "        self._last_ns = self.journal.last_time_ns\n",
-    ): 2,
+    ): 9,
     Faulty(
         "expected-sequence-is-not-sent",
         "shards/journal/jetstream/streams.py",
@@ -473,7 +473,7 @@ BETWEEN = {
         "shards/journal/jetstream/backend.py",
         "            if newest is not None and self._cluster:",
         "            if False:",
-    ): 0,
+    ): 5,
     Faulty(
         "the-end-of-the-map-is-not-remembered",
         "shards/journal/jetstream/map_log.py",
