@@ -575,6 +575,7 @@ class Cluster:
         trouble.cut.clear()
         trouble.down.clear()
         trouble.is_slow = False
+        trouble.leaderless_until_ns = 0
         self.between.parted.clear()
         self.moods.wrong.clear()
         for host in self.hosts:

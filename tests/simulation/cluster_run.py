@@ -237,7 +237,6 @@ class HostsChaos:
         """A stream loses an end that hosts have seen: nobody serves from what is left, until it is found again."""
         cluster, servers = self.cluster, self.cluster.servers
         cluster.heal()
-        servers.trouble.leaderless_until_ns = 0
         if not await self.until(lambda: cluster.serving() is not None, 60):
             raise Violation(f"nobody serves: {cluster.state()}")
         await self.until(lambda: all(host.supervisor is not None and not host.is_asleep() for host in cluster.hosts))
