@@ -112,8 +112,8 @@ GATES = [
     Gate(
         "a call begins without asking for the grant",
         "billing/expirationd/delivery.py",
-        "            if not self._may_act():",
-        "            if False:",
+        "        if not self._may_act():",
+        "        if False:",
         "tests/expirationd/test_delivery.py::test_nothing_is_sent_while_another_owner_may_live_and_everything_after",
     ),
     Gate(

@@ -135,7 +135,10 @@ class JetStreamBackend:
 
     def make(self) -> list[str]:
         """Makes the streams that are missing; their names. Raises Unfit, Unavailable."""
-        return self._guard().make(f"{self._host.randbits(64):016x}")
+        return self._guard().make(self._drawn(), self._drawn)
+
+    def _drawn(self) -> str:
+        return f"{self._host.randbits(64):016x}"
 
     def fill(self, shards: int, reader_of: Callable[[int], Reader], at_ns: int, decided: bytes = b"") -> None:
         """Fills the streams, which must hold nothing, from another log: shards 1 to `shards`, and the map as shard 0.

@@ -28,6 +28,7 @@ import msgspec
 
 from shards.journal import Unavailable, Unfit
 from shards.journal.jetstream.connection import Connection, Denied, Endpoint, NoAnswer, Unreachable
+from shards.journal.jetstream.map_log import MADE
 from shards.journal.jetstream.map_log import NAME as MAP
 from shards.journal.jetstream.permissions import faults_of
 from shards.journal.jetstream.record import RECORD_BYTES_MAX
@@ -124,8 +125,9 @@ class Guard:
             warnings.append("cluster.replicas = 1: the log is on one server alone, and gone with it; for trying only")
         return identity, warnings
 
-    def make(self, identity: str) -> list[str]:
-        """Makes the streams that are missing, of this identity where none is there yet; their names.
+    def make(self, identity: str, made_of: Callable[[], str]) -> list[str]:
+        """Makes the streams that are missing, of this identity where none is there yet; their names. `made_of`: a text
+        that no stream has had.
 
         Raises Unfit where something is there and is another; Unavailable.
         """
@@ -141,9 +143,9 @@ class Guard:
             identity = next(iter(known), identity)
             for name in names(self._shape.shards):
                 if name not in there:
-                    Stream(self._connection, name, PATIENCE_S, self._boot_ns).create(
-                        wanted(name, self._shape, identity)
-                    )
+                    config = wanted(name, self._shape, identity)
+                    config["metadata"][MADE] = made_of()
+                    Stream(self._connection, name, PATIENCE_S, self._boot_ns).create(config)
                     made.append(name)
         except Denied as error:
             raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error

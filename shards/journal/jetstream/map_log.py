@@ -24,6 +24,7 @@ from shards.journal.jetstream.streams import NO_STREAM, Refused, Stored, Stream
 from shards.journal.jetstream.witness import NOTHING, Witness
 
 NAME, DECISION, STATE = "M", "M.decision", "M.state"
+MADE = "billing.made"  # in the metadata of a stream: different for each that was ever made
 LOAD_PATIENCE_S, PATIENCE_S = 2.0, 10.0
 
 _HEAD = struct.Struct("<4sQI")
@@ -81,6 +82,7 @@ class JetStreamMapLog:
         """`witness`: where this host remembers the end of the stream; None: nowhere."""
         self._connection = connection
         self._witness = witness
+        self._made = ""  # what tells this stream from one that was made in its place
         self._boot_ns = boot_ns
         self._stream = Stream(connection, NAME, LOAD_PATIENCE_S, boot_ns)
         self._seen = Decisions()
@@ -123,7 +125,8 @@ class JetStreamMapLog:
         seen = NOTHING if self._witness is None else self._witness.seen()
         state = self._stream.state()
         if self._witness is not None:
-            self._witness.check(seen, NAME, state.last, self._chain_at)
+            self._made = str((state.config.get("metadata") or {}).get(MADE, ""))
+            self._witness.check(seen, NAME, state.last, self._chain_at, self._made)
         newest = self._stream.last_of(STATE)
         first = newest.sequence if newest is not None else state.first
         if state.last and first > state.last:
@@ -135,7 +138,7 @@ class JetStreamMapLog:
 
     def _saw(self) -> None:
         if self._witness is not None:
-            self._witness.saw(self._seen.sequence, self._seen.chain, at_once=True)
+            self._witness.saw(self._seen.sequence, self._seen.chain, at_once=True, made=self._made)
 
     def _chain_at(self, sequence: int) -> int:
         stored = self._stream.message(sequence)

@@ -1,10 +1,13 @@
 """What this host has seen of a stream, kept beside it: so a stream that has lost its end is told from a short one.
 
-    witness = sequence u64, chain u32, crc u32        one file per stream, in this host's own data directory
+    witness = sequence u64, chain u32, made u32, crc u32        one file per stream, in this host's own data directory
+    made    = CRC-32C of what tells the stream from one that was made in its place; 0 where that makes no difference
 
 It is written every so often and never synced: it is evidence, and evidence that is missing proves nothing. What it says
 was acknowledged, so a stream that does not reach it, or is another there, has lost what was answered. A host that
-stands by sees a stream as well as one that serves. What was seen once stays seen: the file never goes back.
+stands by sees a stream as well as one that serves. What was seen once stays seen: the file never goes back, but for a
+stream that was made anew. Only the map may be that, for it can be made again from the shards (`billing rebuild --map`);
+of a journal that was made anew everything is lost, whatever it is called.
 
 Several processes of a host write one file, so what it names is read before the stream is asked where it ends: what
 another process sees in between is no end that was lost.
@@ -23,7 +26,7 @@ from shards.system.disk import Disk
 
 EVERY_NS = 1_000_000_000
 
-_FORM = struct.Struct("<QII")
+_FORM = struct.Struct("<QIII")
 
 
 class Seen(NamedTuple):
@@ -31,6 +34,7 @@ class Seen(NamedTuple):
 
     sequence: int
     chain: int
+    made: int = 0
 
 
 NOTHING = Seen(0, 0)
@@ -44,19 +48,20 @@ class Witness:
         self._path = path
         self._boot_ns = boot_ns
         self._written_ns = -EVERY_NS
-        self._reached = -1  # the sequence that the file names; -1: it was not read yet
+        self._known: Seen | None = None  # what the file names; None: it was not read yet
 
-    def saw(self, sequence: int, chain: int, at_once: bool = False) -> None:
+    def saw(self, sequence: int, chain: int, at_once: bool = False, made: str = "") -> None:
         """This sequence is there; the log's chain at it is this. OSErrors are passed over: it is evidence only."""
         now_ns = self._boot_ns()
         if not self._path or (now_ns - self._written_ns < EVERY_NS and not at_once):
             return
-        if self._reached < 0:
-            self._reached = self.seen().sequence
-        if sequence <= self._reached:
+        known = self.seen() if self._known is None else self._known
+        saw = Seen(sequence, chain, _made(made))
+        if sequence <= known.sequence and saw.made == known.made:
+            self._known = known
             return
-        self._written_ns, self._reached = now_ns, sequence
-        body = _FORM.pack(sequence, chain, 0)[:-4]
+        self._written_ns, self._known = now_ns, saw
+        body = _FORM.pack(*saw, 0)[:-4]
         try:
             there = self._disk.exists(self._path)
             handle = self._disk.open(self._path, write=True) if there else self._disk.create(self._path)
@@ -67,10 +72,10 @@ class Witness:
         except OSError:
             return
 
-    def check(self, seen: Seen, stream: str, last: int, chain_at: Callable[[int], int]) -> None:
+    def check(self, seen: Seen, stream: str, last: int, chain_at: Callable[[int], int], made: str = "") -> None:
         """Raises Corrupt where the stream, which has ended with `last` since, does not hold what was seen."""
-        sequence, chain = seen
-        if not sequence:
+        sequence, chain, _ = seen
+        if not sequence or seen.made != _made(made):
             return
         if last < sequence:
             raise Corrupt(f"{stream} ends at sequence {last}; this host has seen sequence {sequence}: its end is lost")
@@ -95,5 +100,9 @@ class Witness:
             return NOTHING
         if len(data) != _FORM.size:
             return NOTHING
-        sequence, chain, crc = _FORM.unpack(data)
-        return Seen(sequence, chain) if crc == crc32c(data[:-4]) else NOTHING
+        *seen, crc = _FORM.unpack(data)
+        return Seen(*seen) if crc == crc32c(data[:-4]) else NOTHING
+
+
+def _made(made: str) -> int:
+    return crc32c(made.encode())
