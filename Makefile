@@ -82,7 +82,7 @@ test: $(VENV)/.ready
 	@failed=0; \
 	$(BIN)/ruff check . || failed=1; \
 	$(BIN)/mypy || failed=1; \
-	$(BIN)/python -m pytest -n $(shell expr 2 \* $$(nproc)) --dist worksteal || failed=1; \
+	$(BIN)/python -m pytest -n $(shell expr 3 \* $$(nproc)) --dist worksteal || failed=1; \
 	exit $$failed
 
 # Every campaign against what must never be lost, at full size: an hour on two cores, and with the fuzzing two and a half;
