@@ -57,8 +57,9 @@ def called(cutoff: Mapping[Any, Any]) -> str:
             return f"cut off {milliseconds(delivered_ns - cutoff['exhausted_at_ns'])} later"
         case "pending":
             error = cutoff.get("last_error")
-            failed = f": {tries} failed" + (f", the last with {printable(str(error))}" if error else "")
-            return "not cut off yet" + (failed if attempts else "")
+            begun = f": {tries}, none with a 2xx so far"  # the last one may be under way
+            failed = f"; the last error: {printable(str(error))}" if error else ""
+            return "not cut off yet" + (begun + failed if attempts else "")
         case "in_grace":
             return "not cut off yet: its grace is running"
         case "superseded":

@@ -124,13 +124,26 @@ def import_(
             f"imported {counted(outcome.accounts, 'account')} with {counted(outcome.commands, 'command')}, "
             f"{outcome.replayed:,} of them done before"
         )
-    if told_rates := rates_of(accounts):
-        put(told_rates)
+    for told in (balances_of(accounts), rates_of(accounts)):
+        if told:
+            put(told)
     for line in not_taken[:SHOWN_MAX]:
         say(f"not taken: {line.place}: {line.reason}")
     if not_taken:
         say(f"{counted(len(not_taken), 'line')} {'was' if len(not_taken) == 1 else 'were'} not taken")
         sys.exit(1)
+
+
+def balances_of(accounts: Iterable[Account]) -> str:
+    """What balances and credit limits were understood to be, in a sentence; empty where there are none."""
+    balances = [account.balance_nanos for account in accounts if account.balance_nanos]
+    limits = [account.credit_limit_nanos for account in accounts if account.credit_limit_nanos is not None]
+    said = [
+        f"{name}: {counted(len(values), 'account')}, together {coins(sum(values))} coins"
+        for name, values in (("balances", balances), ("credit limits", limits))
+        if values
+    ]
+    return "; ".join(said)
 
 
 def rates_of(accounts: Iterable[Account]) -> str:

@@ -215,7 +215,7 @@ async def test_an_account_is_shown_for_people(house: House) -> None:
     assert shown["balance"] == "-12,345.5"
     assert shown["rate"] == "3,600 per hour"
     assert shown["ran out at"] == (
-        "2026-01-01 02:59:59.500000000 MSK, not cut off yet: 2 attempts failed, the last with 500"
+        "2026-01-01 02:59:59.500000000 MSK, not cut off yet: 2 attempts, none with a 2xx so far; the last error: 500"
     )
     assert shown["at"] == "2026-01-01 03:00:00.000000007 MSK"
     assert "lasts for" not in shown

@@ -73,8 +73,9 @@ def test_who_has_none() -> None:
         ({"status": "pending", "attempts": 0}, "not cut off yet"),
         (
             {"status": "pending", "attempts": 2, "last_error": "refused\x1b[0m"},
-            "not cut off yet: 2 attempts failed, the last with refused\N{REPLACEMENT CHARACTER}[0m",
+            "not cut off yet: 2 attempts, none with a 2xx so far; the last error: refused\N{REPLACEMENT CHARACTER}[0m",
         ),
+        ({"status": "pending", "attempts": 1}, "not cut off yet: 1 attempt, none with a 2xx so far"),
         ({"status": "superseded"}, "not cut off, since money came before the call"),
     ],
 )

@@ -55,7 +55,10 @@ def test_a_csv_file_brings_limits_and_rates_and_names_what_it_does_not_take(daem
         "user_id,balance,credit_limit,resource,rate,per\n"
         "csv_01,5,10,vm-1,0.36,hour\ncsv_01,,,vm-2,0.72,hour\ncsv_02,-3,10,,,\ncsv_03,-3,,,,\ncsv_04,many,,,,\n"
     )
-    rates = "rates: 2 lines in coins per hour; together 1.08 coins per hour\n"
+    rates = (
+        "balances: 2 accounts, together 2 coins; credit limits: 2 accounts, together 20 coins\n"
+        "rates: 2 lines in coins per hour; together 1.08 coins per hour\n"
+    )
     dry = billing(daemon, "import", file, "--dry-run")
     assert dry.stdout.endswith(rates)
     ended = billing(daemon, "import", file)
@@ -114,7 +117,8 @@ def test_a_terminal_is_shown_how_far_the_reading_is(tmp_path: Path) -> None:
     os.close(terminal)
     shown = os.read(reader, 1 << 16).decode()
     os.close(reader)
-    assert ended.stdout == b"would import 2,000 accounts with 2,000 commands\n"
+    balances = b"balances: 2,000 accounts, together 2,000 coins\n"
+    assert ended.stdout == b"would import 2,000 accounts with 2,000 commands\n" + balances
     assert "reading" in shown
     assert "2,000 lines" in shown
 
