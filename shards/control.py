@@ -1,7 +1,7 @@
 """Every message between the supervisor and its workers: what each says, and how it looks on the control wire.
 
     supervisor → worker     Begin, Serve, Stop                            its life
-                            NewAnchor, ShardsChanged, Configure, Proved   what has changed for all
+                            NewAnchor, ShardsChanged, Configure, Proved, Held     what has changed for all
                             ReadFigures, ReadObstacle, Examine, Query     questions, each with a number
                             Answer                                        to a worker's Ask
                             MoveOut, MoveIn, MoveAbort, NewOwner          see `shards.moves.move`
@@ -122,6 +122,13 @@ class Proved(Message, frozen=True):
     """A shard was recovered and holds what it owns."""
 
     shard_id: int
+
+
+class Held(Message, frozen=True, tag="held"):
+    """A shard is held: nobody serves it before an operator has it tried again. reason "": it is tried."""
+
+    shard_id: int
+    reason: str
 
 
 # -- supervisor → worker: questions and answers -----------------------------------------------------------------------
@@ -412,7 +419,7 @@ class ShardTold(Message, frozen=True):
 QuestionReply = Figures | Obstacle | Examined  # answers to the supervisor's own questions
 BackupReport = FilesHeld | CutAt | ShardTold
 ToWorker = (
-    Begin | Serve | Stop | NewAnchor | ShardsChanged | Configure | Proved
+    Begin | Serve | Stop | NewAnchor | ShardsChanged | Configure | Proved | Held
     | ReadFigures | ReadObstacle | Examine | Query | Answer | MoveOrder | PassOn | PassAsk | HoldFiles | Cut
     | AskShard
 )  # fmt: skip

@@ -42,6 +42,7 @@ from shards.control import (
     FarReport,
     Figures,
     FilesHeld,
+    Held,
     Holdup,
     Known,
     LinkSettings,
@@ -521,6 +522,7 @@ class Supervisor:
     async def _on_event(self, worker: WorkerState, event: str) -> None:
         """A worker is down, is held ("held"), or was and is tried again ("tried")."""
         if event == "tried":
+            self._tell(Held(worker.shard_id, ""))
             self.exit_code = next((one.exit_code for one in self.workers.values() if one.state == "held"), 0)
             self._changed.set()
             return
@@ -532,6 +534,7 @@ class Supervisor:
         self._changed.set()
         await self.mover.on_worker(worker.shard_id, "down")
         if event == "held":
+            self._tell(Held(worker.shard_id, worker.reason))
             await self.mover.on_worker(worker.shard_id, "held")
             if self.exit_code == 0:
                 self.exit_code = worker.exit_code
@@ -645,6 +648,10 @@ class Supervisor:
             await self.registry.record(["founded", worker.shard_id])
         worker.serving_since_ns = self._boot_ns()
         worker.figures = {"accounts": serving.accounts}
+        if worker.wire is not None:
+            for other in self.workers.values():
+                if other.state == "held":
+                    worker.wire.send(Held(other.shard_id, other.reason))
         self._set_state(worker, "serving")
         if self.sharing is not None and self.settings.share is not None:
             self._tell(Proved(worker.shard_id))  # by now it was compared with the map

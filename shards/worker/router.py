@@ -153,6 +153,7 @@ class PeerLink:
         self.shard_id = shard_id
         self._dial = dial
         self.refused = ""  # why the peer would not have this link, the last time
+        self.held = ""  # why nobody serves the shard before an operator has it tried again
         self._refuse = refuse
         self._stray = stray
         self._answered = answered
@@ -212,6 +213,7 @@ class PeerLink:
 
     def _on_open(self, wire: Wire) -> None:
         self._wire = wire
+        self.held = ""
 
     def _on_closed(self, wire: Wire) -> None:
         self._wire = None
@@ -258,6 +260,8 @@ class PeerLink:
         """Passes a request on; it leaves with `flush`."""
         if self._wire is None:
             why = "its worker is not up" if self._dial is not None else "no host serves it"
+            if self.held:
+                why = f"it is held, which an operator has to end: {self.held}"
             self._refuse(caller, token, Unavailable(self.shard_id, self.refused or why, "no"))
             return
         if self.is_silent:

@@ -27,6 +27,7 @@ from shards.control import (
     Cut,
     Examine,
     Examined,
+    Held,
     HoldFiles,
     MoveAbort,
     MoveIn,
@@ -175,6 +176,9 @@ class Serving:
             case Proved():
                 self._recovered.proved.add(message.shard_id)
                 worker.handoff.proved(self._recovered.proved)
+            case Held():
+                if (link := worker.links.get(message.shard_id)) is not None:
+                    link.held = message.reason
             case Answer():
                 asked = self._asked.pop(message.number, None)
                 if asked is not None:

@@ -34,6 +34,7 @@ TO_WORKER: list[tuple[Message, list[Any]]] = [
      ["shards_changed", [["weight", 3, 1]], {3: "s"}, {}, {4: ["b:4", 7]}]),
     (control.Configure(WorkerSettings(0.0, 1), b"c"), ["configure", [0.0, 1], b"c"]),
     (control.Proved(3), ["proved", 3]),
+    (control.Held(3, "why"), ["held", 3, "why"]),
     (control.ReadFigures(7), ["read_figures", 7]),
     (control.ReadObstacle(7), ["read_obstacle", 7]),
     (control.Examine(7), ["examine", 7]),

@@ -68,6 +68,7 @@ async def test_a_worker_that_crashes_again_and_again_is_held_and_the_others_serv
         assert "shard 2: held: it ended 8 times in a row, last: ended with -11" in said
         error, _ = await rpc.call("get_account", users[2])
         assert (error["name"], error["retry"], error["applied"]) == ("UNAVAILABLE", True, "no")
+        assert error["message"].startswith("shard 2: it is held, which an operator has to end: it ended 8 times")
         (alert,) = (await rpc.ask("shards_info"))[1]["alerts"]
         assert alert.startswith("SHARD_HELD: nobody serves 1,500 buckets")
         error, _ = await rpc.call("move_bucket", 1, 2)
