@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import re
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.admin.figure_sampler import Overrun, Sums, grown, known_late, quantile_ns, quantile_of, row_between
+from billing.admin.figure_sampler import (
+    FigureSampler,
+    Overrun,
+    Sums,
+    grown,
+    known_late,
+    quantile_ns,
+    quantile_of,
+    row_between,
+)
 from billing.admin.page import condition, parts, plots, words
 from billing.admin.processes import Usage
 from billing.admin.server import is_this_host, token_of
@@ -224,6 +234,20 @@ def test_a_cutoff_that_was_not_sent_has_no_attempts_to_tell_of() -> None:
     assert "owed, not sent yet" in parts.account({**asked, "cutoff": cutoff})
     assert "superseded before it was sent" in parts.account({**asked, "cutoff": {**cutoff, "status": "superseded"}})
     assert "in grace" in parts.account({**asked, "cutoff": {**cutoff, "status": "in_grace"}})
+
+
+def test_what_waits_for_the_operator_is_not_said_to_wait_for_its_turn() -> None:
+    class Sampler:
+        def total(self, name: str) -> int:
+            return 2
+
+        def outages(self) -> list[object]:
+            return []
+
+    row = {"user_id": "u", "exhausted_at_ns": 0, "attempts": 0, "last_error": "", "held": True}
+    asked = parts.Asked([row, row | {"held": False}], "no shard is served", 5 * 10**9, Usage((), 0, 0))
+    made = parts.owed(cast("FigureSampler", Sampler()), asked)
+    assert made.index("held back until somebody releases it") < made.index("waits for its turn")
 
 
 def test_who_runs_out_next_is_a_link_that_cannot_be_broken() -> None:

@@ -240,7 +240,9 @@ def owed(sampler: FigureSampler, asked: Asked) -> Markup:
             row["user_id"],
             words.ago(max(0, asked.now_ns - int(row["exhausted_at_ns"]))),
             row["attempts"],
-            row["last_error"] or ("being sent" if row["attempts"] else waits),
+            "held back until somebody releases it"
+            if row.get("held")
+            else row["last_error"] or ("being sent" if row["attempts"] else waits),
         )
         for row in asked.owed
     )
