@@ -54,6 +54,7 @@ class Recovering:
         self.proved = set(begin.proved)  # shards that hold what the map says
         self.journal = backends.open(begin.journal, host).journal(begin.shard_id, self._stamp_ns, self._line_ns)
         self.shard = Shard(begin.shard_id, application.machine)
+        self.records = 0  # that were replayed
         self.is_new = False  # nothing was ever recorded here, and nothing should have been
         self.clock: BillingClock | None = None  # from Serve on
         self._boot_ns = host.clocks.boot_ns
@@ -69,6 +70,7 @@ class Recovering:
         opened = await open_journal(self.journal, begin.shard_id, pid, boot_ns, stopping, self._on_wait)
         self.beats = Beats(self.journal, self._boot_ns)
         recovered = await recover(self.shard, self.journal, self._on_progress, boot_ns, stopping)
+        self.records = recovered.records
         self.is_new = opened.head == 0 and not begin.founded
         if begin.links is None:  # else the map that counts is the one with which it is told to serve
             check_ownership(self.shard, self.map, begin.founded, self.is_new)

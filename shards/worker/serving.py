@@ -57,6 +57,7 @@ from shards.worker.snapshotter import Snapshotter
 from shards.worker.worker import Upward, Worker
 from shards.worker.worker_queries import QueryCaller
 
+REPLAYED_MAX = 10_000  # records; a takeover that had more to replay leaves a snapshot behind
 LINK_POLL_S, LINK_POLLS = 0.005, 200  # NowServing waits a second for the links; a peer that is held never comes
 FAULTS_MAX = 100  # of an examination, told
 
@@ -138,6 +139,8 @@ class Serving:
                 break
             await asyncio.sleep(LINK_POLL_S)
         self._wire.send(NowServing(host.pid(), self._application.figures().get("accounts", 0), far_address))
+        if recovered.records > REPLAYED_MAX and journal.beat_s:  # the next host that takes it over need not replay them
+            worker.snapshotter.begin()
         worker.wake()
 
     def _open_links(self) -> None:
