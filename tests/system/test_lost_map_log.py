@@ -30,7 +30,7 @@ def test_a_log_without_its_map_is_refused_and_the_map_is_made_again_from_the_sha
         daemon.kill()
         servers.ask("STREAM.DELETE.M")
         for path in (data_dir / "host" / "data" / "history").iterdir():
-            path.unlink()
+            path.unlink(missing_ok=True)  # a history that ends tidies up behind itself
 
         refused = billing("serve", "--config", daemon.config)
         assert (refused.returncode, "`billing cluster init`" in refused.stderr) == (78, True), refused.stderr
