@@ -179,7 +179,7 @@ class WorkerScene:
     async def start(self) -> None:
         """Recovers, and serves."""
         host = REAL._replace(disk=self.disk, clocks=self._clocks)
-        recovering = Recovering(self._begin(), self.application, host, self.said.append)
+        recovering = Recovering(self.begin(), self.application, host, self.said.append)
         await recovering.run(asyncio.Event())
         boot_ns, wall_ns = self._clocks.paired()
         recovering.on_message(Serve([Anchor(boot_ns, wall_ns, 0, 0)]))
@@ -240,7 +240,8 @@ class WorkerScene:
             while not what():
                 await asyncio.sleep(0.001)
 
-    def _begin(self) -> Begin:
+    def begin(self) -> Begin:
+        """What the supervisor tells the worker first."""
         bucket_map = BucketMap()
         bucket_map.apply(["create", BUCKETS, HASH_NAME, [SHARD]])
         return Begin(
