@@ -11,7 +11,8 @@ held as they are before the first is copied: what is written into a file that a 
 is not proved is deleted nowhere.
 
 **Of a shard that another host serves** there is no file here. Its copy begins behind the batch up to which that host is
-known to have told everything, and takes what the log holds since: some of it was told already.
+known to have told everything, and takes what the log holds since: some of it was told already. Where nothing is known
+of that, as of a shard that has just begun to be served, and this host tells notices, it takes all that the log holds.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def copy_notices(
             for one in shards:
                 if one.is_here and disk.exists(file_of(source, one.shard)):
                     held[one.shard] = stack.enter_context(closing(_held(file_of(source, one.shard))))
-            wanted = [one for one in shards if one.shard in held or (not one.is_here and one.settled >= 0)]
+            wanted = [one for one in shards if one.shard in held or (not one.is_here and (held or one.settled >= 0))]
             if wanted:
                 private_directory(disk, target)
             for one in wanted:
@@ -81,7 +82,8 @@ def copy_notices(
                     if one.shard in held:
                         _copy(disk, held[one.shard], source, target, one, renew)
                     else:
-                        found(target, one.shard, reader.first, min(one.settled, one.position), disk, file_id(), at_ns)
+                        begin = min(one.settled if one.settled >= 0 else reader.first - 1, one.position)
+                        found(target, one.shard, reader.first, begin, disk, file_id(), at_ns)
                     copied.append(_brought_up(disk, target, one, reader, file_id(), at_ns, renew, is_apart=is_apart))
     except sqlite3.Error as error:
         raise StoreError(f"the notices in {source} cannot be copied: {error}") from error

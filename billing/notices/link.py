@@ -61,3 +61,13 @@ def opened(
     link = FollowerLink("notices", command, directory, shard_id, journal, clocks, options=options, host=host)
     link.start()
     return link
+
+
+def settled_untold(settled: int, head: int) -> int:
+    """The batch up to which nothing is owed where nobody is told, −1 where that is of no interest. `settled`: up to
+    which any host is known to have told everything when this one began, −1: none has ever told anything. `head`: the
+    journal's last batch.
+
+    What happens while `notify.url` is empty is nobody's to hear of, on whatever host it is named again.
+    """
+    return head if settled >= 0 else -1

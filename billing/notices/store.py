@@ -274,9 +274,18 @@ class Store(FollowerStore):
         return int(self.db.execute("SELECT count(*) FROM owed").fetchone()[0])
 
     def settled(self) -> int:
-        """The batch up to which everything was told; −1 while what was taken over from another shard comes first."""
-        oldest = self.db.execute("SELECT position FROM owed ORDER BY seq LIMIT 1").fetchone()
-        return self.position if oldest is None else min(self.position, int(oldest[0]) - 1)
+        """The batch up to which everything was told; −1 while anything is owed that was taken over from another shard.
+
+        Positions rise with seqs, but of buckets that came: a claim puts their notices behind others of later batches.
+        Within such a bucket they rise all the same.
+        """
+        found = [self.db.execute("SELECT position FROM owed ORDER BY seq LIMIT 1").fetchone()]
+        first = "SELECT position FROM owed WHERE bucket_id = ? ORDER BY generation, seq LIMIT 1"
+        found += [
+            self.db.execute(first, (bucket_id,)).fetchone()
+            for bucket_id in self.here.keys() | {bucket_id for bucket_id, _ in self.departed}
+        ]
+        return min([self.position, *(int(oldest[0]) - 1 for oldest in found if oldest is not None)])
 
     def oldest_ns(self) -> int:
         """The instant of what is owed longest; 0 where nothing is."""

@@ -358,7 +358,10 @@ class Billing:
         told["recent"] = list(self.recent)
         parts = (self._history, self._notices)
         told["trouble"] = "; ".join(silent for part in parts if part is not None and (silent := part.silence()))
-        told["settled"] = told.get("notices_settled", -1)
+        if self._worker is not None and self._notices is None:  # nobody is told
+            told["settled"] = notices.settled_untold(self._begin.settled, self._worker.journal.head)
+        else:
+            told["settled"] = told.get("notices_settled", -1)
         if "notices_owed" in told and self._worker is not None:
             at_ns = told["notices_oldest_at_ns"] if told["notices_owed"] else 0
             told["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1

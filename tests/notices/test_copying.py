@@ -172,6 +172,26 @@ def test_of_a_shard_of_another_host_everything_since_it_had_settled_all_is_owed(
     store.close()
 
 
+def test_of_a_shard_of_another_host_of_which_nothing_is_known_all_is_owed_where_notices_are_told(
+    homes: tuple[Path, Path], tmp_path: Path, ledger: Ledger
+) -> None:
+    """As of one that has just begun to be served: what it owes may not be missing in a backup."""
+    here = Recorded(homes[0], 1)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    there = Recorded(elsewhere, 2)
+    for _ in range(3):
+        top_up(ledger, there)
+    for one in (here, there):
+        one.store.close()
+    shards = [CutShard(1, 0, True, -1), CutShard(2, 2, False, -1)]
+    told = copied(*homes, shards, {1: Log([]), 2: Log(there.batches)}, is_apart=True)
+    assert [(one.shard, one.owed, one.settled) for one in told] == [(1, 0, 0), (2, 2, 0)]
+    store = Store(str(homes[1]), 2, RealDisk())
+    assert owed(store) == ["1:account-topped_up", "2:account-topped_up"]
+    store.close()
+
+
 def test_what_the_log_of_another_host_has_no_more_is_said(
     homes: tuple[Path, Path], ledger: Ledger, tmp_path: Path
 ) -> None:
@@ -192,5 +212,5 @@ def test_where_nobody_is_told_of_anything_nothing_is_copied(homes: tuple[Path, P
     assert not homes[1].exists()
     found(str(homes[0]), 1, 1, 5, RealDisk(), 7, NOW_NS)
     assert Path(file_of(str(homes[0]), 1)).exists()
-    (told,) = copied(*homes, shards, {1: Log([b""] * 5)})
+    (told,) = copied(*homes, shards[:1], {1: Log([b""] * 5)})
     assert (told.owed, told.settled) == (0, 5), "it had begun there"

@@ -10,6 +10,7 @@ import pytest
 from billing.follower.store import Ahead, Damaged, StoreError, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
+from billing.notices.link import settled_untold
 from billing.notices.opening import abandon, begun_of, found, open_store, skip
 from billing.notices.store import Store
 from shards.batch import CAME_TO_NOTHING, ENTRY, LEAVE, RECEIVED
@@ -104,6 +105,22 @@ def test_what_another_host_has_told_is_not_told_again(tmp_path: Path, ledger: Le
     store.close()
 
 
+def test_while_nobody_is_told_what_is_settled_goes_on_with_the_journal(tmp_path: Path, ledger: Ledger) -> None:
+    """So a host that takes over, once a URL is named again, tells what happens from then on, and nothing of before."""
+    tmp_path.chmod(0o700)
+    shard = Shard(tmp_path, 0)
+    top_up(ledger, shard)
+    shard.store.flush()
+    before = shard.store.settled()
+    shard.store.close()
+    assert settled_untold(-1, 50) == -1, "no host has ever told anything: there is nothing to record"
+    assert skip(str(tmp_path), 0, settled_untold(before, 50), RealDisk()), "what this host still owed is of before"
+    found(str(tmp_path), 0, 1, settled_untold(before, 50), RealDisk(), 300, NOW_NS)
+    store = Store(str(tmp_path), 0, RealDisk())
+    assert (store.position, store.owed()) == (50, 0)
+    store.close()
+
+
 def test_what_is_settled_ends_before_the_oldest_that_is_owed(tmp_path: Path, ledger: Ledger) -> None:
     tmp_path.chmod(0o700)
     shard = Shard(tmp_path, 0)
@@ -117,6 +134,33 @@ def test_what_is_settled_ends_before_the_oldest_that_is_owed(tmp_path: Path, led
         shard.store.flush()
     assert [*settled, shard.store.settled()] == [0, 1, 2, 3]
     shard.store.close()
+
+
+def test_what_a_claim_put_behind_later_notices_is_not_settled_before_it_is_told(tmp_path: Path, ledger: Ledger) -> None:
+    """Else a host that takes over would begin behind it, and nobody would ever tell it."""
+    tmp_path.chmod(0o700)
+    source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
+    top_up(ledger, source)
+    source.take((LEAVE, 1, 1, b""))
+    target.take((RECEIVED, 1, 2, b""))  # batch 1
+    top_up(ledger, target)  # batch 2, of the bucket that came
+    ledger.apply(1, 1, (ops.TOP_UP, b"v", COIN, 0, 0, b"", b"", b"", b"", b""))
+    target.take(*((ENTRY, 3, 1, body) for _, body in ledger.records))  # batch 3, of a bucket that was always here
+    target.store.flush()
+    source.store.flush()
+    assert target.store.claim(1)
+    taken_over = [seq for seq, bucket_id, generation, *_ in target.store.after(0, 10) if bucket_id == 1]
+    assert target.store.settled() == -1, "what came from elsewhere is in no batch of this journal"
+    target.store.acknowledge(taken_over[0])
+    target.store.flush()
+    assert target.store.settled() == 1, "batch 2 is still to be told, though batch 3 comes before it"
+    target.take((LEAVE, 1, 2, b""))
+    target.store.flush()
+    assert target.store.settled() == 1, "also once its bucket has left, as long as nobody has taken it over"
+    target.store.acknowledge(taken_over[1])
+    target.store.flush()
+    assert target.store.settled() == 2
+    target.store.close()
 
 
 def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_missing(
