@@ -3,7 +3,8 @@
     ("shards_info",)                 a row per shard: process, load, buckets by state, what is wrong with it (`alerts`);
                                      of shards elsewhere their hosts are asked
     ("shards_here",)                 for another host: this one's name, rows, and which shards it has no link to
-    ("buckets_info",)                a row per bucket
+    ("buckets_info",)                a row per bucket; their hosts say how many accounts those elsewhere have
+    ("accounts_here",)               for another host: how many accounts each bucket has that this one serves
     ("explain_move", bucket, shard)  what a move of the bucket waits for, and who could do something about it;
                                      shard 0: wherever the rebalancer wants it
     ("move_bucket", bucket, shard)   ("pin_bucket", bucket)   ("unpin_bucket", bucket)
@@ -16,7 +17,7 @@ States are named as vshard names them. A refusal is `{"refused": name, "message"
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
@@ -71,6 +72,8 @@ class OperatorApi:
                 return (await self._here())._asdict()
             case ("buckets_info",):
                 return await self._buckets_info()
+            case ("accounts_here",):
+                return {"accounts": list((await self._accounts_here())[0].items())}
             case ("move_bucket", int(bucket_id), int(shard_id)):
                 return await mover.move(bucket_id, shard_id)
             case (name, int(bucket_id), int(shard_id), int(planned)) if name == MOVE_HERE:
@@ -112,7 +115,7 @@ class OperatorApi:
 
     async def _shards_info(self) -> list[dict[str, Any]]:
         elsewhere, here = self._elsewhere(), await self._here()
-        others = await self._others(elsewhere, here.links_down)
+        others = [Here(**told) for told in await self._others(("shards_here",), elsewhere, here.links_down)]
         told = {int(row["shard_id"]): row for other in others for row in other.rows}
         rows = list(here.rows)
         for shard_id, node in elsewhere.items():
@@ -153,19 +156,19 @@ class OperatorApi:
         placement = self._registry.placement
         return Here("" if placement is None else placement.node, rows, down)
 
-    async def _others(self, elsewhere: dict[int, str], down: dict[int, str]) -> list[Here]:
-        """What the hosts of shards elsewhere say of these, as far as they answer."""
+    async def _others(self, question: Command, elsewhere: dict[int, str], down: Container[int]) -> list[dict[str, Any]]:
+        """What the hosts of shards elsewhere answer, as far as they do. `down`: shards that this host cannot reach."""
         far = self._mover.far
         by_node = {node: shard for shard, node in elsewhere.items() if node and shard not in down}
         if far is None:
             return []
 
-        async def of(shard: int) -> Here | None:
+        async def of(shard: int) -> dict[str, Any] | None:
             try:
-                reply = await asyncio.wait_for(far.ask_only(shard, ("shards_here",)), FAR_TIMEOUT_S)
+                reply = await asyncio.wait_for(far.ask_only(shard, question), FAR_TIMEOUT_S)
             except TimeoutError:
                 return None
-            return None if "refused" in reply else Here(**reply)
+            return None if "refused" in reply else reply
 
         return [one for one in await asyncio.gather(*map(of, by_node.values())) if one is not None]
 
@@ -224,15 +227,24 @@ class OperatorApi:
         given_up = {bucket_id: one.given_up for bucket_id, one in self._registry.wanted.of.items() if one.given_up}
         return given_up | self._mover.errors
 
+    async def _accounts_here(self) -> tuple[dict[int, int], set[int]]:
+        """How many accounts the buckets have that this host serves; and which shards elsewhere it cannot reach."""
+        owner, accounts, down = self._registry.map.owner, dict[int, int](), set[int]()
+        for worker, figures in await self._from_all(self._worker_figures.of):
+            down |= figures.get("links_down", {}).keys()
+            counted_here = figures.get("bucket_accounts", ())
+            accounts |= {bucket_id: count for bucket_id, count in counted_here if owner[bucket_id] == worker.shard_id}
+        return accounts, down
+
     async def _buckets_info(self) -> list[dict[str, Any]]:
         bucket_map, elsewhere = self._registry.map, self._elsewhere()
+        here, down = await self._accounts_here()
         accounts: dict[int, int | None] = {
             bucket_id: None for shard_id in elsewhere for bucket_id in bucket_map.buckets_of(shard_id)
         }
-        for worker, figures in await self._from_all(self._worker_figures.of):
-            for bucket_id, count in figures.get("bucket_accounts", ()):
-                if bucket_map.owner[bucket_id] == worker.shard_id:
-                    accounts[bucket_id] = count
+        for told in await self._others(("accounts_here",), elsewhere, down):
+            accounts |= {bucket_id: count for bucket_id, count in told["accounts"] if bucket_id in accounts}
+        accounts |= here
         return [
             {
                 "bucket_id": bucket_id,

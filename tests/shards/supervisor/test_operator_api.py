@@ -114,12 +114,13 @@ async def test_a_shard_of_another_host_has_a_row_without_figures_and_buckets_do_
 class Peer:
     """The way to the supervisor of another host, as `Mover.far`: it says this of its shards, or nothing in time."""
 
-    def __init__(self, here: dict[str, Any]) -> None:
+    def __init__(self, here: dict[str, Any], question: tuple[str, ...] = ("shards_here",)) -> None:
         self.here = here
+        self.question = question
         self.asked: list[int] = []
 
     async def ask_only(self, shard: int, operation: Any) -> dict[str, Any]:
-        assert operation == ("shards_here",)
+        assert operation == self.question
         self.asked.append(shard)
         return self.here
 
@@ -148,6 +149,22 @@ async def test_a_shard_of_another_host_has_the_figures_that_its_host_says_and_li
     peer.here = {"refused": "UNAVAILABLE", "message": "shard 2 is another host's"}
     _, second = await rows_of(scene, "shards_info")
     assert (second["reason"], second["accounts"]) == ("served by b", None)
+
+
+async def test_buckets_of_another_host_have_the_accounts_that_it_counts(scene: Scene) -> None:
+    told = await scene.operator_api.operate(("accounts_here",))
+    assert told == {"accounts": [(one, 5) for one in range(1, BUCKETS + 1)]}
+    peer = Peer({"accounts": [[1, 99], [3, 8], [4, 9]]}, ("accounts_here",))  # it takes bucket 1 for its own still
+    scene.mover.far = peer  # type: ignore[assignment]
+    del scene.workers[2]
+    scene.elsewhere[2] = "b"
+    assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, 8, 9]
+    peer.here = {"refused": "UNAVAILABLE", "message": "shard 2 is another host's"}
+    assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
+    scene.wires[1].figures["links_down"] = {2: "it cannot be reached"}
+    asked = list(peer.asked)
+    assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
+    assert peer.asked == asked, "it is not asked"
 
 
 async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says_so(scene: Scene) -> None:
