@@ -222,8 +222,8 @@ def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSetting
 
 
 def _replica(config: Config, log_settings: dict[str, Any]) -> ReplicaLink | None:
-    """What follows the shards of other hosts, where several serve at once."""
-    if config.journal.kind != "jetstream" or not config.cluster.listen:
+    """What follows the shards of other hosts, where several share the log."""
+    if config.journal.kind != "jetstream":
         return None
     directory, keep_days = f"{config.daemon.data_dir}/history", config.history.keep_days
     return ReplicaLink(directory, log_settings, keep_days, REAL.spawn, MACHINE_CLOCKS.boot_ns)

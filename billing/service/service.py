@@ -57,7 +57,7 @@ class Service:
         replica: ReplicaLink | None = None,
     ) -> None:
         """`refused_sign_in` is told at which address a token was shown that is not known. `replica`: where several
-        hosts serve at once.
+        hosts share the log.
         """
         self._config = config
         self._refused_sign_in = refused_sign_in
@@ -102,10 +102,10 @@ class Service:
 
 
 async def keep_followed(replica: ReplicaLink, supervisor: Supervisor) -> None:
-    """Lets this host's histories follow the shards that other hosts serve, until the daemon stops."""
+    """Lets this host's histories follow the shards whose journals other hosts write, until the daemon stops."""
     try:
         while not supervisor.is_stopping:
-            replica.follow(supervisor.elsewhere())
+            replica.follow(supervisor.written_elsewhere())
             await supervisor.wait_changed()
     finally:
         await replica.close()

@@ -201,6 +201,7 @@ class Supervisor:
             warnings = await self.registry.open_with_room(*wanted)
             if warnings is None:
                 return self.exit_code
+            self._changed.set()
             for warning in warnings:
                 log.warning("about the place of the log: %s", warning)
             if self.registry.placement is not None:
@@ -223,7 +224,8 @@ class Supervisor:
         return self.exit_code
 
     def _prepare(self) -> None:
-        """Starts a worker for each shard, to be there when this host takes over."""
+        """This host stands by: starts a worker for each shard, to be there when it takes over."""
+        self._changed.set()
         if self.settings.share is None:
             self.spawn(self._prepare_all())
 
@@ -339,6 +341,12 @@ class Supervisor:
         if sharing is None:
             return {}
         return {one: sharing.node_of(one) for one in sorted(self.map.weights) if one not in self.workers}
+
+    def written_elsewhere(self) -> list[int]:
+        """The shards whose journals other hosts write: those that they serve, or where this one stands by, all."""
+        if self.settings.share is None:
+            return sorted(self.settings.weights) if self.registry.stands_by else []
+        return list(self.elsewhere())
 
     def _other_hosts(self, host: Host) -> OtherHosts | None:
         """What a backup needs of the hosts that serve beside this one."""

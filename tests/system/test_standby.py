@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from billing.follower.store import file_of
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
@@ -67,6 +70,65 @@ async def is_refused(host: Daemon) -> bool:
     return False
 
 
+def is_trimmed(servers: NatsCluster) -> bool:
+    """Whether the log of every shard has let its beginning go."""
+    first = [servers.ask(f"STREAM.INFO.J_{shard}")["state"]["first_seq"] for shard in range(1, SHARDS + 1)]
+    return bool(min(first) > 1)
+
+
+def begin_snapshots(host: Daemon) -> None:
+    """Lets each worker make one, which lets go what the one before it had."""
+    for pid in host.worker_pids():
+        os.kill(pid, signal.SIGUSR1)
+
+
+def wait_followed(host: Daemon) -> None:
+    """Returns when the host's own histories have all that the log had when it was asked."""
+    code, said = billing(host, "cluster", "status", "--json")
+    assert code == 0, said
+    deadline = time.monotonic() + WAIT_S
+    for row in json.loads(said)["shards"]:
+        path = Path(file_of(str(host.directory / "data/history"), row["shard_id"]))
+        while (position := history_position(path)) < row["position"]:
+            assert time.monotonic() < deadline, f"{path}: {position}, {row}\n{host.log.read_text()}"
+            time.sleep(0.05)
+
+
+def history_position(path: Path) -> int:
+    """The last batch in a history file; -1 where it is not there yet."""
+    try:
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as db:
+            return int(db.execute("SELECT position FROM about").fetchone()[0])
+    except sqlite3.OperationalError:
+        return -1
+
+
+async def test_a_host_that_stood_by_answers_from_its_own_file_what_the_log_has_let_go(
+    servers: NatsCluster, hosts: list[Daemon]
+) -> None:
+    a, b = hosts
+    a.start()
+    caller = Caller(a.rpc_port)
+    b.launch()
+    wait_standing_by(b, "a")
+    deadline = time.monotonic() + WAIT_S
+    while not is_trimmed(servers):
+        assert time.monotonic() < deadline, "nothing is trimmed"
+        await caller.round()
+        wait_followed(b)
+        begin_snapshots(a)
+    a.kill()
+    b.wait_ready(WAIT_S)
+    caller.port, caller._rpc = b.rpc_port, None
+    await caller.check()
+    await caller.round()
+    for user in USERS:
+        rows = await caller.call("history", user, {"limit": 1000})
+        assert rows[-1]["entry_id"] == 1
+        assert {row["operation"] for row in rows} == {"top_up"}, rows
+    assert b.stop() == 0
+
+
 async def test_a_host_that_is_stopped_is_followed_by_another_and_serves_again_although_the_log_has_moved_on(
     servers: NatsCluster, hosts: list[Daemon]
 ) -> None:
@@ -95,10 +157,9 @@ async def test_a_host_that_is_stopped_is_followed_by_another_and_serves_again_al
     await caller.check()
     await caller.round()
     deadline = time.monotonic() + WAIT_S
-    while any(servers.ask(f"STREAM.INFO.J_{shard}")["state"]["first_seq"] == 1 for shard in range(1, SHARDS + 1)):
+    while not is_trimmed(servers):
         assert time.monotonic() < deadline, "nothing is trimmed"
-        for pid in b.worker_pids():
-            os.kill(pid, signal.SIGUSR1)  # a snapshot, which lets go what the one before it had
+        begin_snapshots(b)
         await caller.round()
 
     a.launch()  # as after a week: what it has seen last is gone from the log
