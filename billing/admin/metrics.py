@@ -234,7 +234,7 @@ class Exposition:
         supervisor = self._sampler.supervisor
         sharing = supervisor.sharing
         served = sum(worker.state == "serving" for worker in supervisor.workers.values())
-        without_host = 0 if sharing is None else sharing.without_host()
+        without_host = supervisor.without_host()
         counts = (0, 0, 0) if sharing is None else (sharing.taken, sharing.handed_over, sharing.lost)
         yield _gauge("billing_shards_served", "Shards that this host serves.", served)
         yield _gauge(

@@ -42,7 +42,7 @@ from billing.admin.metrics import CONTENT_TYPE, Exposition
 from billing.admin.page import parts, plots
 from billing.admin.processes import HOST, Processes
 from billing.admin.visits import VisitLimits, Visits, limits_of_descriptors
-from billing.admin.worker_queries import QueryRefused, WorkerQueries
+from billing.admin.worker_queries import QueryRefused, QueryReplies, WorkerQueries
 from billing.api.auth import Guard
 from billing.api.methods import ADMIN, READ
 from billing.api.origins import origin_of
@@ -70,15 +70,19 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 class Site:
     """The pages, and the callers that may read them."""
 
-    def __init__(self, config: Config, sampler: FigureSampler, refused_sign_in: Callable[[str], None]) -> None:
-        """`refused_sign_in` is told at which address a token was shown that is not known."""
+    def __init__(
+        self, config: Config, sampler: FigureSampler, replies: QueryReplies, refused_sign_in: Callable[[str], None]
+    ) -> None:
+        """`replies`: those that the supervisor was given. `refused_sign_in` is told at which address a token was shown
+        that is not known.
+        """
         self._sampler = sampler
         self._refused_sign_in = refused_sign_in
         self._supervisor = sampler.supervisor
         self.boot_ns = sampler.clocks.boot_ns
         self._disk = RealDisk()
         self.take_up(config)
-        self._queries = WorkerQueries(sampler.supervisor)
+        self._queries = WorkerQueries(sampler.supervisor, replies)
         info = {"journal_sync": config.journal.sync, "after_exhaustion": config.cutoff.after_exhaustion}
         self._processes = Processes(sampler, config.daemon.data_dir)
         self._exposition = Exposition(sampler, self._processes, info)

@@ -37,16 +37,46 @@ class QueryRefused(Exception):
         self.message = message
 
 
+class QueryReplies:
+    """The questions under way, by number; the supervisor hands each answer to `told`."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[int, asyncio.Future[Any]] = {}
+        self._number = 0
+
+    def begin(self) -> tuple[int, asyncio.Future[Any]]:
+        """A question's number, and what its answer will be, or QueryRefused. QueryRefused: too many are under way."""
+        if len(self._waiting) >= WAITING_MAX:
+            raise QueryRefused("UNAVAILABLE", "too many questions at once")
+        self._number = number = (self._number + 1) & 0xFFFFFFFF
+        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        return number, future
+
+    def end(self, number: int) -> None:
+        """Nobody waits for it any more."""
+        del self._waiting[number]
+
+    def told(self, data: bytes) -> None:
+        """A worker's answer, as it would be a client's."""
+        _, number, error, result = msgpack.unpackb(data, raw=False, strict_map_key=False)
+        future = self._waiting.get(number)
+        if future is None or future.done():
+            return
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(QueryRefused(error["name"], error["message"]))
+
+
 class WorkerQueries:
     """Questions to the workers of one supervisor."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
+    def __init__(self, supervisor: Supervisor, replies: QueryReplies) -> None:
+        """`replies`: those that this supervisor was given."""
         self._supervisor = supervisor
-        self._waiting: dict[int, asyncio.Future[Any]] = {}
-        self._number = 0
+        self._replies = replies
         self._turn = itertools.count()
         self._kept: dict[Command, tuple[int, Any]] = {}
-        supervisor.told = self._told
 
     async def account(self, user_id: bytes) -> dict[str, Any]:
         """What `get_account` answers. Raises Refusal."""
@@ -75,26 +105,13 @@ class WorkerQueries:
         serving = [worker for worker in self._supervisor.workers.values() if worker.state == "serving" and worker.wire]
         if not serving:
             raise QueryRefused("UNAVAILABLE", "no shard is served")
-        if len(self._waiting) >= WAITING_MAX:
-            raise QueryRefused("UNAVAILABLE", "too many questions at once")
         wire = serving[next(self._turn) % len(serving)].wire
         assert wire is not None
-        self._number = number = (self._number + 1) & 0xFFFFFFFF
-        future = self._waiting[number] = asyncio.get_running_loop().create_future()
+        number, future = self._replies.begin()
         wire.send(Query(number, key, query))
         try:
             return await asyncio.wait_for(future, TIMEOUT_S)
         except TimeoutError:
             raise QueryRefused("UNAVAILABLE", "no answer in time") from None
         finally:
-            del self._waiting[number]
-
-    def _told(self, data: bytes) -> None:
-        _, number, error, result = msgpack.unpackb(data, raw=False, strict_map_key=False)
-        future = self._waiting.get(number)
-        if future is None or future.done():
-            return
-        if error is None:
-            future.set_result(result)
-        else:
-            future.set_exception(QueryRefused(error["name"], error["message"]))
+            self._replies.end(number)

@@ -26,6 +26,7 @@ import uvloop
 from billing import __version__
 from billing.addresses import parse_listen
 from billing.admin.recent import Recent
+from billing.admin.worker_queries import QueryReplies
 from billing.api.connection_limits import raise_limit
 from billing.api.tls import server_context
 from billing.audit.recorder import Recorder
@@ -45,8 +46,8 @@ from shards.exits import Exit, ending_of, text_of
 from shards.journal import Fenced
 from shards.moves.mover import Caps
 from shards.supervisor.registry import LOCK
-from shards.supervisor.sharing import ShareSettings
-from shards.supervisor.supervisor import Supervisor, SupervisorSettings
+from shards.supervisor.settings import ShareSettings, SupervisorSettings
+from shards.supervisor.supervisor import Supervisor
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from shards.system.host import REAL
@@ -118,11 +119,14 @@ async def _run(
     parts: Parts,
 ) -> int:
     log_settings = parts.log_of(config)
-    supervisor = Supervisor(_settings(config, log_settings), parts.worker, config.to_json(), listeners)
+    replies = QueryReplies()
+    settings, configuration = _settings(config, log_settings), config.to_json()
+    supervisor = Supervisor(settings, parts.worker, configuration, listeners, told=replies.told)
     notifier = ServiceManager(os.environ)
     loop = asyncio.get_running_loop()
     audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
-    service = Service(config, supervisor, notifier, recent, audit.refused_sign_in, _replica(config, log_settings))
+    replica = _replica(config, log_settings)
+    service = Service(config, supervisor, notifier, recent, replies, audit.refused_sign_in, replica)
     in_force = [config]
 
     def stop(number: signal.Signals) -> None:

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Final
 
 from billing.admin.figure_sampler import FigureSampler
 from billing.admin.recent import Recent
+from billing.admin.worker_queries import QueryReplies
 from billing.config.schema import Config
 from billing.history.replica_link import ReplicaLink
 from billing.service.systemd import ServiceManager
@@ -53,13 +54,15 @@ class Service:
         supervisor: Supervisor,
         notifier: ServiceManager,
         recent: Recent,
+        replies: QueryReplies,
         refused_sign_in: Callable[[str], None],
         replica: ReplicaLink | None = None,
     ) -> None:
-        """`refused_sign_in` is told at which address a token was shown that is not known. `replica`: where several
-        hosts share the log.
+        """`replies`: those that the supervisor was given. `refused_sign_in` is told at which address a token was shown
+        that is not known. `replica`: where several hosts share the log.
         """
         self._config = config
+        self._replies = replies
         self._refused_sign_in = refused_sign_in
         self._supervisor = supervisor
         self._notifier = notifier
@@ -79,12 +82,11 @@ class Service:
                     tasks.create_task(keep_followed(self._replica, self._supervisor))
                 if admin is not None:
                     web = await asyncio.to_thread(import_module, "billing.admin.server")  # slow; workers start
-                    self._site = web.Site(self._config, self._sampler, self._refused_sign_in)
+                    self._site = web.Site(self._config, self._sampler, self._replies, self._refused_sign_in)
                     tasks.create_task(web.serve_admin(admin, self._site, tls))
         except Exception:
             log.critical("the daemon ends on a bug", exc_info=True)
-            self._supervisor.exit_code = Exit.BUG
-            self._supervisor.stop()
+            self._supervisor.stop(Exit.BUG)
 
     async def reloading(self, reload: Callable[[], Awaitable[None]]) -> None:
         """Carries out a reload, of which the service manager is told."""

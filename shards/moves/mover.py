@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from shards.control import FarReport, MoveOrder, MoveReport, Stored, Unmoved
@@ -72,6 +72,9 @@ class FarSide(Protocol):
     async def ask_only(self, shard: int, operation: Command, /) -> dict[str, Any]:
         """As `ask`, where nothing is decided by it."""
 
+    def look_at_arrivals(self) -> None:
+        """Has the copies dropped of buckets that, by the map, can never arrive here any more."""
+
 
 class Caps(NamedTuple):
     """How many moves may run at once: in all, out of one shard, into one shard."""
@@ -79,6 +82,14 @@ class Caps(NamedTuple):
     total: int = 1
     sending: int = 1
     receiving: int = 1
+
+
+class MoveSettings(NamedTuple):
+    """What the mover heeds; it may change at any time."""
+
+    wanted: frozenset[int]  # shards; any other one goes as soon as it is empty
+    caps: Caps = Caps()
+    locked: frozenset[int] = frozenset()  # shards that the rebalancer leaves alone
 
 
 class Obstacle(NamedTuple):
@@ -108,25 +119,18 @@ class Mover:
     def __init__(
         self,
         registry: Registry,
-        workers: dict[int, Any],
-        caps: Caps,
-        locked: frozenset[int],
-        drained: Callable[[int], None],
-        is_leaving: Callable[[int], bool],
+        workers: Mapping[int, WorkerView],
+        settings: MoveSettings,
         boot_ns: Callable[[], int],
+        far: FarSide | None = None,
     ) -> None:
-        """`locked`: shards that the rebalancer leaves alone. `drained(shard_id)`: a shard of weight 0 is empty.
-        `is_leaving(shard_id)`: the shard is not wanted any more, and goes as soon as it is empty. `boot_ns`: the boot
-        clock.
-        """
+        """`boot_ns`: the boot clock. `far`: where several hosts serve at once."""
         self._boot_ns = boot_ns
         self._registry = registry
         self._workers = workers
-        self.caps = caps
-        self.locked = locked
-        self.far: FarSide | None = None  # where several hosts serve at once
-        self._drained = drained
-        self._is_leaving = is_leaving
+        self.settings = settings
+        self.far = far
+        self._drained: asyncio.Queue[int] = asyncio.Queue()  # at most once for each shard and rebalancing
         self._number = 0
         self.running: dict[int, Running] = {}  # by bucket id
         self._by_number: dict[int, Running] = {}
@@ -193,7 +197,7 @@ class Mover:
         finally:
             del self.running[bucket_id]
             self._room.set()
-            if not self.rebalancing and (self._is_leaving(running.source) or self._is_leaving(shard_id)):
+            if not self.rebalancing and (self.is_leaving(running.source) or self.is_leaving(shard_id)):
                 self.begin_rebalance()  # it would stay otherwise: whoever drained it is done
         owner = self._registry.map.owner_of(bucket_id)
         if error and owner.shard_id == shard_id:
@@ -256,7 +260,7 @@ class Mover:
             return Obstacle("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
         if shard_id not in bucket_map.weights:
             return Obstacle("UNKNOWN_SHARD", f"shard {shard_id} is not one of {sorted(bucket_map.weights)}")
-        if self._is_leaving(shard_id) and (running is None or running.move is None):
+        if self.is_leaving(shard_id) and (running is None or running.move is None):
             return Obstacle("MOVE_REFUSED", f"shard {shard_id} is being drained, to be gone")
         source = bucket_map.owner[bucket_id]
         if source == shard_id:
@@ -277,6 +281,10 @@ class Mover:
                 return Obstacle("MOVE_REFUSED", f"shard {one} is {state}", shard_down=True)
         return None
 
+    def is_leaving(self, shard_id: int) -> bool:
+        """Whether a shard is not wanted any more, and goes as soon as it is empty."""
+        return shard_id not in self.settings.wanted
+
     def touches(self, shard_id: int) -> bool:
         """Whether a move from or to this shard is not over."""
         return any(shard_id in (one.source, one.target) for one in self.running.values())
@@ -285,9 +293,9 @@ class Mover:
         under_way = [one for one in self.running.values() if one.move is not None]
         return (
             not self._held
-            and len(under_way) < self.caps.total
-            and sum(one.source == asked.source for one in under_way) < self.caps.sending
-            and sum(one.target == asked.target for one in under_way) < self.caps.receiving
+            and len(under_way) < self.settings.caps.total
+            and sum(one.source == asked.source for one in under_way) < self.settings.caps.sending
+            and sum(one.target == asked.target for one in under_way) < self.settings.caps.receiving
         )
 
     async def _carry_out(self, running: Running) -> str:
@@ -375,6 +383,7 @@ class Mover:
         """The map knows more than before: maybe of another life of a shard's worker, here or elsewhere."""
         if self.far is None:
             return
+        self.far.look_at_arrivals()
         for running in list(self._by_number.values()):
             for shard_id, voice in running.voices.items():
                 move = running.move
@@ -401,7 +410,7 @@ class Mover:
 
     def plan(self) -> list[Step]:
         """The moves that would make the load even."""
-        return plan(self._registry.map, self.locked)
+        return plan(self._registry.map, self.settings.locked)
 
     @property
     def rebalancing(self) -> bool:
@@ -416,6 +425,18 @@ class Mover:
         if self.far is None or self.far.leads():
             self.begin_rebalance()
 
+    def even_out(self) -> None:
+        """Begins to, once every worker serves, where that is owed, or a shard is still to go."""
+        if self.far is not None:  # `look_at_map` sees to it
+            return
+        is_owed = self._registry.uneven or any(map(self.is_leaving, self._registry.map.weights))
+        if is_owed and all(worker.state == "serving" for worker in self._workers.values()):
+            self.begin_rebalance()
+
+    async def next_drained(self) -> int:
+        """A shard of weight 0 that owns nothing any more; waits for one."""
+        return await self._drained.get()
+
     def begin_rebalance(self) -> None:
         """Starts to make the load even; where that is going on, by a new plan."""
         self._plans += 1
@@ -428,7 +449,7 @@ class Mover:
             if self.far is not None and not self.far.leads():
                 return  # another host sees in the map what is left
             left = iter(steps)
-            pool = [self._follow(left) for _ in range(self.caps.total)]
+            pool = [self._follow(left) for _ in range(self.settings.caps.total)]
             if all(await asyncio.gather(*pool)):
                 failures = 0
             else:
@@ -440,7 +461,7 @@ class Mover:
             await self._registry.record(["uneven", False])
         for shard_id, weight in list(self._registry.map.weights.items()):
             if weight == 0 and not self._registry.map.buckets_of(shard_id):
-                self._drained(shard_id)
+                self._drained.put_nowait(shard_id)
 
     async def _follow(self, steps: Any) -> bool:
         """Makes the moves of a plan one after the other; False where one was refused, so that a new plan is needed."""

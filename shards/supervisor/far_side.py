@@ -21,12 +21,12 @@ from typing import Any
 import msgspec
 
 from shards.buckets import BucketMap
-from shards.control import Arriving, FarAnswer, MoveAbort, MoveOrder, PassAsk, PassOn
+from shards.control import Arriving, AskShard, FarAnswer, MoveAbort, MoveOrder, PassAsk, PassOn
 from shards.machine import Command
 from shards.supervisor.child_process import WorkerState
+from shards.supervisor.owners import Owners
 from shards.supervisor.placement import Own, Shares, Voice
 from shards.supervisor.registry import Registry
-from shards.supervisor.sharing import Sharing
 
 _COUNT_BITS = _SHARD_BITS = 16  # of the number of a move, behind the version of the map at which it began
 
@@ -69,10 +69,11 @@ def is_over(own: Own | None, voice: Voice) -> bool:
 class FarSide:
     """Of one supervisor, where several hosts serve at once."""
 
-    def __init__(self, registry: Registry, workers: Mapping[int, WorkerState], sharing: Sharing) -> None:
+    def __init__(self, registry: Registry, workers: Mapping[int, WorkerState], owners: Owners) -> None:
         self._registry = registry
         self._workers = workers
-        self._sharing = sharing
+        self._owners = owners
+        self._arrivals = Arrivals()
         self._count = 0  # of moves, and of what was asked
         self._asked: dict[int, tuple[int, asyncio.Future[Any]]] = {}  # number -> the shard whose worker passes it on
 
@@ -100,7 +101,7 @@ class FarSide:
 
     def why_not(self, shard: int) -> str:
         """Why a shard that is not this host's can take no part in a move; "" where it can."""
-        return self._sharing.why_unserved(shard)
+        return self._owners.why_unserved(shard)
 
     def send(self, shard: int, source: int, voice: Voice, order: MoveOrder) -> None:
         """Passes an order on; silently nothing where no worker here can, as on a wire that is closed."""
@@ -117,7 +118,7 @@ class FarSide:
         here then, if the log can be reached.
         """
         reply = await self.ask_only(shard, operation)
-        await self._sharing.catch_up()
+        await self._owners.catch_up()
         return reply
 
     async def ask_only(self, shard: int, operation: Command) -> dict[str, Any]:
@@ -135,13 +136,32 @@ class FarSide:
             del self._asked[number]
         return dict(reply)
 
-    def on_answer(self, answer: FarAnswer) -> None:
-        """To what was asked."""
-        if answer.number in self._asked and not self._asked[answer.number][1].done():
-            self._asked[answer.number][1].set_result(answer.reply)
+    def ask_shard(self, shard: int, step: Command) -> None:
+        """Has a step of a backup taken for a shard of another host; it is answered by ShardTold. ConnectionError: no
+        worker here can pass it on.
+        """
+        relay = self._relay(shard)
+        if relay is None or relay.wire is None:
+            raise ConnectionError("this host serves no shard at present, and asks the others over its workers' links")
+        relay.wire.send(AskShard(shard, step))
+
+    def on_message(self, shard: int, message: Arriving | FarAnswer) -> None:
+        """The word of a worker here: it is about to store a bucket that another host moves to it, or was answered."""
+        if isinstance(message, Arriving):
+            self._arrivals.note(shard, message)
+        elif message.number in self._asked and not self._asked[message.number][1].done():
+            self._asked[message.number][1].set_result(message.reply)
+
+    def look_at_arrivals(self) -> None:
+        """Has the copies dropped of buckets that, by the map, can never arrive here any more."""
+        for shard, abort in self._arrivals.aborted(self._registry.map, self._registry.shares):
+            worker = self._workers.get(shard)
+            if worker is not None and worker.wire is not None:
+                worker.wire.send(abort)
 
     def on_down(self, shard: int) -> None:
         """The worker of a shard here has ended: what it passed on is not answered any more."""
+        self._arrivals.forget(shard)
         for relay, answered in self._asked.values():
             if relay == shard and not answered.done():
                 answered.set_result(

@@ -302,7 +302,10 @@ class OperatorApi:
             return "the end of a backup, during which no bucket moves", "whoever makes the backup"
         if running is not None:
             others = ", ".join(str(one.bucket_id) for one in mover.running.values() if one.move is not None)
-            return f"its turn: of buckets, {others or 'none'} moves now; at most {mover.caps.total} do", "the mover"
+            return (
+                f"its turn: of buckets, {others or 'none'} moves now; at most {mover.settings.caps.total} do",
+                "the mover",
+            )
         if not target and bucket_id in self._registry.map.pinned:
             return "it is pinned: the rebalancer never moves it; unpin_bucket frees it", "the operator"
         if not target:

@@ -125,9 +125,11 @@ class Registry:
         now_ns: Callable[[], int],
         clock_error_ns_max: int = 0,
         share_workers: int = 0,
+        on_assigned: Callable[[list[tuple[int, int, int]]], None] = lambda assigned: None,
     ) -> None:
         """`clock_error_ns_max`: of a host that shares its log; 0: any. `share_workers`: how many shards this host
-        serves at most, beside others that serve at once; 0: one host serves all of them.
+        serves at most, beside others that serve at once; 0: one host serves all of them. `on_assigned` is told of the
+        buckets that changed their shard by what others have decided, each with shard and generation.
         """
         self.map = BucketMap()
         self.founded: set[int] = set()
@@ -153,7 +155,7 @@ class Registry:
         self._version = 0  # up to which the log was taken up
         self._recording = asyncio.Lock()
         self.deciding = asyncio.Lock()  # held while a record decides owners, and while a worker is told
-        self.on_assigned: Callable[[list[tuple[int, int, int]]], None] = lambda assigned: None  # see `_reload`
+        self._on_assigned = on_assigned
         self.unopened = "the map of the buckets is not open yet"  # why, while it is so; then ""
         self.stands_by = False  # another host serves
         self.held = False  # nothing is compacted: somebody copies the log
@@ -273,16 +275,14 @@ class Registry:
         self._restore(payloads)
 
     async def _reload(self) -> None:
-        """Takes up what others have decided; `on_assigned` is told of the buckets that changed their shard by that,
-        with shard and generation of each. Raises Fenced where this host serves no more.
-        """
+        """Takes up what others have decided. Raises Fenced where this host serves no more."""
         self._version, payloads = await self._called(self._log.load, self._owner)
         known = self.map.generation
         self._restore(payloads)
         if self.map.generation != known:
             now = zip(self.map.generation, known, strict=False)
             changed = [one for one, (generation, before) in enumerate(now) if generation > before]
-            self.on_assigned([(one, *self.map.owner_of(one)) for one in changed])
+            self._on_assigned([(one, *self.map.owner_of(one)) for one in changed])
         self._check_part()
 
     def _check_part(self) -> None:

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from shards.supervisor.child_process import WorkerState
+from shards.supervisor.owners import Owners
 from shards.supervisor.registry import Registry
-from shards.supervisor.sharing import Sharing
 
 LAPSED = "its grant of time has run out: the log cannot be reached, and another host may serve"
 
@@ -36,17 +36,21 @@ class Unserved(NamedTuple):
         return self.state in ("starting", "waiting", "recovering", "recovered")
 
 
-def unserved_of(registry: Registry, workers: Mapping[int, WorkerState], sharing: Sharing | None) -> list[Unserved]:
-    """What is not served; empty when every bucket is. `sharing`: where several hosts serve at once."""
+def unserved_of(
+    registry: Registry, workers: Mapping[int, WorkerState], owners: Owners | None, why_idle: str
+) -> list[Unserved]:
+    """What is not served; empty when every bucket is. `owners`: where several hosts serve at once; `why_idle`: why this
+    one takes no shard there, "" where it may.
+    """
     if registry.unopened:
         return [Unserved(0, "unopened", registry.unopened)]
     found = []
-    if sharing is not None and not workers:
-        found.append(Unserved(0, "idle", sharing.why_idle or "this host serves no shard at present"))
+    if owners is not None and not workers:
+        found.append(Unserved(0, "idle", why_idle or "this host serves no shard at present"))
     for shard_id in sorted(registry.map.weights):
         worker = workers.get(shard_id)
-        if worker is None and sharing is not None:
-            if why := sharing.why_unserved(shard_id):
+        if worker is None and owners is not None:
+            if why := owners.why_unserved(shard_id):
                 found.append(Unserved(shard_id, "elsewhere", why))
         elif worker is None:
             found.append(Unserved(shard_id, "gone", "no worker"))

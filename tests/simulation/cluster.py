@@ -25,8 +25,8 @@ from shards.control import Begin, WorkerSettings
 from shards.exits import Exit, ending_of
 from shards.journal.jetstream.guard import Shape
 from shards.links.far import GONE_S
-from shards.supervisor.sharing import ShareSettings
-from shards.supervisor.supervisor import Supervisor, SupervisorSettings
+from shards.supervisor.settings import ShareSettings, SupervisorSettings
+from shards.supervisor.supervisor import Supervisor
 from shards.system.clock import Clocks
 from shards.system.serial_executor import SerialExecutor
 from shards.worker.process import Process

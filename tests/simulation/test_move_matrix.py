@@ -302,7 +302,7 @@ def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Mo
     supervisor = moving.world.supervisor
     assert supervisor is not None
     mover = supervisor.mover
-    mover.caps, most = Caps(total=3, sending=2, receiving=2), []
+    mover.settings, most = mover.settings._replace(caps=Caps(total=3, sending=2, receiving=2)), []
 
     def fate(direction: str, message: Message) -> list[int]:
         under_way = [one for one in mover.running.values() if one.move is not None]

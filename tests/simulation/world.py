@@ -21,7 +21,8 @@ from billing.ledger.money import INT64_MAX
 from billing.worker.application import Billing, Outside
 from shards.control import Begin, WorkerSettings
 from shards.exits import Exit
-from shards.supervisor.supervisor import Supervisor, SupervisorSettings
+from shards.supervisor.settings import SupervisorSettings
+from shards.supervisor.supervisor import Supervisor
 from shards.worker.process import Process
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation

@@ -71,6 +71,9 @@ class Alone:
     def why_not(self, shard: int) -> str:
         return ""
 
+    def look_at_arrivals(self) -> None:
+        pass
+
 
 class Unwilling:
     """The wire of a worker that gives nothing away."""

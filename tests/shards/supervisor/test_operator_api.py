@@ -11,7 +11,7 @@ import pytest
 
 from shards.control import Examine, Examined, Figures, ReadFigures
 from shards.journal import backends
-from shards.moves.mover import Caps, Mover
+from shards.moves.mover import Mover, MoveSettings
 from shards.supervisor.child_process import WorkerState
 from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
@@ -58,15 +58,7 @@ class Scene:
             figures = {"accounts": 10 * shard_id, "bucket_accounts": [[one, 5] for one in owned]}
             wire = self.wires[shard_id] = Wire(self.worker_figures, figures, list(owned.items()))
             worker.wire = wire  # type: ignore[assignment]
-        self.mover = Mover(
-            self.registry,
-            self.workers,
-            Caps(),
-            frozenset(),
-            lambda shard_id: None,
-            lambda shard_id: False,
-            MACHINE_CLOCKS.boot_ns,
-        )
+        self.mover = Mover(self.registry, self.workers, MoveSettings(frozenset(self.workers)), MACHINE_CLOCKS.boot_ns)
         self.elsewhere: dict[int, str] = {}
         asked_of = self.mover, self.worker_figures, lambda: self.elsewhere
         self.operator_api = OperatorApi(self.registry, self.workers, *asked_of)

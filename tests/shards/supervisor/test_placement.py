@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 from types import SimpleNamespace
@@ -250,7 +251,8 @@ async def test_a_host_that_served_nothing_ends_when_another_one_of_its_name_has_
     known.apply(["host", "id-new", "a", 4])
     assert placement(B).why_to_go(known) == ""
     registry = SimpleNamespace(placement=first, shares=known, catch_up=nothing)
-    sharing = Sharing(cast("Any", registry), {}, cast("Any", None), lambda: 0)
+    nobody, processes = cast("Any", None), cast("Any", SimpleNamespace(by_shard={}))
+    sharing = Sharing(cast("Any", registry), nobody, processes, nobody, nothing, nobody, asyncio.Event(), lambda: 0)
     with pytest.raises(Conflict, match="a has joined, another host of this name"):
         await sharing.run()
     assert exit_code_of(Conflict(""), None) == Exit.CONFIG

@@ -3,102 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Awaitable
 
 import pytest
 
-from shards.journal import Fenced, LastSign
+from shards.journal import Fenced
 from shards.moves.wanted import Wanted
 from shards.supervisor.placement import GRACE_NS, Voice
-from shards.supervisor.registry import SNAPSHOT_EVERY_RECORDS, Conflict, Registry, StandsBy
+from shards.supervisor.registry import SNAPSHOT_EVERY_RECORDS, Conflict, StandsBy
 from shards.supervisor.standby import GRACE_NS as CLAIM_GRACE_NS
-from shards.system.clock import Anchor, Clocks, encode_anchor
-from shards.system.host import REAL, Host
-from shards.system.serial_executor import SerialExecutor
-from tests.shards.journal.memory import MemoryBackend, MemoryServer
+from shards.system.clock import Anchor, encode_anchor
+from tests.shards.supervisor.hosts import BUCKETS, WANTED, Part, PartOf, part
 
-BUCKETS, WANTED, GRANT_NS, SECOND = 4, {1: 1, 2: 1}, 2_000_000_000, 1_000_000_000
-WALL_NS = 1_727_000_000_000_000_000
-
-
-class Machine:
-    """The clocks of a host."""
-
-    def __init__(self) -> None:
-        self.boot_ns = SECOND
-
-    def host(self) -> Host:
-        clocks = Clocks(lambda: self.boot_ns, lambda: WALL_NS + self.boot_ns)
-        return REAL._replace(clocks=clocks)
-
-
-class SharedLog(MemoryBackend):
-    """The log in memory as hosts share it; the shards' journals are silent, or move with every look."""
-
-    grant_ns = GRANT_NS
-
-    def __init__(self, path: str, node: str) -> None:
-        super().__init__(path)
-        self.node = node
-        self.is_moving = False
-        self._sequence = 0
-
-    def signs(self) -> dict[int, LastSign]:
-        self._sequence += self.is_moving
-        return {shard: LastSign(self._sequence, False, 1) for shard in WANTED}
-
-
-class Part:
-    """One host: its registry, over the log that it shares with the others."""
-
-    def __init__(self, directory: Path, server: str, node: str, workers: int) -> None:
-        self.machine = Machine()
-        self.log = SharedLog(server, node)
-        directory.mkdir(mode=0o700)
-        host = self.machine.host()
-        self.registry = Registry(str(directory), host, self.log, lambda: 0, 0, workers)
-        self.executor = SerialExecutor(node, asyncio.get_running_loop())
-        self.registry.use(self.executor)
-
-    def joined(self) -> Part:
-        self.registry.open(BUCKETS, WANTED)
-        return self
-
-    async def take(self, shard: int) -> bool:
-        """By what is known here: False where another was faster."""
-        registry = self.registry
-        known = registry.shares.owns.get(shard)
-
-        def records() -> list[list[Any]]:
-            shares = registry.shares
-            is_newest = shares.owns.get(shard) == known
-            return [shares.next_own(shard, self.log.node, registry.host_id)] if is_newest else []
-
-        return await registry.record_if(records)
-
-    def close(self) -> None:
-        self.executor.close()
-        self.registry.close()
-
-
-PartOf = Callable[..., Part]
-
-
-@pytest.fixture
-async def part(data_dir: Path) -> AsyncIterator[PartOf]:
-    server = MemoryServer(str(data_dir / "log"))
-    made: list[Part] = []
-
-    def new(node: str, workers: int = 2) -> Part:
-        made.append(Part(data_dir / f"{node}-{len(made)}", str(data_dir / "log"), node, workers))
-        return made[-1]
-
-    yield new
-    for one in made:
-        one.close()
-    server.close()
+__all__ = ["part"]
 
 
 async def test_of_two_hosts_that_take_a_shard_one_learns_that_it_was_too_late(part: PartOf) -> None:
@@ -223,12 +140,10 @@ async def test_a_move_is_decided_by_the_lives_that_gave_and_stored_the_bucket_an
     part: PartOf,
 ) -> None:
     a, b, voices = await moving(part)
-    told: list[tuple[int, int, int]] = []
-    b.registry.on_assigned = told.extend
     assert await a.registry.commit(["assign", 1, 2, 2], voices)
     assert a.registry.map.owner_of(1) == (2, 2)
     assert await b.registry.catch_up()
-    assert told == [(1, 2, 2)]
+    assert b.assigned == [(1, 2, 2)]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,122 @@
+"""What workers are told of the daemon that they belong to: all of it when one begins, and from then on what changes.
+
+    Begin           the map, the journal, where the other workers and the other hosts' shards are reached, who is proved
+    Configure       the configuration that was reloaded
+    ShardsChanged   other shards or weights, or other places
+    Proved          a shard's worker has recovered by a map that is new enough: what it says of the map counts
+
+`begin` holds `Registry.deciding`, as whoever tells a change does: so no worker begins by what is just being changed,
+and none misses the change. What is told of moves, and the order to serve, is not here (`shards.moves.mover`,
+`shards.supervisor.admission`).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from shards.control import Begin, Configure, LinkSettings, Proved, ShardsChanged, WorkerSettings
+from shards.journal import Backend
+from shards.links.far import Far
+from shards.supervisor.child_process import WorkerState
+from shards.supervisor.owners import Owners
+from shards.supervisor.registry import Registry
+from shards.supervisor.settings import SupervisorSettings
+from shards.supervisor.worker_processes import WorkerProcesses
+from shards.system.host import address_of
+
+
+class Briefing:
+    """Of one supervisor."""
+
+    def __init__(
+        self,
+        settings: SupervisorSettings,
+        configuration: bytes,
+        log: Backend,
+        registry: Registry,
+        processes: WorkerProcesses,
+        owners: Owners | None,
+    ) -> None:
+        """`configuration`: the application's, as its workers read it. `log`: of the journals and the map. `owners`:
+        where several hosts serve at once.
+        """
+        self._data_dir = settings.data_dir
+        self._share = settings.share
+        self._settings = settings.worker
+        self._configuration = configuration
+        self._log = log
+        self._registry = registry
+        self._processes = processes
+        self._workers: Mapping[int, WorkerState] = processes.by_shard
+        self._owners = owners
+
+    async def begin(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> None:
+        """The first message to a process; it listens on these sockets."""
+        async with self._registry.deciding:
+            if worker.wire is not None:
+                worker.wire.send(self._begin_of(worker, inherited))
+
+    def _begin_of(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> Begin:
+        proven = ("recovered", "serving") if self._owners is None else ("serving",)
+        return Begin(
+            shard_id=worker.shard_id,
+            directory=self._data_dir,
+            founded=worker.shard_id in self._registry.founded,
+            bucket_map=self._registry.map.encode(),
+            peers=self._peers(),
+            listeners=[(kind, listener.fileno()) for kind, listener in inherited],
+            direct=self._direct(),
+            journal=self._log.settings_of_worker(),
+            settings=self._settings,
+            configuration=self._configuration,
+            settled=self._registry.settled.get(worker.shard_id, -1),
+            proved=[
+                *(one.shard_id for one in self._workers.values() if one.state in proven),
+                *self._far(),  # those that the map says serve have recovered by a map that is new enough
+            ],
+            far=self._far(),
+            links=self._links_of(worker.shard_id),
+            log=self._log.cluster,
+        )
+
+    def _links_of(self, shard_id: int) -> LinkSettings | None:
+        """How this worker has links to those of other hosts; it begins a life of its own by that."""
+        share = self._share
+        if share is None or self._owners is None:
+            return None
+        voice = self._owners.begin_life(shard_id)
+        return LinkSettings(share.listen_of(shard_id), self._log.cluster, *voice, share.secret_file, share.certificates)
+
+    async def tell_configuration(self, settings: WorkerSettings, configuration: bytes) -> None:
+        """Every worker takes this up, and those that begin from here on begin by it."""
+        async with self._registry.deciding:
+            self._settings, self._configuration = settings, configuration
+            self._processes.tell(Configure(settings, configuration))
+
+    def tell_shards(self, records: list[list[Any]]) -> None:
+        """What was recorded of shards and weights, and where all are; the caller holds `Registry.deciding`."""
+        self._processes.tell(ShardsChanged(records, self._peers(), self._direct(), self._far()))
+
+    def tell_places(self) -> None:
+        """Where the other hosts' shards are by now."""
+        self.tell_shards([])
+        for shard_id in self._far():
+            self._processes.tell(Proved(shard_id))
+
+    def direct_of(self, worker: WorkerState) -> str:
+        """Where clients reach this worker alone, as others are told it; "" where they cannot."""
+        address = "" if worker.direct is None else address_of(worker.direct)
+        return address if self._share is None else self._share.told(address)
+
+    def _peers(self) -> dict[int, str]:
+        here = self._registry.map.weights if self._owners is None else self._workers
+        return {shard_id: f"shard-{shard_id}.sock" for shard_id in here}
+
+    def _direct(self) -> dict[int, str]:
+        far = {} if self._owners is None else self._owners.direct()
+        return far | {worker.shard_id: self.direct_of(worker) for worker in self._workers.values() if worker.direct}
+
+    def _far(self) -> dict[int, Far]:
+        return {} if self._owners is None else self._owners.far()

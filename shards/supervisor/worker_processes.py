@@ -1,0 +1,213 @@
+"""The worker processes of this host, by shard: loaded ahead of time, started, told, and ended.
+
+    prepare        a process is loaded for a shard of this host, while another host serves
+    prepare_next   likewise for whichever shard this host takes next, where several hosts serve at once
+    start          a process becomes a shard's worker, and is kept alive (`shards.supervisor.child_process`)
+    end            one worker ends, since another host is to serve its shard
+    dismiss        one worker ends, since its shard is no more
+    stop           all of them end, with the daemon
+
+Nobody else adds to `by_shard` or takes from it. What a worker is told, and what follows from its words, is decided
+elsewhere: by whoever calls `tell`, and by those whom the `SupervisorPort` names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+from collections.abc import Callable, Iterable
+
+from shards.control import Held, Serving, Stop, ToWorker
+from shards.exits import text_of
+from shards.supervisor.background import Background
+from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, start_of, terminate
+from shards.supervisor.spares import Spares
+from shards.system.host import listen_on
+
+log = logging.getLogger("shards.supervisor.supervisor")
+
+STOP_TIMEOUT_S = 60.0
+
+Ports = dict[int, socket.socket | None]  # that are a shard's alone, by shard; None: it has none
+
+
+class WorkerProcesses:
+    """Of one supervisor."""
+
+    def __init__(self, port: SupervisorPort, background: Background, direct_host: str) -> None:
+        """`direct_host`: host of the port that each worker has for itself; "" for none."""
+        self.by_shard: dict[int, WorkerState] = {}
+        self._spares = Spares(port.spawn)
+        self._port = port._replace(spawn=self._spares.spawn)
+        self._background = background
+        self._direct_host = direct_host
+        self._ahead: Ports = {}  # of shards that processes were loaded for, and that are not served yet
+        self._ready: list[tuple[str, socket.socket | None]] = []  # labels and ports of the next shards' workers
+        self._labels = 0
+        self._changed = asyncio.Event()
+
+    # -- what is known of them ----------------------------------------------------------------------------------------
+
+    async def wait_changed(self) -> None:
+        """Returns when some worker's state has changed."""
+        self._changed.clear()
+        await self._changed.wait()
+
+    def note_change(self) -> None:
+        """Some worker's state has changed."""
+        self._changed.set()
+
+    def set_state(self, worker: WorkerState, state: str, reason: str = "") -> None:
+        """What a worker is at, as `WorkerState.state` names it, and why."""
+        worker.state = state
+        worker.reason = reason
+        self._changed.set()
+
+    def serves(self, worker: WorkerState, serving: Serving) -> None:
+        """A worker has begun to serve: it hears which others are held."""
+        worker.serving_since_ns = self._port.boot_ns()
+        worker.figures = {"accounts": serving.accounts}
+        for other in self.by_shard.values():
+            if other.state == "held" and worker.wire is not None:
+                worker.wire.send(Held(other.shard_id, other.reason))
+        self.set_state(worker, "serving")
+
+    def tell(self, message: ToWorker) -> None:
+        """Sends it to every worker that runs."""
+        for worker in self.by_shard.values():
+            if worker.wire is not None:
+                worker.wire.send(message)
+
+    # -- ahead of time ------------------------------------------------------------------------------------------------
+
+    async def prepare(self, shard_ids: Iterable[int], is_wanted: Callable[[], bool]) -> None:
+        """Loads a process for each of these shards, one after the other, as long as `is_wanted`."""
+        for shard_id in sorted(shard_ids):
+            if not is_wanted():
+                return
+            try:
+                if shard_id not in self._ahead:
+                    self._ahead[shard_id] = self._listen(shard_id)
+                await self._spares.prepare(*start_of(self._port, f"shard={shard_id}", self._ahead[shard_id]))
+            except OSError as error:
+                log.warning("the worker of shard %d cannot be started ahead of time: %s", shard_id, text_of(error))
+
+    def prepare_next(self, count: int) -> None:
+        """Keeps so many processes loaded for the next shards that this host takes."""
+        if len(self._ready) < count and not self._port.stopping.is_set():
+            self._labels += 1
+            try:
+                ready = f"worker={self._labels}", self._listen(0)
+            except OSError as error:
+                log.warning("no worker can be started ahead of time: %s", text_of(error))
+                return
+            self._ready.append(ready)
+            self._background.spawn(self._prepare_ready(*ready))
+
+    async def _prepare_ready(self, label: str, direct: socket.socket | None) -> None:
+        try:
+            await self._spares.prepare(*start_of(self._port, label, direct))
+        except OSError as error:
+            log.warning("no worker can be started ahead of time: %s", text_of(error))
+
+    # -- beginnings ---------------------------------------------------------------------------------------------------
+
+    def ports_for(self, shard_ids: Iterable[int]) -> Ports:
+        """A port for each of these shards. OSError that names the one that cannot be had: none was opened then."""
+        ports: Ports = {}
+        try:
+            for shard_id in sorted(shard_ids):
+                ports[shard_id] = self._ahead.pop(shard_id, None) or self._listen(shard_id)
+        except OSError:
+            for port in ports.values():
+                if port is not None:
+                    port.close()
+            raise
+        return ports
+
+    def _listen(self, shard_id: int) -> socket.socket | None:
+        """A port that is the shard's alone, where the configuration wants it. OSError that names it."""
+        host = self._direct_host
+        if not host:
+            return None
+        try:
+            return listen_on(host)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, f"a port of shard {shard_id} at {host}") from error
+
+    def start(self, ports: Ports) -> None:
+        """A worker for each of these shards."""
+        for shard_id, direct in ports.items():
+            self._keep(WorkerState(shard_id), direct)
+
+    def start_next(self, shard_id: int) -> None:
+        """A worker for a shard that this host has taken: a process that was prepared, where there is one."""
+        label, direct = self._ready.pop(0) if self._ready else (f"shard={shard_id}", None)
+        worker = WorkerState(shard_id)
+        worker.label = label
+        self._keep(worker, direct or self._listen(shard_id))
+        self._changed.set()
+
+    def _keep(self, worker: WorkerState, direct: socket.socket | None) -> None:
+        worker.direct = direct
+        self.by_shard[worker.shard_id] = worker
+        worker.task = asyncio.get_running_loop().create_task(keep(worker, self._port))
+
+    # -- ends ---------------------------------------------------------------------------------------------------------
+
+    async def end(self, worker: WorkerState, patience_s: float) -> None:
+        """Ends a worker in order, and returns once it is gone; one that takes longer than that is killed."""
+        worker.retired = True
+        worker.again.set()
+        if worker.wire is not None:
+            worker.wire.send(Stop())
+        if worker.state == "recovering":
+            terminate(worker)
+        if worker.task is not None:
+            _, late = await asyncio.wait({worker.task}, timeout=patience_s)
+            if late and worker.process is not None and worker.pid:
+                worker.process.kill()
+        await self.until_gone(worker)
+        del self.by_shard[worker.shard_id]
+        self._changed.set()
+
+    def dismiss(self, worker: WorkerState) -> None:
+        """A worker is none of this host's any more, and begins to end; see `until_gone`."""
+        worker.retired = True
+        del self.by_shard[worker.shard_id]
+        if worker.wire is not None:
+            worker.wire.send(Stop())
+
+    async def until_gone(self, worker: WorkerState) -> None:
+        """Waits for the end of one that was told to."""
+        if worker.task is not None:
+            await worker.task
+        if worker.direct is not None:
+            worker.direct.close()
+
+    def refuse_clients(self) -> None:
+        """No worker is left to answer clients: they are to go elsewhere instead of waiting here."""
+        for kind, listener in self._port.listeners:
+            if kind != "unix":  # one that was shut down could never listen again
+                with contextlib.suppress(OSError):  # it does not listen
+                    listener.shutdown(socket.SHUT_RDWR)
+
+    async def stop(self) -> None:
+        """Ends all of them; those that take too long are killed."""
+        self.tell(Stop())
+        for worker in self.by_shard.values():
+            if worker.state == "recovering":
+                terminate(worker)
+        if tasks := [worker.task for worker in self.by_shard.values() if worker.task is not None]:
+            _, late = await asyncio.wait(tasks, timeout=STOP_TIMEOUT_S)
+            for worker in self.by_shard.values():
+                if worker.task in late and worker.process is not None:
+                    log.error("shard %d did not stop within %d s and is killed", worker.shard_id, STOP_TIMEOUT_S)
+                    worker.process.kill()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def close(self) -> None:
+        """Ends the processes that nobody needed."""
+        await self._spares.close()

@@ -1,0 +1,118 @@
+"""The worker processes of a host: each is started once, or was loaded before, and ends in order or is ended."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from shards.control import Begin, Held, Proved, Serving, Stop
+from shards.supervisor.background import Background
+from shards.supervisor.child_process import SupervisorPort
+from shards.supervisor.worker_processes import WorkerProcesses
+from tests.shards.supervisor.hosts import Part, PartOf, part
+from tests.shards.supervisor.rooms import Rooms, until
+
+__all__ = ["part"]
+
+
+@pytest.fixture
+async def rooms(part: PartOf) -> AsyncIterator[Rooms]:
+    host: Part = part("", 0).joined()
+    made = Rooms(host.registry, host.log, {1, 2})
+    yield made
+    await made.close()
+
+
+async def test_each_shard_has_one_process_which_is_started_again_where_it_ends(rooms: Rooms) -> None:
+    first, second = await rooms.serving(1, 2)
+    assert [one.command for one in (first, second)] == [["worker", "shard=1"], ["worker", "shard=2"]]
+    assert [one.shard_id for one in first.heard(Begin)] == [1]
+    first.ends(70)
+    await until(lambda: len(rooms.started) == 3 and rooms.started[2].told)
+    assert rooms.events == [(1, "down")]
+    assert rooms.started[2].command == ["worker", "shard=1"]
+    assert not second.is_gone.done()
+
+
+async def test_one_that_ends_for_good_is_told_to_and_is_not_started_again(rooms: Rooms) -> None:
+    first, second = await rooms.serving(1, 2)
+    await rooms.processes.end(rooms.workers[1], 30)
+    assert first.is_gone.result() == 0
+    assert list(rooms.workers) == [2]
+    assert len(rooms.started) == 2
+    assert not second.heard(Stop)
+
+
+async def test_one_that_does_not_heed_is_killed_and_one_that_recovers_is_terminated(rooms: Rooms) -> None:
+    first, second = await rooms.serving(1, 2)
+    first.is_deaf = second.is_deaf = True
+    rooms.processes.set_state(rooms.workers[2], "recovering")
+    await rooms.processes.end(rooms.workers[1], 0)
+    await rooms.processes.end(rooms.workers[2], 30)
+    assert (first.is_gone.result(), second.is_gone.result()) == (-9, -15)
+    assert not rooms.workers
+
+
+async def test_one_that_is_dismissed_is_none_of_them_at_once_and_ends_in_its_own_time(rooms: Rooms) -> None:
+    first, _ = await rooms.serving(1, 2)
+    first.is_deaf = True
+    worker = rooms.workers[1]
+    rooms.processes.dismiss(worker)
+    assert list(rooms.workers) == [2]
+    gone = asyncio.ensure_future(rooms.processes.until_gone(worker))
+    await until(lambda: first.heard(Stop))
+    assert not gone.done()
+    first.ends(0)
+    await gone
+
+
+async def test_a_process_that_was_loaded_for_the_next_shard_becomes_its_worker(rooms: Rooms) -> None:
+    rooms.processes.prepare_next(1)
+    rooms.processes.prepare_next(1)
+    await until(lambda: rooms.started)
+    rooms.processes.start_next(2)
+    rooms.processes.start_next(1)
+    await until(lambda: len(rooms.started) == 2 and all(one.told for one in rooms.started))
+    assert [one.command for one in rooms.started] == [["worker", "worker=1"], ["worker", "shard=1"]]
+    assert [one.shard_id for one in rooms.started[0].heard(Begin)] == [2]
+
+
+async def test_processes_are_loaded_for_its_shards_as_long_as_they_are_wanted(rooms: Rooms) -> None:
+    await rooms.processes.prepare({1, 2}, lambda: not rooms.started)
+    assert [one.command for one in rooms.started] == [["worker", "shard=1"]]
+    assert not rooms.started[0].told
+    rooms.processes.start(rooms.processes.ports_for({1, 2}))
+    await until(lambda: len(rooms.started) == 2 and all(one.told for one in rooms.started))
+    assert [one.shard_id for one in rooms.started[0].heard(Begin)] == [1]
+
+
+async def test_a_port_that_cannot_be_had_is_named_and_nothing_is_started(rooms: Rooms) -> None:
+    async def nothing(*_: object) -> None:
+        raise AssertionError
+
+    port = SupervisorPort(nothing, int, [], [], nothing, print, nothing, asyncio.Event())  # type: ignore[arg-type]
+    processes = WorkerProcesses(port, Background(rooms.failures.append), "192.0.2.1")  # no machine has this address
+    with pytest.raises(OSError, match=r"a port of shard 1 at 192\.0\.2\.1"):
+        processes.ports_for({1, 2})
+    assert not processes.by_shard
+
+
+async def test_one_that_begins_to_serve_hears_which_others_are_held(rooms: Rooms) -> None:
+    first, _ = await rooms.serving(1, 2)
+    rooms.processes.set_state(rooms.workers[2], "held", "exit 74: the disk failed")
+    rooms.processes.serves(rooms.workers[1], Serving(1, 7, ""))
+    await until(lambda: first.heard(Held))
+    assert first.heard(Held) == [Held(2, "exit 74: the disk failed")]
+    assert (rooms.workers[1].state, rooms.workers[1].figures) == ("serving", {"accounts": 7})
+
+
+async def test_all_are_told_and_all_end(rooms: Rooms, data_dir: Path) -> None:
+    both = await rooms.serving(1, 2)
+    rooms.processes.tell(Proved(2))
+    rooms.stopping.set()
+    await rooms.processes.stop()
+    assert [one.heard(Proved) for one in both] == [[Proved(2)], [Proved(2)]]
+    assert [one.is_gone.result() for one in both] == [0, 0]
