@@ -165,17 +165,21 @@ class Registry:
         self._since_snapshot = 0
 
     async def open_with_room(
-        self, bucket_count: int, wanted: dict[int, int], stopping: asyncio.Event, on_standing_by: Callable[[], None]
+        self,
+        bucket_count: int,
+        wanted: Callable[[], dict[int, int]],
+        stopping: asyncio.Event,
+        on_standing_by: Callable[[], None],
     ) -> list[str] | None:
         """As `open`, but where there is no room, the log is out of reach, or another host serves, it waits, and calls
-        `on_standing_by` once at the latter. None: it is to stop first.
+        `on_standing_by` once at the latter. `wanted` is asked before each look. None: it is to stop first.
         """
         kind: tuple[str, bool] | None = None
         while not stopping.is_set():
             try:
                 if self._backend.node:  # it may ask servers for as long as another host serves
-                    return await self._called(self.open, bucket_count, wanted)
-                return self.open(bucket_count, wanted)
+                    return await self._called(self.open, bucket_count, wanted())
+                return self.open(bucket_count, wanted())
             except StandsBy as standing:
                 self.unopened, pause_s, self.stands_by = f"this host stands by: {standing}", standing.pause_s, True
                 if kind is None:

@@ -114,6 +114,7 @@ class Supervisor:
         self._boot_ns = host.clocks.boot_ns
         self._told = told
         self._stopping = stopping = asyncio.Event()
+        self._has_begun = False  # the map is open, and has the shards that are wanted
         self._failure = 0  # the exit code of what has failed
         self._background = Background(self._end)
         hears = self._begin, self._on_message, self._on_event
@@ -232,7 +233,7 @@ class Supervisor:
 
     async def run(self) -> int:
         """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
-        wanted = self._settings.bucket_count, self._settings.weights, self._stopping, self._prepare
+        wanted = self._settings.bucket_count, lambda: self._settings.weights, self._stopping, self._prepare
         executor = self._host.executor("map", asyncio.get_running_loop())
         self.registry.use(executor)
         try:
@@ -245,6 +246,9 @@ class Supervisor:
             if self.sharing is not None:
                 self.spawn(self.sharing.run())
             else:
+                while changes := self.registry.changes(self._settings.weights):
+                    await self.registry.record(*changes)  # it was reloaded during the last look
+                self._has_begun = True
                 self._processes.start(self._processes.ports_for(self.map.weights))
             self.spawn(self._retirement.run())
             self.spawn(self._keep_time())
@@ -308,7 +312,8 @@ class Supervisor:
 
     async def reload(self, settings: SupervisorSettings, configuration: bytes) -> None:
         """Takes up other shards, weights, caps, locks and paces, and passes the application's configuration on to every
-        worker. What is held is tried again. All else of `settings` must be as it was.
+        worker. What is held is tried again. All else of `settings` must be as it was. A host that does not serve yet
+        writes nothing: it will serve by what was taken up.
         """
         self._settings, self.mover.settings = settings, settings.moves
         await self._briefing.tell_configuration(settings.worker, configuration)
@@ -317,7 +322,7 @@ class Supervisor:
                 worker.again.set()
         if self.sharing is not None:
             self.sharing.try_again()
-        else:
+        elif self._has_begun:
             await self._resize(settings.weights)
 
     async def _resize(self, weights: dict[int, int]) -> None:
