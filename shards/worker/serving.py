@@ -18,7 +18,6 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-from shards import backup
 from shards.control import (
     Answer,
     Ask,
@@ -50,6 +49,7 @@ from shards.system.host import Host
 from shards.system.links import SocketDirectory, Wire
 from shards.system.serial_executor import SerialExecutor
 from shards.worker.far_links import FarLinks
+from shards.worker.holds import Holds
 from shards.worker.recover import check_ownership
 from shards.worker.recovering import Recovering
 from shards.worker.router import PeerCaller
@@ -88,7 +88,7 @@ class Serving:
         snapshotter.stored_bytes = journal.stored_bytes
         upward = Upward(self._ask, wire.send, fail)
         self.worker = Worker(recovered, executor, snapshotter, upward, host.alarm(), boot_ns)
-        self._holds = backup.Holds(self.worker)
+        self._holds = Holds(self.worker)
         self.worker.on_step = self._holds.on_step
         self.closed = False  # nothing changes the shard any more
         self._asked: dict[int, tuple[Any, Any]] = {}  # number -> (caller, token)

@@ -128,7 +128,7 @@ class Worker:
         self._is_untold = False  # nobody was told of anything that only the last batch holds
         self._idle = asyncio.Event()
         self._peers: dict[Wire, PeerCaller] = {}
-        self.on_step: Callable[[PeerCaller, Any, Command], bool] = lambda *_: False  # see `shards.backup.Holds`
+        self.on_step: Callable[[PeerCaller, Any, Command], bool] = lambda *_: False  # see `shards.worker.holds`
         self._ride: asyncio.TimerHandle | None = None  # the end of the ride of what nobody awaits
         self._arrived_from_ride = False
         self._after_sync: list[tuple[int, Callable[[], None]]] = []  # (sequence, what waits for it), rising
