@@ -11,6 +11,10 @@ What the service manager is told, from the sampler's figures:
     RELOADING   from SIGHUP until what may change has changed
     STOPPING    when the orderly end begins
 
+**The pages for operators** take more CPU to load than all the rest of the main process. So they are loaded when the
+first visitor comes, and by themselves `PAGES_AFTER_S` after the start, when the workers have had the cores. They are
+not left until later still: an upgrade may put files of another version in their place.
+
 It never ends anything itself.
 """
 
@@ -43,6 +47,7 @@ log = logging.getLogger("billing.service")
 
 LOOK_S: Final = 0.5
 EXTEND_S: Final = 60
+PAGES_AFTER_S: Final = 10.0
 
 
 class Service:
@@ -81,7 +86,8 @@ class Service:
                 if self._replica is not None:
                     tasks.create_task(keep_followed(self._replica, self._supervisor))
                 if admin is not None:
-                    web = await asyncio.to_thread(import_module, "billing.admin.server")  # slow; workers start
+                    await visited(admin, PAGES_AFTER_S)
+                    web = await asyncio.to_thread(import_module, "billing.admin.server")
                     self._site = web.Site(self._config, self._sampler, self._replies, self._refused_sign_in)
                     tasks.create_task(web.serve_admin(admin, self._site, tls))
         except Exception:
@@ -101,6 +107,17 @@ class Service:
         self._config = config
         if self._site is not None:
             self._site.take_up(config)
+
+
+async def visited(listener: socket.socket, wait_s: float) -> None:
+    """Returns once somebody has connected to a listening socket, or after so many seconds; accepts nobody."""
+    loop, somebody = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, somebody.set)
+    try:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(somebody.wait(), wait_s)
+    finally:
+        loop.remove_reader(listener)
 
 
 async def keep_followed(replica: ReplicaLink, supervisor: Supervisor) -> None:
