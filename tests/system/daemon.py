@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -50,25 +52,50 @@ class Daemon:
         )
 
     def start(self, wait_s: float = 120.0) -> Daemon:
-        """Starts it and waits until every bucket is served."""
-        self.process = self.launch()
-        try:
-            self.wait_ready(wait_s)
-        except AssertionError:
-            if self.process.poll() is None:
-                self.kill()
-            raise
+        """Starts it and waits until every bucket is served, as it tells the service manager: a page is not asked for,
+        so what shows pages need not be loaded.
+        """
+        datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        with tempfile.TemporaryDirectory(prefix="notify-") as place, datagrams as told:
+            told.bind(f"{place}/socket")
+            self.process = self.launch(NOTIFY_SOCKET=f"{place}/socket")
+            try:
+                self._wait_told(told, wait_s)
+            except AssertionError:
+                if self.process.poll() is None:
+                    self.kill()
+                raise
         return self
+
+    def _wait_told(self, told: socket.socket, wait_s: float) -> None:
+        """Returns when it has said READY, and that it serves; raises with the log where it does not."""
+        deadline, is_ready, status = time.monotonic() + wait_s, False, "it said nothing"
+        told.settimeout(0.1)
+        while not (is_ready and status.startswith("serving")):
+            with contextlib.suppress(TimeoutError):
+                message = dict(line.split("=", 1) for line in told.recv(65_536).decode().splitlines())
+                is_ready, status = is_ready or "READY" in message, message.get("STATUS", status)
+                continue
+            self._assert_runs()
+            assert time.monotonic() < deadline, f"not ready after {wait_s} s: {status}\n{self.log.read_text()}"
+
+    def _assert_runs(self) -> None:
+        if self.process is not None and self.process.poll() is not None:
+            raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.log.read_text()}")
 
     def address_of(self, key: str) -> str:
         """The address that a key of its configuration names."""
         return str(self._keys[key])
 
-    def launch(self) -> subprocess.Popen[bytes]:
+    def command(self) -> list[str]:
+        """What starts it, behind `prefix`."""
+        return [sys.executable, "-m", "billing", "serve", "--config", str(self.config)]
+
+    def launch(self, **environment: str) -> subprocess.Popen[bytes]:
         """Starts it and waits for nothing."""
-        command = [*self.prefix, sys.executable, "-m", "billing", "serve", "--config", str(self.config)]
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(command, stderr=log, stdout=log, env=os.environ | self.environment)
+            environ = os.environ | self.environment | environment
+            self.process = subprocess.Popen([*self.prefix, *self.command()], stderr=log, stdout=log, env=environ)
         return self.process
 
     def wait_ready(self, wait_s: float = 120.0, unless: str = "\0") -> None:
@@ -79,8 +106,7 @@ class Daemon:
         deadline = began + wait_s
         reason = "no answer"
         while time.monotonic() < deadline:
-            if self.process is not None and self.process.poll() is not None:
-                raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.log.read_text()}")
+            self._assert_runs()
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self.admin_port}/readyz", timeout=1) as answer:
                     if answer.status == 200:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,12 +22,8 @@ class MemoryDaemon(Daemon):
 
     log_path = ""
 
-    def launch(self) -> subprocess.Popen[bytes]:
-        module = [sys.executable, "-m", "tests.shards.journal.memory_daemon"]
-        with self.log.open("ab") as log:
-            command = [*module, "serve", str(self.config), self.log_path]
-            self.process = subprocess.Popen(command, stderr=log, stdout=log)
-        return self.process
+    def command(self) -> list[str]:
+        return [sys.executable, "-m", "tests.shards.journal.memory_daemon", "serve", str(self.config), self.log_path]
 
 
 @pytest.fixture
