@@ -36,10 +36,10 @@ from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.loadtest.summary import summary, verdict_line
 from billing.trial.loadtest.sweep import sweep
 from billing.trial.loadtest.target import Target, own_target, running_target
-from billing.trial.loadtest.trace import TraceError
+from billing.trial.loadtest.trace import TraceError, read_trace
 from billing.trial.loadtest.trace_plan import Tracing
 from billing.trial.loadtest.watch import Watch
-from billing.trial.loadtest.workload import Workload
+from billing.trial.loadtest.workload import Workload, aimed_count
 from billing.trial.loadtest.writing import FORMATS, write
 from shards.counting import counted
 from shards.exits import Exit
@@ -47,6 +47,7 @@ from shards.system.clock import MACHINE_CLOCKS
 
 NICENESS: Final = 10
 AROUND_S: Final = 8  # what a run takes beside its load: preloading, the lead, reading every balance, the last cutoffs
+NO_ACCOUNT: Final = "there is no account to put under load"
 INTERVALS: Final = 1000  # of the curve over time, at most about so many
 
 
@@ -76,6 +77,7 @@ class Wish(NamedTuple):
 
 async def loadtest(wish: Wish) -> int:
     """Runs it all; the exit code."""
+    _look_ahead(wish)
     async with contextlib.AsyncExitStack() as stack:
         display = stack.enter_context(Display(wish.quiet))
         target = await _target(wish, stack, display)
@@ -98,7 +100,7 @@ async def loadtest(wish: Wish) -> int:
         opened = await generators.open()
         users, of_trace = sum(part["users"] for part in opened), opened[0]["plan"]
         if not users:
-            raise click.UsageError("there is no account to put under load")
+            raise click.UsageError(NO_ACCOUNT)
         if of_trace:
             display.say(
                 f"{counted(users, 'user')} with {counted(of_trace[1], 'machine')}, {of_trace[2]:,} of them to run dry; "
@@ -120,6 +122,14 @@ async def loadtest(wish: Wish) -> int:
     if not result.valid:
         say(f"billing: {unusable(result)}")
     return 0 if result.clean and result.valid else Exit.REFUSED
+
+
+def _look_ahead(wish: Wish) -> None:
+    """Finds what can be found before anything is started. Raises UsageError, TraceError."""
+    if wish.tracing is not None:
+        next(read_trace(Path(wish.tracing.file)), None)
+    elif not wish.workload.accounts and not aimed_count(wish.workload):
+        raise click.UsageError(NO_ACCOUNT)
 
 
 async def _runs(wish: Wish, session: Session, result: Result, display: Display) -> None:
