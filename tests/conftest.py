@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -60,8 +61,8 @@ def filesystem_of(path: Path) -> str:
     return max(above)[1]
 
 
-@pytest.fixture
-def data_dir() -> Iterator[Path]:
+@contextmanager
+def directory_on_disk() -> Iterator[Path]:
     """An empty private directory on a real disk, removed afterwards."""
     homes = [Path(tempfile.gettempdir()), Path("/var/tmp"), REPOSITORY]
     home = next(home for home in homes if filesystem_of(home) not in IN_MEMORY and os.access(home, os.W_OK))
@@ -75,3 +76,17 @@ def data_dir() -> Iterator[Path]:
                 break
             time.sleep(0.1)
             place.cleanup()
+
+
+@pytest.fixture
+def data_dir() -> Iterator[Path]:
+    """A directory for one test."""
+    with directory_on_disk() as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def module_dir() -> Iterator[Path]:
+    """A directory for a daemon that the tests of a module share."""
+    with directory_on_disk() as place:
+        yield place

@@ -26,6 +26,7 @@ __all__ = ["hosts", "receiver", "servers"]
 USERS = [f"mover_{number}" for number in range(8)]
 SPENDER = "spends"
 FIRST = 10**12
+LOAD_PAUSE_S = 0.02  # of each user at each door: a move meets some calls, and the cores are not full of them
 
 
 async def both(hosts: list[Daemon]) -> tuple[Daemon, Daemon]:
@@ -69,6 +70,7 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
                 calls.append(rpc.ask("top_up", user, 1))
                 called[user] += 1
             await asyncio.gather(*calls)
+            await asyncio.sleep(LOAD_PAUSE_S)
 
     tasks = [asyncio.create_task(load(rpc, user, number)) for number, rpc in enumerate(clients) for user in USERS]
     operators = [await Rpc.connect(host.rpc_port) for host in (a, b)]
@@ -175,6 +177,7 @@ async def test_deaths_during_moves_lose_no_command_and_leave_each_bucket_at_one_
         while not stop.is_set():
             called[user] += 1
             await client.top_up(user, "1", request_id=f"{user} {called[user]}")
+            await asyncio.sleep(LOAD_PAUSE_S)
 
     async def move() -> None:
         rng = random.Random(2)
