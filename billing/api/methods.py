@@ -230,12 +230,13 @@ def _row(
     parse: Parser | None = None,
     weight: int = 1,
 ) -> Method:
-    order = [field.name for field in (*required, *options)]
+    order = [field.name for field in (*required, *options) if field is not ONE_SHARD]
 
     def plain(**values: Any) -> tuple[Any, ...]:
         return (name, *(values[field] for field in order))
 
-    by_row = parser_of(required, options, build or plain)
+    made = build or plain
+    by_row = parser_of(required, options, _to_one_shard(made) if ONE_SHARD in options else made)
     return Method(name, kind, role, required, options, reply, refusals, doc, parse or by_row, by_row, weight)
 
 
@@ -244,6 +245,16 @@ def _forecast(within_ns: int, step_ns: int) -> tuple[Any, ...]:
     if within_ns > step_ns * FORECAST_STEPS_MAX:
         raise Refused("LIMIT_EXCEEDED", f"step_ns is so small that within_ns has more than {FORECAST_STEPS_MAX} steps")
     return ("forecast", within_ns, step_ns)
+
+
+def _to_one_shard(build: Build) -> Build:
+    """The operation of a question to all shards that `build` makes, or the same to the one that `shard_id` names."""
+
+    def made(shard_id: int, **values: Any) -> tuple[Any, ...]:
+        operation = build(**values)
+        return ("of_shard", shard_id, operation) if shard_id else operation
+
+    return made
 
 
 def _statement(user_id: bytes, from_ns: int, to_ns: int, by: bool, limit: int) -> tuple[Any, ...]:
@@ -271,6 +282,7 @@ RESOURCE: Final = Field("resource", Text(RESOURCE_BYTES_MAX), b"", "names the ra
 HOLD_ID: Final = Field("hold_id", Text(HOLD_ID_BYTES_MAX, 1))
 BUCKET_ID: Final = Field("bucket_id", Integer(1))
 SHARD_ID: Final = Field("shard_id", Integer())
+ONE_SHARD: Final = Field("shard_id", Integer(1), 0, "of this shard alone, as where another one does not answer")
 AFTER: Final = Field("after", UserId(empty=True), b"", "behind which the page starts")
 LIMIT: Final = Field("limit", Integer(1, PAGE_ROWS_MAX), PAGE_ROWS_MAX)
 
@@ -376,7 +388,9 @@ _ROWS: Final = (
             Field("with", WordSet(("rates", "holds")), (), "what is added to each row"),
             Field("class", Text(CLASS_BYTES_MAX), b"", "only accounts in this cutoff class; default names the default"),
             Field("overrunning", Flag(), 0, "only accounts that have run out and whose rate is still above zero"),
+            ONE_SHARD,
         ),
+        ("UNKNOWN_SHARD",),
         weight=LISTING_WEIGHT,
     ),
     _row(
@@ -655,7 +669,8 @@ _ROWS: Final = (
         "what is owed to the cutoff URL; all rows of a user are on one page",
         shapes.rows(shapes.PENDING_CUTOFF, "after", "user_id"),
         (),
-        (AFTER, LIMIT),
+        (AFTER, LIMIT, ONE_SHARD),
+        ("UNKNOWN_SHARD",),
         weight=LISTING_WEIGHT,
     ),
     _row(
@@ -664,6 +679,9 @@ _ROWS: Final = (
         "expirationd_stats",
         "what was checked and fired, per shard, and mismatches",
         shapes.rows(shapes.EXPIRATION),
+        (),
+        (ONE_SHARD,),
+        ("UNKNOWN_SHARD",),
     ),
     _row(
         QUERY,
@@ -692,8 +710,9 @@ _ROWS: Final = (
         (
             Field("within_ns", Span(SECOND_NS, FORECAST_NS_MAX), FORECAST_NS_DEFAULT, "how far ahead"),
             Field("step_ns", Span(SECOND_NS, FORECAST_NS_MAX, multiple_of=SECOND_NS), 0, "whole seconds"),
+            ONE_SHARD,
         ),
-        ("LIMIT_EXCEEDED",),
+        ("LIMIT_EXCEEDED", "UNKNOWN_SHARD"),
         build=_forecast,
         weight=LISTING_WEIGHT,
     ),

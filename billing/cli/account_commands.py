@@ -20,7 +20,7 @@ from billing.cli.listing import HELP
 from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
 from billing.cli.output import put, say
-from billing.cli.paging import list_all_option, show_pages
+from billing.cli.paging import list_all_option, one_shard_option, show_pages
 from billing.cli.periods import ANY_INSTANT_NS, is_relative, named
 from billing.cli.showing import coins, look_of, show
 from billing.cli.values import moment, span
@@ -120,15 +120,17 @@ def _accounts(
     shown: tuple[str, ...],
     of_class: str | None,
     overrunning: bool,
+    shard_id: int | None,
     ids: bool,
 ) -> None:
     filters: dict[str, Any] = {"state": state, "exhausts_within_ns": within, "with": list(shown) or None}
-    filters |= {"class": of_class, "overrunning": overrunning or None}
+    filters |= {"class": of_class, "overrunning": overrunning or None, "shard_id": shard_id}
     words = ["--state", state] if state else []
     words += [] if within is None else ["--within", f"{within}ns"]
     words += [] if of_class is None else ["--class", of_class]
     words += [word for name in shown for word in ("--with", name)] + ["--ids"] * ids
     words += ["--overrunning"] * overrunning
+    words += [] if shard_id is None else ["--shard", str(shard_id)]
     complete = _ids if ids else None
     show_pages(target, "accounts", "user_id", "--after", after, limit, every, complete=complete, words=words, **filters)
 
@@ -167,6 +169,7 @@ _BY_HAND = (
         ),
         option("--class", "of_class", metavar="NAME", help="Only accounts in this cutoff class."),
         option("--overrunning", is_flag=True, help="Only accounts that ran out and still have a rate."),
+        one_shard_option,
         option("--ids", is_flag=True, help="Only the user ids."),
         option("--after", metavar="USER", help="Starts behind this user."),
         option("--limit", type=int, help="How many at most.  [1000]"),

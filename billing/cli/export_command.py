@@ -23,7 +23,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command, Group, option
 from billing.cli.output import as_json, put, say
-from billing.cli.paging import columns_of
+from billing.cli.paging import columns_of, one_shard_option
 from billing.cli.showing import csv_zone_of
 from billing.cli.values import csv_name, csv_value, printable
 from billing.client.client import Client
@@ -134,17 +134,19 @@ def export_entries(target: Target, since: str) -> None:
 
 
 @export.command("accounts", cls=Command)
+@one_shard_option
 @target_options
-def export_accounts(target: Target) -> None:
+def export_accounts(target: Target, shard_id: int | None) -> None:
     """Writes all accounts, in order of their user ids: state, money, rate, and when it runs out."""
     sink = Sink("accounts", target)
 
     async def work(client: Client) -> None:
-        total = sum(row["accounts"] or 0 for row in await client.call("shards_info"))
+        shards = await client.call("shards_info")
+        total = sum(row["accounts"] or 0 for row in shards if shard_id in (None, row["shard_id"]))
         sink.begin()
         after: str | None = None
         with Bar("accounts") as bar:
-            while rows := await client.accounts(after=after, limit=PAGE_ROWS):
+            while rows := await client.accounts(after=after, limit=PAGE_ROWS, shard_id=shard_id):
                 sink.add(rows)
                 after = rows[-1]["user_id"]
                 bar.show(sink.rows, sink.rows, total)

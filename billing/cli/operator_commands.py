@@ -19,7 +19,7 @@ from billing.cli.confirming import confirmed
 from billing.cli.method_commands import taken_by
 from billing.cli.options import YES, Command, Group, option
 from billing.cli.output import put, say
-from billing.cli.paging import list_all_option, show_pages
+from billing.cli.paging import list_all_option, one_shard_option, show_pages
 from billing.cli.sentences import Outcome, retried
 from billing.cli.showing import ESSENTIAL, look_of, show, show_explained, tell, width_of
 from billing.client.client import Client
@@ -151,10 +151,12 @@ def cutoffs() -> None:
 @option("--after", metavar="USER", help="Starts behind this user.")
 @option("--limit", type=int, help="How many at most.  [1000]")
 @list_all_option
+@one_shard_option
 @target_options
-def list_cutoffs(target: Target, after: str | None, limit: int | None, every: bool) -> None:
+def list_cutoffs(target: Target, after: str | None, limit: int | None, every: bool, shard_id: int | None) -> None:
     """Lists the cutoffs that are owed: since when, attempts, and what the last one met."""
-    show_pages(target, "pending_cutoffs", "user_id", "--after", after, limit, every)
+    words = [] if shard_id is None else ["--shard", str(shard_id)]
+    show_pages(target, "pending_cutoffs", "user_id", "--after", after, limit, every, words=words, shard_id=shard_id)
 
 
 @cutoffs.command()
@@ -207,10 +209,11 @@ def _taken(option_name: str) -> Any:
 @click.command(cls=Command)
 @option("--within", "--next", "within_ns", type=_taken("within_ns"), help="How far ahead.  [1h]")
 @option("--step", "step_ns", type=_taken("step_ns"), help="Width of a row.  [1s up to 5m ahead, else 1m]")
+@one_shard_option
 @target_options
-def forecast(target: Target, within_ns: int | None, step_ns: int | None) -> None:
+def forecast(target: Target, within_ns: int | None, step_ns: int | None, shard_id: int | None) -> None:
     """Tells how many cutoffs are coming, by the second or minute, and the worst second."""
-    coming = ask(target, "forecast", within_ns=within_ns, step_ns=step_ns)
+    coming = ask(target, "forecast", within_ns=within_ns, step_ns=step_ns, shard_id=shard_id)
     if target.as_json:
         show(target, coming)
         return
@@ -237,10 +240,11 @@ def expirationd() -> None:
 
 
 @expirationd.command()
+@one_shard_option
 @target_options
-def stats(target: Target) -> None:
+def stats(target: Target, shard_id: int | None) -> None:
     """Per shard: accounts checked, instants fired, mismatches (0, or a bug), lateness, restarts."""
-    show(target, ask(target, "expirationd_stats"))
+    show(target, ask(target, "expirationd_stats", shard_id=shard_id))
 
 
 @click.command(cls=Command)

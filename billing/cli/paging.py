@@ -33,6 +33,9 @@ def columns_of(method: str) -> list[str]:
 ROWS_SHOWN: Final = {"history": 100}  # where no limit is given; all others a page
 
 list_all_option = option("--all", "every", is_flag=True, help="Fetches every page.")
+one_shard_option = option(
+    *("--shard", "shard_id"), type=int, metavar="SHARD", help="Of this shard alone, as where another does not answer."
+)
 
 
 def show_pages(

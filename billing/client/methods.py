@@ -224,6 +224,7 @@ class Methods(ABC):
         show: Sequence[Literal["rates", "holds"]] | None = None,
         class_name: str | None = None,
         overrunning: bool | None = None,
+        shard_id: int | None = None,
     ) -> list[AccountRow]:
         """Accounts in order of user_id, a page, as they stand now."""
         renamed: dict[str, Any] = {"with": None if show is None else list(show), "class": class_name}
@@ -236,6 +237,7 @@ class Methods(ABC):
                 state=state,
                 exhausts_within_ns=exhausts_within_ns,
                 overrunning=overrunning,
+                shard_id=shard_id,
                 **renamed,
             )
         ]
@@ -428,13 +430,18 @@ class Methods(ABC):
         """
         return [AuditRow(row) for row in await self.call("audit", after=after, limit=limit, actor=actor, act=act)]
 
-    async def pending_cutoffs(self, *, after: UserId | None = None, limit: int | None = None) -> list[PendingCutoff]:
+    async def pending_cutoffs(
+        self, *, after: UserId | None = None, limit: int | None = None, shard_id: int | None = None
+    ) -> list[PendingCutoff]:
         """What is owed to the cutoff URL; all rows of a user are on one page."""
-        return [PendingCutoff(row) for row in await self.call("pending_cutoffs", after=after, limit=limit)]
+        return [
+            PendingCutoff(row)
+            for row in await self.call("pending_cutoffs", after=after, limit=limit, shard_id=shard_id)
+        ]
 
-    async def expirationd_stats(self) -> list[Expiration]:
+    async def expirationd_stats(self, *, shard_id: int | None = None) -> list[Expiration]:
         """What was checked and fired, per shard, and mismatches."""
-        return [Expiration(row) for row in await self.call("expirationd_stats")]
+        return [Expiration(row) for row in await self.call("expirationd_stats", shard_id=shard_id)]
 
     async def retry_cutoff(self, user_id: UserId) -> Account:
         """Tries an account's owed cutoff at once."""
@@ -444,6 +451,8 @@ class Methods(ABC):
         """Lets the cutoffs go that a start held back."""
         return Released(await self.call("release_cutoffs"))
 
-    async def forecast(self, *, within_ns: int | None = None, step_ns: int | None = None) -> Forecast:
+    async def forecast(
+        self, *, within_ns: int | None = None, step_ns: int | None = None, shard_id: int | None = None
+    ) -> Forecast:
         """How many cutoffs are coming, by the second or minute."""
-        return Forecast(await self.call("forecast", within_ns=within_ns, step_ns=step_ns))
+        return Forecast(await self.call("forecast", within_ns=within_ns, step_ns=step_ns, shard_id=shard_id))

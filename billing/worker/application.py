@@ -56,7 +56,7 @@ from billing.worker.aggregates import PAUSE_S, STEPS_MAX, Aggregates
 from billing.worker.classes import calls_of_classes, rules_of_classes
 from billing.worker.explain import explain
 from billing.worker.feed import PART, REACHED, WHERE, FeedQuestion, SharedFeedQuestion, place_in
-from billing.worker.machine import PERIODS, SURVEYS, BillingMachine
+from billing.worker.machine import PERIODS, SHARD_BY_SHARD, SURVEYS, BillingMachine
 from billing.worker.pages import account_page, cutoff_page
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
@@ -64,6 +64,7 @@ from shards.buckets import BucketMap, route_of
 from shards.control import Begin
 from shards.journal import Journal
 from shards.machine import Command, Effect
+from shards.replies import Unavailable
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk, read_file
 from shards.system.serial_executor import ExecutorOf, SerialExecutor
@@ -158,6 +159,16 @@ class Billing:
     def merge(self, operation: Command, parts: list[Any]) -> object:
         """One reply out of all shards' answers."""
         return self.machine.merge(operation, parts)
+
+    def lacking(self, operation: Command, why: Unavailable) -> object:
+        """As `Application` says: where the others can be asked one by one, that is said."""
+        if operation[0] not in SHARD_BY_SHARD:
+            return why
+        return why._replace(reason=f"{why.reason}; the option shard_id asks one of the others")
+
+    def unknown_shard(self, shard_id: int, known: list[int]) -> object:
+        """The reply to who asks for a shard that is not there."""
+        return Refused("UNKNOWN_SHARD", f"shard {shard_id} is not one of {known}")
 
     def tell(self, notices: list[Effect]) -> None:
         """An account that owes a call goes to the outbox, which asks the ledger for the call itself right before it

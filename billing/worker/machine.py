@@ -39,6 +39,7 @@ SURVEYS = frozenset(
         *("pending_cutoffs", "release_cutoffs"),
     }
 )
+SHARD_BY_SHARD: Final = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs"})  # of one alone, too
 
 
 def _refuse_other_version(bucket_id: int, block: bytes) -> None:

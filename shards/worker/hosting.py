@@ -13,6 +13,7 @@ from shards.buckets import BucketMap
 from shards.journal import Journal
 from shards.machine import Command, Effect, Machine
 from shards.moves.handoff import Calls
+from shards.replies import Unavailable
 from shards.shard import Shard
 
 
@@ -87,7 +88,13 @@ class Application(Calls, Protocol):
         """The bucket map as a smart client gets it."""
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
-        """One reply out of all shards' answers to a survey."""
+        """One reply out of the answers of all shards that were asked in a survey."""
+
+    def lacking(self, operation: Command, why: Unavailable) -> object:
+        """The reply to a survey of all shards, one of which has no answer."""
+
+    def unknown_shard(self, shard_id: int, known: list[int]) -> object:
+        """The reply to who asks for a shard that is not there."""
 
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
         """Answers a query that the machine left for later; `done(reply)` may come at any time, once."""

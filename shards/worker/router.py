@@ -22,6 +22,9 @@ no frame comes, it is sent an empty one every `PROBE_S`, and any process whose l
 and what comes in from then on is refused at once, surely not applied, until a frame comes. So a reply that only takes
 long, as for a slow disk, is waited for. A question to all shards ends after `SURVEY_TIMEOUT_S` in any case, and names
 one. The timer is one for each link, and runs only while something is asked.
+
+**No answer is a part of one.** A question to all shards has no answer while one of them has none: a list or a sum that
+lacks a shard would be taken for the whole. `("of_shard", shard, question)` puts it to one shard, whatever others do.
 """
 
 from __future__ import annotations
@@ -118,20 +121,24 @@ class Survey:
         self._done(outcome)
 
 
-def ask_all(
+def ask_shards(
     shard: Shard,
     links: Mapping[int, PeerLink],
+    asked: list[int],
     operation: Any,
     now_ns: int,
     done: Callable[[list[Any] | Unavailable], None],
     timeout_s: float = SURVEY_TIMEOUT_S,
 ) -> None:
-    """Puts a question to this shard and all others, by their ids; `done` gets their answers, or why there are none."""
-    links = dict(links)
-    survey = Survey([shard.shard_id, *links], done, timeout_s)
-    shard.survey(survey, shard.shard_id, operation, now_ns)
-    for shard_id, link in links.items():
-        link.ask(survey, shard_id, SURVEY, 0, operation)
+    """Puts a question to the shards `asked`: this one, or others by their ids. `done` gets their answers, or why there
+    are none.
+    """
+    survey = Survey(asked, done, timeout_s)
+    for shard_id in asked:
+        if shard_id == shard.shard_id:
+            shard.survey(survey, shard_id, operation, now_ns)
+        else:
+            links[shard_id].ask(survey, shard_id, SURVEY, 0, operation)
 
 
 class PeerLink:

@@ -48,7 +48,7 @@ from shards.worker.far_moves import FarMoves
 from shards.worker.histogram import Syncs
 from shards.worker.hosting import Application
 from shards.worker.recovering import Recovering
-from shards.worker.router import Dial, PeerCaller, PeerLink, ask_all, receive_frame
+from shards.worker.router import Dial, PeerCaller, PeerLink, ask_shards, receive_frame
 from shards.worker.snapshotter import Snapshotter
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
@@ -238,7 +238,9 @@ class Worker:
         if name == "route":
             self.shard.reply_with_next(caller, token, self.application.route(operation, self.map))
         elif name in self.application.surveys:
-            self._survey(caller, token, operation)
+            self._survey(caller, token, operation, [self.shard.shard_id, *self.links])
+        elif name == "of_shard":
+            self._survey_one(caller, token, *operation[1:])
         elif name in self.application.questions:
             self.shard.later.append((caller, token, ALL_BUCKETS, operation))
         else:
@@ -279,12 +281,22 @@ class Worker:
             self._schedule()
         return outcome
 
-    def _survey(self, caller: Any, token: Any, operation: Command) -> None:
+    def _survey_one(self, caller: Any, token: Any, shard_id: int, operation: Command) -> None:
+        known = [self.shard.shard_id, *self.links]
+        if shard_id in known:
+            self._survey(caller, token, operation, [shard_id])
+        else:
+            self.shard.reply_with_next(caller, token, self.application.unknown_shard(shard_id, sorted(known)))
+
+    def _survey(self, caller: Any, token: Any, operation: Command, asked: list[int]) -> None:
         def done(parts: list[Any] | Unavailable) -> None:
-            merged = parts if isinstance(parts, Unavailable) else self.application.merge(operation, parts)
+            if isinstance(parts, Unavailable):
+                merged: object = parts if len(asked) == 1 else self.application.lacking(operation, parts)
+            else:
+                merged = self.application.merge(operation, parts)
             self.reply(caller, token, merged)
 
-        ask_all(self.shard, self.links, operation, self.now_ns(), done)
+        ask_shards(self.shard, self.links, asked, operation, self.now_ns(), done)
 
     # -- the pump ---------------------------------------------------------------------------------------------------
 

@@ -15,6 +15,7 @@ from billing.api.methods import (
     CHARGE,
     COMMAND,
     METHODS,
+    ONE_SHARD,
     READ,
     ROLES,
     TOP_UP,
@@ -28,6 +29,7 @@ from billing.api.methods import (
 from billing.ledger import commands
 from billing.ledger.commands import pack_thresholds
 from billing.ledger.errors import Refused
+from billing.worker.machine import SHARD_BY_SHARD
 
 HOUR = 3600
 LAST = 2**63 - 1
@@ -46,7 +48,7 @@ CONTRACT = {
     "balance_at": (["user_id", "at_ns"], set()),
     "statement": (["user_id", "from_ns", "to_ns"], {"by", "limit"}),  # limit is beyond the contract
     "dry_run": (["method", "params"], set()),
-    "accounts": ([], {"after", "limit", "state", "exhausts_within_ns", "with", "class", "overrunning"}),
+    "accounts": ([], {"after", "limit", "state", "exhausts_within_ns", "with", "class", "overrunning", "shard_id"}),
     "history": (["user_id"], {"limit", "before"}),
     "hold": (["user_id", "amount"], {"ttl_ns", "request_id", "message"}),
     "capture": (["user_id", "hold_id", "amount"], {"request_id", "message"}),
@@ -72,11 +74,11 @@ CONTRACT = {
     "check_owners": ([], set()),
     "entries": ([], {"after", "limit"}),
     "audit": ([], {"after", "limit", "actor", "act"}),
-    "pending_cutoffs": ([], {"after", "limit"}),
+    "pending_cutoffs": ([], {"after", "limit", "shard_id"}),
     "retry_cutoff": (["user_id"], set()),
     "release_cutoffs": ([], set()),
-    "forecast": ([], {"within_ns", "step_ns"}),
-    "expirationd_stats": ([], set()),
+    "forecast": ([], {"within_ns", "step_ns", "shard_id"}),
+    "expirationd_stats": ([], {"shard_id"}),
     "backup": (["step"], set()),  # beyond the contract: what billing backup asks for
 }
 
@@ -159,7 +161,8 @@ def test_a_procedure_takes_what_its_row_says_and_nothing_else(name: str) -> None
         assert parse(name, [*required, {field.name: RIGHT[field.name]}]).body == given
         assert parse(name, [*required, {field.name: None}]).body == plain.body
     every = tuple((field.name.encode(), RIGHT[field.name]) for field in row.options)
-    assert parse(name, [*required, every]).body[0] == plain.body[0]
+    body = parse(name, [*required, every]).body
+    assert (body[2] if ONE_SHARD in row.options else body)[0] == plain.body[0]
     for field_name in RIGHT.keys() - {field.name for field in row.options}:
         error = refusal(name, *required, ((field_name.encode(), RIGHT[field_name]),))
         assert error.name == "INVALID_PARAMS"
@@ -476,3 +479,9 @@ def test_the_self_description_travels() -> None:
     assert {"name": "balance_nanos", "kind": "nanos"} in top_up["reply"]["fields"]
     assert {option["name"] for option in top_up["options"]} == {"request_id", "message", "expires_at_ns", "kind"}
     assert all(row["doc"] and row["kind"] and row["role"] for row in described)
+
+
+def test_what_can_be_asked_of_one_shard_is_what_the_refusal_of_the_whole_names() -> None:
+    """`billing.worker.machine.SHARD_BY_SHARD` and the table agree."""
+    assert {name for name, row in METHODS.items() if ONE_SHARD in row.options} == SHARD_BY_SHARD
+    assert METHODS["accounts"].parse([{b"shard_id": 2, b"limit": 5}])[:2] == ("of_shard", 2)

@@ -69,6 +69,19 @@ async def test_a_worker_that_crashes_again_and_again_is_held_and_the_others_serv
         error, _ = await rpc.call("get_account", users[2])
         assert (error["name"], error["retry"], error["applied"]) == ("UNAVAILABLE", True, "no")
         assert error["message"].startswith("shard 2: it is held, which an operator has to end: it ended 8 times")
+        for method in ("accounts", "pending_cutoffs", "forecast", "expirationd_stats"):
+            error, _ = await rpc.call(method)
+            assert error["name"] == "UNAVAILABLE"
+            assert error["message"].endswith("; the option shard_id asks one of the others")
+            error, _ = await rpc.call(method, {"shard_id": 2})
+            assert error["message"].startswith("shard 2: it is held")
+            assert not error["message"].endswith("one of the others")
+            error, _ = await rpc.call(method, {"shard_id": 3})
+            assert (error["name"], error["message"]) == ("UNKNOWN_SHARD", "shard 3 is not one of [1, 2]")
+        assert users[1] in [row["user_id"] for row in await rpc.ask("accounts", {"shard_id": 1})]
+        assert await rpc.ask("pending_cutoffs", {"shard_id": 1}) == []
+        assert (await rpc.ask("forecast", {"shard_id": 1}))["cutoffs"] == 0
+        assert [row["shard_id"] for row in await rpc.ask("expirationd_stats", {"shard_id": 1})] == [1]
         (alert,) = (await rpc.ask("shards_info"))[1]["alerts"]
         assert alert.startswith("SHARD_HELD: nobody serves 1,500 buckets")
         error, _ = await rpc.call("move_bucket", 1, 2)

@@ -16,6 +16,7 @@ from typing import Any
 from shards.buckets import HASH_NAME, BucketMap
 from shards.control import Begin, MoveReport, Recovered, Serve, ToSupervisor, WorkerSettings
 from shards.machine import Command, Effect
+from shards.replies import Unavailable
 from shards.system.clock import MACHINE_CLOCKS, Anchor, Clocks
 from shards.system.disk import RealDisk
 from shards.system.host import REAL
@@ -71,6 +72,12 @@ class CountersApplication:
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
         return sum(parts)
+
+    def lacking(self, operation: Command, why: Unavailable) -> object:
+        return why
+
+    def unknown_shard(self, shard_id: int, known: list[int]) -> object:
+        return f"{shard_id} is not one of {known}"
 
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
         done(None)

@@ -104,7 +104,7 @@ async def test_a_question_to_all_shards_ends_where_one_of_them_is_silent_and_nam
     links: dict[int, Any] = {2: Link(), 3: Link()}
     outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
     shard, _, _ = scene()
-    router.ask_all(shard, links, ("count",), 0, outcome.set_result, timeout_s=0.01)
+    router.ask_shards(shard, links, [SHARD, *links], ("count",), 0, outcome.set_result, timeout_s=0.01)
     ready = shard.take_ready()
     assert ready is not None
     for caller, own, reply in ready.replies:

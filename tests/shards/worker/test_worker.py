@@ -77,6 +77,16 @@ async def test_a_survey_is_merged_and_an_operators_wish_goes_up(scene: WorkerSce
     assert scene.asked == [("move_bucket", 1, 2)]
 
 
+async def test_a_survey_of_one_shard_asks_nobody_else(scene: WorkerScene) -> None:
+    caller = Caller()
+    scene.ask(caller, "add", 1, ("add", "x", 5))
+    scene.worker.operate(caller, "sum", ("of_shard", 1, ("sum",)))
+    scene.worker.operate(caller, "none", ("of_shard", 7, ("sum",)))
+    await scene.until(lambda: len(caller.heard) == 3)
+    heard = dict(caller.heard)
+    assert (heard["sum"], heard["none"]) == (5, "7 is not one of [1]")
+
+
 async def test_what_it_answered_is_there_again(data_dir: Path) -> None:
     caller, scene = Caller(), WorkerScene(data_dir)
     await scene.start()
