@@ -77,7 +77,7 @@ def rebuild(
     disk, data_dir = RealDisk(), config.daemon.data_dir
     try:
         backend = backends.open(log_of(config), REAL)
-        is_shared = config.journal.kind == "jetstream"
+        is_shared = config.journal.is_shared
         there = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
         held = sorted(one for one in {*there, *range(1, shard_count(config) + 1)} if backend.holds(one))
         if map_too:  # before the map's lock is taken below: the map's log takes it itself

@@ -143,26 +143,24 @@ def as_effective(loaded: Loaded, *, secrets: bool = False) -> str:
 
 def shard_count(config: Config) -> int:
     """How many shards there are."""
-    return config.cluster.shards if config.journal.kind == "jetstream" else config.shards.workers
+    return config.cluster.shards if config.journal.is_shared else config.shards.workers
 
 
 def log_of(config: Config) -> dict[str, Any]:
     """The log that the configuration names, as `shards.journal.backends` takes it."""
-    directory = config.daemon.data_dir
-    if config.journal.kind == "jetstream":
+    place = {"kind": config.journal.kind, "directory": config.daemon.data_dir}
+    if config.journal.is_shared:
         from shards.buckets import HASH_NAME
 
         return {
-            "kind": "jetstream",
-            "directory": directory,
+            **place,
             **msgspec.structs.asdict(config.cluster),
             "bucket_count": config.shards.bucket_count,
             "hash_name": HASH_NAME,
             "grant_ns": GRANT_NS,
         }
     return {
-        "kind": "file",
-        "directory": directory,
+        **place,
         "sync": config.journal.sync,
         "segment_bytes": config.journal.segment_bytes,
         "sync_interval_ns": config.journal.sync_interval_ms * 1_000_000,
@@ -311,9 +309,9 @@ def combinations_of(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("rpc.tls_client_ca", "rpc.tls_cert"), "expected rpc.tls_cert and rpc.tls_key beside it"
     if len(os.fsencode(rpc.unix_socket)) > UNIX_PATH_BYTES_MAX:
         yield ("rpc.unix_socket",), f"expected {UNIX_PATH_BYTES_MAX} bytes at most, got {rpc.unix_socket}"
-    if config.journal.kind == "jetstream":
+    if config.journal.is_shared:
         yield from _cluster(config)
-    count, counted = shard_count(config), "cluster.shards" if config.journal.kind == "jetstream" else "shards.workers"
+    count, counted = shard_count(config), "cluster.shards" if config.journal.is_shared else "shards.workers"
     shard_ids = range(1, count + 1)
     weights = parse_weights(config.shards.weights)
     if not any(weights.get(one, 1) for one in shard_ids):
@@ -334,9 +332,9 @@ def combinations_of(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 def _cluster(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """What is wrong with [cluster] where the log is there."""
-    cluster = config.cluster
+    cluster, kind = config.cluster, config.journal.kind
     if not cluster.servers:
-        yield ("cluster.servers", "journal.kind"), 'expected URLs of servers, since journal.kind = "jetstream"'
+        yield ("cluster.servers", "journal.kind"), f'expected URLs of servers, since journal.kind = "{kind}"'
     for url in cluster.servers:
         parts = urlsplit(url)
         if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.path not in ("", "/") or parts.username:

@@ -23,13 +23,14 @@ import reprlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct
 
 from billing.addresses import check_listen, check_url, shown_url
 from billing.config.shares import check_shards, check_weights
+from shards.journal.backends import KINDS
 
 # What a text is, beside its being one; the last two name files that must exist.
 PATH = "a path"
@@ -130,11 +131,17 @@ class Tarantool(Section, frozen=True):
     listen: Annotated[ListenText, _key("TCP address; port 0 takes a free one")] = ""
 
 
+if TYPE_CHECKING:
+    JournalKind = str
+else:
+    JournalKind = Literal[tuple(KINDS)]
+
+
 class JournalSection(Section, frozen=True):
     """What makes an answer durable."""
 
     kind: Annotated[
-        Literal["file", "jetstream"],
+        JournalKind,
         _key("Where it is kept: files below daemon.data_dir, or NATS JetStream, as [cluster] says"),
     ] = "file"
     sync: Annotated[
@@ -149,6 +156,11 @@ class JournalSection(Section, frozen=True):
     idle_barrier_ms: Annotated[
         int, _key("After such a pause an empty batch proves the last one that was answered", ge=1, le=10_000)
     ] = 50
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether several hosts may share the log, as [cluster] says."""
+        return KINDS[self.kind].is_shared
 
 
 class Cluster(Section, frozen=True):

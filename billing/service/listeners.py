@@ -48,7 +48,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
     made: list[tuple[str, int]] = []
     admin = None
     faults = []
-    is_shared = config.journal.kind == "jetstream"
+    is_shared = config.journal.is_shared
     taken = set()
     for name, one in handed:
         role = role_of(name, one, config)

@@ -221,13 +221,13 @@ def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSetting
         caps=Caps(config.shards.moves_max, config.shards.sending_max, config.shards.receiving_max),
         locked=parse_shards(config.shards.locked),
         direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
-        share=_share(config) if config.journal.kind == "jetstream" and config.cluster.listen else None,
+        share=_share(config) if config.journal.is_shared and config.cluster.listen else None,
     )
 
 
 def _replica(config: Config, log_settings: dict[str, Any]) -> ReplicaLink | None:
     """What follows the shards of other hosts, where several share the log."""
-    if config.journal.kind != "jetstream":
+    if not config.journal.is_shared:
         return None
     directory, keep_days = f"{config.daemon.data_dir}/history", config.history.keep_days
     return ReplicaLink(directory, log_settings, keep_days, REAL.spawn, MACHINE_CLOCKS.boot_ns)

@@ -157,8 +157,8 @@ def service_unit(config: Config, file: Path, python: str) -> str:
         python=word(python),
         credentials=secrets,
         addresses=addresses,
-        clock=OWN_CLOCK if config.journal.kind == "file" else SHARED_CLOCK,
-        calls="" if config.journal.kind == "file" else CLOCK_CALLS,
+        clock=SHARED_CLOCK if config.journal.is_shared else OWN_CLOCK,
+        calls=CLOCK_CALLS if config.journal.is_shared else "",
     )
 
 
@@ -190,7 +190,7 @@ def addresses_of(config: Config) -> list[str] | None:
     for listen in listens_of(config).values():
         if listen and not parse_listen(listen).loopback:
             return None
-    servers = config.cluster.servers if config.journal.kind == "jetstream" else []
+    servers = config.cluster.servers if config.journal.is_shared else []
     for url in (config.cutoff.url, config.cutoff.restore_url, config.notify.url, *servers):
         if not url:
             continue

@@ -16,11 +16,12 @@ from billing.service.logs import set_up
 from billing.worker.application import Billing, build
 from shards.control import Begin
 from shards.exits import Exit, ending_of, text_of
+from shards.journal.backends import KINDS
 from shards.worker.process import run
 
 LOADED_AHEAD: Final = (
     *("billing.history.entries", "billing.history.link", "billing.history.period_reader", "billing.notices.link"),
-    "shards.journal.jetstream.backend",
+    *(kind.module for kind in KINDS.values() if kind.is_shared),
 )
 
 

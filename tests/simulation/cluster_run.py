@@ -351,7 +351,7 @@ def play_hosts(seed: int, log: list[str] | None = None) -> HostsPlayed:
     levels = [room.level for room in rooms]
     for room in rooms:
         room.setLevel(logging.CRITICAL + 1)
-    backends.KINDS[KIND] = KIND_MODULE
+    backends.KINDS[KIND] = backends.Kind(KIND_MODULE, is_shared=True)
     draw = random.Random(seed ^ 0x5EED)
     hosts, shards, at_once = draw.choice((2, 3, 3)), draw.choice((1, 2)), draw.random() < AT_ONCE_SHARE
     cluster = Cluster(seed, hosts=hosts, shards=3 if at_once else shards, is_at_once=at_once)

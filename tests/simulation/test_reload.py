@@ -14,7 +14,7 @@ from tests.simulation.loop import SECOND_NS
 
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
-    backends.KINDS[KIND] = KIND_MODULE
+    backends.KINDS[KIND] = backends.Kind(KIND_MODULE, is_shared=True)
     made = Cluster(1, hosts=2)
     yield made
     made.close()

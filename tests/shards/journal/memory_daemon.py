@@ -16,7 +16,7 @@ KIND = "memory"
 
 
 def main(arguments: list[str]) -> int:
-    backends.KINDS[KIND] = "tests.shards.journal.memory"
+    backends.KINDS[KIND] = backends.Kind("tests.shards.journal.memory", is_shared=False)
     if arguments[0] == "serve":
         settings = {"kind": KIND, "path": arguments[2]}
         command = [sys.executable, "-m", "tests.shards.journal.memory_daemon", "worker"]

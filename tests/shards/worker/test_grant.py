@@ -44,7 +44,7 @@ class Place(NamedTuple):
 @pytest.fixture
 def server(data_dir: Path) -> Iterator[MemoryServer]:
     server = MemoryServer(f"{data_dir}/log")
-    backends.KINDS[KIND] = "tests.shards.journal.memory"
+    backends.KINDS[KIND] = backends.Kind("tests.shards.journal.memory", is_shared=False)
     try:
         yield server
     finally:
