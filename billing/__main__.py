@@ -8,6 +8,7 @@ pass through here and runs wherever Python does. Where a package is not installe
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from typing import Final
 
 ELSEWHERE: Final = (
@@ -25,15 +26,19 @@ def main() -> None:
     if not runs_on(sys.platform):
         sys.exit(refuse(ELSEWHERE.format(sys.platform)))
     try:  # what is imported takes a while, in which ^C comes as well, and may open files
-        from billing.service.beginning import WORKER, prepare
+        from billing.service.beginning import DAEMON, WORKER, loaded, prepare
 
         prepare(sys.argv)
         if sys.argv[1:2] == [WORKER]:
             from billing.service.working import main as work
 
+            loaded()
             sys.exit(work(sys.argv[2:]))
         from billing.cli.main import main as run
 
+        if sys.argv[1:2] == [DAEMON]:
+            import_module("billing.service.serve")  # now, and not when the command is called
+        loaded()
         run()
     except ModuleNotFoundError as error:
         if (missing := package_of(error)) is None:

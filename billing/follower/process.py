@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -311,6 +312,7 @@ def run(descriptor: int, niceness: int, make: Callable[[], Process]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
+    gc.freeze()  # what is loaded is for good: no collection walks it, also not the one at the end
 
     def logging_to_starter() -> Process:
         process = make()

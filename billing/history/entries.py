@@ -31,7 +31,8 @@ from billing.follower.store import UNREADABLE, StoreError, code_of, reason_of
 from billing.history.cursor import NoCursor, Place, decode, encode
 from billing.history.history_reader import HistoryReader, Shown, as_map, rows_of
 from billing.history.page import OPENING_ROW, Row
-from billing.history.store import SEQ, Pages
+from billing.history.store import Pages
+from billing.history.tables import SEQ
 from billing.ledger.entry import text
 from shards.exits import Exit
 

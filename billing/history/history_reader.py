@@ -34,7 +34,8 @@ from billing.history.openings import Opening, openings_of
 from billing.history.page import OPENING_ROW, Row, name_of
 from billing.history.period import OPENING
 from billing.history.projection import MARK_EVERY
-from billing.history.store import KIND, Pages
+from billing.history.store import Pages
+from billing.history.tables import KIND
 from billing.ledger import commands as ops
 from billing.ledger.entry import TIME, class_name, text, threshold_maps
 from shards.exits import Exit

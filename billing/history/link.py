@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from billing.follower.link import DEFAULT_LIMITS, FollowerLink, Limits, command_of
 from billing.follower.store import file_of, refuse_ahead
-from billing.history.store import KIND, ends_agree
+from billing.history.tables import KIND, ends_agree
 from billing.ledger.errors import Refused
 from shards.journal import Journal
 from shards.system.clock import Clocks

@@ -22,9 +22,6 @@ import msgspec
 from billing.follower.store import Damaged
 from billing.history.period import Lines, by_name
 
-TABLE: Final = """CREATE TABLE openings (
-    number INTEGER PRIMARY KEY, entry_id INTEGER NOT NULL, seq INTEGER NOT NULL, lines BLOB NOT NULL,
-    checksum INTEGER NOT NULL)"""
 _PUT: Final = "INSERT OR REPLACE INTO openings VALUES (?, ?, ?, ?, ?)"
 _OF_USER: Final = """
     SELECT number, entry_id, seq, lines, checksum FROM openings JOIN users USING (number)

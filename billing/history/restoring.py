@@ -23,7 +23,8 @@ from billing.history.history_reader import EVERYWHERE, HistoryReader
 from billing.history.page import OPENING_ROW, Part, Row, pages_of, record_of_older_row
 from billing.history.period import Lines
 from billing.history.salvage import Good, Writer, good_rows
-from billing.history.store import KIND, Store, name_anew
+from billing.history.store import Store, name_anew
+from billing.history.tables import KIND
 from billing.ledger.account import Account
 from billing.ledger.block import load
 from billing.ledger.entry import ACCRUING, EXHAUSTED

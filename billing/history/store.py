@@ -46,7 +46,6 @@ from billing.follower.store import (
     Ahead,
     Damaged,
     FollowerStore,
-    Kind,
     file_of,
     keep_copy,
     lost_batches,
@@ -61,40 +60,14 @@ from billing.history.page import PAGE_ROWS, OpenPage, Page, Part, Row, pages_of
 from billing.history.period import Lines
 from billing.history.projection import MARK_EVERY, Group, project
 from billing.history.salvage import salvage
+from billing.history.tables import KIND, NEWEST_GROUP, SEQ, ends_agree
 from shards.system.disk import Disk
 
-__all__ = ["KIND", "Pages", "Store", "file_of", "open_store"]
+__all__ = ["Pages", "Store", "file_of", "open_store"]
 
 GROUPS_KEPT: Final = 4096
 INSERT_ROWS: Final = 32 * PAGE_ROWS  # rows go into the open transaction by so many
 
-KIND: Final = Kind(
-    "history",
-    application_id=0x42484953,  # "BHIS"
-    version=5,
-    older=(1, 2, 3, 4),
-    schema=(
-        "CREATE TABLE about (shard INTEGER NOT NULL, position INTEGER NOT NULL, begins INTEGER NOT NULL)",
-        "CREATE TABLE users (number INTEGER PRIMARY KEY, user_id BLOB NOT NULL UNIQUE)",
-        "CREATE TABLE heads (chunk INTEGER PRIMARY KEY, newest BLOB NOT NULL)",
-        """CREATE TABLE pages (
-            first INTEGER PRIMARY KEY, count INTEGER NOT NULL, checksum INTEGER NOT NULL,
-            packed BLOB NOT NULL)""",
-        """CREATE TABLE marks (
-            number INTEGER NOT NULL, entry_id INTEGER NOT NULL, seq INTEGER NOT NULL,
-            PRIMARY KEY (number, entry_id)) WITHOUT ROWID""",
-        """CREATE TABLE departures (
-            bucket_id INTEGER NOT NULL, generation INTEGER NOT NULL, position INTEGER NOT NULL,
-            PRIMARY KEY (bucket_id, generation)) WITHOUT ROWID""",
-        "CREATE TABLE groups (slot INTEGER PRIMARY KEY, position INTEGER NOT NULL, seq INTEGER NOT NULL)",
-        "CREATE TABLE losses (position INTEGER NOT NULL, text TEXT NOT NULL)",
-        "CREATE TABLE identities (identity BLOB NOT NULL UNIQUE, seq_max INTEGER)",
-        "CREATE TABLE cuts (seq INTEGER NOT NULL, at_ns INTEGER NOT NULL)",
-        openings.TABLE,
-    ),
-)
-NEWEST_GROUP: Final = "SELECT position, seq FROM groups ORDER BY position DESC LIMIT 1"
-SEQ: Final = "SELECT coalesce(max(first + count - 1), 0) FROM (SELECT * FROM pages ORDER BY first DESC LIMIT 1)"
 INSERT_PAGE: Final = "INSERT INTO pages VALUES (?, ?, ?, ?)"
 _DELETE_MARK: Final = "DELETE FROM marks WHERE number = (SELECT number FROM users WHERE user_id = ?) AND entry_id = ?"
 _HOLDING: Final = "SELECT * FROM pages WHERE first <= ? ORDER BY first DESC LIMIT 1"
@@ -180,18 +153,6 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
     if any((place := place_of(db, user_id)) is None or place[1] != seq for user_id, seq in newest.items()):
         return False
     return all(map(openings.is_sound, db.execute("SELECT * FROM openings")))
-
-
-def ends_agree(db: sqlite3.Connection) -> bool:
-    """Whether `about`, the newest group and the last row agree on where the file ends."""
-    begins, position = db.execute("SELECT begins, position FROM about").fetchone()
-    group, seq = db.execute(NEWEST_GROUP).fetchone() or (begins - 1, 0)
-    losses = {lost for (lost,) in db.execute("SELECT position FROM losses")}
-    (last,) = db.execute(SEQ).fetchone()
-    if not all(type(value) is int for value in (begins, position, group, seq, last)):
-        return False
-    is_known = position == group or (position > group and (position in losses or position == begins - 1))
-    return is_known and (last == seq or (last < seq and bool(losses)))
 
 
 def open_store(

@@ -8,6 +8,8 @@ A careless parent leaves descriptors 0 to 2 closed, signals blocked, and a local
 - Every signal is let through, whatever mask was inherited: also the one that tells of a child that ended.
 - The daemon hears SIGTERM from here on. Before its event loop runs, a signal is written down, and `asked_to` is looked
   at once the loop hears for itself. Before this module runs, the interpreter is being loaded, and SIGTERM ends it.
+- No garbage is collected while modules are loaded: they make none, and are walked again and again for it. `loaded` lets
+  the collector begin, with what was loaded set aside for good.
 - The daemon runs in Python's UTF-8 mode, and so does every other command in an ASCII locale: a path of the
   configuration is UTF-8, and has to name the same file for whoever starts it. Where the mode is off, the process puts
   itself in its own place with the mode on (same process id, same descriptors).
@@ -17,6 +19,7 @@ It imports nothing that takes time.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -31,6 +34,7 @@ _heard: set[int] = set()
 
 def prepare(arguments: list[str]) -> None:
     """Makes this process fit to run a command; `arguments`: those of the command line, with the program's name."""
+    gc.disable()
     command = arguments[1] if len(arguments) > 1 else ""
     reserve_standard_descriptors()
     if command in (DAEMON, WORKER):
@@ -45,6 +49,12 @@ def prepare(arguments: list[str]) -> None:
     encoding = sys.getfilesystemencoding()
     if encoding == "ascii" or (command == DAEMON and encoding != "utf-8"):
         os.execv(sys.executable, [sys.executable, "-X", "utf8=1", *sys.orig_argv[1:]])
+
+
+def loaded() -> None:
+    """The modules of this process are loaded, and what it does begins."""
+    gc.freeze()
+    gc.enable()
 
 
 def reserve_standard_descriptors() -> None:

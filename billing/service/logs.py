@@ -1,6 +1,6 @@
 """Where log records go, and what an operator reads there: one event each, with what to do about it.
 
-Theory. The rooms log in plain words with the standard library, and know nothing of operators. `events.toml` knows every
+Theory. The rooms log in plain words with the standard library, and know nothing of operators. `events` knows every
 warning and worse that there is, by the words it is logged with: its name, the names of its values, and what to do. So
 records become events here: to journald with fields of their own (systemd.io/JOURNAL_NATIVE_PROTOCOL), to a terminal in
 colour, to anything else as lines. A test holds the table and the code together. Nothing is logged for requests at INFO.
@@ -32,16 +32,14 @@ import re
 import socket
 import struct
 import sys
-import tomllib
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from billing.admin.recent import Recent
 from billing.config.schema import Log
-from shards.system.disk import RealDisk, read_file
+from billing.service.events import EVENTS, Event
 
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 MESSAGE_CHARACTERS_MAX: Final = 48_000  # a datagram holds more; what is longer is a bug's trace, cut at its end
@@ -56,25 +54,6 @@ _BARE = re.compile(r"[\w.:/@+-]+")  # a value that needs no quotes
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-class Event(NamedTuple):
-    """A kind of record, by the words it is logged with."""
-
-    name: str
-    says: str
-    values: tuple[str, ...]
-    do: str
-
-
-def _read_events() -> dict[str, Event]:
-    text = read_file(RealDisk(), str(Path(__file__).parent / "events.toml")).decode()
-    events = (
-        Event(row["name"], row["says"], tuple(row.get("values", ())), " ".join(row["do"].split()))
-        for row in tomllib.loads(text)["event"]
-    )
-    return {event.says: event for event in events}
-
-
-EVENTS: Final = _read_events()
 _OTHER: Final = Event("", "", (), "")  # no event
 
 

@@ -175,14 +175,14 @@ class BillingMachine:
             yield bucket_id, user_id, call.kind, call.due_ns, seq, call.class_name.decode()
 
     def figures(self) -> dict[str, Any]:
-        """Counters for the operator; O(buckets)."""
+        """Counters for the operator; O(buckets). `bucket_accounts`: those of each bucket that has any."""
         books = self.ledger.books
         return {
             "accounts": sum(len(book.slots) for book in books.values()),
             "armed": 0 if self._wheel is None else len(self._wheel),
             "pending_cutoffs": sum(book.pending_cutoffs for book in books.values()),
             "request_ids_evicted_early": sum(book.ids.evicted_early for book in books.values()),
-            "bucket_accounts": [(bucket_id, len(book.slots)) for bucket_id, book in books.items()],
+            "bucket_accounts": [(bucket_id, len(book.slots)) for bucket_id, book in books.items() if book.slots],
         }
 
     # -- time -------------------------------------------------------------------------------------------------------

@@ -18,7 +18,8 @@ from billing.doctor.shard import records
 from billing.history.accounts import Accounts
 from billing.history.history_reader import HistoryReader
 from billing.history.retention import prune
-from billing.history.store import KIND, Store
+from billing.history.store import Store
+from billing.history.tables import KIND
 from billing.ledger import commands as ops
 from billing.ledger.entry import Entry, history_row, unpack
 from shards.system.disk import RealDisk

@@ -19,7 +19,8 @@ from billing.follower.proof import Unproved
 from billing.follower.store import Damaged, StoreError, code_of, file_of, refuse_ahead
 from billing.history.history_reader import MISSING, HistoryReader
 from billing.history.page import Page
-from billing.history.store import KIND, Store, ends_agree, open_store, rows_are_sound
+from billing.history.store import Store, open_store, rows_are_sound
+from billing.history.tables import KIND, ends_agree
 from shards.exits import Exit
 from shards.journal import Corrupt
 from shards.system.disk import RealDisk

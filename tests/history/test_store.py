@@ -20,7 +20,8 @@ from billing.history.entries import page as feed_page
 from billing.history.history_reader import MISSING, HistoryReader, Newest, as_map, rows_of
 from billing.history.page import PAGE_ROWS, pages_of
 from billing.history.projection import MARK_EVERY, Group, project
-from billing.history.store import KIND, Store, open_store, rows_are_sound
+from billing.history.store import Store, open_store, rows_are_sound
+from billing.history.tables import KIND
 from billing.ledger import commands as ops
 from billing.ledger.entry import FIELDS, history_row, pack, pack_first, unpack
 from billing.ledger.money import INT64_MAX, NANO

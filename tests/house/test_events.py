@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 
-from billing.service.logs import EVENTS
+from billing.service.events import EVENTS
 from tests.house.source import ROOMS, Module, module_of, modules
 
 LEVELS = {"warning", "error", "critical", "exception"}
@@ -28,7 +28,7 @@ def all_logged() -> list[tuple[str, str, str]]:
 
 def test_every_warning_says_what_to_do() -> None:
     unknown = [(where, words) for where, _, words in all_logged() if words not in EVENTS]
-    assert unknown == [], "to be added to billing/service/events.toml, with what an operator is to do"
+    assert unknown == [], "to be added to billing/service/events.py, with what an operator is to do"
 
 
 def test_words_that_are_logged_in_two_places_are_one_event() -> None:

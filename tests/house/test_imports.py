@@ -134,7 +134,10 @@ def impurities(module: Module) -> Iterator[str]:
 TYPED = ("click", "rich", "prompt_toolkit", "pydantic", "psutil")  # what people at a terminal need, or what is slow
 PROCESSES = {
     "supervisor": ("billing.service.serve", (*TYPED, "aiohttp", "sqlite3")),
-    "worker": ("billing.service.working", (*TYPED, "aiohttp", "billing.config.load", "billing.cli")),
+    "worker": (
+        "billing.service.working",
+        (*TYPED, "aiohttp", "tomllib", "zstandard", "billing.config.load", "billing.cli", "shards.supervisor"),
+    ),
     "history": ("billing.history.projector", (*TYPED, "aiohttp", "billing.config", "billing.api", "billing.worker")),
     "replica": ("billing.history.replica", (*TYPED, "aiohttp", "billing.config", "billing.api", "billing.worker")),
     "notifier": ("billing.notices.notifier", (*TYPED, "aiohttp", "billing.config", "billing.api", "billing.worker")),

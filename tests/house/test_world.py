@@ -60,6 +60,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/history/retention.py": ({"sqlite3"}, "what is old in an SQLite file"),
     "billing/history/salvage.py": ({"sqlite3"}, "what is good in a damaged SQLite file"),
     "billing/history/store.py": ({"sqlite3"}, "history is derived data, kept in an SQLite file"),
+    "billing/history/tables.py": ({"sqlite3"}, "the tables of an SQLite file"),
     "billing/notices/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),
     "billing/notices/opening.py": ({"sqlite3"}, "what is good in a damaged SQLite file"),
     "billing/notices/store.py": ({"sqlite3"}, "owed notices are derived data, kept in an SQLite file"),

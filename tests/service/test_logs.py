@@ -20,7 +20,8 @@ import pytest
 
 from billing.config.schema import Log
 from billing.ledger.ledger import ReplayDifference
-from billing.service.logs import EVENTS, Discretion, Lines, is_journal, set_up
+from billing.service.events import EVENTS
+from billing.service.logs import Discretion, Lines, is_journal, set_up
 from tests.ledger.bank import Bank
 
 HELD = "shard %d is held until a reload or a restart: %s"
