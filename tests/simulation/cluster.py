@@ -9,7 +9,6 @@ once, each some of the shards, and their workers have links to each other (`Betw
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import itertools
 import random
 from collections.abc import Callable
@@ -34,13 +33,13 @@ from tests.simulation.auditor import Violation
 from tests.simulation.calls import GRACES_S, Call, Programs
 from tests.simulation.clients import Client
 from tests.simulation.cluster_auditor import NOBODY, HostsAuditor, Owner, Seen
+from tests.simulation.course import CALLS_AT_ONCE, DATA, REST_S, Course, supervisor_in
 from tests.simulation.fibers import BlockingCommitter, BlockingLoop
 from tests.simulation.log_model import FIRST_PORT, KIND, SERVERS, WORLDS, Kept, LogServers
 from tests.simulation.loop import SECOND_NS, Kernel, SimLoop
 from tests.simulation.machine import Machine, SimProcess
 from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
 from tests.simulation.wires import Net, NetLoop, SimSocket, Stream
-from tests.simulation.world import CALLS_AT_ONCE, DATA, REST_S, Stuck
 
 GRANT_NS = 2 * SECOND_NS
 CLOCK_ERROR_NS_MAX = 500_000_000  # of the configuration: two good clocks differ by 400 ms, and drift
@@ -251,21 +250,12 @@ class SimHost:
     def start(self) -> None:
         """Starts the main process."""
         process = self.machine.start("supervisor")
-        supervisor = self.supervisor = Supervisor(
-            self.settings(),
-            ["worker"],
-            b"",
-            [("tcp", self.door)],  # type: ignore[list-item]
-            process.host(),
-        )
+        supervisor = self.supervisor = supervisor_in(process, self.settings(), self.door)
         process.on_end.append(self._on_supervisor_end)
         process.loop.on_trouble = self._on_trouble("supervisor")
         self.cluster.trace(self.node, "start", process.pid)
 
-        async def main() -> int:
-            return await supervisor.run()
-
-        process.run(main())
+        process.run(supervisor.run())
 
     def start_again(self) -> None:
         """Starts it, where it is not there and somebody wants it."""
@@ -333,12 +323,7 @@ class SimHost:
             self.cluster.failed(Violation(f"{self.node}: the worker of shard {shard} ended with {code}: {reason}"))
 
     def _on_alarm(self, process: SimProcess, boot_ns: int) -> None:
-        worker = self.bodies[process.pid].worker
-        assert worker is not None, "an alarm is set by nobody"
-        try:
-            self.cluster.auditor.armed(worker.clock.anchors, boot_ns, worker.shard.next_due_ns())
-        except Violation as error:
-            self.cluster.failed(error)
+        self.cluster.audit_alarm(self.cluster.auditor.armed, self.bodies[process.pid], boot_ns)
 
     # -- what happens to it -----------------------------------------------------------------------------------------
 
@@ -418,22 +403,20 @@ class HostsPrograms(Programs):
         return self._get_account(user)
 
 
-class Cluster:
+class Cluster(Course):
     """The hosts, the log, and everybody around them."""
 
     def __init__(
         self, seed: int, *, hosts: int = 3, shards: int = 2, buckets: int = 4, is_at_once: bool = False
     ) -> None:
         """`is_at_once`: every host serves some of the shards; else one serves all, and the others stand by."""
+        super().__init__()
         self.is_at_once = is_at_once
         self.rng = random.Random(seed)
         self.number = next(_numbers)
         self.shards = shards
         self.buckets = buckets
         self.snapshot_bytes = 24 * 1024
-        self._hash = hashlib.blake2b(digest_size=16)
-        self.log: list[str] | None = None
-        self.trouble: BaseException | None = None
         self.kernel = Kernel(random.Random(self.rng.getrandbits(64)))
         self.kernel.on_crash = self._on_crash
         shape = Shape(shards, SERVERS, buckets, HASH_NAME)
@@ -444,7 +427,7 @@ class Cluster:
         self.moods = Moods(random.Random(self.rng.getrandbits(64)))
         self.net = Net(self.kernel, random.Random(self.rng.getrandbits(64)))
         self.outside = NetLoop(self.kernel, "outside", self.net)  # type: ignore[abstract]
-        self.outside.on_trouble = lambda context: self.failed(context.get("exception") or Violation(str(context)))
+        self.outside.on_trouble = self.on_trouble
         self.lost: dict[str, dict[int, Kept]] = {}  # stream -> what it has forgotten
         cutoff = Cutoff(
             url="http://sim/cutoff",
@@ -456,21 +439,6 @@ class Cluster:
         self.between = Between(self.kernel, random.Random(seed ^ 0xBE7))
         self.hosts = [SimHost(self, number) for number in range(1, hosts + 1)]
         self.kernel.on_crash = self._on_crash
-
-    def trace(self, *what: Any) -> None:
-        """One line of what happened; all of them make the hash that a repetition must have, too."""
-        line = f"{self.kernel.now_ns} {what}"
-        self._hash.update(line.encode())
-        if self.log is not None:
-            self.log.append(line)
-
-    def digest(self) -> str:
-        """Of all that happened."""
-        return self._hash.hexdigest()
-
-    def failed(self, error: BaseException) -> None:
-        """Something is wrong: the first of these ends the run."""
-        self.trouble = self.trouble or error
 
     def _owner_of(self, pid: int) -> Owner:
         for host in self.hosts:
@@ -491,17 +459,6 @@ class Cluster:
                 host.machine.on_crash(loop)
 
     # -- running ----------------------------------------------------------------------------------------------------
-
-    def run(self, until: Callable[[], bool], seconds: float, what: str) -> None:
-        """Lets things happen until it is so. Raises what went wrong, or Stuck after so much virtual time."""
-        limit_ns = self.kernel.now_ns + int(seconds * SECOND_NS)
-        ended = self.kernel.run(lambda: self.trouble is not None or until(), limit_ns)
-        if self.trouble is not None:
-            raise self.trouble
-        if self.kernel.troubles:
-            raise Violation(self.kernel.troubles[0])
-        if not ended:
-            raise Stuck(f"{what}: not within {seconds} s; {self.state()}")
 
     def state(self) -> str:
         """Where everything is, for a message."""
@@ -541,18 +498,6 @@ class Cluster:
         if any(one is not None and (one.shard._frozen or one.shard._arrived) for one in workers):
             return False  # the last word of a move is on its way
         return all(one is not None and one.may_act() for one in workers)
-
-    def task(self, coroutine: Any) -> asyncio.Task[Any]:
-        """Runs a coroutine of the outside world."""
-        task: asyncio.Task[Any] = self.outside.create_task(coroutine)
-
-        def done(finished: asyncio.Task[Any]) -> None:
-            error = None if finished.cancelled() else finished.exception()
-            if error is not None:
-                self.failed(error)
-
-        task.add_done_callback(done)
-        return task
 
     def client(self, name: str, programs: Programs) -> HostsClient:
         """One that knows all doors."""

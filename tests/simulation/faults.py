@@ -13,10 +13,11 @@ from shards.journal.file.recovery import is_segment
 from tests.simulation import draining, together
 from tests.simulation.auditor import Violation
 from tests.simulation.clients import Client
+from tests.simulation.course import DATA
 from tests.simulation.decode import BATCH_HEADER_BYTES, batches_of, segment_of
 from tests.simulation.loop import SECOND_NS
 from tests.simulation.machine import SimProcess
-from tests.simulation.world import DATA, World
+from tests.simulation.world import World
 
 TRIES, TRY_S = 400, 0.02
 CALLS = ("create", "write", "fdatasync", "fsync", "fsync_dir", "rename", "unlink", "allocate")

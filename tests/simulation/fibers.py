@@ -180,16 +180,5 @@ class BlockingCommitter(SimCommitter):
         if self._waiting:
             self._fiber.run(partial(self._do, *self._waiting.popleft()[:3]))
 
-    def _do(self, done: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
-        try:
-            result, error = function(*arguments), None
-        except Crashed:
-            raise
-        except BaseException as caught:
-            result, error = None, caught
-        self._busy = False
-        self._loop.call_in(self._machine.disk_ns(), done, result, error)
-        self._next()
-
     def close(self) -> None:
         """What it was asked for goes on, as long as the process is there."""

@@ -163,7 +163,7 @@ class Followers:
         path = file_of(f"{self.home}/{kind}", int(shard))
         files = self.files.setdefault(process.name, Files(path, self.disk, self.rng))
         process.on_end.append(lambda code: self._on_end(process, files, code))
-        process.loop.on_trouble = lambda context: self.world._on_trouble(context)
+        process.loop.on_trouble = self.world.on_trouble
         files.log_is_synced()
 
         def make() -> Follower:
@@ -197,7 +197,7 @@ class Followers:
         def ended(error: BaseException | None) -> None:
             locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
             if error is not None and code_of(error) == Exit.BUG and not locked:
-                self.world._on_trouble({"exception": error})
+                self.world.on_trouble({"exception": error})
             end(error)
 
         follower.on_open = opened  # type: ignore[method-assign]

@@ -23,6 +23,7 @@ from shards.system.clock import INSTANT_NS_MAX
 from tests.simulation.disk import Crashed
 
 SECOND_NS = 1_000_000_000
+UNWINDINGS_MAX = 10  # of a coroutine: each time it may wait for something in a `finally`
 _EMPTY = contextvars.Context()
 
 
@@ -217,11 +218,12 @@ class SimLoop(asyncio.AbstractEventLoop):
         for task in tasks:
             task._log_destroy_pending = False  # type: ignore[attr-defined]
             coroutine = task.get_coro()
-            try:
-                if coroutine is not None:
+            for _ in range(UNWINDINGS_MAX if coroutine is not None else 0):
+                try:
                     coroutine.close()
-            except BaseException:  # what a dead process would have said
-                continue
+                    break
+                except BaseException:  # what a dead process would have said; or it waits in a `finally`, once more
+                    continue
 
     def get_debug(self) -> bool:
         return False

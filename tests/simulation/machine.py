@@ -79,9 +79,10 @@ class SimCommitter(SerialExecutor):
             self._loop.call_in(self._machine.disk_ns(), self._run)
 
     def _run(self) -> None:
-        if not self._waiting:
-            return  # close did it
-        done, function, arguments, _ = self._waiting.popleft()
+        if self._waiting:  # else close did it
+            self._do(*self._waiting.popleft()[:3])
+
+    def _do(self, done: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
         try:
             result, error = function(*arguments), None
         except Crashed:

@@ -7,7 +7,6 @@ clients answered, nothing owed. `Run` (in `tests.simulation.run`) plays a seed.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import random
 from collections.abc import Callable
 from functools import partial
@@ -27,23 +26,17 @@ from shards.worker.process import Process
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.calls import GRACES_S
+from tests.simulation.course import CALLS_AT_ONCE, DATA, REST_S, Course, supervisor_in
 from tests.simulation.followers import Followers
 from tests.simulation.loop import SECOND_NS
 from tests.simulation.machine import Machine, SimProcess
 from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
 from tests.simulation.wires import NetLoop, SimSocket
 
-DATA = "/data"
-CALLS_AT_ONCE = 8  # of each worker: few, so that calls that hang matter
-REST_S = 120  # of virtual time, for everything to end once nothing goes wrong any more
 LIFE_NS = 3600 * SECOND_NS  # of one run, in virtual time
 
 
-class Stuck(AssertionError):
-    """What has to end did not."""
-
-
-class World:
+class World(Course):
     """The machine, the daemon on it, and everybody around it."""
 
     def __init__(
@@ -60,16 +53,15 @@ class World:
         """`leases`: a rate that is reported without a lease may get one of two seconds. `follows`: with the followers
         of history and notices as processes.
         """
+        super().__init__()
         self.rng = random.Random(seed)
-        self._hash = hashlib.blake2b(digest_size=16)
-        self.log: list[str] | None = None  # the last lines of the trace, where somebody wants to read them
         self.machine = Machine(self.rng, self._on_sync)
         self.auditor = Auditor(self.machine.medium, accrues)
         self.moods = Moods(random.Random(self.rng.getrandbits(64)))
         self.archive = Archive()
         self.kernel = self.machine.kernel
         self.outside = NetLoop(self.kernel, "outside", self.machine.net)  # type: ignore[abstract]
-        self.outside.on_trouble = self._on_trouble
+        self.outside.on_trouble = self.on_trouble
         self.door: SimSocket = self.machine.net.listen()
         self.workers = workers
         self.buckets = buckets
@@ -79,7 +71,6 @@ class World:
         self.restart_wanted = True
         self.exits: list[tuple[str, int]] = []
         self.refused: list[str] = []  # why the daemon did not start, or a shard was held
-        self.trouble: BaseException | None = None
         self.applications: dict[int, Billing] = {}
         self.processes: dict[int, Process] = {}  # shard -> its newest process
         cutoff = Cutoff(
@@ -102,23 +93,6 @@ class World:
         self.batch_records = 8192  # see `shards.shard`
         self._chaos_rng = random.Random(self.rng.getrandbits(64))
         self.followers = Followers(self, random.Random(seed ^ 0xF011)) if follows else None
-
-    # -- the trace --------------------------------------------------------------------------------------------------
-
-    def trace(self, *what: Any) -> None:
-        """One line of what happened; all of them make the hash that a repetition must have, too."""
-        line = f"{self.kernel.now_ns} {what}"
-        self._hash.update(line.encode())
-        if self.log is not None:
-            self.log.append(line)
-
-    def digest(self) -> str:
-        """Of all that happened."""
-        return self._hash.hexdigest()
-
-    def _on_trouble(self, context: dict[str, Any]) -> None:
-        error = context.get("exception")
-        self.trouble = self.trouble or error or Violation(str(context))
 
     def _on_sync(self, path: str, node: Any) -> None:
         try:
@@ -150,21 +124,12 @@ class World:
     def start(self) -> None:
         """Starts the main process."""
         process = self.supervising = self.machine.start("supervisor")
-        supervisor = self.supervisor = Supervisor(
-            self.settings(),
-            ["worker"],
-            b"",
-            [("tcp", self.door)],  # type: ignore[list-item]
-            process.host(),
-        )
+        supervisor = self.supervisor = supervisor_in(process, self.settings(), self.door)
         process.on_end.append(self._on_supervisor_end)
         self.trace("start", process.pid)
 
-        async def main() -> int:
-            return await supervisor.run()
-
         process.loop.on_trouble = self._on_process_trouble("supervisor")
-        process.run(main())
+        process.run(supervisor.run())
 
     def _on_supervisor_end(self, code: int) -> None:
         self.trace("supervisor ended", code)
@@ -232,17 +197,12 @@ class World:
         self.exits.append((f"worker-{shard_id}", code))
         self._look_at_timers()
         if code == Exit.DISK and not process.disk.fired and not self.machine.medium.refusals:
-            self._on_trouble({"message": f"shard {shard_id} ended with {code}, and its disk did nothing wrong"})
+            self.on_trouble({"message": f"shard {shard_id} ended with {code}, and its disk did nothing wrong"})
         if code == Exit.DAMAGED and not self.rotten:
-            self._on_trouble({"message": f"shard {shard_id} ended with {code}, and nothing was damaged"})
+            self.on_trouble({"message": f"shard {shard_id} ended with {code}, and nothing was damaged"})
 
     def _on_alarm(self, process: SimProcess, boot_ns: int) -> None:
-        worker = self._bodies[process.pid].worker
-        assert worker is not None, "an alarm is set by nobody"
-        try:
-            self.auditor.armed(worker.clock.anchors, boot_ns, worker.shard.next_due_ns())
-        except Violation as error:
-            self.trouble = self.trouble or error
+        self.audit_alarm(self.auditor.armed, self._bodies[process.pid], boot_ns)
 
     def _late(self) -> set[int]:
         supervisor = self.supervisor
@@ -262,7 +222,7 @@ class World:
         for shard_id, application in self.applications.items():
             checks = application._checks
             if checks is not None and checks._scrubber.mismatches:
-                self._on_trouble({"message": f"shard {shard_id}: accounts were not filed for what is coming (I18)"})
+                self.on_trouble({"message": f"shard {shard_id}: accounts were not filed for what is coming (I18)"})
 
     def _look_at_books(self) -> None:
         """At rest time passes in every bucket, and every account is filed for what is coming."""
@@ -274,7 +234,7 @@ class World:
                 late = [slot for slot, _, due_ns in coming if book.armed_ns[slot] > due_ns <= INT64_MAX]
                 if late or book.awake != (bucket_id in shard.held):
                     what = f"awake: {book.awake}, not filed in time: {late}"
-                    self._on_trouble({"message": f"shard {shard.shard_id}, bucket {bucket_id} at rest: {what} (I18)"})
+                    self.on_trouble({"message": f"shard {shard.shard_id}, bucket {bucket_id} at rest: {what} (I18)"})
 
     def process_of(self, shard_id: int) -> SimProcess | None:
         """The running process of a shard."""
@@ -282,21 +242,6 @@ class World:
         return next((one for one in self.machine.processes.values() if one.name == name), None)
 
     # -- running ----------------------------------------------------------------------------------------------------
-
-    def run(self, until: Callable[[], bool], seconds: float, what: str) -> None:
-        """Lets things happen until it is so. Raises what went wrong, or Stuck after so much virtual time."""
-        limit_ns = self.kernel.now_ns + int(seconds * SECOND_NS)
-
-        def done() -> bool:
-            return self.trouble is not None or until()
-
-        ended = self.kernel.run(done, limit_ns)
-        if self.trouble is not None:
-            raise self.trouble
-        if self.kernel.troubles:
-            raise Violation(self.kernel.troubles[0])
-        if not ended:
-            raise Stuck(f"{what}: not within {seconds} s; {self.state()}")
 
     def state(self) -> str:
         """Where everything is, for a message."""
@@ -308,16 +253,6 @@ class World:
         """Every bucket is served."""
         supervisor = self.supervisor
         return supervisor is not None and bool(supervisor.workers) and not supervisor.unserved()
-
-    def task(self, coroutine: Any) -> asyncio.Task[Any]:
-        """Runs a coroutine of the outside world."""
-        task: asyncio.Task[Any] = self.outside.create_task(coroutine)
-        task.add_done_callback(self._on_task)
-        return task
-
-    def _on_task(self, task: asyncio.Task[Any]) -> None:
-        if not task.cancelled() and task.exception() is not None:
-            self.trouble = self.trouble or task.exception()
 
     def is_quiet(self) -> bool:
         """Every bucket is served, nothing is owed, nothing moves, nothing waits for the disk."""
