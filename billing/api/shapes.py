@@ -386,6 +386,7 @@ SHARD: Final = Shape(
         _nullable("garbage", "integer"),
         Field("starts", "integer"),
         Field("links_down", "text", "hosts without a link to it, each with why", many=True),
+        Field("history_lacks", "text", "what this host's history of it lacks, and what becomes of that; else empty"),
         Field("alerts", "text", many=True),
     ),
 )

@@ -56,7 +56,8 @@ def init(config_file: str | None) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(config_file: str | None, *, as_json: bool) -> None:
     """Says which host serves, what moves, and for each shard's journal its leader, size, epoch and last record. Where
-    several hosts serve at once, the daemon of this configuration is asked which links between them are down.
+    several hosts serve at once, the daemon of this configuration is asked which links between them are down, and what
+    its histories lack.
     """
     backend = _backend(config_file)
     backend.prepare()
@@ -72,19 +73,21 @@ def status(config_file: str | None, *, as_json: bool) -> None:
         for row in backend.status()
     ]
     drained = sorted(shares.drained)
-    unlinked, unasked = _links_down(config_file) if len(shares.members) > 1 else ([], "")
+    unlinked, lacking, unasked = _as_this_host_says(config_file) if len(shares.members) > 1 else ([], [], "")
     if as_json:
         moves = [
             {"bucket_id": bucket_id, "to_shard_id": one.shard, "given_up": one.given_up or None}
             for bucket_id, one in sorted(wanted.of.items())
         ]
         told = {"serves": serves or None, "drained": drained, "rebalancing": is_uneven, "moves": moves}
-        put(json.dumps(told | {"links_down": None if unasked else unlinked, "shards": rows}))
+        put(json.dumps(told | {"links_down": None if unasked else unlinked, "shards": rows, "history_lacks": lacking}))
         return
     for line in [*_who_serves(serves, shares), *_what_moves(wanted, is_uneven=is_uneven)]:
         put(line)
     if len(shares.members) > 1:
         for line in [unasked] if unasked else unlinked or ["every host has links to the shards of the others"]:
+            put(line)
+        for line in lacking:
             put(line)
     for row in rows:
         behind = f", {row['replicas_behind']} replicas behind" if row["replicas_behind"] else ""
@@ -110,15 +113,18 @@ def _who_serves(serves: str, shares: Shares) -> list[str]:
     return lines
 
 
-def _links_down(config_file: str | None) -> tuple[list[str], str]:
+def _as_this_host_says(config_file: str | None) -> tuple[list[str], list[str], str]:
     """A line for each host that has no link to a shard of another one, as the daemon of this configuration and the
-    hosts that it reaches say; and why that is not known, or "".
+    hosts that it reaches say; one for each history of that daemon that lacks something; and why that is not known, or
+    "".
     """
     try:
         rows = ask(target_of(config_file), "shards_info")
     except click.ClickException as error:
-        return [], f"the links between hosts are not known: {error.message}"
-    return [f"shard {row['shard_id']} has no link from {one}" for row in rows for one in row["links_down"]], ""
+        return [], [], f"the links between hosts are not known: {error.message}"
+    unlinked = [f"shard {row['shard_id']} has no link from {one}" for row in rows for one in row["links_down"]]
+    lacks = {row["shard_id"]: row["history_lacks"] for row in rows if row["history_lacks"]}
+    return unlinked, [f"this host's history of shard {one} lacks {what}" for one, what in lacks.items()], ""
 
 
 def _what_moves(wanted: WantedMoves, *, is_uneven: bool) -> list[str]:

@@ -41,13 +41,18 @@ def shards(target: Target) -> None:
     if target.as_json or target.as_csv:
         show(target, rows)
         return
-    kept = [{name: value for name, value in row.items() if name not in ("alerts", "reason")} for row in rows]
+    kept = [
+        {name: value for name, value in row.items() if name not in ("alerts", "reason", "history_lacks")}
+        for row in rows
+    ]
     if not target.wide:
         kept = [{name: row.get(name) for name in ESSENTIAL["shards_info"]} for row in kept]
     show(target, kept, ESSENTIAL["shards_info"])
     for row in rows:
         if row.get("reason"):
             put(f"shard {row['shard_id']}: {row['reason']}")
+        if row.get("history_lacks"):
+            put(f"shard {row['shard_id']}: this host's history of it lacks {row['history_lacks']}")
         for alert in row.get("alerts", ()):
             put(f"shard {row['shard_id']}: {alert}")
 

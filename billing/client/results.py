@@ -436,6 +436,7 @@ class Shard(Result):
     garbage: int | None
     starts: int
     links_down: list[str]
+    history_lacks: str
     alerts: list[str]
 
 

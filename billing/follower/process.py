@@ -92,13 +92,14 @@ class Process(ABC):
         self._closed.set()
         self.end(None)
 
-    def _send(self, message: say.ToWorker) -> None:
+    def send(self, message: say.Message) -> None:
+        """Says something to whoever started the process, if that is still there."""
         if self._wire is not None:
             self._wire.send(message)
 
     def tell(self, figures: dict[str, Any]) -> None:
         """Tells the operator's figures."""
-        self._send(say.Told(figures))
+        self.send(say.Told(figures))
 
     def pass_on(self, record: logging.LogRecord) -> bool:
         """Hands a record of the log over; False where nobody is there to take it. Values that are neither numbers nor
@@ -110,7 +111,7 @@ class Process(ABC):
         if not record.exc_info and isinstance(record.args, tuple):
             words = str(record.msg)
             values = tuple(one if isinstance(one, int | float | str) else str(one) for one in record.args)
-        self._send(say.Logged(record.levelno, record.name, words, values))
+        self.send(say.Logged(record.levelno, record.name, words, values))
         return True
 
     # -- work that waits ---------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ class Process(ABC):
             error = error or trouble
         if error is not None:
             self.exit_code = code_of(error)
-            self._send(say.Failed(self.exit_code, reason_of(error)))
+            self.send(say.Failed(self.exit_code, reason_of(error)))
         if self._wire is not None:
             self._wire.part()
             with contextlib.suppress(TimeoutError):
@@ -236,25 +237,25 @@ class Follower(Process):
         store, remarks = self.on_open(
             order.directory, order.shard_id, order.first, order.head, order.suspect, order.options
         )
-        self._send(say.Opened(store.position, remarks))
+        self.send(say.Opened(store.position, remarks))
         self.tell_reached()
 
     def answer(self, number: int, answer: Any) -> None:
         """Answers a question."""
-        self._send(say.Answer(number, answer))
+        self.send(say.Answer(number, answer))
 
     def refuse(self, number: int, reason: str) -> None:
         """Refuses a question."""
-        self._send(say.Refused(number, reason))
+        self.send(say.Refused(number, reason))
 
     def remark(self, text: str) -> None:
         """Says something for the operator's log."""
-        self._send(say.Remark(text))
+        self.send(say.Remark(text))
 
     def tell_reached(self) -> None:
         """Tells how far the file is."""
         if (store := self.store) is not None:
-            self._send(say.Reached(store.position, self._bytes, store.durable, self.owes()))
+            self.send(say.Reached(store.position, self._bytes, store.durable, self.owes()))
 
     def checkpoint(self) -> bool:
         """Commits what was taken, makes it durable and proves it; False where that has to wait, and comes later."""

@@ -338,6 +338,8 @@ class FollowerStore:
     def begin(self) -> None:
         """Opens a transaction. Raises Overtaken."""
         self.db.execute("BEGIN IMMEDIATE")
+        if self._disk.exists(self.path):
+            self._check_identity()
         (position,) = self.db.execute("SELECT position FROM about").fetchone()
         if position != self.position:
             raise Overtaken(f"{self.path} is at batch {position}, not {self.position}: another process writes to it")
@@ -378,7 +380,10 @@ class FollowerStore:
             copy_to(self.db, aside, disk)
             put_in_place(aside, self.path, disk)
             raise Overtaken(f"{self.path} was removed while it was in use, and was written anew")
-        if disk.identity(self.path) != self._identity:
+        self._check_identity()
+
+    def _check_identity(self) -> None:
+        if self._disk.identity(self.path) != self._identity:
             raise Overtaken(f"{self.path} was replaced while it was in use")
 
     def close(self) -> None:

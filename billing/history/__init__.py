@@ -18,6 +18,9 @@ It never slows a command down, never changes the journal, and never guesses.
     projector   the child process: one wire, one file
     replica     the process that makes this host's files of the shards that other hosts serve
     replica_link  the main process's end of that
+    gaps        what a file lacks, and batches made again out of one for another host's
+    mending     filling the gaps of a file with what other hosts have
+    mender      beside the replica: when that is done, and what is said of it
     projection  which of a batch's bytes are rows; pure, and the one fast module here
     page        rows as they stand in the file, and what a row shows; pure
     accounts    who has rows in a file, and which is the newest of each

@@ -4,13 +4,15 @@
 
 The table stands in the files of shards whose journal several hosts share. Its first line is the end of the file when
 the table was made, whether that batch has a row or not: what came before is known by its row's number alone. Lines are
-written in the transaction of their rows, and go with them where the file is cut back.
+written in the transaction of their rows, and go with them where the file is cut back. Where a gap was filled
+(`mending`), its last batch has a line whether it has a row or not.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from typing import Final
+from collections.abc import Iterator
+from typing import Final, NamedTuple
 
 from billing.history.cursor import Place
 
@@ -21,7 +23,16 @@ _IS_THERE: Final = "SELECT 1 FROM sqlite_master WHERE name = 'batches'"
 _FIRST: Final = "SELECT position, seq FROM batches ORDER BY position LIMIT 1"
 _BEFORE: Final = "SELECT position, seq FROM batches WHERE position < ? ORDER BY position DESC LIMIT 1"
 _BEHIND: Final = "SELECT position, seq FROM batches WHERE position > ? ORDER BY position LIMIT 1"
+_UP_TO: Final = "SELECT position, seq FROM batches WHERE position <= ? ORDER BY position DESC LIMIT 1"
+_BETWEEN: Final = "SELECT position, seq FROM batches WHERE position BETWEEN ? AND ? ORDER BY position"
 _LAST: Final = "SELECT coalesce(max(position), -1) FROM batches"
+
+
+class Line(NamedTuple):
+    """Of the table."""
+
+    position: int
+    seq: int
 
 
 def are_kept(db: sqlite3.Connection) -> bool:
@@ -33,6 +44,28 @@ def keep(db: sqlite3.Connection, position: int, seq: int) -> None:
     """Makes the table in the open transaction of a file that ends with this batch and this row."""
     db.execute(_CREATE)
     db.execute(INSERT, (position, seq))
+
+
+def first_line(db: sqlite3.Connection) -> Line:
+    """The end of the file when the table was made."""
+    return Line._make(db.execute(_FIRST).fetchone())
+
+
+def line_up_to(db: sqlite3.Connection, position: int) -> Line | None:
+    """The last line up to a batch; None where the batches up to there are not known."""
+    found = db.execute(_UP_TO, (position,)).fetchone()
+    return None if found is None else Line._make(found)
+
+
+def lines(db: sqlite3.Connection, first: int, last: int) -> Iterator[Line]:
+    """Those of batches `first` to `last`, in order."""
+    return map(Line._make, db.execute(_BETWEEN, (first, last)))
+
+
+def batch_of(db: sqlite3.Connection, seq: int) -> int:
+    """The batch that a row came from, or where that is not known, the last one that it may have come from."""
+    line = first_line(db)
+    return line.position if seq <= line.seq else Places(db, b"", b"").behind(seq).sequence
 
 
 def row_of(db: sqlite3.Connection, position: int, rows: int) -> int | None:

@@ -20,7 +20,7 @@ import struct
 from typing import Final
 
 from billing.history.accounts import CHUNK, CHUNK_SHIFT, Accounts
-from billing.history.page import RECORD_HEAD_BYTES, Part
+from billing.history.page import OLDER_ROW, RECORD_HEAD_BYTES, Part, row_of
 from billing.ledger.entry import FIELDS, FIXED, FORMAT, unpack
 from shards.batch import ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED
 
@@ -106,6 +106,9 @@ def _other(payload: bytes, at: int, group: Group) -> tuple[int, int, bytes]:
     (length,) = LENGTH.unpack_from(payload, at)
     end = at + _LENGTH_BYTES + int(length)
     assert end <= len(payload), "a record ends behind its batch"
+    if payload[at + _LENGTH_BYTES] == OLDER_ROW:  # of another file
+        row = row_of(payload, at, 0, 0)
+        return length, row.entry_id, row.user_id
     kind, bucket_id, generation = ENVELOPE.unpack_from(payload, at + _LENGTH_BYTES)
     if kind == ENTRY:
         entry = unpack(payload[at + _BODY_AT : end])

@@ -7,6 +7,11 @@ host can read. So the rows of a bucket that moves here are here already, and so 
 takes over, whatever became of the host before; and a journal that has lost its end is known by a file that is ahead of
 it (`billing.follower.store.Ahead`).
 
+**A file that lacks something**, since this host was away for longer than the log goes back, is filled with what other
+hosts have (`billing.history.mending`), on another thread, also where its shard is served here: then its projector finds
+that the file was replaced. Where no host has it, it asks again, less often each time, and at once when other hosts are
+there. It gives other hosts what its own files have.
+
 It looks at the last sign of every journal each `LOOK_S`, and reads what a file lacks in slices, on a thread of its own;
 a slice is one transaction, so a batch is in the file once, whoever is killed when. What the log does not have any more
 is put on record as lost, as in any history.
@@ -26,17 +31,22 @@ import logging
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
 from functools import partial
 from typing import Any, Final, NamedTuple
 
+from billing.follower import messages as say
 from billing.follower.feed import Feed, Slice
 from billing.follower.process import CHECKPOINT_S, Process, make_directory, run
-from billing.follower.store import Ahead
+from billing.follower.store import Ahead, connect, file_of, reason_of
 from billing.history import retention
+from billing.history.gaps import given_of
 from billing.history.history_reader import HistoryReader
+from billing.history.mender import UNREADABLE, Mender
 from billing.history.projector import GARBAGE_THRESHOLD
-from billing.history.replica_link import Follow, to_replica
+from billing.history.replica_link import Follow, Got, Read, to_replica
 from billing.history.store import Store, open_store
+from billing.history.tables import KIND
 from shards.exits import text_of
 from shards.journal import Backend, Gap, JournalError, LastSign, Reader, backends
 from shards.system.clock import MACHINE_CLOCKS, Clocks
@@ -86,14 +96,24 @@ class Replica(Process):
         self._told_ns = 0  # boot instant, when it last said what is followed
         self._aside_ns: dict[int, int] = {}  # shards that could not be followed -> boot instant until which they rest
         self._troubles: dict[int, str] = {}  # what was said of a shard, or of all (0), since it was last followed
+        self._mender = Mender(self, executor("mend", self._loop), self._release, self._tell)
 
     # -- what it is told ---------------------------------------------------------------------------------------------
 
-    def on_message(self, message: Follow) -> None:
+    def on_message(self, message: Follow | Read | Got) -> None:
+        if isinstance(message, Read):
+            self._read(message)
+        elif isinstance(message, Got):
+            self._mender.got(message)
+        else:
+            self._follow(message)
+
+    def _follow(self, message: Follow) -> None:
         if self._order is None:
             make_directory(self.disk, message.directory)
             if message.keep_days:
                 self.later("prune", retention.FIRST_S, self._begin_to_prune)
+        self._mender.follow(message.directory, message.hosts)
         self._order = message
         for shard in [one for one in self._copies if one not in message.shards]:
             self._copies.pop(shard).store.close()
@@ -137,6 +157,8 @@ class Replica(Process):
         self._next()
 
     def _lacks(self, shard: int) -> bool:
+        if shard == self._mender.replaced:
+            return False
         if shard not in self._signs or self._aside_ns.get(shard, 0) > self.clocks.boot_ns():
             return False
         copy = self._copies.get(shard)
@@ -149,7 +171,7 @@ class Replica(Process):
             self._tell()
         while self._behind:
             shard = self._behind.popleft()
-            if shard not in self._order.shards:
+            if shard not in self._order.shards or shard == self._mender.replaced:
                 continue
             copy = self._copies.get(shard)
             if copy is None:
@@ -170,7 +192,8 @@ class Replica(Process):
         """Says which shards are followed; whoever hears nothing for long takes this process for one that hangs."""
         assert self._order is not None
         self._told_ns = self.clocks.boot_ns()
-        self.tell({"followed": [] if 0 in self._troubles else [*set(self._order.shards).difference(self._troubles)]})
+        followed = [] if 0 in self._troubles else [*set(self._order.shards).difference(self._troubles)]
+        self.tell({"followed": followed, "lacks": self._mender.lacks})
 
     def _bounds_of(self, shard: int) -> tuple[Reader, int, int]:
         """The shard's log, its first batch and its last one."""
@@ -185,7 +208,7 @@ class Replica(Process):
         assert order is not None
         if error is not None:
             self._set_aside(shard, error)
-        elif shard in order.shards:
+        elif shard in order.shards and shard != self._mender.replaced:
             reader, first, head = found
             where = order.directory, shard, first, head, self.disk
             try:
@@ -233,6 +256,32 @@ class Replica(Process):
             which = f"shard {shard}, which another host serves," if shard else "shards that other hosts serve"
             log.error("the history of %s cannot be followed: %s", which, text)
         self._troubles[shard] = text
+
+    # -- what files lack ---------------------------------------------------------------------------------------------
+
+    def _read(self, asked: Read) -> None:
+        """Gives another host what it lacks and a file here has."""
+        assert self._order is not None
+        shard, *question = asked.question
+        path = file_of(self._order.directory, shard)
+        try:
+            given = None
+            if self.disk.exists(path):
+                with closing(connect(path, KIND)) as db:
+                    given = given_of(db, *question)
+        except UNREADABLE as error:
+            self.send(say.Refused(asked.number, reason_of(error)))
+        else:
+            self.send(say.Answer(asked.number, given))
+
+    def _release(self, shard: int) -> None:
+        """The file of this shard is about to be replaced."""
+        copy = self._copies.pop(shard, None)
+        if copy is not None and not self.is_ending:
+            copy.store.close()
+
+    async def finish(self) -> None:
+        await self._mender.finish()
 
     # -- files -------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,9 @@
 A process that ends is started again, later each time, until one of them has lived for a while; one that ended on the
 disk or on damage has a suspicious successor (`billing.follower.store`). What it was doing when it ended is done again
 from where its files stand.
+
+What a file lacks it asks other hosts for, and they ask it: questions and answers pass here, and between the main
+processes over a link of one of their workers.
 """
 
 from __future__ import annotations
@@ -10,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from typing import Any, Final, assert_never
 
 import msgspec
@@ -22,6 +25,9 @@ from shards.system.host import Spawn
 from shards.system.links import Wire
 
 COMMAND: Final = command_of("billing.history.replica")
+
+BATCHES: Final = "history_batches"  # an operation: what is in `Read`; answered with {"given": …}
+READ_S: Final = 10.0  # so long another host waits for this one's process
 
 SILENT_NS: Final = 30_000_000_000  # it says something each second, and waits for the log's servers for 10 s at most
 
@@ -36,9 +42,34 @@ class Follow(say.Message, frozen=True, tag=32):
     keep_days: int  # see `history.keep_days`
     suspect: bool  # the process before ended on the disk or on damage
     shards: list[int]  # those of other hosts
+    hosts: list[str]  # that can be asked for what a file lacks, by name
 
 
-to_replica: Final = msgspec.msgpack.Decoder(Follow).decode
+class Read(say.Message, frozen=True, tag=33):
+    """Another host asks for batches; answered with `Answer` (what `gaps.given_of` gives) or `Refused`."""
+
+    number: int
+    question: tuple[int, int, int, int, int]  # shard, after, rows, last, bytes_max, as of `gaps.given_of`
+
+
+class Got(say.Message, frozen=True, tag=34):
+    """To `Wanted`."""
+
+    number: int
+    given: Any  # as the other host gave it; None where it has nothing, or has not answered
+    has_answered: bool
+
+
+class Wanted(say.Message, frozen=True, tag=35):
+    """The process asks another host for batches; answered with `Got`."""
+
+    number: int
+    host: str
+    question: tuple[int, int, int, int, int]  # as of `Read`
+
+
+to_replica: Final = msgspec.msgpack.Decoder(Follow | Read | Got).decode
+from_replica: Final = msgspec.msgpack.Decoder(say.ToWorker | Wanted).decode
 
 
 class ReplicaLink:
@@ -48,7 +79,12 @@ class ReplicaLink:
         self, directory: str, log: dict[str, Any], keep_days: int, spawn: Spawn, boot_ns: Callable[[], int]
     ) -> None:
         """`directory`: of the history files; its parent exists. The rest as `Follow` has it."""
-        self._order = Follow(directory, log, keep_days, False, [])
+        self._order = Follow(directory, log, keep_days, False, [], [])
+        self.ask: Callable[[str, tuple[Any, ...]], Awaitable[dict[str, Any]]] = _nobody  # an operation, of a host
+        self._reading: dict[int, asyncio.Future[Any]] = {}  # questions of other hosts, by number
+        self._number = 0
+        self._asking: set[asyncio.Task[None]] = set()
+        self._lacks: dict[int, str] = {}
         self._spawn = spawn
         self._boot_ns = boot_ns
         self._wanted = asyncio.Event()  # there is a shard to follow
@@ -66,20 +102,51 @@ class ReplicaLink:
         followed = self._followed if self._boot_ns() - self._heard_ns < SILENT_NS else []
         return {shard: shard in followed for shard in self._order.shards}
 
-    def follow(self, shards: Collection[int]) -> None:
-        """Lets it follow these shards and no others from now on. It is started once there is one."""
-        wanted = sorted(shards)
-        if wanted == self._order.shards:
+    def lacks(self) -> dict[int, str]:
+        """By shard, what this host's history of it lacks, and what becomes of that, for people; none where nothing."""
+        return self._lacks
+
+    def follow(self, shards: Collection[int], hosts: Collection[str] = ()) -> None:
+        """Lets it follow these shards and no others from now on, and fill gaps of this host's files, whoever serves
+        their shards, with what these hosts have. It is started once there is a shard to follow.
+        """
+        wanted, able = sorted(shards), sorted(hosts)
+        if (wanted, able) == (self._order.shards, self._order.hosts):
             return
-        self._order = msgspec.structs.replace(self._order, shards=wanted)
+        self._order = msgspec.structs.replace(self._order, shards=wanted, hosts=able)
         if self._wire is not None:
             self._wire.send(self._order)
         if wanted:
-            self._wanted.set()
-            self._task = self._task or asyncio.get_running_loop().create_task(self._keep())
+            self._start()
+
+    def _start(self) -> None:
+        self._wanted.set()
+        self._task = self._task or asyncio.get_running_loop().create_task(self._keep())
+
+    async def read(self, operation: tuple[Any, ...]) -> dict[str, Any]:
+        """What this host's files have for another host: `(BATCHES, *Read.question)`, answered as there."""
+        self._start()
+        if self._wire is None:
+            return _refusal("the process that reads the histories is starting")
+        self._number = number = self._number + 1
+        self._reading[number] = future = asyncio.get_running_loop().create_future()
+        self._wire.send(Read(number, operation[1:]))
+        try:
+            return {"given": await asyncio.wait_for(future, READ_S)}
+        except (TimeoutError, ConnectionError) as error:
+            return _refusal(str(error) or f"the process that reads the histories says nothing for {READ_S:g} s")
+        finally:
+            del self._reading[number]
+
+    async def _get(self, wanted: Wanted) -> None:
+        reply = await self.ask(wanted.host, (BATCHES, *wanted.question))
+        if self._wire is not None:
+            self._wire.send(Got(wanted.number, reply.get("given"), "given" in reply))
 
     async def close(self) -> None:
         """Lets it write what it has durably, and ends it."""
+        for task in self._asking:
+            task.cancel()
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -108,7 +175,7 @@ class ReplicaLink:
             return Exit.AGAIN
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: Wire(self._on_frame, self._on_closed, self._on_open, say.to_worker), sock=ours
+                lambda: Wire(self._on_frame, self._on_closed, self._on_open, from_replica), sock=ours
             )
             await self._lost.wait()
         finally:
@@ -131,12 +198,28 @@ class ReplicaLink:
     def _on_closed(self, wire: Wire) -> None:
         self._wire = None
         self._followed = []
+        for future in self._reading.values():
+            if not future.done():
+                future.set_exception(ConnectionError("the process that reads the histories has ended"))
         self._lost.set()
 
-    def _on_frame(self, wire: Wire, message: say.ToWorker) -> None:
+    def _on_frame(self, wire: Wire, message: say.ToWorker | Wanted) -> None:
         match message:
             case say.Told():
                 self._followed, self._heard_ns = message.figures["followed"], self._boot_ns()
+                self._lacks = dict(message.figures["lacks"])
+            case Wanted():
+                task = asyncio.get_running_loop().create_task(self._get(message))
+                self._asking.add(task)
+                task.add_done_callback(self._asking.discard)
+            case say.Answer() | say.Refused():
+                future = self._reading.get(message.number)
+                if future is None or future.done():
+                    return
+                if isinstance(message, say.Answer):
+                    future.set_result(message.answer)
+                else:
+                    future.set_exception(ConnectionError(message.reason))
             case say.Logged():
                 say.hand_on(message)
             case say.Failed():
@@ -144,7 +227,15 @@ class ReplicaLink:
                 suspect = message.code in (Exit.DAMAGED, Exit.DISK)
                 self._order = msgspec.structs.replace(self._order, suspect=suspect)
                 wire.close()
-            case say.Opened() | say.Reached() | say.Answer() | say.Refused() | say.Remark():
+            case say.Opened() | say.Reached() | say.Remark():
                 raise AssertionError(f"a replica says no {type(message).__name__}")
             case _:
                 assert_never(message)
+
+
+async def _nobody(host: str, operation: tuple[Any, ...]) -> dict[str, Any]:
+    return _refusal(f"{host} is not reached from here")
+
+
+def _refusal(why: str) -> dict[str, Any]:
+    return {"refused": "UNAVAILABLE", "message": why}

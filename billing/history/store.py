@@ -38,7 +38,7 @@ columns and packing them again is most of what a row of its own costs, and few r
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Final
 
@@ -273,6 +273,34 @@ class Store(FollowerStore):
             groups = self.db.execute("SELECT position, seq FROM groups WHERE position <= ?", (head,)).fetchall()
             self._cut(*max([(self.begins - 1, 0), *groups]), begins=self.begins)
 
+    def cut_out(self, position: int, seq: int, begins: int) -> None:
+        """Gives up what lies behind a batch that ended with this row, and is not taken from the journal alone again."""
+        self._cut(position, seq, begins=begins)
+
+    def note_filled(
+        self,
+        begins: int,
+        losses: list[tuple[int, str]],
+        departures: Iterable[tuple[int, int, int]],
+        found: list[tuple[int, int, int, Lines]],
+        cut: tuple[int, int] | None,
+    ) -> None:
+        """What the file lacks from now on, which buckets have left it, openings as in `open_with`, and the newest row
+        that was deleted, with the limit for which it was. Nothing waits for `flush`.
+        """
+        self.open_with(found)
+        db = self.db
+        self.begin()
+        db.execute("UPDATE about SET begins = ?", (begins,))
+        db.execute("DELETE FROM losses")
+        db.executemany("INSERT INTO losses VALUES (?, ?)", losses)
+        db.executemany("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", departures)
+        if cut is not None:
+            db.execute("DELETE FROM cuts")
+            db.execute("INSERT INTO cuts VALUES (?, ?)", cut)
+        self.commit(self.position)
+        self.begins = begins
+
     def take_identity(self) -> None:
         """Gives the file another identity; readers of what it holds may go on."""
         self.begin()
@@ -368,6 +396,12 @@ class Store(FollowerStore):
     def take(self, position: int, payload: bytes) -> None:
         """Adds the batch at `position`, the one after the last, to the open group."""
         assert position == self._taken + 1, f"batch {position} after {self._taken}"
+        self.take_again(position, payload)
+
+    def take_again(self, position: int, payload: bytes) -> None:
+        """Adds a batch as another file had it, or a part of it that follows on what was taken of it; batches before it
+        that were not taken have no rows.
+        """
         if not self.db.in_transaction:
             self.begin()
         before = self.seq
@@ -379,6 +413,14 @@ class Store(FollowerStore):
         self._taken = position
         if len(self._group.part.starts) >= INSERT_ROWS:
             self._insert()
+
+    def pass_over(self, position: int, *, is_known: bool = False) -> None:
+        """Batches that were not taken up to this one are missing, or where that is known, have no rows."""
+        if not self.db.in_transaction:
+            self.begin()
+        self._taken = position
+        if is_known and self._keeps_batches:
+            self._group.ends.append((position, self.seq))
 
     def _insert(self) -> None:
         """Rows into the open transaction as pages, while they are in the processor's cache."""
@@ -395,7 +437,7 @@ class Store(FollowerStore):
 
     def flush(self) -> bool:
         """Commits the open group; False where there is none."""
-        if self._taken == self.position:
+        if self._taken == self.position and not self.rows_open:
             return False
         db, group = self.db, self._group
         self._insert()

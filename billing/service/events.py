@@ -432,6 +432,22 @@ _ALL: Final = (
         "host's file of it (billing doctor, with all hosts stopped).",
     ),
     Event(
+        name="history_lacks",
+        says="the history of shard %d lacks %s: no other host has that",
+        values=("shard", "batches"),
+        do="Nothing, if a host that is down has it: it is asked once it is back. Else answers say what they miss. "
+        "`billing rebuild --from-backup` brings back what a backup has; a larger cluster.retain_bytes lets hosts be "
+        "away for longer.",
+    ),
+    Event(
+        name="history_not_filled",
+        says="what the history of shard %d lacks cannot be taken from other hosts: %s",
+        values=("shard", "reason"),
+        do="Answers say what they miss, and it is tried again. Where an entry does not go on from another, one of the "
+        "two hosts' files is wrong: billing doctor on both, with the daemons stopped. Where the disk is full: a second "
+        "file of that size has to fit.",
+    ),
+    Event(
         name="notices_given_up",
         says="notify.url is empty: what shard %d still had to tell is given up",
         values=("shard",),

@@ -33,7 +33,7 @@ from billing.admin.figure_sampler import FigureSampler
 from billing.admin.recent import Recent
 from billing.admin.worker_queries import QueryReplies
 from billing.config.schema import Config
-from billing.history.replica_link import ReplicaLink
+from billing.history.replica_link import BATCHES, ReplicaLink
 from billing.service.systemd import ServiceManager
 from shards.counting import counted
 from shards.exits import Exit
@@ -76,6 +76,9 @@ class Service:
         self._replica = replica
         if replica is not None:
             self._sampler.replicas = replica.followed
+            replica.ask = supervisor.ask_host
+            supervisor.operator_api.beside[BATCHES] = replica.read
+            supervisor.operator_api.history_lacks = replica.lacks
 
     async def run(self, admin: socket.socket | None, tls: ssl.SSLContext | None) -> None:
         """Runs until cancelled. A bug in it ends the daemon: nobody would watch it any more."""
@@ -124,7 +127,8 @@ async def keep_followed(replica: ReplicaLink, supervisor: Supervisor) -> None:
     """Lets this host's histories follow the shards whose journals other hosts write, until the daemon stops."""
     try:
         while not supervisor.is_stopping:
-            replica.follow(supervisor.written_elsewhere())
+            hosts = {node for node in supervisor.elsewhere().values() if node}
+            replica.follow(supervisor.written_elsewhere(), hosts)
             await supervisor.wait_changed()
     finally:
         await replica.close()

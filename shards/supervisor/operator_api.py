@@ -17,7 +17,7 @@ States are named as vshard names them. A refusal is `{"refused": name, "message"
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Iterable
+from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
@@ -56,6 +56,8 @@ class OperatorApi:
         elsewhere: Callable[[], dict[int, str]] = dict,
     ) -> None:
         """`elsewhere`: the shards that other hosts serve, with the names of these; "" where none is known."""
+        self.beside: dict[str, Callable[[Command], Awaitable[dict[str, Any]]]] = {}  # what else is carried out, by name
+        self.history_lacks: Callable[[], Mapping[int, str]] = dict  # of shards, what this host's history of them lacks
         self._elsewhere = elsewhere
         self._registry = registry
         self._workers = workers
@@ -103,6 +105,8 @@ class OperatorApi:
                 }
             case ("check_owners",):
                 return await self._check_owners()
+            case (name, *_) if name in self.beside:
+                return await self.beside[name](operation)
             case _:
                 return refusal("UNKNOWN_METHOD", f"{operation[0]} is not served by this version")
 
@@ -126,6 +130,8 @@ class OperatorApi:
             shard_id = row["shard_id"]
             unlinked = {other.node: other.links_down[shard_id] for other in others if shard_id in other.links_down}
             row["links_down"], row["alerts"] = _links(unlinked), [*row["alerts"], *_unreachable(unlinked)]
+        for row in rows:
+            row["history_lacks"] = self.history_lacks().get(int(row["shard_id"]), "")
         return sorted(rows, key=lambda row: int(row["shard_id"]))
 
     async def _here(self) -> Here:
@@ -229,11 +235,12 @@ class OperatorApi:
 
     async def _accounts_here(self) -> tuple[dict[int, int], set[int]]:
         """How many accounts the buckets have that this host serves; and which shards elsewhere it cannot reach."""
-        owner, accounts, down = self._registry.map.owner, dict[int, int](), set[int]()
+        accounts, down = dict[int, int](), set[int]()
         for worker, figures in await self._from_all(self._worker_figures.of):
-            down |= figures.get("links_down", {}).keys()
-            counted_here = figures.get("bucket_accounts", ())
-            accounts |= {bucket_id: count for bucket_id, count in counted_here if owner[bucket_id] == worker.shard_id}
+            if figures:
+                named, owned = dict(figures.get("bucket_accounts", ())), self._registry.map.buckets_of(worker.shard_id)
+                accounts |= {bucket_id: named.get(bucket_id, 0) for bucket_id in owned}  # others have none
+                down |= figures.get("links_down", {}).keys()
         return accounts, down
 
     async def _buckets_info(self) -> list[dict[str, Any]]:

@@ -67,7 +67,8 @@ from shards.control import (
 )
 from shards.exits import Exit, text_of
 from shards.journal import Fenced, backends
-from shards.moves.mover import Mover
+from shards.machine import Command
+from shards.moves.mover import Mover, refusal
 from shards.supervisor.admission import Admission
 from shards.supervisor.background import Background
 from shards.supervisor.billing_time import BillingTime
@@ -209,6 +210,13 @@ class Supervisor:
         if self._owners is None:
             return sorted(self._settings.weights) if self.registry.stands_by else []
         return list(self._owners.elsewhere())
+
+    async def ask_host(self, node: str, operation: Command) -> dict[str, Any]:
+        """What the supervisor of another host answers, or a refusal."""
+        shard_id = next((one for one, its_node in self.elsewhere().items() if its_node == node), 0)
+        if self._far_side is None or not shard_id:
+            return refusal("UNAVAILABLE", f"{node or 'no host'} serves no shard over which it could be asked")
+        return await self._far_side.ask_only(shard_id, operation)
 
     def without_host(self) -> int:
         """How many shards no host serves, as far as this one hears."""

@@ -10,16 +10,16 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from billing.follower import messages as say
 from billing.follower.process import serve
-from billing.follower.store import file_of
+from billing.follower.store import Overtaken, file_of
 from billing.history.history_reader import MISSING, HistoryReader
 from billing.history.replica import Replica
-from billing.history.replica_link import SILENT_NS, Follow, ReplicaLink
+from billing.history.replica_link import BATCHES, SILENT_NS, Follow, Got, Read, ReplicaLink, Wanted, from_replica
 from shards.exits import Exit
 from shards.journal import Backend, Gap, LastSign, Unavailable
 from shards.system.clock import MACHINE_CLOCKS
@@ -77,8 +77,22 @@ class Host:
 
     def __init__(self, home: Path, log: Log) -> None:
         self.home, self.log = home, log
-        self.heard: list[say.ToWorker] = []
-        self.wire = Wire(lambda _, message: self.heard.append(message), lambda _: None, lambda _: None, say.to_worker)
+        self.heard: list[say.ToWorker | Wanted] = []
+        self.wire = Wire(lambda _, message: self.on_frame(message), lambda _: None, lambda _: None, from_replica)
+        self.others: dict[str, Host] = {}  # that it can ask
+        self.asks: dict[int, tuple[Host, int]] = {}  # what it was asked, by number: by whom, and the number there
+
+    def on_frame(self, message: say.ToWorker | Wanted) -> None:
+        """What the main process does, of this host and of those that it asks."""
+        self.heard.append(message)
+        if isinstance(message, Wanted):
+            other = self.others[message.host]
+            other.asks[len(other.asks)] = self, message.number
+            other.wire.send(Read(len(other.asks) - 1, message.question))
+        elif isinstance(message, say.Answer | say.Refused):
+            asker, number = self.asks[message.number]
+            given = message.answer if isinstance(message, say.Answer) else None
+            asker.wire.send(Got(number, given, isinstance(message, say.Answer)))
 
     async def follow(self, *shards: int) -> None:
         if not self.wire.is_open:
@@ -87,7 +101,7 @@ class Host:
             self.life = asyncio.create_task(serve(theirs, lambda: made))
             ours.setblocking(False)
             await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
-        self.wire.send(Follow(str(self.home / "history"), {}, 0, False, list(shards)))
+        self.wire.send(Follow(str(self.home / "history"), {}, 0, False, list(shards), [*self.others]))
 
     async def until(self, what: Callable[[], object]) -> None:
         async with asyncio.timeout(30):
@@ -107,7 +121,12 @@ class Host:
 
     def followed(self) -> list[int]:
         """As it said last."""
-        return list([one for one in self.heard if isinstance(one, say.Told)][-1].figures["followed"])
+        return list(self.told().get("followed", []))
+
+    def told(self) -> dict[str, Any]:
+        """What it told last."""
+        told = [one.figures for one in self.heard if isinstance(one, say.Told)]
+        return told[-1] if told else {}
 
     def check(self, own: int, shard: int) -> None:
         """What this host's projector of `own` reads of the accounts of another shard is what they did."""
@@ -178,6 +197,62 @@ async def test_what_the_log_has_no_more_is_on_record_as_lost(data_dir: Path, cap
     rows = [row for user in scene.users for row in reader.history(1, user, NEWEST, 10**6).rows]
     assert MISSING in {row["operation"] for row in rows}
     store.close()
+
+
+async def test_what_a_file_lacks_is_taken_from_another_host_and_what_nobody_has_stays_missing(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a shard elsewhere, and of one that this host serves."""
+    caplog.set_level("INFO")
+    log = Log(*scenes(2))
+    for name in ("here", "there"):
+        (data_dir / name).mkdir(mode=0o700)
+    here, there = Host(data_dir / "here", log), Host(data_dir / "there", log)
+    for host in (here, there):
+        await host.follow(1, 2)
+        await host.until_through(1, 2)
+    await here.close()
+    for scene in log.scenes.values():
+        for _ in range(6):
+            scene.batch()
+    await there.until_through(1, 2)
+    log.first = {1: 8, 2: 9}  # this host was away, and what lies between is trimmed
+    served = opened(data_dir / "here/history", shard=2, first=9, head=11)
+    for position in range(9, 12):
+        served.take(position, log.scenes[2].batches[position - 1])
+    served.flush()
+    back = Host(data_dir / "here", log)
+    await back.follow(1)  # shard 2 is this host's now
+    await back.until(lambda: back.told().get("lacks"))
+    assert back.told()["lacks"][1].startswith("batches 6 to 7")
+    await back.until(lambda: caplog.text.count("no other host has that") == 2)
+    back.others["there"] = there
+    await back.follow(1)
+    await back.until(lambda: not back.told()["lacks"])
+    await back.until_through(1, 2)
+    assert "the history of shard 1 has batches 6 to 7 again, " in caplog.text
+    assert "the history of shard 2 has batches 6 to 8 again, " in caplog.text
+    with pytest.raises(Overtaken):
+        served.take(12, b"a batch that its projector wanted to write")
+    served.db.close()
+    back.check(own=2, shard=1)
+    back.check(own=1, shard=2)
+    await back.close()
+    await there.close()
+
+
+async def test_another_host_that_asks_is_answered_by_the_process_or_told_why_not(data_dir: Path) -> None:
+    log_dir = data_dir / "log"
+    log_dir.mkdir()
+    settings = {"kind": "file", "directory": str(log_dir)}
+    link = ReplicaLink(str(data_dir / "history"), settings, 0, REAL.spawn, MACHINE_CLOCKS.boot_ns)
+    assert "starting" in (await link.read((BATCHES, 1, 0, 0, 5, 100)))["message"], "it is started by the question"
+    async with asyncio.timeout(30):
+        while "refused" in (reply := await link.read((BATCHES, 1, 0, 0, 5, 100))):
+            await asyncio.sleep(0.01)
+    assert reply == {"given": None}, "there is no file"
+    assert link.lacks() == {}
+    await link.close()
 
 
 async def test_a_log_that_cannot_be_read_is_named_once_and_read_as_soon_as_it_can_be(

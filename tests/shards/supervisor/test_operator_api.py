@@ -146,6 +146,10 @@ async def test_a_shard_of_another_host_has_the_figures_that_its_host_says_and_li
 async def test_buckets_of_another_host_have_the_accounts_that_it_counts(scene: Scene) -> None:
     told = await scene.operator_api.operate(("accounts_here",))
     assert told == {"accounts": [(one, 5) for one in range(1, BUCKETS + 1)]}
+    scene.wires[1].figures["bucket_accounts"] = [[2, 5]]  # one that has no account is not named
+    told = await scene.operator_api.operate(("accounts_here",))
+    assert told == {"accounts": [(1, 0), (2, 5), (3, 5), (4, 5)]}
+    scene.wires[1].figures["bucket_accounts"] = [[1, 5], [2, 5]]
     peer = Peer({"accounts": [[1, 99], [3, 8], [4, 9]]}, ("accounts_here",))  # it takes bucket 1 for its own still
     scene.mover.far = peer  # type: ignore[assignment]
     del scene.workers[2]

@@ -1,0 +1,162 @@
+"""What a history file lacks of its journal, and batches made again out of one, for a file that lacks them.
+
+Where several hosts share a log, each has a file of every shard, and a host that was away for longer than the log goes
+back has a gap in its files. Another host's file has what came in it: a row is its entry's record as the journal had it
+(`page`), and the table `batches` says which batch each came from. So a batch can be made again, as far as histories
+are concerned, and be taken as one of the log.
+
+**What a file can give.** What stands behind the first line of its `batches`, since of rows before that the batches are
+not known; all of these together stand for the batches up to there, so whoever lacks all of them may have them. Nothing
+that it lacks itself, and nothing from before a row that `history.keep_days` has deleted. So two files with gaps give
+each other what they can, and what neither has stays missing.
+
+It only reads. A page that is not what was written, and rows that are not all there, are Damaged: then nothing is given.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+from crc32c import crc32c
+
+from billing.follower.store import Damaged
+from billing.history import batches
+from billing.history.store import Pages
+from shards.batch import LENGTH
+
+_LOSSES: Final = "SELECT DISTINCT position FROM losses ORDER BY position"
+_LOST_BEFORE: Final = "SELECT 1 FROM losses WHERE position <= ?"
+_DEPARTED: Final = "SELECT bucket_id, generation, position FROM departures WHERE position >= ?"
+
+Batches = list[tuple[int, bytes]]  # position and payload of those with rows, in order
+
+
+class Gap(NamedTuple):
+    """Batches that a file lacks, the first and the last of them. The first ones may be known to have no rows."""
+
+    first: int
+    last: int
+
+    def __str__(self) -> str:
+        return f"batches {self.first} to {self.last}"
+
+
+class Given(NamedTuple):
+    """Some of a shard's batches, as histories need them, in one message."""
+
+    first: int  # the giver has all from this one
+    last: int  # to this one
+    batches: Batches
+    rows: int  # how many rows of the last of these were given so far; 0: all
+    is_end: bool  # all up to `last` was given
+    departures: list[tuple[int, int, int]]  # at the end: bucket, generation, and a batch at or behind its departure
+    checksum: int  # of the batches
+
+    @property
+    def is_sound(self) -> bool:
+        """Whether the batches are what was sent."""
+        return checksum_of(self.batches) == self.checksum
+
+
+def checksum_of(some: Batches) -> int:
+    """A CRC-32C of positions, lengths and payloads."""
+    checksum = 0
+    for position, payload in some:
+        checksum = crc32c(payload, crc32c(b"%d %d " % (position, len(payload)), checksum))
+    return checksum
+
+
+def gaps_of(db: sqlite3.Connection) -> list[Gap]:
+    """What a file lacks, in order, as far as it is known where that would stand. Raises sqlite3.Error."""
+    begins, position = db.execute("SELECT begins, position FROM about").fetchone()
+    if position < 0 or not batches.are_kept(db):
+        return []
+    found = [Gap(1, begins - 1)] if begins > 1 else []
+    for (lost,) in db.execute(_LOSSES).fetchall():
+        before = batches.line_up_to(db, lost)
+        if before is None or before.position == lost:
+            continue  # rows that stood among others
+        if found and before.position <= found[-1].last:
+            found[-1] = Gap(found[-1].first, max(found[-1].last, lost))
+        else:
+            found.append(Gap(before.position + 1, lost))
+    return found
+
+
+def given_of(db: sqlite3.Connection, after: int, rows: int, last: int, bytes_max: int) -> Given | None:
+    """Batches for a file that has all up to `after`, and `rows` rows of the next one, and lacks the others up to
+    `last`; None where this file has none of them. About `bytes_max` bytes, more where one row has. Raises Damaged,
+    sqlite3.Error.
+    """
+    begins, position = db.execute("SELECT begins, position FROM about").fetchone()
+    if position < 0 or not batches.are_kept(db):
+        return None
+    first, limit = max(after + 1, _whole_from(db, after, rows, last, begins)), min(last, position)
+    for gap in gaps_of(db):
+        if gap.first <= first <= gap.last:
+            first = gap.last + 1
+        elif gap.first > first:
+            limit = min(limit, gap.first - 1)
+    if first > limit:
+        return None
+    some, left, is_end = again(db, first, rows if first == after + 1 else 0, limit, bytes_max)
+    departures = db.execute(_DEPARTED, (first,)).fetchall() if is_end else []
+    return Given(first, limit, some, left, is_end, departures, checksum_of(some))
+
+
+def _whole_from(db: sqlite3.Connection, after: int, rows: int, last: int, begins: int) -> int:
+    """The first batch that can be given to whoever wants those behind `after` up to `last`."""
+    line = batches.first_line(db)
+    (cut,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
+    if cut:
+        return batches.batch_of(db, cut) + 1
+    wants_all = (after + 1 <= begins and line.position <= last) or (rows > 0 and after + 1 == line.position)
+    if wants_all and db.execute(_LOST_BEFORE, (line.position,)).fetchone() is None:
+        return begins
+    return line.position + 1
+
+
+def again(
+    db: sqlite3.Connection, first: int, had: int, last: int, bytes_max: int, *, may_lack: bool = False
+) -> tuple[Batches, int, bool]:
+    """The batches `first` to `last` of a file, made again, but for the first `had` rows of the first one; about
+    `bytes_max` bytes. Also how many rows of the last of them were given so far, 0: all; and whether all up to `last`
+    was given. `may_lack`: rows of them may have been deleted. Raises Damaged, sqlite3.Error.
+    """
+    before = batches.line_up_to(db, first - 1)
+    seq = 0 if before is None else before.seq
+    final = batches.line_up_to(db, last)
+    end = seq if final is None else final.seq
+    records = _records(db, seq + had)
+    following = next(records, None)
+    some: Batches = []
+    size = 0
+    for line in batches.lines(db, first, last):
+        at, part = seq + had, list[bytes]()
+        while following is not None and following[0] <= line.seq and size < bytes_max:
+            if following[0] != at + 1 and not may_lack:
+                raise Damaged(f"rows are missing behind row {at}")
+            at = following[0]
+            part.append(following[1])
+            size += len(following[1])
+            following = next(records, None)
+        if part:
+            some.append((line.position, LENGTH.pack(len(part)) + b"".join(part)))
+        if following is not None and following[0] <= line.seq:
+            return some, at - seq, False
+        if at != line.seq and not may_lack:
+            raise Damaged(f"rows are missing behind row {at}")
+        seq, had = line.seq, 0
+        if size >= bytes_max:
+            return some, 0, seq == end
+    return some, 0, True
+
+
+def _records(db: sqlite3.Connection, seq: int) -> Iterator[tuple[int, bytes]]:
+    """The seq and the record of each row behind one. Raises Damaged."""
+    for page in Pages(db).behind(seq):
+        for at, record in enumerate(page.records(), page.first):
+            if record and at > seq:
+                yield at, record

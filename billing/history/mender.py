@@ -1,0 +1,212 @@
+"""Looks after what this host's history files lack, beside a replica: finds it, lets it be filled, and says so.
+
+All files are looked at, also those of shards that this host serves; one is filled at a time (`mending`), on a thread of
+its own. Whatever does not come about is tried again, less often each time, and at once when other hosts are there than
+before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, Final
+
+from billing.follower.process import Process
+from billing.follower.proof import Unproved
+from billing.follower.store import StoreError, connect, file_of, reason_of, shard_files
+from billing.history.gaps import Gap, Given, gaps_of
+from billing.history.mending import Mended, mend
+from billing.history.replica_link import Got, Wanted
+from billing.history.restoring import Unlike
+from billing.history.tables import KIND
+from shards.counting import counted
+from shards.system.serial_executor import SerialExecutor
+
+LOOK_S: Final = 1.0  # how often it is looked what files lack
+ASK_S: Final = 20.0  # so long an answer of another host is waited for
+AGAIN_NS: Final = (2 * 10**9, 10 * 10**9, 60 * 10**9, 600 * 10**9, 3600 * 10**9)  # where nothing came of it, in turn
+UNREADABLE: Final = (StoreError, Unproved, sqlite3.Error, OSError)  # what reading and filling a file may end with
+
+log = logging.getLogger("billing.history.replica")
+
+
+class Mender:
+    """Of one process."""
+
+    def __init__(
+        self,
+        process: Process,
+        executor: SerialExecutor,
+        release: Callable[[int], None],
+        changed: Callable[[], None],
+    ) -> None:
+        """On the loop of the process. `release(shard)` closes what the process has of a file that is replaced;
+        `changed` is called where `lacks` has changed.
+        """
+        self._changed = changed
+        self._process = process
+        self._loop = asyncio.get_running_loop()
+        self._executor = executor
+        self._release = release
+        self._directory = ""
+        self._hosts: list[str] = []
+        self._shard = 0  # whose file is looked at or filled now
+        self.replaced = 0  # whose file is being replaced: nobody here writes to it; 0: none
+        self._waits: dict[int, tuple[int, int]] = {}  # shards that lack something -> tries, boot instant of the next
+        self.lacks: dict[int, str] = {}  # the same -> what, and what becomes of it, for people
+        self._said: set[int] = set()  # the same, of which it was said that nothing comes of it
+        self._number = 0
+        self._answers: dict[
+            int, tuple[str, SimpleQueue[Any]]
+        ] = {}  # number of a question -> host, and who waits for it
+        self._silent: set[str] = set()  # hosts that have not answered, about the file that is filled now
+
+    def follow(self, directory: str, hosts: list[str]) -> None:
+        """Where the files are, and who can be asked from now on."""
+        if hosts != self._hosts:
+            self._waits.clear()
+        self._directory, self._hosts = directory, hosts
+        if not self._shard:
+            self._process.later("mend", LOOK_S, self._look)
+
+    # -- looking -----------------------------------------------------------------------------------------------------
+
+    def _look(self) -> None:
+        process = self._process
+        files, now_ns = shard_files(self._directory, process.disk), process.clocks.boot_ns()
+        self.lacks = {shard: what for shard, what in self.lacks.items() if shard in files}
+        self._look_at([shard for shard in sorted(files) if self._waits.get(shard, (0, 0))[1] <= now_ns])
+
+    def _look_at(self, due: list[int]) -> None:
+        """Looks at the files of these shards, one after the other."""
+        self._shard = due.pop(0) if due else 0
+        if self._shard:
+            path = file_of(self._directory, self._shard)
+            self._executor.submit(self._on_loop(partial(self._on_gaps, due)), _gaps_in, path)
+        else:
+            self._process.later("mend", LOOK_S, self._look)
+
+    def _on_loop(
+        self, done: Callable[[Any, BaseException | None], None]
+    ) -> Callable[[Any, BaseException | None], None]:
+        """`done`, whose trouble ends the process, as an error does that says nothing of a file."""
+
+        def answered(result: Any, error: BaseException | None) -> None:
+            if self._process.is_ending:
+                return
+            try:
+                if error is not None and not isinstance(error, UNREADABLE):
+                    raise error
+                done(result, error)
+            except Exception as trouble:
+                self._process.end(trouble)
+
+        return answered
+
+    def _on_gaps(self, due: list[int], gaps: list[Gap] | None, error: BaseException | None) -> None:
+        shard = self._shard
+        if not gaps:  # a file that cannot be read is its writer's business
+            self._waits.pop(shard, None)
+            self._said.discard(shard)
+            if self.lacks.pop(shard, None) is not None:
+                self._changed()
+            self._look_at(due)
+            return
+        told = ", ".join(map(str, gaps))
+        if shard not in self.lacks:
+            log.info("the history of shard %d lacks %s; asked are: %s", shard, told, ", ".join(self._hosts) or "none")
+        self.lacks[shard] = f"{told}: other hosts are asked"
+        self._silent.clear()
+        self._changed()
+        done = self._on_loop(partial(self._on_mended, told, due))
+        where = self._process.disk, self._directory, shard
+        self._executor.submit(done, mend, *where, self._hosts, self._ask, self._let_go)
+
+    def _on_mended(self, told: str, due: list[int], mended: Mended | None, error: BaseException | None) -> None:
+        shard, self.replaced = self._shard, 0
+        tries, _ = self._waits.get(shard, (0, 0))
+        if error is not None:
+            reason = reason_of(error)
+            self.lacks[shard] = f"{told}, which cannot be taken from other hosts: {reason}"
+            if shard not in self._said:
+                log.warning("what the history of shard %d lacks cannot be taken from other hosts: %s", shard, reason)
+            self._said.add(shard)
+            tries = len(AGAIN_NS) if isinstance(error, Unlike) else tries + 1
+        elif mended is None and self._silent:
+            self.lacks[shard] = f"{told}: not all hosts answer ({', '.join(sorted(self._silent))})"
+            tries += 1
+        elif mended is None:
+            self.lacks[shard] = f"{told}, which no other host has"
+            if shard not in self._said:
+                log.warning("the history of shard %d lacks %s: no other host has that", shard, told)
+            self._said.add(shard)
+            tries += 1
+        else:
+            filled, rows = ", ".join(map(str, mended.filled)), counted(mended.rows, "row")
+            log.info("the history of shard %d has %s again, %s, from %s", shard, filled, rows, ", ".join(mended.hosts))
+            tries = 0
+        pause_ns = AGAIN_NS[min(tries, len(AGAIN_NS)) - 1] if tries else 0
+        self._waits[shard] = tries, self._process.clocks.boot_ns() + pause_ns
+        self._changed()
+        self._look_at(due)
+
+    # -- for the thread ----------------------------------------------------------------------------------------------
+
+    def _ask(self, host: str, shard: int, after: int, rows: int, last: int, bytes_max: int) -> Given | None:
+        """As `mending` asks, on its thread."""
+        answer: SimpleQueue[Any] = SimpleQueue()
+        self._loop.call_soon_threadsafe(self._send, Wanted(0, host, (shard, after, rows, last, bytes_max)), answer)
+        given = answer.get()
+        if given is None:
+            return None
+        first, up_to, batches, left, is_end, departures, checksum = given
+        some = [(position, payload) for position, payload in batches]
+        return Given(first, up_to, some, left, is_end, [tuple(one) for one in departures], checksum)
+
+    def _send(self, wanted: Wanted, answer: SimpleQueue[Any]) -> None:
+        if self._process.is_ending:
+            answer.put(None)
+            return
+        self._number = number = self._number + 1
+        self._answers[number] = wanted.host, answer
+        self._process.send(Wanted(number, wanted.host, wanted.question))
+        self._process.later(f"answer {number}", ASK_S, partial(self.got, Got(number, None, False)))
+
+    def got(self, got: Got) -> None:
+        """What another host gives, or that it has not answered."""
+        self._process.cancel(f"answer {got.number}")
+        if got.number in self._answers:
+            host, answer = self._answers.pop(got.number)
+            if not got.has_answered:
+                self._silent.add(host)
+            answer.put(got.given)
+
+    def _let_go(self) -> None:
+        """On the thread: returns once nobody here has the file."""
+        gone: SimpleQueue[None] = SimpleQueue()
+        self._loop.call_soon_threadsafe(self._replace, gone)
+        gone.get()
+
+    def _replace(self, gone: SimpleQueue[None]) -> None:
+        self.replaced = self._shard
+        try:
+            self._release(self._shard)
+        except Exception as trouble:
+            self._process.end(trouble)
+        gone.put(None)
+
+    async def finish(self) -> None:
+        """Returns once nothing is under way any more: nobody answers what is asked now."""
+        for number in list(self._answers):
+            self.got(Got(number, None, False))
+        await self._executor.call(lambda: None)
+
+
+def _gaps_in(path: str) -> list[Gap]:
+    with closing(connect(path, KIND)) as db:
+        return gaps_of(db)
