@@ -191,6 +191,11 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             wide=wide,
             zone=zone,
         )
+        if parse_address(target.address).path and (asked := _tls_of_the_line()):
+            raise click.UsageError(
+                f"{asked} asks for TLS, and {target.address} is a unix socket, which speaks none; "
+                "--address host:port names a daemon that does"
+            )
         if tls or tls_ca or tls_cert or target.tls:
             try:
                 target = target._replace(tls=tls_context(tls_ca, tls_cert))
@@ -199,6 +204,14 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         return command(target, *arguments, **options)
 
     return applied((*OUTPUT_OPTIONS, *CONNECTION_OPTIONS), with_target)  # type: ignore[no-any-return]
+
+
+def _tls_of_the_line() -> str:
+    """The first option of the command line that asks for TLS, or ""; the environment may be meant for other daemons."""
+    context = click.get_current_context()
+    named = {"tls": "--tls", "tls_ca": "--tls-ca", "tls_cert": "--tls-cert"}
+    given = (text for name, text in named.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE)
+    return next(given, "")
 
 
 def _located(address: str | None, given_file: str | None) -> Target:

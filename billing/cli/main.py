@@ -21,7 +21,7 @@ from billing import __version__
 from billing.cli.finding import config_file as found_config
 from billing.cli.listing import HELP, MODULE_OF, SECTIONS
 from billing.cli.options import SETTINGS, Group, config_option, shared_options
-from billing.cli.output import prepare, put, say, unread
+from billing.cli.output import delivered, prepare, put, say
 from billing.cli.vocabulary import words_of
 from shards.exits import Exit, ending_of, text_of
 
@@ -41,12 +41,12 @@ class Root(Group):
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
         """The words are read; `--help` answers here."""
-        with unread():
+        with delivered(writes_only=True):
             return super().make_context(*arguments, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """The command runs."""
-        with unread():
+        with delivered():
             return super().invoke(ctx)
 
     def resolve_command(
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except Exception as error:
         code = ending_of(error).code
         if isinstance(error, OSError) and words[:1] != ["serve"]:
-            say(f"billing: {error}")
+            say(f"billing: {text_of(error)}")
             sys.exit(Exit.REFUSED)
         if code == Exit.BUG:
             say(traceback.format_exc().rstrip())

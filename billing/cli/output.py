@@ -74,15 +74,33 @@ def put(text: str, *, newline: bool = True) -> bool:
 
 
 @contextlib.contextmanager
-def unread() -> Iterator[None]:
-    """Ends a command with 0 whose help, or other text that click writes, nobody reads any more."""
+def delivered(*, writes_only: bool = False) -> Iterator[None]:
+    """For what others write to standard output (click the help, a screen its lines): where that takes no more, it is
+    said as by `put`; where nobody reads any more, the command ends with 0. `writes_only`: nothing else that has no name
+    of a file can fail there.
+    """
     try:
         yield
-    except BrokenPipeError:
-        if not _is_left(sys.stdout):
-            raise
+    except OSError as error:
+        if isinstance(error, BrokenPipeError) and _is_left(sys.stdout):
+            _drop(sys.stdout)
+            raise click.exceptions.Exit(0) from None
+        why = error.strerror if writes_only and error.filename is None else _why_not(sys.stdout)
+        if not why:
+            raise  # it was something else
         _drop(sys.stdout)
-        raise click.exceptions.Exit(0) from None
+        raise OutputFailed(why) from None
+
+
+def _why_not(stream: Any) -> str:
+    """Why a stream does not take what is left in its buffer; "" where it does."""
+    try:
+        stream.flush()
+    except OSError as error:
+        return error.strerror or str(error)
+    except (ValueError, AttributeError):
+        return ""
+    return ""
 
 
 def _is_left(stream: Any) -> bool:

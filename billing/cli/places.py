@@ -1,7 +1,7 @@
 """Directories that a command works on: one that is not there is named as that, wherever its name stood.
 
-Exit code 78, as of a configuration that names a place which cannot be used. It is never 65: a wrong name proves nothing
-about the data.
+Where the command line has named it, the exit code is 2, as of any word that makes no sense; where the configuration
+has, it is 78. It is never 65: a wrong name proves nothing about the data.
 """
 
 from __future__ import annotations
@@ -15,9 +15,15 @@ from shards.exits import Exit
 
 
 class Misplaced(click.ClickException):
-    """There is no such directory, or nothing of ours in it."""
+    """The configuration names no such directory, or one with nothing of ours in it."""
 
     exit_code = int(Exit.CONFIG)
+
+
+class Misnamed(Misplaced):
+    """The command line names no such directory, or a directory where a file is to be."""
+
+    exit_code = int(Exit.USAGE)
 
 
 class Directory(click.ParamType):  # type: ignore[type-arg]
@@ -26,7 +32,7 @@ class Directory(click.ParamType):  # type: ignore[type-arg]
     name = "directory"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path. Raises Misplaced."""
+        """The path. Raises Misnamed."""
         return there(Path(value))
 
 
@@ -36,18 +42,18 @@ class NewFile(click.ParamType):  # type: ignore[type-arg]
     name = "file"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
-        """The path. Raises Misplaced."""
+        """The path. Raises Misnamed."""
         path = Path(value)
         there(path.absolute().parent)
         if path.is_dir():
-            raise Misplaced(f"{path} is a directory, and no file")
+            raise Misnamed(f"{path} is a directory, and no file")
         return path
 
 
 def there(directory: Path) -> Path:
-    """The directory, which is there. Raises Misplaced."""
+    """The directory that the command line names, which is there. Raises Misnamed."""
     if not directory.is_dir():
-        raise Misplaced(f"{directory} is no directory" if directory.exists() else f"there is no directory {directory}")
+        raise Misnamed(f"{directory} is no directory" if directory.exists() else f"there is no directory {directory}")
     return directory
 
 

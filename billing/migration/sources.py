@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Iterable, Iterator
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
@@ -32,6 +33,7 @@ from shards.counting import counted
 COINS_DIGITS_MAX: Final = 9
 NANOS_MAX: Final = 2**63 - 1
 PER: Final = ("second", "minute", "hour")
+_COINS = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)")  # no exponent: 1.2346E+9 is what a spreadsheet has rounded
 REMEMBERED: Final = 4096  # numbers that are read once: price lists have few rates, and many users the same balance
 COLUMNS: Final = ("user_id", "balance", "credit_limit", "resource", "rate", "per")
 
@@ -282,6 +284,8 @@ def _nanos(given: Any, what: str) -> int | None:
 
 @lru_cache(REMEMBERED)
 def _nanos_of(given: str | int | Decimal, what: str) -> int:
+    if isinstance(given, str) and not _COINS.fullmatch(given.strip()):
+        raise ValueError(f"expected {what} as a decimal number of coins, got {given!r}")
     try:
         coins = Decimal(given.strip() if isinstance(given, str) else given)
         nanos = coins.scaleb(COINS_DIGITS_MAX)

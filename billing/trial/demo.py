@@ -28,6 +28,7 @@ from rich.console import Console
 
 from billing.cli.finding import ADDRESS_DEFAULT, RULE
 from billing.cli.options import Command
+from billing.cli.output import put
 from billing.client.client import Client
 from billing.client.errors import BillingError
 from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError
@@ -70,7 +71,7 @@ async def _demo(once: bool, pace: float, log_servers: int, file: Path | None) ->
     console = Console()
     own = OwnDaemon(file, os.environ, log_servers=log_servers)
     others = f", {log_servers} nats-servers" if log_servers else ""
-    print(f"starting the daemon and a receiver{others} ...", flush=True)
+    put(f"starting the daemon and a receiver{others} ...")
     try:
         async with own, Client(own.rpc, environment={}) as client, aiohttp.ClientSession() as session:
             reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)
@@ -161,4 +162,4 @@ def command_of(script: Path, here: Path, path: str) -> str:
 
 
 def _print(line: str) -> None:
-    print(line, flush=True)
+    put(line)

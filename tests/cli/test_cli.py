@@ -292,3 +292,21 @@ def test_the_report_of_a_load_test_is_named_in_either_way(tmp_path: Path) -> Non
     for words in ([], ["a.html", "--html", "b.html"]):
         done = CliRunner().invoke(root, ["loadtest", "report", str(result), *words])
         assert (done.exit_code, "one file for the report: HTML or --html FILE" in done.output) == (2, True)
+
+
+@pytest.mark.parametrize("words", [("--help",), ("statement", "--help"), ("demo", "--once")], ids=" ".join)
+def test_an_output_that_takes_nothing_is_named(words: tuple[str, ...], tmp_path: Path) -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "billing", *words]
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path, env={}
+        )
+    told = "billing: the output could not be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, told)
+
+
+def test_tls_is_asked_of_no_unix_socket_where_the_line_asks_for_it() -> None:
+    for address in (("--address", "unix:/nowhere"), ()):  # without an address it is that of the configuration
+        done = run("account", "u", "--tls", *address, BILLING_RPC__UNIX_SOCKET="/nowhere", BILLING_RPC__LISTEN="")
+        assert done.returncode == 2, done.stderr
+        assert "--tls asks for TLS, and unix:/nowhere is a unix socket, which speaks none" in done.stderr

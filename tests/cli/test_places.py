@@ -1,4 +1,4 @@
-"""A directory that is not there is named as that by every command that takes one, with exit code 78."""
+"""A directory that is not there is named as that by every command that takes one: 2 for the line, 78 for the file."""
 
 from __future__ import annotations
 
@@ -70,15 +70,15 @@ def test_a_shard_that_the_data_directory_does_not_have(
 )
 def test_of_the_line(tmp_path: Path, words: tuple[str, ...], missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, told = ended(capsys, *(word.format(tmp_path) for word in words))
-    assert (code, told) == (78, f"billing: there is no directory {tmp_path}/{missing}\n")
+    assert (code, told) == (2, f"billing: there is no directory {tmp_path}/{missing}\n")
 
 
 def test_a_file_is_no_directory(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert ended(capsys, "restore", config) == (78, f"billing: {tmp_path}/config.toml is no directory\n")
+    assert ended(capsys, "restore", config) == (2, f"billing: {tmp_path}/config.toml is no directory\n")
 
 
 def test_a_directory_is_no_file_to_write(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert ended(capsys, "loadtest", "--html", str(tmp_path)) == (
-        78,
+        2,
         f"billing: {tmp_path} is a directory, and no file\n",
     )

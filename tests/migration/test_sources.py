@@ -25,6 +25,10 @@ CSV = [
     "user_08,,-1,,,",
     "user_09,1,,vm,1,week",
     "user_01,3,,,,",
+    "user_10,1e3,,,,",
+    "user_11,1.2346E+9,,,,",
+    "user_12,1_000,,,,",
+    "user_13,٣,,,,",
 ]
 
 
@@ -38,7 +42,7 @@ def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped() -> None:
     assert accounts["user_03"].balance_nanos == -7 * 10**9
     assert set(accounts) == {"user_01", "user_02", "user_03"}
     places = {one.place for one in found if isinstance(one, NotTaken)}
-    assert places == {f"a.csv:{line}" for line in (6, 7, 8, 9, 10, 11, 12, 13)}
+    assert places == {f"a.csv:{line}" for line in (6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)}
 
 
 def test_a_csv_file_without_the_header_is_refused_whole() -> None:
@@ -55,6 +59,8 @@ def test_an_empty_line_of_csv_is_passed_over_and_a_broken_one_is_named() -> None
 
 
 JSON_LINES = {
+    '{"user_id": "u", "balance": "1e3"}': NotTaken("f:1", "expected balance as a decimal number of coins, got '1e3'"),
+    '{"user_id": "u", "balance": 1e3}': Account("f:1", "u", 1000 * 10**9, None, ()),
     '{"user_id": "u", "balance": "5", "rates": [{"resource": "vm", "rate": "0.36", "per": "hour"}]}': Account(
         "f:1", "u", 5 * 10**9, None, (RateLine("vm", "0.360000000", "hour"),)
     ),
