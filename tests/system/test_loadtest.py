@@ -65,14 +65,14 @@ def test_a_load_with_everything_it_can_write(data_dir: Path) -> None:
 
 
 def test_a_closed_loop_only_by_name(data_dir: Path) -> None:
-    result = right(loadtest(data_dir, *SMALL, "--closed", "--depth", "16", "--runs", "1"))
+    result = right(loadtest(data_dir, *SMALL, "--workers", "1", "--closed", "--depth", "16", "--runs", "1"))
     assert result.kind == "closed"
     assert result.runs[0].lateness == []
     assert result.runs[0].answered > 0
 
 
 def test_a_sweep_finds_where_it_stops_being_sustained(data_dir: Path) -> None:
-    result = right(loadtest(data_dir, *SMALL, "--sweep", "--rate", "300", "--p99-ms", "0.01"))
+    result = right(loadtest(data_dir, *SMALL, "--workers", "1", "--sweep", "--rate", "300", "--p99-ms", "0.01"))
     assert result.kind == "sweep"
     assert len(result.steps) == 2  # nothing is as fast as that; tried once more
     assert result.knee_per_s is None
@@ -118,8 +118,9 @@ def test_trouble_excuses_nothing(data_dir: Path, options: tuple[str, ...], kind:
 
 @pytest.mark.parametrize("fault", ["slow=300", "5xx", "refuse", "hang", "flap=0.1"])
 def test_an_endpoint_that_misbehaves_gets_every_cutoff(data_dir: Path, fault: str) -> None:
-    options = ("--exhaust-per-second", "20", "--runs", "1", "--receiver-faults", fault, "--fault-every", "0.8")
-    result = right(loadtest(data_dir, *SMALL, *options))
+    faults = ("--receiver-faults", fault, "--fault-every", "0.8")
+    cutoffs = ("--workers", "1", "--exhaust-per-second", "20", "--runs", "1")
+    result = right(loadtest(data_dir, *SMALL, *cutoffs, *faults))
     (run,) = result.runs
     assert run.chaos_did["fault"] >= 1
     assert run.cutoffs.received == 40
