@@ -12,7 +12,7 @@ hosts with gaps each gets what the other has, and what no host has stays missing
 **What is believed.** A batch is made of rows whose pages proved themselves where they stood, travels with a checksum,
 has to parse, and has to go on: an account's entries follow each other while its bucket is this shard's, and the balance
 before an entry is the one that the entry before it left, at both ends of the gap, too. Else nothing is taken
-(`Unlike`): one of the two files is wrong, and no program can know which.
+(`Unlike`): one of the two files is wrong, and no program can know which. Another host may have what fits.
 
 **How it is taken in.** A copy of the file is cut off before the gap; it takes the batches of the gap, and then those
 that came behind it out of the file itself, while that is written on. Only the last of these are copied with the file's
@@ -84,9 +84,21 @@ def mend(
     is closed by then. Raises StoreError (NotNow, Unlike), Unproved, sqlite3.Error, OSError; then the file is what it
     was.
     """
-    path = file_of(directory, shard)
+    asked, unlike = _Hosts(shard, list(hosts), ask), None
+    while True:
+        try:
+            mended = _mend(disk, file_of(directory, shard), shard, asked, let_go)
+        except Unlike as error:
+            unlike = error
+            asked.refuse_last()
+        else:
+            if mended is None and unlike is not None:
+                raise unlike
+            return mended
+
+
+def _mend(disk: Disk, path: str, shard: int, asked: _Hosts, let_go: Callable[[], None]) -> Mended | None:
     aside = f"{path}.mended"
-    asked = _Hosts(shard, hosts, ask)
     try:
         with closing(connect(path, KIND)) as own:
             gaps, left = gaps_of(own), list[Gap]()
@@ -103,7 +115,7 @@ def mend(
                 _replace(disk, path, aside, identity, filling)
             finally:
                 filling.store.db.close()
-        return Mended(filling.filled, left + filling.left, sorted(asked.used), filling.rows)
+        return Mended(filling.filled, left + filling.left, filling.hosts, filling.rows)
     finally:
         for one in (aside, *(aside + side for side in SIDES)):
             if disk.exists(one):
@@ -113,11 +125,15 @@ def mend(
 class _Hosts:
     """Those that are asked, about one shard."""
 
-    def __init__(self, shard: int, hosts: Sequence[str], ask: Ask) -> None:
+    def __init__(self, shard: int, hosts: list[str], ask: Ask) -> None:
         self._shard = shard
         self._hosts = hosts
         self._ask = ask
-        self.used: set[str] = set()
+        self._last = ""  # whose rows were taken last
+
+    def refuse_last(self) -> None:
+        """What the last one gave does not fit: it is asked no more. Another one may have what does."""
+        self._hosts.remove(self._last)
 
     def nearest(self, after: int, last: int) -> tuple[int, str] | None:
         """The first batch behind `after` up to `last` that some host has, and the host that has it."""
@@ -135,11 +151,11 @@ class _Hosts:
         given = self._ask(host, self._shard, after, rows, last, PART_BYTES)
         if given is None or given.first != after + 1:
             raise NotNow(f"{host} does not give on from batch {after + 1}")
+        self._last = host
         positions = [after, *(position for position, _ in given.batches), given.last + 1, last + 2]
         is_rising = all(one < other for one, other in pairwise(positions))
         if not given.is_sound or not is_rising or not (given.is_end or given.batches):
             raise Unlike(f"what {host} gives from batch {after + 1} on is not what was sent")
-        self.used.add(host)
         return given
 
 
@@ -161,6 +177,7 @@ class _Chains:
         self._newest: dict[bytes, _Newest] = {}
         self._seq = seq
         self._lost = 0  # the last row before the last batch that is missing
+        self.may_skip = False  # of any account rows may have been deleted
 
     def check(self, payload: bytes) -> int:
         """How many rows a batch has, each of which goes on with its account. Raises Unlike."""
@@ -191,8 +208,8 @@ class _Chains:
             return row.entry_id > newest.entry_id
         if row.entry_id == newest.entry_id + 1:
             return newest.balance == row.balance - row.amount + row.accrued
-        was_elsewhere = row.generation != newest.generation or not row.generation
-        return row.entry_id > newest.entry_id and (was_elsewhere or newest.seq <= self._lost)
+        may_skip = row.generation != newest.generation or not row.generation or newest.seq <= self._lost
+        return row.entry_id > newest.entry_id and (may_skip or self.may_skip)
 
     def _looked_up(self, user_id: bytes) -> _Newest:
         place = place_of(self._db, user_id)
@@ -212,10 +229,10 @@ class _Chains:
 class _Filling:
     """A copy of a file, which gets what the file lacks."""
 
-    def __init__(self, disk: Disk, shard: int, own: sqlite3.Connection, aside: str, hosts: _Hosts) -> None:
+    def __init__(self, disk: Disk, shard: int, own: sqlite3.Connection, aside: str, asked: _Hosts) -> None:
         self._disk = disk
         self._own = own
-        self._hosts = hosts
+        self._asked = asked
         self._aside = aside
         self.store = Store(aside, shard, disk)
         self._chains = _Chains(self.store.db, 0)
@@ -228,6 +245,7 @@ class _Filling:
         self._known = self._state()
         self.filled: list[Gap] = []
         self.left: list[Gap] = []
+        self.hosts: list[str] = []  # whose rows were taken
         self.rows = 0  # of other hosts
 
     def _state(self) -> tuple[object, ...]:
@@ -244,6 +262,7 @@ class _Filling:
         self._begins = 1 if gaps[0].first == 1 else self._begins
         self.store.cut_out(self._at, self._seq, self._begins)
         self._chains = _Chains(self.store.db, self._seq)
+        self._chains.may_skip = self._own.execute("SELECT 1 FROM cuts").fetchone() is not None
         for position, text in self._own.execute("SELECT position, text FROM losses").fetchall():
             if not any(gap.first <= position <= gap.last for gap in gaps):
                 self._losses.append((position, text))
@@ -262,7 +281,7 @@ class _Filling:
 
     def _fill(self, gap: Gap) -> None:
         while self._at < gap.last:
-            nearest = self._hosts.nearest(self._at, gap.last)
+            nearest = self._asked.nearest(self._at, gap.last)
             if nearest is None:
                 self._lose(gap.last)
                 return
@@ -287,8 +306,10 @@ class _Filling:
     def _take_from(self, host: str, last: int) -> None:
         """What a host has behind what is there, as far as it has all."""
         first, after, rows = self._at + 1, self._at, 0
+        if host not in self.hosts:
+            self.hosts.append(host)
         while True:
-            given = self._hosts.part(host, after, rows, last)
+            given = self._asked.part(host, after, rows, last)
             self.rows += self._take(given.batches)
             if given.is_end:
                 break

@@ -370,7 +370,7 @@ class Store(FollowerStore):
         db.execute("BEGIN IMMEDIATE")
         ends: dict[bytes, int] = {}
         for row in Pages(db).following(seq, self.seq):
-            ends.setdefault(row.user_id, row.older)
+            ends.setdefault(row.user_id, row.older if row.older <= seq else 0)  # else it was deleted, as all before it
         self._accounts.set_newest(ends.items())
         self._accounts.write()
         db.execute("DELETE FROM pages WHERE first > ?", (seq,))  # a page ends where its transaction does
