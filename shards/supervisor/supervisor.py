@@ -139,34 +139,12 @@ class Supervisor:
         self.mover = Mover(self.registry, self.workers, settings.moves, self._boot_ns, self._far_side)
         self.worker_figures = WorkerFigures()
         self.operator_api = OperatorApi(self.registry, self.workers, self.mover, self.worker_figures, self.elsewhere)
-        self._backups = Backups(
-            self.registry,
-            self.workers,
-            self.mover,
-            settings.data_dir,
-            settings.journal,
-            self.time.now_ns,
-            self._other_hosts(),
-        )
+        where = settings.data_dir, settings.journal, self.time.now_ns
+        self._backups = Backups(self.registry, self.workers, self.mover, *where, self._other_hosts())
         self._briefing = Briefing(settings, configuration, log_backend, self.registry, self._processes, self._owners)
-        self._admission = Admission(
-            self.registry,
-            self._processes,
-            self._briefing,
-            self.time,
-            self.mover,
-            self._owners,
-            self._background,
-        )
-        self._retirement = Retirement(
-            self.registry,
-            self._processes,
-            self._briefing,
-            self.mover,
-            self.worker_figures,
-            self._background,
-            stopping,
-        )
+        of_workers = self.registry, self._processes, self._briefing
+        self._admission = Admission(*of_workers, self.time, self.mover, self._owners, self._background)
+        self._retirement = Retirement(*of_workers, self.mover, self.worker_figures, self._background, stopping)
         self.sharing: Sharing | None = None  # where several hosts serve at once
         if self._owners is not None:
             self.sharing = Sharing(

@@ -34,7 +34,6 @@ from shards.journal import (
     Opened,
     Snapshot,
     Unavailable,
-    Unfit,
     Unknown,
 )
 from shards.journal.jetstream import log, snapshots
@@ -51,7 +50,7 @@ from shards.journal.jetstream.record import (
     Record,
     pack,
 )
-from shards.journal.jetstream.streams import NO_STREAM, NotNow, Refused, State, Stream
+from shards.journal.jetstream.streams import NotNow, Refused, State, Stream, opening
 from shards.journal.jetstream.witness import Witness
 
 PAYLOAD_BYTES_MAX = 256 << 20
@@ -147,14 +146,8 @@ class JetStreamJournal:
         if len(owner.encode()) > OWNER_BYTES_MAX:
             raise ValueError(f"the owner's name is longer than {OWNER_BYTES_MAX} bytes")
         self._rest(OPEN_PATIENCE_S)
-        try:
+        with opening():
             opened = self._take(owner.encode())
-        except Denied as error:
-            raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error
-        except Refused as error:
-            if error.code == NO_STREAM:
-                raise Unfit(f"there is no stream {error}: make the streams with `billing cluster init`") from error
-            raise Unknown(f"the log's servers refuse: {error}") from error
         self._rest(PATIENCE_S)
         self._publisher.sequence = self._asked_sequence
         self._ended, self._is_open = None, True

@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterator
 
 from crc32c import crc32c
 
-from shards.journal import Corrupt, Gap, Overtaken, Retained, Unfit, Unknown
+from shards.journal import Corrupt, Gap, Overtaken, Retained, Unknown
 from shards.journal.jetstream.connection import Connection, Denied
 from shards.journal.jetstream.publisher import Publisher, Taken
-from shards.journal.jetstream.streams import NO_STREAM, Refused, Stored, Stream
+from shards.journal.jetstream.streams import Refused, Stored, Stream, opening
 from shards.journal.jetstream.witness import NOTHING, Witness
 
 NAME, DECISION, STATE = "M", "M.decision", "M.state"
@@ -105,17 +105,11 @@ class JetStreamMapLog:
         self._seen = Decisions()
         self._stream.patience_s = LOAD_PATIENCE_S
         payloads: list[bytes] = []
-        try:
+        with opening():
             for version, payload, is_state in self._messages():
                 payloads = [payload] if is_state else [*payloads, payload]
                 if known and version > known and not is_state:
                     self._tell(version, payload)
-        except Denied as error:
-            raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error
-        except Refused as error:
-            if error.code == NO_STREAM:
-                raise Unfit(f"there is no stream {error}: make the streams with `billing cluster init`") from error
-            raise Unknown(f"the log's servers refuse: {error}") from error
         self._stream.patience_s = PATIENCE_S
         self._publisher.sequence = self._seen.sequence
         self._saw()

@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from shards.journal import Unavailable
-from shards.journal.jetstream.connection import Connection, NoAnswer, Unreachable
+from shards.journal import Unavailable, Unfit, Unknown
+from shards.journal.jetstream.connection import Connection, Denied, NoAnswer, Unreachable
 
 T = TypeVar("T")
 
@@ -55,6 +56,21 @@ class Refused(Exception):
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
         self.code = code
+
+
+@contextmanager
+def opening() -> Iterator[None]:
+    """What servers refuse while a log is opened, as the seam's errors. Raises Unfit where an operator has to mend the
+    configuration or make the streams, else Unknown.
+    """
+    try:
+        yield
+    except Denied as error:
+        raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error
+    except Refused as error:
+        if error.code == NO_STREAM:
+            raise Unfit(f"there is no stream {error}: make the streams with `billing cluster init`") from error
+        raise Unknown(f"the log's servers refuse: {error}") from error
 
 
 class State(NamedTuple):
