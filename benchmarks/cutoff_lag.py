@@ -8,6 +8,7 @@ measured, less that of a control: as long, just before, with the same commands a
     python -m benchmarks.cutoff_lag --per-second 20 --seconds 20                       isolated
     python -m benchmarks.cutoff_lag --armed 1000000 --per-second 100 --seconds 30 --commands 5000
     python -m benchmarks.cutoff_lag --storm 10000                                      all at one instant
+    python -m benchmarks.cutoff_lag --servers                                          the log on three nats-servers
 
 Lateness is by the wall clock of the receiver against `exhausted_at_ns`; billing time follows the same clock to within
 its dead band of a millisecond.
@@ -19,13 +20,17 @@ import argparse
 import asyncio
 import json
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import uvloop
 
 from benchmarks.endpoint import COIN, Endpoint, many, nothing_owed, quantiles, top_ups
+from benchmarks.log_on_servers import backend_of
 from benchmarks.stock import fill
+from shards.journal.jetstream.backend import JetStreamBackend
+from tests.shards.journal.nats_cluster import NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
@@ -35,16 +40,22 @@ REST_S = 20.0  # after a start each timer is compared with the ledger
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """One measurement from start to end."""
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o700)
         endpoint = Endpoint()
-        daemon = Daemon(
-            directory,
-            shards__workers=arguments.workers,
-            cutoff__url=endpoint.url + "/cutoff",
-            journal__segment_bytes=64 * 1024 * 1024,
-        )
+        keys: dict[str, object] = {"shards.workers": arguments.workers, "cutoff.url": endpoint.url + "/cutoff"}
+        if arguments.servers:
+            (directory / "nats").mkdir()
+            cluster = NatsCluster(directory / "nats")
+            stack.callback(cluster.close)
+            cluster.start()
+            keys |= {"journal.kind": "jetstream", "cluster.servers": cluster.urls, "cluster.shards": arguments.workers}
+        daemon = Daemon(directory, **keys, **{"journal.segment_bytes": 64 * 1024 * 1024})
+        if arguments.servers:
+            backend = backend_of(daemon)
+            assert isinstance(backend, JetStreamBackend)
+            backend.make()
         if arguments.armed:
             fill(daemon, arguments.armed, arguments.workers)
         with endpoint, daemon:
@@ -116,8 +127,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--commands", type=int, default=0, help="top-ups a second beside it")
     parser.add_argument("--storm", type=int, default=0, help="that many at one instant instead")
+    parser.add_argument("--servers", action="store_true", help="the log on three nats-servers; without --armed")
     parser.add_argument("--directory", default="/tmp")
     arguments = parser.parse_args()
+    if arguments.servers and arguments.armed:
+        parser.error("--armed fills a log in files")
     print(json.dumps(asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(arguments)), indent=1))
 
 
