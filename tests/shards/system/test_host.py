@@ -9,6 +9,8 @@ import sys
 
 import pytest
 
+from shards.system.host import environment
+
 STARTS_A_CHILD = """
 import asyncio, os, sys, uvloop
 from shards.system.host import spawn
@@ -41,3 +43,17 @@ def test_a_terminals_keys_reach_no_child(loop: str, terminal: bool, group: str) 
         os.close(ours)
         os.close(theirs)
     assert done.stdout == f"{group}\n"
+
+
+@pytest.mark.parametrize(
+    ("tunables", "expected"),
+    [
+        (None, "glibc.malloc.hugetlb=1"),
+        ("", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=3", "glibc.malloc.check=3:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "glibc.malloc.hugetlb=0"),
+    ],
+)
+def test_a_child_asks_for_huge_pages_unless_somebody_decided_that(tunables: str | None, expected: str) -> None:
+    own = {"HOME": "/"} if tunables is None else {"HOME": "/", "GLIBC_TUNABLES": tunables}
+    assert environment(own) == {"HOME": "/", "GLIBC_TUNABLES": expected}
