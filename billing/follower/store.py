@@ -183,7 +183,7 @@ def make(path: str, kind: Kind, disk: Disk, fill: Filling) -> None:
         db.execute("COMMIT")
     finally:
         db.close()
-    put_in_place(aside, path, disk)
+    _put_in_place_alone(aside, path, disk)
 
 
 def put_in_place(aside: str, path: str, disk: Disk) -> None:
@@ -195,10 +195,19 @@ def put_in_place(aside: str, path: str, disk: Disk) -> None:
         disk.close(handle)
     if differs(disk, aside):
         raise Unproved(f"{aside} was written and synced, but the medium does not hold it")
-    # A log of the file that this one replaces holds nothing that this one does not; of one that is gone, it is rubbish.
+    # A log of the file that this one replaces holds nothing that this one does not.
     disk.rename(aside, path)
     _remove(disk, *(path + side for side in SIDES))
     disk.fsync_dir(os.path.dirname(path))
+
+
+def _put_in_place_alone(aside: str, path: str, disk: Disk) -> None:
+    """As `put_in_place`, where what stands beside the name is of another file: were it there for a moment under the new
+    one, a loss of power would leave SQLite to write that file's pages into this one. So it goes first.
+    """
+    _remove(disk, *(path + side for side in SIDES))
+    disk.fsync_dir(os.path.dirname(path))
+    put_in_place(aside, path, disk)
 
 
 def opened(
@@ -378,7 +387,7 @@ class FollowerStore:
         if not disk.exists(self.path):
             aside = f"{self.path}.new"
             copy_to(self.db, aside, disk)
-            put_in_place(aside, self.path, disk)
+            _put_in_place_alone(aside, self.path, disk)
             raise Overtaken(f"{self.path} was removed while it was in use, and was written anew")
         self._check_identity()
 
