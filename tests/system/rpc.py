@@ -26,8 +26,10 @@ class Rpc(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     @classmethod
-    async def connect(cls, port: int) -> Rpc:
-        _, protocol = await asyncio.get_running_loop().create_connection(cls, "127.0.0.1", port)
+    async def connect(cls, port: int, host: str = "127.0.0.1", source: str = "") -> Rpc:
+        """`source`: the address that it comes from, where that is not left to the kernel."""
+        local = (source, 0) if source else None
+        _, protocol = await asyncio.get_running_loop().create_connection(cls, host, port, local_addr=local)
         return protocol
 
     def connection_made(self, transport: Any) -> None:

@@ -18,7 +18,7 @@ import contextlib
 import random
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from billing.trial.receiver_call import Call
 from tests.ledger.model import Model
@@ -36,37 +36,48 @@ COMPARED = (
 )
 
 
-class Hosts:
-    """The addresses, and a connection to the one that answered last."""
+class Way(NamedTuple):
+    """By which clients reach a host."""
 
-    def __init__(self, ports: list[int], rng: random.Random) -> None:
-        self._ports = ports
+    port: int
+    host: str = "127.0.0.1"
+    source: str = ""  # the address that they come from, where that is not left to the kernel
+
+    async def connect(self) -> Rpc:
+        return await Rpc.connect(*self)
+
+
+class Hosts:
+    """The ways to them, and a connection to the one that answered last."""
+
+    def __init__(self, ways: list[Way], rng: random.Random) -> None:
+        self._ways = ways
         self._rng = rng
-        self._rpcs: dict[int, Rpc] = {}
+        self._rpcs: dict[Way, Rpc] = {}
         self._next = 0
         self.unanswered = 0
 
     async def call(self, method: str, *params: Any, anywhere: bool = False) -> Any:
         """The result, from whichever host answers it. `anywhere`: any host is asked first."""
         if anywhere:
-            self._next = self._rng.randrange(len(self._ports))
+            self._next = self._rng.randrange(len(self._ways))
         while True:
-            port = self._ports[self._next]
+            way = self._ways[self._next]
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    rpc = self._rpcs.get(port)
+                    rpc = self._rpcs.get(way)
                     if rpc is None or not rpc.is_open:
-                        rpc = self._rpcs[port] = await Rpc.connect(port)
+                        rpc = self._rpcs[way] = await way.connect()
                     error, result = await rpc.call(method, *params)
             except (Lost, OSError, TimeoutError):
-                if (lost := self._rpcs.pop(port, None)) is not None:
+                if (lost := self._rpcs.pop(way, None)) is not None:
                     lost.close()
             else:
                 if error is None:
                     return result
                 assert error.startswith(("UNAVAILABLE", "BUSY")), error
             self.unanswered += 1
-            self._next = (self._next + 1) % len(self._ports)
+            self._next = (self._next + 1) % len(self._ways)
             await asyncio.sleep(PAUSE_S)
 
     def close(self) -> None:
@@ -77,10 +88,10 @@ class Hosts:
 class Caller:
     """Some users, one call at a time."""
 
-    def __init__(self, name: str, ports: list[int], seed: str) -> None:
+    def __init__(self, name: str, ways: list[Way], seed: str) -> None:
         self.name = name
         self.rng = random.Random(seed)
-        self.hosts = Hosts(ports, self.rng)
+        self.hosts = Hosts(ways, self.rng)
         self.models: dict[str, Model] = {}
         self.answered: dict[str, list[str]] = {}  # user -> request ids
         self.reads = 0
@@ -207,8 +218,8 @@ def _crossing(call: Call) -> tuple[str, int, int]:
 class Prober:
     """Asks one host again and again, to know when it began and ceased to answer changes; `pause_s` between two."""
 
-    def __init__(self, port: int, user: str, pause_s: float = 0.01) -> None:
-        self._port = port
+    def __init__(self, way: Way, user: str, pause_s: float = 0.01) -> None:
+        self._way = way
         self._user = user
         self._pause_s = pause_s
         self.answers: list[float] = []  # instants, by `time.monotonic`, of the last ones
@@ -219,7 +230,7 @@ class Prober:
             rpc = None
             with contextlib.suppress(Lost, OSError, TimeoutError):
                 async with asyncio.timeout(ANSWER_S):
-                    rpc = await Rpc.connect(self._port)
+                    rpc = await self._way.connect()
                 while True:
                     number += 1
                     async with asyncio.timeout(ANSWER_S):

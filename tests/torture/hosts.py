@@ -17,6 +17,8 @@ The faults, drawn at random of those named (all by default):
     two       of three hosts two are killed at once, the one that serves being one of them
     apart     with `--at-once`: no host reaches another one's links for 3 to 15 s, while all reach the log: each door
               answers for the shards of its own host, refuses the others with `applied: "no"`, and nobody takes a shard
+    unreached for 3 to 15 s requests of clients do not reach the host that serves, or its answers do not reach them, so
+              that what they ask for is done, and asked for again: it serves on, and nobody takes over from it
 
 The second command measures how long a failover and a planned hand-over take. Without `--at-once` one host serves
 everything and the others stand by. With it each host serves some of the shards (`cluster.listen`; four of them, or
@@ -24,11 +26,11 @@ everything and the others stand by. With it each host serves some of the shards 
 there; one that slept or was cut off goes on without them, and after each fault every host is waited for until it has
 its part again: each shard is served by one host by the word of all of them.
 
-`cut` and `apart` need a network namespace, where each host reaches the servers, and is reached by the links of others,
-at addresses of its own, which a blackhole route takes away: as root, the program starts itself anew in one. There each
-host also has a boot id of its own, as another machine would, and wall clocks differ by two tenths of a second: one is
-behind, one ahead, a third one right. Without root there is one boot id and one clock, these two are left out, and the
-program says so.
+`cut`, `apart` and `unreached` need a network namespace, where each host reaches the servers, and is reached by the
+links of others and by clients, at addresses of its own, which a blackhole route takes away: as root, the program starts
+itself anew in one. There each host also has a boot id of its own, as another machine would, and wall clocks differ by
+two tenths of a second: one is behind, one ahead, a third one right. Without root there is one boot id and one clock,
+these three are left out, and the program says so.
 
 Clients and what is held against the daemon stand in `callers`. At the end every stream is read raw: epochs rise, and no
 instant is stamped in two of them. Prints what it counted, and how long clients waited, as JSON; exit code 1 with the
@@ -66,8 +68,9 @@ from shards.system.clock import MACHINE_CLOCKS
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
-from tests.system.rpc import Lost, Rpc
-from tests.torture.callers import Caller, Prober, settle
+from tests.system.ports import free_port
+from tests.system.rpc import Lost
+from tests.torture.callers import Caller, Prober, Way, settle
 from tests.torture.callers import Hosts as Doors
 from tests.torture.volume import BOOT_ID
 
@@ -82,7 +85,8 @@ LOADED_IN_FLIGHT = 256
 SNAPSHOT_BYTES = 4 << 20
 INSIDE = "TORTURE_NETWORK_NAMESPACE"
 TAKES_OVER = ("kill", "stop", "term", "cut", "two")
-FAULTS: Final = (*TAKES_OVER, "server", "freeze", "wipe", "apart")
+FAULTS: Final = (*TAKES_OVER, "server", "freeze", "wipe", "apart", "unreached")
+PARTITIONS: Final = ("cut", "apart", "unreached")
 
 
 def has_network() -> bool:
@@ -119,7 +123,9 @@ class Host:
         self.name = f"host-{number}"
         self.address = f"127.0.1.{number}"  # at which it reaches the servers
         self.links = f"127.0.2.{number}" if has_network() else "127.0.0.1"  # at which others reach it
+        self.way = Way(free_port(), f"127.0.3.{number}", f"127.0.4.{number}") if has_network() else Way(free_port())
         keys: dict[str, object] = {
+            "rpc.listen": f"{self.way.host}:{self.way.port}",
             "journal.kind": "jetstream",
             "cluster.servers": servers.urls_at(self.address) if has_network() else servers.urls,
             "cluster.node": self.name,
@@ -134,7 +140,7 @@ class Host:
         self.daemon = Daemon(directory, **keys)
         if has_network():
             self._be_another_machine(directory, CLOCKS_S[number - 1])
-        self.prober = Prober(self.daemon.rpc_port, f"probe_{number}", PROBE_AT_ONCE_S if at_once else PROBE_S)
+        self.prober = Prober(self.way, f"probe_{number}", PROBE_AT_ONCE_S if at_once else PROBE_S)
         self.is_reached = True  # the log, by this host
 
     def _be_another_machine(self, directory: Path, clock_s: float) -> None:
@@ -163,6 +169,10 @@ class Host:
         """Takes the way by which others reach it, or gives it back."""
         _blackhole(self.links, is_apart)
 
+    def hide(self, lost: str, is_hidden: bool) -> None:
+        """Takes one direction of its way to clients, or gives it back: of "requests", or of "answers"."""
+        _blackhole(self.way.host if lost == "requests" else self.way.source, is_hidden)
+
 
 def _blackhole(address: str, is_cut: bool) -> None:
     verb = "add" if is_cut else "del"
@@ -173,7 +183,7 @@ async def shards_of(host: Host) -> dict[int, tuple[str, str]]:
     """State and reason of each shard, as a host says them; empty where it does not."""
     with suppress(Lost, OSError, TimeoutError):
         async with asyncio.timeout(5):
-            rpc = await Rpc.connect(host.daemon.rpc_port)
+            rpc = await host.way.connect()
             try:
                 error, rows = await rpc.call("shards_info")
             finally:
@@ -224,17 +234,17 @@ class Campaign:
             Host(self.servers, self._directory / f"host-{number}", number, f"{self.receiver.url}/off", self._size)
             for number in range(1, hosts + 1)
         ]
-        first = self.hosts[0].daemon
+        first, way = self.hosts[0].daemon, self.hosts[0].way
         command = [sys.executable, "-m", "billing", "cluster", "init", "--config", str(first.config)]
         await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
         await asyncio.to_thread(first.start, WAIT_S)
         for host in self.hosts[1:]:
             host.daemon.launch()
         if accounts:
-            await _fill(first.rpc_port, accounts)
-        self._probed = await _user_of_each_shard(first.rpc_port) if self._at_once else []
-        ports = [host.daemon.rpc_port for host in self.hosts]
-        self.callers = [Caller(f"user_{number}", ports, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
+            await _fill(way, accounts)
+        self._probed = await _user_of_each_shard(way) if self._at_once else []
+        ways = [host.way for host in self.hosts]
+        self.callers = [Caller(f"user_{number}", ways, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
         walks = [caller.walk(self._stop, USERS_EACH) for caller in self.callers[:CALLERS]]
         self._tasks = [asyncio.create_task(run) for run in (*walks, *(host.prober.run() for host in self.hosts))]
 
@@ -279,7 +289,7 @@ class Campaign:
         done: dict[str, Callable[[Host], Coroutine[Any, Any, None]]] = {
             "kill": self._kill, "stop": self._stop_and_go, "term": self._term, "cut": self._cut,
             "server": self._server, "freeze": self._freeze, "wipe": self._wipe, "two": self._two,
-            "apart": self._apart,
+            "apart": self._apart, "unreached": self._unreached,
         }  # fmt: skip
         await done[fault](serving)
         self.counts[fault] += 1
@@ -329,7 +339,7 @@ class Campaign:
         """
         others = [host for host in self.hosts if host not in struck]
         if self._at_once:
-            doors = Doors([host.daemon.rpc_port for host in others], self.rng)
+            doors = Doors([host.way for host in others], self.rng)
             try:
                 async with asyncio.timeout(WAIT_S):
                     for user in self._probed:
@@ -425,7 +435,7 @@ class Campaign:
     async def _read_is_refused(self, serving: Host) -> None:
         """Of a host whose grant has run out."""
         with suppress(OSError):
-            rpc = await Rpc.connect(serving.daemon.rpc_port)
+            rpc = await serving.way.connect()
             with suppress(TimeoutError):
                 error, _ = await asyncio.wait_for(rpc.call("get_account", serving.prober._user), 1)
                 assert error is not None, "it answered a read beyond its grant"
@@ -451,10 +461,26 @@ class Campaign:
         finally:
             for host in self.hosts:
                 host.part(False)
-        doors = Doors([host.daemon.rpc_port for host in self.hosts], self.rng)
+        doors = Doors([host.way for host in self.hosts], self.rng)
         for user in self._probed * len(self.hosts):
             await doors.call("top_up", user, 1, anywhere=True)
         doors.close()
+
+    async def _unreached(self, serving: Host) -> None:
+        """Clients and the host that serves lose one another in one direction; it reaches the log and the others."""
+        assert has_network()
+        lost = self.rng.choice(("requests", "answers"))
+        serving.hide(lost, True)
+        try:
+            await asyncio.sleep(self._size.for_s or self.rng.uniform(3, 15))
+            status, said = await asyncio.to_thread(serving.page)
+            assert status == 200, f"a host that only clients do not reach does not serve: {said}"
+        finally:
+            serving.hide(lost, False)
+        self.counts[f"{lost} lost"] += 1
+        door = Doors([serving.way], self.rng)
+        await door.call("top_up", "reached_again", 1)
+        door.close()
 
     async def _until_apart(self, host: Host) -> None:
         """Returns when the host says of every shard of the others that it has no link to it."""
@@ -469,7 +495,7 @@ class Campaign:
 
     async def _answers_its_own(self, host: Host, shards: dict[int, tuple[str, str]]) -> None:
         """A change of a user of each shard, by the door of a host that no other one reaches."""
-        rpc = await Rpc.connect(host.daemon.rpc_port)
+        rpc = await host.way.connect()
         await rpc.ask("hello", {"errors": "map"})
         for shard, user in enumerate(self._probed, 1):
             error, _ = await rpc.call("top_up", user, 1)
@@ -507,9 +533,9 @@ class Campaign:
             await asyncio.to_thread(shutil.rmtree, data, ignore_errors=True)
 
 
-async def _fill(port: int, accounts: int) -> None:
+async def _fill(way: Way, accounts: int) -> None:
     """So many accounts with money."""
-    rpc, gate = await Rpc.connect(port), asyncio.Semaphore(LOADED_IN_FLIGHT)
+    rpc, gate = await way.connect(), asyncio.Semaphore(LOADED_IN_FLIGHT)
 
     async def one(number: int) -> None:
         async with gate:
@@ -519,9 +545,9 @@ async def _fill(port: int, accounts: int) -> None:
     rpc.close()
 
 
-async def _user_of_each_shard(port: int) -> list[str]:
+async def _user_of_each_shard(way: Way) -> list[str]:
     """A user in each shard, in the order of the shards."""
-    rpc = await Rpc.connect(port)
+    rpc = await way.connect()
     error, route = await rpc.call("route")
     rpc.close()
     assert error is None, error
@@ -609,9 +635,9 @@ def main() -> int:
     arguments = parser.parse_args()
     alone()
     faults = arguments.faults
-    if not has_network() and {"cut", "apart"} & set(faults):
+    if not has_network() and {*PARTITIONS} & set(faults):
         print(f"without partitions: {why_no_network()}", file=sys.stderr)
-        faults = [fault for fault in faults if fault not in ("cut", "apart")]
+        faults = [fault for fault in faults if fault not in PARTITIONS]
     if not arguments.at_once:
         faults = [fault for fault in faults if fault != "apart"]
     if arguments.hosts == 2:

@@ -56,7 +56,7 @@ from shards.journal.jetstream.streams import EXPECTED, NOT_NOW, WRONG_SEQUENCE
 from tests.shards.journal.nats_cluster import BINARY, MISSING, OPERATOR, WITH_OPERATOR, NatsCluster
 from tests.shards.journal.replicas import last_of, wait_current
 from tests.system.daemon import Daemon
-from tests.torture.callers import Caller, settle
+from tests.torture.callers import Caller, Way, settle
 from tests.torture.hosts import alone, has_network, why_no_network
 from tests.torture.raw_streams import RawStreams
 
@@ -118,8 +118,8 @@ class Campaign:
         self.daemon = Daemon(self._directory / "host", **keys)
         await self._billing("cluster", "init", "--config", str(self.daemon.config))
         await asyncio.to_thread(self.daemon.start, WAIT_S)
-        ports = [self.daemon.rpc_port]
-        self.callers = [Caller(f"user_{number}", ports, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
+        ways = [Way(self.daemon.rpc_port)]
+        self.callers = [Caller(f"user_{number}", ways, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
         self._tasks = [asyncio.create_task(one.walk(self._stop, USERS_EACH)) for one in self.callers[:CALLERS]]
 
     async def prove(self) -> None:
