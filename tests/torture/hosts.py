@@ -19,6 +19,8 @@ The faults, drawn at random of those named (all by default):
               answers for the shards of its own host, refuses the others with `applied: "no"`, and nobody takes a shard
     unreached for 3 to 15 s requests of clients do not reach the host that serves, or its answers do not reach them, so
               that what they ask for is done, and asked for again: it serves on, and nobody takes over from it
+    move      with `--at-once`: buckets move to other shards, and so to other hosts; in every second one a host that
+              serves is killed meanwhile. What a move that was broken off comes to is the same for all of them
 
 The second command measures how long a failover and a planned hand-over take. Without `--at-once` one host serves
 everything and the others stand by. With it each host serves some of the shards (`cluster.listen`; four of them, or
@@ -75,6 +77,7 @@ from tests.torture.callers import Hosts as Doors
 from tests.torture.volume import BOOT_ID
 
 SHARDS, SHARDS_AT_ONCE = 2, 4
+BUCKETS, MOVES = 32, 4
 CALLERS, USERS_EACH, SPENDERS = 4, 3, 3
 CLOCKS_S = (-0.1, 0.1, 0.0)  # of the hosts, ahead of the receiver's
 WAIT_S = 120.0
@@ -85,7 +88,8 @@ LOADED_IN_FLIGHT = 256
 SNAPSHOT_BYTES = 4 << 20
 INSIDE = "TORTURE_NETWORK_NAMESPACE"
 TAKES_OVER = ("kill", "stop", "term", "cut", "two")
-FAULTS: Final = (*TAKES_OVER, "server", "freeze", "wipe", "apart", "unreached")
+FAULTS: Final = (*TAKES_OVER, "server", "freeze", "wipe", "apart", "unreached", "move")
+AT_ONCE: Final = ("apart", "move")  # faults of hosts that serve at once
 PARTITIONS: Final = ("cut", "apart", "unreached")
 
 
@@ -132,7 +136,7 @@ class Host:
             "cluster.shards": shards,
             "cluster.listen": f"{self.links}:0" if at_once else "",
             "shards.workers": shards,
-            "shards.bucket_count": 32,
+            "shards.bucket_count": BUCKETS,
             "cutoff.url": cutoff_url,
             "journal.snapshot_bytes": SNAPSHOT_BYTES,
             "ledger.request_ids_per_bucket": 1_000_000,
@@ -289,11 +293,13 @@ class Campaign:
         done: dict[str, Callable[[Host], Coroutine[Any, Any, None]]] = {
             "kill": self._kill, "stop": self._stop_and_go, "term": self._term, "cut": self._cut,
             "server": self._server, "freeze": self._freeze, "wipe": self._wipe, "two": self._two,
-            "apart": self._apart, "unreached": self._unreached,
+            "apart": self._apart, "unreached": self._unreached, "move": self._move,
         }  # fmt: skip
         await done[fault](serving)
         self.counts[fault] += 1
         await self.all_there()
+        if fault == "move":
+            self._probed = await self._after_moves()
         await spending
         for task in self._tasks:
             if task.done():
@@ -482,6 +488,35 @@ class Campaign:
         await door.call("top_up", "reached_again", 1)
         door.close()
 
+    async def _move(self, serving: Host) -> None:
+        moving = asyncio.create_task(self._move_some(serving.way))
+        if self.rng.random() < 0.5:
+            await asyncio.sleep(self.rng.uniform(0, 0.3))
+            await self._kill(serving)
+            self.counts["killed beside moves"] += 1
+        await moving
+
+    async def _move_some(self, way: Way) -> None:
+        """Asks one host for some moves, one after the other, for as long as it is there."""
+        with suppress(Lost, OSError, TimeoutError):
+            async with asyncio.timeout(WAIT_S):
+                rpc = await way.connect()
+                for bucket_id in self.rng.sample(range(1, BUCKETS + 1), MOVES):
+                    error, _ = await rpc.call("move_bucket", bucket_id, self.rng.randrange(1, self._size.shards + 1))
+                    assert error is None or error.startswith(("MOVE_REFUSED", "UNAVAILABLE")), error
+                    self.counts["moved" if error is None else "move refused"] += 1
+                rpc.close()
+
+    async def _after_moves(self) -> list[str]:
+        """A user of each shard, once no move is under way and every host says the same of all buckets."""
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            told = [await _owners(host) for host in self.hosts]
+            if told[0] and all(one == told[0] for one in told):
+                return await _user_of_each_shard(self.hosts[0].way)
+            assert time.monotonic() < deadline, f"the hosts do not agree: {told}\n{self._said()}"
+            await asyncio.sleep(POLL_S)
+
     async def _until_apart(self, host: Host) -> None:
         """Returns when the host says of every shard of the others that it has no link to it."""
         deadline = time.monotonic() + WAIT_S
@@ -543,6 +578,20 @@ async def _fill(way: Way, accounts: int) -> None:
 
     await asyncio.gather(*map(one, range(accounts)))
     rpc.close()
+
+
+async def _owners(host: Host) -> list[int]:
+    """The shard of each bucket, as a host says; empty where it does not, or while one is on its way."""
+    with suppress(Lost, OSError, TimeoutError):
+        async with asyncio.timeout(5):
+            rpc = await host.way.connect()
+            try:
+                error, rows = await rpc.call("buckets_info")
+            finally:
+                rpc.close()
+        if error is None and all(row["state"] == "active" for row in rows):
+            return [row["shard_id"] for row in rows]
+    return []
 
 
 async def _user_of_each_shard(way: Way) -> list[str]:
@@ -639,7 +688,7 @@ def main() -> int:
         print(f"without partitions: {why_no_network()}", file=sys.stderr)
         faults = [fault for fault in faults if fault not in PARTITIONS]
     if not arguments.at_once:
-        faults = [fault for fault in faults if fault != "apart"]
+        faults = [fault for fault in faults if fault not in AT_ONCE]
     if arguments.hosts == 2:
         faults = [fault for fault in faults if fault != "two"]
     if not faults:
