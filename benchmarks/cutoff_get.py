@@ -22,7 +22,7 @@ import aiohttp
 import uvloop
 from yarl import URL
 
-from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
+from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
 from billing.expirationd.request import GetTemplate
 from billing.trial.receiver import run_receiver
 from shards.system.clock import MACHINE_CLOCKS
@@ -172,7 +172,8 @@ class Ways:
             raise error
 
         made = DeliverySettings(self.base + "/off", secrets=secrets)
-        delivery = Delivery(owed, report, made, time.time_ns, random.Random(1), failed, MACHINE_CLOCKS)
+        surroundings = Surroundings(MACHINE_CLOCKS, random.Random(1))
+        delivery = Delivery(Obligations(owed, report), made, time.time_ns, failed, surroundings)
         delivery.start()
         self.cleanup.append(delivery.close)
 

@@ -33,7 +33,7 @@ import asyncio
 import random
 from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from billing.expirationd.dialing import Unreachable
 from billing.expirationd.endpoint import Endpoint, Limits, Verdict
@@ -42,15 +42,13 @@ from billing.expirationd.line import Line
 from billing.expirationd.outages import OfCutoffs, Outages, Words, waiting_because
 from billing.expirationd.outbox import Item, Outbox
 from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplate
+from billing.expirationd.routes import CUTOFF, RESTORE, Routes, Template, call_name
 from billing.expirationd.throughput import Throughput
 from shards.system.clock import Clocks
 from shards.worker.histogram import LATENESS_NS, ExactHistogram, Histogram
 
 if TYPE_CHECKING:
     import ssl
-
-CUTOFF: Final = "cutoff"
-RESTORE: Final = "restore"
 
 STARTED: Final = "started"
 DELIVERED: Final = "delivered"
@@ -69,15 +67,27 @@ _TIMEOUT_MAX: Final = 6  # times `timeout_s`, as far as a patience grows
 _SECOND_NS: Final = 10**9
 
 
-class Template(Protocol):
-    """What makes the bytes of a request."""
+class Obligations(NamedTuple):
+    """The caller's end: whoever keeps the truth about what is owed names it and hears what became of it.
 
-    @property
-    def origin(self) -> str:
-        """`scheme://host[:port]`"""
+    `owed` names the call that is owed for an account at this moment, None for none. `report` takes what
+    becomes of an attempt: STARTED, then DELIVERED or FAILED_ATTEMPT, the latter alone where no connection came about.
+    `may_act` is false while accounts may have a newer owner.
+    """
 
-    def request(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int, timestamp_s: int) -> bytes:
-        """The whole request; timestamp_s: of this attempt, seconds since the epoch."""
+    owed: OwedOf
+    report: Report
+    may_act: Callable[[], bool] = lambda: True
+
+
+class Surroundings(NamedTuple):
+    """What delivery has of the world; a simulation passes its own. `clocks` are those of the machine; `rng` spreads
+    attempts; `endpoint_of` makes the connections to an origin.
+    """
+
+    clocks: Clocks
+    rng: random.Random
+    endpoint_of: EndpointOf = Endpoint
 
 
 class OfClass(NamedTuple):
@@ -107,12 +117,8 @@ class DeliverySettings(NamedTuple):
     classes: tuple[OfClass, ...] = ()
 
 
-def call_name(kind: str, class_name: str) -> str:
-    """What the template of a class's calls of a kind is named, if the class has its own."""
-    return f"{kind} of {class_name}" if class_name else kind
-
-
-def _cutoff_templates(settings: DeliverySettings) -> dict[str, Template]:
+def cutoff_routes(settings: DeliverySettings) -> Routes:
+    """Those of cutoffs and restores to the URLs of the settings."""
     made = PostTemplate if settings.method == "POST" else GetTemplate
     templates: dict[str, Template] = {CUTOFF: made(settings.url, settings.secrets)}
     if settings.restore_url:
@@ -122,62 +128,47 @@ def _cutoff_templates(settings: DeliverySettings) -> dict[str, Template]:
             templates[call_name(CUTOFF, name)] = made(url, settings.secrets)
         if restore_url:
             templates[call_name(RESTORE, name)] = made(restore_url, settings.secrets)
-    return templates
+    return Routes(templates, (one.name for one in settings.classes))
 
 
 class Delivery:
     """Sends what is owed. Made inside a running loop.
 
-    `now_ns` reads billing time anew at each call; `clocks` are those of the machine; `failed` takes what must end
-    the process (a broken invariant).
-    `templates` (by kind) make other requests than those of the settings' URLs; the first is where what has no kind
-    yet is expected to go. `words`: what the log says of endpoints that take no calls. A cutoff class with URLs of its
-    own has templates of its own, and lanes: what its endpoints do holds up nobody of another class, even where they are
-    on one server.
+    `now_ns` reads billing time anew at each call; `failed` takes what must end the process (a broken invariant).
+    `routes`: where calls go, if not to the settings' URLs. `words`: what the log says of endpoints that take no calls.
     """
 
     def __init__(
         self,
-        owed: OwedOf,
-        report: Report,
+        obligations: Obligations,
         settings: DeliverySettings,
         now_ns: Callable[[], int],
-        rng: random.Random,
         failed: Callable[[BaseException], object],
-        clocks: Clocks,
-        endpoint_of: EndpointOf = Endpoint,
-        templates: dict[str, Template] | None = None,
-        may_act: Callable[[], bool] = lambda: True,
+        surroundings: Surroundings,
+        routes: Routes | None = None,
         words: Words = OfCutoffs(),  # noqa: B008
     ) -> None:
-        self._owed = owed
-        self._may_act = may_act
-        self._report = report
+        self._owed, self._report, self._may_act = obligations
+        self._clocks, rng, self._endpoint_of = surroundings
         self.settings = settings
         self.now_ns = now_ns
-        self._clocks = clocks
         self._failed = failed
-        self._endpoint_of = endpoint_of
         self._loop = asyncio.get_running_loop()
-        self._templates = _cutoff_templates(settings) if templates is None else templates
-        # Which kind a template is for, and which class, if it is one's own.
-        own = {call_name(kind, one.name): (kind, one.name) for one in settings.classes for kind in (CUTOFF, RESTORE)}
-        meant = {name: own.get(name, (name, "")) for name in self._templates}
-        places = {name: (made.origin, meant[name][1]) for name, made in self._templates.items()}
-        lanes = list(dict.fromkeys(places.values()))
-        self._origins = [origin for origin, _ in lanes]
-        self._endpoint_names = [f"{origin} of class {name}" if name else origin for origin, name in lanes]
-        self._lanes = {name: lanes.index(place) for name, place in places.items()}
+        routes = cutoff_routes(settings) if routes is None else routes
+        self._name = routes.name
+        self._templates = routes.templates
+        self._lanes = routes.lanes
+        self._origins = routes.origins
+        self._endpoint_names = routes.endpoint_names
         timeout_ns = int(settings.timeout_s * _SECOND_NS)
         pace = settings.pace._replace(
             concurrency=settings.concurrency, timeout_ns=timeout_ns, patience_max_ns=_TIMEOUT_MAX * timeout_ns
         )
         self.outbox = Outbox(pace, len(self._origins), rng)
         self.endpoints: list[Endpoint] = []
-        kinds = {kind: 0 for kind, _ in meant.values()}  # also those that only a class has a URL for
-        self._started = dict(kinds)  # calls out by kind, as the two below
-        self._delivered = dict(kinds)
-        self._failures = dict(kinds)
+        self._started = dict.fromkeys(routes.kinds, 0)  # calls out by kind, as the two below
+        self._delivered = dict.fromkeys(routes.kinds, 0)
+        self._failures = dict.fromkeys(routes.kinds, 0)
         self.dropped = 0
         self.last_error = ""
         self.sent_late = ExactHistogram(LATENESS_NS)  # from E, or the end of its grace, to each cutoff's first attempt
@@ -233,13 +224,6 @@ class Delivery:
         """Something is owed for this account since `since_ns`, but is not to be sent before `release`."""
         told = None if seq < 0 else (kind, seq)
         self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(self._name(kind, class_name), 0), told)
-
-    def _name(self, kind: str, class_name: str) -> str:
-        """Of the template and lane that a call of this kind takes."""
-        if not class_name:
-            return kind
-        own = call_name(kind, class_name)
-        return own if own in self._templates else kind
 
     def calls(self, kind: str, class_name: str) -> bool:
         """Whether there is a URL for calls of this kind."""

@@ -21,8 +21,17 @@ import random
 import sys
 from typing import Any, Final
 
-from billing.expirationd.delivery import DELIVERED, Delivery, DeliverySettings, EndpointOf, Owed
+from billing.expirationd.delivery import (
+    DELIVERED,
+    Delivery,
+    DeliverySettings,
+    EndpointOf,
+    Obligations,
+    Owed,
+    Surroundings,
+)
 from billing.expirationd.endpoint import Endpoint
+from billing.expirationd.routes import Routes
 from billing.follower.process import Follower, run
 from billing.notices.notice import webhook_id
 from billing.notices.opening import open_store
@@ -94,16 +103,13 @@ class Notifier(Follower):
         )
         template = NoticeTemplate(url, secrets_, self._body_of)
         self._delivery = Delivery(
-            self._owed_of,
-            self._report,
+            Obligations(self._owed_of, self._report),
             settings,
             self._now_ns,
-            self._rng,
             self.end,
-            self.clocks,
-            self._endpoint_of,
-            templates={NOTICE: template},
-            words=OfNotices(),
+            Surroundings(self.clocks, self._rng, self._endpoint_of),
+            Routes({NOTICE: template}),
+            OfNotices(),
         )
         self._delivery.start()
         self._fill()

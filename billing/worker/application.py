@@ -30,17 +30,18 @@ from billing.audit.recorder import Recorder, TooManyReads
 from billing.audit.trail import Record
 from billing.config.schema import Config
 from billing.expirationd.delivery import (
-    CUTOFF,
     DELIVERED,
     FAILED_ATTEMPT,
-    RESTORE,
     STARTED,
     Delivery,
     DeliverySettings,
     EndpointOf,
+    Obligations,
     Owed,
+    Surroundings,
 )
 from billing.expirationd.endpoint import Endpoint
+from billing.expirationd.routes import CUTOFF, RESTORE
 from billing.follower.link import FollowerLink
 from billing.history import link as history
 from billing.history.cursor import NoCursor, identity_of_log
@@ -469,17 +470,12 @@ class Billing:
     def _new_delivery(self) -> Delivery:
         worker, outside = self._worker, self._outside
         assert worker is not None
-        settings = self._delivery_settings()
         delivery = Delivery(
-            self._owed,
-            self._report,
-            settings,
+            Obligations(self._owed, self._report, worker.may_act),
+            self._delivery_settings(),
             worker.fresh_now_ns,
-            outside.rng,
             worker.fail,
-            outside.clocks,
-            outside.endpoint,
-            may_act=worker.may_act,
+            Surroundings(outside.clocks, outside.rng, outside.endpoint),
         )
         delivery.start()
         self.machine.release_held = self._release_held

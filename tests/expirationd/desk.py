@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
+from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
 from billing.expirationd.health import Pace
 from billing.trial.receiver import Receiver
 from shards.system.clock import MACHINE_CLOCKS
@@ -42,6 +42,16 @@ class Desk:
         self.broken: list[BaseException] = []
         self.seq = 0
         self._told = asyncio.Event()
+
+    def delivery_of(
+        self,
+        made: DeliverySettings,
+        now_ns: Callable[[], int] = MACHINE_CLOCKS.wall_ns,
+        may_act: Callable[[], bool] = lambda: True,
+    ) -> Delivery:
+        """A delivery of what this desk owes, not started yet."""
+        obligations = Obligations(self.owed, self.report, may_act)
+        return Delivery(obligations, made, now_ns, self.failed, Surroundings(MACHINE_CLOCKS, random.Random(1)))
 
     def exhaust(self, delivery: Delivery, user: bytes) -> int:
         self.seq += 1
@@ -124,8 +134,7 @@ def settings(url: str, **changes: Any) -> DeliverySettings:
 @asynccontextmanager
 async def sending(desk: Desk, made: DeliverySettings) -> AsyncIterator[Delivery]:
     """A delivery that runs; at the end, it must not have failed."""
-    clocks = MACHINE_CLOCKS
-    delivery = Delivery(desk.owed, desk.report, made, clocks.wall_ns, random.Random(1), desk.failed, clocks)
+    delivery = desk.delivery_of(made)
     delivery.start()
     try:
         yield delivery

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 import socket
 import time
 
-from billing.expirationd.delivery import Delivery
 from billing.expirationd.endpoint import HELD_S, MANY, UNKNOWN
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
@@ -334,7 +332,7 @@ async def test_the_timestamp_is_the_wall_clocks_at_sending_and_the_instant_stays
             return MACHINE_CLOCKS.wall_ns() - hour_ns
 
         made = settings(receiver.url, secrets=SECRETS)
-        delivery = Delivery(desk.owed, desk.report, made, billing_ns, random.Random(1), desk.failed, MACHINE_CLOCKS)
+        delivery = desk.delivery_of(made, billing_ns)
         delivery.start()
         try:
             desk.exhaust(delivery, b"u")
@@ -382,8 +380,7 @@ async def test_what_was_gathered_before_a_newer_cutoff_takes_it_back_from_nobody
     """A list of all that is owed waits until it is durable, and what time causes meanwhile does not."""
     desk = Desk()
     async with receiving() as receiver:
-        now_ns, rng, made = MACHINE_CLOCKS.wall_ns, random.Random(1), settings(receiver.url)
-        delivery = Delivery(desk.owed, desk.report, made, now_ns, rng, desk.failed, MACHINE_CLOCKS)
+        delivery = desk.delivery_of(settings(receiver.url))
         older = desk.exhaust(delivery, b"u")
         desk.top_up(delivery, b"u")
         newer = desk.exhaust(delivery, b"u")
@@ -407,8 +404,7 @@ async def test_nothing_is_sent_while_another_owner_may_live_and_everything_after
         return allowed
 
     async with receiving() as receiver:
-        now_ns, rng, made = MACHINE_CLOCKS.wall_ns, random.Random(1), settings(receiver.url)
-        delivery = Delivery(desk.owed, desk.report, made, now_ns, rng, desk.failed, MACHINE_CLOCKS, may_act=may_act)
+        delivery = desk.delivery_of(settings(receiver.url), may_act=may_act)
         delivery.start()
         try:
             desk.exhaust(delivery, b"u")

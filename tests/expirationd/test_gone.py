@@ -5,7 +5,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
+from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
 from billing.expirationd.health import OK, UNREACHABLE, Pace
 from shards.system.clock import Clocks
 from tests.expirationd.away import Away
@@ -72,9 +72,9 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_a_day_and_then_sends_a
         def endpoint_of(*_: Any) -> Any:
             return endpoint
 
-        clock, rng = (lambda: kernel.now_ns), random.Random(1)
-        clocks = Clocks(kernel.boot_ns, kernel.wall_ns)
-        delivery = Delivery(owed_of, report, settings, clock, rng, broken.append, clocks, endpoint_of)
+        surroundings = Surroundings(Clocks(kernel.boot_ns, kernel.wall_ns), random.Random(1), endpoint_of)
+        obligations = Obligations(owed_of, report)
+        delivery = Delivery(obligations, settings, lambda: kernel.now_ns, broken.append, surroundings)
         delivery.start()
         for user, since_ns in owed.items():
             delivery.owe(1, user, "cutoff", since_ns)

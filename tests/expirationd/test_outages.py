@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from billing.expirationd.delivery import Delivery, DeliverySettings, Owed
+from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
 from shards.system.clock import Clocks
 from tests.expirationd.away import Away
 from tests.simulation.loop import Kernel, SimLoop
@@ -41,14 +41,15 @@ class Running:
         async def start() -> None:
             settings = DeliverySettings(f"{ORIGIN}/off", warm=0, **changes)
             self.delivery = Delivery(
-                self._owed_of,
-                self._report,
+                Obligations(self._owed_of, self._report),
                 settings,
                 lambda: self.kernel.now_ns,
-                random.Random(1),
                 self.broken.append,
-                Clocks(self.kernel.boot_ns, self.kernel.wall_ns),
-                lambda *_: endpoint,  # type: ignore[arg-type]
+                Surroundings(
+                    Clocks(self.kernel.boot_ns, self.kernel.wall_ns),
+                    random.Random(1),
+                    lambda *_: endpoint,  # type: ignore[arg-type]
+                ),
             )
             self.delivery.start()
 

@@ -7,14 +7,14 @@ application does.
 from __future__ import annotations
 
 import json
-import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
-from billing.expirationd.delivery import CUTOFF, RESTORE, Delivery, Owed
+from billing.expirationd.delivery import Owed
+from billing.expirationd.routes import CUTOFF, RESTORE
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
 from billing.ledger.posting import SUPERSEDED
@@ -49,8 +49,7 @@ class Start(Desk):
         self.now_ns = MACHINE_CLOCKS.wall_ns() - HOUR * COIN  # an hour ago the accounts were made
         self.startup_hold = StartupHold(RealDisk(), str(directory), hold_above)
         made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
-        clocks, rng = MACHINE_CLOCKS, random.Random(1)
-        self.delivery = Delivery(self.owed, self.report, made, clocks.wall_ns, rng, self.failed, clocks)
+        self.delivery = self.delivery_of(made)
 
     def owed(self, bucket_id: int, user: bytes) -> Owed | None:
         call = self.machine.ledger.owed(bucket_id, user)

@@ -1,0 +1,56 @@
+"""Where calls go: which request a call of a kind and a cutoff class is made as, and which lane of the outbox it takes.
+
+A cutoff class with URLs of its own has templates of its own, and lanes: what its endpoints do holds up nobody of
+another class, even where they are on one server. All other calls of a kind share one template, and kinds whose
+templates have one origin share a lane.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final, Protocol
+
+CUTOFF: Final = "cutoff"
+RESTORE: Final = "restore"
+
+
+class Template(Protocol):
+    """What makes the bytes of a request."""
+
+    @property
+    def origin(self) -> str:
+        """`scheme://host[:port]`"""
+
+    def request(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int, timestamp_s: int) -> bytes:
+        """The whole request; timestamp_s: of this attempt, seconds since the epoch."""
+
+
+def call_name(kind: str, class_name: str) -> str:
+    """What the template of a class's calls of a kind is named, if the class has its own."""
+    return f"{kind} of {class_name}" if class_name else kind
+
+
+class Routes:
+    """The templates of one delivery, and a lane for each endpoint.
+
+    `templates`: by kind, or by `call_name` for the calls of a class that has its own; the first is where what has no
+    kind yet is expected to go. `classes`: the names of the classes that may have their own.
+    """
+
+    def __init__(self, templates: dict[str, Template], classes: Iterable[str] = ()) -> None:
+        own = {call_name(kind, one): (kind, one) for one in classes for kind in (CUTOFF, RESTORE)}
+        meant = {name: own.get(name, (name, "")) for name in templates}
+        places = {name: (made.origin, meant[name][1]) for name, made in templates.items()}
+        lanes = list(dict.fromkeys(places.values()))
+        self.templates = templates
+        self.kinds = tuple(dict.fromkeys(kind for kind, _ in meant.values()))  # also those that only a class has
+        self.lanes = {name: lanes.index(place) for name, place in places.items()}  # by the name of a template
+        self.origins = [origin for origin, _ in lanes]  # by lane, as is the next
+        self.endpoint_names = [f"{origin} of class {name}" if name else origin for origin, name in lanes]
+
+    def name(self, kind: str, class_name: str) -> str:
+        """Of the template and lane that a call of this kind and class takes."""
+        if not class_name:
+            return kind
+        own = call_name(kind, class_name)
+        return own if own in self.templates else kind
