@@ -19,6 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.history import Entries
+from billing.follower.store import ShardFile
 from billing.notices.opening import open_store
 from billing.notices.store import Store
 from shards.system.disk import RealDisk
@@ -66,7 +67,7 @@ def main() -> None:
     told = 3 / 5  # of the entries: top-ups and debits, not rates
     payloads = [entries.batch(round(arguments.group / told)) for _ in range(arguments.notices // arguments.group)]
     with tempfile.TemporaryDirectory(prefix="billing-", dir="/var/tmp") as home:
-        store, _ = open_store(home, 0, 1, 0, RealDisk(), suspect=False, file_id=1, now_ns=time.time_ns())
+        store, _ = open_store(ShardFile(home, 0, 1, 0, RealDisk()), suspect=False, file_id=1, now_ns=time.time_ns())
         result = measure(store, payloads, arguments.notices)
         store.close()
     result["all_us"] = round(sum(result.values()), 2)

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from billing.follower.store import ShardFile
 from billing.history.history_reader import HistoryReader, rows_of
 from billing.history.period_reader import Chain, Standing, Steps, balance_at, statement
 from billing.history.store import Store, open_store
@@ -47,7 +48,7 @@ class Made:
         ledger = Ledger(Rules(False, 1000, False), lambda _, due_ns: due_ns)
         ledger.create(BUCKET)
         users = [USER, *(b"user_%05d" % number for number in range(others))]
-        self.store: Store = open_store(str(home), 0, 1, 0, RealDisk(), suspect=False)[0]
+        self.store: Store = open_store(ShardFile(str(home), 0, 1, 0, RealDisk()), suspect=False)[0]
         now_ns = START_NS
         position = made = 0
         for user in users:

@@ -36,7 +36,7 @@ from billing.cli.output import put
 from billing.cli.places import DIRECTORY, Misplaced
 from billing.doctor.examine import SHARD, Absent, DaemonRuns, hold, shards_in
 from billing.follower.proof import Unproved
-from billing.follower.store import StoreError, code_of, file_of, reason_of
+from billing.follower.store import ShardFile, StoreError, code_of, file_of, reason_of
 from billing.history import store as history
 from billing.history.history_reader import HistoryReader
 from billing.history.restoring import merge, open_accounts
@@ -151,17 +151,17 @@ def rebuild_shard(
     `billing backup` wrote. `is_shared`: other hosts have files of the same journal. Raises StoreError (Ahead,
     Unlike), Unproved, sqlite3.Error, JournalError, OSError.
     """
-    first, head = reader.first, reader.head
     directory = f"{data_dir}/history"
     private_directory(disk, directory)
+    file = ShardFile(directory, shard, reader.first, reader.head, disk)
     known = {"accept_loss": accept_loss, "is_shared": is_shared}
-    rows, remarks = history.open_store(directory, shard, first, head, disk, suspect=True, **known)
+    rows, remarks = history.open_store(file, suspect=True, **known)
     yield from (f"{SHARD}{shard}: history: {remark}" for remark in remarks)
     old = file_of(f"{backup}/history", shard)
     if backup and disk.exists(old):
         rows.close()
-        yield f"{SHARD}{shard}: history: {merge(disk, file_of(directory, shard), old, shard, first)}"
-        rows, _ = history.open_store(directory, shard, first, head, disk, suspect=True, **known)
+        yield f"{SHARD}{shard}: history: {merge(disk, file.path, old, shard, file.first)}"
+        rows, _ = history.open_store(file, suspect=True, **known)
     before = rows.position
     for position, payload in reader.replay(before + 1):
         rows.take(position, payload)
@@ -172,15 +172,11 @@ def rebuild_shard(
         yield f"{SHARD}{shard}: history: {counted(opened, 'account')} got the beginning from the oldest snapshot"
     rows.close()
     yield f"{SHARD}{shard}: history: whole up to batch {rows.position}, {rows.position - before} of them read just now"
-    directory = f"{data_dir}/notices"
-    if not disk.exists(file_of(directory, shard)) and not disk.exists(notices.begun_of(directory, shard)):
+    file = file._replace(directory=f"{data_dir}/notices")
+    if not disk.exists(file.path) and not disk.exists(notices.begun_of(file.directory, shard)):
         return
     owed, remarks = notices.open_store(
-        directory,
-        shard,
-        first,
-        head,
-        disk,
+        file,
         suspect=True,
         file_id=secrets.randbits(62),
         now_ns=MACHINE_CLOCKS.wall_ns(),

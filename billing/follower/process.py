@@ -28,7 +28,7 @@ from typing import Any, Final, assert_never
 import uvloop
 
 from billing.follower import messages as say
-from billing.follower.store import FollowerStore, code_of, reason_of
+from billing.follower.store import FollowerStore, ShardFile, code_of, reason_of
 from shards.system.clock import Clocks
 from shards.system.disk import Disk, private_directory
 from shards.system.links import Decode, Wire
@@ -188,10 +188,10 @@ class Follower(Process):
         """The file, once it is open."""
 
     @abstractmethod
-    def on_open(
-        self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
-    ) -> tuple[FollowerStore, list[str]]:
-        """Opens the file, and brings it into a journal that holds the batches `first` to `head`; also remarks."""
+    def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[FollowerStore, list[str]]:
+        """Opens the file, and brings it into its journal; also remarks. `suspect`: the process before ended on the disk
+        or on damage; `options`: of the kind.
+        """
 
     @abstractmethod
     def on_batch(self, position: int, payload: bytes) -> None:
@@ -234,9 +234,8 @@ class Follower(Process):
     def _on_open(self, order: say.Open) -> None:
         assert self.store is None, "opened twice"
         make_directory(self.disk, order.directory)
-        store, remarks = self.on_open(
-            order.directory, order.shard_id, order.first, order.head, order.suspect, order.options
-        )
+        file = ShardFile(order.directory, order.shard_id, order.first, order.head, self.disk)
+        store, remarks = self.on_open(file, order.suspect, order.options)
         self.send(say.Opened(store.position, remarks))
         self.tell_reached()
 

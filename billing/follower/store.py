@@ -93,6 +93,21 @@ def shard_files(directory: str, disk: Disk) -> dict[int, str]:
     return found
 
 
+class ShardFile(NamedTuple):
+    """The file of one shard's follower, as it is opened: where it is, and what it is to follow from."""
+
+    directory: str  # of all files of this kind
+    shard: int
+    first: int  # the shard's journal holds the batches from this one
+    head: int  # to this one; it is empty where this is `first` - 1
+    disk: Disk
+
+    @property
+    def path(self) -> str:
+        """As `file_of` names it."""
+        return file_of(self.directory, self.shard)
+
+
 def code_of(error: BaseException) -> int:
     """The exit code that an error ends a follower's process with."""
     if isinstance(error, StoreError):

@@ -19,7 +19,7 @@ from contextlib import closing
 from typing import Any
 from urllib.parse import quote
 
-from billing.follower.store import StoreError, file_of
+from billing.follower.store import ShardFile, StoreError, file_of
 from billing.history.store import Store, open_store
 from shards.journal import Reader
 from shards.system.disk import Disk
@@ -66,7 +66,8 @@ def copy_elsewhere(
     if not position:
         return False
     copy_history(disk, file_of(source, shard), file_of(target, shard), shard, position)
-    store, _ = open_store(target, shard, reader.first, position, disk, suspect=False, is_shared=True)
+    file = ShardFile(target, shard, reader.first, position, disk)
+    store, _ = open_store(file, suspect=False, is_shared=True)
     if store.position < position:
         for at, payload in reader.replay(store.position + 1):
             store.take(at, payload)
@@ -76,7 +77,7 @@ def copy_elsewhere(
             if at == position:
                 break
     store.close()
-    handle = disk.open(file_of(target, shard), write=True)
+    handle = disk.open(file.path, write=True)
     try:
         disk.fsync(handle)
     finally:

@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from billing.follower.process import CHECKPOINT_S, Follower, run
-from billing.follower.store import StoreError, code_of, reason_of
+from billing.follower.store import ShardFile, StoreError, code_of, reason_of
 from billing.history import entries, feed_part, period_reader, retention
 from billing.history.cursor import Place
 from billing.history.history_reader import HistoryReader, Newest
@@ -59,13 +59,11 @@ class Projector(Follower):
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
-    def on_open(
-        self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
-    ) -> tuple[Store, list[str]]:
+    def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[Store, list[str]]:
         accept_loss, self._keep_days, self._log = options
-        where, is_shared = (directory, shard, first, head, self.disk), bool(self._log)
-        self._store, remarks = open_store(*where, suspect=suspect, accept_loss=accept_loss, is_shared=is_shared)
-        self._reader = HistoryReader(directory, shard, self._store.db, self.disk)
+        is_shared = bool(self._log)
+        self._store, remarks = open_store(file, suspect=suspect, accept_loss=accept_loss, is_shared=is_shared)
+        self._reader = HistoryReader(file.directory, file.shard, self._store.db, self.disk)
         self._rows_at_checkpoint = self._store.seq
         if self._keep_days:
             self.later("prune", retention.FIRST_S, self._begin_to_prune)

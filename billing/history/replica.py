@@ -38,7 +38,7 @@ from typing import Any, Final, NamedTuple
 from billing.follower import messages as say
 from billing.follower.feed import Feed, Slice
 from billing.follower.process import CHECKPOINT_S, Process, make_directory, run
-from billing.follower.store import Ahead, connect, file_of, reason_of
+from billing.follower.store import Ahead, ShardFile, connect, file_of, reason_of
 from billing.history import retention
 from billing.history.gaps import given_of
 from billing.history.history_reader import HistoryReader
@@ -210,9 +210,9 @@ class Replica(Process):
             self._set_aside(shard, error)
         elif shard in order.shards and shard != self._mender.replaced:
             reader, first, head = found
-            where = order.directory, shard, first, head, self.disk
+            file = ShardFile(order.directory, shard, first, head, self.disk)
             try:
-                store, remarks = open_store(*where, suspect=order.suspect, is_shared=True)
+                store, remarks = open_store(file, suspect=order.suspect, is_shared=True)
             except Ahead as ahead:
                 self._set_aside(shard, ahead)
             else:

@@ -46,6 +46,7 @@ from billing.follower.store import (
     Ahead,
     Damaged,
     FollowerStore,
+    ShardFile,
     file_of,
     keep_copy,
     lost_batches,
@@ -156,22 +157,15 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
 
 
 def open_store(
-    directory: str,
-    shard: int,
-    first: int,
-    head: int,
-    disk: Disk,
-    *,
-    suspect: bool,
-    accept_loss: bool = False,
-    is_shared: bool = False,
+    file: ShardFile, *, suspect: bool, accept_loss: bool = False, is_shared: bool = False
 ) -> tuple[Store, list[str]]:
-    """The store of a shard whose journal holds the batches `first` to `head`, and remarks for the operator. A missing
-    file is made; a damaged file, or one of an older version, is made anew from its good pages. The position to feed it
-    from is the one after the store's. `is_shared`: other hosts have files of the same journal, so that rows are known
-    by their batches, too. Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
+    """The store of a shard, brought into its journal, and remarks for the operator. A missing file is made; a damaged
+    file, or one of an older version, is made anew from its good pages. The position to feed it from is the one after
+    the store's. `is_shared`: other hosts have files of the same journal, so that rows are known by their batches, too.
+    Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
     """
-    path = file_of(directory, shard)
+    _, shard, first, head, disk = file
+    path = file.path
     remarks = []
     if not disk.exists(path):
         make(path, KIND, disk, lambda db: _found(db, shard))

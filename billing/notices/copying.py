@@ -22,7 +22,7 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from typing import Final, NamedTuple
 
-from billing.follower.store import StoreError, connect, file_of
+from billing.follower.store import ShardFile, StoreError, connect, file_of
 from billing.notices.opening import begun_of, found, open_store
 from billing.notices.store import KIND, Store
 from shards.journal import Reader
@@ -79,12 +79,13 @@ def copy_notices(
                 private_directory(disk, target)
             for one in wanted:
                 with closing(reader_of(one.shard)) as reader:
+                    file = ShardFile(target, one.shard, reader.first, one.position, disk)
                     if one.shard in held:
                         _copy(disk, held[one.shard], source, target, one, renew)
                     else:
                         begin = min(one.settled if one.settled >= 0 else reader.first - 1, one.position)
-                        found(target, one.shard, reader.first, begin, disk, file_id(), at_ns)
-                    copied.append(_brought_up(disk, target, one, reader, file_id(), at_ns, renew, is_apart=is_apart))
+                        found(file, file_id(), at_ns, begin)
+                    copied.append(_brought_up(file, reader, file_id(), at_ns, renew, is_apart=is_apart))
     except sqlite3.Error as error:
         raise StoreError(f"the notices in {source} cannot be copied: {error}") from error
     if copied:
@@ -120,37 +121,27 @@ def _copy(
 
 
 def _brought_up(
-    disk: Disk,
-    target: str,
-    one: CutShard,
-    reader: Reader,
-    file_id: int,
-    at_ns: int,
-    renew: Callable[[], None],
-    *,
-    is_apart: bool,
+    file: ShardFile, reader: Reader, file_id: int, at_ns: int, renew: Callable[[], None], *, is_apart: bool
 ) -> Copied:
     """Takes the batches up to the cut, and makes the file durable."""
-    store, remarks = open_store(
-        target, one.shard, reader.first, one.position, disk, suspect=False, file_id=file_id, now_ns=at_ns
-    )
+    store, remarks = open_store(file, suspect=False, file_id=file_id, now_ns=at_ns)
     store.is_apart = is_apart
-    if store.position < one.position:
+    if store.position < file.head:
         for position, payload in reader.replay(store.position + 1):
             store.take(position, payload, at_ns)
             if store.changes >= ROWS_AT_ONCE:
                 store.flush()
                 renew()
-            if position == one.position:
+            if position == file.head:
                 break
         store.flush()
     owed, settled = store.owed(), store.settled()
     store.close()
-    path = file_of(target, one.shard)
+    path, disk = file.path, file.disk
     handle = disk.open(path, write=True)
     try:
         disk.fsync(handle)
     finally:
         disk.close(handle)
-    paths = (path, begun_of(target, one.shard))
-    return Copied(one.shard, owed, settled, [path.rpartition("/")[2] for path in paths if disk.exists(path)], remarks)
+    paths = (path, begun_of(file.directory, file.shard))
+    return Copied(file.shard, owed, settled, [path.rpartition("/")[2] for path in paths if disk.exists(path)], remarks)

@@ -12,7 +12,7 @@ from typing import Final
 
 from billing.expirationd.delivery import DeliverySettings
 from billing.follower.link import FollowerLink, command_of
-from billing.follower.store import file_of, refuse_ahead
+from billing.follower.store import ShardFile, file_of, refuse_ahead
 from billing.notices.opening import abandon, found, skip
 from billing.notices.store import KIND, ends_agree
 from shards.journal import Journal
@@ -48,13 +48,14 @@ def opened(
         if abandon(directory, shard_id, disk):
             log.warning("notify.url is empty: what shard %d still had to tell is given up", shard_id)
         return None
-    first, head = journal.first, journal.head
+    head = journal.head
     if not accept_loss:
         refuse_ahead(file_of(directory, shard_id), KIND, head, ends_agree)
     if skip(directory, shard_id, settled, disk):
         log.info("shard %d: another host has told what happened up to batch %d", shard_id, settled)
     begin = head if settled < 0 else settled
-    remark = found(directory, shard_id, first, begin, disk, host.randbits(62), clocks.wall_ns())
+    file = ShardFile(directory, shard_id, journal.first, head, disk)
+    remark = found(file, host.randbits(62), clocks.wall_ns(), begin)
     if remark:
         log.warning("the %s of shard %d: %s", "notices", shard_id, remark)
     options = (accept_loss, url, list(settings.secrets), settings.timeout_s, settings.connect_timeout_s, apart)

@@ -33,6 +33,7 @@ from billing.expirationd.delivery import (
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.routes import Routes
 from billing.follower.process import Follower, run
+from billing.follower.store import ShardFile
 from billing.notices.notice import webhook_id
 from billing.notices.opening import open_store
 from billing.notices.outages import OfNotices
@@ -81,16 +82,10 @@ class Notifier(Follower):
 
     # -- batches -----------------------------------------------------------------------------------------------------
 
-    def on_open(
-        self, directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
-    ) -> tuple[Store, list[str]]:
+    def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[Store, list[str]]:
         accept_loss, url, secrets_, timeout_s, connect_timeout_s, apart = options
         self._store, remarks = open_store(
-            directory,
-            shard,
-            first,
-            head,
-            self.disk,
+            file,
             suspect=suspect,
             file_id=self._rng.getrandbits(62),
             now_ns=self.clocks.wall_ns(),

@@ -14,7 +14,7 @@ import sqlite3
 from contextlib import suppress
 from typing import Any
 
-from billing.follower.store import StoreError, connect, file_of, make, make_of, opened
+from billing.follower.store import ShardFile, StoreError, connect, file_of, make, make_of, opened
 from billing.notices.store import ARRIVED, CLAIMED, DEPARTED, FOUND, INSERT, KIND, OWED, Store, is_signed, signed
 from shards.system.disk import Disk, private_directory, read_file, write_file
 
@@ -24,28 +24,29 @@ def begun_of(directory: str, shard: int) -> str:
     return f"{directory}/begun-{shard}"
 
 
-def found(directory: str, shard: int, first: int, head: int, disk: Disk, file_id: int, now_ns: int) -> str:
-    """Sees to it that the file is there. Where there never was one, notices begin behind the batch `head`: the
-    journal's last, or the last one that another host has settled. A missing file is made anew from `first`, and the
-    consequence is returned. `now_ns`: wall time.
+def found(file: ShardFile, file_id: int, now_ns: int, begin: int | None = None) -> str:
+    """Sees to it that the file is there. Where there never was one, notices begin behind the batch `begin`: the last
+    one that another host has settled, by default the journal's last. A missing file is made anew from the journal's
+    first, and the consequence is returned. `file_id`: what a new one is called; `now_ns`: wall time.
     """
+    directory, shard, first, head, disk = file
     try:
         private_directory(disk, directory)
     except FileExistsError:  # another shard made it just now
         private_directory(disk, directory)
-    path, begun = file_of(directory, shard), begun_of(directory, shard)
+    path, begun = file.path, begun_of(directory, shard)
     if disk.exists(path):
         if not disk.exists(begun):  # of an older version
             write_file(disk, begun, b"0")
         return ""
-    position, made_ns, remark = head, 0, ""
+    position, made_ns, remark = head if begin is None else begin, 0, ""
     if disk.exists(begun):
         position, made_ns = max(first - 1, _begun(disk, begun)), now_ns
         remark = (
             f"its file is gone, and is made anew from batch {position + 1} on; what was told since may be told again"
         )
     else:
-        write_file(disk, begun, b"%d" % head)
+        write_file(disk, begun, b"%d" % position)
     make(path, KIND, disk, lambda db: _fill(db, shard, position, file_id, made_ns))
     return remark
 
@@ -98,24 +99,16 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
 
 
 def open_store(
-    directory: str,
-    shard: int,
-    first: int,
-    head: int,
-    disk: Disk,
-    *,
-    suspect: bool,
-    file_id: int,
-    now_ns: int,
-    accept_loss: bool = False,
+    file: ShardFile, *, suspect: bool, file_id: int, now_ns: int, accept_loss: bool = False
 ) -> tuple[Store, list[str]]:
-    """The store of a shard whose journal holds the batches `first` to `head`, and remarks for the operator. The file is
-    there (`found`); where it is damaged or of an older version, a new one is made of it and of the journal. Raises
-    StoreError (Ahead), Unproved, sqlite3.Error, OSError.
+    """The store of a shard, brought into its journal, and remarks for the operator. The file is there (`found`); where
+    it is damaged or of an older version, a new one is made of it and of the journal. Raises StoreError (Ahead),
+    Unproved, sqlite3.Error, OSError.
     """
-    path = file_of(directory, shard)
+    directory, shard, first, head, disk = file
+    path = file.path
     remarks = []
-    if remark := found(directory, shard, first, head, disk, file_id, now_ns):
+    if remark := found(file, file_id, now_ns):
         remarks.append(remark)
     elif source := opened(path, KIND, disk, suspect, rows_are_sound):
         again = first - 1 if source != path else head  # a damaged file is made again as far as the journal reaches

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from billing.doctor.report import Report
+from billing.follower.store import ShardFile
 from billing.notices.opening import begun_of, open_store
 from billing.notices.store import KIND, checksum_of
 from tests.doctor.story import USER, told
@@ -28,7 +29,7 @@ def owing(data_dir: Path, *, trims: bool = False, behind: int = 0) -> Yard:
     for number in range(NOTICES):
         yard.pay(USER, 100 + number)
     journal = yard.workers[1].journal
-    store, _ = open_store(f"{data_dir}/notices", 1, 1, 0, DISK, suspect=False, file_id=7, now_ns=1)
+    store, _ = open_store(ShardFile(f"{data_dir}/notices", 1, 1, 0, DISK), suspect=False, file_id=7, now_ns=1)
     for position, payload in journal.replay(1):
         if position <= journal.head - behind:
             store.take(position, payload, 1)
@@ -146,7 +147,9 @@ def test_no_flipped_byte_of_any_file_ends_the_doctor_with_a_bug(data_dir: Path) 
     busy(yard, 3, 60, upheavals=0.05)
     for shard, worker in yard.workers.items():
         worker.snapshot()
-        store, _ = open_store(f"{data_dir}/notices", shard, 1, 0, DISK, suspect=False, file_id=shard, now_ns=1)
+        store, _ = open_store(
+            ShardFile(f"{data_dir}/notices", shard, 1, 0, DISK), suspect=False, file_id=shard, now_ns=1
+        )
         for position, payload in worker.journal.replay(1):
             store.take(position, payload, 1)
         store.flush()

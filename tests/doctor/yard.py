@@ -16,6 +16,7 @@ import msgspec
 
 from billing.doctor.examine import examine, hold
 from billing.doctor.report import Report
+from billing.follower.store import ShardFile
 from billing.history.store import Store, open_store
 from billing.ledger import commands as ops
 from billing.ledger.classes import CutoffClass
@@ -77,7 +78,8 @@ class Worker:
             self.shard.replay(position, payload)
         self.shard.serve(yard.now_ns)
         if yard.history:
-            self.store, _ = open_store(f"{yard.path}/history", shard_id, start, self.journal.head, DISK, suspect=False)
+            file = ShardFile(f"{yard.path}/history", shard_id, start, self.journal.head, DISK)
+            self.store, _ = open_store(file, suspect=False)
             for position, payload in self.journal.replay(self.store.position + 1):
                 self.store.take(position, payload)
             self.store.flush()

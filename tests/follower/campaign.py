@@ -32,7 +32,7 @@ from typing import Any, Final
 
 from billing.follower.link import obstacle_of
 from billing.follower.proof import Unproved
-from billing.follower.store import UNREADABLE, FollowerStore, StoreError, file_of, reason_of
+from billing.follower.store import UNREADABLE, FollowerStore, ShardFile, StoreError, file_of, reason_of
 from billing.history import store as history
 from billing.history.history_reader import MISSING, HistoryReader, Newest
 from billing.history.period_reader import Chain, Standing, balance_at, statement
@@ -201,13 +201,13 @@ class World:
 
     def open(self, shard: Shard, follower: Follower) -> None:
         suspect, follower.is_suspect = follower.is_suspect, False
-        where = follower.directory, shard.shard, shard.first, shard.head, self.disk
+        file = ShardFile(follower.directory, shard.shard, shard.first, shard.head, self.disk)
         if follower.kind == HISTORY:
-            follower.store, _ = history.open_store(*where, suspect=suspect)
+            follower.store, _ = history.open_store(file, suspect=suspect)
         else:
             file_id = self.rng.getrandbits(62)
             follower.store, remarks = notices_opening.open_store(
-                *where, suspect=suspect, file_id=file_id, now_ns=self.now_ns
+                file, suspect=suspect, file_id=file_id, now_ns=self.now_ns
             )
             if remarks and not self.rots:
                 raise Silent(f"nothing was damaged, and the notices of shard {shard.shard} say: {remarks}")

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from billing.follower.proof import Unproved
-from billing.follower.store import Damaged, StoreError, code_of, file_of, refuse_ahead
+from billing.follower.store import Damaged, ShardFile, StoreError, code_of, file_of, refuse_ahead
 from billing.history.history_reader import MISSING, HistoryReader
 from billing.history.page import Page
 from billing.history.store import Store, open_store, rows_are_sound
@@ -61,7 +61,7 @@ SINCE_VERSION_2 = {
 
 
 def opened(directory: Path, disk: RealDisk, *, first: int = 1, head: int, suspect: bool = False) -> Store:
-    store, _ = open_store(str(directory), 0, first, head, disk, suspect=suspect)
+    store, _ = open_store(ShardFile(str(directory), 0, first, head, disk), suspect=suspect)
     return store
 
 

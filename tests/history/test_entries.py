@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.follower.store import file_of
+from billing.follower.store import ShardFile, file_of
 from billing.history import cursor
 from billing.history.copying import copy_history
 from billing.history.cursor import OF_FILE, NoCursor, Place
@@ -185,7 +185,7 @@ def test_a_history_that_was_cut_back_refuses_who_has_read_on(data_dir: Path) -> 
     shards.write(0, b"anna")
     late = end_of(shards.stores[0])
     shards.stores[0].close()
-    store, _ = open_store(str(data_dir), 0, 1, 1, DISK, suspect=False, accept_loss=True)
+    store, _ = open_store(ShardFile(str(data_dir), 0, 1, 1, DISK), suspect=False, accept_loss=True)
     shards.stores[0], shards.positions[0], shards.next_ids[b"anna"] = store, 1, 1
     shards.write(0, b"anna")
     assert "has taken back entries behind row 1" in refusal(store, late)
@@ -217,6 +217,6 @@ def test_a_history_that_was_made_anew_refuses_all_cursors_before(data_dir: Path)
     shards.stores[0].close()
     path = Path(file_of(str(data_dir), 0))
     path.write_bytes(path.read_bytes()[:100] + bytes(4000) + path.read_bytes()[4100:])
-    store, remarks = open_store(str(data_dir), 0, 1, 1, DISK, suspect=True)
+    store, remarks = open_store(ShardFile(str(data_dir), 0, 1, 1, DISK), suspect=True)
     assert "made anew" in remarks[0]
     assert "made anew" in refusal(store, at)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from billing.follower.store import ShardFile
 from billing.history import cursor
 from billing.history.cursor import Place, identity_of_log
 from billing.history.entries import UnknownCursor
@@ -54,8 +55,8 @@ class Host:
 
     def opened(self, shard: int, *, first: int = 1, is_shared: bool = True) -> Store:
         head = len(self.journals.batches[shard])
-        where_it_is = str(self.directory), shard, first, head, RealDisk()
-        return open_store(*where_it_is, suspect=False, is_shared=is_shared)[0]
+        file = ShardFile(str(self.directory), shard, first, head, RealDisk())
+        return open_store(file, suspect=False, is_shared=is_shared)[0]
 
     def catch_up(self, rng: random.Random | None = None) -> None:
         """Reads all journals to their ends, in transactions of any size."""

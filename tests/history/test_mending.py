@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.follower.store import Overtaken, connect, file_of
+from billing.follower.store import Overtaken, ShardFile, connect, file_of
 from billing.history import retention
 from billing.history.batches import batch_of
 from billing.history.gaps import Gap, Given, checksum_of, gaps_of, given_of
@@ -36,8 +36,8 @@ class Host:
 
     def follow(self, first: int, last: int) -> Host:
         """Takes these batches, where the log has no others before them; as one life of a process."""
-        where = str(self.home), SHARD, first, last, RealDisk()
-        store, _ = open_store(*where, suspect=False, is_shared=True)
+        file = ShardFile(str(self.home), SHARD, first, last, RealDisk())
+        store, _ = open_store(file, suspect=False, is_shared=True)
         self.take(store, last)
         store.close()
         return self
@@ -93,7 +93,7 @@ class Host:
             return met
 
     def is_whole(self) -> bool:
-        store, _ = open_store(str(self.home), SHARD, 1, 10**6, RealDisk(), suspect=False, is_shared=True)
+        store, _ = open_store(ShardFile(str(self.home), SHARD, 1, 10**6, RealDisk()), suspect=False, is_shared=True)
         reader = HistoryReader(str(self.home), SHARD, store.db, RealDisk())
         found = [reader.history(2, user, NEWEST, 10**6).rows for user in self.scene.users]
         store.close()
@@ -186,7 +186,7 @@ def test_whoever_writes_to_the_file_meanwhile_loses_nothing_and_opens_the_new_on
     tmp_path: Path, scene: Scene, other: Host
 ) -> None:
     away = Host(tmp_path / "away", scene).follow(1, 10).follow(15, 20)
-    store, _ = open_store(str(away.home), SHARD, 15, 20, RealDisk(), suspect=False, is_shared=True)
+    store, _ = open_store(ShardFile(str(away.home), SHARD, 15, 20, RealDisk()), suspect=False, is_shared=True)
 
     def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
         away.take(store, min(store.position + 1, 28))
@@ -195,7 +195,7 @@ def test_whoever_writes_to_the_file_meanwhile_loses_nothing_and_opens_the_new_on
     assert mend(RealDisk(), str(away.home), SHARD, ["other"], ask, lambda: away.take(store, 29)) is not None
     with pytest.raises(Overtaken, match="was replaced while it was in use"):
         away.take(store, 30)
-    again, _ = open_store(str(away.home), SHARD, 30, 30, RealDisk(), suspect=False, is_shared=True)
+    again, _ = open_store(ShardFile(str(away.home), SHARD, 30, 30, RealDisk()), suspect=False, is_shared=True)
     assert again.position == 29
     away.take(again, 30)
     again.close()
@@ -263,7 +263,7 @@ def test_where_one_host_is_wrong_another_one_is_asked(tmp_path: Path, scene: Sce
 
 def pruned(host: Host, before: int) -> None:
     """Deletes what `history.keep_days` would, if the batches before this one were older."""
-    store, _ = open_store(str(host.home), SHARD, 1, 10**6, RealDisk(), suspect=False, is_shared=True)
+    store, _ = open_store(ShardFile(str(host.home), SHARD, 1, 10**6, RealDisk()), suspect=False, is_shared=True)
     reader = HistoryReader(str(host.home), SHARD, store.db, RealDisk())
     limit_ns = min(row["at_ns"] for _, row in rows_in(host.scene.batches[before - 1]))
     for _ in retention.prune(store, reader, limit_ns):

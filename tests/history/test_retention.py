@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from billing.cli.statement_command import csv_rows, faults_of
+from billing.follower.store import ShardFile
 from billing.history.entries import UnknownCursor, page
 from billing.history.history_reader import EVERYWHERE, HistoryReader, Shown
 from billing.history.page import OPENING_ROW
@@ -188,7 +189,7 @@ def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(
     tampering.row_added(file.store.db, 22, lambda entry: entry._replace(entry_id=23))
     file.store.db.execute("UPDATE pages SET checksum = checksum + 1 WHERE first = 23")  # as damage would
     file.store.close()
-    store, remarks = open_store(str(tmp_path), 0, 22, 22, RealDisk(), suspect=True)
+    store, remarks = open_store(ShardFile(str(tmp_path), 0, 22, 22, RealDisk()), suspect=True)
     assert "it was damaged" in remarks[0]
     chain = Chain(reader_of(tmp_path, store), 1, b"u", standing_of(file.life))
     again, _ = answer_of(statement(chain, b"u", 111, 118, True, 1000, INT64_MAX))

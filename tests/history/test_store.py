@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.follower.store import Ahead, Damaged, Overtaken, StoreError, code_of, connect, file_of
+from billing.follower.store import Ahead, Damaged, Overtaken, ShardFile, StoreError, code_of, connect, file_of
 from billing.history.accounts import Accounts
 from billing.history.entries import Elsewhere
 from billing.history.entries import page as feed_page
@@ -34,7 +34,7 @@ NEWEST = INT64_MAX
 
 
 def opened(directory: Path, *, first: int = 1, head: int = 0, shard: int = 0) -> Store:
-    store, _ = open_store(str(directory), shard, first, head, RealDisk(), suspect=False)
+    store, _ = open_store(ShardFile(str(directory), shard, first, head, RealDisk()), suspect=False)
     return store
 
 
@@ -350,7 +350,7 @@ def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answe
         if position <= 3:
             store.take(position, payload)
     store.close()
-    store, remarks = open_store(str(data_dir), 0, 7, 9, RealDisk(), suspect=False)
+    store, remarks = open_store(ShardFile(str(data_dir), 0, 7, 9, RealDisk()), suspect=False)
     assert store.position == 6
     assert "batches 4 to 6 (3) are in neither" in remarks[0]
     assert store.db.execute("SELECT position FROM losses").fetchall() == [(6,)]
@@ -426,7 +426,7 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Pat
     kept.rng.seed(77)  # from here on another past
     with pytest.raises(Ahead, match="up to batch 31, its journal only up to 20"):
         opened(data_dir, head=20)
-    store, remarks = open_store(str(data_dir), 0, 1, 20, RealDisk(), suspect=False, accept_loss=True)
+    store, remarks = open_store(ShardFile(str(data_dir), 0, 1, 20, RealDisk()), suspect=False, accept_loss=True)
     assert store.position == 18
     assert "ahead-1-shard-0.sqlite keeps what it was" in remarks[0]
     evidence = sqlite3.connect(data_dir / "ahead-1-shard-0.sqlite")
@@ -452,7 +452,7 @@ def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that
     store = opened(data_dir, head=9)
     all_rows(scene, reader_of(data_dir, store))
     store.close()
-    store, _ = open_store(str(data_dir), 0, 3, 5, RealDisk(), suspect=False, accept_loss=True)
+    store, _ = open_store(ShardFile(str(data_dir), 0, 3, 5, RealDisk()), suspect=False, accept_loss=True)
     assert (store.position, store.begins) == (2, 3)
     assert store.db.execute("SELECT count(*) FROM pages").fetchone() == (0,)
 
@@ -569,7 +569,7 @@ def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir: P
     store.db.execute(change[wrong])
     assert not rows_are_sound(store.db)
     store.close()
-    again, remarks = open_store(str(data_dir), 0, 1, 5, RealDisk(), suspect=True)
+    again, remarks = open_store(ShardFile(str(data_dir), 0, 1, 5, RealDisk()), suspect=True)
     assert "it was damaged" in remarks[0]
     for position in range(1, 6):
         again.take(position, scene.batches[position - 1])
@@ -603,7 +603,7 @@ def test_a_file_whose_end_does_not_agree_with_itself_is_not_written_on(data_dir:
     store.close()
     with pytest.raises(Damaged, match="does not agree with itself"):
         opened(data_dir, first=first, head=7)
-    again, remarks = open_store(str(data_dir), 0, first, 7, RealDisk(), suspect=True)
+    again, remarks = open_store(ShardFile(str(data_dir), 0, first, 7, RealDisk()), suspect=True)
     assert "it was damaged" in remarks[0]
     for position in range(again.position + 1, 8):
         again.take(position, scene.batches[position - 1] if position < 6 else scene.batch(20))

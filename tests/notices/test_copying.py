@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.follower.store import file_of
+from billing.follower.store import ShardFile, file_of
 from billing.ledger.ledger import Ledger
 from billing.notices.copying import Copied, CutShard, copy_notices
 from billing.notices.opening import found, open_store
@@ -151,7 +151,7 @@ def test_what_was_taken_over_behind_the_cut_is_kept(homes: tuple[Path, Path], le
     shards = [CutShard(1, 2, True, -1), CutShard(2, 2, True, -1)]
     told = copied(*homes, shards, {1: Log(taker.batches), 2: Log(giver.batches)})
     assert [one.owed for one in told] == [2, 0]
-    restored, _ = open_store(str(homes[1]), 1, 1, 2, RealDisk(), suspect=False, file_id=1, now_ns=NOW_NS)
+    restored, _ = open_store(ShardFile(str(homes[1]), 1, 1, 2, RealDisk()), suspect=False, file_id=1, now_ns=NOW_NS)
     assert owed(restored) == ["1:account-topped_up", "2:account-topped_up"]
     restored.close()
 
@@ -210,7 +210,7 @@ def test_where_nobody_is_told_of_anything_nothing_is_copied(homes: tuple[Path, P
     shards = [CutShard(1, 5, True, -1), CutShard(2, 5, False, -1)]
     assert copied(*homes, shards, {}) == []
     assert not homes[1].exists()
-    found(str(homes[0]), 1, 1, 5, RealDisk(), 7, NOW_NS)
+    found(ShardFile(str(homes[0]), 1, 1, 5, RealDisk()), 7, NOW_NS)
     assert Path(file_of(str(homes[0]), 1)).exists()
     (told,) = copied(*homes, shards[:1], {1: Log([b""] * 5)})
     assert (told.owed, told.settled) == (0, 5), "it had begun there"

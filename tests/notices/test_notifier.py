@@ -12,7 +12,7 @@ from typing import Any
 from billing.expirationd.delivery import DeliverySettings
 from billing.follower import messages as say
 from billing.follower.process import serve
-from billing.follower.store import connect, file_of
+from billing.follower.store import ShardFile, connect, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notifier import CLAIM_END_NS, Notifier
@@ -52,7 +52,7 @@ class Worker:
 
 async def test_what_a_checkpoint_has_committed_is_told_though_no_batch_follows(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    found(str(tmp_path), 0, 1, 0, RealDisk(), 100, NOW_NS)
+    found(ShardFile(str(tmp_path), 0, 1, 0, RealDisk()), 100, NOW_NS)
     ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
     ledger.create(1)
     ledger.wake(1)
@@ -82,7 +82,7 @@ async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_wor
     tmp_path.chmod(0o700)
     disk, passed_ns = RealDisk(), 0
     for shard in (0, 1):  # the first one has its file, and no process
-        found(str(tmp_path), shard, 1, 0, disk, 100 + shard, NOW_NS)
+        found(ShardFile(str(tmp_path), shard, 1, 0, disk), 100 + shard, NOW_NS)
     worker, clocks = Worker(), Clocks(lambda: NOW_NS + passed_ns, lambda: NOW_NS + passed_ns)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -110,7 +110,7 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     tmp_path.chmod(0o700)
     disk = RealDisk()
     for shard in (0, 1):
-        found(str(tmp_path), shard, 1, 0, disk, 100 + shard, NOW_NS)
+        found(ShardFile(str(tmp_path), shard, 1, 0, disk), 100 + shard, NOW_NS)
     former = Store(str(tmp_path), 0, disk)
     ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
     ledger.create(7)

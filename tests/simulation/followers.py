@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from billing.expirationd.endpoint import Verdict
 from billing.follower.process import Follower, serve
-from billing.follower.store import FollowerStore, code_of, file_of
+from billing.follower.store import FollowerStore, ShardFile, code_of, file_of
 from billing.history import link as history
 from billing.history.projector import Projector
 from billing.notices import link as notices
@@ -186,11 +186,9 @@ class Followers:
         def checkpointed() -> bool:
             return files.checkpoint(checkpoint)
 
-        def opened(
-            directory: str, shard: int, first: int, head: int, suspect: bool, options: tuple[Any, ...]
-        ) -> tuple[FollowerStore, list[str]]:
+        def opened(file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[FollowerStore, list[str]]:
             try:
-                return on_open(directory, shard, first, head, suspect, options)
+                return on_open(file, suspect, options)
             finally:
                 files.log_is_synced()
 

@@ -31,7 +31,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from billing.follower.store import code_of
+from billing.follower.store import ShardFile, code_of
 from billing.history import store as history
 from billing.history.history_reader import HistoryReader
 from billing.notices import opening as notices
@@ -65,10 +65,10 @@ class Follower:
 
     def open(self, disk: RealDisk, first: int, head: int) -> tuple[Any, list[str]]:
         """Its store, and what it has to say."""
-        where = str(self.directory), 0, first, head, disk
+        file = ShardFile(str(self.directory), 0, first, head, disk)
         if self.kind == "history":
-            return history.open_store(*where, suspect=self.is_suspect)
-        return notices.open_store(*where, suspect=self.is_suspect, file_id=self.lives, now_ns=NOW_NS)
+            return history.open_store(file, suspect=self.is_suspect)
+        return notices.open_store(file, suspect=self.is_suspect, file_id=self.lives, now_ns=NOW_NS)
 
     def take(self, store: Any, position: int, payload: bytes) -> None:
         """Hands a batch over, and commits it."""
