@@ -35,7 +35,7 @@ from billing.audit.trail import Record, Trail, copy_trails
 from billing.doctor.examine import shards_in
 from billing.follower.store import shard_files
 from billing.history.copying import copy_elsewhere, copy_history
-from billing.notices.copying import CutShard, copy_notices
+from billing.notices.copying import Cut, CutShard, copy_notices
 from billing.worker.startup_hold import RESTORED
 from shards.journal import backends
 from shards.journal.file.copying import copy_until
@@ -82,20 +82,12 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
 
     for name in _copy_histories(disk, cut, gone, work, renew):
         listed(name)
-    told = copy_notices(
-        disk,
-        f"{source}/{NOTICES}",
-        f"{work}/{NOTICES}",
-        [
-            *(CutShard(row["shard_id"], row["position"], row["here"], row["settled"]) for row in cut["shards"]),
-            *(CutShard(shard, position, True, -1) for shard, position in gone.items() if is_files),
-        ],
-        reader_of,
-        lambda: REAL.randbits(62),
-        cut["at_ns"],
-        renew,
-        is_apart=cut["hosts_share"],
-    )
+    shards = [
+        *(CutShard(row["shard_id"], row["position"], row["here"], row["settled"]) for row in cut["shards"]),
+        *(CutShard(shard, position, True, -1) for shard, position in gone.items() if is_files),
+    ]
+    instant = Cut(cut["at_ns"], shards, reader_of, cut["hosts_share"])
+    told = copy_notices(disk, f"{source}/{NOTICES}", f"{work}/{NOTICES}", instant, lambda: REAL.randbits(62), renew)
     for copied in told:
         for name in copied.names:
             listed(f"{NOTICES}/{name}")

@@ -41,6 +41,15 @@ class CutShard(NamedTuple):
     settled: int  # the batch up to which other hosts are known to have told everything; −1: none is
 
 
+class Cut(NamedTuple):
+    """The instant of a backup, at which the journals of all shards are cut. No bucket moves until it is over."""
+
+    at_ns: int  # wall time
+    shards: Sequence[CutShard]
+    reader_of: Callable[[int], Reader]  # of a shard's journal
+    is_apart: bool  # several hosts serve, so that files of shards may be other hosts'
+
+
 class Copied(NamedTuple):
     """What became of the notices of a shard."""
 
@@ -52,40 +61,33 @@ class Copied(NamedTuple):
 
 
 def copy_notices(
-    disk: Disk,
-    source: str,
-    target: str,
-    shards: Sequence[CutShard],
-    reader_of: Callable[[int], Reader],
-    file_id: Callable[[], int],
-    at_ns: int,
-    renew: Callable[[], None],
-    *,
-    is_apart: bool,
+    disk: Disk, source: str, target: str, cut: Cut, file_id: Callable[[], int], renew: Callable[[], None]
 ) -> list[Copied]:
     """Copies the files in `source` to the directory `target`, which is made where there is anything to copy, and syncs
-    them; nothing of a shard that has nobody to tell. No bucket moves meanwhile. `at_ns`: wall time of the backup;
-    `is_apart`: several hosts serve; `renew` is called now and then. Raises StoreError, Unproved, JournalError, OSError.
+    them; nothing of a shard that has nobody to tell. `file_id` makes names of files, 62 random bits each; `renew` is
+    called now and then. Raises StoreError, Unproved, JournalError, OSError.
     """
     copied = []
     try:
         with ExitStack() as stack:
             held: dict[int, sqlite3.Connection] = {}
-            for one in shards:
+            for one in cut.shards:
                 if one.is_here and disk.exists(file_of(source, one.shard)):
                     held[one.shard] = stack.enter_context(closing(_held(file_of(source, one.shard))))
-            wanted = [one for one in shards if one.shard in held or (not one.is_here and (held or one.settled >= 0))]
+            wanted = [
+                one for one in cut.shards if one.shard in held or (not one.is_here and (held or one.settled >= 0))
+            ]
             if wanted:
                 private_directory(disk, target)
             for one in wanted:
-                with closing(reader_of(one.shard)) as reader:
+                with closing(cut.reader_of(one.shard)) as reader:
                     file = ShardFile(target, one.shard, reader.first, one.position, disk)
                     if one.shard in held:
-                        _copy(disk, held[one.shard], source, target, one, renew)
+                        _copy(held[one.shard], source, file, renew)
                     else:
                         begin = min(one.settled if one.settled >= 0 else reader.first - 1, one.position)
-                        found(file, file_id(), at_ns, begin)
-                    copied.append(_brought_up(file, reader, file_id(), at_ns, renew, is_apart=is_apart))
+                        found(file, file_id(), cut.at_ns, begin)
+                    copied.append(_brought_up(file, file_id(), cut, reader, renew))
     except sqlite3.Error as error:
         raise StoreError(f"the notices in {source} cannot be copied: {error}") from error
     if copied:
@@ -105,30 +107,27 @@ def _held(path: str) -> sqlite3.Connection:
     return db
 
 
-def _copy(
-    disk: Disk, db: sqlite3.Connection, source: str, target: str, one: CutShard, renew: Callable[[], None]
-) -> None:
+def _copy(db: sqlite3.Connection, source: str, file: ShardFile, renew: Callable[[], None]) -> None:
     """Copies what a connection sees, without what came behind the cut."""
-    if disk.exists(begun_of(source, one.shard)):
-        write_file(disk, begun_of(target, one.shard), read_file(disk, begun_of(source, one.shard)))
-    path = file_of(target, one.shard)
+    target, shard, _, position, disk = file
+    if disk.exists(begun_of(source, shard)):
+        write_file(disk, begun_of(target, shard), read_file(disk, begun_of(source, shard)))
+    path = file.path
     disk.close(disk.create(path))  # with this project's mode, before SQLite makes it with another
     with closing(sqlite3.connect(path)) as copy:
         db.backup(copy, pages=PAGES_A_STEP, progress=lambda status, remaining, total: renew())
-    store = Store(target, one.shard, disk)
-    store.cut_back_to(one.position)
+    store = Store(target, shard, disk)
+    store.cut_back_to(position)
     store.close()
 
 
-def _brought_up(
-    file: ShardFile, reader: Reader, file_id: int, at_ns: int, renew: Callable[[], None], *, is_apart: bool
-) -> Copied:
+def _brought_up(file: ShardFile, file_id: int, cut: Cut, reader: Reader, renew: Callable[[], None]) -> Copied:
     """Takes the batches up to the cut, and makes the file durable."""
-    store, remarks = open_store(file, suspect=False, file_id=file_id, now_ns=at_ns)
-    store.is_apart = is_apart
+    store, remarks = open_store(file, suspect=False, file_id=file_id, now_ns=cut.at_ns)
+    store.is_apart = cut.is_apart
     if store.position < file.head:
         for position, payload in reader.replay(store.position + 1):
-            store.take(position, payload, at_ns)
+            store.take(position, payload, cut.at_ns)
             if store.changes >= ROWS_AT_ONCE:
                 store.flush()
                 renew()

@@ -9,7 +9,7 @@ import pytest
 
 from billing.follower.store import ShardFile, file_of
 from billing.ledger.ledger import Ledger
-from billing.notices.copying import Copied, CutShard, copy_notices
+from billing.notices.copying import Copied, Cut, CutShard, copy_notices
 from billing.notices.opening import found, open_store
 from billing.notices.store import Store
 from shards.batch import LEAVE, RECEIVED
@@ -67,8 +67,8 @@ def copied(
     *,
     is_apart: bool = False,
 ) -> list[Copied]:
-    where = RealDisk(), str(source), str(target)
-    return copy_notices(*where, shards, logs.__getitem__, lambda: 300, NOW_NS, meanwhile, is_apart=is_apart)
+    cut = Cut(NOW_NS, shards, logs.__getitem__, is_apart)
+    return copy_notices(RealDisk(), str(source), str(target), cut, lambda: 300, meanwhile)
 
 
 def owed(store: Store) -> list[str]:
