@@ -31,7 +31,7 @@ from typing import Any
 
 import uvloop
 
-from billing.follower.link import Limits
+from billing.follower.link import FollowedShard, Limits
 from billing.history.accounts import Accounts
 from billing.history.link import HistoryLink
 from billing.history.page import pages_of
@@ -42,7 +42,6 @@ from billing.ledger.entry import FIXED, FORMAT
 from billing.ledger.money import NANO
 from shards.batch import ENTRY, ENVELOPE, LENGTH
 from shards.journal.file.journal import FileJournal
-from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 
 BATCHES_PER_SECOND = 100
@@ -183,7 +182,7 @@ async def measure(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All of it."""
     entries = Entries(arguments.accounts)
     journal = journal_at(home / "journal")
-    link = HistoryLink(str(home / "history"), 0, journal, MACHINE_CLOCKS)
+    link = HistoryLink(FollowedShard(str(home / "history"), 0, journal))
     link.start()
     for payload in entries.first_batches(1000):
         link.hand(journal.append(payload), payload)
@@ -202,7 +201,7 @@ async def measure(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     size = sum(path.stat().st_size for path in (home / "history").iterdir())
     result["bytes_per_entry"] = round(size / entries.count)
 
-    again = HistoryLink(str(home / "again"), 0, journal, MACHINE_CLOCKS, limits=Limits())
+    again = HistoryLink(FollowedShard(str(home / "again"), 0, journal), limits=Limits())
     begin = time.perf_counter()
     again.start()
     await reach(again, journal.head)

@@ -45,7 +45,6 @@ from billing.ledger.errors import Refused
 from shards.batch import slim
 from shards.exits import Exit
 from shards.journal import Journal
-from shards.system.clock import Clocks
 from shards.system.host import REAL, Child, Host
 from shards.system.links import Wire
 
@@ -103,6 +102,23 @@ class Limits(NamedTuple):
 DEFAULT_LIMITS: Final = Limits()
 
 
+class FollowerKind(NamedTuple):
+    """What tells the links of one kind of follower from those of another."""
+
+    noun: str  # for log and figures
+    command: Sequence[str]  # starts a process, to which the number of its descriptor is appended
+    gather_s: float = GATHER_S  # so long small batches are gathered, at most
+    limits: Limits = DEFAULT_LIMITS
+
+
+class FollowedShard(NamedTuple):
+    """A shard that is followed: its journal, which is open, and where its file stands."""
+
+    directory: str  # of all files of this kind; its parent exists
+    shard_id: int
+    journal: Journal
+
+
 class _Question(NamedTuple):
     """Asked and not answered. `head`: of the moment; it is sent once the process was given this batch."""
 
@@ -113,34 +129,22 @@ class _Question(NamedTuple):
 
 
 class FollowerLink:
-    """One follower of one shard. All calls on the loop of its worker; `journal` is open, and closed after `close`."""
+    """One follower of one shard. All calls on the loop of its worker; the journal is closed after `close`."""
 
     def __init__(
-        self,
-        noun: str,
-        command: Sequence[str],
-        directory: str,
-        shard_id: int,
-        journal: Journal,
-        clocks: Clocks,
-        *,
-        options: tuple[Any, ...] = (),
-        limits: Limits = DEFAULT_LIMITS,
-        gather_s: float = GATHER_S,
-        host: Host = REAL,
+        self, kind: FollowerKind, shard: FollowedShard, options: tuple[Any, ...] = (), host: Host = REAL
     ) -> None:
-        """`noun`: for log and figures. `command` starts a process, to which the number of its descriptor is appended.
-        `directory`: of all files of this kind; its parent exists. `options`: what the process is told of its kind.
-        `host` starts the process, and has the thread that reads the journal again.
+        """`options`: what the process is told of its kind. `host` has the clocks, starts the process, and has the
+        thread that reads the journal again.
         """
+        noun, command, self._gather_s, self._limits = kind
         self._noun = noun
+        self._directory, shard_id, journal = shard
         self._command = [*command, f"shard={shard_id}"]  # read by people, in a list of processes
-        self._directory = directory
         self._shard_id = shard_id
         self._journal = journal
-        self._boot_ns = clocks.boot_ns
+        self._boot_ns = host.clocks.boot_ns
         self._options = options
-        self._limits = limits
         self._spawn = host.spawn
         self._loop = asyncio.get_running_loop()
         self._feed = Feed(journal, f"{noun}-{shard_id}", host.executor)
@@ -170,7 +174,6 @@ class FollowerLink:
         self._kept_bytes = 0
         self._gathered: list[say.Batch] = []  # sent in the sense of `_sent`, but not on the wire yet
         self._gathered_bytes = 0
-        self._gather_s = gather_s
         self._gathering: asyncio.TimerHandle | None = None
         self._heard_ns = self._looked_ns = 0  # when it last said something; when that was last looked at
         self._pinged_ns = 0  # when it was asked whether it is there, and has not answered yet; else 0

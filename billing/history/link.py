@@ -13,12 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
 
-from billing.follower.link import DEFAULT_LIMITS, FollowerLink, Limits, command_of
+from billing.follower.link import DEFAULT_LIMITS, FollowedShard, FollowerKind, FollowerLink, Limits, command_of
 from billing.follower.store import file_of, refuse_ahead
 from billing.history.tables import KIND, ends_agree
 from billing.ledger.errors import Refused
-from shards.journal import Journal
-from shards.system.clock import Clocks
 from shards.system.host import REAL, Host
 
 COMMAND: Final = command_of("billing.history.projector")
@@ -35,22 +33,26 @@ BALANCE_AT: Final = "balance_at"
 Rows = list[dict[str, object]]
 
 
+class HistorySettings(NamedTuple):
+    """What a worker tells its projector, as it stands."""
+
+    accept_loss: bool = False  # a file that is ahead of the journal is cut back instead of refused
+    keep_days: int = 0  # rows go once a later one of their account is older than so many days; 0: never
+    log: bytes = b""  # where other hosts have files of the same journal, as `cursor.identity_of_log` has it; else empty
+
+
+DEFAULT_SETTINGS: Final = HistorySettings()
+
+
 def opened(
-    directory: str,
-    shard_id: int,
-    journal: Journal,
-    accept_loss: bool,
-    clocks: Clocks,
-    *,
-    command: Sequence[str] = COMMAND,
-    host: Host = REAL,
+    shard: FollowedShard, settings: HistorySettings, *, command: Sequence[str] = COMMAND, host: Host = REAL
 ) -> HistoryLink:
-    """The link of a shard, not started yet. `accept_loss`: a file that is ahead of the journal is cut back. Raises
-    shards.journal.Corrupt where it is ahead and that is not accepted.
+    """The link of a shard, not started yet. Raises shards.journal.Corrupt where its file is ahead of the journal and
+    that is not accepted.
     """
-    if not accept_loss:
-        refuse_ahead(file_of(directory, shard_id), KIND, journal.head, ends_agree)
-    return HistoryLink(directory, shard_id, journal, clocks, accept_loss=accept_loss, command=command, host=host)
+    if not settings.accept_loss:
+        refuse_ahead(file_of(shard.directory, shard.shard_id), KIND, shard.journal.head, ends_agree)
+    return HistoryLink(shard, settings, command=command, host=host)
 
 
 class FeedPage(NamedTuple):
@@ -66,30 +68,14 @@ class HistoryLink(FollowerLink):
 
     def __init__(
         self,
-        directory: str,
-        shard_id: int,
-        journal: Journal,
-        clocks: Clocks,
+        shard: FollowedShard,
+        settings: HistorySettings = DEFAULT_SETTINGS,
         *,
-        accept_loss: bool = False,
         limits: Limits = DEFAULT_LIMITS,
         command: Sequence[str] = COMMAND,
         host: Host = REAL,
     ) -> None:
-        """`accept_loss`: a file that is ahead of the journal is cut back instead of refused."""
-        options = accept_loss, 0, b""
-        super().__init__(
-            "history",
-            command,
-            directory,
-            shard_id,
-            journal,
-            clocks,
-            options=options,
-            limits=limits,
-            gather_s=GATHER_S,
-            host=host,
-        )
+        super().__init__(FollowerKind("history", command, GATHER_S, limits), shard, settings, host)
 
     def history(
         self,
@@ -107,14 +93,6 @@ class HistoryLink(FollowerLink):
         """
         question = (bucket_id, generation, user_id, before, limit, newest)
         self.ask(question, lambda answer: done(answer if isinstance(answer, Refused) else list(answer)))
-
-    def keep_for(self, days: int) -> None:
-        """Before `start`: rows go once a later one of their account is older than so many days; 0: never."""
-        self._options = (*self._options[:1], days, *self._options[2:])
-
-    def share(self, log: bytes) -> None:
-        """Before `start`: other hosts have files of the same journal; `log` as `cursor.identity_of_log` has it."""
-        self._options = (*self._options[:2], log)
 
     def reached(self, done: Callable[[tuple[int, int] | Refused], None]) -> None:
         """Calls `done` with the shard and the number of its newest row, once every batch handed over before is in the

@@ -21,7 +21,7 @@ from billing.follower.store import ShardFile, StoreError, code_of, reason_of
 from billing.history import entries, feed_part, period_reader, retention
 from billing.history.cursor import Place
 from billing.history.history_reader import HistoryReader, Newest
-from billing.history.link import ENTRIES, PART, PERIOD, REACHED, STATEMENT, WHERE
+from billing.history.link import ENTRIES, PART, PERIOD, REACHED, STATEMENT, WHERE, HistorySettings
 from billing.history.period_reader import Chain, Standing, Steps, TooLong
 from billing.history.retention import DAY_NS, Postponed, prune
 from billing.history.store import Store, open_store
@@ -60,7 +60,7 @@ class Projector(Follower):
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[Store, list[str]]:
-        accept_loss, self._keep_days, self._log = options
+        accept_loss, self._keep_days, self._log = HistorySettings(*options)
         is_shared = bool(self._log)
         self._store, remarks = open_store(file, suspect=suspect, accept_loss=accept_loss, is_shared=is_shared)
         self._reader = HistoryReader(file.directory, file.shard, self._store.db, self.disk)

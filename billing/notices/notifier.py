@@ -38,6 +38,7 @@ from billing.notices.notice import webhook_id
 from billing.notices.opening import open_store
 from billing.notices.outages import OfNotices
 from billing.notices.post import NoticeTemplate
+from billing.notices.settings import NoticeSettings
 from billing.notices.store import Row, Store
 from billing.notices.window import Window
 from shards.system.clock import MACHINE_CLOCKS, Clocks
@@ -83,20 +84,24 @@ class Notifier(Follower):
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[Store, list[str]]:
-        accept_loss, url, secrets_, timeout_s, connect_timeout_s, apart = options
+        told = NoticeSettings(*options)
         self._store, remarks = open_store(
             file,
             suspect=suspect,
             file_id=self._rng.getrandbits(62),
             now_ns=self.clocks.wall_ns(),
-            accept_loss=accept_loss,
+            accept_loss=told.accept_loss,
         )
-        self._store.is_apart = apart
+        self._store.is_apart = told.is_apart
         self._owed = self._store.owed()
         settings = DeliverySettings(
-            url=url, concurrency=SENDERS, timeout_s=timeout_s, connect_timeout_s=connect_timeout_s, warm=0
+            url=told.url,
+            concurrency=SENDERS,
+            timeout_s=told.timeout_s,
+            connect_timeout_s=told.connect_timeout_s,
+            warm=0,
         )
-        template = NoticeTemplate(url, secrets_, self._body_of)
+        template = NoticeTemplate(told.url, told.secrets, self._body_of)
         self._delivery = Delivery(
             Obligations(self._owed_of, self._report),
             settings,

@@ -42,16 +42,17 @@ from billing.expirationd.delivery import (
 )
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.routes import CUTOFF, RESTORE
-from billing.follower.link import FollowerLink
+from billing.follower.link import FollowedShard, FollowerLink
 from billing.history import link as history
 from billing.history.cursor import NoCursor, identity_of_log
-from billing.history.link import HistoryLink
+from billing.history.link import HistoryLink, HistorySettings
 from billing.ledger import audit
 from billing.ledger import commands as ops
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import RETRY, ReplayDifference, Rules
 from billing.ledger.posting import SUPERSEDED
 from billing.notices import link as notices
+from billing.notices.settings import NoticeSettings
 from billing.signature import parse_secrets
 from billing.worker.aggregates import PAUSE_S, STEPS_MAX, Aggregates
 from billing.worker.classes import calls_of_classes, rules_of_classes
@@ -63,7 +64,6 @@ from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
 from shards.buckets import BucketMap, route_of
 from shards.control import Begin
-from shards.journal import Journal
 from shards.machine import Command, Effect
 from shards.replies import Unavailable
 from shards.system.clock import MACHINE_CLOCKS, Clocks
@@ -86,7 +86,7 @@ _REPORTS = {
 }
 
 
-NoticesOf = Callable[[str, int, Journal, str, DeliverySettings, bool, int, Clocks, bool], FollowerLink | None]
+NoticesOf = Callable[[FollowedShard, NoticeSettings, int], FollowerLink | None]  # up to which batch all is settled
 
 
 class Outside(NamedTuple):
@@ -95,7 +95,7 @@ class Outside(NamedTuple):
     clocks: Clocks
     disk: Disk
     rng: random.Random
-    history: Callable[[str, int, Journal, bool, Clocks], HistoryLink]  # whether it accepts a loss
+    history: Callable[[FollowedShard, HistorySettings], HistoryLink]
     endpoint: EndpointOf
     notices: NoticesOf = notices.opened
     executor: ExecutorOf = SerialExecutor
@@ -405,19 +405,8 @@ class Billing:
     async def open(self, worker: ServedShard, listeners: list[tuple[str, socket.socket]]) -> None:
         """Opens the doors, and takes up what was owed when the last life ended."""
         self._worker = worker
-        accepts_loss = self.config.journal.sync != "always"  # then a loss of power may take the journal's last batches
-        place, clocks = f"{self._begin.directory}/history", self._outside.clocks
-        apart = self._begin.links is not None  # a bucket may come from a shard whose files another host has
-        self._history = self._outside.history(place, worker.shard_id, worker.journal, accepts_loss, clocks)
-        if self.config.history.keep_days:
-            self._history.keep_for(self.config.history.keep_days)
-        if self._begin.log:
-            self._history.share(identity_of_log(self._begin.log))
-        self._history.start(FOLLOWERS_AFTER_S if self._begin.log else 0.0)
-        directory, url = f"{self._begin.directory}/notices", self.config.notify.url
-        settings, journal = self._delivery_settings(), worker.journal
-        known = accepts_loss, self._begin.settled, clocks, apart
-        self._notices = self._outside.notices(directory, worker.shard_id, journal, url, settings, *known)
+        clocks = self._outside.clocks
+        self._open_followers(worker)
         self._delivery = self._new_delivery()
         self._startup_hold.take_up(self.machine, self._delivery, worker.fresh_now_ns())
         self._startup_hold.ask(worker.operate, len(worker.map.weights), self._release_held)
@@ -435,6 +424,23 @@ class Billing:
         doors = self._doors = Doors(door, self._tls, clocks.wall_ns, secrets.token_bytes)
         for kind, listener in listeners:
             await doors.listen(kind, listener)
+
+    def _open_followers(self, worker: ServedShard) -> None:
+        """History and notices begin to follow the journal."""
+        begin, config = self._begin, self.config
+        accepts_loss = config.journal.sync != "always"  # then a loss of power may take the journal's last batches
+        followed = FollowedShard(f"{begin.directory}/history", worker.shard_id, worker.journal)
+        log = identity_of_log(begin.log) if begin.log else b""
+        settings = HistorySettings(accepts_loss, config.history.keep_days, log)
+        self._history = self._outside.history(followed, settings)
+        self._history.start(FOLLOWERS_AFTER_S if begin.log else 0.0)
+        calls = self._delivery_settings()
+        apart = begin.links is not None  # a bucket may come from a shard whose files another host has
+        told = NoticeSettings(
+            config.notify.url, calls.secrets, calls.timeout_s, calls.connect_timeout_s, accepts_loss, apart
+        )
+        followed = followed._replace(directory=f"{begin.directory}/notices")
+        self._notices = self._outside.notices(followed, told, begin.settled)
 
     def configure(self, configuration: bytes) -> None:
         """Takes up what may change while it serves, see `billing.config.reload`. Calls under way end as they began."""

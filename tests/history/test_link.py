@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from billing.follower.link import STABLE_NS, Limits, failures_after
+from billing.follower.link import STABLE_NS, FollowedShard, Limits, failures_after
 from billing.follower.messages import Close
 from billing.follower.store import file_of
 from billing.history.history_reader import MISSING
@@ -24,7 +24,6 @@ from billing.history.link import HistoryLink
 from billing.ledger.errors import Refused
 from shards.batch import LEAVE
 from shards.journal.file.journal import FileJournal
-from shards.system.clock import MACHINE_CLOCKS
 from shards.system.host import REAL
 from shards.system.serial_executor import SerialExecutor
 from tests.history.scene import Scene, file_journal
@@ -42,7 +41,7 @@ class Worker:
         self.shard = shard
         self.options = options
         self.journal: FileJournal = file_journal(home / f"shard-{shard}")
-        self.link = HistoryLink(str(home / "history"), shard, self.journal, MACHINE_CLOCKS, **options)
+        self.link = HistoryLink(FollowedShard(str(home / "history"), shard, self.journal), **options)
         self.link.start()
 
     def work(self, batches: int = 1, steps: int = 20) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from billing.follower import messages as say
 from billing.follower.process import serve
 from billing.history.history_reader import MISSING
+from billing.history.link import HistorySettings
 from billing.history.projector import ARRIVED_NS, FORMER_END_NS, FORMER_WAIT_NS, Projector
 from shards.batch import ENTRY, RECEIVED
 from shards.system.clock import MACHINE_CLOCKS
@@ -32,7 +33,7 @@ class Process:
         self.life = asyncio.create_task(serve(theirs, lambda: Projector(RealDisk(), clocks)))
         ours.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
-        self.wire.send(say.Open(str(home / "history"), 1, first, first - 1, False, (False, 0, log)))
+        self.wire.send(say.Open(str(home / "history"), 1, first, first - 1, False, HistorySettings(log=log)))
         await self.until(lambda: any(isinstance(message, say.Opened) for message in self.heard))
 
     async def until(self, what: Callable[[], object]) -> None:

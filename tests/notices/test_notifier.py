@@ -9,7 +9,6 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from billing.expirationd.delivery import DeliverySettings
 from billing.follower import messages as say
 from billing.follower.process import serve
 from billing.follower.store import ShardFile, connect, file_of
@@ -17,6 +16,7 @@ from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notifier import CLAIM_END_NS, Notifier
 from billing.notices.opening import found
+from billing.notices.settings import NoticeSettings
 from billing.notices.store import KIND, Store
 from shards.batch import ENTRY, LEAVE, RECEIVED
 from shards.system.clock import MACHINE_CLOCKS, Clocks
@@ -64,9 +64,8 @@ async def test_what_a_checkpoint_has_committed_is_told_though_no_batch_follows(t
     served = asyncio.create_task(serve(theirs, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random(1))))
     await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
     assert worker.wire is not None
-    settings = DeliverySettings("http://127.0.0.1:9/")  # nobody listens there
-    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s, False)
-    worker.wire.send(say.Open(str(tmp_path), 0, 1, 0, False, options))
+    settings = NoticeSettings("http://127.0.0.1:9/")  # nobody listens there
+    worker.wire.send(say.Open(str(tmp_path), 0, 1, 0, False, settings))
     await worker.hears(say.Opened)
     worker.wire.send(say.Batch(1, batch))
     worker.wire.send(say.Settle())
@@ -89,9 +88,8 @@ async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_wor
     served = asyncio.create_task(serve(theirs, lambda: Notifier(disk, clocks, random.Random(1))))
     await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
     assert worker.wire is not None
-    settings = DeliverySettings("http://127.0.0.1:9/")
-    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s, False)
-    worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, options))
+    settings = NoticeSettings("http://127.0.0.1:9/")
+    worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, settings))
     await worker.hears(say.Opened)
     worker.wire.send(say.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
     awaited = await worker.hears(say.Told)
@@ -124,9 +122,8 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     served = asyncio.create_task(serve(theirs, lambda: Notifier(disk, MACHINE_CLOCKS, random.Random(1))))
     await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
     assert worker.wire is not None
-    settings = DeliverySettings("http://127.0.0.1:9/")
-    options: tuple[Any, ...] = (False, settings.url, [], settings.timeout_s, settings.connect_timeout_s, False)
-    worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, options))
+    settings = NoticeSettings("http://127.0.0.1:9/")
+    worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, settings))
     await worker.hears(say.Opened)
     worker.wire.send(say.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
     worker.wire.send(say.Settle())

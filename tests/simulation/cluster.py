@@ -18,6 +18,7 @@ from typing import Any
 from msgspec.structs import replace
 
 from billing.config.schema import Config, Cutoff, Ledger, Notify, class_of
+from billing.follower.link import FollowedShard
 from billing.worker.application import Billing, Outside
 from shards.buckets import HASH_NAME
 from shards.control import Begin, WorkerSettings
@@ -176,9 +177,6 @@ class NoHistory(SimHistory):
     def start(self, _: float = 0.0) -> None:
         """Nothing is followed."""
 
-    def share(self, log: bytes) -> None:
-        """Nothing is told."""
-
     def hand(self, position: int, payload: bytes) -> None:
         """Nothing is kept."""
 
@@ -295,11 +293,14 @@ class SimHost:
             def endpoint(origin: str, limits: object, clocks: Clocks, tls: object) -> SimEndpoint:
                 return SimEndpoint(origin, clocks, cluster.moods, seen, cluster.trace)
 
+            def history(shard: FollowedShard, settings: object) -> NoHistory:
+                return NoHistory(Archive(), shard.shard_id, shard.journal)
+
             outside = Outside(
                 clocks=self.machine.clocks,
                 disk=process.disk,
                 rng=process.rng,
-                history=lambda _, shard, journal, *__: NoHistory(Archive(), shard, journal),  # type: ignore[arg-type]
+                history=history,  # type: ignore[arg-type]
                 endpoint=endpoint,  # type: ignore[arg-type]
                 executor=process.host().executor,
             )

@@ -25,12 +25,14 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from billing.expirationd.endpoint import Verdict
+from billing.follower.link import FollowedShard
 from billing.follower.process import Follower, serve
 from billing.follower.store import FollowerStore, ShardFile, code_of, file_of
 from billing.history import link as history
 from billing.history.projector import Projector
 from billing.notices import link as notices
 from billing.notices.notifier import Notifier
+from billing.notices.settings import NoticeSettings
 from billing.notices.store import Store
 from shards.exits import Exit
 from shards.system.host import Host
@@ -134,19 +136,19 @@ class Followers:
         """What a worker's links have of the machine."""
         return process.host()._replace(disk=self.disk)
 
-    def history(self, process: SimProcess, *known: Any) -> history.HistoryLink:
+    def history(
+        self, process: SimProcess, shard: FollowedShard, settings: history.HistorySettings
+    ) -> history.HistoryLink:
         """The link of a worker's history."""
-        _, shard_id, *rest = known
-        name = f"{HISTORY}-{shard_id}"
-        link = history.opened(f"{self.home}/{HISTORY}", shard_id, *rest, command=[name], host=self.host_of(process))
+        name, shard = f"{HISTORY}-{shard.shard_id}", shard._replace(directory=f"{self.home}/{HISTORY}")
+        link = history.opened(shard, settings, command=[name], host=self.host_of(process))
         self.links[name] = link
         return link
 
-    def notices(self, process: SimProcess, *known: Any) -> Any:
+    def notices(self, process: SimProcess, shard: FollowedShard, settings: NoticeSettings, settled: int) -> Any:
         """The link of a worker's notices, started."""
-        _, shard_id, *rest = known
-        name = f"{NOTICES}-{shard_id}"
-        link = notices.opened(f"{self.home}/{NOTICES}", shard_id, *rest, command=[name], host=self.host_of(process))
+        name, shard = f"{NOTICES}-{shard.shard_id}", shard._replace(directory=f"{self.home}/{NOTICES}")
+        link = notices.opened(shard, settings, settled, command=[name], host=self.host_of(process))
         self.links[name] = link
         return link
 

@@ -172,7 +172,7 @@ class World(Course):
                 clocks=self.machine.clocks,
                 disk=process.disk,
                 rng=process.rng,
-                history=lambda _, shard_id, journal, *__: SimHistory(self.archive, shard_id, journal),  # type: ignore
+                history=lambda shard, _: SimHistory(self.archive, shard.shard_id, shard.journal),  # type: ignore
                 endpoint=lambda origin, _, clocks, __: SimEndpoint(  # type: ignore
                     origin, clocks, self.moods, self.auditor, self.trace
                 ),
