@@ -41,7 +41,7 @@ from billing.ledger import commands as ops
 from billing.ledger.entry import FIXED, FORMAT
 from billing.ledger.money import NANO
 from shards.batch import ENTRY, ENVELOPE, LENGTH
-from shards.journal.file.journal import FileJournal
+from shards.journal.file.journal import FileJournal, FileSettings
 from shards.system.disk import RealDisk
 
 BATCHES_PER_SECOND = 100
@@ -91,9 +91,7 @@ class Entries:
 
 def journal_at(directory: Path) -> FileJournal:
     """Open; never synced."""
-    journal = FileJournal(
-        str(directory), RealDisk(), now_ns=time.time_ns, salt=lambda: 7, boot_id=bytes(16), sync="never"
-    )
+    journal = FileJournal(str(directory), RealDisk(), FileSettings("never"), now_ns=time.time_ns, salt=lambda: 7)
     journal.open(0, "benchmark")
     return journal
 

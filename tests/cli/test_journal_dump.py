@@ -14,7 +14,7 @@ from billing.ledger import commands
 from billing.ledger.entry import Entry, pack
 from shards.batch import ENTRY, ENVELOPE, LENGTH, OWN, POSITION, RECEIVED
 from shards.journal import backends
-from shards.journal.file.journal import FileJournal
+from shards.journal.file.journal import FileJournal, FileSettings
 from shards.journal.file.recovery import segment_name
 from shards.supervisor.registry import Registry
 from shards.system.host import REAL
@@ -36,9 +36,8 @@ def journal(data_dir: Path) -> Path:
     """A closed journal of shard 1 with two batches, a barrier and a snapshot; its directory."""
     disk = REAL.disk
     directory = data_dir / "shard"
-    opened = FileJournal(
-        str(directory), disk, segment_bytes=65_536, now_ns=lambda: NOW_NS, salt=lambda: 7, boot_id=disk.boot_id()
-    )
+    settings = FileSettings(segment_bytes=65_536)
+    opened = FileJournal(str(directory), disk, settings, now_ns=lambda: NOW_NS, salt=lambda: 7)
     opened.open(1, "a test")
     opened.append(batch((OWN, 477, 1, b""), (ENTRY, 477, 1, pack(ENTRY_OF_ANNA))))
     opened.append(batch((OWN, 478, 3, b""), (RECEIVED, 479, 4, b"a whole bucket")))

@@ -12,7 +12,7 @@ from typing import Any
 
 from billing.ledger.entry import Entry, pack, unpack
 from shards.batch import ENTRY, ENVELOPE, LENGTH, split_batch
-from shards.journal.file.journal import FileJournal
+from shards.journal.file.journal import FileJournal, FileSettings
 from shards.journal.file.snapshot import Reader, position_of
 from tests.doctor.yard import DISK, SEGMENT_BYTES, Yard
 
@@ -23,9 +23,7 @@ OnEntry = Callable[[Entry], Entry | list[Entry] | None]  # None: as it is
 
 def open_journal(path: str, shard: int, now_ns: Callable[[], int] = lambda: 0) -> FileJournal:
     """The journal as the real code opens it."""
-    journal = FileJournal(
-        path, DISK, segment_bytes=SEGMENT_BYTES, now_ns=now_ns, salt=lambda: 5, boot_id=DISK.boot_id()
-    )
+    journal = FileJournal(path, DISK, FileSettings(segment_bytes=SEGMENT_BYTES), now_ns=now_ns, salt=lambda: 5)
     journal.open(shard, "forge")
     return journal
 

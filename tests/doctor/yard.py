@@ -25,7 +25,7 @@ from billing.ledger.errors import Refused
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from shards.buckets import HASH_NAME, bucket_id_of
-from shards.journal.file.journal import FileJournal
+from shards.journal.file.journal import FileJournal, FileSettings
 from shards.machine import Effect
 from shards.shard import Shard
 from shards.system.disk import RealDisk
@@ -150,9 +150,12 @@ class Yard:
     def journal(self, name: str, segment_bytes: int) -> FileJournal:
         salts = random.Random(name)
         return FileJournal(
-            f"{self.path}/{name}", DISK, segment_bytes=segment_bytes, now_ns=lambda: self.now_ns,
-            salt=lambda: salts.getrandbits(64), boot_id=DISK.boot_id(),
-        )  # fmt: skip
+            f"{self.path}/{name}",
+            DISK,
+            FileSettings(segment_bytes=segment_bytes),
+            now_ns=lambda: self.now_ns,
+            salt=lambda: salts.getrandbits(64),
+        )
 
     def record(self, *records: list[object]) -> None:
         self.map.append(msgspec.msgpack.encode(records))

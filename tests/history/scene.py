@@ -13,7 +13,7 @@ from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from shards.batch import ENTRY, split_batch
 from shards.buckets import bucket_id_of
-from shards.journal.file.journal import FileJournal
+from shards.journal.file.journal import FileJournal, FileSettings
 from shards.shard import Shard
 from shards.system.disk import RealDisk
 
@@ -115,11 +115,9 @@ def file_journal(directory: Path, *, segment_bytes: int = 65_536, sync: str = "n
     journal = FileJournal(
         str(directory),
         RealDisk(),
+        FileSettings(sync, segment_bytes=segment_bytes),
         now_ns=lambda: START_NS,
         salt=lambda: 7,
-        boot_id=bytes(16),
-        sync=sync,
-        segment_bytes=segment_bytes,
     )
     journal.open(0, "test")
     return journal

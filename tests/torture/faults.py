@@ -36,7 +36,7 @@ from pathlib import Path
 
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
-from shards.journal.file.journal import FileJournal
+from shards.journal.file.journal import FileJournal, FileSettings
 from shards.shard import Shard
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
@@ -134,10 +134,8 @@ async def kept(data_dir: Path) -> Counter[str]:
     balances: Counter[str] = Counter()
     disk = RealDisk()
     for number in (1, 2):
-        journal = FileJournal(
-            f"{data_dir}/shard-{number}", disk, now_ns=lambda: 0, salt=lambda: 1, boot_id=disk.boot_id(),
-            segment_bytes=65536,
-        )  # fmt: skip
+        settings = FileSettings(segment_bytes=65536)
+        journal = FileJournal(f"{data_dir}/shard-{number}", disk, settings, now_ns=lambda: 0, salt=lambda: 1)
         journal.open(number, "looking")
         machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=IDS_PER_BUCKET, restore=False))
         await recover(Shard(number, machine), journal, lambda done, total: None, MACHINE_CLOCKS.boot_ns)

@@ -1,6 +1,6 @@
 """The backend of local files: below one directory, `shard-1`, `shard-2` … hold the shards' journals, and `map` the map.
 
-Settings: `directory`, which must exist; `sync`, `sync_interval_ns` and `segment_bytes` as `FileJournal` takes them.
+Settings: `directory`, which must exist; `sync`, `sync_interval_ns` and `segment_bytes` as `FileSettings` has them.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shards.journal import Backend, Journal, LastSign, MapLog, Reader
-from shards.journal.file.journal import FileJournal
+from shards.journal.file.journal import FileJournal, FileSettings
 from shards.journal.file.map_log import FileMapLog
 from shards.journal.file.reader import FileReader
 from shards.journal.file.recovery import PREFIX as SEGMENT
@@ -55,17 +55,8 @@ class FileBackend:
 
     def _journal(self, shard: int, now_ns: Callable[[], int], sync: str, segment_bytes: int) -> FileJournal:
         host = self._host
-        return FileJournal(
-            self._place(shard),
-            host.disk,
-            sync=sync,
-            sync_interval_ns=self._settings["sync_interval_ns"],
-            segment_bytes=segment_bytes,
-            ballast_bytes=segment_bytes,  # so that a full disk has room for an opening
-            now_ns=now_ns,
-            salt=lambda: host.randbits(64),
-            boot_id=host.disk.boot_id(),
-        )
+        settings = FileSettings(sync, self._settings["sync_interval_ns"], segment_bytes, ballast_bytes=segment_bytes)
+        return FileJournal(self._place(shard), host.disk, settings, now_ns=now_ns, salt=lambda: host.randbits(64))
 
 
 def backend(settings: dict[str, Any], host: Host) -> Backend:

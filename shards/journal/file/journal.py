@@ -23,6 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from typing import Final, NamedTuple
 
 from shards.journal import (
     ALL_TIME_NS,
@@ -64,6 +65,22 @@ RECENT_CHAINS = 1024
 ROOM_RETRY_NS = 1_000_000_000
 
 
+class FileSettings(NamedTuple):
+    """How a journal of files is written. `sync`: one of SYNC_MODES; with "interval" a sync follows the first append
+    that comes `sync_interval_ns` after the last one, and each barrier. `align_bytes`: batches begin at multiples of it;
+    at least a sector, so that no answered one is ever written over.
+    """
+
+    sync: str = "always"
+    sync_interval_ns: int = 1_000_000_000
+    segment_bytes: int = 64 << 20
+    ballast_bytes: int = 0  # kept, so that a full disk has room for an opening; 0: none
+    align_bytes: int = 512
+
+
+DEFAULT_SETTINGS: Final = FileSettings()
+
+
 class FileJournal:
     """See `shards.journal.Journal`. Not open until `open` returned; after an error of `open` it may be called again."""
 
@@ -73,29 +90,20 @@ class FileJournal:
         self,
         directory: str,
         disk: Disk,
+        settings: FileSettings = DEFAULT_SETTINGS,
         *,
         now_ns: Callable[[], int],
         salt: Callable[[], int],
-        boot_id: bytes,
-        sync: str = "always",
-        sync_interval_ns: int = 1_000_000_000,
-        segment_bytes: int = 64 << 20,
-        ballast_bytes: int = 0,
-        align_bytes: int = 512,
     ) -> None:
-        """directory: made 0700 if absent, its parent must exist. now_ns: stamps batches, ns. salt: a random u64 each.
-
-        boot_id: 16 bytes that change when the machine is started anew (`Disk.boot_id`). sync: one of SYNC_MODES; with
-        "interval" a sync follows the first append that comes `sync_interval_ns` after the last one, and each barrier.
-        align_bytes: batches begin at multiples of it; at least a sector, so that no answered one is ever written over.
-        """
-        if sync not in SYNC_MODES:
-            raise ValueError(f"sync must be one of {SYNC_MODES}, not {sync!r}")
-        assert len(boot_id) == 16
-        self._directory, self._disk, self._now_ns, self._salt, self._boot_id = directory, disk, now_ns, salt, boot_id
-        self._sync, self._always, self._sync_interval_ns = sync, sync == "always", sync_interval_ns
-        self._align = align_bytes
-        self._room = SegmentReserve(disk, directory, segment_bytes, ballast_bytes)
+        """directory: made 0700 if absent, its parent must exist. now_ns: stamps batches. salt: a random u64 each."""
+        if settings.sync not in SYNC_MODES:
+            raise ValueError(f"sync must be one of {SYNC_MODES}, not {settings.sync!r}")
+        self._directory, self._disk, self._now_ns, self._salt = directory, disk, now_ns, salt
+        self._boot_id = disk.boot_id()  # 16 bytes that change when the machine is started anew
+        self._sync, self._always = settings.sync, settings.sync == "always"
+        self._sync_interval_ns = settings.sync_interval_ns
+        self._align = settings.align_bytes
+        self._room = SegmentReserve(disk, directory, settings.segment_bytes, settings.ballast_bytes)
         self._warnings: list[str] = []
         self._ended: JournalError | None = JournalError("the journal is not open", file=directory)
         self._lock = -1

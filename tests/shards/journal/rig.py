@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import NamedTuple
 
-from shards.journal.file.journal import FileJournal
+from shards.journal.file.journal import FileJournal, FileSettings
 from shards.journal.file.record import Batch, SegmentHeader, unpack_block, walk
 from shards.system.disk import Disk
 from tests.simulation.disk import Fault, Medium, SimDisk
@@ -101,13 +101,9 @@ def file_journal(
     return FileJournal(
         directory,
         disk,
+        FileSettings(sync, 3_000_000, segment_bytes, ballast_bytes),
         now_ns=now_ns,
         salt=lambda: rng.getrandbits(64),
-        boot_id=disk.boot_id(),
-        sync=sync,
-        sync_interval_ns=3_000_000,
-        segment_bytes=segment_bytes,
-        ballast_bytes=ballast_bytes,
     )
 
 
