@@ -59,7 +59,7 @@ from billing.worker.classes import calls_of_classes, rules_of_classes
 from billing.worker.explain import explain
 from billing.worker.feed import PART, REACHED, WHERE, FeedQuestion, SharedFeedQuestion, place_in
 from billing.worker.machine import PERIODS, SHARD_BY_SHARD, SURVEYS, BillingMachine
-from billing.worker.pages import account_page, cutoff_page
+from billing.worker.pages import Wish, account_page, cutoff_page
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
 from shards.buckets import BucketMap, route_of
@@ -201,7 +201,7 @@ class Billing:
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
         """`("history", user_id, limit, before)`: rows out of the history; `("statement", user_id, from_ns, to_ns, by,
         limit, now_ns)` and `("balance_at", user_id, at_ns, now_ns)`: what follows from them. `("accounts", after,
-        limit, …)` and `("pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which
+        limit, *wish)` and `("pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which
         others are served.
         """
         if query[0] == "pending_cutoffs":
@@ -210,8 +210,9 @@ class Billing:
             return
         if query[0] == "accounts":
             assert self._worker is not None, "asked before it was opened"
-            ledger = self.machine.ledger
-            self._go_on(account_page(ledger.books, ledger.call_at_ns, self._worker.fresh_now_ns(), *query[1:]), done)
+            _, after, limit, *wish = query
+            now_ns = self._worker.fresh_now_ns()
+            self._go_on(account_page(self.machine.ledger, now_ns, after, limit, Wish(*wish)), done)
             return
         if query[0] in ("forecast", "expirationd_stats"):
             assert self._checks is not None

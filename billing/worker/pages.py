@@ -27,6 +27,7 @@ from typing import Any, Final, NamedTuple
 from billing.ledger.account import Account
 from billing.ledger.book import Book
 from billing.ledger.entry import PENDING
+from billing.ledger.ledger import Ledger
 from billing.ledger.views import account_row, pending_rows
 
 SLICE_BUCKETS: Final = 16
@@ -37,7 +38,6 @@ LINES_SHOWN_MAX: Final = 50_000  # rate lines and holds on one page; more are re
 
 Row = dict[str, Any]
 OfUser = tuple[bytes, list[Row]]
-CallAt = Callable[[Account], int]
 
 
 class Wish(NamedTuple):
@@ -67,30 +67,20 @@ class Wish(NamedTuple):
 
 
 def account_page(
-    books: dict[int, Book],
-    call_at_ns: CallAt,
-    now_ns: int,
-    after: bytes,
-    limit: int,
-    state: str,
-    within_ns: int,
-    shown: tuple[str, ...],
-    class_name: bytes = b"",
-    overrunning: int = 0,
+    ledger: Ledger, now_ns: int, after: bytes, limit: int, wish: Wish
 ) -> Generator[None, None, list[Row] | str]:
     """Returns the rows of the first `limit` accounts above `after` that are asked for, ascending, or why it cannot;
-    yields between slices. `call_at_ns`: when the cutoff URL is called for an account, see `Ledger`.
+    yields between slices.
     """
-    wish = Wish(state, within_ns, tuple(shown), class_name, overrunning)
     rows: list[Row] = []
     lines = 0
     while len(rows) < limit:
         wanted = limit - len(rows)
         if wish.is_picky:
-            found = yield from _picked(books, call_at_ns, now_ns, after, wanted, wish)
+            found = yield from _picked(ledger, now_ns, after, wanted, wish)
         else:
-            users = yield from named_page(books, after, wanted)
-            found = [(user_id, _row_of(books, call_at_ns, user_id, bucket, now_ns, wish)) for user_id, bucket in users]
+            users = yield from named_page(ledger.books, after, wanted)
+            found = [(user_id, _row_of(ledger, user_id, bucket_id, now_ns, wish)) for user_id, bucket_id in users]
         for user_id, row in found:
             after = user_id
             if row is not None:  # it was not closed meanwhile
@@ -103,21 +93,20 @@ def account_page(
     return rows
 
 
-def _row_of(
-    books: dict[int, Book], call_at_ns: CallAt, user_id: bytes, bucket_id: int, now_ns: int, wish: Wish
-) -> Row | None:
-    book = books.get(bucket_id)
+def _row_of(ledger: Ledger, user_id: bytes, bucket_id: int, now_ns: int, wish: Wish) -> Row | None:
+    book = ledger.books.get(bucket_id)
     slot = None if book is None else book.slots.get(user_id)
     if book is None or slot is None:
         return None
     account = Account(book, slot, user_id)
-    return account_row(account, now_ns, wish.shown, call_at_ns(account))
+    return account_row(account, now_ns, wish.shown, ledger.call_at_ns(account))
 
 
 def _picked(
-    books: dict[int, Book], call_at_ns: CallAt, now_ns: int, after: bytes, limit: int, wish: Wish
+    ledger: Ledger, now_ns: int, after: bytes, limit: int, wish: Wish
 ) -> Generator[None, None, list[tuple[bytes, Row | None]]]:
     """The first `limit` accounts above `after` that are asked for, with their rows."""
+    books = ledger.books
     page: list[tuple[bytes, Row | None]] = []
     looked_at = 0
     seen: set[int] = set()
@@ -129,7 +118,7 @@ def _picked(
             user_id = order[index]
             if len(found) == limit or (len(page) == limit and user_id > page[-1][0]):
                 break
-            row = _row_of(books, call_at_ns, user_id, bucket_id, now_ns, wish)
+            row = _row_of(ledger, user_id, bucket_id, now_ns, wish)
             if row is not None and wish.takes(row, now_ns):
                 found.append((user_id, row))
             looked_at += 1

@@ -120,7 +120,7 @@ ALL = Wish()
 
 def rows_of(bank: Bank, now_ns: int, after: bytes = b"", limit: int = 100, wish: Wish = ALL) -> Any:
     """A page of rows of the bank's one bucket."""
-    slices = account_page(bank.ledger.books, bank.ledger.call_at_ns, now_ns, after, limit, *wish)
+    slices = account_page(bank.ledger, now_ns, after, limit, wish)
     while True:
         try:
             next(slices)
@@ -200,7 +200,7 @@ def test_filters_find_the_few_among_many_in_slices() -> None:
     few = ["000003", f"{SLICE_ACCOUNTS + 1:06d}", f"{2 * SLICE_ACCOUNTS + 9:06d}"]
     for user in few:
         bank.debit(user, 10, at=1)
-    slices = account_page(bank.ledger.books, bank.ledger.call_at_ns, 2, b"", 10, *Wish("exhausted"))
+    slices = account_page(bank.ledger, 2, b"", 10, Wish("exhausted"))
     assert next(slices) is None
     assert next(slices) is None
     with pytest.raises(StopIteration) as end:
