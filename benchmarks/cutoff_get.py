@@ -24,7 +24,7 @@ from yarl import URL
 
 from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
 from billing.expirationd.request import GetTemplate
-from billing.trial.receiver import run_receiver
+from billing.trial.receiver import Receiver, run_receiver
 from shards.system.clock import MACHINE_CLOCKS
 
 E = 1_700_000_000_000_000_000
@@ -240,7 +240,7 @@ def main() -> None:
 
 def receive(pipe) -> None:  # type: ignore[no-untyped-def]
     """The receiver's process."""
-    run_receiver(port=0, quiet=True, out=pipe.send)
+    run_receiver(Receiver(), pipe.send)
 
 
 if __name__ == "__main__":

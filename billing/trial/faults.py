@@ -20,6 +20,7 @@ each case the call that came is recorded first: what a fault takes away is the a
 
 from __future__ import annotations
 
+import random
 import zlib
 from functools import cache
 from typing import Final, NamedTuple
@@ -78,6 +79,23 @@ class Fault(NamedTuple):
     def concerns(self, user_id: str) -> bool:
         """Whether the user is one of those who are sick."""
         return self.of(user_id) is not None
+
+
+class Misbehaviour(NamedTuple):
+    """How a receiver misbehaves from its start on: so large a `share` (0 to 1) of the calls that a fault of single
+    calls concerns meet it, drawn from `rng`.
+    """
+
+    fault: Fault | None = None
+    share: float = 1.0
+    rng: random.Random = random.Random()
+
+    def meets(self) -> bool:
+        """Draws whether the next call meets the fault."""
+        return self.share >= 1 or self.rng.random() < self.share
+
+
+BEHAVES: Final = Misbehaviour()
 
 
 def parse_fault(text: str) -> Fault:

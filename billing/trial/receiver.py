@@ -6,51 +6,45 @@ keeps its word; `clock` says what time it is (the wall clock by default, which b
 With secrets, a call whose signature is wrong or missing is answered 401. It can also misbehave: see `faults`.
 
 **Cheap on purpose**, since it is measured beside the daemon: a plain `asyncio.Protocol` answers in the callback that
-read the request, and takes the request apart only later, between two looks, in batches. Pipelined requests are
-answered in order.
+read the request, which is taken apart only later (`received_calls`). Pipelined requests are answered in order.
 
     GET /stats       counts, lateness in microseconds (least, p50, p99, most), connections
     GET /received    ?after=N&limit=N   calls as JSON, oldest first; `next` is where to go on
     GET /misbehave   ?fault=NAME=VALUE&for_s=S   meets all calls with a fault for so long, then with none
 
-**Limits.** Those of `receiver_connection` for a request; `keep` calls and `EVENTS_MAX` event ids are remembered.
+**Limits.** Those of `receiver_connection` for a request, and of `received_calls` for what is remembered.
 
-It decides nothing about anybody's machines, and touches no file: a log is an open stream.
+It decides nothing about anybody's machines, and touches no file.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import random
 import signal
 import socket
-from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import parse_qs
 
 from billing.signature import verify
-from billing.trial.faults import WHOLE, Fault, parse_fault
-from billing.trial.receiver_call import Call, call_of, line_of, shown
+from billing.trial.faults import BEHAVES, WHOLE, Fault, Misbehaviour, parse_fault
+from billing.trial.received_calls import ReceivedCalls
+from billing.trial.receiver_call import Call, call_of, shown
 from billing.trial.receiver_connection import Connection, headers_of
 from shards.system.clock import MACHINE_CLOCKS
 
 if TYPE_CHECKING:
     import ssl
 
-EVENTS_MAX: Final = 2_000_000
-CALLS_KEPT: Final = 100_000
-
-_LOOK_S: Final = 0.01
+_SHORTLY_S: Final = 0.01
 _BIND_TRIES: Final = 100
 
 
 class Receiver:
     """The endpoint, in this process: `await start()`, then `url`, `calls`, `stats()`, `await close()`.
 
-    `fault` may be changed while it runs; `fault_share` (0 to 1) of the calls meet it, drawn from `rng`. `on_call` is
-    told of each call, at most some 10 ms after it came.
+    `fault` may be changed while it runs. `received` takes the calls, where others than the default are to be kept.
     """
 
     def __init__(
@@ -60,31 +54,23 @@ class Receiver:
         *,
         clock: Callable[[], int] = MACHINE_CLOCKS.wall_ns,
         secrets: Sequence[bytes] = (),
-        fault: Fault | None = None,
-        fault_share: float = 1.0,
-        rng: random.Random | None = None,
-        keep: int = CALLS_KEPT,
-        on_call: Callable[[Call], object] | None = None,
-        log: TextIO | None = None,
+        misbehaviour: Misbehaviour = BEHAVES,
+        received: ReceivedCalls | None = None,
         tls: ssl.SSLContext | None = None,
     ) -> None:
         self.host, self.port = host, port
         self.now_ns = clock
         self.secrets = tuple(secrets)
-        self.fault = fault
-        self.fault_share = fault_share
-        self.rng = rng or random.Random()
+        self.fault = misbehaviour.fault
+        self._meets = misbehaviour.meets
         self.connections: set[Connection] = set()
         self.connects = 0
-        self._raw: list[tuple[int, bytes, bytes, str]] = []  # arrived_ns, head, body, answered
-        self._calls: deque[Call] = deque(maxlen=keep)
-        self._events: set[str] = set()
-        self._count = self._acknowledged = self._repeated = self._early = self._refused = 0
-        self._on_call, self._log, self._tls = on_call, log, tls
+        self._received = received or ReceivedCalls()
+        self.came = self._received.came  # what connections tell
+        self._tls = tls
         self._bound = False
         self._server: asyncio.AbstractServer | None = None
         self._shut: socket.socket | None = None  # bound but not listening: who connects is refused
-        self._look: asyncio.TimerHandle | None = None
         self._flap: asyncio.TimerHandle | None = None
         self._recovery: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -98,15 +84,11 @@ class Receiver:
     @property
     def calls(self) -> list[Call]:
         """The calls kept, oldest first."""
-        self._take_apart()
-        return list(self._calls)
+        return self._received.kept()
 
     def clear(self) -> None:
         """Forgets what came so far."""
-        self._raw.clear()
-        self._calls.clear()
-        self._events.clear()
-        self._count = self._acknowledged = self._repeated = self._early = self._refused = 0
+        self._received.clear()
 
     async def start(self) -> None:
         """Listens (port 0 takes a free one, kept from then on), unless the fault is `refuse`."""
@@ -137,7 +119,7 @@ class Receiver:
 
     async def close(self) -> None:
         """Stops and closes every connection."""
-        for timer in (self._look, self._flap, self._recovery):
+        for timer in (self._flap, self._recovery):
             if timer is not None:
                 timer.cancel()
         if self._server is not None:
@@ -147,39 +129,19 @@ class Receiver:
             self._shut.close()
         for connection in list(self.connections):
             connection.transport.abort()
-        self._take_apart()
+        self._received.close()
         await asyncio.sleep(0)
 
     def stats(self) -> dict[str, Any]:
         """Counts of all that came, and the lateness of the cutoffs kept, first attempts only."""
-        self._take_apart()
-        late = sorted(call.lateness_us for call in self._calls if call.exhausted_at_ns >= 0 and not call.repeated)
         return {
-            "received": self._count,
-            "acknowledged": self._acknowledged,
-            "events": len(self._events),
-            "repeated": self._repeated,
-            "early": self._early,
-            "bad_signatures": self._refused,
+            **self._received.counts(),
             "connections": len(self.connections),
             "connects": self.connects,
-            "lateness_us": {
-                "least": round(late[0], 1),
-                "p50": round(late[len(late) // 2], 1),
-                "p99": round(late[len(late) * 99 // 100], 1),
-                "most": round(late[-1], 1),
-            }
-            if late
-            else None,
+            "lateness_us": self._received.lateness_us(),
         }
 
     # -- for connections --------------------------------------------------------------------------------------------
-
-    def came(self, arrived_ns: int, head: bytes, body: bytes, answered: str) -> None:
-        """Takes a call, to be looked at later."""
-        self._raw.append((arrived_ns, head, body, answered))
-        if self._look is None:
-            self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._on_look)
 
     def fault_now(self, head: bytes, body: bytes) -> Fault | None:
         """What this call meets."""
@@ -190,7 +152,7 @@ class Receiver:
             fault = fault.of(call_of(0, 0, head, body, "", set()).user_id)
             if fault is None:
                 return None
-        return fault if self.fault_share >= 1 or self.rng.random() < self.fault_share else None
+        return fault if self._meets() else None
 
     def is_served(self, connection: Connection) -> bool:
         """Whether requests on this connection are looked at now."""
@@ -247,7 +209,7 @@ class Receiver:
                 timer.cancel()
         self._recovery = loop.call_later(for_s, lambda: self._spawn(self._change(None)))
         # A little later, so that this answer still leaves where nobody is to listen any more.
-        loop.call_later(_LOOK_S, lambda: self._spawn(self._change(fault)))
+        loop.call_later(_SHORTLY_S, lambda: self._spawn(self._change(fault)))
         return json.dumps({"fault": fault.name, "for_s": for_s}).encode()
 
     def _spawn(self, change: Coroutine[Any, Any, None]) -> None:
@@ -280,7 +242,7 @@ class Receiver:
                 bound.close()
                 if tries_left == 1:
                     raise
-                await asyncio.sleep(_LOOK_S)  # our own socket of before is still being closed
+                await asyncio.sleep(_SHORTLY_S)  # our own socket of before is still being closed
             else:
                 self.port = bound.getsockname()[1]
                 self._bound = True
@@ -298,65 +260,18 @@ class Receiver:
                 await self.listen(self._server is None)
                 self._arm_flap()
 
-    def _on_look(self) -> None:
-        self._look = None
-        self._take_apart()
-
-    def _take_apart(self) -> None:
-        raw, self._raw = self._raw, []
-        for arrived_ns, head, body, answered in raw:
-            call = call_of(self._count, arrived_ns, head, body, answered, self._events)
-            self._count += 1
-            self._acknowledged += answered.startswith("2")
-            self._refused += answered == "401"
-            self._repeated += call.repeated
-            self._early += call.arrived_ns < call.exhausted_at_ns
-            if len(self._events) < EVENTS_MAX:
-                self._events.add(call.event_id)
-            self._calls.append(call)
-            if self._log is not None:
-                self._log.write(json.dumps(shown(call)) + "\n")
-            if self._on_call is not None:
-                self._on_call(call)
-        if raw and self._log is not None:
-            self._log.flush()
-
 
 def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def run_receiver(
-    host: str = "127.0.0.1",
-    port: int = 8080,
-    *,
-    secrets: Sequence[bytes] = (),
-    fault: Fault | None = None,
-    fault_share: float = 1.0,
-    seed: int | None = None,
-    log: TextIO | None = None,
-    quiet: bool = False,
-    keep: int = CALLS_KEPT,
-    out: Callable[[str], object] = _print,
-) -> int:
-    """`billing receiver`: serves until SIGINT or SIGTERM; then one line of statistics. Returns 0.
-
-    `out` takes lines: where it listens, one for each call unless `quiet`, and the last.
+def run_receiver(receiver: Receiver, out: Callable[[str], object] = _print) -> int:
+    """`billing receiver`: serves until SIGINT or SIGTERM; then one line of statistics. Returns 0. `out` takes lines:
+    where it listens, and the last.
     """
     import uvloop
 
     async def serve() -> None:
-        receiver = Receiver(
-            host,
-            port,
-            secrets=secrets,
-            fault=fault,
-            fault_share=fault_share,
-            rng=random.Random(seed),
-            on_call=None if quiet else lambda call: out(line_of(call)),
-            log=log,
-            keep=keep,
-        )
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):

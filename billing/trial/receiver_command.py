@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import sys
 from typing import TextIO
 
@@ -10,7 +11,7 @@ import click
 from billing.addresses import parse_listen
 from billing.cli.options import Command
 from billing.signature import parse_secrets
-from billing.trial.faults import Fault, parse_fault
+from billing.trial.faults import Fault, Misbehaviour, parse_fault
 
 
 def _fault(_: click.Context, __: click.Parameter, text: str | None) -> Fault | None:
@@ -70,19 +71,15 @@ def receiver(
     quiet: bool,
 ) -> None:
     """Takes cutoff calls for trying and measuring, and says how late they came."""
-    from billing.trial.receiver import run_receiver
+    from billing.trial.received_calls import ReceivedCalls
+    from billing.trial.receiver import Receiver, run_receiver
+    from billing.trial.receiver_call import line_of
 
+    misbehaviour = Misbehaviour(fault, fault_share, random.Random(seed))
+    received = ReceivedCalls(keep, None if quiet else lambda call: click.echo(line_of(call)), log)
     try:
         code = run_receiver(
-            *listen,
-            secrets=secrets,
-            fault=fault,
-            fault_share=fault_share,
-            seed=seed,
-            log=log,
-            quiet=quiet,
-            keep=keep,
-            out=click.echo,
+            Receiver(*listen, secrets=secrets, misbehaviour=misbehaviour, received=received), click.echo
         )
     except OSError as error:
         raise click.ClickException(f"the receiver ended at {listen[0]}:{listen[1]}: {error.strerror}") from None

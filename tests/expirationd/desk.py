@@ -13,6 +13,7 @@ from typing import Any
 
 from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
 from billing.expirationd.health import Pace
+from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
 from shards.system.clock import MACHINE_CLOCKS
 
@@ -144,9 +145,9 @@ async def sending(desk: Desk, made: DeliverySettings) -> AsyncIterator[Delivery]
 
 
 @asynccontextmanager
-async def receiving(**options: Any) -> AsyncIterator[Receiver]:
-    """A receiver that listens on a free port."""
-    receiver = Receiver(**options)
+async def receiving(fault: Fault | None = None, **options: Any) -> AsyncIterator[Receiver]:
+    """A receiver that listens on a free port; all calls meet the fault."""
+    receiver = Receiver(**({"misbehaviour": Misbehaviour(fault)} | options))
     await receiver.start()
     try:
         yield receiver

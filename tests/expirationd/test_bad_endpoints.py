@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from billing.trial.faults import BOMB_BYTES, Fault
+from billing.trial.faults import BOMB_BYTES, Fault, Misbehaviour
 from shards.system.clock import MACHINE_CLOCKS
 from tests.expirationd.desk import LONG_S, QUICK, Desk, Raw, receiving, sending, settings
 
@@ -162,7 +162,7 @@ async def test_a_share_of_faults_harms_only_the_calls_that_meet_them(name: str) 
     fault = Fault(what, float(value or 0))
     timed = what in ("hang", "drip")
     async with (
-        receiving(fault=fault, fault_share=0.2, rng=random.Random(3)) as receiver,
+        receiving(misbehaviour=Misbehaviour(fault, 0.2, random.Random(3))) as receiver,
         sending(desk, settings(receiver.url, timeout_s=0.3 if timed else LONG_S)) as delivery,
     ):
         for number in range(60):

@@ -10,6 +10,7 @@ import time
 from billing.expirationd.endpoint import HELD_S, MANY, UNKNOWN
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
+from billing.trial.received_calls import ReceivedCalls
 from billing.trial.receiver import Receiver
 from shards.system.clock import MACHINE_CLOCKS
 from tests.expirationd.desk import Desk, receiving, sending, settings
@@ -68,7 +69,7 @@ async def test_many_at_once_arrive_once_each_over_a_bounded_number_of_connection
     open_at_once: list[int] = []
     receiver: Receiver
     async with (
-        receiving(on_call=lambda _: open_at_once.append(len(receiver.connections))) as receiver,
+        receiving(received=ReceivedCalls(on_call=lambda _: open_at_once.append(len(receiver.connections)))) as receiver,
         sending(desk, settings(receiver.url, concurrency=16, warm=4)) as delivery,
     ):
         for number in range(3000):

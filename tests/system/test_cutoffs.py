@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from billing.trial.faults import Fault
+from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
 from shards.system.clock import MACHINE_CLOCKS
 from tests.system.daemon import Daemon
@@ -21,7 +21,7 @@ COIN = 10**9
 @contextlib.asynccontextmanager
 async def receiving(port: int = 0, fault: Fault | None = None) -> AsyncIterator[Receiver]:
     """A cutoff endpoint in this process."""
-    receiver = Receiver("127.0.0.1", port, fault=fault)
+    receiver = Receiver("127.0.0.1", port, misbehaviour=Misbehaviour(fault))
     await receiver.start()
     try:
         yield receiver

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from billing.trial.faults import Fault
+from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
@@ -422,7 +422,7 @@ async def called(receiver: Receiver, ids: set[str]) -> None:
 async def test_owed_notices_come_along_from_files_to_a_cluster_and_back(servers: NatsCluster, data_dir: Path) -> None:
     """The endpoint refuses until the last daemon serves, which tells everything that happened at each of the three."""
     keys: dict[str, object] = {"shards__workers": SHARDS, "shards__bucket_count": 32}
-    receiver = Receiver(fault=Fault("status", 503))
+    receiver = Receiver(misbehaviour=Misbehaviour(Fault("status", 503)))
     await receiver.start()
     try:
         keys["notify__url"] = f"{receiver.url}/told"

@@ -8,6 +8,7 @@ import aiohttp
 import pytest
 
 from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError, arrival_of, target_pattern
+from billing.trial.received_calls import ReceivedCalls
 from billing.trial.receiver import Receiver
 
 TAIL = "event_id=a%3A1%3A5&seq=1&exhausted_at_ns=5"
@@ -80,7 +81,7 @@ async def test_each_call_is_given_out_once() -> None:
 
 
 async def test_what_was_forgotten_is_an_error() -> None:
-    receiver = Receiver(keep=2)
+    receiver = Receiver(received=ReceivedCalls(keep=2))
     await receiver.start()
     try:
         async with aiohttp.ClientSession() as session:

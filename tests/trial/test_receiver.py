@@ -17,7 +17,8 @@ import pytest
 import uvloop
 
 from billing.signature import parse_secrets, sign
-from billing.trial.faults import Fault, bomb, parse_fault
+from billing.trial.faults import Fault, Misbehaviour, bomb, parse_fault
+from billing.trial.received_calls import ReceivedCalls
 from billing.trial.receiver import Receiver
 from billing.trial.receiver_call import line_of
 
@@ -113,7 +114,7 @@ async def test_pipelined_and_split_requests_are_answered_in_order() -> None:
 
 
 async def test_a_delayed_answer_holds_up_those_behind_it_and_only_on_its_connection() -> None:
-    async with opened(fault=Fault("slow", 30)) as (receiver, client):
+    async with opened(misbehaviour=Misbehaviour(Fault("slow", 30))) as (receiver, client):
         client.send(b"GET /a HTTP/1.1\r\n\r\nGET /b HTTP/1.1\r\n\r\n" + b"GET /c HTTP/1.1\r\n\r\n" * 4000)
         await client.answer()
         receiver.fault = None
@@ -176,7 +177,7 @@ async def test_hostile_names_cannot_write_to_the_terminal() -> None:
 
 async def test_only_so_many_calls_are_kept_but_all_are_counted_and_logged() -> None:
     log = io.StringIO()
-    async with opened(keep=10, log=log) as (receiver, client):
+    async with opened(received=ReceivedCalls(keep=10, log=log)) as (receiver, client):
         for number in range(25):
             await client.get(f"/?user_id=u{number}")
         assert [call.user_id for call in receiver.calls] == [f"u{number}" for number in range(15, 25)]
@@ -233,7 +234,7 @@ def test_the_bomb_is_small_until_it_is_unpacked() -> None:
 
 
 async def test_refuse_and_listen_take_turns_on_one_port() -> None:
-    receiver = Receiver(fault=Fault("refuse"))
+    receiver = Receiver(misbehaviour=Misbehaviour(Fault("refuse")))
     await receiver.start()
     port = receiver.port
     with pytest.raises(ConnectionRefusedError):
@@ -253,9 +254,18 @@ async def test_refuse_and_listen_take_turns_on_one_port() -> None:
     assert len(receiver.calls) == 3
 
 
+PROGRAM = """
+from billing.trial.received_calls import ReceivedCalls
+from billing.trial.receiver import Receiver, run_receiver
+from billing.trial.receiver_call import line_of
+
+received = ReceivedCalls(on_call=lambda call: print(line_of(call), flush=True))
+raise SystemExit(run_receiver(Receiver(received=received)))
+"""
+
+
 async def test_as_a_process_of_its_own() -> None:
-    code = "from billing.trial.receiver import run_receiver; raise SystemExit(run_receiver(port=0))"
-    process = await asyncio.create_subprocess_exec(sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", PROGRAM, stdout=asyncio.subprocess.PIPE)
     assert process.stdout is not None
     try:
         async with asyncio.timeout(30):
