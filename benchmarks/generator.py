@@ -27,7 +27,7 @@ import uvloop
 from billing.client.client import Client
 from billing.trial.loadtest.columns import Columns
 from billing.trial.loadtest.latency import Histogram
-from billing.trial.loadtest.load_driver import LoadDriver
+from billing.trial.loadtest.load_driver import ClosedLoop, LoadDriver, OpenLoop
 from billing.trial.loadtest.workload import Mixer, Share, Workload, names
 from shards.system.clock import MACHINE_CLOCKS
 
@@ -98,17 +98,12 @@ async def measure(arguments: argparse.Namespace, port: int) -> dict[str, Any]:
     gc.collect()
     gc.freeze()
     gc.disable()
-    paces.append(
-        LoadDriver(
-            columns,
-            batches,
-            closed=not arguments.rate,
-            depth=arguments.depth,
-            more=None if arguments.rate else lambda: mixer.more(columns, 4096),
-            end_ns=MACHINE_CLOCKS.boot_ns() + int(arguments.seconds * 1e9),
-        )
-    )
-    pace = paces[0]
+    loop: OpenLoop | ClosedLoop = OpenLoop(arguments.depth)
+    if not arguments.rate:
+        end_ns = MACHINE_CLOCKS.boot_ns() + int(arguments.seconds * 1e9)
+        loop = ClosedLoop(arguments.depth, lambda: mixer.more(columns, 4096), end_ns)
+    pace = LoadDriver(columns, batches, loop)
+    paces.append(pace)
     before = resource.getrusage(resource.RUSAGE_SELF)
     await pace.run()
     after = resource.getrusage(resource.RUSAGE_SELF)

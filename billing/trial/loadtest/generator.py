@@ -40,7 +40,7 @@ from billing.client.errors import BillingError
 from billing.trial.loadtest import workload as work
 from billing.trial.loadtest.assess import Assessment
 from billing.trial.loadtest.columns import NEVER, READ, Columns
-from billing.trial.loadtest.load_driver import INTERVAL_NS, LoadDriver
+from billing.trial.loadtest.load_driver import INTERVAL_NS, ClosedLoop, LoadDriver, OpenLoop, Window
 from billing.trial.loadtest.plan import Plan
 from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.loadtest.trace_plan import Tracing, plan_of
@@ -136,19 +136,13 @@ class Generator:
             work.traced(columns, self._plan, order.share)
         elif not load.closed:
             self._mixer.until(columns, end_ns, rate)
-        closed_mix = load.closed and self._plan is None
-        pace = self._pace = LoadDriver(
-            columns,
-            self._batches,
-            first=first,
-            closed=closed_mix,
-            depth=order.depth,
-            start_ns=max(start_ns, MACHINE_CLOCKS.boot_ns()),
-            warm_ns=0 if self._plan is not None else int(load.warmup_s * work.SECOND_NS),
-            end_ns=max(start_ns, MACHINE_CLOCKS.boot_ns()) + end_ns,
-            more=(lambda: self._mixer.more(columns, MORE_AT_ONCE)) if closed_mix else None,
-            interval_ns=order.interval_ns,
-        )
+        began_ns = max(start_ns, MACHINE_CLOCKS.boot_ns())
+        loop: OpenLoop | ClosedLoop = OpenLoop(order.depth)
+        if load.closed and self._plan is None:
+            loop = ClosedLoop(order.depth, lambda: self._mixer.more(columns, MORE_AT_ONCE), began_ns + end_ns)
+        warm_ns = 0 if self._plan is not None else int(load.warmup_s * work.SECOND_NS)
+        window = Window(began_ns, warm_ns, order.interval_ns)
+        pace = self._pace = LoadDriver(columns, self._batches, loop, first=first, window=window)
         columns.seal()
         gc.collect()
         gc.freeze()
@@ -209,7 +203,7 @@ class Generator:
 
     async def _phase(self, columns: Columns, first: int, on_progress: Callable[[int], None]) -> LoadDriver:
         """Rows from `first` on, as fast as they are answered."""
-        pace = self._pace = LoadDriver(columns, self._batches, first=first, closed=True, depth=PHASE_DEPTH)
+        pace = self._pace = LoadDriver(columns, self._batches, ClosedLoop(PHASE_DEPTH), first=first)
         await pace.run(on_progress)
         return pace
 

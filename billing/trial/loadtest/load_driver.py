@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from billing.client.batch import Batch
 from billing.client.errors import BillingError
@@ -43,26 +43,45 @@ TOLD_MAX: Final = 20
 PASSING: Final = frozenset({"UNKNOWN_ACCOUNT"})  # refused only because the first top-up is itself being repeated
 
 
+class OpenLoop(NamedTuple):
+    """Each row goes when it is due."""
+
+    depth: int  # commands that are open on a connection, at most
+
+
+class ClosedLoop(NamedTuple):
+    """The next row goes when one is answered. `more` adds rows to the columns, again and again until the boot instant
+    `end_ns`, at which the loop ends; without it the loop ends with the rows that there are.
+    """
+
+    depth: int  # commands that are kept open on a connection
+    more: Callable[[], None] | None = None
+    end_ns: int = 0
+
+
+class Window(NamedTuple):
+    """What of a phase is measured."""
+
+    start_ns: int = 0  # boot instant from which moments count; 0: that at which the phase is run
+    warm_ns: int = 0  # what begins earlier, counted from there, is not in the histograms
+    interval_ns: int = INTERVAL_NS  # of the curve over time
+
+
+ALL: Final = Window()
+
+
 class LoadDriver:
-    """One phase: all rows of the columns from `first` on, or more of them as long as `more` makes them."""
+    """One phase: all rows of the columns from `first` on, and those that a closed loop adds."""
 
     def __init__(
         self,
         columns: Columns,
         batches: Sequence[Batch],
+        loop: OpenLoop | ClosedLoop,
         *,
         first: int = 0,
-        closed: bool,
-        depth: int,
-        start_ns: int = 0,
-        warm_ns: int = 0,
-        end_ns: int = 0,
-        more: Callable[[], None] | None = None,
-        interval_ns: int = INTERVAL_NS,
+        window: Window = ALL,
     ) -> None:
-        """`start_ns`: boot instant from which moments count. `warm_ns`: what begins earlier is not in the histograms.
-        `end_ns`, with `more`: a closed loop ends then.
-        """
         self.columns = columns
         self.answered = self.refused = self.stale = self.retries = self.held = 0
         self.failed = 0
@@ -71,16 +90,13 @@ class LoadDriver:
         self.service = Histogram()
         self.lateness = Histogram()
         self.intervals: list[Histogram] = []
-        self.interval_ns = interval_ns
+        self.started_ns, self._warm_ns, self.interval_ns = window
         self.skew = Skew()
-        self.started_ns = start_ns
         self.ended_ns = 0
         self._batches = batches
-        self._closed = closed
-        self._room = depth * len(batches)
-        self._warm_ns = warm_ns
-        self._end_ns = end_ns
-        self._more = more
+        self._closed = isinstance(loop, ClosedLoop)
+        self._room = loop.depth * len(batches)
+        self._more, self._end_ns = (loop.more, loop.end_ns) if isinstance(loop, ClosedLoop) else (None, 0)
         self._next = first
         self._in_flight = 0
         self._now_ns = 0

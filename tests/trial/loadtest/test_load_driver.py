@@ -11,11 +11,12 @@ import pytest
 
 from billing.client.client import Client
 from billing.trial.loadtest.columns import ACTIVE, DEBIT, FAILED, LINE_RATE, READ, REFUSED, STALE, TOP_UP, Columns
-from billing.trial.loadtest.load_driver import LoadDriver
+from billing.trial.loadtest.load_driver import ALL, ClosedLoop, LoadDriver, OpenLoop, Window
 from billing.trial.loadtest.skew import Skew
 from shards.system.clock import MACHINE_CLOCKS
 
 MS = 1_000_000
+OPEN, CLOSED = OpenLoop(64), ClosedLoop(64)
 
 
 class Server(asyncio.Protocol):
@@ -82,7 +83,8 @@ async def settled(
     *,
     connections: int = 1,
     pause: Callable[[], float] = lambda: 0.0,
-    **options: Any,
+    loop: OpenLoop | ClosedLoop = CLOSED,
+    window: Window = ALL,
 ) -> tuple[LoadDriver, list[int]]:
     seen: list[int] = []
     server = await asyncio.get_running_loop().create_server(lambda: Server(faults or {}, seen, pause), "127.0.0.1", 0)
@@ -97,7 +99,7 @@ async def settled(
     try:
         for batch in batches:
             await batch.connect()
-        paces.append(LoadDriver(columns, batches, **{"closed": True, "depth": 64, **options}))
+        paces.append(LoadDriver(columns, batches, loop, window=window))
         async with asyncio.timeout(30):
             await paces[0].run()
     finally:
@@ -127,7 +129,7 @@ async def test_users_keep_to_their_connection() -> None:
 async def test_nothing_goes_before_its_moment_and_latency_counts_from_it() -> None:
     columns = columns_of(*[TOP_UP] * 3, due_ns=[0, MS, 60 * MS])
     start_ns = MACHINE_CLOCKS.boot_ns() + 20 * MS
-    pace, seen = await settled(columns, closed=False, start_ns=start_ns)
+    pace, seen = await settled(columns, loop=OPEN, window=Window(start_ns))
     assert seen == [0, 1, 2]
     assert all(sent >= start_ns + due for sent, due in zip(columns.sent, columns.due, strict=True))
     assert pace.lateness.total == pace.latency.total == 3
@@ -139,11 +141,7 @@ async def test_a_server_that_stands_still_delays_all_that_were_due_meanwhile() -
     columns = columns_of(*[TOP_UP] * 200, due_ns=[row * MS for row in range(200)])
     start_ns = MACHINE_CLOCKS.boot_ns() + 5 * MS
     pace, _ = await settled(
-        columns,
-        closed=False,
-        depth=1,
-        start_ns=start_ns,
-        pause=lambda: frozen.pop() if frozen else 0.0,
+        columns, pause=lambda: frozen.pop() if frozen else 0.0, loop=OpenLoop(1), window=Window(start_ns)
     )
     assert pace.latency.value_at(0.2) >= 100 * MS
     assert pace.service.value_at(0.2) < pace.latency.value_at(0.2)
@@ -153,7 +151,7 @@ async def test_a_server_that_stands_still_delays_all_that_were_due_meanwhile() -
 
 async def test_warm_up_is_not_in_the_figures() -> None:
     columns = columns_of(*[TOP_UP] * 10, due_ns=[row * MS for row in range(10)])
-    pace, _ = await settled(columns, closed=False, warm_ns=4 * MS)
+    pace, _ = await settled(columns, loop=OPEN, window=Window(warm_ns=4 * MS))
     assert (pace.answered, pace.latency.total, pace.service.total) == (10, 6, 6)
     assert sum(each.total for each in pace.intervals) == 10
 
@@ -166,7 +164,7 @@ async def test_a_closed_loop_goes_on_until_its_end() -> None:
         for _ in range(50):
             columns.add(0, 0, TOP_UP, 1)
 
-    pace, seen = await settled(columns, more=more, end_ns=end_ns, depth=8)
+    pace, seen = await settled(columns, loop=ClosedLoop(8, more, end_ns))
     assert len(seen) == pace.answered > 8
     assert pace.sent <= len(columns)
 
@@ -178,7 +176,7 @@ async def test_what_may_pass_is_tried_again_and_counts_from_its_moment() -> None
         3: ["close"],
     }
     columns = columns_of(*[TOP_UP] * 5)
-    pace, seen = await settled(columns, faults, closed=False)
+    pace, seen = await settled(columns, faults, loop=OPEN)
     assert set(columns.state) == {ACTIVE}
     assert seen.count(1) == 3
     assert seen.count(2) >= 2
