@@ -23,30 +23,27 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from billing import __version__
 from billing.addresses import parse_listen
 from billing.admin.recent import Recent
 from billing.admin.worker_queries import QueryReplies
 from billing.api.connection_limits import raise_limit
 from billing.api.tls import server_context
 from billing.audit.recorder import Recorder
-from billing.config.load import ConfigError, load, log_of, shard_count
-from billing.config.reload import Reload, differences
-from billing.config.schema import Config, shown_text
-from billing.config.shares import parse_shards, parse_weights
+from billing.config.load import ConfigError, load, log_of
+from billing.config.reload import Reload
+from billing.config.schema import Config
 from billing.history.replica_link import ReplicaLink
+from billing.service.acts import Acts
 from billing.service.beginning import WORKER, asked_to, asked_to_stop
 from billing.service.introduction import calls_of, doors_of, introduction
 from billing.service.listeners import bind, take_away
 from billing.service.logs import set_up
 from billing.service.service import Service
+from billing.service.supervising import settings_of
 from billing.service.systemd import ServiceManager, handed_over
-from shards.control import WorkerSettings
 from shards.exits import Exit, ending_of, text_of
 from shards.journal import Fenced
-from shards.moves.mover import Caps
 from shards.supervisor.registry import LOCK
-from shards.supervisor.settings import ShareSettings, SupervisorSettings
 from shards.supervisor.supervisor import Supervisor
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
@@ -118,85 +115,102 @@ async def _run(
     recent: Recent,
     parts: Parts,
 ) -> int:
-    log_settings = parts.log_of(config)
-    replies = QueryReplies()
-    settings, configuration = _settings(config, log_settings), config.to_json()
-    supervisor = Supervisor(settings, parts.worker, configuration, listeners, told=replies.told)
-    notifier = ServiceManager(os.environ)
-    loop = asyncio.get_running_loop()
-    audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
-    replica = _replica(config, log_settings)
-    service = Service(config, supervisor, notifier, recent, replies, audit.refused_sign_in, replica)
-    in_force = [config]
+    """The main process in its loop; its exit code."""
+    return await _Daemon(file, config, listeners, recent, parts).serve(admin)
 
-    def stop(number: signal.Signals) -> None:
-        audit.record("", "stop", {"signal": number.name})
-        log.info("stopping: what was asked for is answered, and each shard makes a snapshot")
-        notifier.stopping("stopping: what was asked for is answered, and a snapshot is made")
-        supervisor.stop()
 
-    def drained() -> set[int]:
-        return {shard_id for shard_id, weight in supervisor.map.weights.items() if weight == 0}
+class _Daemon:
+    """The parts of the main process. Prepared when it is made, in the running loop; served once; ended behind that."""
 
-    def note_drains(before: set[int]) -> None:
-        if added := sorted(drained() - before):
-            audit.record("", "drain", {"shards": added})
+    def __init__(
+        self,
+        file: Path | None,
+        config: Config,
+        listeners: list[tuple[str, socket.socket]],
+        recent: Recent,
+        parts: Parts,
+    ) -> None:
+        """Prepares the supervisor and what is around it. Nothing runs yet."""
+        self._config = config  # in force
+        self._log_settings = parts.log_of(config)
+        replies, settings = QueryReplies(), settings_of(config, self._log_settings)
+        self._supervisor = Supervisor(settings, parts.worker, config.to_json(), listeners, told=replies.told)
+        self._manager = ServiceManager(os.environ)
+        self._audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
+        self._acts = Acts(self._audit, self._supervisor)
+        replica, told = _replica(config, self._log_settings), self._audit.refused_sign_in
+        self._service = Service(config, self._supervisor, self._manager, recent, replies, told, replica)
+        self._reload = Reload(file, os.environ, config, self._take_up)
 
-    async def note_start() -> None:
-        while supervisor.time.clock is None:
-            await supervisor.wait_changed()
-        audit.record("", "start", {"version": __version__, "shards": sorted(supervisor.map.weights)})
-        note_drains(set())
+    async def serve(self, admin: socket.socket | None) -> int:
+        """Runs the supervisor, and beside it the admin server, until the supervisor ends; the exit code."""
+        self._hear_signals()
+        loop = asyncio.get_running_loop()
+        beside = (
+            loop.create_task(self._service.run(admin, _admin_tls(self._config))),
+            loop.create_task(self._acts.note_start()),
+        )
+        began_ns = MACHINE_CLOCKS.boot_ns()
+        gc.freeze()  # what is loaded is for good: the figures of each second made collections walk all of it again
+        try:
+            code = await self._supervisor.run()
+        except Exception as error:
+            return self._code_of(error)
+        finally:
+            await self._end(beside)
+        log.info("stopped with exit code %d after %.0f s", code, (MACHINE_CLOCKS.boot_ns() - began_ns) / 1e9)
+        return code
 
-    async def take_up(changed: Config) -> None:
-        changes, _ = differences(in_force.pop(), changed)
-        in_force.append(changed)
-        changed_to = {}
-        for path in changes:
-            section, key = path.split(".")
-            changed_to[path] = shown_text(changed, section, key)
-        audit.record("", "reload", changed_to)
-        service.reloaded(changed)
-        before = drained()
-        await supervisor.reload(_settings(changed, log_settings), changed.to_json())
-        note_drains(before)
-
-    reload = Reload(file, os.environ, config, take_up)
-
-    def begin_reload() -> None:
-        supervisor.spawn(service.reloading(reload))
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop, number)
-    loop.add_signal_handler(signal.SIGHUP, begin_reload)
-    if asked_to_stop():  # it came before the loop heard for itself
-        stop(signal.SIGTERM)
-    elif asked_to(signal.SIGHUP):
-        loop.call_soon(begin_reload)
-    attending = loop.create_task(service.run(admin, _admin_tls(config)))
-    starting = loop.create_task(note_start())
-    began_ns = MACHINE_CLOCKS.boot_ns()
-    gc.freeze()  # what is loaded is for good: the figures of each second made collections walk all of it again
-    try:
-        code = await supervisor.run()
-    except Fenced as error:
-        print(f"billing: another daemon runs on {config.daemon.data_dir}: {error}", file=sys.stderr)
-        return Exit.CONFIG
-    except Exception as error:
+    def _code_of(self, error: Exception) -> int:
+        """The exit code for what the supervisor ended with, of which people are told."""
+        if isinstance(error, Fenced):
+            print(f"billing: another daemon runs on {self._config.daemon.data_dir}: {error}", file=sys.stderr)
+            return Exit.CONFIG
         ending = ending_of(error)
         if ending.code == Exit.BUG:
             log.critical("the daemon ends on a bug", exc_info=True)
         else:
             print(f"billing: {text_of(error)}", file=sys.stderr)
         return ending.code
-    finally:
-        attending.cancel()
-        starting.cancel()
-        await asyncio.gather(attending, starting, return_exceptions=True)
-        notifier.close()
-        await audit.close()
-    log.info("stopped with exit code %d after %.0f s", code, (MACHINE_CLOCKS.boot_ns() - began_ns) / 1e9)
-    return code
+
+    async def _end(self, beside: tuple[asyncio.Task[None], ...]) -> None:
+        """Ends what ran beside the supervisor, and waits until the operators' record is on the disk."""
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
+        self._manager.close()
+        await self._audit.close()
+
+    # -- signals ----------------------------------------------------------------------------------------------------
+
+    def _hear_signals(self) -> None:
+        """Lets the loop hear signals, and acts on one that came before it did."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._stop, number)
+        loop.add_signal_handler(signal.SIGHUP, self._begin_reload)
+        if asked_to_stop():
+            self._stop(signal.SIGTERM)
+        elif asked_to(signal.SIGHUP):
+            loop.call_soon(self._begin_reload)
+
+    def _stop(self, number: signal.Signals) -> None:
+        self._acts.note_stop(number)
+        log.info("stopping: what was asked for is answered, and each shard makes a snapshot")
+        self._manager.stopping("stopping: what was asked for is answered, and a snapshot is made")
+        self._supervisor.stop()
+
+    def _begin_reload(self) -> None:
+        self._supervisor.spawn(self._service.reloading(self._reload))
+
+    async def _take_up(self, changed: Config) -> None:
+        """Another configuration is in force from here on."""
+        before, self._config = self._config, changed
+        self._acts.note_reload(before, changed)
+        self._service.reloaded(changed)
+        drained = self._acts.drained()
+        await self._supervisor.reload(settings_of(changed, self._log_settings), changed.to_json())
+        self._acts.note_drains(drained)
 
 
 def _admin_tls(config: Config) -> ssl.SSLContext | None:
@@ -206,37 +220,9 @@ def _admin_tls(config: Config) -> ssl.SSLContext | None:
     return server_context(config.rpc)
 
 
-def _settings(config: Config, log_settings: dict[str, Any]) -> SupervisorSettings:
-    return SupervisorSettings(
-        data_dir=config.daemon.data_dir,
-        weights={
-            shard_id: parse_weights(config.shards.weights).get(shard_id, 1)
-            for shard_id in range(1, shard_count(config) + 1)
-        },
-        bucket_count=config.shards.bucket_count,
-        slew_ppm_max=config.clock.slew_ppm_max,
-        clock_error_ns_max=config.clock.error_ms_max * 1_000_000,
-        journal=log_settings,
-        worker=WorkerSettings(config.journal.idle_barrier_ms / 1000, config.journal.snapshot_bytes),
-        caps=Caps(config.shards.moves_max, config.shards.sending_max, config.shards.receiving_max),
-        locked=parse_shards(config.shards.locked),
-        direct_host=parse_listen(config.rpc.listen).host if config.rpc.direct and config.rpc.listen else "",
-        share=_share(config) if config.journal.is_shared and config.cluster.listen else None,
-    )
-
-
 def _replica(config: Config, log_settings: dict[str, Any]) -> ReplicaLink | None:
     """What follows the shards of other hosts, where several share the log."""
     if not config.journal.is_shared:
         return None
     directory, keep_days = f"{config.daemon.data_dir}/history", config.history.keep_days
     return ReplicaLink(directory, log_settings, keep_days, REAL.spawn, MACHINE_CLOCKS.boot_ns)
-
-
-def _share(config: Config) -> ShareSettings:
-    cluster = config.cluster
-    advertised = cluster.advertise or config.rpc.listen
-    host = advertised.rpartition(":")[0]
-    certificates = (cluster.tls_cert, cluster.tls_key, cluster.tls_ca) if cluster.tls_cert else None
-    workers = min(config.shards.workers, cluster.shards)
-    return ShareSettings(workers, cluster.listen, host, cluster.secret_file, certificates)
