@@ -20,7 +20,7 @@ from billing.cli.listing import HELP
 from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
 from billing.cli.output import put, say
-from billing.cli.paging import list_all_option, one_shard_option, show_pages
+from billing.cli.paging import Filters, Listing, list_all_option, one_shard_option, show_pages
 from billing.cli.periods import ANY_INSTANT_NS, is_relative, named
 from billing.cli.showing import coins, look_of, show
 from billing.cli.values import moment, span
@@ -39,6 +39,9 @@ _OF_METHODS: Final = {
     "adjust": "adjust",
     "class": "set_class",
 }
+
+ACCOUNTS: Final = Listing("accounts", "user_id", "--after")
+HISTORY: Final = Listing("history", "entry_id", "--before")
 
 _user = click.argument("user")
 _repeatable = (option_of(REQUEST_ID), option_of(MESSAGE), DRY_RUN)
@@ -123,16 +126,16 @@ def _accounts(
     shard_id: int | None,
     ids: bool,
 ) -> None:
-    filters: dict[str, Any] = {"state": state, "exhausts_within_ns": within, "with": list(shown) or None}
-    filters |= {"class": of_class, "overrunning": overrunning or None, "shard_id": shard_id}
+    options: dict[str, Any] = {"state": state, "exhausts_within_ns": within, "with": list(shown) or None}
+    options |= {"class": of_class, "overrunning": overrunning or None, "shard_id": shard_id}
     words = ["--state", state] if state else []
     words += [] if within is None else ["--within", f"{within}ns"]
     words += [] if of_class is None else ["--class", of_class]
     words += [word for name in shown for word in ("--with", name)] + ["--ids"] * ids
     words += ["--overrunning"] * overrunning
     words += [] if shard_id is None else ["--shard", str(shard_id)]
-    complete = _ids if ids else None
-    show_pages(target, "accounts", "user_id", "--after", after, limit, every, complete=complete, words=words, **filters)
+    filters, complete = Filters(options, words), _ids if ids else None
+    show_pages(target, ACCOUNTS, after, limit, every, filters=filters, complete=complete)
 
 
 async def _ids(client: Client, rows: list[Any]) -> list[Any]:
@@ -141,7 +144,7 @@ async def _ids(client: Client, rows: list[Any]) -> list[Any]:
 
 
 def _history(target: Target, user: str, limit: int | None, before: int | None, every: bool) -> None:
-    show_pages(target, "history", "entry_id", "--before", before, limit, every, user=user)
+    show_pages(target, HISTORY, before, limit, every, user=user)
 
 
 _BY_HAND = (

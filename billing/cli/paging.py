@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import click
 
@@ -38,24 +38,39 @@ one_shard_option = option(
 )
 
 
+class Listing(NamedTuple):
+    """A method that answers with pages of rows."""
+
+    method: str
+    key: str  # the field of a row behind which the next page begins
+    cursor: str  # the option that takes it
+
+
+class Filters(NamedTuple):
+    """Which rows are asked for: options of the method, and the words on the line that they came of."""
+
+    options: dict[str, Any]
+    words: Sequence[str]  # for the line that asks for more
+
+
+EVERYTHING: Final = Filters({}, ())
+
+
 def show_pages(
     target: Target,
-    method: str,
-    key: str,
-    cursor: str,
+    listing: Listing,
     start: Any,
     limit: int | None,
     every: bool,
     *,
     user: str | None = None,
+    filters: Filters = EVERYTHING,
     complete: Complete | None = None,
-    words: Sequence[str] = (),
-    **filters: Any,
 ) -> None:
-    """Asks for a page of `method` behind `start`, or for all of them, and shows it. `key` is the field by which the
-    next page is asked for, `cursor` the option that takes it. `complete` makes the rows that are shown of those of the
-    page. `words`: the options on the line that `filters` came of, for the line that asks for more.
+    """Asks for a page behind `start`, or for all of them, and shows it. `complete` makes the rows that are shown of
+    those of the page.
     """
+    method, key, cursor = listing
     last: list[Any] = [None]  # the key of the last row of the page
     if every and limit is not None:
         raise click.UsageError("--all and --limit cannot both be given")
@@ -65,7 +80,9 @@ def show_pages(
     async def fetch(client: Client) -> tuple[list[Any], bool]:
         async def page(behind: Any, rows: int) -> list[Any]:
             params = [] if user is None else [sendable(user)]
-            found: list[Any] = await client.call(method, *params, limit=rows, **{name: sendable(behind)}, **filters)
+            found: list[Any] = await client.call(
+                method, *params, limit=rows, **{name: sendable(behind)}, **filters.options
+            )
             return found
 
         rows = found = await page(start, wanted)
@@ -80,5 +97,11 @@ def show_pages(
     show(target, rows, ESSENTIAL[method], columns=columns_of(method))
     if more:
         context = click.get_current_context()
-        line = [*context.command_path.split(), *([user] if user is not None else []), *words, cursor, str(last[0])]
+        line = [
+            *context.command_path.split(),
+            *([user] if user is not None else []),
+            *filters.words,
+            cursor,
+            str(last[0]),
+        ]
         say(f"More follow: {shlex.join(line)}, or --all.")
