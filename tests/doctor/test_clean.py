@@ -15,7 +15,7 @@ from billing.doctor.examine import Absent, DaemonRuns, hold
 from billing.doctor.report import CHECKS
 from billing.ledger import commands as ops
 from shards.buckets import bucket_id_of
-from tests.doctor.yard import COIN, DISK, HOUR_NS, Yard, busy, examined
+from tests.doctor.yard import COIN, DISK, HOUR_NS, RULES, Yard, busy, examined
 
 
 def command(config: Path, *options: str) -> subprocess.CompletedProcess[str]:
@@ -34,7 +34,9 @@ def config_of(yard: Yard, directory: Path) -> Path:
 
 @pytest.mark.parametrize("seed", range(6))
 def test_what_the_daemon_s_own_code_wrote_is_right(data_dir: Path, seed: int) -> None:
-    yard = Yard(data_dir, accrue=seed % 3 == 0, restore=seed % 2 == 0, trims=seed > 3, ids_max=[5, 50, 1000][seed % 3])
+    ids_max = [5, 50, 1000][seed % 3]
+    rules = RULES._replace(accrue=seed % 3 == 0, restore=seed % 2 == 0, request_ids_per_bucket=ids_max)
+    yard = Yard(data_dir, rules=rules, trims=seed > 3)
     busy(yard, seed, 2300, upheavals=0.02)
     yard.wait(1)  # what timers were late for happens
     for worker in yard.workers.values():
@@ -277,7 +279,7 @@ def test_a_bucket_that_left_while_a_snapshot_began_is_no_fault(data_dir: Path) -
 
 
 def test_lowered_and_raised_limits_of_request_ids_are_no_faults(data_dir: Path) -> None:
-    yard = Yard(data_dir, shards=1, bucket_count=1, trims=False, ids_max=10)
+    yard = Yard(data_dir, shards=1, bucket_count=1, trims=False, rules=RULES._replace(request_ids_per_bucket=10))
     for number in range(30):
         yard.pay(b"7", 1, b"%d" % number)
     yard.workers[1].snapshot()

@@ -15,7 +15,7 @@ from billing.history.retention import prune
 from billing.history.store import Store
 from shards.system.disk import RealDisk
 from tests.doctor.story import told
-from tests.doctor.yard import COIN, HOUR_NS, SECOND_NS, Yard, busy
+from tests.doctor.yard import COIN, HOUR_NS, RULES, SECOND_NS, Yard, busy
 from tests.history.tampering import entry_changed, rows
 
 USER = b"7"
@@ -37,7 +37,7 @@ def spent(data_dir: Path, *, trims: bool = False) -> Yard:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_accounts_and_periods_agree(data_dir: Path, seed: int) -> None:
-    yard = Yard(data_dir, accrue=seed % 2 == 0, restore=True, history=True)
+    yard = Yard(data_dir, rules=RULES._replace(accrue=seed % 2 == 0), history=True)
     busy(yard, seed, 1200, upheavals=0.02)
     report = yard.close().examine()
     assert report.findings == []

@@ -38,6 +38,7 @@ COIN = 10**9
 SEGMENT_BYTES = 64 * 1024
 DISK = RealDisk()
 CLASSES = {b"gold": CutoffClass(grace_ns=HOUR_NS, restore=True), b"slow": CutoffClass(grace_ns=3, accrue=True)}
+RULES = Rules(accrue=False, request_ids_per_bucket=50, restore=True, classes=CLASSES)
 
 
 class Asker:
@@ -124,9 +125,7 @@ class Yard:
         *,
         shards: int = 2,
         bucket_count: int = 8,
-        restore: bool = True,
-        accrue: bool = False,
-        ids_max: int = 50,
+        rules: Rules = RULES,
         segment_bytes: int = SEGMENT_BYTES,
         trims: bool = True,
         history: bool = False,
@@ -138,7 +137,7 @@ class Yard:
             DISK.mkdir(f"{data_dir}/history")
         self.bucket_count = bucket_count
         self.segment_bytes = segment_bytes
-        self.rules = Rules(accrue=accrue, request_ids_per_bucket=ids_max, restore=restore, classes=CLASSES)
+        self.rules = rules
         self.now_ns = START_NS
         self.shards = list(range(1, shards + 1))
         self.map = self.journal("map", SEGMENT_BYTES)

@@ -16,6 +16,16 @@ EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "manag
 UNFINISHED = re.compile(
     "|".join(rf"\b{one}{two}\b" for one, two in (("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("HA", "CK")))
 )
+PARAMETERS_MAX = 8  # beyond so many nobody sees which of them belong together: what does has a name of its own
+MANY = {
+    ("billing/api/calls.py", "set_rate_of"): "the parameters of a method, in the order of its row",
+    ("billing/api/methods.py", "_row"): "a row of the table of methods, whose columns are named where it is written",
+    ("billing/cli/account_commands.py", "_accounts"): "the options of one command, as click hands them over",
+    ("billing/cli/calling.py", "with_target"): "the options of all commands, as click hands them over",
+    ("billing/client/methods.py", "set_rate"): "the options of a method, as programs pass them by name",
+    ("billing/ledger/posting.py", "_entry"): "the fields of an entry, written for every command",
+    ("tests/ledger/model.py", "_write"): "the fields of an entry",
+}
 MOCKS = {"unittest.mock", "mock", "pytest_mock", "doublex", "flexmock"}
 REPLACERS = {"monkeypatch", "mocker"}
 
@@ -41,6 +51,18 @@ def replacements(module: Module) -> Iterator[str]:
             yield f"{module.path}:{getattr(node, 'lineno', 0)} {named}"
 
 
+def many_parameters(module: Module) -> Iterator[tuple[str, str, int]]:
+    """(path, name, how many) of the functions that take more than `PARAMETERS_MAX`, the object itself aside."""
+    for node in module.nodes:
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            given = node.args
+            names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
+            names += [one.arg for one in (given.vararg, given.kwarg) if one is not None]
+            count = len(names) - (names[:1] in (["self"], ["cls"]))
+            if count > PARAMETERS_MAX:
+                yield module.path, getattr(node, "name", "lambda"), count
+
+
 def test_every_module_opens_with_a_docstring() -> None:
     silent = [module.path for module in modules(*ALL) if not (ast.get_docstring(module.tree) or "").strip()]
     assert [path for path in silent if path.startswith(ROOMS) or (REPOSITORY / path).stat().st_size] == []
@@ -59,6 +81,11 @@ def test_tests_put_nothing_in_the_place_of_our_own() -> None:
     assert [where for module in modules("tests", "benchmarks") for where in replacements(module)] == []
 
 
+def test_no_function_takes_more_parameters_than_can_be_told_apart() -> None:
+    found = {(path, name) for module in modules(*ALL) for path, name, _ in many_parameters(module)}
+    assert found == MANY.keys(), "those that are listed have their reasons, and are still there"
+
+
 @pytest.mark.parametrize("room", ROOMS)
 def test_every_folder_of_a_room_is_a_package(room: str) -> None:
     folders = {path.parent for path in (REPOSITORY / room).rglob("*.py")}
@@ -75,6 +102,20 @@ def test_assertions_are_never_switched_off() -> None:
 @pytest.mark.parametrize("text", ["# TO-DO: x", "x = 'FIX-ME'", "def f():\n    raise NotImplementedError"])
 def test_the_rule_of_finished_work_sees(text: str) -> None:
     assert list(unfinished(module_of("x.py", text.replace("-", ""))))
+
+
+@pytest.mark.parametrize(
+    ("text", "counts"),
+    [
+        ("def f(a, b, c, d, e, g, h, i): pass", []),
+        ("def f(self, a, b, c, d, e, g, h, i): pass", []),
+        ("def f(a, b, c, d, e, /, g, h, i, *, j): pass", [9]),
+        ("async def f(self, a, b, c, d, e, g, h, *i, **j): pass", [9]),
+        ("lambda a, b, c, d, e, g, h, i, j=1: 0", [9]),
+    ],
+)
+def test_the_rule_of_parameters_sees(text: str, counts: list[int]) -> None:
+    assert [count for _, _, count in many_parameters(module_of("x.py", text))] == counts
 
 
 @pytest.mark.parametrize(
