@@ -30,6 +30,7 @@ from benchmarks.commands import mixed_frames
 from benchmarks.figures import add_arguments, medians, show
 from benchmarks.snapshot_load import TICK_S, Paced
 from benchmarks.stock import fill
+from billing.admin.metrics import WORKER
 from shards.system.clock import MACHINE_CLOCKS
 from shards.worker.histogram import Histogram, Pulse
 from tests.system.daemon import Daemon
@@ -37,6 +38,10 @@ from tests.system.daemon import Daemon
 FRAMES = 500_000  # more than can be in flight: a frame carries its msgid
 SAMPLE_S = 10.0
 SETTLE_S = 65.0  # until the longest pause that a worker tells is no longer one of its start
+PAUSE, GC_PAUSE, SLICE, SNAPSHOTS, LAG = (
+    WORKER[figure][0]
+    for figure in ("pause_max_ns", "gc_pause_max_ns", "snapshot_pause_max_ns", "snapshots", "loop_lag_ns")
+)
 LINE = re.compile(r"^(billing_[a-z_]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTILINE)
 
 
@@ -48,8 +53,16 @@ def metrics(daemon: Daemon) -> list[tuple[str, str, float]]:
 
 
 def greatest(found: list[tuple[str, str, float]], name: str) -> float:
-    """The greatest value of one metric over all workers; seconds, or whatever it is."""
-    return max((value for one, _, value in found if one == name), default=0.0)
+    """The greatest value of one metric over all workers; seconds, or whatever it is. ValueError where there is none."""
+    return max(value for one, _, value in found if one == name)
+
+
+def total(found: list[tuple[str, str, float]], name: str) -> float:
+    """One metric summed over all workers. ValueError where there is none."""
+    values = [value for one, _, value in found if one == name]
+    if not values:
+        raise ValueError(f"the daemon has no metric {name}")
+    return sum(values)
 
 
 async def floor_pulse(seconds: float) -> tuple[Histogram, int]:
@@ -85,7 +98,7 @@ async def offer(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
         nonlocal longest
         while True:
             await asyncio.sleep(SAMPLE_S)
-            longest = max(longest, greatest(await asyncio.to_thread(metrics, daemon), "billing_pause_max_seconds"))
+            longest = max(longest, greatest(await asyncio.to_thread(metrics, daemon), PAUSE))
 
     sampling = loop.create_task(sample())
     floor_process = await asyncio.create_subprocess_exec(
@@ -97,16 +110,14 @@ async def offer(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
     floor_ns = int((await floor_process.communicate())[0])
     sampling.cancel()
     after = await asyncio.to_thread(metrics, daemon)
-    longest = max(longest, greatest(after, "billing_pause_max_seconds"))
-    made = sum(value for name, _, value in after if name == "billing_snapshots_total")
-    made -= sum(value for name, _, value in before if name == "billing_snapshots_total")
+    longest = max(longest, greatest(after, PAUSE))
     return {
         "commands": len(commands.timed),
-        "snapshots": int(made),
+        "snapshots": int(total(after, SNAPSHOTS) - total(before, SNAPSHOTS)),
         **beats(before, after),
         "beat_max_ms": round(longest * 1e3, 2),
-        "gc_max_ms": round(greatest(after, "billing_gc_pause_max_seconds") * 1e3, 2),
-        "slice_max_ms": round(greatest(after, "billing_snapshot_pause_max_seconds") * 1e3, 2),
+        "gc_max_ms": round(greatest(after, GC_PAUSE) * 1e3, 2),
+        "slice_max_ms": round(greatest(after, SLICE) * 1e3, 2),
         "floor_beat_max_ms": round(floor_ns / 1e6, 2),
     }
 
@@ -116,7 +127,7 @@ def beats(before: list[tuple[str, str, float]], after: list[tuple[str, str, floa
     counts: dict[float, float] = {}
     for sign, found in ((-1, before), (1, after)):
         for name, labels, value in found:
-            if name == "billing_loop_lag_seconds_bucket":
+            if name == f"{LAG}_bucket":
                 bound = re.search(r'le="([^"]+)"', labels)
                 assert bound is not None
                 counts[float(bound[1])] = counts.get(float(bound[1]), 0.0) + sign * value
