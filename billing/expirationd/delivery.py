@@ -216,7 +216,8 @@ class Delivery:
     ) -> None:
         """The same for one of many; `rouse` follows once behind them, and begins at once."""
         told = None if seq < 0 else (kind, seq)
-        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(self._name(kind, class_name), 0), urgent, told)
+        name = self._name(kind, class_name) if class_name else kind
+        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(name, 0), urgent, told)
 
     def hold(
         self, bucket_id: int, user_id: bytes, since_ns: int, kind: str = CUTOFF, seq: int = -1, class_name: str = ""
@@ -424,7 +425,7 @@ class Delivery:
             self._unsent(line)
             return False
         kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class_name = owed
-        name = self._name(kind, class_name)
+        name = self._name(kind, class_name) if class_name else kind
         if not self.outbox.begin(item, (kind, seq), self._lanes[name], due_ns, now_ns):
             self._unsent(line)
             return False

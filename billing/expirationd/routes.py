@@ -49,8 +49,6 @@ class Routes:
         self.endpoint_names = [f"{origin} of class {name}" if name else origin for origin, name in lanes]
 
     def name(self, kind: str, class_name: str) -> str:
-        """Of the template and lane that a call of this kind and class takes."""
-        if not class_name:
-            return kind
+        """Of the template and lane that a call takes: the kind, unless the class has its own."""
         own = call_name(kind, class_name)
         return own if own in self.templates else kind
