@@ -19,12 +19,12 @@ from shards.journal import backends
 from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.test_jetstream import USERS, Caller, billing, servers
+from tests.system.test_jetstream import USERS, Caller, billing, servers, shared_servers
 from tests.system.test_several_hosts import SHARDS, WAIT_S, two_hosts, wait_owners, wait_page
 from tests.system.test_standby import begin_snapshots, history_position, wait_followed
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers"]
+__all__ = ["servers", "shared_servers"]
 
 
 @pytest.fixture

@@ -29,15 +29,20 @@ SHARDS = 2
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 
 
-@pytest.fixture
-def servers(data_dir: Path) -> Iterator[NatsCluster]:
-    directory = data_dir / "servers"
-    directory.mkdir()
-    cluster = NatsCluster(directory)
+@pytest.fixture(scope="module")
+def shared_servers(module_dir: Path) -> Iterator[NatsCluster]:
+    """Until they have a leader takes longer than until a stream is gone."""
+    cluster = NatsCluster(module_dir)
     try:
         yield cluster.start()
     finally:
         cluster.close()
+
+
+@pytest.fixture
+def servers(shared_servers: NatsCluster) -> NatsCluster:
+    """All of them run, and there is no stream."""
+    return shared_servers.clear()
 
 
 def daemon_on(servers: NatsCluster, directory: Path, **settings: object) -> Daemon:
@@ -69,9 +74,8 @@ def run(*arguments: object) -> tuple[int, str]:
 
 @pytest.fixture
 def daemon(servers: NatsCluster, data_dir: Path) -> Iterator[Daemon]:
+    servers.make_all(SHARDS)
     daemon = daemon_on(servers, data_dir / "host")
-    code, said = billing(daemon, "cluster", "init")
-    assert code == 0, said
     yield daemon
     if daemon.process is not None:
         daemon.kill()
@@ -168,7 +172,7 @@ async def test_notices_are_told_in_order_and_none_is_lost_over_kills_of_the_daem
     daemon = daemon_on(servers, data_dir / "host", notify__url=f"{receiver.url}/told")
     wanted = [f"{number}:account-topped_up" for number in range(1, 4)]
     try:
-        assert (await asyncio.to_thread(billing, daemon, "cluster", "init"))[0] == 0
+        servers.make_all(SHARDS)
         await asyncio.to_thread(daemon.start)
         caller = Caller(daemon.rpc_port)
         await caller.round()
@@ -292,7 +296,7 @@ async def test_cutoffs_go_on_while_a_stream_is_full_and_nothing_of_them_is_lost(
     await receiver.start()
     daemon = daemon_on(servers, data_dir / "host", cutoff__url=f"{receiver.url}/off")
     try:
-        assert (await asyncio.to_thread(billing, daemon, "cluster", "init"))[0] == 0
+        servers.make_all(SHARDS)
         for shard in range(1, SHARDS + 1):
             servers.limit(f"J_{shard}", 600_000)
         await asyncio.to_thread(daemon.start)
@@ -431,7 +435,7 @@ async def test_owed_notices_come_along_from_files_to_a_cluster_and_back(servers:
         for place in places.values():
             place.mkdir()
         files, back = (Daemon(place, journal__segment_bytes=1 << 20, **keys) for place in places.values())
-        assert billing(cluster, "cluster", "init")[0] == 0
+        servers.make_all(SHARDS)
         caller, wanted = Caller(files.rpc_port), set[str]()
         for number, (one, following) in enumerate([(files, cluster), (cluster, back)], 1):
             try:

@@ -16,12 +16,12 @@ import trustme
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
-from tests.system.test_jetstream import USERS, Caller, billing, daemon_on, servers
+from tests.system.test_jetstream import USERS, Caller, billing, daemon_on, servers, shared_servers
 from tests.system.test_several_hosts import SHARDS, WAIT_S, at_every_door, wait_owners, wait_page
 from tests.system.test_tls import write
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers"]
+__all__ = ["servers", "shared_servers"]
 
 BELIEVE = "cluster.tls_cert, cluster.tls_ca: the two hosts do not believe each other's certificates"
 
@@ -50,8 +50,7 @@ async def hosts(servers: NatsCluster, data_dir: Path, ours: trustme.CA) -> Async
         keys: dict[str, object] = {"cluster__listen": "127.0.0.1:0", "shards__workers": SHARDS}
         keys |= certify(data_dir / name, authority) | {"cluster__shards": SHARDS, "cluster__node": name}
         made.append(daemon_on(servers, data_dir / name, **keys))
-    code, said = await asyncio.to_thread(billing, made[0], "cluster", "init")
-    assert code == 0, said
+    servers.make_all(SHARDS)
     yield made
     for host in made:
         if host.process is not None:

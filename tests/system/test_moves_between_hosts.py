@@ -17,11 +17,11 @@ from tests.shards.journal.nats_cluster import BINARY, MISSING
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
 from tests.system.test_feed import Reader, entries_of
-from tests.system.test_jetstream import billing, run, servers
+from tests.system.test_jetstream import billing, run, servers, shared_servers
 from tests.system.test_several_hosts import COIN, SHARDS, WAIT_S, hosts, owners, receiver, wait_owners, wait_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["hosts", "receiver", "servers"]
+__all__ = ["hosts", "receiver", "servers", "shared_servers"]
 
 USERS = [f"mover_{number}" for number in range(8)]
 SPENDER = "spends"
@@ -141,12 +141,27 @@ async def _books_go_along(doors: list[Rpc], where: list[str | None]) -> dict[str
     asked = {"from_ns": begun["at_ns"] + 1, "to_ns": ended["at_ns"] + 1}
     before = await _statement(doors[0], asked)
     assert before["accrued_nanos"] > 0
-    for _ in range(2):  # there and back
-        shard = (await doors[0].ask("buckets_info"))[begun["bucket_id"] - 1]["shard_id"]
-        await doors[0].ask("move_bucket", begun["bucket_id"], other_shard(where, shard))
+    there = begun["bucket_id"], (await doors[0].ask("buckets_info"))[begun["bucket_id"] - 1]["shard_id"]
+    for shard in (other_shard(where, there[1]), there[1]):  # there and back
+        await _moved_to(doors, there[0], shard)
         for rpc in doors:
             assert await _statement(rpc, asked) == before
     return before
+
+
+async def _moved_to(doors: list[Rpc], bucket_id: int, shard: int) -> None:
+    """Has a bucket moved; returns when every door says that it is there. What refuses the move, such as another move of
+    the bucket, or a door that does not know of the last one yet, is over in time.
+    """
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        found = [(await rpc.ask("buckets_info"))[bucket_id - 1] for rpc in doors]
+        if all((row["shard_id"], row["state"]) == (shard, "active") for row in found):
+            return
+        error, _ = await doors[0].call("move_bucket", bucket_id, shard)
+        assert error is None or error.startswith("MOVE_REFUSED"), error
+        assert time.monotonic() < deadline, (error, found)
+        await asyncio.sleep(0.05)
 
 
 async def _statement(rpc: Rpc, asked: dict[str, Any]) -> dict[str, Any]:

@@ -21,11 +21,11 @@ from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.test_feed import Reader, entries_of
-from tests.system.test_jetstream import USERS, Caller, billing, called, daemon_on, run, servers
+from tests.system.test_jetstream import USERS, Caller, billing, called, daemon_on, run, servers, shared_servers
 from tests.system.test_standby import is_refused, ready_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers"]
+__all__ = ["servers", "shared_servers"]
 
 SHARDS = 4
 WAIT_S = 120.0
@@ -53,8 +53,7 @@ async def two_hosts(servers: NatsCluster, directory: Path, **keys: object) -> li
         "cluster__secret_file": str(secret),
     }
     made = [daemon_on(servers, directory / name, cluster__node=name, **shared, **keys) for name in ("a", "b")]
-    code, said = await asyncio.to_thread(billing, made[0], "cluster", "init")
-    assert code == 0, said
+    servers.make_all(SHARDS)
     return made
 
 

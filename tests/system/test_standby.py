@@ -19,10 +19,10 @@ from billing.follower.store import file_of
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
-from tests.system.test_jetstream import SHARDS, USERS, Caller, billing, daemon_on, servers
+from tests.system.test_jetstream import SHARDS, USERS, Caller, billing, daemon_on, servers, shared_servers
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers"]
+__all__ = ["servers", "shared_servers"]
 
 WAIT_S = 120.0
 
@@ -32,8 +32,7 @@ def hosts(servers: NatsCluster, data_dir: Path) -> Iterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
     keys = {"cluster__retain_bytes": 0}
     made = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
-    code, said = billing(made[0], "cluster", "init")
-    assert code == 0, said
+    servers.make_all(SHARDS)
     yield made
     for host in made:
         if host.process is not None:

@@ -12,9 +12,11 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shards.buckets import HASH_NAME
 from shards.journal.jetstream import codec
 from shards.journal.jetstream.connection import Access, Connection, NoAnswer, Unreachable, endpoint_of
-from shards.journal.jetstream.guard import Shape, wanted
+from shards.journal.jetstream.guard import Shape, names, wanted
+from shards.journal.jetstream.map_log import MADE
 from shards.system.clock import MACHINE_CLOCKS
 from tests.system.ports import free_port
 
@@ -118,9 +120,31 @@ class NatsCluster:
         for name in [f"J_{shard}", f"S_{shard}"] if shard else ["M"]:
             self.ask(f"STREAM.DELETE.{name}")
             shape = Shape(max(shard, 1), replicas or len(self.ports), 32, "crc32c")
-            while "error" in (told := self.ask(f"STREAM.CREATE.{name}", wanted(name, shape, "trial"))):
-                assert told["error"]["err_code"] in (10074, 10005, 10028), told  # a server is still settling in
-                time.sleep(0.05)
+            self._create(name, wanted(name, shape, "trial"))
+
+    def make_all(self, shards: int, bucket_count: int = 32) -> None:
+        """What `billing cluster init` makes, where it is known that nothing is there: init waits until that is sure."""
+        shape = Shape(shards, len(self.ports), bucket_count, HASH_NAME)
+        identity = secrets.token_hex(8)
+        for name in names(shards):
+            config = wanted(name, shape, identity)
+            config["metadata"][MADE] = secrets.token_hex(8)
+            self._create(name, config)
+
+    def _create(self, name: str, config: dict[str, Any]) -> None:
+        while "error" in (told := self.ask(f"STREAM.CREATE.{name}", config)):
+            assert told["error"]["err_code"] in (10074, 10005, 10028), told  # a server is still settling in
+            time.sleep(0.05)
+
+    def clear(self) -> NatsCluster:
+        """As after `start`: every server is there, and no stream."""
+        for number, process in enumerate(self.processes):
+            if process is None or process.poll() is not None:
+                self.start_server(number)
+        self.wait_ready()
+        for name in self.ask("STREAM.NAMES")["streams"] or ():
+            self.ask(f"STREAM.DELETE.{name}")
+        return self
 
     def limit(self, name: str, max_bytes: int) -> None:
         """The stream takes so much and no more; -1: anything."""
