@@ -27,7 +27,7 @@ import stat
 from collections.abc import Callable
 from typing import NamedTuple
 
-from tests.simulation.medium import SECTOR_BYTES, Directory, Medium, Node, apply
+from tests.simulation.medium import SECTOR_BYTES, Change, Directory, Medium, Node, apply, split
 
 __all__ = ["SECTOR_BYTES", "Crashed", "Fault", "Medium", "SimDisk"]
 
@@ -50,9 +50,9 @@ class SimDisk:
     def __init__(self, medium: Medium, rng: random.Random, fault: Fault | None = None) -> None:
         self.medium = medium
         self.calls = 0
-        self.trace: list[str] = []  # the calls so far, "write segment-0000000001"
         self.fired = 0
-        self.on_sync: Callable[[str, Node], None] = lambda path, node: None  # what of a file is durable has changed
+        self.on_sync: Callable[[str, Node], None] | None = None  # what of a file is durable has changed
+        self._trace: list[tuple[str, str]] = []
         self._rng = rng
         self._fault = fault
         self._only, self._ahead = "", 0
@@ -60,6 +60,11 @@ class SimDisk:
         self._dead = False
         self._handles: dict[int, tuple[str, Node]] = {}
         self._numbers = itertools.count(4)  # one for each, for two threads as well
+
+    @property
+    def trace(self) -> list[str]:
+        """The calls so far: "write segment-0000000001"."""
+        return [f"{call} {path[path.rfind('/') + 1 :]}" for call, path in self._trace]
 
     def kill(self) -> None:
         """The process ends; the machine goes on."""
@@ -84,14 +89,16 @@ class SimDisk:
         if self._dead or self._boot != self.medium.boots:
             raise Crashed("a process that is no more")
         self.calls += 1
-        self.trace.append(f"{call} {path[path.rfind('/') + 1 :]}")
+        self._trace.append((call, path))
         fault = self._fault
-        if fault is not None and self._only:
+        if fault is None:
+            return 0
+        if self._only:
             self._ahead -= call == self._only
             if self._ahead or call != self._only:
                 return 0
             self._only, self._fault = "", None
-        elif fault is None or not (self.calls == fault.call or (fault.sticky and self.calls > fault.call)):
+        elif not (self.calls == fault.call or (fault.sticky and self.calls > fault.call)):
             return 0
         self.fired += 1
         if fault.what in ("kill", "power") and call != "write":
@@ -107,22 +114,23 @@ class SimDisk:
     def _plain(self, call: str, path: str) -> None:
         """Enter a call that either fails and does nothing, or is done."""
         wrong = self._enter(call, path)
-        if isinstance(wrong, int) and wrong:
+        if wrong and isinstance(wrong, int):
             raise OSError(wrong, os.strerror(wrong), path)
 
-    def _changing(self, call: str, path: str, how: Callable[[dict[str, Node]], None]) -> None:
+    def _changing(self, call: str, path: str, change: Change) -> None:
         """Change a directory. A broken disk (EIO) may have done it all the same; a full one has not."""
         wrong = self._enter(call, path)
         broken = isinstance(wrong, int) and wrong != 0
         if not broken or (wrong == errno.EIO and self._rng.random() < 0.5):
-            self._directory(os.path.dirname(path)).change(how)
+            self._directory(split(path)[0]).change(change)
         if broken:
             raise OSError(int(wrong), os.strerror(int(wrong)), path)
 
     def _directory(self, path: str) -> Directory:
-        if path not in self.medium.directories:
+        directory = self.medium.directories.get(path)
+        if directory is None:
             raise FileNotFoundError(errno.ENOENT, "no such directory", path)
-        return self.medium.directories[path]
+        return directory
 
     def _room(self, more: int, path: str) -> None:
         capacity = self.medium.capacity_bytes
@@ -138,15 +146,11 @@ class SimDisk:
     # -- the disk ----------------------------------------------------------------------------------------------------
 
     def create(self, path: str) -> int:
-        name = os.path.basename(path)
-        if name in self._directory(os.path.dirname(path)).names:
+        where, name = split(path)
+        if name in self._directory(where).names:
             raise FileExistsError(errno.EEXIST, "it exists", path)
         node = Node()
-
-        def link(names: dict[str, Node]) -> None:
-            names[name] = node
-
-        self._changing("create", path, link)
+        self._changing("create", path, (node, "", name))
         return self._handle(path, node)
 
     def open(self, path: str, *, write: bool = False) -> int:
@@ -163,16 +167,18 @@ class SimDisk:
     def pwrite(self, handle: int, data: bytes, offset: int) -> int:
         path, node = self._handles[handle]
         wrong = self._enter("write", path)
-        self._room(offset + len(data) - len(node.content), path)
         length = len(data)
-        if wrong:
-            length = length // 2 if wrong == "short" else self._rng.randrange(length + 1)
+        self._room(offset + length - len(node.content), path)
+        if not wrong:
+            self._put(node, offset, bytes(data))
+            return length
+        length = length // 2 if wrong == "short" else self._rng.randrange(length + 1)
         if wrong == errno.ENOSPC:
             length = 0
         self._put(node, offset, bytes(data[:length]))
         if wrong in ("kill", "power"):
             self._end(wrong)
-        if isinstance(wrong, int) and wrong:
+        if isinstance(wrong, int):
             raise OSError(wrong, os.strerror(wrong), path)
         return length
 
@@ -184,7 +190,7 @@ class SimDisk:
     def pread(self, handle: int, length: int, offset: int) -> bytes:
         path, node = self._handles[handle]
         self._plain("read", path)
-        return bytes(node.content[offset : offset + length])
+        return bytes(memoryview(node.content)[offset : offset + length])
 
     def size(self, handle: int) -> int:
         return len(self._handles[handle][1].content)
@@ -212,11 +218,12 @@ class SimDisk:
     def _sync(self, call: str, handle: int) -> None:
         path, node = self._handles[handle]
         wrong = self._enter(call, path)
-        if isinstance(wrong, int) and wrong:
+        if wrong and isinstance(wrong, int):
             node.pending.clear()  # still to be read, never to be on the medium, and nobody will be told again
             raise OSError(wrong, os.strerror(wrong), path)
         node.synced()
-        self.on_sync(path, node)
+        if self.on_sync is not None:
+            self.on_sync(path, node)
 
     def fsync_dir(self, path: str) -> None:
         directory = self._directory(path)
@@ -225,44 +232,32 @@ class SimDisk:
             directory.pending.clear()
             raise OSError(wrong, os.strerror(wrong), path)
         directory.synced()
-        for name, node in directory.names.items():
-            self.on_sync(f"{path}/{name}", node)
+        if self.on_sync is not None:
+            for name, node in directory.names.items():
+                self.on_sync(f"{path}/{name}", node)
 
     def drop_cache(self, handle: int) -> None:
         self._plain("drop_cache", self._handles[handle][0])
 
     def read_medium(self, path: str, offset: int, length: int) -> bytes:
         self._plain("read_medium", path)
-        return bytes(self.medium.node(path).stable[offset : offset + length])
+        return bytes(memoryview(self.medium.node(path).stable)[offset : offset + length])
 
     def identity(self, path: str) -> tuple[int, int]:
         return 1, id(self.medium.node(path))
 
     def rename(self, source: str, target: str) -> None:
         node = self.medium.node(source)
-        old, new = os.path.basename(source), os.path.basename(target)
-
-        def move(names: dict[str, Node]) -> None:
-            if names.get(old) is node:
-                del names[old]
-            names[new] = node
-
-        self._changing("rename", source, move)
+        self._changing("rename", source, (node, split(source)[1], split(target)[1]))
         for handle, (_, held) in list(self._handles.items()):
             if held is node:
                 self._handles[handle] = target, node
 
     def unlink(self, path: str) -> None:
-        node, name = self.medium.node(path), os.path.basename(path)
-
-        def remove(names: dict[str, Node]) -> None:
-            if names.get(name) is node:
-                del names[name]
-
-        self._changing("unlink", path, remove)
+        self._changing("unlink", path, (self.medium.node(path), split(path)[1], ""))
 
     def exists(self, path: str) -> bool:
-        where, name = os.path.split(path.rstrip("/"))
+        where, name = split(path.rstrip("/"))
         return path in self.medium.directories or name in self._directory(where).names
 
     def listdir(self, path: str) -> list[str]:
@@ -284,14 +279,11 @@ class SimDisk:
         if path in self.medium.locks:
             raise BlockingIOError(errno.EWOULDBLOCK, "locked", path)
         self.medium.locks[path] = self
-        directory, name = self._directory(os.path.dirname(path)), os.path.basename(path)
+        where, name = split(path)
+        directory = self._directory(where)
         node = directory.names.get(name, Node())
-
-        def link(names: dict[str, Node]) -> None:
-            names[name] = node
-
         if name not in directory.names:
-            directory.change(link)
+            directory.change((node, "", name))
         return self._handle(path, node)
 
     def free_bytes(self, path: str) -> int:

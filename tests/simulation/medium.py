@@ -5,9 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import random
-from collections.abc import Callable
+from functools import lru_cache
 
 SECTOR_BYTES = 512
+
+split = lru_cache(1024)(os.path.split)  # the same few paths, at each of a million calls
 
 
 class Node:
@@ -41,6 +43,7 @@ class Node:
 
 
 Image = list[tuple[str, Node, bytes, bytes]]
+Change = tuple[Node, str, str]  # a file, the name it loses and the name it gets; "" is none
 
 
 class Directory:
@@ -49,15 +52,15 @@ class Directory:
     def __init__(self) -> None:
         self.names: dict[str, Node] = {}
         self.stable: dict[str, Node] = {}
-        self.pending: list[Callable[[dict[str, Node]], None]] = []
+        self.pending: list[Change] = []
 
-    def change(self, how: Callable[[dict[str, Node]], None]) -> None:
-        how(self.names)
-        self.pending.append(how)
+    def change(self, change: Change) -> None:
+        renamed(self.names, change)
+        self.pending.append(change)
 
     def synced(self) -> None:
-        for how in self.pending:
-            how(self.stable)
+        for change in self.pending:
+            renamed(self.stable, change)
         self.pending.clear()
 
     def image(self) -> Image:
@@ -74,9 +77,9 @@ class Directory:
             node.pending = [(0, content)]
 
     def lose_power(self, rng: random.Random) -> None:
-        for how in self.pending:
+        for change in self.pending:
             if rng.random() < 0.5:
-                how(self.stable)
+                renamed(self.stable, change)
         self.pending.clear()
         self.names = dict(self.stable)
         for node in {id(node): node for node in self.names.values()}.values():
@@ -103,11 +106,11 @@ class Medium:
 
     def node(self, path: str) -> Node:
         """The file of this name."""
-        where, name = os.path.split(path)
-        node = self.directories[where].names.get(name) if where in self.directories else None
-        if node is None:
+        where, name = split(path)
+        directory = self.directories.get(where)
+        if directory is None or name not in directory.names:
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
-        return node
+        return directory.names[name]
 
     def flip(self, path: str, bit: int) -> None:
         """Turn one bit over, on the medium and in the cache."""
@@ -117,14 +120,14 @@ class Medium:
 
     def replace(self, path: str, content: bytes) -> None:
         """Put other bytes into this file, made if absent, on the medium and in the cache."""
-        where, name = os.path.split(path)
+        where, name = split(path)
         node = Node(content)
         self.directories[where].names[name] = node
         self.directories[where].stable[name] = node
 
     def remove(self, path: str) -> None:
         """The file is gone, on the medium too."""
-        where, name = os.path.split(path)
+        where, name = split(path)
         del self.directories[where].names[name]
         self.directories[where].stable.pop(name, None)
 
@@ -140,6 +143,14 @@ class Medium:
 
     def used_bytes(self) -> int:
         return sum(len(node.content) for directory in self.directories.values() for node in directory.names.values())
+
+
+def renamed(names: dict[str, Node], change: Change) -> None:
+    node, old, new = change
+    if old and names.get(old) is node:
+        del names[old]
+    if new:
+        names[new] = node
 
 
 def apply(data: bytearray, change: tuple[int, bytes] | int) -> None:

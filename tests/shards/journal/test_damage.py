@@ -1,11 +1,12 @@
 """Damage of every kind at every place: opening finds all that was answered, or refuses. It is never silently wrong.
 
-A small journal with a switch of segments, snapshots and a manifest is damaged in one place at a time: every seventh bit
-turned over, every file cut off at every byte, every sector zeroed or changed for its neighbour. It stands in three
-states: closed cleanly; ended by a loss of power after an idle barrier; killed after one, on a machine that runs on.
+A small journal with a switch of segments, snapshots and a manifest is damaged in one place at a time: every fifteenth
+bit turned over, every file cut off at every third byte, every sector zeroed or changed for its neighbour. It stands in
+three states: closed cleanly; ended by a loss of power after an idle barrier; killed after one, on a machine that runs
+on.
 
 `python -m tests.torture.damage`, a campaign of `make torture`, turns over every bit of a journal of 64 KiB in all three
-states.
+states, and cuts its files off at every byte.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ def test_no_single_bit_makes_it_silently_wrong() -> None:
     verdicts: Counter[str] = Counter()
     for name in specimen.names:
         bits = 8 * len(specimen.medium.node(f"{DIRECTORY}/{name}").content)
-        verdicts += flip(specimen, name, range(0, bits, 7))  # one in almost every byte, each of the eight in turn
-    assert sum(verdicts.values()) >= 131_072 // 7
-    assert verdicts["refused"] > 50_000 // 7
-    assert verdicts["whole"] > 10_000 // 7, "what no batch stands on may rot"
+        verdicts += flip(specimen, name, range(0, bits, 15))  # one in every other byte, each of the eight in turn
+    assert sum(verdicts.values()) >= 131_072 // 15
+    assert verdicts["refused"] > 50_000 // 15
+    assert verdicts["whole"] > 10_000 // 15, "what no batch stands on may rot"
 
 
 def test_no_single_bit_of_what_counts_makes_it_silently_wrong(specimen: Specimen) -> None:
@@ -50,8 +51,8 @@ def test_no_single_bit_of_what_counts_makes_it_silently_wrong(specimen: Specimen
 
 def test_no_file_cut_off_at_any_byte_makes_it_silently_wrong(specimen: Specimen) -> None:
     for name in specimen.names:
-        length = len(specimen.medium.node(f"{DIRECTORY}/{name}").content)
-        assert sum(cut_off(specimen, name, range(length)).values()) == length
+        lengths = range(0, len(specimen.medium.node(f"{DIRECTORY}/{name}").content), 3)
+        assert sum(cut_off(specimen, name, lengths).values()) == len(lengths)
 
 
 def test_a_log_that_turns_to_zeros_from_any_byte_on_is_a_prefix_or_refused(specimen: Specimen) -> None:
@@ -59,7 +60,7 @@ def test_a_log_that_turns_to_zeros_from_any_byte_on_is_a_prefix_or_refused(speci
     power leaves of what was not synced, and what remains must be a prefix."""
     name = specimen.names[-3]
     assert name.startswith("segment-")
-    heads = zeros_from(specimen, name, range(4096, specimen.segment_bytes))
+    heads = zeros_from(specimen, name, range(4096, specimen.segment_bytes, 3))
     if specimen.state == "closed":
         assert heads == {len(specimen.log)}
     else:
@@ -86,7 +87,7 @@ def test_no_lost_or_misplaced_sector_makes_it_silently_wrong(specimen: Specimen)
 @pytest.mark.parametrize("seed", range(2))
 def test_no_few_bits_together_make_it_silently_wrong(specimen: Specimen, seed: int) -> None:
     rng = random.Random(seed)
-    for _ in range(1000):
+    for _ in range(500):
         name = rng.choice(specimen.names)
         content = specimen.medium.node(f"{DIRECTORY}/{name}").content
         whole = bytes(content)
