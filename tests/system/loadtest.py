@@ -12,6 +12,7 @@ from billing.trial.loadtest.result import Result
 from billing.trial.loadtest.writing import read
 
 WAIT_S = 240
+SMALL_FILES = {"BILLING_JOURNAL__SEGMENT_BYTES": str(4 * 1024 * 1024)}  # journals fill them before use
 
 
 class Done(NamedTuple):
@@ -33,7 +34,7 @@ def loadtest(directory: Path, *options: str, **environment: str) -> Done:
     done = subprocess.run(
         [sys.executable, "-m", "billing", "loadtest", "--json", str(file), *options],
         cwd=directory,
-        env={**os.environ, "TMPDIR": str(directory), **environment},
+        env={**os.environ, **SMALL_FILES, "TMPDIR": str(directory), **environment},
         capture_output=True,
         text=True,
         timeout=WAIT_S,

@@ -96,10 +96,12 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         assert 0 < found["billing_disk_free_bytes", ""] <= found["billing_disk_size_bytes", ""]
 
 
-def test_a_list_of_processes_says_which_shards_each_is(daemon: Daemon) -> None:
+async def test_a_list_of_processes_says_which_shards_each_is(daemon: Daemon) -> None:
     def shard_of(process: psutil.Process) -> str:
         return next(word for word in process.cmdline() if word.startswith("shard="))
 
+    async with at(daemon) as session:  # a worker serves before its followers run
+        await scraped_when(session, "billing_follower_up", "follower=history", 1)
     workers = [psutil.Process(pid) for pid in daemon.worker_pids()]
     assert sorted(map(shard_of, workers)) == ["shard=1"]
     for worker in workers:

@@ -1,8 +1,8 @@
 """Trouble on demand, while the load runs: workers killed, buckets moved, snapshots, an endpoint that misbehaves.
 
-Each is done every so many seconds while the load runs; which worker and which bucket is drawn by seed. Whatever is done
-is noted among the events of the run, and the verdict at the end is the same as ever: none of it excuses a nano or a
-cutoff.
+Each is done every so many seconds while the load runs; which worker and which bucket is drawn by seed, and the faults
+of the endpoint come in turn. Whatever is done is noted among the events of the run, and the verdict at the end is the
+same as ever: none of it excuses a nano or a cutoff.
 
 Only processes of the harness's own daemon are killed, and only by their number.
 """
@@ -14,6 +14,7 @@ import contextlib
 import os
 import random
 import signal
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -66,6 +67,7 @@ class Trouble:
         self.counts: dict[str, int] = {}
         self._chaos = chaos
         self._rng = random.Random(f"{seed}:chaos")
+        self._faults = deque(chaos.receiver_faults)
         self._pid = pid
         self._address = address
         self._sign_in = sign_in
@@ -134,7 +136,7 @@ class Trouble:
             self._did("move refused", f"a move was refused: {error}")
 
     async def _misbehave(self) -> None:
-        fault = self._rng.choice(self._chaos.receiver_faults)
+        fault = self._faults[0]
         seconds = self._chaos.fault_every_s * FAULT_PAUSE_SHARE
         wanted = {"fault": fault, "for_s": f"{seconds:g}"}
         with contextlib.suppress(aiohttp.ClientError):
@@ -146,6 +148,7 @@ class Trouble:
                 if "error" in said:
                     raise ValueError(said["error"])
                 self._did("fault", f"the endpoint: {fault} for {seconds:g} s")
+                self._faults.rotate(-1)
 
 
 async def _every(seconds: float, step: Callable[[], Awaitable[None]]) -> None:

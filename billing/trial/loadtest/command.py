@@ -46,7 +46,7 @@ from shards.exits import Exit
 from shards.system.clock import MACHINE_CLOCKS
 
 NICENESS: Final = 10
-AROUND_S: Final = 8  # what a run takes beside its load: preloading, the lead, reading every balance, the last cutoffs
+AROUND_S: Final = 6  # what a run takes beside its load: preloading, the lead, reading every balance, the last cutoffs
 NO_ACCOUNT: Final = "there is no account to put under load"
 INTERVALS: Final = 1000  # of the curve over time, at most about so many
 

@@ -172,7 +172,7 @@ PEM = click.Path(exists=True, dir_okay=False)
     type=click.FloatRange(0.2, 3600),
     show_default=True,
     metavar="S",
-    help="Every so many seconds one of them, for half of that.",
+    help="Every so many seconds one of them in turn, for half of that.",
 )
 @click.option(
     "--config",

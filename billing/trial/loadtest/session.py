@@ -32,7 +32,9 @@ from billing.trial.loadtest.workload import SECOND_NS, Workload, aimed_count
 from shards.counting import counted
 from shards.system.clock import MACHINE_CLOCKS
 
-START_LEAD_NS: Final = 3 * SECOND_NS  # until all generators have heard of the start, however busy the cores are
+START_LEAD_NS: Final = SECOND_NS  # until all generators have heard of the start, however busy the cores are
+PLANNED_A_SECOND: Final = 200_000  # time is left for making the commands as if it went no faster
+AIM_LEAD_NS: Final = 2 * SECOND_NS  # more than that, where accounts are aimed: what comes too late ends the test
 AIMED_A_SECOND: Final = 5_000  # time is left for aiming as if it went no faster
 ARRIVALS_WAIT_S: Final = 15.0
 TROUBLED_WAIT_S: Final = 75.0  # the longest pause between attempts is 30 s, and its jitter
@@ -91,9 +93,10 @@ class Session:
         number, self._runs = self._runs, self._runs + 1
         await self._preload(number)
         start_ns = MACHINE_CLOCKS.boot_ns() + START_LEAD_NS
+        start_ns += self._planned(rate) * SECOND_NS // PLANNED_A_SECOND
         aimed = 0 if self._plan.trace_steps else aimed_count(self._plan.workload)
         if aimed:
-            start_ns += SECOND_NS + aimed * SECOND_NS // AIMED_A_SECOND
+            start_ns += AIM_LEAD_NS + aimed * SECOND_NS // AIMED_A_SECOND
             await self._aim(number, start_ns)
         driven, costs = await self._drive(number, rate, start_ns)
         await self._target.ready()
@@ -131,7 +134,7 @@ class Session:
         if self._plan.trace_steps:
             warm_ns, span_ns = 0, self._plan.trace_ns
         end_ns = start_ns + warm_ns + span_ns
-        expected = self._plan.trace_steps or int(rate * (warm_ns + span_ns) / SECOND_NS)
+        expected = self._planned(rate)
         costs = Costs(self._watch, start_ns, start_ns + warm_ns, end_ns)
         driving = asyncio.ensure_future(
             self._generators.step(
@@ -154,6 +157,11 @@ class Session:
             watching.cancel()
         skew_of(parts, self._skew)
         return parts, costs
+
+    def _planned(self, rate: float) -> int:
+        """About how many commands a run has."""
+        load = self._plan.workload
+        return self._plan.trace_steps or int(rate * (load.warmup_s + load.seconds))
 
     def _trouble(self) -> Trouble | None:
         chaos, target = self._plan.chaos, self._target

@@ -6,6 +6,7 @@ import re
 import xml.etree.ElementTree as ElementTree
 from typing import Any
 
+import msgspec
 import pytest
 
 from billing.trial.loadtest.command import how_long
@@ -209,7 +210,7 @@ def test_no_cutoff_was_due_is_said() -> None:
 
 
 @pytest.mark.parametrize(
-    ("runs", "said"), [(3, "3 runs of 12 s, with preparing and judging about 60 s in all"), (0, "each step takes 12 s")]
+    ("runs", "said"), [(3, "3 runs of 12 s, with preparing and judging about 54 s in all"), (0, "each step takes 12 s")]
 )
 def test_it_says_before_how_long_it_will_take(runs: int, said: str) -> None:
     assert how_long(Workload(seconds=10.0, warmup_s=2.0), runs).startswith(said)
@@ -224,6 +225,19 @@ def test_wrong_money_comes_before_everything() -> None:
     doubled = Cutoffs(expected=1, received=1, doubled=1)
     assert doubled.clean
     assert not Cutoffs(expected=1, received=1, doubled=1, doubled_is_wrong=True).clean
+
+
+@pytest.mark.parametrize("wrong", ["wrong_replies", "wrong_balances", "wrong_refusals", "unanswered"])
+def test_one_answer_that_is_wrong_is_enough(wrong: str) -> None:
+    money = msgspec.structs.replace(Money(accounts=10, answered=20_010), **{wrong: 1})
+    assert not result_of(run_of(), run_of(1, money=money)).clean
+
+
+@pytest.mark.parametrize("wrong", ["missing", "early", "false"])
+def test_one_cutoff_that_is_wrong_is_enough(wrong: str) -> None:
+    cutoffs = msgspec.structs.replace(Cutoffs(expected=300, received=300), **{wrong: 1})
+    assert not result_of(run_of(), run_of(1, cutoffs=cutoffs)).clean
+    assert result_of(run_of(), run_of(1)).clean
 
 
 def test_a_result_survives_its_file_and_nothing_else_is_one() -> None:
