@@ -1,8 +1,8 @@
 """How many requests a connection may make a second, where that is limited at all (`rpc.requests_per_s_max`).
 
-A `Pace` holds what may still be asked for: it fills by the limit each second up to one second's worth, and each request
-that is carried out takes one. The hot path knows nothing of it. It is asked once per piece of input, and says how long
-the next piece may be so that hardly more requests fit into it than are left: at most `SMALLEST_PIECE_BYTES //
+A `TokenBucket` holds what may still be asked for: it fills by the limit each second up to one second's worth, and each
+request that is carried out takes one. The hot path knows nothing of it. It is asked once per piece of input, and says
+how long the next piece may be so that hardly more requests fit into it than are left: at most `SMALLEST_PIECE_BYTES //
 FRAME_BYTES_MIN` more are carried out than the limit allows, and those are paid for by the ones after.
 
 It reads no clock.

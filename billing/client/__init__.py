@@ -1,6 +1,15 @@
 """The client, under the name by which other projects import it: `from billing.client import Client, InsufficientFunds`.
 
-What it promises is said in `billing.client.client`; the exceptions stand in `billing.client.errors`.
+It needs nothing of the daemon but the table of errors and the check of signatures.
+
+    client           `Client`, and what it promises; synchronous: `SyncClient`, for programs without an event loop
+    methods          a method for each procedure; blocking_methods: those that wait; blocking: how they do
+    arguments        what a call takes; result, results: what it answers
+    errors           what it raises
+    batch, fan_out   many commands at once: over one connection, to every owner
+    connection       one connection, and a link that always tries to have one; wire: its bytes
+    routing          which connection a request takes
+    receiver         the receiver's side of cutoffs, restores and notices
 """
 
 from billing.client.batch import Batch

@@ -9,12 +9,16 @@ of internal units for each sum. It is written to be obvious, and is slow where t
 Invariant: it never writes, but for one order that says so (`cut`), and it never guesses: what it cannot check, because
 something before it is damaged, it lists as not checked.
 
-    files   one file by offset, read ahead            report    findings, notes and counts, and how they are told
-    segment, snapshot, directory                      the bytes of one journal, judged
-    log     what a journal is to the rest, and one on servers, whose bytes its backend proves
-    owners  the map of buckets, from its journal      entry     one entry of the ledger
-    state, part, likeness                             accounts, a bucket as a snapshot holds it, both compared
-    commands, cutoffs                                 what a command or a report does, again
-    replay, shard, compare                            entries, logs and snapshots, held against all that
-    examine all of it in order                        command   the command line
+    command              the command line; examine: all of the examination, in order; report: what it found
+    files                one file by offset, read ahead
+    directory            the journal of a directory; segment, snapshot: the bytes of its files
+    log                  what a journal is to the rest, and one on servers, whose bytes its backend proves
+    owners               the map of buckets, from its journal
+    entry                one entry of the ledger
+    state                accounts; part: a bucket as a snapshot holds it; likeness: both compared
+    commands, cutoffs    what a command or a report does, again
+    replay               entries held against that; shard: a log; compare: its snapshots
+    history, statements  the rows of the history, and figures of periods
+    notices              the files of owed notices
+    cut                  gives up a damaged tail, on order
 """

@@ -1,6 +1,6 @@
 """What is coming for the accounts of a book, straight from its columns. Pure; asks neither the wheel nor a clock.
 
-A second way to the same instants as `ledger.due`: for a plain account one division out of its row, for others the
+A second way to the same instants as `ledger.schedule`: for a plain account one division out of its row, for others the
 ledger's own function. A forecast counts it, and the wheel's scrubber compares it with the wheel. One account
 costs some 0.5 µs; slices of `SLICE_ACCOUNTS` let others be served in between.
 """

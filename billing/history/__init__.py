@@ -24,7 +24,7 @@ It never slows a command down, never changes the journal, and never guesses.
     projection  which of a batch's bytes are rows; pure, and the one fast module here
     page        rows as they stand in the file, and what a row shows; pure
     accounts    who has rows in a file, and which is the newest of each
-    store       the file: schema, transactions, reading pages, cutting back
+    store       the file: schema, transactions, reading pages, cutting back; tables: what a worker knows of it
     retention   giving up what is older than history.keep_days
     openings    the rate lines where an account's rows begin since
     salvage     a new file out of what is good in a damaged or older one

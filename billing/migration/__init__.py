@@ -1,6 +1,11 @@
 """Moving in: accounts out of CSV, JSON lines and Tarantool's own files, as commands to a daemon that serves.
 
-`mapping` says which of Tarantool's spaces hold what. `tarantool_log` reads `.snap` and `.xlog` files as rows,
-`tarantool_spaces` replays those rows to tuples by space; all three are pure. `sources` makes accounts of whatever file
-is given, `plan` makes commands of an account, and `command` is `billing import`.
+An import that was interrupted is run again as it was, and adds nothing twice.
+
+    mapping           which of Tarantool's spaces hold what (pure)
+    tarantool_log     `.snap` and `.xlog` files as rows (pure)
+    tarantool_spaces  those rows replayed to tuples by space (pure)
+    sources           accounts, of whatever file is given
+    plan              commands, of an account
+    command           `billing import`
 """

@@ -1,9 +1,9 @@
 """The service manager: what systemd is told about this process, and the sockets it hands over.
 
-`Notifier` speaks the protocol of sd_notify(3): datagrams of `NAME=value` lines to the unix socket in `NOTIFY_SOCKET`.
-`handed_over` takes the sockets of sd_listen_fds(3): descriptors from 3 on, `LISTEN_FDS` of them, meant for the process
-`LISTEN_PID`, named by `LISTEN_FDNAMES`. Both do nothing where the environment says nothing, and take their variables
-out of it, so that no child process believes them to be meant for it.
+`ServiceManager` speaks the protocol of sd_notify(3): datagrams of `NAME=value` lines to the unix socket in
+`NOTIFY_SOCKET`. `handed_over` takes the sockets of sd_listen_fds(3): descriptors from 3 on, `LISTEN_FDS` of them, meant
+for the process `LISTEN_PID`, named by `LISTEN_FDNAMES`. Both do nothing where the environment says nothing, and take
+their variables out of it, so that no child process believes them to be meant for it.
 
 It is a module of our own because the protocols are these lines; the libraries for it are unmaintained or wrap
 libsystemd, which need not be there. It never raises for a manager that is not listening: a daemon serves on.

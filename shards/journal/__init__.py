@@ -25,7 +25,8 @@ What holds for every backend (the contract suite of `tests/shards/journal/contra
    on beside a newer one grants all time there is.
 
 Nothing above this seam knows of files, segments, offsets, directories or servers; the errors carry them as evidence for
-people only, and what is told about a failure is the error's own text. `backends.open` makes a backend by its kind.
+people only, and what is told about a failure is the error's own text. `backends.open` makes a backend by its kind:
+`file` keeps journals in local files, `jetstream` on a majority of servers.
 
 Beside a shard's journal a backend has two more things: a `Reader`, which owns nothing and fences nothing, for the
 doctor, dumps, backups and followers; and the `MapLog`, in which the supervisor decides the owners of buckets.

@@ -6,18 +6,9 @@
 one of them ends and is started again. The workers end with the supervisor: their control wires close. On a host that
 stands by they are started as well, and wait.
 
-**The rooms**, each of which owns its state alone, and is given what it needs when it is made:
-
-    registry          the map, durably                       worker_processes  which workers there are; start, end
-    billing_time      billing time, where it begins          child_process     one of them, kept alive
-    briefing          what workers are told of the daemon    admission         from a worker's start to its serving
-    shards.moves      buckets change their shards            retirement        drained shards are let go
-    worker_figures    questions to workers                   operator_api      an operator's questions and orders
-    owners            which host serves which shard,         sharing           what of that is due, where several
-                      and what this one records of it                          hosts serve at once
-    far_side          moves and questions between hosts      unserved          what is not served, and why
-
-This module makes them, runs the daemon's life, and hands each word of a worker to the room that it is for.
+**The other modules** of the package (its opening lists them) each own their state alone, and are given what they need
+when they are made. This one makes them, runs the daemon's life, and hands each message of a worker to the one that it
+is for.
 
 **Shards come and go** while it serves (`reload`): a new one gets its worker, is made known to all, and buckets move to
 it; one that is wanted no more gets weight 0, is drained, and let go.

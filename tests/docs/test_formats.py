@@ -1,4 +1,6 @@
-"""The worked bytes of docs/architecture.md are those that the code writes, and its table of formats names modules."""
+"""docs/architecture.md: its worked bytes are those that the code writes, its map names every package, and its table of
+formats names modules.
+"""
 
 from __future__ import annotations
 
@@ -43,3 +45,37 @@ def test_the_modules_of_the_table_are_there() -> None:
     named = re.findall(r"`((?:billing|shards)/[a-z_/.]+)`", PAGE.read_text().partition("\n## Formats\n")[2])
     assert len(named) >= 7
     assert [name for name in named if not (REPOSITORY / name).exists()] == []
+
+
+def mapped() -> tuple[set[str], set[str]]:
+    """The folders and modules at the head of the map's lines, and the modules named on the lines below one of these."""
+    heads: list[str] = []
+    below = set()
+    for line in PAGE.read_text().partition("```\n")[2].partition("```")[0].splitlines():
+        *names, _ = re.split(" {2,}", line.strip())
+        if not line.startswith(" "):
+            heads += names
+        elif not line.startswith(" " * 8):
+            below |= {heads[-1] + name for name in names if name != "…"}
+    return set(heads), below
+
+
+def test_the_map_names_every_package() -> None:
+    heads, below = mapped()
+    there = [
+        *(REPOSITORY.glob("billing/*/__init__.py")),
+        *(REPOSITORY.glob("billing/*.py")),
+        *(REPOSITORY.glob("shards/*/__init__.py")),
+    ]
+    names = {
+        f"{path.parent.relative_to(REPOSITORY)}/" if path.stem == "__init__" else str(path.relative_to(REPOSITORY))
+        for path in there
+    }
+    assert names - heads - below == {"billing/", "billing/__main__.py"}
+
+
+def test_what_the_map_names_is_there() -> None:
+    heads, below = mapped()
+    assert len(below) > 20
+    assert [name for name in heads if not (REPOSITORY / name).exists()] == []
+    assert [name for name in below if not (REPOSITORY / (name if name.endswith("/") else f"{name}.py")).exists()] == []

@@ -51,6 +51,24 @@ def replacements(module: Module) -> Iterator[str]:
             yield f"{module.path}:{getattr(node, 'lineno', 0)} {named}"
 
 
+def modules_in(package: Module) -> set[str]:
+    folder = (REPOSITORY / package.path).parent
+    inside = {path.stem for path in folder.glob("*.py")} | {path.parent.name for path in folder.glob("*/__init__.py")}
+    return inside - {"__init__", "__main__"}
+
+
+def opening_faults(text: str, inside: set[str]) -> Iterator[str]:
+    """What the docstring of a package says wrongly of the modules in it. It names each of them in backticks or as the
+    head of a row, `    one  what it is` or `    one, another  what they are; third: what that is`; no other head.
+    """
+    rows = re.findall(r"^    (\w+(?:, \w+)*)(?:,$|  )", text, re.MULTILINE)
+    further = re.findall(r";\s+(\w+(?:, \w+)*): ", "\n".join(re.findall(r"^    .*", text, re.MULTILINE)))
+    heads = {name for row in (*rows, *further) for name in row.split(", ")}
+    quoted = {part for name in re.findall(r"`([\w.]+)`", text) for part in name.split(".")}
+    yield from (f"{name} is not named" for name in sorted(inside - heads - quoted))
+    yield from (f"{name} is not there" for name in sorted(heads - inside))
+
+
 def many_parameters(module: Module) -> Iterator[tuple[str, str, int]]:
     """(path, name, how many) of the functions that take more than `PARAMETERS_MAX`, the object itself aside."""
     for node in module.nodes:
@@ -66,6 +84,13 @@ def many_parameters(module: Module) -> Iterator[tuple[str, str, int]]:
 def test_every_module_opens_with_a_docstring() -> None:
     silent = [module.path for module in modules(*ALL) if not (ast.get_docstring(module.tree) or "").strip()]
     assert [path for path in silent if path.startswith(ROOMS) or (REPOSITORY / path).stat().st_size] == []
+
+
+def test_every_package_opens_with_the_modules_in_it() -> None:
+    packages = [module for module in modules(*ROOMS) if module.path.endswith("__init__.py")]
+    opened = {package.path: ast.get_docstring(package.tree, clean=False) or "" for package in packages}
+    faults = {package.path: list(opening_faults(opened[package.path], modules_in(package))) for package in packages}
+    assert {path: found for path, found in faults.items() if found} == {}
 
 
 def test_every_name_says_something() -> None:
@@ -97,6 +122,20 @@ def test_assertions_are_never_switched_off() -> None:
     switched = re.compile(r"python[0-9.]*\s+(-\w\s+)*-O|PYTHONOPTIMIZE=")
     names = ["Makefile", ".ci/run", "pyproject.toml"]
     assert [name for name in names if switched.search((REPOSITORY / name).read_text())] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "faults"),
+    [
+        ("The room.\n\n    one    x; two: y\n    three, four  z\n", []),
+        ("The room of `one`, `two.part`, `three` and `four`.", []),
+        ("The room.\n\n    one, two,\n    three  x;\n           four: z\n", []),
+        ("One, two, three.\n\n    four  x\n", ["one is not named", "three is not named", "two is not named"]),
+        ("`one`, `two`, `three`, `four`.\n\n    five  x; six: y\n", ["five is not there", "six is not there"]),
+    ],
+)
+def test_the_rule_of_openings_sees(text: str, faults: list[str]) -> None:
+    assert list(opening_faults(text, {"one", "two", "three", "four"})) == faults
 
 
 @pytest.mark.parametrize("text", ["# TO-DO: x", "x = 'FIX-ME'", "def f():\n    raise NotImplementedError"])

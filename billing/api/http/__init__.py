@@ -2,8 +2,8 @@
 
 Reading order: `routes` (which method a request means), `reading` (its path, query, headers and JSON as the params of
 that method), `writing` (a reply as JSON, a refusal as a problem), `openapi` (all of it as a document), `answers` (the
-bytes of an answer), `credentials` and `browser` (who asks), `server` (what is done with a request, in order), and then
-the only module that touches sockets, `connection`.
+bytes of an answer), `credentials` and `browser` (who asks), `server` (what is done with a request, in order), `feed`
+(the feed of all entries), and then the only module that touches sockets, `connection`.
 
 What holds at this door:
 
