@@ -7,21 +7,24 @@ import contextlib
 import json
 import random
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from billing.client import Client
-from tests.shards.journal.nats_cluster import BINARY, MISSING
+from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
 from tests.system.test_feed import Reader, entries_of
 from tests.system.test_jetstream import billing, run, servers, shared_servers
-from tests.system.test_several_hosts import COIN, SHARDS, WAIT_S, hosts, owners, receiver, wait_owners, wait_page
+from tests.system.test_several_hosts import COIN, WAIT_S, owners, two_hosts, wait_owners, wait_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["hosts", "receiver", "servers", "shared_servers"]
+__all__ = ["servers", "shared_servers"]
+
+SHARDS = 2
 
 USERS = [f"mover_{number}" for number in range(8)]
 SPENDER = "spends"
@@ -29,12 +32,22 @@ FIRST = 10**12
 LOAD_PAUSE_S = 0.02  # of each user at each door: a move meets some calls, and the cores are not full of them
 
 
+@pytest.fixture
+async def hosts(servers: NatsCluster, data_dir: Path) -> AsyncIterator[list[Daemon]]:
+    """Two hosts; nothing runs yet."""
+    made = await two_hosts(servers, data_dir, SHARDS)
+    yield made
+    for host in made:
+        if host.process is not None:
+            host.kill()
+
+
 async def both(hosts: list[Daemon]) -> tuple[Daemon, Daemon]:
-    """The hosts, each with two of the shards."""
+    """The hosts, each with one of the shards."""
     a, b = hosts
     await asyncio.to_thread(a.start, WAIT_S)
     b.launch()
-    await wait_owners(a, "a", "a", "b", "b")
+    await wait_owners(a, "a", "b")
     for host in hosts:
         await wait_page(host, 200, "ready")
         rpc = await Rpc.connect(host.rpc_port)
@@ -54,7 +67,7 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     hosts: list[Daemon], data_dir: Path
 ) -> None:
     a, b = await both(hosts)
-    where = await owners(a)
+    where = await owners(a, SHARDS)
     clients = [await Rpc.connect(host.rpc_port) for host in (a, b, a, b)]
     called = dict.fromkeys(USERS, 0)
     buckets = {(await clients[0].ask("top_up", user, FIRST))["bucket_id"] for user in USERS}
@@ -184,7 +197,7 @@ async def _history_is_whole(rpc: Rpc) -> None:
 
 async def test_deaths_during_moves_lose_no_command_and_leave_each_bucket_at_one_shard(hosts: list[Daemon]) -> None:
     a, b = await both(hosts)
-    first, leader = (b, a) if (await owners(a))[0] == "a" else (a, b)  # who serves shard 1 evens out the load
+    first, leader = (b, a) if (await owners(a, SHARDS))[0] == "a" else (a, b)  # who serves shard 1 evens out the load
     called = dict.fromkeys(USERS, 0)
     stop, stop_moving, outcomes = asyncio.Event(), asyncio.Event(), {"moved": 0, "refused": 0}
 
@@ -229,7 +242,7 @@ async def test_deaths_during_moves_lose_no_command_and_leave_each_bucket_at_one_
             if victim is first:
                 await _until(outcomes, "moved", 2)
                 victim.launch()
-                await wait_owners(other, "a", "a", "b", "b")
+                await wait_owners(other, "a", "b")
                 await wait_page(victim, 200, "ready")
         stop.set()
         await asyncio.gather(*tasks)

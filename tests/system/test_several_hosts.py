@@ -41,26 +41,26 @@ async def receiver() -> AsyncIterator[Receiver]:
     await made.close()
 
 
-async def two_hosts(servers: NatsCluster, directory: Path, **keys: object) -> list[Daemon]:
+async def two_hosts(servers: NatsCluster, directory: Path, shards: int, **keys: object) -> list[Daemon]:
     """Hosts that know the secret of their links; nothing runs yet."""
     secret = directory / "secret"
     secret.write_text("of the links\n")
     secret.chmod(0o600)
     shared: dict[str, object] = {
-        "cluster__shards": SHARDS,
-        "shards__workers": SHARDS,
+        "cluster__shards": shards,
+        "shards__workers": shards,
         "cluster__listen": "127.0.0.1:0",
         "cluster__secret_file": str(secret),
     }
     made = [daemon_on(servers, directory / name, cluster__node=name, **shared, **keys) for name in ("a", "b")]
-    servers.make_all(SHARDS)
+    servers.make_all(shards)
     return made
 
 
 @pytest.fixture
 async def hosts(servers: NatsCluster, data_dir: Path, receiver: Receiver) -> AsyncIterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
-    made = await two_hosts(servers, data_dir, cutoff__url=f"{receiver.url}/off")
+    made = await two_hosts(servers, data_dir, SHARDS, cutoff__url=f"{receiver.url}/off")
     yield made
     for host in made:
         if host.process is not None:
@@ -79,7 +79,7 @@ async def read_on(reader: Reader, caller: Caller, users: list[str], limit: int =
     reader.check()
 
 
-async def owners(host: Daemon) -> list[str | None]:
+async def owners(host: Daemon, shards: int = SHARDS) -> list[str | None]:
     """The host of each shard, by the map's log, which is asked without a process of its own: this is asked often."""
 
     def read() -> list[bytes]:
@@ -89,13 +89,13 @@ async def owners(host: Daemon) -> list[str | None]:
             return log.load("test")[1]
 
     owns = shares_of(await asyncio.to_thread(read)).owns
-    return [owns[shard].node or None if shard in owns else None for shard in range(1, SHARDS + 1)]
+    return [owns[shard].node or None if shard in owns else None for shard in range(1, shards + 1)]
 
 
 async def wait_owners(host: Daemon, *wanted: str) -> None:
     """Returns when the shards' hosts are these, in any order."""
     deadline = time.monotonic() + WAIT_S
-    while (found := await owners(host)) != list(wanted) and sorted(map(str, found)) != sorted(wanted):
+    while (found := await owners(host, len(wanted))) != list(wanted) and sorted(map(str, found)) != sorted(wanted):
         assert time.monotonic() < deadline, f"{found}\n{host.log.read_text()}"
         await asyncio.sleep(0.2)
 
@@ -254,14 +254,14 @@ async def test_a_backup_at_either_host_has_the_notices_that_both_owe(
     """What the other host had told is told again, as far as the map has not heard of it; nothing is left out."""
     receiver.fault = Fault("status", 503)
     notify = f"{receiver.url}/told"
-    hosts = await two_hosts(servers, data_dir, notify__url=notify)
-    keys: dict[str, object] = {"shards.workers": SHARDS, "shards.bucket_count": 32, "notify.url": notify}
+    hosts = await two_hosts(servers, data_dir, 2, notify__url=notify)
+    keys: dict[str, object] = {"shards.workers": 2, "shards.bucket_count": 32, "notify.url": notify}
     (data_dir / "files").mkdir()
     files = Daemon(data_dir / "files", **keys)
     try:
         await asyncio.to_thread(hosts[0].start, WAIT_S)
         hosts[1].launch()
-        await wait_owners(hosts[0], "a", "a", "b", "b")
+        await wait_owners(hosts[0], "a", "b")
         for host in hosts:
             await wait_page(host, 200, "ready")
         caller = Caller(hosts[1].rpc_port)
