@@ -82,8 +82,8 @@ CALLERS, USERS_EACH, SPENDERS = 4, 3, 3
 CLOCKS_S = (-0.2, 0.2, 0.0)  # of the hosts, ahead of the receiver's
 ERROR_MS_MAX = 500  # two of them differ by more than the default allows
 WAIT_S = 120.0
-POLL_S = 0.02
-PROBE_S, PROBE_AT_ONCE_S = 0.01, 0.1  # it measures how long a failover takes; at once, callers do
+POLL_S, SELDOM_S = 0.02, 0.1  # the latter where every look costs all hosts something
+PROBE_S = 0.01  # it measures how long a failover takes; at once, callers do
 CALM_S = (1.0, 2.5)  # between two faults: load, and workers that stand by are loaded
 LOADED_IN_FLIGHT = 256
 SNAPSHOT_BYTES = 4 << 20
@@ -146,7 +146,7 @@ class Host:
         self.daemon = Daemon(directory, **keys)
         if has_network():
             self._be_another_machine(directory, CLOCKS_S[number - 1])
-        self.prober = Prober(self.way, f"probe_{number}", PROBE_AT_ONCE_S if at_once else PROBE_S)
+        self.prober = Prober(self.way, f"probe_{number}", SELDOM_S if at_once or size.brief else PROBE_S)
         self.is_reached = True  # the log, by this host
 
     def _be_another_machine(self, directory: Path, clock_s: float) -> None:
@@ -241,8 +241,7 @@ class Campaign:
             for number in range(1, hosts + 1)
         ]
         first, way = self.hosts[0].daemon, self.hosts[0].way
-        command = [sys.executable, "-m", "billing", "cluster", "init", "--config", str(first.config)]
-        await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
+        await asyncio.to_thread(self.servers.make_all, self._size.shards, BUCKETS)
         await asyncio.to_thread(first.start, WAIT_S)
         for host in self.hosts[1:]:
             host.daemon.launch()
@@ -250,14 +249,15 @@ class Campaign:
             await _fill(way, accounts)
         self._probed = await _user_of_each_shard(way) if self._at_once else []
         ways = [host.way for host in self.hosts]
-        self.callers = [Caller(f"user_{number}", ways, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
-        walks = [caller.walk(self._stop, USERS_EACH) for caller in self.callers[:CALLERS]]
+        names = [f"user_{number}" for number in range(self._size.callers + 1)]  # the last one spends
+        self.callers = [Caller(name, ways, f"{self._seed}:{name}") for name in names]
+        walks = [caller.walk(self._stop, USERS_EACH) for caller in self.callers[:-1]]
         self._tasks = [asyncio.create_task(run) for run in (*walks, *(host.prober.run() for host in self.hosts))]
 
     async def prove(self) -> None:
         """Everything that was answered and called is right, and so are the raw streams."""
         self._stop.set()
-        await asyncio.gather(*self._tasks[:CALLERS])
+        await asyncio.gather(*self._tasks[: self._size.callers])
         self.counts.update(await settle(self.callers, lambda: self.receiver.calls))
         for caller in self.callers:
             self.counts["history rows"] += await caller.check_history()
@@ -290,7 +290,7 @@ class Campaign:
         serving = await self.serving()
         spent = [f"spender_{self._spent + number}" for number in range(SPENDERS)]
         self._spent += SPENDERS
-        spending = asyncio.create_task(self.callers[CALLERS].spend(spent))
+        spending = asyncio.create_task(self.callers[-1].spend(spent))
         await asyncio.sleep(self.rng.uniform(*CALM_S))
         done: dict[str, Callable[[Host], Coroutine[Any, Any, None]]] = {
             "kill": self._kill, "stop": self._stop_and_go, "term": self._term, "cut": self._cut,
@@ -336,7 +336,7 @@ class Campaign:
             ):
                 return
             assert time.monotonic() < deadline, f"{pages}\n{self._said()}"
-            await asyncio.sleep(POLL_S)
+            await asyncio.sleep(SELDOM_S)
 
     def _said(self) -> str:
         return "\n".join(f"{host.name}: {host.daemon.log.read_text()[-3000:]}" for host in self.hosts)
@@ -371,6 +371,10 @@ class Campaign:
         await asyncio.to_thread(serving.daemon.kill)
         await self._next_serves("kill", [serving], since)
 
+    def _for_s(self, least: float) -> float:
+        """How long a host sleeps or is cut off, where it is not until another one has taken over."""
+        return least if self._size.brief else self.rng.uniform(least, 15)
+
     async def _two(self, serving: Host) -> None:
         struck = [serving, self.rng.choice([host for host in self.hosts if host is not serving])]
         since = time.monotonic()
@@ -379,17 +383,20 @@ class Campaign:
         await self._next_serves("two", struck, since)
 
     async def _stop_and_go(self, serving: Host) -> None:
-        for_s, since = self._size.for_s or self.rng.uniform(1, 15), time.monotonic()
+        for_s, since = self._for_s(1), time.monotonic()
         if self._at_once:
             await self._sleep_and_go_on(serving, for_s)
             return
         serving.daemon.signal(signal.SIGSTOP)
-        await asyncio.sleep(for_s)
+        if self._size.brief:
+            await self._next_serves("stop", [serving], since)
+        await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
         overtaken = any(host.prober.first_after(since) for host in self.hosts if host is not serving)
         serving.daemon.signal(signal.SIGCONT)
         assert overtaken or for_s < 10, "nobody took over from a host that slept"
         if overtaken:
-            await self._next_serves("stop", [serving], since)
+            if not self._size.brief:
+                await self._next_serves("stop", [serving], since)
             assert serving.daemon.process is not None
             code = await asyncio.to_thread(serving.daemon.process.wait, WAIT_S)
             assert code == 75, f"it woke up, and ended with {code}"
@@ -399,7 +406,7 @@ class Campaign:
         since = time.monotonic()
         serving.daemon.signal(signal.SIGSTOP)
         try:
-            if for_s > 5:
+            if for_s > 5 or self._size.brief:
                 await self._next_serves("stop", [serving], since)
             await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
         finally:
@@ -421,7 +428,7 @@ class Campaign:
 
     async def _cut(self, serving: Host) -> None:
         assert has_network()
-        for_s, since = self._size.for_s or self.rng.uniform(3, 15), time.monotonic()
+        for_s, since = self._for_s(3), time.monotonic()
         serving.cut(True)
         try:
             await self._next_serves("cut", [serving], since)
@@ -453,7 +460,7 @@ class Campaign:
 
     async def _apart(self, _: Host) -> None:
         assert has_network()
-        for_s, since = self._size.for_s or self.rng.uniform(3, 15), time.monotonic()
+        for_s, since = self._for_s(3), time.monotonic()
         before = [await shards_of(host) for host in self.hosts]
         for host in self.hosts:
             host.part(True)
@@ -480,7 +487,7 @@ class Campaign:
         lost = self.rng.choice(("requests", "answers"))
         serving.hide(lost, True)
         try:
-            await asyncio.sleep(self._size.for_s or self.rng.uniform(3, 15))
+            await asyncio.sleep(self._for_s(3))
             status, said = await asyncio.to_thread(serving.page)
             assert status == 200, f"a host that only clients do not reach does not serve: {said}"
         finally:
@@ -647,7 +654,8 @@ class Size(NamedTuple):
     hosts: int
     at_once: bool  # whether all hosts serve
     shards: int
-    for_s: float  # how long a host sleeps or is cut off; 0: drawn at random
+    callers: int
+    brief: bool  # whether a host sleeps or is cut off for no longer than a takeover takes
 
 
 async def campaign(
@@ -680,7 +688,8 @@ def main() -> int:
     parser.add_argument("--hosts", type=int, choices=(2, 3), default=3)
     parser.add_argument("--at-once", action="store_true", help="all hosts serve, each some of the shards")
     parser.add_argument("--shards", type=int, help=f"{SHARDS} by default, and {SHARDS_AT_ONCE} with --at-once")
-    parser.add_argument("--for-s", type=float, default=0.0, help="so long a host sleeps or is cut off; 0: at random")
+    parser.add_argument("--callers", type=int, default=CALLERS, help="of whom each makes a call at a time")
+    parser.add_argument("--brief", action="store_true", help="no longer without the log than a takeover takes")
     parser.add_argument("--accounts", type=int, default=0, help="beside those of the clients")
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     arguments = parser.parse_args()
@@ -698,7 +707,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="hosts-", ignore_cleanup_errors=True) as name:
         try:
             shards = arguments.shards or (SHARDS_AT_ONCE if arguments.at_once else SHARDS)
-            size = Size(arguments.accounts, arguments.hosts, arguments.at_once, shards, arguments.for_s)
+            of_callers = arguments.callers, arguments.brief
+            size = Size(arguments.accounts, arguments.hosts, arguments.at_once, shards, *of_callers)
             begun = campaign(Path(name), arguments.cycles, arguments.seed, faults, size, arguments.seconds)
             told = asyncio.run(begun)
         except BaseException:
