@@ -325,7 +325,7 @@ def _worker_metric(figure: str, name: str, help_text: str, by_shard: dict[int, d
 
 
 def _histogram(plain: Mapping[str, Any], scale: float) -> tuple[list[tuple[str, float]], float]:
-    """Prometheus' cumulative buckets and sum of a `Tally` as plain data."""
+    """Prometheus' cumulative buckets and sum of a `Histogram` as plain data."""
     edges = [*(f"{bound / scale:g}" for bound in plain["bounds"]), "+Inf"]
     return list(zip(edges, accumulate(plain["counts"]), strict=True)), plain["sum"] / scale
 

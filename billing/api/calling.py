@@ -17,7 +17,7 @@ options; texts as str or bytes, maps as dict.
 
 A **reply** is one of four things:
 
-    AccountReply  the result of a command of every day, which encodes as a map
+    AccountReply  the result of a frequent command, which encodes as a map
     Raw           the result as MessagePack, already encoded: what other workers answer
     plain         the result as dict, list, str, int, bool or None
     Refused       the answer is no: `code`, `name`, `message`, `retry`, `applied`, `details`

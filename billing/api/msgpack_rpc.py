@@ -11,9 +11,9 @@ What it keeps:
 - **Bounded memory.** At most `in_flight_max` requests of a connection are in flight, after which it is not read, nor
   is what was read decoded further. It is read a slice at a time, into the door's one buffer. An unfinished frame is
   limited in bytes and in time. A connection that rests between two frames owns no decoder and may stay for ever.
-- **Overload is said, not suffered.** Where the door is full, or this connection is ahead of its `pace`, requests are
-  refused with `BUSY` as they come. The hot path does not ask: it finds no commands then, and whatever is not found goes
-  the long way round.
+- **Overload is said, not suffered.** Where the door is full, or this connection is ahead of its rate (`token_bucket`),
+  requests are refused with `BUSY` as they come. The hot path does not ask: it finds no commands then, and whatever is
+  not found goes the long way round.
 - **One refusal for a value that is not taken**: a request with one is passed over to its end, and refused by its msgid.
 - **Garbage harms nobody else.** It gets one error with msgid nil, behind the replies that were still to come, and
   then the connection ends.

@@ -1,4 +1,4 @@
-"""The reply to a command, as a map or, for the commands of every day, as a record that is encoded as that map.
+"""The reply to a command, as a map or, for the most frequent commands, as a record that is encoded as that map.
 
 The bulk of all replies are alike: they have the same keys, and nothing beside them. Such a reply is an `AccountReply`,
 and of a debit a `DebitReply`: making one and encoding it costs half of what the map does, whose keys are hashed when it
@@ -70,4 +70,4 @@ def reply_of(entry: EntryTuple, bucket_id: int) -> dict[str, object] | AccountRe
     )  # fmt: skip
 
 
-assert DEBIT < HOLD, "the commands of every day have the lowest numbers"
+assert DEBIT < HOLD, "the most frequent commands have the lowest numbers"

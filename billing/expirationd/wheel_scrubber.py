@@ -1,7 +1,7 @@
-"""The second opinion: a slow walk over all accounts that works out anew what is due, and compares with the wheel.
+"""The wheel scrubber: a slow walk over all accounts that works out anew what is due, and compares with the wheel.
 
-It is what `expirationd` does as its only way: look at every account, again and again. Here the wheel fires in time, and
-this walk proves that it does. An account is a *mismatch* when something is coming for it and
+Tarantool's module expirationd does nothing else: it looks at every account, again and again. Here the wheel fires in
+time, and this walk proves that it does. An account is a *mismatch* when something is coming for it and
 
 - its filing is missing or lies behind the coming instant, so that it would fire late; or
 - the instant has passed although the wheel says that nothing is left to do now.

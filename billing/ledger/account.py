@@ -13,8 +13,8 @@ is zero, and the sliver by which rate * time exceeds it is overrun, as is all th
 time accrues, and what accrues beyond E is counted as overrun too. Arrears end where a bound of 2**63-1 nanos would be
 left.
 
-A command works on the copy: it checks everything, and only then changes it or the `Extra`, which is shared. `No`
-leaves both as they were. `store` writes the row and asserts what must be true.
+A command works on the copy: it checks everything, and only then changes it or the `Extra`, which is shared.
+`Rejected` leaves both as they were. `store` writes the row and asserts what must be true.
 """
 
 from collections.abc import Callable

@@ -12,8 +12,8 @@ What time costs: nothing is done while time passes. An account is looked at when
 instant (the nearest of expiry, end of a credit, exhaustion, end of a grace, end of a lease, threshold) comes up in the
 caller's wheel. `arm(ref, due_ns) -> filed_ns` is only called where the coming instant lies before the live filing.
 
-The commands of every day go the fast way, `everyday.carry_out`, which is written out for it. Everything else goes the
-plain way through `Account`; the model test holds both to the same rules.
+The most frequent commands go the fast way, `fast_path.carry_out`, which is written out for them. Everything else goes
+the plain way through `Account`; the model test holds both to the same rules.
 
 A refusal changes nothing. It is recorded as an entry if it has a request_id, because a retry must be refused alike,
 and if it is a debit, because somebody may have asked to be told.

@@ -162,7 +162,7 @@ class Billing:
         return self.machine.merge(operation, parts)
 
     def lacking(self, operation: Command, why: Unavailable) -> object:
-        """As `Application` says: where the others can be asked one by one, that is said."""
+        """The reply to a survey that one shard does not answer; it says where the others can be asked one by one."""
         if operation[0] not in SHARD_BY_SHARD:
             return why
         return why._replace(reason=f"{why.reason}; the option shard_id asks one of the others")

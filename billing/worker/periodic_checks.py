@@ -1,10 +1,10 @@
-"""What a worker looks at while nothing asks it to: the second opinion, what is coming, and whether cutoffs took effect.
+"""What a worker looks at while nothing asks it to: the wheel scrubber, what is coming, and whether cutoffs took effect.
 
 Five duties, each a small piece at a time between requests:
 
 - where a burst falls due within a second and a bit, its requests are made but for what the instant of sending decides;
 - the connection of the next cutoff is opened a moment before it, where none is kept open;
-- one step of the second opinion a second; a mismatch is logged, counted and healed;
+- one step of the wheel scrubber a second; a mismatch is logged, counted and healed;
 - a warning where a second of the coming hour brings more cutoffs than the endpoint was last seen to take;
 - `cutoff.recheck_s` after a 2xx, a look at whether machines still run; if so the cutoff becomes owed once more, as an
   entry like all others, under its event_id.
@@ -87,7 +87,7 @@ class PeriodicChecks:
             if timer is not None:
                 timer.cancel()
 
-    # -- the second opinion ------------------------------------------------------------------------------------------
+    # -- the wheel scrubber ------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         now_ns = self._now_ns()

@@ -4,11 +4,11 @@ A frame is `u32 length` (little-endian) and that many bytes of MessagePack. Deco
 known length, so a broken peer cannot make this process allocate more than it sent. Everything that is sent in one turn
 of the loop leaves as one write.
 
-Three kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` in `router.py`), also
-to those of other hosts, over TCP (`shards.links.far`); the
-supervisor talks with each worker over a socket pair that the worker inherits (`shards.control`), and workers talk with
-the processes of their histories and notices. `decode` makes a message out of the bytes of a frame: `untyped` takes
-whatever MessagePack says, with tuples for arrays; a protocol of typed messages brings its own.
+Three kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` of
+`shards.worker.router`), also to those of other hosts, over TCP (`shards.links.far`); the supervisor talks with each
+worker over a socket pair that the worker inherits (`shards.control`), and workers talk with the processes of their
+histories and notices. `decode` makes a message out of the bytes of a frame: `untyped` takes whatever MessagePack says,
+with tuples for arrays; a protocol of typed messages brings its own.
 """
 
 from __future__ import annotations

@@ -69,6 +69,16 @@ def opening_faults(text: str, inside: set[str]) -> Iterator[str]:
     yield from (f"{name} is not there" for name in sorted(heads - inside))
 
 
+def misnamed(module: Module, by_name: dict[str, Module]) -> Iterator[str]:
+    """Dotted names of ours in backticks that are no module, nor a word of the module that they begin with."""
+    for name in re.findall(rf"`((?:{'|'.join(ALL)})(?:\.\w+)+)", module.text):
+        head, rest = name, ""
+        while head not in by_name and "." in head:
+            head, _, rest = head.rpartition(".")
+        if head not in by_name or (rest and not re.search(rf"\b{rest}\b", by_name[head].text)):
+            yield f"{module.path}: {name}"
+
+
 def many_parameters(module: Module) -> Iterator[tuple[str, str, int]]:
     """(path, name, how many) of the functions that take more than `PARAMETERS_MAX`, the object itself aside."""
     for node in module.nodes:
@@ -91,6 +101,11 @@ def test_every_package_opens_with_the_modules_in_it() -> None:
     opened = {package.path: ast.get_docstring(package.tree, clean=False) or "" for package in packages}
     faults = {package.path: list(opening_faults(opened[package.path], modules_in(package))) for package in packages}
     assert {path: found for path, found in faults.items() if found} == {}
+
+
+def test_a_dotted_name_of_ours_in_prose_is_there() -> None:
+    by_name = {module.name: module for module in modules(*ALL)}
+    assert [fault for module in modules(*ALL) for fault in misnamed(module, by_name)] == []
 
 
 def test_every_name_says_something() -> None:
@@ -136,6 +151,22 @@ def test_assertions_are_never_switched_off() -> None:
 )
 def test_the_rule_of_openings_sees(text: str, faults: list[str]) -> None:
     assert list(opening_faults(text, {"one", "two", "three", "four"})) == faults
+
+
+@pytest.mark.parametrize(
+    ("name", "is_there"),
+    [
+        ("tests.house.test_form", True),
+        ("tests.house.test_form.misnamed", True),
+        ("tests.house.form", False),
+        ("tests.house.test_form.gone", False),
+    ],
+)
+def test_the_rule_of_names_in_prose_sees(name: str, is_there: bool) -> None:
+    there = module_of("tests/house/test_form.py", "def misnamed(): pass")
+    package = module_of("tests/house/__init__.py", "")
+    found = list(misnamed(module_of("x.py", f"# see `{name}`"), {there.name: there, package.name: package}))
+    assert found == ([] if is_there else [f"x.py: {name}"])
 
 
 @pytest.mark.parametrize("text", ["# TO-DO: x", "x = 'FIX-ME'", "def f():\n    raise NotImplementedError"])

@@ -1,4 +1,4 @@
-"""The live segment: the one file that batches are written to, each with one write and at most one sync.
+"""The active segment: the one file that batches are written to, each with one write and at most one sync.
 
 Batches begin at multiples of `align`, so a write never touches a sector that holds an answered batch. Behind each batch
 there is always room for a barrier. An OSError of `put` or `sync` is the end of the journal; nothing here is repeated.

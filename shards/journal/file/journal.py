@@ -2,7 +2,7 @@
 
 One directory holds one shard's journal: `segment-…` files of batches, `manifest`, `snapshot-…` files, `lock`, and room
 got ahead (`spare`, `ballast`). The bytes are described in `record` and `snapshot`, what may be believed in `recovery`,
-how a full disk is kept between segments in `room`. Here is what is done with them:
+how a full disk is kept between segments in `segment_reserve`. Here is what is done with them:
 
 - Ownership is a lock on the directory, which the kernel holds for a process until its last handle is gone, so an older
   owner that can still write makes the newer one wait (`Fenced`). The epoch is raised in the new segment's first block
@@ -107,8 +107,8 @@ class FileJournal:
         self._warnings: list[str] = []
         self._ended: JournalError | None = JournalError("the journal is not open", file=directory)
         self._lock = -1
-        self._exchange = threading.Lock()  # held while the live segment is exchanged, or used by another thread
-        self._handle = -1  # of the live segment
+        self._exchange = threading.Lock()  # held while the active segment is exchanged, or used by another thread
+        self._handle = -1  # of the active segment
         self._shard = 0
         self._owner = b""
         self._epoch = 0
@@ -287,7 +287,7 @@ class FileJournal:
             raise self._failure("beginning a new segment", error) from error
 
     def _begin(self, salt: int, first_position: int, prev_chain: int, body: bytes) -> None:
-        """Make the spare the live segment. OSError: nothing has changed yet. Unknown: the disk failed midway."""
+        """Make the spare the active segment. OSError: nothing has changed yet. Unknown: the disk failed midway."""
         segment_id, length = self._next_segment_id(), self._room.spare_bytes
         header = SegmentHeader(
             int(self._always), self._shard, salt, segment_id, first_position, length, prev_chain, self._align,

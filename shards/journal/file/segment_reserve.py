@@ -3,7 +3,7 @@
 A full disk must strike between segments, never in the middle of a commit. So each segment is a file whose blocks were
 all reserved and synced before its first use, and the next one is prepared ahead under the name `spare`, with the file
 of its manifest beside it. Only `prepare` and `dress` can fail for want of room, and both leave the journal as it was.
-`install` makes the spare the live segment in two steps, each durable before the next:
+`install` makes the spare the active segment in two steps, each durable before the next:
 
     1  the spare gets its segment's name     (its content was synced before, so a named segment is always whole)
     2  the new manifest replaces the old     (from here on, losing that segment is noticed)
@@ -96,7 +96,7 @@ class SegmentReserve:
         self._write_manifest(manifest)
 
     def install(self, name: str) -> int:
-        """Make the dressed spare the live segment of this name; its handle. OSError: not known how far it came."""
+        """Make the dressed spare the active segment of this name; its handle. OSError: not known how far it came."""
         self._disk.rename(f"{self._directory}/{SPARE}", f"{self._directory}/{name}")
         self._disk.fsync_dir(self._directory)
         self._replace_manifest()
