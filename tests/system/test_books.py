@@ -5,26 +5,25 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import pytest
+from click.testing import CliRunner
 
+from billing.cli.main import root
 from billing.client.client import Client
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
 
 async def test_rows_name_actor_and_rates_and_a_closed_account_answers(data_dir: Path) -> None:
-    with Daemon(data_dir, shards__workers=2) as daemon:
+    with Daemon(data_dir, shards__workers=1) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("top_up", "anna", 10**9, {"message": "invoice 7"})
         await rpc.ask("set_rate", "anna", 3, {"resource": "vm-1", "message": "started"})
@@ -60,7 +59,7 @@ async def test_every_change_has_its_message_and_what_it_set_in_its_row(data_dir:
         *(("hold", "1"), ("capture", "e:6", "0.5"), ("hold", "1"), ("release", "e:8"), ("adjust", -5, "a correction")),
         *(("set_thresholds", [{"amount": "3"}, {"runway_ns": 60}]), ("set_class", "default"), ("close_account",)),
     ]
-    with Daemon(data_dir, shards__workers=2) as daemon:
+    with Daemon(data_dir, shards__workers=1) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         assert {method for method, *_ in changes} == {
             row["name"] for row in await rpc.ask("methods") if row["kind"] == "command"
@@ -112,9 +111,19 @@ async def _open_books(port: int) -> None:
     rpc.close()
 
 
-def billing(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "billing", *words, "--address", f"127.0.0.1:{daemon.rpc_port}"]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TZ": "UTC"})
+class Said(NamedTuple):
+    """How a command ended, and what it said."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def billing(daemon: Daemon, *words: str) -> Said:
+    """A command, carried out in this process."""
+    address = ("--address", f"127.0.0.1:{daemon.rpc_port}")
+    done = CliRunner(env={"TZ": "UTC"}).invoke(root, [*words, *address])
+    return Said(done.exit_code, done.stdout, done.stderr)
 
 
 def told(daemon: Daemon, *words: str) -> Any:
@@ -231,9 +240,9 @@ async def test_a_dry_run_says_what_would_come_and_changes_nothing(books: Daemon)
     assert str(error).startswith("INSUFFICIENT_FUNDS")
     error, _ = await rpc.call("dry_run", "get_account", ["anna"])
     assert str(error).startswith("INVALID_PARAMS")
-    shown = billing(books, "debit", "anna", "1", "--dry-run")
+    shown = await asyncio.to_thread(billing, books, "debit", "anna", "1", "--dry-run")
     assert (shown.returncode, "Nothing was changed" in shown.stderr) == (0, True)
-    closing = billing(books, "close", "anna", "--dry-run")
+    closing = await asyncio.to_thread(billing, books, "close", "anna", "--dry-run")
     assert (closing.returncode, "ACCOUNT_NOT_CLOSABLE" in closing.stderr) == (1, True)
     after = await rpc.ask("get_account", "anna")
     assert after["entry_id"] == before["entry_id"]
@@ -244,7 +253,7 @@ async def test_more_entries_than_one_answer_holds_are_all_printed(books: Daemon)
     await client.connect()
     await asyncio.gather(*(client.top_up("ben", nanos=1) for _ in range(2_300)))
     client.close()
-    found = told(books, "statement", "ben")
+    found = await asyncio.to_thread(told, books, "statement", "ben")
     assert (found["entries_count"], found["closing_nanos"], found["adds_up"]) == (2_300, 2_300, True)
     assert [row["entry_id"] for row in found["entries"]] == list(range(1, 2_301))
 

@@ -6,25 +6,44 @@ import asyncio
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
+import pytest_asyncio
 
 from tests.admin.chromium import PATH, Chromium
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
-pytestmark = pytest.mark.skipif(PATH is None, reason="the browser is Debian's package chromium")
+pytestmark = [
+    pytest.mark.skipif(PATH is None, reason="the browser is Debian's package chromium"),
+    pytest.mark.asyncio(loop_scope="module"),
+]
 
 EVIL = "<img src=x onerror=document.title='bad'>"
 SHOTS = os.environ.get("BILLING_SCREENSHOTS", "")  # a folder to keep what the browser saw in
 
 
-@pytest.fixture
-async def browser(data_dir: Path) -> AsyncIterator[Chromium]:
-    async with Chromium(data_dir) as opened:
-        yield opened
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def opened(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Chromium]:
+    async with Chromium(tmp_path_factory.mktemp("browser")) as browser:
+        yield browser
+
+
+@pytest_asyncio.fixture(loop_scope="module")
+async def browser(opened: Chromium) -> Chromium:
+    """The one that all tests share, on an empty page, with nothing complained about yet."""
+    await opened.open("about:blank")
+    opened.errors.clear()
+    return opened
+
+
+@pytest.fixture(scope="module")
+def daemon(module_dir: Path) -> Iterator[Daemon]:
+    """For the last three tests, in their order: one worker, and nothing is in it at first."""
+    with Daemon(module_dir, shards__workers=1) as started:
+        yield started
 
 
 async def keep(browser: Chromium, name: str) -> None:
@@ -84,24 +103,6 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
     assert [error for error in browser.errors if "ERR_" not in error] == []
 
 
-async def test_it_fits_and_can_be_read(data_dir: Path, browser: Chromium) -> None:
-    with Daemon(data_dir, shards__workers=1) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        for number in range(30):
-            await rpc.ask("top_up", f"a user with quite a long name, number {number} of some", "0.001")
-            await rpc.ask("set_rate", f"a user with quite a long name, number {number} of some", str(1 + number % 3))
-        for name, width, height, dark in (("desk", 1280, 900, False), ("phone", 375, 812, True)):
-            await browser.open(f"http://127.0.0.1:{daemon.admin_port}/?user={'x' * 100}", width, height, dark)
-            await browser.until("document.querySelector('#owed td.user') !== null")
-            assert await browser.evaluate("document.documentElement.scrollWidth") <= width, name
-            low = await browser.evaluate(CONTRASTS)
-            assert low == [], f"{name}: text that can hardly be read"
-            over = await browser.evaluate(OVERFLOWS)
-            assert over == [], f"{name}: what does not fit into its card"
-            await keep(browser, name)
-    assert browser.errors == []
-
-
 NO_CLIPBOARD = """
     Object.defineProperty(navigator, "clipboard", {value: undefined});
     document.execCommand = (what) => { window.copied = document.activeElement.value; return what === "copy"; };
@@ -141,48 +142,63 @@ async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_di
     assert browser.errors == []
 
 
-async def test_a_worker_that_died_has_left_a_trace(data_dir: Path, browser: Chromium) -> None:
-    with Daemon(data_dir, shards__workers=1) as daemon:
-        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/", 1280, 900)
-        await browser.until("document.querySelector('#state .pill.good') !== null", 60)
-        assert "No warning was logged since the start" in await browser.evaluate(
-            "document.getElementById('recent').innerText"
-        )
-        os.kill(daemon.worker_pids()[0], signal.SIGSTOP)
-        await browser.until("document.querySelector('#shards .pill.bad')?.textContent === 'silent'", 60)
-        assert await browser.evaluate("document.title.startsWith('● Silent')")
-        owed = await browser.evaluate("document.getElementById('owed').innerText")
-        assert owed == "The list cannot be had now: no answer in time."
-        tiles = " ".join((await browser.evaluate("document.querySelector('.tiles').innerText")).split())
-        assert "nothing is owed" not in tiles, "nobody knows that now"
-        assert "Cutoffs owed – no shard answers" in tiles
-        assert "Commands a second – no shard answers" in tiles
-        daemon.kill(daemon.worker_pids()[0])
-        await browser.until("document.getElementById('recent').innerText.includes('ended with -9')", 60)
-        await browser.until("document.querySelector('#state .pill.good') !== null", 60)
-        starts = "document.querySelectorAll('#shards tbody td')[3].textContent"
-        await browser.until(f"{starts} === '2'", 60)
-        identity = await browser.evaluate("document.getElementById('identity').innerText")
-        for fact in ("since", "version", "memory", "disk"):
-            assert fact in identity
+async def test_a_worker_that_died_has_left_a_trace(daemon: Daemon, browser: Chromium) -> None:
+    await browser.open(f"http://127.0.0.1:{daemon.admin_port}/", 1280, 900)
+    await browser.until("document.querySelector('#state .pill.good') !== null", 60)
+    assert "No warning was logged since the start" in await browser.evaluate(
+        "document.getElementById('recent').innerText"
+    )
+    os.kill(daemon.worker_pids()[0], signal.SIGSTOP)
+    await browser.until("document.querySelector('#shards .pill.bad')?.textContent === 'silent'", 60)
+    assert await browser.evaluate("document.title.startsWith('● Silent')")
+    owed = await browser.evaluate("document.getElementById('owed').innerText")
+    assert owed == "The list cannot be had now: no answer in time."
+    tiles = " ".join((await browser.evaluate("document.querySelector('.tiles').innerText")).split())
+    assert "nothing is owed" not in tiles, "nobody knows that now"
+    assert "Cutoffs owed – no shard answers" in tiles
+    assert "Commands a second – no shard answers" in tiles
+    daemon.kill(daemon.worker_pids()[0])
+    await browser.until("document.getElementById('recent').innerText.includes('ended with -9')", 60)
+    await browser.until("document.querySelector('#state .pill.good') !== null", 60)
+    starts = "document.querySelectorAll('#shards tbody td')[3].textContent"
+    await browser.until(f"{starts} === '2'", 60)
+    identity = await browser.evaluate("document.getElementById('identity').innerText")
+    for fact in ("since", "version", "memory", "disk"):
+        assert fact in identity
 
 
-async def test_it_needs_no_script_for_the_figures(data_dir: Path, browser: Chromium) -> None:
-    with Daemon(data_dir, shards__workers=1) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        await rpc.ask("top_up", "alice", "12.5")
-        url = f"http://127.0.0.1:{daemon.admin_port}/?user=alice"
-        async with asyncio.timeout(60):
-            counted = ""
-            while counted != "1":  # the figures are of a second ago
-                await browser.open(url, script=False)
-                counted = await browser.evaluate("document.querySelectorAll('.tile .figure')[5].textContent")
-        text = await browser.evaluate("document.body.innerText")
-        assert "12.5" in text
-        assert "every bucket is served" in text
-        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/runbook", script=False)
-        assert "BillingCutoffsOwed" in await browser.evaluate("document.body.innerText")
-        await keep(browser, "runbook")
+async def test_it_needs_no_script_for_the_figures(daemon: Daemon, browser: Chromium) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    await rpc.ask("top_up", "alice", "12.5")
+    url = f"http://127.0.0.1:{daemon.admin_port}/?user=alice"
+    async with asyncio.timeout(60):
+        counted = ""
+        while counted != "1":  # the figures are of a second ago
+            await browser.open(url, script=False)
+            counted = await browser.evaluate("document.querySelectorAll('.tile .figure')[5].textContent")
+    text = await browser.evaluate("document.body.innerText")
+    assert "12.5" in text
+    assert "every bucket is served" in text
+    await browser.open(f"http://127.0.0.1:{daemon.admin_port}/runbook", script=False)
+    assert "BillingCutoffsOwed" in await browser.evaluate("document.body.innerText")
+    await keep(browser, "runbook")
+
+
+async def test_it_fits_and_can_be_read(daemon: Daemon, browser: Chromium) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    for number in range(30):
+        await rpc.ask("top_up", f"a user with quite a long name, number {number} of some", "0.001")
+        await rpc.ask("set_rate", f"a user with quite a long name, number {number} of some", str(1 + number % 3))
+    for name, width, height, dark in (("desk", 1280, 900, False), ("phone", 375, 812, True)):
+        await browser.open(f"http://127.0.0.1:{daemon.admin_port}/?user={'x' * 100}", width, height, dark)
+        await browser.until("document.querySelector('#owed td.user') !== null")
+        assert await browser.evaluate("document.documentElement.scrollWidth") <= width, name
+        low = await browser.evaluate(CONTRASTS)
+        assert low == [], f"{name}: text that can hardly be read"
+        over = await browser.evaluate(OVERFLOWS)
+        assert over == [], f"{name}: what does not fit into its card"
+        await keep(browser, name)
+    assert browser.errors == []
 
 
 # Texts whose contrast with what is behind them is below 4.5 (WCAG 2.1 AA).

@@ -32,11 +32,12 @@ def alive(pids: set[int]) -> set[int]:
 
 @pytest.fixture
 def demo(tmp_path: Path) -> list[str]:
-    """The command, on the default configuration but for its ports, which another suite may be using."""
+    """The command, on the default configuration but for its ports, which another suite may be using, and its files."""
     text = (REPOSITORY / "config.toml").read_text()
     for port in ("3311", "8080", "9311"):
         text, times = re.subn(rf"(?<=127\.0\.0\.1:){port}\b", str(free_port()), text)
         assert times == 1
+    text = text.replace("segment_bytes = 67108864", "segment_bytes = 4194304")  # files are filled before they are used
     config = tmp_path / "config.toml"
     config.write_text(text)
     return [sys.executable, "-m", "billing", "demo", "--config", str(config)]
@@ -44,7 +45,7 @@ def demo(tmp_path: Path) -> list[str]:
 
 def test_the_scene_is_played_and_judged(data_dir: Path, demo: list[str]) -> None:
     done = subprocess.run(
-        [*demo, "--once", "--pace", "0.5"],  # a second for the top-up that saves
+        [*demo, "--once", "--pace", "2"],
         cwd=data_dir,
         env={**os.environ, "TMPDIR": str(data_dir), "BILLING_TOKEN": "that of another daemon"},
         capture_output=True,
@@ -70,7 +71,7 @@ def test_the_scene_is_played_and_judged(data_dir: Path, demo: list[str]) -> None
 @pytest.mark.skipif(BINARY is None, reason=MISSING)
 def test_the_scene_is_played_with_the_log_on_three_servers(data_dir: Path, demo: list[str]) -> None:
     done = subprocess.run(
-        [*demo, "--once", "--pace", "0.5", "--cluster"],
+        [*demo, "--once", "--pace", "2", "--cluster"],
         cwd=data_dir,
         env={**os.environ, "TMPDIR": str(data_dir)},
         capture_output=True,

@@ -81,7 +81,9 @@ async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_non
     users = [f"user_{number}" for number in range(40)]
     wanted = {user: [f"{entry}:account-topped_up" for entry in range(1, 31)] for user in users}
     async with receiving() as cutoffs:
-        daemon = Daemon(data_dir, cutoff__url=cutoffs.url, notify__url=f"http://127.0.0.1:{port}/told")
+        daemon = Daemon(
+            data_dir, shards__workers=1, cutoff__url=cutoffs.url, notify__url=f"http://127.0.0.1:{port}/told"
+        )
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             for _ in range(15):

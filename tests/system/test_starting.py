@@ -47,6 +47,7 @@ async def test_every_door_and_every_call_speaks_ipv6(data_dir: Path, direct: boo
     port = endpoint.sockets[0].getsockname()[1]
     daemon = Daemon(
         data_dir,
+        shards__workers=1,
         rpc__listen=f"[::1]:{free_port()}",
         rpc__direct=direct,
         admin__listen=f"[::1]:{free_port()}",
@@ -78,7 +79,7 @@ def test_sigterm_at_any_instant_of_a_start_ends_it_with_0(data_dir: Path) -> Non
         daemon.log.write_bytes(b"")
         process = daemon.launch()
         try:
-            process.wait(rng.uniform(0.2, 4.0))
+            process.wait(rng.uniform(0.05, 2.0))
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
         code = process.wait(60)
