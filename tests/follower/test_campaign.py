@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +9,7 @@ import pytest
 from tests.follower.campaign import first_failing, play
 from tests.simulation.faulty import Faulty
 from tests.simulation.files import FailingDisk
-from tests.simulation.mutants import apply, copied
+from tests.simulation.mutants import said_by
 
 SEEDS = 24
 HUNTED = 100  # seeds that are tried where the one that caught a fault does not any more
@@ -71,26 +68,17 @@ def test_a_write_back_fails_for_a_file_and_not_for_what_is_put_in_its_place(tmp_
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: fault.name)
-def test_our_own_faults_are_caught_by_the_seed_that_is_known_to(fault: Faulty, tmp_path: Path) -> None:
-    copied(tmp_path)
-    (tmp_path / "tests" / "follower").mkdir()
-    for name in ("__init__.py", "campaign.py"):
-        (tmp_path / "tests" / "follower" / name).write_bytes(Path(__file__).with_name(name).read_bytes())
-    apply(fault, tmp_path)
+def test_our_own_faults_are_caught_by_the_seed_that_is_known_to(fault: Faulty) -> None:
     seed = FAULTS[fault]
-    assert hunted(tmp_path, seed, seed + 1).startswith("("), (
-        f"{fault.name}: seed {seed} does not catch it any more; {hunted(tmp_path, 0, HUNTED)} does"
+    assert hunted(fault, seed, seed + 1).startswith("("), (
+        f"{fault.name}: seed {seed} does not catch it any more; {hunted(fault, 0, HUNTED)} does"
     )
 
 
-def hunted(root: Path, first: int, end: int) -> str:
-    """What the first of these seeds that fails with the code under `root` says; "None" where none does."""
+def hunted(fault: Faulty, first: int, end: int) -> str:
+    """What the first of these seeds that fails with the faulty code says; "None" where none does."""
     hunt = f"from tests.follower.campaign import first_failing; print(first_failing(range({first}, {end})))"
-    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
-    done = subprocess.run(
-        [sys.executable, "-c", hunt], cwd=root, env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
+    return said_by(fault, hunt)
 
 
 def test_the_hunt_itself_finds_nothing_in_sound_code() -> None:

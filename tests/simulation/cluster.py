@@ -48,6 +48,7 @@ OFFSET_NS_MAX = 200_000_000
 DRIFT_PPM_MAX = 300
 WAKING_NS = 500_000  # so long a process that wakes up may be at what has come in, before it looks at its timers
 WATCHED = 20  # reads of a watcher that may be without an answer
+LOOK_S = 0.05  # so often a client without a host looks for one
 IDENTITY = "5eed5eed5eed5eed"
 
 _numbers = itertools.count(1)
@@ -358,12 +359,23 @@ class HostsClient(Client):
 
     doors: list[SimSocket]
 
+    def _open(self) -> list[SimSocket]:
+        return [door for door in self.doors if door.listener is not None and door.listener.servers()]
+
     async def _chosen(self) -> SimSocket:
-        while True:
-            open_ones = [door for door in self.doors if door.listener is not None and door.listener.servers()]
-            if open_ones:
-                return self._rng.choice(open_ones)
-            await asyncio.sleep(0.05)
+        while not (open_ones := self._open()):
+            self._loop.call_later(LOOK_S, self._look, opened := self._loop.create_future())
+            await opened
+        return self._rng.choice(open_ones)
+
+    def _look(self, opened: asyncio.Future[None]) -> None:
+        """Somebody looks again and again, for hours: by a timer, which costs less than a task that sleeps."""
+        if opened.done():
+            return
+        if self._open():
+            opened.set_result(None)
+        else:
+            self._loop.call_later(LOOK_S, self._look, opened)
 
     def _take(self, call: Call, outcome: Any) -> bool:
         again = super()._take(call, outcome)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -25,28 +24,39 @@ from tests.simulation.faulty import BESIDE, BETWEEN, FAULTS, UNSEEN, Faulty
 
 SEEDS = 200
 ROOT = Path(__file__).resolve().parents[2]
-ROOMS = ("billing", "shards", "tests/simulation")
+ROOMS = ("billing", "shards", "tests/follower", "tests/simulation")
 _HUNT = (
     "import sys; from tests.simulation.campaign import first_failing; "
     "print(first_failing(int(sys.argv[1]), int(sys.argv[2]), **dict.fromkeys(sys.argv[3:], True)))"
 )
 
 
-def copied(target: Path) -> None:
-    """The rooms that the simulation needs."""
+def faulty_code(fault: Faulty, root: Path) -> None:
+    """Links to the rooms that the simulation needs, and to what Python has compiled of them; the files of the fault are
+    files of their own. AssertionError where the code has changed and the fault does not fit it any more.
+    """
+    (root / "tests").mkdir()
+    (root / "tests" / "__init__.py").touch()
     for room in ROOMS:
-        shutil.copytree(ROOT / room, target / room, ignore=shutil.ignore_patterns("__pycache__", "*.jsonl"))
-    (target / "tests" / "__init__.py").touch()
-
-
-def apply(fault: Faulty, root: Path) -> None:
-    """Puts the fault into the copy; AssertionError where the code has changed and it does not fit any more."""
+        (root / room).symlink_to(ROOT / room)
     for file, old, new in fault.edits:
-        path = root / file
-        text = path.read_text()
+        text = (root / file).read_text()
         times = text.count(old)
         assert times == 1, f"{fault.name}: its text occurs {times} times in {file}: the code has changed, adapt it"
-        path.write_text(text.replace(old, new))
+        _own(root, Path(file)).write_text(text.replace(old, new))
+
+
+def _own(root: Path, file: Path) -> Path:
+    """The file, in directories of its own: what stands beside it there is linked."""
+    for directory in [root / one for one in reversed(file.parents)]:
+        if directory.is_symlink():
+            linked = directory.readlink()
+            directory.unlink()
+            directory.mkdir()
+            for beside in linked.iterdir():
+                (directory / beside.name).symlink_to(beside)
+    (root / file).unlink()
+    return root / file
 
 
 def _world_of(fault: Faulty) -> list[str]:
@@ -54,26 +64,29 @@ def _world_of(fault: Faulty) -> list[str]:
     return ["follows"] * (fault in BESIDE) + ["hosts"] * (fault in BETWEEN)
 
 
-def hunt(fault: Faulty, seeds: int = SEEDS, first: int = 0) -> dict[str, Any]:
-    """Plays seeds `first` to `seeds` - 1 against the faulty code until one fails."""
+def said_by(fault: Faulty, program: str, *arguments: str) -> str:
+    """The last line that a program prints which runs the faulty code."""
     with tempfile.TemporaryDirectory(prefix="billing-faulty-") as where:
-        root = Path(where)
-        copied(root)
-        apply(fault, root)
-        environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+        faulty_code(fault, Path(where))
         run = subprocess.run(
-            [sys.executable, "-c", _HUNT, str(first), str(seeds), *_world_of(fault)],
-            cwd=root,
-            env=environment,
+            [sys.executable, "-c", program, *arguments],
+            cwd=where,
+            env={**os.environ, "PYTHONPATH": where, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
     said = run.stdout.strip().splitlines()[-1:] if run.returncode == 0 else []
-    assert said, f"{fault.name}: the simulation does not even start: {run.stderr[-2000:]}"
-    if said == ["None"]:
+    assert said, f"{fault.name}: what runs it does not even start: {run.stderr[-2000:]}"
+    return said[0]
+
+
+def hunt(fault: Faulty, seeds: int = SEEDS, first: int = 0) -> dict[str, Any]:
+    """Plays seeds `first` to `seeds` - 1 against the faulty code until one fails."""
+    said = said_by(fault, _HUNT, str(first), str(seeds), *_world_of(fault))
+    if said == "None":
         return {"name": fault.name, "seed": None}
-    seed, _, how = said[0].strip("()").partition(", ")
+    seed, _, how = said.strip("()").partition(", ")
     return {"name": fault.name, "seed": int(seed), "how": how[:300]}
 
 

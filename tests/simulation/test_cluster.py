@@ -1,4 +1,4 @@
-"""Several hosts over one log on a virtual clock: 20 seeds, each with faults of its own; see `tests.simulation.cluster`.
+"""Several hosts over one log on a virtual clock: ten seeds, each with its faults; see `tests.simulation.cluster`.
 `make torture` plays two thousand.
 
 A seed that fails names the command that repeats it.
@@ -16,7 +16,7 @@ from tests.simulation.cluster_run import KINDS, play_hosts
 from tests.simulation.faulty import BETWEEN
 from tests.simulation.mutants import hunt
 
-SEEDS = 20
+SEEDS = 10
 SEED = random.SystemRandom().randrange(10**6)  # shown by a failure
 DRAWN = 3  # of our own faults, anew each time; `make torture` tries all of them
 

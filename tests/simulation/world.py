@@ -257,9 +257,7 @@ class World(Course):
     def is_quiet(self) -> bool:
         """Every bucket is served, nothing is owed, nothing moves, nothing waits for the disk."""
         supervisor = self.supervisor
-        if supervisor is None or not self.is_ready() or self.auditor.owed():
-            return False
-        if self.followers is not None and self.followers.told.untold():
+        if supervisor is None or not self.is_ready():
             return False
         if supervisor.mover.running or supervisor.mover.rebalancing:
             return False
@@ -271,8 +269,10 @@ class World(Course):
         workers = [process.worker for process in self.live()]
         if any(w is None or w._writing or w.shard.has_more() for w in workers):
             return False
-        # Else the last word of a move is on its way.
-        return not any(w.shard._frozen or w.shard._arrived for w in workers if w is not None)
+        if any(w.shard._frozen or w.shard._arrived for w in workers if w is not None):
+            return False  # the last word of a move is on its way
+        told = self.followers.told.untold() if self.followers is not None else []
+        return not self.auditor.owed() and not told
 
     def live(self) -> list[Process]:
         """The processes of all shards, in order."""
