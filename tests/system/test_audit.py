@@ -18,14 +18,15 @@ from typing import Any
 import msgpack
 import pytest
 
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Rpc
 
 
 def audit(daemon: Daemon, *words: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "billing", "audit", "--json", "--config", str(daemon.config), *words]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    told = carried_out("audit", "--json", "--config", daemon.config, *words)
+    assert told.returncode == 0, told.stderr
     found: list[dict[str, Any]] = json.loads(told.stdout)
     return found
 
@@ -77,7 +78,7 @@ async def test_acts_and_refused_sign_ins_are_on_record(data_dir: Path) -> None:
         os.kill(daemon.process.pid, signal.SIGHUP)
         async with asyncio.timeout(60):
             while not await asyncio.to_thread(audit, daemon, "--act", "reload"):
-                pass
+                await asyncio.sleep(0.05)
         running = await asyncio.to_thread(audit, daemon)
         pages, cursor = [], ""
         while rows := await rpc.ask("audit", {"after": cursor, "limit": 2}):

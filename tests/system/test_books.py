@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from click.testing import CliRunner
 
-from billing.cli.main import root
 from billing.client.client import Client
+from tests.system.commands import Said, carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
@@ -111,19 +110,8 @@ async def _open_books(port: int) -> None:
     rpc.close()
 
 
-class Said(NamedTuple):
-    """How a command ended, and what it said."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 def billing(daemon: Daemon, *words: str) -> Said:
-    """A command, carried out in this process."""
-    address = ("--address", f"127.0.0.1:{daemon.rpc_port}")
-    done = CliRunner(env={"TZ": "UTC"}).invoke(root, [*words, *address])
-    return Said(done.exit_code, done.stdout, done.stderr)
+    return carried_out(*words, "--address", daemon.address, TZ="UTC")
 
 
 def told(daemon: Daemon, *words: str) -> Any:

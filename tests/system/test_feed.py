@@ -8,12 +8,11 @@ import csv
 import io
 import json
 import random
-import subprocess
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
 
+from tests.system.commands import Said, carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Lost, Rpc
@@ -121,9 +120,8 @@ async def test_each_entry_comes_once_over_moves_a_kill_and_a_shard_that_is_drain
         assert str(error).startswith("UNKNOWN_CURSOR: ")
 
 
-def billing(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "billing", "--address", daemon.address, *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+def billing(daemon: Daemon, *words: str) -> Said:
+    return carried_out("--address", daemon.address, *words)
 
 
 async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_every_door(data_dir: Path) -> None:

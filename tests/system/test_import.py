@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.commands import Said, carried_out
 from tests.system.daemon import Daemon
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tarantool"
@@ -24,9 +25,8 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield started
 
 
-def billing(daemon: Daemon, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "billing", *map(str, arguments), "--address", daemon.address]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+def billing(daemon: Daemon, *arguments: object) -> Said:
+    return carried_out(*arguments, "--address", daemon.address)
 
 
 def account(daemon: Daemon, user: str) -> dict[str, object]:

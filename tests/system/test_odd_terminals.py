@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 
 BILLING = f"{sys.executable} -m billing"
@@ -40,7 +41,7 @@ def shell(daemon: Daemon, line: str, **environ: str) -> subprocess.CompletedProc
 
 
 def balance(daemon: Daemon, user: str) -> int:
-    told = shell(daemon, f"billing account '{user}' --json").stdout
+    told = carried_out("account", user, "--json", "--address", daemon.address).stdout
     return int(json.loads(told)["balance_nanos"])
 
 
@@ -54,7 +55,7 @@ def test_a_user_id_that_is_no_text_is_the_daemons_to_refuse(daemon: Daemon) -> N
 def test_an_export_into_a_file_is_whole_where_its_bar_is_on_a_terminal(
     daemon: Daemon, tmp_path: Path, what: str
 ) -> None:
-    shell(daemon, "billing top-up exported 1")
+    carried_out("top-up", "exported", "1", "--address", daemon.address)
     wanted = shell(daemon, f"billing export {what} --csv").stdout
     reader, terminal = pty.openpty()
     shown = bytearray()
@@ -104,7 +105,7 @@ def test_money_that_moved_is_said_to_have_moved(daemon: Daemon, name: str, redir
 
 @pytest.mark.parametrize("redirection", ["> /dev/full", ">&-"])
 def test_an_answer_that_could_not_be_written_is_none(daemon: Daemon, redirection: str) -> None:
-    shell(daemon, "billing top-up asked 1")
+    carried_out("top-up", "asked", "1", "--address", daemon.address)
     ended = shell(daemon, f"billing account asked {redirection}")
     assert ended.returncode == 1
     assert b"the output could not be written" in ended.stderr

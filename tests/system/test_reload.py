@@ -197,6 +197,9 @@ async def test_the_operators_pages_take_the_new_tokens_as_well(data_dir: Path) -
 async def test_certificates_are_read_again(data_dir: Path) -> None:
     cert, key = data_dir / "server.pem", data_dir / "server.key"
     authorities = [trustme.CA(), trustme.CA()]
+    contexts = [ssl.create_default_context(), ssl.create_default_context()]  # whom the clients of each believe
+    for authority, context in zip(authorities, contexts, strict=True):
+        authority.configure_trust(context)
 
     def install(authority: trustme.CA) -> None:
         issued = authority.issue_cert("127.0.0.1")
@@ -207,9 +210,7 @@ async def test_certificates_are_read_again(data_dir: Path) -> None:
     def shown(daemon: Daemon) -> list[bool]:
         """For each authority, whether its clients believe the daemon."""
         believed = []
-        for authority in authorities:
-            context = ssl.create_default_context()
-            authority.configure_trust(context)
+        for context in contexts:
             try:
                 with socket.create_connection(("127.0.0.1", daemon.rpc_port), timeout=20) as plain:
                     context.wrap_socket(plain, server_hostname="127.0.0.1").close()
