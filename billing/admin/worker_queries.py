@@ -38,7 +38,7 @@ class QueryRefused(Exception):
 
 
 class QueryReplies:
-    """The questions under way, by number; the supervisor hands each answer to `told`."""
+    """The questions under way, by number; the supervisor hands each answer to `on_reply`."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
@@ -56,7 +56,7 @@ class QueryReplies:
         """Nobody waits for it any more."""
         del self._waiting[number]
 
-    def told(self, data: bytes) -> None:
+    def on_reply(self, data: bytes) -> None:
         """A worker's answer, as it would be a client's."""
         _, number, error, result = msgpack.unpackb(data, raw=False, strict_map_key=False)
         future = self._waiting.get(number)

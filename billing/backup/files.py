@@ -35,7 +35,7 @@ from billing.audit.trail import Record, Trail, copy_trails
 from billing.doctor.examine import shards_in
 from billing.follower.store import shard_files
 from billing.history.copying import copy_elsewhere, copy_history
-from billing.notices.copying import Cut, CutShard, copy_notices
+from billing.notices.copying import BackupCut, CutShard, copy_notices
 from billing.worker.startup_hold import RESTORED
 from shards.journal import backends
 from shards.journal.file.copying import copy_until
@@ -86,7 +86,7 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
         *(CutShard(row["shard_id"], row["position"], row["here"], row["settled"]) for row in cut["shards"]),
         *(CutShard(shard, position, True, -1) for shard, position in gone.items() if is_files),
     ]
-    instant = Cut(cut["at_ns"], shards, reader_of, cut["hosts_share"])
+    instant = BackupCut(cut["at_ns"], shards, reader_of, cut["hosts_share"])
     told = copy_notices(disk, f"{source}/{NOTICES}", f"{work}/{NOTICES}", instant, lambda: REAL.randbits(62), renew)
     for copied in told:
         for name in copied.names:

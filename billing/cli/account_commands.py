@@ -20,7 +20,7 @@ from billing.cli.listing import HELP
 from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
 from billing.cli.output import put, say
-from billing.cli.paging import Filters, Listing, list_all_option, one_shard_option, show_pages
+from billing.cli.paging import Filters, PagedMethod, list_all_option, one_shard_option, show_pages
 from billing.cli.periods import ANY_INSTANT_NS, is_relative, named
 from billing.cli.showing import coins, look_of, show
 from billing.cli.values import moment, span
@@ -40,8 +40,8 @@ _OF_METHODS: Final = {
     "class": "set_class",
 }
 
-ACCOUNTS: Final = Listing("accounts", "user_id", "--after")
-HISTORY: Final = Listing("history", "entry_id", "--before")
+ACCOUNTS: Final = PagedMethod("accounts", "user_id", "--after")
+HISTORY: Final = PagedMethod("history", "entry_id", "--before")
 
 _user = click.argument("user")
 _repeatable = (option_of(REQUEST_ID), option_of(MESSAGE), DRY_RUN)

@@ -19,7 +19,7 @@ from billing.cli.confirming import confirmed
 from billing.cli.method_commands import taken_by
 from billing.cli.options import YES, Command, Group, option
 from billing.cli.output import put, say
-from billing.cli.paging import Filters, Listing, list_all_option, one_shard_option, show_pages
+from billing.cli.paging import Filters, PagedMethod, list_all_option, one_shard_option, show_pages
 from billing.cli.sentences import Outcome, retried
 from billing.cli.showing import ESSENTIAL, look_of, show, show_explained, tell, width_of
 from billing.client.client import Client
@@ -29,7 +29,7 @@ from shards.system.clock import MACHINE_CLOCKS
 
 BAR_WIDTH: Final = 40
 LOOK_AGAIN_S: Final = 0.1
-PENDING_CUTOFFS: Final = Listing("pending_cutoffs", "user_id", "--after")
+PENDING_CUTOFFS: Final = PagedMethod("pending_cutoffs", "user_id", "--after")
 
 _METHODS: Final = ("method", "does", "takes", "options")
 

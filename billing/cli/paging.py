@@ -38,7 +38,7 @@ one_shard_option = option(
 )
 
 
-class Listing(NamedTuple):
+class PagedMethod(NamedTuple):
     """A method that answers with pages of rows."""
 
     method: str
@@ -58,7 +58,7 @@ EVERYTHING: Final = Filters({}, ())
 
 def show_pages(
     target: Target,
-    listing: Listing,
+    paged: PagedMethod,
     start: Any,
     limit: int | None,
     every: bool,
@@ -70,7 +70,7 @@ def show_pages(
     """Asks for a page behind `start`, or for all of them, and shows it. `complete` makes the rows that are shown of
     those of the page.
     """
-    method, key, cursor = listing
+    method, key, cursor = paged
     last: list[Any] = [None]  # the key of the last row of the page
     if every and limit is not None:
         raise click.UsageError("--all and --limit cannot both be given")

@@ -11,7 +11,7 @@ from the columns that the history keeps for that. Both must be the same, to the 
               differences of floors of spent * running sum of rates / rate, in the order of the lines' names
 
 Which accounts: those whose keyed hash is lowest, at most `ACCOUNTS_MAX`; which instants: drawn uniformly, for each
-interval between two entries at most one, and of those of an account at most `CUTS_MAX`, each as likely as any other.
+interval between two entries at most one, and of those of an account at most `SAMPLES_MAX`, each as likely as any other.
 Only what the journal still holds can be held against it.
 """
 
@@ -28,14 +28,14 @@ from billing.doctor.report import Report
 from billing.doctor.state import Account
 
 ACCOUNTS_MAX: Final = 500
-CUTS_MAX: Final = 24  # of one account
+SAMPLES_MAX: Final = 24  # of one account
 ROWS_MAX: Final = 20_000  # of one account; longer ones are left out
 LINES_MAX: Final = 200  # of one account at once; with more, lines are left out
 
 Lines = dict[bytes, int]  # by resource: nanos per hour, or internal units
 
 
-class Cut(NamedTuple):
+class Sample(NamedTuple):
     """An instant of an account as the entries have it; `spent` and `lines` are sums since the stretch began."""
 
     at_ns: int
@@ -83,14 +83,26 @@ def added(sums: Lines, more: Lines) -> Lines:
 class _Seen:
     """An account behind its last entry, as replayed, and what was drawn of it."""
 
-    __slots__ = ("at_ns", "balance", "cuts", "drawn", "entry_id", "lines", "rate", "room", "spent", "stretch", "sums")
+    __slots__ = (
+        "at_ns",
+        "balance",
+        "drawn",
+        "entry_id",
+        "lines",
+        "rate",
+        "room",
+        "samples",
+        "spent",
+        "stretch",
+        "sums",
+    )
 
     def __init__(self) -> None:
         self.entry_id = -1
         self.at_ns = self.balance = self.rate = self.room = self.spent = self.stretch = self.drawn = 0
         self.lines: Lines = {}
         self.sums: Lines | None = {}
-        self.cuts: list[Cut] = []
+        self.samples: list[Sample] = []
 
 
 class Statements:
@@ -152,15 +164,15 @@ class Statements:
         if entry.at_ns > seen.at_ns:
             seen.drawn += 1
             place = self._draw.randrange(seen.drawn)
-            if place < CUTS_MAX:
+            if place < SAMPLES_MAX:
                 at_ns = self._draw.randint(seen.at_ns + 1, entry.at_ns)
                 by_then = spent if at_ns == entry.at_ns else min(seen.rate * (at_ns - seen.at_ns), seen.room)
                 lines = None if seen.sums is None else added(seen.sums, shares(seen.lines, seen.rate, by_then))
-                cut = Cut(at_ns, seen.balance - by_then, seen.stretch, seen.spent + by_then, lines)
-                if len(seen.cuts) < CUTS_MAX:
-                    seen.cuts.append(cut)
+                sample = Sample(at_ns, seen.balance - by_then, seen.stretch, seen.spent + by_then, lines)
+                if len(seen.samples) < SAMPLES_MAX:
+                    seen.samples.append(sample)
                 else:
-                    seen.cuts[place] = cut
+                    seen.samples[place] = sample
         seen.spent += spent
         if seen.sums is not None:
             for resource, part in shares(seen.lines, seen.rate, spent).items():
@@ -196,7 +208,7 @@ class Statements:
         """Holds both against each other."""
         for user_id, seen in self._seen.items():
             rows = self._rows[user_id]
-            if not seen.cuts or not rows:
+            if not seen.samples or not rows:
                 continue
             rows.sort()
             openings = self._openings.get(user_id, {})
@@ -205,7 +217,7 @@ class Statements:
             if any(after.entry_id != before.entry_id + 1 for before, after in pairwise(rows)):
                 continue  # some are lost, which is told where the rows are looked at
             self._report.count("statements", "accounts")
-            _Periods(self._report, user_id, rows, openings.get(newest)).compare(sorted(seen.cuts))
+            _Periods(self._report, user_id, rows, openings.get(newest)).compare(sorted(seen.samples))
 
 
 class _Found(NamedTuple):
@@ -229,22 +241,24 @@ class _Periods:
         self._lines = {} if rows[0].entry_id == 1 else opening  # rates behind the row at hand
         self._sums: Lines = {}
 
-    def compare(self, cuts: list[Cut]) -> None:
+    def compare(self, samples: list[Sample]) -> None:
         """Each instant, and the periods between them."""
         rows = self._rows
-        cuts = [cut for cut in cuts if rows[0].at_ns < cut.at_ns <= rows[-1].at_ns]  # else older or newer than the file
-        found: list[tuple[Cut, _Found]] = []
+        first_ns, last_ns = rows[0].at_ns, rows[-1].at_ns  # what is older or newer is not in the file
+        samples = [sample for sample in samples if first_ns < sample.at_ns <= last_ns]
+        found: list[tuple[Sample, _Found]] = []
         for before, row in pairwise(rows):
             self._amounts += before.amount
-            while len(found) < len(cuts) and cuts[len(found)].at_ns <= row.at_ns:
-                cut = cuts[len(found)]
-                found.append((cut, self._at(before, row, cut.at_ns)))
+            while len(found) < len(samples) and samples[len(found)].at_ns <= row.at_ns:
+                sample = samples[len(found)]
+                found.append((sample, self._at(before, row, sample.at_ns)))
             self._pass(before, row)
-        for cut, here in found:
+        for sample, here in found:
             self._report.count("statements", "instants")
-            if here.balance != cut.balance:
+            if here.balance != sample.balance:
                 self._fault(
-                    f"at {cut.at_ns} it had {coins(cut.balance)} by its entries, {coins(here.balance)} by its rows"
+                    f"at {sample.at_ns} it had {coins(sample.balance)} by its entries, "
+                    f"{coins(here.balance)} by its rows"
                 )
         for (first, opening), (last, closing) in pairwise(found):
             self._compare_period(first, opening, last, closing)
@@ -277,7 +291,7 @@ class _Periods:
             lines = {resource: rate for resource, rate in lines.items() if rate}
             self._lines = lines if len(lines) <= LINES_MAX else None
 
-    def _compare_period(self, first: Cut, opening: _Found, last: Cut, closing: _Found) -> None:
+    def _compare_period(self, first: Sample, opening: _Found, last: Sample, closing: _Found) -> None:
         where = f"from {first.at_ns} to {last.at_ns}"
         self._report.count("statements", "periods")
         accrued = closing.spent - opening.spent

@@ -39,7 +39,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple, assert_never
 
-from billing.follower import messages as say
+from billing.follower import messages
 from billing.follower.feed import Feed, Slice
 from billing.ledger.errors import Refused
 from shards.batch import slim
@@ -123,7 +123,7 @@ class _Question(NamedTuple):
     """Asked and not answered. `head`: of the moment; it is sent once the process was given this batch."""
 
     head: int
-    message: say.Ask
+    message: messages.Ask
     done: Callable[[Any], None]
     timeout: asyncio.TimerHandle
 
@@ -172,7 +172,7 @@ class FollowerLink:
         self._sent_bytes = self._reached_bytes = 0
         self._kept: deque[tuple[int, bytes]] = deque()  # the newest batches without a gap, while it is behind
         self._kept_bytes = 0
-        self._gathered: list[say.Batch] = []  # sent in the sense of `_sent`, but not on the wire yet
+        self._gathered: list[messages.Batch] = []  # sent in the sense of `_sent`, but not on the wire yet
         self._gathered_bytes = 0
         self._gathering: asyncio.TimerHandle | None = None
         self._heard_ns = self._looked_ns = 0  # when it last said something; when that was last looked at
@@ -224,7 +224,7 @@ class FollowerLink:
             done(self._unavailable(f"{self._limits.questions_max} questions are waiting"))
             return
         self._number = number = self._number + 1
-        message = say.Ask(number, question)
+        message = messages.Ask(number, question)
         timeout = self._loop.call_later(self._limits.answer_timeout_s, self._answer_late, number)
         self._questions[number] = _Question(self._head, message, done, timeout)
         if self._phase == LIVE and self._wire is not None:
@@ -242,7 +242,7 @@ class FollowerLink:
         """
         is_live = self._phase == LIVE
         if is_live and self._durable < self._head and self._wire is not None:
-            self._post(say.Settle())
+            self._post(messages.Settle())
         return obstacle_of(
             self._noun, self._shard_id, is_live, self._reason, self._durable, self._head, self._owes
         )  # fmt: skip
@@ -283,7 +283,7 @@ class FollowerLink:
         self._closing.set()
         self._refuse_all("the daemon is stopping")
         if self._wire is not None:
-            self._post(say.Close())
+            self._post(messages.Close())
             self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
         if self._task is not None:
             await self._task
@@ -298,7 +298,7 @@ class FollowerLink:
     def _send(self, position: int, payload: bytes) -> None:
         if len(payload) > SLIM_ABOVE_BYTES:
             payload = slim(payload)
-        self._gathered.append(say.Batch(position, payload))
+        self._gathered.append(messages.Batch(position, payload))
         self._gathered_bytes += len(payload)
         self._sent = position
         self._sent_bytes += len(payload)
@@ -317,7 +317,7 @@ class FollowerLink:
         if gathered and self._wire is not None:
             self._wire.send_all(gathered)
 
-    def _post(self, message: say.ToFollower) -> None:
+    def _post(self, message: messages.ToFollower) -> None:
         """Sends a message behind all batches handed over before."""
         assert self._wire is not None
         self._send_gathered()
@@ -390,24 +390,24 @@ class FollowerLink:
 
     # -- what the process says ---------------------------------------------------------------------------------------
 
-    def _on_frame(self, wire: Wire, message: say.ToWorker) -> None:
+    def _on_frame(self, wire: Wire, message: messages.ToWorker) -> None:
         self._heard_ns, self._pinged_ns = self._boot_ns(), 0
         if self._is_silent:
             self._is_silent = False
             log.info("the %s of shard %d answers again", self._noun, self._shard_id)
         match message:
-            case say.Reached():
+            case messages.Reached():
                 self._reached, self._reached_bytes = message.position, message.payload_bytes
                 self._durable, self._owes = message.durable, message.owes
                 if self._watched_ns and self._reached >= self._watched:
                     self._lag_ns = self._boot_ns() - self._watched_ns
                     self._watched_ns = 0
                 self._catch_up()
-            case say.Answer():
+            case messages.Answer():
                 self._answer(message.number, message.answer)
-            case say.Refused():
+            case messages.Refused():
                 self._answer(message.number, self._unavailable(message.reason))
-            case say.Opened():
+            case messages.Opened():
                 self._sent = message.position
                 self._phase = BEHIND
                 for remark in message.remarks:
@@ -415,13 +415,13 @@ class FollowerLink:
                 self._reason = "it is catching up with the journal"
                 self._suspect = False
                 self._catch_up()
-            case say.Told():
+            case messages.Told():
                 self._told = message.figures
-            case say.Remark():
+            case messages.Remark():
                 self._remark(message.text)
-            case say.Logged():
-                say.hand_on(message)
-            case say.Failed():
+            case messages.Logged():
+                messages.hand_on(message)
+            case messages.Failed():
                 self._suspect = self._suspect or message.code in (Exit.DAMAGED, Exit.DISK)
                 self._give_up(message.reason)
             case _:
@@ -440,7 +440,7 @@ class FollowerLink:
             elif self._pinged_ns and now_ns - self._pinged_ns >= limits.silent_s * 1e9:
                 self._fall_silent()
             elif not self._pinged_ns and now_ns - self._heard_ns >= limits.ping_s * 1e9:
-                self._post(say.Ping())
+                self._post(messages.Ping())
                 self._pinged_ns = now_ns
         self._loop.call_later(limits.ping_s, self._watch, life)
 
@@ -514,7 +514,7 @@ class FollowerLink:
         self._starts += 1
         process = self._process
         await self._loop.create_connection(
-            lambda: Wire(self._on_frame, self._on_closed, self._on_connected, say.to_worker), sock=ours
+            lambda: Wire(self._on_frame, self._on_closed, self._on_connected, messages.to_worker), sock=ours
         )
         await self._lost.wait()
         try:
@@ -534,9 +534,9 @@ class FollowerLink:
         self._pinged_ns, self._is_silent = 0, False
         self._loop.call_later(self._limits.ping_s, self._watch, self._life)
         journal, suspect = self._journal, self._suspect
-        wire.send(say.Open(self._directory, self._shard_id, journal.first, journal.head, suspect, self._options))
+        wire.send(messages.Open(self._directory, self._shard_id, journal.first, journal.head, suspect, self._options))
         if self._closing.is_set():
-            wire.send(say.Close())
+            wire.send(messages.Close())
 
     def _on_closed(self, wire: Wire) -> None:
         reason = self._reason if self._phase == DOWN else "its process ended"

@@ -27,7 +27,7 @@ from typing import Any, Final, assert_never
 
 import uvloop
 
-from billing.follower import messages as say
+from billing.follower import messages
 from billing.follower.store import FollowerStore, ShardFile, code_of, reason_of
 from shards.system.clock import Clocks
 from shards.system.disk import Disk, private_directory
@@ -92,14 +92,14 @@ class Process(ABC):
         self._closed.set()
         self.end(None)
 
-    def send(self, message: say.Message) -> None:
+    def send(self, message: messages.Message) -> None:
         """Says something to whoever started the process, if that is still there."""
         if self._wire is not None:
             self._wire.send(message)
 
     def tell(self, figures: dict[str, Any]) -> None:
         """Tells the operator's figures."""
-        self.send(say.Told(figures))
+        self.send(messages.Told(figures))
 
     def pass_on(self, record: logging.LogRecord) -> bool:
         """Hands a record of the log over; False where nobody is there to take it. Values that are neither numbers nor
@@ -111,7 +111,7 @@ class Process(ABC):
         if not record.exc_info and isinstance(record.args, tuple):
             words = str(record.msg)
             values = tuple(one if isinstance(one, int | float | str) else str(one) for one in record.args)
-        self.send(say.Logged(record.levelno, record.name, words, values))
+        self.send(messages.Logged(record.levelno, record.name, words, values))
         return True
 
     # -- work that waits ---------------------------------------------------------------------------------------------
@@ -165,7 +165,7 @@ class Process(ABC):
             error = error or trouble
         if error is not None:
             self.exit_code = code_of(error)
-            self.send(say.Failed(self.exit_code, reason_of(error)))
+            self.send(messages.Failed(self.exit_code, reason_of(error)))
         if self._wire is not None:
             self._wire.part()
             with contextlib.suppress(TimeoutError):
@@ -177,7 +177,7 @@ class Follower(Process):
     """One wire to a worker, one file."""
 
     def __init__(self, disk: Disk, clocks: Clocks) -> None:
-        super().__init__(disk, clocks, say.to_follower)
+        super().__init__(disk, clocks, messages.to_follower)
         self._bytes = 0
 
     # -- what a kind says --------------------------------------------------------------------------------------------
@@ -211,50 +211,50 @@ class Follower(Process):
 
     # -- the wire ----------------------------------------------------------------------------------------------------
 
-    def on_message(self, message: say.ToFollower) -> None:
+    def on_message(self, message: messages.ToFollower) -> None:
         match message:
-            case say.Batch():
+            case messages.Batch():
                 assert self.store is not None, "a batch before Open"
                 self._bytes += len(message.payload)
                 self.on_batch(message.position, message.payload)
-            case say.Ask():
+            case messages.Ask():
                 assert self.store is not None, "a question before Open"
                 self.on_ask(message.number, message.question)
-            case say.Settle():
+            case messages.Settle():
                 self.checkpoint()
-            case say.Ping():
+            case messages.Ping():
                 self.tell_reached()
-            case say.Open():
+            case messages.Open():
                 self._on_open(message)
-            case say.Close():
+            case messages.Close():
                 self.end(None)
             case _:
                 assert_never(message)
 
-    def _on_open(self, order: say.Open) -> None:
+    def _on_open(self, order: messages.Open) -> None:
         assert self.store is None, "opened twice"
         make_directory(self.disk, order.directory)
         file = ShardFile(order.directory, order.shard_id, order.first, order.head, self.disk)
         store, remarks = self.on_open(file, order.suspect, order.options)
-        self.send(say.Opened(store.position, remarks))
+        self.send(messages.Opened(store.position, remarks))
         self.tell_reached()
 
     def answer(self, number: int, answer: Any) -> None:
         """Answers a question."""
-        self.send(say.Answer(number, answer))
+        self.send(messages.Answer(number, answer))
 
     def refuse(self, number: int, reason: str) -> None:
         """Refuses a question."""
-        self.send(say.Refused(number, reason))
+        self.send(messages.Refused(number, reason))
 
     def remark(self, text: str) -> None:
         """Says something for the operator's log."""
-        self.send(say.Remark(text))
+        self.send(messages.Remark(text))
 
     def tell_reached(self) -> None:
         """Tells how far the file is."""
         if (store := self.store) is not None:
-            self.send(say.Reached(store.position, self._bytes, store.durable, self.owes()))
+            self.send(messages.Reached(store.position, self._bytes, store.durable, self.owes()))
 
     def checkpoint(self) -> bool:
         """Commits what was taken, makes it durable and proves it; False where that has to wait, and comes later."""

@@ -35,7 +35,7 @@ from contextlib import closing
 from functools import partial
 from typing import Any, Final, NamedTuple
 
-from billing.follower import messages as say
+from billing.follower import messages
 from billing.follower.feed import Feed, Slice
 from billing.follower.process import CHECKPOINT_S, Process, make_directory, run
 from billing.follower.store import Ahead, ShardFile, connect, file_of, reason_of
@@ -270,9 +270,9 @@ class Replica(Process):
                 with closing(connect(path, KIND)) as db:
                     given = given_of(db, *question)
         except UNREADABLE as error:
-            self.send(say.Refused(asked.number, reason_of(error)))
+            self.send(messages.Refused(asked.number, reason_of(error)))
         else:
-            self.send(say.Answer(asked.number, given))
+            self.send(messages.Answer(asked.number, given))
 
     def _release(self, shard: int) -> None:
         """The file of this shard is about to be replaced."""

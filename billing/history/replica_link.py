@@ -18,7 +18,7 @@ from typing import Any, Final, assert_never
 
 import msgspec
 
-from billing.follower import messages as say
+from billing.follower import messages
 from billing.follower.link import END_TIMEOUT_S, FROM_OUTSIDE, RESTART_DELAYS_S, command_of, failures_after
 from shards.exits import Exit
 from shards.system.host import Spawn
@@ -34,7 +34,7 @@ SILENT_NS: Final = 30_000_000_000  # it says something each second, and waits fo
 log = logging.getLogger("billing.history.replica")
 
 
-class Follow(say.Message, frozen=True, tag=32):
+class Follow(messages.Message, frozen=True, tag=32):
     """What the process is to do from now on; all but `shards` is the same each time."""
 
     directory: str  # of the history files
@@ -45,14 +45,14 @@ class Follow(say.Message, frozen=True, tag=32):
     hosts: list[str]  # that can be asked for what a file lacks, by name
 
 
-class Read(say.Message, frozen=True, tag=33):
+class Read(messages.Message, frozen=True, tag=33):
     """Another host asks for batches; answered with `Answer` (what `gaps.given_of` gives) or `Refused`."""
 
     number: int
     question: tuple[int, int, int, int, int]  # shard, after, rows, last, bytes_max, as of `gaps.given_of`
 
 
-class Got(say.Message, frozen=True, tag=34):
+class Got(messages.Message, frozen=True, tag=34):
     """To `Wanted`."""
 
     number: int
@@ -60,7 +60,7 @@ class Got(say.Message, frozen=True, tag=34):
     has_answered: bool
 
 
-class Wanted(say.Message, frozen=True, tag=35):
+class Wanted(messages.Message, frozen=True, tag=35):
     """The process asks another host for batches; answered with `Got`."""
 
     number: int
@@ -69,7 +69,7 @@ class Wanted(say.Message, frozen=True, tag=35):
 
 
 to_replica: Final = msgspec.msgpack.Decoder(Follow | Read | Got).decode
-from_replica: Final = msgspec.msgpack.Decoder(say.ToWorker | Wanted).decode
+from_replica: Final = msgspec.msgpack.Decoder(messages.ToWorker | Wanted).decode
 
 
 class ReplicaLink:
@@ -203,31 +203,31 @@ class ReplicaLink:
                 future.set_exception(ConnectionError("the process that reads the histories has ended"))
         self._lost.set()
 
-    def _on_frame(self, wire: Wire, message: say.ToWorker | Wanted) -> None:
+    def _on_frame(self, wire: Wire, message: messages.ToWorker | Wanted) -> None:
         match message:
-            case say.Told():
+            case messages.Told():
                 self._followed, self._heard_ns = message.figures["followed"], self._boot_ns()
                 self._lacks = dict(message.figures["lacks"])
             case Wanted():
                 task = asyncio.get_running_loop().create_task(self._get(message))
                 self._asking.add(task)
                 task.add_done_callback(self._asking.discard)
-            case say.Answer() | say.Refused():
+            case messages.Answer() | messages.Refused():
                 future = self._reading.get(message.number)
                 if future is None or future.done():
                     return
-                if isinstance(message, say.Answer):
+                if isinstance(message, messages.Answer):
                     future.set_result(message.answer)
                 else:
                     future.set_exception(ConnectionError(message.reason))
-            case say.Logged():
-                say.hand_on(message)
-            case say.Failed():
+            case messages.Logged():
+                messages.hand_on(message)
+            case messages.Failed():
                 self._reason = message.reason
                 suspect = message.code in (Exit.DAMAGED, Exit.DISK)
                 self._order = msgspec.structs.replace(self._order, suspect=suspect)
                 wire.close()
-            case say.Opened() | say.Reached() | say.Remark():
+            case messages.Opened() | messages.Reached() | messages.Remark():
                 raise AssertionError(f"a replica says no {type(message).__name__}")
             case _:
                 assert_never(message)

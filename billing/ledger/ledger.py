@@ -23,9 +23,20 @@ from array import array
 from collections.abc import Iterator
 from typing import Any, Final, NamedTuple
 
-from billing.ledger import audit, balances, block, classes, closing, cutoffs, fast_path, rates, thresholds, views
+from billing.ledger import (
+    audit,
+    balances,
+    block,
+    classes,
+    closing,
+    cutoffs,
+    fast_path,
+    rates,
+    schedule,
+    thresholds,
+    views,
+)
 from billing.ledger import commands as ops
-from billing.ledger import schedule as due
 from billing.ledger.account import Account, Handlers, Rejected
 from billing.ledger.book import ROW, SLICE_ROWS, SLOT_BITS, Book
 from billing.ledger.classes import NO_CLASSES, Classes
@@ -229,7 +240,7 @@ class Ledger:
                     self._change(book, at_ns, command)
             elif (user_id := command[1]) in book.slots:
                 account = Account(book, book.slots[user_id], user_id)
-                if (due_ns := due.coming_ns(account)) <= at_ns:
+                if (due_ns := schedule.coming_ns(account)) <= at_ns:
                     posting.pass_one(account, due_ns)
         except Refused:
             pass  # what the record says, too, or else there is no entry to compare it with
@@ -298,7 +309,7 @@ class Ledger:
             return -1
         settled_ns, nanos, frac, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
         if flags:
-            due_ns = due.coming_ns(Account(book, slot, book.users[slot]))
+            due_ns = schedule.coming_ns(Account(book, slot, book.users[slot]))
         else:  # active, and nothing but the exhaustion can be coming
             due_ns = exhaustion_ns(settled_ns, nanos * NANO + frac, rate) if rate else NEVER_NS
         if due_ns > INT64_MAX:
@@ -367,7 +378,7 @@ class Ledger:
 
     def unnoticed(self, book: Book, now_ns: int) -> int:
         """How many accounts of a book are to be called for by `now_ns` and were not looked at since."""
-        return due.unnoticed(book, now_ns, self._posting.due_after_ns)
+        return schedule.unnoticed(book, now_ns, self._posting.due_after_ns)
 
     def unknown_classes(self, bucket_id: int) -> Iterator[tuple[bytes, bytes]]:
         """(user_id, class) of each account of a bucket whose class the rules do not have; the default serves it."""

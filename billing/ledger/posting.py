@@ -15,9 +15,8 @@ of the grace that it began or moved.
 from collections.abc import Callable
 from typing import Final
 
-from billing.ledger import closing, cutoffs, rates, thresholds
+from billing.ledger import closing, cutoffs, rates, schedule, thresholds
 from billing.ledger import commands as ops
-from billing.ledger import schedule as due
 from billing.ledger.account import Account, Rejected
 from billing.ledger.book import SLOT_BITS, Book, Totals
 from billing.ledger.classes import NO_CLASSES, Classes, after_grace_ns
@@ -279,15 +278,15 @@ class Posting:
 
     def pass_time(self, account: Account, at_ns: int) -> None:
         """Lets happen what time has made due for the account up to `at_ns`, each at its exact instant."""
-        if due.anything(account, at_ns):
+        if schedule.anything(account, at_ns):
             self.catch_up(account, at_ns)
 
     def catch_up(self, account: Account, at_ns: int) -> None:
         """The same, and files the account for its coming instant behind it."""
-        due_ns = due.coming_ns(account)
+        due_ns = schedule.coming_ns(account)
         while due_ns <= at_ns:
             self.pass_one(account, due_ns)
-            due_ns = due.coming_ns(account)
+            due_ns = schedule.coming_ns(account)
         self._file(account, due_ns)
 
     def pass_one(self, account: Account, due_ns: int) -> None:
@@ -297,7 +296,7 @@ class Posting:
         determined_ns = account.settled_ns
         armed = thresholds.above(account)
         balance = account.balance
-        (*others, last), accrued = due.step(account, due_ns, self.rules_of(account) & RULE_ACCRUE != 0)
+        (*others, last), accrued = schedule.step(account, due_ns, self.rules_of(account) & RULE_ACCRUE != 0)
         for command in others:
             self.conclude(account, command, account.balance, accrued, [], determined_ns)
             balance, accrued = account.balance, 0
@@ -305,7 +304,7 @@ class Posting:
 
     def rearm(self, account: Account) -> None:
         """Files the account for its coming instant, if that lies before its live filing."""
-        self._file(account, due.coming_ns(account))
+        self._file(account, schedule.coming_ns(account))
 
     def _file(self, account: Account, due_ns: int) -> None:
         armed_ns = account.book.armed_ns

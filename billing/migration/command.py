@@ -195,7 +195,7 @@ def contents(path: Path) -> bytes:
         return bytes(opened.read())
 
 
-def told(account: Account, method: str, error: BillingError, label: str) -> str:
+def why_not(account: Account, method: str, error: BillingError, label: str) -> str:
     """Why a command of an account was not taken."""
     if isinstance(error, RequestIdConflict):
         return (
@@ -234,7 +234,7 @@ async def carry_out(client: Client, accounts: list[Account], label: str) -> Outc
         nonlocal replayed
         account, method = sent[number]
         if error is not None:
-            refused.append(NotTaken(account.place, told(account, method, error, label)))
+            refused.append(NotTaken(account.place, why_not(account, method, error, label)))
         elif result.get("replayed"):
             replayed += 1
         room.set()

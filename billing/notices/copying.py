@@ -23,7 +23,7 @@ from contextlib import ExitStack, closing
 from typing import Final, NamedTuple
 
 from billing.follower.store import ShardFile, StoreError, connect, file_of
-from billing.notices.opening import begun_of, found, open_store
+from billing.notices.opening import begun_of, ensure_file, open_store
 from billing.notices.store import KIND, Store
 from shards.journal import Reader
 from shards.system.disk import Disk, private_directory, read_file, write_file
@@ -41,7 +41,7 @@ class CutShard(NamedTuple):
     settled: int  # the batch up to which other hosts are known to have told everything; −1: none is
 
 
-class Cut(NamedTuple):
+class BackupCut(NamedTuple):
     """The instant of a backup, at which the journals of all shards are cut. No bucket moves until it is over."""
 
     at_ns: int  # wall time
@@ -61,7 +61,7 @@ class Copied(NamedTuple):
 
 
 def copy_notices(
-    disk: Disk, source: str, target: str, cut: Cut, file_id: Callable[[], int], renew: Callable[[], None]
+    disk: Disk, source: str, target: str, cut: BackupCut, file_id: Callable[[], int], renew: Callable[[], None]
 ) -> list[Copied]:
     """Copies the files in `source` to the directory `target`, which is made where there is anything to copy, and syncs
     them; nothing of a shard that has nobody to tell. `file_id` makes names of files, 62 random bits each; `renew` is
@@ -86,7 +86,7 @@ def copy_notices(
                         _copy(held[one.shard], source, file, renew)
                     else:
                         begin = min(one.settled if one.settled >= 0 else reader.first - 1, one.position)
-                        found(file, file_id(), cut.at_ns, begin)
+                        ensure_file(file, file_id(), cut.at_ns, begin)
                     copied.append(_brought_up(file, file_id(), cut, reader, renew))
     except sqlite3.Error as error:
         raise StoreError(f"the notices in {source} cannot be copied: {error}") from error
@@ -121,7 +121,7 @@ def _copy(db: sqlite3.Connection, source: str, file: ShardFile, renew: Callable[
     store.close()
 
 
-def _brought_up(file: ShardFile, file_id: int, cut: Cut, reader: Reader, renew: Callable[[], None]) -> Copied:
+def _brought_up(file: ShardFile, file_id: int, cut: BackupCut, reader: Reader, renew: Callable[[], None]) -> Copied:
     """Takes the batches up to the cut, and makes the file durable."""
     store, remarks = open_store(file, suspect=False, file_id=file_id, now_ns=cut.at_ns)
     store.is_apart = cut.is_apart

@@ -12,7 +12,7 @@ from typing import Final
 
 from billing.follower.link import FollowedShard, FollowerKind, FollowerLink, command_of
 from billing.follower.store import ShardFile, file_of, refuse_ahead
-from billing.notices.opening import abandon, found, skip
+from billing.notices.opening import abandon, ensure_file, skip
 from billing.notices.settings import NoticeSettings
 from billing.notices.store import KIND, ends_agree
 from shards.system.host import REAL, Host
@@ -47,7 +47,7 @@ def opened(
         log.info("shard %d: another host has told what happened up to batch %d", shard_id, settled)
     begin = head if settled < 0 else settled
     file = ShardFile(directory, shard_id, journal.first, head, disk)
-    remark = found(file, host.randbits(62), host.clocks.wall_ns(), begin)
+    remark = ensure_file(file, host.randbits(62), host.clocks.wall_ns(), begin)
     if remark:
         log.warning("the %s of shard %d: %s", "notices", shard_id, remark)
     link = FollowerLink(FollowerKind("notices", command), shard, settings, host)

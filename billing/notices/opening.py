@@ -24,7 +24,7 @@ def begun_of(directory: str, shard: int) -> str:
     return f"{directory}/begun-{shard}"
 
 
-def found(file: ShardFile, file_id: int, now_ns: int, begin: int | None = None) -> str:
+def ensure_file(file: ShardFile, file_id: int, now_ns: int, begin: int | None = None) -> str:
     """Sees to it that the file is there. Where there never was one, notices begin behind the batch `begin`: the last
     one that another host has settled, by default the journal's last. A missing file is made anew from the journal's
     first, and the consequence is returned. `file_id`: what a new one is called; `now_ns`: wall time.
@@ -108,7 +108,7 @@ def open_store(
     directory, shard, first, head, disk = file
     path = file.path
     remarks = []
-    if remark := found(file, file_id, now_ns):
+    if remark := ensure_file(file, file_id, now_ns):
         remarks.append(remark)
     elif source := opened(path, KIND, disk, suspect, rows_are_sound):
         again = first - 1 if source != path else head  # a damaged file is made again as far as the journal reaches

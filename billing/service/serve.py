@@ -134,12 +134,12 @@ class _Daemon:
         self._config = config  # in force
         self._log_settings = parts.log_of(config)
         replies, settings = QueryReplies(), settings_of(config, self._log_settings)
-        self._supervisor = Supervisor(settings, parts.worker, config.to_json(), listeners, told=replies.told)
+        self._supervisor = Supervisor(settings, parts.worker, config.to_json(), listeners, on_reply=replies.on_reply)
         self._manager = ServiceManager(os.environ)
         self._audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
         self._acts = Acts(self._audit, self._supervisor)
-        replica, told = _replica(config, self._log_settings), self._audit.refused_sign_in
-        self._service = Service(config, self._supervisor, self._manager, recent, replies, told, replica)
+        on_refused, replica = self._audit.refused_sign_in, _replica(config, self._log_settings)
+        self._service = Service(config, self._supervisor, self._manager, recent, replies, on_refused, replica)
         self._reload = Reload(file, os.environ, config, self._take_up)
 
     async def serve(self, admin: socket.socket | None) -> int:

@@ -59,7 +59,7 @@ from billing.worker.classes import calls_of_classes, rules_of_classes
 from billing.worker.explain import explain
 from billing.worker.feed import PART, REACHED, WHERE, FeedQuestion, SharedFeedQuestion, place_in
 from billing.worker.machine import PERIODS, SHARD_BY_SHARD, SURVEYS, BillingMachine
-from billing.worker.pages import Wish, account_page, cutoff_page
+from billing.worker.pages import Selection, account_page, cutoff_page
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
 from shards.buckets import BucketMap, route_of
@@ -201,8 +201,8 @@ class Billing:
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
         """`("history", user_id, limit, before)`: rows out of the history; `("statement", user_id, from_ns, to_ns, by,
         limit, now_ns)` and `("balance_at", user_id, at_ns, now_ns)`: what follows from them. `("accounts", after,
-        limit, *wish)` and `("pending_cutoffs", after, limit)`: this shard's part of a page, in slices between which
-        others are served.
+        limit, *selection)` and `("pending_cutoffs", after, limit)`: this shard's part of a page, in slices between
+        which others are served.
         """
         if query[0] == "pending_cutoffs":
             _, after, limit = query
@@ -210,9 +210,9 @@ class Billing:
             return
         if query[0] == "accounts":
             assert self._worker is not None, "asked before it was opened"
-            _, after, limit, *wish = query
+            _, after, limit, *selection = query
             now_ns = self._worker.fresh_now_ns()
-            self._go_on(account_page(self.machine.ledger, now_ns, after, limit, Wish(*wish)), done)
+            self._go_on(account_page(self.machine.ledger, now_ns, after, limit, Selection(*selection)), done)
             return
         if query[0] in ("forecast", "expirationd_stats"):
             assert self._checks is not None
@@ -220,10 +220,10 @@ class Billing:
             return
         if query[0] == REACHED:
 
-            def told(reply: object) -> None:  # to another worker goes plain data
+            def send(reply: object) -> None:  # to another worker goes plain data
                 done(reply.message if isinstance(reply, Refused) else reply)
 
-            self._when_handed_over(lambda link: link.reached(told), told)
+            self._when_handed_over(lambda link: link.reached(send), send)
             return
         if query[0] in (PART, WHERE):
             self._answer_part(query, done)
@@ -298,21 +298,21 @@ class Billing:
     def _answer_part(self, query: Command, done: Callable[[object], None]) -> None:
         """This shard's part of a page of the feed, or where entries are, for a worker of any host: plain data."""
 
-        def told(reply: object) -> None:
+        def send(reply: object) -> None:
             if isinstance(reply, str):
                 reply = Refused("UNKNOWN_CURSOR", reply)
             done({"refused": reply.name, "message": reply.message} if isinstance(reply, Refused) else reply)
 
         name, *asked = query
         if name == WHERE:
-            self._when_handed_over(lambda link: link.where(asked[0], told), told)
+            self._when_handed_over(lambda link: link.where(asked[0], send), send)
             return
         try:
             place = place_in(asked[0], self._begin.shard_id)
         except NoCursor as error:
-            told(f"{error}; the empty text is the beginning")
+            send(f"{error}; the empty text is the beginning")
         else:
-            self._when_handed_over(lambda link: link.part(place, asked[1], told), told)
+            self._when_handed_over(lambda link: link.part(place, asked[1], send), send)
 
     def _ask_history(
         self, bucket_id: int, query: Command, newest: tuple[Any, ...], done: Callable[[object], None]
@@ -428,20 +428,22 @@ class Billing:
 
     def _open_followers(self, worker: ServedShard) -> None:
         """History and notices begin to follow the journal."""
-        begin, config = self._begin, self.config
+        begin, config, calls = self._begin, self.config, self._delivery_settings()
         accepts_loss = config.journal.sync != "always"  # then a loss of power may take the journal's last batches
-        followed = FollowedShard(f"{begin.directory}/history", worker.shard_id, worker.journal)
-        log = identity_of_log(begin.log) if begin.log else b""
-        settings = HistorySettings(accepts_loss, config.history.keep_days, log)
-        self._history = self._outside.history(followed, settings)
+        shard = FollowedShard(f"{begin.directory}/history", worker.shard_id, worker.journal)
+        identity = identity_of_log(begin.log) if begin.log else b""
+        self._history = self._outside.history(shard, HistorySettings(accepts_loss, config.history.keep_days, identity))
         self._history.start(FOLLOWERS_AFTER_S if begin.log else 0.0)
-        calls = self._delivery_settings()
-        apart = begin.links is not None  # a bucket may come from a shard whose files another host has
-        told = NoticeSettings(
-            config.notify.url, calls.secrets, calls.timeout_s, calls.connect_timeout_s, accepts_loss, apart
+        settings = NoticeSettings(
+            config.notify.url,
+            calls.secrets,
+            calls.timeout_s,
+            calls.connect_timeout_s,
+            accepts_loss,
+            is_apart=begin.links is not None,  # a bucket may come from a shard whose files another host has
         )
-        followed = followed._replace(directory=f"{begin.directory}/notices")
-        self._notices = self._outside.notices(followed, told, begin.settled)
+        shard = shard._replace(directory=f"{begin.directory}/notices")
+        self._notices = self._outside.notices(shard, settings, begin.settled)
 
     def configure(self, configuration: bytes) -> None:
         """Takes up what may change while it serves, see `billing.config.reload`. Calls under way end as they began."""

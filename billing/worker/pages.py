@@ -40,7 +40,7 @@ Row = dict[str, Any]
 OfUser = tuple[bytes, list[Row]]
 
 
-class Wish(NamedTuple):
+class Selection(NamedTuple):
     """Which accounts are asked for, and how much of each."""
 
     state: str = ""  # "": whatever theirs is
@@ -67,7 +67,7 @@ class Wish(NamedTuple):
 
 
 def account_page(
-    ledger: Ledger, now_ns: int, after: bytes, limit: int, wish: Wish
+    ledger: Ledger, now_ns: int, after: bytes, limit: int, selection: Selection
 ) -> Generator[None, None, list[Row] | str]:
     """Returns the rows of the first `limit` accounts above `after` that are asked for, ascending, or why it cannot;
     yields between slices.
@@ -76,16 +76,16 @@ def account_page(
     lines = 0
     while len(rows) < limit:
         wanted = limit - len(rows)
-        if wish.is_picky:
-            found = yield from _picked(ledger, now_ns, after, wanted, wish)
+        if selection.is_picky:
+            found = yield from _picked(ledger, now_ns, after, wanted, selection)
         else:
             users = yield from named_page(ledger.books, after, wanted)
-            found = [(user_id, _row_of(ledger, user_id, bucket_id, now_ns, wish)) for user_id, bucket_id in users]
+            found = [(user_id, _row_of(ledger, user_id, bucket_id, now_ns, selection)) for user_id, bucket_id in users]
         for user_id, row in found:
             after = user_id
             if row is not None:  # it was not closed meanwhile
                 rows.append(row)
-                lines += sum(len(row[name]) for name in wish.shown)
+                lines += sum(len(row[name]) for name in selection.shown)
         if lines > LINES_SHOWN_MAX:
             return f"more than {LINES_SHOWN_MAX} rate lines and holds are on one page: ask for fewer accounts at once"
         if len(found) < wanted:
@@ -93,17 +93,17 @@ def account_page(
     return rows
 
 
-def _row_of(ledger: Ledger, user_id: bytes, bucket_id: int, now_ns: int, wish: Wish) -> Row | None:
+def _row_of(ledger: Ledger, user_id: bytes, bucket_id: int, now_ns: int, selection: Selection) -> Row | None:
     book = ledger.books.get(bucket_id)
     slot = None if book is None else book.slots.get(user_id)
     if book is None or slot is None:
         return None
     account = Account(book, slot, user_id)
-    return account_row(account, now_ns, wish.shown, ledger.call_at_ns(account))
+    return account_row(account, now_ns, selection.shown, ledger.call_at_ns(account))
 
 
 def _picked(
-    ledger: Ledger, now_ns: int, after: bytes, limit: int, wish: Wish
+    ledger: Ledger, now_ns: int, after: bytes, limit: int, selection: Selection
 ) -> Generator[None, None, list[tuple[bytes, Row | None]]]:
     """The first `limit` accounts above `after` that are asked for, with their rows."""
     books = ledger.books
@@ -118,8 +118,8 @@ def _picked(
             user_id = order[index]
             if len(found) == limit or (len(page) == limit and user_id > page[-1][0]):
                 break
-            row = _row_of(ledger, user_id, bucket_id, now_ns, wish)
-            if row is not None and wish.takes(row, now_ns):
+            row = _row_of(ledger, user_id, bucket_id, now_ns, selection)
+            if row is not None and selection.takes(row, now_ns):
                 found.append((user_id, row))
             looked_at += 1
             if looked_at % SLICE_ACCOUNTS == 0:

@@ -76,7 +76,7 @@ class StartupHold:
             question = _Question(self, operate, shards, release)
             asyncio.get_running_loop().call_later(_AGAIN_S, question.ask)
 
-    def told(self, overdue: list[int], shards: int, last: bool, release: Callable[[], object]) -> bool:
+    def on_overdue(self, overdue: list[int], shards: int, last: bool, release: Callable[[], object]) -> bool:
         """So many were overdue at each shard that answered; True once it is decided. `last`: nobody is waited for."""
         if not self._undecided:
             return True  # an operator was first
@@ -166,8 +166,8 @@ class _Question:
         self._operate(self, None, ("overdue",))
 
     def answer(self, token: None, reply: Any) -> None:
-        told = reply if isinstance(reply, list) else [self._startup_hold.overdue]  # else a shard cannot be asked yet
-        if not self._startup_hold.told(told, self._shards, self._tries >= _TRIES_MAX, self._release):
+        overdue = reply if isinstance(reply, list) else [self._startup_hold.overdue]  # else a shard cannot be asked yet
+        if not self._startup_hold.on_overdue(overdue, self._shards, self._tries >= _TRIES_MAX, self._release):
             asyncio.get_running_loop().call_later(_AGAIN_S, self.ask)
 
     def flush(self) -> None:

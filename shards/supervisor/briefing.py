@@ -108,7 +108,7 @@ class Briefing:
     def direct_of(self, worker: WorkerState) -> str:
         """Where clients reach this worker alone, as others are told it; "" where they cannot."""
         address = "" if worker.direct is None else address_of(worker.direct)
-        return address if self._share is None else self._share.told(address)
+        return address if self._share is None else self._share.advertised(address)
 
     def _peers(self) -> dict[int, str]:
         here = self._registry.map.weights if self._owners is None else self._workers

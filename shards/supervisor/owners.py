@@ -158,7 +158,7 @@ class Owners:
 
         def records() -> list[list[object]]:
             is_newest = self._owns[shard].voice == (number, life)
-            return [["at", shard, number, self._share.told(links), direct]] if is_newest else []
+            return [["at", shard, number, self._share.advertised(links), direct]] if is_newest else []
 
         await self._until_recorded(shard, number, records)
 

@@ -22,7 +22,7 @@ class ShareSettings(NamedTuple):
         host, _, port = self.listen.rpartition(":")
         return f"{host}:{int(port) + shard if int(port) else 0}"
 
-    def told(self, address: str) -> str:
+    def advertised(self, address: str) -> str:
         """An address of this host as others are told it."""
         host, _, port = address.rpartition(":")
         is_any = host in ("0.0.0.0", "[::]", "")

@@ -96,15 +96,15 @@ class Supervisor:
         configuration: bytes,
         listeners: list[tuple[str, socket.socket]],
         host: Host = REAL,
-        told: Callable[[bytes], None] = lambda reply: None,
+        on_reply: Callable[[bytes], None] = lambda reply: None,
     ) -> None:
-        """`command` starts a worker, to which the number of its control descriptor is appended. `told` takes the
-        application's answers to `Query`.
+        """`command` starts a worker, to which the number of its control descriptor is appended. `on_reply`
+        takes the application's answers to `Query`.
         """
         self._settings = settings
         self._host = host
         self._boot_ns = host.clocks.boot_ns
-        self._told = told
+        self._on_reply = on_reply
         self._stopping = stopping = asyncio.Event()
         self._has_begun = False  # the map is open, and has the shards that are wanted
         self._failure = 0  # the exit code of what has failed
@@ -355,7 +355,7 @@ class Supervisor:
                 worker.reason = message.text
                 log.error("shard %d: %s", worker.shard_id, message.text)
             case Figures() | Obstacle() | Examined():
-                self.worker_figures.told(message)
+                self.worker_figures.on_reply(message)
             case Payload() | Stored() | Served() | Known() | Unmoved() | Holdup():
                 self.spawn(self.mover.on_message(worker.shard_id, message))
             case FarReport():
@@ -366,7 +366,7 @@ class Supervisor:
             case FilesHeld() | CutAt() | ShardTold():
                 self._backups.on_message(worker.shard_id, message)
             case QueryReply():
-                self._told(message.reply)
+                self._on_reply(message.reply)
             case Ask():
                 self.spawn(self._answer(worker, message))
             case _:

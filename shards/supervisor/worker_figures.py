@@ -65,7 +65,7 @@ class WorkerFigures:
         finally:
             self._waiting.pop(number, None)
 
-    def told(self, reply: QuestionReply) -> None:
+    def on_reply(self, reply: QuestionReply) -> None:
         """A worker has answered."""
         _, future = self._waiting.get(reply.number, (0, None))
         if future is not None and not future.done():

@@ -7,7 +7,7 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
-from billing.follower import messages as say
+from billing.follower import messages
 from billing.follower.process import serve
 from billing.history.history_reader import MISSING
 from billing.history.link import HistorySettings
@@ -24,8 +24,10 @@ class Process:
 
     def __init__(self) -> None:
         self.boot_ns = 10**12
-        self.heard: list[say.ToWorker] = []
-        self.wire = Wire(lambda _, message: self.heard.append(message), lambda _: None, lambda _: None, say.to_worker)
+        self.heard: list[messages.ToWorker] = []
+        self.wire = Wire(
+            lambda _, message: self.heard.append(message), lambda _: None, lambda _: None, messages.to_worker
+        )
 
     async def open(self, home: Path, log: bytes = b"", first: int = 1) -> None:
         ours, theirs = socket.socketpair()
@@ -33,20 +35,22 @@ class Process:
         self.life = asyncio.create_task(serve(theirs, lambda: Projector(RealDisk(), clocks)))
         ours.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
-        self.wire.send(say.Open(str(home / "history"), 1, first, first - 1, False, HistorySettings(log=log)))
-        await self.until(lambda: any(isinstance(message, say.Opened) for message in self.heard))
+        self.wire.send(messages.Open(str(home / "history"), 1, first, first - 1, False, HistorySettings(log=log)))
+        await self.until(lambda: any(isinstance(message, messages.Opened) for message in self.heard))
 
     async def until(self, what: Callable[[], object]) -> None:
         async with asyncio.timeout(60):
             while not what():
                 await asyncio.sleep(0.001)
 
-    def told(self, number: int) -> list[say.ToWorker]:
+    def told(self, number: int) -> list[messages.ToWorker]:
         """What was said to this question."""
-        return [one for one in self.heard if isinstance(one, say.Answer | say.Refused) and one.number == number]
+        return [
+            one for one in self.heard if isinstance(one, messages.Answer | messages.Refused) and one.number == number
+        ]
 
     async def close(self) -> None:
-        self.wire.send(say.Close())
+        self.wire.send(messages.Close())
         assert await self.life == 0
         self.wire.close()
 
@@ -54,22 +58,22 @@ class Process:
 async def test_a_refusal_for_want_of_a_former_owner_names_its_reason_and_has_an_end(data_dir: Path) -> None:
     process = Process()
     await process.open(data_dir)
-    process.wire.send(say.Batch(1, batch_of((ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=5)))))
+    process.wire.send(messages.Batch(1, batch_of((ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=5)))))
     question = (7, 2, b"u", NEWEST, 10, (3, 5, 3))
-    process.wire.send(say.Ask(1, question))
-    process.wire.send(say.Ask(2, (8, 1, b"v", NEWEST, 10, (0, 0, 0))))
+    process.wire.send(messages.Ask(1, question))
+    process.wire.send(messages.Ask(2, (8, 1, b"v", NEWEST, 10, (0, 0, 0))))
     await process.until(lambda: process.told(2))  # the first one was looked at by now, and waits
     assert process.told(1) == []
     process.boot_ns += FORMER_WAIT_NS
     await process.until(lambda: process.told(1))
     (refused,) = process.told(1)
-    assert isinstance(refused, say.Refused)
+    assert isinstance(refused, messages.Refused)
     assert "a former owner of bucket 7 recorded (generation 1) is not there yet; after 60 s" in refused.reason
     process.boot_ns += FORMER_END_NS
-    process.wire.send(say.Ask(3, question))
+    process.wire.send(messages.Ask(3, question))
     await process.until(lambda: process.told(3))
     (answer,) = process.told(3)
-    assert isinstance(answer, say.Answer)
+    assert isinstance(answer, messages.Answer)
     rows = answer.answer
     assert [(row["entry_id"], row["operation"]) for row in rows] == [(3, "top_up"), (1, MISSING)]
     assert rows[-1]["whole_from_ns"] == 3
@@ -82,16 +86,16 @@ async def test_what_is_lost_is_not_awaited_where_hosts_share_the_journal_but_of_
     process = Process()
     await process.open(data_dir, b"of several hosts", first=3)  # this host came when the log had no more
     entry = ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=5)
-    process.wire.send(say.Batch(3, batch_of(entry)))
-    process.wire.send(say.Batch(4, batch_of((RECEIVED, 8, 2, b"a bucket"), (ENTRY, 8, 2, entry_of(b"v", 3)))))
-    process.wire.send(say.Ask(1, (8, 2, b"v", NEWEST, 10, (3, 0, 3))))
-    process.wire.send(say.Ask(2, (7, 2, b"u", NEWEST, 10, (3, 5, 3))))
+    process.wire.send(messages.Batch(3, batch_of(entry)))
+    process.wire.send(messages.Batch(4, batch_of((RECEIVED, 8, 2, b"a bucket"), (ENTRY, 8, 2, entry_of(b"v", 3)))))
+    process.wire.send(messages.Ask(1, (8, 2, b"v", NEWEST, 10, (3, 0, 3))))
+    process.wire.send(messages.Ask(2, (7, 2, b"u", NEWEST, 10, (3, 5, 3))))
     await process.until(lambda: process.told(2))
     assert process.told(1) == [], "its former host may still be writing"
     process.boot_ns += ARRIVED_NS
     await process.until(lambda: process.told(1))
     for number in (1, 2):
         (answer,) = process.told(number)
-        assert isinstance(answer, say.Answer)
+        assert isinstance(answer, messages.Answer)
         assert [(row["entry_id"], row["operation"]) for row in answer.answer] == [(3, "top_up"), (1, MISSING)]
     await process.close()

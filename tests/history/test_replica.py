@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import pytest
 
-from billing.follower import messages as say
+from billing.follower import messages
 from billing.follower.process import serve
 from billing.follower.store import Overtaken, file_of
 from billing.history.history_reader import MISSING, HistoryReader
@@ -77,22 +77,22 @@ class Host:
 
     def __init__(self, home: Path, log: Log) -> None:
         self.home, self.log = home, log
-        self.heard: list[say.ToWorker | Wanted] = []
+        self.heard: list[messages.ToWorker | Wanted] = []
         self.wire = Wire(lambda _, message: self.on_frame(message), lambda _: None, lambda _: None, from_replica)
         self.others: dict[str, Host] = {}  # that it can ask
         self.asks: dict[int, tuple[Host, int]] = {}  # what it was asked, by number: by whom, and the number there
 
-    def on_frame(self, message: say.ToWorker | Wanted) -> None:
+    def on_frame(self, message: messages.ToWorker | Wanted) -> None:
         """What the main process does, of this host and of those that it asks."""
         self.heard.append(message)
         if isinstance(message, Wanted):
             other = self.others[message.host]
             other.asks[len(other.asks)] = self, message.number
             other.wire.send(Read(len(other.asks) - 1, message.question))
-        elif isinstance(message, say.Answer | say.Refused):
+        elif isinstance(message, messages.Answer | messages.Refused):
             asker, number = self.asks[message.number]
-            given = message.answer if isinstance(message, say.Answer) else None
-            asker.wire.send(Got(number, given, isinstance(message, say.Answer)))
+            given = message.answer if isinstance(message, messages.Answer) else None
+            asker.wire.send(Got(number, given, isinstance(message, messages.Answer)))
 
     async def follow(self, *shards: int) -> None:
         if not self.wire.is_open:
@@ -125,7 +125,7 @@ class Host:
 
     def told(self) -> dict[str, Any]:
         """What it told last."""
-        told = [one.figures for one in self.heard if isinstance(one, say.Told)]
+        told = [one.figures for one in self.heard if isinstance(one, messages.Told)]
         return told[-1] if told else {}
 
     def check(self, own: int, shard: int) -> None:
@@ -262,7 +262,7 @@ async def test_a_log_that_cannot_be_read_is_named_once_and_read_as_soon_as_it_ca
     log.trouble = Unavailable("no majority")
     host = Host(data_dir, log)
     await host.follow(1)
-    await host.until(lambda: any(isinstance(one, say.Told) for one in host.heard))
+    await host.until(lambda: any(isinstance(one, messages.Told) for one in host.heard))
     assert host.followed() == []
     log.trouble = None
     await host.until_through(1)
@@ -284,7 +284,7 @@ async def test_a_second_writer_ends_the_process_and_nothing_is_written_twice(dat
     log.scenes[1].batches.append(payload)
     log.scenes[1].batch()
     assert await host.life == Exit.AGAIN
-    (failed,) = [one for one in host.heard if isinstance(one, say.Failed)]
+    (failed,) = [one for one in host.heard if isinstance(one, messages.Failed)]
     assert "another process writes to it" in failed.reason
     assert host.position(1) == 6
     taken.close()

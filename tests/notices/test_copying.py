@@ -9,8 +9,8 @@ import pytest
 
 from billing.follower.store import ShardFile, file_of
 from billing.ledger.ledger import Ledger
-from billing.notices.copying import Copied, Cut, CutShard, copy_notices
-from billing.notices.opening import found, open_store
+from billing.notices.copying import BackupCut, Copied, CutShard, copy_notices
+from billing.notices.opening import ensure_file, open_store
 from billing.notices.store import Store
 from shards.batch import LEAVE, RECEIVED
 from shards.journal import Retained
@@ -67,7 +67,7 @@ def copied(
     *,
     is_apart: bool = False,
 ) -> list[Copied]:
-    cut = Cut(NOW_NS, shards, logs.__getitem__, is_apart)
+    cut = BackupCut(NOW_NS, shards, logs.__getitem__, is_apart)
     return copy_notices(RealDisk(), str(source), str(target), cut, lambda: 300, meanwhile)
 
 
@@ -210,7 +210,7 @@ def test_where_nobody_is_told_of_anything_nothing_is_copied(homes: tuple[Path, P
     shards = [CutShard(1, 5, True, -1), CutShard(2, 5, False, -1)]
     assert copied(*homes, shards, {}) == []
     assert not homes[1].exists()
-    found(ShardFile(str(homes[0]), 1, 1, 5, RealDisk()), 7, NOW_NS)
+    ensure_file(ShardFile(str(homes[0]), 1, 1, 5, RealDisk()), 7, NOW_NS)
     assert Path(file_of(str(homes[0]), 1)).exists()
     (told,) = copied(*homes, shards[:1], {1: Log([b""] * 5)})
     assert (told.owed, told.settled) == (0, 5), "it had begun there"

@@ -9,13 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from billing.follower import messages as say
+from billing.follower import messages
 from billing.follower.process import serve
 from billing.follower.store import ShardFile, connect, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notifier import CLAIM_END_NS, Notifier
-from billing.notices.opening import found
+from billing.notices.opening import ensure_file
 from billing.notices.settings import NoticeSettings
 from billing.notices.store import KIND, Store
 from shards.batch import ENTRY, LEAVE, RECEIVED
@@ -36,12 +36,12 @@ class Worker:
         self.wire: Wire | None = None
 
     def protocol(self) -> Wire:
-        return Wire(lambda _, message: self.said.put_nowait(message), lambda _: None, self._opened, say.to_worker)
+        return Wire(lambda _, message: self.said.put_nowait(message), lambda _: None, self._opened, messages.to_worker)
 
     def _opened(self, wire: Wire) -> None:
         self.wire = wire
 
-    async def hears(self, kind: type[say.Message], **fields: Any) -> Any:
+    async def hears(self, kind: type[messages.Message], **fields: Any) -> Any:
         """The next message of this kind with these fields."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
@@ -52,7 +52,7 @@ class Worker:
 
 async def test_what_a_checkpoint_has_committed_is_told_though_no_batch_follows(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    found(ShardFile(str(tmp_path), 0, 1, 0, RealDisk()), 100, NOW_NS)
+    ensure_file(ShardFile(str(tmp_path), 0, 1, 0, RealDisk()), 100, NOW_NS)
     ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
     ledger.create(1)
     ledger.wake(1)
@@ -65,14 +65,14 @@ async def test_what_a_checkpoint_has_committed_is_told_though_no_batch_follows(t
     await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
     assert worker.wire is not None
     settings = NoticeSettings("http://127.0.0.1:9/")  # nobody listens there
-    worker.wire.send(say.Open(str(tmp_path), 0, 1, 0, False, settings))
-    await worker.hears(say.Opened)
-    worker.wire.send(say.Batch(1, batch))
-    worker.wire.send(say.Settle())
-    told = await worker.hears(say.Told)
+    worker.wire.send(messages.Open(str(tmp_path), 0, 1, 0, False, settings))
+    await worker.hears(messages.Opened)
+    worker.wire.send(messages.Batch(1, batch))
+    worker.wire.send(messages.Settle())
+    told = await worker.hears(messages.Told)
     while not told.figures["notices_failed"]:
-        told = await worker.hears(say.Told)
-    worker.wire.send(say.Close())
+        told = await worker.hears(messages.Told)
+    worker.wire.send(messages.Close())
     assert await served == 0
     ours.close()
 
@@ -81,7 +81,7 @@ async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_wor
     tmp_path.chmod(0o700)
     disk, passed_ns = RealDisk(), 0
     for shard in (0, 1):  # the first one has its file, and no process
-        found(ShardFile(str(tmp_path), shard, 1, 0, disk), 100 + shard, NOW_NS)
+        ensure_file(ShardFile(str(tmp_path), shard, 1, 0, disk), 100 + shard, NOW_NS)
     worker, clocks = Worker(), Clocks(lambda: NOW_NS + passed_ns, lambda: NOW_NS + passed_ns)
     ours, theirs = socket.socketpair()
     ours.setblocking(False)
@@ -89,16 +89,16 @@ async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_wor
     await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
     assert worker.wire is not None
     settings = NoticeSettings("http://127.0.0.1:9/")
-    worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, settings))
-    await worker.hears(say.Opened)
-    worker.wire.send(say.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
-    awaited = await worker.hears(say.Told)
+    worker.wire.send(messages.Open(str(tmp_path), 1, 1, 0, False, settings))
+    await worker.hears(messages.Opened)
+    worker.wire.send(messages.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
+    awaited = await worker.hears(messages.Told)
     while not awaited.figures["notices_awaited_buckets"]:
-        awaited = await worker.hears(say.Told)
+        awaited = await worker.hears(messages.Told)
     passed_ns = CLAIM_END_NS + 1
-    remark = await worker.hears(say.Remark)
+    remark = await worker.hears(messages.Remark)
     assert remark.text.startswith("what former shards of bucket 7 owed is not on record after 3600 s")
-    worker.wire.send(say.Close())
+    worker.wire.send(messages.Close())
     assert await served == 0
     ours.close()
 
@@ -108,7 +108,7 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     tmp_path.chmod(0o700)
     disk = RealDisk()
     for shard in (0, 1):
-        found(ShardFile(str(tmp_path), shard, 1, 0, disk), 100 + shard, NOW_NS)
+        ensure_file(ShardFile(str(tmp_path), shard, 1, 0, disk), 100 + shard, NOW_NS)
     former = Store(str(tmp_path), 0, disk)
     ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
     ledger.create(7)
@@ -123,25 +123,25 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
     assert worker.wire is not None
     settings = NoticeSettings("http://127.0.0.1:9/")
-    worker.wire.send(say.Open(str(tmp_path), 1, 1, 0, False, settings))
-    await worker.hears(say.Opened)
-    worker.wire.send(say.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
-    worker.wire.send(say.Settle())
-    await worker.hears(say.Reached, durable=1)
+    worker.wire.send(messages.Open(str(tmp_path), 1, 1, 0, False, settings))
+    await worker.hears(messages.Opened)
+    worker.wire.send(messages.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
+    worker.wire.send(messages.Settle())
+    await worker.hears(messages.Reached, durable=1)
     reader = connect(file_of(str(tmp_path), 1), KIND)
     reader.execute("BEGIN")
     reader.execute("SELECT * FROM about").fetchone()
     former.take(2, batch_of((LEAVE, 7, 1, b"")), NOW_NS)
     former.flush()
-    told = await worker.hears(say.Told)
+    told = await worker.hears(messages.Told)
     while told.figures["notices_awaited_buckets"] or not told.figures["notices_owed"]:
-        told = await worker.hears(say.Told)
+        told = await worker.hears(messages.Told)
 
     async def proved() -> list[tuple[int]]:
         assert worker.wire is not None
-        worker.wire.send(say.Settle())
-        worker.wire.send(say.Ask(1, ()))
-        await worker.hears(say.Refused)
+        worker.wire.send(messages.Settle())
+        worker.wire.send(messages.Ask(1, ()))
+        await worker.hears(messages.Refused)
         with closing(connect(file_of(str(tmp_path), 1), KIND)) as db:
             return db.execute("SELECT proved FROM claims").fetchall()
 
@@ -151,6 +151,6 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     assert await proved() == [(1,)]
     assert former.delete_claimed() == 1
     former.close()
-    worker.wire.send(say.Close())
+    worker.wire.send(messages.Close())
     assert await served == 0
     ours.close()

@@ -11,7 +11,7 @@ from billing.follower.store import Ahead, Damaged, ShardFile, StoreError, file_o
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.link import settled_untold
-from billing.notices.opening import abandon, begun_of, found, open_store, skip
+from billing.notices.opening import abandon, begun_of, ensure_file, open_store, skip
 from billing.notices.store import Store
 from shards.batch import CAME_TO_NOTHING, ENTRY, LEAVE, RECEIVED
 from shards.system.disk import RealDisk
@@ -27,7 +27,7 @@ class Shard:
     def __init__(self, home: Path, shard: int, generation: int = 1, head: int = 0) -> None:
         self.home, self.shard, self.generation = home, shard, generation
         self.position = head
-        found(ShardFile(str(home), shard, 1, head, RealDisk()), 100 + shard, NOW_NS)
+        ensure_file(ShardFile(str(home), shard, 1, head, RealDisk()), 100 + shard, NOW_NS)
         self.open()
 
     def open(self) -> None:
@@ -79,7 +79,7 @@ def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path) -> No
     shard = Shard(tmp_path, 3, head=17)
     assert shard.store.position == 17
     shard.store.close()
-    found(ShardFile(str(tmp_path), 3, 1, 99, RealDisk()), 7, NOW_NS)
+    ensure_file(ShardFile(str(tmp_path), 3, 1, 99, RealDisk()), 7, NOW_NS)
     assert Store(str(tmp_path), 3, RealDisk()).position == 17
     (tmp_path / "shard-4.sqlite").write_bytes(Path(file_of(str(tmp_path), 3)).read_bytes())
     with pytest.raises(StoreError, match="of shard 3"):
@@ -98,7 +98,7 @@ def test_what_another_host_has_told_is_not_told_again(tmp_path: Path, ledger: Le
     assert not skip(home, 0, shard.position, disk), "it is as far as that itself"
     assert not skip(home, 0, -1, disk), "nothing is known of other hosts"
     assert skip(home, 0, 40, disk)
-    assert found(ShardFile(home, 0, 1, 40, disk), 5, NOW_NS) == ""
+    assert ensure_file(ShardFile(home, 0, 1, 40, disk), 5, NOW_NS) == ""
     store = Store(home, 0, disk)
     assert (store.position, store.owed(), store.settled()) == (40, 0, 40)
     store.close()
@@ -114,7 +114,7 @@ def test_while_nobody_is_told_what_is_settled_goes_on_with_the_journal(tmp_path:
     shard.store.close()
     assert settled_untold(-1, 50) == -1, "no host has ever told anything: there is nothing to record"
     assert skip(str(tmp_path), 0, settled_untold(before, 50), RealDisk()), "what this host still owed is of before"
-    found(ShardFile(str(tmp_path), 0, 1, settled_untold(before, 50), RealDisk()), 300, NOW_NS)
+    ensure_file(ShardFile(str(tmp_path), 0, 1, settled_untold(before, 50), RealDisk()), 300, NOW_NS)
     store = Store(str(tmp_path), 0, RealDisk())
     assert (store.position, store.owed()) == (50, 0)
     store.close()
@@ -312,7 +312,7 @@ def test_a_departure_that_is_lost_with_its_file_is_not_waited_for(tmp_path: Path
     target.store.flush()
     assert not target.store.claim(1)
     Path(file_of(str(tmp_path), 0)).unlink()
-    said = found(ShardFile(str(tmp_path), 0, 5, 9, RealDisk()), 300, NOW_NS + 1)
+    said = ensure_file(ShardFile(str(tmp_path), 0, 5, 9, RealDisk()), 300, NOW_NS + 1)
     assert "made anew from batch 5" in said
     assert target.store.claim(1)
 
@@ -387,11 +387,11 @@ def test_a_file_that_is_gone_is_made_anew_as_far_as_the_journal_reaches(tmp_path
     top_up(ledger, shard)
     shard.store.close()
     Path(file_of(str(tmp_path), 0)).unlink()
-    assert "made anew from batch 1" in found(ShardFile(str(tmp_path), 0, 1, 1, RealDisk()), 300, NOW_NS)
+    assert "made anew from batch 1" in ensure_file(ShardFile(str(tmp_path), 0, 1, 1, RealDisk()), 300, NOW_NS)
     assert Store(str(tmp_path), 0, RealDisk()).position == 0
     Path(begun_of(str(tmp_path), 0)).unlink()
     Path(file_of(str(tmp_path), 0)).unlink()
-    assert found(ShardFile(str(tmp_path), 0, 1, 1, RealDisk()), 300, NOW_NS) == ""
+    assert ensure_file(ShardFile(str(tmp_path), 0, 1, 1, RealDisk()), 300, NOW_NS) == ""
     assert Store(str(tmp_path), 0, RealDisk()).position == 1, "there never were any"
 
 

@@ -14,7 +14,7 @@ from billing.worker.pages import (
     LINES_SHOWN_MAX,
     SLICE_ACCOUNTS,
     SLICE_BUCKETS,
-    Wish,
+    Selection,
     account_page,
     joined_accounts,
     named_page,
@@ -115,12 +115,12 @@ def test_the_order_that_is_kept_is_not_part_of_the_bucket_as_a_block() -> None:
 # -- rows --------------------------------------------------------------------------------------------------------------
 
 
-ALL = Wish()
+ALL = Selection()
 
 
-def rows_of(bank: Bank, now_ns: int, after: bytes = b"", limit: int = 100, wish: Wish = ALL) -> Any:
+def rows_of(bank: Bank, now_ns: int, after: bytes = b"", limit: int = 100, selection: Selection = ALL) -> Any:
     """A page of rows of the bank's one bucket."""
-    slices = account_page(bank.ledger, now_ns, after, limit, wish)
+    slices = account_page(bank.ledger, now_ns, after, limit, selection)
     while True:
         try:
             next(slices)
@@ -159,26 +159,26 @@ def test_a_row_says_how_the_account_stands_at_that_instant() -> None:
 def test_only_who_is_asked_for_is_on_the_page() -> None:
     bank = spending_bank()
 
-    def names(wish: Wish, after: bytes = b"", limit: int = 100) -> list[str]:
-        return [row["user_id"] for row in rows_of(bank, 40, after, limit, wish)]
+    def names(selection: Selection, after: bytes = b"", limit: int = 100) -> list[str]:
+        return [row["user_id"] for row in rows_of(bank, 40, after, limit, selection)]
 
-    assert names(Wish("exhausted")) == ["d"]
-    assert names(Wish("active")) == ["a", "b", "c"]
-    assert names(Wish(within_ns=60)) == ["a"], "at 100, which is 60 from now"
-    assert names(Wish(within_ns=59)) == []
-    assert names(Wish("active", 10**6)) == ["a", "b"]
-    assert names(Wish("active"), after=b"a", limit=1) == ["b"]
+    assert names(Selection("exhausted")) == ["d"]
+    assert names(Selection("active")) == ["a", "b", "c"]
+    assert names(Selection(within_ns=60)) == ["a"], "at 100, which is 60 from now"
+    assert names(Selection(within_ns=59)) == []
+    assert names(Selection("active", 10**6)) == ["a", "b"]
+    assert names(Selection("active"), after=b"a", limit=1) == ["b"]
 
 
 def test_only_who_ran_out_and_still_has_a_rate_overruns() -> None:
     bank = spending_bank()
     bank.top_up("e", 5, at=10)
     bank.debit("e", 5, at=20)  # has no money, and no rate either
-    wish = Wish(overrunning=1)
-    assert [row["user_id"] for row in rows_of(bank, 40, wish=wish)] == ["d"]
-    assert [row["user_id"] for row in rows_of(bank, 100, wish=wish)] == ["a", "d"], "nobody has noticed yet that a did"
+    selection = Selection(overrunning=1)
+    assert [row["user_id"] for row in rows_of(bank, 40, selection=selection)] == ["d"]
+    assert [row["user_id"] for row in rows_of(bank, 100, selection=selection)] == ["a", "d"], "a ran out unnoticed"
     bank.set_rate("d", 0, at=100)
-    assert [row["user_id"] for row in rows_of(bank, 100, wish=wish)] == ["a"]
+    assert [row["user_id"] for row in rows_of(bank, 100, selection=selection)] == ["a"]
 
 
 def test_rates_and_holds_are_added_where_they_are_asked_for() -> None:
@@ -188,7 +188,7 @@ def test_rates_and_holds_are_added_where_they_are_asked_for() -> None:
     bank.hold("a", 30, at=0, request_id="h")
     (row,) = rows_of(bank, 0)
     assert (row["available_nanos"], "rates" in row, "holds" in row) == (70, False, False)
-    (row,) = rows_of(bank, 0, wish=Wish(shown=("rates", "holds")))
+    (row,) = rows_of(bank, 0, selection=Selection(shown=("rates", "holds")))
     assert row["rates"] == {"vm-1": 7}
     assert row["holds"] == [{"hold_id": "r:h", "amount_nanos": 30, "expires_at_ns": None}]
 
@@ -200,7 +200,7 @@ def test_filters_find_the_few_among_many_in_slices() -> None:
     few = ["000003", f"{SLICE_ACCOUNTS + 1:06d}", f"{2 * SLICE_ACCOUNTS + 9:06d}"]
     for user in few:
         bank.debit(user, 10, at=1)
-    slices = account_page(bank.ledger, 2, b"", 10, Wish("exhausted"))
+    slices = account_page(bank.ledger, 2, b"", 10, Selection("exhausted"))
     assert next(slices) is None
     assert next(slices) is None
     with pytest.raises(StopIteration) as end:
@@ -214,8 +214,8 @@ def test_a_page_of_too_many_lines_says_so() -> None:
         bank.top_up(str(number), 10**9, at=0)
         for line in range(LINES_SHOWN_MAX // 5):
             bank.set_rate(str(number), 1, at=0, resource=f"vm-{line}")
-    assert len(rows_of(bank, 0, limit=5, wish=Wish(shown=("rates",)))) == 5
-    assert "ask for fewer accounts" in rows_of(bank, 0, limit=6, wish=Wish(shown=("rates",)))
+    assert len(rows_of(bank, 0, limit=5, selection=Selection(shown=("rates",)))) == 5
+    assert "ask for fewer accounts" in rows_of(bank, 0, limit=6, selection=Selection(shown=("rates",)))
 
 
 def test_one_page_is_made_of_all_shards() -> None:

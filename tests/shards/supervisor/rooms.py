@@ -136,7 +136,7 @@ class Rooms:
     def _on_message(self, worker: WorkerState, message: ToSupervisor) -> None:
         self.said.append((worker.shard_id, message))
         if isinstance(message, Obstacle):
-            self.worker_figures.told(message)
+            self.worker_figures.on_reply(message)
         elif isinstance(message, Recovered):
             self.admission.on_recovered(worker, message)
 

@@ -36,9 +36,9 @@ class Wire:
     def send(self, message: object) -> None:
         match message:
             case ReadFigures(number):
-                self._worker_figures.told(Figures(number, self.figures))
+                self._worker_figures.on_reply(Figures(number, self.figures))
             case Examine(number):
-                self._worker_figures.told(Examined(number, self.held, self.faults))
+                self._worker_figures.on_reply(Examined(number, self.held, self.faults))
 
 
 class Scene:
