@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import subprocess
 import sys
 
 import psutil
 
-from benchmarks.figures import add_arguments, show
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 
@@ -52,19 +52,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accounts", type=int, default=200_000)
     parser.add_argument("--kind", choices=KINDS, help="only this one, in this process")
-    add_arguments(parser, runs=1)
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     if arguments.kind is not None:
         print(round(bytes_an_account(arguments.kind, arguments.accounts)))
         return
-    runs = []
+    sizes = {}
     for kind in KINDS:
         command = [sys.executable, "-m", "benchmarks.account_size", "--kind", kind]
         ended = subprocess.run(
             [*command, "--accounts", str(arguments.accounts)], check=True, capture_output=True, text=True
         )
-        runs.append({"kind": kind, "bytes_an_account": int(ended.stdout)})
-    show(arguments, runs, {"largest_bytes": max(run["bytes_an_account"] for run in runs)})
+        sizes[kind] = int(ended.stdout)
+    if arguments.json:
+        print(json.dumps(sizes))
+    else:
+        for kind, size in sizes.items():
+            print(f"{kind:30}{size:8} bytes an account")
 
 
 if __name__ == "__main__":

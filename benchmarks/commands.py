@@ -27,7 +27,7 @@ import msgpack
 import uvloop
 
 from benchmarks.figures import add_arguments, medians, quantiles_ms, show
-from benchmarks.floor import NullServer, sync_ms
+from benchmarks.floor import null_server, sync_ms
 from tests.system.daemon import Daemon
 
 COIN = 10**9
@@ -45,10 +45,10 @@ class Server(Protocol):
 class Generator(asyncio.Protocol):
     """One connection: keeps `depth` frames in flight, notes how long each took and every error."""
 
-    def __init__(self, frames: list[bytes], depth: int, done: asyncio.Future[None], total: int | None) -> None:
+    def __init__(self, frames: list[bytes], depth: int, total: int | None = None) -> None:
         self.frames = frames
         self.depth = depth
-        self.done = done
+        self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self.total = total
         self.sent = 0
         self.answered = 0
@@ -95,6 +95,11 @@ class Generator(asyncio.Protocol):
             self.done.set_exception(ConnectionError("the daemon closed the connection"))
 
 
+async def connected(protocol: asyncio.Protocol, port: int) -> None:
+    """Gives it a connection to this port."""
+    await asyncio.get_running_loop().create_connection(lambda: protocol, "127.0.0.1", port)
+
+
 def mixed_frames(accounts: int, count: int, seed: int) -> list[bytes]:
     """`count` requests with msgids 0, 1, 2, …"""
     rng = random.Random(seed)
@@ -126,12 +131,10 @@ async def run(
     ports: list[int] | None = None,
 ) -> dict[str, Any]:
     """Runs one measurement; without `seconds`, each frame is sent once. One connection a set of frames, to its port."""
-    loop = asyncio.get_running_loop()
     generators = []
     for frames, port in zip(frame_sets, ports or [server.rpc_port] * len(frame_sets), strict=True):
-        done = loop.create_future()
-        generator = Generator(frames, depth, done, None if seconds else len(frames))
-        await loop.create_connection(lambda generator=generator: generator, "127.0.0.1", port)
+        generator = Generator(frames, depth, None if seconds else len(frames))
+        await connected(generator, port)
         generators.append(generator)
     if seconds:
         await asyncio.sleep(min(1.0, seconds / 4))  # warm-up
@@ -164,7 +167,7 @@ async def run(
 async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Starts daemon and null server, loads the daemon, measures both in turns, `--runs` times."""
     runs = []
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as name, NullServer() as null:
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name, null_server() as null:
         Path(name).chmod(0o700)
         daemon = Daemon(
             Path(name),

@@ -10,34 +10,30 @@ command. The generator is a plain loop over `epoll`, so that it does not set the
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import select
 import socket
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgpack
 
-from benchmarks.commands import COIN, mixed_frames, preload
+from benchmarks.commands import COIN, Server, mixed_frames, preload
 from benchmarks.figures import add_arguments, medians, quantiles_ms, show
-from benchmarks.rpc_floor import serve
+from benchmarks.floor import null_server
 from tests.system.daemon import Daemon
 
 LOOK_S = 50e-6
 
 
-def drive(
-    port: int, frames: list[bytes], connections: int, seconds: float, cpu_s: Callable[[], float]
-) -> dict[str, Any]:
+def drive(server: Server, frames: list[bytes], connections: int, seconds: float) -> dict[str, Any]:
     """One command in flight on each connection for so long; figures of the time after a warm-up of a quarter."""
     poller = select.epoll()
     sockets = {}
     for _ in range(connections):
-        one = socket.create_connection(("127.0.0.1", port))
+        one = socket.create_connection(("127.0.0.1", server.rpc_port))
         one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         poller.register(one, select.EPOLLIN)
         sockets[one.fileno()] = one
@@ -57,7 +53,7 @@ def drive(
         events = poller.poll(1.0, 256)
         now = time.perf_counter()
         if not warm and now >= begin:
-            warm, began, cpu_before = True, now, cpu_s()
+            warm, began, cpu_before = True, now, server.cpu_seconds()
             latencies.clear()
         if now >= end:
             break
@@ -69,7 +65,7 @@ def drive(
             sent_at[number] = now
             send[number](frames[sent % count])
             sent += 1
-    elapsed, cpu = now - began, cpu_s() - cpu_before
+    elapsed, cpu = now - began, server.cpu_seconds() - cpu_before
     for one in sockets.values():
         one.close()
     return {
@@ -127,28 +123,15 @@ def main() -> None:
     add_arguments(parser)
     arguments = parser.parse_args()
     frames = mixed_frames(arguments.accounts, 50_000, arguments.seed)
-    spawn = multiprocessing.get_context("spawn")
-    here, there = spawn.Pipe()
-    null = spawn.Process(target=serve, args=(there,), daemon=True)
-    null.start()
-    null_port = here.recv()
-
-    def null_cpu_s() -> float:
-        here.send("usage")
-        user, system = here.recv()
-        return float(user + system)
-
     runs = []
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name, null_server() as null:
         Path(name).chmod(0o700)
         with Daemon(Path(name), shards__workers=arguments.workers, journal__segment_bytes=64 << 20) as daemon:
             preload(daemon, arguments.accounts, 1000 * COIN)
             for _ in range(arguments.runs):
-                floor = drive(null_port, frames, arguments.connections, arguments.seconds / 2, null_cpu_s)
-                one = drive(daemon.rpc_port, frames, arguments.connections, arguments.seconds, daemon.cpu_seconds)
+                floor = drive(null, frames, arguments.connections, arguments.seconds / 2)
+                one = drive(daemon, frames, arguments.connections, arguments.seconds)
                 runs.append(one | {"floor_per_s": floor["commands_per_s"], "floor_cpu_us": floor["server_cpu_us"]})
-    here.send("stop")
-    null.join(5)
     show(arguments, runs, medians(runs))
 
 

@@ -47,7 +47,7 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def _rate(calls: list[dict[str, Any]]) -> float:
     arrived = sorted(call["arrived_ns"] for call in calls if "/off" in call["target"])
-    return (len(arrived) - 1) / ((arrived[-1] - arrived[0]) / 1e9)
+    return (len(arrived) - 1) / (float(arrived[-1] - arrived[0]) / 1e9)
 
 
 async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endpoint) -> dict[str, Any]:

@@ -49,7 +49,7 @@ async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 async def _turn(
     arguments: argparse.Namespace, daemon: Daemon, endpoint: Endpoint, rpc: Rpc, fault: str, number: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    found = []
+    found: list[dict[str, float]] = []
     for name in ("", fault):
         count = int(arguments.commands * arguments.seconds / 20) + 10
         dry = [f"dry_{fault}_{number}_{len(found)}_{index}" for index in range(count)]

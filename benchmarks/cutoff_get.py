@@ -8,20 +8,23 @@ the bytes, the exchange and both reports, unsigned and signed.
 The receiver is `billing receiver` in a process of its own. Each way sends `--count` GETs over `--connections` kept-open
 connections, and a tenth as many over a single one (where waking up for each answer is what costs).
 
-    python benchmarks/cutoff_get.py [--count 20000] [--connections 64]
+    python -m benchmarks.cutoff_get [--count 20000] [--connections 64]
 """
 
 import argparse
 import asyncio
-import multiprocessing
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection as Pipe
+from typing import Any
 
 import aiohttp
 import uvloop
 from yarl import URL
 
+from benchmarks.floor import beside
 from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
 from billing.expirationd.request import GetTemplate
 from billing.trial.receiver import Receiver, run_receiver
@@ -41,6 +44,19 @@ class LeanRequest(aiohttp.ClientRequest):
 
 def check(status: int) -> None:
     assert status == 200, status
+
+
+class Bare(asyncio.Protocol):
+    """A connection and the answer to come."""
+
+    transport: asyncio.WriteTransport
+    answer: asyncio.Future[bytes]
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self.answer.set_result(data)
 
 
 class Ways:
@@ -104,7 +120,7 @@ class Ways:
     def held(self) -> One:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=None)
-        free = []
+        free: list[aiohttp.connector.Connection] = []
 
         async def one(number: int) -> None:
             if free:
@@ -115,6 +131,7 @@ class Ways:
             protocol = connection.protocol
             assert protocol is not None
             protocol.set_response_params(read_until_eof=True, auto_decompress=False)
+            assert connection.transport is not None
             connection.transport.write(self.template.request(b"user_%d" % number, "e", 3, E, 1_700_000_000))
             message, _ = await protocol.read()
             check(message.code)
@@ -129,21 +146,14 @@ class Ways:
         return one
 
     def bare(self) -> One:
-        class Protocol(asyncio.Protocol):
-            def connection_made(self, transport: asyncio.BaseTransport) -> None:
-                self.transport = transport
-
-            def data_received(self, data: bytes) -> None:
-                self.answer.set_result(data)
-
-        free = []
-        where = URL(self.base)
+        free: list[Bare] = []
+        port = int(self.base.rpartition(":")[2])
 
         async def one(number: int) -> None:
             if free:
                 protocol = free.pop()
             else:
-                _, protocol = await self.loop.create_connection(Protocol, where.host, where.port)
+                _, protocol = await self.loop.create_connection(Bare, "127.0.0.1", port)
             protocol.answer = self.loop.create_future()
             protocol.transport.write(self.template.request(b"user_%d" % number, "e", 3, E, 1_700_000_000))
             assert (await protocol.answer).startswith(b"HTTP/1.1 200")
@@ -200,8 +210,8 @@ async def cost_us(one: One, count: int, connections: int) -> tuple[float, float]
     return (time.process_time_ns() - cpu) / 1000 / count, (time.perf_counter_ns() - elapsed) / 1000 / count
 
 
-async def measure(port: int, count: int, connections: int) -> None:
-    ways = Ways(f"http://127.0.0.1:{port}")
+async def measure(base: str, count: int, connections: int) -> None:
+    ways = Ways(base)
     table: list[tuple[str, Callable[[], One]]] = [
         ("session.get", ways.plain),
         ("session.get, all optional off", ways.tuned),
@@ -226,20 +236,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=20_000)
     parser.add_argument("--connections", type=int, default=64)
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
-    mine, theirs = spawn.Pipe()
-    process = spawn.Process(target=receive, args=(theirs,))
-    process.start()
-    try:
-        port = int(mine.recv().rsplit(":", 1)[1])
-        uvloop.run(measure(port, options.count, options.connections))
-    finally:
-        process.terminate()
-        process.join()
+    with receiver() as base:
+        uvloop.run(measure(base, options.count, options.connections))
 
 
-def receive(pipe) -> None:  # type: ignore[no-untyped-def]
-    """The receiver's process."""
+@contextmanager
+def receiver() -> Iterator[str]:
+    """Where `billing receiver` answers, in a process of its own, until the end of the block."""
+    with beside(receive) as pipe:
+        yield f"http://127.0.0.1:{int(pipe.recv().rsplit(':', 1)[1])}"
+
+
+def receive(pipe: Pipe) -> None:
+    """Its process."""
     run_receiver(Receiver(), pipe.send)
 
 

@@ -115,7 +115,7 @@ async def _turn(
 
 def _row(kind: str, turns: list[tuple[Turn, Turn]]) -> dict[str, Any]:
     def middle(beside: int, what: str, name: str) -> float:
-        return round(statistics.median(getattr(pair[beside], what)[name] for pair in turns), 2)
+        return round(statistics.median(float(getattr(pair[beside], what)[name]) for pair in turns), 2)
 
     late = statistics.median(pair[1].lateness["p99"] / pair[0].lateness["p99"] for pair in turns)
     moved = statistics.median(pair[1].commands["p99"] / pair[0].commands["p99"] - 1 for pair in turns)

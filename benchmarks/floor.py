@@ -1,40 +1,143 @@
 """The floors that figures are printed beside: what a machine takes for the bare minimum, measured in the same run.
 
-`NullServer`: the door over a worker that does nothing (see `rpc_floor`), as a process of its own. The same frames cost
-it what the kernel and the decoding of requests and encoding of replies cost. `sync_ms`: an append and fdatasync of a
-batch of one command to a file got ahead, nothing around it.
+`null_server`: the door over a worker that does nothing, as a process of its own. The same frames cost it what the
+kernel and the decoding of requests and encoding of replies cost. `sync_ms`: an append and fdatasync of a batch of one
+command to a file got ahead, nothing around it.
 """
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import multiprocessing
 import os
+import resource
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection as Pipe
+from typing import Any
 
-from benchmarks.rpc_floor import serve
+import uvloop
+
+from billing.api.auth import Guard
+from billing.api.door import Door
+from shards.buckets import bucket_id_of
+
+INT = 1_700_000_000_000_000_000
+REPLY = {
+    "user_id": "user_012345",
+    "bucket_id": 477,
+    "state": "active",
+    "balance_nanos": 123_456_789_000,
+    "credit_limit_nanos": 0,
+    "available_nanos": 123_456_789_000,
+    "rate_nanos_per_hour": 3_600_000_000,
+    "rate_nanos_per_second": 1_000_000,
+    "exhausts_at_ns": INT,
+    "runway_ns": 123_456_789_000_000,
+    "exhaustion_seq": 0,
+    "entry_id": 12,
+    "at_ns": INT,
+    "replayed": False,
+}
+DOORS = {"rpc": "billing.api.msgpack_rpc", "tarantool": "billing.api.iproto.connection"}
+
+
+class NullGate:
+    """Answers what one turn of the loop brought at the end of it."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[Any, Any]] = []
+
+    def arrived(self) -> None:
+        """This gate stamps nothing."""
+
+    def bucket_of(self, key: bytes) -> int:
+        return bucket_id_of(key, 3000)
+
+    def submit(self, caller: Any, token: Any, *_: Any) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._waiting.append((caller, token))
+
+    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Any]]) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._answer)
+        self._waiting += [(caller, token) for token, _, _ in requests]
+
+    read = operate = submit
+
+    def _answer(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for caller, token in waiting:
+            caller.answer(token, REPLY)
+        for caller in {caller for caller, _ in waiting}:
+            caller.flush()
+
+
+def serve(pipe: Pipe, door: str) -> None:
+    """The server process with one door: tells its port, then its CPU seconds whenever it is asked."""
+
+    async def run() -> None:
+        over = Door(NullGate(), Guard(), time.monotonic_ns, dict)
+        loop = asyncio.get_running_loop()
+        makes = importlib.import_module(DOORS[door]).connection_factory(over, time.time_ns, os.urandom)
+        server = await loop.create_server(makes, "127.0.0.1", 0)
+
+        def on_question() -> None:
+            pipe.recv()
+            usage = resource.getrusage(resource.RUSAGE_SELF)
+            pipe.send((usage.ru_utime, usage.ru_stime))
+
+        loop.add_reader(pipe.fileno(), on_question)
+        pipe.send(server.sockets[0].getsockname()[1])
+        await asyncio.Event().wait()
+
+    uvloop.run(run())
+
+
+@contextmanager
+def beside(target: Callable[..., None], *arguments: object) -> Iterator[Pipe]:
+    """A process that runs `target(pipe, *arguments)` until the end of the block; the other end of its pipe, on which
+    a process that has ended is an EOFError.
+    """
+    spawn = multiprocessing.get_context("spawn")
+    here, there = spawn.Pipe()
+    process = spawn.Process(target=target, args=(there, *arguments), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        process.terminate()
+        process.join()
 
 
 class NullServer:
     """Has of a daemon what a generator needs: `rpc_port` and `cpu_seconds`."""
 
-    def __enter__(self) -> NullServer:
-        spawn = multiprocessing.get_context("spawn")
-        self._pipe, there = spawn.Pipe()
-        self._process = spawn.Process(target=serve, args=(there,), daemon=True)
-        self._process.start()
-        self.rpc_port: int = self._pipe.recv()
-        return self
+    def __init__(self, pipe: Pipe) -> None:
+        self._pipe = pipe
+        self.rpc_port: int = pipe.recv()
+
+    def usage(self) -> tuple[float, float]:
+        """CPU seconds that it has used until now: user, system."""
+        self._pipe.send(None)
+        user, system = self._pipe.recv()
+        return user, system
 
     def cpu_seconds(self) -> float:
-        """CPU that it has used until now, user and system."""
-        self._pipe.send("usage")
-        user, system = self._pipe.recv()
-        return float(user + system)
+        """Both."""
+        return sum(self.usage())
 
-    def __exit__(self, *_: object) -> None:
-        self._pipe.send("stop")
-        self._process.join(5)
+
+@contextmanager
+def null_server(door: str = "rpc") -> Iterator[NullServer]:
+    """One of `DOORS`, served until the end of the block."""
+    with beside(serve, door) as pipe:
+        yield NullServer(pipe)
 
 
 def sync_ms(directory: str, count: int = 200, payload_bytes: int = 239) -> float:

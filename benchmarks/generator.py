@@ -16,7 +16,6 @@ import argparse
 import asyncio
 import gc
 import json
-import multiprocessing
 import resource
 import time
 from typing import Any
@@ -24,29 +23,13 @@ from typing import Any
 import msgpack
 import uvloop
 
+from benchmarks.floor import REPLY, beside
 from billing.client.client import Client
 from billing.trial.loadtest.columns import Columns
 from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.load_driver import ClosedLoop, LoadDriver, OpenLoop
 from billing.trial.loadtest.workload import Mixer, Share, Workload, names
 from shards.system.clock import MACHINE_CLOCKS
-
-REPLY = {
-    "user_id": "u1234567",
-    "bucket_id": 1234,
-    "state": "active",
-    "balance_nanos": 1_000_000_000_000,
-    "credit_limit_nanos": 0,
-    "available_nanos": 1_000_000_000_000,
-    "rate_nanos_per_hour": 3_600_000,
-    "rate_nanos_per_second": 1000,
-    "exhausts_at_ns": 1_800_000_000_000_000_000,
-    "runway_ns": 1_000_000_000_000_000,
-    "exhaustion_seq": 0,
-    "entry_id": 12,
-    "at_ns": 1_800_000_000_000_000_000,
-    "replayed": False,
-}
 
 
 class NullServer(asyncio.Protocol):
@@ -63,7 +46,7 @@ class NullServer(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._unpacker.feed(data)
         tail = self._tail
-        out = []
+        out: list[bytes] = []
         for request in self._unpacker:
             out += (b"\x94\x01\xce", request[1].to_bytes(4, "big"), tail)
         self._transport.write(b"".join(out))
@@ -87,10 +70,12 @@ async def measure(arguments: argparse.Namespace, port: int) -> dict[str, Any]:
     mixer = Mixer(workload, Share(), 0)
     paces: list[LoadDriver] = []
     client = Client(f"127.0.0.1:{port}")
-    batches = [
-        client.batch(lambda *answer: paces[0].on_answer(*answer), lambda: paces and paces[0].on_read())
-        for _ in range(arguments.connections)
-    ]
+
+    def on_read() -> None:
+        if paces:
+            paces[0].on_read()
+
+    batches = [client.batch(lambda *answer: paces[0].on_answer(*answer), on_read) for _ in range(arguments.connections)]
     for batch in batches:
         await batch.connect()
     if arguments.rate:
@@ -117,7 +102,7 @@ async def measure(arguments: argparse.Namespace, port: int) -> dict[str, Any]:
         "generator_cpu_us_per_command": round(cpu_s / pace.answered * 1e6, 2),
         "commands_per_s_of_a_whole_core": round(pace.answered / cpu_s),
         "generator_cores": round(cpu_s / seconds, 2),
-        "lateness_p99_ms": round(pace.lateness.value_at(0.99) / 1e6, 3) if arguments.rate else None,
+        **({"lateness_p99_ms": round(pace.lateness.value_at(0.99) / 1e6, 3)} if arguments.rate else {}),
         "latency_p50_ms": round(pace.latency.value_at(0.5) / 1e6, 3),
     }
 
@@ -151,17 +136,13 @@ def main() -> None:
     if arguments.record:
         print(json.dumps(record()))
         return
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    server = context.Process(target=serve, args=(theirs,), daemon=True)
-    server.start()
-    port = ours.recv()
-    for _ in range(arguments.runs):
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            print(json.dumps(runner.run(measure(arguments, port))))
-        gc.enable()
-        gc.unfreeze()
-    server.terminate()
+    with beside(serve) as server:
+        port = server.recv()
+        for _ in range(arguments.runs):
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                print(json.dumps(runner.run(measure(arguments, port))))
+            gc.enable()
+            gc.unfreeze()
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ from billing.history.accounts import Accounts
 from billing.history.link import HistoryLink
 from billing.history.page import pages_of
 from billing.history.projection import Group, project
-from billing.history.store import INSERT_PAGE, KIND
+from billing.history.store import INSERT_PAGE
+from billing.history.tables import KIND
 from billing.ledger import commands as ops
 from billing.ledger.entry import FIXED, FORMAT
 from billing.ledger.money import NANO

@@ -25,7 +25,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.commands import COIN, preload
+from benchmarks.commands import COIN, connected, preload
 from benchmarks.figures import add_arguments, medians, quantiles_ms, show
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
@@ -97,11 +97,11 @@ def requests(accounts: int, count: int, seed: int, keys: bool) -> list[bytes]:
 
 async def run(daemon: Daemon, port: int, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One measurement."""
-    loop = asyncio.get_running_loop()
     callers = []
     for number in range(arguments.connections):
         made = requests(arguments.accounts, arguments.requests, seed * 10_000 + number, arguments.keys)
-        _, caller = await loop.create_connection(lambda made=made: Caller(made), "127.0.0.1", port)
+        caller = Caller(made)
+        await connected(caller, port)
         callers.append(caller)
     await asyncio.sleep(min(1.0, arguments.seconds / 4))  # warm-up
     for caller in callers:

@@ -26,7 +26,7 @@ from typing import Any
 import msgpack
 import uvloop
 
-from benchmarks.commands import COIN, Generator
+from benchmarks.commands import COIN, Generator, connected
 from billing.client import Client
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
@@ -176,11 +176,10 @@ def frames_for(users: list[str], count: int, seed: int) -> list[bytes]:
 
 async def load(daemon: Daemon, by_port: dict[int, list[str]], seconds: float) -> tuple[int, list[float]]:
     """A closed loop of 512 on a connection to each port; commands answered, CPU seconds of each worker, ascending."""
-    loop = asyncio.get_running_loop()
     generators = []
     for port, users in by_port.items():
-        generator = Generator(frames_for(users, 50_000, port), 512, loop.create_future(), None)
-        await loop.create_connection(lambda generator=generator: generator, "127.0.0.1", port)
+        generator = Generator(frames_for(users, 50_000, port), 512)
+        await connected(generator, port)
         generators.append(generator)
     await asyncio.sleep(1)
     before, answered = [cpu_s(pid) for pid in pids_of(daemon)], sum(one.answered for one in generators)

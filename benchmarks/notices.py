@@ -16,6 +16,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from benchmarks.history import Entries
@@ -47,11 +48,11 @@ def measure(store: Store, payloads: list[bytes], notices: int) -> dict[str, floa
         store.flush()
 
     for position, payload in enumerate(payloads, 1):
-        timed("record", lambda position=position, payload=payload: record(position, payload))
+        timed("record", partial(record, position, payload))
     timed("checkpoint", store.checkpoint)
     while rows := timed("read", lambda: store.after(0, SLICE)):
         seqs = [row[0] for row in rows]
-        timed("acknowledge", lambda seqs=seqs: acknowledge(seqs))
+        timed("acknowledge", partial(acknowledge, seqs))
     timed("checkpoint", store.checkpoint)
     return {f"{name}_us": round(seconds / notices * 1e6, 2) for name, seconds in spent.items()}
 

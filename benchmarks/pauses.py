@@ -26,7 +26,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.commands import mixed_frames
+from benchmarks.commands import connected, mixed_frames
 from benchmarks.figures import add_arguments, medians, show
 from benchmarks.snapshot_load import TICK_S, Paced
 from benchmarks.stock import fill
@@ -86,9 +86,8 @@ def pulse_in_a_process(seconds: float) -> tuple[list[int], int]:
 
 async def offer(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
     """The load, and what the workers say of their loops meanwhile."""
-    loop = asyncio.get_running_loop()
     commands = Paced(mixed_frames(arguments.accounts, FRAMES, arguments.seed), arguments.rate * TICK_S)
-    await loop.create_connection(lambda: commands, "127.0.0.1", daemon.rpc_port)
+    await connected(commands, daemon.rpc_port)
     await commands.run(2.0)
     commands.timed.clear()
     before = await asyncio.to_thread(metrics, daemon)
@@ -100,7 +99,7 @@ async def offer(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
             await asyncio.sleep(SAMPLE_S)
             longest = max(longest, greatest(await asyncio.to_thread(metrics, daemon), PAUSE))
 
-    sampling = loop.create_task(sample())
+    sampling = asyncio.create_task(sample())
     floor_process = await asyncio.create_subprocess_exec(
         sys.executable, "-c",
         f"from benchmarks.pauses import pulse_in_a_process; print(pulse_in_a_process({arguments.seconds})[1])",

@@ -21,7 +21,7 @@ from typing import Any
 import msgpack
 import uvloop
 
-from benchmarks.commands import COIN, Generator, mixed_frames, run
+from benchmarks.commands import COIN, Generator, connected, mixed_frames, run
 from benchmarks.figures import add_arguments, medians, show
 from shards.buckets import bucket_id_of
 from tests.system.daemon import Daemon
@@ -40,26 +40,25 @@ async def routed(daemon: Daemon, frames: list[bytes]) -> list[tuple[int, int, li
     route, shards = await client.ask("route"), await client.ask("shards_info")
     client.close()
     pids = {shard["shard_id"]: shard["worker_pid"] for shard in shards}
-    found = {
+    found: dict[int, tuple[int, int, list[bytes]]] = {
         shard["shard_id"]: (pids[shard["shard_id"]], int(shard["address"].rpartition(":")[2]), [])
         for shard in route["shards"]
     }
     for frame in frames:
         _, _, method, params = msgpack.unpackb(frame)
         owner = route["owners"][bucket_id_of(params[0].encode(), route["bucket_count"]) - 1]
-        mine: list[bytes] = found[owner][2]
+        mine = found[owner][2]
         mine.append(msgpack.packb([0, len(mine), method, params]))
     return list(found.values())
 
 
 async def one_run(daemon: Daemon, frames: list[bytes], depth: int, seconds: float) -> tuple[float, float]:
     """Commands a second of all workers, and commands per CPU second of the worker that used more CPU."""
-    loop = asyncio.get_running_loop()
     workers = await routed(daemon, frames)
     generators = []
     for _, port, mine in workers:
-        generator = Generator(mine, depth, loop.create_future(), None)
-        await loop.create_connection(lambda generator=generator: generator, "127.0.0.1", port)
+        generator = Generator(mine, depth)
+        await connected(generator, port)
         generators.append(generator)
     await asyncio.sleep(seconds / 4)  # warm-up
     before = [(cpu_of(pid), generator.answered) for (pid, _, _), generator in zip(workers, generators, strict=True)]

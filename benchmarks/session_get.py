@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import multiprocessing
 import signal
 import time
 from collections import Counter
@@ -21,7 +20,7 @@ from types import FrameType
 import aiohttp
 import uvloop
 
-from benchmarks.cutoff_get import HEADERS, E, check, receive
+from benchmarks.cutoff_get import HEADERS, E, check, receiver
 
 # part: (end of a file's name, functions; empty: all of them)
 PARTS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
@@ -92,25 +91,17 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--every-us", type=int, default=500)
     options = parser.parse_args()
-    spawn = multiprocessing.get_context("spawn")
-    mine, theirs = spawn.Pipe()
-    process = spawn.Process(target=receive, args=(theirs,))
-    process.start()
     looks: Counter[str] = Counter()
 
     def look(_: int, frame: FrameType | None) -> None:
         looks[part_of(frame)] += 1
 
-    try:
-        base = f"http://127.0.0.1:{int(mine.recv().rsplit(':', 1)[1])}"
+    with receiver() as base:
         alone = uvloop.run(gets(base, options.count, options.connections))
         signal.signal(signal.SIGPROF, look)
         signal.setitimer(signal.ITIMER_PROF, options.every_us / 1e6, options.every_us / 1e6)
         looked = uvloop.run(gets(base, options.count, options.connections))
         signal.setitimer(signal.ITIMER_PROF, 0)
-    finally:
-        process.terminate()
-        process.join()
     print(f"{alone:.1f} µs a GET; {looked:.1f} with {looks.total()} looks, of which:")
     for part, count in looks.most_common():
         print(f"{part:34} {count / looks.total():6.1%} {count / looks.total() * alone:6.1f} µs")

@@ -20,7 +20,7 @@ from typing import Any
 import msgpack
 import uvloop
 
-from benchmarks.commands import mixed_frames
+from benchmarks.commands import connected, mixed_frames
 from benchmarks.restart import daemon_in, filled
 from tests.system.daemon import Daemon
 
@@ -105,16 +105,15 @@ def quantiles(timed: list[tuple[float, float]], spans: list[tuple[float, float]]
 
 async def offer(daemon: Daemon, arguments: argparse.Namespace) -> tuple[Paced, Paced, list[tuple[float, float]]]:
     """Commands and pings for `--seconds`; the snapshots made meanwhile."""
-    loop = asyncio.get_running_loop()
     commands = Paced(mixed_frames(arguments.accounts, 100_000, 1), arguments.rate * TICK_S)
     pings = Paced([msgpack.packb([0, msgid, "ping", []]) for msgid in range(100_000)], 1)
     for one in (commands, pings):
-        await loop.create_connection(lambda one=one: one, "127.0.0.1", daemon.rpc_port)
+        await connected(one, daemon.rpc_port)
     await asyncio.gather(commands.run(1.0), pings.run(1.0))  # warm-up
     commands.timed.clear()
     pings.timed.clear()
     spans: list[tuple[float, float]] = []
-    watching = loop.create_task(watch(daemon, spans))
+    watching = asyncio.create_task(watch(daemon, spans))
     await asyncio.gather(commands.run(arguments.seconds), pings.run(arguments.seconds))
     watching.cancel()
     for one in (commands, pings):

@@ -4,7 +4,7 @@ The accounts are armed over 30 days, as balances are. The owner is two columns; 
 are measured alone and subtracted. `fire` is everything that happens to an account on its way from a slot of level 0 to
 the answer of `advance`: out of the slot, through the heap, two questions to the owner and one message.
 
-    python benchmarks/wheel.py [--accounts 1000000]
+    python -m benchmarks.wheel [--accounts 1000000]
 """
 
 import argparse

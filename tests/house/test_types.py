@@ -1,10 +1,10 @@
-"""mypy is strict over the rooms and over all tests."""
+"""mypy is strict over the rooms, all tests and all benchmarks."""
 
 from __future__ import annotations
 
 import tomllib
 
-from tests.house.source import REPOSITORY, ROOMS
+from tests.house.source import ALL, REPOSITORY
 
 STRICT = {"python_version", "strict", "files", "warn_unreachable", "exclude", "overrides"}
 ELSEWHERE = ("^tests/outsiders/", "^tests/pictures/")  # programs that run in other environments than ours
@@ -13,7 +13,7 @@ ELSEWHERE = ("^tests/outsiders/", "^tests/pictures/")  # programs that run in ot
 def test_everything_is_strict() -> None:
     mypy = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["tool"]["mypy"]
     assert mypy["strict"] is True
-    assert {*ROOMS, "tests"} <= set(mypy["files"])
+    assert {*ALL} <= set(mypy["files"])
     assert mypy.keys() == STRICT, "nothing is taken back from what strict says"
     assert all(one.startswith(ELSEWHERE) for one in mypy["exclude"])
     assert all(one.keys() == {"module", "ignore_missing_imports"} for one in mypy["overrides"]), "of others, untyped"
