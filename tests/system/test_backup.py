@@ -7,8 +7,6 @@ import hashlib
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from billing.trial.faults import Fault
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.doctor.yard import Yard
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.processes import killed_with_all_it_started
@@ -31,13 +30,8 @@ COIN = 10**9
 FIRST_NOTICES = ("1:account-topped_up", "2:account-debited", "2:account-exhausted")
 
 
-def billing(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "billing", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-
-
 async def backed_up(daemon: Daemon, target: Path) -> dict[str, Any]:
-    done = await asyncio.to_thread(billing, "backup", target, "--address", daemon.address)
+    done = await asyncio.to_thread(carried_out, "backup", target, "--address", daemon.address)
     assert done.returncode == 0, done.stderr + done.stdout
     assert "no faults" in done.stdout
     told: dict[str, Any] = json.loads((target / "backup.json").read_text())
@@ -49,7 +43,7 @@ async def put_back(daemon: Daemon, source: Path) -> str:
     data = daemon.directory / "data"
     if data.exists():
         shutil.rmtree(data)
-    done = await asyncio.to_thread(billing, "restore", source, "--config", daemon.config)
+    done = await asyncio.to_thread(carried_out, "restore", source, "--config", daemon.config)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -95,7 +89,7 @@ async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_st
             rpc = await Rpc.connect(daemon.rpc_port)
             dry_ns = 0
             for user in ("saved", "dry"):
-                await rpc.ask("top_up", user, 10 * COIN)
+                await rpc.ask("top_up", user, 6 * COIN)
                 dry_ns = (await rpc.ask("set_rate", user, COIN))["exhausts_at_ns"]
             await backed_up(daemon, data_dir / "backup")
             await rpc.ask("top_up", "saved", 1000 * COIN)  # after the backup: lost with the host
@@ -139,7 +133,7 @@ async def test_whoever_may_not_back_up_is_told_the_role_that_it_takes(data_dir: 
             token = data_dir / role
             token.write_text(role)
             asked = ("backup", data_dir / "backup", "--address", daemon.address, "--token-file", token)
-            done = await asyncio.to_thread(billing, *asked)
+            done = await asyncio.to_thread(carried_out, *asked)
             assert done.returncode == 4
             assert "backup needs the role admin" in done.stderr
             assert not (data_dir / "backup").exists()
@@ -157,19 +151,19 @@ async def test_a_restore_is_on_record_and_refused_where_the_data_or_the_configur
     shutil.rmtree(data_dir / "data")
     (data_dir / "other").mkdir()
     other = Daemon(data_dir / "other", shards__bucket_count=7)
-    done = await asyncio.to_thread(billing, "restore", backup, "--config", other.config)
+    done = await asyncio.to_thread(carried_out, "restore", backup, "--config", other.config)
     assert done.returncode == 78
     assert "shards.bucket_count is 7, and the backup has 3000 buckets" in done.stderr
     (segment,) = (backup / "map").glob("segment-*")
     segment.rename(data_dir / "away")
     config = Daemon(data_dir, shards__workers=1).config
-    done = await asyncio.to_thread(billing, "restore", backup, "--config", config)
+    done = await asyncio.to_thread(carried_out, "restore", backup, "--config", config)
     assert done.returncode == 1
     assert f"{segment} is missing, which backup.json names" in done.stderr
     assert not (data_dir / "data").exists()
     (data_dir / "away").rename(segment)
     await put_back(daemon, backup)
-    done = await asyncio.to_thread(billing, "audit", "--config", config, "--act", "restore", "--json")
+    done = await asyncio.to_thread(carried_out, "audit", "--config", config, "--act", "restore", "--json")
     (row,) = json.loads(done.stdout)
     assert row["actor"] == f"uid:{os.getuid()}"
     assert row["details"] == {"backup": str(backup), "taken_at_ns": taken_at_ns}
@@ -273,7 +267,7 @@ def test_of_a_backup_that_another_version_made_without_notices_it_is_said(host: 
     del about["notices"]
     listed.write_text(json.dumps(about))
     daemon = Daemon(data_dir, shards__workers=1, notify__url="http://127.0.0.1:9/told")
-    done = billing("restore", data_dir / "backup", "--config", daemon.config)
+    done = carried_out("restore", data_dir / "backup", "--config", daemon.config)
     assert done.returncode == 0, done.stderr
     assert "left notices out: what was still to be told then may stay untold" in done.stdout
 
@@ -301,7 +295,7 @@ async def test_what_a_shard_wrote_that_is_gone_is_in_the_backup(data_dir: Path) 
             assert [row["entry_id"] for row in await rpc.ask("history", user)] == [2, 1]
         rpc.close()
     shutil.rmtree(data_dir / "data" / "shard-3")  # its history is all that is left of it, as on servers
-    done = await asyncio.to_thread(billing, "doctor", "--config", fewer.config)
+    done = await asyncio.to_thread(carried_out, "doctor", "--config", fewer.config)
     assert done.returncode == 0, done.stdout
     assert "no faults" in done.stdout
 
@@ -324,7 +318,7 @@ async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_g
         assert await rpc.ask("backup", "cancel") == {"step": "cancel"}
         assert (await rpc.call("backup", "end"))[0].startswith("BACKUP_REFUSED: no backup is being taken")
         await backed_up(daemon, data_dir / "backup")
-        again = await asyncio.to_thread(billing, "backup", data_dir / "backup", "--address", daemon.address)
+        again = await asyncio.to_thread(carried_out, "backup", data_dir / "backup", "--address", daemon.address)
         assert again.returncode == 1
         assert "is there already: a backup is made in a directory of its own" in again.stderr
         acts = [row["details"]["step"] for row in await rpc.ask("audit", {"act": "backup"})]
@@ -375,10 +369,10 @@ def test_what_is_no_whole_backup_is_not_restored(host: Path, data_dir: Path, dam
             (backup / "backup.json").unlink()
             expected = "it is no backup"
     before = sorted(os.listdir(data)) if data.exists() else None
-    done = billing("restore", backup, "--config", daemon.config)
+    done = carried_out("restore", backup, "--config", daemon.config)
     assert done.returncode == 1
     assert expected in done.stderr
     assert (sorted(os.listdir(data)) if data.exists() else None) == before
     assert not Path(f"{data}.unfinished").exists(), "the next attempt would take it for one that was cut off"
-    again = billing("restore", host / "backup", "--config", daemon.config)
+    again = carried_out("restore", host / "backup", "--config", daemon.config)
     assert again.returncode == (damage == "not empty"), again.stderr

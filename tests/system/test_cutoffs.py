@@ -49,7 +49,7 @@ async def test_exhaustions_that_fell_due_while_nobody_served_are_called_at_once_
             for number in range(20):
                 user = f"due_{number}"
                 await rpc.ask("top_up", user, COIN)
-                account = await rpc.ask("set_rate", user, COIN // 8 + number)
+                account = await rpc.ask("set_rate", user, COIN // 4 + number)
                 expected[user] = account["exhausts_at_ns"]
             daemon.kill()
             assert receiver.calls == []
