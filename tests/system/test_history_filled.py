@@ -21,7 +21,7 @@ from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.test_jetstream import USERS, Caller, billing, servers, shared_servers
 from tests.system.test_several_hosts import WAIT_S, two_hosts, wait_owners, wait_page
-from tests.system.test_standby import begin_snapshots, history_position, wait_followed
+from tests.system.test_standby import begin_snapshots, history_position, make_durable, wait_followed
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 __all__ = ["servers", "shared_servers"]
@@ -76,11 +76,13 @@ async def test_a_host_that_was_away_for_longer_than_the_log_goes_back_answers_fr
     await asyncio.to_thread(wait_followed, b)
     assert await asyncio.to_thread(b.stop) == 0
     await wait_owners(a, "a", "a")
+    await caller.round()
+    await asyncio.to_thread(make_durable, a)
     deadline = time.monotonic() + WAIT_S
     while not await asyncio.to_thread(is_behind_the_log, a, b):
         assert time.monotonic() < deadline, "nothing is trimmed"
-        await caller.round()
         begin_snapshots(a)
+        await asyncio.sleep(0.1)
 
     b.launch()
     await wait_owners(a, "a", "b")
