@@ -24,7 +24,7 @@ from shards.system.host import bound_peers
 from tests.api.outside import House, open_house
 
 COST_BYTES_MAX = 256 * 1024
-CLIENTS = 20
+CLIENTS = 8
 SENT_BYTES = 1_000_000  # at once, in whole frames
 SO_MEMINFO = 55  # Python has no name for it
 SEND_QUEUE = 5  # of its numbers, the bytes of the send queue

@@ -17,16 +17,16 @@ from tests.conftest import REPOSITORY
 from tests.fuzz.run import Steps, bases_of, run
 from tests.fuzz.targets import TARGETS, corpus, take_frames, take_request, take_segment, take_wire
 
-# Some seconds each, on one core of 2026; counted, so that every run is the same.
+# A second each at most, on one core of 2026; counted, so that every run is the same.
 COUNTS = {
-    "frames": 2_000,
-    "requests": 12_000,
-    "json": 4_000,
-    "iproto": 2_000,
-    "wires": 12_000,
-    "journal": 1_500,
-    "snapshot": 3_000,
-    "config": 500,
+    "frames": 1_000,
+    "requests": 6_000,
+    "json": 2_000,
+    "iproto": 1_000,
+    "wires": 6_000,
+    "journal": 750,
+    "snapshot": 1_500,
+    "config": 250,
 }
 
 edits = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255) | st.binary(max_size=8)), min_size=1, max_size=4)

@@ -30,6 +30,7 @@ from tests.history.scene import Scene, file_journal
 from tests.history.test_store import batch_of
 
 NEWEST = 2**63 - 1
+PATIENT = Limits(answer_timeout_s=60.0, silent_s=60.0)  # on a busy machine, too, a process that runs is waited for
 
 
 class Worker:
@@ -41,7 +42,8 @@ class Worker:
         self.shard = shard
         self.options = options
         self.journal: FileJournal = file_journal(home / f"shard-{shard}")
-        self.link = HistoryLink(FollowedShard(str(home / "history"), shard, self.journal), **options)
+        followed = FollowedShard(str(home / "history"), shard, self.journal)
+        self.link = HistoryLink(followed, **{"limits": PATIENT, **options})
         self.link.start()
 
     def work(self, batches: int = 1, steps: int = 20) -> None:
@@ -155,8 +157,10 @@ async def test_what_was_appended_while_nobody_listened_is_read_from_the_journal(
 async def test_kill_9_of_the_projector_loses_nothing_and_doubles_nothing(data_dir: Path, seed: int) -> None:
     rng = random.Random(seed)
     worker = Worker(data_dir, Scene(seed=seed))
-    for _ in range(6):
+    for life in range(6):
         await worker.until(lambda: worker.pid() != 0)
+        if life % 2:  # one that is killed again and again before it is live is started ever later
+            await worker.until_live()
         for _ in range(rng.randrange(1, 60)):
             worker.work(rng.randrange(4))
             await asyncio.sleep(rng.choice([0, 0, 0, 0.001, 0.02]))
@@ -192,7 +196,7 @@ async def test_a_projector_whose_worker_was_killed_ends_and_its_successor_goes_o
 
 
 async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir: Path) -> None:
-    limits = Limits(unreached_bytes_max=100_000)
+    limits = PATIENT._replace(unreached_bytes_max=100_000)
     worker = Worker(data_dir, Scene(), limits=limits)
     await worker.until_live()
     os.kill(worker.pid(), signal.SIGSTOP)
@@ -257,7 +261,9 @@ async def test_what_a_slow_history_could_not_be_sent_needs_no_reading_where_it_w
         def submit(self, done: Callable[..., None], function: Callable[..., Any], *arguments: Any) -> None:
             raise AssertionError("the journal is read again")
 
-    worker = Worker(data_dir, Scene(), host=REAL._replace(executor=Unread), limits=Limits(unreached_bytes_max=400_000))
+    worker = Worker(
+        data_dir, Scene(), host=REAL._replace(executor=Unread), limits=PATIENT._replace(unreached_bytes_max=400_000)
+    )
     await worker.until_live()
     os.kill(worker.pid(), signal.SIGSTOP)
     while worker.link.figures()["history_trouble"] == "":
@@ -431,7 +437,7 @@ def test_what_ends_the_row_of_failures(live_ns: int, from_outside: bool, failure
 
 
 async def test_questions_have_a_limit_and_an_end(data_dir: Path) -> None:
-    worker = Worker(data_dir, Scene(), limits=Limits(questions_max=3, answer_timeout_s=0.3))
+    worker = Worker(data_dir, Scene(), limits=PATIENT._replace(questions_max=3, answer_timeout_s=0.3))
     await worker.until_live()
     worker.work(3)
     os.kill(worker.pid(), signal.SIGSTOP)

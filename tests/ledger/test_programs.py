@@ -1,6 +1,6 @@
 """Random programs on the ledger and on the model of fractions: no difference, to the last internal unit.
 
-The default run does 60,000 commands in programs of 400, from seed 1 on; `make torture` does two million more.
+The default run does 30,000 commands in programs of 400, from seed 1 on; `make torture` does two million more.
 `LEDGER_COMMANDS` and `LEDGER_SEED` change that; by hand, with progress shown:
 
     python -m tests.ledger.programs --commands 10000000 --seed 1
@@ -28,7 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.ledger.drawing import USERS
 from tests.ledger.programs import Program, run
 
-COMMANDS = int(os.environ.get("LEDGER_COMMANDS", "60000"))
+COMMANDS = int(os.environ.get("LEDGER_COMMANDS", "30000"))
 SEED = int(os.environ.get("LEDGER_SEED", "1"))
 SHARES = 4  # so that both cores have work
 
@@ -98,7 +98,7 @@ class LedgerIsTheModel(RuleBasedStateMachine):
 
 
 LedgerIsTheModel.TestCase.settings = settings(
-    max_examples=max(1, COMMANDS // 2500),
+    max_examples=max(1, COMMANDS // 1250),
     stateful_step_count=50,
     report_multiple_bugs=False,
     suppress_health_check=[HealthCheck.too_slow],  # the machine may be busy

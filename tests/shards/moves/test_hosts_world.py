@@ -71,21 +71,21 @@ class Doubting(Arrivals):
 
 
 @pytest.mark.parametrize(
-    "rules",
+    ("rules", "known"),  # the seed that is known to catch it
     [
-        pytest.param(_without("source"), id="whatever became of the source"),
-        pytest.param(_without("target"), id="whatever became of the target"),
-        pytest.param(_without("life"), id="whichever life of the worker"),
-        pytest.param(Rules(asks_again=False), id="takes silence of the log for a no"),
-        pytest.param(Rules(awaits_stored=False), id="says stored before it is"),
-        pytest.param(Rules(carries_on=False), id="forgets what a driver that died was doing"),
-        pytest.param(Rules(arrivals=Rash), id="drops by a map that is behind"),
-        pytest.param(Rules(arrivals=Doubting), id="drops what is not decided yet"),
+        pytest.param(_without("source"), 40, id="whatever became of the source"),
+        pytest.param(_without("target"), 158, id="whatever became of the target"),
+        pytest.param(_without("life"), 47, id="whichever life of the worker"),
+        pytest.param(Rules(asks_again=False), 0, id="takes silence of the log for a no"),
+        pytest.param(Rules(awaits_stored=False), 0, id="says stored before it is"),
+        pytest.param(Rules(carries_on=False), 0, id="forgets what a driver that died was doing"),
+        pytest.param(Rules(arrivals=Rash), 44, id="drops by a map that is behind"),
+        pytest.param(Rules(arrivals=Doubting), 1, id="drops what is not decided yet"),
     ],
 )
-def test_a_faulty_rule_is_caught(rules: Rules) -> None:
+def test_a_faulty_rule_is_caught(rules: Rules, known: int) -> None:
     def hunt() -> None:
-        for seed in range(SEEDS_MAX):
+        for seed in (known, *range(SEEDS_MAX)):
             World(seed, rules).run()
 
     with pytest.raises(Wrong):
