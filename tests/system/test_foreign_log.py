@@ -17,7 +17,7 @@ from shards.system.clock import MACHINE_CLOCKS
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
-from tests.system.test_jetstream import billing, daemon_on
+from tests.system.test_jetstream import SHARDS, billing, daemon_on
 from tests.system.test_standby import WAIT_S
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
@@ -39,7 +39,7 @@ def log(data_dir: Path) -> Iterator[NatsCluster]:
 def host(log: NatsCluster, data_dir: Path) -> Iterator[Daemon]:
     """One of two shards; the streams are made, and nothing runs yet."""
     made = daemon_on(log, data_dir / "a", cluster__node="a", cluster__replicas=1)
-    assert billing(made, "cluster", "init")[0] == 0
+    log.make_all(SHARDS)
     yield made
     if made.process is not None:
         made.kill()

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -352,12 +353,11 @@ async def fill(port: int, user: str) -> dict[str, Any]:
 
 def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: NatsCluster, data_dir: Path) -> None:
     daemon = daemon_on(servers, data_dir / "host")
-    code, said = billing(daemon, "cluster", "check")
-    assert code == 78
-    assert "billing cluster init" in said
-    code, said = billing(daemon, "serve")
-    assert code == 78
-    assert "billing cluster init" in said
+    with ThreadPoolExecutor() as both:  # each waits until it is sure that a stream is absent
+        told = [both.submit(billing, daemon, *command) for command in (("cluster", "check"), ("serve",))]
+    for code, said in (one.result() for one in told):
+        assert code == 78
+        assert "billing cluster init" in said
     assert billing(daemon, "cluster", "init")[0] == 0
     assert billing(daemon, "cluster", "check")[0] == 0
     assert "all streams are there already" in billing(daemon, "cluster", "init")[1]

@@ -64,7 +64,7 @@ class Passage:
     async def go(self) -> None:
         """Both ways. AssertionError."""
         files, back = self._on_files("files"), self._on_files("back")
-        await asyncio.to_thread(files.start)
+        await asyncio.gather(asyncio.to_thread(files.start), asyncio.to_thread(self._servers.start))
         try:
             await self._timed("loaded", self._load(files))
             first = await self._state(files)
@@ -72,9 +72,8 @@ class Passage:
         finally:
             await asyncio.to_thread(self._end, files)
 
-        await asyncio.to_thread(self._servers.start)
         cluster = self._on_servers()
-        await self._billing("cluster", "init", "--config", str(cluster.config))
+        await asyncio.to_thread(self._servers.make_all, SHARDS, BUCKETS)
         await self._timed("restored into servers", self._restore(cluster, "first"))
         await self._timed("started on servers", asyncio.to_thread(cluster.start))
         try:

@@ -116,7 +116,7 @@ class Campaign:
             "ledger.request_ids_per_bucket": 1_000_000,
         }
         self.daemon = Daemon(self._directory / "host", **keys)
-        await self._billing("cluster", "init", "--config", str(self.daemon.config))
+        await asyncio.to_thread(self.servers.make_all, self._shards)
         await asyncio.to_thread(self.daemon.start, WAIT_S)
         ways = [Way(self.daemon.rpc_port)]
         self.callers = [Caller(f"user_{number}", ways, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
