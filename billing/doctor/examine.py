@@ -112,13 +112,11 @@ def examine_logs(
     untouched: dict[int, set[int]] = {}
     statements = Statements(report, seed)
     moves, chains = Moves(), Chains(report, statements)
-    has_history = disk.exists(f"{data_dir}/{HISTORY}")
-    is_partly = has_history and logs.is_shared and not all(disk.exists(path_of(data_dir, one)) for one in shards)
-    if is_partly or not has_history:
-        has_history = False
-        why = "this host does not have that of every shard" if is_partly else "there is no history"
-        report.not_checked("history", why)
-        report.not_checked("statements", why)
+    why_none = why_no_history(disk, data_dir, shards, is_shared=logs.is_shared)
+    has_history = not why_none
+    if why_none:
+        report.not_checked("history", why_none)
+        report.not_checked("statements", why_none)
     for number in shards:
         directory = directories[number] = logs.opened(number)
         report.count("files", "journals")
@@ -143,13 +141,8 @@ def examine_logs(
     examine_notices(disk, data_dir, directories, report)
     if has_history:
         lone_histories(disk, data_dir, directories, owners, chains, report)
-    if has_history and len(held) == len(shards):
-        if report.faults["history"]:
-            report.not_checked("history", "whether the rows of all files add up to the balances")
-            report.not_checked("statements", "rows are not what they must be")
-        else:
-            chains.link()
-            statements.compare()
+        if len(held) == len(shards):
+            compare_balances(chains, statements, report)
     if owners is not None:
         for shard_id in missing_shards(owners, shards, data_dir, report):
             held[shard_id] = {}
@@ -159,6 +152,25 @@ def examine_logs(
     if report.sums and sum_off(report.sums):
         report.fault("conservation", f"over all accounts the sums are {sum_off(report.sums)} internal units off")
     return directories
+
+
+def why_no_history(disk: Disk, data_dir: str, shards: list[int], *, is_shared: bool) -> str:
+    """Why the history is not held against the journals; empty where it is."""
+    if not disk.exists(f"{data_dir}/{HISTORY}"):
+        return "there is no history"
+    if is_shared and not all(disk.exists(path_of(data_dir, shard)) for shard in shards):
+        return "this host does not have that of every shard"
+    return ""
+
+
+def compare_balances(chains: Chains, statements: Statements, report: Report) -> None:
+    """Whether the rows of all files, each of which is its entry, add up; only where none is at fault."""
+    if report.faults["history"]:
+        report.not_checked("history", "whether the rows of all files add up to the balances")
+        report.not_checked("statements", "rows are not what they must be")
+    else:
+        chains.link()
+        statements.compare()
 
 
 def lone_histories(
