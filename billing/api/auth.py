@@ -26,9 +26,10 @@ from asyncio import BaseTransport
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-from billing.api.methods import ADMIN, ROLES
+from billing.api.methods import ADMIN, ANYONE, ROLES, Method, allowed, find
 from billing.api.origins import is_loopback, is_trusted, is_unix, peer_uid
 from billing.ledger.commands import ACTOR_BYTES_MAX
+from billing.ledger.errors import Refused
 
 TOKENS_MAX: Final = 1_000
 
@@ -43,6 +44,20 @@ class Grant(NamedTuple):
     name: str
     roles: frozenset[str]
     actor: bytes = b""  # as entries name who caused them; empty for whoever needs no name
+
+
+def method_of(name: object, grant: Grant | None, sign_in: str) -> Method:
+    """The method of this name, which the grant allows; raises Refused. None: nobody has signed in yet, and `sign_in`
+    says how that is done.
+    """
+    method = find(name)
+    if grant is None and (method is None or method.role != ANYONE):
+        raise Refused("UNAUTHENTICATED", sign_in)
+    if method is None:
+        raise Refused("UNKNOWN_METHOD", "there is no such method; call methods for a list")
+    if grant is not None and not allowed(method, grant.roles):
+        raise Refused("FORBIDDEN", f"{method.name} needs the role {method.role}")
+    return method
 
 
 class _Token(NamedTuple):

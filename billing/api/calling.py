@@ -40,9 +40,9 @@ from typing import Any, Final
 import msgspec
 from msgspec import Raw
 
-from billing.api.auth import Grant
+from billing.api.auth import Grant, method_of
 from billing.api.door import Door
-from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, find
+from billing.api.methods import COMMAND, LOCAL, QUERY, Method, Parser
 from billing.api.replies import AccountReply
 from billing.api.wire import BY_SHARDS, ERRORS_AS_MAP, encode, refused_by_shards
 from billing.ledger.errors import KINDS, Refused
@@ -184,13 +184,7 @@ class Session:
             raise
 
     def _method_of(self, name: object) -> Method:
-        method = find(name)
-        if self._grant is None and (method is None or method.role != ANYONE):
-            raise Refused("UNAUTHENTICATED", "sign in first")
-        if method is None:
-            raise Refused("UNKNOWN_METHOD", "there is no such method; call methods for a list")
-        if self._grant is not None and not allowed(method, self._grant.roles):
-            raise Refused("FORBIDDEN", f"{method.name} needs the role {method.role}")
+        method = method_of(name, self._grant, "sign in first")
         if method.kind in (COMMAND, QUERY) and self._door.is_full():
             raise Refused("BUSY", "this worker has too many requests in flight")
         return method

@@ -25,9 +25,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Final, cast
 
-from billing.api.auth import Grant
+from billing.api.auth import Grant, method_of
 from billing.api.door import Door, Limits
-from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser, allowed, find
+from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser
 from billing.api.origins import origin_of
 from billing.api.request_reader import NotTaken, RequestReader
 from billing.api.response_transport import Proxy, ResponseTransport
@@ -48,6 +48,7 @@ from billing.ledger.errors import Refused
 __all__ = ["Connection", "Door", "Limits"]
 
 _REFUSED_HERE_MAX: Final = 16  # connections of one origin beyond its limit that are told so
+_SIGN_IN: Final = "sign in first: hello({token})"
 _FULL: Final = "this worker has too many requests in flight"
 Request = tuple[int, int, Command]  # msgid, bucket id, command
 
@@ -303,17 +304,11 @@ class Connection(ResponseTransport):
                 self._pace.spend(1, self._door.limits.requests_per_s_max)
             return True
         if self._grant is None:
-            return self._reply(msgid, Refused("UNAUTHENTICATED", "sign in first: hello({token})"))
+            return self._reply(msgid, Refused("UNAUTHENTICATED", _SIGN_IN))
         return self._reply(msgid, Refused("INVALID_PARAMS", NOT_TAKEN))
 
     def _method_of(self, name: object) -> Method:
-        method = find(name)
-        if self._grant is None and (method is None or method.role != ANYONE):
-            raise Refused("UNAUTHENTICATED", "sign in first: hello({token})")
-        if method is None:
-            raise Refused("UNKNOWN_METHOD", "there is no such method; call methods for a list")
-        if self._grant is not None and not allowed(method, self._grant.roles):
-            raise Refused("FORBIDDEN", f"{method.name} needs the role {method.role}")
+        method = method_of(name, self._grant, _SIGN_IN)
         if self._busy and (method.kind in (COMMAND, QUERY) or (self._busy is not _FULL and method.role != ANYONE)):
             raise Refused("BUSY", self._busy)
         return method

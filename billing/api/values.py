@@ -86,11 +86,10 @@ class UserId(Plain, frozen=True):
         return b"" if self.empty and value in (b"", "") else user_id_of(value)
 
 
-class Amount(Plain, frozen=True):
-    """Money. `sign`: POSITIVE, ZERO_TOO or SIGNED, in which zero is none."""
+class _Money(Plain, frozen=True):
+    """What amounts and rates have in common. `sign`: POSITIVE, ZERO_TOO or SIGNED, in which zero is none."""
 
     sign: str = POSITIVE
-    kind: ClassVar[str] = "amount"
 
     @property
     def words(self) -> str:
@@ -99,24 +98,22 @@ class Amount(Plain, frozen=True):
     @property
     def bounds(self) -> dict[str, object]:
         return {"sign": self.sign}
+
+
+class Amount(_Money, frozen=True):
+    """Money."""
+
+    kind: ClassVar[str] = "amount"
 
     def parse(self, value: object, name: str) -> int:
         return _AMOUNTS[self.sign][1](value)
 
 
-class Rate(Plain, frozen=True):
+class Rate(_Money, frozen=True):
     """Money a second, minute or hour. Whoever builds the command parses it, since that hangs on `per`."""
 
     sign: str = ZERO_TOO
     kind: ClassVar[str] = "rate"
-
-    @property
-    def words(self) -> str:
-        return _AMOUNTS[self.sign][0]
-
-    @property
-    def bounds(self) -> dict[str, object]:
-        return {"sign": self.sign}
 
     def parse(self, value: object, name: str) -> object:
         return value

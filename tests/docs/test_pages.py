@@ -93,6 +93,15 @@ def test_every_key_that_is_named_exists(page: Path) -> None:
     assert [f"{section}.{key}" for section, key in found if (section, key) not in names] == []
 
 
+@pytest.mark.parametrize("name", ["SECURITY.md", "TORTURE.md"])
+def test_every_file_that_the_tables_of_the_tests_name_is_there(name: str) -> None:
+    """A file of a folder that was named just before stands there by its own name alone."""
+    paths = re.findall(r"`([\w/]+\.py)`", (REPOSITORY / "tests" / name).read_text())
+    names = {path.name for room in ("billing", "shards", "tests") for path in (REPOSITORY / room).rglob("*.py")}
+    assert paths
+    assert [path for path in paths if not ((REPOSITORY / path).is_file() if "/" in path else path in names)] == []
+
+
 def test_the_readme_can_be_read_in_one_go() -> None:
     assert (REPOSITORY / "README.md").read_text().count("\n") <= 100
 

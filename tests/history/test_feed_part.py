@@ -19,6 +19,7 @@ from billing.history.store import Store, open_store
 from billing.worker.feed import ROWS_A_SLICE, SharedFeedQuestion, merged, place_in, places_of
 from shards.batch import ENTRY
 from shards.system.disk import RealDisk
+from tests.history.test_entries import had, in_order
 from tests.history.test_store import batch_of, entry_of
 
 LOG = identity_of_log("the log of the tests")
@@ -93,20 +94,6 @@ def rows_in(slices: Generator[None, None, object]) -> list[dict[str, Any]]:
     except StopIteration as end:
         rows: list[dict[str, Any]] = end.value
         return rows
-
-
-def had(rows: list[dict[str, Any]]) -> list[tuple[bytes, int]]:
-    return [(row["user_id"].encode(), row["entry_id"]) for row in rows]
-
-
-def in_order(rows: list[tuple[bytes, int]]) -> bool:
-    """Whether each user's entries follow each other from 1 on."""
-    last: dict[bytes, int] = {}
-    for user, entry_id in rows:
-        if entry_id != last.get(user, 0) + 1:
-            return False
-        last[user] = entry_id
-    return True
 
 
 @pytest.mark.parametrize("seed", range(5))

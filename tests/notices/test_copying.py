@@ -58,6 +58,17 @@ class Recorded(Shard):
         super().take(*records)
 
 
+def recorded_elsewhere(tmp_path: Path, ledger: Ledger, number: int, top_ups: int) -> Recorded:
+    """A shard of another host, whose file is not here, with so many batches."""
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir(mode=0o700)
+    shard = Recorded(elsewhere, number)
+    for _ in range(top_ups):
+        top_up(ledger, shard)
+    shard.store.close()
+    return shard
+
+
 def copied(
     source: Path,
     target: Path,
@@ -159,12 +170,7 @@ def test_what_was_taken_over_behind_the_cut_is_kept(homes: tuple[Path, Path], le
 def test_of_a_shard_of_another_host_everything_since_it_had_settled_all_is_owed(
     homes: tuple[Path, Path], tmp_path: Path, ledger: Ledger
 ) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir(mode=0o700)
-    shard = Recorded(elsewhere, 1)
-    for _ in range(5):
-        top_up(ledger, shard)
-    shard.store.close()
+    shard = recorded_elsewhere(tmp_path, ledger, 1, 5)
     told = copied(*homes, [CutShard(1, 4, False, 2)], {1: Log(shard.batches)}, is_apart=True)
     assert [(one.owed, one.settled, one.remarks) for one in told] == [(2, 2, [])]
     store = Store(str(homes[1]), 1, RealDisk())
@@ -177,13 +183,8 @@ def test_of_a_shard_of_another_host_of_which_nothing_is_known_all_is_owed_where_
 ) -> None:
     """As of one that has just begun to be served: what it owes may not be missing in a backup."""
     here = Recorded(homes[0], 1)
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir(mode=0o700)
-    there = Recorded(elsewhere, 2)
-    for _ in range(3):
-        top_up(ledger, there)
-    for one in (here, there):
-        one.store.close()
+    there = recorded_elsewhere(tmp_path, ledger, 2, 3)
+    here.store.close()
     shards = [CutShard(1, 0, True, -1), CutShard(2, 2, False, -1)]
     told = copied(*homes, shards, {1: Log([]), 2: Log(there.batches)}, is_apart=True)
     assert [(one.shard, one.owed, one.settled) for one in told] == [(1, 0, 0), (2, 2, 0)]
@@ -195,12 +196,7 @@ def test_of_a_shard_of_another_host_of_which_nothing_is_known_all_is_owed_where_
 def test_what_the_log_of_another_host_has_no_more_is_said(
     homes: tuple[Path, Path], ledger: Ledger, tmp_path: Path
 ) -> None:
-    elsewhere = tmp_path / "elsewhere"
-    elsewhere.mkdir(mode=0o700)
-    shard = Recorded(elsewhere, 1)
-    for _ in range(5):
-        top_up(ledger, shard)
-    shard.store.close()
+    shard = recorded_elsewhere(tmp_path, ledger, 1, 5)
     (told,) = copied(*homes, [CutShard(1, 5, False, 1)], {1: Log(shard.batches, first=4)}, is_apart=True)
     assert told.owed == 2
     assert told.remarks == ["in neither file nor journal, so that nobody is told of it: 2 batches"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,24 @@ class Worker:
         self.said: asyncio.Queue[Any] = asyncio.Queue()
         self.wire: Wire | None = None
 
+    async def start(self, directory: Path, shard: int, notifier: Callable[[], Notifier]) -> Wire:
+        """Starts the other end, and has it open a file."""
+        self._ours, theirs = socket.socketpair()
+        self._ours.setblocking(False)
+        self._served = asyncio.create_task(serve(theirs, notifier))
+        await asyncio.get_running_loop().create_connection(self.protocol, sock=self._ours)
+        assert self.wire is not None
+        settings = NoticeSettings("http://127.0.0.1:9/")  # nobody listens there
+        self.wire.send(messages.Open(str(directory), shard, 1, 0, False, settings))
+        await self.hears(messages.Opened)
+        return self.wire
+
+    async def stop(self) -> None:
+        assert self.wire is not None
+        self.wire.send(messages.Close())
+        assert await self._served == 0
+        self._ours.close()
+
     def protocol(self) -> Wire:
         return Wire(lambda _, message: self.said.put_nowait(message), lambda _: None, self._opened, messages.to_worker)
 
@@ -59,22 +78,13 @@ async def test_what_a_checkpoint_has_committed_is_told_though_no_batch_follows(t
     ledger.apply(1, 1, (ops.TOP_UP, b"u", 10**9, 0, 0, b"", b"", b"", b"", b""))
     batch = batch_of(*((ENTRY, bucket, 1, body) for bucket, body in ledger.records))
     worker = Worker()
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    served = asyncio.create_task(serve(theirs, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random(1))))
-    await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
-    assert worker.wire is not None
-    settings = NoticeSettings("http://127.0.0.1:9/")  # nobody listens there
-    worker.wire.send(messages.Open(str(tmp_path), 0, 1, 0, False, settings))
-    await worker.hears(messages.Opened)
-    worker.wire.send(messages.Batch(1, batch))
-    worker.wire.send(messages.Settle())
+    wire = await worker.start(tmp_path, 0, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random(1)))
+    wire.send(messages.Batch(1, batch))
+    wire.send(messages.Settle())
     told = await worker.hears(messages.Told)
     while not told.figures["notices_failed"]:
         told = await worker.hears(messages.Told)
-    worker.wire.send(messages.Close())
-    assert await served == 0
-    ours.close()
+    await worker.stop()
 
 
 async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_word(tmp_path: Path) -> None:
@@ -83,24 +93,15 @@ async def test_the_wait_for_a_shard_that_never_says_what_it_owes_ends_with_a_wor
     for shard in (0, 1):  # the first one has its file, and no process
         ensure_file(ShardFile(str(tmp_path), shard, 1, 0, disk), 100 + shard, NOW_NS)
     worker, clocks = Worker(), Clocks(lambda: NOW_NS + passed_ns, lambda: NOW_NS + passed_ns)
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    served = asyncio.create_task(serve(theirs, lambda: Notifier(disk, clocks, random.Random(1))))
-    await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
-    assert worker.wire is not None
-    settings = NoticeSettings("http://127.0.0.1:9/")
-    worker.wire.send(messages.Open(str(tmp_path), 1, 1, 0, False, settings))
-    await worker.hears(messages.Opened)
-    worker.wire.send(messages.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
+    wire = await worker.start(tmp_path, 1, lambda: Notifier(disk, clocks, random.Random(1)))
+    wire.send(messages.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
     awaited = await worker.hears(messages.Told)
     while not awaited.figures["notices_awaited_buckets"]:
         awaited = await worker.hears(messages.Told)
     passed_ns = CLAIM_END_NS + 1
     remark = await worker.hears(messages.Remark)
     assert remark.text.startswith("what former shards of bucket 7 owed is not on record after 3600 s")
-    worker.wire.send(messages.Close())
-    assert await served == 0
-    ours.close()
+    await worker.stop()
 
 
 async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_the_file(tmp_path: Path) -> None:
@@ -117,16 +118,9 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     former.take(1, batch_of(*((ENTRY, bucket, 1, body) for bucket, body in ledger.records)), NOW_NS)
     former.flush()
     worker = Worker()
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    served = asyncio.create_task(serve(theirs, lambda: Notifier(disk, MACHINE_CLOCKS, random.Random(1))))
-    await asyncio.get_running_loop().create_connection(worker.protocol, sock=ours)
-    assert worker.wire is not None
-    settings = NoticeSettings("http://127.0.0.1:9/")
-    worker.wire.send(messages.Open(str(tmp_path), 1, 1, 0, False, settings))
-    await worker.hears(messages.Opened)
-    worker.wire.send(messages.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
-    worker.wire.send(messages.Settle())
+    wire = await worker.start(tmp_path, 1, lambda: Notifier(disk, MACHINE_CLOCKS, random.Random(1)))
+    wire.send(messages.Batch(1, batch_of((RECEIVED, 7, 2, b""))))
+    wire.send(messages.Settle())
     await worker.hears(messages.Reached, durable=1)
     reader = connect(file_of(str(tmp_path), 1), KIND)
     reader.execute("BEGIN")
@@ -138,9 +132,8 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
         told = await worker.hears(messages.Told)
 
     async def proved() -> list[tuple[int]]:
-        assert worker.wire is not None
-        worker.wire.send(messages.Settle())
-        worker.wire.send(messages.Ask(1, ()))
+        wire.send(messages.Settle())
+        wire.send(messages.Ask(1, ()))
         await worker.hears(messages.Refused)
         with closing(connect(file_of(str(tmp_path), 1), KIND)) as db:
             return db.execute("SELECT proved FROM claims").fetchall()
@@ -151,6 +144,4 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     assert await proved() == [(1,)]
     assert former.delete_claimed() == 1
     former.close()
-    worker.wire.send(messages.Close())
-    assert await served == 0
-    ours.close()
+    await worker.stop()

@@ -51,7 +51,7 @@ NO_ACCOUNT: Final = "there is no account to put under load"
 INTERVALS: Final = 1000  # of the curve over time, at most about so many
 
 
-class Wish(NamedTuple):
+class Options(NamedTuple):
     """All that was asked for on the command line."""
 
     workload: Workload
@@ -75,26 +75,26 @@ class Wish(NamedTuple):
     outputs: dict[str, Path]
 
 
-async def loadtest(wish: Wish) -> int:
+async def loadtest(options: Options) -> int:
     """Runs it all; the exit code."""
-    _look_ahead(wish)
+    _look_ahead(options)
     async with contextlib.AsyncExitStack() as stack:
-        display = stack.enter_context(Display(wish.quiet))
-        target = await _target(wish, stack, display)
+        display = stack.enter_context(Display(options.quiet))
+        target = await _target(options, stack, display)
         suffix = f"@{MACHINE_CLOCKS.wall_ns() // 10**6:x}"
-        span_s = wish.workload.warmup_s + wish.workload.seconds
+        span_s = options.workload.warmup_s + options.workload.seconds
         order = Order(
             address=target.address,
-            workload=wish.workload,
+            workload=options.workload,
             sign_in=target.sign_in,
-            connections=max(1, wish.connections // wish.processes),
-            depth=wish.depth,
+            connections=max(1, options.connections // options.processes),
+            depth=options.depth,
             suffix=suffix,
-            tracing=wish.tracing,
+            tracing=options.tracing,
             interval_ns=max(INTERVAL_NS, int(span_s * 1e9) // INTERVALS),
         )
         watch = await stack.enter_async_context(Watch(target.pid, target.admin))
-        generators = await stack.enter_async_context(Generators(order, wish.processes))
+        generators = await stack.enter_async_context(Generators(order, options.processes))
         http = await stack.enter_async_context(aiohttp.ClientSession())
         os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # all else is started: from here on it only watches
         opened = await generators.open()
@@ -107,38 +107,38 @@ async def loadtest(wish: Wish) -> int:
                 f"{counted(of_trace[0], 'command')} "
                 f"in {of_trace[3] / 1e9:.0f} s"
             )
-        plan = Plan(wish.workload, wish.chaos, of_trace[0] if of_trace else 0, of_trace[3] if of_trace else 0)
+        plan = Plan(options.workload, options.chaos, of_trace[0] if of_trace else 0, of_trace[3] if of_trace else 0)
         session = Session(plan, target, generators, watch, http, users, order.interval_ns, display.at)
         await session.begin()
-        result = _blank(wish, target)
-        await _runs(wish, session, result, display)
+        result = _blank(options, target)
+        await _runs(options, session, result, display)
         result.memory_bytes_per_account = session.memory_bytes_per_account
         result.memory_accounts = session.memory_accounts
     for line in summary(result):
         put(line)
-    write(result, wish.outputs)
-    for kind, path in wish.outputs.items():
+    write(result, options.outputs)
+    for kind, path in options.outputs.items():
         put(f"{kind}: {path}")
     if not result.valid:
         say(f"billing: {unusable(result)}")
     return 0 if result.clean and result.valid else Exit.REFUSED
 
 
-def _look_ahead(wish: Wish) -> None:
+def _look_ahead(options: Options) -> None:
     """Finds what can be found before anything is started. Raises UsageError, TraceError."""
-    if wish.tracing is not None:
-        next(read_trace(Path(wish.tracing.file)), None)
-    elif not wish.workload.accounts and not aimed_count(wish.workload):
+    if options.tracing is not None:
+        next(read_trace(Path(options.tracing.file)), None)
+    elif not options.workload.accounts and not aimed_count(options.workload):
         raise click.UsageError(NO_ACCOUNT)
 
 
-async def _runs(wish: Wish, session: Session, result: Result, display: Display) -> None:
-    display.say(how_long(wish.workload, 0 if wish.sweeping or wish.tracing else wish.runs))
-    if wish.sweeping:
-        await sweep(session, wish.rate, wish.p99_ms, result, display.say)
+async def _runs(options: Options, session: Session, result: Result, display: Display) -> None:
+    display.say(how_long(options.workload, 0 if options.sweeping or options.tracing else options.runs))
+    if options.sweeping:
+        await sweep(session, options.rate, options.p99_ms, result, display.say)
         return
-    for _ in range(wish.runs):
-        run = await session.run(wish.rate)
+    for _ in range(options.runs):
+        run = await session.run(options.rate)
         result.runs.append(run)
         display.say(f"run {run.number + 1}: {'VALID' if run.valid else 'INVALID'}, {verdict_line(run)}")
 
@@ -153,41 +153,43 @@ def how_long(workload: Workload, runs: int) -> str:
     return f"{counted(runs, 'run')} of {each_s:g} s, with preparing and judging about {told} in all"
 
 
-async def _target(wish: Wish, stack: contextlib.AsyncExitStack, display: Display) -> Target:
-    if wish.address is not None:
-        target = await running_target(stack, wish.address, wish.sign_in, wish.receiver, wish.config)
+async def _target(options: Options, stack: contextlib.AsyncExitStack, display: Display) -> Target:
+    if options.address is not None:
+        target = await running_target(stack, options.address, options.sign_in, options.receiver, options.config)
         display.say(f"the daemon at {target.address}, its cutoffs as received at {target.receiver}")
         return target
-    target, notes = await own_target(stack, wish.config, wish.workers, wish.sync or "", wish.directory)
+    target, notes = await own_target(stack, options.config, options.workers, options.sync or "", options.directory)
     for note in notes:
         display.say(note)
     display.say(f"a daemon of our own listens at {target.address}, with {counted(target.facts['workers'], 'worker')}")
     return target
 
 
-def _blank(wish: Wish, target: Target) -> Result:
-    kind = "trace" if wish.tracing else "sweep" if wish.sweeping else "closed" if wish.workload.closed else "load"
+def _blank(options: Options, target: Target) -> Result:
+    kind = (
+        "trace" if options.tracing else "sweep" if options.sweeping else "closed" if options.workload.closed else "load"
+    )
     return Result(
         command="billing " + " ".join(sys.argv[1:]),
         began_at=datetime.fromtimestamp(MACHINE_CLOCKS.wall_ns() / 1e9, UTC).isoformat(timespec="seconds"),
         kind=kind,
-        workload=wish.workload,
-        tracing=wish.tracing,
-        chaos=wish.chaos,
-        processes=wish.processes,
-        connections=wish.connections,
-        depth=wish.depth,
+        workload=options.workload,
+        tracing=options.tracing,
+        chaos=options.chaos,
+        processes=options.processes,
+        connections=options.connections,
+        depth=options.depth,
         daemon={**target.facts, "own": target.own is not None},
         configuration=target.configuration,
         environment=environment(),
-        p99_limit_ms=wish.p99_ms,
+        p99_limit_ms=options.p99_ms,
         memory_bytes_per_account=None,
         memory_accounts=0,
         runs=[],
     )
 
 
-def wish_of(given: dict[str, Any]) -> Wish:
+def options_of(given: dict[str, Any]) -> Options:
     """The command line's options, by their names there."""
     tracing = None
     if given["trace"] is not None:
@@ -203,7 +205,7 @@ def wish_of(given: dict[str, Any]) -> Wish:
     except OSError as error:
         raise click.BadParameter(f"expected PEM files: {error}", param_hint="--tls-ca, --tls-cert") from None
     outputs = {kind: given[f"{kind}_file"] for kind in FORMATS if given[f"{kind}_file"] is not None}
-    return Wish(
+    return Options(
         workload=Workload(
             accounts=given["accounts"],
             seconds=given["seconds"],
@@ -249,13 +251,17 @@ FAILURES = (
 )
 
 
-def carry_out(wish: Wish) -> int:
+def carry_out(options: Options) -> int:
     """Runs it until it is over or a signal ends it."""
     try:
-        return run_until_signalled(loadtest(wish))
+        return run_until_signalled(loadtest(options))
     except BillingError as error:
         whom = Whom(
-            wish.address or "its own", "", wish.sign_in.token, f"--token-file or {TOKEN}", tls=wish.sign_in.context()
+            options.address or "its own",
+            "",
+            options.sign_in.token,
+            f"--token-file or {TOKEN}",
+            tls=options.sign_in.context(),
         )
         raise refused(error, whom, changes=False) from error
     except FAILURES as error:

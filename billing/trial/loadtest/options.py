@@ -237,9 +237,9 @@ def loadtest(context: click.Context, /, **given: Any) -> None:
         return
     _check(given)
     given["seconds_given"] = context.get_parameter_source("seconds") != ParameterSource.DEFAULT
-    from billing.trial.loadtest.command import carry_out, wish_of
+    from billing.trial.loadtest.command import carry_out, options_of
 
-    sys.exit(carry_out(wish_of(given)))
+    sys.exit(carry_out(options_of(given)))
 
 
 def _check(given: dict[str, Any]) -> None:

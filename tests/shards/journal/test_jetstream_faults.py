@@ -26,23 +26,14 @@ from shards.journal.jetstream.witness import Witness
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.shards.journal.contract import OWNER, payload_of
-from tests.shards.journal.nats_cluster import BINARY, MISSING, READY_S, NatsCluster
+from tests.shards.journal.nats_cluster import READY_S, NatsCluster
 from tests.shards.journal.proxy import Proxy
 from tests.shards.journal.rig import SHARD, START_NS
-from tests.shards.journal.test_jetstream_contract import GRANT_NS, Patient
+from tests.shards.journal.test_jetstream_contract import GRANT_NS, Patient, cluster
+
+__all__ = ["cluster"]
 
 MS = 1_000_000
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    if BINARY is None:
-        pytest.skip(MISSING)
-    cluster = NatsCluster(tmp_path_factory.mktemp("nats"))
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
 
 
 @pytest.fixture
