@@ -230,7 +230,7 @@ class Exposition:
         return leads
 
     def _shares(self) -> Iterator[Metric]:
-        """What this host serves, and what of it came and went where several serve at once."""
+        """How many shards this host serves and, where several serve at once, has taken, handed over and lost."""
         supervisor = self._sampler.supervisor
         sharing = supervisor.sharing
         served = sum(worker.state == "serving" for worker in supervisor.workers.values())

@@ -118,7 +118,7 @@ class Connection(ResponseTransport):
             self._transport.set_write_buffer_limits(most_bytes, most_bytes // 4)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """Where the next read goes: it is decoded, or what is left of it copied, before there is another one."""
+        """The buffer of the next read, whose bytes are decoded, or kept as a copy, before the read after it."""
         return self._door.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:

@@ -7,8 +7,8 @@ different processes are merged by their instants; those of one stay in their ord
 
     cursor = base64url of a JSON object: process -> [number of the file, offset behind the line, CRC-32 of the line]
 
-The file without a number has the one that it will get. A cursor is refused (`UnknownCursor`) where a file that it names
-is gone, or does not have that line there: it is of another daemon, or the oldest file went.
+The file without a number has the one that it will get. A cursor is refused (`UnknownCursor`) if a file that it names is
+gone or has no such line: it came from another daemon, or the oldest file was removed.
 
 A line that is no record (its writer was killed within it) is answered as the act `unreadable`, at the instant of the
 record before. The last line of a file that is being written is not read before its end.

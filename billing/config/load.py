@@ -270,9 +270,9 @@ def _checked_classes(tables: object, cutoff: Cutoff, faults: list[Fault]) -> dic
 
 
 def _nearest(word: str, words: Mapping[str, object]) -> str:
-    """What was meant, as far as that can be told: what other programs call a door, a word of this section that looks
-    alike, or the key of another section that has this name. So that many wrong keys do not take long, only words that
-    begin or end alike are compared letter by letter.
+    """A guess at the key that was meant: `listen` for another program's word, a similar key of this section, or the key
+    of this name in another section. So that many wrong keys do not take long, only words that begin or end alike are
+    compared letter by letter.
     """
     section, point, key = word.rpartition(".")
     if key in _DOORS and (door := f"{section}{point}listen") in words:

@@ -68,7 +68,7 @@ _SECOND_NS: Final = 10**9
 
 
 class Obligations(NamedTuple):
-    """The caller's end: whoever keeps the truth about what is owed names it and hears what became of it.
+    """The caller, which knows what is owed: it names the calls, and is told the outcome of each attempt.
 
     `owed` names the call that is owed for an account at this moment, None for none. `report` takes what
     becomes of an attempt: STARTED, then DELIVERED or FAILED_ATTEMPT, the latter alone where no connection came about.
@@ -505,7 +505,7 @@ class Delivery:
         self._when_quiet()
 
     def _told(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict, now_ns: int) -> None:
-        """Tells what became of an attempt: first whoever keeps the truth, then the outbox."""
+        """Reports the outcome of an attempt, first to the caller, then to the outbox."""
         outcome, error, retry_after_ns = verdict
         more = True
         if outcome == OK:

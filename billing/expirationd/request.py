@@ -87,7 +87,7 @@ class CutoffTemplate(ABC):
         self.found_prepared = 0  # requests of which all but the time was there
 
     def prepare(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int) -> None:
-        """Makes what `request` will need for this event, unless it is there or there is too much."""
+        """Prepares the bytes that `request` will need for this event, unless `PREPARED_MAX` events are prepared."""
         if len(self._prepared) < PREPARED_MAX and event_id not in self._prepared and event_id not in self._before:
             self._prepared[event_id] = self._make(user_id, event_id, seq, exhausted_at_ns)
 

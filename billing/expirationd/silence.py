@@ -5,11 +5,12 @@ another. A call is therefore *suspicious* once it is unanswered for `SILENCE_NS`
 else was answered either. Then all idle connections are closed (`cleared`). If a call that waited then is answered as
 soon as that, the server waited for those: a *strike*.
 
-What proves nothing: a call that is merely slow. It is known by others that were written well after it on connections
-not proved either, and answered before it: connections are accepted in their order, so the server has accepted its one.
-Such an *overtaken* call is never a strike, however late its answer comes; and its slow answer is measured by what was
-usual before. (One that was answered on a proved connection says nothing of those that still wait to be accepted.) It is
-suspicious all the same, since closing idle connections harms nobody, and a server may accept from several queues.
+What proves nothing: a call that is merely slow. Such a call is recognised where calls that were written well after it,
+on connections not proved either, are answered before it: a server accepts connections in order, so it has accepted the
+connection of the slow call, too. Such an *overtaken* call is never a strike, however late its answer comes; and its
+slow answer is measured by what was usual before. (One that was answered on a proved connection says nothing of those
+that still wait to be accepted.) It is suspicious all the same, since closing idle connections harms nobody, and a
+server may accept from several queues.
 """
 
 from __future__ import annotations

@@ -146,8 +146,8 @@ class Process(ABC):
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def end(self, error: BaseException | None) -> None:
-        """Ends the process; without an error in good order. What was handed over is durable in the journal, so it is
-        committed whoever is still there to hear of it.
+        """Ends the process; without an error in good order. Batches that were handed over are durable in the journal,
+        so they are committed even if the worker is gone.
         """
         if self._ending:
             return

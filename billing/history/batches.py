@@ -63,7 +63,7 @@ def lines(db: sqlite3.Connection, first: int, last: int) -> Iterator[Line]:
 
 
 def batch_of(db: sqlite3.Connection, seq: int) -> int:
-    """The batch that a row came from, or where that is not known, the last one that it may have come from."""
+    """The batch that a row came from; if that is unknown, the last batch that it can have come from."""
     line = first_line(db)
     return line.position if seq <= line.seq else Places(db, b"", b"").behind(seq).sequence
 

@@ -8,10 +8,10 @@
             user_id and `Row`'s fields from entry_id to actor, then credit limit, holds, fraction of the amount.
             An opening row of `restoring` is written so, too
 
-`older` is the seq of the account's row before. `start` is where in the records a row begins; the next one's start is
-where it ends, and a row that was deleted begins where the next one does. The checksum is a CRC-32C of first and count,
-then of `packed`. All numbers are little-endian. Example: a page whose first row is 9 and which holds two rows of 230
-bytes begins its body with older of row 9, older of row 10, 0, 230.
+`older` is the seq of the account's row before. `start` is where in the records a row begins; it ends at the start of
+the next row, and a deleted row has no bytes. The checksum is a CRC-32C of first and count, then of `packed`. All
+numbers are little-endian. Example: a page whose first row is 9 and which holds two rows of 230 bytes begins its body
+with older of row 9, older of row 10, 0, 230.
 
 Compression costs less than writing the bytes it saves, as most of an entry is zeros or equal to its neighbours. Because
 the entry is kept whole, whatever a statement will have to show can be shown: nothing is chosen here. What a row shows

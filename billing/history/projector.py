@@ -82,7 +82,7 @@ class Projector(Follower):
             self.later("write", GROUP_WAIT_S, self._write)
 
     def _write(self) -> None:
-        """Commits what is there, and sees to it that it becomes durable."""
+        """Commits the open group, and plans the checkpoint that makes it durable."""
         store = self._store
         assert store is not None
         if not self.flush():

@@ -9,16 +9,16 @@ it (`billing.follower.store.Ahead`).
 
 **A file that lacks something**, since this host was away for longer than the log goes back, is filled with what other
 hosts have (`billing.history.mending`), on another thread, also where its shard is served here: then its projector finds
-that the file was replaced. Where no host has it, it asks again, less often each time, and at once when other hosts are
-there. It gives other hosts what its own files have.
+that the file was replaced. While no host has the missing batches, it asks again, less often each time, and at once when
+another host has joined. It gives other hosts what its own files have.
 
 It looks at the last sign of every journal each `LOOK_S`, and reads what a file lacks in slices, on a thread of its own;
 a slice is one transaction, so a batch is in the file once, whoever is killed when. What the log does not have any more
 is put on record as lost, as in any history.
 
 **One writer a file.** The supervisor says which shards are elsewhere (`Follow`); one that this host is about to serve
-is let go before its worker begins. Where two writers meet all the same, the second one sees that the file is not where
-it left it (`Overtaken`): its process ends, and begins anew.
+is let go before its worker begins. Should two processes write one file all the same, the second notices that its
+position has changed (`Overtaken`): that process ends, and a new one begins.
 
 It yields to everything else where cores are short (`NICENESS`), and nobody waits for it but a question about a bucket
 that came from elsewhere a moment ago (`billing.history.projector`).

@@ -103,7 +103,7 @@ class ReplicaLink:
         return {shard: shard in followed for shard in self._order.shards}
 
     def lacks(self) -> dict[int, str]:
-        """By shard, what this host's history of it lacks, and what becomes of that, for people; none where nothing."""
+        """For people: by shard with a gap, what this host's history of it lacks, and whether that is coming."""
         return self._lacks
 
     def follow(self, shards: Collection[int], hosts: Collection[str] = ()) -> None:

@@ -409,7 +409,7 @@ class Store(FollowerStore):
             self._insert()
 
     def pass_over(self, position: int, *, is_known: bool = False) -> None:
-        """Batches that were not taken up to this one are missing, or where that is known, have no rows."""
+        """Goes on behind this batch. Batches that are skipped are missing, or with `is_known` have no rows."""
         if not self.db.in_transaction:
             self.begin()
         self._taken = position

@@ -143,7 +143,9 @@ class Notifier(Follower):
             self.tell_reached()
 
     def flush(self) -> bool:
-        """Commits what is there, and sees to it that it is told and becomes durable, whoever asks for that."""
+        """Commits the open group, and has its notices told and made durable. It may be asked for by a timer, a question
+        or the end.
+        """
         self.cancel("write")
         if self._store is None or not self._store.flush():
             return False

@@ -149,8 +149,8 @@ def places_of(answers: Iterable[Any]) -> Found:
 
 
 def merged(parts: list[Any], found: Found, limit: int) -> Slices:
-    """Puts a page together, in slices; returns its rows. `found`: the entries that go before those which say that they
-    follow one in another shard; one that is not there is lost, and nobody waits for it.
+    """Puts a page together, in slices; returns its rows. A row may say that it follows an entry of another shard;
+    `found` has these entries, by place. An entry that is not in `found` is lost, and no row waits for it.
     """
     places: Places = {shard: None if begins is None else Place(*begins) for shard, begins, _, _ in parts}
     queues = {shard: iter(rows) for shard, _, rows, _ in parts}

@@ -7,8 +7,8 @@ that somebody is told. Three things speak about a clock, and the worst of them c
 - the *kernel*, which whoever keeps its clock has told how wrong it may be. Where nobody keeps it nothing is known: that
   is told once, and decides nothing, for the other two see an hour as well;
 - *billing time*: what this host would begin with, or serves by, against its wall clock. A host of another boot begins
-  at its wall clock, but never before the instant up to which the last owner was granted time. So one that is behind is
-  seen here at once, and one that is ahead is not;
+  at its wall clock, but never before the instant up to which the last owner was granted time. So a clock that is behind
+  is seen here at once, and a clock that is ahead is not;
 - the *host that serves*, as heard of while this one stands by: each record that grants time says what billing time was
   when it was sent, `grant_ns` before `until_ns`. It was sent between two looks at the log, so it names a line of the
   other host's time over this host's boot clock, to within the time between the looks. Of the last ones the promptest

@@ -78,8 +78,8 @@ class FarSide:
         self._asked: dict[int, tuple[int, asyncio.Future[Any]]] = {}  # number -> the shard whose worker passes it on
 
     def next_number(self, source: int) -> int:
-        """Of a move: no other has it, and it is greater than that of any earlier move of the same bucket, on whatever
-        host that began.
+        """A number for a new move: unique, and greater than the number of any earlier move of the same bucket, on any
+        host.
         """
         self._count += 1
         counted = self._registry.version << _COUNT_BITS | self._count & (1 << _COUNT_BITS) - 1

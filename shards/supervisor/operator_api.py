@@ -179,8 +179,8 @@ class OperatorApi:
         return [one for one in await asyncio.gather(*map(of, by_node.values())) if one is not None]
 
     def _far_row(self, shard_id: int, node: str, unlinked: dict[str, str], told: Any | None) -> dict[str, Any]:
-        """A shard that another host serves: what the map says of it, and where its host has answered, what that one
-        says. `unlinked`: the hosts that have a worker without a link to it, and why.
+        """A shard that another host serves: the map's facts, and the row of its host if that host has answered.
+        `unlinked`: the hosts that have a worker without a link to it, and why.
         """
         bucket_map = self._registry.map
         why = unlinked.get("this host", "") if node else ""

@@ -157,7 +157,7 @@ class Wish(NamedTuple):
 
 
 class Placement:
-    """What one host has seen of the others, and what it does."""
+    """One host's knowledge of the other hosts, and its decisions about shards."""
 
     def __init__(self, node: str, host_id: str, workers: int, grant_ns: int) -> None:
         """`workers`: how many shards it can serve; `grant_ns`: for how long an owner that is silent may be alive."""
@@ -249,8 +249,8 @@ class Placement:
         return ""
 
     def why_to_go(self, shares: Shares) -> str:
-        """Why this host takes part no more: one of its name has joined, which could not know that this one was alive,
-        since it served nothing. Empty where it goes on.
+        """Why this host takes part no more: another host of the same name has joined, which saw no sign of this one,
+        since it served nothing. Empty while it takes part.
         """
         names = {member.node for member in shares.members.values()}
         if self.host_id in shares.members or self.node not in names:

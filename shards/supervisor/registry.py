@@ -336,8 +336,8 @@ class Registry:
                 await asyncio.sleep(ROOM_RETRY_S)
 
     async def commit(self, record: list[Any], voices: Mapping[int, Voice]) -> bool:
-        """Decides a move where several hosts serve at once: True where the log says that it is decided, False where the
-        log says that it is not and can never be. It asks as long as neither is known. Raises Fenced.
+        """Decides a move where several hosts serve at once: True once the log holds the decision, False once the log
+        rules it out for good. It reads the log until one of the two is known. Raises Fenced.
         """
         _, bucket_id, shard_id, generation = record
         told = False

@@ -168,7 +168,9 @@ class Sharing:
     # -- what goes ----------------------------------------------------------------------------------------------------
 
     def _follow_owners(self, placement: Placement, now_ns: int) -> None:
-        """Lets go what others have taken, hands over what they wish for, and tells the workers where the others are."""
+        """Ends the workers of shards that other hosts have taken, hands over shards that they wish for, and tells
+        workers the addresses of the rest.
+        """
         owns = self._registry.shares.owns
         for shard, worker in list(self._workers.items()):
             own = owns[shard]

@@ -175,7 +175,7 @@ class Supervisor:
         return {} if self._owners is None else self._owners.elsewhere()
 
     def written_elsewhere(self) -> list[int]:
-        """The shards whose journals other hosts write: those that they serve, or where this one stands by, all."""
+        """The shards that other hosts serve; where this host stands by, all shards."""
         if self._owners is None:
             return sorted(self._settings.weights) if self.registry.stands_by else []
         return list(self._owners.elsewhere())

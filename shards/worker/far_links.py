@@ -1,4 +1,4 @@
-"""A worker's links with those of other hosts: what it proves itself with, where it is dialled, and how it dials.
+"""A worker's links with workers of other hosts: its secret and certificates, the address it is dialled at, the dialler.
 
 The files of its secret and certificates are read once, when it begins to serve.
 """

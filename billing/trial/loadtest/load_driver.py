@@ -3,8 +3,8 @@
 **Open loop.** A command goes out when it is due, whether or not those before it were answered. Its latency counts from
 that moment, not from when it was really sent: a server that stands still for 400 ms delays every request due in that
 time, and a loop that waits for answers would never send them. Beside it stands the *service time*, from the actual
-sending. How far the sending fell behind the plan is recorded too (`lateness`): it is this program's own fault, and what
-it measured is worth as much as that is small.
+sending. How far the sending fell behind the plan is recorded too (`lateness`): a late sender invalidates the
+measurement.
 
 At most `depth` commands a connection are open at once. What waits for room is late by the server's doing: it is counted
 as held back, and not in the lateness.

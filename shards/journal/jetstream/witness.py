@@ -3,11 +3,11 @@
     witness = sequence u64, chain u32, made u32, crc u32        one file per stream, in this host's own data directory
     made    = CRC-32C of what tells the stream from one that was made in its place; 0 where that makes no difference
 
-It is written every so often and never synced: it is evidence, and evidence that is missing proves nothing. What it says
-was acknowledged, so a stream that does not reach it, or is another there, has lost what was answered. A host that
-stands by sees a stream as well as one that serves. What was seen once stays seen: the file never goes back, but for a
-stream that was made anew. Only the map may be that, for it can be made again from the shards (`billing rebuild --map`);
-of a journal that was made anew everything is lost, whatever it is called.
+It is written every so often and never synced: it is evidence, and evidence that is missing proves nothing. The sequence
+in it was acknowledged. So a stream that ends before that sequence, or has another chain there, has lost records that
+were answered. A host that stands by sees a stream as well as one that serves. What was seen once stays seen: the file
+never goes back, but for a stream that was made anew. Only the map may be that, for it can be made again from the shards
+(`billing rebuild --map`); of a journal that was made anew everything is lost, whatever it is called.
 
 Several processes of a host write one file, so what it names is read before the stream is asked where it ends: what
 another process sees in between is no end that was lost.
