@@ -345,7 +345,7 @@ def known_late(old: Sums, new: Sums) -> list[int] | None:
     """How late each call between two looks left; None where that is not known of every call."""
     known: list[int] = []
     for shard_id, counts in new.late.items():
-        fresh = grown(sum(old.late.get(shard_id, ())), sum(counts))
+        fresh = increase(sum(old.late.get(shard_id, ())), sum(counts))
         latest = new.latest[shard_id]
         if fresh > len(latest):
             return None
@@ -357,7 +357,7 @@ def row_between(before: Look, after: Look, now_ns: int, known: Iterable[list[int
     """What happened between two looks. `now_ns`: the wall clock. `known`: see `known_late`, of each look between."""
     (old, old_ns), (new, new_ns) = before, after
     seconds = max(new_ns - old_ns, 1) / 1e9
-    commands = sum(grown(old.calls.get(shard_id, 0), calls) for shard_id, calls in new.calls.items())
+    commands = sum(increase(old.calls.get(shard_id, 0), calls) for shard_id, calls in new.calls.items())
     counts = [0] * (len(new.bounds) + 1)
     for shard_id, late in new.late.items():
         earlier = old.late.get(shard_id) or [0] * len(late)
@@ -374,7 +374,7 @@ def row_between(before: Look, after: Look, now_ns: int, known: Iterable[list[int
     return Row(now_ns, commands / seconds, sum(counts), p50_ns, p99_ns, new.owed)
 
 
-def grown(before: int, after: int) -> int:
+def increase(before: int, after: int) -> int:
     """By how much a counter rose; one that fell began anew."""
     return after - before if after >= before else after
 

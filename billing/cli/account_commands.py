@@ -21,7 +21,7 @@ from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
 from billing.cli.options import COINS, DURATION, YES, Command, applied, option
 from billing.cli.output import put, say
 from billing.cli.paging import Filters, PagedMethod, list_all_option, one_shard_option, show_pages
-from billing.cli.periods import ANY_INSTANT_NS, is_relative, named
+from billing.cli.periods import ANY_INSTANT_NS, is_relative, parse_period
 from billing.cli.showing import coins, look_of, show
 from billing.cli.values import moment, span
 from billing.client.client import Client
@@ -59,7 +59,7 @@ def _balance_at(target: Target, user: str, at: str, hint: str = "WHEN") -> None:
 
     def named_at(now_ns: int) -> int:
         try:
-            return named(at, zone, now_ns).from_ns
+            return parse_period(at, zone, now_ns).from_ns
         except ValueError as error:
             raise click.BadParameter(str(error), param_hint=hint) from None
 

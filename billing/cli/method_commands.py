@@ -25,7 +25,7 @@ from billing.cli.calling import Target, ask, rehearse, target_options
 from billing.cli.listing import HELP
 from billing.cli.options import COINS, Command, Duration, applied, option
 from billing.cli.output import put, say
-from billing.cli.periods import is_relative, named
+from billing.cli.periods import is_relative, parse_period
 from billing.cli.sentences import lease_told
 from billing.cli.showing import show, tell
 from billing.cli.values import HOUR
@@ -117,7 +117,7 @@ def _instant(target: Target, text: str, where: str) -> int:
     zone = ZoneInfo(target.zone) if target.zone is not None else None
     try:
         if not is_relative(text):  # what those words name has begun already
-            return named(text, zone, 0).from_ns
+            return parse_period(text, zone, 0).from_ns
     except ValueError:
         pass
     told = f"expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}"

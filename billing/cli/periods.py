@@ -1,6 +1,6 @@
 """Instants, days and months as people name them, in a zone: `2026-11`, `november`, `yesterday`, `2026-03-01T12:00`.
 
-`named(text, zone, now_ns)` is the span of whatever is named, from its first nanosecond up to, not including, its last:
+`parse_period(text, zone, now_ns)` is the span of a text's period, from its first nanosecond up to the one behind it:
 
     2026                     a year
     2026-11                  a month
@@ -58,7 +58,7 @@ class Skipped(ValueError):
     """A time of day that a zone does not have on that day."""
 
 
-def named(text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = None) -> Span:
+def parse_period(text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = None) -> Span:
     """See the module. `zone`: None is the machine's own. `behind_ns`: the name of a month or a weekday is the first one
     behind that instant, not the last one that has begun. Raises ValueError.
     """

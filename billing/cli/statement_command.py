@@ -22,7 +22,7 @@ from billing.api.shapes import RESOURCE_LINE
 from billing.cli.calling import Target, run, sendable, target_options
 from billing.cli.options import Command, option
 from billing.cli.output import as_json, put, say
-from billing.cli.periods import ANY_INSTANT_NS, DAY, MONTH, YEAR, Span, is_relative, named
+from billing.cli.periods import ANY_INSTANT_NS, DAY, MONTH, YEAR, Span, is_relative, parse_period
 from billing.cli.showing import look_of, put_table, show, with_zone
 from billing.cli.tables import COINS, NUMBER, TEXT, WHOLE, Column
 from billing.cli.values import coins, moment, value_of
@@ -80,7 +80,7 @@ class Asked(NamedTuple):
 def span_of(name: str, text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = None) -> Span:
     """What an option names; see `named`. Raises click.BadParameter."""
     try:
-        return named(text, zone, now_ns, behind_ns)
+        return parse_period(text, zone, now_ns, behind_ns)
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint=name) from None
 

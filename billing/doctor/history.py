@@ -79,7 +79,7 @@ class Run(NamedTuple):
     balance: int  # nanos, after the last row
 
 
-def shown(entry: Entry) -> tuple[int, int, int]:
+def row_amounts(entry: Entry) -> tuple[int, int, int]:
     """(amount, accrued, balance after) in nanos, as a row shows them: the differences of floors."""
     after, before = entry.balance // UNIT, (entry.balance - entry.amount) // UNIT
     return after - before, (entry.balance - entry.amount + entry.accrued) // UNIT - before, after
@@ -106,7 +106,7 @@ class Row(NamedTuple):
     entry: Entry | None  # None of a row of an older version
 
 
-def kept(entry: Entry) -> tuple[Any, ...]:
+def kept_of(entry: Entry) -> tuple[Any, ...]:
     """What `Row.kept` is of an entry."""
     value, resource = None, None
     if entry.op in (SET_RATE, CHANGE_RATE, LEASE_EXPIRED):
@@ -129,8 +129,8 @@ def read_row(seq: int, older: int, record: bytes) -> Row:
     if record[_LENGTH_BYTES] == _ENTRY:
         entry = read_entry(record[_LENGTH_BYTES + _ENVELOPE_BYTES :])
         return Row(
-            seq, older, entry.user_id, entry.entry_id, entry.at_ns, entry.op, *shown(entry), entry.message,
-            entry.request_id, kept(entry), (entry.credit_limit_nanos, entry.holds_nanos, entry.amount % UNIT), entry,
+            seq, older, entry.user_id, entry.entry_id, entry.at_ns, entry.op, *row_amounts(entry), entry.message,
+            entry.request_id, kept_of(entry), (entry.credit_limit_nanos, entry.holds_nanos, entry.amount % UNIT), entry,
         )  # fmt: skip
     if record[_LENGTH_BYTES] != _OLDER_ROW:
         raise ValueError(f"row {seq} is of the unknown kind {record[_LENGTH_BYTES]}")
@@ -430,7 +430,8 @@ class HistoryFile:
         expected: tuple[object, ...] = entry
         if row.entry is None:  # an older version of the file kept this of it
             expected = (
-                entry.user_id, entry.entry_id, entry.at_ns, entry.op, *shown(entry), entry.message, entry.request_id
+                entry.user_id, entry.entry_id, entry.at_ns, entry.op, *row_amounts(entry), entry.message,
+                entry.request_id,
             )  # fmt: skip
         if told != expected:
             self._fault(

@@ -67,7 +67,7 @@ def part(db: sqlite3.Connection, shard: int, log: bytes, place: Place | None, li
     return Part(shard, place, rows, places.at_the_end_of(position))
 
 
-def where(db: sqlite3.Connection, log: bytes, wanted: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int, Place]]:
+def locate(db: sqlite3.Connection, log: bytes, wanted: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int, Place]]:
     """Those entries (user_id, entry_id) that are in the file, and the place behind each. Raises as `part`."""
     found = []
     for user_id, entry_id in wanted:

@@ -123,7 +123,7 @@ class HistoryLink(FollowerLink):
         """
         self.ask((PART, place, limit), done)
 
-    def where(self, wanted: Sequence[tuple[bytes, int]], done: Callable[[Any], None]) -> None:
+    def locate(self, wanted: Sequence[tuple[bytes, int]], done: Callable[[Any], None]) -> None:
         """Calls `done` with the shard and those of these entries (user_id, entry_id) that are in the file, the place
         behind each with it, as plain data; or with UNAVAILABLE.
         """

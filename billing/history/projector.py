@@ -161,7 +161,7 @@ class Projector(Follower):
         self._write()
         try:
             if name == WHERE:
-                self.answer(number, (store.shard, feed_part.where(store.db, self._log, *asked)))
+                self.answer(number, (store.shard, feed_part.locate(store.db, self._log, *asked)))
             else:
                 place, limit = asked
                 place = None if place is None else Place(*place)

@@ -39,7 +39,7 @@ from billing.service.introduction import calls_of, doors_of, introduction
 from billing.service.listeners import bind, take_away
 from billing.service.logs import set_up
 from billing.service.service import Service
-from billing.service.supervising import settings_of
+from billing.service.supervisor_settings import settings_of
 from billing.service.systemd import ServiceManager, handed_over
 from shards.exits import Exit, ending_of, text_of
 from shards.journal import Fenced

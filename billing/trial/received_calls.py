@@ -38,7 +38,7 @@ class ReceivedCalls:
         self._count = self._acknowledged = self._repeated = self._early = self._refused = 0
         self._look: asyncio.TimerHandle | None = None
 
-    def came(self, arrived_ns: int, head: bytes, body: bytes, answered: str) -> None:
+    def take_call(self, arrived_ns: int, head: bytes, body: bytes, answered: str) -> None:
         """Takes a call, to be looked at later. Inside a running loop."""
         self._raw.append((arrived_ns, head, body, answered))
         if self._look is None:

@@ -66,7 +66,7 @@ class Receiver:
         self.connections: set[Connection] = set()
         self.connects = 0
         self._received = received or ReceivedCalls()
-        self.came = self._received.came  # what connections tell
+        self.take_call = self._received.take_call  # what connections tell
         self._tls = tls
         self._bound = False
         self._server: asyncio.AbstractServer | None = None

@@ -31,7 +31,7 @@ class Site(Protocol):
     connects: int
 
     def now_ns(self) -> int: ...
-    def came(self, arrived_ns: int, head: bytes, body: bytes, answered: str) -> None: ...
+    def take_call(self, arrived_ns: int, head: bytes, body: bytes, answered: str) -> None: ...
     def fault_now(self, head: bytes, body: bytes) -> Fault | None: ...
     def is_served(self, connection: Connection) -> bool: ...
     def serve_next(self) -> None: ...
@@ -146,13 +146,13 @@ class Connection(asyncio.Protocol):
             self._refuse(400)
             return
         if not site.genuine(head, body):
-            site.came(self._arrived_ns, head, body, "401")
+            site.take_call(self._arrived_ns, head, body, "401")
             self._write(head, answer(401, b"wrong signature"))
             return
         fault = site.fault_now(head, body)
         if fault is None:
             self._write(head, _OK)
-            site.came(self._arrived_ns, head, body, "200")
+            site.take_call(self._arrived_ns, head, body, "200")
         else:
             self._misbehave(fault, head, body)
 
@@ -167,7 +167,7 @@ class Connection(asyncio.Protocol):
     def _misbehave(self, fault: Fault, head: bytes, body: bytes) -> None:
         name = fault.name
         answered = str(int(fault.value)) if name == "status" else name
-        self._site.came(self._arrived_ns, head, body, answered)
+        self._site.take_call(self._arrived_ns, head, body, answered)
         loop = asyncio.get_running_loop()
         match name:
             case "status":

@@ -305,7 +305,7 @@ class Billing:
 
         name, *asked = query
         if name == WHERE:
-            self._when_handed_over(lambda link: link.where(asked[0], send), send)
+            self._when_handed_over(lambda link: link.locate(asked[0], send), send)
             return
         try:
             place = place_in(asked[0], self._begin.shard_id)

@@ -13,7 +13,7 @@ from billing.admin.figure_sampler import (
     FigureSampler,
     Overrun,
     Sums,
-    grown,
+    increase,
     known_late,
     quantile_ns,
     quantile_of,
@@ -154,8 +154,8 @@ def test_overrun_of_some_seconds_is_nothing_wrong() -> None:
 
 
 def test_a_counter_that_fell_began_anew() -> None:
-    assert grown(10, 15) == 5
-    assert grown(10, 3) == 3
+    assert increase(10, 15) == 5
+    assert increase(10, 3) == 3
 
 
 def test_a_span_of_little_room_is_no_longer_than_it_was() -> None:

@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from billing.cli.periods import DAY, INSTANT, MONTH, YEAR, Span, is_relative, named
+from billing.cli.periods import DAY, INSTANT, MONTH, YEAR, Span, is_relative, parse_period
 
 SECOND_NS = 10**9
 NOW_NS = 1_782_907_200 * SECOND_NS + 5  # Wednesday, 2026-07-01 12:00 UTC
@@ -30,7 +30,7 @@ def utc(*parts: int) -> int:
     ],
 )
 def test_instants_are_read_to_the_nanosecond(text: str, at_ns: int) -> None:
-    assert named(text, UTC, NOW_NS) == Span(INSTANT, at_ns, at_ns)
+    assert parse_period(text, UTC, NOW_NS) == Span(INSTANT, at_ns, at_ns)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_instants_are_read_to_the_nanosecond(text: str, at_ns: int) -> None:
 def test_days_months_and_years_are_spans(
     text: str, kind: str, first: tuple[int, ...], following: tuple[int, ...]
 ) -> None:
-    assert named(text, UTC, NOW_NS) == Span(kind, utc(*first), utc(*following))
+    assert parse_period(text, UTC, NOW_NS) == Span(kind, utc(*first), utc(*following))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_days_months_and_years_are_spans(
 def test_a_name_may_mean_the_first_one_behind_an_instant(
     text: str, behind: tuple[int, ...], first: tuple[int, ...]
 ) -> None:
-    assert named(text, UTC, NOW_NS, utc(*behind)).from_ns == utc(*first)
+    assert parse_period(text, UTC, NOW_NS, utc(*behind)).from_ns == utc(*first)
 
 
 @pytest.mark.parametrize(
@@ -87,25 +87,25 @@ def test_a_name_may_mean_the_first_one_behind_an_instant(
     ],
 )
 def test_a_day_is_that_of_its_zone(text: str, zone: str, from_ns: int, hours: int) -> None:
-    span = named(text, ZoneInfo(zone), NOW_NS)
+    span = parse_period(text, ZoneInfo(zone), NOW_NS)
     assert (span.from_ns, span.to_ns - span.from_ns) == (from_ns, hours * 3600 * SECOND_NS)
 
 
 def test_an_instant_that_clocks_skip_is_refused_and_of_two_the_first_is_meant() -> None:
     berlin = ZoneInfo("Europe/Berlin")
     with pytest.raises(ValueError, match="there is no 2026-03-29T02:30 in Europe/Berlin: clocks skip it"):
-        named("2026-03-29T02:30", berlin, NOW_NS)
-    assert named("2026-03-29T01:59:59", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 0, 59, 59)
-    assert named("2026-03-29T03:00", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 1)
-    assert named("2026-03-29T02:30Z", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 2, 30)
-    assert named("2026-10-25T02:30", berlin, NOW_NS).from_ns == utc(2026, 10, 25, 0, 30)
+        parse_period("2026-03-29T02:30", berlin, NOW_NS)
+    assert parse_period("2026-03-29T01:59:59", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 0, 59, 59)
+    assert parse_period("2026-03-29T03:00", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 1)
+    assert parse_period("2026-03-29T02:30Z", berlin, NOW_NS).from_ns == utc(2026, 3, 29, 2, 30)
+    assert parse_period("2026-10-25T02:30", berlin, NOW_NS).from_ns == utc(2026, 10, 25, 0, 30)
 
 
 def test_consecutive_months_join_in_every_zone() -> None:
     zones: list[tzinfo | None] = [UTC, ZoneInfo("Europe/Moscow"), ZoneInfo("America/New_York"), None]
     for zone in zones:
-        months = [named(f"2026-{month:02}", zone, NOW_NS) for month in range(1, 13)]
-        year = named("2026", zone, NOW_NS)
+        months = [parse_period(f"2026-{month:02}", zone, NOW_NS) for month in range(1, 13)]
+        year = parse_period("2026", zone, NOW_NS)
         assert [span.to_ns for span in months[:-1]] == [span.from_ns for span in months[1:]]
         assert (months[0].from_ns, months[-1].to_ns) == (year.from_ns, year.to_ns)
 
@@ -132,10 +132,10 @@ def test_consecutive_months_join_in_every_zone() -> None:
 )
 def test_what_names_nothing_is_refused_with_what_would(text: str) -> None:
     if text == "20260301":  # nanoseconds since the epoch
-        assert named(text, UTC, NOW_NS).from_ns == 20260301
+        assert parse_period(text, UTC, NOW_NS).from_ns == 20260301
         return
     with pytest.raises(ValueError, match=r"expected 2026-11, november, last month, 2026-11-30, today, yesterday"):
-        named(text, UTC, NOW_NS)
+        parse_period(text, UTC, NOW_NS)
 
 
 def test_only_words_hang_on_what_is_now() -> None:

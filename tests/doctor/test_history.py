@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from billing.doctor.entry import read_entry
-from billing.doctor.history import shown
+from billing.doctor.history import row_amounts
 from billing.doctor.report import Report
 from billing.doctor.shard import records
 from billing.history.accounts import Accounts
@@ -361,7 +361,7 @@ def test_rows_show_what_the_history_answers(data_dir: Path) -> None:
         for kind, _, _, body in records(payload):
             if kind == 1 and (entry := read_entry(body)).entry_id:
                 row = history_row(unpack(body))
-                assert shown(entry) == (row["amount_nanos"], row["accrued_nanos"], row["balance_after_nanos"])
+                assert row_amounts(entry) == (row["amount_nanos"], row["accrued_nanos"], row["balance_after_nanos"])
                 assert ops.NAMES[entry.op] == row["operation"]
                 compared += 1
     journal.close()

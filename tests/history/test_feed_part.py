@@ -14,7 +14,7 @@ from billing.follower.store import ShardFile
 from billing.history import cursor
 from billing.history.cursor import Place, identity_of_log
 from billing.history.entries import UnknownCursor
-from billing.history.feed_part import part, where
+from billing.history.feed_part import locate, part
 from billing.history.store import Store, open_store
 from billing.worker.feed import ROWS_A_SLICE, SharedFeedQuestion, merged, place_in, places_of
 from shards.batch import ENTRY
@@ -83,7 +83,7 @@ def page(hosts: list[Host], at: str, limit: int, rows_a_shard: int = 1000) -> li
         for store in (host.stores[shard] for shard, host in enumerate(hosts))
     ]
     wanted = [(row.user_id, row.shown["entry_id"] - 1) for one in parts for row in one.rows if row.follows]
-    found = places_of((shard, where(host.stores[shard].db, LOG, wanted)) for shard, host in enumerate(hosts))
+    found = places_of((shard, locate(host.stores[shard].db, LOG, wanted)) for shard, host in enumerate(hosts))
     return rows_in(merged(list(parts), found, limit))
 
 

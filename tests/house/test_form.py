@@ -1,4 +1,6 @@
-"""Form: every file opens with its theory, can be read in one go, has a name that says something, and is finished."""
+"""Form: every file opens with its theory, every package with its modules; each has a name that says something, can be
+read in one go, and is finished.
+"""
 
 from __future__ import annotations
 

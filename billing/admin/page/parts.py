@@ -105,8 +105,8 @@ def identity(sampler: FigureSampler, usage: Usage) -> Markup:
     )
 
 
-def within(sampler: FigureSampler) -> str:
-    """The time that the figures of an hour are of: less than one after a start."""
+def period_words(sampler: FigureSampler) -> str:
+    """The period that the figures of an hour cover, in words: after a start it is shorter."""
     now_ns = sampler.clocks.wall_ns()
     hour = now_ns - sampler.started_ns >= HOUR_NS
     return "in the last hour" if hour else f"since the start at {words.clock(sampler.started_ns, now_ns)}"
@@ -216,9 +216,9 @@ def lateness(sampler: FigureSampler) -> Markup:
     worst_ns = max((row.late_p99_ns for row in rows), default=-1)
     count = f"{counted(sent, 'cutoff')} {'was' if sent == 1 else 'were'}"
     text = (
-        f"{count} sent {within(sampler)}; the worst p99 of ten seconds was {words.late(worst_ns)}."
+        f"{count} sent {period_words(sampler)}; the worst p99 of ten seconds was {words.late(worst_ns)}."
         if sent
-        else f"No cutoff was sent {within(sampler)}."
+        else f"No cutoff was sent {period_words(sampler)}."
     )
     return plot + Markup(
         '<p class="note"><span class="key p50">median</span> <span class="key p99">99th percentile</span> {}</p>'

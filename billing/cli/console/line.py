@@ -22,7 +22,7 @@ from datetime import tzinfo
 from typing import Any, Final, NamedTuple
 
 from billing.cli.options import span_ns
-from billing.cli.periods import is_relative, named
+from billing.cli.periods import is_relative, parse_period
 from billing.cli.vocabulary import option_of, procedure_of
 from billing.cli.vocabulary import words_of as command_words_of
 
@@ -229,7 +229,7 @@ def _instant_of(name: str, value: str, zone: tzinfo | None) -> int:
         if value.isascii() and value.isdigit() and len(value) <= len("2026"):
             return int(value)  # of nanoseconds, and no year
         if not is_relative(value):
-            return named(value, zone, 0).from_ns
+            return parse_period(value, zone, 0).from_ns
     except ValueError:
         pass
     raise LineError(f"{name}: expected a date or an instant, as 2026-11-30 or 2026-11-30T12:00, got {value!r}")

@@ -40,7 +40,7 @@ from billing.client.errors import BillingError
 from billing.trial.loadtest import workload as work
 from billing.trial.loadtest.assess import Assessment
 from billing.trial.loadtest.columns import NEVER, READ, Columns
-from billing.trial.loadtest.load_driver import INTERVAL_NS, ClosedLoop, LoadDriver, OpenLoop, Window
+from billing.trial.loadtest.load_driver import INTERVAL_NS, ClosedLoop, LoadDriver, MeasuredSpan, OpenLoop
 from billing.trial.loadtest.plan import Plan
 from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.loadtest.trace_plan import Tracing, plan_of
@@ -73,7 +73,7 @@ class Generator:
     def __init__(self, order: Order) -> None:
         self._order = order
         self._batches: list[Batch] = []
-        self._pace: LoadDriver | None = None
+        self._driver: LoadDriver | None = None
         self._columns: Columns | None = None
         self._assessment = Assessment()
         self._plan: Plan | None = None
@@ -107,12 +107,12 @@ class Generator:
         if self._plan is None:
             work.preload(columns, run == 0, self._mixed)
             self._mixer = Mixer(self._order.workload, self._order.share, run)
-        pace = await self._phase(columns, 0, on_progress)
+        driver = await self._phase(columns, 0, on_progress)
         if self._plan is None:
             for row, user in enumerate(columns.user):
                 if user >= self._mixed and columns.exhausts[row] != NEVER:
                     self._armed[user] = columns.exhausts[row]
-        return _came_of(pace)
+        return _came_of(driver)
 
     async def aim(self, on_progress: Callable[[int], None], run: int, start_ns: int) -> dict[str, Any]:
         """Brings the armed accounts to their instants, counted from the billing instant `start_ns`."""
@@ -122,9 +122,9 @@ class Generator:
         first = len(columns)
         work.aim(columns, self._armed, wanted_ns)
         self._armed = {}
-        pace = await self._phase(columns, first, on_progress)
+        driver = await self._phase(columns, first, on_progress)
         missed = sum(columns.exhausts[row] == NEVER for row in range(first, len(columns)))
-        return {**_came_of(pace), "missed": missed}
+        return {**_came_of(driver), "missed": missed}
 
     async def drive(self, on_progress: Callable[[int], None], run: int, start_ns: int, rate: float) -> dict[str, Any]:
         """The load, from the boot instant `start_ns` on, at `rate` a second of all processes together."""
@@ -141,8 +141,8 @@ class Generator:
         if load.closed and self._plan is None:
             loop = ClosedLoop(order.depth, lambda: self._mixer.more(columns, MORE_AT_ONCE), began_ns + end_ns)
         warm_ns = 0 if self._plan is not None else int(load.warmup_s * work.SECOND_NS)
-        window = Window(began_ns, warm_ns, order.interval_ns)
-        pace = self._pace = LoadDriver(columns, self._batches, loop, first=first, window=window)
+        measured = MeasuredSpan(began_ns, warm_ns, order.interval_ns)
+        driver = self._driver = LoadDriver(columns, self._batches, loop, first=first, measured=measured)
         columns.seal()
         gc.collect()
         gc.freeze()
@@ -150,20 +150,20 @@ class Generator:
         before = resource.getrusage(resource.RUSAGE_SELF)
         await asyncio.sleep(max(0, start_ns - MACHINE_CLOCKS.boot_ns() - 10**6) / 1e9)
         busy_ns = MACHINE_CLOCKS.boot_ns()
-        await pace.run(on_progress)
+        await driver.run(on_progress)
         after = resource.getrusage(resource.RUSAGE_SELF)
         gc.enable()
         gc.unfreeze()
         return {
-            **_came_of(pace),
+            **_came_of(driver),
             "late_start_ns": max(0, busy_ns - start_ns),
             "planned": len(columns) - first,
             "kinds": [columns.kind[first:].count(kind) for kind in range(READ + 1)],
-            "took_ns": pace.ended_ns - pace.started_ns,
-            "latency": pace.latency.sparse(),
-            "service": pace.service.sparse(),
-            "lateness": pace.lateness.sparse(),
-            "intervals": [each.sparse() for each in pace.intervals],
+            "took_ns": driver.ended_ns - driver.started_ns,
+            "latency": driver.latency.sparse(),
+            "service": driver.service.sparse(),
+            "lateness": driver.lateness.sparse(),
+            "intervals": [each.sparse() for each in driver.intervals],
             "cpu_s": after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime,
         }
 
@@ -173,16 +173,16 @@ class Generator:
         first = len(columns)
         for user in range(len(columns.users)):
             columns.add(0, user, READ, 0)
-        pace = await self._phase(columns, first, on_progress)
+        driver = await self._phase(columns, first, on_progress)
         assessment = self._assessment
         assessment.apply(columns)
         self._columns = None
         return {
-            **_came_of(pace),
+            **_came_of(driver),
             "wrong_replies": assessment.wrong_replies,
             "wrong_balances": assessment.wrong_balances,
             "wrong_refusals": assessment.wrong_refusals,
-            "told": [*assessment.told, *pace.told],
+            "told": [*assessment.told, *driver.told],
         }
 
     async def settle(self, _: Callable[[int], None], at_ns: int) -> dict[str, Any]:
@@ -203,9 +203,9 @@ class Generator:
 
     async def _phase(self, columns: Columns, first: int, on_progress: Callable[[int], None]) -> LoadDriver:
         """Rows from `first` on, as fast as they are answered."""
-        pace = self._pace = LoadDriver(columns, self._batches, ClosedLoop(PHASE_DEPTH), first=first)
-        await pace.run(on_progress)
-        return pace
+        driver = self._driver = LoadDriver(columns, self._batches, ClosedLoop(PHASE_DEPTH), first=first)
+        await driver.run(on_progress)
+        return driver
 
     def _columns_of(self, run: int) -> Columns:
         assert self._columns is not None
@@ -213,24 +213,24 @@ class Generator:
         return self._columns
 
     def _on_answer(self, row: int, error: BillingError | None, reply: Any) -> None:
-        assert self._pace is not None
-        self._pace.on_answer(row, error, reply)
+        assert self._driver is not None
+        self._driver.on_answer(row, error, reply)
 
     def _on_read(self) -> None:
-        if self._pace is not None:
-            self._pace.on_read()
+        if self._driver is not None:
+            self._driver.on_read()
 
 
-def _came_of(pace: LoadDriver) -> dict[str, Any]:
+def _came_of(driver: LoadDriver) -> dict[str, Any]:
     return {
-        "answered": pace.answered,
-        "refused": pace.refused,
-        "stale": pace.stale,
-        "retries": pace.retries,
-        "held": pace.held,
-        "failed": pace.failed,
-        "told": pace.told,
-        "skew": (pace.skew.low_ns, pace.skew.high_ns),
+        "answered": driver.answered,
+        "refused": driver.refused,
+        "stale": driver.stale,
+        "retries": driver.retries,
+        "held": driver.held,
+        "failed": driver.failed,
+        "told": driver.told,
+        "skew": (driver.skew.low_ns, driver.skew.high_ns),
     }
 
 

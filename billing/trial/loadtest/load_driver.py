@@ -59,7 +59,7 @@ class ClosedLoop(NamedTuple):
     end_ns: int = 0
 
 
-class Window(NamedTuple):
+class MeasuredSpan(NamedTuple):
     """What of a phase is measured."""
 
     start_ns: int = 0  # boot instant from which moments count; 0: that at which the phase is run
@@ -67,7 +67,7 @@ class Window(NamedTuple):
     interval_ns: int = INTERVAL_NS  # of the curve over time
 
 
-ALL: Final = Window()
+WHOLE_PHASE: Final = MeasuredSpan()
 
 
 class LoadDriver:
@@ -80,7 +80,7 @@ class LoadDriver:
         loop: OpenLoop | ClosedLoop,
         *,
         first: int = 0,
-        window: Window = ALL,
+        measured: MeasuredSpan = WHOLE_PHASE,
     ) -> None:
         self.columns = columns
         self.answered = self.refused = self.stale = self.retries = self.held = 0
@@ -90,7 +90,7 @@ class LoadDriver:
         self.service = Histogram()
         self.lateness = Histogram()
         self.intervals: list[Histogram] = []
-        self.started_ns, self._warm_ns, self.interval_ns = window
+        self.started_ns, self._warm_ns, self.interval_ns = measured
         self.skew = Skew()
         self.ended_ns = 0
         self._batches = batches

@@ -11,7 +11,7 @@ import pytest
 
 from billing.client.client import Client
 from billing.trial.loadtest.columns import ACTIVE, DEBIT, FAILED, LINE_RATE, READ, REFUSED, STALE, TOP_UP, Columns
-from billing.trial.loadtest.load_driver import ALL, ClosedLoop, LoadDriver, OpenLoop, Window
+from billing.trial.loadtest.load_driver import WHOLE_PHASE, ClosedLoop, LoadDriver, MeasuredSpan, OpenLoop
 from billing.trial.loadtest.skew import Skew
 from shards.system.clock import MACHINE_CLOCKS
 
@@ -84,39 +84,39 @@ async def settled(
     connections: int = 1,
     pause: Callable[[], float] = lambda: 0.0,
     loop: OpenLoop | ClosedLoop = CLOSED,
-    window: Window = ALL,
+    measured: MeasuredSpan = WHOLE_PHASE,
 ) -> tuple[LoadDriver, list[int]]:
     seen: list[int] = []
     server = await asyncio.get_running_loop().create_server(lambda: Server(faults or {}, seen, pause), "127.0.0.1", 0)
     client = Client(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
-    paces: list[LoadDriver] = []
+    drivers: list[LoadDriver] = []
 
     def on_read() -> None:
-        if paces:
-            paces[0].on_read()
+        if drivers:
+            drivers[0].on_read()
 
-    batches = [client.batch(lambda *answer: paces[0].on_answer(*answer), on_read) for _ in range(connections)]
+    batches = [client.batch(lambda *answer: drivers[0].on_answer(*answer), on_read) for _ in range(connections)]
     try:
         for batch in batches:
             await batch.connect()
-        paces.append(LoadDriver(columns, batches, loop, window=window))
+        drivers.append(LoadDriver(columns, batches, loop, measured=measured))
         async with asyncio.timeout(30):
-            await paces[0].run()
+            await drivers[0].run()
     finally:
         for batch in batches:
             batch.close()
         server.close()
-    return paces[0], seen
+    return drivers[0], seen
 
 
 async def test_every_row_is_answered_once_and_sent_in_order() -> None:
     columns = columns_of(*[TOP_UP] * 1000)
-    pace, seen = await settled(columns)
+    driver, seen = await settled(columns)
     assert seen == list(range(1000))
     assert set(columns.state) == {ACTIVE}
     assert list(columns.balance) == [100 + row for row in range(1000)]
-    assert (pace.answered, pace.retries, pace.stale, pace.refused, pace.failed) == (1000, 0, 0, 0, 0)
-    assert pace.service.total == 1000
+    assert (driver.answered, driver.retries, driver.stale, driver.refused, driver.failed) == (1000, 0, 0, 0, 0)
+    assert driver.service.total == 1000
 
 
 async def test_users_keep_to_their_connection() -> None:
@@ -129,10 +129,10 @@ async def test_users_keep_to_their_connection() -> None:
 async def test_nothing_goes_before_its_moment_and_latency_counts_from_it() -> None:
     columns = columns_of(*[TOP_UP] * 3, due_ns=[0, MS, 60 * MS])
     start_ns = MACHINE_CLOCKS.boot_ns() + 20 * MS
-    pace, seen = await settled(columns, loop=OPEN, window=Window(start_ns))
+    driver, seen = await settled(columns, loop=OPEN, measured=MeasuredSpan(start_ns))
     assert seen == [0, 1, 2]
     assert all(sent >= start_ns + due for sent, due in zip(columns.sent, columns.due, strict=True))
-    assert pace.lateness.total == pace.latency.total == 3
+    assert driver.lateness.total == driver.latency.total == 3
 
 
 async def test_a_server_that_stands_still_delays_all_that_were_due_meanwhile() -> None:
@@ -140,20 +140,20 @@ async def test_a_server_that_stands_still_delays_all_that_were_due_meanwhile() -
     frozen = [0.3]
     columns = columns_of(*[TOP_UP] * 200, due_ns=[row * MS for row in range(200)])
     start_ns = MACHINE_CLOCKS.boot_ns() + 5 * MS
-    pace, _ = await settled(
-        columns, pause=lambda: frozen.pop() if frozen else 0.0, loop=OpenLoop(1), window=Window(start_ns)
+    driver, _ = await settled(
+        columns, pause=lambda: frozen.pop() if frozen else 0.0, loop=OpenLoop(1), measured=MeasuredSpan(start_ns)
     )
-    assert pace.latency.value_at(0.2) >= 100 * MS
-    assert pace.service.value_at(0.2) < pace.latency.value_at(0.2)
-    assert pace.held > 100
-    assert pace.lateness.total == 200 - pace.held
+    assert driver.latency.value_at(0.2) >= 100 * MS
+    assert driver.service.value_at(0.2) < driver.latency.value_at(0.2)
+    assert driver.held > 100
+    assert driver.lateness.total == 200 - driver.held
 
 
 async def test_warm_up_is_not_in_the_figures() -> None:
     columns = columns_of(*[TOP_UP] * 10, due_ns=[row * MS for row in range(10)])
-    pace, _ = await settled(columns, loop=OPEN, window=Window(warm_ns=4 * MS))
-    assert (pace.answered, pace.latency.total, pace.service.total) == (10, 6, 6)
-    assert sum(each.total for each in pace.intervals) == 10
+    driver, _ = await settled(columns, loop=OPEN, measured=MeasuredSpan(warm_ns=4 * MS))
+    assert (driver.answered, driver.latency.total, driver.service.total) == (10, 6, 6)
+    assert sum(each.total for each in driver.intervals) == 10
 
 
 async def test_a_closed_loop_goes_on_until_its_end() -> None:
@@ -164,9 +164,9 @@ async def test_a_closed_loop_goes_on_until_its_end() -> None:
         for _ in range(50):
             columns.add(0, 0, TOP_UP, 1)
 
-    pace, seen = await settled(columns, loop=ClosedLoop(8, more, end_ns))
-    assert len(seen) == pace.answered > 8
-    assert pace.sent <= len(columns)
+    driver, seen = await settled(columns, loop=ClosedLoop(8, more, end_ns))
+    assert len(seen) == driver.answered > 8
+    assert driver.sent <= len(columns)
 
 
 async def test_what_may_pass_is_tried_again_and_counts_from_its_moment() -> None:
@@ -176,30 +176,30 @@ async def test_what_may_pass_is_tried_again_and_counts_from_its_moment() -> None
         3: ["close"],
     }
     columns = columns_of(*[TOP_UP] * 5)
-    pace, seen = await settled(columns, faults, loop=OPEN)
+    driver, seen = await settled(columns, faults, loop=OPEN)
     assert set(columns.state) == {ACTIVE}
     assert seen.count(1) == 3
     assert seen.count(2) >= 2
-    assert pace.retries >= 4
-    assert pace.latency.value_at(1.0) >= 200 * MS
-    assert pace.failed == 0
+    assert driver.retries >= 4
+    assert driver.latency.value_at(1.0) >= 200 * MS
+    assert driver.failed == 0
 
 
 async def test_what_is_refused_for_good_is_told() -> None:
     columns = columns_of(*[TOP_UP] * 3)
-    pace, seen = await settled(columns, {1: [refusal("INVALID_RATE", False)]})
+    driver, seen = await settled(columns, {1: [refusal("INVALID_RATE", False)]})
     assert list(columns.state) == [ACTIVE, FAILED, ACTIVE]
     assert seen.count(1) == 1
-    assert pace.failed == 1
-    assert pace.told[0].startswith("top_up b 5: ")
+    assert driver.failed == 1
+    assert driver.told[0].startswith("top_up b 5: ")
 
 
 async def test_a_refused_debit_is_an_answer_and_a_refused_top_up_is_not() -> None:
     no = refusal("INSUFFICIENT_FUNDS", False)
     columns = columns_of(DEBIT, TOP_UP)
-    pace, _ = await settled(columns, {0: [no], 1: [no]})
+    driver, _ = await settled(columns, {0: [no], 1: [no]})
     assert list(columns.state) == [REFUSED, FAILED]
-    assert (pace.refused, pace.failed) == (1, 1)
+    assert (driver.refused, driver.failed) == (1, 1)
 
 
 async def test_a_late_retry_of_a_rate_may_be_stale_and_a_first_try_may_not() -> None:
@@ -208,9 +208,9 @@ async def test_a_late_retry_of_a_rate_may_be_stale_and_a_first_try_may_not() -> 
         1: [refusal("STALE_RATE", False)],
     }
     columns = columns_of(LINE_RATE, LINE_RATE)
-    pace, _ = await settled(columns, faults)
+    driver, _ = await settled(columns, faults)
     assert list(columns.state) == [STALE, FAILED]
-    assert pace.stale == 1
+    assert driver.stale == 1
 
 
 async def test_questions_carry_no_request_id() -> None:
