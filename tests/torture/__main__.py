@@ -108,7 +108,8 @@ def run_piece(piece: Piece) -> dict[str, Any]:
     except (IndexError, ValueError):
         figures = {}
     ok = code == 0 and bool(figures)
-    return {"ok": ok, "figures": figures, "error": "" if ok else f"exit code {code}\n{wrong}"}
+    error = "" if ok else f"exit code {code}\n{said[-TAIL_BYTES:]}\n{wrong}"
+    return {"ok": ok, "figures": figures, "error": error}
 
 
 def commit_of() -> str:
