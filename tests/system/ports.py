@@ -3,19 +3,16 @@
 A daemon that is killed and started again leaves its port free for a while, and everybody beside it opens connections:
 a port from the kernel's ephemeral range would now and then be somebody's outgoing one by then, or another test's
 daemon, whose `/readyz` then answers for ours. So ports come from below that range, and each process takes a block of
-them, which the lock on a file keeps until the process ends, however it ends.
+them, which it keeps until it ends, however it ends: it binds the name of the block in Linux' abstract namespace of unix
+sockets. That is one for all processes that share the ports, whatever directory of temporary files each of them has.
 """
 
 from __future__ import annotations
 
-import fcntl
 import itertools
 import socket
-import tempfile
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
-from typing import IO
 
 FIRST, AFTER = 12_000, 32_000  # Linux opens connections from 32768 up, unless told otherwise
 BLOCK = 200  # as many are given before the first is given again
@@ -35,16 +32,14 @@ def free_port() -> int:
 
 
 @cache
-def _block() -> tuple[IO[bytes], Iterator[int]]:
-    """Its lock, and its ports again and again."""
-    locks = Path(tempfile.gettempdir()) / "billing-test-ports"
-    locks.mkdir(exist_ok=True)
+def _block() -> tuple[socket.socket, Iterator[int]]:
+    """What keeps it, and its ports again and again."""
     for first in range(FIRST, AFTER, BLOCK):
-        lock = (locks / str(first)).open("ab")
+        keeper = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+            keeper.bind(f"\0billing-test-ports-{first}")
+        except OSError:
+            keeper.close()
             continue
-        return lock, itertools.cycle(range(first, first + BLOCK))
-    raise RuntimeError(f"all blocks of ports are locked, in {locks}")
+        return keeper, itertools.cycle(range(first, first + BLOCK))
+    raise RuntimeError(f"all blocks of ports between {FIRST} and {AFTER} are taken")
