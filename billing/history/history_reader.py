@@ -10,7 +10,8 @@ amount is the difference between the balances of its two neighbours, and `whole_
 history is whole again (where the newest rows are missing, the instant of the newest entry, which the caller passes in).
 Where `history.keep_days` deleted them, its operation is `opening`. Whether they may only be late is known from the
 departures: ownership passed from generation to generation, one at a time, so once the departures of all generations
-before the present one are in the files, so is every row made under them (`missing`).
+before the present one are in the files, so is every row made under them (`missing`). The files are read one by one, so
+who wants to know asks for the departures first, and then reads the rows.
 
 Every row that is read is held against its page's checksum, its account and its neighbours; what does not hold is
 `Damaged`.
@@ -258,6 +259,7 @@ class HistoryReader:
             if shard not in found or found[shard][0] != identity:
                 db.close()
                 del self._others[shard]
+                self._whole.clear()  # the file in its place may not be as far yet
         for shard in found.keys() - self._others.keys():
             identity, path = found[shard]
             self._others[shard] = identity, connect(path, KIND)

@@ -72,6 +72,12 @@ class Standing(NamedTuple):
         return self.balance_nanos * NANO + self.balance_frac
 
 
+class Misplaced(AssertionError):
+    """A row stands where none of its instant may be. Where a former owner of the bucket wrote rows while the account's
+    were read, reading them again is all it takes; else it is a bug.
+    """
+
+
 class TooLong(Exception):
     """A period has more entries or lines than one answer takes; the message says what to do."""
 
@@ -271,7 +277,7 @@ def statement(
     chain: Chain, user_id: bytes, from_ns: int, to_ns: int, by_resource: bool, limit: int, now_ns: int
 ) -> Steps:
     """What `statement` answers; at most `limit` of its entries are in the answer, and rows in the place of those that
-    are not there. Raises TooLong.
+    are not there. Raises TooLong, Misplaced.
     """
     asked_to_ns = to_ns
     from_ns, to_ns = min(from_ns, now_ns), min(to_ns, now_ns)
@@ -290,7 +296,7 @@ def statement(
         gap: tuple[Point, Point] | None = None  # behind which point, and what stands for it
         for point, row in chain.points(former, chain.rows(at_id, page_end)):
             if point.at_ns >= to_ns or point.at_ns < from_ns:
-                raise AssertionError(f"entry {point.entry_id} stands in the wrong place")
+                raise Misplaced(f"entry {point.entry_id} stands in the wrong place")
             tally.take(point)
             if by_resource and point.rate is not None and former.entry_id and not _says_lines(former):
                 tally.name((yield from chain.lines_at(point)))

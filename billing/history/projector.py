@@ -22,7 +22,7 @@ from billing.history import entries, feed_part, period_reader, retention
 from billing.history.cursor import Place
 from billing.history.history_reader import HistoryReader, Newest
 from billing.history.link import ENTRIES, PART, PERIOD, REACHED, STATEMENT, WHERE, HistorySettings
-from billing.history.period_reader import Chain, Standing, Steps, TooLong
+from billing.history.period_reader import Chain, Misplaced, Standing, Steps, TooLong
 from billing.history.retention import DAY_NS, Postponed, prune
 from billing.history.store import Store, open_store
 from shards.exits import Exit
@@ -37,6 +37,7 @@ FORMER_WAIT_NS: Final = 5 * 10**9  # so long a question waits for what a former 
 ARRIVED_NS: Final = 10 * 10**9  # so long behind a bucket's arrival that may still come, where some file lacks batches
 FORMER_END_NS: Final = 60 * 10**9  # after that long what is missing is answered as missing, no longer refused
 NICENESS: Final = 5
+FAILURES: Final = (sqlite3.Error, StoreError, OSError)  # of a file that is asked
 GARBAGE_THRESHOLD: Final = 100_000  # rows come and go by the thousand and make no cycles: collect rarely
 
 
@@ -51,7 +52,7 @@ class Projector(Follower):
         self._keep_days = 0
         self._log = b""  # what the log is called in cursors, where hosts share it
         self._arrived_ns: dict[int, int] = {}  # bucket -> boot instant at which it came, as far as this process knows
-        self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when a former owner of it is awaited
+        self._awaited: dict[int, tuple[int, int]] = {}  # bucket -> generation that is awaited, since which boot instant
 
     @property
     def store(self) -> Store | None:
@@ -148,10 +149,8 @@ class Projector(Follower):
             found = entries.page(self._reader, cursor, limit, dict(bounds), all_written=all_written)
         except entries.UnknownCursor as unknown:
             self.answer(number, str(unknown))
-        except (sqlite3.Error, StoreError, OSError) as error:
-            if code_of(error) == Exit.DAMAGED:
-                raise
-            self.refuse(number, reason_of(error))
+        except FAILURES as error:
+            self._fail(number, error)
         else:
             self.answer(number, (found.rows, found.waits, tuple(found.bounds.items())))
 
@@ -175,23 +174,32 @@ class Projector(Follower):
         assert reader is not None
         self._write()
         try:
+            missing = self._may_come(
+                bucket_id, generation
+            )  # before the rows: then these are whole where nobody is awaited
             page = reader.history(generation, user_id, before, limit, Newest(*newest))
-            missing = [] if page.is_whole else self._awaited(bucket_id, generation)
-        except (sqlite3.Error, StoreError, OSError) as error:
-            if code_of(error) == Exit.DAMAGED:
-                raise  # the next process makes a new file of what is good in this one
-            self.refuse(number, reason_of(error))
+        except FAILURES as error:
+            self._fail(number, error)
             return
         again = partial(self._answer, number, question, asked_ns)
-        self._answer_whole(number, page.rows, bucket_id, missing, asked_ns, again)
+        self._answer_whole(number, page.rows, bucket_id, [] if page.is_whole else missing, asked_ns, again)
 
     def _answer_whole(
         self, number: int, answer: object, bucket_id: int, missing: list[int], asked_ns: int, again: Callable[[], None]
     ) -> None:
-        """Answers, unless former owners of the bucket may still write what is missing: then `again`, a little later."""
+        """Answers, unless former owners of the bucket may still write what is missing: then `again`, a little later.
+        `missing`: their generations.
+        """
         now_ns = self.clocks.boot_ns()
-        if not missing or now_ns - self._awaited_ns.setdefault(bucket_id, now_ns) > FORMER_END_NS:
-            self._awaited_ns.pop(bucket_id, None)
+        if not missing:
+            self._awaited.pop(bucket_id, None)
+            self.answer(number, answer)
+            return
+        awaited, since_ns = self._awaited.get(bucket_id, (0, 0))
+        if awaited != missing[0]:
+            since_ns = now_ns
+            self._awaited[bucket_id] = missing[0], now_ns
+        if now_ns - since_ns > FORMER_END_NS:
             self.answer(number, answer)
         elif now_ns - asked_ns < FORMER_WAIT_NS:
             self.later(f"answer {number}", FORMER_POLL_S, again)
@@ -202,10 +210,11 @@ class Projector(Follower):
                 f"after {FORMER_END_NS // 10**9} s the answer comes without it, and says so",
             )
 
-    def _awaited(self, bucket_id: int, generation: int) -> list[int]:
-        """The generations before this one whose rows may still come. Where hosts share the journal and some file is
-        known to lack batches, as where this host was away for longer than the log goes back, they are not awaited but
-        of a bucket that has just come.
+    def _may_come(self, bucket_id: int, generation: int) -> list[int]:
+        """The generations before this one whose rows may still come. Asked before the rows are read: those of a former
+        owner that departed by then are all there, while one that departs in between may have written rows that were
+        not read. Where hosts share the journal and some file is known to lack batches, as where this host was away for
+        longer than the log goes back, they are not awaited but of a bucket that has just come.
         """
         assert self._reader is not None
         missing = self._reader.missing(bucket_id, generation)
@@ -215,34 +224,47 @@ class Projector(Follower):
 
     def _begin_period(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
         """A question about a period or an instant of one account."""
-        _, _, generation, user_id, (name, *asked), standing = question
+        _, bucket_id, generation, user_id, (name, *asked), standing = question
         assert self._reader is not None
         self._write()
+        try:
+            missing = self._may_come(bucket_id, generation)
+        except FAILURES as error:
+            self._fail(number, error)
+            return
         chain = Chain(self._reader, generation, user_id, Standing(*standing))
         of_kind = period_reader.statement if name == STATEMENT else period_reader.balance_at
-        self._go_on(number, question, of_kind(chain, user_id, *asked), asked_ns)
+        self._go_on(number, question, of_kind(chain, user_id, *asked), missing, asked_ns)
 
-    def _go_on(self, number: int, question: tuple[Any, ...], steps: Steps, asked_ns: int) -> None:
+    def _go_on(self, number: int, question: tuple[Any, ...], steps: Steps, missing: list[int], asked_ns: int) -> None:
         """The next step of such a question; batches and other questions come between two of them."""
-        bucket_id, generation = question[1:3]
-        assert self._reader is not None
+        again = partial(self._begin_period, number, question, asked_ns)
         try:
             next(steps)
-            self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, asked_ns))
+            self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, missing, asked_ns))
             return
         except StopIteration as end:
             answer, is_whole = end.value
-            missing = [] if is_whole else self._awaited(bucket_id, generation)
         except TooLong as reason:
             self.answer(number, str(reason))
             return
-        except (sqlite3.Error, StoreError, OSError) as error:
-            if code_of(error) == Exit.DAMAGED:
+        except Misplaced:
+            if not missing:
                 raise
-            self.refuse(number, reason_of(error))
+            self.later(f"answer {number}", FORMER_POLL_S, again)
             return
-        again = partial(self._begin_period, number, question, asked_ns)
-        self._answer_whole(number, answer, bucket_id, missing, asked_ns, again)
+        except FAILURES as error:
+            self._fail(number, error)
+            return
+        self._answer_whole(number, answer, question[1], [] if is_whole else missing, asked_ns, again)
+
+    def _fail(self, number: int, error: sqlite3.Error | StoreError | OSError) -> None:
+        """Refuses the answer to a question. Raises what tells of damage: the next process makes a new file of what is
+        good in this one.
+        """
+        if code_of(error) == Exit.DAMAGED:
+            raise error
+        self.refuse(number, reason_of(error))
 
     async def finish(self) -> None:
         if self._reader is not None:

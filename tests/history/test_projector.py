@@ -1,18 +1,25 @@
-"""The history's process by its wire: a refusal for want of what a former owner has yet to write has an end."""
+"""The history's process by its wire: a refusal for want of what a former owner has yet to write has an end, and what
+it writes at any instant of a question is in the answer.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+import pytest
 
 from billing.follower import messages
 from billing.follower.process import serve
+from billing.follower.store import ShardFile
 from billing.history.history_reader import MISSING
-from billing.history.link import HistorySettings
+from billing.history.link import PERIOD, STATEMENT, HistorySettings
+from billing.history.period_reader import Standing
 from billing.history.projector import ARRIVED_NS, FORMER_END_NS, FORMER_WAIT_NS, Projector
-from shards.batch import ENTRY, RECEIVED
+from billing.history.store import open_store
+from shards.batch import ENTRY, LEAVE, RECEIVED
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from shards.system.links import Wire
@@ -22,7 +29,8 @@ from tests.history.test_store import NEWEST, batch_of, entry_of
 class Process:
     """A projector of shard 1 in this loop, on a clock that is set by hand, and the worker's end of its wire."""
 
-    def __init__(self) -> None:
+    def __init__(self, disk: RealDisk | None = None) -> None:
+        self.disk = disk or RealDisk()
         self.boot_ns = 10**12
         self.heard: list[messages.ToWorker] = []
         self.wire = Wire(
@@ -32,7 +40,7 @@ class Process:
     async def open(self, home: Path, log: bytes = b"", first: int = 1) -> None:
         ours, theirs = socket.socketpair()
         clocks = MACHINE_CLOCKS._replace(boot_ns=lambda: self.boot_ns)
-        self.life = asyncio.create_task(serve(theirs, lambda: Projector(RealDisk(), clocks)))
+        self.life = asyncio.create_task(serve(theirs, lambda: Projector(self.disk, clocks)))
         ours.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
         self.wire.send(messages.Open(str(home / "history"), 1, first, first - 1, False, HistorySettings(log=log)))
@@ -99,3 +107,45 @@ async def test_what_is_lost_is_not_awaited_where_hosts_share_the_journal_but_of_
         assert isinstance(answer, messages.Answer)
         assert [(row["entry_id"], row["operation"]) for row in answer.answer] == [(3, "top_up"), (1, MISSING)]
     await process.close()
+
+
+class BusyDisk(RealDisk):
+    """A disk on which something happens just before the directory is listed, once for each time that `happens` has."""
+
+    happens: Iterator[Callable[[], object]] = iter(())
+
+    def listdir(self, path: str) -> list[str]:
+        for act in self.happens:
+            act()
+            break
+        return super().listdir(path)
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2, 3])
+@pytest.mark.parametrize("is_period", [False, True])
+async def test_what_a_former_owner_writes_while_a_question_is_answered_is_in_the_answer(
+    data_dir: Path, looks: int, is_period: bool
+) -> None:
+    """`looks`: how often the files were looked at before it wrote its rows and its departure."""
+    disk = BusyDisk()
+    process = Process(disk)
+    await process.open(data_dir)
+    former, _ = open_store(ShardFile(str(data_dir / "history"), 2, 1, 0, RealDisk()), suspect=False)
+
+    def write() -> None:
+        entries = [(ENTRY, 7, 1, entry_of(b"u", entry_id, balance_nanos=entry_id)) for entry_id in (1, 2)]
+        former.take(1, batch_of(*entries, (LEAVE, 7, 1, b"")))
+        former.flush()
+
+    process.wire.send(messages.Batch(1, batch_of((ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=3)))))
+    disk.happens = iter([*(lambda: None,) * looks, write])
+    period = PERIOD, 7, 2, b"u", (STATEMENT, 2, 10, False, 10, 10), Standing(entry_id=3, at_ns=3, balance_nanos=3)
+    process.wire.send(messages.Ask(1, period if is_period else (7, 2, b"u", NEWEST, 10, (3, 3, 3))))
+    await process.until(lambda: process.told(1))
+    (answer,) = process.told(1)
+    assert isinstance(answer, messages.Answer)
+    rows = answer.answer["entries"] if is_period else answer.answer
+    assert [row["entry_id"] for row in rows] == ([2, 3] if is_period else [3, 2, 1])
+    assert not any("whole_from_ns" in row for row in rows)
+    await process.close()
+    former.close()
