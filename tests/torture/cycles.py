@@ -30,7 +30,6 @@ from tests.torture.load import Load, pending
 
 LOAD_S = (0.05, 0.3)
 IDS_PER_BUCKET = 1_000_000
-DOCTOR_EVERY = 5
 DELIVERY_S = 90.0
 
 Strike = Callable[[random.Random, Load], Awaitable[str]]

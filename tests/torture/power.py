@@ -25,17 +25,19 @@ from pathlib import Path
 
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
-from tests.torture.cycles import DOCTOR_EVERY, cycle, examined, prove, struck_daemon
+from tests.torture.cycles import cycle, examined, prove, struck_daemon
 from tests.torture.load import Load
 from tests.torture.volume import Volume, alone, why_not
 
 CONTROL_CYCLES = 20
+EXAMINE_EVERY = 5
 
 
 class Rig:
     """One daemon on one volume."""
 
-    def __init__(self, kind: str, directory: Path, sync: str) -> None:
+    def __init__(self, kind: str, directory: Path, sync: str, examine_every: int) -> None:
+        self._examine_every = examine_every
         self.volume = Volume(kind, directory)
         self.volume.boot()
         self.volume.mount()
@@ -63,7 +65,7 @@ class Rig:
 
     async def heal(self, _: str) -> None:
         await asyncio.to_thread(self.up)
-        if self.volume.cuts % DOCTOR_EVERY == 0:
+        if self.volume.cuts % self._examine_every == 0:
             await asyncio.to_thread(examined, self.data_dir)
         await asyncio.to_thread(self.daemon.start)
 
@@ -116,6 +118,9 @@ def main() -> int:
     parser.add_argument("--cycles", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--sync", choices=["always", "never"], default="always")
+    parser.add_argument(
+        "--examine-every", type=int, default=EXAMINE_EVERY, help="the independent reader looks so often"
+    )
     parser.add_argument("--directory", default="/var/tmp", help="where the image is made")
     arguments = parser.parse_args()
     reason = why_not(arguments.kind)
@@ -124,7 +129,7 @@ def main() -> int:
         return 2
     alone()
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="power-") as name:
-        rig = Rig(arguments.kind, Path(name), arguments.sync)
+        rig = Rig(arguments.kind, Path(name), arguments.sync, arguments.examine_every)
         try:
             if arguments.sync == "never":
                 counts = asyncio.run(control(rig, arguments.seed))

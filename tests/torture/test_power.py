@@ -1,5 +1,5 @@
 """Loss of power on ext4 and XFS under load: what was answered is there; without syncs the same rig shows
-losses. Five cuts each here, the last one with a look by the independent reader; `make torture` makes two hundred.
+losses. Three cuts each here, the last one with a look by the independent reader; `make torture` makes two hundred.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import sys
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.torture.cycles import DOCTOR_EVERY
 from tests.torture.volume import why_not
 
-CYCLES = DOCTOR_EVERY
+CYCLES = 3  # with the first seed one of them is noticed
 
 
 def run(kind: str, *options: str) -> dict[str, int]:
@@ -31,8 +30,8 @@ def run(kind: str, *options: str) -> dict[str, int]:
 
 @pytest.mark.parametrize("kind", ["ext4", "xfs"])
 def test_no_power_cut_loses_what_was_answered(kind: str) -> None:
-    counts = run(kind, "--cycles", str(CYCLES))
-    assert counts["power cut"] + counts["power cut, noticed"] == CYCLES
+    counts = run(kind, "--cycles", str(CYCLES), "--examine-every", str(CYCLES))
+    assert (counts["power cut"], counts["power cut, noticed"]) == (CYCLES - 1, 1)
     assert counts["answered"] > 0
     assert counts["cutoffs delivered"] == counts["cutoffs owed"] > 0
 
