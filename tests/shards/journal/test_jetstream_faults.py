@@ -148,7 +148,7 @@ def test_an_answer_that_is_lost_or_doubled_changes_nothing(streams: NatsCluster,
             return {"lost": [], "doubled": [data, data], "hung up": None}[fault]
 
         expected = [(1, b"first")]
-        for number in range(2, 6):
+        for number in (2, 3):
             struck.clear()
             for proxy in proxies:
                 proxy.answers = answers
@@ -157,7 +157,8 @@ def test_an_answer_that_is_lost_or_doubled_changes_nothing(streams: NatsCluster,
         for proxy in proxies:
             proxy.answers = lambda data: [data]
         assert list(journal.replay(1)) == expected
-        assert [record.unpack(message).kind for message in raw(streams, f"J_{SHARD}")] == [record.EPOCH, *[1] * 5]
+        kinds = [record.unpack(message).kind for message in raw(streams, f"J_{SHARD}")]
+        assert kinds == [record.EPOCH, *[record.BATCH] * 3]
         assert (journal._publisher.doubts > 0) == (fault != "doubled")
     finally:
         for proxy in proxies:
@@ -608,7 +609,7 @@ class Owner:
 def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: NatsCluster) -> None:
     owner = Owner(streams)
     expected: list[tuple[int, bytes]] = []
-    for turn in range(4):
+    for turn in range(2):
         leader = streams.leader(f"J_{SHARD}")
         streams.kill(leader if turn % 2 else (leader + 1) % 3)
         for _ in range(5):
