@@ -12,12 +12,15 @@ the endpoint accepts: every owed cutoff comes, with its instant and nobody else'
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable
+import traceback
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from billing.doctor.examine import examine, hold
 from billing.doctor.report import Report
@@ -64,6 +67,14 @@ async def cycle(daemon: Daemon, load: Load, rng: random.Random, strike: Strike, 
     await load.verify(daemon.rpc_port)
 
 
+async def kill_noticed(daemon: Daemon, pid: int, rng: random.Random) -> None:
+    """kill −9 of a worker; returns a moment after that was noticed: until then /readyz says what was before."""
+    daemon.kill(pid)
+    while pid in daemon.worker_pids():
+        await asyncio.sleep(0.01)
+    await asyncio.sleep(rng.uniform(0.05, 0.3))
+
+
 def examined(data_dir: Path) -> None:
     """The independent reader finds no fault in a directory that nothing runs on. AssertionError with what it found."""
     report, disk = Report(), RealDisk()
@@ -103,3 +114,20 @@ async def prove(daemon: Daemon, load: Load) -> None:
     finally:
         assert await asyncio.to_thread(daemon.stop) == 0
         await receiver.close()
+
+
+def judged(daemon: Daemon, campaign: Coroutine[Any, Any, Mapping[str, int]]) -> int:
+    """Runs a campaign against the daemon, which is killed behind it, and prints what it counted as JSON. Returns the
+    exit code: 1, with the reason and the end of the daemon's log, where anything does not hold.
+    """
+    try:
+        counts = asyncio.run(campaign)
+    except BaseException:
+        traceback.print_exc()
+        print(daemon.log.read_text()[-4000:] if daemon.log.exists() else "", file=sys.stderr)
+        return 1
+    finally:
+        if daemon.process is not None:
+            daemon.kill()
+    print(json.dumps(counts))
+    return 0

@@ -15,17 +15,15 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
 import sys
 import tempfile
 import time
-import traceback
 from pathlib import Path
 
 from tests.system.rpc import Rpc
-from tests.torture.cycles import prove, struck_daemon
+from tests.torture.cycles import judged, prove, struck_daemon
 from tests.torture.load import FULL, Load
 from tests.torture.volume import Volume, alone, why_not
 
@@ -63,11 +61,6 @@ class Rig:
         self.volume.mount()
         self.filler = Filler(self.volume.root)
         self.daemon = struck_daemon(directory, daemon__data_dir=str(self.volume.root / "data"))
-
-    def close(self) -> None:
-        if self.daemon.process is not None:
-            self.daemon.kill()
-        self.volume.unmount()
 
 
 async def refusals(rpc: Rpc, users: list[str]) -> list[str]:
@@ -162,17 +155,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="full-") as name:
         rig = Rig(Path(name))
         try:
-            counts = asyncio.run(campaign(rig, arguments.cycles, arguments.seed))
-        except BaseException:
-            traceback.print_exc()
-            print(rig.daemon.log.read_text()[-4000:] if rig.daemon.log.exists() else "", file=sys.stderr)
-            for path in sorted(rig.volume.root.rglob("*")):
-                print(f"{path.stat().st_blocks // 2:9} KiB  {path}", file=sys.stderr)
-            return 1
+            if code := judged(rig.daemon, campaign(rig, arguments.cycles, arguments.seed)):
+                for path in sorted(rig.volume.root.rglob("*")):
+                    print(f"{path.stat().st_blocks // 2:9} KiB  {path}", file=sys.stderr)
+            return code
         finally:
-            rig.close()
-    print(json.dumps(counts))
-    return 0
+            rig.volume.unmount()
 
 
 if __name__ == "__main__":

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 from tests.system.daemon import Daemon
-from tests.torture.cycles import cycle, prove, struck_daemon
+from tests.torture.cycles import cycle, judged, kill_noticed, prove, struck_daemon
 from tests.torture.load import Load
 
 TARGETS = ("worker", "supervisor", "all")
@@ -34,10 +32,7 @@ async def campaign(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
         assert process is not None
         if what == "worker":
             pid = rng.choice(daemon.worker_pids())
-            daemon.kill(pid)
-            while pid in daemon.worker_pids():  # until it is noticed, `/readyz` says what was
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(rng.uniform(0.05, 0.3))
+            await kill_noticed(daemon, pid, rng)
         elif what == "supervisor":
             daemon.kill(process.pid)
             process.wait()
@@ -66,17 +61,7 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="kill-") as name:
         daemon = struck_daemon(Path(name))
-        try:
-            counts = asyncio.run(campaign(daemon, arguments.cycles, arguments.seed))
-        except BaseException:
-            traceback.print_exc()
-            print(daemon.log.read_text()[-4000:] if daemon.log.exists() else "", file=sys.stderr)
-            return 1
-        finally:
-            if daemon.process is not None:
-                daemon.kill()
-    print(json.dumps(counts))
-    return 0
+        return judged(daemon, campaign(daemon, arguments.cycles, arguments.seed))
 
 
 if __name__ == "__main__":

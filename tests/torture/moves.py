@@ -19,21 +19,19 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import json
 import os
 import random
 import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
-from tests.torture.cycles import cycle, prove, struck_daemon
+from tests.torture.cycles import cycle, judged, kill_noticed, prove, struck_daemon
 from tests.torture.load import Load
 
 TARGETS = ("source", "target", "supervisor")
@@ -120,10 +118,7 @@ async def kills(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
         else:
             pid = pids[source if what == "source" else target]
             assert pid, "a worker is missing before it is struck"
-            daemon.kill(pid)
-            while pid in daemon.worker_pids():  # until then /readyz may say what was before
-                await asyncio.sleep(0.01)
-            await asyncio.sleep(rng.uniform(0.05, 0.3))
+            await kill_noticed(daemon, pid, rng)
         return what
 
     async def heal(what: str) -> None:
@@ -236,20 +231,11 @@ def main() -> int:
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="moves-") as name:
-        kill = arguments.campaign == "kills"
-        daemon = struck_daemon(Path(name), shards__workers=3 if kill else 2)
-        run = kills(daemon, arguments.cycles, arguments.seed) if kill else None
-        try:
-            counts = asyncio.run(run or rebalancing(daemon, arguments.seconds, arguments.seed))
-        except BaseException:
-            traceback.print_exc()
-            print(daemon.log.read_text()[-4000:] if daemon.log.exists() else "", file=sys.stderr)
-            return 1
-        finally:
-            if daemon.process is not None:
-                daemon.kill()
-    print(json.dumps(counts))
-    return 0
+        if arguments.campaign == "kills":
+            daemon = struck_daemon(Path(name), shards__workers=3)
+            return judged(daemon, kills(daemon, arguments.cycles, arguments.seed))
+        daemon = struck_daemon(Path(name), shards__workers=2)
+        return judged(daemon, rebalancing(daemon, arguments.seconds, arguments.seed))
 
 
 if __name__ == "__main__":

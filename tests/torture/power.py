@@ -15,17 +15,15 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import signal
 import sys
 import tempfile
-import traceback
 from pathlib import Path
 
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
-from tests.torture.cycles import cycle, examined, prove, struck_daemon
+from tests.torture.cycles import cycle, examined, judged, prove, struck_daemon
 from tests.torture.load import Load
 from tests.torture.volume import Volume, alone, why_not
 
@@ -68,11 +66,6 @@ class Rig:
         if self.volume.cuts % self._examine_every == 0:
             await asyncio.to_thread(examined, self.data_dir)
         await asyncio.to_thread(self.daemon.start)
-
-    def close(self) -> None:
-        if self.daemon.process is not None:
-            self.daemon.kill()
-        self.volume.unmount()
 
 
 async def campaign(rig: Rig, cycles: int, seed: int) -> dict[str, int]:
@@ -130,19 +123,12 @@ def main() -> int:
     alone()
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="power-") as name:
         rig = Rig(arguments.kind, Path(name), arguments.sync, arguments.examine_every)
+        never = arguments.sync == "never"
         try:
-            if arguments.sync == "never":
-                counts = asyncio.run(control(rig, arguments.seed))
-            else:
-                counts = asyncio.run(campaign(rig, arguments.cycles, arguments.seed))
-        except BaseException:
-            traceback.print_exc()
-            print(rig.daemon.log.read_text()[-4000:] if rig.daemon.log.exists() else "", file=sys.stderr)
-            return 1
+            run = control(rig, arguments.seed) if never else campaign(rig, arguments.cycles, arguments.seed)
+            return judged(rig.daemon, run)
         finally:
-            rig.close()
-    print(json.dumps(counts))
-    return 0
+            rig.volume.unmount()
 
 
 if __name__ == "__main__":
