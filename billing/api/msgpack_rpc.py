@@ -64,8 +64,8 @@ class Connection(ResponseTransport):
         "_busy",
         "_commands",
         "_on_trial",
-        "_pace",
         "_reader",
+        "_token_bucket",
         "_waking",
         "_window",
     )
@@ -75,7 +75,7 @@ class Connection(ResponseTransport):
         self._actor = b""  # the actor of this client's calls
         self._commands = _NONE  # what this client may call of the hot path
         self._busy = ""  # why requests are refused; empty where they are not
-        self._pace: TokenBucket | None = None  # None: as fast as it likes
+        self._token_bucket: TokenBucket | None = None  # None: as fast as it likes
         self._on_trial = True  # has not shown yet that it reads
         self._window = min(door.limits.trial_in_flight_max, door.limits.in_flight_max)  # requests in flight at most
         self._reader = RequestReader(door, door.limits.handshake_bytes_max)
@@ -178,7 +178,7 @@ class Connection(ResponseTransport):
             self._busy = busy
             goes_on = self._drain()
         else:
-            goes_on = self._drain_in_pace(per_s_max, busy)
+            goes_on = self._drain_within_rate(per_s_max, busy)
         in_flight = self._writer.in_flight
         if in_flight != self._counted:  # as `_count` does, without the call
             door.in_flight += in_flight - self._counted
@@ -198,11 +198,11 @@ class Connection(ResponseTransport):
     def _left(self, per_s_max: int) -> int:
         """How many requests this connection may make now."""
         now_ns = self._door.clock()
-        if self._pace is None:
-            self._pace = TokenBucket(now_ns)
-        return self._pace.left(now_ns, per_s_max)
+        if self._token_bucket is None:
+            self._token_bucket = TokenBucket(now_ns)
+        return self._token_bucket.left(now_ns, per_s_max)
 
-    def _drain_in_pace(self, per_s_max: int, busy: str) -> bool:
+    def _drain_within_rate(self, per_s_max: int, busy: str) -> bool:
         """`_drain` where requests a second are limited. All that it carries out, and all that is wrong, counts."""
         door = self._door
         if not self._left(per_s_max):
@@ -211,8 +211,8 @@ class Connection(ResponseTransport):
         before = sum(door.calls.values()) + sum(door.errors.values())
         goes_on = self._drain()
         if not busy:
-            assert self._pace is not None
-            self._pace.spend(sum(door.calls.values()) + sum(door.errors.values()) - before, per_s_max)
+            assert self._token_bucket is not None
+            self._token_bucket.spend(sum(door.calls.values()) + sum(door.errors.values()) - before, per_s_max)
         return goes_on
 
     def _drain(self) -> bool:
@@ -300,8 +300,8 @@ class Connection(ResponseTransport):
     def _refuse_untaken(self, msgid: int | None) -> bool:
         """A request with a value that is not taken; a notification (None) only counts."""
         if msgid is None:
-            if self._pace is not None:
-                self._pace.spend(1, self._door.limits.requests_per_s_max)
+            if self._token_bucket is not None:
+                self._token_bucket.spend(1, self._door.limits.requests_per_s_max)
             return True
         if self._grant is None:
             return self._reply(msgid, Refused("UNAUTHENTICATED", _SIGN_IN))

@@ -155,7 +155,7 @@ class Delivery:
         self._failed = failed
         self._loop = asyncio.get_running_loop()
         routes = cutoff_routes(settings) if routes is None else routes
-        self._name = routes.name
+        self._template_name = routes.template_name
         self._templates = routes.templates
         self._lanes = routes.lanes
         self._origins = routes.origins
@@ -216,7 +216,7 @@ class Delivery:
     ) -> None:
         """The same for one of many; `rouse` follows once behind them, and begins at once."""
         told = None if seq < 0 else (kind, seq)
-        name = self._name(kind, class_name) if class_name else kind
+        name = self._template_name(kind, class_name) if class_name else kind
         self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(name, 0), urgent, told)
 
     def hold(
@@ -224,11 +224,11 @@ class Delivery:
     ) -> None:
         """Something is owed for this account since `since_ns`, but is not to be sent before `release`."""
         told = None if seq < 0 else (kind, seq)
-        self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(self._name(kind, class_name), 0), told)
+        self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(self._template_name(kind, class_name), 0), told)
 
     def calls(self, kind: str, class_name: str) -> bool:
         """Whether there is a URL for calls of this kind."""
-        return self._name(kind, class_name) in self._templates
+        return self._template_name(kind, class_name) in self._templates
 
     def release(self) -> int:
         """Sends everything held, oldest first; returns how many accounts that concerns."""
@@ -425,7 +425,7 @@ class Delivery:
             self._unsent(line)
             return False
         kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class_name = owed
-        name = self._name(kind, class_name) if class_name else kind
+        name = self._template_name(kind, class_name) if class_name else kind
         if not self.outbox.begin(item, (kind, seq), self._lanes[name], due_ns, now_ns):
             self._unsent(line)
             return False

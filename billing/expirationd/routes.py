@@ -1,4 +1,4 @@
-"""Where calls go: which request a call of a kind and a cutoff class is made as, and which lane of the outbox it takes.
+"""Where calls go: the template that makes the request of a kind and a cutoff class, and the lane of the outbox.
 
 A cutoff class with URLs of its own has templates of its own, and lanes: what its endpoints do holds up nobody of
 another class, even where they are on one server. All other calls of a kind share one template, and kinds whose
@@ -26,7 +26,7 @@ class Template(Protocol):
 
 
 def call_name(kind: str, class_name: str) -> str:
-    """What the template of a class's calls of a kind is named, if the class has its own."""
+    """The name of the template for calls of this kind, if the class has a URL of its own for them."""
     return f"{kind} of {class_name}" if class_name else kind
 
 
@@ -38,17 +38,17 @@ class Routes:
     """
 
     def __init__(self, templates: dict[str, Template], classes: Iterable[str] = ()) -> None:
-        own = {call_name(kind, one): (kind, one) for one in classes for kind in (CUTOFF, RESTORE)}
-        meant = {name: own.get(name, (name, "")) for name in templates}
-        places = {name: (made.origin, meant[name][1]) for name, made in templates.items()}
-        lanes = list(dict.fromkeys(places.values()))
+        classed = {call_name(kind, one): (kind, one) for one in classes for kind in (CUTOFF, RESTORE)}
+        kind_and_class = {name: classed.get(name, (name, "")) for name in templates}
+        endpoints = {name: (made.origin, kind_and_class[name][1]) for name, made in templates.items()}
+        lanes = list(dict.fromkeys(endpoints.values()))
         self.templates = templates
-        self.kinds = tuple(dict.fromkeys(kind for kind, _ in meant.values()))  # also those that only a class has
-        self.lanes = {name: lanes.index(place) for name, place in places.items()}  # by the name of a template
+        self.kinds = tuple(dict.fromkeys(kind for kind, _ in kind_and_class.values()))  # also those of a class alone
+        self.lanes = {name: lanes.index(endpoint) for name, endpoint in endpoints.items()}  # by the name of a template
         self.origins = [origin for origin, _ in lanes]  # by lane, as is the next
         self.endpoint_names = [f"{origin} of class {name}" if name else origin for origin, name in lanes]
 
-    def name(self, kind: str, class_name: str) -> str:
-        """Of the template and lane that a call takes: the kind, unless the class has its own."""
-        own = call_name(kind, class_name)
-        return own if own in self.templates else kind
+    def template_name(self, kind: str, class_name: str) -> str:
+        """The name of the template and lane that a call takes: the kind, unless the class has its own."""
+        name = call_name(kind, class_name)
+        return name if name in self.templates else kind

@@ -39,13 +39,13 @@ class Bound(NamedTuple):
 
     listeners: Listeners  # that clients of any worker connect to
     admin: socket.socket | None
-    made: list[tuple[str, int]]  # path and inode of each unix socket that was made here: to be taken away at the end
+    socket_files: list[tuple[str, int]]  # path and inode of each unix socket that `take_away` is to remove at the end
 
 
 def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
     """Every socket, bound. Raises ConfigError."""
     listeners: Listeners = []
-    made: list[tuple[str, int]] = []
+    socket_files: list[tuple[str, int]] = []
     admin = None
     faults = []
     is_shared = config.journal.is_shared
@@ -75,23 +75,23 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
     if config.rpc.unix_socket and UNIX not in taken:
         try:
             listeners.append(("unix", _bind_unix(config.rpc.unix_socket, 0 if is_shared else BACKLOG)))
-            made.append((config.rpc.unix_socket, os.stat(config.rpc.unix_socket).st_ino))
+            socket_files.append((config.rpc.unix_socket, os.stat(config.rpc.unix_socket).st_ino))
         except OSError as error:
             text = f"{config.rpc.unix_socket} cannot be listened on: {reason_of(error)}"
             faults.append(Fault("rpc.unix_socket", "", text))
     if faults:
-        take_away(made)
+        take_away(socket_files)
         raise ConfigError(faults)
     for kind, listener in listeners:
         listener.setblocking(False)
         if kind != KINDS[UNIX]:
             bound_peers(listener)
-    return Bound(listeners, admin, made)
+    return Bound(listeners, admin, socket_files)
 
 
-def take_away(made: list[tuple[str, int]]) -> None:
+def take_away(socket_files: list[tuple[str, int]]) -> None:
     """Removes the files of unix sockets, unless another process has put its own there meanwhile."""
-    for path, inode in made:
+    for path, inode in socket_files:
         with contextlib.suppress(OSError):
             if os.stat(path).st_ino == inode:
                 os.unlink(path)

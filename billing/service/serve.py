@@ -71,7 +71,7 @@ def serve(file: Path | None, parts: Parts | None = None) -> int:
         if is_served(config.daemon.data_dir):
             print(f"billing: another daemon runs on {config.daemon.data_dir}", file=sys.stderr)
             return Exit.CONFIG
-        listeners, admin, made = bind(config, handed_over(os.environ))
+        listeners, admin, socket_files = bind(config, handed_over(os.environ))
     except ConfigError as error:
         print(f"billing: {text_of(error)}", file=sys.stderr)
         return Exit.CONFIG
@@ -88,7 +88,7 @@ def serve(file: Path | None, parts: Parts | None = None) -> int:
             parts = parts or Parts([sys.executable, *isolated, "-X", "utf8=1", "-m", "billing", WORKER], log_of)
             return runner.run(_run(file, config, listeners, admin, recent, parts))
     finally:
-        take_away(made)
+        take_away(socket_files)
 
 
 def is_served(data_dir: str) -> bool:

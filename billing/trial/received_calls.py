@@ -1,7 +1,7 @@
 """What came to a receiver: counted, and the last calls kept.
 
-A call is put down as it came, in the callback that read it, and taken apart later, between two looks, in batches: what
-the receiver does before it answers is measured beside the daemon.
+The callback that reads a call only appends its bytes; calls are taken apart later, in batches, because the receiver's
+work before it answers is measured beside the daemon.
 
 **Limits.** The last `keep` calls and `EVENTS_MAX` event ids are remembered; all that came is counted. It touches no
 file: a log is an open stream.

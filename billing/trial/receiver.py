@@ -44,7 +44,7 @@ _BIND_TRIES: Final = 100
 class Receiver:
     """The endpoint, in this process: `await start()`, then `url`, `calls`, `stats()`, `await close()`.
 
-    `fault` may be changed while it runs. `received` takes the calls, where others than the default are to be kept.
+    `fault` may be changed while it runs. `received` counts and keeps the calls.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ TAKES = 50  # cutoffs a second: five at a time, each a tenth of a second
 
 
 class Worker:
-    """A ledger, its delivery and its lookout on a virtual clock."""
+    """A ledger, its delivery and its periodic checks on a virtual clock."""
 
     def __init__(self) -> None:
         self.kernel = Kernel(random.Random(3))
