@@ -86,9 +86,11 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
         *(CutShard(row["shard_id"], row["position"], row["here"], row["settled"]) for row in cut["shards"]),
         *(CutShard(shard, position, True, -1) for shard, position in gone.items() if is_files),
     ]
-    instant = BackupCut(cut["at_ns"], shards, reader_of, cut["hosts_share"])
-    told = copy_notices(disk, f"{source}/{NOTICES}", f"{work}/{NOTICES}", instant, lambda: REAL.randbits(62), renew)
-    for copied in told:
+    notices_cut = BackupCut(cut["at_ns"], shards, reader_of, cut["hosts_share"])
+    copies = copy_notices(
+        disk, f"{source}/{NOTICES}", f"{work}/{NOTICES}", notices_cut, lambda: REAL.randbits(62), renew
+    )
+    for copied in copies:
         for name in copied.names:
             listed(f"{NOTICES}/{name}")
     if disk.exists(f"{source}/{AUDIT}"):
@@ -113,11 +115,11 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
         "taken_at_ns": cut["at_ns"],
         "bucket_count": cut["bucket_count"],
         "positions": {_journal_name(shard): position for shard, position in positions.items()},
-        NOTICES: {_journal_name(one.shard): {"owed": one.owed, "settled": one.settled} for one in told},
+        NOTICES: {_journal_name(one.shard): {"owed": one.owed, "settled": one.settled} for one in copies},
         "files": files,
     }
     write_file(disk, f"{work}/{LIST}", json.dumps(about, indent=1).encode())
-    return [f"the notices of shard {one.shard}: {remark}" for one in told for remark in one.remarks]
+    return [f"the notices of shard {one.shard}: {remark}" for one in copies for remark in one.remarks]
 
 
 def _gone(disk: Disk, cut: dict[str, Any]) -> dict[int, int]:

@@ -34,7 +34,7 @@ Rows = list[dict[str, object]]
 
 
 class HistorySettings(NamedTuple):
-    """What a worker tells its projector, as it stands."""
+    """Settings that a worker sends to its projector, which opens its file with them."""
 
     accept_loss: bool = False  # a file that is ahead of the journal is cut back instead of refused
     keep_days: int = 0  # rows go once a later one of their account is older than so many days; 0: never

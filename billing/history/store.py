@@ -393,8 +393,8 @@ class Store(FollowerStore):
         self.take_again(position, payload)
 
     def take_again(self, position: int, payload: bytes) -> None:
-        """Adds a batch as another file had it, or a part of it that follows on what was taken of it; batches before it
-        that were not taken have no rows.
+        """Adds a batch as another file had it, or the next part of such a batch; batches before it that were not taken
+        have no rows.
         """
         if not self.db.in_transaction:
             self.begin()

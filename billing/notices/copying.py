@@ -70,22 +70,24 @@ def copy_notices(
     copied = []
     try:
         with ExitStack() as stack:
-            held: dict[int, sqlite3.Connection] = {}
-            for one in cut.shards:
-                if one.is_here and disk.exists(file_of(source, one.shard)):
-                    held[one.shard] = stack.enter_context(closing(_held(file_of(source, one.shard))))
+            opened: dict[int, sqlite3.Connection] = {}
+            for shard in cut.shards:
+                if shard.is_here and disk.exists(file_of(source, shard.shard)):
+                    opened[shard.shard] = stack.enter_context(closing(_held(file_of(source, shard.shard))))
             wanted = [
-                one for one in cut.shards if one.shard in held or (not one.is_here and (held or one.settled >= 0))
+                shard
+                for shard in cut.shards
+                if shard.shard in opened or (not shard.is_here and (opened or shard.settled >= 0))
             ]
             if wanted:
                 private_directory(disk, target)
-            for one in wanted:
-                with closing(cut.reader_of(one.shard)) as reader:
-                    file = ShardFile(target, one.shard, reader.first, one.position, disk)
-                    if one.shard in held:
-                        _copy(held[one.shard], source, file, renew)
+            for number, position, _, settled in wanted:
+                with closing(cut.reader_of(number)) as reader:
+                    file = ShardFile(target, number, reader.first, position, disk)
+                    if number in opened:
+                        _copy(opened[number], source, file, renew)
                     else:
-                        begin = min(one.settled if one.settled >= 0 else reader.first - 1, one.position)
+                        begin = min(settled if settled >= 0 else reader.first - 1, position)
                         ensure_file(file, file_id(), cut.at_ns, begin)
                     copied.append(_brought_up(file, file_id(), cut, reader, renew))
     except sqlite3.Error as error:

@@ -30,9 +30,9 @@ def opened(
     command: Sequence[str] = COMMAND,
     host: Host = REAL,
 ) -> FollowerLink | None:
-    """The link, started, before anything is answered; None where there is nobody to tell. Then what was still owed is
-    given up: a URL named later is told of events from then on. `settled`: the batch up to which any host is known to
-    have told everything; −1: none is.
+    """Starts the link, before anything is answered. Returns None where `notify.url` is empty: pending notices are
+    discarded then, and a URL configured later is told of later events alone. `settled`: the batch up to which any host
+    is known to have told everything; −1: none is.
     """
     directory, shard_id, journal = shard
     disk = host.disk

@@ -25,9 +25,9 @@ def begun_of(directory: str, shard: int) -> str:
 
 
 def ensure_file(file: ShardFile, file_id: int, now_ns: int, begin: int | None = None) -> str:
-    """Sees to it that the file is there. Where there never was one, notices begin behind the batch `begin`: the last
-    one that another host has settled, by default the journal's last. A missing file is made anew from the journal's
-    first, and the consequence is returned. `file_id`: what a new one is called; `now_ns`: wall time.
+    """Makes the file if there is none. A shard's first file begins behind the batch `begin`: the last batch that
+    another host has settled, by default the journal's last. A file that is gone is made anew from the journal's first
+    batch, and the consequence is returned. `file_id`: what a new one is called; `now_ns`: wall time.
     """
     directory, shard, first, head, disk = file
     try:

@@ -1,4 +1,4 @@
-"""What a worker tells its notifier, as it stands, when that opens its file."""
+"""Settings that a worker sends to its notifier, which opens its file with them."""
 
 from __future__ import annotations
 

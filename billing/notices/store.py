@@ -460,9 +460,9 @@ class Store(FollowerStore):
         return deleted
 
     def _taken_over(self, db: sqlite3.Connection) -> list[tuple[int, int]]:
-        """Bucket and generation of each arrival in another shard's file that has taken over what was owed of it before,
-        and has proved what it took. Not where this file was made after the arrival: what it owed may not have been
-        awaited then (`_may_be_lost`), and is not known to be told.
+        """Bucket and generation of each arrival in another shard's file that has taken over the notices owed before,
+        and has proved them. Not where this file was made after the arrival: what it owed may not have been awaited then
+        (`_may_be_lost`), and is not known to be told.
         """
         unproved = {row[0] for row in self._signed(db, "SELECT * FROM claims WHERE proved = 0")}
         found = []
