@@ -2,7 +2,8 @@
 
 A library, made by the C compiler that is there and loaded before the others, adds as many milliseconds as a file says
 to CLOCK_REALTIME; the boot clock stays as it is. A second file says by how many microseconds the kernel holds that
-clock to be wrong at most. `ClockStep.environment` is what a process needs to have it.
+clock to be wrong at most. Where the machine may be suspended, a third says for how long it has been, which is added to
+CLOCK_BOOTTIME; the kernel's timers know nothing of it. `ClockStep.environment` is what a process needs to have it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ int clock_gettime(clockid_t clock, struct timespec *now) {
     int failed = syscall(SYS_clock_gettime, clock, now);
     if (!failed && clock == CLOCK_REALTIME)
         add_ms(now, number_in("CLOCK_STEP_FILE"));
+    if (!failed && clock == CLOCK_BOOTTIME && getenv("CLOCK_SUSPENDED_FILE"))
+        add_ms(now, number_in("CLOCK_SUSPENDED_FILE"));
     return failed;
 }
 
@@ -63,7 +66,7 @@ int adjtimex(struct timex *told) {
 class ClockStep:
     """See the module. Skips the test where there is no compiler."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, suspends: bool = False) -> None:
         compiler = shutil.which("cc")
         if compiler is None:
             pytest.skip("there is no C compiler to make a clock with")
@@ -78,10 +81,18 @@ class ClockStep:
             "CLOCK_STEP_FILE": str(self._step_ms),
             "CLOCK_ERROR_FILE": str(self._error_us),
         }
+        self._suspended_ms = home / "clock_suspended_ms"
+        if suspends:
+            self.suspended(0)
+            self.environment["CLOCK_SUSPENDED_FILE"] = str(self._suspended_ms)
 
     def to(self, seconds: float) -> None:
         """From now on the wall clock is so far ahead of the true one, to the millisecond."""
         _write(self._step_ms, round(seconds * 1000))
+
+    def suspended(self, seconds: float) -> None:
+        """From now on the machine has been suspended for so long in all, to the millisecond."""
+        _write(self._suspended_ms, round(seconds * 1000))
 
     def may_be_wrong_by(self, microseconds: int) -> None:
         """What the kernel says from now on."""

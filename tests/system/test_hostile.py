@@ -67,18 +67,24 @@ async def serves(rpc: Rpc, user: str) -> bool:
     return bool((await rpc.ask("top_up", user, 10**9))["entry_id"])
 
 
-async def test_hundreds_of_idle_connections_stay_and_are_answered_when_they_ask(data_dir: Path) -> None:
-    with Daemon(data_dir, shards__workers=1) as daemon:
-        idle = [connect(daemon.rpc_port) for _ in range(500)]
-        rpc = await Rpc.connect(daemon.rpc_port)
-        for number in range(100):
-            assert await serves(rpc, f"u{number}")
-        assert all(asked(one) == PONG for one in idle)
-        while connections(daemon) < 501:  # a figure is up to a second old
-            assert await serves(rpc, "u")
-        for one in idle:
-            one.close()
+@pytest.fixture(scope="module")
+def daemon(module_dir: Path) -> Iterator[Daemon]:
+    """For those who leave it as it was."""
+    with Daemon(module_dir, shards__workers=1) as started:
+        yield started
+
+
+async def test_hundreds_of_idle_connections_stay_and_are_answered_when_they_ask(daemon: Daemon) -> None:
+    idle = [connect(daemon.rpc_port) for _ in range(500)]
+    rpc = await Rpc.connect(daemon.rpc_port)
+    for number in range(100):
+        assert await serves(rpc, f"u{number}")
+    assert all(asked(one) == PONG for one in idle)
+    while connections(daemon) < 501:  # a figure is up to a second old
         assert await serves(rpc, "u")
+    for one in idle:
+        one.close()
+    assert await serves(rpc, "u")
 
 
 async def test_idle_connections_to_the_operators_pages_do_not_keep_a_worker_from_starting(data_dir: Path) -> None:
@@ -152,28 +158,27 @@ async def test_a_flood_before_sign_in_keeps_nobody_out_who_is_in(data_dir: Path)
         assert (await late.ask("hello", {"token": "secret"}))["name"] == "shop"
 
 
-async def test_slow_senders_and_those_who_never_read_are_nobody_elses_trouble(data_dir: Path) -> None:
-    with Daemon(data_dir, shards__workers=1) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        frame = msgpack.packb([0, 1, "top_up", ["slow", 5]])
-        slow = [connect(daemon.rpc_port) for _ in range(50)]
-        deaf = [connect(daemon.rpc_port, receive_bytes=4096) for _ in range(20)]
-        many = msgpack.packb([0, 2, "methods", []]) * 2_000
-        for one in deaf:
-            one.setblocking(False)
-            with contextlib.suppress(BlockingIOError):
-                while True:
-                    one.send(many)
-        for at in range(len(frame)):
-            for one in slow:
-                one.sendall(frame[at : at + 1])
-            assert await serves(rpc, "u")
+async def test_slow_senders_and_those_who_never_read_are_nobody_elses_trouble(daemon: Daemon) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    frame = msgpack.packb([0, 1, "top_up", ["slow", 5]])
+    slow = [connect(daemon.rpc_port) for _ in range(50)]
+    deaf = [connect(daemon.rpc_port, receive_bytes=4096) for _ in range(20)]
+    many = msgpack.packb([0, 2, "methods", []]) * 2_000
+    for one in deaf:
+        one.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                one.send(many)
+    for at in range(len(frame)):
         for one in slow:
-            assert one.recv(4096)[:3] == b"\x94\x01\x01"
-        assert (await rpc.ask("get_account", "slow"))["balance_nanos"] == 250
-        for one in (*slow, *deaf):
-            one.close()
+            one.sendall(frame[at : at + 1])
         assert await serves(rpc, "u")
+    for one in slow:
+        assert one.recv(4096)[:3] == b"\x94\x01\x01"
+    assert (await rpc.ask("get_account", "slow"))["balance_nanos"] == 250
+    for one in (*slow, *deaf):
+        one.close()
+    assert await serves(rpc, "u")
 
 
 async def test_connections_that_are_reset_in_the_middle_leave_nothing(data_dir: Path) -> None:
@@ -214,21 +219,20 @@ def sockets_of(pid: int) -> Iterator[socket.socket]:
 
 
 @pytest.mark.parametrize("door", ["shared", "direct"])
-async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_kernel(data_dir: Path, door: str) -> None:
-    with Daemon(data_dir, shards__workers=1) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        port = daemon.rpc_port
-        if door == "direct":
-            port = int((await rpc.ask("route"))["shards"][0]["address"].rpartition(":")[2])
-        one = connect(port)
-        assert asked(one) == PONG
-        try:
-            (theirs,) = (
-                [copy.getsockopt(level, option) for level, option in WATCHED]
-                for copy in sockets_of(daemon.worker_pids()[0])
-                if copy.getpeername() == one.getsockname()
-            )
-        except PermissionError as error:
-            pytest.skip(f"a process may not look into another here: {error}")
-        assert theirs == [1, 30, 10, 3, 30_000, 128 << 10]
-        one.close()
+async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_kernel(daemon: Daemon, door: str) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    port = daemon.rpc_port
+    if door == "direct":
+        port = int((await rpc.ask("route"))["shards"][0]["address"].rpartition(":")[2])
+    one = connect(port)
+    assert asked(one) == PONG
+    try:
+        (theirs,) = (
+            [copy.getsockopt(level, option) for level, option in WATCHED]
+            for copy in sockets_of(daemon.worker_pids()[0])
+            if copy.getpeername() == one.getsockname()
+        )
+    except PermissionError as error:
+        pytest.skip(f"a process may not look into another here: {error}")
+    assert theirs == [1, 30, 10, 3, 30_000, 128 << 10]
+    one.close()

@@ -1,6 +1,7 @@
 """The watchdog is fed only while every worker's last sync is fresh: a disk that holds one starves it.
 
-The real daemon, whose syncs wait for as long as a file is there (tests/torture/failing.c).
+The real daemon, whose syncs wait for as long as a file is there (tests/torture/failing.c), on a machine that is
+suspended again and again meanwhile, so that nobody waits for its patience to end.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from shards.buckets import bucket_id_of
+from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.system.systemd import Manager, start
@@ -25,10 +27,12 @@ async def test_a_sync_that_does_not_return_starves_the_watchdog_until_it_does(da
         pytest.skip(reason)
     stall = data_dir / "stall"
     manager = Manager(data_dir)
+    clock, suspended_s = ClockStep(data_dir, suspends=True), 0.0
     daemon = Daemon(data_dir, journal__idle_barrier_ms=3000)
     environ = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"}
-    shimmed = {"LD_PRELOAD": str(shim(data_dir)), "FAULT_DIR": "data/shard-", "FAULT_STALL": str(stall)}
-    start(daemon, environ | shimmed)
+    shims = f"{shim(data_dir)} {clock.environment['LD_PRELOAD']}"
+    shimmed = {"LD_PRELOAD": shims, "FAULT_DIR": "data/shard-", "FAULT_STALL": str(stall)}
+    start(daemon, environ | clock.environment | shimmed)
     try:
         manager.until("READY")
         rpc = await Rpc.connect(daemon.rpc_port)
@@ -41,6 +45,8 @@ async def test_a_sync_that_does_not_return_starves_the_watchdog_until_it_does(da
         held = [f"shard {shard_id}: the disk has held a batch for" for shard_id in (1, 2)]
         while not all(any(one in status for status in manager.statuses()) for one in held):
             assert time.monotonic() < deadline, manager.statuses()[-3:]
+            suspended_s += 2
+            clock.suspended(suspended_s)
             await asyncio.sleep(0.1)
         fed = manager.count("WATCHDOG")
         await asyncio.sleep(2)
