@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -18,6 +15,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from tests.system.clock_step import ClockStep
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
@@ -117,18 +115,13 @@ async def test_past_balances_are_the_openings_of_periods(books: Books) -> None:
         assert then["rate_nanos_per_hour"] == sum(RATES.values())
 
 
-def doctor(daemon: Daemon, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "billing", "doctor", "--json", *words]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"TZ": "UTC"})
-
-
 def test_the_doctor_agrees_while_it_serves_and_with_its_files(books: Books) -> None:
-    online = doctor(books.daemon, "--online", "--address", f"127.0.0.1:{books.daemon.rpc_port}")
+    online = carried_out("doctor", "--json", "--online", "--address", books.daemon.address)
     assert online.returncode == 0, online.stdout + online.stderr
     told: dict[str, Any] = json.loads(online.stdout)
     assert (told["faults"], told["statements"]["accounts"]) == ([], 1)
     assert told["statements"]["periods"] >= 1
     assert len(set(books.moved)) == 2
     books.daemon.stop()
-    offline = doctor(books.daemon, "--config", str(books.daemon.config))
+    offline = carried_out("doctor", "--json", "--config", books.daemon.config)
     assert offline.returncode == 0, offline.stdout + offline.stderr

@@ -9,11 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
 
@@ -83,7 +82,6 @@ async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(da
         assert (await rpc.ask("top_up", "unlucky", 5))["entry_id"] == 3, "it serves on, also this account"
         rows = await rpc.ask("history", "unlucky")
         assert [row["operation"] for row in rows] == ["top_up", "hold", "top_up"]
-    doctor = [sys.executable, "-m", "billing", "doctor", "--config", str(daemon.config)]
-    ended = await asyncio.to_thread(subprocess.run, doctor, capture_output=True, text=True, check=False)
+    ended = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     assert "no faults" in ended.stdout

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.system.test_cutoffs import receiving, until
@@ -71,7 +70,7 @@ async def test_a_grace_outlives_a_kill_and_a_class_that_goes(data_dir: Path) -> 
             account = await rpc.ask("get_account", "late")
             assert (account["class"], account["cutoff_at_ns"]) == ("gold", account["exhausts_at_ns"])
             await until(lambda: GONE in daemon.log.read_text(errors="replace"))
-        doctor = [sys.executable, "-m", "billing", "doctor", "--config", str(daemon.config)]
-        told = await asyncio.to_thread(subprocess.run, doctor, capture_output=True, text=True, check=True, timeout=300)
+        told = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
+        assert told.returncode == 0, told.stdout + told.stderr
         assert NOTED in told.stdout
         assert "no faults" in told.stdout

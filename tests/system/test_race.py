@@ -11,7 +11,7 @@ from tests.system.rpc import Rpc
 from tests.system.test_cutoffs import COIN, receiving, until
 
 USERS = 200
-LEAD_NS = 6 * COIN
+LEAD_NS = 4 * COIN
 SPREAD_NS = 5_000_000
 
 
@@ -23,7 +23,7 @@ async def test_top_ups_around_the_instant_leave_the_endpoint_with_what_the_ledge
             rpc = await Rpc.connect(daemon.rpc_port)
             users = [f"race_{number}" for number in range(USERS)]
             await asyncio.gather(*(rpc.ask("top_up", user, COIN) for user in users))
-            rate = COIN * COIN // LEAD_NS  # a coin lasts six seconds
+            rate = COIN * COIN // LEAD_NS  # a coin lasts four seconds
             accounts = await asyncio.gather(*(rpc.ask("set_rate", user, rate) for user in users))
             instants = {account["user_id"]: account["exhausts_at_ns"] for account in accounts}
             loop = asyncio.get_running_loop()

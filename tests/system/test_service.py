@@ -144,7 +144,7 @@ async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, m
 
 
 async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, manager: Manager) -> None:
-    daemon = Daemon(data_dir)
+    daemon = Daemon(data_dir, shards__workers=1)
     path = str(data_dir / "rpc.sock")
     rpc, admin = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", daemon.admin_port))
     unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from billing.api.methods import METHODS
 from tests.api.conforms import faults
@@ -71,29 +74,33 @@ SCENE: list[tuple[str, list[Any]]] = [
 EXPECTED = {"move_bucket": ("MOVE_REFUSED",)}
 
 
-async def test_every_method_answers_what_the_table_says(data_dir: Path) -> None:
+@pytest.fixture(scope="module")
+def daemon(module_dir: Path) -> Iterator[Daemon]:
+    with Daemon(module_dir, shards__workers=2, shards__bucket_count=30) as started:
+        yield started
+
+
+async def test_every_method_answers_what_the_table_says(daemon: Daemon) -> None:
     assert {name for name, _ in SCENE} == set(METHODS)
-    with Daemon(data_dir, shards__workers=2, shards__bucket_count=30) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        wrong = []
-        for name, params in SCENE:
-            error, result = await rpc.call(name, *params)
-            if error is None:
-                wrong += [f"{name}: {fault}" for fault in faults(METHODS[name].reply, result)]
-            elif error["name"] not in METHODS[name].errors or error["name"] not in EXPECTED.get(name, ()):
-                wrong.append(f"{name}: {error}")
-        assert not wrong, "\n".join(wrong)
+    rpc = await Rpc.connect(daemon.rpc_port)
+    wrong = []
+    for name, params in SCENE:
+        error, result = await rpc.call(name, *params)
+        if error is None:
+            wrong += [f"{name}: {fault}" for fault in faults(METHODS[name].reply, result)]
+        elif error["name"] not in METHODS[name].errors or error["name"] not in EXPECTED.get(name, ()):
+            wrong.append(f"{name}: {error}")
+    assert not wrong, "\n".join(wrong)
 
 
-async def test_every_change_keeps_its_message(data_dir: Path) -> None:
-    with Daemon(data_dir, shards__workers=1) as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        said = {}
-        for name, params in SCENE:
-            if METHODS[name].kind == "command" and params[0] == "u":
-                await rpc.call(name, *params)
-                if isinstance(params[-1], dict) and "message" in params[-1]:
-                    said[name] = params[-1]["message"]
-        rows = await rpc.ask("history", "u")
-        assert {row["operation"]: row["message"] for row in rows if row["message"]} == said | {"adjust": "a mistake"}
-        assert len(said) == 8
+async def test_every_change_keeps_its_message(daemon: Daemon) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    said = {}
+    for name, params in SCENE:
+        if METHODS[name].kind == "command" and params[0] == "u":
+            await rpc.call(name, "other", *params[1:])
+            if isinstance(params[-1], dict) and "message" in params[-1]:
+                said[name] = params[-1]["message"]
+    rows = await rpc.ask("history", "other")
+    assert {row["operation"]: row["message"] for row in rows if row["message"]} == said | {"adjust": "a mistake"}
+    assert len(said) == 8

@@ -6,11 +6,10 @@ with the command that converts it.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +18,7 @@ import pytest
 from crc32c import crc32c
 
 from tests.fixtures.make import FIXTURES, SETTINGS, facts
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.system.test_start import serve
@@ -61,8 +61,7 @@ async def test_it_opens_with_all_that_was_in_it(name: str, data_dir: Path) -> No
         daemon.start()  # and what this version wrote it reads as well
         rpc = await Rpc.connect(daemon.rpc_port)
         assert (await rpc.ask("get_account", "bob"))["balance_nanos"] == told["accounts"]["bob"]["balance_nanos"]
-    doctor = [sys.executable, "-m", "billing", "doctor", "--config", str(daemon.config)]
-    done = subprocess.run(doctor, capture_output=True, text=True, timeout=60, check=False)
+    done = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
