@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import io
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -65,17 +66,29 @@ def test_a_load_with_everything_it_can_write(data_dir: Path) -> None:
     )
 
 
-def test_a_closed_loop_only_by_name(data_dir: Path) -> None:
-    result = right(
-        loadtest(data_dir, *SMALL, "--workers", "1", "--closed", "--depth", "16", "--runs", "1", "--duration", "0.5")
-    )
+@pytest.fixture(scope="module")
+def daemon(module_dir: Path) -> Iterator[Daemon]:
+    """One that runs already; where its cutoffs go nobody listens."""
+    url = f"http://127.0.0.1:{free_port()}/cutoff/{{user_id}}"
+    with Daemon(module_dir, shards__workers=1, cutoff__url=url) as started:
+        yield started
+
+
+def at(daemon: Daemon) -> tuple[str, ...]:
+    """The options that name it."""
+    return ("--address", daemon.address, "--config", str(daemon.config))
+
+
+def test_a_closed_loop_only_by_name(daemon: Daemon, data_dir: Path) -> None:
+    closed = ("--closed", "--depth", "16", "--duration", "0.5")
+    result = right(loadtest(data_dir, *SMALL, *closed, "--runs", "1", *at(daemon)))
     assert result.kind == "closed"
     assert result.runs[0].lateness == []
     assert result.runs[0].answered > 0
 
 
-def test_a_sweep_finds_where_it_stops_being_sustained(data_dir: Path) -> None:
-    result = right(loadtest(data_dir, *SMALL, "--workers", "1", "--sweep", "--duration", "1", "--p99-ms", "0.01"))
+def test_a_sweep_finds_where_it_stops_being_sustained(daemon: Daemon, data_dir: Path) -> None:
+    result = right(loadtest(data_dir, *SMALL, *at(daemon), "--sweep", "--duration", "1", "--p99-ms", "0.01"))
     assert result.kind == "sweep"
     assert len(result.steps) == 2  # nothing is as fast as that; tried once more
     assert result.knee_per_s is None
@@ -91,16 +104,14 @@ def test_a_trace_with_a_daemon_of_its_own(data_dir: Path) -> None:
     assert run.cutoffs.received == run.cutoffs.expected >= (USERS * 3 // 10 if run.valid else 1)
 
 
-def test_a_daemon_that_runs_already_twice(data_dir: Path) -> None:
+def test_a_daemon_that_runs_already_twice(daemon: Daemon, data_dir: Path) -> None:
     trace = data_dir / "trace.csv.gz"
     make_trace(trace, seed=2)
-    receiver = f"127.0.0.1:{free_port()}"
-    with Daemon(data_dir, shards__workers=1, cutoff__url=f"http://{receiver}/cutoff/{{user_id}}") as daemon:
-        there = ("--address", daemon.address, "--config", str(daemon.config), "--quiet")
-        assert right(loadtest(data_dir, "--trace", str(trace), "--speed", "9000", *there)).daemon["own"] is False
-        result = right(loadtest(data_dir, *SMALL, "--exhaust-per-second", "20", "--runs", "1", *there))
-        assert result.runs[0].cutoffs.received == 40
-        assert result.runs[0].cpu_by_role["worker"] > 0  # it is on this host
+    traced = right(loadtest(data_dir, "--trace", str(trace), "--speed", "9000", "--quiet", *at(daemon)))
+    assert traced.daemon["own"] is False
+    result = right(loadtest(data_dir, *SMALL, "--exhaust-per-second", "20", "--runs", "1", *at(daemon)))
+    assert result.runs[0].cutoffs.received == 40
+    assert result.runs[0].cpu_by_role["worker"] > 0  # it is on this host
 
 
 @pytest.mark.parametrize(
