@@ -375,7 +375,9 @@ def test_calls_before_the_sign_in_are_denied_one_by_one(doors: Doors) -> None:
 # -- slow clients, and who says nothing --------------------------------------------------------------------------------
 
 
-def test_what_is_left_unfinished_is_not_waited_for_at_any_door(doors: Doors) -> None:
+def test_what_is_left_unfinished_is_not_waited_for_at_any_door_and_not_logged(doors: Doors) -> None:
+    """Nor is a body that breaks off on the operators' pages."""
+    logged = doors.daemon.log.read_bytes()
     http = {
         "half a head": request("POST", "/v1/accounts/slow/top_up", BODY)[:40],
         "half a body": request("POST", "/v1/accounts/slow/top_up", BODY)[:-5],
@@ -388,6 +390,10 @@ def test_what_is_left_unfinished_is_not_waited_for_at_any_door(doors: Doors) -> 
         wires = {what: opened.enter_context(doors.wire(doors.http_port)) for what in http}
         for what, wire in wires.items():
             wire.sendall(http[what])
+        page = opened.enter_context(doors.wire(doors.daemon.admin_port))
+        page.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert page.recv(65_536).startswith(b"HTTP/1.1 200")
+        page.sendall(b"no chunk\r\n")
         silent = opened.enter_context(doors.wire(doors.tarantool_port))
         half = opened.enter_context(doors.wire(doors.tarantool_port))
         half.sendall(auth[:20])
@@ -399,7 +405,9 @@ def test_what_is_left_unfinished_is_not_waited_for_at_any_door(doors: Doors) -> 
             told = answers_in(until_closed(wire))
             assert [one.status for one in told] == [408], what
             assert told[0].json["name"] == "PROTOCOL_ERROR"
+        until_closed(page)
     assert not doors.is_open("slow")
+    assert doors.daemon.log.read_bytes() == logged
 
 
 # -- before the sign-in ------------------------------------------------------------------------------------------------
@@ -445,14 +453,4 @@ def test_what_is_no_http_on_the_operators_pages_is_the_clients_fault_and_not_log
         (told,) = answers_in(until_closed(wire))
     assert (told.status, told.body) == (400, b"this is no HTTP request that is taken here\n")
     assert told.headers["x-content-type-options"] == "nosniff"
-    assert doors.daemon.log.read_bytes() == before
-
-
-def test_a_body_that_breaks_off_on_the_operators_pages_is_not_logged(doors: Doors) -> None:
-    before = doors.daemon.log.read_bytes()
-    with doors.wire(doors.daemon.admin_port) as wire:
-        wire.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
-        assert wire.recv(65_536).startswith(b"HTTP/1.1 200")
-        wire.sendall(b"no chunk\r\n")
-        until_closed(wire)
     assert doors.daemon.log.read_bytes() == before
