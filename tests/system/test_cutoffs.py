@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
 
 from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
@@ -36,6 +39,79 @@ async def until(condition: Callable[[], object], wait_s: float = 60.0) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError("it did not come to hold")
+
+
+@pytest.fixture(scope="module")
+def daemon(module_dir: Path) -> Iterator[Daemon]:
+    """For tests that leave it serving; nobody listens where its cutoffs go but for whoever does."""
+    url = f"http://127.0.0.1:{free_port()}/cutoff"
+    with Daemon(module_dir, shards__workers=1, cutoff__url=url) as started:
+        yield started
+
+
+def port_of(daemon: Daemon) -> int:
+    """Where its cutoffs go."""
+    return int(urlsplit(daemon.address_of("cutoff.url")).port or 0)
+
+
+async def test_the_forecast_tells_the_worst_second_and_the_second_opinion_has_none_of_its_own(daemon: Daemon) -> None:
+    async with receiving(port_of(daemon)):
+        rpc = await Rpc.connect(daemon.rpc_port)
+        users = [f"user_{number}" for number in range(60)]
+        await asyncio.gather(*(rpc.ask("top_up", user, 100 * COIN) for user in users))
+        accounts = await asyncio.gather(*(rpc.ask("set_rate", user, COIN) for user in users))
+        seconds = [account["exhausts_at_ns"] // COIN for account in accounts]
+        coming = await rpc.ask("forecast", {"within_ns": 200 * COIN})
+        assert coming["cutoffs"] == 60
+        assert {row["at_ns"] // COIN: row["cutoffs"] for row in coming["steps"]} == {
+            second: seconds.count(second) for second in seconds
+        }
+        assert coming["peak_per_second"] == max(seconds.count(second) for second in seconds)
+        assert (await rpc.ask("forecast", {"within_ns": 20 * COIN}))["cutoffs"] == 0
+        by_minute = await rpc.ask("forecast")
+        assert (by_minute["cutoffs"], by_minute["step_ns"]) == (60, 60 * COIN)
+        error, _ = await rpc.call("forecast", {"within_ns": 7 * 86_400 * COIN, "step_ns": COIN})
+        assert error.startswith("LIMIT_EXCEEDED")
+        rows = await rpc.ask("expirationd_stats")
+        for _ in range(1600):  # the first round is a second after a start, the second a minute later
+            rows = await rpc.ask("expirationd_stats")
+            if sum(row["checked_count"] for row in rows) >= 60:
+                break
+            await asyncio.sleep(0.05)
+        assert sum(row["checked_count"] for row in rows) >= 60
+        assert [row["mismatches"] for row in rows] == [0]
+        assert [row["restarts"] for row in rows] == [0]
+
+
+async def test_a_top_up_before_the_instant_saves_and_nobody_is_called(daemon: Daemon) -> None:
+    async with receiving(port_of(daemon)) as receiver:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "saved", COIN)
+        account = await rpc.ask("set_rate", "saved", COIN // 4)
+        first_ns = account["exhausts_at_ns"]
+        saved = await rpc.ask("top_up", "saved", 100 * COIN)
+        assert saved["exhausts_at_ns"] == first_ns + 400 * COIN
+        await until(lambda: MACHINE_CLOCKS.wall_ns() > first_ns + COIN // 2)
+        assert receiver.calls == []
+        assert (await rpc.ask("get_account", "saved"))["state"] == "active"
+
+
+async def test_an_endpoint_that_refuses_is_tried_again_and_the_account_says_so(daemon: Daemon) -> None:
+    rpc = await Rpc.connect(daemon.rpc_port)
+    await rpc.ask("top_up", "refused", COIN)
+    await rpc.ask("debit", "refused", COIN)
+    cutoff: dict[str, Any] = {"attempts": 0}
+    for _ in range(1000):
+        cutoff = (await rpc.ask("get_account", "refused"))["cutoff"]
+        if cutoff["attempts"] >= 2:
+            break
+        await asyncio.sleep(0.02)
+    assert cutoff["attempts"] >= 2
+    assert "refused" in cutoff["last_error"]
+    restored = await rpc.ask("top_up", "refused", 1)
+    assert restored["restored"] is True
+    assert restored["cutoff"]["status"] == "superseded"
+    assert await rpc.ask("pending_cutoffs") == []
 
 
 async def test_exhaustions_that_fell_due_while_nobody_served_are_called_at_once_with_their_true_instants(
@@ -98,39 +174,6 @@ async def test_what_was_not_acknowledged_is_sent_again_after_kill_9_under_the_sa
             assert len(receiver.calls) == delivered, "an acknowledged cutoff is not sent again"
 
 
-async def test_a_top_up_before_the_instant_saves_and_nobody_is_called(data_dir: Path) -> None:
-    async with receiving() as receiver:
-        with Daemon(data_dir, shards__workers=1, cutoff__url=receiver.url) as daemon:
-            rpc = await Rpc.connect(daemon.rpc_port)
-            await rpc.ask("top_up", "saved", COIN)
-            account = await rpc.ask("set_rate", "saved", COIN // 4)
-            first_ns = account["exhausts_at_ns"]
-            saved = await rpc.ask("top_up", "saved", 100 * COIN)
-            assert saved["exhausts_at_ns"] == first_ns + 400 * COIN
-            await until(lambda: MACHINE_CLOCKS.wall_ns() > first_ns + COIN // 2)
-            assert receiver.calls == []
-            assert (await rpc.ask("get_account", "saved"))["state"] == "active"
-
-
-async def test_an_endpoint_that_refuses_is_tried_again_and_the_account_says_so(data_dir: Path) -> None:
-    with Daemon(data_dir, shards__workers=1, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
-        rpc = await Rpc.connect(daemon.rpc_port)
-        await rpc.ask("top_up", "refused", COIN)
-        await rpc.ask("debit", "refused", COIN)
-        cutoff: dict[str, Any] = {"attempts": 0}
-        for _ in range(1000):
-            cutoff = (await rpc.ask("get_account", "refused"))["cutoff"]
-            if cutoff["attempts"] >= 2:
-                break
-            await asyncio.sleep(0.02)
-        assert cutoff["attempts"] >= 2
-        assert "refused" in cutoff["last_error"]
-        restored = await rpc.ask("top_up", "refused", 1)
-        assert restored["restored"] is True
-        assert restored["cutoff"]["status"] == "superseded"
-        assert await rpc.ask("pending_cutoffs") == []
-
-
 async def test_machines_that_still_run_after_a_2xx_are_cut_off_again_under_the_same_event_id(data_dir: Path) -> None:
     async with receiving() as receiver:
         with Daemon(data_dir, shards__workers=1, cutoff__url=receiver.url, cutoff__recheck_s=0.3) as daemon:
@@ -168,33 +211,3 @@ async def until_effective(rpc: Rpc, user: str) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError("its cutoff never became effective")
-
-
-async def test_the_forecast_tells_the_worst_second_and_the_second_opinion_has_none_of_its_own(data_dir: Path) -> None:
-    async with receiving() as receiver:
-        with Daemon(data_dir, shards__workers=1, cutoff__url=receiver.url) as daemon:
-            rpc = await Rpc.connect(daemon.rpc_port)
-            users = [f"user_{number}" for number in range(60)]
-            await asyncio.gather(*(rpc.ask("top_up", user, 100 * COIN) for user in users))
-            accounts = await asyncio.gather(*(rpc.ask("set_rate", user, COIN) for user in users))
-            seconds = [account["exhausts_at_ns"] // COIN for account in accounts]
-            coming = await rpc.ask("forecast", {"within_ns": 200 * COIN})
-            assert coming["cutoffs"] == 60
-            assert {row["at_ns"] // COIN: row["cutoffs"] for row in coming["steps"]} == {
-                second: seconds.count(second) for second in seconds
-            }
-            assert coming["peak_per_second"] == max(seconds.count(second) for second in seconds)
-            assert (await rpc.ask("forecast", {"within_ns": 20 * COIN}))["cutoffs"] == 0
-            by_minute = await rpc.ask("forecast")
-            assert (by_minute["cutoffs"], by_minute["step_ns"]) == (60, 60 * COIN)
-            error, _ = await rpc.call("forecast", {"within_ns": 7 * 86_400 * COIN, "step_ns": COIN})
-            assert error.startswith("LIMIT_EXCEEDED")
-            rows = await rpc.ask("expirationd_stats")
-            for _ in range(1600):  # the first round is a second after a start, the second a minute later
-                rows = await rpc.ask("expirationd_stats")
-                if sum(row["checked_count"] for row in rows) >= 60:
-                    break
-                await asyncio.sleep(0.05)
-            assert sum(row["checked_count"] for row in rows) >= 60
-            assert [row["mismatches"] for row in rows] == [0]
-            assert [row["restarts"] for row in rows] == [0]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
-import time
 import tomllib
 from pathlib import Path
 
 import pytest
 
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
@@ -36,17 +36,10 @@ def test_a_configuration_with_three_mistakes_names_all_three(data_dir: Path) -> 
 def test_a_door_that_is_not_wanted_is_left_out(data_dir: Path, key: str) -> None:
     path = data_dir / "rpc.sock"
     daemon = Daemon(data_dir, **{key: "", "rpc.unix_socket": str(path), "shards.workers": 1})
-    daemon.process = daemon.launch()
-    ping = [sys.executable, "-m", "billing", "ping", "--address", f"unix:{path}"]
-    deadline = time.monotonic() + 120
-    try:
-        while (done := subprocess.run(ping, capture_output=True, text=True, check=False)).returncode:
-            assert daemon.process.poll() is None, daemon.log.read_text()
-            assert time.monotonic() < deadline, done.stderr
+    with daemon:
+        done = carried_out("ping", "--address", f"unix:{path}")
+        assert done.returncode == 0, done.stderr
         assert daemon.stop() == 0
-    finally:
-        if daemon.process is not None:
-            daemon.kill()
     assert "Traceback" not in daemon.log.read_text()
 
 
