@@ -28,7 +28,7 @@ from shards.buckets import HASH_NAME, bucket_id_of
 from shards.journal.file.journal import FileJournal, FileSettings
 from shards.machine import Effect
 from shards.shard import Shard
-from shards.system.disk import RealDisk
+from tests.shards.system.unsynced import UnsyncedDisk
 
 START_NS = 1_700_000_000 * 10**9
 SECOND_NS = 10**9
@@ -36,7 +36,7 @@ HOUR_NS = 3600 * SECOND_NS
 DAY_NS = 24 * HOUR_NS
 COIN = 10**9
 SEGMENT_BYTES = 64 * 1024
-DISK = RealDisk()
+DISK = UnsyncedDisk()
 CLASSES = {b"gold": CutoffClass(grace_ns=HOUR_NS, restore=True), b"slow": CutoffClass(grace_ns=3, accrue=True)}
 RULES = Rules(accrue=False, request_ids_per_bucket=50, restore=True, classes=CLASSES)
 

@@ -15,7 +15,7 @@ from shards.batch import ENTRY, split_batch
 from shards.buckets import bucket_id_of
 from shards.journal.file.journal import FileJournal, FileSettings
 from shards.shard import Shard
-from shards.system.disk import RealDisk
+from tests.shards.system.unsynced import UnsyncedDisk
 
 START_NS = 1_727_000_000_000_000_000
 BUCKETS = 4
@@ -114,7 +114,7 @@ def file_journal(directory: Path, *, segment_bytes: int = 65_536, sync: str = "n
     """An open journal on the real disk; it need not survive a loss of power."""
     journal = FileJournal(
         str(directory),
-        RealDisk(),
+        UnsyncedDisk(),
         FileSettings(sync, segment_bytes=segment_bytes),
         now_ns=lambda: START_NS,
         salt=lambda: 7,
