@@ -59,8 +59,8 @@ def drive(server: Server, frames: list[bytes], connections: int, seconds: float)
             break
         for number, _ in events:
             reply = receive[number](65_536)
-            if reply[:2] != b"\x94\x01":
-                raise RuntimeError(f"not a reply: {reply!r}")
+            if reply[:2] != b"\x94\x01" or b"entry_id" not in reply:
+                raise RuntimeError(f"not an account: {reply!r}")
             latencies.append(now - sent_at[number])
             sent_at[number] = now
             send[number](frames[sent % count])
@@ -105,8 +105,8 @@ def paced(port: int, frames: list[bytes], connections: int, seconds: float, per_
             unpacker.feed(one.recv(65_536))
             now = time.perf_counter()
             for reply in unpacker:
-                if reply[0] != 1:
-                    raise RuntimeError(f"not a reply: {reply!r}")
+                if reply[0] != 1 or reply[2] is not None:
+                    raise RuntimeError(f"not an account: {reply!r}")
                 answered += 1
                 latencies.append(now - waiting[number].popleft())
     for one in order:

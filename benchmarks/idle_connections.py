@@ -10,7 +10,9 @@ Ten connections ask for 5,000 commands a second, with nobody beside them, and th
 
     python -m benchmarks.idle_connections --seconds 3
 
-The worker is given one shard. Bytes are those of its resident set, before and after, divided by the connections.
+The worker is given one shard. Bytes are those of its resident set, before and after, divided by the connections; those
+of a deaf one are of a daemon that has had no company before, whose memory they would be given. Measured is from when
+the company is there, and a company that is gone by the end is an error.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from __future__ import annotations
 import argparse
 import contextlib
 import itertools
+import os
 import resource
 import select
 import socket
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +37,16 @@ import psutil
 from benchmarks.commands import COIN, mixed_frames, preload
 from benchmarks.connections import paced
 from benchmarks.figures import add_arguments, medians, show
+from benchmarks.floor import beside
 from tests.system.daemon import Daemon
 
 PING = msgpack.packb([0, 7, "ping", []])
 FIRST = 500  # idle connections that are not counted
+DEAF = 100
+COME_S = 60.0  # a company that has not come by then does not come
 ASKED = msgpack.packb([0, 2, "methods", []]) * 1000
+
+Here = Callable[[], None]  # to be called when the company is there
 
 
 def connect(port: int, receive_bytes: int = 0) -> socket.socket:
@@ -48,6 +55,15 @@ def connect(port: int, receive_bytes: int = 0) -> socket.socket:
         one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
     one.connect(("127.0.0.1", port))
     return one
+
+
+def silent(connections: list[socket.socket]) -> None:
+    """RuntimeError where one of them was closed, or was told something."""
+    poller = select.poll()
+    for one in connections:
+        poller.register(one, select.POLLIN)
+    if poller.poll(0):
+        raise RuntimeError("an idle connection was closed")
 
 
 def idle(port: int, count: int) -> list[socket.socket]:
@@ -62,40 +78,44 @@ def idle(port: int, count: int) -> list[socket.socket]:
     return made
 
 
-def flood(port: int) -> None:
+def flood(port: int, here: Here) -> None:
     """Until it is ended."""
     while True:
         with contextlib.suppress(OSError), connect(port) as one:
             one.sendall(b"\x94\x00\x01")
+            here()
 
 
-def slow(port: int) -> None:
+def slow(port: int, here: Here) -> None:
     """Until it is ended: each at its own time within the tenth of a second."""
     frame = msgpack.packb([0, 1, "top_up", ["slow", 1]])
     made = [connect(port) for _ in range(1000)]
+    here()
     began = time.monotonic()
     for turn in range(1_000_000):
         one, at = made[turn % 1000], turn // 1000 % len(frame)
         one.send(frame[at : at + 1])
-        if at == len(frame) - 1:
-            one.recv(4096)
+        if at == len(frame) - 1 and not one.recv(4096):
+            raise RuntimeError("a slow client was closed")
         if turn % 10 == 9:
             time.sleep(max(0.0, began + turn / 10_000 - time.monotonic()))
 
 
-def deaf(port: int) -> None:
-    """Until it is ended: asks whenever it may, never reads."""
+def deaf(port: int, here: Here) -> None:
+    """Until it is ended, or none is left: asks whenever it may, never reads."""
     poller = select.poll()
     made, ahead = {}, dict[int, int]()
-    for _ in range(100):
+    for _ in range(DEAF):
         one = connect(port, 4096)
         one.setblocking(False)
         made[one.fileno()] = one
         poller.register(one, select.POLLOUT)
-    while True:
+    here()
+    while made:
         for number, event in poller.poll(100):
             if event & (select.POLLHUP | select.POLLERR):
                 poller.unregister(number)
+                made.pop(number).close()
                 continue
             with contextlib.suppress(OSError):  # whole frames, one after the other
                 at = ahead.get(number, 0)
@@ -103,8 +123,9 @@ def deaf(port: int) -> None:
         time.sleep(0.01)
 
 
-def spin(port: int) -> None:
+def spin(port: int, here: Here) -> None:
     """Until it is ended."""
+    here()
     for _ in itertools.count():
         pass
 
@@ -112,23 +133,55 @@ def spin(port: int) -> None:
 KINDS = {"flood": flood, "slow": slow, "deaf": deaf, "spin": spin}
 
 
+def be(pipe: Pipe, kind: str, port: int) -> None:
+    """The company's process, nicer than the daemon; says when it is there."""
+    os.nice(10)
+    said = False
+
+    def here() -> None:
+        nonlocal said
+        if not said:
+            pipe.send(kind)
+            said = True
+
+    KINDS[kind](port, here)
+
+
 @contextlib.contextmanager
 def company(kind: str, port: int) -> Iterator[None]:
-    """A process of this kind beside what is measured, nicer than the daemon."""
-    be = ["-m", "benchmarks.idle_connections", "--be", kind, "--port", str(port)]
-    command = ["nice", "-n", "10", sys.executable, *be]
-    beside = subprocess.Popen(command)
-    try:
-        time.sleep(1.0)
+    """A process of this kind beside what is measured."""
+    with beside(be, kind, port) as pipe:
+        if not pipe.poll(COME_S):
+            raise RuntimeError(f"{kind} did not come within {COME_S} s")
+        pipe.recv()
         yield
-    finally:
-        beside.kill()
-        beside.wait()
+        if pipe.poll():
+            raise RuntimeError(f"{kind} went away while it was measured")
 
 
-def measured(daemon: Daemon, frames: list[bytes], arguments: argparse.Namespace) -> dict[str, Any]:
+@contextlib.contextmanager
+def served(arguments: argparse.Namespace) -> Iterator[tuple[Daemon, psutil.Process]]:
+    """A daemon with its accounts, and its one worker."""
+    with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as place:
+        Path(place).chmod(0o700)
+        with Daemon(Path(place), shards__workers=1, journal__segment_bytes=64 << 20) as daemon:
+            preload(daemon, arguments.accounts, 1000 * COIN)
+            yield daemon, psutil.Process(daemon.worker_pids()[0])
+
+
+def deaf_bytes(arguments: argparse.Namespace) -> int:
+    """What a client that never reads takes of the worker's memory."""
+    with served(arguments) as (daemon, worker):
+        before = worker.memory_info().rss
+        with company("deaf", daemon.rpc_port):
+            time.sleep(arguments.seconds)
+            return round((worker.memory_info().rss - before) / DEAF)
+
+
+def measured(
+    daemon: Daemon, worker: psutil.Process, frames: list[bytes], arguments: argparse.Namespace
+) -> dict[str, Any]:
     """One round of all kinds."""
-    worker = psutil.Process(daemon.worker_pids()[0])
     seconds = arguments.seconds
 
     def p99() -> float:
@@ -140,15 +193,13 @@ def measured(daemon: Daemon, frames: list[bytes], arguments: argparse.Namespace)
     resting += idle(daemon.rpc_port, arguments.connections - FIRST)
     told["idle_bytes"] = round((worker.memory_info().rss - before) / (arguments.connections - FIRST))
     told["idle_p99_ms"] = p99()
+    silent(resting)
     for one in resting:
         one.close()
     time.sleep(1.0)
     for kind in KINDS:
-        before = worker.memory_info().rss
         with company(kind, daemon.rpc_port):
             told[f"{kind}_p99_ms"] = p99()
-            if kind == "deaf":
-                told["deaf_bytes"] = round((worker.memory_info().rss - before) / 100)
     told["alone_again_p99_ms"] = p99()
     return told
 
@@ -159,22 +210,16 @@ def main() -> None:
     parser.add_argument("--connections", type=int, default=9_900)
     parser.add_argument("--accounts", type=int, default=10_000)
     parser.add_argument("--per-second", type=float, default=5_000)
-    parser.add_argument("--be", choices=KINDS, help="only be this kind of company, to --port")
-    parser.add_argument("--port", type=int)
     add_arguments(parser, runs=1, seconds=2.0)
     arguments = parser.parse_args()
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    if arguments.be:
-        KINDS[arguments.be](arguments.port)
-        return
+    frames = mixed_frames(arguments.accounts, 50_000, arguments.seed)
     runs = []
     for _ in range(arguments.runs):
-        with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as place:
-            Path(place).chmod(0o700)
-            with Daemon(Path(place), shards__workers=1, journal__segment_bytes=64 << 20) as daemon:
-                preload(daemon, arguments.accounts, 1000 * COIN)
-                runs.append(measured(daemon, mixed_frames(arguments.accounts, 50_000, arguments.seed), arguments))
+        with served(arguments) as (daemon, worker):
+            runs.append(measured(daemon, worker, frames, arguments))
+        runs[-1]["deaf_bytes"] = deaf_bytes(arguments)
     show(arguments, runs, medians(runs))
 
 
