@@ -20,7 +20,7 @@ from typing import Any
 
 import msgpack
 
-from benchmarks.commands import COIN, Server, mixed_frames, preload
+from benchmarks.commands import Server, mixed_frames, preload
 from benchmarks.figures import add_arguments, medians, quantiles_ms, show
 from benchmarks.floor import null_server
 from tests.system.daemon import Daemon
@@ -127,7 +127,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name, null_server() as null:
         Path(name).chmod(0o700)
         with Daemon(Path(name), shards__workers=arguments.workers, journal__segment_bytes=64 << 20) as daemon:
-            preload(daemon, arguments.accounts, 1000 * COIN)
+            preload(daemon, arguments.accounts)
             for _ in range(arguments.runs):
                 floor = drive(null, frames, arguments.connections, arguments.seconds / 2)
                 one = drive(daemon, frames, arguments.connections, arguments.seconds)

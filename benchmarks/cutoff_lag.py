@@ -79,7 +79,7 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
 
     async def spent() -> tuple[float, list[float]]:
         before = daemon.cpu_seconds(beside=True)
-        latencies = [0.0]
+        latencies: list[float] = []
         if arguments.commands:
             latencies = await top_ups(daemon.rpc_port, arguments.commands, span)
         else:
@@ -92,17 +92,22 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
         await asyncio.sleep(0.02)
     assert now_ns < target, "the control took too long"
     storm, latencies = await spent()
-    stats = endpoint.page("/stats")
     await nothing_owed(rpc)
-    return {
+    stats = endpoint.page("/stats")
+    assert stats["events"] == count, f"{stats['events']} cutoffs came of {count}"
+    found = {
         "cutoffs": count,
         "stats": stats,
         "server_cpu_us_per_cutoff": round((storm - control) / count * 1e6, 1),
         "control_cpu_s": round(control, 2),
-        "commands": len(latencies) if arguments.commands else 0,
-        "commands_ms": quantiles(latencies, 1e3),
-        "commands_ms_control": quantiles(control_latencies, 1e3),
     }
+    if arguments.commands:
+        found |= {
+            "commands": len(latencies),
+            "commands_ms": quantiles(latencies, 1e3),
+            "commands_ms_control": quantiles(control_latencies, 1e3),
+        }
+    return found
 
 
 async def _aim(rpc: Rpc, users: list[str], first_ns: int, step_ns: float, lead_ns: int) -> None:

@@ -18,6 +18,7 @@ import argparse
 import asyncio
 import json
 import statistics
+import sys
 import tempfile
 from itertools import count
 from pathlib import Path
@@ -168,6 +169,8 @@ def main() -> None:
         parser.error(f"--sick: no such kind: {', '.join(sorted(unknown))}")
     rows = asyncio.Runner(loop_factory=uvloop.new_event_loop).run(measure(arguments))
     print(table(rows) if arguments.markdown else "\n".join(json.dumps(row) for row in rows))
+    if uncalled := {row["sick"]: row["uncalled"] for row in rows if row["uncalled"]}:
+        sys.exit(f"healthy users were not called: {uncalled}")
 
 
 if __name__ == "__main__":

@@ -50,10 +50,13 @@ class Endpoint:
         self.stop()
 
     def page(self, path: str, **query: object) -> Any:
-        """One of the receiver's own pages."""
+        """One of the receiver's own pages; RuntimeError where it does not do what is asked."""
         text = urllib.parse.urlencode(query)
         with urllib.request.urlopen(f"{self.url}{path}?{text}", timeout=20) as answer:
-            return json.load(answer)
+            found = json.load(answer)
+        if "error" in found:
+            raise RuntimeError(found["error"])
+        return found
 
     def calls(self) -> list[dict[str, Any]]:
         """All that came, in order."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 
@@ -18,20 +18,25 @@ def add_arguments(parser: argparse.ArgumentParser, runs: int = 5, seconds: float
     parser.add_argument("--json", action="store_true")
 
 
-def quantiles_ms(latencies: Sequence[float]) -> dict[str, float]:
-    """p50, p99 and p99.9 of seconds, as milliseconds."""
-    ordered = sorted(latencies)
+def quantile(values: Iterable[float], share: float) -> float:
+    """The smallest of the values that is above so great a share of them. ValueError where there are none."""
+    ordered = sorted(values)
     if not ordered:
-        return {"p50_ms": 0.0, "p99_ms": 0.0, "p999_ms": 0.0}
-    last = len(ordered) - 1
+        raise ValueError("nothing was measured")
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
+
+
+def quantiles_ms(latencies: Iterable[float]) -> dict[str, float]:
+    """p50, p99 and p99.9 of seconds, as milliseconds. ValueError where there are none."""
+    ordered = sorted(latencies)
     return {
-        name: round(ordered[min(last, int(len(ordered) * share))] * 1e3, 3)
+        name: round(quantile(ordered, share) * 1e3, 3)
         for name, share in (("p50_ms", 0.5), ("p99_ms", 0.99), ("p999_ms", 0.999))
     }
 
 
 def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The median of each figure."""
+    """The median of each figure; KeyError where a run lacks one."""
     return {key: statistics.median(one[key] for one in runs) for key in runs[0]}
 
 
@@ -40,6 +45,21 @@ def show(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], result: 
     if arguments.json:
         print(json.dumps({"arguments": vars(arguments), "runs": list(runs), "median": result}, indent=1))
         return
+    _print(runs, result)
+
+
+def show_each(arguments: argparse.Namespace, kinds: dict[str, list[dict[str, Any]]]) -> None:
+    """The same for several kinds of runs, each with its medians."""
+    if arguments.json:
+        told = {kind: {"runs": runs, "median": medians(runs)} for kind, runs in kinds.items()}
+        print(json.dumps({"arguments": vars(arguments), "kinds": told}, indent=1))
+        return
+    for kind, runs in kinds.items():
+        print(f"{kind}:")
+        _print(runs, medians(runs))
+
+
+def _print(runs: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
     for one in runs:
         print("  ".join(f"{key} {value}" for key, value in one.items()))
     print(f"median of {len(runs)}:  " + "  ".join(f"{key} {value}" for key, value in result.items()))

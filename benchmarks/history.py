@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import sqlite3
 import statistics
@@ -44,6 +43,7 @@ from billing.ledger.money import NANO
 from shards.batch import ENTRY, ENVELOPE, LENGTH
 from shards.journal.file.journal import FileJournal, FileSettings
 from shards.system.disk import RealDisk
+from tests.system.daemon import cpu_seconds_of
 
 BATCHES_PER_SECOND = 100
 START_NS = 1_727_000_000_000_000_000
@@ -97,12 +97,6 @@ def journal_at(directory: Path) -> FileJournal:
     return journal
 
 
-def cpu_s(pid: int) -> float:
-    """User and system time of a process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
 async def reach(link: HistoryLink, position: int) -> None:
     """Returns when the history has committed this batch."""
     while link.figures()["history_position"] < position:
@@ -118,7 +112,7 @@ async def steady(
     lags: list[float] = []
     hand_s = 0.0
     pid = link.figures()["history_pid"]
-    cpu, count, begin = cpu_s(pid), entries.count, time.perf_counter()
+    cpu, count, begin = cpu_seconds_of(pid), entries.count, time.perf_counter()
     for number in range(int(seconds * BATCHES_PER_SECOND)):
         payload = entries.batch(per_batch)
         position = journal.append(payload)
@@ -138,7 +132,7 @@ async def steady(
     lags.sort()
     return {
         "entries_per_second": round(done / took_s),
-        "projector_us_per_entry": round((cpu_s(pid) - cpu) / done * 1e6, 2),
+        "projector_us_per_entry": round((cpu_seconds_of(pid) - cpu) / done * 1e6, 2),
         "hand_us_per_batch": round(hand_s / seconds / BATCHES_PER_SECOND * 1e6, 1),
         "lag_p50_s": round(lags[len(lags) // 2], 3),
         "lag_max_s": round(lags[-1], 3),
@@ -205,7 +199,7 @@ async def measure(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     again.start()
     await reach(again, journal.head)
     result["catching_up_entries_per_second"] = round(entries.count / (time.perf_counter() - begin))
-    result["catching_up_us_per_entry"] = round(cpu_s(again.figures()["history_pid"]) / entries.count * 1e6, 2)
+    result["catching_up_us_per_entry"] = round(cpu_seconds_of(again.figures()["history_pid"]) / entries.count * 1e6, 2)
     await again.close()
     journal.close()
     return result | {f"floor_{name}": value for name, value in floor_us(home / "floor.sqlite", entries).items()}
@@ -218,9 +212,10 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=50_000)
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--directory", default="/var/tmp", help="on the disk to measure")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="billing-", dir="/var/tmp") as home:
+    with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as home:
         result = uvloop.run(measure(Path(home), arguments))
     if arguments.json:
         print(json.dumps(result))

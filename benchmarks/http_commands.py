@@ -145,7 +145,7 @@ def main() -> None:
         port = free_port()
         settings = {"shards.workers": arguments.workers, "http.listen": f"127.0.0.1:{port}"}
         with Daemon(Path(name), journal__segment_bytes=64 * 1024 * 1024, **settings) as daemon:
-            preload(daemon, arguments.accounts, 1000 * COIN)
+            preload(daemon, arguments.accounts)
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
                 for number in range(arguments.runs):
                     runs.append(runner.run(run(daemon, port, arguments, arguments.seed + number)))

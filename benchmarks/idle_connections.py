@@ -34,7 +34,7 @@ from typing import Any
 import msgpack
 import psutil
 
-from benchmarks.commands import COIN, mixed_frames, preload
+from benchmarks.commands import mixed_frames, preload
 from benchmarks.connections import paced
 from benchmarks.figures import add_arguments, medians, show
 from benchmarks.floor import beside
@@ -165,7 +165,7 @@ def served(arguments: argparse.Namespace) -> Iterator[tuple[Daemon, psutil.Proce
     with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as place:
         Path(place).chmod(0o700)
         with Daemon(Path(place), shards__workers=1, journal__segment_bytes=64 << 20) as daemon:
-            preload(daemon, arguments.accounts, 1000 * COIN)
+            preload(daemon, arguments.accounts)
             yield daemon, psutil.Process(daemon.worker_pids()[0])
 
 

@@ -18,24 +18,22 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import uvloop
 
-from benchmarks.commands import COIN, mixed_frames, run
-from benchmarks.figures import add_arguments, medians, quantiles_ms, show
+from benchmarks.commands import mixed_frames, opened, run
+from benchmarks.figures import add_arguments, quantiles_ms, show_each
 from benchmarks.floor import sync_ms
 from billing.config.load import load, log_of
 from shards.journal import Backend, Journal, backends
 from shards.journal.jetstream.backend import JetStreamBackend
 from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import NatsCluster
-from tests.system.daemon import Daemon
+from tests.system.daemon import Daemon, cpu_seconds_of
 
 ENTRIES, ENTRY_BYTES = 100, 160
 SHARD = 1
@@ -49,15 +47,9 @@ class Servers(Daemon):
     cluster: NatsCluster | None = None
 
     def servers_cpu_seconds(self) -> float:
-        """What the servers have used until now; 0 where there are none."""
-        if self.cluster is None:
-            return 0.0
-        ticks = 0
-        for process in self.cluster.processes:
-            assert process is not None
-            fields = Path(f"/proc/{process.pid}/stat").read_text().rsplit(")", 1)[1].split()
-            ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+        """What the servers have used until now."""
+        assert self.cluster is not None
+        return sum(cpu_seconds_of(process.pid) for process in self.cluster.processes if process is not None)
 
 
 def appended(journal: Journal, batches: int) -> dict[str, float]:
@@ -105,7 +97,9 @@ def backend_of(daemon: Daemon) -> Backend:
 
 
 async def served(daemon: Servers, frames: list[bytes], depth: int, seconds: float) -> dict[str, Any]:
-    """Commands to a daemon, so many in flight; the servers' CPU a command is 0 where there are none."""
+    """Commands to a daemon, so many in flight, and the servers' CPU where there are any."""
+    if daemon.cluster is None:
+        return await run(daemon, [frames], depth, seconds)
     before, began = daemon.servers_cpu_seconds(), time.perf_counter()
     told = await run(daemon, [frames], depth, seconds)
     used_s, took_s = daemon.servers_cpu_seconds() - before, time.perf_counter() - began
@@ -122,19 +116,18 @@ async def measure(
             backend = backend_of(daemon_of(kind, directory, cluster, number))
             Path(directory / f"{kind}-{number}" / "data").mkdir(mode=0o700)
             mine.append(appended(backend.journal(SHARD, REAL.clocks.boot_ns), arguments.batches))
-    first = [msgpack.packb([0, one, "top_up", [f"user_{one:07d}", 1000 * COIN]]) for one in range(arguments.accounts)]
     frames = mixed_frames(arguments.accounts, 100_000, arguments.seed)
     daemons = {kind: daemon_of(kind, directory, cluster, arguments.runs) for kind in runs}
     with daemons[FILES], daemons[SERVERS]:
         for daemon in daemons.values():
-            await run(daemon, [first], 2048, None)
+            await opened(daemon, arguments.accounts)
         for number in range(arguments.runs):
             for kind, daemon in daemons.items():
                 alone = await served(daemon, frames, 1, arguments.seconds)
                 many = await served(daemon, frames, arguments.depth, arguments.seconds)
                 runs[kind][number] |= {
                     **{f"alone_{name}": alone[name] for name in ("p50_ms", "p99_ms")},
-                    **{name: many[name] for name in MANY},
+                    **{name: many[name] for name in MANY if name in many},
                     "floor_sync_ms": sync_ms(str(directory)),
                 }
     return runs
@@ -158,10 +151,7 @@ def main() -> None:
             told = runner.run(measure(arguments, cluster, directory))
         finally:
             cluster.close()
-    for kind, runs in told.items():
-        if not arguments.json:
-            print(f"{kind}:")
-        show(arguments, runs, {"kind": kind, **medians(runs)} if arguments.json else medians(runs))
+    show_each(arguments, told)
 
 
 if __name__ == "__main__":

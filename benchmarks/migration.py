@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.figures import add_arguments, show
+from benchmarks.figures import show_each
 from tests.system.daemon import Daemon
 
 SNAPSHOT = """
@@ -70,7 +70,6 @@ def imported(path: Path, directory: Path, accounts: int) -> dict[str, Any]:
     assert f"imported {accounts:,} accounts" in ended.stdout, ended.stdout + ended.stderr
     command_s = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {
-        "file": path.suffix,
         "seconds": round(took_s, 1),
         "accounts_per_s": round(accounts / took_s),
         "command_cpu_s": round(command_s, 1),
@@ -84,14 +83,16 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--accounts", type=int, default=1_000_000)
-    add_arguments(parser, runs=1)
+    parser.add_argument("--runs", type=int, default=1, help="of each file")
+    parser.add_argument("--directory", default="/tmp", help="on the disk to measure")
+    parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     makers: list[Callable[[Path, int], Path]] = [csv_file]
     if shutil.which("tarantool"):
         makers.append(snapshot_file)
     else:
         print("tarantool is not installed: only CSV is imported", file=sys.stderr)
-    runs = []
+    runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         for maker in makers:
             made = Path(name) / maker.__name__
@@ -100,9 +101,8 @@ def main() -> None:
             for run in range(arguments.runs):
                 place = made / f"daemon-{run}"
                 place.mkdir(mode=0o700)
-                runs.append(imported(path, place, arguments.accounts))
-    slowest = max(run["seconds"] for run in runs)
-    show(arguments, runs, {"slowest_s": slowest})
+                runs.setdefault(path.suffix, []).append(imported(path, place, arguments.accounts))
+    show_each(arguments, runs)
 
 
 if __name__ == "__main__":

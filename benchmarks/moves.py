@@ -1,13 +1,13 @@
-"""What moves cost: the pause of a bucket, what others notice of it, passing on, and two workers against one.
+"""What moves cost: the pause of a bucket, what others notice of it, and passing on.
 
     python -m benchmarks.moves pause       a bucket of 1,000 accounts moves to and fro under 5,000 commands/s
     python -m benchmarks.moves passing     CPU per command through a worker that owns nothing, against direct
-    python -m benchmarks.moves two         commands per CPU second of the busier of two workers, against one with all
     python -m benchmarks.moves slices      the longest slice of dump, load, arm, drop of a bucket of --accounts
 
 `pause` goes through `billing.client`, at an offered rate: a call's latency counts from when it was due to be sent. The
-pause of one move is the longest latency of any call for that bucket that was due while it moved. CPU is that of the
-workers, user and system, from /proc.
+pause of one move is the longest latency of any call for that bucket that was due while it moved; a move during which
+none was due is not among them (`seen`). CPU is that of the main process and the workers, user and system, from /proc.
+What two workers cost against one is told by `benchmarks.scaling`.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
+import statistics
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import uvloop
 
-from benchmarks.commands import COIN, Generator, connected
+from benchmarks.commands import COIN, mixed_frames, opened, run
+from benchmarks.figures import quantile
 from billing.client import Client
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
@@ -36,17 +36,7 @@ from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
 BUCKETS = 3000
-
-
-def quantile(values: list[float], share: float) -> float:
-    """Of a list that is not empty."""
-    return sorted(values)[min(len(values) - 1, int(len(values) * share))]
-
-
-def cpu_s(pid: int) -> float:
-    """User and system seconds of one process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+ACCOUNTS = 20_000  # of `passing`
 
 
 class Offered:
@@ -124,27 +114,28 @@ async def pause(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
         offered.take()
         await asyncio.sleep(arguments.seconds)
         still = offered.take()
-        pauses, took = [], []
+        spans: list[tuple[float, float]] = []
         owner = (await operator.ask("route"))["owners"][476]
         began_all = time.perf_counter()
         for _ in range(arguments.moves):
             owner = 3 - owner
             began = time.perf_counter()
             await operator.ask("move_bucket", 477, owner)
-            ended = time.perf_counter()
-            took.append(ended - began)
+            spans.append((began, time.perf_counter()))
             await asyncio.sleep(arguments.seconds / arguments.moves)
-            moving = [seconds for due, seconds in offered.latencies["ours"] if began <= due <= ended]
-            pauses.append(max(moving, default=0.0))
-        moved = offered.take()
         seconds = time.perf_counter() - began_all
         stop.set()
-        await task
+        await task  # every call is answered
+        moved = offered.take()
+    took = [ended - began for began, ended in spans]
+    during = [[took_s for due, took_s in moved["ours"] if began <= due <= ended] for began, ended in spans]
+    pauses = [max(calls) for calls in during if calls]
     phases = {"still": still, "moving": moved}
     others_p99 = {name: quantile([s for _, s in phase["others"]], 0.99) for name, phase in phases.items()}
     others_p50 = {name: quantile([s for _, s in phase["others"]], 0.5) for name, phase in phases.items()}
     return {
         "moves": arguments.moves,
+        "seen": len(pauses),
         "move_p50_ms": round(quantile(took, 0.5) * 1e3, 2),
         "move_p99_ms": round(quantile(took, 0.99) * 1e3, 2),
         "pause_p50_ms": round(quantile(pauses, 0.5) * 1e3, 2),
@@ -160,107 +151,28 @@ async def pause(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
     }
 
 
-def frames_for(users: list[str], count: int, seed: int) -> list[bytes]:
-    """Top-ups, rates and debits of these users."""
-    rng = random.Random(seed)
-    frames = []
-    for msgid in range(count):
-        user, share = rng.choice(users), rng.random()
-        if share < 0.8:
-            request: list[Any] = ["top_up" if share < 0.4 else "set_rate", [user, rng.randrange(1, 1000)]]
-        else:
-            request = ["debit", [user, rng.randrange(1, 1000)]]
-        frames.append(msgpack.packb([0, msgid, *request]))
-    return frames
-
-
-async def load(daemon: Daemon, by_port: dict[int, list[str]], seconds: float) -> tuple[int, list[float]]:
-    """A closed loop of 512 on a connection to each port; commands answered, CPU seconds of each worker, ascending."""
-    generators = []
-    for port, users in by_port.items():
-        generator = Generator(frames_for(users, 50_000, port), 512)
-        await connected(generator, port)
-        generators.append(generator)
-    await asyncio.sleep(1)
-    before, answered = [cpu_s(pid) for pid in pids_of(daemon)], sum(one.answered for one in generators)
-    await asyncio.sleep(seconds)
-    used = [cpu_s(pid) - was for pid, was in zip(pids_of(daemon), before, strict=True)]
-    count = sum(one.answered for one in generators) - answered
-    for generator in generators:
-        generator.stopping = True
-    await asyncio.gather(*(one.done for one in generators))
-    assert not any(one.errors for one in generators), generators[0].errors[:1]
-    for generator in generators:
-        generator.transport.close()
-    return count, sorted(used)
-
-
-WORKERS: dict[int, list[int]] = {}
-
-
-def pids_of(daemon: Daemon) -> list[int]:
-    """Of the workers, not of the processes that they keep beside them."""
-    assert daemon.process is not None
-    return WORKERS[daemon.process.pid]
-
-
-async def prepared(daemon: Daemon, wanted: list[int]) -> tuple[dict[int, int], dict[int, list[str]]]:
-    """20,000 accounts, once each shard has so many buckets; the shards' own ports, and their users."""
-    rpc = await Rpc.connect(daemon.rpc_port)
-    for _ in range(600):
-        rows = await rpc.ask("shards_info")
-        if [row["buckets"] for row in rows] == wanted:
-            break
-        await asyncio.sleep(0.1)
-    assert [row["buckets"] for row in rows] == wanted, rows
-    assert daemon.process is not None
-    WORKERS[daemon.process.pid] = [row["worker_pid"] for row in rows]
-    users = [f"user_{number:07d}" for number in range(20_000)]
-    for first in range(0, len(users), 1000):
-        await asyncio.gather(*(rpc.ask("top_up", user, 1000 * COIN) for user in users[first : first + 1000]))
-    route = await rpc.ask("route")
-    ports = {row["shard_id"]: int(row["address"].rsplit(":", 1)[1]) for row in route["shards"]}
-    by_shard: dict[int, list[str]] = {shard_id: [] for shard_id in ports}
-    for user in users:
-        by_shard[route["owners"][bucket_id_of(user.encode(), BUCKETS) - 1]].append(user)
-    rpc.close()
-    return ports, by_shard
-
-
 async def passing(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
     """All buckets are shard 1's; its port, then that of shard 2, which passes everything on; alternating."""
-    ports, by_shard = await prepared(daemon, [BUCKETS, 0])
+    rpc = await Rpc.connect(daemon.rpc_port)
+    async with asyncio.timeout(60):
+        while [row["buckets"] for row in await rpc.ask("shards_info")] != [BUCKETS, 0]:
+            await asyncio.sleep(0.1)
+    shards = (await rpc.ask("route"))["shards"]
+    ports = {row["shard_id"]: int(row["address"].rsplit(":", 1)[1]) for row in shards}
+    rpc.close()
+    await opened(daemon, ACCOUNTS)
+    frames = mixed_frames(ACCOUNTS, 50_000, 1)
     cost: dict[str, list[float]] = {"direct": [], "passed on": []}
     for _ in range(arguments.runs):
         for name, shard_id in (("direct", 1), ("passed on", 2)):
-            count, used = await load(daemon, {ports[shard_id]: by_shard[1]}, arguments.seconds)
-            cost[name].append(sum(used) / count * 1e6)
-    direct, passed = (quantile(cost[name], 0.5) for name in ("direct", "passed on"))
+            told = await run(daemon, [frames], 512, arguments.seconds, [ports[shard_id]])
+            cost[name].append(told["server_cpu_us_per_command"])
+    direct, passed = (statistics.median(cost[name]) for name in ("direct", "passed on"))
     return {
         "direct_us_per_command": round(direct, 2),
         "passed_on_us_per_command": round(passed, 2),
         "ratio": round(passed / direct, 2),
     }
-
-
-async def two(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Two workers, each called by whom it owns."""
-    ports, by_shard = await prepared(daemon, [BUCKETS // 2] * 2)
-    rates = []
-    for _ in range(arguments.runs):
-        count, used = await load(daemon, {ports[one]: by_shard[one] for one in ports}, arguments.seconds)
-        rates.append(count / 2 / used[-1])
-    return {"commands_per_cpu_s_of_the_busier": round(quantile(rates, 0.5))}
-
-
-async def one(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One worker that owns everything."""
-    ports, by_shard = await prepared(daemon, [BUCKETS])
-    rates = []
-    for _ in range(arguments.runs):
-        count, used = await load(daemon, {ports[1]: by_shard[1]}, arguments.seconds)
-        rates.append(count / used[-1])
-    return {"commands_per_cpu_s": round(quantile(rates, 0.5))}
 
 
 def slices(accounts: int) -> dict[str, Any]:
@@ -301,7 +213,7 @@ def slices(accounts: int) -> dict[str, Any]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("pause", "passing", "two", "slices"))
+    parser.add_argument("what", choices=("pause", "passing", "slices"))
     parser.add_argument("--accounts", type=int, default=1000, help="in the bucket that moves")
     parser.add_argument("--rate", type=int, default=5000)
     parser.add_argument("--moves", type=int, default=200)
@@ -314,22 +226,14 @@ def main() -> None:
         return
     if arguments.what != "pause":
         arguments.seconds = min(arguments.seconds, 4.0)
-    plans: dict[str, list[tuple[Any, dict[str, Any]]]] = {
-        "pause": [(pause, {"shards__workers": 2})],
-        "passing": [(passing, {"shards__workers": 2, "shards__weights": "2=0"})],
-        "two": [(two, {"shards__workers": 2}), (one, {"shards__workers": 1})],
-    }
-    result: dict[str, Any] = {}
-    for function, settings in plans[arguments.what]:
-        with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
-            Path(name).chmod(0o700)
-            daemon = Daemon(Path(name), journal__segment_bytes=64 * 1024 * 1024, **settings)
-            with daemon, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                result |= runner.run(function(daemon, arguments))
-    if arguments.what == "two":
-        ratio = result["commands_per_cpu_s_of_the_busier"] / result["commands_per_cpu_s"]
-        result["ratio"] = round(ratio, 3)
-    print(json.dumps(result))
+    settings: dict[str, object] = {"shards.workers": 2, "journal.segment_bytes": 64 << 20}
+    if arguments.what == "passing":
+        settings["shards.weights"] = "2=0"
+    measure = passing if arguments.what == "passing" else pause
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+        Path(name).chmod(0o700)
+        with Daemon(Path(name), **settings) as daemon, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            print(json.dumps(runner.run(measure(daemon, arguments))))
 
 
 if __name__ == "__main__":

@@ -62,12 +62,13 @@ def main() -> None:
     parser.add_argument("--accounts", type=int, default=100_000)
     parser.add_argument("--notices", type=int, default=50_000)
     parser.add_argument("--group", type=int, default=100, help="notices that are committed at once")
+    parser.add_argument("--directory", default="/var/tmp", help="on the disk to measure")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     entries = Entries(arguments.accounts)
     told = 3 / 5  # of the entries: top-ups and debits, not rates
     payloads = [entries.batch(round(arguments.group / told)) for _ in range(arguments.notices // arguments.group)]
-    with tempfile.TemporaryDirectory(prefix="billing-", dir="/var/tmp") as home:
+    with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as home:
         store, _ = open_store(ShardFile(home, 0, 1, 0, RealDisk()), suspect=False, file_id=1, now_ns=time.time_ns())
         result = measure(store, payloads, arguments.notices)
         store.close()

@@ -158,7 +158,7 @@ def main() -> None:
                 for _ in range(arguments.runs)
             ]
         finally:
-            daemon.kill()
+            daemon.kill_all()
     show(arguments, runs, medians(runs))
 
 

@@ -66,8 +66,9 @@ def main() -> None:
     parser.add_argument("--accounts", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=2)
+    parser.add_argument("--directory", default="/tmp", help="on the disk to measure")
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
+    with tempfile.TemporaryDirectory(dir=given.directory) as home:
         inventory = Path(home) / "inventory.csv"
         wanted = write_inventory(inventory, given.accounts)
         with daemon_in(Path(home), given.workers) as daemon:

@@ -8,7 +8,8 @@ snapshot, and starts it again: once per run, ended by kill −9 each time, so th
     python -m benchmarks.restart --keep /var/tmp/million     # fills it once, measures it again and again
 
 Seconds are what each worker says of itself (opening the journal, checks included, to the last entry replayed), and
-from the start of the daemon to `/readyz` 200. The rate of replay leaves out what the same start takes without a tail.
+from the start of the daemon until it says that it serves. The rate of replay leaves out what the same start takes
+without a tail. A start that was not from a snapshot, or did not replay the tail, is an error.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ async def fill(daemon: Daemon, accounts: int) -> None:
             await run(daemon, [frames], 2048, None)
 
 
-def timed_start(daemon: Daemon) -> dict[str, Any]:
+def timed_start(daemon: Daemon, shards: int, tail: int) -> dict[str, Any]:
     """Starts it; seconds to ready, and of each worker."""
     before = daemon.log.stat().st_size if daemon.log.exists() else 0
     began = time.perf_counter()
@@ -65,10 +66,14 @@ def timed_start(daemon: Daemon) -> dict[str, Any]:
     ready_s = time.perf_counter() - began
     said = daemon.log.read_bytes()[before:].decode()
     workers = {int(one[1]): one for one in RECOVERED.finditer(said)}
+    assert len(workers) == shards, f"the log does not say how long each of {shards} took:\n{said}"
+    assert all(one[3] != "0" for one in workers.values()), f"there was no snapshot:\n{said}"
+    records = sum(int(one[4].replace(",", "")) for one in workers.values())
+    assert records >= tail, f"replayed were {records} records of {tail}"
     return {
         "ready_s": round(ready_s, 2),
         "worker_s": [float(workers[shard][2]) for shard in sorted(workers)],
-        "records": sum(int(one[4].replace(",", "")) for one in workers.values()),
+        "records": records,
         "progress_lines": said.count("recovering shard"),
     }
 
@@ -82,7 +87,9 @@ async def filled(arguments: argparse.Namespace) -> AsyncIterator[Path]:
             directory = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.directory)))
         directory.mkdir(mode=0o700, exist_ok=True)
         if not (directory / "filled").exists():
-            daemon = daemon_in(directory, arguments.workers).start()
+            daemon = daemon_in(directory, arguments.workers)
+            stack.callback(daemon.kill_all)
+            daemon.start()
             await fill(daemon, arguments.accounts)
             assert await asyncio.to_thread(daemon.stop, 120) == 0
             (directory / "filled").touch()
@@ -93,22 +100,31 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Fills where nothing is, then measures."""
     async with filled(arguments) as directory:
         daemon = daemon_in(directory, arguments.workers)
-        starts = []
-        for _ in range(arguments.runs):
-            starts.append(await asyncio.to_thread(timed_start, daemon))
-            daemon.kill()
-        result: dict[str, Any] = {"arguments": vars(arguments), "snapshot": starts}
-        if arguments.tail:
-            daemon.start(wait_s=120)
-            for number in range(0, arguments.tail, 200_000):
-                frames = mixed_frames(arguments.accounts, min(200_000, arguments.tail - number), number)
-                await run(daemon, [frames], 2048, None)
-            daemon.kill()
-            tail = await asyncio.to_thread(timed_start, daemon)
-            assert await asyncio.to_thread(daemon.stop, 120) == 0  # a snapshot again, for the next time
-            alone_s = [statistics.median(times) for times in zip(*(one["worker_s"] for one in starts), strict=True)]
-            spent_s = sum(tail["worker_s"]) - sum(alone_s)
-            result["tail"] = {**tail, "entries_per_s_and_worker": round(tail["records"] / max(spent_s, 1e-9))}
+        try:
+            return await _measure(arguments, daemon)
+        finally:
+            daemon.kill_all()
+
+
+async def _measure(arguments: argparse.Namespace, daemon: Daemon) -> dict[str, Any]:
+    starts: list[dict[str, Any]] = []
+    for _ in range(arguments.runs):
+        starts.append(await asyncio.to_thread(timed_start, daemon, arguments.workers, 0))
+        daemon.kill_all()
+    result: dict[str, Any] = {"arguments": vars(arguments), "snapshot": starts}
+    if arguments.tail:
+        daemon.start(wait_s=120)
+        for number in range(0, arguments.tail, 200_000):
+            frames = mixed_frames(arguments.accounts, min(200_000, arguments.tail - number), number)
+            await run(daemon, [frames], 2048, None)
+        daemon.kill()
+        tail = await asyncio.to_thread(timed_start, daemon, arguments.workers, arguments.tail)
+        assert await asyncio.to_thread(daemon.stop, 120) == 0  # a snapshot again, for the next time
+        alone_s = [statistics.median(times) for times in zip(*(one["worker_s"] for one in starts), strict=True)]
+        spent_s = sum(tail["worker_s"]) - sum(alone_s)
+        result["tail"] = tail
+        if spent_s > 0:  # else the tail is too short to be told from a start without one
+            result["tail"] = tail | {"entries_per_s_and_worker": round(tail["records"] / spent_s)}
     return result
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import os
 import tempfile
 import time
 from pathlib import Path
@@ -21,17 +20,11 @@ from typing import Any
 import msgpack
 import uvloop
 
-from benchmarks.commands import COIN, Generator, connected, mixed_frames, run
+from benchmarks.commands import Generator, connected, mixed_frames, opened
 from benchmarks.figures import add_arguments, medians, show
 from shards.buckets import bucket_id_of
-from tests.system.daemon import Daemon
+from tests.system.daemon import Daemon, cpu_seconds_of
 from tests.system.rpc import Rpc
-
-
-def cpu_of(pid: int) -> float:
-    """CPU seconds, user and system, of one process."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def routed(daemon: Daemon, frames: list[bytes]) -> list[tuple[int, int, list[bytes]]]:
@@ -61,12 +54,14 @@ async def one_run(daemon: Daemon, frames: list[bytes], depth: int, seconds: floa
         await connected(generator, port)
         generators.append(generator)
     await asyncio.sleep(seconds / 4)  # warm-up
-    before = [(cpu_of(pid), generator.answered) for (pid, _, _), generator in zip(workers, generators, strict=True)]
+    before = [
+        (cpu_seconds_of(pid), generator.answered) for (pid, _, _), generator in zip(workers, generators, strict=True)
+    ]
     began = time.perf_counter()
     await asyncio.sleep(seconds)
     elapsed = time.perf_counter() - began
     used = [
-        (cpu_of(pid) - cpu, generator.answered - answered)
+        (cpu_seconds_of(pid) - cpu, generator.answered - answered)
         for (pid, _, _), generator, (cpu, answered) in zip(workers, generators, before, strict=True)
     ]
     for generator in generators:
@@ -82,8 +77,6 @@ async def one_run(daemon: Daemon, frames: list[bytes], depth: int, seconds: floa
 async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """Both daemons in turns."""
     frames = mixed_frames(arguments.accounts, arguments.frames, arguments.seed)
-    users = (f"user_{number:07d}" for number in range(arguments.accounts))
-    first = [msgpack.packb([0, number, "top_up", [user, 1000 * COIN]]) for number, user in enumerate(users)]
     runs = []
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         daemons = {}
@@ -93,7 +86,7 @@ async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             daemons[workers] = Daemon(directory, shards__workers=workers, journal__segment_bytes=64 << 20)
         with daemons[1], daemons[2]:
             for daemon in daemons.values():
-                await run(daemon, [first], 2048, None)
+                await opened(daemon, arguments.accounts)
             for _ in range(arguments.runs):
                 per_s_1, alone = await one_run(daemons[1], frames, arguments.depth, arguments.seconds)
                 per_s_2, busier = await one_run(daemons[2], frames, arguments.depth, arguments.seconds)

@@ -2,9 +2,9 @@
 
 Two daemons, one with `--few` accounts and one with `--accounts`, both filled as `benchmarks.stock` does: each account
 with money, one rate line, and so an armed timer. Of the second one: resident memory of its workers an account, above
-that of workers that hold none; seconds from the start of the process to `/readyz` 200, from the snapshot; share of a
-core while nothing is due. Then the same commands (drawn from all accounts of each) to both in turns: CPU per command at
-the great number against the small one.
+that of workers that hold none; seconds from the start of the process until it says that it serves, from the snapshot;
+share of a core while nothing is due. Then the same commands (drawn from all accounts of each) to both in turns: CPU per
+command at the great number against the small one.
 
     python -m benchmarks.size --accounts 1000000
     python -m benchmarks.size --accounts 10000000 --workers 2      takes some minutes to fill, and 2.5 GB
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -58,8 +59,10 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=200_000)
     add_arguments(parser)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as name, contextlib.ExitStack() as stack:
         few, many = (Daemon(_made(Path(name) / part), shards__workers=arguments.workers) for part in ("few", "many"))
+        stack.callback(few.kill_all)
+        stack.callback(many.kill_all)
         few.start()
         time.sleep(1)
         empty_bytes = resident_bytes(few)
@@ -77,18 +80,14 @@ def main() -> None:
         rest_share = (many.cpu_seconds(beside=True) - cpu_s) / REST_S
         few.start()
         runs = []
-        try:
-            for _ in range(arguments.runs):
-                small = commands(few, arguments.few, arguments)["server_cpu_us_per_command"]
-                great = commands(many, arguments.accounts, arguments)
-                great_us = great["server_cpu_us_per_command"]
-                runs.append(
-                    {"few_cpu_us": small, "many_cpu_us": great_us, "ratio": round(great_us / small, 3)}
-                    | {"commands_per_s": great["commands_per_s"], "p99_ms": great["p99_ms"]}
-                )
-        finally:
-            few.stop()
-            many.kill()
+        for _ in range(arguments.runs):
+            small = commands(few, arguments.few, arguments)["server_cpu_us_per_command"]
+            great = commands(many, arguments.accounts, arguments)
+            great_us = great["server_cpu_us_per_command"]
+            runs.append(
+                {"few_cpu_us": small, "many_cpu_us": great_us, "ratio": round(great_us / small, 3)}
+                | {"commands_per_s": great["commands_per_s"], "p99_ms": great["p99_ms"]}
+            )
     result = {
         "bytes_per_account": round(account_bytes, 1),
         "start_s": round(started_s, 2),

@@ -66,6 +66,8 @@ class Paced(asyncio.Protocol):
                 self.transport.write(b"".join(out))
             await asyncio.sleep(max(0.0, began + ticks * TICK_S - time.perf_counter()))
         while self._due:
+            if self.transport.is_closing():
+                raise ConnectionError(f"{len(self._due)} commands were not answered")
             await asyncio.sleep(0.01)
 
 
@@ -127,10 +129,12 @@ async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for name, snapshot_bytes in (("without", 1 << 40), ("with", arguments.snapshot_bytes)):
             daemon = daemon_in(directory, arguments.workers, snapshot_bytes=snapshot_bytes)
-            daemon.start(wait_s=120)
-            await settled(daemon)
-            commands, pings, spans = await offer(daemon, arguments)
-            daemon.kill()
+            try:
+                daemon.start(wait_s=120)
+                await settled(daemon)
+                commands, pings, spans = await offer(daemon, arguments)
+            finally:
+                daemon.kill_all()
             within = spans if name == "with" else None
             if within is not None and not within:
                 raise RuntimeError("no snapshot was finished: more --seconds, or fewer --snapshot-bytes")

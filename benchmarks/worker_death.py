@@ -19,7 +19,7 @@ from typing import Any
 
 import uvloop
 
-from benchmarks.moves import quantile
+from benchmarks.figures import quantile
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 

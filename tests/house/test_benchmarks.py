@@ -12,15 +12,42 @@ import aiohttp
 import pytest
 
 import benchmarks
+from benchmarks.figures import medians, quantiles_ms
 from benchmarks.floor import DOORS, null_server
 from benchmarks.pauses import SNAPSHOTS, greatest, total
 from benchmarks.rpc_floor import CALLS, load
 from benchmarks.session_get import PARTS
+from tests.house.source import REPOSITORY
+
+OPTION = re.compile(r'add_argument\(\s*"(--[a-z-]+)"')
+TYPED = re.compile(r"(?:`|python -m )(?:benchmarks\.)?([a-z_]+)((?: [\w/.,=+:-]+)*)")
 
 
 def test_every_benchmark_can_be_imported() -> None:
     for module in pkgutil.iter_modules(benchmarks.__path__, "benchmarks."):
         assert importlib.import_module(module.name).__doc__
+
+
+def programs() -> dict[str, str]:
+    """name -> text, of what can be started."""
+    texts = {path.stem: path.read_text() for path in (REPOSITORY / "benchmarks").glob("*.py")}
+    return {name: text for name, text in texts.items() if "__main__" in text}
+
+
+def test_the_readme_lists_every_benchmark() -> None:
+    readme = (REPOSITORY / "benchmarks" / "README.md").read_text()
+    assert {name for name in programs() if f"benchmarks.{name}" not in readme} == set()
+
+
+def test_what_is_said_to_be_typed_has_only_options_that_there_are() -> None:
+    made = programs()
+    common = set(OPTION.findall((REPOSITORY / "benchmarks" / "figures.py").read_text()))
+    written = [(REPOSITORY / "benchmarks" / name).read_text() for name in ("README.md", "RESULTS.md")]
+    typed = [one for text in (*written, *made.values()) for one in TYPED.findall(text) if one[0] in made]
+    assert len(typed) > 80
+    for name, rest in typed:
+        options = set(OPTION.findall(made[name])) | (common if "add_arguments(" in made[name] else set())
+        assert not set(re.findall(r"--[a-z][a-z-]*", rest)) - options, (name, rest)
 
 
 def test_a_figure_that_the_daemon_does_not_have_is_an_error_and_not_zero() -> None:
@@ -46,3 +73,9 @@ def test_the_parts_that_a_get_is_divided_into_are_those_of_the_aiohttp_that_is_h
         for end, functions in places:
             defined = set(re.findall(r"def (\w+)", (packages / end).read_text()))
             assert not {*functions} - defined, end
+
+
+def test_nothing_measured_is_an_error_and_not_zero() -> None:
+    for read in (quantiles_ms, medians):
+        with pytest.raises((ValueError, LookupError)):
+            read([])

@@ -19,6 +19,12 @@ from tests.system.ports import free_port
 NOBODY = "http://127.0.0.1:9/off"  # nothing answers here; at the default one somebody may, such as another test's scene
 
 
+def cpu_seconds_of(pid: int) -> float:
+    """CPU that a process has used until now, user and system."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 class Daemon:
     """`billing serve` on a configuration of its own. Settings are `"section.key": value`."""
 
@@ -146,14 +152,13 @@ class Daemon:
         started (history, notices), which run behind the commands.
         """
         assert self.process is not None
-        ticks = 0
+        used_s = 0.0
         workers = self.worker_pids()
         others = [child for worker in workers for child in self._children(worker)] if beside else []
         for pid in (self.process.pid, *workers, *others):
             with contextlib.suppress(OSError):
-                fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-                ticks += int(fields[11]) + int(fields[12])
-        return ticks / os.sysconf("SC_CLK_TCK")
+                used_s += cpu_seconds_of(pid)
+        return used_s
 
     def kill(self, pid: int | None = None) -> None:
         """kill −9 of one process, or of the main process and all its workers."""
@@ -164,6 +169,20 @@ class Daemon:
         self.signal(signal.SIGKILL)
         self.process.wait()
         self.process = None
+
+    def kill_all(self) -> None:
+        """The same, and of what the workers started, where it runs; returns when nothing is left that writes to the
+        directory.
+        """
+        if self.process is None:
+            return
+        others = [child for worker in self.worker_pids() for child in self._children(worker)]
+        self.kill()
+        for pid in others:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+                while Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z":
+                    time.sleep(0.01)
 
     def signal(self, number: signal.Signals) -> None:
         """A signal to the main process and all its workers."""
