@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.system.systemd import Manager, start
@@ -68,8 +69,9 @@ def accounts_of(page: str) -> dict[str, float]:
 async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_feeds_it(
     data_dir: Path, manager: Manager
 ) -> None:
+    clock, suspended_s = ClockStep(data_dir, suspends=True), 0.0
     daemon = Daemon(data_dir)
-    start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
+    start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000", **clock.environment})
     try:
         manager.until("READY")
         rpc = await Rpc.connect(daemon.rpc_port)
@@ -85,6 +87,8 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         deadline = time.monotonic() + 40
         while not any("is silent: it has answered nothing" in status for status in manager.statuses()):
             assert time.monotonic() < deadline, manager.statuses()
+            suspended_s += 0.3  # the machine is, so that nobody waits for all of its patience
+            clock.suspended(suspended_s)
             time.sleep(0.1)
         with pytest.raises(urllib.error.HTTPError) as not_ready:
             urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=60)
