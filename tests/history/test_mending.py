@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import sqlite3
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -68,13 +68,15 @@ class Host:
 
     def mended(self, *hosts: Host, bytes_max: int = 2000) -> Mended | None:
         """After it has asked these, in parts of so many bytes."""
-        by_name = {one.home.name: one for one in hosts}
+        with ExitStack() as open_files:
+            files = {one.home.name: file_of(str(one.home), SHARD) for one in hosts}
+            by_name = {name: open_files.enter_context(closing(connect(file, KIND))) for name, file in files.items()}
 
-        def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
-            assert shard == SHARD
-            return by_name[host].gives(after, rows, last, min(most, bytes_max))
+            def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
+                assert shard == SHARD
+                return given_of(by_name[host], after, rows, last, min(most, bytes_max))
 
-        return mend(RealDisk(), str(self.home), SHARD, list(by_name), ask, lambda: None)
+            return mend(RealDisk(), str(self.home), SHARD, list(by_name), ask, lambda: None)
 
     def check(self) -> set[str]:
         """Every row that is there is one of the scene's, and in its place; the operations that were met."""
@@ -100,8 +102,9 @@ class Host:
         return found == [self.scene.history(user, limit=10**6) for user in self.scene.users]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def scene() -> Scene:
+    """All tests read it."""
     made = Scene(3, users=6)
     for _ in range(30):
         made.batch()
