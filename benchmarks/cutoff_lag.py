@@ -35,6 +35,7 @@ from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
 SETTLE_S = 3.0  # histories catch up
+QUIET_S = 15.0  # once after many accounts were opened, some ten seconds later, a daemon works for a while
 REST_S = 20.0  # after a start each timer is compared with the ledger
 
 
@@ -72,10 +73,10 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
     await many(rpc, [("top_up", f"other_{index}", 1) for index in range(10_000)])
     span = 3.0 if arguments.storm else arguments.seconds + 1.0
     # What is left after the rates are set is brought to its instant by debits, to the nanosecond.
-    lead_ns = int((span + 2 * SETTLE_S + 4) * COIN) + count * 100_000
+    lead_ns = int((span + QUIET_S + SETTLE_S + 4) * COIN) + count * 100_000
     target = (await rpc.ask("server_info"))["now_ns"] + lead_ns
     await _aim(rpc, users, target, 0 if arguments.storm else COIN * arguments.seconds / count, lead_ns)
-    await asyncio.sleep(SETTLE_S)
+    await asyncio.sleep(QUIET_S)
 
     async def spent() -> tuple[float, list[float]]:
         before = daemon.cpu_seconds(beside=True)
