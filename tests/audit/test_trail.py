@@ -12,9 +12,9 @@ from billing.audit import trail
 from billing.audit.reading import TrailReader, UnknownCursor
 from billing.audit.recorder import MINUTE_NS, REFUSALS_A_MINUTE, Recorder
 from billing.audit.trail import FILES_KEPT, Record, Trail, copy_trails
-from shards.system.disk import RealDisk
+from tests.shards.system.unsynced import UnsyncedDisk
 
-DISK = RealDisk()
+DISK = UnsyncedDisk()
 
 
 def record(at_ns: int, act: str = "move_bucket") -> dict[str, object]:

@@ -19,10 +19,10 @@ from billing.history.entries import UnknownCursor, page
 from billing.history.history_reader import HistoryReader
 from billing.history.store import Store, open_store
 from shards.batch import ENTRY
-from shards.system.disk import RealDisk
 from tests.history.test_store import batch_of, entry_of, opened
+from tests.shards.system.unsynced import UnsyncedDisk
 
-DISK = RealDisk()
+DISK = UnsyncedDisk()
 
 
 class Shards:

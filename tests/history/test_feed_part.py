@@ -18,9 +18,9 @@ from billing.history.feed_part import locate, part
 from billing.history.store import Store, open_store
 from billing.worker.feed import ROWS_A_SLICE, SharedFeedQuestion, merged, place_in, places_of
 from shards.batch import ENTRY
-from shards.system.disk import RealDisk
 from tests.history.test_entries import had, in_order
 from tests.history.test_store import batch_of, entry_of
+from tests.shards.system.unsynced import UnsyncedDisk
 
 LOG = identity_of_log("the log of the tests")
 
@@ -56,7 +56,7 @@ class Host:
 
     def opened(self, shard: int, *, first: int = 1, is_shared: bool = True) -> Store:
         head = len(self.journals.batches[shard])
-        file = ShardFile(str(self.directory), shard, first, head, RealDisk())
+        file = ShardFile(str(self.directory), shard, first, head, UnsyncedDisk())
         return open_store(file, suspect=False, is_shared=is_shared)[0]
 
     def catch_up(self, rng: random.Random | None = None) -> None:

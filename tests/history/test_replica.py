@@ -23,11 +23,11 @@ from billing.history.replica_link import BATCHES, SILENT_NS, Follow, Got, Read, 
 from shards.exits import Exit
 from shards.journal import Backend, Gap, LastSign, Unavailable
 from shards.system.clock import MACHINE_CLOCKS
-from shards.system.disk import RealDisk
 from shards.system.host import REAL, Child
 from shards.system.links import Wire
 from tests.history.scene import Scene
 from tests.history.test_store import NEWEST, opened
+from tests.shards.system.unsynced import UnsyncedDisk
 
 
 class Log:
@@ -97,7 +97,7 @@ class Host:
     async def follow(self, *shards: int) -> None:
         if not self.wire.is_open:
             ours, theirs = socket.socketpair()
-            made = Replica(RealDisk(), MACHINE_CLOCKS, lambda _: cast(Backend, self.log))
+            made = Replica(UnsyncedDisk(), MACHINE_CLOCKS, lambda _: cast(Backend, self.log))
             self.life = asyncio.create_task(serve(theirs, lambda: made))
             ours.setblocking(False)
             await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
@@ -131,7 +131,7 @@ class Host:
     def check(self, own: int, shard: int) -> None:
         """What this host's projector of `own` reads of the accounts of another shard is what they did."""
         store = opened(self.home / "history", shard=own, head=len(self.log.scenes[own].batches))
-        reader = HistoryReader(str(self.home / "history"), own, store.db, RealDisk())
+        reader = HistoryReader(str(self.home / "history"), own, store.db, UnsyncedDisk())
         scene = self.log.scenes[shard]
         for user in scene.users:
             assert reader.history(2, user, NEWEST, 10**6).rows == scene.history(user, limit=10**6)
@@ -192,7 +192,7 @@ async def test_what_the_log_has_no_more_is_on_record_as_lost(data_dir: Path, cap
     assert "batches 6 to 7 (2) are in neither file nor journal" in caplog.text
     await again.close()
     store = opened(data_dir / "history", shard=1, first=8, head=len(scene.batches))
-    reader = HistoryReader(str(data_dir / "history"), 1, store.db, RealDisk())
+    reader = HistoryReader(str(data_dir / "history"), 1, store.db, UnsyncedDisk())
     assert reader.lacks()
     rows = [row for user in scene.users for row in reader.history(1, user, NEWEST, 10**6).rows]
     assert MISSING in {row["operation"] for row in rows}

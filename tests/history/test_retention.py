@@ -19,7 +19,6 @@ from billing.history.retention import Postponed, prune
 from billing.history.store import Pages, Store, open_store, rows_are_sound
 from billing.ledger.money import INT64_MAX
 from shards.batch import ENTRY
-from shards.system.disk import RealDisk
 from tests.history import tampering
 from tests.history.books import Life, lives
 from tests.history.scene import Scene
@@ -27,6 +26,7 @@ from tests.history.test_entries import end_of
 from tests.history.test_period import File, answer_of, life_of, standing_of
 from tests.history.test_store import batch_of, opened, reader_of
 from tests.ledger.bank import HOUR, Bank
+from tests.shards.system.unsynced import UnsyncedDisk
 
 
 def prune_all(file: File, limit_ns: int) -> None:
@@ -68,7 +68,7 @@ class Wandering:
         self.user = life.timeline.entries[0].user_id
         self.stores = [opened(home, shard=shard) for shard in range(3)]
         self.readers = [
-            HistoryReader(str(home), shard, store.db, RealDisk()) for shard, store in enumerate(self.stores)
+            HistoryReader(str(home), shard, store.db, UnsyncedDisk()) for shard, store in enumerate(self.stores)
         ]
         self.shards: list[int] = []  # at which each entry was made
         positions, shard = [0, 0, 0], 0
@@ -189,7 +189,7 @@ def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(
     tampering.row_added(file.store.db, 22, lambda entry: entry._replace(entry_id=23))
     file.store.db.execute("UPDATE pages SET checksum = checksum + 1 WHERE first = 23")  # as damage would
     file.store.close()
-    store, remarks = open_store(ShardFile(str(tmp_path), 0, 22, 22, RealDisk()), suspect=True)
+    store, remarks = open_store(ShardFile(str(tmp_path), 0, 22, 22, UnsyncedDisk()), suspect=True)
     assert "it was damaged" in remarks[0]
     chain = Chain(reader_of(tmp_path, store), 1, b"u", standing_of(file.life))
     again, _ = answer_of(statement(chain, b"u", 111, 118, True, 1000, INT64_MAX))

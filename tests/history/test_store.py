@@ -27,19 +27,19 @@ from billing.ledger.entry import FIELDS, history_row, pack, pack_first, unpack
 from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import CAME_TO_NOTHING, ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED, slim, split_batch
 from shards.exits import Exit
-from shards.system.disk import RealDisk
 from tests.history.scene import Scene
+from tests.shards.system.unsynced import UnsyncedDisk
 
 NEWEST = INT64_MAX
 
 
 def opened(directory: Path, *, first: int = 1, head: int = 0, shard: int = 0) -> Store:
-    store, _ = open_store(ShardFile(str(directory), shard, first, head, RealDisk()), suspect=False)
+    store, _ = open_store(ShardFile(str(directory), shard, first, head, UnsyncedDisk()), suspect=False)
     return store
 
 
 def reader_of(directory: Path, store: Store, shard: int = 0) -> HistoryReader:
-    return HistoryReader(str(directory), shard, store.db, RealDisk())
+    return HistoryReader(str(directory), shard, store.db, UnsyncedDisk())
 
 
 def batch_of(*records: tuple[int, int, int, bytes]) -> bytes:
@@ -283,7 +283,7 @@ def test_of_two_writers_one_finds_another_position_and_ends(data_dir: Path) -> N
 def test_more_accounts_than_are_remembered(data_dir: Path) -> None:
     scene = Scene(users=30)
     opened(data_dir).close()
-    store = Store(file_of(str(data_dir), 0), 0, RealDisk(), users_max=3)
+    store = Store(file_of(str(data_dir), 0), 0, UnsyncedDisk(), users_max=3)
     for position in range(1, 60):
         store.take(position, scene.batch())
         store.flush()
@@ -350,7 +350,7 @@ def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answe
         if position <= 3:
             store.take(position, payload)
     store.close()
-    store, remarks = open_store(ShardFile(str(data_dir), 0, 7, 9, RealDisk()), suspect=False)
+    store, remarks = open_store(ShardFile(str(data_dir), 0, 7, 9, UnsyncedDisk()), suspect=False)
     assert store.position == 6
     assert "batches 4 to 6 (3) are in neither" in remarks[0]
     assert store.db.execute("SELECT position FROM losses").fetchall() == [(6,)]
@@ -426,7 +426,7 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Pat
     kept.rng.seed(77)  # from here on another past
     with pytest.raises(Ahead, match="up to batch 31, its journal only up to 20"):
         opened(data_dir, head=20)
-    store, remarks = open_store(ShardFile(str(data_dir), 0, 1, 20, RealDisk()), suspect=False, accept_loss=True)
+    store, remarks = open_store(ShardFile(str(data_dir), 0, 1, 20, UnsyncedDisk()), suspect=False, accept_loss=True)
     assert store.position == 18
     assert "ahead-1-shard-0.sqlite keeps what it was" in remarks[0]
     evidence = sqlite3.connect(data_dir / "ahead-1-shard-0.sqlite")
@@ -452,7 +452,7 @@ def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that
     store = opened(data_dir, head=9)
     all_rows(scene, reader_of(data_dir, store))
     store.close()
-    store, _ = open_store(ShardFile(str(data_dir), 0, 3, 5, RealDisk()), suspect=False, accept_loss=True)
+    store, _ = open_store(ShardFile(str(data_dir), 0, 3, 5, UnsyncedDisk()), suspect=False, accept_loss=True)
     assert (store.position, store.begins) == (2, 3)
     assert store.db.execute("SELECT count(*) FROM pages").fetchone() == (0,)
 
@@ -569,7 +569,7 @@ def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir: P
     store.db.execute(change[wrong])
     assert not rows_are_sound(store.db)
     store.close()
-    again, remarks = open_store(ShardFile(str(data_dir), 0, 1, 5, RealDisk()), suspect=True)
+    again, remarks = open_store(ShardFile(str(data_dir), 0, 1, 5, UnsyncedDisk()), suspect=True)
     assert "it was damaged" in remarks[0]
     for position in range(1, 6):
         again.take(position, scene.batches[position - 1])
@@ -603,7 +603,7 @@ def test_a_file_whose_end_does_not_agree_with_itself_is_not_written_on(data_dir:
     store.close()
     with pytest.raises(Damaged, match="does not agree with itself"):
         opened(data_dir, first=first, head=7)
-    again, remarks = open_store(ShardFile(str(data_dir), 0, first, 7, RealDisk()), suspect=True)
+    again, remarks = open_store(ShardFile(str(data_dir), 0, first, 7, UnsyncedDisk()), suspect=True)
     assert "it was damaged" in remarks[0]
     for position in range(again.position + 1, 8):
         again.take(position, scene.batches[position - 1] if position < 6 else scene.batch(20))

@@ -14,9 +14,9 @@ from billing.notices.opening import ensure_file, open_store
 from billing.notices.store import Store
 from shards.batch import LEAVE, RECEIVED
 from shards.journal import Retained
-from shards.system.disk import RealDisk
 from tests.history.test_store import batch_of
 from tests.notices.test_store import NOW_NS, Shard, ledger, top_up
+from tests.shards.system.unsynced import UnsyncedDisk
 
 __all__ = ["ledger"]
 
@@ -79,7 +79,7 @@ def copied(
     is_apart: bool = False,
 ) -> list[Copied]:
     cut = BackupCut(NOW_NS, shards, logs.__getitem__, is_apart)
-    return copy_notices(RealDisk(), str(source), str(target), cut, lambda: 300, meanwhile)
+    return copy_notices(UnsyncedDisk(), str(source), str(target), cut, lambda: 300, meanwhile)
 
 
 def owed(store: Store) -> list[str]:
@@ -107,7 +107,7 @@ def test_a_copy_ends_at_the_cut_wherever_its_notifier_is(homes: tuple[Path, Path
     (told,) = copied(*homes, [CutShard(1, cut, True, -1)], {1: Log(shard.batches)})
     wanted = [f"{entry}:account-topped_up" for entry in range(2, cut + 1)]
     assert told == Copied(1, len(wanted), 1 if wanted else cut, ["shard-1.sqlite", "begun-1"], [])
-    store = Store(str(homes[1]), 1, RealDisk())
+    store = Store(str(homes[1]), 1, UnsyncedDisk())
     assert (store.position, owed(store)) == (cut, wanted)
     store.close()
     shard.store.flush()
@@ -139,7 +139,7 @@ def test_what_is_taken_over_while_files_are_copied_is_in_one_of_them(homes: tupl
     assert not any(deleted)
     meanwhile()
     assert deleted.pop() == 2, "afterwards it goes on"
-    restored = Store(str(homes[1]), 1, RealDisk())
+    restored = Store(str(homes[1]), 1, UnsyncedDisk())
     assert restored.claim(1)
     assert owed(restored) == [f"{entry}:account-topped_up" for entry in (1, 2, 3)]
     restored.close()
@@ -162,7 +162,7 @@ def test_what_was_taken_over_behind_the_cut_is_kept(homes: tuple[Path, Path], le
     shards = [CutShard(1, 2, True, -1), CutShard(2, 2, True, -1)]
     told = copied(*homes, shards, {1: Log(taker.batches), 2: Log(giver.batches)})
     assert [one.owed for one in told] == [2, 0]
-    restored, _ = open_store(ShardFile(str(homes[1]), 1, 1, 2, RealDisk()), suspect=False, file_id=1, now_ns=NOW_NS)
+    restored, _ = open_store(ShardFile(str(homes[1]), 1, 1, 2, UnsyncedDisk()), suspect=False, file_id=1, now_ns=NOW_NS)
     assert owed(restored) == ["1:account-topped_up", "2:account-topped_up"]
     restored.close()
 
@@ -173,7 +173,7 @@ def test_of_a_shard_of_another_host_everything_since_it_had_settled_all_is_owed(
     shard = recorded_elsewhere(tmp_path, ledger, 1, 5)
     told = copied(*homes, [CutShard(1, 4, False, 2)], {1: Log(shard.batches)}, is_apart=True)
     assert [(one.owed, one.settled, one.remarks) for one in told] == [(2, 2, [])]
-    store = Store(str(homes[1]), 1, RealDisk())
+    store = Store(str(homes[1]), 1, UnsyncedDisk())
     assert owed(store) == ["3:account-topped_up", "4:account-topped_up"]
     store.close()
 
@@ -188,7 +188,7 @@ def test_of_a_shard_of_another_host_of_which_nothing_is_known_all_is_owed_where_
     shards = [CutShard(1, 0, True, -1), CutShard(2, 2, False, -1)]
     told = copied(*homes, shards, {1: Log([]), 2: Log(there.batches)}, is_apart=True)
     assert [(one.shard, one.owed, one.settled) for one in told] == [(1, 0, 0), (2, 2, 0)]
-    store = Store(str(homes[1]), 2, RealDisk())
+    store = Store(str(homes[1]), 2, UnsyncedDisk())
     assert owed(store) == ["1:account-topped_up", "2:account-topped_up"]
     store.close()
 
@@ -206,7 +206,7 @@ def test_where_nobody_is_told_of_anything_nothing_is_copied(homes: tuple[Path, P
     shards = [CutShard(1, 5, True, -1), CutShard(2, 5, False, -1)]
     assert copied(*homes, shards, {}) == []
     assert not homes[1].exists()
-    ensure_file(ShardFile(str(homes[0]), 1, 1, 5, RealDisk()), 7, NOW_NS)
+    ensure_file(ShardFile(str(homes[0]), 1, 1, 5, UnsyncedDisk()), 7, NOW_NS)
     assert Path(file_of(str(homes[0]), 1)).exists()
     (told,) = copied(*homes, shards[:1], {1: Log([b""] * 5)})
     assert (told.owed, told.settled) == (0, 5), "it had begun there"

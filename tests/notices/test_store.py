@@ -14,8 +14,8 @@ from billing.notices.link import settled_untold
 from billing.notices.opening import abandon, begun_of, ensure_file, open_store, skip
 from billing.notices.store import Store
 from shards.batch import CAME_TO_NOTHING, ENTRY, LEAVE, RECEIVED
-from shards.system.disk import RealDisk
 from tests.history.test_store import batch_of
+from tests.shards.system.unsynced import UnsyncedDisk
 
 COIN = 10**9
 NOW_NS = 1_700_000_000 * COIN
@@ -27,11 +27,11 @@ class Shard:
     def __init__(self, home: Path, shard: int, generation: int = 1, head: int = 0) -> None:
         self.home, self.shard, self.generation = home, shard, generation
         self.position = head
-        ensure_file(ShardFile(str(home), shard, 1, head, RealDisk()), 100 + shard, NOW_NS)
+        ensure_file(ShardFile(str(home), shard, 1, head, UnsyncedDisk()), 100 + shard, NOW_NS)
         self.open()
 
     def open(self) -> None:
-        file = ShardFile(str(self.home), self.shard, 1, self.position, RealDisk())
+        file = ShardFile(str(self.home), self.shard, 1, self.position, UnsyncedDisk())
         self.store, _ = open_store(file, suspect=False, file_id=200, now_ns=NOW_NS)
 
     def take(self, *records: tuple[int, int, int, bytes]) -> None:
@@ -79,13 +79,13 @@ def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path) -> No
     shard = Shard(tmp_path, 3, head=17)
     assert shard.store.position == 17
     shard.store.close()
-    ensure_file(ShardFile(str(tmp_path), 3, 1, 99, RealDisk()), 7, NOW_NS)
-    assert Store(str(tmp_path), 3, RealDisk()).position == 17
+    ensure_file(ShardFile(str(tmp_path), 3, 1, 99, UnsyncedDisk()), 7, NOW_NS)
+    assert Store(str(tmp_path), 3, UnsyncedDisk()).position == 17
     (tmp_path / "shard-4.sqlite").write_bytes(Path(file_of(str(tmp_path), 3)).read_bytes())
     with pytest.raises(StoreError, match="of shard 3"):
-        Store(str(tmp_path), 4, RealDisk())
-    assert abandon(str(tmp_path), 3, RealDisk())
-    assert not abandon(str(tmp_path), 3, RealDisk())
+        Store(str(tmp_path), 4, UnsyncedDisk())
+    assert abandon(str(tmp_path), 3, UnsyncedDisk())
+    assert not abandon(str(tmp_path), 3, UnsyncedDisk())
 
 
 def test_what_another_host_has_told_is_not_told_again(tmp_path: Path, ledger: Ledger) -> None:
@@ -94,7 +94,7 @@ def test_what_another_host_has_told_is_not_told_again(tmp_path: Path, ledger: Le
     top_up(ledger, shard)
     shard.store.flush()
     shard.store.close()
-    home, disk = str(tmp_path), RealDisk()
+    home, disk = str(tmp_path), UnsyncedDisk()
     assert not skip(home, 0, shard.position, disk), "it is as far as that itself"
     assert not skip(home, 0, -1, disk), "nothing is known of other hosts"
     assert skip(home, 0, 40, disk)
@@ -113,9 +113,9 @@ def test_while_nobody_is_told_what_is_settled_goes_on_with_the_journal(tmp_path:
     before = shard.store.settled()
     shard.store.close()
     assert settled_untold(-1, 50) == -1, "no host has ever told anything: there is nothing to record"
-    assert skip(str(tmp_path), 0, settled_untold(before, 50), RealDisk()), "what this host still owed is of before"
-    ensure_file(ShardFile(str(tmp_path), 0, 1, settled_untold(before, 50), RealDisk()), 300, NOW_NS)
-    store = Store(str(tmp_path), 0, RealDisk())
+    assert skip(str(tmp_path), 0, settled_untold(before, 50), UnsyncedDisk()), "what this host still owed is of before"
+    ensure_file(ShardFile(str(tmp_path), 0, 1, settled_untold(before, 50), UnsyncedDisk()), 300, NOW_NS)
+    store = Store(str(tmp_path), 0, UnsyncedDisk())
     assert (store.position, store.owed()) == (50, 0)
     store.close()
 
@@ -170,7 +170,7 @@ def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_
     for _ in range(4):
         top_up(ledger, shard)
     shard.store.close()
-    store = Store(str(tmp_path), 0, RealDisk())
+    store = Store(str(tmp_path), 0, UnsyncedDisk())
     with pytest.raises(Ahead, match="up to batch 4, its journal only up to 2"):
         store.settle(1, 2)
     assert "keeps what it was" in store.settle(1, 2, accept_loss=True)[0]
@@ -312,7 +312,7 @@ def test_a_departure_that_is_lost_with_its_file_is_not_waited_for(tmp_path: Path
     target.store.flush()
     assert not target.store.claim(1)
     Path(file_of(str(tmp_path), 0)).unlink()
-    said = ensure_file(ShardFile(str(tmp_path), 0, 5, 9, RealDisk()), 300, NOW_NS + 1)
+    said = ensure_file(ShardFile(str(tmp_path), 0, 5, 9, UnsyncedDisk()), 300, NOW_NS + 1)
     assert "made anew from batch 5" in said
     assert target.store.claim(1)
 
@@ -387,12 +387,12 @@ def test_a_file_that_is_gone_is_made_anew_as_far_as_the_journal_reaches(tmp_path
     top_up(ledger, shard)
     shard.store.close()
     Path(file_of(str(tmp_path), 0)).unlink()
-    assert "made anew from batch 1" in ensure_file(ShardFile(str(tmp_path), 0, 1, 1, RealDisk()), 300, NOW_NS)
-    assert Store(str(tmp_path), 0, RealDisk()).position == 0
+    assert "made anew from batch 1" in ensure_file(ShardFile(str(tmp_path), 0, 1, 1, UnsyncedDisk()), 300, NOW_NS)
+    assert Store(str(tmp_path), 0, UnsyncedDisk()).position == 0
     Path(begun_of(str(tmp_path), 0)).unlink()
     Path(file_of(str(tmp_path), 0)).unlink()
-    assert ensure_file(ShardFile(str(tmp_path), 0, 1, 1, RealDisk()), 300, NOW_NS) == ""
-    assert Store(str(tmp_path), 0, RealDisk()).position == 1, "there never were any"
+    assert ensure_file(ShardFile(str(tmp_path), 0, 1, 1, UnsyncedDisk()), 300, NOW_NS) == ""
+    assert Store(str(tmp_path), 0, UnsyncedDisk()).position == 1, "there never were any"
 
 
 def test_a_move_that_came_to_nothing_leaves_no_mark(tmp_path: Path, ledger: Ledger) -> None:
@@ -530,7 +530,9 @@ def test_a_changed_row_is_seen_and_the_file_is_made_anew(tmp_path: Path, ledger:
     changed(shard, damage)
     with pytest.raises(Damaged, match="a row is not what was written"):
         shard.open()
-    store, remarks = open_store(ShardFile(str(tmp_path), 0, 1, 3, RealDisk()), suspect=True, file_id=300, now_ns=NOW_NS)
+    store, remarks = open_store(
+        ShardFile(str(tmp_path), 0, 1, 3, UnsyncedDisk()), suspect=True, file_id=300, now_ns=NOW_NS
+    )
     assert "it was damaged" in remarks[0]
     assert store.position == 0, "it is fed from the beginning of the journal"
 
