@@ -67,9 +67,10 @@ class Mender:
         self._silent: set[str] = set()  # hosts that have not answered, about the file that is filled now
 
     def follow(self, directory: str, hosts: list[str]) -> None:
-        """Where the files are, and who can be asked from now on."""
-        if hosts != self._hosts:
-            self._waits.clear()
+        """Where the files are, and who can be asked from now on. What came to nothing is tried again at once: who
+        serves what has changed, and so who can be reached. A host that serves nothing yet reaches nobody.
+        """
+        self._waits.clear()
         self._directory, self._hosts = directory, hosts
         if not self._shard:
             self._process.later("mend", LOOK_S, self._look)
