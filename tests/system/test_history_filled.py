@@ -66,10 +66,11 @@ async def test_a_host_that_was_away_for_longer_than_the_log_goes_back_answers_fr
     hosts: list[Daemon],
 ) -> None:
     a, b = hosts
-    await asyncio.to_thread(a.start, WAIT_S)
-    b.launch()
+    for host in hosts:
+        host.launch()
     await wait_owners(a, "a", "b")
-    await wait_page(b, 200, "ready")
+    for host in hosts:
+        await wait_page(host, 200, "ready")
     caller = Caller(a.rpc_port)
     for _ in range(2):
         await caller.round()

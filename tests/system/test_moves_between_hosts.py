@@ -29,7 +29,7 @@ SHARDS = 2
 USERS = [f"mover_{number}" for number in range(8)]
 SPENDER = "spends"
 FIRST = 10**12
-LOAD_PAUSE_S = 0.02  # of each user at each door: a move meets some calls, and the cores are not full of them
+LOAD_PAUSE_S = 0.06  # of each user at each door: a move meets some calls, and the cores are not full of them
 
 
 @pytest.fixture
@@ -45,8 +45,8 @@ async def hosts(servers: NatsCluster, data_dir: Path) -> AsyncIterator[list[Daem
 async def both(hosts: list[Daemon]) -> tuple[Daemon, Daemon]:
     """The hosts, each with one of the shards."""
     a, b = hosts
-    await asyncio.to_thread(a.start, WAIT_S)
-    b.launch()
+    for host in hosts:
+        host.launch()
     await wait_owners(a, "a", "b")
     for host in hosts:
         await wait_page(host, 200, "ready")

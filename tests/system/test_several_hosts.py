@@ -259,8 +259,8 @@ async def test_a_backup_at_either_host_has_the_notices_that_both_owe(
     (data_dir / "files").mkdir()
     files = Daemon(data_dir / "files", **keys)
     try:
-        await asyncio.to_thread(hosts[0].start, WAIT_S)
-        hosts[1].launch()
+        for host in hosts:
+            host.launch()
         await wait_owners(hosts[0], "a", "b")
         for host in hosts:
             await wait_page(host, 200, "ready")
