@@ -34,6 +34,7 @@ from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
 from tests.simulation.wires import NetLoop, SimSocket
 
 LIFE_NS = 3600 * SECOND_NS  # of one run, in virtual time
+STARTS_MAX = 300  # behind ends of the main process: where each start ends so, a run would last long and fill the memory
 
 
 class World(Course):
@@ -69,6 +70,7 @@ class World(Course):
         self.supervisor: Supervisor | None = None
         self.supervising: SimProcess | None = None
         self.restart_wanted = True
+        self.starts = 0  # behind an end that nobody asked for
         self.exits: list[tuple[str, int]] = []
         self.refused: list[str] = []  # why the daemon did not start, or a shard was held
         self.applications: dict[int, Billing] = {}
@@ -143,6 +145,12 @@ class World(Course):
 
     def _start_again(self) -> None:
         if self.supervisor is None and self.restart_wanted:
+            self.starts += 1
+            if self.starts > STARTS_MAX:
+                self.trouble = self.trouble or Violation(
+                    f"the daemon was started {self.starts} times: {self.exits[-3:]}"
+                )
+                return
             self.start()
 
     def _on_process_trouble(self, name: str) -> Callable[[dict[str, Any]], None]:
