@@ -12,8 +12,9 @@ import sys
 import traceback
 from typing import Final
 
+from billing.config.schema import Config
 from billing.service.logs import set_up
-from billing.worker.application import Billing, build
+from billing.worker.application import Billing
 from shards.control import Begin
 from shards.exits import Exit, ending_of, text_of
 from shards.journal.backends import KINDS
@@ -52,7 +53,6 @@ def _load() -> None:
 
 
 def _build_logging(begin: Begin) -> Billing:
-    billing = build(begin)
-    recent = set_up(billing.config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
-    billing.recent = recent.rows
-    return billing
+    config = Config.from_json(begin.configuration)
+    recent = set_up(config.log, os.environ, {"BILLING_WORKER": str(begin.shard_id)})
+    return Billing(config, begin, recent=recent.rows)

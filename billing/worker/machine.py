@@ -53,14 +53,22 @@ def _refuse_other_version(bucket_id: int, block: bytes) -> None:
 class BillingMachine:
     """All accounts of one shard."""
 
-    def __init__(self, rules: Rules, reply: Callable[[EntryTuple, int], object] = answer) -> None:
-        """`reply(entry, bucket_id)`: what a command is answered."""
+    def __init__(
+        self,
+        rules: Rules,
+        reply: Callable[[EntryTuple, int], object] = answer,
+        release_held: Callable[[], int] = lambda: 0,
+        overdue_at_start: Callable[[], int] = lambda: 0,
+    ) -> None:
+        """`reply(entry, bucket_id)`: what a command is answered. `release_held` lets held cutoffs go and says how many
+        accounts that concerns; `overdue_at_start`: how many cutoffs were overdue.
+        """
         self._reply = reply
         self.ledger = Ledger(rules, self._file)
         self.records: list[Record] = self.ledger.records
         self.notices: list[Effect] = self.ledger.notices
-        self.release_held: Callable[[], int] = lambda: 0  # lets held cutoffs go; how many accounts that concerns
-        self.overdue_at_start: Callable[[], int] = lambda: 0  # cutoffs
+        self._release_held = release_held
+        self._overdue_at_start = overdue_at_start
         self.fired = 0  # filings that came due
         self._wheel: Wheel | None = None
         self._rows_shown = 0
@@ -122,9 +130,9 @@ class BillingMachine:
             case ("expirationd_stats",) | ("history_reached",) | ("feed_part", *_) | ("feed_where", *_):
                 return Later(query)
             case ("release_cutoffs",):
-                return self.release_held()
+                return self._release_held()
             case ("overdue",):
-                return self.overdue_at_start()
+                return self._overdue_at_start()
         raise AssertionError(f"no survey {query[0]}")
 
     def merge(self, operation: Command, parts: list[Any]) -> object:

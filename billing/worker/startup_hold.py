@@ -61,7 +61,6 @@ class StartupHold:
         if self.restored and not is_too_many:
             until_ns, overdue = first_ns, machine.overdue(first_ns)
         self.overdue = overdue
-        machine.overdue_at_start = lambda: self.overdue
         held = self.restored or is_too_many
         self._undecided = not held and self._hold_above >= 0 and overdue > 0
         if held or self._undecided:

@@ -19,7 +19,8 @@ from msgspec.structs import replace
 
 from billing.config.schema import Config, Cutoff, Ledger, Notify, class_of
 from billing.follower.link import FollowedShard
-from billing.worker.application import Billing, Outside
+from billing.worker.application import Billing
+from billing.worker.outside import Outside
 from shards.buckets import HASH_NAME
 from shards.control import Begin, WorkerSettings
 from shards.exits import Exit, ending_of

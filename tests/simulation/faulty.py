@@ -276,7 +276,7 @@ FAULTS = [
     ),
     Faulty(
         "delivered-before-2xx",
-        "billing/worker/application.py",
+        "billing/worker/outgoing_calls.py",
         "    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_FAILED,\n",
         "    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_DELIVERED,\n",
     ),

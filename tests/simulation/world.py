@@ -17,7 +17,8 @@ from msgspec.structs import replace
 from billing.config.schema import Config, Cutoff, Ledger, Notify, class_of
 from billing.expirationd.coming import coming_in
 from billing.ledger.money import INT64_MAX
-from billing.worker.application import Billing, Outside
+from billing.worker.application import Billing
+from billing.worker.outside import Outside
 from shards.control import Begin, WorkerSettings
 from shards.exits import Exit
 from shards.supervisor.settings import SupervisorSettings
@@ -228,8 +229,8 @@ class World(Course):
     def _look_at_timers(self) -> None:
         """The scrubber of `billing.worker.periodic_checks` would mend timers that are missing; there must be none."""
         for shard_id, application in self.applications.items():
-            checks = application._checks
-            if checks is not None and checks._scrubber.mismatches:
+            serving = application.serving
+            if serving is not None and serving.calls.checks._scrubber.mismatches:
                 self.on_trouble({"message": f"shard {shard_id}: accounts were not filed for what is coming (I18)"})
 
     def _look_at_books(self) -> None:

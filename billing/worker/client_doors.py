@@ -1,0 +1,84 @@
+"""The doors that a worker opens to clients: who may come in, how many, over which TLS, and what they are told of it."""
+
+from __future__ import annotations
+
+import secrets
+import socket
+from typing import Any
+
+from billing import __version__
+from billing.api.auth import Guard
+from billing.api.connection_limits import limits_of
+from billing.api.door import Audit, Door
+from billing.api.opening import Doors
+from billing.api.tls import server_context
+from billing.config.schema import Config
+from billing.worker.outside import Outside
+from shards.system.disk import read_file
+from shards.worker.hosting import ServedShard
+
+
+class ClientDoors:
+    """All doors of one worker."""
+
+    def __init__(self, worker: ServedShard, config: Config, audit: Audit, outside: Outside) -> None:
+        """Nobody is let in before `listen`. `audit`: the operators' record."""
+        self._worker = worker
+        self._config = config
+        self._disk = outside.disk
+        clocks = outside.clocks
+        limits = limits_of(config.rpc, config.cutoff.concurrency)
+        door = self._door = Door(worker, self._guard(), clocks.boot_ns, self._server_info, limits, worker.fail, audit)
+        door.start()
+        self._tls = server_context(config.rpc)
+        self._doors = Doors(door, self._tls, clocks.wall_ns, secrets.token_bytes)
+
+    async def listen(self, listeners: list[tuple[str, socket.socket]]) -> None:
+        """Lets clients in by these sockets, of the kinds that `billing.api.opening` lists."""
+        for kind, listener in listeners:
+            await self._doors.listen(kind, listener)
+
+    def configure(self, config: Config) -> None:
+        """Takes up tokens, limits and the certificate; connections that there are stay."""
+        self._config = config
+        self._door.take_guard(self._guard())
+        self._door.limits = limits_of(config.rpc, config.cutoff.concurrency)
+        if self._tls is not None:
+            self._tls.load_cert_chain(config.rpc.tls_cert, config.rpc.tls_key)
+
+    def note_error(self, reply: object) -> None:
+        """Counts a refusal that the client of another worker gets."""
+        self._door.note_error(reply)
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator."""
+        return self._door.figures()
+
+    def stop_listening(self) -> None:
+        """No new connections; those that there are stay."""
+        self._doors.stop_listening()
+
+    def drain(self) -> None:
+        """Takes no new requests; what was asked is still answered."""
+        self._door.drain()
+
+    def close(self) -> None:
+        """Ends the connections."""
+        self._door.close()
+
+    def _guard(self) -> Guard:
+        file = self._config.rpc.tokens_file
+        return Guard(read_file(self._disk, file).decode() if file else None)
+
+    def _server_info(self) -> dict[str, object]:
+        worker, config = self._worker, self._config
+        return {
+            "version": __version__,
+            "shard_id": worker.shard_id,
+            "shards": len(worker.map.weights),
+            "bucket_count": worker.map.bucket_count,
+            "now_ns": worker.now_ns(),
+            "journal_sync": config.journal.sync,
+            "after_exhaustion": config.cutoff.after_exhaustion,
+            "request_ids_per_bucket": config.ledger.request_ids_per_bucket,
+        }

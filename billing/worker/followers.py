@@ -1,0 +1,84 @@
+"""What follows the journal of a served shard: its history, and its notices where `notify.url` is set.
+
+They are opened before the worker answers anything, are handed each durable batch, and are ended behind the last one.
+The journal is kept up to where each of them has everything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from billing.config.schema import Config
+from billing.expirationd.delivery import DeliverySettings
+from billing.follower.link import FollowedShard, FollowerLink
+from billing.history.cursor import identity_of_log
+from billing.history.link import HistorySettings
+from billing.notices.link import settled_untold
+from billing.notices.settings import NoticeSettings
+from billing.worker.outside import Outside
+from shards.control import Begin
+from shards.worker.hosting import ServedShard
+
+FOLLOWERS_AFTER_S: Final = 0.3  # where hosts take shards over: a process that starts takes a core from first answers
+
+
+class Followers:
+    """The followers of one shard."""
+
+    def __init__(
+        self, worker: ServedShard, begin: Begin, config: Config, calls: DeliverySettings, outside: Outside
+    ) -> None:
+        """They begin to follow. `calls`: notices are signed with the same secrets and wait as long."""
+        self._worker = worker
+        self._settled = begin.settled
+        accepts_loss = config.journal.sync != "always"  # then a loss of power may take the journal's last batches
+        shard = FollowedShard(f"{begin.directory}/history", worker.shard_id, worker.journal)
+        identity = identity_of_log(begin.log) if begin.log else b""
+        self.history = outside.history(shard, HistorySettings(accepts_loss, config.history.keep_days, identity))
+        self.history.start(FOLLOWERS_AFTER_S if begin.log else 0.0)
+        settings = NoticeSettings(
+            config.notify.url,
+            calls.secrets,
+            calls.timeout_s,
+            calls.connect_timeout_s,
+            accepts_loss,
+            is_apart=begin.links is not None,  # a bucket may come from a shard whose files another host has
+        )
+        notices = outside.notices(shard._replace(directory=f"{begin.directory}/notices"), settings, begin.settled)
+        self._tells = notices is not None
+        self._links: list[FollowerLink] = [self.history] if notices is None else [self.history, notices]
+        self.hand = self.history.hand if notices is None else self._hand_all  # takes (position, payload) of a batch
+
+    def _hand_all(self, position: int, payload: bytes) -> None:
+        for link in self._links:
+            link.hand(position, payload)
+
+    def trim_floor(self) -> int:
+        """The journal's position up to which all followers have everything."""
+        return min(link.trim_floor() for link in self._links)
+
+    def obstacle(self) -> str:
+        """What a follower still needs of the shard; empty for nothing."""
+        return next((found for link in self._links if (found := link.obstacle())), "")
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator. `settled`: the batch up to which nobody is owed a notice, -1 where that is unknown
+        or of no interest.
+        """
+        told: dict[str, Any] = {}
+        for link in self._links:
+            told |= link.figures()
+        told["trouble"] = "; ".join(silent for link in self._links if (silent := link.silence()))
+        if self._tells:
+            told["settled"] = told.get("notices_settled", -1)
+        else:
+            told["settled"] = settled_untold(self._settled, self._worker.journal.head)
+        if "notices_owed" in told:
+            at_ns = told["notices_oldest_at_ns"] if told["notices_owed"] else 0
+            told["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1
+        return told
+
+    async def close(self) -> None:
+        """Lets them write what was committed, and ends them."""
+        await asyncio.gather(*(link.close() for link in self._links))

@@ -1,0 +1,238 @@
+"""The calls that a worker makes for its accounts: cutoffs and restores, from what became owed to what came of it.
+
+The worker tells notices once all that they tell is durable; they go to the delivery, which asks the ledger for the call
+itself right before it sends (`_owed`). What became of a call goes back to the ledger as a command, through the journal
+like every other (`_report`). Nothing is sent for a bucket that is on its way out, nor while the journal's grant of time
+does not hold, and what was overdue at the start waits as `startup_hold` says.
+
+A changed configuration brings another delivery, which takes over all that is owed once the calls of the old one ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from billing.config.schema import Cutoff
+from billing.expirationd.delivery import (
+    DELIVERED,
+    FAILED_ATTEMPT,
+    STARTED,
+    Delivery,
+    DeliverySettings,
+    Obligations,
+    Owed,
+    Surroundings,
+)
+from billing.expirationd.routes import CUTOFF, RESTORE
+from billing.ledger import commands as ops
+from billing.ledger.ledger import RETRY
+from billing.ledger.posting import SUPERSEDED
+from billing.signature import parse_secrets
+from billing.worker.classes import calls_of_classes
+from billing.worker.machine import BillingMachine
+from billing.worker.outside import Outside
+from billing.worker.periodic_checks import PeriodicChecks
+from billing.worker.startup_hold import StartupHold
+from shards.machine import Effect
+from shards.system.disk import Disk, read_file
+from shards.worker.hosting import ServedShard
+
+DRAIN_DELIVERY_S: Final = 2.0
+
+_REPORTS: Final = {
+    (CUTOFF, STARTED): ops.CUTOFF_STARTED,
+    (CUTOFF, DELIVERED): ops.CUTOFF_DELIVERED,
+    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_FAILED,
+    (RESTORE, STARTED): ops.RESTORE_STARTED,
+    (RESTORE, DELIVERED): ops.RESTORE_DELIVERED,
+    (RESTORE, FAILED_ATTEMPT): ops.RESTORE_FAILED,
+}
+
+
+def delivery_settings(cutoff: Cutoff, disk: Disk) -> DeliverySettings:
+    """What delivery needs of the configuration, with the secrets out of their file."""
+    secrets = parse_secrets(read_file(disk, cutoff.secret_file).decode()) if cutoff.secret_file else ()
+    return DeliverySettings(
+        url=cutoff.url,
+        restore_url=cutoff.restore_url,
+        method=cutoff.method,
+        secrets=tuple(secrets),
+        concurrency=cutoff.concurrency,
+        timeout_s=cutoff.timeout_s,
+        connect_timeout_s=cutoff.connect_timeout_s,
+        warm=cutoff.warm_connections,
+        classes=calls_of_classes(cutoff),
+    )
+
+
+class BucketCalls:
+    """Which buckets are on their way out, and for whom calls are in flight. It is there before anything is called:
+    moves begin before the doors are open.
+    """
+
+    def __init__(self) -> None:
+        self.paused: set[int] = set()  # bucket ids: no call is begun for them
+        self._users: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
+
+    def begin(self, bucket_id: int, user_id: bytes) -> None:
+        """A call is begun."""
+        self._users.setdefault(bucket_id, set()).add(user_id)
+
+    def end(self, bucket_id: int, user_id: bytes) -> None:
+        """It has ended, or none was begun."""
+        users = self._users.get(bucket_id)
+        if users is not None:
+            users.discard(user_id)
+            if not users:
+                del self._users[bucket_id]
+
+    def is_begun(self, bucket_id: int, user_id: bytes) -> bool:
+        """Whether a call for this user is in flight."""
+        return user_id in self._users.get(bucket_id, ())
+
+    def in_flight(self, bucket_id: int) -> int:
+        """How many calls for this bucket are."""
+        return len(self._users.get(bucket_id, ()))
+
+
+class OutgoingCalls:
+    """Those of one served shard, and what is checked of them periodically (`checks`)."""
+
+    def __init__(
+        self,
+        machine: BillingMachine,
+        worker: ServedShard,
+        startup_hold: StartupHold,
+        bucket_calls: BucketCalls,
+        settings: DeliverySettings,
+        recheck_s: float,
+        outside: Outside,
+    ) -> None:
+        """Takes up what was owed when the last life ended."""
+        self._machine = machine
+        self._ledger_owed = machine.ledger.owed
+        self._worker = worker
+        self._may_act = worker.may_act
+        self._startup_hold = startup_hold
+        self._bucket_calls = bucket_calls
+        self._paused = bucket_calls.paused
+        self._settings = settings  # the newest
+        self._surroundings = Surroundings(outside.clocks, outside.rng, outside.endpoint)
+        self._changing: set[asyncio.Task[None]] = set()
+        now_ns = worker.fresh_now_ns
+        self.delivery = self._new_delivery()
+        startup_hold.take_up(machine, self.delivery, now_ns())
+        startup_hold.ask(worker.operate, len(worker.map.weights), self.release_held)
+        boot_ns = outside.clocks.boot_ns
+        self.checks = PeriodicChecks(machine, self.delivery, now_ns, worker.apply, worker.wake, recheck_s, boot_ns)
+        self.checks.start()
+
+    def _new_delivery(self) -> Delivery:
+        worker = self._worker
+        obligations = Obligations(self._owed, self._report, worker.may_act)
+        delivery = Delivery(obligations, self._settings, worker.fresh_now_ns, worker.fail, self._surroundings)
+        delivery.start()
+        return delivery
+
+    # -- what becomes owed ------------------------------------------------------------------------------------------
+
+    def tell(self, notices: list[Effect]) -> None:
+        """An account that owes a call goes to the outbox, which asks the ledger for the call itself right before it
+        sends.
+        """
+        delivery, machine = self.delivery, self._machine
+        has_classes, holds_back = bool(delivery.settings.classes), self._startup_hold.holds_back
+        now_ns = delivery.now_ns()
+        for kind, _, bucket_id, user_id, seq in notices:
+            class_name = machine.class_of(bucket_id, user_id) if has_classes else ""
+            if kind in (CUTOFF, RESTORE):
+                if kind != CUTOFF or not holds_back(machine, delivery, bucket_id, user_id, seq):
+                    delivery.owe(bucket_id, user_id, kind, now_ns, seq=seq, class_name=class_name)
+            elif kind == RETRY:
+                known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
+                delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if known else seq, class_name)
+            elif kind == SUPERSEDED:
+                delivery.outbox.superseded(bucket_id, user_id, seq)
+        delivery.rouse(now_ns)
+
+    def take_up(self, bucket_id: int) -> None:
+        """Makes what calls this bucket owes, from now on."""
+        self._owe(list(self._machine.owed_in(bucket_id)))
+        self.checks.take_up(bucket_id)
+
+    def forget(self, bucket_id: int) -> None:
+        """The bucket is another's: whatever the outbox still has of it turns out not to be owed."""
+        self.delivery.outbox.leave(bucket_id)
+
+    def renewed(self) -> None:
+        """Takes up again what was not called while the journal's grant had run out."""
+        self._owe(list(self._machine.owed()))
+
+    def release_held(self) -> int:
+        """Lets the cutoffs go that waited since the start; how many accounts that concerns."""
+        return self._startup_hold.release(self._machine, self.delivery)
+
+    def is_held(self, bucket_id: int, user_id: bytes) -> bool:
+        """Whether this user's cutoffs wait for a release."""
+        return self.delivery.outbox.is_held(bucket_id, user_id)
+
+    def _owe(self, owed: list[tuple[int, bytes, str, int, int, str]]) -> None:
+        """Lets the delivery know of all this, once what determined it is durable."""
+        if owed:
+            self._worker.when_durable(lambda: self._startup_hold.hand_over(owed, self.delivery))
+
+    # -- what the delivery asks and says ----------------------------------------------------------------------------
+
+    def _owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
+        if bucket_id in self._paused or not self._may_act():
+            return None  # another owner may make this call: `take_up` or `renewed` comes where it is this one's
+        call = self._ledger_owed(bucket_id, user_id)
+        if call is None:
+            return None
+        class_name = call.class_name.decode()
+        if not self.delivery.calls(call.kind, class_name):
+            return None  # a restore of before, of an account whose class has no restore URL now
+        return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, call.due_ns, class_name)
+
+    def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
+        op, calls = _REPORTS[kind, outcome], self._bucket_calls
+        unbegun = op == ops.CUTOFF_FAILED and not calls.is_begun(bucket_id, user_id)
+        if outcome == STARTED:
+            calls.begin(bucket_id, user_id)
+        else:
+            calls.end(bucket_id, user_id)
+        self._worker.report(bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255], b"", b""))
+        if op == ops.CUTOFF_DELIVERED:
+            self.checks.delivered(bucket_id, user_id, seq)
+
+    # -- its life ---------------------------------------------------------------------------------------------------
+
+    def configure(self, settings: DeliverySettings) -> None:
+        """Changes to a delivery with these settings. Calls under way end as they began."""
+        self._settings = settings
+        if settings != self.delivery.settings:
+            task = asyncio.get_running_loop().create_task(self._change())
+            self._changing.add(task)
+            task.add_done_callback(self._changing.discard)
+
+    async def _change(self) -> None:
+        """Another delivery takes over all that is owed, once the calls of the old one have ended."""
+        old = self.delivery
+        await old.drain(DRAIN_DELIVERY_S)
+        await old.close()
+        self.delivery = self.checks.delivery = self._new_delivery()
+        self._owe(list(self._machine.owed()))
+
+    def figures(self) -> dict[str, Any]:
+        """Counters for the operator."""
+        return self.delivery.figures() | self.checks.figures()
+
+    async def drain(self) -> None:
+        """Begins no further call, and waits for those in flight a little."""
+        await self.delivery.drain(DRAIN_DELIVERY_S)
+
+    async def close(self) -> None:
+        """Ends at once. What is in flight stays owed."""
+        self.checks.close()
+        await self.delivery.close()

@@ -1,0 +1,82 @@
+"""What a worker answers beside the state machine, after a while: a table from the name of a question to its handler.
+
+accounts, pending_cutoffs    this shard's part of a page, in slices between which others are served
+forecast, expirationd_stats  this shard's part of what `periodic_checks` knows
+explain                      why an account stands where it stands
+audit                        a page of the operators' record of this host
+history, entries, …          see `history_questions`
+"""
+
+from __future__ import annotations
+
+from billing.audit.reading import UnknownCursor
+from billing.audit.recorder import Recorder, TooManyReads
+from billing.audit.trail import Record
+from billing.ledger.errors import Refused
+from billing.worker.explain import explain
+from billing.worker.history_questions import Done, Handler, HistoryQuestions, go_on
+from billing.worker.machine import BillingMachine
+from billing.worker.outgoing_calls import OutgoingCalls
+from billing.worker.pages import Selection, account_page, cutoff_page
+from shards.machine import Command
+from shards.worker.hosting import ServedShard
+
+
+class Questions:
+    """Those to the worker of one shard."""
+
+    def __init__(
+        self,
+        machine: BillingMachine,
+        worker: ServedShard,
+        calls: OutgoingCalls,
+        audit: Recorder,
+        history: HistoryQuestions,
+    ) -> None:
+        self._machine = machine
+        self._worker = worker
+        self._calls = calls
+        self._record = audit
+        self._handlers: dict[str, Handler] = {
+            "accounts": self._accounts,
+            "pending_cutoffs": self._pending_cutoffs,
+            "forecast": self._checks,
+            "expirationd_stats": self._checks,
+            "explain": self._explain,
+            "audit": self._audit,
+            **history.handlers,
+        }
+
+    def answer(self, bucket_id: int, query: Command, done: Done) -> None:
+        """`query` is the name of a question with what it asks; `done(reply)` comes once."""
+        self._handlers[query[0]](bucket_id, query, done)
+
+    def _accounts(self, bucket_id: int, query: Command, done: Done) -> None:
+        _, after, limit, *selection = query
+        now_ns = self._worker.fresh_now_ns()
+        go_on(account_page(self._machine.ledger, now_ns, after, limit, Selection(*selection)), done)
+
+    def _pending_cutoffs(self, bucket_id: int, query: Command, done: Done) -> None:
+        _, after, limit = query
+        go_on(cutoff_page(self._machine.ledger.books, after, limit, self._calls.is_held), done)
+
+    def _checks(self, bucket_id: int, query: Command, done: Done) -> None:
+        go_on(self._calls.checks.answer(self._worker.shard_id, query), done)
+
+    def _explain(self, bucket_id: int, query: Command, done: Done) -> None:
+        done(explain(self._machine, bucket_id, query[1], self._worker, self._calls.delivery))
+
+    def _audit(self, bucket_id: int, query: Command, done: Done) -> None:
+        _, after, limit, actor, act = query
+
+        def on_page(found: list[Record] | Exception) -> None:
+            if isinstance(found, UnknownCursor):
+                done(Refused("UNKNOWN_CURSOR", str(found)))
+            elif isinstance(found, TooManyReads):
+                done(Refused("BUSY", str(found)))
+            elif isinstance(found, Exception):
+                done(Refused("UNAVAILABLE", f"the record cannot be read: {found}"))
+            else:
+                done(found)
+
+        self._record.read(after.decode(), limit, actor.decode(), act.decode(), on_page)
