@@ -83,7 +83,7 @@ async def test_a_host_that_was_away_for_longer_than_the_log_goes_back_answers_fr
     while not await asyncio.to_thread(is_behind_the_log, a, b):
         assert time.monotonic() < deadline, "nothing is trimmed"
         begin_snapshots(a)
-        await asyncio.sleep(0.1)
+        await caller.round()
 
     b.launch()
     await wait_owners(a, "a", "b")

@@ -129,8 +129,9 @@ async def test_a_host_that_stood_by_answers_from_its_own_file_what_the_log_has_l
     deadline = time.monotonic() + WAIT_S
     while not is_trimmed(servers):
         assert time.monotonic() < deadline, "nothing is trimmed"
+        await caller.round()  # makes a file durable within ten seconds where it could not be at its start
+        wait_followed(b)
         begin_snapshots(a)
-        time.sleep(0.1)
     a.kill()
     b.wait_ready(WAIT_S)
     caller.port, caller._rpc = b.rpc_port, None
@@ -175,7 +176,7 @@ async def test_a_host_that_is_stopped_is_followed_by_another_and_serves_again_al
     while not is_trimmed(servers):
         assert time.monotonic() < deadline, "nothing is trimmed"
         begin_snapshots(b)
-        time.sleep(0.1)
+        await caller.round()
 
     a.launch()  # as after a week: what it has seen last is gone from the log
     wait_standing_by(a, "b")
