@@ -133,8 +133,9 @@ class Billing:
 
     def committed(self, position: int, payload: bytes) -> None:
         """Hands a durable batch on to the history and the notices."""
-        assert self.serving is not None, "committed before it was opened"
-        self.serving.followers.hand(position, payload)
+        serving = self.serving
+        assert serving is not None, "committed before it was opened"
+        serving.followers.hand(position, payload)
 
     def tell(self, notices: list[Effect]) -> None:
         """Makes the calls that became owed."""

@@ -119,7 +119,9 @@ class OutgoingCalls:
         self._paused = bucket_calls.paused
         self._settings = settings  # the newest
         self._surroundings = Surroundings(outside.clocks, outside.rng, outside.endpoint)
-        self._changing: set[asyncio.Task[None]] = set()
+        self._changes: set[asyncio.Task[None]] = set()
+        self._changing = asyncio.Lock()
+        self._is_ending = False
         now_ns = worker.fresh_now_ns
         self.delivery = self._new_delivery()
         startup_hold.take_up(machine, self.delivery, now_ns())
@@ -142,13 +144,15 @@ class OutgoingCalls:
         sends.
         """
         delivery, machine = self.delivery, self._machine
-        has_classes, holds_back = bool(delivery.settings.classes), self._startup_hold.holds_back
+        classes, hold = delivery.settings.classes, self._startup_hold
         now_ns = delivery.now_ns()
         for kind, _, bucket_id, user_id, seq in notices:
-            class_name = machine.class_of(bucket_id, user_id) if has_classes else ""
-            if kind in (CUTOFF, RESTORE):
-                if kind != CUTOFF or not holds_back(machine, delivery, bucket_id, user_id, seq):
-                    delivery.owe(bucket_id, user_id, kind, now_ns, seq=seq, class_name=class_name)
+            class_name = machine.class_of(bucket_id, user_id) if classes else ""
+            if kind == CUTOFF:
+                if not hold.holds_back(machine, delivery, bucket_id, user_id, seq):
+                    delivery.owe(bucket_id, user_id, kind, now_ns, False, seq, class_name)
+            elif kind == RESTORE:
+                delivery.owe(bucket_id, user_id, kind, now_ns, False, seq, class_name)
             elif kind == RETRY:
                 known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
                 delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if known else seq, class_name)
@@ -213,16 +217,22 @@ class OutgoingCalls:
         self._settings = settings
         if settings != self.delivery.settings:
             task = asyncio.get_running_loop().create_task(self._change())
-            self._changing.add(task)
-            task.add_done_callback(self._changing.discard)
+            self._changes.add(task)
+            task.add_done_callback(self._changes.discard)
 
     async def _change(self) -> None:
-        """Another delivery takes over all that is owed, once the calls of the old one have ended."""
-        old = self.delivery
-        await old.drain(DRAIN_DELIVERY_S)
-        await old.close()
-        self.delivery = self.checks.delivery = self._new_delivery()
-        self._owe(list(self._machine.owed()))
+        """Another delivery takes over all that is owed, once the calls of the old one have ended: one change at a time,
+        since two deliveries would make each call twice.
+        """
+        async with self._changing:
+            old = self.delivery
+            if old.settings == self._settings:
+                return  # the change before this one was made with the newest settings
+            await old.drain(DRAIN_DELIVERY_S)
+            await old.close()
+            if not self._is_ending:
+                self.delivery = self.checks.delivery = self._new_delivery()
+                self._owe(list(self._machine.owed()))
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
@@ -230,6 +240,7 @@ class OutgoingCalls:
 
     async def drain(self) -> None:
         """Begins no further call, and waits for those in flight a little."""
+        self._is_ending = True
         await self.delivery.drain(DRAIN_DELIVERY_S)
 
     async def close(self) -> None:

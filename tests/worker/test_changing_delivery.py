@@ -1,0 +1,113 @@
+"""A changed configuration brings one other delivery, however fast changes follow each other, and none to who ends.
+
+An endpoint that is slow to close holds the change open, so that what comes meanwhile meets it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from billing.expirationd.delivery import DeliverySettings
+from billing.expirationd.endpoint import Endpoint, Limits
+from billing.ledger.ledger import Rules
+from billing.worker.machine import BillingMachine
+from billing.worker.outgoing_calls import BucketCalls, OutgoingCalls
+from billing.worker.outside import REAL
+from billing.worker.startup_hold import StartupHold
+from shards.system.clock import MACHINE_CLOCKS, Clocks
+from shards.system.disk import RealDisk
+
+FIRST, SECOND, THIRD = (DeliverySettings(f"http://127.0.0.1:9/{name}", warm=0) for name in ("a", "b", "c"))
+
+
+class SlowToClose(Endpoint):
+    """Closes once it may."""
+
+    may_close: asyncio.Event
+
+    async def close(self) -> None:
+        await self.may_close.wait()
+        await super().close()
+
+
+class Scene:
+    """The outgoing calls of a shard without accounts."""
+
+    def __init__(self, directory: Path) -> None:
+        self.may_close = asyncio.Event()
+        self.endpoints: list[Endpoint] = []
+        machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=False))
+        machine.start(MACHINE_CLOCKS.wall_ns())
+        self.broken: list[BaseException] = []
+        worker: Any = SimpleNamespace(
+            fresh_now_ns=MACHINE_CLOCKS.wall_ns,
+            may_act=lambda: True,
+            fail=self.broken.append,
+            operate=None,
+            apply=None,
+            wake=lambda: None,
+            map=SimpleNamespace(weights={1: 1}),
+        )
+        hold = StartupHold(RealDisk(), str(directory), -1)
+        outside = REAL._replace(rng=random.Random(1), endpoint=self.endpoint)
+        self.calls = OutgoingCalls(machine, worker, hold, BucketCalls(), FIRST, 0.0, outside)
+
+    def endpoint(self, origin: str, limits: Limits, clocks: Clocks, tls: ssl.SSLContext | None) -> Endpoint:
+        made = SlowToClose(origin, limits, clocks, tls)
+        made.may_close = self.may_close
+        self.endpoints.append(made)
+        return made
+
+    def open_endpoints(self) -> list[Endpoint]:
+        return [one for one in self.endpoints if not one.closed]
+
+    async def changed(self) -> None:
+        """Lets the old delivery close, and waits until no change is under way."""
+        self.may_close.set()
+        while self.calls._changes:
+            await asyncio.wait(set(self.calls._changes))
+            await asyncio.sleep(0)
+
+    async def close(self) -> None:
+        self.may_close.set()
+        await self.calls.close()
+        assert not self.open_endpoints()
+        assert self.broken == []
+
+
+async def test_the_newest_of_two_changes_counts_and_no_delivery_is_left_behind(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.calls.configure(SECOND)
+    await asyncio.sleep(0)
+    scene.calls.configure(THIRD)
+    await scene.changed()
+    assert scene.calls.delivery.settings == THIRD
+    assert scene.calls.checks.delivery is scene.calls.delivery
+    assert scene.open_endpoints() == scene.calls.delivery.endpoints
+    await scene.close()
+
+
+async def test_a_change_back_while_the_old_delivery_closes_makes_it_anew(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.calls.configure(SECOND)
+    await asyncio.sleep(0)
+    scene.calls.configure(FIRST)
+    await scene.changed()
+    assert scene.calls.delivery.settings == FIRST
+    assert scene.open_endpoints() == scene.calls.delivery.endpoints
+    await scene.close()
+
+
+async def test_no_delivery_begins_once_the_worker_ends(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    scene.calls.configure(SECOND)
+    await asyncio.sleep(0)
+    await scene.calls.drain()
+    await scene.changed()
+    assert len(scene.endpoints) == 1
+    await scene.close()
