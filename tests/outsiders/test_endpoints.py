@@ -45,7 +45,7 @@ class Server(NamedTuple):
     inner: str = ""  # another server that this one stands in front of
 
 
-GUNICORN = "gunicorn --no-control-socket -b 127.0.0.1:{port} wsgi_app:app"
+GUNICORN = "gunicorn --graceful-timeout 2 --no-control-socket -b 127.0.0.1:{port} wsgi_app:app"
 SERVERS = {
     "gunicorn sync -w 1": Server(GUNICORN + " -w 1", False),
     "gunicorn sync -w 4": Server(GUNICORN + " -w 4", False),
@@ -59,7 +59,9 @@ SERVERS = {
     "node": Server("node {apps}/server.js {port}", True),
     "puma": Server("puma -q -b tcp://127.0.0.1:{port} {apps}/config.ru", True),
     "nginx before gunicorn sync": Server(
-        "nginx -p {directory} -c nginx.conf", True, "gunicorn --no-control-socket -b 127.0.0.1:{inner} wsgi_app:app"
+        "nginx -p {directory} -c nginx.conf",
+        True,
+        "gunicorn --graceful-timeout 2 --no-control-socket -b 127.0.0.1:{inner} wsgi_app:app",
     ),
 }
 NGINX = """

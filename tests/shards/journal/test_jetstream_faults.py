@@ -64,14 +64,19 @@ def journal_on(
 
 def raw(cluster: NatsCluster, name: str) -> list[bytes]:
     """Every message of a stream, read through NATS' own client."""
+    return [message for _, message in raw_messages(cluster, name)]
 
-    async def read() -> list[bytes]:
+
+def raw_messages(cluster: NatsCluster, name: str) -> list[tuple[str, bytes]]:
+    """The same, each behind its subject."""
+
+    async def read() -> list[tuple[str, bytes]]:
         client = await nats.connect(cluster.urls)
         stream = client.jetstream()
         state = (await stream.stream_info(name)).state
-        found = [(await stream.get_msg(name, seq)).data or b"" for seq in range(state.first_seq, state.last_seq + 1)]
+        messages = [await stream.get_msg(name, seq) for seq in range(state.first_seq, state.last_seq + 1)]
         await client.close()
-        return found
+        return [(message.subject or "", message.data or b"") for message in messages]
 
     import asyncio
 
@@ -432,7 +437,7 @@ def test_an_older_snapshot_under_a_newer_manifest_is_refused(streams: NatsCluste
         journal.append(payload_of(2))
     journal.save_snapshot(journal.head, [b"as of %d, and saved later" % journal.head])
     journal.close()
-    older, first, newer, second = raw(streams, f"S_{SHARD}")
+    older, first, newer, second = snapshots_of(streams)
     assert newer != older
     put_snapshots(streams, [older, first, older, second])
     with pytest.raises(Corrupt, match="under the manifest of position"):
@@ -448,7 +453,7 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(streams: NatsClust
         journal.append(payload_of(number))
         journal.save_snapshot(number, [b"as of %d" % number])
     journal.close()
-    older, first, newer, second = raw(streams, f"S_{SHARD}")
+    older, first, newer, second = snapshots_of(streams)
     put_snapshots(streams, [older, first, newer[:-1] + bytes([newer[-1] ^ 1]), second])
     again = journal_on(streams)
     again.open(SHARD, OWNER)
@@ -456,6 +461,19 @@ def test_a_damaged_snapshot_is_passed_over_for_the_one_before(streams: NatsClust
     assert loaded is not None
     assert (loaded.position, list(loaded.chunks)) == (1, [b"as of 1"])
     assert "passed over" in again.warnings[0]
+
+
+def snapshots_of(streams: NatsCluster) -> tuple[bytes, bytes, bytes, bytes]:
+    """The shard's two snapshots, of one piece each: the older one's piece and manifest, and the newer one's. A message
+    whose acknowledgement was late may stand there twice.
+    """
+    messages = raw_messages(streams, f"S_{SHARD}")
+    pieces, manifests = (
+        list(dict.fromkeys(message for subject, message in messages if subject == wanted))
+        for wanted in (f"S.{SHARD}", f"S.{SHARD}.whole")
+    )
+    (older, newer), (first, second) = pieces, manifests
+    return older, first, newer, second
 
 
 def put_snapshots(streams: NatsCluster, messages: list[bytes]) -> None:
