@@ -76,14 +76,14 @@ $(CLIENTS)/.ready: tests/outsiders/requirements.txt tests/outsiders/requirements
 clients: $(CLIENTS)/.ready
 
 # All three say what they find, whatever the others found; pytest's summary comes last. ruff and mypy, which needs one core
-# for a minute, run beside the tests: what pytest says meanwhile waits in the pipe. Four times as many tests at once as
+# for a minute, run beside the tests: what pytest says meanwhile waits in the pipe. Three times as many tests at once as
 # there are cores: most of them wait for a daemon, a sync or a timer.
 test: SHELL := bash
 test: $(VENV)/.ready
 	@$(MAKE) --no-print-directory clients || echo "other people's clients could not be installed; their tests are skipped" >&2
 	@set -o pipefail; \
 	[ -t 1 ] && color=yes || color=auto; \
-	$(BIN)/python -m pytest --color=$$color -n $(shell expr 4 \* $$(nproc)) --dist worksteal 2>&1 | \
+	$(BIN)/python -m pytest --color=$$color -n $(shell expr 3 \* $$(nproc)) --dist worksteal 2>&1 | \
 		{ trap : INT; failed=0; $(BIN)/ruff check . || failed=1; $(BIN)/mypy || failed=1; trap '' INT; cat; exit $$failed; }
 
 # Every campaign against what must never be lost, at full size: an hour on two cores, and with the fuzzing two and a half;
