@@ -174,25 +174,32 @@ class Projector(Follower):
         assert reader is not None
         self._write()
         try:
-            missing = self._may_come(
-                bucket_id, generation
-            )  # before the rows: then these are whole where nobody is awaited
+            missing = self._may_come(bucket_id, generation)
             page = reader.history(generation, user_id, before, limit, Newest(*newest))
         except FAILURES as error:
             self._fail(number, error)
             return
         again = partial(self._answer, number, question, asked_ns)
-        self._answer_whole(number, page.rows, bucket_id, [] if page.is_whole else missing, asked_ns, again)
+        self._answer_whole(number, page, bucket_id, missing, asked_ns, again)
 
     def _answer_whole(
-        self, number: int, answer: object, bucket_id: int, missing: list[int], asked_ns: int, again: Callable[[], None]
+        self,
+        number: int,
+        found: tuple[object, bool],
+        bucket_id: int,
+        missing: list[int],
+        asked_ns: int,
+        again: Callable[[], None],
     ) -> None:
         """Answers, unless former owners of the bucket may still write what is missing: then `again`, a little later.
-        `missing`: their generations.
+        `found`: the answer, and whether it is whole; `missing`: the generations of these owners. That an account's rows
+        are whole does not end the wait for those of others in its bucket.
         """
+        answer, is_whole = found
         now_ns = self.clocks.boot_ns()
         if not missing:
             self._awaited.pop(bucket_id, None)
+        if is_whole or not missing:
             self.answer(number, answer)
             return
         awaited, since_ns = self._awaited.get(bucket_id, (0, 0))
@@ -256,7 +263,7 @@ class Projector(Follower):
         except FAILURES as error:
             self._fail(number, error)
             return
-        self._answer_whole(number, answer, question[1], [] if is_whole else missing, asked_ns, again)
+        self._answer_whole(number, (answer, is_whole), question[1], missing, asked_ns, again)
 
     def _fail(self, number: int, error: sqlite3.Error | StoreError | OSError) -> None:
         """Refuses the answer to a question. Raises what tells of damage: the next process makes a new file of what is

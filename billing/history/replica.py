@@ -10,7 +10,7 @@ it (`billing.follower.store.Ahead`).
 **A file that lacks something**, since this host was away for longer than the log goes back, is filled with what other
 hosts have (`billing.history.mending`), on another thread, also where its shard is served here: then its projector finds
 that the file was replaced. While no host has the missing batches, it asks again, less often each time, and at once when
-another host has joined. It gives other hosts what its own files have.
+shards have changed their hosts. It gives other hosts what its own files have.
 
 It looks at the last sign of every journal each `LOOK_S`, and reads what a file lacks in slices, on a thread of its own;
 a slice is one transaction, so a batch is in the file once, whoever is killed when. What the log does not have any more

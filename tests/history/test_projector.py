@@ -77,6 +77,9 @@ async def test_a_refusal_for_want_of_a_former_owner_names_its_reason_and_has_an_
     (refused,) = process.told(1)
     assert isinstance(refused, messages.Refused)
     assert "a former owner of bucket 7 recorded (generation 1) is not there yet; after 60 s" in refused.reason
+    process.wire.send(messages.Batch(2, batch_of((ENTRY, 7, 2, entry_of(b"w", 1)))))
+    process.wire.send(messages.Ask(4, (7, 2, b"w", NEWEST, 10, (1, 0, 1))))  # whole, which says nothing of the others
+    await process.until(lambda: process.told(4))
     process.boot_ns += FORMER_END_NS
     process.wire.send(messages.Ask(3, question))
     await process.until(lambda: process.told(3))
