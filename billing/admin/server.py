@@ -50,6 +50,7 @@ from billing.api.tls_entrance import TlsEntrance
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
 from shards.system.disk import RealDisk, read_file
+from shards.system.host import BACKLOG
 
 VIEWERS_MAX: Final = 32
 PAGE: Final = Path(__file__).parent / "page"
@@ -329,7 +330,7 @@ async def serve_admin(
     try:
         if entrance is None:
             loop = asyncio.get_running_loop()
-            listening: Any = await loop.create_server(visits.arriving, sock=listener)
+            listening: Any = await loop.create_server(visits.arriving, sock=listener, backlog=BACKLOG)
         else:
             listening = entrance.listen(listener, visits.arriving)
         await asyncio.Event().wait()

@@ -22,6 +22,7 @@ from importlib import import_module
 from billing.api.door import Door
 from billing.api.tls_entrance import TlsEntrance, TlsListener
 from billing.config.doors import door_of
+from shards.system.host import BACKLOG
 
 RandomBytes = Callable[[int], bytes]
 Factory = Callable[[Door, Callable[[], int], RandomBytes], Callable[[], asyncio.BaseProtocol]]
@@ -47,10 +48,10 @@ class Doors:
         loop = asyncio.get_running_loop()
         connection = self._protocol(kind)
         if kind == "unix":
-            self._servers.append(await loop.create_unix_server(connection, sock=listener))
+            self._servers.append(await loop.create_unix_server(connection, sock=listener, backlog=BACKLOG))
             return
         if self.entrance is None:
-            self._servers.append(await loop.create_server(connection, sock=listener))
+            self._servers.append(await loop.create_server(connection, sock=listener, backlog=BACKLOG))
         else:
             self._servers.append(self.entrance.listen(listener, connection))
 

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from typing import Final
 
 from billing.api.origins import origin_of_peer
+from shards.system.host import BACKLOG
 
 HANDSHAKE_S: Final = 5.0
 HANDSHAKES_MAX: Final = 64
@@ -115,6 +116,7 @@ class TlsListener:
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         self._rest: asyncio.TimerHandle | None = None
+        listener.listen(BACKLOG)
         listener.setblocking(False)
         self._go_on()
 

@@ -23,9 +23,8 @@ from billing.addresses import parse_listen
 from billing.config.doors import ADMIN, DOORS, RPC, listens_of
 from billing.config.load import ConfigError, Fault
 from billing.config.schema import Config
-from shards.system.host import bind_tcp, bound_peers
+from shards.system.host import BACKLOG, bind_tcp, bound_peers
 
-BACKLOG: Final = 4096
 UNIX: Final = "unix"
 KEYS: Final = {UNIX: "rpc.unix_socket", **{one: f"{one}.listen" for one in (*(door.section for door in DOORS), ADMIN)}}
 # What workers know a listener of this role by.

@@ -34,11 +34,11 @@ from billing.config.schema import Config
 from billing.trial.child_processes import Child, ChildError
 from billing.trial.handing_over import handed_over_by
 from billing.trial.log_servers import make_streams, servers
+from shards.system.host import BACKLOG
 
 READY_WAIT_S: Final = 120.0  # of a busy laptop; a child that ends is noticed at once
 READY_POLL_S: Final = 0.05
 ANY_PORT: Final = "127.0.0.1:0"
-BACKLOG: Final = 4096
 BILLING: Final = (sys.executable, "-m", "billing")
 LISTENING: Final = "listening on "  # before its URL, in the first line of the receiver
 

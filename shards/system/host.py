@@ -22,6 +22,9 @@ from shards.system.serial_executor import SerialExecutor
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb"
 SEND_BUFFER_BYTES = 64 * 1024  # of payload; the kernel doubles it for its own needs
+# Connections that the kernel holds until they are accepted. A restart brings all clients back at once; who does not fit
+# asks again after 1, 3 and 7 s. `create_server` has to be given it too: it sets a number of its own (100).
+BACKLOG = 4096
 
 
 class Child(Protocol):

@@ -14,7 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
+from billing.client import Client
+from billing.client.connection import tls_context
 from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
@@ -22,6 +25,7 @@ from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
 from tests.system.test_cutoffs import until
 from tests.system.test_notices import kinds_of
+from tests.system.test_tls import write
 
 USERS = [f"user-{number}" for number in range(24)]
 FILLERS = [f"filler-{number}" for number in range(8)]  # of both shards
@@ -356,6 +360,24 @@ async def fill(port: int, user: str) -> dict[str, Any]:
             continue
         finally:
             rpc.close()
+
+
+async def test_clients_come_in_over_tls(servers: NatsCluster, data_dir: Path) -> None:
+    servers.make_all(SHARDS)
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    daemon = daemon_on(
+        servers, data_dir / "tls",
+        rpc__tls_cert=write(data_dir / "door.pem", *issued.cert_chain_pems),
+        rpc__tls_key=write(data_dir / "door.key", issued.private_key_pem),
+    )  # fmt: skip
+    trust = tls_context(write(data_dir / "ca.pem", authority.cert_pem))
+    await asyncio.to_thread(daemon.start, 60.0)
+    try:
+        async with Client(daemon.address, tls=trust) as client:
+            assert (await client.top_up("u", "5"))["balance_nanos"] == 5 * 10**9
+    finally:
+        daemon.kill()
 
 
 def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: NatsCluster, data_dir: Path) -> None:

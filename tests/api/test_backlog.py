@@ -1,0 +1,60 @@
+"""A crowd that comes back at once, as after a restart, is let into the kernel's queue before anybody accepts it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+import struct
+import time
+from pathlib import Path
+
+import pytest
+import trustme
+
+from billing.api.auth import Guard
+from billing.api.door import Door
+from billing.api.opening import Doors
+from shards.system.host import BACKLOG, bind_tcp
+from tests.api.outside import Gate
+
+MAX_BACKLOG_AT = 28  # tcpi_sacked of a listening socket (Linux, tcp_get_info): the most that its queue takes
+
+
+def server_context() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("localhost").configure_cert(context)
+    return context
+
+
+@pytest.mark.parametrize("listens", [True, False], ids=["listening", "bound"])
+@pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
+@pytest.mark.parametrize("kind", ["tcp", "http", "tarantool"])
+async def test_the_queue_is_as_long_as_it_was_meant_to_be(kind: str, is_tls: bool, listens: bool) -> None:
+    door = Door(Gate(), Guard(), time.monotonic_ns, dict)
+    doors = Doors(door, server_context() if is_tls else None, time.time_ns, os.urandom)
+    listener = bind_tcp("127.0.0.1", 0, BACKLOG if listens else 0)
+    queue = listener.dup()
+    await doors.listen(kind, listener)
+    (most,) = struct.unpack_from("I", queue.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), MAX_BACKLOG_AT)
+    queue.close()
+    doors.stop_listening()
+    somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
+    assert most == min(BACKLOG, somaxconn)
+
+
+async def test_clients_are_connected_before_the_worker_has_a_turn() -> None:
+    door = Door(Gate(), Guard(), time.monotonic_ns, dict)
+    doors = Doors(door, None, time.time_ns, os.urandom)
+    listener = bind_tcp("127.0.0.1", 0, 0)
+    address = listener.getsockname()
+    await doors.listen("tcp", listener)
+    crowd = [socket.create_connection(address, timeout=60) for _ in range(300)]  # the loop stands still meanwhile
+    assert not door.connections
+    async with asyncio.timeout(60):
+        while len(door.connections) < len(crowd):
+            await asyncio.sleep(0.005)
+    for one in crowd:
+        one.close()
+    doors.stop_listening()
