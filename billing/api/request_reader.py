@@ -10,6 +10,9 @@ slice beyond an unfinished frame. Between two slices stand the frames that are w
         for frame in frames(): …         may be left at any frame; then `keep`, and later `next_slice` goes on behind it
         more = end_slice()               refuses a frame that grows too large
 
+Most reads of a client that waits for each reply are one whole frame. `single` decodes such a read at once, without a
+decoder that goes on, or leaves it all to the way above.
+
 A frame is what the decoder makes of it: a list, or whatever else the client sent; or `NotTaken`, for a request with a
 value that the decoder does not take. Whether it is a request at all is for the caller to see. States:
 
@@ -29,7 +32,7 @@ from collections.abc import Iterator
 from typing import Any, Final, NamedTuple, Protocol
 
 from billing.api.frames import Malformed, PassedOver
-from billing.api.wire import DECODE_ERRORS
+from billing.api.wire import DECODE_ERRORS, decode_single
 from billing.ledger.errors import Refused
 
 BETWEEN: Final = "between"
@@ -97,6 +100,15 @@ class RequestReader:
     def has_input(self) -> bool:
         """Whether something that was fed is not taken yet."""
         return self._at < len(self._input)
+
+    def single(self, data: bytes | memoryview) -> Any:
+        """The frame that all of `data` is, where none has begun; else None, and nothing is taken: `feed` follows."""
+        if self._unpacker is not None or self._input or self._passed is not None or self._not_taken is not None:
+            return None
+        try:
+            return decode_single(data)
+        except DECODE_ERRORS:
+            return None
 
     def feed(self, data: bytes | memoryview) -> None:
         """What was read, behind what is not taken yet. It is not copied before `keep`."""

@@ -14,6 +14,8 @@ with msgid 1 and its answer:
     94 00 01 a4 "ping" 90        94 01 01 c0 a4 "pong"
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import msgpack
@@ -48,20 +50,24 @@ encode: Final = _encoder.encode
 encode_into: Final = _encoder.encode_into
 
 
+_LIMITS: Final[dict[str, Any]] = {
+    "raw": True,
+    "strict_map_key": False,  # keys are not hashed at all, see object_pairs_hook
+    "object_pairs_hook": tuple,
+    "max_str_len": TEXT_BYTES_MAX,
+    "max_bin_len": TEXT_BYTES_MAX,
+    "max_array_len": ARRAY_LENGTH_MAX,
+    "max_map_len": MAP_LENGTH_MAX,
+    "max_ext_len": 0,
+}
+
+# The one frame that some bytes are; DECODE_ERRORS where they are no frame, less than one, or more.
+decode_single: Final[Callable[[bytes | memoryview], Any]] = partial(msgpack.unpackb, **_LIMITS)
+
+
 def make_unpacker() -> Any:
     """A streaming decoder with the door's limits. It prefers memory in small steps: most connections are idle."""
-    return msgpack.Unpacker(
-        raw=True,
-        strict_map_key=False,  # keys are not hashed at all, see object_pairs_hook
-        object_pairs_hook=tuple,
-        read_size=4096,
-        max_buffer_size=FRAME_BYTES_MAX + SLICE_BYTES_MAX,
-        max_str_len=TEXT_BYTES_MAX,
-        max_bin_len=TEXT_BYTES_MAX,
-        max_array_len=ARRAY_LENGTH_MAX,
-        max_map_len=MAP_LENGTH_MAX,
-        max_ext_len=0,
-    )
+    return msgpack.Unpacker(read_size=4096, max_buffer_size=FRAME_BYTES_MAX + SLICE_BYTES_MAX, **_LIMITS)
 
 
 NOT_TAKEN: Final = (

@@ -157,3 +157,39 @@ def test_what_is_closed_gives_up_everything() -> None:
     next(iter(reader.frames()))
     reader.close()
     assert (reader.state, reader.has_input, all_of(reader)) == (BETWEEN, False, [])
+
+
+@given(st.lists(st.one_of(st.just(0), st.integers(1, 400)), max_size=40))
+def test_a_read_that_is_one_frame_is_taken_at_once_and_any_other_is_left_as_it_is(cuts: list[int]) -> None:
+    reader, _ = new_reader()
+    data, found, whole = b"".join(STREAM), list[Any](), 0
+    frames = [len(b"".join(STREAM[:count])) for count in range(len(STREAM) + 1)]  # where frames end
+    while data:
+        cut = cuts.pop() if cuts else 0
+        end = next(end for end in frames if end > len(b"".join(STREAM)) - len(data))
+        size = cut or end - len(b"".join(STREAM)) + len(data)  # 0: up to where the frame ends
+        piece, data = data[:size], data[size:]
+        frame = reader.single(memoryview(bytearray(piece)))
+        if frame is not None:
+            whole += 1
+            found.append(frame)
+            continue
+        reader.feed(piece)
+        found += all_of(reader)
+        reader.rest()
+    assert found == EXPECTED
+    assert reader.state == BETWEEN
+    if not cuts:
+        assert whole or len(found) == len(EXPECTED)
+
+
+def test_every_frame_that_is_taken_comes_out_of_a_read_of_its_own_at_once() -> None:
+    reader, pool = new_reader()
+    for frame in (PING, TOP_UP, NOTE):
+        assert reader.single(frame) == msgpack.unpackb(frame, raw=True, object_pairs_hook=tuple)
+    for other in (LONG, STAMP, CROWD, SILENT, PING + PING, PING + PING[:3], TOP_UP[:-1], b"", b"\xc1"):
+        assert reader.single(other) is None
+    assert not pool.lent
+    reader.feed(PING[:2])
+    all_of(reader)
+    assert reader.single(PING) is None, "a frame has begun"

@@ -1,0 +1,151 @@
+"""A client that waits for each reply: a read of one request is answered as among others, and with few calls."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from types import FrameType
+from typing import Any
+
+import msgpack
+import pytest
+
+from billing.api.auth import Guard
+from billing.api.door import Door, Limits
+from billing.api.msgpack_rpc import SINGLE_BYTES_MAX, Connection
+from tests.api.outside import Clock, Gate
+
+CALLS_MAX = 24  # of Python, from a read to its reply, the worker aside; 43 by the way of many requests
+RATED = Limits(requests_per_s_max=10**9)  # which the way of one request leaves to that of many
+
+
+class Socket(asyncio.Transport):
+    """Keeps what is written."""
+
+    def __init__(self) -> None:
+        super().__init__({"peername": ("127.0.0.1", 1)})
+        self.written = bytearray()
+        self.paused = False
+
+    def write(self, data: Any) -> None:
+        self.written += data
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        """Nothing is kept back."""
+
+    def is_closing(self) -> bool:
+        return False
+
+    def pause_reading(self) -> None:
+        self.paused = True
+
+    def resume_reading(self) -> None:
+        self.paused = False
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        """The end."""
+
+    def close(self) -> None:
+        """The end."""
+
+
+class OneClient:
+    """A connection, with what it is answered."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.gate, self.clock = Gate(), Clock()
+        self.gate.holds_back = True
+        self.door = Door(self.gate, Guard(), self.clock, dict, limits)
+        self.connection = Connection(self.door)
+        self.socket = Socket()
+        self.connection.connection_made(self.socket)
+
+    def read(self, data: bytes) -> None:
+        self.connection.data_received(data)
+
+    def answer(self) -> None:
+        self.clock.pass_s(0.003)
+        self.gate.release()
+
+    def seen(self) -> tuple[Any, ...]:
+        """All that anybody can see of it."""
+        figures = self.door.figures()
+        return bytes(self.socket.written), self.socket.paused, self.gate.asked, figures
+
+
+def request(msgid: int, method: str, *params: Any) -> bytes:
+    packed: bytes = msgpack.packb([0, msgid, method, list(params)])
+    return packed
+
+
+READS = [
+    request(1, "top_up", "ann", 5),
+    request(2, "top_up", "ann", "0.5", {"request_id": "r", "message": "x" * 100}),
+    request(3, "debit", "ann", -1),  # refused
+    request(4, "debit", "ann", 1, {"nothing": 1}),  # refused
+    request(5, "set_rate", "ann", 1, {"per": "hour"}),
+    request(6, "get_account", "ann"),  # no command
+    request(7, "ping"),
+    request(8, "nothing"),
+    request(2**32 - 1, "debit", "bob", 1),
+    msgpack.packb([2, "top_up", ["ann", 5]]),  # a notification
+    request(9, "top_up", "ann", "5" * SINGLE_BYTES_MAX),  # longer than what is tried
+    request(10, "top_up", "ann", 1) + request(11, "top_up", "ann", 2),
+    request(12, "top_up", "ann", 1)[:-1],
+    request(12, "top_up", "ann", 1)[-1:],
+    request(13, "top_up", "ann", msgpack.Timestamp(1)),  # passed over
+    request(14, "top_up", "ann", 3),
+    request(2**32, "top_up", "ann", 3),  # garbage: the end
+    request(15, "top_up", "ann", 3),
+]
+
+
+async def test_a_read_of_one_request_is_answered_as_by_the_way_of_many() -> None:
+    one, many = OneClient(Limits()), OneClient(RATED)
+    for data in READS:
+        for client in (one, many):
+            client.read(data)
+            client.answer()
+        assert one.seen() == many.seen(), data
+
+
+@pytest.mark.parametrize("answered_at_once", [1, 3, 50])
+async def test_no_more_are_in_flight_than_may_be(answered_at_once: int) -> None:
+    one, many = OneClient(Limits()), OneClient(RATED)
+    for number in range(100):
+        for client in (one, many):
+            client.read(request(number, "top_up", "ann", 1 + number))
+            if number % answered_at_once == 0:
+                client.clock.pass_s(0.003)
+                client.gate.release(answered_at_once)
+        assert one.seen() == many.seen(), number
+    await asyncio.sleep(0)
+    assert one.door.in_flight <= Limits().trial_in_flight_max
+
+
+async def test_from_a_read_of_one_request_to_its_reply_there_are_few_calls() -> None:
+    client, calls = OneClient(Limits()), list[str]()
+    here = os.path.dirname(__file__)
+
+    def count(frame: FrameType, event: str, _: Any) -> None:
+        if event == "call" and not frame.f_code.co_filename.startswith(here):
+            calls.append(frame.f_code.co_qualname)
+
+    data = request(1, "top_up", "ann", 5, {"request_id": "0123456789"})
+    client.read(data)  # what is made once
+    client.answer()
+    sys.setprofile(count)
+    try:
+        client.read(data)
+        client.answer()
+    finally:
+        sys.setprofile(None)
+    assert client.socket.written.count(b"\x94\x01") == 2
+    assert len(calls) <= CALLS_MAX, calls
