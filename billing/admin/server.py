@@ -44,13 +44,13 @@ from billing.admin.processes import HOST, Processes
 from billing.admin.visits import VisitLimits, Visits, limits_of_descriptors
 from billing.admin.worker_queries import QueryRefused, QueryReplies, WorkerQueries
 from billing.api.auth import Guard
+from billing.api.listener import Listener, PlainEntrance
 from billing.api.methods import ADMIN, READ
 from billing.api.origins import origin_of
 from billing.api.tls_entrance import TlsEntrance
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
 from shards.system.disk import RealDisk, read_file
-from shards.system.host import BACKLOG
 
 VIEWERS_MAX: Final = 32
 PAGE: Final = Path(__file__).parent / "page"
@@ -326,17 +326,14 @@ async def serve_admin(
     await runner.setup()
     assert runner.server is not None, "it was set up"
     visits = site.visits = Visits(partial(Asker, runner.server), limits or limits_of_descriptors(), site.boot_ns)
-    entrance = None if tls is None else TlsEntrance(tls, lambda _: None, handshakes_max=visits.limits.visits_max // 2)
+    entrance: PlainEntrance | TlsEntrance = PlainEntrance()
+    if tls is not None:
+        entrance = TlsEntrance(tls, lambda _: None, handshakes_max=visits.limits.visits_max // 2)
+    listening = Listener(listener, entrance, visits.arriving)
     try:
-        if entrance is None:
-            loop = asyncio.get_running_loop()
-            listening: Any = await loop.create_server(visits.arriving, sock=listener, backlog=BACKLOG)
-        else:
-            listening = entrance.listen(listener, visits.arriving)
         await asyncio.Event().wait()
     finally:
         listening.close()
-        if entrance is not None:
-            entrance.close()
+        entrance.close()
         await runner.cleanup()
         visits.close()

@@ -18,5 +18,6 @@ here. In reading order:
     latency                 how long requests take
     token_bucket            how many requests a connection may make
     connection_limits       how many connections a process has room for
+    listener                accepting connections, some a turn of the loop
     tls, tls_entrance       TLS of the doors; handshakes, bounded
 """

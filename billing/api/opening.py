@@ -20,9 +20,9 @@ from collections.abc import Callable
 from importlib import import_module
 
 from billing.api.door import Door
-from billing.api.tls_entrance import TlsEntrance, TlsListener
+from billing.api.listener import Listener, PlainEntrance
+from billing.api.tls_entrance import TlsEntrance
 from billing.config.doors import door_of
-from shards.system.host import BACKLOG
 
 RandomBytes = Callable[[int], bytes]
 Factory = Callable[[Door, Callable[[], int], RandomBytes], Callable[[], asyncio.BaseProtocol]]
@@ -38,22 +38,16 @@ class Doors:
         `random_bytes`: what salts are made of.
         """
         self.door = door
-        self.entrance = None if tls is None else TlsEntrance(tls, self._turned_away)
+        self._plain = PlainEntrance()
+        self._tcp = self._plain if tls is None else TlsEntrance(tls, self._turned_away)
         self._wall_now_ns = wall_now_ns
         self._random_bytes = random_bytes
-        self._servers: list[asyncio.Server | TlsListener] = []
+        self._listeners: list[Listener] = []
 
-    async def listen(self, kind: str, listener: socket.socket) -> None:
+    def listen(self, kind: str, listener: socket.socket) -> None:
         """Lets clients in by one more socket."""
-        loop = asyncio.get_running_loop()
-        connection = self._protocol(kind)
-        if kind == "unix":
-            self._servers.append(await loop.create_unix_server(connection, sock=listener, backlog=BACKLOG))
-            return
-        if self.entrance is None:
-            self._servers.append(await loop.create_server(connection, sock=listener, backlog=BACKLOG))
-        else:
-            self._servers.append(self.entrance.listen(listener, connection))
+        entrance = self._plain if kind == "unix" else self._tcp
+        self._listeners.append(Listener(listener, entrance, self._protocol(kind)))
 
     def _turned_away(self, origin: str) -> None:
         """A handshake made room for others."""
@@ -68,5 +62,5 @@ class Doors:
 
     def stop_listening(self) -> None:
         """No new connections; those that there are stay."""
-        for server in self._servers:
-            server.close()
+        for listener in self._listeners:
+            listener.close()

@@ -10,7 +10,6 @@ a task of its own:
 
 At most `handshakes_max` are under way. Beyond that number the origin with most handshakes loses its oldest one to the
 newest: a crowd from one address costs that address alone, and a client that shakes hands at once gets in beside it.
-Where no connection can be accepted (there are no descriptors), the listener rests for `REST_S`.
 
 It never reads the bytes of a client, and it decides nothing about roles.
 """
@@ -27,12 +26,9 @@ from collections.abc import Callable
 from typing import Final
 
 from billing.api.origins import origin_of_peer
-from shards.system.host import BACKLOG
 
 HANDSHAKE_S: Final = 5.0
 HANDSHAKES_MAX: Final = 64
-ACCEPTS_AT_ONCE: Final = 64
-REST_S: Final = 1.0
 
 log = logging.getLogger("billing.api")
 
@@ -60,10 +56,6 @@ class TlsEntrance:
         """Handshakes that are not over."""
         return len(self._under_way)
 
-    def listen(self, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> TlsListener:
-        """Lets clients in by this socket, which is closed with what is returned."""
-        return TlsListener(self, listener, protocol)
-
     def begin(self, one: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         """Begins the handshake of a connection that was just accepted."""
         one.setblocking(False)
@@ -88,7 +80,7 @@ class TlsEntrance:
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._under_way.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("a TLS handshake met a bug", exc_info=error)
+            log.error("a new connection met a bug", exc_info=error)
 
     def _make_room(self) -> None:
         crowds = Counter(origin for origin, _ in self._under_way.values())
@@ -103,46 +95,3 @@ class TlsEntrance:
         """Ends all handshakes."""
         for task in list(self._under_way):
             task.cancel()
-
-
-class TlsListener:
-    """One listening socket."""
-
-    def __init__(
-        self, entrance: TlsEntrance, listener: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]
-    ) -> None:
-        self._entrance = entrance
-        self._listener = listener
-        self._protocol = protocol
-        self._loop = asyncio.get_running_loop()
-        self._rest: asyncio.TimerHandle | None = None
-        listener.listen(BACKLOG)
-        listener.setblocking(False)
-        self._go_on()
-
-    def _go_on(self) -> None:
-        self._rest = None
-        self._loop.add_reader(self._listener, self._on_readable)
-
-    def _on_readable(self) -> None:
-        for _ in range(ACCEPTS_AT_ONCE):
-            try:
-                one, _ = self._listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # another process has taken it, or it has gone
-            except OSError as error:
-                log.error("no connection can be accepted for %g s: %s", REST_S, error.strerror)
-                self._loop.remove_reader(self._listener)
-                self._rest = self._loop.call_later(REST_S, self._go_on)
-                return
-            try:
-                self._entrance.begin(one, self._protocol)
-            except OSError:  # it has gone already: nobody to count it for
-                one.close()
-
-    def close(self) -> None:
-        """No new connections; those that there are stay."""
-        if self._rest is not None:
-            self._rest.cancel()
-        self._loop.remove_reader(self._listener)
-        self._listener.close()

@@ -202,7 +202,7 @@ _ALL: Final = (
     ),
     Event(
         name="handshake_bug",
-        says="a TLS handshake met a bug",
+        says="a new connection met a bug",
         values=(),
         do="Only that connection ended. Report the trace above, with `billing info`.",
     ),

@@ -99,7 +99,7 @@ class Billing:
         of_history = HistoryQuestions(machine, worker, followers.history, bool(begin.log))
         questions = Questions(machine, worker, calls, recorder, of_history)
         self.serving = Serving(followers, calls, rounds, recorder, doors, questions)
-        await doors.listen(listeners)
+        doors.listen(listeners)
 
     def configure(self, configuration: bytes) -> None:
         """Takes up what may change while it serves, see `billing.config.reload`. Calls under way end as they began."""

@@ -33,10 +33,10 @@ class ClientDoors:
         self._tls = server_context(config.rpc)
         self._doors = Doors(door, self._tls, clocks.wall_ns, secrets.token_bytes)
 
-    async def listen(self, listeners: list[tuple[str, socket.socket]]) -> None:
+    def listen(self, listeners: list[tuple[str, socket.socket]]) -> None:
         """Lets clients in by these sockets, of the kinds that `billing.api.opening` lists."""
         for kind, listener in listeners:
-            await self._doors.listen(kind, listener)
+            self._doors.listen(kind, listener)
 
     def configure(self, config: Config) -> None:
         """Takes up tokens, limits and the certificate; connections that there are stay."""

@@ -9,12 +9,14 @@ import ssl
 import struct
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 import trustme
 
 from billing.api.auth import Guard
 from billing.api.door import Door
+from billing.api.listener import ACCEPTS_AT_ONCE, Listener, PlainEntrance
 from billing.api.opening import Doors
 from shards.system.host import BACKLOG, bind_tcp
 from tests.api.outside import Gate
@@ -36,7 +38,7 @@ async def test_the_queue_is_as_long_as_it_was_meant_to_be(kind: str, is_tls: boo
     doors = Doors(door, server_context() if is_tls else None, time.time_ns, os.urandom)
     listener = bind_tcp("127.0.0.1", 0, BACKLOG if listens else 0)
     queue = listener.dup()
-    await doors.listen(kind, listener)
+    doors.listen(kind, listener)
     (most,) = struct.unpack_from("I", queue.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), MAX_BACKLOG_AT)
     queue.close()
     doors.stop_listening()
@@ -49,7 +51,7 @@ async def test_clients_are_connected_before_the_worker_has_a_turn() -> None:
     doors = Doors(door, None, time.time_ns, os.urandom)
     listener = bind_tcp("127.0.0.1", 0, 0)
     address = listener.getsockname()
-    await doors.listen("tcp", listener)
+    doors.listen("tcp", listener)
     crowd = [socket.create_connection(address, timeout=60) for _ in range(300)]  # the loop stands still meanwhile
     assert not door.connections
     async with asyncio.timeout(60):
@@ -58,3 +60,50 @@ async def test_clients_are_connected_before_the_worker_has_a_turn() -> None:
     for one in crowd:
         one.close()
     doors.stop_listening()
+
+
+@pytest.mark.parametrize("kind", ["tcp", "unix"])
+async def test_a_turn_of_the_loop_accepts_several(kind: str, data_dir: Path) -> None:
+    door = Door(Gate(), Guard(), time.monotonic_ns, dict)
+    doors = Doors(door, None, time.time_ns, os.urandom)
+    if kind == "unix":
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        listener.bind(str(data_dir / "door"))
+    else:
+        listener = bind_tcp("127.0.0.1", 0, 0)
+    address, family = listener.getsockname(), listener.family
+    doors.listen(kind, listener)
+    crowd = [socket.socket(family, socket.SOCK_STREAM) for _ in range(10 * ACCEPTS_AT_ONCE)]
+    for one in crowd:
+        one.connect(address)
+    turns = 0
+    async with asyncio.timeout(60):
+        while len(door.connections) < len(crowd):
+            turns += 1
+            await asyncio.sleep(0)
+    assert turns < len(crowd) / 2, "one a turn"
+    for one in crowd:
+        one.close()
+    doors.stop_listening()
+
+
+async def test_replies_are_not_put_together_by_the_kernel() -> None:
+    """Without TCP_NODELAY a reply may wait 40 ms for an acknowledgement."""
+    made = list[asyncio.Transport]()
+
+    class Kept(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            made.append(cast(asyncio.Transport, transport))
+
+    listener = bind_tcp("127.0.0.1", 0, 0)
+    address = listener.getsockname()
+    entrance = PlainEntrance()
+    listening = Listener(listener, entrance, Kept)
+    with socket.create_connection(address, timeout=60):
+        async with asyncio.timeout(60):
+            while not made:
+                await asyncio.sleep(0.005)
+        assert made[0].get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        made[0].close()
+    listening.close()
+    entrance.close()

@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 import pytest
 import trustme
 
+from billing.api.listener import Listener
 from billing.api.tls_entrance import TlsEntrance
 
 MOST = 8
@@ -65,7 +66,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     turned_away: list[str] = []
     entrance = TlsEntrance(context, turned_away.append, handshakes_max=MOST)
     listener = socket.create_server(("127.0.0.1", 0))
-    listening = entrance.listen(listener, Upper)
+    listening = Listener(listener, entrance, Upper)
     yield House(listener.getsockname()[1], entrance, turned_away, trust)
     listening.close()
     entrance.close()

@@ -105,7 +105,7 @@ def take_request(data: bytes) -> None:
         return
     assert len(call.user_id) <= 128
     for field in call.body:
-        assert type(field) in (int, bytes, str) or all(type(word) is str for word in field), "a set of words"
+        assert type(field) in (bool, int, bytes, str) or all(type(word) is str for word in field), "a set of words"
 
 
 def take_json(data: bytes) -> None:
