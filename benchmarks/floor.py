@@ -62,10 +62,13 @@ class NullGate:
             asyncio.get_running_loop().call_soon(self._answer)
         self._waiting.append((caller, token))
 
-    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Any]]) -> None:
+    def submit_all(self, requests: Sequence[tuple[Any, Any, int, Any]]) -> None:
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._answer)
-        self._waiting += [(caller, token) for token, _, _ in requests]
+        self._waiting += [(caller, token) for caller, token, _, _ in requests]
+
+    def before_turn(self, work: Callable[[], None]) -> None:
+        asyncio.get_running_loop().call_soon(work)
 
     read = operate = submit
 

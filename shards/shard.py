@@ -115,14 +115,14 @@ class Shard:
 
     def receive(self, caller: Caller, token: object, bucket_id: int, command: Command, now_ns: int) -> None:
         """Applies a command at once; its reply comes with the next Ready."""
-        self.receive_all(caller, ((token, bucket_id, command),), now_ns)
+        self.receive_all(((caller, token, bucket_id, command),), now_ns)
 
-    def receive_all(self, caller: Caller, requests: Iterable[tuple[object, int, Command]], now_ns: int) -> None:
-        """Applies commands, (token, bucket id, command) each, at once and in order; their replies come with the next
-        Ready.
+    def receive_all(self, requests: Iterable[tuple[Caller, object, int, Command]], now_ns: int) -> None:
+        """Applies commands, (caller, token, bucket id, command) each, at once and in order; their replies come with the
+        next Ready.
         """
         held, apply, records = self.held, self.machine.apply, self.machine.records
-        for token, bucket_id, command in requests:
+        for caller, token, bucket_id, command in requests:
             if bucket_id not in held:
                 self._elsewhere(caller, token, COMMAND, bucket_id, command)
                 continue

@@ -49,6 +49,9 @@ SWEEP_INTERVAL_S: Final = 1.0
 UNPACKERS_KEPT_MAX: Final = 64
 
 
+Request = tuple[Any, Any, int, Any]  # caller, token, bucket id, command
+
+
 class Gate(Protocol):
     """What a door needs of the worker behind it. The caller is a connection, or stands for one; see `msgpack_rpc`."""
 
@@ -61,8 +64,11 @@ class Gate(Protocol):
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Any, /) -> None:
         """Carries out a command; its reply comes to `caller` once it is durable."""
 
-    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Any]], /) -> None:
-        """The same for the commands of one read, (token, bucket id, command) each, in their order."""
+    def submit_all(self, requests: Sequence[Request], /) -> None:
+        """The same for commands that were read together, in their order."""
+
+    def before_turn(self, work: Callable[[], None], /) -> None:
+        """Calls `work` once, when all that can be read now is read, and before anything is written."""
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Any, /) -> None:
         """Answers a question about one account."""
@@ -92,6 +98,16 @@ class Client(Protocol):
 
     def end(self, last_words: bytes) -> None:
         """Reads nothing more, and closes once everything asked for is answered."""
+
+    def abort(self) -> None:
+        """Closes at once."""
+
+
+class Gathered(Protocol):
+    """What a door needs of a connection that has read something for the next turn."""
+
+    def take_gathered(self, requests: list[Request]) -> None:
+        """Carries it out, or adds the one command that it is to `requests`, which are submitted then."""
 
     def abort(self) -> None:
         """Closes at once."""
@@ -173,10 +189,44 @@ class Door:
         self.origins = Origins()
         self._busy = Rarely()
         self._server_info = server_info
+        self.gathered_ns = 0  # when the first connection of those had read it
+        self._gathered: list[Gathered] = []  # connections that have read something for the next turn
         self._watched: set[Client] = set()
         self._unpackers: list[Any] = []
         self._parsers: dict[frozenset[str], dict[bytes, Parser]] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def gather(self, connection: Gathered) -> None:
+        """Lets the next turn begin with what this connection has read."""
+        self._gathered.append(connection)
+        if len(self._gathered) == 1:
+            self.gathered_ns = self.clock()
+            self.gate.before_turn(self.take_gathered)
+
+    def take_gathered(self) -> None:
+        """Carries out what was gathered until now."""
+        gathered, self._gathered = self._gathered, []
+        if not gathered:
+            return
+        requests: list[Request] = []
+        self.gate.arrived()
+        try:
+            for connection in gathered:
+                connection.take_gathered(requests)
+            if requests:
+                self.submit(requests)
+        except BaseException:
+            for connection in gathered:
+                connection.abort()
+            raise
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Hands commands to the gate. What it raises is told, and raised."""
+        try:
+            self.gate.submit_all(requests)
+        except BaseException as error:
+            self.fail(error)
+            raise
 
     def start(self) -> None:
         """Sweeps once a second from now on, until `close`."""

@@ -5,9 +5,11 @@ row of the table, the commands of a read are handed to the gate together, and th
 durable (see `response_transport`). What the door knows itself (`ping`, a refusal of malformed parameters) is answered
 at the end of the read.
 
-A read that is one request for a command, as all are of a client that waits for each reply, is carried out straight
-through (`_take_single`): the way of many costs as much again as the command. It does what that way does, in the same
-order, and where anything is out of the ordinary it leaves the read to it, untouched.
+A short read is most often one request of a client that waits for each reply. Such reads of all connections are
+gathered, and the worker's next turn begins with them: between two system calls a processor has forgotten the program,
+and finds it again for all of them together. A read that is one request for a command goes straight through (`_single`);
+the way of many costs as much again as the command. It does what that way does, and where anything is out of the
+ordinary it leaves the read to it, untouched. Whatever else happens to a connection waits for what it has gathered.
 
 What it keeps:
 
@@ -30,7 +32,7 @@ from functools import partial
 from typing import Final, cast
 
 from billing.api.auth import Grant, method_of
-from billing.api.door import Door, Limits
+from billing.api.door import Door, Limits, Request
 from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser
 from billing.api.origins import origin_of
 from billing.api.request_reader import NotTaken, RequestReader
@@ -46,7 +48,6 @@ from billing.api.wire import (
     REQUEST,
     SLICE_BYTES_MAX,
 )
-from billing.ledger.commands import Command
 from billing.ledger.errors import Refused
 
 __all__ = ["Connection", "Door", "Limits"]
@@ -55,8 +56,6 @@ SINGLE_BYTES_MAX: Final = 512  # a longer read is most often of several requests
 _REFUSED_HERE_MAX: Final = 16  # connections of one origin beyond its limit that are told so
 _SIGN_IN: Final = "sign in first: hello({token})"
 _FULL: Final = "this worker has too many requests in flight"
-Request = tuple[int, int, Command]  # msgid, bucket id, command
-
 _NONE: Final[dict[bytes, Parser]] = {}
 _NO_RPC: Final = "expected [0, msgid, method, params] with a msgid of 32 bits unsigned, or [2, method, params]"
 
@@ -68,6 +67,7 @@ class Connection(ResponseTransport):
         "_actor",
         "_busy",
         "_commands",
+        "_gathered",
         "_on_trial",
         "_reader",
         "_token_bucket",
@@ -84,6 +84,7 @@ class Connection(ResponseTransport):
         self._on_trial = True  # has not shown yet that it reads
         self._window = min(door.limits.trial_in_flight_max, door.limits.in_flight_max)  # requests in flight at most
         self._reader = RequestReader(door, door.limits.handshake_bytes_max)
+        self._gathered = b""  # a short read, until the next turn
         self._waking = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -132,8 +133,41 @@ class Connection(ResponseTransport):
 
     def data_received(self, data: bytes | memoryview) -> None:
         """What the client sent; not kept."""
-        if self._writer.state is not OPEN or (len(data) <= SINGLE_BYTES_MAX and self._take_single(data)):
+        if self._gathered:
+            self._door.take_gathered()
+        if self._writer.state is not OPEN:
             return
+        if len(data) <= SINGLE_BYTES_MAX and self._commands:
+            self._gathered = bytes(data)
+            self._door.gather(self)
+        else:
+            self._take(data)
+
+    def take_gathered(self, requests: list[Request]) -> None:
+        """Carries out a short read, or adds the one command that it is to `requests`."""
+        data, self._gathered = self._gathered, b""
+        request = self._single(data)
+        if request is not None:
+            requests.append(request)
+        else:
+            self._take(data)
+
+    def eof_received(self) -> bool:
+        if self._gathered:
+            self._door.take_gathered()
+        return super().eof_received()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._gathered:
+            self._door.take_gathered()
+        super().connection_lost(exc)
+
+    def end(self, last_words: bytes) -> None:
+        if self._gathered:
+            self._door.take_gathered()
+        super().end(last_words)
+
+    def _take(self, data: bytes | memoryview) -> None:
         if self._held or self._stalled_since_ns:  # a transport may still hand over one read after it was paused
             self._reader.feed(bytes(data))
             self._hold()
@@ -144,9 +178,9 @@ class Connection(ResponseTransport):
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
-    def _take_single(self, data: bytes | memoryview) -> bool:
-        """Carries out a read that is one request for a command, within all limits; False where it is anything else,
-        of which nothing is done yet.
+    def _single(self, data: bytes) -> Request | None:
+        """The request that a read is, of a command and within all limits, counted as in flight; None where it is
+        anything else, of which nothing is done yet.
         """
         door, writer = self._door, self._writer
         limits = door.limits
@@ -158,28 +192,21 @@ class Connection(ResponseTransport):
             or (self._on_trial and self._written >= limits.trial_bytes)
             or door.in_flight >= limits.in_flight_total_max
         ):
-            return False
+            return None
         try:
             kind, msgid, method, params = self._reader.single(data)
             parse = self._commands[method]
             if kind is not REQUEST or type(msgid) is not int or not 0 <= msgid <= MSGID_MAX:
-                return False
+                return None
             command = parse(params, self._actor)
         except (TypeError, ValueError, KeyError, Refused):
-            return False
-        gate = door.gate
-        gate.arrived()
+            return None
         door.calls[method] += 1
         writer.in_flight += 1
         door.in_flight += 1
         self._counted += 1
-        self._reads.begin(door.clock(), 1, door.once[method])
-        try:
-            gate.submit_all(self, ((msgid, gate.bucket_of(command[1]), command),))
-        except BaseException as error:
-            door.fail(error)
-            raise
-        return True
+        self._reads.begin(door.gathered_ns, 1, door.once[method])
+        return self, msgid, door.gate.bucket_of(command[1]), command
 
     def _work(self) -> None:
         """Carries out what is whole of what was fed, until it ends or the connection has to wait."""
@@ -300,7 +327,7 @@ class Connection(ResponseTransport):
                     self._submit(requests)
                     return False
                 counts[method] += 1
-                requests.append((msgid, bucket_of(command[1]), command))
+                requests.append((self, msgid, bucket_of(command[1]), command))
                 if len(requests) < room:
                     continue
             room = self._submit(requests)
@@ -313,11 +340,7 @@ class Connection(ResponseTransport):
         """Hands over to the gate what was collected, and empties it; how many more requests may be in flight."""
         if requests:
             self._writer.in_flight += len(requests)
-            try:
-                self._door.gate.submit_all(self, requests)
-            except BaseException as error:
-                self._door.fail(error)
-                raise
+            self._door.submit(requests)
             requests.clear()
         return self._window - self._writer.in_flight
 

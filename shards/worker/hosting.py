@@ -43,8 +43,11 @@ class ServedShard(Protocol):
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
         """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
 
-    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Command]]) -> None:
-        """The same for the commands of one read, (token, bucket id, command) each, in their order."""
+    def before_turn(self, work: Callable[[], None]) -> None:
+        """Calls `work` once, at the beginning of the worker's next turn, which comes soon."""
+
+    def submit_all(self, requests: Sequence[tuple[Any, Any, int, Command]]) -> None:
+        """The same for commands that were read together, (caller, token, bucket id, command) each, in their order."""
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Command) -> None:
         """Answers a query about one bucket, here or at its owner."""

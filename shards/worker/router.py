@@ -389,14 +389,14 @@ def receive_frame(
     if not frame:
         caller.echo()
         return
-    commands: list[tuple[Any, int, Any]] = []  # in a row: these are handed over together
+    commands: list[tuple[Any, Any, int, Any]] = []  # in a row: these are handed over together
     for number, kind, msgid, mode, bucket_id, payload in frame:
         token = (number, kind, msgid, mode)
         if kind == COMMAND and not backpressure.reason:
-            commands.append((token, bucket_id, payload))
+            commands.append((caller, token, bucket_id, payload))
             continue
         if commands:
-            shard.receive_all(caller, commands, now_ns)
+            shard.receive_all(commands, now_ns)
             commands = []
         if kind == COMMAND or (backpressure.refuses_reads and kind == READ):
             backpressure.refuse(caller, token)
@@ -407,4 +407,4 @@ def receive_frame(
         elif not on_step(caller, token, payload):
             shard.survey(caller, token, payload, now_ns)
     if commands:
-        shard.receive_all(caller, commands, now_ns)
+        shard.receive_all(commands, now_ns)

@@ -18,7 +18,8 @@ A batch proves the one before it to be whole, and behind the last one a barrier 
 Where something rides by then, the ride ends instead. Of what nobody was told but followers, which refuse a journal that
 has lost it, the proof may wait for `UNTOLD_S`: so cutoffs that come one by one cost a sync each, not two.
 
-All requests of one read carry one instant, which is not before their arrival. What time makes due is carried out in
+All requests of one read carry one instant, which is not before their arrival; so do those that a door has gathered for
+the next turn (`before_turn`). What time makes due is carried out in
 slices of `TICK_ENTRIES_MAX`, between which requests are answered.
 
 It is also the `Gate` that doors see; it serves its own buckets and passes the rest on.
@@ -116,6 +117,7 @@ class Worker:
         self._alarm = alarm
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
         self._scheduled = False
+        self._before_turn: list[Callable[[], None]] = []
         self._writing = False
         self._telling = False  # what is recorded meanwhile is seen to by whoever tells
         self._unsynced: list[Reply] = []  # of the batch that is being written
@@ -173,6 +175,18 @@ class Worker:
             if not self._stopping:
                 self._loop.call_soon(self._on_barrier_time)
 
+    def before_turn(self, work: Callable[[], None]) -> None:
+        """Calls `work` once, at the beginning of the next turn, which comes soon; it may submit, read and operate."""
+        self._before_turn.append(work)
+        if not self._scheduled:
+            self._schedule()
+
+    def _work_before_turn(self) -> None:
+        """To be called while a turn is scheduled: what is submitted here asks for no other."""
+        works, self._before_turn = self._before_turn, []
+        for work in works:
+            work()
+
     def arrived(self) -> None:
         """Requests have just been read: none of them is stamped with an instant before that."""
         self._now_ns = 0
@@ -191,20 +205,20 @@ class Worker:
         if not self._scheduled:
             self._schedule()
 
-    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Command]]) -> None:
-        """Carries out the commands of one read, (token, bucket id, command) each, in their order and as `submit` does:
-        what is asked once for a command there is asked once for all of them here.
+    def submit_all(self, requests: Sequence[tuple[Any, Any, int, Command]]) -> None:
+        """Carries out commands that were read together, (caller, token, bucket id, command) each, in their order and as
+        `submit` does: what is asked once for a command there is asked once for all of them here.
         """
         if self.backpressure.reason:
-            for token, bucket_id, command in requests:
+            for caller, token, bucket_id, command in requests:
                 self.submit(caller, token, bucket_id, command)
             return
         now_ns = self._now_ns or self.now_ns()
         routes, own = self._routes, self.shard_id
-        here = [request for request in requests if routes[request[1]] == own]
-        self.shard.receive_all(caller, here, now_ns)
+        here = [request for request in requests if routes[request[2]] == own]
+        self.shard.receive_all(here, now_ns)
         if len(here) < len(requests):  # a bucket is owned in one place: what is passed on shares none with what is not
-            for token, bucket_id, command in requests:
+            for caller, token, bucket_id, command in requests:
                 owner = routes[bucket_id]
                 if owner != own:
                     self._pass_on(owner, caller, token, COMMAND, bucket_id, command)
@@ -306,6 +320,8 @@ class Worker:
             self._loop.call_soon(self._pump)
 
     def _pump(self) -> None:
+        if self._before_turn:
+            self._work_before_turn()
         self._scheduled = False
         self._guarded_turn()
 
@@ -421,6 +437,8 @@ class Worker:
         self.snapshotter.look(self.syncs.batches, self.settings.snapshot_bytes)
         self._barrier_due = True
         self._put_barrier_off()
+        if self._before_turn:
+            self._work_before_turn()
         self._guarded_turn()
 
     def _is_waited_for_in_vain(self, ready: Ready, error: JournalUnavailable) -> bool:

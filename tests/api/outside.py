@@ -5,8 +5,9 @@ set by hand, and a client that speaks in literal bytes.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import AsyncIterator, MutableSequence, Sequence
+from collections.abc import AsyncIterator, Callable, MutableSequence, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -44,6 +45,7 @@ class Gate:
         self.waiting: list[tuple[Any, Any, object]] = []
         self.holds_back = False
         self.replies: dict[str, object] = {}
+        self._before_turn: list[Callable[[], None]] = []
         self.broken: BaseException | None = None  # raised instead of carrying anything out
 
     def arrived(self) -> None:
@@ -56,8 +58,19 @@ class Gate:
         assert bucket_id == self.bucket_of(command[1])
         self._ask("submit", caller, token, command, {"user_id": command[1].decode(), "bucket_id": bucket_id})
 
-    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Any]]) -> None:
-        for token, bucket_id, command in requests:
+    def before_turn(self, work: Callable[[], None]) -> None:
+        """The next turn of the loop, or `turn`."""
+        self._before_turn.append(work)
+        with contextlib.suppress(RuntimeError):  # nothing runs
+            asyncio.get_running_loop().call_soon(self.turn)
+
+    def turn(self) -> None:
+        works, self._before_turn = self._before_turn, []
+        for work in works:
+            work()
+
+    def submit_all(self, requests: Sequence[tuple[Any, Any, int, Any]]) -> None:
+        for caller, token, bucket_id, command in requests:
             self.submit(caller, token, bucket_id, command)
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Any) -> None:
@@ -78,6 +91,7 @@ class Gate:
 
     def release(self, count: int | None = None) -> None:
         """Answers the oldest `count` requests, or all."""
+        self.turn()
         leaving = self.waiting[:count]
         del self.waiting[:count]
         for caller, token, reply in leaving:

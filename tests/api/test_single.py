@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import sys
+from collections.abc import Sequence
 from types import FrameType
 from typing import Any
 
@@ -15,8 +15,10 @@ from billing.api.auth import Guard
 from billing.api.door import Door, Limits
 from billing.api.msgpack_rpc import SINGLE_BYTES_MAX, Connection
 from tests.api.outside import Clock, Gate
+from tests.conftest import REPOSITORY
 
-CALLS_MAX = 24  # of Python, from a read to its reply, the worker aside; 43 by the way of many requests
+BILLING = str(REPOSITORY / "billing")
+CALLS_MAX = 21  # of Python within `billing`, from a read to its reply; it was 43
 RATED = Limits(requests_per_s_max=10**9)  # which the way of one request leaves to that of many
 
 
@@ -56,6 +58,18 @@ class Socket(asyncio.Transport):
         """The end."""
 
 
+class TellingGate(Gate):
+    """Says how many requests were handed over at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handed: list[int] = []
+
+    def submit_all(self, requests: Sequence[tuple[Any, Any, int, Any]]) -> None:
+        self.handed.append(len(requests))
+        super().submit_all(requests)
+
+
 class OneClient:
     """A connection, with what it is answered."""
 
@@ -69,6 +83,7 @@ class OneClient:
 
     def read(self, data: bytes) -> None:
         self.connection.data_received(data)
+        self.gate.turn()
 
     def answer(self) -> None:
         self.clock.pass_s(0.003)
@@ -132,10 +147,9 @@ async def test_no_more_are_in_flight_than_may_be(answered_at_once: int) -> None:
 
 async def test_from_a_read_of_one_request_to_its_reply_there_are_few_calls() -> None:
     client, calls = OneClient(Limits()), list[str]()
-    here = os.path.dirname(__file__)
 
     def count(frame: FrameType, event: str, _: Any) -> None:
-        if event == "call" and not frame.f_code.co_filename.startswith(here):
+        if event == "call" and frame.f_code.co_filename.startswith(BILLING):
             calls.append(frame.f_code.co_qualname)
 
     data = request(1, "top_up", "ann", 5, {"request_id": "0123456789"})
@@ -149,3 +163,43 @@ async def test_from_a_read_of_one_request_to_its_reply_there_are_few_calls() -> 
         sys.setprofile(None)
     assert client.socket.written.count(b"\x94\x01") == 2
     assert len(calls) <= CALLS_MAX, calls
+
+
+async def test_reads_of_one_turn_are_handed_over_together_and_in_their_order() -> None:
+    clients = [OneClient(Limits())]
+    gate, door = TellingGate(), clients[0].door
+    door.gate = gate
+    gate.holds_back = True
+    for _ in range(3):
+        other = OneClient(Limits())
+        other.connection = Connection(door)
+        other.connection.connection_made(other.socket)
+        clients.append(other)
+    for number, client in enumerate(clients):
+        client.connection.data_received(request(number, "top_up", "ann", 1 + number))
+    assert not gate.asked, "their turn has not come"
+    clients[1].connection.data_received(request(9, "debit", "ann", 1))  # behind what it asked for
+    gate.turn()
+    assert [command[2] for command in gate.commands] == [1, 2, 3, 4, 1]
+    assert gate.handed == [4, 1]
+
+
+@pytest.mark.parametrize("end", ["eof", "lost", "end", "drain", "long"])
+async def test_whatever_happens_to_a_connection_waits_for_what_it_has_read(end: str) -> None:
+    client = OneClient(Limits())
+    connection = client.connection
+    connection.data_received(request(1, "top_up", "ann", 7))
+    if end == "eof":
+        connection.eof_received()
+    elif end == "lost":
+        connection.connection_lost(None)
+    elif end == "end":
+        connection.end(b"")
+    elif end == "drain":
+        client.door.drain()
+    else:
+        connection.data_received(request(2, "top_up", "ann", 8, {"message": "x" * SINGLE_BYTES_MAX}))
+    assert [command[2] for command in client.gate.commands] == [7, 8][: 1 + (end == "long")]
+    client.answer()
+    assert bool(client.socket.written) == (end != "lost")
+    assert client.door.in_flight == 0

@@ -210,6 +210,20 @@ class SimSocket:
         self.end = end
         self.listener = listener
 
+    def listen(self, backlog: int) -> None:
+        """All that come wait in the listener."""
+
+    def accept(self) -> tuple[SimSocket, tuple[str, int]]:
+        """The connection that the process which asks was told of."""
+        assert self.listener is not None
+        if self.listener.told is None:
+            raise BlockingIOError
+        end, self.listener.told = self.listener.told, None
+        return SimSocket(0, end), ("127.0.0.1", 1)
+
+    def getpeername(self) -> tuple[str, int]:
+        return ("127.0.0.1", 1)
+
     def fileno(self) -> int:
         return self.number
 
@@ -237,15 +251,16 @@ class Listener:
     def __init__(self, kernel: Kernel, rng: random.Random) -> None:
         self._kernel = kernel
         self._rng = rng
-        self._servers: list[SimServer] = []
+        self.told: SimTransport | None = None  # a connection, while a process is told to accept it
+        self._servers: list[SimServer | SimAcceptor] = []
         self._backlog: deque[SimTransport] = deque()
 
-    def serve(self, server: SimServer) -> None:
+    def serve(self, server: SimServer | SimAcceptor) -> None:
         self._servers.append(server)
         while self._backlog:
             server.accept(self._backlog.popleft())
 
-    def servers(self) -> list[SimServer]:
+    def servers(self) -> list[SimServer | SimAcceptor]:
         """Those that accept now."""
         self._servers = [one for one in self._servers if not one.closed and not one.loop.dead]
         return self._servers
@@ -275,6 +290,25 @@ class SimServer:
 
     def close(self) -> None:
         self.closed = True
+
+
+class SimAcceptor:
+    """A process that is told of each connection, and accepts it by hand."""
+
+    def __init__(self, loop: NetLoop, listener: Listener, tell: Callable[[], Any]) -> None:
+        self.loop = loop
+        self.closed = False
+        self._listener = listener
+        self._tell = tell
+
+    def accept(self, end: SimTransport) -> None:
+        if self.loop.dead:
+            end.stream.died(end)
+            return
+        self.loop.net.hold(end, self.loop)  # it ends with the process, also before it has a protocol
+        self._listener.told = end
+        self._tell()
+        assert self._listener.told is None, "it was not accepted"
 
 
 class Net:
@@ -328,11 +362,31 @@ class NetLoop(SimLoop):
     def __init__(self, kernel: Kernel, name: str, net: Net) -> None:
         super().__init__(kernel, name)
         self.net = net
+        self._acceptors: dict[Any, SimAcceptor] = {}
 
     async def create_connection(self, protocol_factory: Any, *args: Any, sock: Any = None, **kwargs: Any) -> Any:
         protocol = protocol_factory()
         self.net.attach(sock.end, self, protocol)
         await asyncio.sleep(0)
+        return sock.end, protocol
+
+    def add_reader(self, fd: Any, callback: Any, *args: Any) -> None:  # type: ignore[override]
+        if isinstance(fd, SimSocket) and fd.listener is not None:
+            acceptor = self._acceptors[fd] = SimAcceptor(self, fd.listener, callback)
+            fd.listener.serve(acceptor)
+        else:
+            super().add_reader(fd, callback, *args)
+
+    def remove_reader(self, fd: Any) -> bool:
+        acceptor = self._acceptors.pop(fd, None)
+        if acceptor is None:
+            return super().remove_reader(fd)
+        acceptor.closed = True
+        return True
+
+    async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **_: Any) -> Any:
+        protocol = protocol_factory()
+        self.net.attach(sock.end, self, protocol)
         return sock.end, protocol
 
     async def create_unix_server(self, protocol_factory: Any, path: Any = None, *, sock: Any = None, **_: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import msgpack
@@ -54,8 +54,11 @@ class Gate:
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
         self.shard.receive(caller, token, bucket_id, command, NOW_NS)
 
-    def submit_all(self, caller: Any, requests: Sequence[tuple[Any, int, Command]]) -> None:
-        self.shard.receive_all(caller, requests, NOW_NS)
+    def submit_all(self, requests: Sequence[tuple[Any, Any, int, Command]]) -> None:
+        self.shard.receive_all(requests, NOW_NS)
+
+    def before_turn(self, work: Callable[[], None]) -> None:
+        work()
 
     read = submit
 
