@@ -76,6 +76,7 @@ TOGETHER_S: Final = 2.0
 AHEAD_KEPT_S: Final = 0.04
 FEW_CALLS: Final = 2
 HOG_S: Final = 0.25
+GATHERED_FROM: Final = 8  # calls in flight: a burst
 TRIED_FIRST: Final = 2
 FORGET_S: Final = 600.0
 
@@ -143,6 +144,7 @@ class Endpoint:
         self._trial: set[Line] = set()  # spare connections that a call is to be answered beside
         self._tried_ns = 0
         self._few_since_ns = 0
+        self._gathered: deque[Line] = deque()  # they have read something in this turn that is not taken yet
         self._answered_line: Line | None = None  # the one on which the last answer came
         self._others_ns = 0  # when the last one came on another line than that
         self._idle_ns = int(limits.idle_s * _SECOND_NS)
@@ -330,6 +332,23 @@ class Endpoint:
         if line in self._asked and not line.late:
             line.tired = why
             line.close()
+
+    def gathers(self, line: Line) -> bool:
+        """Whether the line's answer is taken with those of others, once all that came is read: so it is in a burst."""
+        if not self._gathered:
+            if len(self._asked) < GATHERED_FROM:
+                return False
+            self.loop.call_soon(self._take_gathered)
+        self._gathered.append(line)
+        return True
+
+    def _take_gathered(self) -> None:
+        try:
+            while self._gathered:
+                self._gathered.popleft().take_gathered()
+        finally:
+            if self._gathered:  # one of them has met a bug
+                self.loop.call_soon(self._take_gathered)
 
     def on_answer(self, line: Line, answer: AnswerReader, took_ns: int) -> None:
         """A final status came: called before anybody is told. Sees to the connection."""

@@ -5,6 +5,10 @@ it is (`on_answer`), of the end of a body that was still to come (`on_body`), an
 (`on_lost`). Whoever waits hears of an answer in the turn of the loop that read it; of the end without one in a turn of
 its own, when the owner has seen to the connection. Bytes that nobody asked for end the connection.
 
+In a burst the owner may gather what lines have read (`gathers`), and have it taken (`take_gathered`) once all of this
+turn is read: between two system calls a processor has forgotten the program. Whatever else happens to a line waits for
+what it has read, and a line that is idle takes what comes at once: a request written behind it would be answered by it.
+
 A line decides nothing: how long to wait, and what becomes of the connection, is its owner's.
 """
 
@@ -22,6 +26,9 @@ class Owner(Protocol):
 
     loop: asyncio.AbstractEventLoop
     boot_ns: Callable[[], int]  # the boot clock
+
+    def gathers(self, line: Line) -> bool:
+        """Whether what the line has just read is taken later in this turn; False: at once."""
 
     def keep(self, line: Line) -> None:
         """The line was not asked anything: it is idle again."""
@@ -46,8 +53,8 @@ class Line(asyncio.Protocol):
     """One connection, and what is known of it."""
 
     __slots__ = (
-        *("_answered", "_done", "_lost", "_reader", "asked_ns", "endpoint", "idle_since_ns", "late", "proved"),
-        *("proved_ns", "tired", "transport", "until_ns"),
+        *("_answered", "_came", "_done", "_lost", "_reader", "asked_ns", "endpoint", "idle_since_ns", "late"),
+        *("proved", "proved_ns", "tired", "transport", "until_ns"),
     )
 
     transport: asyncio.Transport
@@ -62,6 +69,7 @@ class Line(asyncio.Protocol):
         self.proved = False  # an answer came on it
         self.proved_ns = 0  # since when
         self._lost = False
+        self._came = b""  # read, and not taken yet
         self._reader: AnswerReader | None = None
         self._done: Done | None = None
         self._answered = False
@@ -95,6 +103,7 @@ class Line(asyncio.Protocol):
 
     def close(self) -> None:
         """Closes it, whatever is still to come."""
+        self.take_gathered()
         self.until_ns = 0
         if self._lost:
             return
@@ -104,10 +113,24 @@ class Line(asyncio.Protocol):
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        reader = self._reader
-        if reader is None:
+        if self._reader is None:
             self.transport.abort()  # nobody asked
-            return
+        elif self._came:
+            self._came += data
+        elif self.endpoint.gathers(self):
+            self._came = data
+        else:
+            self._take(data)
+
+    def take_gathered(self) -> None:
+        """Takes what was read before, if anything was."""
+        if self._came:
+            data, self._came = self._came, b""
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        reader = self._reader
+        assert reader is not None, "it was asked"
         try:
             reader.feed(data)
         except Malformed as error:
@@ -123,6 +146,7 @@ class Line(asyncio.Protocol):
         return False
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.take_gathered()
         self._lost = True
         if self._reader is not None and not self._answered:
             self._settle(error or ConnectionResetError())
