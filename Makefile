@@ -44,6 +44,12 @@ lock:
 			--output-file requirements$$extra.lock || exit 1; \
 	done
 
+# Bytecode, once, where each process of the suite would otherwise compile all of it for itself.
+$(VENV)/.compiled: $(VENV)/.ready
+	@$(BIN)/python -m compileall -q billing shards
+	@$(BIN)/python -m pytest --collect-only -q >/dev/null
+	@touch $@
+
 run: $(VENV)/.runs
 	@$(BIN)/billing demo
 
@@ -80,7 +86,9 @@ clients: $(CLIENTS)/.ready
 # there are cores: most of them wait for a daemon, a sync or a timer.
 test: SHELL := bash
 test: $(VENV)/.ready
-	@$(MAKE) --no-print-directory clients || echo "other people's clients could not be installed; their tests are skipped" >&2
+	@$(MAKE) --no-print-directory $(VENV)/.compiled & \
+	$(MAKE) --no-print-directory clients || echo "other people's clients could not be installed; their tests are skipped" >&2; \
+	wait
 	@set -o pipefail; \
 	[ -t 1 ] && color=yes || color=auto; \
 	$(BIN)/python -m pytest --color=$$color -n $(shell expr 3 \* $$(nproc)) --dist worksteal 2>&1 | \
