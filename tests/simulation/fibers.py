@@ -1,4 +1,4 @@
-"""Code that blocks, on the virtual clock: each such piece runs on a thread of its own, and never beside anything else.
+"""Code that blocks, on the virtual clock: each such piece runs on a stack of its own (a greenlet).
 
 Whoever lets a `Fiber` run stands still until the fiber waits or has ended. So there is one order of everything, and the
 same seed gives the same run. What a fiber waits for is a handle of its process's loop (`pause`, or a socket's), so a
@@ -9,11 +9,13 @@ process that hangs hangs with all of its threads, and one that ends takes them a
 
 from __future__ import annotations
 
-import threading
+import contextlib
 from asyncio import events
 from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any, ClassVar
+
+from greenlet import greenlet
 
 from tests.simulation.disk import Crashed
 from tests.simulation.loop import Handle, SimLoop
@@ -30,22 +32,15 @@ class Fiber:
         self.loop = loop
         self.is_busy = False
         self._is_dead = False
-        self._job: Callable[[], None] = lambda: None
-        self._error: BaseException | None = None
-        self._thread: threading.Thread | None = None
-        self._turn, self._back = threading.Lock(), threading.Lock()
-        self._turn.acquire()
-        self._back.acquire()
+        self._stack: greenlet | None = None  # while it is busy
 
     def run(self, job: Callable[[], None]) -> None:
         """Begins this, and returns once it has ended or waits. Raises what it raises until then."""
         assert not self.is_busy, "a thread does one thing after the other"
         if self._is_dead:
             raise Crashed("a process that is no more")
-        self._job, self.is_busy = job, True
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._main, daemon=True)
-            self._thread.start()
+        self.is_busy = True
+        self._stack = greenlet(job)
         self._switch()
 
     def resume(self) -> None:
@@ -54,10 +49,11 @@ class Fiber:
             self._switch()
 
     def wait(self) -> None:
-        """On its own thread: until `resume`. Raises Crashed where its process has ended meanwhile."""
+        """On its own stack: until `resume`. Raises Crashed where its process has ended meanwhile."""
         if not self._is_dead:
-            self._back.release()
-            self._turn.acquire()
+            assert self._stack is not None
+            assert self._stack.parent is not None, "it was switched to"
+            self._stack.parent.switch()
         if self._is_dead:
             raise Crashed("a process that is no more")
 
@@ -66,38 +62,22 @@ class Fiber:
         if self._is_dead:
             return
         self._is_dead = True
-        if Fiber.current is self or self._thread is None:
+        if Fiber.current is self or not self.is_busy:
             return  # what it is at ends with it
-        if self.is_busy:
-            try:
-                self._switch()
-            except BaseException:  # what a dead process would have said
-                return
-        else:
-            self._turn.release()
+        with contextlib.suppress(BaseException):  # what a dead process would have said
+            self._switch()
 
     def _switch(self) -> None:
+        stack = self._stack
+        assert stack is not None
         before, Fiber.current = Fiber.current, self
-        self._turn.release()
-        self._back.acquire()
-        Fiber.current = before
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
-
-    def _main(self) -> None:
-        while True:
-            self._turn.acquire()
-            if self._is_dead and not self.is_busy:
-                return
-            try:
-                self._job()
-            except BaseException as error:
-                self._error = error
-            self.is_busy = False
-            self._back.release()
-            if self._is_dead:
-                return
+        stack.parent = greenlet.getcurrent()  # where it goes on once this waits, or has ended, and what it raises
+        try:
+            stack.switch()
+        finally:
+            Fiber.current = before
+            if stack.dead:
+                self.is_busy, self._stack = False, None
 
 
 def waken(fiber: Fiber, in_ns: int, function: Callable[..., None], *arguments: Any) -> Handle:
