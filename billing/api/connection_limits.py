@@ -11,12 +11,15 @@ import resource
 from typing import Final
 
 from billing.api.door import LIMITS, Limits
+from billing.api.listener import ACCEPTS_AT_ONCE
 from billing.api.tls_entrance import HANDSHAKES_MAX
 from billing.config.schema import Rpc
 
 log = logging.getLogger("billing.api")
 
-ASIDE: Final = 64  # descriptors of a worker that are neither connections nor calls
+# Descriptors of a worker that are neither connections nor calls. A connection that is turned away takes some turns of
+# the loop to go, in each of which as many are accepted.
+ASIDE: Final = 64 + 4 * ACCEPTS_AT_ONCE
 
 
 def raise_limit() -> None:

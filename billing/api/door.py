@@ -68,7 +68,7 @@ class Gate(Protocol):
         """The same for commands that were read together, in their order."""
 
     def before_turn(self, work: Callable[[], None], /) -> None:
-        """Calls `work` once, when all that can be read now is read, and before anything is written."""
+        """Calls `work` once, when all that can be read now is read, and before more is appended to the journal."""
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Any, /) -> None:
         """Answers a question about one account."""
@@ -210,15 +210,22 @@ class Door:
             return
         requests: list[Request] = []
         self.gate.arrived()
-        try:
-            for connection in gathered:
+        for connection in gathered:
+            try:
                 connection.take_gathered(requests)
+            except Exception as error:
+                self._met_a_bug(error, [connection])
+        try:
             if requests:
                 self.submit(requests)
-        except BaseException:
-            for connection in gathered:
-                connection.abort()
-            raise
+        except Exception as error:
+            self._met_a_bug(error, gathered)
+
+    def _met_a_bug(self, error: Exception, ends: list[Gathered]) -> None:
+        """Ends the connections that it is about, as the loop does with one whose callback raises."""
+        asyncio.get_running_loop().call_exception_handler({"message": "a connection met a bug", "exception": error})
+        for connection in ends:
+            connection.abort()
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Hands commands to the gate. What it raises is told, and raised."""
@@ -238,6 +245,7 @@ class Door:
 
     def sweep(self) -> None:
         """Ends the connections that are past a deadline."""
+        self.take_gathered()
         now_ns = self.clock()
         for client in list(self._watched):
             if not client.check_deadlines(now_ns):

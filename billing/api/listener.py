@@ -1,10 +1,12 @@
 """Accepting connections by hand.
 
-    listening socket -> accepted, at most `ACCEPTS_AT_ONCE` a turn of the loop -> entrance -> the door's own protocol
+    listening socket -> accepted, at most `ACCEPTS_AT_ONCE` under way -> entrance -> the door's own protocol
 
 A server of asyncio on uvloop accepts one connection a turn of the loop. So a crowd that comes back beside a load, whose
 turns take milliseconds, would wait for as many turns as it has members. Here a turn accepts several, and few enough to
-hold up nobody who is in. Where none can be accepted (there are no descriptors), the listener rests for `REST_S`.
+hold up nobody who is in. Until it has its protocol, some turns later, a connection is counted nowhere but here: no more
+are under way over all sockets of an entrance, and `connection_limits` leaves room for them. Where none can be accepted
+(there are no descriptors), the listener rests for `REST_S`.
 
 The entrance decides what becomes of an accepted connection: it speaks plainly (`PlainEntrance`), or shakes hands first
 (`billing.api.tls_entrance`).
@@ -30,6 +32,10 @@ log = logging.getLogger("billing.api")
 class Entrance(Protocol):
     """What a listener needs of it."""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more connection may be accepted now."""
+
     def begin(self, one: socket.socket, protocol: Factory) -> None:
         """Takes a connection that was just accepted. OSError where it has gone already."""
 
@@ -40,6 +46,15 @@ class PlainEntrance:
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
         self._under_way: set[asyncio.Task[None]] = set()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more connection may be accepted now."""
+        return len(self._under_way) < ACCEPTS_AT_ONCE
+
+    async def settle(self) -> None:
+        """Returns when each connection that was accepted has come to its protocol."""
+        await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def begin(self, one: socket.socket, protocol: Factory) -> None:
         """Gives it to a protocol at once."""
@@ -84,6 +99,8 @@ class Listener:
 
     def _on_readable(self) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
+            if not self._entrance.has_room:
+                return  # it is readable still, and looked at in the next turn
             try:
                 one, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):

@@ -69,6 +69,7 @@ class Connection(ResponseTransport):
         "_commands",
         "_gathered",
         "_on_trial",
+        "_read_ns",
         "_reader",
         "_token_bucket",
         "_waking",
@@ -85,6 +86,7 @@ class Connection(ResponseTransport):
         self._window = min(door.limits.trial_in_flight_max, door.limits.in_flight_max)  # requests in flight at most
         self._reader = RequestReader(door, door.limits.handshake_bytes_max)
         self._gathered = b""  # a short read, until the next turn
+        self._read_ns = 0  # when what is carried out now was read; 0: just now
         self._waking = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -150,7 +152,9 @@ class Connection(ResponseTransport):
         if request is not None:
             requests.append(request)
         else:
+            self._read_ns = self._door.gathered_ns
             self._take(data)
+            self._read_ns = 0
 
     def eof_received(self) -> bool:
         if self._gathered:
@@ -286,7 +290,7 @@ class Connection(ResponseTransport):
 
     def _drain(self) -> bool:
         """Carries out all whole frames; False where the connection has to wait or to end first."""
-        door, before, at_ns = self._door, self._writer.in_flight, self._door.clock()
+        door, before, at_ns = self._door, self._writer.in_flight, self._read_ns or self._door.clock()
         counts: defaultdict[bytes, int] = defaultdict(int)
         goes_on = self._carry_out_all(counts)
         if counts:

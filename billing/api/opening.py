@@ -60,7 +60,8 @@ class Doors:
         factory: Factory = import_module(door_of(kind).module).connection_factory
         return factory(self.door, self._wall_now_ns, self._random_bytes)
 
-    def stop_listening(self) -> None:
-        """No new connections; those that there are stay."""
+    async def stop_listening(self) -> None:
+        """No new connections; those that there are stay, and are known when this returns."""
         for listener in self._listeners:
             listener.close()
+        await self._plain.settle()

@@ -52,6 +52,11 @@ class TlsEntrance:
         self._under_way: dict[asyncio.Task[None], tuple[str, socket.socket]] = {}  # -> origin, the oldest first
 
     @property
+    def has_room(self) -> bool:
+        """Always: the newest may push another one out."""
+        return True
+
+    @property
     def under_way(self) -> int:
         """Handshakes that are not over."""
         return len(self._under_way)

@@ -329,7 +329,9 @@ class Endpoint:
 
     def end(self, line: Line, why: str) -> None:
         """Ends the exchange on a line before its time: its verdict will be TIMED_OUT."""
-        if line in self._asked and not line.late:
+        asked = line.answer
+        line.take_gathered()
+        if line in self._asked and line.answer is asked and not line.late:
             line.tired = why
             line.close()
 
@@ -425,6 +427,7 @@ class Endpoint:
     async def close(self) -> None:
         """Closes every connection; exchanges under way end as lost."""
         self.closed = True
+        self._take_gathered()
         for timer in (self._deadline, self._tend, self._listening, self._briefly):
             if timer is not None:
                 timer.cancel()
@@ -447,6 +450,7 @@ class Endpoint:
 
     def _on_listened(self) -> None:
         self._listening = None
+        self._take_gathered()
         oldest = next((line for line in self._asked if not line.proved), None)
         if oldest is None or not (self._proved or self._spares):
             return
@@ -521,9 +525,10 @@ class Endpoint:
         self._deadline = self.loop.call_later(wait_s, self._on_deadline)
 
     def _on_deadline(self) -> None:
-        self._deadline = None
+        self._deadline, rang_ns = None, self._deadline_ns
+        self._take_gathered()  # what was read before this rang counts; a call that follows may arm it anew
         now_ns = self.boot_ns()
-        if now_ns - self._deadline_ns > _STALLED_NS:
+        if now_ns - rang_ns > _STALLED_NS:
             self._arm(now_ns)  # what came meanwhile is read before anything is given up
             return
         next_ns = 0

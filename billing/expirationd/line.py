@@ -6,8 +6,9 @@ it is (`on_answer`), of the end of a body that was still to come (`on_body`), an
 its own, when the owner has seen to the connection. Bytes that nobody asked for end the connection.
 
 In a burst the owner may gather what lines have read (`gathers`), and have it taken (`take_gathered`) once all of this
-turn is read: between two system calls a processor has forgotten the program. Whatever else happens to a line waits for
-what it has read, and a line that is idle takes what comes at once: a request written behind it would be answered by it.
+turn is read: between two system calls a processor has forgotten the program. Before it gives anything up, the owner has
+all of it taken; a line whose connection ends takes it first; and one that is idle takes what comes at once: a request
+written behind it would be answered by it.
 
 A line decides nothing: how long to wait, and what becomes of the connection, is its owner's.
 """
@@ -102,8 +103,9 @@ class Line(asyncio.Protocol):
         self.idle_since_ns = self.endpoint.boot_ns()
 
     def close(self) -> None:
-        """Closes it, whatever is still to come."""
-        self.take_gathered()
+        """Closes it, whatever is still to come. What was read before counts: the owner has it taken first, else it is
+        taken when the connection has ended. Not here: whoever hears of it might ask anew on what is being closed.
+        """
         self.until_ns = 0
         if self._lost:
             return

@@ -112,7 +112,7 @@ class Billing:
     async def stop_listening(self) -> None:
         """No new connections; what was asked is still answered."""
         if self.serving is not None:
-            self.serving.doors.stop_listening()
+            await self.serving.doors.stop_listening()
             await self.serving.calls.drain()
             self.serving.doors.drain()
 

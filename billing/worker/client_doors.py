@@ -54,9 +54,9 @@ class ClientDoors:
         """Counters for the operator."""
         return self._door.figures()
 
-    def stop_listening(self) -> None:
+    async def stop_listening(self) -> None:
         """No new connections; those that there are stay."""
-        self._doors.stop_listening()
+        await self._doors.stop_listening()
 
     def drain(self) -> None:
         """Takes no new requests; what was asked is still answered."""

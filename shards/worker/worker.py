@@ -184,8 +184,12 @@ class Worker:
     def _work_before_turn(self) -> None:
         """To be called while a turn is scheduled: what is submitted here asks for no other."""
         works, self._before_turn = self._before_turn, []
-        for work in works:
-            work()
+        try:
+            for work in works:
+                work()
+        except BaseException as error:
+            self.fail(error)
+            raise
 
     def arrived(self) -> None:
         """Requests have just been read: none of them is stamped with an instant before that."""

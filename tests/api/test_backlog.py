@@ -41,7 +41,7 @@ async def test_the_queue_is_as_long_as_it_was_meant_to_be(kind: str, is_tls: boo
     doors.listen(kind, listener)
     (most,) = struct.unpack_from("I", queue.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 104), MAX_BACKLOG_AT)
     queue.close()
-    doors.stop_listening()
+    await doors.stop_listening()
     somaxconn = int(Path("/proc/sys/net/core/somaxconn").read_text())
     assert most == min(BACKLOG, somaxconn)
 
@@ -59,7 +59,7 @@ async def test_clients_are_connected_before_the_worker_has_a_turn() -> None:
             await asyncio.sleep(0.005)
     for one in crowd:
         one.close()
-    doors.stop_listening()
+    await doors.stop_listening()
 
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
@@ -84,7 +84,7 @@ async def test_a_turn_of_the_loop_accepts_several(kind: str, data_dir: Path) -> 
     assert turns < len(crowd) / 2, "one a turn"
     for one in crowd:
         one.close()
-    doors.stop_listening()
+    await doors.stop_listening()
 
 
 async def test_replies_are_not_put_together_by_the_kernel() -> None:
@@ -107,3 +107,27 @@ async def test_replies_are_not_put_together_by_the_kernel() -> None:
         made[0].close()
     listening.close()
     entrance.close()
+
+
+async def test_no_more_are_under_way_than_there_is_room_for_and_all_are_known_at_the_stop() -> None:
+    door = Door(Gate(), Guard(), time.monotonic_ns, dict)
+    doors = Doors(door, None, time.time_ns, os.urandom)
+    crowd = list[socket.socket]()
+    for kind in ("tcp", "direct", "tcp"):
+        listener = bind_tcp("127.0.0.1", 0, 0)
+        address = listener.getsockname()
+        doors.listen(kind, listener)
+        crowd += [socket.create_connection(address, timeout=60) for _ in range(2 * ACCEPTS_AT_ONCE)]
+    before = len(os.listdir("/proc/self/fd"))
+    async with asyncio.timeout(60):
+        while not door.connections:
+            assert len(os.listdir("/proc/self/fd")) < before + 2 * ACCEPTS_AT_ONCE, "each socket has its own"
+            await asyncio.sleep(0)
+    await doors.stop_listening()
+    known = len(door.connections)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert len(door.connections) == known < len(crowd)
+    door.close()
+    for one in crowd:
+        one.close()

@@ -13,6 +13,7 @@ import pytest
 
 from billing.api.auth import Guard
 from billing.api.door import Door, Limits
+from billing.api.methods import Method
 from billing.api.msgpack_rpc import SINGLE_BYTES_MAX, Connection
 from tests.api.outside import Clock, Gate
 from tests.conftest import REPOSITORY
@@ -29,6 +30,7 @@ class Socket(asyncio.Transport):
         super().__init__({"peername": ("127.0.0.1", 1)})
         self.written = bytearray()
         self.paused = False
+        self.ended = False
 
     def write(self, data: Any) -> None:
         self.written += data
@@ -55,7 +57,10 @@ class Socket(asyncio.Transport):
         """The end."""
 
     def close(self) -> None:
-        """The end."""
+        self.ended = True
+
+    def abort(self) -> None:
+        self.ended = True
 
 
 class TellingGate(Gate):
@@ -202,4 +207,58 @@ async def test_whatever_happens_to_a_connection_waits_for_what_it_has_read(end: 
     assert [command[2] for command in client.gate.commands] == [7, 8][: 1 + (end == "long")]
     client.answer()
     assert bool(client.socket.written) == (end != "lost")
+    assert client.door.in_flight == 0
+
+
+def end_of(client: OneClient, part: str) -> list[int]:
+    """How many requests of a method took how long, by the bounds of the histogram."""
+    histogram: dict[str, Any] = client.door.latency.figures()["msgpack_rpc"][part]
+    return [bound for bound, count in zip(histogram["bounds"], histogram["counts"], strict=False) if count]
+
+
+async def test_latency_begins_when_a_request_was_read_whatever_it_is() -> None:
+    client = OneClient(Limits())
+    for number, method in enumerate(["get_account", "top_up"]):
+        client.connection.data_received(request(number, method, "ann", *[5][:number]))
+        client.clock.pass_s(0.004)
+        client.gate.turn()
+        client.gate.release()
+        assert end_of(client, method) == [5_000_000]
+
+
+async def test_a_frame_that_came_in_time_is_not_missed_by_the_sweep() -> None:
+    client = OneClient(Limits())
+    whole = request(1, "get_account", "ann")
+    client.read(whole[:5])
+    client.connection.data_received(whole[5:])
+    client.clock.pass_s(30)
+    client.door.sweep()
+    client.answer()
+    assert client.door.drops == 0
+    assert client.socket.written.count(b"\x94\x01") == 1
+
+
+class Buggy(Connection):
+    """Its requests for anything but a command meet a bug."""
+
+    def _method_of(self, name: object) -> Method:
+        raise AttributeError("a bug")
+
+
+async def test_a_bug_ends_the_connection_that_meets_it_and_no_other() -> None:
+    loop, bugs = asyncio.get_running_loop(), list[BaseException]()
+    loop.set_exception_handler(lambda _, context: bugs.append(context["exception"]))
+    client, other = OneClient(Limits()), OneClient(Limits())
+    buggy, socket = Buggy(client.door), Socket()
+    buggy.connection_made(socket)
+    other.connection = Connection(client.door)
+    other.connection.connection_made(other.socket)
+    client.connection.data_received(request(1, "top_up", "ann", 7))
+    buggy.data_received(request(1, "get_account", "ann"))
+    other.connection.data_received(request(1, "top_up", "ann", 8))
+    client.gate.turn()
+    assert [command[2] for command in client.gate.commands] == [7, 8]
+    client.answer()
+    assert (socket.ended, client.socket.ended, other.socket.ended) == (True, False, False)
+    assert [str(error) for error in bugs] == ["a bug"]
     assert client.door.in_flight == 0

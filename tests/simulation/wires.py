@@ -216,9 +216,9 @@ class SimSocket:
     def accept(self) -> tuple[SimSocket, tuple[str, int]]:
         """The connection that the process which asks was told of."""
         assert self.listener is not None
-        if self.listener.told is None:
+        end = self.listener.take_back()
+        if end is None:
             raise BlockingIOError
-        end, self.listener.told = self.listener.told, None
         return SimSocket(0, end), ("127.0.0.1", 1)
 
     def getpeername(self) -> tuple[str, int]:
@@ -260,6 +260,11 @@ class Listener:
         while self._backlog:
             server.accept(self._backlog.popleft())
 
+    def take_back(self) -> SimTransport | None:
+        """The connection that nobody has accepted; None where somebody has."""
+        end, self.told = self.told, None
+        return end
+
     def servers(self) -> list[SimServer | SimAcceptor]:
         """Those that accept now."""
         self._servers = [one for one in self._servers if not one.closed and not one.loop.dead]
@@ -300,15 +305,26 @@ class SimAcceptor:
         self.closed = False
         self._listener = listener
         self._tell = tell
+        self._waiting: deque[SimTransport] = deque()  # not accepted yet
 
     def accept(self, end: SimTransport) -> None:
         if self.loop.dead:
             end.stream.died(end)
             return
         self.loop.net.hold(end, self.loop)  # it ends with the process, also before it has a protocol
-        self._listener.told = end
-        self._tell()
-        assert self._listener.told is None, "it was not accepted"
+        self._waiting.append(end)
+        if len(self._waiting) == 1:
+            self._offer()
+
+    def _offer(self) -> None:
+        """Tells of those that wait, one by one; where one is not accepted, again in the next turn."""
+        while self._waiting and not self.closed:
+            self._listener.told = self._waiting[0]
+            self._tell()
+            if self._listener.take_back() is not None:
+                self.loop.call_soon(self._offer)
+                return
+            self._waiting.popleft()
 
 
 class Net:

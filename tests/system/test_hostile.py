@@ -118,7 +118,7 @@ async def test_more_connections_than_descriptors_stop_neither_clients_nor_the_jo
             flood.extend(connect(daemon.rpc_port) for _ in range(600))
         answers = [asked(one) for one in flood]
         held = answers.count(PONG)
-        assert 200 < held < 360, "what the hard limit leaves, not what the soft one did"
+        assert 150 < held < 360, "what the hard limit leaves; the soft one leaves 29"
         assert {answer for answer in answers if answer and answer != PONG} <= {
             msgpack.packb([1, None, "TOO_MANY_CONNECTIONS: try again later", None])
         }
