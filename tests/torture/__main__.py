@@ -1,8 +1,8 @@
 """`make torture`: every campaign at its full size, on both cores, to be stopped and resumed at will.
 
-    python -m tests.torture                          all of it: some two and a half hours on two cores of its own
-    python -m tests.torture power kill               these campaigns alone; all but `fuzz` are about an hour
-    python -m tests.torture --share 0.05             a twentieth of the size, to try it out
+    python -m tests.torture                          all of it: some six hours on two cores of its own
+    python -m tests.torture power kill               these campaigns alone
+    python -m tests.torture --share 0.3              a third of the size: a night's two hours
     python -m tests.torture --list                   what would be run
     python -m tests.torture --write                  and put the table into tests/TORTURE.md
 
