@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import NamedTuple
 
 from click.testing import CliRunner
 
-from billing.cli.main import root
+from billing.cli.main import main
 
 
 class Said(NamedTuple):
@@ -19,5 +20,12 @@ class Said(NamedTuple):
 
 def carried_out(*words: object, **environment: str) -> Said:
     """A command in the caller's thread, which may have no event loop that runs."""
-    done = CliRunner(env=environment).invoke(root, [*map(str, words)])
-    return Said(done.exit_code, done.stdout, done.stderr)
+    with CliRunner(env=environment).isolation() as (out, err, _):
+        try:
+            main([*map(str, words)])
+        except SystemExit as ending:
+            code = ending.code
+        sys.stdout.flush()
+        sys.stderr.flush()
+    assert isinstance(code, int)
+    return Said(code, out.getvalue().decode(), err.getvalue().decode())
