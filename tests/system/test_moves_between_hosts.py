@@ -26,10 +26,10 @@ __all__ = ["servers", "shared_servers"]
 
 SHARDS = 2
 
-USERS = [f"mover_{number}" for number in range(8)]
+USERS = [f"mover_{number}" for number in range(6)]
 SPENDER = "spends"
 FIRST = 10**12
-LOAD_PAUSE_S = 0.06  # of each user at each door: a move meets some calls, and the cores are not full of them
+LOAD_PAUSE_S = 0.2  # of each user at each door: a move meets some calls, and the cores are not full of them
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     tasks = [asyncio.create_task(load(rpc, user, number)) for number, rpc in enumerate(clients) for user in USERS]
     operators = [await Rpc.connect(host.rpc_port) for host in (a, b)]
     rng, moved = random.Random(1), 0
-    for turn in range(24):
+    for turn in range(14):
         bucket_id = rng.choice(sorted(buckets))
         shard = (await operators[0].ask("route"))["owners"][bucket_id - 1]
         error, _ = await operators[turn % 2].call("move_bucket", bucket_id, other_shard(where, shard))
@@ -97,7 +97,7 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     moved += await _backup_while_buckets_move(a, operators[1], where, buckets, data_dir)
     stop.set()
     await asyncio.gather(*tasks)
-    assert moved >= 12
+    assert moved >= 8
     await _all_know(operators, moved, buckets)
     for rpc in clients:
         for user in USERS:
@@ -217,6 +217,7 @@ async def test_deaths_during_moves_lose_no_command_and_leave_each_bucket_at_one_
                 error, _ = await asyncio.wait_for(rpc.call("move_bucket", bucket_id, rng.randint(1, SHARDS)), 30)
                 assert error is None or error.startswith(("MOVE_REFUSED", "UNAVAILABLE")), error
                 outcomes["refused" if error else "moved"] += 1
+                await asyncio.sleep(LOAD_PAUSE_S / 2)
             except (OSError, TimeoutError, Lost, AssertionError):
                 rpc = None
                 await asyncio.sleep(0.05)
