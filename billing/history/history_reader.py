@@ -11,7 +11,8 @@ history is whole again (where the newest rows are missing, the instant of the ne
 Where `history.keep_days` deleted them, its operation is `opening`. Whether they may only be late is known from the
 departures: ownership passed from generation to generation, one at a time, so once the departures of all generations
 before the present one are in the files, so is every row made under them (`missing`). The files are read one by one, so
-who wants to know asks for the departures first, and then reads the rows.
+who wants to know asks for the departures first, and then reads the rows; and does both again where another file has
+taken the place of one meanwhile (`replaced`), which may not be as far yet.
 
 Every row that is read is held against its page's checksum, its account and its neighbours; what does not hold is
 `Damaged`.
@@ -246,6 +247,7 @@ class HistoryReader:
         self._own = own
         self._disk = disk
         self._others: dict[int, tuple[tuple[int, int], sqlite3.Connection]] = {}  # shard -> identity, connection
+        self.replaced = 0  # files of others that were let go since others took their places
         self._whole: dict[int, int] = {}  # bucket id -> generation up to which nothing is missing
         self.damaged: set[int] = set()  # shards whose files were found damaged, since it was cleared
 
@@ -259,6 +261,7 @@ class HistoryReader:
             if shard not in found or found[shard][0] != identity:
                 db.close()
                 del self._others[shard]
+                self.replaced += 1
                 self._whole.clear()  # the file in its place may not be as far yet
         for shard in found.keys() - self._others.keys():
             identity, path = found[shard]

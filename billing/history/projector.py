@@ -173,13 +173,17 @@ class Projector(Follower):
         reader = self._reader
         assert reader is not None
         self._write()
+        again = partial(self._answer, number, question, asked_ns)
         try:
             missing = self._may_come(bucket_id, generation)
+            replaced = reader.replaced
             page = reader.history(generation, user_id, before, limit, Newest(*newest))
         except FAILURES as error:
             self._fail(number, error)
             return
-        again = partial(self._answer, number, question, asked_ns)
+        if reader.replaced != replaced:
+            self.later(f"answer {number}", 0, again)
+            return
         self._answer_whole(number, page, bucket_id, missing, asked_ns, again)
 
     def _answer_whole(
@@ -241,14 +245,20 @@ class Projector(Follower):
             return
         chain = Chain(self._reader, generation, user_id, Standing(*standing))
         of_kind = period_reader.statement if name == STATEMENT else period_reader.balance_at
-        self._go_on(number, question, of_kind(chain, user_id, *asked), missing, asked_ns)
+        self._go_on(number, question, of_kind(chain, user_id, *asked), (missing, self._reader.replaced), asked_ns)
 
-    def _go_on(self, number: int, question: tuple[Any, ...], steps: Steps, missing: list[int], asked_ns: int) -> None:
-        """The next step of such a question; batches and other questions come between two of them."""
+    def _go_on(
+        self, number: int, question: tuple[Any, ...], steps: Steps, seen: tuple[list[int], int], asked_ns: int
+    ) -> None:
+        """The next step of such a question; batches and other questions come between two of them. `seen`, before the
+        first step: whose rows may still come, and how many files had been replaced.
+        """
         again = partial(self._begin_period, number, question, asked_ns)
+        assert self._reader is not None
+        missing, replaced = seen
         try:
             next(steps)
-            self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, missing, asked_ns))
+            self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, seen, asked_ns))
             return
         except StopIteration as end:
             answer, is_whole = end.value
@@ -256,12 +266,15 @@ class Projector(Follower):
             self.answer(number, str(reason))
             return
         except Misplaced:
-            if not missing:
+            if not missing and self._reader.replaced == replaced:
                 raise
             self.later(f"answer {number}", FORMER_POLL_S, again)
             return
         except FAILURES as error:
             self._fail(number, error)
+            return
+        if self._reader.replaced != replaced:
+            self.later(f"answer {number}", 0, again)
             return
         self._answer_whole(number, (answer, is_whole), question[1], missing, asked_ns, again)
 

@@ -152,3 +152,51 @@ async def test_what_a_former_owner_writes_while_a_question_is_answered_is_in_the
     assert not any("whole_from_ns" in row for row in rows)
     await process.close()
     former.close()
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+@pytest.mark.parametrize("is_period", [False, True])
+async def test_a_file_that_was_made_anew_is_awaited_until_it_is_as_far_again(
+    data_dir: Path, looks: int, is_period: bool
+) -> None:
+    """`looks`: how often the files were looked at, since a question was answered in whole, before one was made anew."""
+    disk = BusyDisk()
+    process = Process(disk)
+    await process.open(data_dir)
+    place = ShardFile(str(data_dir / "history"), 2, 1, 0, RealDisk())
+    entries = [(ENTRY, 7, 1, entry_of(b"u", entry_id, balance_nanos=entry_id)) for entry_id in (1, 2)]
+    stores = [open_store(place, suspect=False)[0]]
+
+    def write() -> None:
+        stores[-1].take(1, batch_of(*entries, (LEAVE, 7, 1, b"")))
+        stores[-1].flush()
+
+    def make_anew() -> None:
+        stores[-1].close()
+        for path in (data_dir / "history").glob("shard-2.sqlite*"):
+            path.unlink()
+        stores.append(open_store(place, suspect=False)[0])
+
+    write()
+    process.wire.send(messages.Batch(1, batch_of((ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=3)))))
+    period = PERIOD, 7, 2, b"u", (STATEMENT, 2, 10, False, 10, 10), Standing(entry_id=3, at_ns=3, balance_nanos=3)
+    question = period if is_period else (7, 2, b"u", NEWEST, 10, (3, 3, 3))
+    process.wire.send(messages.Ask(1, question))
+    await process.until(lambda: process.told(1))
+    disk.happens = iter([*(lambda: None,) * looks, make_anew])
+    process.wire.send(messages.Ask(2, question))
+    for number in range(3, 6):  # until it was made anew, whatever this question was answered
+        process.wire.send(messages.Ask(number, (8, 2, b"v", NEWEST, 10, (0, 0, 0))))
+    await process.until(lambda: len(stores) == 2)
+    process.wire.send(messages.Ask(6, (9, 1, b"w", NEWEST, 10, (0, 0, 0))))
+    await process.until(lambda: process.told(6))
+    write()
+    await process.until(lambda: process.told(2))
+    for number in (1, 2):
+        (answer,) = process.told(number)
+        assert isinstance(answer, messages.Answer)
+        rows = answer.answer["entries"] if is_period else answer.answer
+        assert [row["entry_id"] for row in rows] == ([2, 3] if is_period else [3, 2, 1])
+        assert not any("whole_from_ns" in row for row in rows)
+    await process.close()
+    stores[-1].close()

@@ -18,6 +18,7 @@ FOUND = {  # seed -> what it was; each was a bug
     534: "a file that was set back owed again what it had told before its bucket left: its shard never went",
     508: "the end of a history was set back, and its pages were not: batches were taken twice",
     440: "a shard was drained in the moment of a stop, and the file that its notices had closed was asked what it owes",
+    160: "the file of a bucket's former owner was made anew, and what it had not written again was answered as missing",
 }
 HUNTED = 120  # seeds that are tried where the one that caught a fault does not any more
 
