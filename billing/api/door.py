@@ -189,15 +189,15 @@ class Door:
         self.origins = Origins()
         self._busy = Rarely()
         self._server_info = server_info
-        self.gathered_ns = 0  # when the first connection of those had read it
-        self._gathered: list[Gathered] = []  # connections that have read something for the next turn
+        self.gathered_ns = 0  # when the first of these had read something
+        self._gathered: list[Gathered] = []  # connections that have read something for the next turn, once each
         self._watched: set[Client] = set()
         self._unpackers: list[Any] = []
         self._parsers: dict[frozenset[str], dict[bytes, Parser]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def gather(self, connection: Gathered) -> None:
-        """Lets the next turn begin with what this connection has read."""
+        """Lets the next turn begin with what this connection has read; once until then."""
         self._gathered.append(connection)
         if len(self._gathered) == 1:
             self.gathered_ns = self.clock()

@@ -9,7 +9,8 @@ A short read is most often one request of a client that waits for each reply. Su
 gathered, and the worker's next turn begins with them: between two system calls a processor has forgotten the program,
 and finds it again for all of them together. A read that is one request for a command goes straight through (`_single`);
 the way of many costs as much again as the command. It does what that way does, and where anything is out of the
-ordinary it leaves the read to it, untouched. Whatever else happens to a connection waits for what it has gathered.
+ordinary it leaves the read to it, untouched. Of a connection one short read at most is gathered, and whatever else
+happens to it waits until that is carried out.
 
 What it keeps:
 
