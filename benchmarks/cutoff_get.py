@@ -25,7 +25,7 @@ import uvloop
 from yarl import URL
 
 from benchmarks.floor import beside
-from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
 from billing.expirationd.request import GetTemplate
 from billing.trial.receiver import Receiver, run_receiver
 from shards.system.clock import MACHINE_CLOCKS
@@ -182,8 +182,8 @@ class Ways:
             raise error
 
         made = DeliverySettings(self.base + "/off", secrets=secrets)
-        surroundings = Surroundings(MACHINE_CLOCKS, random.Random(1))
-        delivery = Delivery(Obligations(owed, report), made, time.time_ns, failed, surroundings)
+        dependencies = DeliveryDependencies(MACHINE_CLOCKS, random.Random(1))
+        delivery = Delivery(Obligations(owed, report), made, time.time_ns, failed, dependencies)
         delivery.start()
         self.cleanup.append(delivery.close)
 

@@ -80,7 +80,7 @@ class Obligations(NamedTuple):
     may_act: Callable[[], bool] = lambda: True
 
 
-class Surroundings(NamedTuple):
+class DeliveryDependencies(NamedTuple):
     """What delivery has of the world; a simulation passes its own. `clocks` are those of the machine; `rng` spreads
     attempts; `endpoint_of` makes the connections to an origin.
     """
@@ -144,12 +144,12 @@ class Delivery:
         settings: DeliverySettings,
         now_ns: Callable[[], int],
         failed: Callable[[BaseException], object],
-        surroundings: Surroundings,
+        dependencies: DeliveryDependencies,
         routes: Routes | None = None,
         words: Words = OfCutoffs(),  # noqa: B008
     ) -> None:
         self._owed, self._report, self._may_act = obligations
-        self._clocks, rng, self._endpoint_of = surroundings
+        self._clocks, rng, self._endpoint_of = dependencies
         self.settings = settings
         self.now_ns = now_ns
         self._failed = failed

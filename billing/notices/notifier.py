@@ -24,11 +24,11 @@ from typing import Any, Final
 from billing.expirationd.delivery import (
     DELIVERED,
     Delivery,
+    DeliveryDependencies,
     DeliverySettings,
     EndpointOf,
     Obligations,
     Owed,
-    Surroundings,
 )
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.routes import Routes
@@ -107,7 +107,7 @@ class Notifier(Follower):
             settings,
             self._now_ns,
             self.end,
-            Surroundings(self.clocks, self._rng, self._endpoint_of),
+            DeliveryDependencies(self.clocks, self._rng, self._endpoint_of),
             Routes({NOTICE: template}),
             OfNotices(),
         )

@@ -52,14 +52,14 @@ from shards.system.host import REAL
 log = logging.getLogger("billing.service.serve")
 
 
-class Parts(NamedTuple):
+class ServeDependencies(NamedTuple):
     """What the daemon is made with; a test with another log than those of `shards.journal.backends` passes its own."""
 
     worker: list[str]  # starts a worker process, to which the number of its control descriptor is appended
     log_of: Callable[[Config], dict[str, Any]]  # the log, as `shards.journal.backends` takes it
 
 
-def serve(file: Path | None, parts: Parts | None = None) -> int:
+def serve(file: Path | None, dependencies: ServeDependencies | None = None) -> int:
     """Runs the daemon in the foreground; returns its exit code."""
     if not __debug__:
         print("billing: started with -O or PYTHONOPTIMIZE, under which nothing checks itself", file=sys.stderr)
@@ -85,8 +85,10 @@ def serve(file: Path | None, parts: Parts | None = None) -> int:
             return Exit.CLEAN
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             isolated = ["-I"] if sys.flags.isolated else []
-            parts = parts or Parts([sys.executable, *isolated, "-X", "utf8=1", "-m", "billing", WORKER], log_of)
-            return runner.run(_run(file, config, listeners, admin, recent, parts))
+            dependencies = dependencies or ServeDependencies(
+                [sys.executable, *isolated, "-X", "utf8=1", "-m", "billing", WORKER], log_of
+            )
+            return runner.run(_run(file, config, listeners, admin, recent, dependencies))
     finally:
         take_away(socket_files)
 
@@ -113,10 +115,10 @@ async def _run(
     listeners: list[tuple[str, socket.socket]],
     admin: socket.socket | None,
     recent: Recent,
-    parts: Parts,
+    dependencies: ServeDependencies,
 ) -> int:
     """The main process in its loop; its exit code."""
-    return await _Daemon(file, config, listeners, recent, parts).serve(admin)
+    return await _Daemon(file, config, listeners, recent, dependencies).serve(admin)
 
 
 class _Daemon:
@@ -128,13 +130,15 @@ class _Daemon:
         config: Config,
         listeners: list[tuple[str, socket.socket]],
         recent: Recent,
-        parts: Parts,
+        dependencies: ServeDependencies,
     ) -> None:
         """Prepares the supervisor and what is around it. Nothing runs yet."""
         self._config = config  # in force
-        self._log_settings = parts.log_of(config)
+        self._log_settings = dependencies.log_of(config)
         replies, settings = QueryReplies(), settings_of(config, self._log_settings)
-        self._supervisor = Supervisor(settings, parts.worker, config.to_json(), listeners, on_reply=replies.on_reply)
+        self._supervisor = Supervisor(
+            settings, dependencies.worker, config.to_json(), listeners, on_reply=replies.on_reply
+        )
         self._manager = ServiceManager(os.environ)
         self._audit = Recorder(RealDisk(), config.daemon.data_dir, "main", MACHINE_CLOCKS.wall_ns)
         self._acts = Acts(self._audit, self._supervisor)

@@ -4,7 +4,7 @@
 
     application        joins them: what `shards.worker` hosts
     machine            ledger and timing wheel, as the content of a shard's buckets
-    outside            clocks, disk, followers' processes and endpoints, as the worker is given them
+    dependencies       clocks, disk, followers' processes and endpoints, as the worker is given them
     client_doors       the doors that it opens to clients
     followers          history and notices, which follow its journal
     outgoing_calls     cutoffs and restores, from what became owed to what came of it

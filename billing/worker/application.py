@@ -26,11 +26,11 @@ from billing.worker.aggregate_rounds import AggregateRounds
 from billing.worker.aggregates import Aggregates
 from billing.worker.classes import rules_of_classes
 from billing.worker.client_doors import ClientDoors
+from billing.worker.dependencies import REAL, WorkerDependencies
 from billing.worker.followers import Followers
 from billing.worker.history_questions import HistoryQuestions
 from billing.worker.machine import SHARD_BY_SHARD, SURVEYS, BillingMachine
 from billing.worker.outgoing_calls import BucketCalls, OutgoingCalls, delivery_settings
-from billing.worker.outside import REAL, Outside
 from billing.worker.questions import Questions
 from billing.worker.startup_hold import StartupHold
 from shards.buckets import BucketMap, route_of
@@ -62,16 +62,16 @@ class Billing:
         self,
         config: Config,
         begin: Begin,
-        outside: Outside = REAL,
+        dependencies: WorkerDependencies = REAL,
         recent: Sequence[tuple[int, int, str, str, str]] = (),
     ) -> None:
         """`recent`: what this process has logged lately."""
         self.config = config
         self._begin = begin
-        self._outside = outside
+        self._dependencies = dependencies
         self._recent = recent
         self._classes = rules_of_classes(config.cutoff)
-        self._startup_hold = StartupHold(outside.disk, begin.directory, config.cutoff.hold_above)
+        self._startup_hold = StartupHold(dependencies.disk, begin.directory, config.cutoff.hold_above)
         self._bucket_calls = BucketCalls()
         rules = Rules(
             accrue=config.cutoff.after_exhaustion == "accrue",
@@ -87,15 +87,15 @@ class Billing:
 
     async def open(self, worker: ServedShard, listeners: list[tuple[str, socket.socket]]) -> None:
         """Opens the doors, and takes up what was owed when the last life ended."""
-        config, begin, outside, machine = self.config, self._begin, self._outside, self.machine
-        clocks, disk, hold, cutoff = outside.clocks, outside.disk, self._startup_hold, config.cutoff
+        config, begin, dependencies, machine = self.config, self._begin, self._dependencies, self.machine
+        clocks, disk, hold, cutoff = dependencies.clocks, dependencies.disk, self._startup_hold, config.cutoff
         settings = delivery_settings(cutoff, disk)
-        followers = Followers(worker, begin, config, settings, outside)
-        calls = OutgoingCalls(machine, worker, hold, self._bucket_calls, settings, cutoff.recheck_s, outside)
+        followers = Followers(worker, begin, config, settings, dependencies)
+        calls = OutgoingCalls(machine, worker, hold, self._bucket_calls, settings, cutoff.recheck_s, dependencies)
         aggregates = Aggregates(machine.ledger.books, self._classes, calls.is_held)
         rounds = AggregateRounds(aggregates, worker.fresh_now_ns)
-        recorder = Recorder(disk, begin.directory, f"shard-{worker.shard_id}", clocks.wall_ns, outside.executor)
-        doors = ClientDoors(worker, config, recorder, outside)
+        recorder = Recorder(disk, begin.directory, f"shard-{worker.shard_id}", clocks.wall_ns, dependencies.executor)
+        doors = ClientDoors(worker, config, recorder, dependencies)
         of_history = HistoryQuestions(machine, worker, followers.history, bool(begin.log))
         questions = Questions(machine, worker, calls, recorder, of_history)
         self.serving = Serving(followers, calls, rounds, recorder, doors, questions)
@@ -107,7 +107,7 @@ class Billing:
         logging.getLogger().setLevel(config.log.level.upper())
         if self.serving is not None:
             self.serving.doors.configure(config)
-            self.serving.calls.configure(delivery_settings(config.cutoff, self._outside.disk))
+            self.serving.calls.configure(delivery_settings(config.cutoff, self._dependencies.disk))
 
     async def stop_listening(self) -> None:
         """No new connections; what was asked is still answered."""

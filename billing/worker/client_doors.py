@@ -13,7 +13,7 @@ from billing.api.door import Audit, Door
 from billing.api.opening import Doors
 from billing.api.tls import server_context
 from billing.config.schema import Config
-from billing.worker.outside import Outside
+from billing.worker.dependencies import WorkerDependencies
 from shards.system.disk import read_file
 from shards.worker.hosting import ServedShard
 
@@ -21,12 +21,12 @@ from shards.worker.hosting import ServedShard
 class ClientDoors:
     """All doors of one worker."""
 
-    def __init__(self, worker: ServedShard, config: Config, audit: Audit, outside: Outside) -> None:
+    def __init__(self, worker: ServedShard, config: Config, audit: Audit, dependencies: WorkerDependencies) -> None:
         """Nobody is let in before `listen`. `audit`: the operators' record."""
         self._worker = worker
         self._config = config
-        self._disk = outside.disk
-        clocks = outside.clocks
+        self._disk = dependencies.disk
+        clocks = dependencies.clocks
         limits = limits_of(config.rpc, config.cutoff.concurrency)
         door = self._door = Door(worker, self._guard(), clocks.boot_ns, self._server_info, limits, worker.fail, audit)
         door.start()

@@ -16,7 +16,7 @@ from billing.history.cursor import identity_of_log
 from billing.history.link import HistorySettings
 from billing.notices.link import settled_untold
 from billing.notices.settings import NoticeSettings
-from billing.worker.outside import Outside
+from billing.worker.dependencies import WorkerDependencies
 from shards.control import Begin
 from shards.worker.hosting import ServedShard
 
@@ -27,7 +27,12 @@ class Followers:
     """The followers of one shard."""
 
     def __init__(
-        self, worker: ServedShard, begin: Begin, config: Config, calls: DeliverySettings, outside: Outside
+        self,
+        worker: ServedShard,
+        begin: Begin,
+        config: Config,
+        calls: DeliverySettings,
+        dependencies: WorkerDependencies,
     ) -> None:
         """They begin to follow. `calls`: notices are signed with the same secrets and wait as long."""
         self._worker = worker
@@ -35,7 +40,7 @@ class Followers:
         accepts_loss = config.journal.sync != "always"  # then a loss of power may take the journal's last batches
         shard = FollowedShard(f"{begin.directory}/history", worker.shard_id, worker.journal)
         identity = identity_of_log(begin.log) if begin.log else b""
-        self.history = outside.history(shard, HistorySettings(accepts_loss, config.history.keep_days, identity))
+        self.history = dependencies.history(shard, HistorySettings(accepts_loss, config.history.keep_days, identity))
         self.history.start(FOLLOWERS_AFTER_S if begin.log else 0.0)
         settings = NoticeSettings(
             config.notify.url,
@@ -45,7 +50,7 @@ class Followers:
             accepts_loss,
             is_apart=begin.links is not None,  # a bucket may come from a shard whose files another host has
         )
-        notices = outside.notices(shard._replace(directory=f"{begin.directory}/notices"), settings, begin.settled)
+        notices = dependencies.notices(shard._replace(directory=f"{begin.directory}/notices"), settings, begin.settled)
         self._tells = notices is not None
         self._links: list[FollowerLink] = [self.history] if notices is None else [self.history, notices]
         self.hand = self.history.hand if notices is None else self._hand_all  # takes (position, payload) of a batch

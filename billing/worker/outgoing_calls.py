@@ -19,10 +19,10 @@ from billing.expirationd.delivery import (
     FAILED_ATTEMPT,
     STARTED,
     Delivery,
+    DeliveryDependencies,
     DeliverySettings,
     Obligations,
     Owed,
-    Surroundings,
 )
 from billing.expirationd.routes import CUTOFF, RESTORE
 from billing.ledger import commands as ops
@@ -30,8 +30,8 @@ from billing.ledger.ledger import RETRY
 from billing.ledger.posting import SUPERSEDED
 from billing.signature import parse_secrets
 from billing.worker.classes import calls_of_classes
+from billing.worker.dependencies import WorkerDependencies
 from billing.worker.machine import BillingMachine
-from billing.worker.outside import Outside
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
 from shards.machine import Effect
@@ -107,7 +107,7 @@ class OutgoingCalls:
         bucket_calls: BucketCalls,
         settings: DeliverySettings,
         recheck_s: float,
-        outside: Outside,
+        dependencies: WorkerDependencies,
     ) -> None:
         """Takes up what was owed when the last life ended."""
         self._machine = machine
@@ -118,7 +118,7 @@ class OutgoingCalls:
         self._bucket_calls = bucket_calls
         self._paused = bucket_calls.paused
         self._settings = settings  # the newest
-        self._surroundings = Surroundings(outside.clocks, outside.rng, outside.endpoint)
+        self._delivery_dependencies = DeliveryDependencies(dependencies.clocks, dependencies.rng, dependencies.endpoint)
         self._changes: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         self._is_ending = False
@@ -126,14 +126,14 @@ class OutgoingCalls:
         self.delivery = self._new_delivery()
         startup_hold.take_up(machine, self.delivery, now_ns())
         startup_hold.ask(worker.operate, len(worker.map.weights), self.release_held)
-        boot_ns = outside.clocks.boot_ns
+        boot_ns = dependencies.clocks.boot_ns
         self.checks = PeriodicChecks(machine, self.delivery, now_ns, worker.apply, worker.wake, recheck_s, boot_ns)
         self.checks.start()
 
     def _new_delivery(self) -> Delivery:
         worker = self._worker
         obligations = Obligations(self._owed, self._report, worker.may_act)
-        delivery = Delivery(obligations, self._settings, worker.fresh_now_ns, worker.fail, self._surroundings)
+        delivery = Delivery(obligations, self._settings, worker.fresh_now_ns, worker.fail, self._delivery_dependencies)
         delivery.start()
         return delivery
 

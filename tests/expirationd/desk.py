@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
 from billing.expirationd.health import Pace
 from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
@@ -52,7 +52,7 @@ class Desk:
     ) -> Delivery:
         """A delivery of what this desk owes, not started yet."""
         obligations = Obligations(self.owed, self.report, may_act)
-        return Delivery(obligations, made, now_ns, self.failed, Surroundings(MACHINE_CLOCKS, random.Random(1)))
+        return Delivery(obligations, made, now_ns, self.failed, DeliveryDependencies(MACHINE_CLOCKS, random.Random(1)))
 
     def exhaust(self, delivery: Delivery, user: bytes) -> int:
         self.seq += 1

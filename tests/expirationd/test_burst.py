@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Surroundings
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations
 from billing.expirationd.request import GetTemplate
 from billing.ledger import commands as ops
 from billing.ledger.entry import event_id
@@ -53,8 +53,8 @@ class Worker:
 
         settings = DeliverySettings("http://slow.example/off", concurrency=5, warm=0)
         clocks = Clocks(self.kernel.boot_ns, self.kernel.wall_ns)
-        surroundings = Surroundings(clocks, random.Random(1), endpoint_of)
-        self.delivery = Delivery(Obligations(owed, report), settings, self.now_ns, self.broken.append, surroundings)
+        dependencies = DeliveryDependencies(clocks, random.Random(1), endpoint_of)
+        self.delivery = Delivery(Obligations(owed, report), settings, self.now_ns, self.broken.append, dependencies)
         self.delivery.start()
         self.checks = PeriodicChecks(
             self.machine, self.delivery, self.now_ns, self.apply, lambda: None, 0.0, clocks.boot_ns

@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
 from billing.expirationd.health import OK, UNREACHABLE, Pace
 from shards.system.clock import Clocks
 from tests.expirationd.away import Away
@@ -75,9 +75,9 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_hours_and_then_sends_a
         def endpoint_of(*_: Any) -> Any:
             return endpoint
 
-        surroundings = Surroundings(Clocks(kernel.boot_ns, kernel.wall_ns), random.Random(1), endpoint_of)
+        dependencies = DeliveryDependencies(Clocks(kernel.boot_ns, kernel.wall_ns), random.Random(1), endpoint_of)
         obligations = Obligations(owed_of, report)
-        delivery = Delivery(obligations, settings, lambda: kernel.now_ns, broken.append, surroundings)
+        delivery = Delivery(obligations, settings, lambda: kernel.now_ns, broken.append, dependencies)
         delivery.start()
         for user, since_ns in owed.items():
             delivery.owe(1, user, "cutoff", since_ns)

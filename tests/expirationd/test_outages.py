@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from billing.expirationd.delivery import Delivery, DeliverySettings, Obligations, Owed, Surroundings
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
 from shards.system.clock import Clocks
 from tests.expirationd.away import Away
 from tests.simulation.loop import Kernel, SimLoop
@@ -45,7 +45,7 @@ class Running:
                 settings,
                 lambda: self.kernel.now_ns,
                 self.broken.append,
-                Surroundings(
+                DeliveryDependencies(
                     Clocks(self.kernel.boot_ns, self.kernel.wall_ns),
                     random.Random(1),
                     lambda *_: endpoint,  # type: ignore[arg-type]

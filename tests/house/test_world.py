@@ -16,7 +16,7 @@ DISK = "shards/system/disk.py"
 
 # Where a process begins, it takes the clocks of its machine; whatever it makes is handed them.
 PROCESSES = {
-    *("shards/system/host.py", "billing/worker/outside.py", "billing/service/serve.py"),
+    *("shards/system/host.py", "billing/worker/dependencies.py", "billing/service/serve.py"),
     *("billing/history/projector.py", "billing/history/replica.py", "billing/notices/notifier.py"),
     *("billing/backup/command.py", "billing/backup/rebuild.py", "billing/doctor/cut.py"),
 }

@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from billing.config.schema import Config, Cutoff, Ledger, Notify, class_of
 from billing.follower.link import FollowedShard
 from billing.worker.application import Billing
-from billing.worker.outside import Outside
+from billing.worker.dependencies import WorkerDependencies
 from shards.buckets import HASH_NAME
 from shards.control import Begin, WorkerSettings
 from shards.exits import Exit, ending_of
@@ -298,7 +298,7 @@ class SimHost:
             def history(shard: FollowedShard, settings: object) -> NoHistory:
                 return NoHistory(Archive(), shard.shard_id, shard.journal)
 
-            outside = Outside(
+            dependencies = WorkerDependencies(
                 clocks=self.machine.clocks,
                 disk=process.disk,
                 rng=process.rng,
@@ -308,7 +308,7 @@ class SimHost:
             )
             cluster.trace(self.node, "worker", begin.shard_id, process.pid)
             process.on_end.append(lambda code: self._on_worker_end(process, begin.shard_id, code))
-            return Billing(cluster.config, begin, outside)
+            return Billing(cluster.config, begin, dependencies)
 
         process.loop.on_trouble = self._on_trouble("worker")
         body = self.bodies[process.pid] = Process(control, build, process.host())  # type: ignore[arg-type]

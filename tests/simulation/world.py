@@ -18,7 +18,7 @@ from billing.config.schema import Config, Cutoff, Ledger, Notify, class_of
 from billing.expirationd.coming import coming_in
 from billing.ledger.money import INT64_MAX
 from billing.worker.application import Billing
-from billing.worker.outside import Outside
+from billing.worker.dependencies import WorkerDependencies
 from shards.control import Begin, WorkerSettings
 from shards.exits import Exit
 from shards.supervisor.settings import SupervisorSettings
@@ -177,7 +177,7 @@ class World(Course):
                 call, what = self.machine.next_fault.pop(process.name)
                 process.doomed = True
                 process.disk.fail(what, calls_ahead=call)
-            outside = Outside(
+            dependencies = WorkerDependencies(
                 clocks=self.machine.clocks,
                 disk=process.disk,
                 rng=process.rng,
@@ -188,10 +188,10 @@ class World(Course):
                 executor=process.host().executor,
             )
             if followers is not None:
-                outside = outside._replace(
+                dependencies = dependencies._replace(
                     history=partial(followers.history, process), notices=partial(followers.notices, process)
                 )
-            application = self.applications[begin.shard_id] = Billing(self.config, begin, outside)
+            application = self.applications[begin.shard_id] = Billing(self.config, begin, dependencies)
             self.processes[begin.shard_id] = self._bodies[process.pid] = body
             self.trace("worker", begin.shard_id, process.pid)
             process.on_end.append(lambda code: self._on_worker_end(process, begin.shard_id, code))

@@ -15,9 +15,9 @@ from typing import Any
 from billing.expirationd.delivery import DeliverySettings
 from billing.expirationd.endpoint import Endpoint, Limits
 from billing.ledger.ledger import Rules
+from billing.worker.dependencies import REAL
 from billing.worker.machine import BillingMachine
 from billing.worker.outgoing_calls import BucketCalls, OutgoingCalls
-from billing.worker.outside import REAL
 from billing.worker.startup_hold import StartupHold
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import RealDisk
@@ -54,8 +54,8 @@ class Scene:
             map=SimpleNamespace(weights={1: 1}),
         )
         hold = StartupHold(RealDisk(), str(directory), -1)
-        outside = REAL._replace(rng=random.Random(1), endpoint=self.endpoint)
-        self.calls = OutgoingCalls(machine, worker, hold, BucketCalls(), FIRST, 0.0, outside)
+        dependencies = REAL._replace(rng=random.Random(1), endpoint=self.endpoint)
+        self.calls = OutgoingCalls(machine, worker, hold, BucketCalls(), FIRST, 0.0, dependencies)
 
     def endpoint(self, origin: str, limits: Limits, clocks: Clocks, tls: ssl.SSLContext | None) -> Endpoint:
         made = SlowToClose(origin, limits, clocks, tls)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from billing.service.serve import Parts, serve
+from billing.service.serve import ServeDependencies, serve
 from billing.service.working import work
 from shards.journal import backends
 
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     if arguments[0] == "serve":
         settings = {"kind": KIND, "path": arguments[2]}
         command = [sys.executable, "-m", "tests.shards.journal.memory_daemon", "worker"]
-        return serve(Path(arguments[1]), Parts(command, lambda config: settings))
+        return serve(Path(arguments[1]), ServeDependencies(command, lambda config: settings))
     return work(int(arguments[-1]))
 
 

@@ -20,7 +20,7 @@ from shards.system.serial_executor import ExecutorOf, SerialExecutor
 NoticesOf = Callable[[FollowedShard, NoticeSettings, int], FollowerLink | None]  # up to which batch all is settled
 
 
-class Outside(NamedTuple):
+class WorkerDependencies(NamedTuple):
     """The machine, the followers' processes and the endpoints; a simulation passes its own."""
 
     clocks: Clocks
@@ -32,4 +32,4 @@ class Outside(NamedTuple):
     executor: ExecutorOf = SerialExecutor
 
 
-REAL: Final = Outside(MACHINE_CLOCKS, RealDisk(), random.Random(), history.opened, Endpoint)
+REAL: Final = WorkerDependencies(MACHINE_CLOCKS, RealDisk(), random.Random(), history.opened, Endpoint)
