@@ -104,19 +104,19 @@ class Guard:
     def sign_in(self, token: bytes) -> Grant | None:
         """What the bearer of `token` may do; None for an unknown one."""
         digest = hashlib.sha256(token).digest()
-        found = None
-        for known in self._tokens or ():
-            if hmac.compare_digest(known.digest, digest):
-                found = known.grant
-        return found
+        grant = None
+        for known_token in self._tokens or ():
+            if hmac.compare_digest(known_token.digest, digest):
+                grant = known_token.grant
+        return grant
 
     def sign_in_as(self, name: bytes, proves: Callable[[bytes], bool]) -> Grant | None:
         """What the bearer of the token called `name` may do; None for an unknown one. `proves`: whether what the client
         sent was made with the token of this proof, SHA1(SHA1(token)).
         """
-        for known in self._tokens or ():
-            if known.grant.name.encode() == name and known.proof and proves(known.proof):
-                return known.grant
+        for known_token in self._tokens or ():
+            if known_token.grant.name.encode() == name and known_token.proof and proves(known_token.proof):
+                return known_token.grant
         return None
 
 

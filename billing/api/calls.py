@@ -224,10 +224,10 @@ def debit_of(user_id: bytes, amount: int, mode: int, request_id: bytes, message:
 
 def adjust_of(user_id: bytes, amount: int, reason: bytes, request_id: bytes, message: bytes) -> Command:
     """Of `adjust`; its entry says why, and behind that what else there is to say. Raises Refused."""
-    said = b": ".join((reason, message)) if message else reason
-    if len(said) > MESSAGE_BYTES_MAX:
+    text = b": ".join((reason, message)) if message else reason
+    if len(text) > MESSAGE_BYTES_MAX:
         raise invalid(f"reason and message may have {MESSAGE_BYTES_MAX} bytes together")
-    return (ADJUST, user_id, amount, 0, 0, b"", request_id, said, b"", b"")
+    return (ADJUST, user_id, amount, 0, 0, b"", request_id, text, b"", b"")
 
 
 def set_thresholds_of(user_id: bytes, thresholds: list[tuple[int, int]], request_id: bytes, message: bytes) -> Command:
@@ -236,7 +236,7 @@ def set_thresholds_of(user_id: bytes, thresholds: list[tuple[int, int]], request
     return (SET_THRESHOLDS, user_id, len(set(thresholds)), 0, 0, packed, request_id, message, b"", b"")
 
 
-def set_class_of(user_id: bytes, request_id: bytes, message: bytes, **given: bytes) -> Command:
-    """Of `set_class`; `given` has the name as `class`, which Python does not take as a parameter's."""
-    name = b"" if given["class"] == DEFAULT_CLASS.encode() else given["class"]
+def set_class_of(user_id: bytes, request_id: bytes, message: bytes, **options: bytes) -> Command:
+    """Of `set_class`; `options` has the name as `class`, which Python does not take as a parameter's."""
+    name = b"" if options["class"] == DEFAULT_CLASS.encode() else options["class"]
     return (SET_CLASS, user_id, 0, 0, 0, name, request_id, message, b"", b"")

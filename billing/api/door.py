@@ -143,13 +143,13 @@ def is_act(body: tuple[Any, ...]) -> bool:
     return body not in (("rebalance", 1), ("backup", "renew"))
 
 
-def _asked(method: Method, body: tuple[Any, ...]) -> dict[str, Any]:
+def _fields_of(method: Method, body: tuple[Any, ...]) -> dict[str, Any]:
     """What was asked for, by name; options that nobody gave are left out."""
     fields = (*method.required, *method.options)
-    given = zip(fields, body[1:], strict=True)
+    pairs = zip(fields, body[1:], strict=True)
     return {
         field.name: value.decode("utf-8", "replace") if type(value) is bytes else value
-        for field, value in given
+        for field, value in pairs
         if field in method.required or value != field.default
     }
 
@@ -304,7 +304,7 @@ class Door:
                 self.fail(error)
                 raise
 
-        self._audit.record(actor.decode("utf-8", "replace"), method.name, _asked(method, body), on_record)
+        self._audit.record(actor.decode("utf-8", "replace"), method.name, _fields_of(method, body), on_record)
 
     def refused_sign_in(self, origin: str) -> None:
         """A token was shown that is not known."""
@@ -359,10 +359,10 @@ class Door:
 
     def parsers_of(self, roles: frozenset[str]) -> dict[bytes, Parser]:
         """The commands that `roles` may call; one dict for all connections of these roles."""
-        found = self._parsers.get(roles)
-        if found is None:
-            found = self._parsers[roles] = command_parsers(roles)
-        return found
+        parsers = self._parsers.get(roles)
+        if parsers is None:
+            parsers = self._parsers[roles] = command_parsers(roles)
+        return parsers
 
     def lend_unpacker(self) -> Any:
         """A decoder that stands between two frames."""

@@ -59,12 +59,12 @@ class Malformed(Exception):
 class PassedOver:
     """One frame from its first byte on. `feed` until it `is_over`."""
 
-    __slots__ = ("_collected", "_head", "_left", "_skip", "_wanted", "size")
+    __slots__ = ("_collected", "_head", "_skip", "_values_left", "_wanted", "size")
 
     def __init__(self) -> None:
         self.size = 0  # bytes of the frame seen
         self._head = bytearray()
-        self._left = 1  # values that have not begun
+        self._values_left = 1  # values that have not begun
         self._skip = 0  # bytes of a value that only have to pass
         self._wanted = 0  # bytes of a value's own head: its lead byte and the length behind it
         self._collected = bytearray()
@@ -72,12 +72,12 @@ class PassedOver:
     @property
     def is_over(self) -> bool:
         """Whether the frame has ended."""
-        return not self._left and not self._skip and not self._wanted
+        return not self._values_left and not self._skip and not self._wanted
 
     @property
     def least_bytes(self) -> int:
         """The frame has at least so many bytes in all."""
-        return self.size + self._skip + self._left + max(0, self._wanted - len(self._collected))
+        return self.size + self._skip + self._values_left + max(0, self._wanted - len(self._collected))
 
     def feed(self, data: bytes) -> int:
         """Takes what belongs to the frame, and says how many bytes of `data` that is. Raises Malformed."""
@@ -99,11 +99,11 @@ class PassedOver:
         """One byte of a value's head."""
         collected = self._collected
         if not self._wanted:
-            self._left -= 1
+            self._values_left -= 1
             if 0x80 <= byte <= 0x8F:
-                self._left += 2 * (byte & 0x0F)
+                self._values_left += 2 * (byte & 0x0F)
             elif 0x90 <= byte <= 0x9F:
-                self._left += byte & 0x0F
+                self._values_left += byte & 0x0F
             elif 0xA0 <= byte <= 0xBF:
                 self._skip = byte & 0x1F
             elif byte == _NEVER:
@@ -123,7 +123,7 @@ class PassedOver:
             if lead in _TEXTS:
                 self._skip = length + _TEXTS[lead][1]
             else:
-                self._left += length * _CONTAINERS[lead][1]
+                self._values_left += length * _CONTAINERS[lead][1]
             self._wanted = 0
             collected.clear()
 

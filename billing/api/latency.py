@@ -36,29 +36,29 @@ class RequestLatency:
 
     def figures(self) -> dict[str, dict[str, dict[str, Any]]]:
         """Door, then method, then the histogram as plain data."""
-        told: dict[str, dict[str, dict[str, Any]]] = {}
+        by_door: dict[str, dict[str, dict[str, Any]]] = {}
         for (door, method), histogram in self._histograms.items():
-            told.setdefault(door, {})[method.decode()] = histogram.plain()
-        return told
+            by_door.setdefault(door, {})[method.decode()] = histogram.plain()
+        return by_door
 
 
 class Reads:
     """The reads of one connection whose replies have not all left; at most one for each request in flight."""
 
-    __slots__ = ("_asked", "under_way")
+    __slots__ = ("_requests", "under_way")
 
     def __init__(self) -> None:
-        self._asked = 0  # requests of all reads so far
+        self._requests = 0  # requests of all reads so far
         self.under_way: deque[tuple[int, int, Mapping[bytes, int]]] = deque()  # asked up to its end, when, by method
 
     def begin(self, at_ns: int, in_flight: int, counts: Mapping[bytes, int]) -> None:
         """A read at `at_ns` asked for `counts` requests by method; by its end `in_flight` more were in flight."""
-        self._asked += in_flight
-        self.under_way.append((self._asked, at_ns, counts))
+        self._requests += in_flight
+        self.under_way.append((self._requests, at_ns, counts))
 
     def answered(self, now_ns: int, in_flight: int, latency: RequestLatency, door: str) -> None:
         """Replies have left at `now_ns`, and `in_flight` requests are still to be answered."""
-        under_way, replied = self.under_way, self._asked - in_flight
+        under_way, replied = self.under_way, self._requests - in_flight
         while under_way and under_way[0][0] <= replied:
             _, at_ns, counts = under_way.popleft()
             for method, count in counts.items():

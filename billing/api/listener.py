@@ -36,7 +36,7 @@ class Entrance(Protocol):
     def has_room(self) -> bool:
         """Whether one more connection may be accepted now."""
 
-    def begin(self, one: socket.socket, protocol: Factory) -> None:
+    def begin(self, connection: socket.socket, protocol: Factory) -> None:
         """Takes a connection that was just accepted. OSError where it has gone already."""
 
 
@@ -56,18 +56,18 @@ class PlainEntrance:
         """Returns when each connection that was accepted has come to its protocol."""
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
-    def begin(self, one: socket.socket, protocol: Factory) -> None:
+    def begin(self, connection: socket.socket, protocol: Factory) -> None:
         """Gives it to a protocol at once."""
-        one.setblocking(False)
-        task = self._loop.create_task(self._connect(one, protocol))
+        connection.setblocking(False)
+        task = self._loop.create_task(self._connect(connection, protocol))
         self._under_way.add(task)
         task.add_done_callback(self._on_done)
 
-    async def _connect(self, one: socket.socket, protocol: Factory) -> None:
+    async def _connect(self, connection: socket.socket, protocol: Factory) -> None:
         try:
-            await self._loop.connect_accepted_socket(protocol, one)
+            await self._loop.connect_accepted_socket(protocol, connection)
         except OSError:  # whoever went away
-            one.close()
+            connection.close()
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -102,7 +102,7 @@ class Listener:
             if not self._entrance.has_room:
                 return  # it is readable still, and looked at in the next turn
             try:
-                one, _ = self._listener.accept()
+                connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return  # another process has taken it, or it has gone
             except OSError as error:
@@ -111,9 +111,9 @@ class Listener:
                 self._rest = self._loop.call_later(REST_S, self._go_on)
                 return
             try:
-                self._entrance.begin(one, self._protocol)
+                self._entrance.begin(connection, self._protocol)
             except OSError:  # it has gone already: nobody to count it for
-                one.close()
+                connection.close()
 
     def close(self) -> None:
         """No new connections; those that there are stay."""

@@ -120,7 +120,7 @@ class Field(NamedTuple):
         """The field as `methods` answers it: `type` is for people, `kind` and the bounds for machines."""
         return {
             "name": self.name,
-            "type": self.type.words + (f"; {self.doc}" if self.doc else ""),
+            "type": self.type.description + (f"; {self.doc}" if self.doc else ""),
             "kind": self.type.kind,
             **self.type.bounds,
         }
@@ -164,8 +164,8 @@ class Method(NamedTuple):
     def errors(self) -> tuple[str, ...]:
         """The names of all refusals that may come."""
         keyed = ("REQUEST_ID_CONFLICT",) if self.option("request_id") is not None else ()
-        own = self.refusals + keyed + (ACCOUNT_ERRORS if self.about_account else ())
-        return tuple(dict.fromkeys(own + COMMON_ERRORS))
+        names = self.refusals + keyed + (ACCOUNT_ERRORS if self.about_account else ())
+        return tuple(dict.fromkeys(names + COMMON_ERRORS))
 
     def option(self, name: str) -> Field | None:
         """The option of this name."""
@@ -201,18 +201,18 @@ def parser_of(required: tuple[Field, ...], options: tuple[Field, ...], build: Bu
     defaults = {field.name: field.default for field in options}
 
     def parse(params: object, actor: bytes = b"") -> tuple[Any, ...]:
-        values, given = split_params(params, count, expected)
-        found = defaults.copy()
-        for key, value in pairs_of(given):
+        values, optional = split_params(params, count, expected)
+        arguments = defaults.copy()
+        for key, value in pairs_of(optional):
             option = by_key.get(key) if type(key) is bytes else None
             if option is None:
                 raise unknown_option(key, names)
             if value is not None:
-                found[option.name] = option.type.parse(value, option.name)
+                arguments[option.name] = option.type.parse(value, option.name)
         for field, value in zip(required, values, strict=True):
-            found[field.name] = field.type.parse(value, field.name)
-        made = build(**found)
-        return (*made[:-1], actor) if actor else made
+            arguments[field.name] = field.type.parse(value, field.name)
+        command = build(**arguments)
+        return (*command[:-1], actor) if actor else command
 
     return parse
 
@@ -235,8 +235,8 @@ def _row(
     def plain(**values: Any) -> tuple[Any, ...]:
         return (name, *(values[field] for field in order))
 
-    made = build or plain
-    by_row = parser_of(required, options, _to_one_shard(made) if ONE_SHARD in options else made)
+    builder = build or plain
+    by_row = parser_of(required, options, _to_one_shard(builder) if ONE_SHARD in options else builder)
     return Method(name, kind, role, required, options, reply, refusals, doc, parse or by_row, by_row, weight)
 
 
@@ -250,11 +250,11 @@ def _forecast(within_ns: int, step_ns: int) -> tuple[Any, ...]:
 def _to_one_shard(build: Build) -> Build:
     """The operation of a question to all shards that `build` makes, or the same to the one that `shard_id` names."""
 
-    def made(shard_id: int, **values: Any) -> tuple[Any, ...]:
+    def build_for_shard(shard_id: int, **values: Any) -> tuple[Any, ...]:
         operation = build(**values)
         return ("of_shard", shard_id, operation) if shard_id else operation
 
-    return made
+    return build_for_shard
 
 
 def _statement(user_id: bytes, from_ns: int, to_ns: int, by: bool, limit: int) -> tuple[Any, ...]:
@@ -402,7 +402,7 @@ _ROWS: Final = (
         (USER_ID,),
         (
             Field("limit", Integer(1, HISTORY_ROWS_MAX), HISTORY_ROWS_DEFAULT),
-            Field("before", Integer(said=", an entry_id"), NEWEST, "which the page stays below"),
+            Field("before", Integer(suffix=", an entry_id"), NEWEST, "which the page stays below"),
         ),
         weight=LISTING_WEIGHT,
     ),

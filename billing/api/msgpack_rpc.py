@@ -109,13 +109,13 @@ class Connection(ResponseTransport):
         if grant is None:
             self._turn_away(door.handshakes, limits.handshakes_max, limits.connections_max, "too many not signed in")
 
-    def _turn_away(self, count: int, most: int, told: int, why: str) -> None:
-        """Ends a new connection where it is one too many; `told` of these at once are told so."""
+    def _turn_away(self, count: int, most: int, answered_max: int, why: str) -> None:
+        """Ends a new connection where it is one too many; `answered_max` of these at once are told so."""
         transport = self._transport
         if not most or count <= most or self._writer.state is not OPEN or transport is None or transport.is_closing():
             return
         self._door.origins.turned_away(self._origin, why, self._opened_ns)
-        if count <= most + told:
+        if count <= most + answered_max:
             self._give_up(Refused("TOO_MANY_CONNECTIONS", "try again later"))
         else:
             self._door.drops += 1
@@ -238,7 +238,7 @@ class Connection(ResponseTransport):
         limits = self._door.limits
         length = SLICE_BYTES_MAX if self._grant is not None else limits.handshake_bytes_max
         if limits.requests_per_s_max:
-            length = min(length, piece_bytes(self._left(limits.requests_per_s_max)))
+            length = min(length, piece_bytes(self._requests_left(limits.requests_per_s_max)))
         return length
 
     def _advance(self) -> bool:
@@ -269,17 +269,17 @@ class Connection(ResponseTransport):
             self._window = limits.in_flight_max
             self._limit_unread(limits.write_buffer_bytes_max)
 
-    def _left(self, per_s_max: int) -> int:
+    def _requests_left(self, per_s_max: int) -> int:
         """How many requests this connection may make now."""
         now_ns = self._door.clock()
         if self._token_bucket is None:
             self._token_bucket = TokenBucket(now_ns)
-        return self._token_bucket.left(now_ns, per_s_max)
+        return self._token_bucket.available(now_ns, per_s_max)
 
     def _drain_within_rate(self, per_s_max: int, busy: str) -> bool:
         """`_drain` where requests a second are limited. All that it carries out, and all that is wrong, counts."""
         door = self._door
-        if not self._left(per_s_max):
+        if not self._requests_left(per_s_max):
             busy = busy or f"this connection asks more than {per_s_max} times a second"
         self._busy = busy
         before = sum(door.calls.values()) + sum(door.errors.values())

@@ -117,8 +117,8 @@ def is_trusted(uid: int) -> bool:
 
 
 def _socket_of(transport: BaseTransport) -> socket.socket | None:
-    found: socket.socket | None = transport.get_extra_info("socket")
-    return found
+    sock: socket.socket | None = transport.get_extra_info("socket")
+    return sock
 
 
 def _address_of(transport: BaseTransport) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -127,12 +127,12 @@ def pairs_of(value: object, field: str = "options") -> Pairs:
     return value
 
 
-def unknown_option(name: object, known: Sequence[str]) -> Refused:
+def unknown_option(name: object, option_names: Sequence[str]) -> Refused:
     """The refusal of an option that the method does not have; names it where it is a plain word."""
     shown = "an option without a plain name"
     if type(name) is bytes and len(name) <= _OPTION_NAME_SHOWN_MAX and name.replace(b"_", b"a").isalnum():
         shown = name.decode("ascii")
-    allowed = f"options are {', '.join(known)}" if known else "there are no options"
+    allowed = f"options are {', '.join(option_names)}" if option_names else "there are no options"
     return invalid(f"unknown option: {shown}; {allowed}")
 
 

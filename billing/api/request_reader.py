@@ -178,13 +178,13 @@ class RequestReader:
 
     def keep(self) -> None:
         """The loop over `frames` was left, and goes on later: what is not taken is copied, and no decoder is kept."""
-        unpacker, left = self._unpacker, b""
+        unpacker, unread = self._unpacker, b""
         if unpacker is not None:
-            left = self._unread()
-            if len(unpacker.read_bytes(len(left))) == len(left):  # else it is within a frame, and of no further use
+            unread = self._unread()
+            if len(unpacker.read_bytes(len(unread))) == len(unread):  # else it is within a frame, and of no further use
                 self._decoders.take_back(unpacker)
             self._drop_decoder()
-        self._input, self._at = left + bytes(self._input[self._at :]), 0
+        self._input, self._at = unread + bytes(self._input[self._at :]), 0
 
     def rest(self) -> bool:
         """Between two frames: gives the decoder back. Whether it is there."""
@@ -207,8 +207,8 @@ class RequestReader:
 
     def _unread(self) -> bytes:
         """What the decoder was given of the frame that has begun, and of what is behind it."""
-        given = self._partial + bytes(self._piece)
-        return given[len(given) - (self._fed - self._frame_start) :]
+        fed = self._partial + bytes(self._piece)
+        return fed[len(fed) - (self._fed - self._frame_start) :]
 
     def _begin_to_pass_over(self) -> None:
         """The decoder is of no further use: the frame is read again from its first byte, by where it ends alone."""

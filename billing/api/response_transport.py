@@ -251,17 +251,17 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
 class Proxy:
     """Stands for a connection where an answer counts for more than one, or is for nobody (a notification)."""
 
-    __slots__ = ("_connection", "_told", "_weight", "mode")
+    __slots__ = ("_connection", "_expects_reply", "_weight", "mode")
 
-    def __init__(self, connection: ResponseTransport, weight: int, told: bool) -> None:
+    def __init__(self, connection: ResponseTransport, weight: int, expects_reply: bool) -> None:
         self.mode = connection.mode
         self._connection = connection
         self._weight = weight
-        self._told = told
+        self._expects_reply = expects_reply
 
     def answer(self, token: Any, reply: object) -> None:
         """As `ResponseTransport.answer`."""
-        if self._told:
+        if self._expects_reply:
             self._connection.discount(self._weight - 1)  # the connection's own `answer` counts the last one
             self._connection.answer(token, reply)
         else:
@@ -273,7 +273,7 @@ class Proxy:
 
     def relay(self, data: bytes) -> None:
         """As `ResponseTransport.relay`."""
-        if self._told:
+        if self._expects_reply:
             self._connection.discount(self._weight - 1)
             self._connection.relay(data)
         else:
@@ -285,7 +285,7 @@ class Proxy:
 
     def refuse(self, token: Any, reply: object) -> None:
         """As `ResponseTransport.refuse`."""
-        if self._told:
+        if self._expects_reply:
             self._connection.discount(self._weight - 1)
             self._connection.refuse(token, reply)
         else:

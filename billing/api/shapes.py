@@ -38,17 +38,17 @@ class Field(NamedTuple):
 
     def describe(self) -> dict[str, object]:
         """The field as `methods` answers it: what is false or empty is left out."""
-        told: dict[str, object] = {"name": self.name, "kind": self.kind}
+        description: dict[str, object] = {"name": self.name, "kind": self.kind}
         for flag in ("nullable", "optional", "many"):
             if getattr(self, flag):
-                told[flag] = True
+                description[flag] = True
         if self.choices:
-            told["choices"] = list(self.choices)
+            description["choices"] = list(self.choices)
         if self.shape is not None:
-            told["shape"] = self.shape.name
+            description["shape"] = self.shape.name
         if self.doc:
-            told["doc"] = self.doc
-        return told
+            description["doc"] = self.doc
+        return description
 
 
 class Shape(NamedTuple):
@@ -72,15 +72,15 @@ class Reply(NamedTuple):
 
     def describe(self) -> dict[str, object]:
         """The reply as `methods` answers it."""
-        told: dict[str, object] = {"kind": self.kind}
+        description: dict[str, object] = {"kind": self.kind}
         if self.many:
-            told["many"] = True
+            description["many"] = True
         if self.shape is not None:
-            told["shape"] = self.shape.name
-            told["fields"] = [field.describe() for field in self.shape.fields]
+            description["shape"] = self.shape.name
+            description["fields"] = [field.describe() for field in self.shape.fields]
         if self.cursor:
-            told["cursor"] = {"option": self.cursor, "field": self.cursor_field}
-        return told
+            description["cursor"] = {"option": self.cursor, "field": self.cursor_field}
+        return description
 
 
 def _nullable(name: str, kind: str, doc: str = "") -> Field:

@@ -61,26 +61,26 @@ class TlsEntrance:
         """Handshakes that are not over."""
         return len(self._under_way)
 
-    def begin(self, one: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+    def begin(self, connection: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         """Begins the handshake of a connection that was just accepted."""
-        one.setblocking(False)
-        task = self._loop.create_task(self._shake_hands(one, protocol))
-        self._under_way[task] = origin_of_peer(one.getpeername()), one
+        connection.setblocking(False)
+        task = self._loop.create_task(self._shake_hands(connection, protocol))
+        self._under_way[task] = origin_of_peer(connection.getpeername()), connection
         task.add_done_callback(self._on_done)
         if len(self._under_way) > self._handshakes_max:
             self._make_room()
 
-    async def _shake_hands(self, one: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+    async def _shake_hands(self, connection: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         with contextlib.suppress(OSError):  # ssl.SSLError is one; and whoever went away
             await self._loop.connect_accepted_socket(
                 protocol,
-                one,
+                connection,
                 ssl=self._context,
                 ssl_handshake_timeout=self.handshake_s,
                 ssl_shutdown_timeout=self.handshake_s,
             )
             return
-        one.close()
+        connection.close()
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
         self._under_way.pop(task, None)
@@ -91,10 +91,10 @@ class TlsEntrance:
         crowds = Counter(origin for origin, _ in self._under_way.values())
         largest = max(crowds.values())
         oldest = next(task for task, (origin, _) in self._under_way.items() if crowds[origin] == largest)
-        origin, one = self._under_way.pop(oldest)
+        origin, connection = self._under_way.pop(oldest)
         self._turned_away(origin)
         with contextlib.suppress(OSError):
-            one.shutdown(socket.SHUT_RDWR)  # its handshake fails, and closes it
+            connection.shutdown(socket.SHUT_RDWR)  # its handshake fails, and closes it
 
     def close(self) -> None:
         """Ends all handshakes."""

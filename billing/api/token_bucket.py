@@ -26,7 +26,7 @@ class TokenBucket:
         self._stock_ns = SECOND_NS  # what is left, in the time that it takes to fill
         self._since_ns = now_ns
 
-    def left(self, now_ns: int, per_s_max: int) -> int:
+    def available(self, now_ns: int, per_s_max: int) -> int:
         """How many requests may be made now; 0 where none may."""
         self._stock_ns = min(SECOND_NS, self._stock_ns + now_ns - self._since_ns)
         self._since_ns = now_ns
@@ -37,8 +37,8 @@ class TokenBucket:
         self._stock_ns -= requests * SECOND_NS // per_s_max
 
 
-def piece_bytes(left: int) -> int:
+def piece_bytes(requests: int) -> int:
     """How much input may be decoded at once where so many requests are left; any amount where none is, since all that
     it holds is refused.
     """
-    return max(SMALLEST_PIECE_BYTES, left * FRAME_BYTES_MIN) if left else FRAME_BYTES_MAX
+    return max(SMALLEST_PIECE_BYTES, requests * FRAME_BYTES_MIN) if requests else FRAME_BYTES_MAX

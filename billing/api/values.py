@@ -53,7 +53,7 @@ class Type(Protocol):
     kind: ClassVar[str]
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """What it takes, for people."""
 
     @property
@@ -79,7 +79,7 @@ class UserId(Plain, frozen=True):
     kind: ClassVar[str] = "user_id"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "user_id" if self.empty else "text of 1-128 bytes, or integer"
 
     def parse(self, value: object, name: str) -> bytes:
@@ -92,7 +92,7 @@ class _Money(Plain, frozen=True):
     sign: str = POSITIVE
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return _AMOUNTS[self.sign][0]
 
     @property
@@ -124,12 +124,12 @@ class Integer(Plain, frozen=True):
 
     low: int = 0
     high: int = INT64_MAX
-    said: str = ""  # beside its being one
+    suffix: str = ""  # beside its being one
     kind: ClassVar[str] = "integer"
 
     @property
-    def words(self) -> str:
-        return ("integer" if self.high == INT64_MAX else f"integer, {self.low}-{self.high}") + self.said
+    def description(self) -> str:
+        return ("integer" if self.high == INT64_MAX else f"integer, {self.low}-{self.high}") + self.suffix
 
     @property
     def bounds(self) -> dict[str, object]:
@@ -147,14 +147,14 @@ class Span(Integer, frozen=True):
 
     @property
     def bounds(self) -> dict[str, object]:
-        told: dict[str, object] = {"min": self.low, "max": self.high}
-        return told if self.multiple_of == 1 else told | {"multiple_of": self.multiple_of}
+        bounds: dict[str, object] = {"min": self.low, "max": self.high}
+        return bounds if self.multiple_of == 1 else bounds | {"multiple_of": self.multiple_of}
 
     def parse(self, value: object, name: str) -> int:
-        found = whole_of(value, name, self.low, self.high)
-        if found % self.multiple_of:
+        number = whole_of(value, name, self.low, self.high)
+        if number % self.multiple_of:
             raise invalid(f"{name} must be a multiple of {self.multiple_of}")
-        return found
+        return number
 
 
 class Instant(Integer, frozen=True):
@@ -171,7 +171,7 @@ class Text(Plain, frozen=True):
     kind: ClassVar[str] = "text"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"text of {self.bytes_min}-{self.bytes_max} bytes"
 
     @property
@@ -189,7 +189,7 @@ class Key(Plain, frozen=True):
     kind: ClassVar[str] = "key"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"text or bytes, 1-{self.bytes_max} bytes"
 
     @property
@@ -209,8 +209,8 @@ class Enum(Plain, frozen=True):
     kind: ClassVar[str] = "enum"
 
     @property
-    def words(self) -> str:
-        return listed([f"{word} (default)" if word == self.default else word for word in self.choices])
+    def description(self) -> str:
+        return listed([f"{choice} (default)" if choice == self.default else choice for choice in self.choices])
 
     @property
     def bounds(self) -> dict[str, object]:
@@ -219,10 +219,10 @@ class Enum(Plain, frozen=True):
     def parse(self, value: object, name: str) -> Any:
         if self.raw:
             return value
-        word = value.decode("utf-8", "replace") if type(value) is bytes else value
-        if type(word) is not str or word not in self.choices:
+        choice = value.decode("utf-8", "replace") if type(value) is bytes else value
+        if type(choice) is not str or choice not in self.choices:
             raise invalid(f"{name} must be {listed(list(self.choices))}")
-        return self.choices[word]
+        return self.choices[choice]
 
 
 class Flag(Plain, frozen=True):
@@ -231,7 +231,7 @@ class Flag(Plain, frozen=True):
     kind: ClassVar[str] = "flag"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "true or false"
 
     def parse(self, value: object, name: str) -> int:
@@ -247,7 +247,7 @@ class WordSet(Plain, frozen=True):
     kind: ClassVar[str] = "set"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return f"array of {listed(list(self.choices))}"
 
     @property
@@ -255,9 +255,9 @@ class WordSet(Plain, frozen=True):
         return {"choices": list(self.choices)}
 
     def parse(self, value: object, name: str) -> tuple[str, ...]:
-        given = array_of(value, name, len(self.choices))
-        names = [word.decode("utf-8", "replace") if type(word) is bytes else word for word in given]
-        if any(type(word) is not str or word not in self.choices for word in names):
+        array = array_of(value, name, len(self.choices))
+        names = [choice.decode("utf-8", "replace") if type(choice) is bytes else choice for choice in array]
+        if any(type(choice) is not str or choice not in self.choices for choice in names):
             raise invalid(f"{name} must be an array of {listed(list(self.choices))}")
         return tuple(choice for choice in self.choices if choice in names)
 
@@ -268,7 +268,7 @@ class Thresholds(Plain, frozen=True):
     kind: ClassVar[str] = "thresholds"
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         return "array of maps of either amount or runway_ns"
 
     @property
@@ -284,11 +284,11 @@ class Array(Plain, frozen=True):
 
     length_max: int
     kind: ClassVar[str] = "array"
-    said: str = "array"
+    text: str = "array"
 
     @property
-    def words(self) -> str:
-        return self.said
+    def description(self) -> str:
+        return self.text
 
     @property
     def bounds(self) -> dict[str, object]:
@@ -298,9 +298,9 @@ class Array(Plain, frozen=True):
         return array_of(value, name, self.length_max)
 
 
-def listed(words: list[str]) -> str:
+def listed(items: list[str]) -> str:
     """`a, b or c`."""
-    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    return " or ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def _threshold_of(value: object) -> tuple[int, int]:

@@ -262,10 +262,10 @@ async def test_a_client_within_its_limit_never_hears_of_it() -> None:
 
 def test_a_token_bucket_fills_up_to_a_second() -> None:
     bucket = TokenBucket(0)
-    assert bucket.left(10**18, 10) == 10
+    assert bucket.available(10**18, 10) == 10
     bucket.spend(25, 10)
-    assert bucket.left(10**18 + SECOND_NS, 10) == 0
-    assert bucket.left(10**18 + 2 * SECOND_NS, 10) == 5
+    assert bucket.available(10**18 + SECOND_NS, 10) == 0
+    assert bucket.available(10**18 + 2 * SECOND_NS, 10) == 5
     assert piece_bytes(1) == SMALLEST_PIECE_BYTES
     assert piece_bytes(1000) == 8000
 

@@ -20,7 +20,7 @@ from billing.api.http.writing import JSON, PROBLEM, problem
 from billing.ledger.errors import Refused
 
 _REPLAYED: Final = b"Idempotent-Replayed: true\r\n"
-_STATUS: Final = {one.value: f"HTTP/1.1 {one.value} {one.phrase}\r\n".encode() for one in HTTPStatus}
+_STATUS: Final = {status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus}
 _OK: Final = _STATUS[200] + f"Content-Type: {JSON}\r\nContent-Length: %d\r\n%b".encode()
 
 
@@ -77,14 +77,14 @@ class Answers:
         self, refused: Refused, status: int = 0, headers: Mapping[str, str] | None = None, *, is_last: bool = False
     ) -> Answer:
         """A problem. `status`: where it is another than that of the name."""
-        told = problem(refused, status)
-        more = told.headers | dict(headers or {})
+        rendered = problem(refused, status)
+        more = rendered.headers | dict(headers or {})
         lines = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode("latin-1", "replace")
         head = b"%bContent-Type: %b\r\nContent-Length: %d\r\n%b%b" % (
-            *(_STATUS[told.status], PROBLEM.encode(), len(told.body)),
+            *(_STATUS[rendered.status], PROBLEM.encode(), len(rendered.body)),
             *(self.dated(), lines),
         )
-        return Answer(head, told.body, is_last)
+        return Answer(head, rendered.body, is_last)
 
     def stream(self, kind: str, headers: Mapping[str, str]) -> bytes:
         """The head of an answer of 200 whose length nobody knows yet."""

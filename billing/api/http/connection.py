@@ -372,8 +372,8 @@ class HttpConnection(asyncio.Protocol):
         self.door.note_error(refusal)
         transport = self._transport
         if transport is not None and not transport.is_closing():
-            told = self._site.refusal(refusal, status)
-            transport.write(told.head + b"Connection: close\r\n\r\n" + told.body)
+            answer = self._site.refusal(refusal, status)
+            transport.write(answer.head + b"Connection: close\r\n\r\n" + answer.body)
         self._part(lingers=lingers)
 
     # -- the transport ----------------------------------------------------------------------------------------------

@@ -32,25 +32,25 @@ class Credentials:
         """What a request with these headers (those of aiohttp) may do. `greeted`: what its connection may. Raises
         Refused and Misplaced.
         """
-        said = headers.get(hdrs.AUTHORIZATION)
-        if said is None:
+        authorization = headers.get(hdrs.AUTHORIZATION)
+        if authorization is None:
             if greeted is None:
                 raise Refused("UNAUTHENTICATED", "sign in: Authorization: Bearer TOKEN")
             browser.check(headers, by_loopback)
             return greeted
-        scheme, _, token = said.partition(" ")
+        scheme, _, token = authorization.partition(" ")
         token = token.strip()
         if scheme.lower() != "bearer" or not token or len(headers.getall(hdrs.AUTHORIZATION)) > 1:
             raise Misplaced(401, "expected one Authorization: Bearer TOKEN", last=True, name="UNAUTHENTICATED")
         if self._guard is not self._door.guard:
             self._guard, self._grants = self._door.guard, {}
-        found = self._grants.get(token)
-        if found is None:
-            found = self._door.guard.sign_in(token.encode("utf-8", "surrogateescape"))
-            if found is None:
+        grant = self._grants.get(token)
+        if grant is None:
+            grant = self._door.guard.sign_in(token.encode("utf-8", "surrogateescape"))
+            if grant is None:
                 self._door.drops += 1
                 self._door.refused_sign_in(origin)
                 raise Misplaced(401, "this token is not known", last=True, name="UNAUTHENTICATED")
             if len(self._grants) < GRANTS_KEPT_MAX:
-                self._grants[token] = found
-        return found
+                self._grants[token] = grant
+        return grant

@@ -60,17 +60,17 @@ class Wanted(NamedTuple):
 def wanted(query: str, accept: str, last_event_id: str | None) -> Wanted:
     """What a request asks for, by its query and headers. Raises Refused `INVALID_PARAMS`."""
     kind = _kind(accept)
-    asked = query_of(query) if query else {}
-    unknown = next((name for name in asked if name not in ("cursor", "limit", "follow")), None)
+    fields = query_of(query) if query else {}
+    unknown = next((name for name in fields if name not in ("cursor", "limit", "follow")), None)
     if unknown is not None:
         raise invalid("unknown field; fields are cursor, limit, follow")
-    limit = asked.get("limit", "")
+    limit = fields.get("limit", "")
     if limit and not (limit.isascii() and limit.isdecimal() and len(limit) <= 18 and 1 <= int(limit) <= PAGE_ROWS_MAX):
         raise invalid(f"limit must be a whole number, 1 to {PAGE_ROWS_MAX}")
-    if asked.get("follow", "false") not in ("true", "false"):
+    if fields.get("follow", "false") not in ("true", "false"):
         raise invalid("follow must be true or false")
-    cursor = asked.get("cursor", "") if last_event_id is None else last_event_id
-    return Wanted(kind, cursor, int(limit or 0), kind == EVENTS or asked.get("follow") == "true")
+    cursor = fields.get("cursor", "") if last_event_id is None else last_event_id
+    return Wanted(kind, cursor, int(limit or 0), kind == EVENTS or fields.get("follow") == "true")
 
 
 def _kind(accept: str) -> str:
@@ -137,13 +137,13 @@ class Streams:
 
 
 async def _stream(stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], bool]) -> Refused | None:
-    left, cursor = wish.limit, wish.cursor
+    remaining, cursor = wish.limit, wish.cursor
     of_events = wish.kind == EVENTS
     form = events_of if of_events else lines_of
     has_begun = False
     silent_s = 0.0
     while True:
-        reply = await ask(params_of(cursor, min(left, PAGE_ROWS) if left else PAGE_ROWS))
+        reply = await ask(params_of(cursor, min(remaining, PAGE_ROWS) if remaining else PAGE_ROWS))
         if not has_begun:
             if type(reply) is Refused:
                 return reply
@@ -153,14 +153,14 @@ async def _stream(stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], 
             if of_events:
                 await stream.write(b"retry: %d\n\n" % RETRY_MS)
         if type(reply) is Refused and not reply.retry:
-            told = problem(reply).body
-            await stream.write(b"event: problem\ndata: %s\n\n" % told if of_events else b'{"problem":%s}\n' % told)
+            body = problem(reply).body
+            await stream.write(b"event: problem\ndata: %s\n\n" % body if of_events else b'{"problem":%s}\n' % body)
             return None
         rows: Rows = [] if type(reply) is Refused else plain(reply)
         if rows:
             await stream.write(form(rows))
             cursor, silent_s = rows[-1]["cursor"], 0.0
-            if left and (left := left - len(rows)) <= 0:
+            if remaining and (remaining := remaining - len(rows)) <= 0:
                 return None
         elif not wish.follow and type(reply) is not Refused:
             return None

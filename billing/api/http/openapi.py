@@ -48,8 +48,8 @@ def document() -> Schema:
         paths.setdefault(route.path, {})[route.verb.lower()] = _operation(route, shapes)
     schemas = {"Problem": _problem_schema()}
     done: set[str] = set()
-    while left := [shape for name, shape in sorted(shapes.items()) if name not in done]:
-        for shape in left:
+    while pending := [shape for name, shape in sorted(shapes.items()) if name not in done]:
+        for shape in pending:
             done.add(shape.name)
             schemas[shape.name] = _shape_schema(shape, shapes)
     return {
@@ -118,21 +118,21 @@ def _idempotency_key() -> Schema:
 
 def _in_query(route: Route, fields: tuple[Field, ...]) -> list[Schema]:
     required = {field.name for field in route.in_body}
-    told = []
+    parameters = []
     for field in fields:
         if field.name == route.method.reply.cursor:
             cursor: Schema = {"type": "string", "description": "`next_cursor` of the page before."}
             cursor["format"] = f"cursor-{field.type.kind}"
             if field.type.kind != "text":  # of the feed, an empty one is the beginning
                 cursor["minLength"] = 1
-            told.append({"name": CURSOR, "in": "query", "required": False, "schema": cursor})
+            parameters.append({"name": CURSOR, "in": "query", "required": False, "schema": cursor})
             continue
         schema = field_schema(field)
         parameter = {"name": field.name, "in": "query", "required": field.name in required, "schema": schema}
         if schema["type"] == "array":
             parameter |= {"style": "form", "explode": False}
-        told.append(parameter)
-    return told
+        parameters.append(parameter)
+    return parameters
 
 
 def _body(route: Route, fields: tuple[Field, ...]) -> tuple[Schema, bool]:
@@ -175,14 +175,14 @@ def _forms(field: Field) -> dict[str, Schema]:
 
 def _or_null(schema: Schema) -> Schema:
     """The same of an option, which null leaves as it is where nothing is said."""
-    told = schema | {"type": [schema["type"], "null"]}
-    return told | {"enum": [*schema["enum"], None]} if "enum" in schema else told
+    nullable = schema | {"type": [schema["type"], "null"]}
+    return nullable | {"enum": [*schema["enum"], None]} if "enum" in schema else nullable
 
 
 def _coins_schema(sign: str, doc: str) -> Schema:
     pattern = f"^{'-?' if sign == SIGNED else ''}{_ABOVE_ZERO if sign in (POSITIVE, SIGNED) else ''}{_COINS}$"
-    told = {"type": "string", "pattern": pattern, "examples": ["12.5"]}
-    return told | ({"description": doc} if doc else {})
+    schema = {"type": "string", "pattern": pattern, "examples": ["12.5"]}
+    return schema | ({"description": doc} if doc else {})
 
 
 def _nanos_schema(sign: str) -> Schema:
@@ -207,9 +207,9 @@ def field_schema(field: Field) -> Schema:
     elif kind == "thresholds":
         forms = {"amount": _coins_schema("", ""), "amount_nanos": _nanos_schema("")}
         forms["runway_ns"] = _INT64 | {"minimum": 0, "maximum": INT64_MAX}
-        one = {"type": "object", "properties": forms, "additionalProperties": False}
-        one |= {"minProperties": 1, "maxProperties": 1}
-        schema = {"type": "array", "items": one, "maxItems": bounds["length_max"]}
+        item = {"type": "object", "properties": forms, "additionalProperties": False}
+        item |= {"minProperties": 1, "maxProperties": 1}
+        schema = {"type": "array", "items": item, "maxItems": bounds["length_max"]}
     elif kind == "array":
         schema = {"type": "array", "items": {}, "maxItems": bounds["length_max"]}
     else:
@@ -237,14 +237,14 @@ def _success(method: Method, shapes: dict[str, Shape]) -> Schema:
             if reply.cursor:
                 properties["next_cursor"] = {"type": ["string", "null"]}
             schema = {"type": "object", "properties": properties, "required": list(properties)}
-    told: Schema = {"description": "Done, and durable.", "content": {JSON: {"schema": schema}}}
+    response: Schema = {"description": "Done, and durable.", "content": {JSON: {"schema": schema}}}
     if method.name == "entries":  # see `feed`
-        told["description"] = "A line or an event for each entry, or a page, by the header Accept."
-        told["content"] |= {NDJSON: {"schema": _ref(shapes["FeedRow"])}, EVENTS: {"schema": {"type": "string"}}}
+        response["description"] = "A line or an event for each entry, or a page, by the header Accept."
+        response["content"] |= {NDJSON: {"schema": _ref(shapes["FeedRow"])}, EVENTS: {"schema": {"type": "string"}}}
     if method.option("request_id") is not None:
         replayed = {"description": "Only where this is the first answer again.", "schema": {"const": "true"}}
-        told["headers"] = {"Idempotent-Replayed": replayed}
-    return told
+        response["headers"] = {"Idempotent-Replayed": replayed}
+    return response
 
 
 def _ref(shape: Shape) -> Schema:
@@ -285,11 +285,11 @@ def _properties(field: ShapeField) -> dict[str, Schema]:
         schema = {"oneOf": [schema, {"type": "null"}]}
     if field.doc:
         schema = schema | {"description": field.doc}
-    told = {field.name: schema}
+    properties = {field.name: schema}
     other = money_name(field.name, field.kind)
     if other:
-        told[other] = {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?$"}
-    return told
+        properties[other] = {"type": "string", "pattern": r"^-?[0-9]+(\.[0-9]{1,9})?$"}
+    return properties
 
 
 def _kind_schema(kind: str) -> Schema:

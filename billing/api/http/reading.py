@@ -99,18 +99,18 @@ def _words_text(name: str, value: str) -> list[str]:
 
 def _instant(name: str, value: Any) -> int:
     """Nanoseconds since the epoch of an instant as RFC 3339 writes it, to the nanosecond."""
-    found = _INSTANT.fullmatch(value) if type(value) is str else None
-    if found is None:
+    match = _INSTANT.fullmatch(value) if type(value) is str else None
+    if match is None:
         raise invalid(f"{name} must be an instant, as 2025-11-28T13:03:20.5Z; or give {name}_ns")
-    day, time, fraction, sign, hours, minutes = found.groups()
+    day, time, fraction, sign, hours, minutes = match.groups()
     try:
-        whole = datetime.fromisoformat(f"{day}T{time}").replace(tzinfo=UTC)
+        moment = datetime.fromisoformat(f"{day}T{time}").replace(tzinfo=UTC)
         if sign:
             away = timedelta(hours=int(hours), minutes=int(minutes))
-            whole = whole - away if sign == "+" else whole + away
+            moment = moment - away if sign == "+" else moment + away
     except (ValueError, OverflowError):
         raise invalid(f"{name} must be an instant that the calendar has") from None
-    seconds = (whole - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
+    seconds = (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(seconds=1)
     return seconds * 10**9 + int((fraction or "").ljust(9, "0"))
 
 
@@ -183,11 +183,11 @@ def entries_of(route: Route) -> dict[str, Entry]:
 
 
 def _object(pairs: Pairs) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    members = dict(pairs)
+    if len(members) < len(pairs):
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise invalid(f"the name {_shown(twice)} stands twice in one object")
-    return found
+    return members
 
 
 def _no_constant(name: str) -> Any:
@@ -202,7 +202,7 @@ def json_of(body: bytes) -> dict[str, Any]:
     if not body:
         return {}
     try:
-        found = _decode(body.decode())
+        document = _decode(body.decode())
     except RecursionError:
         raise invalid("the body nests too deep") from None
     except UnicodeDecodeError:
@@ -211,22 +211,22 @@ def json_of(body: bytes) -> dict[str, Any]:
         raise invalid(f"the body is no JSON: {error.msg} at byte {error.pos}") from None
     except ValueError:  # an integer of more digits than Python converts
         raise invalid("the body has a number that nothing here can be") from None
-    if type(found) is not dict:
+    if type(document) is not dict:
         raise invalid("the body must be a JSON object")
-    return found
+    return document
 
 
 def query_of(query: str) -> dict[str, str]:
     """Names and values of a query. Raises Refused `INVALID_PARAMS`."""
-    found: dict[str, str] = {}
+    fields: dict[str, str] = {}
     for pair in query.split("&") if query else ():
         if not pair:
             continue
         name, _, value = (_unquoted(part) for part in pair.partition("="))
-        if name in found:
+        if name in fields:
             raise invalid(f"{_shown(name)} stands twice in the query")
-        found[name] = value
-    return found
+        fields[name] = value
+    return fields
 
 
 def _unquoted(part: str) -> str:
@@ -261,45 +261,48 @@ class Reader:
         Refused.
         """
         route, entries = self._route, self._entries
-        asked: dict[str, Any] = query_of(query) if query else {}
+        fields: dict[str, Any] = query_of(query) if query else {}
         if route.has_body:
-            if asked:
+            if fields:
                 raise invalid(f"{route.method.name} takes its fields as JSON, not in the query")
-            asked = json_of(body)
-        given: dict[str, Any] = {}
+            fields = json_of(body)
+        values: dict[str, Any] = {}
         options: list[tuple[bytes, Any]] = []
-        for name, value in asked.items():
+        for name, value in fields.items():
             entry = entries.get(name)
             if entry is None:
                 raise self._unknown(name)
-            own = entry.field.name
-            if own in given:
+            field_name = entry.field.name
+            if field_name in values:
                 raise invalid(f"{name} says again what another field says")
-            read = given[own] = None if value is None else entry.read(name, value)
-            if own not in self._required:
-                options.append((own.encode(), read))
+            read = values[field_name] = None if value is None else entry.read(name, value)
+            if field_name not in self._required:
+                options.append((field_name.encode(), read))
         if key is not None:
             if self._keyed:
                 options.append((b"request_id", request_id_of(key)))
             elif route.has_body:
                 raise invalid(f"{route.method.name} takes no Idempotency-Key")
-        params = [in_path[self._room[name]] if name in self._room else self._given(given, name) for name in self._names]
+        params = [
+            in_path[self._room[name]] if name in self._room else self._required_value(values, name)
+            for name in self._names
+        ]
         for index, field in enumerate(route.method.required):
             if field.name in self._room and field.type.kind == "integer":
                 params[index] = _whole_text(field.name, params[index].decode("utf-8", "replace"))
         return [*params, tuple(options)] if options else params
 
-    def _given(self, given: dict[str, Any], name: str) -> Any:
-        if name not in given:
+    def _required_value(self, values: dict[str, Any], name: str) -> Any:
+        if name not in values:
             forms = [form for form, entry in self._entries.items() if entry.field.name == name]
             raise invalid(f"{' or '.join(forms)} is missing")
-        return given[name]
+        return values[name]
 
     def _unknown(self, name: str) -> Refused:
         if name == "request_id" and self._keyed:
             return invalid("request_id comes as the header Idempotency-Key")
-        known = f"fields are {', '.join(self._entries)}" if self._entries else "there are no fields"
-        return invalid(f"unknown field: {_shown(name)}; {known}")
+        allowed = f"fields are {', '.join(self._entries)}" if self._entries else "there are no fields"
+        return invalid(f"unknown field: {_shown(name)}; {allowed}")
 
 
 def request_id_of(header: str) -> bytes:

@@ -119,19 +119,19 @@ class HttpDoor:
         if path == OPENAPI_PATH:
             connection.answer(self._openapi(method))
             return
-        found = find(path)
-        if found is None:
+        target = find(path)
+        if target is None:
             raise Refused("UNKNOWN_METHOD", f"there is nothing at this path; see {OPENAPI_PATH}")
-        route = found.routes.get(GET if method == "HEAD" else method)
+        route = target.routes.get(GET if method == "HEAD" else method)
         if route is None:
-            raise Misplaced(405, "this path takes other verbs", {"Allow": _allowed(found.routes)})
+            raise Misplaced(405, "this path takes other verbs", {"Allow": _allowed(target.routes)})
         served = _SERVED[route.method.name]
         if not allowed(served.method, grant.roles):
             raise Refused("FORBIDDEN", f"{served.method.name} needs the role {served.method.role}")
         if served.method.name == "entries":
             self._feed(connection, message, query, grant)
             return
-        call = Call(connection, grant, served, found.values, query, headers.get("Idempotency-Key"))
+        call = Call(connection, grant, served, target.values, query, headers.get("Idempotency-Key"))
         if not served.has_body:
             self._carry_out(call, b"")
             return
@@ -163,9 +163,9 @@ class HttpDoor:
             if type(reply) is Refused:
                 connection.answer(self._answers.refusal(reply))
                 return
-            told = served.render(plain(reply), limit)
-            replayed = type(told) is dict and told.get("replayed") is True
-            connection.answer(self._answers.json(encode(told), replayed=replayed))
+            body = served.render(plain(reply), limit)
+            replayed = type(body) is dict and body.get("replayed") is True
+            connection.answer(self._answers.json(encode(body), replayed=replayed))
         except Exception as error:  # the worker, which is calling us, has others to answer
             self._refuse(connection, error)
 
@@ -189,8 +189,8 @@ class HttpDoor:
             connection.answer(self._answers.refusal(error))
         elif isinstance(error, Misplaced):
             self.door.note_error(error.refusal)
-            told = self._answers.refusal(error.refusal, error.status, error.headers, is_last=error.last)
-            connection.answer(told)
+            answer = self._answers.refusal(error.refusal, error.status, error.headers, is_last=error.last)
+            connection.answer(answer)
         else:
             connection.answer(self._answers.refusal(self._note_bug(error), 500, is_last=True))
 

@@ -98,7 +98,7 @@ def problem(refusal: Refused, status: int = 0) -> Problem:
         headers["WWW-Authenticate"] = "Bearer"
     if refusal.details.get("replayed"):
         headers["Idempotent-Replayed"] = "true"
-    told = {
+    body = {
         **_plain(refusal.details),
         "type": TYPE_PREFIX + refusal.name,
         "title": title_of(refusal.name),
@@ -109,7 +109,7 @@ def problem(refusal: Refused, status: int = 0) -> Problem:
         "retry": refusal.retry,
         "applied": refusal.applied,
     }
-    return Problem(status, headers, encode(told), refusal.name)
+    return Problem(status, headers, encode(body), refusal.name)
 
 
 # Fields of money with a plain name that another field has already.
@@ -154,9 +154,9 @@ class Writer:
             row[f"{name}_nanos_per_hour"] = rates
             row[f"{name}_per_hour"] = {resource: format_coins(rate) for resource, rate in rates.items()}
         for name, writer, many in self._inner:
-            found = row.get(name)
-            if found is not None:
-                row[name] = [writer.render(one) for one in found] if many else writer.render(found)
+            value = row.get(name)
+            if value is not None:
+                row[name] = [writer.render(item) for item in value] if many else writer.render(value)
         return row
 
 
@@ -172,12 +172,12 @@ def rendering_of(method: Method) -> Callable[[Any, int], Any]:
         return lambda result, limit: render(result)
 
     def page(rows: list[dict[str, Any]], limit: int) -> dict[str, Any]:
-        told: dict[str, Any] = {name: rows}
+        body: dict[str, Any] = {name: rows}
         if reply.cursor:
             full = rows and len(rows) >= limit
-            told["next_cursor"] = cursor_of(rows[-1][reply.cursor_field]) if full else None
-        told[name] = [render(row) for row in rows]
-        return told
+            body["next_cursor"] = cursor_of(rows[-1][reply.cursor_field]) if full else None
+        body[name] = [render(row) for row in rows]
+        return body
 
     return page
 
@@ -187,9 +187,9 @@ def _plain(value: Any) -> Any:
     if type(value) is bytes:
         return _text_of(value)
     if type(value) is dict:
-        return {_plain(key) if type(key) is bytes else key: _plain(one) for key, one in value.items()}
+        return {_plain(key) if type(key) is bytes else key: _plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value
 
 

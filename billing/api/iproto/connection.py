@@ -199,13 +199,18 @@ class TarantoolConnection(asyncio.Protocol):
 
     def _auth(self, sync: int, body: dict[int, Any]) -> None:
         """AUTH: a name of the tokens file, and a proof that its token is known."""
-        user, given = body.get(protocol.USER_NAME), body.get(protocol.TUPLE)
-        if user == GUEST and not given and self._signed_in:
+        user, credentials = body.get(protocol.USER_NAME), body.get(protocol.TUPLE)
+        if user == GUEST and not credentials and self._signed_in:
             self._out += protocol.done(sync)
             return
         grant = None
-        if type(user) is bytes and type(given) is list and len(given) == 2 and given[0] == b"chap-sha1":
-            scramble = given[1] if type(given[1]) is bytes else b""
+        if (
+            type(user) is bytes
+            and type(credentials) is list
+            and len(credentials) == 2
+            and credentials[0] == b"chap-sha1"
+        ):
+            scramble = credentials[1] if type(credentials[1]) is bytes else b""
             grant = self._door.guard.sign_in_as(user, lambda proof: protocol.proves(scramble, self._salt, proof))
         if grant is not None:
             self._session.grant = grant
@@ -235,8 +240,8 @@ class TarantoolConnection(asyncio.Protocol):
                 self._out += protocol.plain_value(sync, packed(reply))
             else:
                 self._out += protocol.values(sync, call.returns(reply))
-        elif call is not None and (told := call.refused(reply)) is not None:
-            self._out += protocol.values(sync, told)
+        elif call is not None and (values := call.refused(reply)) is not None:
+            self._out += protocol.values(sync, values)
         else:
             self._out += protocol.refusal(sync, reply, name.decode("utf-8", "replace"))
 

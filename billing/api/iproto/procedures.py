@@ -127,6 +127,6 @@ def what_is_missing(details: Mapping[str, Any]) -> str:
 
 def _coins(nanos: int) -> str:
     """Coins with as many decimals as they need."""
-    whole, rest = divmod(abs(nanos), 10**COINS_DIGITS)
+    integer, rest = divmod(abs(nanos), 10**COINS_DIGITS)
     decimals = f".{rest:0{COINS_DIGITS}}".rstrip("0") if rest else ""
-    return f"{'-' if nanos < 0 else ''}{whole}{decimals}"
+    return f"{'-' if nanos < 0 else ''}{integer}{decimals}"

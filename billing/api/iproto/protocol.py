@@ -97,7 +97,7 @@ def scramble_of(password: bytes, salt: bytes) -> bytes:
     """What a client sends for a password."""
     hashed = hashlib.sha1(password).digest()
     mask = hashlib.sha1(salt[:SCRAMBLE_BYTES] + proof_of(password)).digest()
-    return bytes(one ^ other for one, other in zip(hashed, mask, strict=True))
+    return bytes(byte ^ mask_byte for byte, mask_byte in zip(hashed, mask, strict=True))
 
 
 def proves(scramble: bytes, salt: bytes, proof: bytes) -> bool:
@@ -105,7 +105,7 @@ def proves(scramble: bytes, salt: bytes, proof: bytes) -> bool:
     if len(scramble) != SCRAMBLE_BYTES:
         return False
     mask = hashlib.sha1(salt[:SCRAMBLE_BYTES] + proof).digest()
-    hashed = bytes(one ^ other for one, other in zip(scramble, mask, strict=True))
+    hashed = bytes(byte ^ mask_byte for byte, mask_byte in zip(scramble, mask, strict=True))
     return hmac.compare_digest(hashlib.sha1(hashed).digest(), proof)
 
 
