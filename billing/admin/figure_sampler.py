@@ -125,7 +125,7 @@ class FigureSampler:
         self._events_seen: dict[int, tuple[int, int]] = {}  # shard -> (pid, number of its last event)
         self._shut_since_ns = 0
         self.figures: dict[int, dict[str, Any]] = {}
-        self._known: dict[int, dict[str, Any]] = {}  # as `figures`, with the last ones of those that hang
+        self._last_figures: dict[int, dict[str, Any]] = {}  # as `figures`, with the last ones of those that hang
         self._still: dict[tuple[int, str], int] = {}  # (shard, LOOP or SYNC) -> since when, of what was overdue
         self.fine: deque[Row] = deque(maxlen=FINE_ROWS)
         self.coarse: deque[Row] = deque(maxlen=COARSE_ROWS)
@@ -164,11 +164,13 @@ class FigureSampler:
         """One look at all workers."""
         workers = list(self.supervisor.workers.values())
         await asyncio.gather(*(self._look_at(worker) for worker in workers))
-        for gone in self._known.keys() - {worker.shard_id for worker in workers}:
-            del self._known[gone]
+        for gone in self._last_figures.keys() - {worker.shard_id for worker in workers}:
+            del self._last_figures[gone]
         hang = self._note_overdue()
-        self.figures = {shard_id: {} if shard_id in hang else found for shard_id, found in self._known.items()}
-        now_ns, sums = self.clocks.boot_ns(), Sums(self._known)
+        self.figures = {
+            shard_id: {} if shard_id in hang else figures for shard_id, figures in self._last_figures.items()
+        }
+        now_ns, sums = self.clocks.boot_ns(), Sums(self._last_figures)
         late = known_late(self._before[0], sums)
         self.fine.append(row_between(self._before, (sums, now_ns), self.clocks.wall_ns(), [late]))
         self._before = sums, now_ns
@@ -201,15 +203,15 @@ class FigureSampler:
         figures = await self.supervisor.worker_figures.of(worker)
         if figures and worker.pid == pid:
             self._answered_ns[worker.shard_id] = pid, self.clocks.boot_ns()
-            self._known[worker.shard_id] = figures
+            self._last_figures[worker.shard_id] = figures
         elif not pid:
-            self._known[worker.shard_id] = {}
+            self._last_figures[worker.shard_id] = {}
 
     def _note_overdue(self) -> set[int]:
         """Logs what began to stand still and what goes on again; the shards that are silent."""
         now_ns, overdue = self.clocks.boot_ns(), self.overdue()
         pids = {worker.shard_id: worker.pid for worker in self.supervisor.workers.values()}
-        still = {(one.shard_id, one.what): one for one in overdue}
+        still = {(stall.shard_id, stall.what): stall for stall in overdue}
         for shard_id, what in self._still.keys() - still.keys():
             lasted_s = (now_ns - self._still.pop((shard_id, what))) // 10**9
             if pids.get(shard_id):
@@ -224,11 +226,11 @@ class FigureSampler:
                 )
             else:
                 log.error("shard %d has had a batch at its disk for %d s", shard_id, for_s)
-        return {one.shard_id for one in overdue if one.what == LOOP}
+        return {stall.shard_id for stall in overdue if stall.what == LOOP}
 
     def moved_since(self, number: int) -> list[Moved]:
         """The moves after that one, in order."""
-        return list(takewhile(lambda one: one.number > number, reversed(self.moves)))[::-1]
+        return list(takewhile(lambda move: move.number > number, reversed(self.moves)))[::-1]
 
     def moving(self) -> bool:
         """Whether a bucket has moved within the last minute."""
@@ -248,23 +250,25 @@ class FigureSampler:
         accounts = self.total("overrun_accounts")
         if not accounts:
             return Overrun()
-        found = [figures["overrun_dearest"] for figures in self.figures.values() if "overrun_dearest" in figures]
-        _, dearest = max(found, key=lambda rate_and_user: rate_and_user[0])
+        rates_and_users = [
+            figures["overrun_dearest"] for figures in self.figures.values() if "overrun_dearest" in figures
+        ]
+        _, dearest = max(rates_and_users, key=lambda rate_and_user: rate_and_user[0])
         lasts_ns = self.clocks.boot_ns() - self._overrun_since_ns if self._overrun_since_ns else 0
         return Overrun(accounts, self.total("overrun_nanos_per_hour"), dearest, lasts_ns)
 
     def outages(self) -> list[Outage]:
         """The endpoints that do not answer, each once however many workers have seen it; the oldest outage counts."""
-        found: dict[str, Outage] = {}
+        by_endpoint: dict[str, Outage] = {}
         for figures in self.figures.values():
-            for told in figures.get("endpoint_outages", ()):
-                one = Outage(told["endpoint"], told["since_ns"], told["error"])
-                if one.endpoint not in found or one.since_ns < found[one.endpoint].since_ns:
-                    found[one.endpoint] = one
+            for row in figures.get("endpoint_outages", ()):
+                outage = Outage(row["endpoint"], row["since_ns"], row["error"])
+                if outage.endpoint not in by_endpoint or outage.since_ns < by_endpoint[outage.endpoint].since_ns:
+                    by_endpoint[outage.endpoint] = outage
             if figures.get("endpoints_shut") and "endpoint_outages" not in figures:
                 error = figures.get("cutoff_error", "")
-                found.setdefault("", Outage("The cutoff endpoint", self._shut_since_ns, error))
-        return sorted(found.values(), key=lambda outage: outage.since_ns)
+                by_endpoint.setdefault("", Outage("The cutoff endpoint", self._shut_since_ns, error))
+        return sorted(by_endpoint.values(), key=lambda outage: outage.since_ns)
 
     def _hear(self) -> None:
         """Takes what was logged since the last look."""
@@ -273,17 +277,17 @@ class FigureSampler:
             heard.append((shard_id, worker.pid, self.figures.get(shard_id, {}).get("recent", ())))
         fresh: list[Event] = []
         for shard_id, pid, rows in heard:
-            known_pid, known = self._events_seen.get(shard_id, (pid, 0))
-            known = known if known_pid == pid else 0
+            known_pid, known_number = self._events_seen.get(shard_id, (pid, 0))
+            known_number = known_number if known_pid == pid else 0
             for number, wall_ns, level, text, do in rows:
-                if number > known:
+                if number > known_number:
                     fresh.append(Event(wall_ns, level, shard_id, text, do))
                     self._events_seen[shard_id] = (pid, number)
         self.events.extend(sorted(fresh))
 
     def overdue(self) -> list[Overdue]:
         """What has stood still for too long; empty where nothing has."""
-        found = []
+        stalls = []
         now_ns = self.clocks.boot_ns()
         for worker in self.supervisor.workers.values():
             pid, answered_ns = self._answered_ns.get(worker.shard_id, (0, now_ns))
@@ -293,21 +297,21 @@ class FigureSampler:
             still_s = (now_ns - answered_ns) // 10**9
             if now_ns - answered_ns > patience_ns:
                 text = f"shard {worker.shard_id} is silent: it has answered nothing for {still_s} s"
-                found.append(Overdue(worker.shard_id, LOOP, text, now_ns - answered_ns))
-            figures = self._known.get(worker.shard_id, {})
+                stalls.append(Overdue(worker.shard_id, LOOP, text, now_ns - answered_ns))
+            figures = self._last_figures.get(worker.shard_id, {})
             waiting_ns = figures.get("sync_waiting_ns", 0)
             if waiting_ns > SYNC_PATIENCE_NS and not figures.get("no_room"):
                 text = f"shard {worker.shard_id}: the disk has held a batch for {waiting_ns // 10**9} s"
-                found.append(Overdue(worker.shard_id, SYNC, text, waiting_ns))
-        return found
+                stalls.append(Overdue(worker.shard_id, SYNC, text, waiting_ns))
+        return stalls
 
     def why_not_ready(self) -> list[str]:
         """Why not every bucket is served in full, a line each: a shard that is not served, that refuses changes, or
         that hangs. Empty when each is; `/readyz` and `billing_ready` say the same.
         """
         supervisor = self.supervisor
-        unfit = [one.text for one in (*supervisor.unserved(), *supervisor.refusing())]
-        return unfit + [one.text for one in self.overdue()]
+        unfit = [shard.text for shard in (*supervisor.unserved(), *supervisor.refusing())]
+        return unfit + [stall.text for stall in self.overdue()]
 
     def total(self, name: str) -> int:
         """A figure summed over the workers that have it."""
@@ -332,29 +336,31 @@ class Sums:
         self.latest: dict[int, list[int]] = {}  # the newest of these, each by itself
         self.bounds: list[int] = []
         self.owed = 0
-        for shard_id, found in (figures or {}).items():
-            self.calls[shard_id] = sum(found.get("calls", {}).values())
-            late = found.get("cutoff_sent_ns", NONE)
+        for shard_id, shard_figures in (figures or {}).items():
+            self.calls[shard_id] = sum(shard_figures.get("calls", {}).values())
+            late = shard_figures.get("cutoff_sent_ns", NONE)
             self.late[shard_id] = late["counts"]
             self.latest[shard_id] = late.get("latest", [])
             self.bounds = late["bounds"] or self.bounds
-            self.owed += found.get("pending_cutoffs", 0)
+            self.owed += shard_figures.get("pending_cutoffs", 0)
 
 
 def known_late(old: Sums, new: Sums) -> list[int] | None:
     """How late each call between two looks left; None where that is not known of every call."""
-    known: list[int] = []
+    late_ns: list[int] = []
     for shard_id, counts in new.late.items():
         fresh = increase(sum(old.late.get(shard_id, ())), sum(counts))
         latest = new.latest[shard_id]
         if fresh > len(latest):
             return None
-        known += latest[len(latest) - fresh :]
-    return known
+        late_ns += latest[len(latest) - fresh :]
+    return late_ns
 
 
-def row_between(before: Look, after: Look, now_ns: int, known: Iterable[list[int] | None]) -> Row:
-    """What happened between two looks. `now_ns`: the wall clock. `known`: see `known_late`, of each look between."""
+def row_between(before: Look, after: Look, now_ns: int, late_by_look: Iterable[list[int] | None]) -> Row:
+    """What happened between two looks. `now_ns`: the wall clock. `late_by_look`: see
+    `known_late`, of each look between.
+    """
     (old, old_ns), (new, new_ns) = before, after
     seconds = max(new_ns - old_ns, 1) / 1e9
     commands = sum(increase(old.calls.get(shard_id, 0), calls) for shard_id, calls in new.calls.items())
@@ -365,7 +371,7 @@ def row_between(before: Look, after: Look, now_ns: int, known: Iterable[list[int
             earlier = [0] * len(late)
         for index, count in enumerate(late):
             counts[index] += count - earlier[index]
-    looks = list(known)
+    looks = list(late_by_look)
     exact = [ns for late in looks if late is not None for ns in late]
     if exact and None not in looks and len(exact) == sum(counts):
         p50_ns, p99_ns = exact_quantile(exact, 0.5), exact_quantile(exact, 0.99)

@@ -158,10 +158,10 @@ def dashboard() -> str:
             panels.append(_placed(_panel(panel), x, y, panel.wide, tall))
             x += panel.wide
         y += tall
-    for number, made in enumerate(panels, 1):
-        made["id"] = number
+    for number, placed in enumerate(panels, 1):
+        placed["id"] = number
     source = {"name": "source", "label": "Prometheus", "type": "datasource", "query": "prometheus", "current": {}}
-    whole = {
+    document = {
         "uid": "billing",
         "title": "Billing",
         "description": "The real-time prepaid billing daemon",
@@ -172,7 +172,7 @@ def dashboard() -> str:
         "templating": {"list": [source, _variable("job", ""), _variable("instance", '{job=~"$job"}')]},
         "panels": panels,
     }
-    return json.dumps(whole, indent=1) + "\n"
+    return json.dumps(document, indent=1) + "\n"
 
 
 def _variable(label: str, within: str) -> dict[str, Any]:

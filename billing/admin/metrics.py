@@ -306,10 +306,10 @@ def _worker_metric(figure: str, name: str, help_text: str, by_shard: dict[int, d
     scale = next((scale for ending, scale in _SCALES.items() if figure.endswith(ending)), 1.0)
     if figure.endswith("_nanos_per_hour"):
         scale = 1e9 * 3600
-    found = [(str(shard), figures[figure]) for shard, figures in sorted(by_shard.items()) if figure in figures]
-    if any(isinstance(value, dict) for _, value in found):
+    samples = [(str(shard), figures[figure]) for shard, figures in sorted(by_shard.items()) if figure in figures]
+    if any(isinstance(value, dict) for _, value in samples):
         histogram = HistogramMetricFamily(name, help_text, labels=["shard"])
-        for shard, value in found:
+        for shard, value in samples:
             buckets, total = _histogram(value, scale)
             histogram.add_metric([shard], buckets, total)
         return histogram
@@ -318,7 +318,7 @@ def _worker_metric(figure: str, name: str, help_text: str, by_shard: dict[int, d
         metric = CounterMetricFamily(name.removesuffix("_total"), help_text, labels=["shard"])
     else:
         metric = GaugeMetricFamily(name, help_text, labels=["shard"])
-    for shard, value in found:
+    for shard, value in samples:
         if value >= 0:  # -1 says that there is none
             metric.add_metric([shard], value / scale if scale != 1 else value)
     return metric

@@ -90,7 +90,7 @@ class Site:
         self._files = {name: read_file(self._disk, str(PAGE / name)) for name in ("page.html", "runbook.html", *ASSETS)}
         self.visits: Visits | None = None  # whose connections these are, while it is served
         self._viewers = 0
-        self._made: tuple[int, str] = (-1, "")  # of which look, and the event's data
+        self._last_event: tuple[int, str] = (-1, "")  # of which look, and the event's data
         self._making = asyncio.Lock()
 
     def take_up(self, config: Config) -> None:
@@ -184,9 +184,9 @@ class Site:
         if not self._sampler.looks:
             await self._sampler.turned.wait()
         bucket_map = self._supervisor.map
-        made = parts.parts(self._sampler, await self._ask())
+        page_parts = parts.parts(self._sampler, await self._ask())
         body = Markup(self._files["page.html"].decode()).format(
-            **made,
+            **page_parts,
             user=user,
             host=HOST,
             cells=Markup(" open") if self._sampler.moving() else "",
@@ -217,7 +217,7 @@ class Site:
         try:
             while True:
                 if self._sampler.moves_seen != moves_seen:
-                    moved = [[one.bucket_id, one.target] for one in self._sampler.moved_since(moves_seen)]
+                    moved = [[move.bucket_id, move.target] for move in self._sampler.moved_since(moves_seen)]
                     moves_seen = self._sampler.moves_seen
                     await response.write(f"event: moved\ndata: {json.dumps(moved)}\n\n".encode())
                 if self._sampler.looks != looks:
@@ -232,18 +232,18 @@ class Site:
     async def _data(self, looks: int) -> str:
         """The parts as JSON, made once a look for all viewers."""
         async with self._making:
-            if self._made[0] != looks:
-                asked = await self._ask()
-                made = {name: str(markup) for name, markup in parts.parts(self._sampler, asked).items()}
-                self._made = looks, json.dumps({"now_ns": str(self._now_ns()), "parts": made})
-            return self._made[1]
+            if self._last_event[0] != looks:
+                answers = await self._ask()
+                page_parts = {name: str(markup) for name, markup in parts.parts(self._sampler, answers).items()}
+                self._last_event = looks, json.dumps({"now_ns": str(self._now_ns()), "parts": page_parts})
+            return self._last_event[1]
 
-    async def _ask(self) -> parts.Asked:
+    async def _ask(self) -> parts.Answers:
         owed, coming = await asyncio.gather(
             self._answer(self._queries.pending_cutoffs(parts.OWED_SHOWN)),
             self._answer(self._queries.forecast(parts.HOUR_NS, parts.MINUTE_NS)),
         )
-        return parts.Asked(owed, coming, self._now_ns(), self._processes.usage())
+        return parts.Answers(owed, coming, self._now_ns(), self._processes.usage())
 
     async def _answer(self, question: Awaitable[T]) -> T | str:
         try:

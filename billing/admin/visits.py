@@ -65,7 +65,7 @@ class Visits:
         visit = self._open.get(handler)
         if visit is not None:
             visit.answering += more
-            visit.asked = True
+            visit.has_asked = True
             visit.unfinished = False
             visit.quiet_since_ns = self.boot_ns()
 
@@ -73,8 +73,8 @@ class Visits:
         """A connection is open."""
         self._open[visit.handler] = visit
         if len(self._open) > self.limits.visits_max:
-            quiet = [one for one in self._open.values() if not one.answering and one is not visit]
-            min(quiet, key=lambda one: one.quiet_since_ns, default=visit).abort()
+            quiet = [other for other in self._open.values() if not other.answering and other is not visit]
+            min(quiet, key=lambda other: other.quiet_since_ns, default=visit).abort()
 
     def leave(self, visit: Visit) -> None:
         """A connection has ended."""
@@ -82,7 +82,7 @@ class Visits:
 
     def _on_look(self) -> None:
         now_ns = self.boot_ns()
-        for visit in [one for one in self._open.values() if one.is_over(now_ns, self.limits)]:
+        for visit in [visit for visit in self._open.values() if visit.is_over(now_ns, self.limits)]:
             visit.abort()
         self._looking = self._loop.call_later(LOOK_S, self._on_look)
 
@@ -100,7 +100,7 @@ class Visit(asyncio.Protocol):
     def __init__(self, visits: Visits, handler: Any) -> None:
         self.handler = handler
         self.answering = 0  # requests
-        self.asked = False  # a whole request has come
+        self.has_asked = False  # a whole request has come
         self.unfinished = False  # one has begun
         self.quiet_since_ns = 0  # since it was opened, a request began, or the last one was answered
         self._stalled_since_ns = 0  # since when its client leaves too much unread; 0: it does not
@@ -113,7 +113,7 @@ class Visit(asyncio.Protocol):
             return now_ns - self._stalled_since_ns >= limits.stall_s * _SECOND_NS
         if self.answering:
             return False
-        patience_s = limits.idle_s if self.asked and not self.unfinished else limits.request_s
+        patience_s = limits.idle_s if self.has_asked and not self.unfinished else limits.request_s
         return now_ns - self.quiet_since_ns >= patience_s * _SECOND_NS
 
     def abort(self) -> None:

@@ -76,7 +76,7 @@ class WorkerQueries:
         self._supervisor = supervisor
         self._replies = replies
         self._turn = itertools.count()
-        self._kept: dict[Command, tuple[int, Any]] = {}
+        self._cached: dict[Command, tuple[int, Any]] = {}
 
     async def account(self, user_id: bytes) -> dict[str, Any]:
         """What `get_account` answers. Raises Refusal."""
@@ -93,12 +93,12 @@ class WorkerQueries:
         return dict(await self._survey(("forecast", within_ns, step_ns), FORECAST_KEPT_NS))
 
     async def _survey(self, query: Command, kept_ns: int = KEPT_NS) -> Any:
-        asked_ns, reply = self._kept.get(query, (0, None))
+        asked_ns, reply = self._cached.get(query, (0, None))
         if reply is None or self._supervisor.clocks.boot_ns() - asked_ns > kept_ns:
             reply = await self._ask(b"", query)
-            if len(self._kept) >= KEPT_MAX:
-                self._kept.clear()
-            self._kept[query] = (self._supervisor.clocks.boot_ns(), reply)
+            if len(self._cached) >= KEPT_MAX:
+                self._cached.clear()
+            self._cached[query] = (self._supervisor.clocks.boot_ns(), reply)
         return reply
 
     async def _ask(self, key: bytes, query: Command) -> Any:

@@ -245,14 +245,14 @@ def test_what_waits_for_the_operator_is_not_said_to_wait_for_its_turn() -> None:
             return []
 
     row = {"user_id": "u", "exhausted_at_ns": 0, "attempts": 0, "last_error": "", "held": True}
-    asked = parts.Asked([row, row | {"held": False}], "no shard is served", 5 * 10**9, Usage((), 0, 0))
+    asked = parts.Answers([row, row | {"held": False}], "no shard is served", 5 * 10**9, Usage((), 0, 0))
     made = parts.owed(cast("FigureSampler", Sampler()), asked)
     assert made.index("held back until somebody releases it") < made.index("waits for its turn")
 
 
 def test_who_runs_out_next_is_a_link_that_cannot_be_broken() -> None:
-    def asked(coming: dict[str, object] | str) -> parts.Asked:
-        return parts.Asked([], coming, 5 * 10**9, Usage((), 0, 0))
+    def asked(coming: dict[str, object] | str) -> parts.Answers:
+        return parts.Answers([], coming, 5 * 10**9, Usage((), 0, 0))
 
     assert parts.following(asked("no shard is served")) == ""
     assert parts.following(asked({"next_user_id": None, "next_at_ns": None})) == ""

@@ -31,7 +31,7 @@ class Trouble(NamedTuple):
     """One thing that is wrong."""
 
     kind: str  # BAD or WARN
-    word: str  # for the pill and the tab: two or three words
+    label: str  # for the pill and the tab: two or three words
     text: str
     alert: str  # whose entry of the runbook it is; empty where there is none
     command: str  # that shows more; empty where there is none
@@ -39,14 +39,14 @@ class Trouble(NamedTuple):
 
 def troubles(sampler: FigureSampler, usage: Usage) -> list[Trouble]:
     """All of them, the worst first."""
-    found = [
+    faults = [
         *_shards(sampler),
         *_endpoint(sampler),
         *_disk(sampler, usage),
         *_owed(sampler),
         *_rest(sampler),
     ]
-    return sorted(found, key=lambda trouble: trouble.kind != BAD)
+    return sorted(faults, key=lambda trouble: trouble.kind != BAD)
 
 
 def _shards(sampler: FigureSampler) -> Iterator[Trouble]:
@@ -55,15 +55,15 @@ def _shards(sampler: FigureSampler) -> Iterator[Trouble]:
     serving = sum(worker.state == "serving" for worker in sampler.supervisor.workers.values())
     held = any(worker.state == "held" for worker in sampler.supervisor.workers.values())
     if unserved:
-        told = f"{serving} of {shards} shards are served: {'; '.join(one.text for one in unserved)}"
-        if all(one.is_starting for one in unserved):
-            yield Trouble(WARN, "Starting", told, "BillingShardDown", "billing shards")
+        text = f"{serving} of {shards} shards are served: {'; '.join(shard.text for shard in unserved)}"
+        if all(shard.is_starting for shard in unserved):
+            yield Trouble(WARN, "Starting", text, "BillingShardDown", "billing shards")
         else:
             alert = "BillingShardHeld" if held else "BillingShardDown"
-            yield Trouble(BAD, "Degraded", told, alert, "billing shards")
-    for one in sampler.overdue():
-        word, alert = OVERDUE[one.what]
-        yield Trouble(BAD, word, one.text, alert, "billing shards")
+            yield Trouble(BAD, "Degraded", text, alert, "billing shards")
+    for stall in sampler.overdue():
+        label, alert = OVERDUE[stall.what]
+        yield Trouble(BAD, label, stall.text, alert, "billing shards")
 
 
 def _endpoint(sampler: FigureSampler) -> Iterator[Trouble]:
@@ -89,14 +89,14 @@ def _disk(sampler: FigureSampler, usage: Usage) -> Iterator[Trouble]:
     logs = {shard_id: figures for shard_id, figures in sampler.figures.items() if figures.get("log_bytes", -1) >= 0}
     if full:
         text = f"No room for the journal of shard {', '.join(full)}: commands that change anything are refused."
-        word, command = ("Log full", "billing cluster status") if logs else ("Disk full", "df -h")
-        yield Trouble(BAD, word, text, "BillingDiskFull", command)
+        label, command = ("Log full", "billing cluster status") if logs else ("Disk full", "df -h")
+        yield Trouble(BAD, label, text, "BillingDiskFull", command)
     elif filling := [str(shard_id) for shard_id, figures in sorted(logs.items()) if is_nearly_full(figures)]:
         text = f"The log of shard {', '.join(filling)} nears the limit of its stream (max_bytes)."
         yield Trouble(WARN, "Log filling", text, "BillingLogNearlyFull", "billing cluster status")
     if not full and usage.disk_bytes and usage.disk_free_bytes < DISK_SHARE_MIN * usage.disk_bytes:
-        left = f"{words.size(usage.disk_free_bytes)} of {words.size(usage.disk_bytes)}"
-        yield Trouble(WARN, "Disk filling", f"The disk of the data has {left} left.", "BillingDiskFilling", "df -h")
+        free = f"{words.size(usage.disk_free_bytes)} of {words.size(usage.disk_bytes)}"
+        yield Trouble(WARN, "Disk filling", f"The disk of the data has {free} left.", "BillingDiskFilling", "df -h")
 
 
 def is_nearly_full(figures: Mapping[str, Any]) -> bool:
@@ -114,7 +114,7 @@ def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
     owed, oldest_ns = sampler.total("pending_cutoffs") - held, sampler.top("oldest_owed_ns")  # of users beside these
     if owed > 0 and oldest_ns > OWED_LATE_NS and not sampler.outages():
         have = "has" if owed == 1 else "have"
-        partly = f" ({known})" if (known := _partly(sampler)) else ""
+        partly = f" ({answering})" if (answering := _partly(sampler)) else ""
         text = f"{counted(owed, 'user')} {have} not been cut off{partly}, the first for {words.span(oldest_ns)}."
         errors = [figures["cutoff_error"] for figures in sampler.figures.values() if figures.get("cutoff_error")]
         last = f" The last error: {errors[-1]}." if errors else ""
@@ -170,15 +170,15 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
 def overrunning(overrun: Overrun) -> Iterator[Trouble]:
     """That machines of exhausted accounts run on; nothing where they have not done so for long."""
     if overrun.is_wrong:
-        one = overrun.accounts == 1
+        only = overrun.accounts == 1
         text = (
-            f"{counted(overrun.accounts, 'exhausted account')} still {'has' if one else 'have'} a rate "
-            f"({'' if one else 'the highest: '}{overrun.dearest}): {words.coins_short(overrun.nanos_per_hour)} coins "
+            f"{counted(overrun.accounts, 'exhausted account')} still {'has' if only else 'have'} a rate "
+            f"({'' if only else 'the highest: '}{overrun.dearest}): {words.coins_short(overrun.nanos_per_hour)} coins "
             "an hour that nobody pays."
         )
         yield Trouble(WARN, "Overrun", text, "BillingOverrunGrowing", OVERRUNNING)
 
 
-def title(found: list[Trouble], host: str) -> str:
+def title(faults: list[Trouble], host: str) -> str:
     """The tab's: the worst thing first, so that it is seen in a row of tabs."""
-    return f"● {found[0].word} · billing on {host}" if found else f"billing on {host}"
+    return f"● {faults[0].label} · billing on {host}" if faults else f"billing on {host}"

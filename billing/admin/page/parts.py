@@ -26,7 +26,7 @@ MOVES_SHOWN: Final = 8
 EVENTS_SHOWN: Final = 8
 
 
-class Asked(NamedTuple):
+class Answers(NamedTuple):
     """The workers' answers for the page (a text gives the reason for a missing one), and the resources that the
     processes use.
     """
@@ -37,19 +37,19 @@ class Asked(NamedTuple):
     usage: Usage
 
 
-def parts(sampler: FigureSampler, asked: Asked) -> dict[str, Markup]:
+def parts(sampler: FigureSampler, answers: Answers) -> dict[str, Markup]:
     """All parts that change by themselves, by id. `title` is the tab's, as text."""
-    found = troubles(sampler, asked.usage)
+    faults = troubles(sampler, answers.usage)
     return {
-        "title": escape(title(found, HOST)),
-        "state": state(found),
-        "troubles": troubles_list(found),
-        "identity": identity(sampler, asked.usage),
-        "tiles": tiles(sampler, asked),
+        "title": escape(title(faults, HOST)),
+        "state": state(faults),
+        "troubles": troubles_list(faults),
+        "identity": identity(sampler, answers.usage),
+        "tiles": tiles(sampler, answers),
         "lateness": lateness(sampler),
-        "owed": owed(sampler, asked),
-        "coming": coming(asked),
-        "next": following(asked),
+        "owed": owed(sampler, answers),
+        "coming": coming(answers),
+        "next": following(answers),
         "shards": shards(sampler),
         "recent": recent(sampler),
         "shares": shares(sampler),
@@ -57,25 +57,25 @@ def parts(sampler: FigureSampler, asked: Asked) -> dict[str, Markup]:
     }
 
 
-def state(found: Sequence[Trouble]) -> Markup:
+def state(faults: Sequence[Trouble]) -> Markup:
     """One line: how the daemon is, by the worst that there is."""
-    if not found:
+    if not faults:
         return Markup('<span class="pill good">Serving</span> every bucket is served, nothing is wrong')
-    more = f" and {len(found) - 1} more" if len(found) > 1 else ""
-    return Markup('<span class="pill {}">{}</span>{}').format(found[0].kind, found[0].word, more)
+    more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
+    return Markup('<span class="pill {}">{}</span>{}').format(faults[0].kind, faults[0].label, more)
 
 
-def troubles_list(found: Sequence[Trouble]) -> Markup:
+def troubles_list(faults: Sequence[Trouble]) -> Markup:
     """The faults, each with the command that shows more and with its remedy; empty where nothing is."""
     items = [
         Markup('<li class="{}"><b>{}</b><span class="what">{}</span><span class="do">{}{}</span></li>').format(
             trouble.kind,
-            trouble.word,
+            trouble.label,
             trouble.text,
             command(trouble.command) if trouble.command else "",
             Markup('<a href="/runbook#{}">what to do</a>').format(trouble.alert) if trouble.alert else "",
         )
-        for trouble in found
+        for trouble in faults
     ]
     return Markup("<ul>{}</ul>").format(Markup("").join(items)) if items else Markup("")
 
@@ -112,7 +112,7 @@ def period_words(sampler: FigureSampler) -> str:
     return "in the last hour" if hour else f"since the start at {words.clock(sampler.started_ns, now_ns)}"
 
 
-def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
+def tiles(sampler: FigureSampler, answers: Answers) -> Markup:
     """The figures one looks at first."""
     fine = list(sampler.fine)
     rate = fine[-1].commands if fine else 0.0
@@ -122,7 +122,7 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
     overrun, growing, connections = sampler.total("overrun_nanos"), sampler.overrun(), sampler.total("connections")
     answering = sum(bool(figures) for figures in sampler.figures.values())
     shards = len(sampler.supervisor.workers)
-    known = answering == shards
+    all_answer = answering == shards
     partly = words.part_of(answering, shards)
     return Markup("").join(
         (
@@ -136,7 +136,7 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
                 "Cutoffs owed",
                 words.number(owing) if answering else "–",
                 partly
-                if not known
+                if not all_answer
                 else f"{held:,} held back since the start"
                 if held
                 else f"the oldest for {words.span(oldest_ns)}"
@@ -148,7 +148,7 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
                 "Overrun, coins",
                 words.coins_short(overrun) if answering else "–",
                 partly
-                if not known
+                if not all_answer
                 else overrunning(growing)
                 if growing.accounts
                 else "used by exhausted accounts before their rate was set to 0"
@@ -158,15 +158,15 @@ def tiles(sampler: FigureSampler, asked: Asked) -> Markup:
             ),
             _tile(
                 "Due within a minute",
-                "–" if isinstance(asked.coming, str) else words.number(_by_minute(asked.coming, asked.now_ns)[0]),
+                "–" if isinstance(answers.coming, str) else words.number(_by_minute(answers.coming, answers.now_ns)[0]),
                 "no forecast now"
-                if isinstance(asked.coming, str)
-                else f"{words.number(asked.coming['cutoffs'])} within the hour",
+                if isinstance(answers.coming, str)
+                else f"{words.number(answers.coming['cutoffs'])} within the hour",
             ),
             _tile(
                 "Accounts",
                 words.number(sampler.total("accounts")) if answering else "–",
-                partly if not known else counted(connections, "connection"),
+                partly if not all_answer else counted(connections, "connection"),
             ),
         )
     )
@@ -225,12 +225,12 @@ def lateness(sampler: FigureSampler) -> Markup:
     ).format(text)
 
 
-def owed(sampler: FigureSampler, asked: Asked) -> Markup:
+def owed(sampler: FigureSampler, answers: Answers) -> Markup:
     """Cutoffs that have not had their 2xx."""
-    if isinstance(asked.owed, str):
-        return Markup('<p class="empty">The list cannot be had now: {}.</p>').format(asked.owed)
+    if isinstance(answers.owed, str):
+        return Markup('<p class="empty">The list cannot be had now: {}.</p>').format(answers.owed)
     total = sampler.total("pending_cutoffs")
-    if not asked.owed:
+    if not answers.owed:
         return Markup('<p class="empty">Nothing is owed: every cutoff had its 2xx.</p>')
     waits = "waits until the endpoint answers" if sampler.outages() else "waits for its turn"
     rows = Markup("").join(
@@ -238,15 +238,15 @@ def owed(sampler: FigureSampler, asked: Asked) -> Markup:
             '<tr><td class="user">{}</td><td class="n">{}</td><td class="n">{}</td><td class="error">{}</td></tr>'
         ).format(
             row["user_id"],
-            words.ago(max(0, asked.now_ns - int(row["exhausted_at_ns"]))),
+            words.ago(max(0, answers.now_ns - int(row["exhausted_at_ns"]))),
             row["attempts"],
             "held back until somebody releases it"
             if row.get("held")
             else row["last_error"] or ("being sent" if row["attempts"] else waits),
         )
-        for row in asked.owed
+        for row in answers.owed
     )
-    more = total - len(asked.owed)
+    more = total - len(answers.owed)
     also = Markup('<p class="note">and {} more: {}</p>').format(words.number(more), command("billing cutoffs"))
     note = also if more > 0 else ""
     return Markup(
@@ -255,45 +255,45 @@ def owed(sampler: FigureSampler, asked: Asked) -> Markup:
     ).format(rows, note)
 
 
-def coming(asked: Asked) -> Markup:
+def coming(answers: Answers) -> Markup:
     """How many balances run out within the hour, by minute."""
-    if isinstance(asked.coming, str):
-        return Markup('<p class="empty">There is no forecast now: {}.</p>').format(asked.coming)
-    total, told = asked.coming["cutoffs"], asked.coming
+    if isinstance(answers.coming, str):
+        return Markup('<p class="empty">There is no forecast now: {}.</p>').format(answers.coming)
+    total, forecast = answers.coming["cutoffs"], answers.coming
     if not total:
         return Markup('<p class="empty">No balance runs out within the coming hour, as things stand.</p>')
     plot = plots.bars(
-        _by_minute(told, asked.now_ns),
+        _by_minute(forecast, answers.now_ns),
         [f"{minute} min" for minute in range(60)],
         "Balances that run out, by minute from now",
     )
-    takes = told["endpoint_takes_per_second"]
+    takes = forecast["endpoint_takes_per_second"]
     peak = Markup("Balances that run out, as things stand: <b>{}</b>; at most <b>{}</b> in a second, {}.").format(
         words.number(total),
-        words.number(told["peak_per_second"]),
-        f"in {words.span(max(0, told['peak_at_ns'] - asked.now_ns))}",
+        words.number(forecast["peak_per_second"]),
+        f"in {words.span(max(0, forecast['peak_at_ns'] - answers.now_ns))}",
     )
-    seen = f"The endpoint was seen to take {words.number(takes)} calls a second." if takes else ""
-    too_many = bool(takes) and told["peak_per_second"] > takes
+    endpoint_text = f"The endpoint was seen to take {words.number(takes)} calls a second." if takes else ""
+    too_many = bool(takes) and forecast["peak_per_second"] > takes
     return plot + Markup('<p class="note">{} <span class="{}">{}</span></p>').format(
-        peak, "alarm" if too_many else "", seen
+        peak, "alarm" if too_many else "", endpoint_text
     )
 
 
-def following(asked: Asked) -> Markup:
+def following(answers: Answers) -> Markup:
     """Whose balance runs out next, to look at; nothing where none does within the hour."""
-    if isinstance(asked.coming, str) or asked.coming["next_user_id"] is None:
+    if isinstance(answers.coming, str) or answers.coming["next_user_id"] is None:
         return Markup("")
-    user, in_ns = asked.coming["next_user_id"], max(0, asked.coming["next_at_ns"] - asked.now_ns)
+    user, in_ns = answers.coming["next_user_id"], max(0, answers.coming["next_at_ns"] - answers.now_ns)
     return Markup('<p class="note">Next to run out: <a href="/?user={}">{}</a>, in {}.</p>').format(
         quote(user, safe=""), user, words.span(in_ns)
     )
 
 
-def _by_minute(told: Mapping[str, Any], now_ns: int) -> list[int]:
+def _by_minute(forecast: Mapping[str, Any], now_ns: int) -> list[int]:
     """How many run out in each of the 60 minutes from now; a forecast is some seconds old."""
     counts = [0] * 60
-    for step in told["steps"]:
+    for step in forecast["steps"]:
         counts[min(59, max(0, (step["at_ns"] - now_ns + MINUTE_NS // 2) // MINUTE_NS))] += step["cutoffs"]
     return counts
 
@@ -302,14 +302,16 @@ def shards(sampler: FigureSampler) -> Markup:
     """A row for each shard."""
     supervisor = sampler.supervisor
     rows = []
-    overdue = {one.shard_id: OVERDUE[one.what][0].lower() for one in reversed(sampler.overdue())}
+    overdue = {stall.shard_id: OVERDUE[stall.what][0].lower() for stall in reversed(sampler.overdue())}
     for shard_id, worker in sorted(supervisor.workers.items()):
         figures = sampler.figures.get(shard_id, {})
         kind = {"serving": "good", "held": "bad", "down": "bad"}.get(worker.state, "warn")
         sync_ns = quantile_of(figures.get("sync_ns", {"bounds": [], "counts": []}), 0.99)
-        done, whole = worker.progress
-        told = f"{worker.state} {100 * done // whole} %" if worker.state == "recovering" and whole else worker.state
-        kind, told = ("bad", overdue[shard_id]) if shard_id in overdue else (kind, told)
+        done, total = worker.progress
+        state_text = (
+            f"{worker.state} {100 * done // total} %" if worker.state == "recovering" and total else worker.state
+        )
+        kind, state_text = ("bad", overdue[shard_id]) if shard_id in overdue else (kind, state_text)
         rows.append(
             Markup(
                 '<tr><td><span class="swatch s{}"></span> {}</td><td><span class="pill small {}">{}</span> {}</td>'
@@ -319,7 +321,7 @@ def shards(sampler: FigureSampler) -> Markup:
                 shard_id % 8,
                 shard_id,
                 kind,
-                told,
+                state_text,
                 worker.reason or figures.get("no_room", ""),
                 worker.pid or "–",
                 words.number(worker.starts),
@@ -375,11 +377,11 @@ def recent(sampler: FigureSampler) -> Markup:
     if not sampler.events:
         since = words.clock(sampler.started_ns, now_ns)
         return Markup('<p class="empty">No warning was logged since the start at {}.</p>').format(since)
-    rows, said = [], ""
+    rows, last_advice = [], ""
     for event in islice(reversed(sampler.events), EVENTS_SHOWN):
         of = f"shard {event.shard_id}: " if event.shard_id and "shard" not in event.text else ""
-        advice = Markup('<span class="note">{}</span>').format(event.do) if event.do != said else ""
-        said = event.do  # once for warnings of one kind that follow each other
+        advice = Markup('<span class="note">{}</span>').format(event.do) if event.do != last_advice else ""
+        last_advice = event.do  # once for warnings of one kind that follow each other
         rows.append(
             Markup('<li class="{}"><time>{}</time><span class="what">{}{}</span>{}</li>').format(
                 "warn" if event.level == "warning" else "bad",
@@ -396,8 +398,8 @@ def shares(sampler: FigureSampler) -> Markup:
     """Which shard has how many buckets, as one bar."""
     bucket_map = sampler.supervisor.map
     counts = {shard_id: len(bucket_map.buckets_of(shard_id)) for shard_id in sorted(sampler.supervisor.workers)}
-    said = ", ".join(f"shard {shard_id}: {words.number(count)}" for shard_id, count in counts.items())
-    return plots.shares(counts, said) + Markup('<p class="note">{}</p>').format(said)
+    text = ", ".join(f"shard {shard_id}: {words.number(count)}" for shard_id, count in counts.items())
+    return plots.shares(counts, text) + Markup('<p class="note">{}</p>').format(text)
 
 
 def moves(sampler: FigureSampler) -> Markup:
@@ -405,9 +407,9 @@ def moves(sampler: FigureSampler) -> Markup:
     boot_ns, now_ns = sampler.clocks.boot_ns(), sampler.clocks.wall_ns()
     shown = [
         Markup("<li>bucket <b>{}</b>: shard {} → {}, {}</li>").format(
-            one.bucket_id, one.source, one.target, words.ago(boot_ns - one.boot_ns)
+            move.bucket_id, move.source, move.target, words.ago(boot_ns - move.boot_ns)
         )
-        for one in islice(reversed(sampler.moves), MOVES_SHOWN)
+        for move in islice(reversed(sampler.moves), MOVES_SHOWN)
     ]
     since = words.clock(sampler.started_ns, now_ns)
     if not shown:
@@ -417,28 +419,28 @@ def moves(sampler: FigureSampler) -> Markup:
     )
 
 
-def account(asked: Mapping[str, Any] | str) -> Markup:
+def account(answers: Mapping[str, Any] | str) -> Markup:
     """One account; its numbers stand in data attributes, too, for the script to count down from."""
-    if isinstance(asked, str):
-        return Markup('<p class="empty">{}</p>').format(asked)
-    at_ns, ends_ns, rate = asked["at_ns"], asked["exhausts_at_ns"], asked["rate_nanos_per_hour"]
-    good = asked["state"] == "active"
+    if isinstance(answers, str):
+        return Markup('<p class="empty">{}</p>').format(answers)
+    at_ns, ends_ns, rate = answers["at_ns"], answers["exhausts_at_ns"], answers["rate_nanos_per_hour"]
+    good = answers["state"] == "active"
     if ends_ns is not None:
         until = Markup('runs out in <span id="runway">{}</span><b class="instant">{}</b>').format(
             words.span(max(0, ends_ns - at_ns)), instant(ends_ns)
         )
     else:
         until = Markup("is not being spent" if good and not rate else "lasts for centuries" if good else "has run out")
-    cutoff = asked.get("cutoff")
+    cutoff = answers.get("cutoff")
     if not good and cutoff:
         until = Markup('ran out <b class="instant">{}</b>').format(instant(cutoff["exhausted_at_ns"]))
     rows = [
         ("Rate", f"{_grouped(rate)} an hour"),
-        ("Balance", Markup('<span id="balance">{}</span>').format(_grouped(asked["balance_nanos"]))),
-        ("Credit limit", _grouped(asked["credit_limit_nanos"])),
-        ("Held", _grouped(asked["holds_nanos"])),
-        ("Overrun", _grouped(asked["overrun_nanos"])),
-        ("Bucket", str(asked["bucket_id"])),
+        ("Balance", Markup('<span id="balance">{}</span>').format(_grouped(answers["balance_nanos"]))),
+        ("Credit limit", _grouped(answers["credit_limit_nanos"])),
+        ("Held", _grouped(answers["holds_nanos"])),
+        ("Overrun", _grouped(answers["overrun_nanos"])),
+        ("Bucket", str(answers["bucket_id"])),
         ("Last cutoff", _last_cutoff(cutoff) if cutoff else "none"),
     ]
     return Markup(
@@ -447,16 +449,16 @@ def account(asked: Mapping[str, Any] | str) -> Markup:
         '<p><span class="pill {}">{}</span> <b class="user">{}</b></p>'
         '<p class="figure" id="ticking" aria-label="available coins">{}</p><p>available; {}</p><dl>{}</dl></div>'
     ).format(
-        asked["available_nanos"], asked["balance_nanos"], rate, at_ns, ends_ns or "", asked["state"],
-        "good" if good else "bad", asked["state"], asked["user_id"], _grouped(asked["available_nanos"]), until,
+        answers["available_nanos"], answers["balance_nanos"], rate, at_ns, ends_ns or "", answers["state"],
+        "good" if good else "bad", answers["state"], answers["user_id"], _grouped(answers["available_nanos"]), until,
         Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in rows),
     )  # fmt: skip
 
 
 def _grouped(nanos: int) -> str:
     """Exact coins, thousands apart."""
-    whole, point, rest = format_coins(nanos).partition(".")
-    return f"{int(whole):,}{point}{rest}" if whole not in ("-0",) else f"-0{point}{rest}"
+    integer, point, rest = format_coins(nanos).partition(".")
+    return f"{int(integer):,}{point}{rest}" if integer not in ("-0",) else f"-0{point}{rest}"
 
 
 def _last_cutoff(cutoff: Mapping[str, Any]) -> str:
@@ -474,7 +476,7 @@ def _last_cutoff(cutoff: Mapping[str, Any]) -> str:
 
 def runbook() -> Markup:
     """The meaning and the remedy of each alert."""
-    made = [
+    sections = [
         Markup(
             '<section class="card full" id="{}"><h2>{} <span class="pill small {}">{}</span></h2><p>{}</p>'
             '<p><b>Do:</b> {}</p><p class="note"><code>{}</code>, for {}</p></section>'
@@ -492,7 +494,7 @@ def runbook() -> Markup:
     ]
     links = Markup(" · ").join(Markup('<a href="#{}">{}</a>').format(alert.name, alert.name) for alert in ALERTS)
     contents = Markup('<nav class="card full" aria-label="Contents"><h2>Contents</h2><p>{}</p></nav>').format(links)
-    return contents + Markup("").join(made)
+    return contents + Markup("").join(sections)
 
 
 def _code(text: str) -> Markup:

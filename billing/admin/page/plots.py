@@ -19,11 +19,14 @@ BOUND_MS: Final = 50  # what is promised for the 99th percentile
 def lateness(p50_ns: Sequence[int], p99_ns: Sequence[int], span_s: int, slots: int) -> Markup:
     """Lateness over time, newest at the right; logarithmic. -1: nothing was sent in a slot. `slots` fill the width."""
     top_ms = max([100, *(value / 1e6 for value in p99_ns)])
-    decades = [one for one in DECADES_MS if one < top_ms * 10]
+    decades = [decade_ms for decade_ms in DECADES_MS if decade_ms < top_ms * 10]
     y = Axis(
         log10(LOWEST_MS),
         log10(decades[-1]),
-        [(log10(one), f"{one} ms" if one < 1000 else f"{int(one) // 1000:,} s") for one in decades],
+        [
+            (log10(decade_ms), f"{decade_ms} ms" if decade_ms < 1000 else f"{int(decade_ms) // 1000:,} s")
+            for decade_ms in decades
+        ],
     )
     minutes = [(-span_s * part / 4, f"−{span_s * part / 240:g} min") for part in (4, 3, 2, 1)]
     x = Axis(-span_s, 0, [*minutes, (0, "now")])
@@ -63,10 +66,10 @@ def spark(values: Sequence[float], slots: int) -> Markup:
 
 def shares(counts: Mapping[int, int], title: str) -> Markup:
     """One bar, divided by how many buckets each shard has."""
-    whole, x, made = max(sum(counts.values()), 1), 0.0, []
+    total, x, rects = max(sum(counts.values()), 1), 0.0, []
     for shard_id, count in counts.items():
-        wide = WIDTH * count / whole
-        made.append(
+        wide = WIDTH * count / total
+        rects.append(
             Markup('<rect class="s{}" x="{}" y="0" width="{}" height="14"><title>shard {}: {:,}</title></rect>').format(
                 shard_id % 8, round(x, 1), round(max(wide - 1, 0), 1), shard_id, count
             )
@@ -74,7 +77,7 @@ def shares(counts: Mapping[int, int], title: str) -> Markup:
         x += wide
     return Markup(
         '<svg class="share" viewBox="0 0 {} 14" preserveAspectRatio="none" role="img" aria-label="{}">{}</svg>'
-    ).format(WIDTH, title, Markup("").join(made))
+    ).format(WIDTH, title, Markup("").join(rects))
 
 
 def buckets(owners: Sequence[int], pinned: set[int]) -> Markup:

@@ -20,12 +20,12 @@ def span(ns: int) -> str:
     seconds = ns / SECOND_NS
     if seconds < 10:
         return f"{seconds:.1f} s"
-    whole = int(seconds)
+    whole_seconds = int(seconds)
     for large, unit, small, less in ((86_400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= large:
-            rest = whole % large // small
-            return f"{whole // large} {unit}" + (f" {rest} {less}" if rest else "")
-    return f"{whole} s"
+        if whole_seconds >= large:
+            rest = whole_seconds % large // small
+            return f"{whole_seconds // large} {unit}" + (f" {rest} {less}" if rest else "")
+    return f"{whole_seconds} s"
 
 
 def at_least(ns: int) -> str:
@@ -73,16 +73,16 @@ def coins(nanos: int) -> str:
 
 def coins_short(nanos: int) -> str:
     """Coins in at most eight characters: whole ones from 100,000 on, millions from ten millions on."""
-    whole = abs(nanos) // 10**9
-    if whole < 100_000:
+    whole_coins = abs(nanos) // 10**9
+    if whole_coins < 100_000:
         return coins(nanos) if nanos else "0"
     sign = "−" if nanos < 0 else ""
-    if whole < 10_000_000:
-        return f"{sign}{whole:,}"
+    if whole_coins < 10_000_000:
+        return f"{sign}{whole_coins:,}"
     for unit, name in ((10**12, "tn"), (10**9, "bn"), (10**6, "M")):
-        if whole >= unit:
-            return f"{sign}{whole / unit:,.1f}".removesuffix(".0") + f" {name}"
-    raise AssertionError(whole)
+        if whole_coins >= unit:
+            return f"{sign}{whole_coins / unit:,.1f}".removesuffix(".0") + f" {name}"
+    raise AssertionError(whole_coins)
 
 
 def size(count: int) -> str:
