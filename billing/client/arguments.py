@@ -28,8 +28,8 @@ def money(name: str, coins: object, nanos: int | None, exact: str = "nanos") -> 
     if isinstance(coins, Decimal):
         return format(coins, "f")
     if not isinstance(coins, str):
-        told = f"{name} must be a text of coins or a Decimal, not {type(coins).__name__}"
-        raise TypeError(told + _meant(coins, exact))
+        text = f"{name} must be a text of coins or a Decimal, not {type(coins).__name__}"
+        raise TypeError(text + _meant(coins, exact))
     return coins
 
 
@@ -44,11 +44,11 @@ def _meant(number: object, exact: str) -> str:
     return f': write "{coins}" for so many coins{nanos}'
 
 
-def thresholds_of(given: Sequence[ThresholdGiven]) -> list[dict[str, Any]]:
+def thresholds_of(thresholds: Sequence[ThresholdGiven]) -> list[dict[str, Any]]:
     """Thresholds as they go over the wire. Raises TypeError as `money`."""
     return [
         {"amount": money("amount", each.get("amount"), each.get("amount_nanos"), "amount_nanos")}  # type: ignore[arg-type]
         if "amount" in each or "amount_nanos" in each
         else dict(each)
-        for each in given
+        for each in thresholds
     ]

@@ -85,7 +85,7 @@ class BatchConnection(Connection):
         if kind != RESPONSE:
             raise ValueError("not a response")
         if msgid is None:
-            self._said = str(error_of(error))
+            self._server_error = str(error_of(error))
             return
         on_reply = self._pending.pop(msgid, None)
         if on_reply is not None:
@@ -93,7 +93,7 @@ class BatchConnection(Connection):
 
     def connection_lost(self, exc: Exception | None) -> None:
         numbers, self._numbers = self._numbers, {}
-        reason = "the connection was lost" + (f": {why}" if (why := self._foreign or self._said or exc) else "")
+        reason = "the connection was lost" + (f": {why}" if (why := self._foreign or self._server_error or exc) else "")
         super().connection_lost(exc)
         for number in numbers.values():
             self._on_answer(number, Unavailable(reason, applied="unknown"), None)

@@ -130,13 +130,13 @@ class Client(Methods):
 
     async def call(self, method: str, *params: Any, timeout_s: float | None = None, **options: Any) -> Any:
         """The result of any procedure; options that are None are not sent. Raises BillingError."""
-        given = {name: value for name, value in options.items() if value is not None}
-        arguments: list[Any] = [*params, given] if given else list(params)
-        repeatable = "request_id" in given or method in ONLY_READS
+        sent_options = {name: value for name, value in options.items() if value is not None}
+        arguments: list[Any] = [*params, sent_options] if sent_options else list(params)
+        repeatable = "request_id" in sent_options or method in ONLY_READS
         seconds = self.timeout_s if timeout_s is None else timeout_s
         pause_s = BACKOFF_FIRST_S
         unknown = False  # whether an attempt may have had its effect
-        told = ""  # why the last attempt was refused
+        last_refusal = ""  # why the last attempt was refused
         try:
             async with asyncio.timeout(seconds) as scope:
                 if not self._link.was_connected:  # nobody listens there: no reason to wait for
@@ -148,7 +148,7 @@ class Client(Methods):
                         unknown = True
                         return await _ask(self._routing, method, arguments)
                     except BillingError as error:
-                        told = error.message
+                        last_refusal = error.message
                         unknown = unknown_before or error.applied == "unknown"
                         again = repeatable or type(error) is BucketMoving  # which never was applied
                         if not (again and error.retry) or self._link.closed:
@@ -158,10 +158,10 @@ class Client(Methods):
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise self._no_answer(seconds, unknown, told) from None
+            raise self._no_answer(seconds, unknown, last_refusal) from None
 
-    def _no_answer(self, seconds: float, unknown: bool, told: str = "") -> Unavailable:
-        reason = told if self._link.connection is not None else self._link.why_not()
+    def _no_answer(self, seconds: float, unknown: bool, last_refusal: str = "") -> Unavailable:
+        reason = last_refusal if self._link.connection is not None else self._link.why_not()
         why = f": {reason}" if reason else ""
         return Unavailable(f"no answer within {seconds:g} s{why}", applied="unknown" if unknown else "no")
 

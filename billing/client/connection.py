@@ -78,8 +78,8 @@ class Connection(asyncio.Protocol):
         "_msgid",
         "_on_lost",
         "_pending",
-        "_said",
         "_scheduled",
+        "_server_error",
         "_staged",
         "_unpacker",
         "_unsent",
@@ -96,7 +96,7 @@ class Connection(asyncio.Protocol):
         self._unsent: list[int] = []  # msgids of what is staged
         self._scheduled = False
         self._msgid = 0
-        self._said = ""  # an error of the server about the connection itself
+        self._server_error = ""  # an error of the server about the connection itself
         self._foreign = ""  # what was wrong with bytes that are no reply
         self._fences: list[tuple[set[int], Callable[[], None]]] = []  # (msgids not answered yet, whom to call then)
         self.sent = 0  # requests, ever
@@ -172,7 +172,7 @@ class Connection(asyncio.Protocol):
                     raise ValueError("not a response")
                 _, msgid, error, result = message
                 if msgid is None:
-                    self._said = str(error_of(error))
+                    self._server_error = str(error_of(error))
                     continue
                 on_reply = pending.pop(msgid, None)
                 if on_reply is not None:
@@ -185,7 +185,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.transport = None
-        why = self._foreign or self._said or exc
+        why = self._foreign or self._server_error or exc
         reason = LOST + (f": {why}" if why else "")
         pending, self._pending = self._pending, {}
         foreign = self._foreign
@@ -249,7 +249,7 @@ class Link:
         self._make = make
         self._task: asyncio.Task[None] | None = None
         self._waiting: dict[asyncio.Future[Connection], int | None] = {}  # -> attempts it has left, None: any number
-        self._said = ""  # why the last attempt failed
+        self._last_failure = ""  # why the last attempt failed
         self.closed = False  # for good
 
     async def connected(self, tries: int | None = None) -> Connection:
@@ -270,7 +270,7 @@ class Link:
 
     def why_not(self) -> str:
         """Why there is no connection, for a message."""
-        return self._said or "not connected"
+        return self._last_failure or "not connected"
 
     def start(self) -> None:
         """Begins to connect, if it does not."""
@@ -289,16 +289,16 @@ class Link:
                         return
                     except TimeoutError:
                         reason = f"no connection within {DIAL_S:g} s"
-                        self._said = f"cannot connect: {reason}"
+                        self._last_failure = f"cannot connect: {reason}"
                     except OSError as error:
-                        self._said = f"cannot connect: {error}"
+                        self._last_failure = f"cannot connect: {error}"
                         reason = _connect_words(error)
                         if isinstance(error, ssl.SSLCertVerificationError):
                             untrusted = error.verify_message
                         elif isinstance(error, ssl.SSLError):
                             listens = f"{NO_TLS} ({reason})"
                     except BillingError as error:
-                        self._said = str(error)
+                        self._last_failure = str(error)
                         if not error.retry:  # a token that is not known will not be known in a second either
                             self._refuse(error)
                             return
@@ -361,11 +361,11 @@ class Link:
         certificate that was shown (`untrusted`), and what somebody does who listens there and does not let us in
         (`listens`).
         """
-        for future, left in list(self._waiting.items()):
-            if left is not None and not future.done():
-                self._waiting[future] = left - 1
-                if left <= 1:
-                    future.set_exception(Unavailable(self._said, applied="no", details=dict(details)))
+        for future, attempts_left in list(self._waiting.items()):
+            if attempts_left is not None and not future.done():
+                self._waiting[future] = attempts_left - 1
+                if attempts_left <= 1:
+                    future.set_exception(Unavailable(self._last_failure, applied="no", details=dict(details)))
 
     def _refuse(self, error: BillingError) -> None:
         """Tells all that wait that there will be none."""

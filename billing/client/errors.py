@@ -30,10 +30,10 @@ class BillingError(Exception):
         details: Mapping[str, Any] | None = None,
     ) -> None:
         """Without `name`, that of the class with its code and retry."""
-        known = KINDS.get(self.NAME) if not name else None
+        kind = KINDS.get(self.NAME) if not name else None
         self.name = name or self.NAME
-        self.code = known.code if known else code
-        self.retry = known.retry if known else retry
+        self.code = kind.code if kind else code
+        self.retry = kind.retry if kind else retry
         self.message = message
         self.applied = applied
         self.details: dict[str, Any] = dict(details or {})

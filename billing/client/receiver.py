@@ -90,11 +90,11 @@ class Receiver:
             fields = {name: values[0] for name, values in query.items()}
             fields.setdefault("user_id", unquote(event_id.partition(":")[0]))  # where the path has it
         try:
-            user_id, told = fields["user_id"], fields["event_id"]
+            user_id, named_event_id = fields["user_id"], fields["event_id"]
             seq, exhausted_at_ns = int(fields["seq"]), int(fields["exhausted_at_ns"])
         except (KeyError, TypeError, ValueError, OverflowError):
             raise NotGenuine("this is no cutoff") from None
-        if told != event_id or type(user_id) is not str:
+        if named_event_id != event_id or type(user_id) is not str:
             raise NotGenuine("the event is another than the header says")
         return Call(user_id, event_id, seq, exhausted_at_ns, event_id.endswith(_RESTORE))
 
@@ -125,9 +125,9 @@ class Receiver:
 
     def _verified(self, headers: Headers, content: bytes, now_s: float) -> str:
         """The webhook-id of a call that is genuine."""
-        found = {name.lower(): value for name, value in dict(headers).items()}
+        by_name = {name.lower(): value for name, value in dict(headers).items()}
         event_id, timestamp, signature = (
-            found.get(name, "").encode("latin-1", "replace")
+            by_name.get(name, "").encode("latin-1", "replace")
             for name in ("webhook-id", "webhook-timestamp", "webhook-signature")
         )
         if not verify(self._secrets, event_id, timestamp, signature, content, int(now_s), self._tolerance_s):

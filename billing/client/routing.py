@@ -58,7 +58,7 @@ class Routing:
         self._tls = tls
         self._jitter = jitter
         self._direct = direct
-        self._left = MAP_AFTER_REQUESTS  # requests until the map is asked for
+        self._requests_until_map = MAP_AFTER_REQUESTS  # requests until the map is asked for
         self._links: dict[int, Link] = {}  # shard id -> link to its worker's own port
         self._version = 0  # of the map, as the daemon calls it; 0: none yet
         self._owners: list[int] = []  # index: bucket id - 1
@@ -78,8 +78,8 @@ class Routing:
             return
         if not self._ways:
             self._send_main(method, params, on_reply)
-            self._left -= 1
-            if not self._left and self._direct:
+            self._requests_until_map -= 1
+            if not self._requests_until_map and self._direct:
                 self._task = asyncio.get_running_loop().create_task(self._follow())
             return
         index = self._index_of(params)
@@ -195,7 +195,7 @@ class Routing:
                 )
                 self._links[shard_id] = fresh
                 fresh.start()
-        for shard_id in [one for one in self._links if one not in addresses]:
+        for shard_id in [shard_id for shard_id in self._links if shard_id not in addresses]:
             self._links.pop(shard_id).retire()
 
     def _on_main(self) -> None:
@@ -246,10 +246,10 @@ def owner_addresses(route: dict[str, Any], host: str) -> dict[int, Address]:
     """The own port of each shard's worker, by shard id, as `route` tells it. `host`: where the daemon was called, which
     is meant where a worker listens everywhere; empty for a unix socket.
     """
-    found = {row["shard_id"]: parse_address(row["address"]) for row in route["shards"] if row["address"]}
+    addresses = {row["shard_id"]: parse_address(row["address"]) for row in route["shards"] if row["address"]}
     return {
         shard_id: address._replace(host=host) if address.host in _ANY_HOST and host else address
-        for shard_id, address in found.items()
+        for shard_id, address in addresses.items()
     }
 
 

@@ -33,9 +33,9 @@ ADMIN: Final = "admin"  # the section of the operators' pages, which are no door
 
 def door_of(kind: str) -> DoorOf:
     """The door of a kind of listener; what is no other's (a unix socket, a worker's own port) is that of RPC."""
-    return next((one for one in DOORS if one.kind == kind), RPC)
+    return next((door for door in DOORS if door.kind == kind), RPC)
 
 
 def listens_of(config: Config) -> dict[str, str]:
     """Every TCP address that is listened on, by section; empty texts where a door is switched off."""
-    return {section: getattr(config, section).listen for section in (*(one.section for one in DOORS), ADMIN)}
+    return {section: getattr(config, section).listen for section in (*(door.section for door in DOORS), ADMIN)}

@@ -78,8 +78,8 @@ class ConfigError(Exception):
 
     def __init__(self, faults: list[Fault]) -> None:
         self.faults = faults
-        told = (f"{path} ({source}): {text}" if source else f"{path}: {text}" for path, source, text in faults)
-        super().__init__("\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in told))
+        lines = (f"{path} ({source}): {text}" if source else f"{path}: {text}" for path, source, text in faults)
+        super().__init__("\n".join("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line) for line in lines))
 
 
 class Loaded(NamedTuple):
@@ -148,19 +148,19 @@ def shard_count(config: Config) -> int:
 
 def log_of(config: Config) -> dict[str, Any]:
     """The log that the configuration names, as `shards.journal.backends` takes it."""
-    place = {"kind": config.journal.kind, "directory": config.daemon.data_dir}
+    location = {"kind": config.journal.kind, "directory": config.daemon.data_dir}
     if config.journal.is_shared:
         from shards.buckets import HASH_NAME
 
         return {
-            **place,
+            **location,
             **msgspec.structs.asdict(config.cluster),
             "bucket_count": config.shards.bucket_count,
             "hash_name": HASH_NAME,
             "grant_ns": GRANT_NS,
         }
     return {
-        **place,
+        **location,
         "sync": config.journal.sync,
         "segment_bytes": config.journal.segment_bytes,
         "sync_interval_ns": config.journal.sync_interval_ms * 1_000_000,
@@ -177,10 +177,10 @@ def _read(file: Path | None, faults: list[Fault]) -> dict[str, dict[str, Any]]:
         faults.append(Fault(str(file), "", f"expected a readable TOML file: {error}"))
         return {}
     tables: dict[str, dict[str, Any]] = {}
-    known = sections()
+    known_sections = sections()
     for section, table in document.items():
-        if section not in known:
-            faults.append(Fault(section, "file", "no such section" + _nearest(section, known)))
+        if section not in known_sections:
+            faults.append(Fault(section, "file", "no such section" + _nearest(section, known_sections)))
         elif not isinstance(table, dict):
             faults.append(Fault(section, "file", f"expected a table, [{section}]"))
         else:
@@ -191,16 +191,16 @@ def _read(file: Path | None, faults: list[Fault]) -> dict[str, dict[str, Any]]:
 def _override(
     tables: dict[str, dict[str, Any]], sources: dict[str, str], environ: Mapping[str, str], faults: list[Fault]
 ) -> None:
-    known = dict(declared())
+    known_keys = dict(declared())
     for name, text in sorted(environ.items()):
         if not name.startswith(ENVIRONMENT_PREFIX) or "__" not in name:
             continue
         section, _, key = name.removeprefix(ENVIRONMENT_PREFIX).lower().partition("__")
         path = f"{section}.{key}"
-        if path not in known:
-            faults.append(Fault(path, "environment", f"{name} overrides no key" + _nearest(path, known)))
+        if path not in known_keys:
+            faults.append(Fault(path, "environment", f"{name} overrides no key" + _nearest(path, known_keys)))
             continue
-        tables.setdefault(section, {})[key] = _from_text(known[path], text)
+        tables.setdefault(section, {})[key] = _from_text(known_keys[path], text)
         sources[path] = "environment"
 
 
@@ -224,22 +224,22 @@ def _from_text(key: Key, text: str) -> object:
 
 def _checked(tables: dict[str, dict[str, Any]], sources: dict[str, str], faults: list[Fault]) -> Config:
     """The configuration, with defaults in place of what is faulty: so that combinations are looked at all the same."""
-    known = dict(declared())
+    known_keys = dict(declared())
     classes = tables["cutoff"].pop("class", {})
-    taken: dict[str, dict[str, Any]] = {section: {} for section in tables}
+    checked: dict[str, dict[str, Any]] = {section: {} for section in tables}
     for section, table in tables.items():
         for name, value in table.items():
             path = f"{section}.{name}"
             try:
-                if path not in known:
-                    raise ValueError("no such key" + _nearest(path, known))
-                taken[section][name] = known[path].checked(value)
+                if path not in known_keys:
+                    raise ValueError("no such key" + _nearest(path, known_keys))
+                checked[section][name] = known_keys[path].checked(value)
             except ValueError as error:
                 faults.append(Fault(path, sources[path], str(error)))
-    cutoff = Cutoff(**taken["cutoff"])
+    cutoff = Cutoff(**checked["cutoff"])
     cutoff = msgspec.structs.replace(cutoff, classes=_checked_classes(classes, cutoff, faults))
-    whole: dict[str, Any] = {section: table(**taken[section]) for section, table in sections().items()}
-    return Config(**whole | {"cutoff": cutoff})
+    structs: dict[str, Any] = {section: table(**checked[section]) for section, table in sections().items()}
+    return Config(**structs | {"cutoff": cutoff})
 
 
 def _checked_classes(tables: object, cutoff: Cutoff, faults: list[Fault]) -> dict[str, CutoffClass]:
@@ -247,10 +247,10 @@ def _checked_classes(tables: object, cutoff: Cutoff, faults: list[Fault]) -> dic
     if not isinstance(tables, dict) or len(tables) > CLASSES_MAX:
         faults.append(Fault(_CLASSES, "file", f"expected at most {CLASSES_MAX} tables [cutoff.class.NAME]"))
         return {}
-    known, taken = keys_of(CutoffClass), {}
+    known_keys, classes = keys_of(CutoffClass), {}
     for name, table in tables.items():
         before = len(faults)
-        given: dict[str, Any] = {}
+        values: dict[str, Any] = {}
         if not re.fullmatch(CLASS_NAME, name):
             text = f"expected a name of small letters, digits, _ and -, as {CLASS_NAME} says"
             faults.append(Fault(f"{_CLASSES}.{name}", "file", text))
@@ -259,32 +259,34 @@ def _checked_classes(tables: object, cutoff: Cutoff, faults: list[Fault]) -> dic
             continue
         for key, value in table.items():
             try:
-                if key not in known:
-                    raise ValueError("no such key" + _nearest(key, known))
-                given[key] = known[key].checked(value)
+                if key not in known_keys:
+                    raise ValueError("no such key" + _nearest(key, known_keys))
+                values[key] = known_keys[key].checked(value)
             except ValueError as error:
                 faults.append(Fault(f"{_CLASSES}.{name}.{key}", "file", str(error)))
         if len(faults) == before:
-            taken[name] = class_of(cutoff, **given)
-    return taken
+            classes[name] = class_of(cutoff, **values)
+    return classes
 
 
-def _nearest(word: str, words: Mapping[str, object]) -> str:
+def _nearest(wanted: str, known_names: Mapping[str, object]) -> str:
     """A guess at the key that was meant: `listen` for another program's word, a similar key of this section, or the key
     of this name in another section. So that many wrong keys do not take long, only words that begin or end alike are
     compared letter by letter.
     """
-    section, point, key = word.rpartition(".")
-    if key in _DOORS and (door := f"{section}{point}listen") in words:
+    section, point, key = wanted.rpartition(".")
+    if key in _DOORS and (door := f"{section}{point}listen") in known_names:
         return f"; did you mean {door}?"
-    places = [other.rpartition(".") for other in words]
-    if section and section not in (known := dict.fromkeys(place for place, _, _ in places)):
-        alike = difflib.get_close_matches(section, known, 1)
+    parts = [other.rpartition(".") for other in known_names]
+    if section and section not in (known_sections := dict.fromkeys(prefix for prefix, _, _ in parts)):
+        alike = difflib.get_close_matches(section, known_sections, 1)
         section = alike[0] if alike else section
-    beside = [name for place, _, name in places if place == section]
-    alike = difflib.get_close_matches(key, [one for one in beside if one[0] == key[:1] or one[-1] == key[-1:]], 1)
+    siblings = [name for prefix, _, name in parts if prefix == section]
+    alike = difflib.get_close_matches(
+        key, [sibling for sibling in siblings if sibling[0] == key[:1] or sibling[-1] == key[-1:]], 1
+    )
     near = [f"{section}{point}{name}" for name in alike]
-    near += [f"{place}.{key}" for place, _, name in places if place and name == key]
+    near += [f"{prefix}.{key}" for prefix, _, name in parts if prefix and name == key]
     return f"; did you mean {near[0]}?" if near else ""
 
 
@@ -298,8 +300,8 @@ def combinations_of(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
             yield (path, *guards), f"expected {' or '.join(guards)}, since {text} is not loopback"
     if not rpc.listen and not rpc.unix_socket:
         yield ("rpc.listen", "rpc.unix_socket"), "expected this or rpc.unix_socket: without either nobody can call"
-    for (before, taken), (path, text) in combinations(listens, 2):
-        if text and text == taken and parse_listen(text).port:
+    for (before, other_text), (path, text) in combinations(listens, 2):
+        if text and text == other_text and parse_listen(text).port:
             yield (path, before), f"expected another address than {before}, got {text}"
     if rpc.tls_key and not rpc.tls_cert:
         yield ("rpc.tls_key", "rpc.tls_cert"), "expected rpc.tls_cert beside it"
@@ -314,10 +316,10 @@ def combinations_of(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     count, counted = shard_count(config), "cluster.shards" if config.journal.is_shared else "shards.workers"
     shard_ids = range(1, count + 1)
     weights = parse_weights(config.shards.weights)
-    if not any(weights.get(one, 1) for one in shard_ids):
+    if not any(weights.get(shard_id, 1) for shard_id in shard_ids):
         yield ("shards.weights", counted), f"expected a weight above 0 for one of {counted} at least"
     for path, named in (("shards.weights", weights), ("shards.locked", parse_shards(config.shards.locked))):
-        beyond = sorted(one for one in named if one not in shard_ids)
+        beyond = sorted(shard_id for shard_id in named if shard_id not in shard_ids)
         if beyond:
             yield (path, counted), f"expected shards 1 to {counted}, got {beyond[0]}"
     if config.shards.bucket_count < count:
@@ -363,9 +365,9 @@ def _sharing(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("cluster.listen", "cluster.shards"), text
     if not listen.loopback and not cluster.secret_file and not cluster.tls_cert:
         yield ("cluster.listen",), "expected cluster.tls_cert or cluster.secret_file, since this is not loopback"
-    told = parse_listen(cluster.advertise or config.rpc.listen or cluster.listen)
+    advertised = parse_listen(cluster.advertise or config.rpc.listen or cluster.listen)
     heard = [listen, *([parse_listen(config.rpc.listen)] if config.rpc.listen and config.rpc.direct else [])]
-    if told.host in EVERYWHERE and any(one.host in EVERYWHERE for one in heard):
+    if advertised.host in EVERYWHERE and any(address.host in EVERYWHERE for address in heard):
         yield ("cluster.advertise", "cluster.listen"), "expected an address of this host by which the others reach it"
     if config.shards.weights:
         yield ("shards.weights", "cluster.listen"), 'expected "": hosts that serve at once have their buckets evenly'

@@ -71,7 +71,10 @@ def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
 def _rules(config: Config) -> dict[str, tuple[float, str, bool]]:
     """What of the classes the ledger's rules hang on; the rest is where calls go."""
     classes = config.cutoff.classes.items()
-    return {name: (one.grace_s, one.after_exhaustion, bool(one.restore_url)) for name, one in classes}
+    return {
+        name: (cutoff_class.grace_s, cutoff_class.after_exhaustion, bool(cutoff_class.restore_url))
+        for name, cutoff_class in classes
+    }
 
 
 def value_of(config: Config, path: str) -> Any:

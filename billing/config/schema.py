@@ -251,10 +251,10 @@ class Cutoff(Section, frozen=True):
     classes: dict[str, CutoffClass] = msgspec.field(default_factory=dict, name="class")
 
 
-def class_of(cutoff: Cutoff, **given: Any) -> CutoffClass:
+def class_of(cutoff: Cutoff, **values: Any) -> CutoffClass:
     """A class for which these keys are given; what is left out is as in [cutoff]."""
     inherited = (key for key in CutoffClass.__struct_fields__ if key in Cutoff.__struct_fields__)
-    return CutoffClass(**{key: getattr(cutoff, key) for key in inherited} | given)
+    return CutoffClass(**{key: getattr(cutoff, key) for key in inherited} | values)
 
 
 class Notify(Section, frozen=True):
@@ -363,14 +363,14 @@ class Key(NamedTuple):
     def checked(self, value: object) -> Any:
         """The value as a `Config` has it; raises ValueError that says what is expected."""
         try:
-            taken = msgspec.convert(value, self.type)
-            if isinstance(taken, str):
-                taken.encode()
+            converted = msgspec.convert(value, self.type)
+            if isinstance(converted, str):
+                converted.encode()
         except (msgspec.ValidationError, UnicodeEncodeError):
             raise ValueError(f"expected {self.expected()}, got {reprlib.repr(value)}") from None
         for mark in self.marks & CHECKS.keys():
-            CHECKS[mark](taken)
-        return taken
+            CHECKS[mark](converted)
+        return converted
 
     def expected(self) -> str:
         """What it takes, in words."""
@@ -379,8 +379,8 @@ class Key(NamedTuple):
         if URLS in self.marks:
             return f"{URLS}, [] for none"
         if choices := get_args(self.kind):
-            *others, last = (f'"{choice}"' for choice in choices)
-            return f"{', '.join(others)} or {last}"
+            *earlier, last = (f'"{choice}"' for choice in choices)
+            return f"{', '.join(earlier)} or {last}"
         bounds = self.bounds
         if self.kind is str:
             kinds = (PATH, LISTEN, URL, WEIGHTS, SHARDS)
@@ -401,7 +401,7 @@ def sections() -> Mapping[str, type[Section]]:
 def keys_of(table: type[Section]) -> Mapping[str, Key]:
     """The keys of one table, in the order of declaration; the tables of classes are none."""
     hints = get_type_hints(table, include_extras=True)
-    found: dict[str, Key] = {}
+    keys: dict[str, Key] = {}
     for field in msgspec.structs.fields(table):
         hint = hints[field.name]
         if get_origin(hint) is not Annotated:
@@ -410,8 +410,8 @@ def keys_of(table: type[Section]) -> Mapping[str, Key]:
         (bounds,) = (note for note in notes if isinstance(note, Meta))
         marks = frozenset(note for note in notes if isinstance(note, str))
         default = [] if field.default_factory is list else field.default
-        found[field.name] = Key(hint, kind, marks, bounds.description or "", bounds, default)
-    return found
+        keys[field.name] = Key(hint, kind, marks, bounds.description or "", bounds, default)
+    return keys
 
 
 def declared() -> Iterator[tuple[str, Key]]:
