@@ -33,10 +33,10 @@ def top_up(account: Account, command: Command) -> None:
         if len(account.credits) >= CREDITS_MAX:
             raise Rejected("LIMIT_EXCEEDED", _CREDITS)
     account.move(amount_nanos * NANO)
-    left = min(account.balance, amount_nanos * NANO)
-    if ends_ns is not None and left > 0:
+    remaining = min(account.balance, amount_nanos * NANO)
+    if ends_ns is not None and remaining > 0:
         account.need_extra()
-        credit = Credit(ends_ns, left, account.entry_id + 1, amount_nanos, options.get(ops.KIND, b""))
+        credit = Credit(ends_ns, remaining, account.entry_id + 1, amount_nanos, options.get(ops.KIND, b""))
         account.credits = with_credit(account.credits, credit)
 
 
@@ -105,10 +105,10 @@ def capture(account: Account, command: Command) -> None:
     _, _, amount_nanos, _, _, name, *_ = command
     extra = _extra_with(account, name)
     held_nanos = extra.holds[name][0]
-    taken = min(amount_nanos, held_nanos) * NANO
-    account.check_bounds(account.balance - taken, account.credit_limit_nanos, account.holds_nanos - held_nanos)
+    captured = min(amount_nanos, held_nanos) * NANO
+    account.check_bounds(account.balance - captured, account.credit_limit_nanos, account.holds_nanos - held_nanos)
     free(account, extra, name)
-    account.move(-taken)
+    account.move(-captured)
 
 
 def release(account: Account, command: Command) -> None:

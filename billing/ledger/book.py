@@ -154,10 +154,10 @@ class Book:
 
     def shrinking(self) -> Iterator[None]:
         """Frees a book that nobody needs any more, in slices: at once, a large one would be a pause."""
-        for kept in (self.slots, self.extras, self.closed):
-            while kept:
-                for _ in range(min(SLICE_ROWS, len(kept))):
-                    kept.popitem()
+        for table in (self.slots, self.extras, self.closed):
+            while table:
+                for _ in range(min(SLICE_ROWS, len(table))):
+                    table.popitem()
                 yield
         while self.users:
             del self.users[-SLICE_ROWS:]

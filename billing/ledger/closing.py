@@ -60,13 +60,13 @@ def bury(account: Account) -> None:
     """Frees the row and leaves the tombstone; tombstones whose rate_seqs nobody needs any more become smaller."""
     book, at_ns = account.book, account.settled_ns
     quiet = account.extra.quiet if account.extra is not None else {}
-    kept = tuple(
+    still_quiet = tuple(
         (resource, seq, since_ns) for resource, (seq, since_ns) in quiet.items() if since_ns + QUIET_NS > at_ns
     )
     off = _off(account.extra) if account.extra is not None else b""
     book.close_slot(account.user_id)
-    book.closed[account.user_id] = Tombstone(at_ns, account.entry_id, account.exhaustion_seq, kept, off)
-    if kept:
+    book.closed[account.user_id] = Tombstone(at_ns, account.entry_id, account.exhaustion_seq, still_quiet, off)
+    if still_quiet:
         book.fading.append(account.user_id)
     while book.fading:
         oldest = book.closed.get(book.fading[0])
@@ -81,6 +81,11 @@ def _off(extra: Extra) -> bytes:
     """What is to be known of machines that may be off: the latest cutoff, which is the only one where none is owed."""
     if extra.off_seq <= extra.on_seq:
         return b""
-    kept = Extra()
-    kept.cutoffs, kept.off_seq, kept.off_ns, kept.on_seq = extra.cutoffs, extra.off_seq, extra.off_ns, extra.on_seq
-    return kept.pack()
+    reduced = Extra()
+    reduced.cutoffs, reduced.off_seq, reduced.off_ns, reduced.on_seq = (
+        extra.cutoffs,
+        extra.off_seq,
+        extra.off_ns,
+        extra.on_seq,
+    )
+    return reduced.pack()

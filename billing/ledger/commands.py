@@ -177,9 +177,9 @@ def unpack_thresholds(packed: bytes) -> list[tuple[int, int]]:
     return [(kind, value) for kind, value in _THRESHOLD.iter_unpack(packed)]
 
 
-def same_call(one: Command, other: Command) -> bool:
+def same_call(command: Command, other: Command) -> bool:
     """Whether two commands are the same call, apart from the actor and from additions by the rules."""
-    return one[:-2] == other[:-2] and (one[-2] == other[-2] or _asked_for(one[-2]) == _asked_for(other[-2]))
+    return command[:-2] == other[:-2] and (command[-2] == other[-2] or _asked_for(command[-2]) == _asked_for(other[-2]))
 
 
 def _asked_for(packed: bytes) -> dict[int, bytes]:

@@ -70,7 +70,7 @@ def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> Ent
             return None
         slot = book.open_slot(user_id)
         flags |= OPENED
-        left = nanos = frac = rate = entry_id = seq = row_flags = 0
+        available = nanos = frac = rate = entry_id = seq = row_flags = 0
     else:
         settled_ns, nanos, frac, rate, entry_id, seq, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
         if at_ns < settled_ns:
@@ -100,19 +100,19 @@ def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> Ent
             if frac < 0:
                 frac += NANO
                 nanos -= 1
-        left = nanos  # this and frac are available
+        available = nanos  # this and frac are available
         if row_flags:
-            left += limit_nanos - holds_nanos
-        if left <= 0 and (left < 0 or not frac):
+            available += limit_nanos - holds_nanos
+        if available <= 0 and (available < 0 or not frac):
             return None  # ran out before
     if op == TOP_UP:
         amount_nanos = a
         nanos += a
-        left += a
+        available += a
     elif op == DEBIT:
         amount_nanos = -a
         nanos -= a
-        left -= a
+        available -= a
     elif op == SET_RATE and b == c == -1:
         amount_nanos = 0
         line_rate = a
@@ -132,7 +132,7 @@ def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> Ent
                 return None
     else:
         return None
-    if (left <= 0 and (left < 0 or not frac)) or nanos >= INT64_MAX:
+    if (available <= 0 and (available < 0 or not frac)) or nanos >= INT64_MAX:
         return None  # exhausts, or comes to the bound
     if is_of_lines:
         if not row_flags:
@@ -147,7 +147,7 @@ def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> Ent
     entry_id += 1
     runs_out_ns = -1
     if rate:
-        runs_out_ns = at_ns - (-(left * NANO + frac) // rate)
+        runs_out_ns = at_ns - (-(available * NANO + frac) // rate)
         if runs_out_ns > INT64_MAX:
             runs_out_ns = -1
         elif runs_out_ns < book.armed_ns[slot]:

@@ -210,11 +210,11 @@ class Ledger:
         made_again = self.records
         if not made_again:
             self._make_again(self.books[bucket_id], packed)
-        made = made_again.pop(0) if made_again else None
-        if made == (bucket_id, packed):
+        remade = made_again.pop(0) if made_again else None
+        if remade == (bucket_id, packed):
             return
-        if made is None or made[0] != bucket_id or not is_first(packed) or pack_first(unpack(made[1])) != packed:
-            raise ReplayDifference(packed, None if made is None else made[1])
+        if remade is None or remade[0] != bucket_id or not is_first(packed) or pack_first(unpack(remade[1])) != packed:
+            raise ReplayDifference(packed, None if remade is None else remade[1])
         entry = Entry._make(unpack(packed))
         if entry.request_id:
             self.books[bucket_id].ids.keep_as(entry.user_id, entry.request_id, packed)

@@ -296,8 +296,8 @@ class Posting:
         determined_ns = account.settled_ns
         armed = thresholds.above(account)
         balance = account.balance
-        (*others, last), accrued = schedule.step(account, due_ns, self.rules_of(account) & RULE_ACCRUE != 0)
-        for command in others:
+        (*earlier, last), accrued = schedule.step(account, due_ns, self.rules_of(account) & RULE_ACCRUE != 0)
+        for command in earlier:
             self.conclude(account, command, account.balance, accrued, [], determined_ns)
             balance, accrued = account.balance, 0
         self.conclude(account, last, balance - accrued, accrued, armed, determined_ns)

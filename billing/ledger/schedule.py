@@ -125,8 +125,8 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], in
     ends = extra is not None and extra.next_expiry_ns == due_ns
     if extra is not None and ends and (expired := _expire(account, extra)):
         accrued = account.settle(due_ns, accrue)
-        made = [(ops.HOLD_EXPIRED, user_id, amount, 0, 0, name, b"", b"", b"", b"") for name, amount in expired]
-        return made, accrued
+        commands = [(ops.HOLD_EXPIRED, user_id, amount, 0, 0, name, b"", b"", b"", b"") for name, amount in expired]
+        return commands, accrued
     if account.credits and _next_end_ns(account) == due_ns:
         accrued = account.settle(due_ns, accrue)
         return [end_credit(account)], accrued
