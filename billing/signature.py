@@ -75,11 +75,11 @@ def verify(
     """
     if not timestamp.isdigit() or len(timestamp) > 12 or abs(now_s - int(timestamp)) > tolerance_s:
         return False
-    given = [part[3:] for part in signature.split(b" ") if part.startswith(b"v1,")]
+    candidates = [part[3:] for part in signature.split(b" ") if part.startswith(b"v1,")]
     signed = b"%b.%b.%b" % (webhook_id, timestamp, content)
     right = False
     for secret in secrets:
         expected = b64encode(hmac.digest(secret, signed, "sha256"))
-        for one in given:
-            right |= hmac.compare_digest(one, expected)
+        for candidate in candidates:
+            right |= hmac.compare_digest(candidate, expected)
     return right

@@ -88,10 +88,10 @@ def chart(
         at = _y(y, bound[0])
         parts.append(_GRID.format("bound", LEFT, WIDTH - RIGHT, at, at))
         parts.append(_TICK.format(WIDTH - RIGHT - 2, at - 5, "end", bound[1]))
-    for value, kind, words in marks:
+    for value, kind, text in marks:
         at = _x(x, value)
         mark = Markup('<line class="mark {}" x1="{}" x2="{}" y1="{}" y2="{}"><title>{}</title></line>')
-        parts.append(mark.format(kind, at, at, TOP, HEIGHT - BOTTOM, words))
+        parts.append(mark.format(kind, at, at, TOP, HEIGHT - BOTTOM, text))
     for line in lines:
         parts += _drawn(line, x, y)
         if dots:
@@ -105,10 +105,12 @@ def bars(title: str, x: Axis, y: Axis, shown: Sequence[Bar]) -> Markup:
     parts = [_frame(title), *_axes(x, y)]
     bar = Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>')
     floor_y = HEIGHT - BOTTOM
-    for one in shown:
-        left, right = _x(x, one.start), _x(x, one.end)
-        tall = round(max(floor_y - _y(y, one.height), 2.0), 1)
-        parts.append(bar.format(left, round(floor_y - tall, 1), round(max(right - left - 1, 1), 1), tall, one.says))
+    for each_bar in shown:
+        left, right = _x(x, each_bar.start), _x(x, each_bar.end)
+        tall = round(max(floor_y - _y(y, each_bar.height), 2.0), 1)
+        parts.append(
+            bar.format(left, round(floor_y - tall, 1), round(max(right - left - 1, 1), 1), tall, each_bar.says)
+        )
     return Markup("").join([*parts, Markup("</svg>")])
 
 

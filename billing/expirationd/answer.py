@@ -54,7 +54,7 @@ class AnswerReader:
     """One answer. `feed` it until `head_done`, then, to use the connection again, until `done`."""
 
     __slots__ = (
-        *("_body", "_body_max", "_chunked", "_head", "_left", "_line", "_passed", "_searched"),
+        *("_body", "_body_max", "_chunked", "_head", "_body_left", "_line", "_passed", "_searched"),
         *("done", "head_done", "retry_after", "reusable", "status"),
     )
 
@@ -70,7 +70,7 @@ class AnswerReader:
         self._searched = 0  # so many bytes of `_head` hold no end of it
         self._body = b""  # of a chunked one, what is not taken apart yet
         self._body_max = body_bytes_max
-        self._left = 0  # bytes of the body still to come, or of its limit where it is chunked
+        self._body_left = 0  # bytes of the body still to come, or of its limit where it is chunked
         self._chunked = False
 
     def feed(self, data: bytes) -> None:
@@ -95,8 +95,8 @@ class AnswerReader:
         plain = _PLAIN.fullmatch(data)
         if plain is None:
             return False
-        status, left = int(plain[1]), int(plain[2])
-        if status in _BODILESS or left != len(plain[3]) or left > self._body_max:
+        status, length = int(plain[1]), int(plain[2])
+        if status in _BODILESS or length != len(plain[3]) or length > self._body_max:
             return False
         self.status = status
         self.head_done = self.done = self.reusable = True
@@ -174,25 +174,25 @@ class AnswerReader:
             self.reusable = (
                 self.reusable and not encoded and (length in (b"", b"0") or self.status == 304) and not lengths
             )
-            self._left = 0
+            self._body_left = 0
         elif encoded:
             self.reusable = self.reusable and self._chunked and not length
-            self._left = self._body_max
+            self._body_left = self._body_max
         else:
             self.reusable = self.reusable and length.isdigit() and not lengths and len(length) < 10
-            self._left = int(length) if self.reusable else 0
-            self.reusable = self.reusable and self._left <= self._body_max
-        self.done = not self.reusable or (not self._chunked and not self._left)
+            self._body_left = int(length) if self.reusable else 0
+            self.reusable = self.reusable and self._body_left <= self._body_max
+        self.done = not self.reusable or (not self._chunked and not self._body_left)
 
     def _take_body(self, data: bytes) -> None:
         if not self._chunked:
-            self._left -= len(data)
-            self.done = self._left <= 0
-            self.reusable = self._left >= 0
+            self._body_left -= len(data)
+            self.done = self._body_left <= 0
+            self.reusable = self._body_left >= 0
             return
-        self._left -= len(data)
+        self._body_left -= len(data)
         self._body += data
-        if self._left < 0:
+        if self._body_left < 0:
             self.reusable, self.done, self._body = False, True, b""
             return
         while not self.done:

@@ -48,17 +48,17 @@ def coming_in(book: Book, call_at_ns: CallAt, first: int, count: int) -> Iterato
 def slices(books: dict[int, Book], accounts: int = SLICE_ACCOUNTS) -> Iterator[list[tuple[Book, int, int]]]:
     """All rows of all books that are there all the while, in slices of so many accounts: (book, first row, rows)."""
     part: list[tuple[Book, int, int]] = []
-    left = accounts
+    remaining = accounts
     for bucket_id in sorted(books):
         first = 0
         while (book := books.get(bucket_id)) is not None and first < len(book.users):
-            count = min(left, len(book.users) - first)
+            count = min(remaining, len(book.users) - first)
             part.append((book, first, count))
             first += count
-            left -= count
-            if left == 0:
+            remaining -= count
+            if remaining == 0:
                 yield part
-                part, left = [], accounts
+                part, remaining = [], accounts
     if part:
         yield part
 
@@ -105,7 +105,7 @@ def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[st
         row[1] = max(row[1], count)
     peak = max(seconds.items(), key=lambda item: (item[1], -item[0]), default=None)
     takes = [part["takes_per_second"] for part in parts if part["seconds"]]
-    known = takes and min(takes) >= 0
+    is_known = takes and min(takes) >= 0
     following = min((tuple(part["next"]) for part in parts if part["next"]), default=None)
     return {
         "from_ns": from_ns,
@@ -116,7 +116,7 @@ def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[st
         "next_user_id": None if following is None else following[1].decode(),
         "peak_at_ns": None if peak is None else peak[0] * SECOND_NS,
         "peak_per_second": 0 if peak is None else peak[1],
-        "endpoint_takes_per_second": sum(takes) if known else None,
+        "endpoint_takes_per_second": sum(takes) if is_known else None,
         "steps": [
             {"at_ns": from_ns + index * step_ns, "cutoffs": row[0], "most_in_a_second": row[1]}
             for index, row in rows.items()

@@ -119,16 +119,16 @@ class DeliverySettings(NamedTuple):
 
 def cutoff_routes(settings: DeliverySettings) -> Routes:
     """Those of cutoffs and restores to the URLs of the settings."""
-    made = PostTemplate if settings.method == "POST" else GetTemplate
-    templates: dict[str, Template] = {CUTOFF: made(settings.url, settings.secrets)}
+    template_of = PostTemplate if settings.method == "POST" else GetTemplate
+    templates: dict[str, Template] = {CUTOFF: template_of(settings.url, settings.secrets)}
     if settings.restore_url:
-        templates[RESTORE] = made(settings.restore_url, settings.secrets)
+        templates[RESTORE] = template_of(settings.restore_url, settings.secrets)
     for name, url, restore_url in settings.classes:
         if url:
-            templates[call_name(CUTOFF, name)] = made(url, settings.secrets)
+            templates[call_name(CUTOFF, name)] = template_of(url, settings.secrets)
         if restore_url:
-            templates[call_name(RESTORE, name)] = made(restore_url, settings.secrets)
-    return Routes(templates, (one.name for one in settings.classes))
+            templates[call_name(RESTORE, name)] = template_of(restore_url, settings.secrets)
+    return Routes(templates, (of_class.name for of_class in settings.classes))
 
 
 class Delivery:
@@ -215,16 +215,18 @@ class Delivery:
         class_name: str = "",
     ) -> None:
         """The same for one of many; `rouse` follows once behind them, and begins at once."""
-        told = None if seq < 0 else (kind, seq)
+        notified = None if seq < 0 else (kind, seq)
         name = self._template_name(kind, class_name) if class_name else kind
-        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(name, 0), urgent, told)
+        self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(name, 0), urgent, notified)
 
     def hold(
         self, bucket_id: int, user_id: bytes, since_ns: int, kind: str = CUTOFF, seq: int = -1, class_name: str = ""
     ) -> None:
         """Something is owed for this account since `since_ns`, but is not to be sent before `release`."""
-        told = None if seq < 0 else (kind, seq)
-        self.outbox.hold(bucket_id, user_id, since_ns, self._lanes.get(self._template_name(kind, class_name), 0), told)
+        notified = None if seq < 0 else (kind, seq)
+        self.outbox.hold(
+            bucket_id, user_id, since_ns, self._lanes.get(self._template_name(kind, class_name), 0), notified
+        )
 
     def calls(self, kind: str, class_name: str) -> bool:
         """Whether there is a URL for calls of this kind."""
@@ -397,8 +399,8 @@ class Delivery:
         if cut_ns >= 0:
             self._cutting = self._loop.call_later((cut_ns - now_ns) / 1e9 + _LATE_S, self._on_cutting, False)
 
-    def _on_cutting(self, seen: bool) -> None:
-        if not seen:  # what came while the process did not run is read first
+    def _on_cutting(self, input_read: bool) -> None:
+        if not input_read:  # what came while the process did not run is read first
             self._cutting = self._loop.call_later(10 * _LATE_S, self._on_cutting, True)
             return
         self._cutting = None
@@ -457,7 +459,7 @@ class Delivery:
         try:
             line = await endpoint.connect()
         except Unreachable as error:
-            self._told(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1), self.now_ns())
+            self._report_outcome(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1), self.now_ns())
         else:
             self._begin(item, self.now_ns(), line)
         self.rouse()
@@ -486,7 +488,7 @@ class Delivery:
         try:
             del self._lines[item]
             now_ns = self.now_ns()
-            self._told(item, kind, seq, due_ns, verdict, now_ns)
+            self._report_outcome(item, kind, seq, due_ns, verdict, now_ns)
             self._rouse(now_ns)
         except Exception as error:
             self._failed(error)
@@ -494,8 +496,8 @@ class Delivery:
     def _named(self, item: Item) -> Owed | None:
         """What is owed for the account, as far as it was notified: the ledger may be ahead of what is durable."""
         owed = self._owed(item.bucket_id, item.user_id)
-        told = item.told
-        if owed is None or told is None or (owed[0] == told[0] and owed[2] <= told[1]):
+        notified = item.notified
+        if owed is None or notified is None or (owed[0] == notified[0] and owed[2] <= notified[1]):
             return owed
         return None
 
@@ -504,7 +506,7 @@ class Delivery:
             line.endpoint.keep(line)
         self._when_quiet()
 
-    def _told(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict, now_ns: int) -> None:
+    def _report_outcome(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict, now_ns: int) -> None:
         """Reports the outcome of an attempt, first to the caller, then to the outbox."""
         outcome, error, retry_after_ns = verdict
         more = True

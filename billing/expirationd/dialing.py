@@ -115,9 +115,9 @@ class Dialer:
     async def look_up(self) -> list[AddrInfoType]:
         """The addresses that the system's resolver knows for the name."""
         loop = asyncio.get_running_loop()
-        found: list[AddrInfoType] = []
-        found.extend(await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
-        return found
+        addresses: list[AddrInfoType] = []
+        addresses.extend(await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+        return addresses
 
     def forget(self) -> None:
         """Has the name resolved again before the next connection."""
@@ -125,12 +125,12 @@ class Dialer:
 
     async def _ask(self) -> None:
         try:
-            found = await self.look_up()
+            resolved = await self.look_up()
         except socket.gaierror:
             if not self.addresses:
                 raise
         else:
-            addresses = list(dict.fromkeys(found))[:ADDRESSES_MAX]
+            addresses = list(dict.fromkeys(resolved))[:ADDRESSES_MAX]
             worked = self.addresses[:1]
             self.addresses = sorted(addresses, key=lambda address: address not in worked)
         self._resolved_ns = self._boot_ns()

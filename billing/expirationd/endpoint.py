@@ -124,8 +124,8 @@ class Endpoint:
         self._spares: deque[Line] = deque()  # idle and never used, the oldest first
         self._ahead: Line | None = None  # idle and never used: the next call's
         self._opening: asyncio.Task[None] | None = None  # of that one
-        self._asked: dict[Line, None] = {}  # with a request that has no answer yet, in the order of their writing
-        self._asked_unproved = 0  # of these
+        self._unanswered: dict[Line, None] = {}  # with a request that has no answer yet, in the order of their writing
+        self._unanswered_unproved = 0  # of these
         self._draining: set[Line] = set()  # answered, the body is still to come
         self._connecting = 0
         self._deadline: asyncio.TimerHandle | None = None
@@ -155,7 +155,7 @@ class Endpoint:
     def connections(self) -> int:
         """Open connections, idle and busy."""
         idle = len(self._proved) + len(self._spares) + (self._ahead is not None)
-        return idle + len(self._asked) + len(self._draining)
+        return idle + len(self._unanswered) + len(self._draining)
 
     # -- connections ------------------------------------------------------------------------------------------------
 
@@ -187,7 +187,7 @@ class Endpoint:
         harm.
         """
         idle = self._proved or self._spares or self._ahead is not None
-        busy = self._asked or self._connecting or self._opening is not None
+        busy = self._unanswered or self._connecting or self._opening is not None
         if not (idle or busy or self.closed or self.serves == FEW or not self.limits.warm):
             self._opening = self.loop.create_task(self._open_ahead())
 
@@ -198,7 +198,7 @@ class Endpoint:
             return
         finally:
             self._opening = None
-        if self.closed or self._asked or self._connecting:
+        if self.closed or self._unanswered or self._connecting:
             line.close()  # a call came first, and has a connection of its own: beside that, this one would be silent
             return
         self._ahead = line
@@ -240,7 +240,7 @@ class Endpoint:
             if self.serves == UNKNOWN and self._briefly is None:
                 self._briefly = self.loop.call_later(BRIEFLY_S + _TICK_S, self._on_briefly)
             self._proved.append(line)
-            if self._asked_unproved and self._listening is None:
+            if self._unanswered_unproved and self._listening is None:
                 self._listen_closely()
         elif self.serves == MANY and len(self._spares) < self.shown:
             self._spares.append(line)
@@ -279,22 +279,22 @@ class Endpoint:
             self.serves != FEW
             and self.shown < self.limits.warm
             and self._kept_open
-            and not self._asked
+            and not self._unanswered
             and self.boot_ns() - self._tried_ns > _RECENTLY_NS
         )
 
     # -- one exchange -----------------------------------------------------------------------------------------------
 
-    def ask(self, line: Line, request: bytes, timeout_s: float, told: Callable[[Verdict], None]) -> None:
-        """Writes one request; `told` is called once with what became of it, not before this returns. What becomes of
-        the connection is seen to here.
+    def ask(self, line: Line, request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
+        """Writes one request; `on_verdict` is called once with what became of it, not before this returns. What becomes
+        of the connection is seen to here.
         """
         proved = line.proved
-        self._asked[line] = None
-        self._asked_unproved += not proved
-        line.ask(request, self.limits.answer_bytes_max, partial(self._judge, line, proved, timeout_s, told))
+        self._unanswered[line] = None
+        self._unanswered_unproved += not proved
+        line.ask(request, self.limits.answer_bytes_max, partial(self._judge, line, proved, timeout_s, on_verdict))
         self._allow(line, timeout_s)
-        if self._asked_unproved and self._listening is None and (self._proved or self._spares):
+        if self._unanswered_unproved and self._listening is None and (self._proved or self._spares):
             self._listen_closely()
 
     def _judge(
@@ -302,25 +302,25 @@ class Endpoint:
         line: Line,
         proved: bool,
         timeout_s: float,
-        told: Callable[[Verdict], None],
+        on_verdict: Callable[[Verdict], None],
         answer: AnswerReader | Exception,
     ) -> None:
         """Tells what an answer means, or that there is none."""
         if isinstance(answer, AnswerReader):
-            told(_OK if 200 <= answer.status < 300 else self._refusal(answer))
+            on_verdict(_OK if 200 <= answer.status < 300 else self._refusal(answer))
             return
         self._unask(line)
         if isinstance(answer, Malformed):
-            told((FAILED, "malformed answer", -1))
+            on_verdict((FAILED, "malformed answer", -1))
         elif line.tired:
-            told((TIMED_OUT, line.tired, -1))
+            on_verdict((TIMED_OUT, line.tired, -1))
         elif line.late:
-            told((TIMED_OUT, f"no answer within {timeout_s:g} s", -1))
+            on_verdict((TIMED_OUT, f"no answer within {timeout_s:g} s", -1))
         elif not proved:
-            told((FAILED, "connection lost before an answer", -1))
+            on_verdict((FAILED, "connection lost before an answer", -1))
         else:
             self._distrust_idle(line)
-            told((DROPPED, "connection was closed while idle", -1))
+            on_verdict((DROPPED, "connection was closed while idle", -1))
 
     def _refusal(self, answer: AnswerReader) -> Verdict:
         retry_after_ns = self._retry_after_ns(answer.retry_after) if answer.retry_after else -1
@@ -329,16 +329,16 @@ class Endpoint:
 
     def end(self, line: Line, why: str) -> None:
         """Ends the exchange on a line before its time: its verdict will be TIMED_OUT."""
-        asked = line.answer
+        answer_before = line.answer
         line.take_gathered()
-        if line in self._asked and line.answer is asked and not line.late:
+        if line in self._unanswered and line.answer is answer_before and not line.late:
             line.tired = why
             line.close()
 
     def gathers(self, line: Line) -> bool:
         """Whether the line's answer is taken with those of others, once all that came is read: so it is in a burst."""
         if not self._gathered:
-            if len(self._asked) < GATHERED_FROM:
+            if len(self._unanswered) < GATHERED_FROM:
                 return False
             self.loop.call_soon(self._take_gathered)
         self._gathered.append(line)
@@ -376,9 +376,9 @@ class Endpoint:
             self._allow(line, self.limits.body_s)
 
     def _unask(self, line: Line) -> None:
-        if line in self._asked:
-            del self._asked[line]
-            self._asked_unproved -= not line.proved
+        if line in self._unanswered:
+            del self._unanswered[line]
+            self._unanswered_unproved -= not line.proved
             self._give_turn()
 
     def _has_turn(self) -> bool:
@@ -386,7 +386,7 @@ class Endpoint:
         if self.serves != FEW:
             return True
         since_ns = self.boot_ns() - int(HOG_S * _SECOND_NS)
-        return sum(line.asked_ns > since_ns for line in self._asked) + self._connecting < FEW_CALLS
+        return sum(line.asked_ns > since_ns for line in self._unanswered) + self._connecting < FEW_CALLS
 
     def _give_turn(self) -> None:
         while self._turns and self._has_turn():
@@ -437,7 +437,7 @@ class Endpoint:
                 await asyncio.gather(task, return_exceptions=True)
         if self._ahead is not None:
             self._close_ahead(self._ahead)
-        for line in [*self._proved, *self._spares, *self._asked, *self._draining]:
+        for line in [*self._proved, *self._spares, *self._unanswered, *self._draining]:
             line.close()
         await asyncio.sleep(0)
 
@@ -451,7 +451,7 @@ class Endpoint:
     def _on_listened(self) -> None:
         self._listening = None
         self._take_gathered()
-        oldest = next((line for line in self._asked if not line.proved), None)
+        oldest = next((line for line in self._unanswered if not line.proved), None)
         if oldest is None or not (self._proved or self._spares):
             return
         now_ns = self.boot_ns()
@@ -487,7 +487,7 @@ class Endpoint:
 
     def _overtook(self, asked_ns: int) -> bool:
         """Whether a call that was written well before this instant has no answer yet."""
-        oldest = next(iter(self._asked), None)
+        oldest = next(iter(self._unanswered), None)
         return oldest is not None and asked_ns - oldest.asked_ns > SILENCE_NS
 
     # -- inside -----------------------------------------------------------------------------------------------------
@@ -532,7 +532,7 @@ class Endpoint:
             self._arm(now_ns)  # what came meanwhile is read before anything is given up
             return
         next_ns = 0
-        for line in [*self._asked, *self._draining]:
+        for line in [*self._unanswered, *self._draining]:
             if line.until_ns <= now_ns:
                 line.late = True
                 line.close()

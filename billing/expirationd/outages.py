@@ -81,35 +81,35 @@ class Outages:
         self._now_ns = now_ns
         self._waiting = waiting
         self._loop = asyncio.get_running_loop()
-        self._known: dict[str, Outage] = {}  # by origin
+        self._by_origin: dict[str, Outage] = {}  # by origin
         self._patience_ns: dict[str, int] = {}  # of each origin, as it was last
         self._patience_told_ns: dict[str, int] = {}
 
     def __len__(self) -> int:
         """Endpoints that take no calls."""
-        return len(self._known)
+        return len(self._by_origin)
 
     def of(self, origin: str) -> Outage | None:
         """What is known of this endpoint's outage; None while it takes calls."""
-        return self._known.get(origin)
+        return self._by_origin.get(origin)
 
     def plain(self) -> list[dict[str, Any]]:
         """For the operator, as plain data."""
         waiting = self._waiting()
         return [
-            {"endpoint": one.origin, "since_ns": one.since_ns, "error": one.error, "waiting": waiting}
-            for one in self._known.values()
+            {"endpoint": outage.origin, "since_ns": outage.since_ns, "error": outage.error, "waiting": waiting}
+            for outage in self._by_origin.values()
         ]
 
     def close(self) -> None:
         """Tells no more."""
-        for outage in self._known.values():
+        for outage in self._by_origin.values():
             if outage.timer is not None:
                 outage.timer.cancel()
 
     def look(self, origin: str, health: Health, error: str) -> None:
         """An attempt has ended; `error`: what it met, "" for a success."""
-        outage = self._known.get(origin)
+        outage = self._by_origin.get(origin)
         if health.shut and outage is None:
             self._begin(Outage(origin, health.shut_since_ns, error))
         elif outage is not None and health.shut:
@@ -121,7 +121,7 @@ class Outages:
         self._patience_ns[origin] = health.patience_ns
 
     def _begin(self, outage: Outage) -> None:
-        self._known[outage.origin] = outage
+        self._by_origin[outage.origin] = outage
         self._words.began(outage.origin, outage.error, self._waiting())
         outage.timer = self._loop.call_later(LOG_S, self._go_on, outage)
 
@@ -131,7 +131,7 @@ class Outages:
         outage.timer = self._loop.call_later(LOG_S, self._go_on, outage)
 
     def _end(self, outage: Outage) -> None:
-        del self._known[outage.origin]
+        del self._by_origin[outage.origin]
         if outage.timer is not None:
             outage.timer.cancel()
         self._words.ended(outage.origin, (self._now_ns() - outage.since_ns) / _SECOND_NS, self._waiting())

@@ -76,7 +76,7 @@ class Item:
 
     __slots__ = (
         *("again", "begun_ns", "bucket_id", "due_ns", "event", "failing_since_ns", "failures", "hold", "lane"),
-        *("serial", "share", "since_ns", "slow", "state", "told", "user_id", "waits"),
+        *("serial", "share", "since_ns", "slow", "state", "notified", "user_id", "waits"),
     )
 
     def __init__(self, bucket_id: int, user_id: bytes, since_ns: int, lane: int) -> None:
@@ -86,7 +86,7 @@ class Item:
         self.lane = lane
         self.state = FRESH
         self.serial = 0  # of its one valid place in a queue
-        self.told: tuple[str, int] | None = None  # kind and seq up to which it may be named; None: whatever is owed
+        self.notified: tuple[str, int] | None = None  # kind and seq up to which it may be named; None: whatever is owed
         self.event: Hashable = None  # the one that all of the following is about
         self.failures = 0  # calls that were no success, and connections that did not come about
         self.waits = 0  # how far in the schedule
@@ -103,12 +103,12 @@ class Item:
         """Its bucket and user."""
         return self.bucket_id, self.user_id
 
-    def hear(self, told: tuple[str, int]) -> None:
+    def hear(self, notified: tuple[str, int]) -> None:
         """Up to there it may be named; what was gathered earlier and comes later takes nothing back. The restore of a
         cutoff is behind it, and before the next one: as their names are in the alphabet.
         """
-        if self.told is None or told[::-1] > self.told[::-1]:
-            self.told = told
+        if self.notified is None or notified[::-1] > self.notified[::-1]:
+            self.notified = notified
 
     def new_event(self, event: Hashable) -> None:
         """From now on it is about this event, which nobody has been called for."""
@@ -201,20 +201,20 @@ class Outbox:
         since_ns: int,
         lane: int = 0,
         urgent: bool = False,
-        told: tuple[str, int] | None = None,
+        notified: tuple[str, int] | None = None,
     ) -> None:
         """Something is owed for this account, or may be: the ledger will be asked.
 
-        `lane` is where it probably goes, `urgent` forgets past failures (an operator wants it now). `told`: what is
+        `lane` is where it probably goes, `urgent` forgets past failures (an operator wants it now). `notified`: what is
         owed, kind and seq; without it an account that is known keeps what it was told.
         """
         key = (bucket_id, user_id)
         item = self._items.get(key)
-        if told is not None and item is not None:
-            item.hear(told)
+        if notified is not None and item is not None:
+            item.hear(notified)
         if item is None:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
-            item.told = told
+            item.notified = notified
             self._make_fresh(item)
             return
         item.hold = 0
@@ -228,7 +228,7 @@ class Outbox:
             self._make_fresh(item)
 
     def hold(
-        self, bucket_id: int, user_id: bytes, since_ns: int, lane: int = 0, told: tuple[str, int] | None = None
+        self, bucket_id: int, user_id: bytes, since_ns: int, lane: int = 0, notified: tuple[str, int] | None = None
     ) -> None:
         """Something is owed for this account, but not to be begun before `release`. A request in flight goes on."""
         key = (bucket_id, user_id)
@@ -238,12 +238,12 @@ class Outbox:
             self._park(item)
         elif item.state != PARKED:  # for something older, which may be over by now: see `begin`
             item.hold = self._releases
-        if told is not None:
-            item.hear(told)
+        if notified is not None:
+            item.hear(notified)
 
     def release(self) -> int:
         """Lets everything held go, oldest first; returns how many accounts that concerns."""
-        self._released += [place for place in self._parked if place[1] == place[2].serial]
+        self._released += [entry for entry in self._parked if entry[1] == entry[2].serial]
         self._parked = []
         heapify(self._released)
         self._releases += 1
@@ -252,7 +252,7 @@ class Outbox:
     def superseded(self, bucket_id: int, user_id: bytes, seq: int) -> None:
         """Cutoffs of this account up to `seq` are owed no more. Whatever else it owes is told beside it."""
         item = self._items.get((bucket_id, user_id))
-        if item is not None and item.state == PARKED and (item.told is None or item.told[1] <= seq):
+        if item is not None and item.state == PARKED and (item.notified is None or item.notified[1] <= seq):
             self._drop_held(item)
 
     def leave(self, bucket_id: int) -> None:
@@ -439,34 +439,34 @@ class Outbox:
 
     def _open_queues(self, lane: Lane) -> list[_Queue]:
         """The lane's queues of retries that have something and, in the share of their kind, room in flight."""
-        found: list[_Queue] = []
+        queues: list[_Queue] = []
         if self.retries_in_flight < self._half:
             if _tidy(lane.retries):
-                found.append(lane.retries)
+                queues.append(lane.retries)
             if self._slow_in_flight < self._slow_max and _tidy(lane.slow):
-                found.append(lane.slow)
-        return found
+                queues.append(lane.slow)
+        return queues
 
     def _drain(self, lane: Lane, outage_since_ns: int) -> None:
         """The endpoint takes calls again: what failed only since its outage began is due at once, oldest first."""
         for name in ("retries", "slow"):
-            kept: _Queue = []
-            for place in getattr(lane, name):
-                item = place[2]
-                if place[1] != item.serial:
+            remaining: _Queue = []
+            for entry in getattr(lane, name):
+                item = entry[2]
+                if entry[1] != item.serial:
                     continue
                 if item.failing_since_ns < outage_since_ns:
-                    kept.append(place)
+                    remaining.append(entry)
                     continue
                 item.due_ns = 0
                 if item.waits:
                     self._serial += 1
                     item.serial = self._serial
-                    kept.append((item.since_ns, item.serial, item))
+                    remaining.append((item.since_ns, item.serial, item))
                 else:
                     self._make_fresh(item)
-            heapify(kept)
-            setattr(lane, name, kept)
+            heapify(remaining)
+            setattr(lane, name, remaining)
 
     # -- queues -----------------------------------------------------------------------------------------------------
 
@@ -494,18 +494,18 @@ class Outbox:
 
     def _make_fresh(self, item: Item) -> None:
         item.state = FRESH
-        self._place(self.lanes[item.lane].fresh, item.since_ns, item)
+        self._enqueue(self.lanes[item.lane].fresh, item.since_ns, item)
 
     def _make_retry(self, item: Item) -> None:
         item.state = RETRY
         lane = self.lanes[item.lane]
-        self._place(lane.slow if item.slow else lane.retries, item.due_ns, item)
+        self._enqueue(lane.slow if item.slow else lane.retries, item.due_ns, item)
 
     def _park(self, item: Item) -> None:
         item.state = PARKED
         item.hold = 0
         self._held.setdefault(item.bucket_id, set()).add(item)
-        self._place(self._parked, item.since_ns, item)
+        self._enqueue(self._parked, item.since_ns, item)
 
     def _unpark(self, item: Item) -> None:
         if item.state == PARKED:
@@ -514,12 +514,12 @@ class Outbox:
             if not held:
                 del self._held[item.bucket_id]
 
-    def _place(self, queue: _Queue, at_ns: int, item: Item) -> None:
+    def _enqueue(self, queue: _Queue, at_ns: int, item: Item) -> None:
         self._serial += 1
         item.serial = self._serial
         heappush(queue, (at_ns, item.serial, item))
         if len(queue) > 2 * len(self._items) + _MOVES_MAX:  # most are places that items have left
-            queue[:] = [place for place in queue if place[1] == place[2].serial]
+            queue[:] = [entry for entry in queue if entry[1] == entry[2].serial]
             heapify(queue)
 
     def _move_released(self) -> None:

@@ -37,10 +37,10 @@ class Rechecks:
 
     def due(self, now_ns: int, limit: int) -> list[Look]:
         """Those to look at now, at most so many."""
-        found: list[Look] = []
-        while self._looks and self._looks[0][0] <= now_ns and len(found) < limit:
+        due_looks: list[Look] = []
+        while self._looks and self._looks[0][0] <= now_ns and len(due_looks) < limit:
             look = self._looks.popleft()
             if self._latest.get(look[1:3]) == look[0]:
                 del self._latest[look[1:3]]
-                found.append(look)
-        return found
+                due_looks.append(look)
+        return due_looks

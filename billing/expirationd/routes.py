@@ -38,9 +38,11 @@ class Routes:
     """
 
     def __init__(self, templates: dict[str, Template], classes: Iterable[str] = ()) -> None:
-        classed = {call_name(kind, one): (kind, one) for one in classes for kind in (CUTOFF, RESTORE)}
+        classed = {
+            call_name(kind, class_name): (kind, class_name) for class_name in classes for kind in (CUTOFF, RESTORE)
+        }
         kind_and_class = {name: classed.get(name, (name, "")) for name in templates}
-        endpoints = {name: (made.origin, kind_and_class[name][1]) for name, made in templates.items()}
+        endpoints = {name: (template.origin, kind_and_class[name][1]) for name, template in templates.items()}
         lanes = list(dict.fromkeys(endpoints.values()))
         self.templates = templates
         self.kinds = tuple(dict.fromkeys(kind for kind, _ in kind_and_class.values()))  # also those of a class alone

@@ -80,4 +80,4 @@ class WheelScrubber:
 
     def coming(self, now_ns: int) -> list[tuple[int, int]]:
         """(second, cutoffs) that are still to come, as the last round counted them."""
-        return [one for one in self.seconds if one[0] * SECOND_NS >= now_ns]
+        return [row for row in self.seconds if row[0] * SECOND_NS >= now_ns]

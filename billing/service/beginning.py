@@ -63,8 +63,8 @@ def reserve_standard_descriptors() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            taken = os.open(os.devnull, os.O_RDWR)  # the lowest one that is free: this one
-            assert taken == descriptor, f"descriptor {descriptor} is closed, and {taken} was given out"
+            opened = os.open(os.devnull, os.O_RDWR)  # the lowest one that is free: this one
+            assert opened == descriptor, f"descriptor {descriptor} is closed, and {opened} was given out"
             os.set_inheritable(descriptor, True)
 
 

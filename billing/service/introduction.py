@@ -32,12 +32,12 @@ def doors_of(listeners: list[tuple[str, socket.socket]], admin: socket.socket | 
 
 def calls_of(config: Config) -> str:
     """Whom it calls."""
-    told = [f"cutoffs go to {shown_url(config.cutoff.url)}"]
+    calls = [f"cutoffs go to {shown_url(config.cutoff.url)}"]
     if config.cutoff.restore_url:
-        told.append(f"restores to {shown_url(config.cutoff.restore_url)}")
+        calls.append(f"restores to {shown_url(config.cutoff.restore_url)}")
     if config.notify.url:
-        told.append(f"notices to {shown_url(config.notify.url)}")
-    return ", ".join(told)
+        calls.append(f"notices to {shown_url(config.notify.url)}")
+    return ", ".join(calls)
 
 
 def _shown(listener: socket.socket) -> str:

@@ -26,7 +26,10 @@ from billing.config.schema import Config
 from shards.system.host import BACKLOG, bind_tcp, bound_peers
 
 UNIX: Final = "unix"
-KEYS: Final = {UNIX: "rpc.unix_socket", **{one: f"{one}.listen" for one in (*(door.section for door in DOORS), ADMIN)}}
+KEYS: Final = {
+    UNIX: "rpc.unix_socket",
+    **{section: f"{section}.listen" for section in (*(door.section for door in DOORS), ADMIN)},
+}
 # What workers know a listener of this role by.
 KINDS: Final = {UNIX: "unix", **{door.section: door.kind for door in DOORS}}
 
@@ -48,19 +51,19 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
     admin = None
     faults = []
     is_shared = config.journal.is_shared
-    taken = set()
-    for name, one in handed:
-        role = role_of(name, one, config)
-        taken.add(role)
-        fault = _fault(role, one, config)
+    taken_roles = set()
+    for name, handed_socket in handed:
+        role = role_of(name, handed_socket, config)
+        taken_roles.add(role)
+        fault = _fault(role, handed_socket, config)
         if fault:
             faults.append(Fault(KEYS[role], "handed over", fault))
         elif role == ADMIN:
-            admin = one
+            admin = handed_socket
         else:
-            listeners.append((KINDS[role], one))
+            listeners.append((KINDS[role], handed_socket))
     for role, listen in listens_of(config).items():
-        if not listen or role in taken:
+        if not listen or role in taken_roles:
             continue
         try:
             bound = _bind_tcp(listen, 0 if role != ADMIN and is_shared else BACKLOG)
@@ -71,7 +74,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
             admin = bound
         else:
             listeners.append((KINDS[role], bound))
-    if config.rpc.unix_socket and UNIX not in taken:
+    if config.rpc.unix_socket and UNIX not in taken_roles:
         try:
             listeners.append(("unix", _bind_unix(config.rpc.unix_socket, 0 if is_shared else BACKLOG)))
             socket_files.append((config.rpc.unix_socket, os.stat(config.rpc.unix_socket).st_ino))

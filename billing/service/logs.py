@@ -100,17 +100,17 @@ class Json(logging.Formatter):
         self._common = common
 
     def format(self, record: logging.LogRecord) -> str:
-        told = {
+        fields = {
             "time": utc(record),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": self._discretion(record.getMessage()),
         }
         for name, value in fields_of(record, self._discretion, self._common).items():
-            told.setdefault(name, value)
+            fields.setdefault(name, value)
         if record.exc_info:
-            told["exception"] = self._discretion(self.formatException(record.exc_info))
-        return json.dumps(told, ensure_ascii=False)
+            fields["exception"] = self._discretion(self.formatException(record.exc_info))
+        return json.dumps(fields, ensure_ascii=False)
 
 
 class Colours(logging.Formatter):

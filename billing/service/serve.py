@@ -150,7 +150,7 @@ class _Daemon:
         """Runs the supervisor, and beside it the admin server, until the supervisor ends; the exit code."""
         self._hear_signals()
         loop = asyncio.get_running_loop()
-        beside = (
+        tasks = (
             loop.create_task(self._service.run(admin, _admin_tls(self._config))),
             loop.create_task(self._acts.note_start()),
         )
@@ -161,7 +161,7 @@ class _Daemon:
         except Exception as error:
             return self._code_of(error)
         finally:
-            await self._end(beside)
+            await self._end(tasks)
         log.info("stopped with exit code %d after %.0f s", code, (MACHINE_CLOCKS.boot_ns() - began_ns) / 1e9)
         return code
 
@@ -177,11 +177,11 @@ class _Daemon:
             print(f"billing: {text_of(error)}", file=sys.stderr)
         return ending.code
 
-    async def _end(self, beside: tuple[asyncio.Task[None], ...]) -> None:
+    async def _end(self, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Ends what ran beside the supervisor, and waits until the operators' record is on the disk."""
-        for task in beside:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*beside, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._manager.close()
         await self._audit.close()
 

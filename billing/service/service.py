@@ -156,9 +156,9 @@ async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:
 
 def status_of(sampler: FigureSampler, unserved: list[Unserved]) -> str:
     """One line for `systemctl status`."""
-    found = [*map(doing, unserved), *(one.text for one in sampler.overdue())]
-    if found:
-        return "; ".join(found)
+    troubles = [*map(doing, unserved), *(stall.text for stall in sampler.overdue())]
+    if troubles:
+        return "; ".join(troubles)
     owed = sampler.total("pending_cutoffs")
     shards, accounts = counted(len(sampler.supervisor.workers), "shard"), counted(sampler.total("accounts"), "account")
     return f"serving {shards}, {accounts}, {counted(owed, 'cutoff') if owed else 'nothing'} owed"

@@ -94,13 +94,13 @@ def handed_over(environ: MutableMapping[str, str]) -> list[tuple[str, socket.soc
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if not meant or not count.isdigit():
         return []
-    found = []
+    handed = []
     for index in range(min(int(count), DESCRIPTORS_MAX)):
-        one = socket.socket(fileno=FIRST_DESCRIPTOR + index)
-        one.set_inheritable(False)
-        one.setblocking(False)
-        found.append((names[index] if index < len(names) else "", one))
-    return found
+        listener = socket.socket(fileno=FIRST_DESCRIPTOR + index)
+        listener.set_inheritable(False)
+        listener.setblocking(False)
+        handed.append((names[index] if index < len(names) else "", listener))
+    return handed
 
 
 def _line(text: str) -> str:

@@ -165,7 +165,7 @@ def service_unit(config: Config, file: Path, python: str) -> str:
 def socket_unit(config: Config, file: Path) -> str:
     """The .socket unit, for the addresses of the configuration."""
     listens = [*listens_of(config).values(), config.rpc.unix_socket]
-    streams = "\n".join(f"ListenStream={plain(one)}" for one in listens if one)
+    streams = "\n".join(f"ListenStream={plain(listen)}" for listen in listens if listen)
     return SOCKET.format(config=shlex.quote(str(file)), listens=streams)
 
 
@@ -186,7 +186,7 @@ def addresses_of(config: Config) -> list[str] | None:
     """What may be spoken with, where all of it is known by number; None where a name is configured, or any address may
     come from outside.
     """
-    found = {"localhost"}
+    addresses = {"localhost"}
     for listen in listens_of(config).values():
         if listen and not parse_listen(listen).loopback:
             return None
@@ -202,8 +202,8 @@ def addresses_of(config: Config) -> list[str] | None:
                 return None
         else:
             if not address.is_loopback:
-                found.add(str(address))
-    return sorted(found)
+                addresses.add(str(address))
+    return sorted(addresses)
 
 
 STATE_DIRECTORY: Final = "/var/lib/billing"  # what %S/billing of the unit is
@@ -239,14 +239,14 @@ def hidden_python(python: Path, interpreter: Path) -> str | None:
 @click.option("--socket", "as_socket", is_flag=True, help="The unit of its sockets instead.")
 def install_unit(file: Path | None, as_socket: bool) -> None:
     """Prints the systemd unit for a configuration."""
-    found = config_file(file, os.environ)
-    config = load(found, os.environ).config
-    shown = (found or CONFIG_FILE).absolute()
+    path = config_file(file, os.environ)
+    config = load(path, os.environ).config
+    shown = (path or CONFIG_FILE).absolute()
     if config.daemon.data_dir != STATE_DIRECTORY and not as_socket:
         say(OTHER_DIRECTORY.format(file=shown, data_dir=config.daemon.data_dir))
     python = Path(sys.executable)
-    if not as_socket and (told := hidden_python(python, python.resolve())) is not None:
-        say(told)
+    if not as_socket and (warning := hidden_python(python, python.resolve())) is not None:
+        say(warning)
     put(socket_unit(config, shown) if as_socket else service_unit(config, shown, sys.executable), newline=False)
 
 

@@ -69,7 +69,7 @@ class Aggregates:
         self._oldest: dict[int, int] = {}  # of buckets that have one
         self._dearest: dict[int, tuple[int, bytes]] = {}
         self._round: Iterator[int] = iter(())
-        self._seen: set[int] = set()  # buckets a round has come by, and which are still here
+        self._visited: set[int] = set()  # buckets a round has come by, and which are still here
         self._grown = 0  # internal units
         self._began_ns = -ROUND_NS  # the last round
         self._is_over = True  # it came to its end
@@ -80,13 +80,13 @@ class Aggregates:
 
     def step(self, now_ns: int) -> bool:
         """Goes on with the round, or begins the next one; whether it came to the end of it."""
-        left = WORK_MAX
+        work_left = WORK_MAX
         bucket_id = next(self._round, 0)
         if not bucket_id:
             self._round, self._began_ns, self._is_over = iter(sorted(self._books)), now_ns, False
-            for gone in [known for known in self._counts if known not in self._books]:
+            for gone in [counted_id for counted_id in self._counts if counted_id not in self._books]:
                 self._put(gone, _NOTHING)
-            self._seen.intersection_update(self._books)
+            self._visited.intersection_update(self._books)
             bucket_id = next(self._round, 0)
         counts, overruns = self._counts, self._overruns
         while bucket_id:
@@ -99,15 +99,15 @@ class Aggregates:
                 before = overruns.get(bucket_id, 0)
                 if overrun != before:
                     overruns[bucket_id] = overrun
-                    if overrun > before and bucket_id in self._seen:
+                    if overrun > before and bucket_id in self._visited:
                         self._grown += overrun - before
-                left -= EXTRA_WORK * len(book.extras)
+                work_left -= EXTRA_WORK * len(book.extras)
             elif bucket_id in counts:
                 self._put(bucket_id, _NOTHING)
             if book is not None:
-                self._seen.add(bucket_id)
-            left -= 1
-            if left <= 0:
+                self._visited.add(bucket_id)
+            work_left -= 1
+            if work_left <= 0:
                 return False
             bucket_id = next(self._round, 0)
         self._is_over = True

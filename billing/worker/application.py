@@ -222,12 +222,12 @@ class Billing:
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
-        told = self.machine.figures() | {"recent": list(self._recent)}
+        figures = self.machine.figures() | {"recent": list(self._recent)}
         if (serving := self.serving) is None:
-            return told | {"trouble": "", "settled": -1}
+            return figures | {"trouble": "", "settled": -1}
         for part in (serving.aggregates, serving.doors, serving.calls, serving.followers):
-            told |= part.figures()
-        return told
+            figures |= part.figures()
+        return figures
 
     def _release_held(self) -> int:
         return 0 if self.serving is None else self.serving.calls.release_held()

@@ -16,22 +16,22 @@ def rules_of_classes(cutoff: Cutoff) -> Classes:
     """What the ledger does differently for each class; a grace to the nanosecond that the configuration writes."""
     return {
         name.encode(): CutoffClass(
-            grace_ns=int(Decimal(str(one.grace_s)).scaleb(9)),
-            accrue=one.after_exhaustion == "accrue",
-            restore=bool(one.restore_url),
+            grace_ns=int(Decimal(str(cutoff_class.grace_s)).scaleb(9)),
+            accrue=cutoff_class.after_exhaustion == "accrue",
+            restore=bool(cutoff_class.restore_url),
         )
-        for name, one in cutoff.classes.items()
+        for name, cutoff_class in cutoff.classes.items()
     }
 
 
 def calls_of_classes(cutoff: Cutoff) -> tuple[OfClass, ...]:
     """The URL of each class whose URL is not that of [cutoff]."""
-    found = [
+    of_classes = [
         OfClass(
             name,
-            one.url if one.url != cutoff.url else "",
-            one.restore_url if one.restore_url != cutoff.restore_url else "",
+            cutoff_class.url if cutoff_class.url != cutoff.url else "",
+            cutoff_class.restore_url if cutoff_class.restore_url != cutoff.restore_url else "",
         )
-        for name, one in cutoff.classes.items()
+        for name, cutoff_class in cutoff.classes.items()
     ]
-    return tuple(one for one in found if one.url or one.restore_url)
+    return tuple(of_class for of_class in of_classes if of_class.url or of_class.restore_url)

@@ -140,26 +140,28 @@ class SharedFeedQuestion:
         self._done(reply)
 
 
-Found = dict[tuple[bytes, int], tuple[int, Place]]  # (user_id, entry_id) -> the shard that has it, the place behind it
+EntryPlaces = dict[
+    tuple[bytes, int], tuple[int, Place]
+]  # (user_id, entry_id) -> the shard that has it, the place behind it
 
 
-def places_of(answers: Iterable[Any]) -> Found:
+def places_of(answers: Iterable[Any]) -> EntryPlaces:
     """Where entries are, out of the shards' answers to WHERE."""
     return {(user_id, entry_id): (shard, Place(*place)) for shard, had in answers for user_id, entry_id, place in had}
 
 
-def merged(parts: list[Any], found: Found, limit: int) -> Slices:
+def merged(parts: list[Any], entry_places: EntryPlaces, limit: int) -> Slices:
     """Puts a page together, in slices; returns its rows. A row may say that it follows an entry of another shard;
-    `found` has these entries, by place. An entry that is not in `found` is lost, and no row waits for it.
+    `entry_places` has these entries, by place. An entry that is not in `entry_places` is lost, and no row waits for it.
     """
     places: Places = {shard: None if begins is None else Place(*begins) for shard, begins, _, _ in parts}
     queues = {shard: iter(rows) for shard, _, rows, _ in parts}
     ends = {shard: end for shard, *_, end in parts}
     heads = {shard: row for shard, queue in queues.items() if (row := next(queue, None)) is not None}
-    whole = {shard for shard, end in ends.items() if end is not None}  # whose parts have all rows that there are
+    complete = {shard for shard, end in ends.items() if end is not None}  # whose parts have all rows that there are
     page: list[dict[str, Any]] = []
-    while len(page) < limit and heads.keys() | whole == places.keys():
-        ready = [(row[0], shard) for shard, row in heads.items() if _may_go(row, found, places)]
+    while len(page) < limit and heads.keys() | complete == places.keys():
+        ready = [(row[0], shard) for shard, row in heads.items() if _may_go(row, entry_places, places)]
         if not ready:
             break
         _, shard = min(ready)
@@ -171,15 +173,15 @@ def merged(parts: list[Any], found: Found, limit: int) -> Slices:
         if not len(page) % ROWS_A_SLICE:
             yield
     if page:  # where there is nothing more, the reader has all of it: what is trimmed by and by is not missed
-        places |= {shard: Place(*ends[shard]) for shard in whole - heads.keys()}
+        places |= {shard: Place(*ends[shard]) for shard in complete - heads.keys()}
         page[-1]["cursor"] = _text(places)
     return page
 
 
-def _may_go(row: Any, found: Found, places: Places) -> bool:
+def _may_go(row: Any, entry_places: EntryPlaces, places: Places) -> bool:
     """Whether the account's entry before this one is out."""
     _, _, follows, user_id, shown = row
-    if not follows or (before := found.get((user_id, shown["entry_id"] - 1))) is None:
+    if not follows or (before := entry_places.get((user_id, shown["entry_id"] - 1))) is None:
         return True
     shard, needed = before
     had = places[shard]

@@ -65,24 +65,24 @@ class Followers:
 
     def obstacle(self) -> str:
         """What a follower still needs of the shard; empty for nothing."""
-        return next((found for link in self._links if (found := link.obstacle())), "")
+        return next((obstacle for link in self._links if (obstacle := link.obstacle())), "")
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator. `settled`: the batch up to which nobody is owed a notice, -1 where that is unknown
         or of no interest.
         """
-        told: dict[str, Any] = {}
+        figures: dict[str, Any] = {}
         for link in self._links:
-            told |= link.figures()
-        told["trouble"] = "; ".join(silent for link in self._links if (silent := link.silence()))
+            figures |= link.figures()
+        figures["trouble"] = "; ".join(silent for link in self._links if (silent := link.silence()))
         if self._tells:
-            told["settled"] = told.get("notices_settled", -1)
+            figures["settled"] = figures.get("notices_settled", -1)
         else:
-            told["settled"] = settled_untold(self._settled, self._worker.journal.head)
-        if "notices_owed" in told:
-            at_ns = told["notices_oldest_at_ns"] if told["notices_owed"] else 0
-            told["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1
-        return told
+            figures["settled"] = settled_untold(self._settled, self._worker.journal.head)
+        if "notices_owed" in figures:
+            at_ns = figures["notices_oldest_at_ns"] if figures["notices_owed"] else 0
+            figures["notices_oldest_ns"] = max(0, self._worker.fresh_now_ns() - at_ns) if at_ns else -1
+        return figures
 
     async def close(self) -> None:
         """Lets them write what was committed, and ends them."""

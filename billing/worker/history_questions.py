@@ -82,15 +82,15 @@ class HistoryQuestions:
 
     def _ask(self, bucket_id: int, query: Command, newest: tuple[Any, ...], done: Done) -> None:
         """`newest`: the account's newest entry when it was asked, durable by now: the answer has it, or says so."""
-        name, user_id, asked = query[0], query[1], query[2:]
+        name, user_id, arguments = query[0], query[1], query[2:]
         generation = self._worker.shard.held.get(bucket_id)
         if generation is None:
             done(Refused("UNAVAILABLE", "the history is not there yet"))
         elif name == "history":
-            limit, before = asked
+            limit, before = arguments
             self._history.history(bucket_id, generation, user_id, limit, before, newest, done)
         else:
-            self._history.period(bucket_id, generation, user_id, (name, *asked), newest, done)
+            self._history.period(bucket_id, generation, user_id, (name, *arguments), newest, done)
 
     # -- the feed ---------------------------------------------------------------------------------------------------
 

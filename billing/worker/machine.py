@@ -218,8 +218,8 @@ class BillingMachine:
             return
         for refs in wheel.soon(until_ns):
             places = [(books.get(ref >> SLOT_BITS), ref & (1 << SLOT_BITS) - 1) for ref in refs]
-            found = [views.next_cutoff(book, slot) for book, slot in places if book is not None]
-            yield [one for one in found if one is not None and one[3] <= until_ns]
+            cutoffs = [views.next_cutoff(book, slot) for book, slot in places if book is not None]
+            yield [cutoff for cutoff in cutoffs if cutoff is not None and cutoff[3] <= until_ns]
 
     def _file(self, ref: int, due_ns: int) -> int:
         assert self._wheel is not None, "something is armed before start"

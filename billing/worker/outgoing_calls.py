@@ -154,8 +154,8 @@ class OutgoingCalls:
             elif kind == RESTORE:
                 delivery.owe(bucket_id, user_id, kind, now_ns, False, seq, class_name)
             elif kind == RETRY:
-                known = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
-                delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if known else seq, class_name)
+                is_in_outbox = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
+                delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if is_in_outbox else seq, class_name)
             elif kind == SUPERSEDED:
                 delivery.outbox.superseded(bucket_id, user_id, seq)
         delivery.rouse(now_ns)

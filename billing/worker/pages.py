@@ -77,18 +77,18 @@ def account_page(
     while len(rows) < limit:
         wanted = limit - len(rows)
         if selection.is_picky:
-            found = yield from _picked(ledger, now_ns, after, wanted, selection)
+            picked = yield from _picked(ledger, now_ns, after, wanted, selection)
         else:
             users = yield from named_page(ledger.books, after, wanted)
-            found = [(user_id, _row_of(ledger, user_id, bucket_id, now_ns, selection)) for user_id, bucket_id in users]
-        for user_id, row in found:
+            picked = [(user_id, _row_of(ledger, user_id, bucket_id, now_ns, selection)) for user_id, bucket_id in users]
+        for user_id, row in picked:
             after = user_id
             if row is not None:  # it was not closed meanwhile
                 rows.append(row)
                 lines += sum(len(row[name]) for name in selection.shown)
         if lines > LINES_SHOWN_MAX:
             return f"more than {LINES_SHOWN_MAX} rate lines and holds are on one page: ask for fewer accounts at once"
-        if len(found) < wanted:
+        if len(picked) < wanted:
             break
     return rows
 
@@ -109,23 +109,23 @@ def _picked(
     books = ledger.books
     page: list[tuple[bytes, Row | None]] = []
     looked_at = 0
-    seen: set[int] = set()
-    while (bucket_id := next((one for one in books if one not in seen), None)) is not None:
-        seen.add(bucket_id)
+    visited: set[int] = set()
+    while (bucket_id := next((candidate for candidate in books if candidate not in visited), None)) is not None:
+        visited.add(bucket_id)
         order = books[bucket_id].ordered()
-        found: list[tuple[bytes, Row | None]] = []
+        of_bucket: list[tuple[bytes, Row | None]] = []
         for index in range(bisect_right(order, after), len(order)):
             user_id = order[index]
-            if len(found) == limit or (len(page) == limit and user_id > page[-1][0]):
+            if len(of_bucket) == limit or (len(page) == limit and user_id > page[-1][0]):
                 break
             row = _row_of(ledger, user_id, bucket_id, now_ns, selection)
             if row is not None and selection.takes(row, now_ns):
-                found.append((user_id, row))
+                of_bucket.append((user_id, row))
             looked_at += 1
             if looked_at % SLICE_ACCOUNTS == 0:
                 yield
-        if found:
-            page = sorted(page + found, key=_first)[:limit]
+        if of_bucket:
+            page = sorted(page + of_bucket, key=_first)[:limit]
     return page
 
 
@@ -139,11 +139,11 @@ def named_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[No
     few = limit // max(1, len(books)) + 2
     page: list[tuple[bytes, int]] = []
     rest: list[tuple[int, list[bytes], int]] = []  # (bucket id, its users, which of them comes next)
-    seen: set[int] = set()
-    while waiting := [bucket_id for bucket_id in books if bucket_id not in seen]:
+    visited: set[int] = set()
+    while waiting := [bucket_id for bucket_id in books if bucket_id not in visited]:
         for at in range(0, len(waiting), SLICE_BUCKETS):
             for bucket_id in waiting[at : at + SLICE_BUCKETS]:
-                seen.add(bucket_id)
+                visited.add(bucket_id)
                 book = books.get(bucket_id)
                 if book is not None:
                     order = book.ordered()
@@ -177,21 +177,21 @@ def cutoff_page(
     assert limit >= 1
     page: list[OfUser] = []
     full = False
-    left = SLICE_EXTRAS
-    seen: set[int] = set()
-    while waiting := [bucket_id for bucket_id in books if bucket_id not in seen]:
-        seen.update(waiting)
+    slice_left = SLICE_EXTRAS
+    visited: set[int] = set()
+    while waiting := [bucket_id for bucket_id in books if bucket_id not in visited]:
+        visited.update(waiting)
         for bucket_id in waiting:
             book = books.get(bucket_id)
             slots = list(book.extras) if book is not None and book.pending_cutoffs else []
             while slots and book is not None:
-                looked_at, slots = slots[:left], slots[left:]
-                found = _owed_of(book, looked_at, after, page[-1][0] if full else None, is_held)
-                if found:
-                    page, full = _cut(page + found, limit)
-                left -= len(looked_at)
-                if left == 0:
-                    left = SLICE_EXTRAS
+                looked_at, slots = slots[:slice_left], slots[slice_left:]
+                owed = _owed_of(book, looked_at, after, page[-1][0] if full else None, is_held)
+                if owed:
+                    page, full = _cut(page + owed, limit)
+                slice_left -= len(looked_at)
+                if slice_left == 0:
+                    slice_left = SLICE_EXTRAS
                     yield
     return [row for _, rows in page for row in rows]
 
@@ -213,15 +213,15 @@ def joined_accounts(pages: Iterable[list[Row]], limit: int) -> list[Row]:
     return [by_user[user_id] for user_id in nsmallest(limit, by_user)]
 
 
-def _first(found: tuple[bytes, Row | None]) -> bytes:
-    return found[0]
+def _first(user_and_row: tuple[bytes, Row | None]) -> bytes:
+    return user_and_row[0]
 
 
 def _owed_of(
     book: Book, slots: list[int], after: bytes, before: bytes | None, is_held: Callable[[int, bytes], bool]
 ) -> list[OfUser]:
     """The rows of the users of these slots with owed cutoffs, above `after` and below `before`."""
-    found = []
+    of_users = []
     for slot in slots:
         extra = book.extras.get(slot)
         if extra is not None and extra.cutoffs and extra.cutoffs[0].status == PENDING:
@@ -229,8 +229,8 @@ def _owed_of(
             if user_id > after and (before is None or user_id < before):
                 rows = pending_rows(user_id, extra)
                 held = is_held(book.bucket_id, user_id)
-                found.append((user_id, [row | {"held": held} for row in rows]))
-    return found
+                of_users.append((user_id, [row | {"held": held} for row in rows]))
+    return of_users
 
 
 def _cut(users: Iterable[OfUser], limit: int) -> tuple[list[OfUser], bool]:

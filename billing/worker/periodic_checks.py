@@ -130,7 +130,7 @@ class PeriodicChecks:
 
     def _look_ahead(self, now_ns: int) -> None:
         coming = self._scrubber.coming(now_ns)
-        self._peak = max(coming, key=lambda one: one[1], default=(0, 0))
+        self._peak = max(coming, key=lambda second_and_cutoffs: second_and_cutoffs[1], default=(0, 0))
         second, cutoffs = self._peak
         takes = self.delivery.throughput.per_second
         if 0 <= takes < cutoffs and second != self._warned:

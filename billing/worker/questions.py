@@ -69,14 +69,14 @@ class Questions:
     def _audit(self, bucket_id: int, query: Command, done: Done) -> None:
         _, after, limit, actor, act = query
 
-        def on_page(found: list[Record] | Exception) -> None:
-            if isinstance(found, UnknownCursor):
-                done(Refused("UNKNOWN_CURSOR", str(found)))
-            elif isinstance(found, TooManyReads):
-                done(Refused("BUSY", str(found)))
-            elif isinstance(found, Exception):
-                done(Refused("UNAVAILABLE", f"the record cannot be read: {found}"))
+        def on_page(page: list[Record] | Exception) -> None:
+            if isinstance(page, UnknownCursor):
+                done(Refused("UNKNOWN_CURSOR", str(page)))
+            elif isinstance(page, TooManyReads):
+                done(Refused("BUSY", str(page)))
+            elif isinstance(page, Exception):
+                done(Refused("UNAVAILABLE", f"the record cannot be read: {page}"))
             else:
-                done(found)
+                done(page)
 
         self._record.read(after.decode(), limit, actor.decode(), act.decode(), on_page)

@@ -121,10 +121,10 @@ class StartupHold:
         what else the mark says is kept.
         """
         try:
-            said = json.loads(read_file(self._disk, self._mark) or b"{}")
-            if FIRST_SERVED in said:
-                return int(said[FIRST_SERVED])
-            write_file(self._disk, self._mark, json.dumps(said | {FIRST_SERVED: now_ns}).encode())
+            mark = json.loads(read_file(self._disk, self._mark) or b"{}")
+            if FIRST_SERVED in mark:
+                return int(mark[FIRST_SERVED])
+            write_file(self._disk, self._mark, json.dumps(mark | {FIRST_SERVED: now_ns}).encode())
         except OSError:
             pass  # another worker of this daemon writes it at this moment, or there is no room for it now
         except (ValueError, TypeError):

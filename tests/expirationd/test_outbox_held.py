@@ -80,8 +80,8 @@ def test_what_is_superseded_or_goes_with_its_bucket_is_held_no_longer_and_nothin
     outbox = world.outbox
     for user, seq in ((b"saved", 2), (b"newer", 5), (b"kept", 1)):
         world.owed[1, user] = [("cutoff", seq, 0)]
-        outbox.hold(1, user, 0, told=("cutoff", seq))
-    outbox.hold(7, b"moved", 0, told=("cutoff", 1))
+        outbox.hold(1, user, 0, notified=("cutoff", seq))
+    outbox.hold(7, b"moved", 0, notified=("cutoff", 1))
     assert outbox.held == 4
     outbox.superseded(1, b"saved", 1)
     outbox.superseded(1, b"newer", 4)
@@ -92,7 +92,7 @@ def test_what_is_superseded_or_goes_with_its_bucket_is_held_no_longer_and_nothin
     outbox.leave(8)
     assert (outbox.held, len(outbox)) == (2, 2)
     assert not outbox.is_held(7, b"moved")
-    outbox.hold(7, b"moved", 0, told=("cutoff", 1))  # the bucket has come back
+    outbox.hold(7, b"moved", 0, notified=("cutoff", 1))  # the bucket has come back
     world.owed[7, b"moved"] = [("cutoff", 1, 0)]
     assert outbox.release() == 3
     world.run(S)

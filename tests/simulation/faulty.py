@@ -99,7 +99,7 @@ FAULTS = [
     Faulty(
         "owed-before-it-is-durable",
         "billing/expirationd/delivery.py",
-        "        if owed is None or told is None or (owed[0] == told[0] and owed[2] <= told[1]):\n",
+        "        if owed is None or notified is None or (owed[0] == notified[0] and owed[2] <= notified[1]):\n",
         "        if True:\n",
     ),
     Faulty(
