@@ -70,12 +70,12 @@ def _balance_at(target: Target, user: str, at: str, hint: str = "WHEN") -> None:
         at_ns = named_at(now_ns)
         return at_ns, await client.call("balance_at", sendable(user), at_ns)
 
-    at_ns, found = run(target, work, user)
-    show(target, found)
-    if found.get("up_to_now"):
+    at_ns, reply = run(target, work, user)
+    show(target, reply)
+    if reply.get("up_to_now"):
         say(f"billing: {moment(at_ns, look_of(target, exact=True))} is yet to come: this is how {user} stands now")
-    if found.get("whole_from_ns") is not None:
-        whole_from = moment(found["whole_from_ns"], look_of(target, exact=True))
+    if reply.get("whole_from_ns") is not None:
+        whole_from = moment(reply["whole_from_ns"], look_of(target, exact=True))
         say(f"billing: the history of {user} is whole from {whole_from} on; what was before is not known for certain")
 
 
@@ -91,26 +91,26 @@ def _set_thresholds(
     runway: tuple[int, ...],
     never: bool,
     dry_run: bool,
-    **given: Any,
+    **options: Any,
 ) -> None:
     if never is bool(amount or runway):
         raise click.UsageError("--amount, --runway or both say when, or --never; `billing account` shows what is set")
     thresholds: list[dict[str, Any]] = [{"amount": each} for each in amount]
     thresholds += [{"runway_ns": each} for each in runway]
-    change(target, dry_run, "set_thresholds", user, thresholds, **given)
+    change(target, dry_run, "set_thresholds", user, thresholds, **options)
     if not (dry_run or target.as_json or target.as_csv):
         when = [f"{each} coins or less are available" for each in amount]
         when += [f"the money lasts for {span(each)} or less" for each in runway]
         put(f"A notice is sent when {', and when '.join(when)}." if when else "No notice of a low balance is sent.")
 
 
-def _close(target: Target, user: str, yes: bool, dry_run: bool, **given: Any) -> None:
+def _close(target: Target, user: str, yes: bool, dry_run: bool, **options: Any) -> None:
     def question() -> str:
         account = ask(target, "get_account", user)
         return f"{user} has {coins(account['balance_nanos'])} coins, which are paid out. Close the account?"
 
     confirmed(question, yes or dry_run)
-    change(target, dry_run, "close_account", user, **given)
+    change(target, dry_run, "close_account", user, **options)
 
 
 def _accounts(
@@ -128,13 +128,13 @@ def _accounts(
 ) -> None:
     options: dict[str, Any] = {"state": state, "exhausts_within_ns": within, "with": list(shown) or None}
     options |= {"class": of_class, "overrunning": overrunning or None, "shard_id": shard_id}
-    words = ["--state", state] if state else []
-    words += [] if within is None else ["--within", f"{within}ns"]
-    words += [] if of_class is None else ["--class", of_class]
-    words += [word for name in shown for word in ("--with", name)] + ["--ids"] * ids
-    words += ["--overrunning"] * overrunning
-    words += [] if shard_id is None else ["--shard", str(shard_id)]
-    filters, complete = Filters(options, words), _ids if ids else None
+    arguments = ["--state", state] if state else []
+    arguments += [] if within is None else ["--within", f"{within}ns"]
+    arguments += [] if of_class is None else ["--class", of_class]
+    arguments += [argument for name in shown for argument in ("--with", name)] + ["--ids"] * ids
+    arguments += ["--overrunning"] * overrunning
+    arguments += [] if shard_id is None else ["--shard", str(shard_id)]
+    filters, complete = Filters(options, arguments), _ids if ids else None
     show_pages(target, ACCOUNTS, after, limit, every, filters=filters, complete=complete)
 
 

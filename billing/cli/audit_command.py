@@ -42,24 +42,24 @@ def audit(target: Target, limit: int, after: str, actor: str | None, act: str | 
             raise Misplaced(f"there is no data directory {data_dir}; with --address the daemon there is asked")
         reader = TrailReader(RealDisk(), f"{data_dir}/{DIRECTORY}")
         try:
-            found: Rows = list(deque(reader.records(after, actor, act), limit))
+            records: Rows = list(deque(reader.records(after, actor, act), limit))
         except UnknownCursor as error:
             raise click.ClickException(str(error)) from None
     else:
-        found = run(target, lambda client: _asked(client, after, limit, actor, act))
+        records = run(target, lambda client: _fetch_records(client, after, limit, actor, act))
     names = ("at_ns", "actor", "act", "details")
     if not (target.as_json or target.as_csv):
-        found = [{name: row[name] for name in names} for row in found]
-    show(target, found, names, columns=columns_of("audit"))
+        records = [{name: row[name] for name in names} for row in records]
+    show(target, records, names, columns=columns_of("audit"))
 
 
-async def _asked(client: Client, after: str, limit: int, actor: str | None, act: str | None) -> Rows:
+async def _fetch_records(client: Client, after: str, limit: int, actor: str | None, act: str | None) -> Rows:
     """The newest records behind a cursor, out of all pages."""
-    found: deque[dict[str, Any]] = deque(maxlen=limit)
+    records: deque[dict[str, Any]] = deque(maxlen=limit)
     while rows := await client.audit(after=after, limit=PAGE_ROWS, actor=actor, act=act):
-        found += rows
+        records += rows
         after = rows[-1].cursor
-    return list(found)
+    return list(records)
 
 
 COMMANDS: dict[str, click.Command] = {"audit": audit}

@@ -76,7 +76,7 @@ class CommandRefused(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """One line on standard error."""
         error = self._error
-        told: dict[str, Any] = {
+        fields: dict[str, Any] = {
             "name": error.name,
             "code": error.code,
             "message": error.message,
@@ -84,7 +84,7 @@ class CommandRefused(click.ClickException):
             "applied": error.applied,
             **error.details,
         }
-        say(json.dumps(told, default=bytes.hex) if self._as_json else f"billing: {self.message}")
+        say(json.dumps(fields, default=bytes.hex) if self._as_json else f"billing: {self.message}")
 
 
 class NotReached(CommandRefused):
@@ -179,8 +179,8 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
         token, token_in = _token(token_file)
         if zone is not None:
             _check_zone(zone)
-        elif not _is_known(own := os.environ.get("TZ", "")):
-            say(f"billing: TZ: there is no time zone {own!r}; times are in UTC")
+        elif not _is_known(zone_name := os.environ.get("TZ", "")):
+            say(f"billing: TZ: there is no time zone {zone_name!r}; times are in UTC")
             zone = "UTC"
         target = _located(address, config_file)._replace(
             token=token,
@@ -191,9 +191,9 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
             wide=wide,
             zone=zone,
         )
-        if parse_address(target.address).path and (asked := _tls_of_the_line()):
+        if parse_address(target.address).path and (tls_option := _tls_of_the_line()):
             raise click.UsageError(
-                f"{asked} asks for TLS, and {target.address} is a unix socket, which speaks none; "
+                f"{tls_option} asks for TLS, and {target.address} is a unix socket, which speaks none; "
                 "--address host:port names a daemon that does"
             )
         if tls or tls_ca or tls_cert or target.tls:
@@ -210,8 +210,10 @@ def _tls_of_the_line() -> str:
     """The first option of the command line that asks for TLS, or ""; the environment may be meant for other daemons."""
     context = click.get_current_context()
     named = {"tls": "--tls", "tls_ca": "--tls-ca", "tls_cert": "--tls-cert"}
-    given = (text for name, text in named.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE)
-    return next(given, "")
+    options = (
+        text for name, text in named.items() if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    )
+    return next(options, "")
 
 
 def _located(address: str | None, given_file: str | None) -> Target:
@@ -319,14 +321,14 @@ def ask(target: Target, method: str, *params: Any, **options: Any) -> Any:
     """The result of one call; options that are None are not sent. Raises CommandRefused."""
     user = params[0] if method in _OF_ACCOUNT and params else None
     sent = [sendable(param) for param in params]
-    given = {name: sendable(value) for name, value in options.items()}
-    return run(target, lambda client: client.call(method, *sent, **given), user, changes=is_change(method))
+    sent_options = {name: sendable(value) for name, value in options.items()}
+    return run(target, lambda client: client.call(method, *sent, **sent_options), user, changes=is_change(method))
 
 
 def rehearse(target: Target, method: str, *params: Any, **options: Any) -> Any:
     """What that call would answer now; it is not made. Raises CommandRefused."""
-    given = {name: value for name, value in options.items() if value is not None}
-    sent = [sendable(each) for each in (*params, given)]
+    sent_options = {name: value for name, value in options.items() if value is not None}
+    sent = [sendable(each) for each in (*params, sent_options)]
     return run(target, lambda client: client.call("dry_run", method, sent), params[0])
 
 

@@ -47,8 +47,8 @@ def check(config_file: str | None) -> None:
 @config_option
 def init(config_file: str | None) -> None:
     """Makes the streams that are missing. What is there already is left as it is, and must be fit."""
-    made = _backend(config_file).make()
-    put(f"made {', '.join(made)}" if made else "all streams are there already")
+    streams = _backend(config_file).make()
+    put(f"made {', '.join(streams)}" if streams else "all streams are there already")
 
 
 @cluster.command()
@@ -76,11 +76,11 @@ def status(config_file: str | None, *, as_json: bool) -> None:
     unlinked, lacking, unasked = _as_this_host_says(config_file) if len(shares.members) > 1 else ([], [], "")
     if as_json:
         moves = [
-            {"bucket_id": bucket_id, "to_shard_id": one.shard, "given_up": one.given_up or None}
-            for bucket_id, one in sorted(wanted.of.items())
+            {"bucket_id": bucket_id, "to_shard_id": move.shard, "given_up": move.given_up or None}
+            for bucket_id, move in sorted(wanted.of.items())
         ]
-        told = {"serves": serves or None, "drained": drained, "rebalancing": is_uneven, "moves": moves}
-        put(json.dumps(told | {"links_down": None if unasked else unlinked, "shards": rows, "history_lacks": lacking}))
+        state = {"serves": serves or None, "drained": drained, "rebalancing": is_uneven, "moves": moves}
+        put(json.dumps(state | {"links_down": None if unasked else unlinked, "shards": rows, "history_lacks": lacking}))
         return
     for line in [*_who_serves(serves, shares), *_what_moves(wanted, is_uneven=is_uneven)]:
         put(line)
@@ -103,12 +103,12 @@ def _who_serves(serves: str, shares: Shares) -> list[str]:
     if not shares.is_used:
         return [f"{serves} serves" if serves else "no host serves"]
     lines = []
-    for host_id, member in sorted(shares.members.items(), key=lambda one: one[1].node):
+    for host_id, member in sorted(shares.members.items(), key=lambda item: item[1].node):
         shards = shares.served_by(host_id)
         which = f"serves {'shard' if len(shards) == 1 else 'shards'} {', '.join(map(str, shards))}" if shards else ""
         drained = "is drained" if member.node in shares.drained else ""
         lines.append(f"{member.node} {' and '.join(filter(None, (which, drained))) or 'serves nothing'}")
-    if unowned := [shard for shard, own in sorted(shares.owns.items()) if not own.node]:
+    if unowned := [shard for shard, owner in sorted(shares.owns.items()) if not owner.node]:
         lines.append(f"no host serves {', '.join(map(str, unowned))}")
     return lines
 
@@ -122,19 +122,19 @@ def _as_this_host_says(config_file: str | None) -> tuple[list[str], list[str], s
         rows = ask(target_of(config_file), "shards_info")
     except click.ClickException as error:
         return [], [], f"the links between hosts are not known: {error.message}"
-    unlinked = [f"shard {row['shard_id']} has no link from {one}" for row in rows for one in row["links_down"]]
+    unlinked = [f"shard {row['shard_id']} has no link from {host}" for row in rows for host in row["links_down"]]
     lacks = {row["shard_id"]: row["history_lacks"] for row in rows if row["history_lacks"]}
-    return unlinked, [f"this host's history of shard {one} lacks {what}" for one, what in lacks.items()], ""
+    return unlinked, [f"this host's history of shard {shard_id} lacks {what}" for shard_id, what in lacks.items()], ""
 
 
 def _what_moves(wanted: WantedMoves, *, is_uneven: bool) -> list[str]:
     """A line for each move that was asked for and is not over, whoever drives it."""
     lines = ["buckets are being moved until the load is even"] if is_uneven else []
-    for bucket_id, one in sorted(wanted.of.items()):
-        if one.given_up:
-            lines.append(f"bucket {bucket_id} was to go to shard {one.shard}, and was given up: {one.given_up}")
+    for bucket_id, move in sorted(wanted.of.items()):
+        if move.given_up:
+            lines.append(f"bucket {bucket_id} was to go to shard {move.shard}, and was given up: {move.given_up}")
         else:
-            lines.append(f"bucket {bucket_id} moves to shard {one.shard}")
+            lines.append(f"bucket {bucket_id} moves to shard {move.shard}")
     return lines
 
 
@@ -165,8 +165,8 @@ def _decide_drained(config_file: str | None, node: str, *, is_drained: bool) -> 
             version, payloads = log.load("drain")
             nodes = sorted({member.node for member in shares_of(payloads).members.values()})
             if node not in nodes:
-                known = f"the hosts are {', '.join(nodes)}" if nodes else "no host serves with cluster.listen"
-                raise click.ClickException(f"no host {node} takes part: {known}")
+                who_takes_part = f"the hosts are {', '.join(nodes)}" if nodes else "no host serves with cluster.listen"
+                raise click.ClickException(f"no host {node} takes part: {who_takes_part}")
             with contextlib.suppress(Overtaken):
                 log.decide(version, msgspec.msgpack.encode([["drained", node, is_drained]]))
                 return

@@ -24,8 +24,8 @@ def completion(context: click.Context, shell: str) -> None:
     """
     kind = get_completion_class(shell)
     assert kind is not None, "click knows these shells"
-    found = kind(context.find_root().command, {}, "billing", "_BILLING_COMPLETE")
-    put(found.source_template % found.source_vars(), newline=False)
+    script = kind(context.find_root().command, {}, "billing", "_BILLING_COMPLETE")
+    put(script.source_template % script.source_vars(), newline=False)
 
 
 COMMANDS: dict[str, click.Command] = {"completion": completion}

@@ -58,7 +58,7 @@ def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
         "operation": ops.NAMES.get(named.op, named.op),
         "user_id": named.user_id,
         "at_ns": named.at_ns,
-        **asked(named),
+        **command_fields(named),
     }
     skipped = {"op", "flags", "refusal", "a", "b", "c", "key", "options", "note", *fields}
     for name, value in named._asdict().items():
@@ -77,23 +77,23 @@ def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
     return fields
 
 
-def asked(entry: Entry) -> dict[str, Any]:
+def command_fields(entry: Entry) -> dict[str, Any]:
     """The parameters of the command in an entry, by name; the first one always, others where they were given."""
-    found: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     options = ops.unpack_options(entry.options)
     names = ops.FIELD_NAMES.get(entry.op, ("a", "b", "c", "key"))
     for number, (name, value) in enumerate(zip(names, (entry.a, entry.b, entry.c, entry.key), strict=True)):
         if name == "mode":
-            found[name] = MODE_NAMES.get(entry.b, value)
+            fields[name] = MODE_NAMES.get(entry.b, value)
         elif name == "kind" and entry.op == ops.THRESHOLD:
-            found[name] = KINDS.get(entry.a, value)
+            fields[name] = KINDS.get(entry.a, value)
         elif name == "thresholds" and len(entry.key) % THRESHOLD_BYTES == 0:
-            found[name] = [{KINDS.get(kind, str(kind)): value} for kind, value in ops.unpack_thresholds(entry.key)]
+            fields[name] = [{KINDS.get(kind, str(kind)): value} for kind, value in ops.unpack_thresholds(entry.key)]
         elif name and (number == 0 or (value != -1 if name in OPTIONS else value)):
-            found[f"asked_{name}" if name in Entry._fields else name] = value
+            fields[f"asked_{name}" if name in Entry._fields else name] = value
     for tag, name in OPTION_NAMES.items():
         if tag in options:
-            found[name] = ops.number_of(options, tag)
+            fields[name] = ops.number_of(options, tag)
     if ops.KIND in options:
-        found["kind"] = options[ops.KIND]
-    return found
+        fields["kind"] = options[ops.KIND]
+    return fields

@@ -96,10 +96,10 @@ class Bar:
 
     def show(self, rows: int, done: int, total: int) -> None:
         """`rows` are written; `done` of `total` of the way is behind them."""
-        words = f"{rows:,} {self._noun}"
+        description = f"{rows:,} {self._noun}"
         if self._task is None:
-            self._task = self._bar.add_task(words, total=max(total, 1))
-        self._bar.update(self._task, completed=done, total=max(total, 1), description=words)
+            self._task = self._bar.add_task(description, total=max(total, 1))
+        self._bar.update(self._task, completed=done, total=max(total, 1), description=description)
 
 
 @click.group(cls=Group)

@@ -38,10 +38,10 @@ class Listening(NamedTuple):
     told_by: str  # where the address stands, for people
 
 
-def config_file(given: str | Path | None, environ: Mapping[str, str]) -> Path | None:
+def config_file(file: str | Path | None, environ: Mapping[str, str]) -> Path | None:
     """The configuration file, None where there is none."""
-    if given is not None:
-        return Path(given)
+    if file is not None:
+        return Path(file)
     if named := environ.get("BILLING_CONFIG"):
         return Path(named)
     return next((path for path in (HERE, SYSTEM) if path.is_file()), None)

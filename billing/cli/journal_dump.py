@@ -131,8 +131,8 @@ def _snapshot_rows(disk: RealDisk, path: str) -> Iterator[Row]:
 
 def log_rows(reader: Reader, shard: int) -> Iterator[Row]:
     """The rows of a whole log: its snapshots, then each batch followed by its records. Raises the journal's errors."""
-    for kept in reader.snapshots():
-        yield "snapshot", kept._asdict()
+    for retained in reader.snapshots():
+        yield "snapshot", retained._asdict()
     first, head = reader.first, reader.head
     if first <= head:
         for position, payload in reader.replay(first):
@@ -197,9 +197,9 @@ def dump(
         raise SystemExit(Exit.DAMAGED) from None
 
 
-def _show(found: Iterator[Row], wanted: dict[str, str | None], as_json: bool) -> None:
+def _show(rows: Iterator[Row], wanted: dict[str, str | None], as_json: bool) -> None:
     """Prints the rows; where something is wanted, only the entries that have it."""
-    for kind, fields in found:
+    for kind, fields in rows:
         shown = {name: plain(value) for name, value in fields.items()}
         if not all(text is None or (kind == "entry" and shown.get(key) == text) for key, text in wanted.items()):
             continue
@@ -210,12 +210,12 @@ def _show(found: Iterator[Row], wanted: dict[str, str | None], as_json: bool) ->
 def _line(kind: str, shown: dict[str, Any]) -> str:
     """A row for people: instants beside their numbers."""
     indent = "" if kind in ("segment", "snapshot", "manifest", "batch", "barrier", "end") else "    "
-    words = []
+    parts = []
     for name, value in shown.items():
-        words.append(f"{name}={json.dumps(value, ensure_ascii=False)}")
+        parts.append(f"{name}={json.dumps(value, ensure_ascii=False)}")
         if name in ("time_ns", "at_ns") and isinstance(value, int) and value >= 0:
-            words[-1] += f" ({instant(value)})"
-    return f"{indent}{kind} {' '.join(words)}"
+            parts[-1] += f" ({instant(value)})"
+    return f"{indent}{kind} {' '.join(parts)}"
 
 
 for command in journal.commands.values():

@@ -62,7 +62,7 @@ class Root(Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         texts = dict(HELP)
-        texts |= {name: found.get_short_help_str(90) for name, found in self.commands.items() if not found.hidden}
+        texts |= {name: command.get_short_help_str(90) for name, command in self.commands.items() if not command.hidden}
         for title, names in SECTIONS.items():
             if title == list(SECTIONS)[-1]:
                 names = (*names, *sorted(texts))
@@ -170,10 +170,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _say_usage(error: click.UsageError) -> None:
     """The fault of the command line, and the command that shows the right form; where no command is named, the help."""
-    told = error.format_message()
-    if error.ctx is not None and told == error.ctx.get_help():
-        say(told)
+    message = error.format_message()
+    if error.ctx is not None and message == error.ctx.get_help():
+        say(message)
         return
-    say(f"billing: {told}")
+    say(f"billing: {message}")
     if error.ctx is not None:
         say(f"{error.ctx.get_usage()}\n`{error.ctx.command_path} --help` explains it.")

@@ -67,12 +67,12 @@ def argument_of(field: Field) -> Any:
 def option_of(field: Field) -> Any:
     """The option that an optional field is."""
     kind = field.type
-    words = _HELP.get(field.name) or f"{field.doc[:1].upper()}{field.doc[1:]}."
-    taken = taken_by(field)
+    help_text = _HELP.get(field.name) or f"{field.doc[:1].upper()}{field.doc[1:]}."
+    value_type = taken_by(field)
     if isinstance(kind, Enum):
-        words += f"  [{kind.default}]"
-    metavar = None if taken is not None else _METAVARS.get(field.name) or _METAVARS.get(kind.kind)
-    return option(f"--{name_of(field).replace('_', '-')}", field.name, type=taken, metavar=metavar, help=words)
+        help_text += f"  [{kind.default}]"
+    metavar = None if value_type is not None else _METAVARS.get(field.name) or _METAVARS.get(kind.kind)
+    return option(f"--{name_of(field).replace('_', '-')}", field.name, type=value_type, metavar=metavar, help=help_text)
 
 
 def change(target: Target, dry_run: bool, method: str, *params: Any, **options: Any) -> None:
@@ -84,9 +84,9 @@ def change(target: Target, dry_run: bool, method: str, *params: Any, **options: 
     else:
         reply = ask(target, method, *params, **options)
         tell(target, method, reply, per)
-        told = lease_told(reply, options.get("ttl_ns")) if method == "set_rate" else ""
-        if told and not (target.as_json or target.as_csv):
-            put(told)
+        lease_text = lease_told(reply, options.get("ttl_ns")) if method == "set_rate" else ""
+        if lease_text and not (target.as_json or target.as_csv):
+            put(lease_text)
 
 
 def unit_of(method: str, options: Mapping[str, Any]) -> str:
@@ -101,12 +101,12 @@ def command_of(name: str, method: str) -> click.Command:
     row = METHODS[method]
     instants = [field for field in row.options if field.type.kind == "instant"]
 
-    def run(target: Target, dry_run: bool, **given: Any) -> None:
-        params = [given.pop(field.name) for field in row.required]
+    def run(target: Target, dry_run: bool, **values: Any) -> None:
+        params = [values.pop(field.name) for field in row.required]
         for field in instants:
-            if given[field.name] is not None:
-                given[field.name] = _instant(target, given[field.name], f"--{name_of(field)}")
-        change(target, dry_run, method, *params, **given)
+            if values[field.name] is not None:
+                values[field.name] = _instant(target, values[field.name], f"--{name_of(field)}")
+        change(target, dry_run, method, *params, **values)
 
     parts = [*map(argument_of, row.required), *map(option_of, row.options), DRY_RUN]
     return click.command(name, cls=Command, help=HELP[name])(applied(parts, target_options(run)))
@@ -120,5 +120,5 @@ def _instant(target: Target, text: str, where: str) -> int:
             return parse_period(text, zone, 0).from_ns
     except ValueError:
         pass
-    told = f"expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}"
-    raise click.BadParameter(told, param_hint=where)
+    message = f"expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}"
+    raise click.BadParameter(message, param_hint=where)

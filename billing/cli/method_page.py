@@ -53,7 +53,7 @@ def _meaning(field: Mapping[str, Any]) -> str:
     """`instant, or nil; when it runs out if nothing else happens`."""
     kind = " or ".join(field["choices"]) if field.get("choices") else field["kind"].replace("_", " ")
     kind = f"array: {kind}" if field.get("many") else kind
-    may = [words for words, key in (("or nil", "nullable"), ("where it applies", "optional")) if field.get(key)]
+    may = [text for text, key in (("or nil", "nullable"), ("where it applies", "optional")) if field.get(key)]
     doc = f"; {field['doc']}" if field.get("doc") else ""
     return ", ".join([kind, *may]) + doc
 

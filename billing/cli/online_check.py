@@ -26,18 +26,18 @@ async def _statements(client: Client) -> OnlineStatements:
 
 def check_online(target: Target) -> bool:
     """Asks, prints what came of it, and says whether nothing is wrong. Raises Refusal where nobody answers."""
-    found: dict[str, Any] = ask(target, "check_owners")
+    owners: dict[str, Any] = ask(target, "check_owners")
     alerts = [f"shard {row['shard_id']}: {alert}" for row in ask(target, "shards_info") for alert in row["alerts"]]
     statements = run(target, _statements)
-    faults = [*found["faults"], *statements.faults]
+    faults = [*owners["faults"], *statements.faults]
     if target.as_json:
         looked_at = {"accounts": statements.accounts, "periods": statements.periods}
-        put(as_json({**found, "faults": faults, "alerts": alerts, "statements": looked_at}))
+        put(as_json({**owners, "faults": faults, "alerts": alerts, "statements": looked_at}))
         return not faults and not alerts
-    buckets, shards = counted(found["buckets"], "bucket"), counted(found["shards"], "shard")
+    buckets, shards = counted(owners["buckets"], "bucket"), counted(owners["shards"], "shard")
     put(f"{buckets} on {shards}: the owners and the sums were looked at")
-    if found["moving"]:
-        put(f"left out, since moved meanwhile: {counted(found['moving'], 'bucket')}")
+    if owners["moving"]:
+        put(f"left out, since moved meanwhile: {counted(owners['moving'], 'bucket')}")
     periods, accounts = counted(statements.periods, "pair"), counted(statements.accounts, "account")
     put(f"held against its entries: {periods} of periods of {accounts}")
     for line in (*alerts, *faults):

@@ -91,15 +91,15 @@ class OnlineStatements:
         self.periods += 1
         first_ns, last_ns = rows[0]["at_ns"], rows[-1]["at_ns"]
         a, b, c = sorted(self._draw.randint(first_ns + 1, last_ns) for _ in range(3))
-        left, right, whole = [await self._statement(user, *period) for period in ((a, b), (b, c), (a, c))]
+        left, right, both = [await self._statement(user, *period) for period in ((a, b), (b, c), (a, c))]
         self._sums(user, rows, left, a, b)
         self._sums(user, rows, right, b, c)
-        self._sums(user, rows, whole, a, c)
+        self._sums(user, rows, both, a, c)
         if left["exact"]["closing"] != right["exact"]["opening"]:
             self._fault(user, a, c, f"closes with {left['exact']['closing']}, opens with {right['exact']['opening']}")
         for name in ("credits", "debits", "accrued"):
             for sums in (_exact, _nanos):
-                parts, all_of_it = sums(left)[name] + sums(right)[name], sums(whole)[name]
+                parts, all_of_it = sums(left)[name] + sums(right)[name], sums(both)[name]
                 if parts != all_of_it:
                     self._fault(user, a, c, f"{name} of its parts are {parts}, of all of it {all_of_it}")
         then = await self._client.balance_at(user, b)
@@ -112,15 +112,15 @@ class OnlineStatements:
     async def _statement(self, user: str, from_ns: int, to_ns: int) -> Row:
         return await self._client.statement(user, from_ns, to_ns, by="resource", limit=PAGE_ROWS)
 
-    def _sums(self, user: str, rows: list[Row], told: Row, from_ns: int, to_ns: int) -> None:
+    def _sums(self, user: str, rows: list[Row], statement: Row, from_ns: int, to_ns: int) -> None:
         """Holds one statement against the rows, and against itself."""
-        for sums in (_exact(told), _nanos(told)):
+        for sums in (_exact(statement), _nanos(statement)):
             if sums["opening"] + sums["credits"] - sums["debits"] - sums["accrued"] != sums["closing"]:
                 self._fault(user, from_ns, to_ns, f"it does not add up: {sums}")
         for name, at_ns in (("opening", from_ns), ("closing", to_ns)):
             wanted = balance_at(rows, at_ns)
-            if abs(_exact(told)[name] - wanted) > SLACK:
-                self._fault(user, from_ns, to_ns, f"{name} is {told['exact'][name]}, by its entries {wanted}")
+            if abs(_exact(statement)[name] - wanted) > SLACK:
+                self._fault(user, from_ns, to_ns, f"{name} is {statement['exact'][name]}, by its entries {wanted}")
         instants = [row["at_ns"] for row in rows]
         within = rows[bisect_left(instants, from_ns) : bisect_left(instants, to_ns)]
         amounts = [row["balance_after_nanos"] - row["balance_before_nanos"] for row in within]
@@ -130,10 +130,10 @@ class OnlineStatements:
             "debits_nanos": -sum(amount for amount in amounts if amount < 0),
         }
         for name, value in counted.items():
-            if told[name] != value:
-                self._fault(user, from_ns, to_ns, f"{name} is {told[name]}, by its entries {value}")
-        lines = {line["resource"]: int(line["exact_accrued"]) for line in told["resources"]}
-        if sum(lines.values()) != _exact(told)["accrued"]:
+            if statement[name] != value:
+                self._fault(user, from_ns, to_ns, f"{name} is {statement[name]}, by its entries {value}")
+        lines = {line["resource"]: int(line["exact_accrued"]) for line in statement["resources"]}
+        if sum(lines.values()) != _exact(statement)["accrued"]:
             self._fault(user, from_ns, to_ns, f"the lines sum to {sum(lines.values())}, not to what accrued")
         if rows[0]["entry_id"] == 1:
             slack = SLACK * (2 + len(within))
@@ -145,12 +145,12 @@ class OnlineStatements:
         self.faults.append(f"account {user}, from {from_ns} to {to_ns}: {text}")
 
 
-def _exact(told: Row) -> Exact:
-    return {name: int(told["exact"][name]) for name in SUMS}
+def _exact(statement: Row) -> Exact:
+    return {name: int(statement["exact"][name]) for name in SUMS}
 
 
-def _nanos(told: Row) -> Exact:
-    return {name: told[f"{name}_nanos"] for name in SUMS}
+def _nanos(statement: Row) -> Exact:
+    return {name: statement[f"{name}_nanos"] for name in SUMS}
 
 
 def spent_between(before: Row, row: Row, at_ns: int) -> int:

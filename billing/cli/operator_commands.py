@@ -42,13 +42,13 @@ def shards(target: Target) -> None:
     if target.as_json or target.as_csv:
         show(target, rows)
         return
-    kept = [
+    shown = [
         {name: value for name, value in row.items() if name not in ("alerts", "reason", "history_lacks")}
         for row in rows
     ]
     if not target.wide:
-        kept = [{name: row.get(name) for name in ESSENTIAL["shards_info"]} for row in kept]
-    show(target, kept, ESSENTIAL["shards_info"])
+        shown = [{name: row.get(name) for name in ESSENTIAL["shards_info"]} for row in shown]
+    show(target, shown, ESSENTIAL["shards_info"])
     for row in rows:
         if row.get("reason"):
             put(f"shard {row['shard_id']}: {row['reason']}")
@@ -178,21 +178,21 @@ def retry(target: Target, user: str) -> None:
         await client.call("retry_cutoff", sendable(user))
         began_ns = MACHINE_CLOCKS.boot_ns()
         while True:
-            found = await client.call("explain", sendable(user))
+            explained = await client.call("explain", sendable(user))
             waited_s = (MACHINE_CLOCKS.boot_ns() - began_ns) / 10**9
-            if retried(found, look) is not None or waited_s >= target.timeout_s:
-                return found
+            if retried(explained, look) is not None or waited_s >= target.timeout_s:
+                return explained
             await asyncio.sleep(LOOK_AGAIN_S)
 
     look = look_of(target, exact=True)
-    found = run(target, work, user, changes=True)
-    outcome = retried(found, look)
+    explained = run(target, work, user, changes=True)
+    outcome = retried(explained, look)
     if outcome is None:
         outcome = Outcome(
-            f"It was tried, and has no answer after {target.timeout_s:g} s. {found['why'] or ''}".rstrip(), False
+            f"It was tried, and has no answer after {target.timeout_s:g} s. {explained['why'] or ''}".rstrip(), False
         )
     if target.as_json or target.as_csv:
-        tell(target, "retry_cutoff", found)
+        tell(target, "retry_cutoff", explained)
     else:
         put(outcome.text)
     if not outcome.is_done:
@@ -208,13 +208,13 @@ def release(target: Target, yes: bool) -> None:
     tell(target, "release_cutoffs", ask(target, "release_cutoffs"))
 
 
-def _taken(option_name: str) -> Any:
+def _value_type(option_name: str) -> Any:
     return taken_by(next(field for field in METHODS["forecast"].options if field.name == option_name))
 
 
 @click.command(cls=Command)
-@option("--within", "--next", "within_ns", type=_taken("within_ns"), help="How far ahead.  [1h]")
-@option("--step", "step_ns", type=_taken("step_ns"), help="Width of a row.  [1s up to 5m ahead, else 1m]")
+@option("--within", "--next", "within_ns", type=_value_type("within_ns"), help="How far ahead.  [1h]")
+@option("--step", "step_ns", type=_value_type("step_ns"), help="Width of a row.  [1s up to 5m ahead, else 1m]")
 @one_shard_option
 @target_options
 def forecast(target: Target, within_ns: int | None, step_ns: int | None, shard_id: int | None) -> None:

@@ -90,7 +90,7 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Takes a number below zero as a value and not as an option."""
-        if any(_NEGATIVE.fullmatch(word) for word in args):
+        if any(_NEGATIVE.fullmatch(arg) for arg in args):
             ctx.ignore_unknown_options = True
         return super().parse_args(ctx, args)
 
@@ -117,8 +117,12 @@ class Listing(click.Group):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Writes the commands."""
-        found = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
-        rows = [(name, one.get_short_help_str(200)) for name, one in found if one is not None and not one.hidden]
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        rows = [
+            (name, command.get_short_help_str(200))
+            for name, command in commands
+            if command is not None and not command.hidden
+        ]
         if rows:
             with formatter.section("Commands"):
                 formatter.write_dl(rows)
@@ -138,10 +142,14 @@ class Group(Listing):
 
     def hands_on(self, options: Iterable[click.Parameter]) -> None:
         """Lets these options stand before the command that takes them."""
-        known = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
+        known_options = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
         for option in options:
-            if isinstance(option, click.Option) and known.isdisjoint(option.opts) and "--help" not in option.opts:
-                known.update(option.opts)
+            if (
+                isinstance(option, click.Option)
+                and known_options.isdisjoint(option.opts)
+                and "--help" not in option.opts
+            ):
+                known_options.update(option.opts)
                 self.params.append(_unread(option))
 
     def _run_default(self, **_: Any) -> Any:
@@ -150,9 +158,9 @@ class Group(Listing):
         if context.invoked_subcommand is not None:
             return None
         assert self.default is not None
-        name, command, words = self.resolve_command(context, [self.default])
+        name, command, command_args = self.resolve_command(context, [self.default])
         assert command is not None
-        with command.make_context(name, words, parent=context) as inner:
+        with command.make_context(name, command_args, parent=context) as inner:
             return command.invoke(inner)
 
     def resolve_command(
@@ -171,11 +179,11 @@ class Group(Listing):
                 ctx.fail(f"there is no command {args[0]}; {_OF_THE_SERVICE[args[0]]}")
             near = difflib.get_close_matches(args[0], self.list_commands(ctx), 3, 0.6)
             ctx.fail(f"there is no command {args[0]}" + (f"; do you mean {' or '.join(near)}?" if near else ""))
-        name, command, words = super().resolve_command(ctx, args)
-        return name, command, [*self._given(ctx), *words]
+        name, command, command_args = super().resolve_command(ctx, args)
+        return name, command, [*self._given_args(ctx), *command_args]
 
-    def _given(self, context: click.Context) -> list[str]:
-        words: list[str] = []
+    def _given_args(self, context: click.Context) -> list[str]:
+        args: list[str] = []
         for param in self.params:
             if not isinstance(param, _Unread) or param.name is None:
                 continue
@@ -183,10 +191,10 @@ class Group(Listing):
                 value = context.params[param.name]
                 name = max(param.opts, key=len)
                 if param.is_flag:
-                    words.append(name)
+                    args.append(name)
                 else:
-                    words += [f"{name}={one}" for one in (value if param.multiple else (value,))]
-        return words
+                    args += [f"{name}={item}" for item in (value if param.multiple else (value,))]
+        return args
 
 
 class _Unread(click.Option):
@@ -218,9 +226,9 @@ def span_ns(text: str) -> int:
     """`90s`, `1.5h` or `250ms` in nanoseconds; a number alone is seconds. Raises ValueError that says what is right."""
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = text[len(number) :] or "s"
-    whole, _, fraction = number.partition(".")
-    digits = whole + fraction
-    if unit not in _DURATIONS_NS or not digits.isascii() or not digits.isdigit() or not whole or len(digits) > 40:
+    integer, _, fraction = number.partition(".")
+    digits = integer + fraction
+    if unit not in _DURATIONS_NS or not digits.isascii() or not digits.isdigit() or not integer or len(digits) > 40:
         raise ValueError(f"expected a span of time such as 90s, 5m, 2h or 1d, got {text!r}")
     scale: int = 10 ** len(fraction)
     total, rest = divmod(int(digits) * _DURATIONS_NS[unit], scale)
@@ -250,14 +258,14 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         if isinstance(value, int):  # a default
             return int(value)
         try:
-            found = span_ns(str(value))
+            duration_ns = span_ns(str(value))
         except ValueError as error:
             self.fail(str(error), param, ctx)
-        if not self._low_ns <= found <= self._high_ns:
+        if not self._low_ns <= duration_ns <= self._high_ns:
             least = f"expected {span_word(self._low_ns)} at least"
             most = f" and {span_word(self._high_ns)} at most" if self._high_ns < INT64_MAX else ""
             self.fail(f"{least}{most}, got {value}", param, ctx)
-        return found
+        return duration_ns
 
 
 class Coins(click.ParamType):  # type: ignore[type-arg]

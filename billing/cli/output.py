@@ -43,18 +43,18 @@ def prepare(arguments: Iterable[str]) -> list[str]:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    return [_as_utf8(word) for word in arguments]
+    return [_as_utf8(argument) for argument in arguments]
 
 
-def _as_utf8(word: str) -> str:
+def _as_utf8(text: str) -> str:
     try:
-        return os.fsencode(word).decode() if not word.isascii() and _has_raw_bytes(word) else word
+        return os.fsencode(text).decode() if not text.isascii() and _has_raw_bytes(text) else text
     except UnicodeError:
-        return word
+        return text
 
 
-def _has_raw_bytes(word: str) -> bool:
-    return any("\udc80" <= character <= "\udcff" for character in word)
+def _has_raw_bytes(text: str) -> bool:
+    return any("\udc80" <= character <= "\udcff" for character in text)
 
 
 def put(text: str, *, newline: bool = True) -> bool:

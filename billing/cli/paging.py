@@ -80,15 +80,15 @@ def show_pages(
     async def fetch(client: Client) -> tuple[list[Any], bool]:
         async def page(behind: Any, rows: int) -> list[Any]:
             params = [] if user is None else [sendable(user)]
-            found: list[Any] = await client.call(
+            page_rows: list[Any] = await client.call(
                 method, *params, limit=rows, **{name: sendable(behind)}, **filters.options
             )
-            return found
+            return page_rows
 
-        rows = found = await page(start, wanted)
-        while every and len(found) >= wanted:
-            found = await page(found[-1][key], wanted)
-            rows = rows + found
+        rows = latest = await page(start, wanted)
+        while every and len(latest) >= wanted:
+            latest = await page(latest[-1][key], wanted)
+            rows = rows + latest
         more = bool(not every and len(rows) >= wanted and await page(rows[-1][key], 1))
         last[0] = rows[-1].get(key) if rows else None
         return (rows if complete is None else await complete(client, rows)), more

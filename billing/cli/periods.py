@@ -62,18 +62,18 @@ def parse_period(text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | N
     """See the module. `zone`: None is the machine's own. `behind_ns`: the name of a month or a weekday is the first one
     behind that instant, not the last one that has begun. Raises ValueError.
     """
-    word = text.strip().lower()
+    normalized = text.strip().lower()
     if not text.isascii():
         raise ValueError(_expected(text))
-    if word == "now":
+    if normalized == "now":
         return Span(INSTANT, now_ns, now_ns)
-    if len(word) > len("2026") and word.isdigit():
-        return _instant(int(word), text)
+    if len(normalized) > len("2026") and normalized.isdigit():
+        return _instant(int(normalized), text)
     try:
-        if match := _INSTANT.fullmatch(word):
+        if match := _INSTANT.fullmatch(normalized):
             return _instant(_moment(match, zone), text)
         first = None if behind_ns is None else _day_of(behind_ns, zone)
-        return _dates(word, zone, _day_of(now_ns, zone), first, text)
+        return _dates(normalized, zone, _day_of(now_ns, zone), first, text)
     except Skipped:
         raise
     except (ValueError, OverflowError) as error:
@@ -85,39 +85,43 @@ def is_relative(text: str) -> bool:
     return any(character.isalpha() for character in text.lower().removesuffix("z").replace("t", ""))
 
 
-def _dates(word: str, zone: tzinfo | None, today: date, first: date | None, text: str) -> Span:
-    if re.fullmatch(r"\d{4}", word):
-        year = int(word)
+def _dates(normalized: str, zone: tzinfo | None, today: date, first: date | None, text: str) -> Span:
+    if re.fullmatch(r"\d{4}", normalized):
+        year = int(normalized)
         return _between(YEAR, date(year, 1, 1), date(year + 1, 1, 1), zone, text)
-    if re.fullmatch(r"\d{4}-\d\d", word):
-        return _month(int(word[:4]), int(word[5:]), zone, text)
-    if match := re.fullmatch(r"(this|last)[ -](month|year)", word):
+    if re.fullmatch(r"\d{4}-\d\d", normalized):
+        return _month(int(normalized[:4]), int(normalized[5:]), zone, text)
+    if match := re.fullmatch(r"(this|last)[ -](month|year)", normalized):
         is_last = match[1] == "last"
         if match[2] == "year":
             return _dates(f"{today.year - is_last:04}", zone, today, first, text)
         day = today.replace(day=1) - timedelta(days=is_last)
         return _month(day.year, day.month, zone, text)
-    if (month := _index(word, MONTHS)) is not None:
+    if (month := _index(normalized, MONTHS)) is not None:
         if first is not None:
             return _month(first.year if month + 1 > first.month else first.year + 1, month + 1, zone, text)
         return _month(today.year if month < today.month else today.year - 1, month + 1, zone, text)
-    if word in ("today", "yesterday"):
-        day = today - timedelta(days=word == "yesterday")
-    elif (weekday := _index(word, DAYS)) is not None:
+    if normalized in ("today", "yesterday"):
+        day = today - timedelta(days=normalized == "yesterday")
+    elif (weekday := _index(normalized, DAYS)) is not None:
         day = today - timedelta(days=(today.weekday() - weekday) % 7)
         if first is not None:
             day = first + timedelta(days=(weekday - first.weekday() - 1) % 7 + 1)
     else:
-        day = date.fromisoformat(word)
-        if word != day.isoformat():
+        day = date.fromisoformat(normalized)
+        if normalized != day.isoformat():
             raise ValueError
     return _between(DAY, day, day + timedelta(days=1), zone, text)
 
 
-def _index(word: str, names: tuple[str, ...]) -> int | None:
+def _index(abbreviation: str, names: tuple[str, ...]) -> int | None:
     """Which of the names a word is, or begins."""
-    found = [number for number, name in enumerate(names) if len(word) >= ABBREVIATED and name.startswith(word)]
-    return found[0] if len(found) == 1 else None
+    matches = [
+        number
+        for number, name in enumerate(names)
+        if len(abbreviation) >= ABBREVIATED and name.startswith(abbreviation)
+    ]
+    return matches[0] if len(matches) == 1 else None
 
 
 def _month(year: int, month: int, zone: tzinfo | None, text: str) -> Span:

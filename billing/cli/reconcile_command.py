@@ -107,10 +107,10 @@ def read_inventory(lines: Iterable[str], per: str | None) -> Inventory:
             continue
         names = [cell.strip().lower() for cell in cells]
         if number == 1 and 2 <= len(names) <= 3 and all(map(contains, _HEADING, names)):
-            told = RATE_COLUMNS.get(names[-1], unit)
-            if per not in (None, told):
+            heading_unit = RATE_COLUMNS.get(names[-1], unit)
+            if per not in (None, heading_unit):
                 raise ValueError(f"its heading says {names[-1]}, and --per {per}")
-            unit = told
+            unit = heading_unit
             continue
         try:
             user, resource, rate = _machine_of(cells, unit)
@@ -217,35 +217,35 @@ async def _pages(client: Client) -> AsyncIterator[list[AccountRow]]:
         return asyncio.create_task(client.accounts(after=after, limit=limit, show=["rates"]))
 
     after: str | None = None
-    asked = ask(after)
+    next_page = ask(after)
     while True:
         try:
-            rows = await asked
+            rows = await next_page
         except InvalidParams:  # too many rate lines for one page
             if limit == 1:
                 raise
             limit = max(1, limit // 2)
-            asked = ask(after)
+            next_page = ask(after)
             continue
         if not rows:
             return
         after = rows[-1].user_id
-        asked = ask(after)
+        next_page = ask(after)
         await asyncio.sleep(0)  # it leaves now
         yield rows
 
 
 async def _compared(client: Client, inventory: Inventory) -> list[Difference]:
-    found: list[Difference] = []
+    all_differences: list[Difference] = []
     total = sum(row["accounts"] or 0 for row in await client.call("shards_info"))
     done = 0
     with Bar("accounts compared") as bar:
         async for rows in _pages(client):
-            found += differences(inventory.machines, ((row["user_id"], row["rates"]) for row in rows))
+            all_differences += differences(inventory.machines, ((row["user_id"], row["rates"]) for row in rows))
             done += len(rows)
             bar.show(done, done, total)
-    found += left_over(inventory.machines)
-    return sorted(found)
+    all_differences += left_over(inventory.machines)
+    return sorted(all_differences)
 
 
 @click.command(cls=Command)
@@ -257,28 +257,28 @@ def reconcile(context: click.Context, target: Target, inventory: str, per: str |
     """Compares machines (INVENTORY, a CSV of user,resource[,rate]) with the rates that are charged."""
     with click.open_file(inventory, encoding="utf-8-sig", errors="surrogateescape") as lines:
         try:
-            said = read_inventory(lines, per)
+            listing = read_inventory(lines, per)
         except ValueError as error:
             raise click.UsageError(f"{inventory}: {error}") from None
-    for line in said.broken:
+    for line in listing.broken:
         say(f"billing: {inventory}:{line.line}: {line.why}")
-    named = [list(rates.values()) for rates in said.machines.values()]  # before machines are taken out
-    found = run(target, lambda client: _compared(client, said))
-    rows: list[dict[str, Any]] = [difference._asdict() for difference in found]
+    named = [list(rates.values()) for rates in listing.machines.values()]  # before machines are taken out
+    all_differences = run(target, lambda client: _compared(client, listing))
+    rows: list[dict[str, Any]] = [difference._asdict() for difference in all_differences]
     if target.as_json:
-        broken = [line._asdict() for line in said.broken]
-        put(as_json({"machines": said.lines, "per": said.per, "differences": rows, "broken_lines": broken}))
+        broken = [line._asdict() for line in listing.broken]
+        put(as_json({"machines": listing.lines, "per": listing.per, "differences": rows, "broken_lines": broken}))
     elif target.as_csv:
         show(target, rows, columns=Difference._fields)
     elif rows:
         for row in rows:
             row["difference"] = _WORDS[row["difference"]]
         show(target, rows, ("user_id", "resource", "difference"))
-    unread = f"; {counted(len(said.broken), 'line')} could not be read" if said.broken else ""
+    unread = f"; {counted(len(listing.broken), 'line')} could not be read" if listing.broken else ""
     rated = any(rate is not None for of_user in named for rate in of_user)
-    units = f"; its rates were taken as coins per {said.per}" if rated else ""
-    say(f"{counted(said.lines, 'machine')}, {counted(len(found), 'difference')}{unread}{units}")
-    if found or said.broken:
+    units = f"; its rates were taken as coins per {listing.per}" if rated else ""
+    say(f"{counted(listing.lines, 'machine')}, {counted(len(all_differences), 'difference')}{unread}{units}")
+    if all_differences or listing.broken:
         context.exit(1)
 
 

@@ -85,34 +85,34 @@ def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
     lines = rate_lines(account.get("rates") or {})
     spends = f"spends {' and '.join(lines)}" if lines and len(lines) <= 3 else f"spends {coins(rate)} per hour"
     available = f"{user} has {coins(account['available_nanos'])} coins available"
-    said = []
+    sentences = []
     if account["state"] == "exhausted":
         when = ran_out(account, look)
-        said.append(f"{user} has no money left" + (f": it ran out at {when}." if when != NO_MONEY else "."))
+        sentences.append(f"{user} has no money left" + (f": it ran out at {when}." if when != NO_MONEY else "."))
         if rate:
-            said.append(
+            sentences.append(
                 f"Its rate of {coins(rate)} per hour is still reported: {coins(account.get('overrun_nanos', 0))} coins "
                 "were used since, and are counted until somebody sets the rate to 0 or adds money."
             )
     elif not rate:
-        said.append(f"{available} and spends nothing, so the money does not run out.")
+        sentences.append(f"{available} and spends nothing, so the money does not run out.")
     elif account["exhausts_at_ns"] is None:
-        said.append(f"{available} and {spends}; the money {NOT_WITHIN_SIGHT}.")
+        sentences.append(f"{available} and {spends}; the money {NOT_WITHIN_SIGHT}.")
     else:
-        said.append(f"{available} and {spends}; the money lasts until {moment(account['exhausts_at_ns'], look)}.")
+        sentences.append(f"{available} and {spends}; the money lasts until {moment(account['exhausts_at_ns'], look)}.")
     if limit := account.get("credit_limit_nanos"):
-        said.append(f"A credit limit of {coins(limit)} coins is part of that.")
+        sentences.append(f"A credit limit of {coins(limit)} coins is part of that.")
     if held := account.get("holds_nanos"):
-        said.append(_holds(held, account.get("holds") or [], look))
+        sentences.append(_holds(held, account.get("holds") or [], look))
     if account["state"] == "active" and account.get("cutoff"):
-        said.append(_before(account, look))
-    said += _class(account, look)
-    said.append(_owed(account))
+        sentences.append(_before(account, look))
+    sentences += _class(account, look)
+    sentences.append(_owed(account))
     if "shard_id" in account:
         timer = account.get("timer") or {}
         armed = "its timer is set" if str(timer.get("state", "")).startswith("armed") else "no timer is set for it"
-        said.append(f"Shard {account['shard_id']} has it, in bucket {account['bucket_id']}; {armed}.")
-    return said
+        sentences.append(f"Shard {account['shard_id']} has it, in bucket {account['bucket_id']}; {armed}.")
+    return sentences
 
 
 def lease_told(account: Mapping[Any, Any], ttl_ns: int | None) -> str:

@@ -101,17 +101,17 @@ def tell(target: Target, method: str, reply: Any, per: str = HOUR) -> None:
         sys.exit(0)
 
 
-def show_explained(target: Target, found: Any) -> None:
+def show_explained(target: Target, reply: Any) -> None:
     """Prints why an account stands where it stands, in sentences; with `--wide` the reply's fields, too."""
-    if target.as_json or target.as_csv or "state" not in found:
-        show(target, found)
+    if target.as_json or target.as_csv or "state" not in reply:
+        show(target, reply)
         return
     width = width_of(target)
-    for sentence in explained(found, look_of(target, exact=True)):
+    for sentence in explained(reply, look_of(target, exact=True)):
         put("\n".join(fold(sentence, width) if width else [sentence]))
     if target.wide:
         put("")
-        show(target, found)
+        show(target, reply)
 
 
 def look_of(target: Target, *, exact: bool) -> Look:
@@ -152,10 +152,10 @@ def _fields(reply: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 def _lines_of(reply: Mapping[Any, Any], look: Look) -> list[str]:
     """A line for each field, and more where it holds several things."""
-    said = standing(reply, look)
+    standing_texts = standing(reply, look)
     texts: list[tuple[str, list[str], str]] = []
     for name, value in _fields(reply):
-        label, text = said.get(name, (label_of(name), ""))
+        label, text = standing_texts.get(name, (label_of(name), ""))
         if name == "rates" and isinstance(value, Mapping):
             shown = rate_lines(value) or ["-"]
         elif name == "leases" and isinstance(value, Mapping):
@@ -216,8 +216,8 @@ def with_zone(heading: str, moments: Sequence[str]) -> tuple[str, list[str]]:
 
 def _kind_of(name: str, values: Sequence[Any]) -> str:
     if not all(isinstance(value, int | None) and not isinstance(value, bool) for value in values):
-        whole = name in _NAMES and all(len(str(value)) <= NAME_CHARACTERS_MAX for value in values)
-        return WHOLE if whole else TEXT
+        is_whole = name in _NAMES and all(len(str(value)) <= NAME_CHARACTERS_MAX for value in values)
+        return WHOLE if is_whole else TEXT
     if is_instant(name):
         return WHOLE
     return COINS if "_nanos" in name else NUMBER

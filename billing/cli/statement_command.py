@@ -42,7 +42,7 @@ _COLUMNS: Final = (
 _NO_ENTRIES: Final = ("missing", "opening")  # the operations of rows that stand for entries which are not there
 
 
-class Asked(NamedTuple):
+class PeriodOptions(NamedTuple):
     """The words of a period; None where none were given."""
 
     from_text: str | None
@@ -105,56 +105,58 @@ def statement(
     by: str | None,
 ) -> None:
     """Shows USER's opening balance, entries and closing balance, and that they add up."""
-    asked = Asked(from_text, to_text, month, day)
+    period = PeriodOptions(from_text, to_text, month, day)
     if sum((month is not None, day is not None, from_text is not None or to_text is not None)) > 1:
         raise click.UsageError("only one of --month, --day, and --from with --to can be given")
     zone = ZoneInfo(target.zone) if target.zone is not None else None
-    _check_words(asked, zone)
-    from_ns, found, rows = _ask(target, user, asked, zone, by)
-    faults = faults_of(found, rows)
+    _check_words(period, zone)
+    from_ns, reply, rows = _ask(target, user, period, zone, by)
+    faults = faults_of(reply, rows)
     if target.as_json:
-        put(as_json({**found, "entries": rows, "adds_up": not faults, "faults": faults}))
+        put(as_json({**reply, "entries": rows, "adds_up": not faults, "faults": faults}))
     elif target.as_csv:
-        lines = found["resources"] if by else csv_rows(found, rows)
+        lines = reply["resources"] if by else csv_rows(reply, rows)
         show(target, lines, columns=[field.name for field in RESOURCE_LINE.fields])
     else:
-        _show(target, found, rows, faults)
+        _show(target, reply, rows, faults)
     look = look_of(target, exact=target.wide)
-    if found["from_ns"] < from_ns:
+    if reply["from_ns"] < from_ns:
         say(f"billing: {moment(from_ns, look)}, where the period begins, is yet to come: this is how {user} stands now")
-    elif found["up_to_now"] and target.as_csv and asked.has_end:
-        say(f"billing: the period goes up to now, {moment(found['to_ns'], look)}")
+    elif reply["up_to_now"] and target.as_csv and period.has_end:
+        say(f"billing: the period goes up to now, {moment(reply['to_ns'], look)}")
     if faults:
         context.exit(1)
 
 
-def _check_words(asked: Asked, zone: tzinfo | None) -> None:
+def _check_words(period: PeriodOptions, zone: tzinfo | None) -> None:
     """Says what is wrong with the words before a daemon is asked for anything. Raises click.BadParameter."""
-    if not asked.is_relative:
-        asked.bounds(zone, ANY_INSTANT_NS)
-    for name, text in zip(("--from", "--to", "--month", "--day"), asked, strict=True):
+    if not period.is_relative:
+        period.bounds(zone, ANY_INSTANT_NS)
+    for name, text in zip(("--from", "--to", "--month", "--day"), period, strict=True):
         if text is not None:
             span_of(name, text, zone, ANY_INSTANT_NS)
 
 
-def _ask(target: Target, user: str, asked: Asked, zone: tzinfo | None, by: str | None) -> tuple[int, Row, list[Row]]:
+def _ask(
+    target: Target, user: str, period: PeriodOptions, zone: tzinfo | None, by: str | None
+) -> tuple[int, Row, list[Row]]:
     """Where the period was to begin, what the daemon says of it, and all its entries, oldest first."""
 
     async def work(client: Client) -> tuple[int, Row, list[Row]]:
-        now_ns = (await client.server_info())["now_ns"] if asked.is_relative else ANY_INSTANT_NS
-        from_ns, to_ns = asked.bounds(zone, now_ns)
-        found: Row = await client.call("statement", sendable(user), from_ns, to_ns, by=by)
-        rows: list[Row] = list(found["entries"])
-        last_id = found["last_entry_id"]
+        now_ns = (await client.server_info())["now_ns"] if period.is_relative else ANY_INSTANT_NS
+        from_ns, to_ns = period.bounds(zone, now_ns)
+        reply: Row = await client.call("statement", sendable(user), from_ns, to_ns, by=by)
+        rows: list[Row] = list(reply["entries"])
+        last_id = reply["last_entry_id"]
         later: list[Row] = []
-        while (left := found["entries_count"] - sum(map(is_entry, rows)) - sum(map(is_entry, later))) > 0:
+        while (missing := reply["entries_count"] - sum(map(is_entry, rows)) - sum(map(is_entry, later))) > 0:
             before = later[-1]["entry_id"] if later else last_id + 1
-            wanted = min(HISTORY_ROWS_MAX, left)
+            wanted = min(HISTORY_ROWS_MAX, missing)
             page = await client.history(user, limit=wanted, before=before)
             later += [row for row in page if row["entry_id"] > rows[-1]["entry_id"]]
             if not page or page[-1]["entry_id"] <= rows[-1]["entry_id"]:
                 break
-        return from_ns, found, rows + later[::-1]
+        return from_ns, reply, rows + later[::-1]
 
     return run(target, work, user)
 
@@ -167,11 +169,11 @@ def is_entry(row: Row) -> bool:
     return row["operation"] not in _NO_ENTRIES
 
 
-def faults_of(found: Row, rows: list[Row]) -> list[str]:
+def faults_of(reply: Row, rows: list[Row]) -> list[str]:
     """Where a period, or a row of it, does not follow from what stands before; empty where all adds up."""
     faults = []
-    balance = found["opening_nanos"]
-    last_id, last_ns = 0, found["from_ns"]
+    balance = reply["opening_nanos"]
+    last_id, last_ns = 0, reply["from_ns"]
     amounts = 0
     for row in rows:
         entry_id, accrued, amount = row["entry_id"], row["accrued_nanos"], row["amount_nanos"]
@@ -188,26 +190,26 @@ def faults_of(found: Row, rows: list[Row]) -> list[str]:
             faults.append(f"entry {entry_id}: {before} and {amount} nanos do not make {after}")
         if last_id and is_entry(row) and entry_id != last_id + 1:
             faults.append(f"entry {entry_id} comes after entry {last_id}")
-        if not last_ns <= row["at_ns"] < found["to_ns"]:
+        if not last_ns <= row["at_ns"] < reply["to_ns"]:
             faults.append(f"entry {entry_id} lies out of its place in time")
         balance, last_id, last_ns = after, entry_id if is_entry(row) else 0, row["at_ns"]
         amounts += amount
     came = sum(map(is_entry, rows))
-    if came != found["entries_count"]:
-        faults.append(f"{found['entries_count']} entries are in the period, {came} came")
-    opening, closing = found["opening_nanos"], found["closing_nanos"]
-    added, taken, accrued = found["credits_nanos"], found["debits_nanos"], found["accrued_nanos"]
-    if found["whole_from_ns"] is None and amounts != added - taken:
-        faults.append(f"the entries sum to {amounts} nanos, not to {added} - {taken}")
-    if opening + added - taken - accrued != closing:
-        faults.append(f"{opening} + {added} - {taken} - {accrued} nanos are not the closing balance, {closing}")
+    if came != reply["entries_count"]:
+        faults.append(f"{reply['entries_count']} entries are in the period, {came} came")
+    opening, closing = reply["opening_nanos"], reply["closing_nanos"]
+    added, removed, accrued = reply["credits_nanos"], reply["debits_nanos"], reply["accrued_nanos"]
+    if reply["whole_from_ns"] is None and amounts != added - removed:
+        faults.append(f"the entries sum to {amounts} nanos, not to {added} - {removed}")
+    if opening + added - removed - accrued != closing:
+        faults.append(f"{opening} + {added} - {removed} - {accrued} nanos are not the closing balance, {closing}")
     if rows and closing > balance:
         faults.append(f"{balance} nanos behind the last entry, but the period closes with {closing}")
-    exact = {name: int(text) for name, text in found["exact"].items()}
+    exact = {name: int(text) for name, text in reply["exact"].items()}
     if exact["opening"] + exact["credits"] - exact["debits"] - exact["accrued"] != exact["closing"]:
         faults.append("the exact sums do not make the exact closing balance")
-    if found["resources"] is not None:
-        by_line = sum(int(line["exact_accrued"]) for line in found["resources"])
+    if reply["resources"] is not None:
+        by_line = sum(int(line["exact_accrued"]) for line in reply["resources"])
         if by_line != exact["accrued"]:
             faults.append(f"the lines sum to {by_line} internal units, the account accrued {exact['accrued']}")
     return faults
@@ -216,12 +218,12 @@ def faults_of(found: Row, rows: list[Row]) -> list[str]:
 # -- what is printed ---------------------------------------------------------------------------------------------------
 
 
-def csv_rows(found: Row, rows: list[Row]) -> list[Row]:
+def csv_rows(reply: Row, rows: list[Row]) -> list[Row]:
     """A row for the opening, each entry and the closing; accrued and amount sum to the period's."""
     empty = dict.fromkeys(("entry_id", "resource", "message", "request_id", "actor"))
-    opening = found["opening_nanos"]
+    opening = reply["opening_nanos"]
     lines = [
-        {"at_ns": _opens_at_ns(found, rows), "operation": "opening", "accrued_nanos": 0, "amount_nanos": 0,
+        {"at_ns": _opens_at_ns(reply, rows), "operation": "opening", "accrued_nanos": 0, "amount_nanos": 0,
          "balance_nanos": opening, **empty}
     ]  # fmt: skip
     balance = opening
@@ -237,22 +239,22 @@ def csv_rows(found: Row, rows: list[Row]) -> list[Row]:
             }
         )
         balance = row["balance_after_nanos"]
-    closing = found["closing_nanos"]
+    closing = reply["closing_nanos"]
     lines.append(
-        {"at_ns": found["to_ns"], "operation": "closing", "accrued_nanos": balance - closing, "amount_nanos": 0,
+        {"at_ns": reply["to_ns"], "operation": "closing", "accrued_nanos": balance - closing, "amount_nanos": 0,
          "balance_nanos": closing, **empty}
     )  # fmt: skip
     return lines
 
 
-def _opens_at_ns(found: Row, rows: list[Row]) -> int | None:
+def _opens_at_ns(reply: Row, rows: list[Row]) -> int | None:
     """Where the period begins; one from the beginning does where the account does, and None stands for rows lost."""
-    if found["from_ns"]:
-        return int(found["from_ns"])
+    if reply["from_ns"]:
+        return int(reply["from_ns"])
     return int(rows[0]["at_ns"]) if rows and rows[0]["entry_id"] == 1 else None
 
 
-def _show(target: Target, found: Row, rows: list[Row], faults: list[str]) -> None:
+def _show(target: Target, reply: Row, rows: list[Row], faults: list[str]) -> None:
     look = look_of(target, exact=target.wide)
     lines = [
         (
@@ -265,7 +267,7 @@ def _show(target: Target, found: Row, rows: list[Row], faults: list[str]) -> Non
             *(value_of(name, line[name]) if line[name] else "" for name in ("resource", "message", "request_id")),
             value_of("actor", line["actor"]) if line["actor"] else "",
         )
-        for line in csv_rows(found, rows)
+        for line in csv_rows(reply, rows)
     ]
     cells = list(zip(*lines, strict=True))
     at, moments = with_zone("at", cells[1])
@@ -278,32 +280,32 @@ def _show(target: Target, found: Row, rows: list[Row], faults: list[str]) -> Non
             if title in ("entry", "at", "operation", "accrued", "amount", "balance") or any(of_it)
         ],
     )
-    if found["resources"] is not None:
+    if reply["resources"] is not None:
         put("")
-        _show_lines(target, found)
-    number = counted(found["entries_count"], "entry", "entries")
-    sums = f"{coins(found['opening_nanos'])} + {coins(found['credits_nanos'])} - {coins(found['debits_nanos'])}"
-    if found["up_to_now"]:
-        put(f"The period goes up to now, {moment(found['to_ns'], look)}.")
-    if found["expired_nanos"]:
-        put(f"Of what entries took, {coins(found['expired_nanos'])} coins were credit that expired.")
-    if found["whole_from_ns"] is not None:
-        put(f"The history is not whole before {moment(found['whole_from_ns'], look)}: what it lacks is not itemised.")
+        _show_lines(target, reply)
+    number = counted(reply["entries_count"], "entry", "entries")
+    sums = f"{coins(reply['opening_nanos'])} + {coins(reply['credits_nanos'])} - {coins(reply['debits_nanos'])}"
+    if reply["up_to_now"]:
+        put(f"The period goes up to now, {moment(reply['to_ns'], look)}.")
+    if reply["expired_nanos"]:
+        put(f"Of what entries took, {coins(reply['expired_nanos'])} coins were credit that expired.")
+    if reply["whole_from_ns"] is not None:
+        put(f"The history is not whole before {moment(reply['whole_from_ns'], look)}: what it lacks is not itemised.")
     if not faults:
         put(
-            f"{number}; they add up: {sums} - {coins(found['accrued_nanos'])} accrued = {coins(found['closing_nanos'])}"
+            f"{number}; they add up: {sums} - {coins(reply['accrued_nanos'])} accrued = {coins(reply['closing_nanos'])}"
         )
     for fault in faults:
         say(f"does not add up: {fault}")
 
 
-def _show_lines(target: Target, found: Row) -> None:
+def _show_lines(target: Target, reply: Row) -> None:
     """What each rate line has spent."""
-    lines = found["resources"]
+    lines = reply["resources"]
     names = ["(not known)" if line["resource"] is None else value_of("resource", line["resource"]) for line in lines]
     columns = [
         Column("resource", TEXT, [*(name or "(unnamed)" for name in names), "all"], 0),
-        Column("accrued", COINS, [*(coins(line["accrued_nanos"]) for line in lines), coins(found["accrued_nanos"])], 1),
+        Column("accrued", COINS, [*(coins(line["accrued_nanos"]) for line in lines), coins(reply["accrued_nanos"])], 1),
         Column(
             "rate at the end, per hour",
             COINS,

@@ -88,7 +88,7 @@ def _fitted(columns: Sequence[Column], widths: Sequence[int], width: int) -> lis
 def _lines(columns: Sequence[Column], widths: Sequence[int]) -> list[str]:
     lines = _row([(column.heading, column.kind, "") for column in columns], widths)
     for index in range(len(columns[0].cells)):
-        styled = [(one.cells[index], one.kind, one.style[index] if one.style else "") for one in columns]
+        styled = [(column.cells[index], column.kind, column.style[index] if column.style else "") for column in columns]
         lines += _row(styled, widths)
     return lines
 
@@ -113,4 +113,4 @@ def _by_point(cells: Sequence[str]) -> list[str]:
     """Amounts, filled up behind, so that their points stand below each other."""
     behind = [len(text) - text.index(".") if "." in text else 0 for text in cells]
     most = max(behind, default=0)
-    return [text + " " * (most - own) for text, own in zip(cells, behind, strict=True)]
+    return [text + " " * (most - length) for text, length in zip(cells, behind, strict=True)]

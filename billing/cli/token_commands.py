@@ -64,18 +64,18 @@ def add(name: str, roles: tuple[str, ...], file: str | None, as_json: bool, conf
     """
     if not NAME.fullmatch(name):
         raise click.UsageError("a name has 1 to 64 letters, digits or ._-")
-    made = secrets.token_urlsafe(TOKEN_BYTES)
-    proof = proof_of(made.encode()).hex()
-    line = f"{name}:{','.join(dict.fromkeys(roles))}:{hashlib.sha256(made.encode()).hexdigest()}:{proof}"
+    secret = secrets.token_urlsafe(TOKEN_BYTES)
+    proof = proof_of(secret.encode()).hex()
+    line = f"{name}:{','.join(dict.fromkeys(roles))}:{hashlib.sha256(secret.encode()).hexdigest()}:{proof}"
 
     def added(lines: list[str]) -> list[str]:
-        if any(_name_of(one) == name for one in lines):
+        if any(_name_of(known_line) == name for known_line in lines):
             raise click.ClickException(f"there is a token called {name} already; `billing token revoke {name}` ends it")
         return [*lines, line]
 
     path = _path(file, config_file)
     _change(path, added)
-    _tell(made, {"name": name, "roles": list(dict.fromkeys(roles)), "token": made}, as_json)
+    _tell(secret, {"name": name, "roles": list(dict.fromkeys(roles)), "token": secret}, as_json)
     say(f"{path} knows it as {name}. {RELOAD}")
 
 
@@ -111,10 +111,10 @@ def revoke(name: str, yes: bool, file: str | None, config_file: str | None) -> N
     path = _path(file, config_file)
 
     def without(lines: list[str]) -> list[str]:
-        left = [line for line in lines if _name_of(line) != name]
-        if len(left) == len(lines):
+        remaining = [line for line in lines if _name_of(line) != name]
+        if len(remaining) == len(lines):
             raise click.ClickException(f"{path} has no token called {name}")
-        return left
+        return remaining
 
     without(_read(path))
     confirmed(lambda: f"Whoever signs in as {name} will be refused. Revoke the token?", yes)
@@ -122,11 +122,11 @@ def revoke(name: str, yes: bool, file: str | None, config_file: str | None) -> N
     say(f"{name} is revoked in {path}. {RELOAD}")
 
 
-def _tell(made: str, as_map: dict[str, Any], as_json: bool) -> None:
+def _tell(secret: str, as_map: dict[str, Any], as_json: bool) -> None:
     if as_json:
         _put_json(as_map)
     else:
-        put(made)
+        put(secret)
 
 
 def _put_json(value: Any) -> None:
@@ -137,13 +137,13 @@ def _path(file: str | None, config_file: str | None) -> Path:
     """The tokens file. Raises click's error where nobody says which."""
     if file is not None:
         return Path(file)
-    found = found_config(config_file, os.environ)
-    named = setting(found, os.environ, "rpc", "tokens_file")
+    config = found_config(config_file, os.environ)
+    named = setting(config, os.environ, "rpc", "tokens_file")
     if not named:
         raise click.UsageError(
-            f"{found or 'the default configuration'} names no rpc.tokens_file: set it, or name the file with --file"
+            f"{config or 'the default configuration'} names no rpc.tokens_file: set it, or name the file with --file"
         )
-    return (found.parent if found is not None else Path()).absolute() / named
+    return (config.parent if config is not None else Path()).absolute() / named
 
 
 def _name_of(line: str) -> str:
@@ -199,8 +199,8 @@ def _held(path: Path) -> Iterator[None]:
 
 def _replace(path: Path, text: str) -> None:
     real = path.resolve()
-    beside = real.with_name(f".{real.name}.{os.getpid()}")
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    temporary = real.with_name(f".{real.name}.{os.getpid()}")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with open(descriptor, "w", encoding="utf-8") as opened:
             if real.exists():
@@ -211,9 +211,9 @@ def _replace(path: Path, text: str) -> None:
             opened.write(text)
             opened.flush()
             os.fsync(descriptor)
-        os.rename(beside, real)
+        os.rename(temporary, real)
     except BaseException:
-        os.unlink(beside)
+        os.unlink(temporary)
         raise
     folder = os.open(real.parent, os.O_RDONLY | os.O_DIRECTORY)
     try:

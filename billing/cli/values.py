@@ -77,8 +77,8 @@ def span(duration_ns: int) -> str:
 
 def coins(nanos: int) -> str:
     """`12,378.77836746`: every digit, and separators to count them by."""
-    whole, point, fraction = format_coins(abs(nanos)).partition(".")
-    return f"{'-' if nanos < 0 else ''}{int(whole):,}{point}{fraction}"
+    integer, point, fraction = format_coins(abs(nanos)).partition(".")
+    return f"{'-' if nanos < 0 else ''}{int(integer):,}{point}{fraction}"
 
 
 def rate_text(nanos_per_hour: int, per: str = HOUR) -> str:

@@ -51,7 +51,12 @@ _UNITS: Final = ("_ns", "_id")
 _BY_WORDS: Final[dict[tuple[str, ...], str]] = {
     **{words[:-1]: name for name, words in COMMAND_OF.items() if words[-1] == "list"},
     **{words: name for name, words in COMMAND_OF.items()},
-    **{(also,): name for also, words in ALSO.items() for name, known in COMMAND_OF.items() if known == words},
+    **{
+        (also,): name
+        for also, words in ALSO.items()
+        for name, other_words in COMMAND_OF.items()
+        if other_words == words
+    },
     ("topup",): "top_up",
     ("buckets", "rebalance"): "rebalance",
 }
@@ -63,25 +68,25 @@ def words_of(name: str) -> tuple[str, ...]:
     return COMMAND_OF.get(wanted) or ALSO.get(name) or (wanted.replace("_", "-"),)
 
 
-def procedure_of(words: Sequence[str], known: Iterable[str]) -> tuple[str, int]:
+def procedure_of(words: Sequence[str], names: Iterable[str]) -> tuple[str, int]:
     """The procedure that these words begin with, out of the known ones, and how many words its name takes; the first
     word as a name, and 1, where none does.
     """
-    procedures = set(known)
+    procedures = set(names)
     name = words[0].replace("-", "_")
     if name in procedures:
         return name, 1
     for length in (2, 1):
-        found = _BY_WORDS.get(tuple(word.replace("_", "-") for word in words[:length]))
-        if found in procedures and len(words) >= length:
-            return str(found), length
+        procedure = _BY_WORDS.get(tuple(word.replace("_", "-") for word in words[:length]))
+        if procedure in procedures and len(words) >= length:
+            return str(procedure), length
     return name, 1
 
 
-def option_of(word: str, known: Iterable[str]) -> str | None:
+def option_of(word: str, names: Iterable[str]) -> str | None:
     """The option that a word names, out of the known ones, with or without its unit; None where it names none."""
     wanted = word.lstrip("-").replace("-", "_")
-    options = list(known)
+    options = list(names)
     if wanted in options:
         return wanted
     return next((name for name in options if any(name == wanted + unit for unit in _UNITS)), None)

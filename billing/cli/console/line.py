@@ -46,7 +46,7 @@ class LineError(ValueError):
     """The line is no call; the text says what would be one."""
 
 
-class Asked(NamedTuple):
+class ConsoleCall(NamedTuple):
     """One call, or one of the console's own words."""
 
     name: str
@@ -67,7 +67,7 @@ class Table:
         also = {command_words_of(name)[0].replace("-", "_") for name in self.methods}
         return sorted({*self.methods, *also, *OWN})
 
-    def parse(self, text: str) -> Asked | None:
+    def parse(self, text: str) -> ConsoleCall | None:
         """The call that `text` is; None for an empty line. Raises LineError."""
         try:
             words = shlex.split(text, comments=True)
@@ -75,27 +75,29 @@ class Table:
             raise LineError(f"the quotes do not match: {error}") from None
         if not words:
             return None
-        own = OWN_ALSO.get(words[0], words[0])
-        if own in OWN:
-            return Asked(own, words[1:], {})
-        name, taken = procedure_of(words, self.methods)
+        console_word = OWN_ALSO.get(words[0], words[0])
+        if console_word in OWN:
+            return ConsoleCall(console_word, words[1:], {})
+        name, name_words = procedure_of(words, self.methods)
         method = self.methods.get(name)
         if method is None:
             near = difflib.get_close_matches(name, self.names(), 3, 0.5)
             raise LineError(f"there is no {words[0]}" + (f"; do you mean {' or '.join(near)}?" if near else ": help"))
         required, optional = method["params"], {field["name"]: field for field in method["options"]}
-        values, given = self._sorted(name, words[taken:], len(required), optional)
+        values, options = self._sorted(name, words[name_words:], len(required), optional)
         if len(values) < len(required):
             raise LineError(f"{required[len(values)]['name']} is missing: {self.usage(name)}")
         params = [_value_of(field, value, self._zone) for field, value in zip(required, values, strict=True)]
-        return Asked(name, params, {key: _value_of(optional[key], value, self._zone) for key, value in given.items()})
+        return ConsoleCall(
+            name, params, {key: _value_of(optional[key], value, self._zone) for key, value in options.items()}
+        )
 
     def _sorted(
         self, name: str, words: list[str], required: int, optional: Mapping[str, Any]
     ) -> tuple[list[str], dict[str, str]]:
         """The words behind the name: values in order, and options by name. Raises LineError."""
         values: list[str] = []
-        given: dict[str, str] = {}
+        options: dict[str, str] = {}
         rest = iter(words)
         for word in rest:
             head, equals, value = word.partition("=")
@@ -103,33 +105,33 @@ class Table:
             if key is not None:
                 if not equals:
                     value = "true" if optional[key]["type"] == "true or false" else next(rest, "")
-                given[key] = value
+                options[key] = value
             elif len(values) < required and not word.startswith("--"):
                 values.append(word)
             else:
                 raise LineError(f"{word!r} is no option: {self.usage(name)}")
-        return values, given
+        return values, options
 
     def usage(self, name: str) -> str:
         """How a procedure is called, in one line."""
         method = self.methods[name]
-        words = [name, *(field["name"].upper() for field in method["params"])]
-        words += [f"[{field['name']}=…]" for field in method["options"]]
-        return " ".join(words)
+        parts = [name, *(field["name"].upper() for field in method["params"])]
+        parts += [f"[{field['name']}=…]" for field in method["options"]]
+        return " ".join(parts)
 
     def help(self, name: str) -> str:
         """Everything about a procedure, or one of the console's own words. Raises LineError."""
-        own = OWN_ALSO.get(name, name)
-        if own in OWN:
-            return OWN[own]
-        found, _ = procedure_of(name.split(), self.methods)
-        if found not in self.methods:
+        console_word = OWN_ALSO.get(name, name)
+        if console_word in OWN:
+            return OWN[console_word]
+        procedure, _ = procedure_of(name.split(), self.methods)
+        if procedure not in self.methods:
             raise LineError(f"there is no {name}")
-        method = self.methods[found]
-        also = " ".join(command_words_of(found))
-        lines = [self.usage(found), f"    {method['doc']} (role {method['role']})"]
+        method = self.methods[procedure]
+        also = " ".join(command_words_of(procedure))
+        lines = [self.usage(procedure), f"    {method['doc']} (role {method['role']})"]
         lines += [f"    {field['name']}: {field['type']}" for field in [*method["params"], *method["options"]]]
-        if also != found.replace("_", "-"):
+        if also != procedure.replace("_", "-"):
             lines.append(f"    also: {also}")
         return "\n".join(lines)
 
@@ -143,13 +145,13 @@ class Table:
             title = _TITLES.get(str(method.get("kind")), _LAST_TITLE)
             sections[title] += _wrapped(f"  {name:<{names}}  ", text, width)
         lines = []
-        for title, found in sections.items():
-            if found:
-                lines += [title, *found, ""]
+        for title, section_lines in sections.items():
+            if section_lines:
+                lines += [title, *section_lines, ""]
         lines.append("The console")
         for text in OWN.values():
-            name, _, told = text.partition(": ")
-            lines += _wrapped(f"  {name:<{names}}  ", told, width)
+            name, _, meaning = text.partition(": ")
+            lines += _wrapped(f"  {name:<{names}}  ", meaning, width)
         lines += [
             "",
             *_wrapped("", "help PROCEDURE tells its options; commands' names, as account, are taken, too.", width),
@@ -164,14 +166,14 @@ class Table:
             return [name for name in self.names() if name.startswith(last.replace("-", "_"))]
         if words[0].replace("-", "_") == "help":
             return [other for other in self.names() if other.startswith(last)]
-        name, taken = procedure_of(words[:-1], self.methods)
+        name, name_words = procedure_of(words[:-1], self.methods)
         method = self.methods.get(name)
         required = [field["name"] for field in method["params"]] if method is not None else []
         if words[0] == "watch":
             required = ["user_id"]
-        place = len(words) - 1 - taken
-        if place < len(required):
-            return sorted(user for user in users if user.startswith(last)) if required[place] == "user_id" else []
+        index = len(words) - 1 - name_words
+        if index < len(required):
+            return sorted(user for user in users if user.startswith(last)) if required[index] == "user_id" else []
         if method is None:
             return []
         key, equals, value = last.partition("=")

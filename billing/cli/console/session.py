@@ -26,7 +26,7 @@ from rich.console import Console
 from billing.api.iproto.procedures import what_is_left, what_is_missing
 from billing.cli.calling import Target, is_change, run, target_options, words_of
 from billing.cli.console import lua_call
-from billing.cli.console.line import OWN, Asked, LineError, Table, span_of
+from billing.cli.console.line import OWN, ConsoleCall, LineError, Table, span_of
 from billing.cli.console.watch import watch
 from billing.cli.method_commands import unit_of
 from billing.cli.options import Command
@@ -93,48 +93,52 @@ class _Session:
 
     async def _carry_out(self, client: Client, line: str) -> bool:
         """True where the console is to end."""
-        asked = None
+        console_call = None
         lua = lua_call.read(line)
         try:
-            asked = self._table.parse(line if lua is None else lua.line)
-            if asked is not None:
-                if asked.name in OWN:
-                    return await self._own(client, asked)
-                if is_change(asked.name) and asked.name in IRREVOCABLE and not await self._is_meant(asked):
+            console_call = self._table.parse(line if lua is None else lua.line)
+            if console_call is not None:
+                if console_call.name in OWN:
+                    return await self._run_console_word(client, console_call)
+                if (
+                    is_change(console_call.name)
+                    and console_call.name in IRREVOCABLE
+                    and not await self._is_meant(console_call)
+                ):
                     return False
-                reply = await self._call(client, asked)
+                reply = await self._call(client, console_call)
                 if lua is not None and lua.name == lua_call.DECREASE:
                     put(what_is_left(reply))
                 elif lua is None or lua.name != lua_call.INCREASE:  # which returns nothing
-                    self._show(asked, reply)
-                self._note(asked)
+                    self._show(console_call, reply)
+                self._note(console_call)
         except LineError as error:
             self._say(str(error))
         except InsufficientFunds as error:
             if lua is not None and lua.name == lua_call.DECREASE:
                 put(what_is_missing(error.details))
             else:
-                self._say(words_of(error, self._target, asked.params[0] if asked is not None else None))
+                self._say(words_of(error, self._target, console_call.params[0] if console_call is not None else None))
         except BillingError as error:
-            user = asked.params[0] if asked is not None and asked.params else None
-            changes = asked is None or is_change(asked.name)
+            user = console_call.params[0] if console_call is not None and console_call.params else None
+            changes = console_call is None or is_change(console_call.name)
             self._say(words_of(error, self._target, user, changes))
         return False
 
-    def _show(self, asked: Asked, reply: Any) -> None:
-        name = asked.name
+    def _show(self, console_call: ConsoleCall, reply: Any) -> None:
+        name = console_call.name
         if is_change(name):
-            tell(self._target, name, reply, unit_of(name, asked.options))
+            tell(self._target, name, reply, unit_of(name, console_call.options))
         elif name == "explain":
             show_explained(self._target, reply)
         else:
             show(self._target, reply, ESSENTIAL.get(name, ()))
 
-    async def _call(self, client: Client, asked: Asked) -> Any:
+    async def _call(self, client: Client, console_call: ConsoleCall) -> Any:
         """What the daemon answers. At a terminal ^C ends the waiting and not the console, and says what that leaves
         open; from a pipe it ends both. Raises BillingError.
         """
-        call = client.call(asked.name, *asked.params, **asked.options)
+        call = client.call(console_call.name, *console_call.params, **console_call.options)
         if not sys.stdin.isatty():
             return await call
         try:
@@ -142,7 +146,7 @@ class _Session:
         except (KeyboardInterrupt, asyncio.CancelledError):
             raise Unavailable("interrupted", applied="unknown") from None
 
-    async def _is_meant(self, asked: Asked) -> bool:
+    async def _is_meant(self, console_call: ConsoleCall) -> bool:
         """Asks before what cannot be undone; from a pipe, whoever wrote the line has meant it. The question is a prompt
         as those for lines are, so ^C and ^D are an answer, and mean no.
         """
@@ -151,7 +155,7 @@ class _Session:
         question: PromptSession[str] = PromptSession(history=InMemoryHistory())
         while True:
             try:
-                answer = await question.prompt_async(f"{asked.name} cannot be undone. Go on? [y/N] ")
+                answer = await question.prompt_async(f"{console_call.name} cannot be undone. Go on? [y/N] ")
             except (EOFError, KeyboardInterrupt):
                 answer = "n"
             match answer.strip().lower():
@@ -168,20 +172,20 @@ class _Session:
         else:
             say(text)
 
-    def _note(self, asked: Asked) -> None:
-        fields = self._table.methods[asked.name]["params"]
-        for field, value in zip(fields, asked.params, strict=True):
+    def _note(self, console_call: ConsoleCall) -> None:
+        fields = self._table.methods[console_call.name]["params"]
+        for field, value in zip(fields, console_call.params, strict=True):
             if field["name"] == "user_id":
                 self._users.add(value)
 
-    async def _own(self, client: Client, asked: Asked) -> bool:
-        match asked.name, asked.params:
+    async def _run_console_word(self, client: Client, console_call: ConsoleCall) -> bool:
+        match console_call.name, console_call.params:
             case "exit", _:
                 return True
             case "help", []:
                 put(self._table.overview(self._console.width))
-            case "help", words:
-                put(self._table.help(" ".join(words)))
+            case "help", names:
+                put(self._table.help(" ".join(names)))
             case "clear", []:
                 if is_terminal():
                     click.clear()
@@ -217,8 +221,8 @@ class _Completer(Completer):
     def get_completions(self, document: Document, complete_event: CompleteEvent) -> Iterable[Completion]:
         text = document.text_before_cursor.lstrip()
         last = text.rpartition(" ")[2]
-        for found in self._table.complete(text, self._users):
-            yield Completion(found, start_position=-len(last))
+        for completion in self._table.complete(text, self._users):
+            yield Completion(completion, start_position=-len(last))
 
 
 def _history() -> History:
