@@ -133,14 +133,14 @@ def examine_servers(
     check_still()
 
 
-def _tell_of_classes(report: Report, known: Container[str]) -> None:
+def _tell_of_classes(report: Report, class_names: Container[str]) -> None:
     """Notes which accounts are in a cutoff class that the configuration does not have."""
     for name, accounts in sorted(report.classes.items()):
         shown = name.decode(errors="backslashreplace")
-        if shown not in known:
+        if shown not in class_names:
             are = "is" if accounts == 1 else "are"
-            told = f"{counted(accounts, 'account')} {are} in the cutoff class {shown}"
-            report.note(f"{told}, which is not in the configuration: the default serves them")
+            text = f"{counted(accounts, 'account')} {are} in the cutoff class {shown}"
+            report.note(f"{text}, which is not in the configuration: the default serves them")
 
 
 def _cut(disk: Disk, directory: Directory, position: int) -> None:
@@ -168,14 +168,14 @@ def _progress() -> Iterator[Progress]:
     with Bars(*columns, console=Console(stderr=True), transient=True) as bars:
         tasks: dict[str, tuple[TaskID, int]] = {}
 
-        def told(what: str, done: int, total: int) -> None:
+        def update(what: str, done: int, total: int) -> None:
             task, shown = tasks.get(what) or (bars.add_task(what, total=total), -STEP_BYTES)
             if done - shown >= STEP_BYTES:
                 bars.update(task, completed=done)
                 shown = done
             tasks[what] = task, shown
 
-        yield told
+        yield update
 
 
 COMMANDS: dict[str, click.Command] = {"doctor": doctor}

@@ -173,8 +173,8 @@ def _rate(account: Account, entry: Entry) -> Refusal | None:
         runway_ns = max(0, falls_ns - account.settled_ns)
         if runway_ns < max(1, min_runway_ns):
             return INSUFFICIENT_RUNWAY, runway_ns
-    known = resource in (account.lines or ()) or account.line(resource)[1] >= 0
-    if (rate or rate_seq >= 0) and not known and account.line_count() >= LINES_MAX:
+    is_known = resource in (account.lines or ()) or account.line(resource)[1] >= 0
+    if (rate or rate_seq >= 0) and not is_known and account.line_count() >= LINES_MAX:
         return LIMIT_EXCEEDED, RATE_LINES
     ends_ns = _lease_end(account, entry)
     if entry.op != SET_RATE and account.leases and resource in account.leases:

@@ -117,11 +117,11 @@ class Comparison:
             return
         for user_id, text in differences(bucket, part.bucket, now_ns):
             self._fault(path, f"{where}: {text}", user_id)
-        kept, held = len(bucket.order), len(part.bucket.order)
+        expected, held = len(bucket.order), len(part.bucket.order)
         self._most[number] = max(self._most.get(number, 0), held)
         alike = kept_alike(bucket, part.bucket)
-        if alike is None and held < kept:
-            self._fewer.setdefault(number, []).append((part.head.bucket_id, held, kept))
+        if alike is None and held < expected:
+            self._fewer.setdefault(number, []).append((part.head.bucket_id, held, expected))
         elif alike is False:
             self._report.fault("requests", f"{where} keeps other request ids than its entries say", file=path)
 
@@ -132,10 +132,10 @@ class Comparison:
         for number, fewer in self._fewer.items():
             path = self._path(self._log.snapshots[number])
             most = self._most[number]
-            for bucket_id, held, kept in fewer:
+            for bucket_id, held, expected in fewer:
                 if held < most:
                     self._report.fault(
-                        "requests", f"bucket {bucket_id} keeps {held} of {counted(kept, 'request id')}", file=path
+                        "requests", f"bucket {bucket_id} keeps {held} of {counted(expected, 'request id')}", file=path
                     )
             if any(held == most for _, held, _ in fewer):
                 self._report.note(

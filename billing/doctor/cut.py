@@ -71,10 +71,10 @@ def cut(disk: Disk, directory: Directory, position: int) -> str:
     damage = check(directory, position)
     with File(disk, damage.path) as file:
         end = file.used_end(damage.offset)
-        kept = file.at(0, end)
+        content = file.at(0, end)
     copy = f"{damage.path}.cut-{position}"
     audit = f"{copy}.json"
-    write_file(disk, copy, kept)
+    write_file(disk, copy, content)
     manifest = directory.manifest
     record = {
         "what": "the damaged tail of a journal was cut off by order of an operator, accepting its loss",
@@ -86,7 +86,7 @@ def cut(disk: Disk, directory: Directory, position: int) -> str:
         "offset": damage.offset,
         "bytes_cut": end - damage.offset,
         "batches_recognised_behind_the_damage": damage.batches_behind,
-        "blake2b_256_of_bytes_cut": hashlib.blake2b(kept[damage.offset :], digest_size=32).hexdigest(),
+        "blake2b_256_of_bytes_cut": hashlib.blake2b(content[damage.offset :], digest_size=32).hexdigest(),
         "copy": copy,
         "manifest": None if manifest is None else manifest._asdict(),
     }

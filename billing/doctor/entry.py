@@ -190,18 +190,20 @@ def misshapen(entry: Entry) -> str:
 
 def options_of(packed: bytes) -> dict[int, int] | None:
     """The numbers that options hold, by tag, of a kind its length; None where they are no options with rising tags."""
-    found: dict[int, int] = {}
+    options: dict[int, int] = {}
     for tag, value in _each_option(packed):
-        if tag <= max(found, default=0) or not (len(value) == 8 or (tag == KIND and 1 <= len(value) <= KIND_BYTES_MAX)):
+        if tag <= max(options, default=0) or not (
+            len(value) == 8 or (tag == KIND and 1 <= len(value) <= KIND_BYTES_MAX)
+        ):
             return None
-        found[tag] = len(value) if tag == KIND else int.from_bytes(value, "little", signed=True)
-    return found
+        options[tag] = len(value) if tag == KIND else int.from_bytes(value, "little", signed=True)
+    return options
 
 
 def grace_of(entry: Entry) -> int:
     """The end of the grace that an entry began or moved, which stands in its note; -1 where it says none."""
-    told = entry.flags & CROSSED or entry.op == SET_CLASS
-    if entry.flags & REFUSED or not told or len(entry.note) != 8:
+    may_tell = entry.flags & CROSSED or entry.op == SET_CLASS
+    if entry.flags & REFUSED or not may_tell or len(entry.note) != 8:
         return -1
     return int.from_bytes(entry.note, "little", signed=True)
 
@@ -222,8 +224,8 @@ def _each_option(packed: bytes) -> Iterator[tuple[int, bytes]]:
 
 def _strange_options(entry: Entry) -> bool:
     options = options_of(entry.options)
-    known = _OPTIONS.get(entry.op, {})
-    return options is None or any(value < known.get(tag, WORD_MAX + 1) for tag, value in options.items())
+    least_by_tag = _OPTIONS.get(entry.op, {})
+    return options is None or any(value < least_by_tag.get(tag, WORD_MAX + 1) for tag, value in options.items())
 
 
 def coins(amount: int) -> str:

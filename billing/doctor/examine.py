@@ -127,10 +127,10 @@ def examine_logs(
         if has_history and disk.exists(path):
             history = open_history(disk, path, number, chains, report, is_retired=is_retired)
 
-        def told(done: int, directory: Log = directory) -> None:
+        def on_bytes(done: int, directory: Log = directory) -> None:
             progress(directory.path, done, directory.bytes_total)
 
-        if shard.examine(history, told):
+        if shard.examine(history, on_bytes):
             held[number] = {bucket.bucket_id: bucket.generation for bucket in shard.held.values()}
             untouched[number] = shard.untouched
             if has_history:
@@ -209,5 +209,5 @@ def missing(directory: Log, path: str, chains: Chains, report: Report) -> None:
 
 def sum_off(sums: dict[str, int]) -> int:
     """By how much all balances differ from what all entries sum up to; 0 is right."""
-    kept = sums["top_ups"] - sums["debits"] - sums["accrued"] + sums["adjustments"] - sums["paid_out"]
-    return sums["balances"] - kept
+    expected = sums["top_ups"] - sums["debits"] - sums["accrued"] + sums["adjustments"] - sums["paid_out"]
+    return sums["balances"] - expected

@@ -54,9 +54,9 @@ class File:
         overlap = len(pattern) - 1
         offset = start
         while offset < self.size:
-            found = self.at(offset, PIECE_BYTES).find(pattern)
-            if found >= 0:
-                return offset + found
+            index = self.at(offset, PIECE_BYTES).find(pattern)
+            if index >= 0:
+                return offset + index
             offset += PIECE_BYTES - overlap
         return -1
 

@@ -135,10 +135,10 @@ def read_row(seq: int, older: int, record: bytes) -> Row:
     if record[_LENGTH_BYTES] != _OLDER_ROW:
         raise ValueError(f"row {seq} is of the unknown kind {record[_LENGTH_BYTES]}")
     user_id, *facts = msgpack.unpackb(record[_LENGTH_BYTES + 1 :])
-    numbers, (message, request_id, *known, _, limit, holds, amount_frac) = facts[:6], facts[6:]
+    numbers, (message, request_id, *kept_values, _, limit, holds, amount_frac) = facts[:6], facts[6:]
     if not all(isinstance(number, int) for number in numbers) or not isinstance(user_id, bytes):
         raise ValueError(f"row {seq} has values of other types than were written")
-    rest = message, request_id, tuple(known), (limit, holds, amount_frac), None
+    rest = message, request_id, tuple(kept_values), (limit, holds, amount_frac), None
     return Row._make((seq, older, user_id, *numbers, *rest))
 
 
@@ -276,19 +276,19 @@ class HistoryFile:
         self._next()
         self._newest: dict[bytes, int] = {}  # user_id -> seq of the newest row looked at
         self._open: dict[bytes, Run] = {}  # user_id -> the run that goes on
-        self._left: dict[Departure, int] = {}  # what was given up -> the last batch in which it was
+        self._given_up: dict[Departure, int] = {}  # what was given up -> the last batch in which it was
         self._seq = 0
         self._aligned = False
 
     def _read_openings(self) -> dict[int, tuple[int, int, dict[bytes | None, int]]]:
         """(entry_id, seq, lines) by the number of the account."""
-        found = {}
+        openings = {}
         for number, entry_id, seq, packed, checksum in self._db.execute("SELECT * FROM openings"):
             if zlib.crc32(msgpack.packb((number, entry_id, seq, packed))) != checksum:
                 self._fault("its opening is not what was written", self._users.get(number, b""))
                 continue
-            found[number] = entry_id, seq, {resource: int(rate) for resource, rate in msgpack.unpackb(packed)}
-        return found
+            openings[number] = entry_id, seq, {resource: int(rate) for resource, rate in msgpack.unpackb(packed)}
+        return openings
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
@@ -333,8 +333,8 @@ class HistoryFile:
             self._pass_opening(number, row)
         if row.operation == _OPENING_ROW:
             self._report.count("history", "accounts that begin with a snapshot")
-        told = row.entry_id, row.at_ns, row.amount, row.balance, *row.kept
-        self._chains.statements.row(user_id, told, row.limits)
+        columns = row.entry_id, row.at_ns, row.amount, row.balance, *row.kept
+        self._chains.statements.row(user_id, columns, row.limits)
         before = row.balance - row.amount + row.accrued
         run = self._open.get(user_id)
         if run is not None and row.entry_id == run.last_id + 1:
@@ -366,22 +366,22 @@ class HistoryFile:
             )
 
     def _is_marked(self, number: int, entry_id: int, seq: int) -> bool:
-        found = self._db.execute("SELECT seq FROM marks WHERE number = ? AND entry_id = ?", (number, entry_id))
-        return bool(found.fetchone() == (seq,))
+        cursor = self._db.execute("SELECT seq FROM marks WHERE number = ? AND entry_id = ?", (number, entry_id))
+        return bool(cursor.fetchone() == (seq,))
 
     # -- side by side with the journal ------------------------------------------------------------------------------
 
-    def take(self, batch: Batch, entries: list[Entry], left: list[Departure]) -> None:
+    def take(self, batch: Batch, entries: list[Entry], given_up: list[Departure]) -> None:
         """The next batch of the journal: its entries that have an entry_id, and the buckets given up in it."""
         try:
-            self._take(batch, entries, left)
+            self._take(batch, entries, given_up)
         except UNREADABLE as error:
             self._unreadable(f"it cannot be read beside batch {batch.position}: {error}")
 
-    def _take(self, batch: Batch, entries: list[Entry], left: list[Departure]) -> None:
+    def _take(self, batch: Batch, entries: list[Entry], given_up: list[Departure]) -> None:
         if not self.begins <= batch.position <= self.position:
             return
-        self._left.update(dict.fromkeys(left, batch.position))
+        self._given_up.update(dict.fromkeys(given_up, batch.position))
         if self._lost:
             return
         for entry in entries:
@@ -426,39 +426,39 @@ class HistoryFile:
 
     def _compare(self, batch: Batch, entry: Entry, row: Row) -> None:
         self._report.count("history", "rows compared")
-        told: tuple[object, ...] = row[2:11] if row.entry is None else row.entry
+        stored: tuple[object, ...] = row[2:11] if row.entry is None else row.entry
         expected: tuple[object, ...] = entry
         if row.entry is None:  # an older version of the file kept this of it
             expected = (
                 entry.user_id, entry.entry_id, entry.at_ns, entry.op, *row_amounts(entry), entry.message,
                 entry.request_id,
             )  # fmt: skip
-        if told != expected:
+        if stored != expected:
             self._fault(
-                f"row {row.seq} says {tuple(told)}, its entry in batch {batch.position} {tuple(expected)}",
+                f"row {row.seq} says {tuple(stored)}, its entry in batch {batch.position} {tuple(expected)}",
                 entry.user_id,
             )
             self._lost = (row.user_id, row.entry_id) != (entry.user_id, entry.entry_id)
 
     def _compare_departures(self, first: int) -> None:
         """From the departures of a bucket others know that this file has all of a former time."""
-        told = self._db.execute("SELECT bucket_id, generation, position FROM departures")
-        departures = {(bucket_id, generation): position for bucket_id, generation, position in told}
+        rows = self._db.execute("SELECT bucket_id, generation, position FROM departures")
+        departures = {(bucket_id, generation): position for bucket_id, generation, position in rows}
         self._report.count("history", "departures", len(departures))
-        for departure, position in self._left.items():
+        for departure, position in self._given_up.items():
             if departures.pop(departure, -1) < position:
                 self._fault("the departure of bucket {} at generation {} is missing".format(*departure), b"")
-        groups = [self.begins - 1, *(one for (one,) in self._db.execute("SELECT position FROM groups"))]
+        groups = [self.begins - 1, *(position for (position,) in self._db.execute("SELECT position FROM groups"))]
         for departure, position in departures.items():  # written with all batches behind those of the group before
-            if max((one for one in groups if one < position), default=-1) >= first - 1:
+            if max((group for group in groups if group < position), default=-1) >= first - 1:
                 self._fault("bucket {} did not depart at generation {}".format(*departure), b"")
 
     def _compare_heads(self) -> None:
         """Where the chain of each account begins."""
-        told = dict(self._db.execute("SELECT chunk, newest FROM heads"))
+        chunks = dict(self._db.execute("SELECT chunk, newest FROM heads"))
         for number, user_id in self._users.items():
-            chunk, place = divmod(number, _HEADS_A_CHUNK)
-            newest = _HEADS.unpack(told[chunk])[place] if chunk in told else 0
+            chunk, index = divmod(number, _HEADS_A_CHUNK)
+            newest = _HEADS.unpack(chunks[chunk])[index] if chunk in chunks else 0
             if newest != self._newest.get(user_id, 0):
                 text = f"its newest row is said to be {newest}, and is {self._newest.get(user_id, 0)}"
                 self._fault(text, user_id)
@@ -475,8 +475,8 @@ class HistoryFile:
     def _compare_ends(self) -> None:
         """The file says twice where it ends: as such, and with its last transaction; a loss is on record beside."""
         newest = max((position for (position,) in self._db.execute("SELECT position FROM groups")), default=-1)
-        known = {position for (position,) in self._db.execute("SELECT position FROM losses")} | {self.begins - 1}
-        if self.position != newest and not (self.position > newest and self.position in known):
+        recorded = {position for (position,) in self._db.execute("SELECT position FROM losses")} | {self.begins - 1}
+        if self.position != newest and not (self.position > newest and self.position in recorded):
             text = f"it says that it ends with batch {self.position}, and its last transaction with batch {newest}"
             self._fault(text, b"")
 
@@ -558,13 +558,13 @@ def open_history(
 
 def rows_of(records: Iterator[tuple[int, int, int, bytes]]) -> tuple[list[Entry], list[Departure]]:
     """The entries of a batch that have rows, and the buckets given up. What is no entry is another check's business."""
-    entries, left = [], []
+    entries, given_up = [], []
     for kind, bucket_id, generation, body in records:
         if kind == _LEAVE and not body:
-            left.append((bucket_id, generation))
+            given_up.append((bucket_id, generation))
         elif kind == _ENTRY:
             with suppress(Garbled):
                 entry = read_entry(body)
                 if entry.entry_id > 0:
                     entries.append(entry)
-    return entries, left
+    return entries, given_up

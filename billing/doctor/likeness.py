@@ -45,18 +45,18 @@ def differences(worked_out: Bucket, held: Bucket, now_ns: int) -> Iterator[Diffe
     if worked_out.generation != held.generation:
         yield b"", f"generation {held.generation}, by the log {worked_out.generation}"
     for user_id in sorted(worked_out.accounts.keys() | held.accounts.keys()):
-        one, other = worked_out.accounts.get(user_id), held.accounts.get(user_id)
-        if one is None or other is None:
-            yield user_id, "it is in the snapshot alone" if one is None else "it is not in the snapshot"
+        by_log, by_snapshot = worked_out.accounts.get(user_id), held.accounts.get(user_id)
+        if by_log is None or by_snapshot is None:
+            yield user_id, "it is in the snapshot alone" if by_log is None else "it is not in the snapshot"
             continue
-        if (expected := facts(one)) != (found := facts(other)):
-            told = [
-                f"{name} {_shown(name, found[name])}, worked out {_shown(name, value)}"
+        if (expected := facts(by_log)) != (stored := facts(by_snapshot)):
+            texts = [
+                f"{name} {_shown(name, stored[name])}, worked out {_shown(name, value)}"
                 for name, value in expected.items()
-                if found[name] != value
+                if stored[name] != value
             ]
-            yield user_id, "the snapshot says " + "; ".join(told)
-        for expected_cutoff, cutoff in zip(one.cutoffs, other.cutoffs, strict=False):
+            yield user_id, "the snapshot says " + "; ".join(texts)
+        for expected_cutoff, cutoff in zip(by_log.cutoffs, by_snapshot.cutoffs, strict=False):
             for what, held_ns, expected_ns in (
                 ("cutoff", cutoff.delivered_ns, expected_cutoff.delivered_ns),
                 ("the restore of cutoff", cutoff.restored_ns, expected_cutoff.restored_ns),
@@ -104,10 +104,10 @@ def fingerprint(bucket: Bucket) -> bytes:
 def kept_alike(worked_out: Bucket, held: Bucket) -> bool | None:
     """Whether the same request ids are kept with the same answers; None where one picture keeps only the newer ones."""
     if worked_out.order == held.order:
-        return all(held.kept[key] == value for key, value in worked_out.kept.items())
+        return all(held.request_ids[key] == value for key, value in worked_out.request_ids.items())
     shorter, longer = sorted((worked_out, held), key=lambda bucket: len(bucket.order))
     newest = list(longer.order)[len(longer.order) - len(shorter.order) :]
-    if newest != list(shorter.order) or any(longer.kept[key] != shorter.kept[key] for key in newest):
+    if newest != list(shorter.order) or any(longer.request_ids[key] != shorter.request_ids[key] for key in newest):
         return False
     return None
 

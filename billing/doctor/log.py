@@ -120,7 +120,9 @@ class ReadLog:
         self._read: dict[int, tuple[int, Iterator[bytes]]] = {}  # position of a snapshot -> (next part, the parts)
         try:
             self.first_position = reader.first
-            self.snapshots = [Kept(f"snapshot {kept.position}", kept.position) for kept in reader.snapshots()]
+            self.snapshots = [
+                Kept(f"snapshot {snapshot.position}", snapshot.position) for snapshot in reader.snapshots()
+            ]
             report.count("files", "snapshots", len(self.snapshots))
         except JournalError as error:
             self._tell(error, 1)

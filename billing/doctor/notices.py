@@ -32,9 +32,9 @@ _UNREADABLE: Final = (sqlite3.Error, TypeError, ValueError, KeyError, OverflowEr
 
 def notices_of(names: list[str]) -> list[int]:
     """The shards of which there is a file, or which had begun one, by the names in the directory; ascending."""
-    found = {name.removeprefix("shard-").removesuffix(".sqlite") for name in names if name.endswith(".sqlite")}
-    found |= {name.removeprefix("begun-") for name in names if name.startswith("begun-")}
-    return sorted(int(number) for number in found if number.isdecimal())
+    numbers = {name.removeprefix("shard-").removesuffix(".sqlite") for name in names if name.endswith(".sqlite")}
+    numbers |= {name.removeprefix("begun-") for name in names if name.startswith("begun-")}
+    return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def examine_notices(disk: Disk, data_dir: str, journals: Mapping[int, Log], report: Report) -> None:
@@ -107,8 +107,8 @@ def _examine_owed(db: sqlite3.Connection, path: str, position: int, seq_max: int
         if zlib.crc32(msgpack.packb(row)) != checksum:
             report.fault(NOTICES, f"notice {seq} is not what was written", file=path)
             continue
-        told = json.loads(body)
-        if told["data"]["user_id"].encode() != user_id or not name.endswith(told["type"].replace(".", "-")):
+        notice = json.loads(body)
+        if notice["data"]["user_id"].encode() != user_id or not name.endswith(notice["type"].replace(".", "-")):
             report.fault(NOTICES, f"notice {seq} tells of something else than its name says", file=path)
         if of_batch > position or seq > seq_max:
             text = f"notice {seq} is of batch {of_batch}; the file says it goes up to batch {position}"

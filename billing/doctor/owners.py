@@ -210,8 +210,8 @@ def compare_owners(
     for bucket, owner in owners.owner.items():
         shard, generation = owner
         says = f"the map says shard {shard} at generation {generation}"
-        others = [copy for copy in copies.get(bucket, ()) if copy != owner]
-        for other, other_generation in others:
+        other_copies = [copy for copy in copies.get(bucket, ()) if copy != owner]
+        for other, other_generation in other_copies:
             undecided = other_generation == generation and bucket in untouched.get(other, ())
             if other != shard and (other_generation < generation or other_generation == generation + 1 or undecided):
                 text = f"shard {other} has a copy of bucket {bucket} left over from a move"

@@ -85,9 +85,9 @@ class _Bytes:
         end = self._at + length
         if end > len(self._data):
             raise Garbled(f"it ends at {len(self._data)}, within what goes on to {end}")
-        taken = self._data[self._at : end]
+        piece = self._data[self._at : end]
         self._at = end
-        return taken
+        return piece
 
     def numbers(self, layout: struct.Struct) -> tuple[int, ...]:
         return layout.unpack(self.take(layout.size))
@@ -124,9 +124,11 @@ def read_block(bucket_id: int, generation: int, block: bytes) -> tuple[Bucket, i
     magic, version, of_bucket, pending = _BLOCK.unpack_from(block)
     if (magic, version, of_bucket) != (b"BOOK", 3, bucket_id):
         raise Garbled(f"no block of bucket {bucket_id} of a known kind: {magic!r} {version} {of_bucket}")
-    whole = _Bytes(block[_BLOCK.size :])
-    totals, lengths, users, rows, free, marked, extras, graves, _, kept = (whole.counted() for _ in range(10))
-    if whole.more:
+    sections = _Bytes(block[_BLOCK.size :])
+    totals, lengths, users, rows, free, marked, extras, graves, _, kept_entries = (
+        sections.counted() for _ in range(10)
+    )
+    if sections.more:
         raise Garbled("something stands behind the last part of the block")
     bucket = Bucket(bucket_id, generation)
     sums = _Bytes(totals)
@@ -151,17 +153,17 @@ def read_block(bucket_id: int, generation: int, block: bytes) -> tuple[Bucket, i
             quiet[stones.take(length)] = (rate_seq, since_ns)
         grave = bucket.graves[user_id] = Grave(settled_ns, entry_id, seq, quiet)
         if off_length:
-            left = Account(user_id)
-            _read_extra(left, _Bytes(stones.take(off_length)))
-            if len(left.cutoffs) != 1:
-                raise Garbled(f"the closed account {user_id!r} may be off by {len(left.cutoffs)} cutoffs")
-            grave.off = left.cutoffs[0], left.off_seq, left.off_ns, left.on_seq
-    for packed in _split(kept):
+            stub = Account(user_id)
+            _read_extra(stub, _Bytes(stones.take(off_length)))
+            if len(stub.cutoffs) != 1:
+                raise Garbled(f"the closed account {user_id!r} may be off by {len(stub.cutoffs)} cutoffs")
+            grave.off = stub.cutoffs[0], stub.off_seq, stub.off_ns, stub.on_seq
+    for packed in _split(kept_entries):
         entry = read_entry(packed)
         key = bytes((len(entry.user_id),)) + entry.user_id + entry.request_id
-        if not entry.request_id or key in bucket.kept:
+        if not entry.request_id or key in bucket.request_ids:
             raise Garbled(f"the request_id {entry.request_id!r} of {entry.user_id!r} is kept twice, or is none")
-        bucket.kept[key] = entry.at_ns, digest(packed)
+        bucket.request_ids[key] = entry.at_ns, digest(packed)
         bucket.order.append(key)
     return bucket, pending
 

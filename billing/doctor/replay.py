@@ -156,21 +156,21 @@ class Replay:
     def _keep_id(self, bucket: Bucket, entry: Entry, body: bytes) -> None:
         """One entry for each request_id while it is kept; the oldest go first, as the ledger lets them go."""
         self.report.count("requests", "request ids")
-        kept, order = bucket.kept, bucket.order
+        request_ids, order = bucket.request_ids, bucket.order
         key = bytes((len(entry.user_id),)) + entry.user_id + entry.request_id
-        first = kept.get(key)
+        first = request_ids.get(key)
         if first is not None and entry.at_ns - first[0] < WEEK_NS:
             shown = entry.request_id.decode(errors="backslashreplace")
             text = f"the request_id {shown!r} stands for two entries, at {first[0]} and at {entry.at_ns}"
             self._fault(text, entry.user_id, "requests")
-        while order and entry.at_ns - kept[order[0]][0] >= WEEK_NS:
-            del kept[order.popleft()]
-        if key in kept:
+        while order and entry.at_ns - request_ids[order[0]][0] >= WEEK_NS:
+            del request_ids[order.popleft()]
+        if key in request_ids:
             order.remove(key)
-        kept[key] = entry.at_ns, digest(body)
+        request_ids[key] = entry.at_ns, digest(body)
         order.append(key)
         while len(order) > self.ids_max:
-            del kept[order.popleft()]
+            del request_ids[order.popleft()]
 
     # -- what time causes -------------------------------------------------------------------------------------------
 
@@ -354,19 +354,19 @@ class Replay:
         )  # fmt: skip
 
     def _compare(self, account: Account, entry: Entry, expected: Says) -> None:
-        told = (
+        recorded = (
             entry.entry_id, entry.amount, entry.accrued, entry.balance, entry.rate, entry.line_rate,
             entry.credit_limit_nanos, entry.holds_nanos, entry.exhausts_at_ns, entry.seq, entry.overrun, entry.refusal,
             entry.flags, entry.note,
         )  # fmt: skip
-        if told == expected:
+        if recorded == expected:
             return
         differences = [
-            f"{name} {coins(one)}, worked out {coins(other)}"
-            if name in SUMS and isinstance(one, int) and isinstance(other, int)
-            else f"{name} {one!r}, worked out {other!r}"
-            for name, one, other in zip(SAYS, told, expected, strict=True)
-            if one != other
+            f"{name} {coins(value)}, worked out {coins(worked_out)}"
+            if name in SUMS and isinstance(value, int) and isinstance(worked_out, int)
+            else f"{name} {value!r}, worked out {worked_out!r}"
+            for name, value, worked_out in zip(SAYS, recorded, expected, strict=True)
+            if value != worked_out
         ]
         self._fault(f"the entry at {entry.at_ns} says {'; '.join(differences)}", account.user_id)
         if entry.entry_id:

@@ -118,7 +118,9 @@ class Report:
             ("accounts", "entry", "entries"),
             ("owners", "bucket", "buckets"),
         )
-        looked_at = ", ".join(counted(self.counts[check].get(all_of, 0), one, all_of) for check, one, all_of in things)
+        looked_at = ", ".join(
+            counted(self.counts[check].get(all_of, 0), singular, all_of) for check, singular, all_of in things
+        )
         faults = self.fault_count
         return f"{looked_at}: {counted(faults, 'fault') if faults else 'no faults'}"
 
@@ -132,8 +134,8 @@ class Report:
                 state = "FAULT"
             else:
                 state = "ok" if counts else "-"
-            told = counted(faults, "fault") if faults else text
-            lines.append(f"{check:<13}{state:<7}{told}" + (f" ({counts})" if counts else ""))
+            result = counted(faults, "fault") if faults else text
+            lines.append(f"{check:<13}{state:<7}{result}" + (f" ({counts})" if counts else ""))
             lines += [f"{'':<13}not checked: {why}" for why in self.unchecked[check]]
             lines += [f"{'':<13}{finding}" for finding in self.findings if finding.check == check]
             if faults > TOLD_MAX:

@@ -150,18 +150,18 @@ class Account:
         return self._after(above - ended, rate) if rate else NEVER
 
     def _after(self, amount: int, rate: int) -> int:
-        whole, rest = divmod(amount, rate)
-        return self.settled_ns + whole + (rest > 0)
+        whole_ns, rest = divmod(amount, rate)
+        return self.settled_ns + whole_ns + (rest > 0)
 
     def take(self, amount: int) -> None:
         """Takes so much from the credits, as far as they go."""
-        kept: list[Credit] = []
+        remaining: list[Credit] = []
         for credit in self.credits:
-            taken = min(amount, credit.rest)
-            amount -= taken
-            if credit.rest > taken:
-                kept.append(credit._replace(rest=credit.rest - taken))
-        self.credits = kept
+            used = min(amount, credit.rest)
+            amount -= used
+            if credit.rest > used:
+                remaining.append(credit._replace(rest=credit.rest - used))
+        self.credits = remaining
 
     def ends_next(self) -> int:
         """The first end of a credit before which not all of it is spent; NEVER where none is."""
@@ -281,7 +281,7 @@ class Bucket:
         self.accounts: dict[bytes, Account] = {}
         self.graves: dict[bytes, Grave] = {}
         self.totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
-        self.kept: dict[bytes, tuple[int, bytes]] = {}  # user and request id -> (instant, digest of its entry)
+        self.request_ids: dict[bytes, tuple[int, bytes]] = {}  # user and request id -> (instant, digest of its entry)
         self.order: deque[bytes] = deque()  # the same, oldest first
 
     def expected_balance(self) -> int:

@@ -68,11 +68,11 @@ def room_of(balance: int, credit_limit_nanos: int, holds_nanos: int, flags: int)
 
 def shares(lines: Lines, rate: int, spent: int) -> Lines:
     """How `spent` of one interval divides into lines, which sum to `rate`."""
-    found, running = {}, 0
+    by_line, running = {}, 0
     for resource in sorted(lines) if spent else ():
         below, running = running, running + lines[resource]
-        found[resource] = spent * running // rate - spent * below // rate
-    return found
+        by_line[resource] = spent * running // rate - spent * below // rate
+    return by_line
 
 
 def added(sums: Lines, more: Lines) -> Lines:
@@ -80,7 +80,7 @@ def added(sums: Lines, more: Lines) -> Lines:
     return {resource: sums.get(resource, 0) + more.get(resource, 0) for resource in sums.keys() | more.keys()}
 
 
-class _Seen:
+class _Member:
     """An account behind its last entry, as replayed, and what was drawn of it."""
 
     __slots__ = (
@@ -114,13 +114,13 @@ class Statements:
         self._seed = seed
         self._draw = random.Random(seed)
         self._worst: list[tuple[int, bytes]] = []  # a heap: the member with the highest hash first
-        self._seen: dict[bytes, _Seen] = {}
+        self._members: dict[bytes, _Member] = {}
         self._rows: dict[bytes, list[Row] | None] = {}  # None: left out
         self._openings: dict[bytes, dict[int, Lines]] = {}  # by account, by entry_id: the lines behind it
 
     def _is_member(self, user_id: bytes) -> bool:
         """Whether the account is one of those drawn, so far."""
-        if user_id in self._seen:
+        if user_id in self._members:
             return True
         digest = hashlib.blake2b(user_id, digest_size=8, key=self._seed).digest()
         rank = -int.from_bytes(digest, "big"), user_id
@@ -128,11 +128,11 @@ class Statements:
             heapq.heappush(self._worst, rank)
         elif rank > self._worst[0]:
             _, gone = heapq.heapreplace(self._worst, rank)
-            del self._seen[gone], self._rows[gone]
+            del self._members[gone], self._rows[gone]
             self._openings.pop(gone, None)
         else:
             return False
-        self._seen[user_id], self._rows[user_id] = _Seen(), []
+        self._members[user_id], self._rows[user_id] = _Member(), []
         return True
 
     # -- by the entries ---------------------------------------------------------------------------------------------
@@ -141,42 +141,47 @@ class Statements:
         """The next entry of a bucket, replayed; `account` as it is behind it, None where it was closed."""
         if entry.entry_id <= 0 or not self._is_member(entry.user_id):
             return
-        seen = self._seen[entry.user_id]
-        if entry.entry_id != seen.entry_id + 1:  # the first that is seen, or the first on another shard
-            seen.stretch, seen.spent, seen.sums = entry.entry_id, 0, {}
+        member = self._members[entry.user_id]
+        if entry.entry_id != member.entry_id + 1:  # the first that is seen, or the first on another shard
+            member.stretch, member.spent, member.sums = entry.entry_id, 0, {}
         else:
-            self._pass(seen, entry)
-        seen.entry_id, seen.at_ns, seen.balance, seen.rate = entry.entry_id, entry.at_ns, entry.balance, entry.rate
+            self._pass(member, entry)
+        member.entry_id, member.at_ns, member.balance, member.rate = (
+            entry.entry_id,
+            entry.at_ns,
+            entry.balance,
+            entry.rate,
+        )
         flags = entry.flags
-        seen.room = room_of(entry.balance, entry.credit_limit_nanos, entry.holds_nanos, flags)
+        member.room = room_of(entry.balance, entry.credit_limit_nanos, entry.holds_nanos, flags)
         if account is None:
-            seen.lines = {}
+            member.lines = {}
         elif account.lines is None:
-            seen.lines = {b"": account.rate} if account.rate else {}
+            member.lines = {b"": account.rate} if account.rate else {}
         elif len(account.lines) <= LINES_MAX:
-            seen.lines = {resource: rate for resource, (rate, _) in account.lines.items()}
+            member.lines = {resource: rate for resource, (rate, _) in account.lines.items()}
         else:
-            seen.sums = None
+            member.sums = None
 
-    def _pass(self, seen: _Seen, entry: Entry) -> None:
+    def _pass(self, member: _Member, entry: Entry) -> None:
         """Time passed from the entry before to this one; maybe an instant between them is drawn."""
         spent = entry.accrued
-        if entry.at_ns > seen.at_ns:
-            seen.drawn += 1
-            place = self._draw.randrange(seen.drawn)
-            if place < SAMPLES_MAX:
-                at_ns = self._draw.randint(seen.at_ns + 1, entry.at_ns)
-                by_then = spent if at_ns == entry.at_ns else min(seen.rate * (at_ns - seen.at_ns), seen.room)
-                lines = None if seen.sums is None else added(seen.sums, shares(seen.lines, seen.rate, by_then))
-                sample = Sample(at_ns, seen.balance - by_then, seen.stretch, seen.spent + by_then, lines)
-                if len(seen.samples) < SAMPLES_MAX:
-                    seen.samples.append(sample)
+        if entry.at_ns > member.at_ns:
+            member.drawn += 1
+            index = self._draw.randrange(member.drawn)
+            if index < SAMPLES_MAX:
+                at_ns = self._draw.randint(member.at_ns + 1, entry.at_ns)
+                by_then = spent if at_ns == entry.at_ns else min(member.rate * (at_ns - member.at_ns), member.room)
+                lines = None if member.sums is None else added(member.sums, shares(member.lines, member.rate, by_then))
+                sample = Sample(at_ns, member.balance - by_then, member.stretch, member.spent + by_then, lines)
+                if len(member.samples) < SAMPLES_MAX:
+                    member.samples.append(sample)
                 else:
-                    seen.samples[place] = sample
-        seen.spent += spent
-        if seen.sums is not None:
-            for resource, part in shares(seen.lines, seen.rate, spent).items():
-                seen.sums[resource] = seen.sums.get(resource, 0) + part
+                    member.samples[index] = sample
+        member.spent += spent
+        if member.sums is not None:
+            for resource, part in shares(member.lines, member.rate, spent).items():
+                member.sums[resource] = member.sums.get(resource, 0) + part
 
     # -- by the rows ------------------------------------------------------------------------------------------------
 
@@ -193,9 +198,9 @@ class Statements:
             return
         limit, holds, amount_frac = rare
         exactly = balance * UNIT + frac
-        whole = amount - (frac < amount_frac)
+        floor_nanos = amount - (frac < amount_frac)
         room = room_of(exactly, limit, holds, flags)
-        rows.append(Row(entry_id, at_ns, whole * UNIT + amount_frac, exactly, rate, room, resource, value))
+        rows.append(Row(entry_id, at_ns, floor_nanos * UNIT + amount_frac, exactly, rate, room, resource, value))
 
     def opening(self, user_id: bytes, entry_id: int, lines: Lines) -> None:
         """An account's rate lines as of a row, as the history keeps them where it deleted the rows before."""
@@ -206,9 +211,9 @@ class Statements:
 
     def compare(self) -> None:
         """Holds both against each other."""
-        for user_id, seen in self._seen.items():
+        for user_id, member in self._members.items():
             rows = self._rows[user_id]
-            if not seen.samples or not rows:
+            if not member.samples or not rows:
                 continue
             rows.sort()
             openings = self._openings.get(user_id, {})
@@ -217,10 +222,10 @@ class Statements:
             if any(after.entry_id != before.entry_id + 1 for before, after in pairwise(rows)):
                 continue  # some are lost, which is told where the rows are looked at
             self._report.count("statements", "accounts")
-            _Periods(self._report, user_id, rows, openings.get(newest)).compare(sorted(seen.samples))
+            _Periods(self._report, user_id, rows, openings.get(newest)).compare(sorted(member.samples))
 
 
-class _Found(NamedTuple):
+class _Point(NamedTuple):
     """An instant as the rows have it; sums since the first row."""
 
     balance: int
@@ -246,30 +251,30 @@ class _Periods:
         rows = self._rows
         first_ns, last_ns = rows[0].at_ns, rows[-1].at_ns  # what is older or newer is not in the file
         samples = [sample for sample in samples if first_ns < sample.at_ns <= last_ns]
-        found: list[tuple[Sample, _Found]] = []
+        points: list[tuple[Sample, _Point]] = []
         for before, row in pairwise(rows):
             self._amounts += before.amount
-            while len(found) < len(samples) and samples[len(found)].at_ns <= row.at_ns:
-                sample = samples[len(found)]
-                found.append((sample, self._at(before, row, sample.at_ns)))
+            while len(points) < len(samples) and samples[len(points)].at_ns <= row.at_ns:
+                sample = samples[len(points)]
+                points.append((sample, self._at(before, row, sample.at_ns)))
             self._pass(before, row)
-        for sample, here in found:
+        for sample, here in points:
             self._report.count("statements", "instants")
             if here.balance != sample.balance:
                 self._fault(
                     f"at {sample.at_ns} it had {coins(sample.balance)} by its entries, "
                     f"{coins(here.balance)} by its rows"
                 )
-        for (first, opening), (last, closing) in pairwise(found):
+        for (first, opening), (last, closing) in pairwise(points):
             self._compare_period(first, opening, last, closing)
 
-    def _at(self, before: Row, row: Row, at_ns: int) -> _Found:
+    def _at(self, before: Row, row: Row, at_ns: int) -> _Point:
         """An instant behind the row `before`, not behind the next one."""
         spent = min(before.rate * (at_ns - before.at_ns), before.room)
         if row.at_ns == at_ns:
             spent = before.balance - (row.balance - row.amount)
         lines = None if self._lines is None else added(self._sums, shares(self._lines, before.rate, spent))
-        return _Found(before.balance - spent, self._amounts, self._spent + spent, lines)
+        return _Point(before.balance - spent, self._amounts, self._spent + spent, lines)
 
     def _pass(self, before: Row, row: Row) -> None:
         """Time passed from one row to the next."""
@@ -291,7 +296,7 @@ class _Periods:
             lines = {resource: rate for resource, rate in lines.items() if rate}
             self._lines = lines if len(lines) <= LINES_MAX else None
 
-    def _compare_period(self, first: Sample, opening: _Found, last: Sample, closing: _Found) -> None:
+    def _compare_period(self, first: Sample, opening: _Point, last: Sample, closing: _Point) -> None:
         where = f"from {first.at_ns} to {last.at_ns}"
         self._report.count("statements", "periods")
         accrued = closing.spent - opening.spent
@@ -317,5 +322,5 @@ class _Periods:
 def _between(first: Lines | None, last: Lines | None) -> Lines:
     """What was added between two sums; lines that spent nothing are left out."""
     before, after = first or {}, last or {}
-    found = {resource: spent - before.get(resource, 0) for resource, spent in after.items()}
-    return {resource: spent for resource, spent in found.items() if spent}
+    added_by_line = {resource: spent - before.get(resource, 0) for resource, spent in after.items()}
+    return {resource: spent for resource, spent in added_by_line.items() if spent}
