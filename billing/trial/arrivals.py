@@ -55,24 +55,24 @@ class ArrivalReader:
 
     async def fresh(self) -> list[Arrival]:
         """What came since the last call, oldest first. Raises ReceiverError, aiohttp.ClientError, TimeoutError."""
-        found: list[Arrival] = []
+        arrivals: list[Arrival] = []
         while calls := await self._page():
             if calls[0]["number"] != self._first:
                 raise ReceiverError(f"{self._url} has forgotten {counted(calls[0]['number'] - self._first, 'call')}")
-            found += [arrival for call in calls if (arrival := arrival_of(call, self._pattern)) is not None]
-        return found
+            arrivals += [arrival for call in calls if (arrival := arrival_of(call, self._pattern)) is not None]
+        return arrivals
 
     async def _page(self) -> list[dict[str, Any]]:
         self._first = self._next
         wanted = {"after": str(self._next), "limit": str(PAGE_CALLS)}
-        page = await self._asked(wanted)
+        page = await self._fetch(wanted)
         if not isinstance(page, dict) or not isinstance(page.get("calls"), list):
             raise ReceiverError(f"{self._url} is no `billing receiver`")
         self._next = page["next"]
         calls: list[dict[str, Any]] = page["calls"]
         return calls
 
-    async def _asked(self, wanted: dict[str, str]) -> Any:
+    async def _fetch(self, wanted: dict[str, str]) -> Any:
         """The page; None for an answer that is none. Raises aiohttp.ClientError, TimeoutError."""
         async with asyncio.timeout(REFUSED_S_MAX):
             while True:
@@ -92,8 +92,8 @@ def target_pattern(cutoff_url: str) -> re.Pattern[str]:
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if USER_ID not in target:
         target += f"{'&' if parts.query else '?'}user_id={USER_ID}"
-    first, *others = map(re.escape, target.split(USER_ID))
-    return re.compile(first + "([^/?&]*)" + "[^/?&]*".join(others) + "[?&]event_id=.*")
+    first, *rest = map(re.escape, target.split(USER_ID))
+    return re.compile(first + "([^/?&]*)" + "[^/?&]*".join(rest) + "[?&]event_id=.*")
 
 
 def arrival_of(call: dict[str, Any], pattern: re.Pattern[str]) -> Arrival | None:

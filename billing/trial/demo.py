@@ -34,7 +34,7 @@ from billing.client.errors import BillingError
 from billing.trial.arrivals import Arrival, ArrivalReader, ReceiverError
 from billing.trial.child_processes import ChildError, run_until_signalled
 from billing.trial.demo_scene import USERS, Scene
-from billing.trial.demo_screen import LiveScreen, PlainScreen, Told
+from billing.trial.demo_screen import LiveScreen, PlainScreen, SceneNotes
 from billing.trial.log_servers import NoProgram
 from billing.trial.own_daemon import OwnDaemon, default_config_file
 from shards.exits import Exit
@@ -69,15 +69,17 @@ COMMANDS: dict[str, click.Command] = {"demo": demo}
 
 async def _demo(once: bool, pace: float, log_servers: int, file: Path | None) -> int:
     console = Console()
-    own = OwnDaemon(file, os.environ, log_servers=log_servers)
-    others = f", {log_servers} nats-servers" if log_servers else ""
-    put(f"starting the daemon and a receiver{others} ...")
+    daemon = OwnDaemon(file, os.environ, log_servers=log_servers)
+    servers_text = f", {log_servers} nats-servers" if log_servers else ""
+    put(f"starting the daemon and a receiver{servers_text} ...")
     try:
-        async with own, Client(own.rpc, environment={}) as client, aiohttp.ClientSession() as session:
-            reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)
-            told = Told(f"http://{own.admin}/?user={USERS[0]}", try_next(own.rpc) if not once else (), own.notes)
-            with LiveScreen(console, told) if console.is_terminal else PlainScreen(_print, told) as screen:
-                return await play(own, client, reader, screen, once, pace)
+        async with daemon, Client(daemon.rpc, environment={}) as client, aiohttp.ClientSession() as session:
+            reader = ArrivalReader(session, daemon.cutoff, daemon.config.cutoff.url)
+            notes = SceneNotes(
+                f"http://{daemon.admin}/?user={USERS[0]}", try_next(daemon.rpc) if not once else (), daemon.notes
+            )
+            with LiveScreen(console, notes) if console.is_terminal else PlainScreen(_print, notes) as screen:
+                return await play(daemon, client, reader, screen, once, pace)
     except ChildError as error:
         print(f"billing: {error}", file=sys.stderr)
         return Exit.CONFIG if isinstance(error, NoProgram) else Exit.BUG
@@ -87,7 +89,7 @@ async def _demo(once: bool, pace: float, log_servers: int, file: Path | None) ->
 
 
 async def play(
-    own: OwnDaemon,
+    daemon: OwnDaemon,
     client: Client,
     reader: ArrivalReader,
     screen: LiveScreen | PlainScreen,
@@ -98,7 +100,7 @@ async def play(
     arrivals: deque[Arrival] = deque(maxlen=ARRIVALS_KEPT)
     scene = Scene(client, screen, arrivals, pace)
     looking = asyncio.create_task(_look(client, reader, screen, arrivals))
-    breaking = asyncio.create_task(_fail_when_broken(own))
+    breaking = asyncio.create_task(_fail_when_broken(daemon))
     playing = asyncio.create_task(scene.play())
     try:
         await _first(playing, looking, breaking)
@@ -136,8 +138,8 @@ async def _look(
         await asyncio.sleep(LOOK_S)
 
 
-async def _fail_when_broken(own: OwnDaemon) -> None:
-    raise await own.broken()
+async def _fail_when_broken(daemon: OwnDaemon) -> None:
+    raise await daemon.broken()
 
 
 def try_next(rpc: str) -> list[tuple[str, str]]:

@@ -85,13 +85,13 @@ class Promises:
         self._active[user_id] = account["state"] == "active"
 
     def score(self, arrivals: Collection[Arrival]) -> Score:
-        seen = {(arrival.user_id, arrival.exhausted_at_ns) for arrival in arrivals}
+        called = {(arrival.user_id, arrival.exhausted_at_ns) for arrival in arrivals}
         return Score(
             len(self.expected),
-            len(self.expected & seen),
-            len(self.expected - seen),
+            len(self.expected & called),
+            len(self.expected - called),
             sum(arrival.arrived_ns < arrival.exhausted_at_ns for arrival in arrivals),
-            len(seen - self.expected),
+            len(called - self.expected),
         )
 
 

@@ -44,7 +44,7 @@ UNDER_WAY: Final = "The verdict comes here at the end: whether every cutoff came
 END: Final = "Ctrl-C ends it, and everything it started."
 
 
-class Told(NamedTuple):
+class SceneNotes(NamedTuple):
     """What stands around the scene: the dashboard's address, and commands to try, each with what it shows (none: it
     ends with the scene). `notes`: what else whoever looks on has to know, such as a port that was taken.
     """
@@ -60,12 +60,12 @@ def clock_time(at_ns: int) -> str:
     return f"{datetime.fromtimestamp(seconds, UTC):%H:%M:%S}.{rest:09}"
 
 
-def told(arrival: Arrival) -> str:
+def call_text(arrival: Arrival) -> str:
     """A GET in words."""
     return f"GET for {arrival.user_id}: {_late(arrival)} the exact instant {clock_time(arrival.exhausted_at_ns)}"
 
 
-def told_briefly(arrival: Arrival) -> str:
+def brief_call_text(arrival: Arrival) -> str:
     """The same for a narrow terminal: the instant to the millisecond."""
     return f"GET for {arrival.user_id}: {_late(arrival)} {clock_time(arrival.exhausted_at_ns)[:12]}"
 
@@ -86,13 +86,13 @@ class Line(NamedTuple):
 class PlainScreen:
     """Lines of text."""
 
-    def __init__(self, write: Callable[[str], None], around: Told) -> None:
+    def __init__(self, write: Callable[[str], None], around: SceneNotes) -> None:
         self._write = write
         self._around = around
         self._started_ns = MACHINE_CLOCKS.boot_ns()
         self._balances: dict[str, str] = {}
-        self._told_ns = self._started_ns
-        self._told: dict[str, str] = {}  # the balances of the last line of them
+        self._shown_ns = self._started_ns
+        self._shown_balances: dict[str, str] = {}  # the balances of the last line of them
 
     def __enter__(self) -> Self:
         for note in self._around.notes:
@@ -108,13 +108,13 @@ class PlainScreen:
 
     def account(self, account: Account) -> None:
         self._balances[account["user_id"]] = coins(account["balance_nanos"])
-        if MACHINE_CLOCKS.boot_ns() - self._told_ns > BALANCES_EVERY_NS and self._told != self._balances:
-            self._told_ns = MACHINE_CLOCKS.boot_ns()
-            self._told = dict(self._balances)
+        if MACHINE_CLOCKS.boot_ns() - self._shown_ns > BALANCES_EVERY_NS and self._shown_balances != self._balances:
+            self._shown_ns = MACHINE_CLOCKS.boot_ns()
+            self._shown_balances = dict(self._balances)
             self.say("balances: " + ", ".join(f"{user} {balance}" for user, balance in sorted(self._balances.items())))
 
     def arrival(self, arrival: Arrival) -> None:
-        self.say(told(arrival))
+        self.say(call_text(arrival))
 
     def finish(self, score: str, clean: bool) -> None:
         self._write(score)
@@ -127,7 +127,7 @@ class PlainScreen:
 class LiveScreen:
     """A picture that ticks. Used as a context manager: the terminal is as before behind it, and has the story."""
 
-    def __init__(self, console: Console, around: Told) -> None:
+    def __init__(self, console: Console, around: SceneNotes) -> None:
         self._console = console
         self._around = around
         self._started_ns = MACHINE_CLOCKS.boot_ns()
@@ -158,7 +158,7 @@ class LiveScreen:
 
     def arrival(self, arrival: Arrival) -> None:
         style = "bold green" if arrival.arrived_ns >= arrival.exhausted_at_ns else "bold red"
-        self._tell(told(arrival), told_briefly(arrival), style, is_get=True)
+        self._tell(call_text(arrival), brief_call_text(arrival), style, is_get=True)
 
     def finish(self, score: str, clean: bool) -> None:
         self._verdict = Text(score, "bold green" if clean else "bold red")
@@ -204,8 +204,8 @@ class LiveScreen:
         """The text in lines of that width at most, those after the first one indented."""
         if cell_len(text.plain) <= width:
             return [text]
-        first, *others = text.wrap(self._console, width - indent)
-        return [first, *(Text.assemble(" " * indent, line) for line in others)]
+        first, *rest = text.wrap(self._console, width - indent)
+        return [first, *(Text.assemble(" " * indent, line) for line in rest)]
 
 
 def accounts_table(accounts: dict[str, Account], width: int) -> Table:

@@ -60,7 +60,7 @@ _NAMES: Final = {
 
 class Fault(NamedTuple):
     """`value`: milliseconds of slow, gateway and drip, the code of status, seconds of flap. `users`: the share of users
-    whose calls meet it, `above` those of the faults before it in `beside` of the first.
+    whose calls meet it, `above` those of the faults before it in `joined` of the first.
     """
 
     name: str
@@ -68,13 +68,13 @@ class Fault(NamedTuple):
     retry_after_s: int = -1
     users: float = 1.0
     above: float = 0.0
-    beside: tuple[Fault, ...] = ()
+    joined: tuple[Fault, ...] = ()
 
     def of(self, user_id: str) -> Fault | None:
         """Which of these faults the user's calls meet, if any; the same each time."""
-        place = crc32(user_id.encode()) / 2**32
-        among = (self, *self.beside)
-        return next((one for one in among if one.above <= place < one.above + one.users), None)
+        position = crc32(user_id.encode()) / 2**32
+        among = (self, *self.joined)
+        return next((fault for fault in among if fault.above <= position < fault.above + fault.users), None)
 
     def concerns(self, user_id: str) -> bool:
         """Whether the user is one of those who are sick."""
@@ -100,9 +100,9 @@ BEHAVES: Final = Misbehaviour()
 
 def parse_fault(text: str) -> Fault:
     """A fault as written on a command line; raises ValueError that says what is expected."""
-    first, *others = text.split("+")
-    if others:
-        return _beside([parse_fault(one) for one in (first, *others)])
+    first, *rest = text.split("+")
+    if rest:
+        return _joined([parse_fault(part) for part in (first, *rest)])
     text, at, users = text.partition("@")
     if at:
         return _of_users(parse_fault(text), users)
@@ -128,15 +128,15 @@ def parse_fault(text: str) -> Fault:
     return fault
 
 
-def _beside(faults: list[Fault]) -> Fault:
+def _joined(faults: list[Fault]) -> Fault:
     placed: list[Fault] = []
     for fault in faults:
-        placed.append(fault._replace(above=sum(one.users for one in placed)))
+        placed.append(fault._replace(above=sum(earlier.users for earlier in placed)))
     if any(fault.users == 1 for fault in faults) or sum(fault.users for fault in faults) > 1:
         raise ValueError(
             "expected a share of users behind each fault that + joins, and no more than all of them together"
         )
-    return placed[0]._replace(beside=tuple(placed[1:]))
+    return placed[0]._replace(joined=tuple(placed[1:]))
 
 
 def _of_users(fault: Fault, users: str) -> Fault:

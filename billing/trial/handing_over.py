@@ -20,7 +20,7 @@ FIRST_DESCRIPTOR: Final = 3
 
 def handed_over_by(sockets: Mapping[str, socket.socket], command: Sequence[str]) -> list[str]:
     """The command line that runs `command` with these sockets; their descriptors must be passed on to it."""
-    named = [f"{name}={one.fileno()}" for name, one in sockets.items()]
+    named = [f"{name}={listener.fileno()}" for name, listener in sockets.items()]
     return [sys.executable, "-m", "billing.trial.handing_over", *named, "--", *command]
 
 

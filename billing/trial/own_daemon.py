@@ -137,11 +137,11 @@ class OwnDaemon:
                 await make_streams(self.config)
             config = ["--config", str(self._file)] if self._file else []
             command = handed_over_by(sockets, [*BILLING, "serve", *config])
-            descriptors = [one.fileno() for one in sockets.values()]
+            descriptors = [listener.fileno() for listener in sockets.values()]
             daemon = Child("billing serve", command, environment, descriptors=descriptors)
             await self._start(daemon)
-            for one in sockets.values():
-                one.close()
+            for listener in sockets.values():
+                listener.close()
             self.pid = daemon.pid
             await self.ready()
         except BaseException:
@@ -224,7 +224,7 @@ class OwnDaemon:
     async def ready(self) -> None:
         """Waits until the receiver answers and the daemon serves every bucket."""
         pages = [f"http://{self.cutoff}/stats", f"http://{self.admin}/readyz"]
-        said = "no answer"
+        last_reply = "no answer"
         try:
             async with asyncio.timeout(READY_WAIT_S), aiohttp.ClientSession() as session:
                 while pages:
@@ -236,12 +236,14 @@ class OwnDaemon:
                             if answer.status == 200:
                                 del pages[0]
                                 continue
-                            said = await answer.text()
+                            last_reply = await answer.text()
                     except aiohttp.ClientError as error:
-                        said = str(error)
+                        last_reply = str(error)
                     await asyncio.sleep(READY_POLL_S)
         except TimeoutError:
-            raise self._children[-1].complaint(f"is not ready after {READY_WAIT_S:g} s ({said.strip()})") from None
+            raise self._children[-1].complaint(
+                f"is not ready after {READY_WAIT_S:g} s ({last_reply.strip()})"
+            ) from None
 
 
 def _address_of(listener: socket.socket) -> str:

@@ -158,12 +158,12 @@ class Receiver:
         """Whether requests on this connection are looked at now."""
         if self.fault is None or self.fault.name != "one-at-a-time":
             return True
-        return min(self.connections, key=lambda one: one.number) is connection
+        return min(self.connections, key=lambda candidate: candidate.number) is connection
 
     def serve_next(self) -> None:
         """A connection has ended: another one's requests may be looked at."""
         if self.connections and self.fault is not None and self.fault.name == "one-at-a-time":
-            min(self.connections, key=lambda one: one.number).serve()
+            min(self.connections, key=lambda candidate: candidate.number).serve()
 
     def genuine(self, head: bytes, body: bytes) -> bool:
         """Whether the signature is right, or none is asked for."""

@@ -57,13 +57,13 @@ def call_of(number: int, arrived_ns: int, head: bytes, body: bytes, answered: st
 def _texts(body: bytes) -> dict[str, str]:
     """The plain values of a JSON object and of its `data`, as texts."""
     try:
-        whole = json.loads(body)
+        document = json.loads(body)
     except ValueError:
         return {}
-    if not isinstance(whole, dict):
+    if not isinstance(document, dict):
         return {}
-    inner = whole.get("data")
-    both = {**whole, **inner} if isinstance(inner, dict) else whole
+    inner = document.get("data")
+    both = {**document, **inner} if isinstance(inner, dict) else document
     return {name: str(value) for name, value in both.items() if isinstance(value, str | int)}
 
 

@@ -156,8 +156,8 @@ class Connection(asyncio.Protocol):
         else:
             self._misbehave(fault, head, body)
 
-    def _write(self, head: bytes, whole: bytes) -> None:
-        self.transport.write(whole)
+    def _write(self, head: bytes, response: bytes) -> None:
+        self.transport.write(response)
         if b"lose" in head and headers_of(head).get(b"connection", b"").lower() == b"close":
             self._waiting = True
             self.transport.close()
@@ -179,8 +179,8 @@ class Connection(asyncio.Protocol):
                 self._write(head, bomb())
             case "slow" | "gateway":
                 self._waiting = True
-                whole = _OK if name == "slow" else answer(504, b"no")
-                loop.call_later(fault.value / 1000, self._answer_late, head, whole)
+                response = _OK if name == "slow" else answer(504, b"no")
+                loop.call_later(fault.value / 1000, self._answer_late, head, response)
             case "drip":
                 self._waiting = True
                 self._drip(_OK, fault.value / 1000)
@@ -203,10 +203,10 @@ class Connection(asyncio.Protocol):
             case _:
                 raise AssertionError(name)
 
-    def _answer_late(self, head: bytes, whole: bytes) -> None:
+    def _answer_late(self, head: bytes, response: bytes) -> None:
         if not self.transport.is_closing():
             self._waiting = False
-            self._write(head, whole)
+            self._write(head, response)
             self._read_on()
 
     def _drip(self, rest: bytes, pause_s: float) -> None:

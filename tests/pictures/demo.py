@@ -13,7 +13,7 @@ from rich.terminal_theme import MONOKAI
 from billing.client.client import Client
 from billing.trial.arrivals import ArrivalReader
 from billing.trial.demo import play
-from billing.trial.demo_screen import LiveScreen, Told
+from billing.trial.demo_screen import LiveScreen, SceneNotes
 from billing.trial.own_daemon import OwnDaemon
 
 WIDTH, HEIGHT = 96, 26
@@ -27,7 +27,7 @@ COMMANDS = [  # as they are where `billing` is in the path and the usual ports a
 async def draw_demo(file: Path) -> None:
     """Plays the scene and writes the last picture."""
     console = Console(width=WIDTH, height=HEIGHT, file=StringIO(), force_terminal=True, record=True)
-    screen = LiveScreen(console, Told("http://127.0.0.1:9311/?user=user_01", COMMANDS))
+    screen = LiveScreen(console, SceneNotes("http://127.0.0.1:9311/?user=user_01", COMMANDS))
     own = OwnDaemon(None, os.environ, free_ports=True)
     async with own, Client(own.rpc) as client, aiohttp.ClientSession() as session:
         reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)

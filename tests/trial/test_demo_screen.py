@@ -13,7 +13,7 @@ from rich.console import Console
 
 from billing.trial.arrivals import Arrival
 from billing.trial.demo import command_of
-from billing.trial.demo_screen import END, LiveScreen, PlainScreen, Told
+from billing.trial.demo_screen import END, LiveScreen, PlainScreen, SceneNotes
 
 ADDRESS = "http://127.0.0.1:9311/?user=user_01"
 COMMANDS = [("billing set-rate user_02 1", "it runs again, and out"), ("billing account user_02", "how it stands")]
@@ -35,7 +35,7 @@ def account(user_id: str, state: str, due_ns: int | None, rate: int) -> dict[str
 def drawn(width: int, height: int, later: int = 0, notes: Sequence[str] = ()) -> list[str]:
     """The lines of the picture at the end of a scene with a long story, of which `later` steps came behind its GET."""
     console = Console(width=width, height=height, file=StringIO(), force_terminal=True, color_system=None)
-    screen = LiveScreen(console, Told(ADDRESS, COMMANDS, notes))
+    screen = LiveScreen(console, SceneNotes(ADDRESS, COMMANDS, notes))
     screen.account(account("user_01", "exhausted", None, 10**9))
     screen.account(account("user_02", "active", AT_NS, 10**9))
     screen.account(account("user_03", "exhausted", None, 0))
@@ -76,11 +76,11 @@ def test_a_port_that_was_taken_is_on_the_screen_where_there_is_room_and_behind_i
     assert all((note in [line.rstrip() for line in lines[1:3]]) == shown for note in TAKEN)
     assert lines[-1].rstrip() == END
     console = Console(width=80, height=height, file=StringIO(), force_terminal=True, color_system=None)
-    with console.capture() as capture, LiveScreen(console, Told(ADDRESS, COMMANDS, TAKEN)) as screen:
+    with console.capture() as capture, LiveScreen(console, SceneNotes(ADDRESS, COMMANDS, TAKEN)) as screen:
         screen.finish(VERDICT, True)
     assert capture.get().rpartition("\x1b[?1049l")[2].splitlines() == [*TAKEN, VERDICT]
     plain: list[str] = []
-    with PlainScreen(plain.append, Told(ADDRESS, COMMANDS, TAKEN)):
+    with PlainScreen(plain.append, SceneNotes(ADDRESS, COMMANDS, TAKEN)):
         assert plain[:2] == TAKEN
 
 
@@ -96,7 +96,7 @@ def test_a_get_stays_when_steps_come_behind_it(width: int, height: int, instant:
 
 def test_the_story_is_left_behind_with_words_whole() -> None:
     console = Console(width=60, height=20, file=StringIO(), force_terminal=True, color_system=None)
-    with console.capture() as capture, LiveScreen(console, Told(ADDRESS, COMMANDS)) as screen:
+    with console.capture() as capture, LiveScreen(console, SceneNotes(ADDRESS, COMMANDS)) as screen:
         screen.say("user_03 stops the machine; 0.880284996 coins are left and stay")
         screen.finish("25 cutoffs expected, 24 received, 1 missing, 0 early, 0 false", False)
     told = [line.strip() for line in capture.get().splitlines()[-3:]]
@@ -113,7 +113,7 @@ def test_no_number_of_the_table_is_cut(width: int, due: str) -> None:
 
 def test_lines_have_the_dashboard_first_and_the_verdict_before_what_to_try() -> None:
     lines: list[str] = []
-    with PlainScreen(lines.append, Told(ADDRESS, COMMANDS)) as screen:
+    with PlainScreen(lines.append, SceneNotes(ADDRESS, COMMANDS)) as screen:
         screen.say("a step")
         screen.finish(VERDICT, True)
     assert lines[0] == f"dashboard: {ADDRESS}"
@@ -124,9 +124,9 @@ def test_lines_have_the_dashboard_first_and_the_verdict_before_what_to_try() -> 
 
 def test_balances_are_a_line_again_where_they_changed() -> None:
     lines: list[str] = []
-    with PlainScreen(lines.append, Told(ADDRESS, COMMANDS)) as screen:
+    with PlainScreen(lines.append, SceneNotes(ADDRESS, COMMANDS)) as screen:
         for balance_nanos in (5, 5, 5, 4):
-            screen._told_ns = 0  # long ago
+            screen._shown_ns = 0  # long ago
             screen.account({**account("user_01", "active", AT_NS, 1), "balance_nanos": balance_nanos})
     assert [line.partition("balances: ")[2] for line in lines[1:]] == ["user_01 0.000000005", "user_01 0.000000004"]
 

@@ -91,7 +91,7 @@ class Assessment:
         for row in rows:
             if state[row] == REFUSED and columns.value[row] * HOUR_NS <= account.least:
                 self.wrong_refusals += 1
-                self._tell([f"{columns.words(row)} was refused, though there was always more than that"])
+                self._tell([f"{columns.text_of(row)} was refused, though there was always more than that"])
 
     def _row(self, columns: Columns, account: Account, row: int) -> bool:
         """Whether the model says the same."""
@@ -119,7 +119,7 @@ class Assessment:
         )
         if expected == answered:
             return True
-        self._tell(differences(account.user_id, columns.words(row), expected, {**answered._asdict(), "at_ns": at_ns}))
+        self._tell(differences(account.user_id, columns.text_of(row), expected, {**answered._asdict(), "at_ns": at_ns}))
         return False
 
     def _tell(self, lines: list[str]) -> None:
@@ -134,8 +134,8 @@ def _by_user(columns: Columns) -> tuple[array[int], array[int]]:
     for user in range(len(columns.users)):
         starts[user + 1] += starts[user]
     order = array("q", bytes(8 * len(columns)))
-    place = array("q", starts)
+    next_index = array("q", starts)
     for row, user in enumerate(columns.user):
-        order[place[user]] = row
-        place[user] += 1
+        order[next_index[user]] = row
+        next_index[user] += 1
     return order, starts

@@ -100,12 +100,12 @@ class Trouble:
         self._watch.note(kind, text)
 
     def _workers(self) -> list[psutil.Process]:
-        found = []
+        workers = []
         for process in psutil.Process(self._pid).children():
             with contextlib.suppress(psutil.Error):
                 if "worker" in process.cmdline() and MACHINE_CLOCKS.wall_ns() / 1e9 - process.create_time() > SETTLED_S:
-                    found.append(process)
-        return sorted(found, key=lambda each: each.pid)
+                    workers.append(process)
+        return sorted(workers, key=lambda each: each.pid)
 
     async def _kill(self) -> None:
         workers = self._workers()
@@ -127,9 +127,9 @@ class Trouble:
             route = await self._client.route()
             bucket_id = self._rng.randrange(route["bucket_count"]) + 1
             owner = route["owners"][bucket_id - 1]
-            others = [shard_id for shard_id in shards if shard_id != owner]
-            if others:
-                target = self._rng.choice(others)
+            other_shards = [shard_id for shard_id in shards if shard_id != owner]
+            if other_shards:
+                target = self._rng.choice(other_shards)
                 await self._client.call("move_bucket", bucket_id, target, timeout_s=10.0)
                 self._did("move", f"bucket {bucket_id} went from shard {owner} to {target}")
         except BillingError as error:
@@ -144,9 +144,9 @@ class Trouble:
                 aiohttp.ClientSession() as session,
                 session.get(f"http://{self._receiver}/misbehave", params=wanted) as answer,
             ):
-                said = await answer.json(content_type=None)
-                if "error" in said:
-                    raise ValueError(said["error"])
+                reply = await answer.json(content_type=None)
+                if "error" in reply:
+                    raise ValueError(reply["error"])
                 self._did("fault", f"the endpoint: {fault} for {seconds:g} s")
                 self._faults.rotate(-1)
 

@@ -110,7 +110,7 @@ class Columns:
         """What a rate command set, in nanos an hour."""
         return self.value[row] * HOURS if self.kind[row] == RATE else self.value[row]
 
-    def words(self, row: int) -> str:
+    def text_of(self, row: int) -> str:
         """A command for a message."""
         line = self.resources[self.line[row]]
         return f"{NAMES[self.kind[row]]} {self.users[self.user[row]]} {self.value[row]} {line}".rstrip()

@@ -149,8 +149,8 @@ def how_long(workload: Workload, runs: int) -> str:
     if not runs:
         return f"each step takes {each_s:g} s and what is needed to prepare and judge it, some {AROUND_S:g} s"
     whole_s = runs * (each_s + AROUND_S)
-    told = f"{whole_s:.0f} s" if whole_s < 120 else f"{whole_s / 60:.0f} min"
-    return f"{counted(runs, 'run')} of {each_s:g} s, with preparing and judging about {told} in all"
+    total_text = f"{whole_s:.0f} s" if whole_s < 120 else f"{whole_s / 60:.0f} min"
+    return f"{counted(runs, 'run')} of {each_s:g} s, with preparing and judging about {total_text} in all"
 
 
 async def _target(options: Options, stack: contextlib.AsyncExitStack, display: Display) -> Target:
@@ -189,58 +189,58 @@ def _blank(options: Options, target: Target) -> Result:
     )
 
 
-def options_of(given: dict[str, Any]) -> Options:
+def options_of(values: dict[str, Any]) -> Options:
     """The command line's options, by their names there."""
     tracing = None
-    if given["trace"] is not None:
-        seconds = given["seconds"] if given["seconds_given"] else 0.0
+    if values["trace"] is not None:
+        seconds = values["seconds"] if values["seconds_given"] else 0.0
         tracing = Tracing(
-            str(given["trace"].resolve()), given["speed"], given["users"], given["exhaust_share"], seconds
+            str(values["trace"].resolve()), values["speed"], values["users"], values["exhaust_share"], seconds
         )
-    token_file: IO[str] | None = given["token_file"]
+    token_file: IO[str] | None = values["token_file"]
     token = token_file.read().strip() if token_file is not None else os.environ.get(TOKEN)
-    sign_in = SignIn(token, given["tls"], given["tls_ca"], given["tls_cert"])
+    sign_in = SignIn(token, values["tls"], values["tls_ca"], values["tls_cert"])
     try:
         sign_in.context()
     except OSError as error:
         raise click.BadParameter(f"expected PEM files: {error}", param_hint="--tls-ca, --tls-cert") from None
-    outputs = {kind: given[f"{kind}_file"] for kind in FORMATS if given[f"{kind}_file"] is not None}
+    outputs = {kind: values[f"{kind}_file"] for kind in FORMATS if values[f"{kind}_file"] is not None}
     return Options(
         workload=Workload(
-            accounts=given["accounts"],
-            seconds=given["seconds"],
-            warmup_s=given["warmup"],
-            mix=given["mix"],
-            skew=given["skew"],
-            arrivals=given["arrivals"],
-            exhaust_per_second=given["exhaust_per_second"],
-            storm=given["storm"],
-            closed=given["closed"],
-            seed=given["seed"],
+            accounts=values["accounts"],
+            seconds=values["seconds"],
+            warmup_s=values["warmup"],
+            mix=values["mix"],
+            skew=values["skew"],
+            arrivals=values["arrivals"],
+            exhaust_per_second=values["exhaust_per_second"],
+            storm=values["storm"],
+            closed=values["closed"],
+            seed=values["seed"],
         ),
         tracing=tracing,
         chaos=Chaos(
-            given["kill_worker_every"],
-            given["move_buckets"],
-            given["snapshot_every"],
-            given["receiver_faults"],
-            given["fault_every"],
+            values["kill_worker_every"],
+            values["move_buckets"],
+            values["snapshot_every"],
+            values["receiver_faults"],
+            values["fault_every"],
         ),
-        rate=given["rate"],
-        runs=1 if tracing is not None else given["runs"],
-        sweeping=given["sweep"],
-        p99_ms=given["p99_ms"],
-        processes=given["processes"],
-        connections=given["connections"],
-        depth=given["depth"],
-        config=given["config"],
-        workers=given["workers"],
-        sync=given["sync"],
-        directory=given["directory"],
-        address=given["address"],
+        rate=values["rate"],
+        runs=1 if tracing is not None else values["runs"],
+        sweeping=values["sweep"],
+        p99_ms=values["p99_ms"],
+        processes=values["processes"],
+        connections=values["connections"],
+        depth=values["depth"],
+        config=values["config"],
+        workers=values["workers"],
+        sync=values["sync"],
+        directory=values["directory"],
+        address=values["address"],
         sign_in=sign_in,
-        receiver=given["receiver"],
-        quiet=given["quiet"],
+        receiver=values["receiver"],
+        quiet=values["quiet"],
         outputs=outputs,
     )
 

@@ -167,8 +167,8 @@ def _money_in_short(result: Result) -> str:
     if not result.clean:
         return "MONEY OR CUTOFFS CAME OUT WRONG: nothing else counts until that is explained."
     answers = sum(run.money.answered for run in (*result.runs, *result.steps))
-    said = counted(answers, "answer")
-    return f"Not a nano was wrong in {said} and every final balance, held against an independent sum."
+    answers_text = counted(answers, "answer")
+    return f"Not a nano was wrong in {answers_text} and every final balance, held against an independent sum."
 
 
 def expected_cutoffs(result: Result) -> int:
@@ -204,8 +204,8 @@ def _is_too_much(result: Result) -> bool:
 
 def _slowest_p99_ns(result: Result) -> float:
     """The worst 99th percentile of the valid runs; 0 where none has answers enough to tell one."""
-    told = (histogram_of(run.latency).percentile("99") for run in result.measured if run.valid)
-    return max((p99_ns for p99_ns in told if p99_ns is not None), default=0)
+    p99s_ns = (histogram_of(run.latency).percentile("99") for run in result.measured if run.valid)
+    return max((p99_ns for p99_ns in p99s_ns if p99_ns is not None), default=0)
 
 
 def _why_not(result: Result) -> str:

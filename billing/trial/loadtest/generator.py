@@ -190,7 +190,12 @@ class Generator:
         self._assessment.settle(at_ns)
         return {
             "claims": [
-                (each.user_id, [(one.seq, one.at_ns) for one in each.cutoffs], each.superseded, sorted(each.overtaken))
+                (
+                    each.user_id,
+                    [(cutoff.seq, cutoff.at_ns) for cutoff in each.cutoffs],
+                    each.superseded,
+                    sorted(each.overtaken),
+                )
                 for each in self._assessment.claims()
             ],
             "coming": self._assessment.soonest_ns(),

@@ -38,7 +38,7 @@ class _Member:
         self.answered = 0  # in the step under way
         self.child: Child | None = None
         self.wire: Wire | None = None
-        self._asked = 0
+        self._requests = 0
         self._waiting: asyncio.Future[dict[str, Any]] | None = None
         self._on_progress: Callable[[], None] = lambda: None
 
@@ -50,16 +50,16 @@ class _Member:
 
     async def ask(self, step: str, arguments: Sequence[Any], on_progress: Callable[[], None]) -> dict[str, Any]:
         assert self.wire is not None
-        self._asked += 1
+        self._requests += 1
         self.answered = 0
         self._on_progress = on_progress
         self._waiting = asyncio.get_running_loop().create_future()
-        self.wire.send((self._asked, step, *arguments))
+        self.wire.send((self._requests, step, *arguments))
         return await self._waiting
 
     def _on_message(self, _: Wire, message: Any) -> None:
         number, kind, what = message
-        if number != self._asked or self._waiting is None or self._waiting.done():
+        if number != self._requests or self._waiting is None or self._waiting.done():
             return
         if kind == "progress":
             self.answered = what
@@ -120,15 +120,15 @@ class Generators:
 
     async def claims(self, at_ns: int) -> tuple[list[Claims], int | None]:
         """Every account that expects cutoffs until an instant, and when the next one is coming."""
-        found: list[Claims] = []
+        claims: list[Claims] = []
         coming: list[int] = []
         for part in await self.step("settle", at_ns):
             for user_id, cutoffs, superseded, overtaken in part["claims"]:
                 expected = [Expected(user_id, seq, due_ns) for seq, due_ns in cutoffs]
-                found.append(Claims(user_id, expected, superseded, set(overtaken)))
+                claims.append(Claims(user_id, expected, superseded, set(overtaken)))
             if part["coming"] is not None:
                 coming.append(part["coming"])
-        return found, min(coming, default=None)
+        return claims, min(coming, default=None)
 
     async def _all(
         self,
@@ -139,14 +139,14 @@ class Generators:
         def progressed() -> None:
             on_progress(sum(member.answered for member in self._members))
 
-        asked = [
-            asyncio.ensure_future(member.ask(step, one, progressed))
-            for member, one in zip(self._members, arguments, strict=True)
+        tasks = [
+            asyncio.ensure_future(member.ask(step, step_arguments, progressed))
+            for member, step_arguments in zip(self._members, arguments, strict=True)
         ]
         try:
-            return list(await asyncio.gather(*asked))
+            return list(await asyncio.gather(*tasks))
         finally:
-            for each in asked:
+            for each in tasks:
                 each.cancel()
 
 
@@ -157,20 +157,20 @@ def total(parts: Iterable[dict[str, Any]], key: str) -> int:
 
 def merged(parts: Iterable[dict[str, Any]], key: str) -> Histogram:
     """A histogram of all processes together."""
-    whole = Histogram()
+    histogram = Histogram()
     for part in parts:
-        whole.add(part[key])
-    return whole
+        histogram.add(part[key])
+    return histogram
 
 
 def merged_intervals(parts: Sequence[dict[str, Any]]) -> list[Histogram]:
     """The histograms of each interval, of all processes together."""
     count = max((len(part["intervals"]) for part in parts), default=0)
-    whole = [Histogram() for _ in range(count)]
+    histograms = [Histogram() for _ in range(count)]
     for part in parts:
-        for histogram, pairs in zip(whole, part["intervals"], strict=False):
+        for histogram, pairs in zip(histograms, part["intervals"], strict=False):
             histogram.add(pairs)
-    return whole
+    return histograms
 
 
 def skew_of(parts: Iterable[dict[str, Any]], skew: Skew) -> None:

@@ -81,10 +81,10 @@ class Histogram:
         """The least bucket that at least this share of the samples does not exceed; 0 where there are none."""
         total = self.total
         wanted = max(1, -(-round(total * share * 10**9) // 10**9))
-        seen = 0
+        cumulative = 0
         for index, count in self.sparse():
-            seen += count
-            if seen >= wanted:
+            cumulative += count
+            if cumulative >= wanted:
                 return greatest_of(index)
         return 0
 
@@ -99,25 +99,25 @@ class Histogram:
 
     def percentiles(self) -> dict[str, int]:
         """All of `PERCENTILES` that may be told, and `max`."""
-        told = {percent: self.percentile(percent) for percent in PERCENTILES}
-        return {percent: value for percent, value in told.items() if value is not None} | {"max": self.greatest}
+        values = {percent: self.percentile(percent) for percent in PERCENTILES}
+        return {percent: value for percent, value in values.items() if value is not None} | {"max": self.greatest}
 
     def steps(self) -> Iterator[tuple[int, int]]:
         """(greatest value of a bucket, samples up to and in it), rising."""
-        seen = 0
+        cumulative = 0
         for index, count in self.sparse():
-            seen += count
-            yield greatest_of(index), seen
+            cumulative += count
+            yield greatest_of(index), cumulative
 
 
 def hgrm(histogram: Histogram) -> str:
     """The percentile distribution as text, in milliseconds, in the form that HdrHistogram's plotters read."""
     total = histogram.total
     lines = ["       Value     Percentile TotalCount 1/(1-Percentile)", ""]
-    for value, seen in histogram.steps():
-        share = seen / total
+    for value, cumulative in histogram.steps():
+        share = cumulative / total
         inverse = f"{1 / (1 - share):14.2f}" if share < 1 else ""
-        lines.append(f"{value / 1e6:12.3f} {share:2.12f} {seen:10d} {inverse}".rstrip())
+        lines.append(f"{value / 1e6:12.3f} {share:2.12f} {cumulative:10d} {inverse}".rstrip())
     deviation = (
         sum((greatest_of(i) - histogram.mean()) ** 2 * count for i, count in histogram.sparse()) / total
         if total

@@ -195,7 +195,7 @@ class LoadDriver:
         self.columns.state[row] = FAILED
         self.failed += 1
         if len(self.told) < TOLD_MAX:
-            self.told.append(f"{self.columns.words(row)}: {why}")
+            self.told.append(f"{self.columns.text_of(row)}: {why}")
 
     def _give_up(self) -> None:
         """Nothing was answered for too long: what is open never will be."""

@@ -19,12 +19,12 @@ from billing.trial.faults import parse_fault
 
 def _mix(_: click.Context, parameter: click.Parameter, text: str) -> tuple[int, int, int, int]:
     try:
-        found = [int(part) for part in text.split("/")]
+        weights = [int(part) for part in text.split("/")]
     except ValueError:
-        found = []
-    if len(found) != 4 or min(found) < 0 or not sum(found):
+        weights = []
+    if len(weights) != 4 or min(weights) < 0 or not sum(weights):
         raise click.BadParameter(f"expected four weights such as 40/40/20/0, got {text!r}", param=parameter)
-    return found[0], found[1], found[2], found[3]
+    return weights[0], weights[1], weights[2], weights[3]
 
 
 def _skew(_: click.Context, parameter: click.Parameter, text: str) -> float:
@@ -228,40 +228,40 @@ PEM = click.Path(exists=True, dir_okay=False)
 )
 @click.option("--quiet", is_flag=True, help="Shows no progress.")
 @click.pass_context
-def loadtest(context: click.Context, /, **given: Any) -> None:
+def loadtest(context: click.Context, /, **values: Any) -> None:
     """Offers a load to a daemon, measures what callers see, and judges every nano and every cutoff."""
     if context.invoked_subcommand is not None:
         for param in context.command.params:
             if context.get_parameter_source(str(param.name)) == ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"{context.invoked_subcommand} takes no {param.opts[0]}")
         return
-    _check(given)
-    given["seconds_given"] = context.get_parameter_source("seconds") != ParameterSource.DEFAULT
+    _check(values)
+    values["seconds_given"] = context.get_parameter_source("seconds") != ParameterSource.DEFAULT
     from billing.trial.loadtest.command import carry_out, options_of
 
-    sys.exit(carry_out(options_of(given)))
+    sys.exit(carry_out(options_of(values)))
 
 
-def _check(given: dict[str, Any]) -> None:
+def _check(values: dict[str, Any]) -> None:
     """Raises UsageError for what makes no sense together."""
-    running = given["address"] is not None
+    running = values["address"] is not None
     for option in ("kill_worker_every", "snapshot_every", "workers", "sync", "directory"):
-        if running and given[option]:
+        if running and values[option]:
             name = option.replace("_", "-")
             raise click.UsageError(f"--{name} is for a daemon of our own; with --address there is none")
-    if not running and (given["receiver"] or given["token_file"] or given["tls"]):
+    if not running and (values["receiver"] or values["token_file"] or values["tls"]):
         raise click.UsageError(
             "--receiver, --token-file and --tls belong to --address; a daemon of our own needs none of them"
         )
-    if given["sweep"] and (given["closed"] or given["trace"] or given["storm"]):
+    if values["sweep"] and (values["closed"] or values["trace"] or values["storm"]):
         raise click.UsageError(
             "--sweep raises the rate of an open loop; it goes with none of --closed, --trace, --storm"
         )
-    if given["sweep"] and not given["rate"]:
+    if values["sweep"] and not values["rate"]:
         raise click.UsageError("--sweep begins at --rate, which must be above 0")
-    if given["closed"] and given["trace"]:
+    if values["closed"] and values["trace"]:
         raise click.UsageError("a trace has its own moments; it is no closed loop")
-    if given["connections"] < given["processes"]:
+    if values["connections"] < values["processes"]:
         raise click.UsageError("each process needs a connection")
 
 

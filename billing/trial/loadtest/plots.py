@@ -31,16 +31,16 @@ def _power(nanoseconds: float) -> float:
     return log10(max(nanoseconds / 1e6, FLOOR_MS))
 
 
-def _said(power: float) -> str:
+def _duration(power: float) -> str:
     value = 10**power
     return f"{value / 1000:,.3g} s" if value >= 1000 else f"{value:.3g} ms"
 
 
 def _decades(powers: Iterable[float]) -> Axis:
     """An axis of whole powers of ten around some."""
-    found = list(powers) or [0.0]
-    low, high = floor(min(found)), max(ceil(max(found)), floor(min(found)) + 1)
-    return Axis(low, high, [(power, _said(power)) for power in range(low, high + 1)])
+    values = list(powers) or [0.0]
+    low, high = floor(min(values)), max(ceil(max(values)), floor(min(values)) + 1)
+    return Axis(low, high, [(power, _duration(power)) for power in range(low, high + 1)])
 
 
 def _values(lines: Sequence[Line]) -> list[float]:
@@ -48,8 +48,8 @@ def _values(lines: Sequence[Line]) -> list[float]:
 
 
 def _ends(lines: Sequence[Line]) -> tuple[float, float]:
-    found = [point[0] for line in lines for point in line.points if point is not None] or [0.0, 1.0]
-    return min(found), max(found)
+    xs = [point[0] for line in lines for point in line.points if point is not None] or [0.0, 1.0]
+    return min(xs), max(xs)
 
 
 def _with_legend(picture: Markup, lines: Sequence[Line], more: Sequence[tuple[str, str]] = ()) -> Markup:
@@ -68,8 +68,8 @@ def by_percentile(curves: Sequence[tuple[str, Histogram]]) -> Markup:
     for number, (name, histogram) in enumerate((name, histogram) for name, histogram in curves if histogram.total):
         total = histogram.total
         points = [
-            (log10(total / (total - seen)) if seen < total else log10(total) + 0.3, _power(value))
-            for value, seen in histogram.steps()
+            (log10(total / (total - cumulative)) if cumulative < total else log10(total) + 0.3, _power(value))
+            for value, cumulative in histogram.steps()
         ]
         lines.append(Line(name, _colour(number), points))
     end = max(1.0, _ends(lines)[1])
@@ -101,12 +101,12 @@ def over_time(run: Run) -> Markup:
 def _fewer(run: Run) -> list[tuple[float, int, int | None, int | None, int]]:
     """Intervals, several as one where there are too many to be seen: the worst of each."""
     size = max(1, ceil(len(run.intervals) / POINTS_MAX))
-    found = []
+    groups = []
     for begin in range(0, len(run.intervals), size):
         group = run.intervals[begin : begin + size]
         p50 = [each.p50_ns for each in group if each.p50_ns is not None]
         p99 = [each.p99_ns for each in group if each.p99_ns is not None]
-        found.append(
+        groups.append(
             (
                 group[0].at_s,
                 sum(each.count for each in group),
@@ -115,7 +115,7 @@ def _fewer(run: Run) -> list[tuple[float, int, int | None, int | None, int]]:
                 max(each.max_ns for each in group),
             )
         )
-    return found
+    return groups
 
 
 def throughput(steps: Sequence[Run]) -> Markup:
@@ -145,7 +145,7 @@ def cutoff_lateness(histogram: Histogram) -> Markup:
             number / BINS_A_DECADE,
             (number + 1) / BINS_A_DECADE,
             count,
-            f"{count:,} from {_said(number / BINS_A_DECADE)} to {_said((number + 1) / BINS_A_DECADE)}",
+            f"{count:,} from {_duration(number / BINS_A_DECADE)} to {_duration((number + 1) / BINS_A_DECADE)}",
         )
         for number, count in sorted(bins.items())
     ]
@@ -154,9 +154,9 @@ def cutoff_lateness(histogram: Histogram) -> Markup:
 
 def _counts(histogram: Histogram) -> Iterable[tuple[int, int]]:
     before = 0
-    for value, seen in histogram.steps():
-        yield value, seen - before
-        before = seen
+    for value, cumulative in histogram.steps():
+        yield value, cumulative - before
+        before = cumulative
 
 
 def _by_process(run: Run) -> dict[str, list[dict[str, Any]]]:
@@ -164,12 +164,12 @@ def _by_process(run: Run) -> dict[str, list[dict[str, Any]]]:
     pids: dict[int, list[dict[str, Any]]] = {}
     for sample in run.samples:
         pids.setdefault(sample["pid"], []).append(sample)
-    found: dict[str, list[dict[str, Any]]] = {}
+    by_process: dict[str, list[dict[str, Any]]] = {}
     for samples in pids.values():
         role = samples[0]["role"]
-        number = sum(name.startswith(role) for name in found) + 1
-        found[role if role == "supervisor" else f"{role} {number}"] = samples
-    return found
+        number = sum(name.startswith(role) for name in by_process) + 1
+        by_process[role if role == "supervisor" else f"{role} {number}"] = samples
+    return by_process
 
 
 def cpu_over_time(run: Run) -> Markup:

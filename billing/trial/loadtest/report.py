@@ -128,8 +128,8 @@ def _verdicts(result: Result) -> Iterator[str]:
         yield '<div class="verdict right">Money is right: no difference in any balance, reply or cutoff.</div>'
     else:
         yield '<div class="verdict wrong">Money is WRONG. Nothing else on this page counts.</div>'
-        told = [line for run in runs for line in (*run.money.told, *run.cutoffs.told)]
-        yield f"<pre>{escape(chr(10).join(told))}</pre>"
+        lines = [line for run in runs for line in (*run.money.told, *run.cutoffs.told)]
+        yield f"<pre>{escape(chr(10).join(lines))}</pre>"
     invalid = [run for run in result.measured if not run.valid]
     if not invalid:
         valid = "The measurement is VALID: commands went out when they were planned to, however the daemon did."
@@ -170,9 +170,9 @@ def _big(result: Result) -> Iterator[str]:
     healthy = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.healthy_lateness])
     if healthy.total:
         p99 = healthy.percentile("99")
-        told = "99 of 100 healthy users' cutoffs" if p99 is not None else "the last healthy user's cutoff"
+        whose = "99 of 100 healthy users' cutoffs" if p99 is not None else "the last healthy user's cutoff"
         within_ns = p99 if p99 is not None else healthy.greatest
-        cells.append((f"{ms(within_ns)} ms", f"{told} came within, beside sick ones"))
+        cells.append((f"{ms(within_ns)} ms", f"{whose} came within, beside sick ones"))
     if cost:
         cells.append((f"{median(cost):.1f} µs", "of the server's CPU a command"))
     if result.memory_bytes_per_account is not None:
@@ -224,9 +224,9 @@ def _figures(result: Result) -> Iterator[str]:
     head += ["µs a cutoff", "valid", "money"]
     body = []
     for name, runs in (("step", result.steps), ("run", result.runs)):
-        for place, run in enumerate(runs):
+        for index, run in enumerate(runs):
             latency = histogram_of(run.latency)
-            cells = [f"{name} {place + 1}", f"{run.offered_per_s:,.0f}" if run.offered_per_s else "–"]
+            cells = [f"{name} {index + 1}", f"{run.offered_per_s:,.0f}" if run.offered_per_s else "–"]
             cells += [f"{run.per_s:,.0f}", *(ms(latency.percentile(p)) for p in ("50", "90", "99", "99.9"))]
             cells += [ms(latency.greatest), ms(histogram_of(run.service).percentile("99"))]
             cells += ["–" if value is None else f"{value:.1f}" for value in (run.cpu_us_per_command,)]

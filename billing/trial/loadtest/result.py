@@ -193,8 +193,8 @@ def environment() -> dict[str, Any]:
 
 
 def _processor() -> str:
-    found = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout if _has("lscpu") else ""
-    for line in found.splitlines():
+    output = subprocess.run(["lscpu"], capture_output=True, text=True, check=False).stdout if _has("lscpu") else ""
+    for line in output.splitlines():
         if line.startswith("Model name:"):
             return line.partition(":")[2].strip()
     return platform.machine()
@@ -205,11 +205,11 @@ def _commit() -> str:
     if not _has("git"):
         return ""
     here = str(Path(__file__).parent)
-    said = [
-        subprocess.run(["git", "-C", here, *words], capture_output=True, text=True, check=False).stdout.strip()
-        for words in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
+    outputs = [
+        subprocess.run(["git", "-C", here, *arguments], capture_output=True, text=True, check=False).stdout.strip()
+        for arguments in (["rev-parse", "--short", "HEAD"], ["status", "--porcelain", "--untracked-files=no"])
     ]
-    return f"{said[0]}, with changes" if said[0] and said[1] else said[0]
+    return f"{outputs[0]}, with changes" if outputs[0] and outputs[1] else outputs[0]
 
 
 def _has(program: str) -> bool:

@@ -102,7 +102,7 @@ class Session:
         await self._target.ready()
         money = await self._read(number, driven)
         verdict = await self._judge(start_ns)
-        return self._told(number, rate, start_ns, driven, costs, money, verdict)
+        return self._run_of(number, rate, start_ns, driven, costs, money, verdict)
 
     # -- the steps --------------------------------------------------------------------------------------------------
 
@@ -227,7 +227,7 @@ class Session:
 
     # -- the figures ------------------------------------------------------------------------------------------------
 
-    def _told(
+    def _run_of(
         self,
         number: int,
         rate: float,
@@ -291,9 +291,9 @@ class Session:
         for histogram, found_ns in ((lateness, verdict.lateness_ns), (healthy, verdict.healthy_ns)):
             for late_ns in found_ns:
                 histogram.record(max(0, late_ns))
-        told = [f"missing: {each}" for each in verdict.missing[:TOLD_MAX]]
-        told += [f"early: {each}" for each in verdict.early[:TOLD_MAX]]
-        told += [f"false: {each}" for each in verdict.false[:TOLD_MAX]]
+        lines = [f"missing: {each}" for each in verdict.missing[:TOLD_MAX]]
+        lines += [f"early: {each}" for each in verdict.early[:TOLD_MAX]]
+        lines += [f"false: {each}" for each in verdict.false[:TOLD_MAX]]
         return Cutoffs(
             expected=verdict.expected,
             received=verdict.received,
@@ -306,15 +306,15 @@ class Session:
             lateness=lateness.sparse(),
             healthy_lateness=healthy.sparse(),
             last_after_s=verdict.lateness_ns[-1] / 1e9 if self._plan.workload.storm and verdict.lateness_ns else None,
-            told=told,
+            told=lines,
         )
 
 
 def _none_failed(parts: list[dict[str, Any]], what: str) -> None:
     if total(parts, "failed"):
-        told = next(line for part in parts for line in part["told"])
+        first = next(line for part in parts for line in part["told"])
         raise GeneratorError(
-            f"{counted(total(parts, 'failed'), 'command')} failed while {what} was under way; the first: {told}"
+            f"{counted(total(parts, 'failed'), 'command')} failed while {what} was under way; the first: {first}"
         )
 
 

@@ -20,8 +20,8 @@ class SignIn(msgspec.Struct, frozen=True):
 
     def context(self) -> ssl.SSLContext | None:
         """None for plain TCP; OSError where a file is not what it should be."""
-        asked = self.tls or self.tls_ca is not None or self.tls_cert is not None
-        return tls_context(self.tls_ca, self.tls_cert) if asked else None
+        uses_tls = self.tls or self.tls_ca is not None or self.tls_cert is not None
+        return tls_context(self.tls_ca, self.tls_cert) if uses_tls else None
 
     def client(self, address: str) -> Client:
         """A client that signs in so, whatever token the environment has: that may be another daemon's."""

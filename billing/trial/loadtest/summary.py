@@ -32,8 +32,8 @@ def ms(nanoseconds: float | None) -> str:
 
 def percentiles_line(name: str, histogram: Histogram) -> str:
     """All percentiles that may be told, in milliseconds."""
-    told = histogram.percentiles()
-    parts = [f"{'max' if key == 'max' else 'p' + key} {ms(value)}" for key, value in told.items()]
+    percentiles = histogram.percentiles()
+    parts = [f"{'max' if key == 'max' else 'p' + key} {ms(value)}" for key, value in percentiles.items()]
     return f"{name}: {', '.join(parts)} ms ({counted(histogram.total, 'sample')})"
 
 
@@ -80,8 +80,8 @@ def verdict_line(run: Run) -> str:
         lateness = histogram_of(cutoffs.healthy_lateness)
         p99_ns = lateness.percentile("99")
         latest = f"p99 {ms(p99_ns)}, max" if p99_ns is not None else "max"
-        told = f"{latest} {ms(lateness.greatest)} ms"
-        healthy = f"; {counted(lateness.total, 'cutoff')} of healthy users beside sick ones, lateness {told}"
+        latest_text = f"{latest} {ms(lateness.greatest)} ms"
+        healthy = f"; {counted(lateness.total, 'cutoff')} of healthy users beside sick ones, lateness {latest_text}"
     return (
         f"{'RIGHT' if run.clean else 'WRONG'}: "
         f"{counted(money.accounts, 'account')}, {counted(money.answered, 'answer')}, "
@@ -108,9 +108,9 @@ def summary(result: Result) -> Iterator[str]:
     )
     for step in result.steps:
         latency = histogram_of(step.latency)
-        told = ", ".join(f"p{key} {ms(latency.percentile(key))}" for key in ("50", "99", "99.9"))
+        percentiles = ", ".join(f"p{key} {ms(latency.percentile(key))}" for key in ("50", "99", "99.9"))
         yield (
-            f"step: {step.offered_per_s:.0f} offered, {step.per_s:.0f} answered a second, {told} ms, "
+            f"step: {step.offered_per_s:.0f} offered, {step.per_s:.0f} answered a second, {percentiles} ms, "
             f"{'VALID' if step.valid else 'INVALID'}, {'RIGHT' if step.clean else 'WRONG'}"
         )
     for run in result.runs:
@@ -119,21 +119,21 @@ def summary(result: Result) -> Iterator[str]:
         yield f"spread over {len(result.runs)} runs: {spread(result)}"
     yield CRITERIA
     for line in result.steps if not result.clean else []:
-        yield from (f"    {told}" for told in (*line.money.told, *line.cutoffs.told))
+        yield from (f"    {text}" for text in (*line.money.told, *line.cutoffs.told))
 
 
 def spread(result: Result) -> str:
     """Least, median and most of what runs differ in."""
-    found = []
+    parts = []
     for percent in PERCENTILES:
         values = [histogram_of(run.latency).percentile(percent) for run in result.runs]
-        told = sorted(value for value in values if value is not None)
-        if len(told) == len(result.runs):
-            found.append(f"p{percent} {ms(told[0])} / {ms(median(told))} / {ms(told[-1])} ms")
+        measured = sorted(value for value in values if value is not None)
+        if len(measured) == len(result.runs):
+            parts.append(f"p{percent} {ms(measured[0])} / {ms(median(measured))} / {ms(measured[-1])} ms")
     costs = sorted(run.cpu_us_per_command for run in result.runs if run.cpu_us_per_command is not None)
     if costs:
-        found.append(f"CPU a command {costs[0]:.1f} / {median(costs):.1f} / {costs[-1]:.1f} µs")
-    return "; ".join(found) or "nothing to compare"
+        parts.append(f"CPU a command {costs[0]:.1f} / {median(costs):.1f} / {costs[-1]:.1f} µs")
+    return "; ".join(parts) or "nothing to compare"
 
 
 def csv_of(result: Result) -> str:

@@ -55,8 +55,10 @@ async def sweep(
 
 
 def _line(step: Run, limit_ms: float) -> str:
-    told = histogram_of(step.latency).percentiles()
-    latency = ", ".join(f"{'max' if key == 'max' else 'p' + key} {value / 1e6:.2f}" for key, value in told.items())
+    percentiles = histogram_of(step.latency).percentiles()
+    latency = ", ".join(
+        f"{'max' if key == 'max' else 'p' + key} {value / 1e6:.2f}" for key, value in percentiles.items()
+    )
     return f"{step.offered_per_s:.0f} a second offered, {step.per_s:.0f} answered: {latency} ms; " + (
         "sustained" if sustained(step, limit_ms) else f"not sustained; {'; '.join(why_not(step, limit_ms))}"
     )

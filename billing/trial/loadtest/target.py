@@ -53,13 +53,15 @@ async def own_target(
         environ["BILLING_JOURNAL__SYNC"] = sync
     file = file or default_config_file()
     keep = ["--keep", str(RECEIVER_KEEPS)]
-    own = await stack.enter_async_context(
+    daemon = await stack.enter_async_context(
         OwnDaemon(file, environ, parent=parent, receiver_options=keep, free_ports=True)
     )
-    facts = await _facts(own.rpc, SignIn())
-    shown = as_effective(load(file, own.environment))
-    target = Target(own.rpc, own.admin, own.cutoff, own.config.cutoff.url, own.pid, own, shown, facts, SignIn())
-    return target, own.notes
+    facts = await _facts(daemon.rpc, SignIn())
+    shown = as_effective(load(file, daemon.environment))
+    target = Target(
+        daemon.rpc, daemon.admin, daemon.cutoff, daemon.config.cutoff.url, daemon.pid, daemon, shown, facts, SignIn()
+    )
+    return target, daemon.notes
 
 
 async def running_target(

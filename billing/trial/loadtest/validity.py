@@ -34,22 +34,22 @@ def faults(
     *, open_loop: bool, planned: int, sent: int, latency: Histogram, lateness: Histogram, cores: float
 ) -> list[str]:
     """What makes a measurement worthless; empty: it is valid. `cores`: of the busiest generator."""
-    found = []
+    reasons = []
     if sent < planned:
         were = "was" if planned - sent == 1 else "were"
-        found.append(f"{planned - sent:,} of {counted(planned, 'planned command')} {were} not sent: {REMEDY}")
+        reasons.append(f"{planned - sent:,} of {counted(planned, 'planned command')} {were} not sent: {REMEDY}")
     if planned and latency.total < SAMPLES_MIN:
-        found.append(
+        reasons.append(
             f"only {latency.total} samples, of which no median can be told: it needs a longer --duration or a higher "
             "--rate"
         )
     if open_loop and lateness.total:
         late_ns, allowed_ns = lateness.value_at(0.99), max(LATENESS_NS, latency.value_at(0.99) * LATENCY_SHARE)
         if late_ns > allowed_ns:
-            found.append(
+            reasons.append(
                 f"the load generator was late, not the daemon: 1 % of the commands left {late_ns / 1e6:.2f} ms or more "
                 f"after their moments, allowed are {allowed_ns / 1e6:.2f} ms: {REMEDY}"
             )
     if cores > CPU_MAX:
-        found.append(f"a process of the load generator used {cores:.0%} of its core: {REMEDY}")
-    return found
+        reasons.append(f"a process of the load generator used {cores:.0%} of its core: {REMEDY}")
+    return reasons

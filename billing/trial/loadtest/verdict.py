@@ -105,9 +105,9 @@ class Account:
         if at_ns < self.settled_ns:
             raise Impossible(f"{self.user_id}: an instant goes back from {self.settled_ns} to {at_ns}")
         if self.rate and not self.exhausted:
-            left = self.parts - self.rate * (at_ns - self.settled_ns)
-            if left > 0:
-                self.parts = left
+            remaining = self.parts - self.rate * (at_ns - self.settled_ns)
+            if remaining > 0:
+                self.parts = remaining
             else:
                 due_ns = self._due_ns()
                 self.parts = 0
@@ -160,16 +160,16 @@ class Account:
     def debit(self, at_ns: int, amount_nanos: int, mode: str = "strict") -> int:
         """An answered one (a refused one changes nothing); the nanos taken, as a floor. Impossible beyond available."""
         self.settle(at_ns)
-        taken = amount_nanos * HOUR_NS
+        debited = amount_nanos * HOUR_NS
         if mode == "partial":
-            taken = min(taken, max(self.parts, 0))
-        if mode != "force" and taken > self.parts:
+            debited = min(debited, max(self.parts, 0))
+        if mode != "force" and debited > self.parts:
             raise Impossible(f"{self.user_id}: a debit at {at_ns} should have been refused")
-        self.parts -= taken
+        self.parts -= debited
         self.least = min(self.least, self.parts)
         if not self.exhausted and self.parts <= 0:
             self._exhaust(at_ns)
-        return taken // HOUR_NS
+        return debited // HOUR_NS
 
     def view(self) -> View:
         """As of the instant settled to."""

@@ -111,9 +111,9 @@ class Watch:
                     self.samples.append(sample)
 
     def _role(self, process: psutil.Process, main: psutil.Process) -> str:
-        known = self._latest.get(process.pid)
-        if known is not None:
-            return known.role
+        latest = self._latest.get(process.pid)
+        if latest is not None:
+            return latest.role
         if process.pid == main.pid:
             return SUPERVISOR
         command = process.cmdline()
@@ -159,29 +159,31 @@ class Watch:
         before, self._series = self._series, series_of(text)
         if before:
             now_ns = MACHINE_CLOCKS.boot_ns()
-            self.events += [Event(kind, now_ns, words) for kind, words in events_between(before, self._series)]
+            self.events += [
+                Event(kind, now_ns, description) for kind, description in events_between(before, self._series)
+            ]
 
 
 def series_of(text: str) -> Series:
     """The samples of a page of metrics that tell of events."""
-    found: Series = {}
-    told = "\n".join(line for line in text.splitlines() if line.startswith(EVENT_METRICS))
-    for family in text_string_to_metric_families(told + "\n"):
+    series: Series = {}
+    event_lines = "\n".join(line for line in text.splitlines() if line.startswith(EVENT_METRICS))
+    for family in text_string_to_metric_families(event_lines + "\n"):
         for sample in family.samples:
-            found[sample.name, sample.labels.get("shard", ""), sample.labels.get("le", "")] = sample.value
-    return found
+            series[sample.name, sample.labels.get("shard", ""), sample.labels.get("le", "")] = sample.value
+    return series
 
 
 def events_between(before: Series, after: Series) -> list[tuple[str, str]]:
     """(kind, words) of what happened between two readings."""
-    found: list[tuple[str, str]] = []
-    for kind, metric, above_s, words in (
+    events: list[tuple[str, str]] = []
+    for kind, metric, above_s, description in (
         ("sync", "billing_sync_seconds", SLOW_SYNC_S, "syncs above"),
         ("collection", "billing_gc_seconds", SLOW_COLLECTION_S, "collections of garbage above"),
     ):
         for shard, slow in _slow(before, after, metric, above_s):
-            found.append((kind, f"shard {shard}: {slow} {words} {above_s * 1000:g} ms"))
-    for kind, metric, words in (
+            events.append((kind, f"shard {shard}: {slow} {description} {above_s * 1000:g} ms"))
+    for kind, metric, description in (
         ("snapshot", "billing_snapshots_total", "a snapshot finished"),
         ("move", "billing_moves_total", "moved"),
         ("restart", "billing_worker_starts_total", "its worker was started"),
@@ -189,16 +191,21 @@ def events_between(before: Series, after: Series) -> list[tuple[str, str]]:
         for (name, shard, _), value in after.items():
             more = value - before.get((name, shard, ""), value)
             if name == metric and more > 0:
-                found.append(
-                    (kind, f"{counted(int(more), 'bucket')} {words}" if kind == "move" else f"shard {shard}: {words}")
+                events.append(
+                    (
+                        kind,
+                        f"{counted(int(more), 'bucket')} {description}"
+                        if kind == "move"
+                        else f"shard {shard}: {description}",
+                    )
                 )
-    return found
+    return events
 
 
 def _slow(before: Series, after: Series, metric: str, above_s: float) -> list[tuple[str, int]]:
     """How many more of a histogram's values lie above a bound, by shard."""
     shards = {shard for name, shard, _ in after if name == f"{metric}_count"}
-    found: list[tuple[str, int]] = []
+    slow_by_shard: list[tuple[str, int]] = []
     for shard in sorted(shards):
         bounds = [le for name, of, le in after if name == f"{metric}_bucket" and of == shard and le != "+Inf"]
         bound = min((le for le in bounds if float(le) >= above_s), key=float, default=None)
@@ -209,8 +216,8 @@ def _slow(before: Series, after: Series, metric: str, above_s: float) -> list[tu
             for series in (before, after)
         ]
         if slow[1] > slow[0]:
-            found.append((shard, int(slow[1] - slow[0])))
-    return found
+            slow_by_shard.append((shard, int(slow[1] - slow[0])))
+    return slow_by_shard
 
 
 def as_rows(samples: list[Sample], start_ns: int) -> list[dict[str, Any]]:

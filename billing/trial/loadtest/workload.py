@@ -78,9 +78,9 @@ def aims(workload: Workload, share: Share, run: int) -> list[int]:
     begin_ns = int(workload.warmup_s * SECOND_NS)
     span_ns = max(1, int(workload.seconds * SECOND_NS) - AIM_MARGIN_NS)
     spread = aimed_count(workload) - workload.storm
-    found = [begin_ns + span_ns // 2] * workload.storm
-    found += sorted(begin_ns + rng.randrange(span_ns) for _ in range(spread))
-    return found[share.number :: share.of]
+    instants_ns = [begin_ns + span_ns // 2] * workload.storm
+    instants_ns += sorted(begin_ns + rng.randrange(span_ns) for _ in range(spread))
+    return instants_ns[share.number :: share.of]
 
 
 def preload(columns: Columns, first: bool, mixed: int) -> None:
