@@ -358,8 +358,8 @@ def known_late(old: Sums, new: Sums) -> list[int] | None:
 
 
 def row_between(before: Look, after: Look, now_ns: int, late_by_look: Iterable[list[int] | None]) -> Row:
-    """What happened between two looks. `now_ns`: the wall clock. `late_by_look`: see
-    `known_late`, of each look between.
+    """What happened between two looks. `now_ns`: the wall clock. `late_by_look`: see `known_late`, of each
+    look between.
     """
     (old, old_ns), (new, new_ns) = before, after
     seconds = max(new_ns - old_ns, 1) / 1e9

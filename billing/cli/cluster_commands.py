@@ -105,9 +105,9 @@ def _who_serves(serves: str, shares: Shares) -> list[str]:
     lines = []
     for host_id, member in sorted(shares.members.items(), key=lambda item: item[1].node):
         shards = shares.served_by(host_id)
-        which = f"serves {'shard' if len(shards) == 1 else 'shards'} {', '.join(map(str, shards))}" if shards else ""
+        served = f"serves {'shard' if len(shards) == 1 else 'shards'} {', '.join(map(str, shards))}" if shards else ""
         drained = "is drained" if member.node in shares.drained else ""
-        lines.append(f"{member.node} {' and '.join(filter(None, (which, drained))) or 'serves nothing'}")
+        lines.append(f"{member.node} {' and '.join(filter(None, (served, drained))) or 'serves nothing'}")
     if unowned := [shard for shard, owner in sorted(shares.owns.items()) if not owner.node]:
         lines.append(f"no host serves {', '.join(map(str, unowned))}")
     return lines

@@ -50,7 +50,7 @@ class Filters(NamedTuple):
     """Which rows are asked for: options of the method, and the words on the line that they came of."""
 
     options: dict[str, Any]
-    words: Sequence[str]  # for the line that asks for more
+    arguments: Sequence[str]  # for the line that asks for more
 
 
 EVERYTHING: Final = Filters({}, ())
@@ -100,7 +100,7 @@ def show_pages(
         line = [
             *context.command_path.split(),
             *([user] if user is not None else []),
-            *filters.words,
+            *filters.arguments,
             cursor,
             str(last[0]),
         ]

@@ -366,8 +366,8 @@ def _sharing(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     if not listen.loopback and not cluster.secret_file and not cluster.tls_cert:
         yield ("cluster.listen",), "expected cluster.tls_cert or cluster.secret_file, since this is not loopback"
     advertised = parse_listen(cluster.advertise or config.rpc.listen or cluster.listen)
-    heard = [listen, *([parse_listen(config.rpc.listen)] if config.rpc.listen and config.rpc.direct else [])]
-    if advertised.host in EVERYWHERE and any(address.host in EVERYWHERE for address in heard):
+    listens = [listen, *([parse_listen(config.rpc.listen)] if config.rpc.listen and config.rpc.direct else [])]
+    if advertised.host in EVERYWHERE and any(address.host in EVERYWHERE for address in listens):
         yield ("cluster.advertise", "cluster.listen"), "expected an address of this host by which the others reach it"
     if config.shards.weights:
         yield ("shards.weights", "cluster.listen"), 'expected "": hosts that serve at once have their buckets evenly'

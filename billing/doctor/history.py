@@ -86,8 +86,8 @@ def row_amounts(entry: Entry) -> tuple[int, int, int]:
 
 
 class Row(NamedTuple):
-    """A row as it stands in a page. `kept`: flags, fraction of the balance, rate, value and resource, as `Statements`
-    takes them; flags is None in a row of an older version that did not keep them.
+    """A row as it stands in a page. `details`: flags, fraction of the balance, rate, value and resource, as
+    `Statements` takes them; flags is None in a row of an older version that did not keep them.
     """
 
     seq: int
@@ -101,13 +101,13 @@ class Row(NamedTuple):
     balance: int  # nanos
     message: bytes
     request_id: bytes
-    kept: tuple[Any, ...]
+    details: tuple[Any, ...]
     limits: tuple[int, int, int]  # credit limit and holds in nanos, fraction of the amount
     entry: Entry | None  # None of a row of an older version
 
 
-def kept_of(entry: Entry) -> tuple[Any, ...]:
-    """What `Row.kept` is of an entry."""
+def details_of(entry: Entry) -> tuple[Any, ...]:
+    """What `Row.details` is of an entry."""
     value, resource = None, None
     if entry.op in (SET_RATE, CHANGE_RATE, LEASE_EXPIRED):
         resource = entry.key
@@ -130,15 +130,16 @@ def read_row(seq: int, older: int, record: bytes) -> Row:
         entry = read_entry(record[_LENGTH_BYTES + _ENVELOPE_BYTES :])
         return Row(
             seq, older, entry.user_id, entry.entry_id, entry.at_ns, entry.op, *row_amounts(entry), entry.message,
-            entry.request_id, kept_of(entry), (entry.credit_limit_nanos, entry.holds_nanos, entry.amount % UNIT), entry,
+            entry.request_id, details_of(entry), (entry.credit_limit_nanos, entry.holds_nanos, entry.amount % UNIT),
+            entry,
         )  # fmt: skip
     if record[_LENGTH_BYTES] != _OLDER_ROW:
         raise ValueError(f"row {seq} is of the unknown kind {record[_LENGTH_BYTES]}")
     user_id, *facts = msgpack.unpackb(record[_LENGTH_BYTES + 1 :])
-    numbers, (message, request_id, *kept_values, _, limit, holds, amount_frac) = facts[:6], facts[6:]
+    numbers, (message, request_id, *details, _, limit, holds, amount_frac) = facts[:6], facts[6:]
     if not all(isinstance(number, int) for number in numbers) or not isinstance(user_id, bytes):
         raise ValueError(f"row {seq} has values of other types than were written")
-    rest = message, request_id, tuple(kept_values), (limit, holds, amount_frac), None
+    rest = message, request_id, tuple(details), (limit, holds, amount_frac), None
     return Row._make((seq, older, user_id, *numbers, *rest))
 
 
@@ -333,7 +334,7 @@ class HistoryFile:
             self._pass_opening(number, row)
         if row.operation == _OPENING_ROW:
             self._report.count("history", "accounts that begin with a snapshot")
-        columns = row.entry_id, row.at_ns, row.amount, row.balance, *row.kept
+        columns = row.entry_id, row.at_ns, row.amount, row.balance, *row.details
         self._chains.statements.row(user_id, columns, row.limits)
         before = row.balance - row.amount + row.accrued
         run = self._open.get(user_id)
@@ -352,7 +353,7 @@ class HistoryFile:
         """Holds the opening of an account against the first of its rows that is left, where that is the one at hand."""
         opening_id, opening_seq, lines = self._openings[number]
         _, _, user_id, entry_id, *_ = row
-        seq, rate = row.seq, row.kept[2]
+        seq, rate = row.seq, row.details[2]
         if seq < opening_seq:
             return  # a pass that deletes has not come so far
         del self._openings[number]

@@ -54,7 +54,7 @@ class AnswerReader:
     """One answer. `feed` it until `head_done`, then, to use the connection again, until `done`."""
 
     __slots__ = (
-        *("_body", "_body_max", "_chunked", "_head", "_body_left", "_line", "_passed", "_searched"),
+        *("_body", "_body_left", "_body_max", "_chunked", "_head", "_line", "_passed", "_searched"),
         *("done", "head_done", "retry_after", "reusable", "status"),
     )
 

@@ -76,7 +76,7 @@ class Item:
 
     __slots__ = (
         *("again", "begun_ns", "bucket_id", "due_ns", "event", "failing_since_ns", "failures", "hold", "lane"),
-        *("serial", "share", "since_ns", "slow", "state", "notified", "user_id", "waits"),
+        *("notified", "serial", "share", "since_ns", "slow", "state", "user_id", "waits"),
     )
 
     def __init__(self, bucket_id: int, user_id: bytes, since_ns: int, lane: int) -> None:

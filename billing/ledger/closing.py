@@ -81,11 +81,6 @@ def _off(extra: Extra) -> bytes:
     """What is to be known of machines that may be off: the latest cutoff, which is the only one where none is owed."""
     if extra.off_seq <= extra.on_seq:
         return b""
-    reduced = Extra()
-    reduced.cutoffs, reduced.off_seq, reduced.off_ns, reduced.on_seq = (
-        extra.cutoffs,
-        extra.off_seq,
-        extra.off_ns,
-        extra.on_seq,
-    )
-    return reduced.pack()
+    stub = Extra()
+    stub.cutoffs, stub.off_seq, stub.off_ns, stub.on_seq = extra.cutoffs, extra.off_seq, extra.off_ns, extra.on_seq
+    return stub.pack()

@@ -33,7 +33,7 @@ class ReceivedCalls:
     ) -> None:
         self._on_call, self._log = on_call, log
         self._raw: list[tuple[int, bytes, bytes, str]] = []  # arrived_ns, head, body, answered
-        self._kept: deque[Call] = deque(maxlen=keep)
+        self._calls_kept: deque[Call] = deque(maxlen=keep)
         self._events: set[str] = set()
         self._count = self._acknowledged = self._repeated = self._early = self._refused = 0
         self._look: asyncio.TimerHandle | None = None
@@ -44,10 +44,10 @@ class ReceivedCalls:
         if self._look is None:
             self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._on_look)
 
-    def kept(self) -> list[Call]:
+    def calls_kept(self) -> list[Call]:
         """The calls kept, oldest first."""
         self._take_apart()
-        return list(self._kept)
+        return list(self._calls_kept)
 
     def counts(self) -> dict[str, int]:
         """Of all that came."""
@@ -63,7 +63,7 @@ class ReceivedCalls:
 
     def lateness_us(self) -> dict[str, float] | None:
         """Least, median, 99th percentile and most of the cutoffs kept, first attempts only; None: there are none."""
-        late = sorted(call.lateness_us for call in self.kept() if call.exhausted_at_ns >= 0 and not call.repeated)
+        late = sorted(call.lateness_us for call in self.calls_kept() if call.exhausted_at_ns >= 0 and not call.repeated)
         if not late:
             return None
         return {
@@ -76,7 +76,7 @@ class ReceivedCalls:
     def clear(self) -> None:
         """Forgets what came so far."""
         self._raw.clear()
-        self._kept.clear()
+        self._calls_kept.clear()
         self._events.clear()
         self._count = self._acknowledged = self._repeated = self._early = self._refused = 0
 
@@ -101,7 +101,7 @@ class ReceivedCalls:
             self._early += call.arrived_ns < call.exhausted_at_ns
             if len(self._events) < EVENTS_MAX:
                 self._events.add(call.event_id)
-            self._kept.append(call)
+            self._calls_kept.append(call)
             if self._log is not None:
                 self._log.write(json.dumps(shown(call)) + "\n")
             if self._on_call is not None:

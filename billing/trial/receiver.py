@@ -84,7 +84,7 @@ class Receiver:
     @property
     def calls(self) -> list[Call]:
         """The calls kept, oldest first."""
-        return self._received.kept()
+        return self._received.calls_kept()
 
     def clear(self) -> None:
         """Forgets what came so far."""

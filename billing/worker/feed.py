@@ -140,14 +140,17 @@ class SharedFeedQuestion:
         self._done(reply)
 
 
-EntryPlaces = dict[
-    tuple[bytes, int], tuple[int, Place]
-]  # (user_id, entry_id) -> the shard that has it, the place behind it
+# (user_id, entry_id) -> the shard that has it, the place behind it
+EntryPlaces = dict[tuple[bytes, int], tuple[int, Place]]
 
 
 def places_of(answers: Iterable[Any]) -> EntryPlaces:
     """Where entries are, out of the shards' answers to WHERE."""
-    return {(user_id, entry_id): (shard, Place(*place)) for shard, had in answers for user_id, entry_id, place in had}
+    return {
+        (user_id, entry_id): (shard, Place(*place))
+        for shard, entries in answers
+        for user_id, entry_id, place in entries
+    }
 
 
 def merged(parts: list[Any], entry_places: EntryPlaces, limit: int) -> Slices:
@@ -184,8 +187,8 @@ def _may_go(row: Any, entry_places: EntryPlaces, places: Places) -> bool:
     if not follows or (before := entry_places.get((user_id, shown["entry_id"] - 1))) is None:
         return True
     shard, needed = before
-    had = places[shard]
-    return had is not None and _order(had) >= _order(needed)
+    reached = places[shard]
+    return reached is not None and _order(reached) >= _order(needed)
 
 
 def _order(place: Place) -> tuple[bool, int, int]:

@@ -419,28 +419,28 @@ def moves(sampler: FigureSampler) -> Markup:
     )
 
 
-def account(answers: Mapping[str, Any] | str) -> Markup:
+def account(reply: Mapping[str, Any] | str) -> Markup:
     """One account; its numbers stand in data attributes, too, for the script to count down from."""
-    if isinstance(answers, str):
-        return Markup('<p class="empty">{}</p>').format(answers)
-    at_ns, ends_ns, rate = answers["at_ns"], answers["exhausts_at_ns"], answers["rate_nanos_per_hour"]
-    good = answers["state"] == "active"
+    if isinstance(reply, str):
+        return Markup('<p class="empty">{}</p>').format(reply)
+    at_ns, ends_ns, rate = reply["at_ns"], reply["exhausts_at_ns"], reply["rate_nanos_per_hour"]
+    good = reply["state"] == "active"
     if ends_ns is not None:
         until = Markup('runs out in <span id="runway">{}</span><b class="instant">{}</b>').format(
             words.span(max(0, ends_ns - at_ns)), instant(ends_ns)
         )
     else:
         until = Markup("is not being spent" if good and not rate else "lasts for centuries" if good else "has run out")
-    cutoff = answers.get("cutoff")
+    cutoff = reply.get("cutoff")
     if not good and cutoff:
         until = Markup('ran out <b class="instant">{}</b>').format(instant(cutoff["exhausted_at_ns"]))
     rows = [
         ("Rate", f"{_grouped(rate)} an hour"),
-        ("Balance", Markup('<span id="balance">{}</span>').format(_grouped(answers["balance_nanos"]))),
-        ("Credit limit", _grouped(answers["credit_limit_nanos"])),
-        ("Held", _grouped(answers["holds_nanos"])),
-        ("Overrun", _grouped(answers["overrun_nanos"])),
-        ("Bucket", str(answers["bucket_id"])),
+        ("Balance", Markup('<span id="balance">{}</span>').format(_grouped(reply["balance_nanos"]))),
+        ("Credit limit", _grouped(reply["credit_limit_nanos"])),
+        ("Held", _grouped(reply["holds_nanos"])),
+        ("Overrun", _grouped(reply["overrun_nanos"])),
+        ("Bucket", str(reply["bucket_id"])),
         ("Last cutoff", _last_cutoff(cutoff) if cutoff else "none"),
     ]
     return Markup(
@@ -449,8 +449,8 @@ def account(answers: Mapping[str, Any] | str) -> Markup:
         '<p><span class="pill {}">{}</span> <b class="user">{}</b></p>'
         '<p class="figure" id="ticking" aria-label="available coins">{}</p><p>available; {}</p><dl>{}</dl></div>'
     ).format(
-        answers["available_nanos"], answers["balance_nanos"], rate, at_ns, ends_ns or "", answers["state"],
-        "good" if good else "bad", answers["state"], answers["user_id"], _grouped(answers["available_nanos"]), until,
+        reply["available_nanos"], reply["balance_nanos"], rate, at_ns, ends_ns or "", reply["state"],
+        "good" if good else "bad", reply["state"], reply["user_id"], _grouped(reply["available_nanos"]), until,
         Markup("").join(Markup("<div><dt>{}</dt><dd>{}</dd></div>").format(name, value) for name, value in rows),
     )  # fmt: skip
 

@@ -179,7 +179,7 @@ def _blank(options: Options, target: Target) -> Result:
         processes=options.processes,
         connections=options.connections,
         depth=options.depth,
-        daemon={**target.facts, "own": target.own is not None},
+        daemon={**target.facts, "own": target.own_daemon is not None},
         configuration=target.configuration,
         environment=environment(),
         p99_limit_ms=options.p99_ms,

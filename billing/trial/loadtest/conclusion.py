@@ -14,7 +14,7 @@ from math import ceil
 from statistics import median
 from typing import Final, NamedTuple
 
-from billing.trial.loadtest.result import Result, Run, histogram_of, whole
+from billing.trial.loadtest.result import Result, Run, histogram_of, histogram_of_runs
 from shards.counting import counted
 
 TOO_FEW: Final = "there were too few answers to tell a 99th percentile"
@@ -113,7 +113,7 @@ def needs(result: Result) -> list[Need]:
 def in_short(result: Result) -> list[str]:
     """Three sentences for somebody who reads no more: how fast, how late cutoffs were, whether money was right."""
     workers = counted(result.daemon["workers"], "worker")
-    latency = whole(telling(result), "latency")
+    latency = histogram_of_runs(telling(result), "latency")
     p99_ns = latency.percentile("99")
     share, within_ns = ("99 of 100", p99_ns) if p99_ns is not None else ("all", latency.greatest)
     within = f"; {share} answers came within {_in_ms(within_ns)}" if latency.total else ""
@@ -272,7 +272,7 @@ def _rate(result: Result) -> Iterator[str]:
             yield f"The offered rate was not sustained: {_why_not(result)}."
     else:
         shown = "Sustained at most" if found_the_limit(result) else "Sustained at least (no limit was found)"
-        latency = whole(telling(result), "latency")
+        latency = histogram_of_runs(telling(result), "latency")
         p99_ns = latency.percentile("99")
         yield (
             f"{shown}: {rate:,.0f} durable commands a second on {counted(workers, 'worker')}, "

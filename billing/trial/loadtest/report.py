@@ -24,7 +24,7 @@ from billing.trial.loadtest.conclusion import (
     sustained_per_s,
     telling,
 )
-from billing.trial.loadtest.result import Result, histogram_of, whole
+from billing.trial.loadtest.result import Result, histogram_of, histogram_of_runs
 from billing.trial.loadtest.summary import ms, spread, verdict_line
 from billing.trial.loadtest.validity import CRITERIA
 from shards.counting import counted
@@ -148,7 +148,7 @@ def _verdicts(result: Result) -> Iterator[str]:
 def _big(result: Result) -> Iterator[str]:
     """The few figures that are looked for first."""
     good = telling(result)
-    latency = whole(good, "latency")
+    latency = histogram_of_runs(good, "latency")
     lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])
     cost = [run.cpu_us_per_command for run in good if run.cpu_us_per_command]
     rate = sustained_per_s(result)
@@ -170,9 +170,9 @@ def _big(result: Result) -> Iterator[str]:
     healthy = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.healthy_lateness])
     if healthy.total:
         p99 = healthy.percentile("99")
-        whose = "99 of 100 healthy users' cutoffs" if p99 is not None else "the last healthy user's cutoff"
+        label = "99 of 100 healthy users' cutoffs" if p99 is not None else "the last healthy user's cutoff"
         within_ns = p99 if p99 is not None else healthy.greatest
-        cells.append((f"{ms(within_ns)} ms", f"{whose} came within, beside sick ones"))
+        cells.append((f"{ms(within_ns)} ms", f"{label} came within, beside sick ones"))
     if cost:
         cells.append((f"{median(cost):.1f} µs", "of the server's CPU a command"))
     if result.memory_bytes_per_account is not None:
@@ -245,8 +245,8 @@ def _plots(result: Result) -> Iterator[str]:
     good = telling(result)
     shown = good[-1] if result.steps else max(good, key=lambda run: histogram_of(run.latency).value_at(0.99))
     of = f"the step at {shown.offered_per_s:,.0f} a second" if result.steps else f"run {shown.number + 1}"
-    curves = [("latency from the intended start", whole(result.runs or [shown], "latency"))]
-    curves += [("service time from the sending", whole(result.runs or [shown], "service"))]
+    curves = [("latency from the intended start", histogram_of_runs(result.runs or [shown], "latency"))]
+    curves += [("service time from the sending", histogram_of_runs(result.runs or [shown], "service"))]
     if any(histogram.total for _, histogram in curves):
         over = "all runs" if result.runs else of
         yield _figure(

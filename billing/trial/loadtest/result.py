@@ -157,7 +157,7 @@ def histogram_of(pairs: Pairs) -> Histogram:
     return histogram
 
 
-def whole(runs: list[Run], name: str) -> Histogram:
+def histogram_of_runs(runs: list[Run], name: str) -> Histogram:
     """A histogram of several runs together."""
     histogram = Histogram()
     for run in runs:

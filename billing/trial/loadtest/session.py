@@ -170,7 +170,7 @@ class Session:
         return Trouble(
             chaos,
             self._plan.workload.seed + self._runs,
-            pid=target.pid if target.own is not None else None,
+            pid=target.pid if target.own_daemon is not None else None,
             address=target.address,
             sign_in=target.sign_in,
             receiver=target.receiver,

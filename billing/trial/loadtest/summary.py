@@ -9,7 +9,7 @@ from statistics import median
 
 from billing.trial.loadtest.conclusion import conclusion, in_short, telling
 from billing.trial.loadtest.latency import PERCENTILES, Histogram, hgrm
-from billing.trial.loadtest.result import Result, Run, histogram_of, whole
+from billing.trial.loadtest.result import Result, Run, histogram_of, histogram_of_runs
 from billing.trial.loadtest.validity import CRITERIA
 from shards.counting import counted
 
@@ -166,4 +166,4 @@ def csv_of(result: Result) -> str:
 
 def hgrm_of(result: Result) -> str:
     """Latency from the intended start, of all runs or of the knee, in HdrHistogram's text form."""
-    return hgrm(whole(telling(result), "latency"))
+    return hgrm(histogram_of_runs(telling(result), "latency"))

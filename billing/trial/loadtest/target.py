@@ -24,22 +24,22 @@ RECEIVER_KEEPS = 2_000_000
 
 
 class Target(NamedTuple):
-    """Where it listens. `pid`: its main process, where that is known; `own`: made by us, so it may be harmed."""
+    """Where it listens. `pid`: its main process, where that is known; `own_daemon`: made by us, so it may be harmed."""
 
     address: str
     admin: str
     receiver: str
     cutoff_url: str
     pid: int | None
-    own: OwnDaemon | None
+    own_daemon: OwnDaemon | None
     configuration: str
     facts: dict[str, Any]
     sign_in: SignIn
 
     async def ready(self) -> None:
         """Waits until an own daemon serves every bucket again."""
-        if self.own is not None:
-            await self.own.ready()
+        if self.own_daemon is not None:
+            await self.own_daemon.ready()
 
 
 async def own_target(
