@@ -2,7 +2,7 @@
 
     DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, what its reader shows.
                                   Also those of shards that were drained and are gone, which no map counts
-    DIRECTORY/history             the statements; of shards that other hosts serve, made from the log
+    DIRECTORY/history             the statements, up to the batch that each shard's journal ends with
     DIRECTORY/notices             what was still to be told then, up to the batch that each shard's journal ends with
     DIRECTORY/audit               the operators' record of this host, where there is one
     DIRECTORY/backup.json         which instant, up to which positions, how many notices are owed, and length and digest
@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from typing import Any
@@ -34,7 +33,7 @@ from billing.audit.trail import DIRECTORY as AUDIT
 from billing.audit.trail import Record, Trail, copy_trails
 from billing.doctor.examine import shards_in
 from billing.follower.store import shard_files
-from billing.history.copying import copy_elsewhere, copy_history
+from billing.history.copying import copy_history, copy_up_to
 from billing.notices.copying import BackupCut, CutShard, copy_notices
 from billing.worker.startup_hold import RESTORED
 from shards.journal import backends
@@ -52,7 +51,6 @@ UNFINISHED = ".unfinished"
 NOTICES = "notices"
 FOLLOWERS = ("history/", f"{NOTICES}/")
 INT64_MAX = (1 << 63) - 1
-HISTORY_POLL_S, HISTORY_POLLS = 0.1, 100
 
 
 class NoBackup(Exception):
@@ -145,17 +143,12 @@ def _copy_histories(
     """Copies the histories; the names of the files made."""
     source = cut["data_dir"]
     private_directory(disk, f"{work}/history")
+    reader_of, is_files = backends.open(cut["log"], REAL).reader, cut["log"]["kind"] == "file"
     for row in cut["shards"]:
-        name = f"history/shard-{row['shard_id']}.sqlite"
-        if not row["here"]:
-            with closing(backends.open(cut["log"], REAL).reader(row["shard_id"])) as reader:
-                if copy_elsewhere(disk, f"{source}/history", f"{work}/history", reader, row, renew):
-                    yield name
-            continue
-        if row["position"]:
-            _wait_for(disk, f"{source}/{name}")  # of a daemon that has just been founded
-        if copy_history(disk, f"{source}/{name}", f"{work}/{name}", row["shard_id"], row["position"]):
-            yield name
+        ends = row["shard_id"], row["position"]
+        with closing(reader_of(row["shard_id"])) as reader:
+            if copy_up_to(disk, f"{source}/history", f"{work}/history", reader, ends, not is_files, renew):
+                yield f"history/shard-{row['shard_id']}.sqlite"
     for shard, position in gone.items():
         name = f"history/shard-{shard}.sqlite"
         if copy_history(disk, f"{source}/{name}", f"{work}/{name}", shard, position):
@@ -273,14 +266,6 @@ def read_list(disk: Disk, source: str) -> dict[str, Any]:
         raise NoBackup(f"{source}/{LIST} cannot be read: {error}") from None
     result: dict[str, Any] = about
     return result
-
-
-def _wait_for(disk: Disk, path: str) -> None:
-    never = threading.Event()
-    for _ in range(HISTORY_POLLS):
-        if disk.exists(path):
-            return
-        never.wait(HISTORY_POLL_S)
 
 
 def _digest(disk: Disk, path: str) -> dict[str, object]:

@@ -1,11 +1,13 @@
 """A copy of one shard's history, made while its projector goes on writing.
 
 SQLite's own online copy: what it holds is one state between two transactions. It may be ahead of the journal that is
-copied beside it, and is cut back then; where it is behind, a projector catches up when it opens the file (see `store`).
-Where there is no history yet, none is made.
+copied beside it, and is cut back then (`copy_history`).
 
-Of a shard that another host serves, this one's file may be behind, or not be there yet: the copy is made of that and of
-the log (`copy_elsewhere`). What neither has any more is missing, and said to be, in every answer.
+It may be behind as well: a projector is fed a little later than commands are answered, and may have been ended or
+stopped; of a shard that another host serves, this one's file may not be there yet. The log holds what a projector has
+not proved, but the journal in a backup begins behind a snapshot, so the copy takes the rest from the log itself and
+ends with the journal's last batch (`copy_up_to`). What neither has any more is missing, and said to be, in every
+answer.
 
 The copy has an identity of its own (see `cursor`), because a daemon that is restored from it makes other entries from
 there on than the one that goes on.
@@ -14,9 +16,8 @@ there on than the one that goes on.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import closing
-from typing import Any
 from urllib.parse import quote
 
 from billing.follower.store import ShardFile, StoreError, file_of
@@ -55,19 +56,25 @@ def copy_history(disk: Disk, source: str, target: str, shard: int, head: int) ->
     return True
 
 
-def copy_elsewhere(
-    disk: Disk, source: str, target: str, reader: Reader, row: Mapping[str, Any], renew: Callable[[], None]
+def copy_up_to(
+    disk: Disk,
+    source: str,
+    target: str,
+    reader: Reader,
+    cut: tuple[int, int],
+    is_shared: bool,
+    renew: Callable[[], None],
 ) -> bool:
-    """Makes the history of a shard that another host serves in the directory `target`, out of what is in `source` and
-    of its log up to a batch; False where there is none. `row`: `shard_id` and `position`; `renew` is called now and
-    then. Raises StoreError, sqlite3.Error, JournalError, OSError.
+    """Makes the history of a shard in the directory `target`, out of the file in `source`, if there is one, and of the
+    shard's log; False where the log is empty. `cut`: the shard and the last batch that counts; `is_shared` as
+    `open_store` takes it; `renew` is called now and then. Raises StoreError, sqlite3.Error, JournalError, OSError.
     """
-    shard, position = row["shard_id"], row["position"]
+    shard, position = cut
     if not position:
         return False
     copy_history(disk, file_of(source, shard), file_of(target, shard), shard, position)
     file = ShardFile(target, shard, reader.first, position, disk)
-    store, _ = open_store(file, suspect=False, is_shared=True)
+    store, _ = open_store(file, suspect=False, is_shared=is_shared)
     if store.position < position:
         for at, payload in reader.replay(store.position + 1):
             store.take(at, payload)

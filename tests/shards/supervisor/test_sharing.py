@@ -79,7 +79,7 @@ async def test_what_another_host_has_taken_is_let_go_and_the_others_hear_where_i
 
 async def test_a_shard_that_another_host_wishes_for_is_that_ones_once_its_worker_has_ended(beside: Beside) -> None:
     rooms, other = beside.rooms, beside.other.registry
-    ending = rooms.started[0 if rooms.workers[2].pid == 1 else 1]
+    ending = next(one for one in rooms.started if one.told and one.pid == rooms.workers[2].pid)
     ending.is_deaf = True
     await other.catch_up()
     await other.record(["wish", 2, other.shares.owns[2].number, other.host_id])
