@@ -126,8 +126,8 @@ class Rooms:
         near.setblocking(False)
         far.setblocking(False)
         process = ScriptedProcess(len(self.started) + 1, command)
+        self.started.append(process)  # before anything is awaited: two that start together have two numbers
         await process.listen(far)
-        self.started.append(process)
         return process, near
 
     async def _begin(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> None:
