@@ -1,7 +1,8 @@
 """Faults made by hand in the code that keeps things durable, owned by one, and told: each must be caught.
 
-All of `FAULTS` are. A row is (name, file, what stands there, what is put instead). The text must occur exactly once: a
-fault that does not fit the code any more is told, not passed over. What was a bug once and was found here stands in it.
+All of `FAULTS` are. A row is (name, file, what stands there, what is put instead) and the seed that catches it, which
+ages with the draws: `mutants` says where it does not any more. The text must occur exactly once: a fault that does not
+fit the code any more is told, not passed over. What was a bug once and was found here stands in it.
 """
 
 from __future__ import annotations
@@ -26,107 +27,108 @@ class Faulty(NamedTuple):
         return (self.file, self.old, self.new), *self.also
 
 
-FAULTS = [
+# What must not be missing where one host serves: each with the seed that catches it.
+FAULTS = {
     # -- leases -----------------------------------------------------------------------------------------------------
     Faulty(
         "leases-lost-in-a-block",
         "billing/ledger/extra.py",
         "        if self.leases:\n",
         "        if False:\n",
-    ),
+    ): 7,
     Faulty(
         "credits-end-late",
         "billing/ledger/credits.py",
         "            return credit.ends_ns\n    return NEVER_NS\n",
         "            return credit.ends_ns + 1\n    return NEVER_NS\n",
-    ),
+    ): 0,
     Faulty(
         "credits-lost-in-a-block",
         "billing/ledger/extra.py",
         "        if self.credits:\n",
         "        if False:\n",
-    ),
+    ): 2,
     Faulty(
         "leases-end-late",
         "billing/ledger/rates.py",
         "    ends_ns = NEVER_NS if ttl_ns is None else account.settled_ns + ttl_ns\n",
         "    ends_ns = NEVER_NS if ttl_ns is None else account.settled_ns + ttl_ns + 1\n",
-    ),
+    ): 0,
     Faulty(
         "grace-ends-late",
         "billing/ledger/classes.py",
         "    return min(exhausted_at_ns + grace_ns, INT64_MAX)\n",
         "    return min(exhausted_at_ns + grace_ns + 1, INT64_MAX)\n",
-    ),
+    ): 0,
     Faulty(
         "class-lost-in-a-block",
         "billing/ledger/extra.py",
         "        if self.class_name:\n",
         "        if False:\n",
-    ),
+    ): 5,
     Faulty(
         "a-class-leaves-the-grace-where-it-ends",
         "billing/ledger/posting.py",
         "        elif exhausted and command[0] == ops.SET_CLASS:\n",
         "        elif False:\n",
-    ),
+    ): 1,
     # -- sync, then speak -------------------------------------------------------------------------------------------
     Faulty(
         "reply-before-sync",
         "shards/worker/worker.py",
         "                    caller.answer(token, reply)\n",
         "                    caller.answer(token, reply)\n                    caller.flush()\n",
-    ),
+    ): 0,
     Faulty(
         "reads-do-not-wait",
         "shards/shard.py",
         "            self._replies.append((caller, token, reply))\n\n    def _elsewhere",
         "            caller.answer(token, reply)\n            caller.flush()\n\n    def _elsewhere",
-    ),
+    ): 1,
     Faulty(
         "batch-not-synced",
         "shards/journal/file/active_segment.py",
         "        if sync:\n            self._disk.fdatasync(self.handle)\n",
         "",
-    ),
+    ): 0,
     Faulty(
         "notices-early-without-waiting",
         "shards/shard.py",
         "        early = [notice for notice in notices if notice[1] < first] if first >= 0 else notices[:]\n"
         "        if early:\n",
         "        early, first = notices[:], -1\n        if early:\n",
-    ),
+    ): 0,
     Faulty(
         "owed-before-it-is-durable",
         "billing/expirationd/delivery.py",
         "        if owed is None or notified is None or (owed[0] == notified[0] and owed[2] <= notified[1]):\n",
         "        if True:\n",
-    ),
+    ): 26,
     Faulty(
         "batch-in-flight-forgotten",
         "shards/shard.py",
         "        if self._flight is not None and self._flight.from_ns >= 0:\n",
         "        if False:\n",
-    ),
+    ): 47,
     # -- names and files --------------------------------------------------------------------------------------------
     Faulty(
         "spare-not-synced",
         "shards/journal/file/segment_reserve.py",
         "        write_all(self._disk, self._spare, content, 0)\n        self._disk.fdatasync(self._spare)\n",
         "        write_all(self._disk, self._spare, content, 0)\n",
-    ),
+    ): 3,
     Faulty(
         "snapshot-not-synced",
         "shards/journal/file/snapshot.py",
         "        _write(disk, handle, head, chunks, reached)\n        disk.fsync(handle)\n",
         "        _write(disk, handle, head, chunks, reached)\n",
-    ),
+    ): 80,
     Faulty(
         "trim-beyond-the-older-snapshot",
         "shards/journal/file/journal.py",
         "min(position, self._retained.fallback), False\n",
         "position, False\n",
-    ),
+    ): 7,
     Faulty(
         "trim-before-the-snapshot-stands",
         "shards/journal/file/journal.py",
@@ -135,201 +137,201 @@ FAULTS = [
         '                self._disk.unlink(f"{self._directory}/{self._segments[0].name}")\n'
         "                del self._segments[0]\n"
         "            self._retained.save(head, chunks, self._reached)\n",
-    ),
+    ): 7,
     # -- recovery ---------------------------------------------------------------------------------------------------
     Faulty(
         "suspects-not-written-anew",
         "shards/journal/file/journal.py",
         "        body = written_anew(log, salt_seed(salt), self._next_segment_id(), self._align)\n",
         '        body = b""\n',
-    ),
+    ): 0,
     Faulty(
         "cache-is-trusted",
         "shards/journal/file/recovery.py",
         "        unproven.append(batch)\n",
         "        durable, durable_chain, durable_end = head, chain, end\n",
-    ),
+    ): 13,
     Faulty(
         "failed-sync-tried-again",
         "shards/journal/file/active_segment.py",
         "        if sync:\n            self._disk.fdatasync(self.handle)\n",
         "        if sync:\n            try:\n                self._disk.fdatasync(self.handle)\n"
         "            except OSError:\n                self._disk.fdatasync(self.handle)\n",
-    ),
+    ): 13,
     # -- snapshots --------------------------------------------------------------------------------------------------
     Faulty(
         "part-one-batch-behind",
         "shards/worker/snapshotter.py",
         "shard.dump(self._left.pop(), position)",
         "shard.dump(self._left.pop(), position - 1)",
-    ),
+    ): 35,
     Faulty(
         "part-one-batch-ahead",
         "shards/worker/snapshotter.py",
         "shard.dump(self._left.pop(), position)",
         "shard.dump(self._left.pop(), position + 1)",
-    ),
+    ): 1,
     Faulty(
         "position-of-parts-ignored",
         "shards/shard.py",
         "            if position <= loaded.get(bucket_id, -1):\n                continue\n",
         "",
-    ),
+    ): 35,
     Faulty(
         "frozen-buckets-left-out",
         "shards/shard.py",
         "        still = self.orphans | self._frozen | self._arrived\n",
         "        still = self.orphans\n",
-    ),
+    ): 71,
     Faulty(
         "ids-not-in-the-dump",
         "billing/ledger/block.py",
         "        _join(book.ids),\n",
         "        _join([]),\n",
-    ),
+    ): 54,
     # -- ownership --------------------------------------------------------------------------------------------------
     Faulty(
         "generation-not-raised",
         "shards/moves/move.py",
         "of_bucket = self.bucket_id, self.generation + 1\n",
         "of_bucket = self.bucket_id, self.generation\n",
-    ),
+    ): 2,
     Faulty(
         "commit-not-synced",
         "shards/journal/file/backend.py",
         '(0, now_ns, "always", MAP_SEGMENT_BYTES)',
         '(0, now_ns, "never", MAP_SEGMENT_BYTES)',
-    ),
+    ): 0,
     Faulty(
         "commit-before-it-is-stored",
         "shards/moves/handoff.py",
         "            self._host.when_durable(lambda: self._send(Stored(number, digest_of(block))))\n",
         "            self._send(Stored(number, digest_of(block)))\n",
-    ),
+    ): 2,
     Faulty(
         "payload-before-it-is-durable",
         "shards/moves/handoff.py",
         "        self._host.when_durable(lambda: self._dump(number, bucket_id, "
         "self._host.shard.machine.dumping(bucket_id)))\n",
         "        self._dump(number, bucket_id, self._host.shard.machine.dumping(bucket_id))\n",
-    ),
+    ): 26,
     Faulty(
         "leave-not-recorded",
         "shards/shard.py",
         '        self._own_records.append((LEAVE, bucket_id, generation, b""))\n        self._prefix',
         "        self._prefix",
-    ),
+    ): 2,
     Faulty(
         "freeze-leaves-the-timers",
         "shards/shard.py",
         "        self.machine.disarm(bucket_id)\n",
         "",
-    ),
+    ): 2,
     Faulty(
         "freeze-lets-commands-through",
         "shards/shard.py",
         "_Still(self.held.pop(bucket_id), [])",
         "_Still(self.held[bucket_id], [])",
-    ),
+    ): 2,
     Faulty(
         "moved-bucket-is-not-armed",
         "shards/shard.py",
         "        self._hold(bucket_id, generation)\n        self._begin_chore(self.machine.arming(bucket_id))\n",
         "        self._hold(bucket_id, generation)\n",
-    ),
+    ): 2,
     Faulty(
         "moved-calls-are-not-taken-up",
         "shards/moves/handoff.py",
         "                self._calls.take_up(bucket_id)\n            self._redirect",
         "            self._redirect",
-    ),
+    ): 26,
     Faulty(
         "aborted-calls-are-not-taken-up",
         "shards/moves/handoff.py",
         "            self._frozen_ns.pop(bucket_id, None)\n            self._calls.take_up(bucket_id)\n",
         "            self._frozen_ns.pop(bucket_id, None)\n",
-    ),
+    ): 21,
     Faulty(
         "calls-in-flight-are-not-waited-for",
         "shards/moves/handoff.py",
         "        calls = self._calls.calls_in_flight(bucket_id)\n",
         "        calls = 0\n",
-    ),
+    ): 26,
     Faulty(
         "orphans-are-kept",
         "shards/worker/recover.py",
         "        orphans.append(bucket_id)\n",
         "",
-    ),
+    ): 39,
     # -- the ledger and what it tells -------------------------------------------------------------------------------
     Faulty(
         "exhaustion-rounded-down",
         "billing/ledger/exhaustion.py",
         "    return at_ns - (-available // rate)\n",
         "    return at_ns + available // rate\n",
-    ),
+    ): 0,
     Faulty(
         "request-id-forgotten",
         "billing/ledger/fast_path.py",
         "    if request_id:\n        book.ids.put(user_id, request_id, packed, at_ns, posting.ids_max)\n",
         "",
-    ),
+    ): 16,
     Faulty(
         "delivered-before-2xx",
         "billing/worker/outgoing_calls.py",
         "    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_FAILED,\n",
         "    (CUTOFF, FAILED_ATTEMPT): ops.CUTOFF_DELIVERED,\n",
-    ),
+    ): 0,
     Faulty(
         "superseded-cutoff-stays-owed",
         "billing/ledger/cutoffs.py",
         "    for cutoff in superseded:\n        cutoff.status = SUPERSEDED\n",
         "",
-    ),
+    ): 0,
     Faulty(
         "outbox-forgets-what-failed",
         "billing/expirationd/outbox.py",
         "        else:\n            self._make_ready(item)\n\n    def cut",
         "        else:\n            del self._items[item.bucket_id, item.user_id]\n\n    def cut",
-    ),
+    ): 1,
     Faulty(
         "alarm-rounded-down",
         "shards/system/clock.py",
         "            return self.boot_ns + wanted_ns\n",
         "            return self.boot_ns + wanted_ns - 1_000_000\n",
-    ),
+    ): 0,
     Faulty(
         "wall-clock-is-believed",
         "shards/system/clock.py",
         "        if recorded_boot_id == boot_id and anchor.boot_ns - boot_ns <= SLEW_LEAD_NS_MAX:\n",
         "        if False:\n",
-    ),
+    ): 3,
     Faulty(
         "last-instant-not-honoured",
         "shards/system/clock.py",
         "    return Restart(Anchor(boot_ns, max(wall_ns, last_ns), 0, 0), False,",
         "    return Restart(Anchor(boot_ns, wall_ns, 0, 0), False,",
-    ),
+    ): 3,
     # -- found here -------------------------------------------------------------------------------------------------
     Faulty(
         "a-shard-still-owned-is-held",
         "shards/journal/__init__.py",
         'Terminal for this journal object."""\n\n    ending = exits.AGAIN\n',
         'Terminal for this journal object."""\n\n    ending = exits.DISK\n',
-    ),
+    ): 19,
     # -- one user never holds up another ----------------------------------------------------------------------------
     Faulty(
         "breaker-shared-by-all-users",
         "billing/expirationd/health.py",
         "        return not self.shut or now_ns >= self.fresh_from_ns()\n",
         "        return not self.shut\n",
-    ),
+    ): 1,
     Faulty(
         "probe-oldest-first",
         "billing/expirationd/outbox.py",
         "            if _tidy(lane.fresh) and lane.admits_fresh(now_ns) and ",
         "            if _tidy(lane.fresh) and not (lane.shut and (lane.retries or lane.slow)) and ",
-    ),
+    ): 1,
     Faulty(
         "retry-after-pauses-the-lane",
         "billing/expirationd/health.py",
@@ -337,14 +339,14 @@ FAULTS = [
         "        elif outcome == BUSY:\n"
         "            self._shut(now_ns)\n"
         "            self._fresh_after_ns = now_ns + retry_after_ns\n",
-    ),
+    ): 6,
     Faulty(
         "calls-that-hang-hold-everything",
         "billing/expirationd/outbox.py",
         "        return [item for item in hanging[self._half :] if waited_for or self._is_passed_by(item)]\n",
         "        return []\n",
-    ),
-]
+    ): 60,
+}
 
 # What history and notices must not do: each with the seed, played with followers, that catches it.
 BESIDE = {
@@ -371,7 +373,7 @@ BESIDE = {
         "billing/notices/store.py",
         "WHERE file_id = ? AND proved = 1",
         "WHERE file_id = ?",
-    ): 91,
+    ): 3,
     Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",
@@ -389,7 +391,7 @@ BESIDE = {
         "billing/follower/link.py",
         "    if owes:\n",
         "    if False:\n",
-    ): 2,
+    ): 3,
 }
 
 # What must not be missing between hosts: each with the seed, played with several over one log, that catches it.
@@ -399,7 +401,7 @@ BETWEEN = {
         "shards/worker/worker.py",
         "        if now_ns < granted_ns:\n",
         "        if now_ns < granted_ns or True:\n",
-    ): 33,
+    ): 106,
     Faulty(
         "reads-are-answered-beyond-the-grant",
         "shards/worker/worker.py",

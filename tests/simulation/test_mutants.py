@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from tests.simulation.faulty import BESIDE, BETWEEN, FAULTS, UNSEEN
-from tests.simulation.mutants import ROOT, hunt
+from tests.simulation.mutants import ROOT, hunt_anywhere
 
 SEED = random.SystemRandom().randrange(10**6)  # shown by a failure, in the name of the test
 DRAWN = 2
@@ -29,7 +29,7 @@ def test_there_are_enough_and_each_fits_the_code_and_changes_it() -> None:
 @pytest.mark.parametrize("number", range(DRAWN))
 def test_drawn_faults_are_caught(number: int, record_property: Callable[[str, object], None]) -> None:
     seed = f"{SEED}"
-    fault = random.Random(int(seed)).sample(FAULTS, DRAWN)[number]
+    fault = random.Random(int(seed)).sample(list(FAULTS), DRAWN)[number]
     record_property("fault", fault.name)
-    found = hunt(fault)
+    found = hunt_anywhere(fault)
     assert found["seed"] is not None, f"python -m tests.simulation.mutants {fault.name}   # drawn by {seed}: survives"
