@@ -61,8 +61,10 @@ DOWN, STARTING, BEHIND, LIVE = range(4)
 
 
 def command_of(module: str) -> list[str]:
-    """What starts a follower's process, to which the number of its descriptor is appended."""
-    return [sys.executable, *(["-I"] if sys.flags.isolated else []), "-m", module]
+    """What starts a follower's process, to which the number of its descriptor is appended. In whatever locale, paths
+    are UTF-8 there, as they are for the worker.
+    """
+    return [sys.executable, *(["-I"] if sys.flags.isolated else []), "-X", "utf8=1", "-m", module]
 
 
 def obstacle_of(noun: str, shard_id: int, is_live: bool, reason: str, durable: int, head: int, owes: int) -> str:

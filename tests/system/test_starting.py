@@ -112,6 +112,9 @@ async def test_a_data_directory_of_another_alphabet_is_used_in_an_ascii_locale(d
     daemon.environment = {"LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
     with daemon:
         assert (data_dir / "gebühren" / "map").is_dir()
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "u", 5)
+        assert [row["operation"] for row in await rpc.ask("history", "u")] == ["top_up"]
         assert daemon.stop() == 0
 
 
