@@ -47,6 +47,7 @@ from billing.api.auth import Guard
 from billing.api.listener import Listener, PlainEntrance
 from billing.api.methods import ADMIN, READ
 from billing.api.origins import origin_of
+from billing.api.tls import server_context
 from billing.api.tls_entrance import TlsEntrance
 from billing.config.schema import Config
 from billing.ledger.commands import USER_ID_BYTES_MAX
@@ -82,21 +83,24 @@ class Site:
         self._supervisor = sampler.supervisor
         self.boot_ns = sampler.clocks.boot_ns
         self._disk = RealDisk()
-        self.take_up(config)
         self._queries = WorkerQueries(sampler.supervisor, replies)
         info = {"journal_sync": config.journal.sync, "after_exhaustion": config.cutoff.after_exhaustion}
         self._processes = Processes(sampler, config.daemon.data_dir)
         self._exposition = Exposition(sampler, self._processes, info)
         self._files = {name: read_file(self._disk, str(PAGE / name)) for name in ("page.html", "runbook.html", *ASSETS)}
         self.visits: Visits | None = None  # whose connections these are, while it is served
+        self.entrance: TlsEntrance | None = None  # by which they came, where it speaks TLS
+        self.take_up(config)
         self._viewers = 0
         self._last_event: tuple[int, str] = (-1, "")  # of which look, and the event's data
         self._making = asyncio.Lock()
 
     def take_up(self, config: Config) -> None:
-        """Who may read from now on: the tokens file is read again."""
+        """Who may read from now on: the tokens file is read again, and where it speaks TLS, the files of that."""
         tokens_file = config.rpc.tokens_file
         self._guard = Guard(read_file(self._disk, tokens_file).decode() if tokens_file else None)
+        if self.entrance is not None and (tls := server_context(config.rpc)) is not None:
+            self.entrance.take_context(tls)
 
     def application(self) -> web.Application:
         """The routes, behind the door."""
@@ -328,7 +332,7 @@ async def serve_admin(
     visits = site.visits = Visits(partial(Asker, runner.server), limits or limits_of_descriptors(), site.boot_ns)
     entrance: PlainEntrance | TlsEntrance = PlainEntrance()
     if tls is not None:
-        entrance = TlsEntrance(tls, lambda _: None, handshakes_max=visits.limits.visits_max // 2)
+        entrance = site.entrance = TlsEntrance(tls, lambda _: None, handshakes_max=visits.limits.visits_max // 2)
     listening = Listener(listener, entrance, visits.arriving)
     try:
         await asyncio.Event().wait()

@@ -39,15 +39,20 @@ class Doors:
         """
         self.door = door
         self._plain = PlainEntrance()
-        self._tcp = self._plain if tls is None else TlsEntrance(tls, self._turned_away)
+        self._tls = None if tls is None else TlsEntrance(tls, self._turned_away)
         self._wall_now_ns = wall_now_ns
         self._random_bytes = random_bytes
         self._listeners: list[Listener] = []
 
     def listen(self, kind: str, listener: socket.socket) -> None:
         """Lets clients in by one more socket."""
-        entrance = self._plain if kind == "unix" else self._tcp
+        entrance = self._plain if kind == "unix" or self._tls is None else self._tls
         self._listeners.append(Listener(listener, entrance, self._protocol(kind)))
+
+    def take_tls(self, tls: ssl.SSLContext) -> None:
+        """Shakes hands by another context from the next connection on; where TCP is plain, it stays so."""
+        if self._tls is not None:
+            self._tls.take_context(tls)
 
     def _turned_away(self, origin: str) -> None:
         """A handshake made room for others."""

@@ -61,6 +61,10 @@ class TlsEntrance:
         """Handshakes that are not over."""
         return len(self._under_way)
 
+    def take_context(self, context: ssl.SSLContext) -> None:
+        """Shows another certificate, and believes other authorities, from the next connection on."""
+        self._context = context
+
     def begin(self, connection: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
         """Begins the handshake of a connection that was just accepted."""
         connection.setblocking(False)

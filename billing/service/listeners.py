@@ -106,6 +106,11 @@ def reason_of(error: OSError | UnicodeError) -> str:
     return os.strerror(error.errno)
 
 
+def is_loopback(bound: socket.socket) -> bool:
+    """Whether a TCP socket is bound to an address that only this host reaches."""
+    return ipaddress.ip_address(bound.getsockname()[0].partition("%")[0]).is_loopback
+
+
 def role_of(name: str, handed: socket.socket, config: Config) -> str:
     """What a socket that was handed over is for."""
     if name in KEYS:
@@ -125,10 +130,9 @@ def _fault(role: str, handed: socket.socket, config: Config) -> str:
         return f"expected a {'unix' if role == UNIX else 'TCP'} socket under this name"
     if role == UNIX or config.rpc.tokens_file or config.rpc.tls_client_ca:
         return ""
-    host = handed.getsockname()[0]
-    if ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+    if is_loopback(handed):
         return ""
-    return f"expected rpc.tokens_file or rpc.tls_client_ca, since {host} is not loopback"
+    return f"expected rpc.tokens_file or rpc.tls_client_ca, since {handed.getsockname()[0]} is not loopback"
 
 
 def _bind_tcp(text: str, backlog: int) -> socket.socket:

@@ -15,7 +15,6 @@ import logging
 import os
 import signal
 import socket
-import ssl
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,11 +22,9 @@ from typing import Any, NamedTuple
 
 import uvloop
 
-from billing.addresses import parse_listen
 from billing.admin.recent import Recent
 from billing.admin.worker_queries import QueryReplies
 from billing.api.connection_limits import raise_limit
-from billing.api.tls import server_context
 from billing.audit.recorder import Recorder
 from billing.config.load import ConfigError, load, log_of
 from billing.config.reload import Reload
@@ -36,7 +33,7 @@ from billing.history.replica_link import ReplicaLink
 from billing.service.acts import Acts
 from billing.service.beginning import WORKER, asked_to, asked_to_stop
 from billing.service.introduction import calls_of, doors_of, introduction
-from billing.service.listeners import bind, take_away
+from billing.service.listeners import bind, is_loopback, take_away
 from billing.service.logs import set_up
 from billing.service.service import Service
 from billing.service.supervisor_settings import settings_of
@@ -77,7 +74,7 @@ def serve(file: Path | None, dependencies: ServeDependencies | None = None) -> i
         return Exit.CONFIG
     recent = set_up(config.log, os.environ)
     log.info("%s", introduction(file, config, os.getpid()))
-    log.info("%s", doors_of(listeners, admin, has_tls=_admin_tls(config) is not None))
+    log.info("%s", doors_of(listeners, admin, has_tls=_has_tls(config, admin)))
     log.info("%s", calls_of(config))
     try:
         if asked_to_stop():
@@ -151,7 +148,7 @@ class _Daemon:
         self._hear_signals()
         loop = asyncio.get_running_loop()
         tasks = (
-            loop.create_task(self._service.run(admin, _admin_tls(self._config))),
+            loop.create_task(self._service.run(admin, has_tls=_has_tls(self._config, admin))),
             loop.create_task(self._acts.note_start()),
         )
         began_ns = MACHINE_CLOCKS.boot_ns()
@@ -217,11 +214,9 @@ class _Daemon:
         self._acts.note_drains(drained)
 
 
-def _admin_tls(config: Config) -> ssl.SSLContext | None:
-    """Beyond loopback the admin server speaks TLS as the RPC door does."""
-    if not config.admin.listen or parse_listen(config.admin.listen).loopback:
-        return None
-    return server_context(config.rpc)
+def _has_tls(config: Config, admin: socket.socket | None) -> bool:
+    """Whether the admin server speaks TLS as the RPC door does: beyond loopback, however its socket came."""
+    return admin is not None and bool(config.rpc.tls_cert) and not is_loopback(admin)
 
 
 def _replica(config: Config, log_settings: dict[str, Any]) -> ReplicaLink | None:

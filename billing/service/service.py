@@ -24,7 +24,6 @@ import asyncio
 import contextlib
 import logging
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Final
@@ -32,6 +31,7 @@ from typing import TYPE_CHECKING, Final
 from billing.admin.figure_sampler import FigureSampler
 from billing.admin.recent import Recent
 from billing.admin.worker_queries import QueryReplies
+from billing.api.tls import server_context
 from billing.config.schema import Config
 from billing.history.replica_link import BATCHES, ReplicaLink
 from billing.service.systemd import ServiceManager
@@ -80,8 +80,10 @@ class Service:
             supervisor.operator_api.beside[BATCHES] = replica.read
             supervisor.operator_api.history_lacks = replica.lacks
 
-    async def run(self, admin: socket.socket | None, tls: ssl.SSLContext | None) -> None:
-        """Runs until cancelled. A bug in it ends the daemon: nobody would watch it any more."""
+    async def run(self, admin: socket.socket | None, *, has_tls: bool) -> None:
+        """Runs until cancelled. A bug in it ends the daemon: nobody would watch it any more. `has_tls`: whether the
+        pages speak TLS as the RPC door does.
+        """
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._sampler.run())
@@ -92,6 +94,7 @@ class Service:
                     await visited(admin, PAGES_AFTER_S)
                     web = await asyncio.to_thread(import_module, "billing.admin.server")
                     self._site = web.Site(self._config, self._sampler, self._replies, self._refused_sign_in)
+                    tls = server_context(self._config.rpc) if has_tls else None
                     tasks.create_task(web.serve_admin(admin, self._site, tls))
         except Exception:
             log.critical("the daemon ends on a bug", exc_info=True)
@@ -106,7 +109,7 @@ class Service:
             self._notifier.reloaded()
 
     def reloaded(self, config: Config) -> None:
-        """Takes up what has changed: who may read."""
+        """Takes up what has changed: who may read, and the certificate of the pages."""
         self._config = config
         if self._site is not None:
             self._site.take_up(config)

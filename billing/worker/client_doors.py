@@ -30,8 +30,7 @@ class ClientDoors:
         limits = limits_of(config.rpc, config.cutoff.concurrency)
         door = self._door = Door(worker, self._guard(), clocks.boot_ns, self._server_info, limits, worker.fail, audit)
         door.start()
-        self._tls = server_context(config.rpc)
-        self._doors = Doors(door, self._tls, clocks.wall_ns, secrets.token_bytes)
+        self._doors = Doors(door, server_context(config.rpc), clocks.wall_ns, secrets.token_bytes)
 
     def listen(self, listeners: list[tuple[str, socket.socket]]) -> None:
         """Lets clients in by these sockets, of the kinds that `billing.api.opening` lists."""
@@ -39,12 +38,12 @@ class ClientDoors:
             self._doors.listen(kind, listener)
 
     def configure(self, config: Config) -> None:
-        """Takes up tokens, limits and the certificate; connections that there are stay."""
+        """Takes up tokens, limits, the certificate and whom it believes; connections that there are stay."""
         self._config = config
         self._door.take_guard(self._guard())
         self._door.limits = limits_of(config.rpc, config.cutoff.concurrency)
-        if self._tls is not None:
-            self._tls.load_cert_chain(config.rpc.tls_cert, config.rpc.tls_key)
+        if (tls := server_context(config.rpc)) is not None:
+            self._doors.take_tls(tls)
 
     def note_error(self, reply: object) -> None:
         """Counts a refusal that the client of another worker gets."""

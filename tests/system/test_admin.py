@@ -7,6 +7,7 @@ import base64
 import contextlib
 import hashlib
 import shutil
+import signal
 import ssl
 import subprocess
 import sys
@@ -260,5 +261,22 @@ async def test_beyond_loopback_it_speaks_tls_and_asks_who_is_there(data_dir: Pat
                 assert answer.status == 200
             with pytest.raises(aiohttp.ClientError):
                 await session.get(f"http://127.0.0.1:{daemon.admin_port}/livez")
+        following = trustme.CA()
+        server = following.issue_cert("127.0.0.1")
+        files["tls_cert"].write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
+        files["tls_key"].write_bytes(server.private_key_pem.bytes())
+        daemon.process.send_signal(signal.SIGHUP)
+        context = ssl.create_default_context()
+        following.configure_trust(context)
+        async with (
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session,
+            asyncio.timeout(60),
+        ):
+            while True:  # until the new certificate is shown
+                with contextlib.suppress(aiohttp.ClientError):
+                    async with session.get(f"{url}/livez") as answer:
+                        assert answer.status == 200
+                        break
+                await asyncio.sleep(0.05)
     finally:
         daemon.stop()

@@ -19,6 +19,7 @@ from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Lost, Rpc
+from tests.system.test_tls import write
 
 
 async def reload(daemon: Daemon, said: str, **changes: object) -> None:
@@ -229,6 +230,49 @@ async def test_certificates_are_read_again(data_dir: Path) -> None:
         agreed = 0  # as above
         for _ in range(400):
             agreed = agreed + 1 if await asyncio.to_thread(shown, daemon) == [False, True] else 0
+            if agreed == 20:
+                break
+            await asyncio.sleep(0.02)
+        assert agreed == 20
+
+
+def is_let_in(daemon: Daemon, context: ssl.SSLContext) -> bool:
+    """Whether a client gets an answer by the certificate that it shows."""
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", daemon.rpc_port), timeout=20) as plain,
+            context.wrap_socket(plain, server_hostname="127.0.0.1") as wire,
+        ):
+            wire.sendall(b"\x94\x00\x01\xa4ping\x90")
+            return b"pong" in wire.recv(100)
+    except (ssl.SSLError, ConnectionError):
+        return False
+
+
+async def test_the_authority_of_clients_is_read_again_and_the_former_one_is_worth_nothing(data_dir: Path) -> None:
+    ours, authorities = trustme.CA(), [trustme.CA(), trustme.CA()]
+    issued, ca = ours.issue_cert("127.0.0.1"), data_dir / "clients.pem"
+    clients = []
+    for authority in authorities:
+        context = ssl.create_default_context()
+        ours.configure_trust(context)
+        authority.issue_cert(common_name="shop").configure_cert(context)
+        clients.append(context)
+    ca.write_bytes(authorities[0].cert_pem.bytes())
+    settings = {
+        "rpc__tls_cert": write(data_dir / "door.pem", *issued.cert_chain_pems),
+        "rpc__tls_key": write(data_dir / "door.key", issued.private_key_pem),
+        "rpc__tls_client_ca": str(ca),
+    }
+    with Daemon(data_dir, **settings) as daemon:
+        let_in = [await asyncio.to_thread(is_let_in, daemon, one) for one in clients]
+        assert let_in == [True, False]
+        ca.write_bytes(authorities[1].cert_pem.bytes())
+        await reload(daemon, "files that are named were read again")
+        agreed = 0  # as above
+        for _ in range(400):
+            let_in = [await asyncio.to_thread(is_let_in, daemon, one) for one in clients]
+            agreed = agreed + 1 if let_in == [False, True] else 0
             if agreed == 20:
                 break
             await asyncio.sleep(0.02)

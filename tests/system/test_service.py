@@ -8,6 +8,7 @@ import os
 import re
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
@@ -17,11 +18,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.system.systemd import Manager, start
+from tests.system.test_tls import write
 
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 
@@ -186,6 +189,37 @@ def test_a_socket_beyond_loopback_is_refused_without_tokens_however_it_came(data
         assert daemon.process is not None
         assert daemon.process.wait(20) == 78
     assert "rpc.listen (handed over): expected rpc.tokens_file or rpc.tls_client_ca" in daemon.log.read_text()
+
+
+def test_pages_beyond_loopback_speak_tls_however_their_socket_came(data_dir: Path, manager: Manager) -> None:
+    """`admin.listen` says loopback; what was handed over is not."""
+    authority = trustme.CA()
+    issued = authority.issue_cert("127.0.0.1")
+    tokens = data_dir / "tokens"
+    tokens.write_text(f"ops:admin:{'0' * 64}\n")
+    tokens.chmod(0o600)
+    daemon = Daemon(
+        data_dir,
+        shards__workers=1,
+        rpc__tokens_file=str(tokens),
+        rpc__tls_cert=write(data_dir / "door.pem", *issued.cert_chain_pems),
+        rpc__tls_key=write(data_dir / "door.key", issued.private_key_pem),
+    )
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    with socket.create_server(("0.0.0.0", 0)) as admin:
+        names = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "admin"}
+        start(daemon, {"NOTIFY_SOCKET": manager.path, **names}, (admin,))
+        try:
+            manager.until("READY")
+            page = f"https://127.0.0.1:{admin.getsockname()[1]}/readyz"
+            with urllib.request.urlopen(page, timeout=60, context=context) as answer:
+                assert answer.status == 200
+            assert "dashboard https://0.0.0.0:" in daemon.log.read_text()
+            assert daemon.stop() == 0
+        finally:
+            if daemon.process is not None:
+                daemon.kill()
 
 
 def _refuse_exec_gain() -> None:
