@@ -169,6 +169,7 @@ class FollowerLink:
         self._lost = asyncio.Event()
         self._live_since_ns = 0  # when it was live first; 0: it never was
         self._has_failed = False  # it said so, or was given up
+        self._is_renewed = False  # it ends for another one, which is told other options
         self._reading = False  # a slice is being read, maybe still for the process before
         self._sent = 0
         self._sent_bytes = self._reached_bytes = 0
@@ -233,6 +234,19 @@ class FollowerLink:
             self._post(message)
         else:
             self._waiting.append(number)
+
+    def take_options(self, options: tuple[Any, ...]) -> None:
+        """What the process is told of its kind from now on. Where that differs from what it was told before, it ends in
+        order, and the next one begins at once.
+        """
+        if options == self._options:
+            return
+        self._options = options
+        if self._wire is not None and not self._closing.is_set():
+            self._is_renewed = True
+            self._refuse_all("it begins anew with other settings")
+            self._post(messages.Close())
+            self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
 
     def trim_floor(self) -> int:
         """The journal may be trimmed up to this position: the follower's file holds it, proved."""
@@ -495,6 +509,8 @@ class FollowerLink:
             code = await self._run_once()
             if self._closing.is_set():
                 return
+            if self._is_renewed:
+                continue
             live_ns = self._boot_ns() - self._live_since_ns if self._live_since_ns else 0
             failures = failures_after(failures, live_ns, code in FROM_OUTSIDE and not self._has_failed)
             delay_s = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)]
@@ -506,7 +522,7 @@ class FollowerLink:
     async def _run_once(self) -> int:
         """One process from start to end; its exit code, or that it cannot be started."""
         self._lost.clear()
-        self._live_since_ns, self._has_failed = 0, False
+        self._live_since_ns, self._has_failed, self._is_renewed = 0, False, False
         self._life += 1
         try:
             self._process, ours = await self._spawn(self._command, [])

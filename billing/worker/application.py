@@ -106,8 +106,10 @@ class Billing:
         config = self.config = Config.from_json(configuration)
         logging.getLogger().setLevel(config.log.level.upper())
         if self.serving is not None:
+            settings = delivery_settings(config.cutoff, self._dependencies.disk)
             self.serving.doors.configure(config)
-            self.serving.calls.configure(delivery_settings(config.cutoff, self._dependencies.disk))
+            self.serving.calls.configure(settings)
+            self.serving.followers.configure(settings)
 
     async def stop_listening(self) -> None:
         """No new connections; what was asked is still answered."""

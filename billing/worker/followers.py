@@ -42,7 +42,7 @@ class Followers:
         identity = identity_of_log(begin.log) if begin.log else b""
         self.history = dependencies.history(shard, HistorySettings(accepts_loss, config.history.keep_days, identity))
         self.history.start(FOLLOWERS_AFTER_S if begin.log else 0.0)
-        settings = NoticeSettings(
+        self._settings = NoticeSettings(
             config.notify.url,
             calls.secrets,
             calls.timeout_s,
@@ -50,14 +50,22 @@ class Followers:
             accepts_loss,
             is_apart=begin.links is not None,  # a bucket may come from a shard whose files another host has
         )
-        notices = dependencies.notices(shard._replace(directory=f"{begin.directory}/notices"), settings, begin.settled)
-        self._tells = notices is not None
+        of_notices = shard._replace(directory=f"{begin.directory}/notices")
+        self._notices = notices = dependencies.notices(of_notices, self._settings, begin.settled)
         self._links: list[FollowerLink] = [self.history] if notices is None else [self.history, notices]
         self.hand = self.history.hand if notices is None else self._hand_all  # takes (position, payload) of a batch
 
     def _hand_all(self, position: int, payload: bytes) -> None:
         for link in self._links:
             link.hand(position, payload)
+
+    def configure(self, calls: DeliverySettings) -> None:
+        """Takes up secrets and timeouts for notices; those under way end as they began."""
+        if self._notices is not None:
+            settings = self._settings._replace(
+                secrets=calls.secrets, timeout_s=calls.timeout_s, connect_timeout_s=calls.connect_timeout_s
+            )
+            self._notices.take_options(settings)
 
     def trim_floor(self) -> int:
         """The journal's position up to which all followers have everything."""
@@ -75,7 +83,7 @@ class Followers:
         for link in self._links:
             figures |= link.figures()
         figures["trouble"] = "; ".join(silent for link in self._links if (silent := link.silence()))
-        if self._tells:
+        if self._notices is not None:
             figures["settled"] = figures.get("notices_settled", -1)
         else:
             figures["settled"] = settled_untold(self._settled, self._worker.journal.head)

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 from functools import partial
 from pathlib import Path
 
@@ -72,6 +73,33 @@ async def test_what_happens_to_an_account_is_told_in_order_and_each_threshold_on
             assert {call.path for call in posts} == {"/told"}
             assert {call.answered for call in posts} == {"200"}, "all are signed"
             assert "notify.url" not in daemon.log.read_text()
+    finally:
+        await receiver.close()
+
+
+async def test_a_secret_that_is_read_again_signs_notices_too(data_dir: Path) -> None:
+    secret, following = data_dir / "secret", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+    secret.write_text(SECRET + "\n")
+    secret.chmod(0o600)
+    receiver = Receiver(secrets=parse_secrets(SECRET))
+    await receiver.start()
+    settings = {"notify__url": f"{receiver.url}/told", "cutoff__secret_file": str(secret)}
+    try:
+        with Daemon(data_dir, shards__workers=2, cutoff__url=f"{receiver.url}/off", **settings) as daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            users = [f"user_{number}" for number in range(8)]  # of both shards
+            for user in users:
+                await rpc.ask("top_up", user, COIN)
+            await until(lambda: all(kinds_of(receiver, user) == ["1:account-topped_up"] for user in users))
+            secret.write_text(following + "\n")
+            receiver.secrets = parse_secrets(following)
+            assert daemon.process is not None
+            os.kill(daemon.process.pid, signal.SIGHUP)
+            for user in users:
+                await rpc.ask("top_up", user, COIN)
+            wanted = ["1:account-topped_up", "2:account-topped_up"]
+            await until(lambda: all(kinds_of(receiver, user) == wanted for user in users))
+            assert "notices of shard" not in daemon.log.read_text(), "nothing has failed"
     finally:
         await receiver.close()
 
