@@ -62,16 +62,16 @@ class _Way(Protocol):
 class _FarWay:
     """To a worker of another host."""
 
-    def __init__(self, shard_id: int, others: OtherHosts) -> None:
+    def __init__(self, shard_id: int, other_hosts: OtherHosts) -> None:
         self._shard_id = shard_id
-        self._others = others
+        self._other_hosts = other_hosts
 
     def send(self, message: HoldFiles | Cut) -> None:
         if isinstance(message, Cut):
             step: Command = ("cut", message.at_ns, message.stand_ns)
         else:
-            step = ("hold_files" if message.held else "let_go", self._others.holder)
-        self._others.ask(self._shard_id, step)
+            step = ("hold_files" if message.held else "let_go", self._other_hosts.holder)
+        self._other_hosts.ask(self._shard_id, step)
 
 
 class Backups:
@@ -85,10 +85,10 @@ class Backups:
         data_dir: str,
         log_settings: dict[str, Any],
         now_ns: Callable[[], int],
-        others: OtherHosts | None = None,
+        other_hosts: OtherHosts | None = None,
     ) -> None:
-        """`workers`: shard id -> what has `state` and `wire`. `others`: where several hosts serve at once."""
-        self._others = others
+        """`workers`: shard id -> what has `state` and `wire`. `other_hosts`: where several hosts serve at once."""
+        self._other_hosts = other_hosts
         self._far: dict[int, tuple[int, int]] = {}  # shards of other hosts that are held -> the life of their worker
         self._registry = registry
         self._workers = workers
@@ -132,12 +132,12 @@ class Backups:
         self._void = ""
         self._registry.held = True
         await asyncio.wait_for(self._moves.hold(), STILL_TIMEOUT_S)
-        far = {} if self._others is None else self._others.lives()
+        far = {} if self._other_hosts is None else self._other_hosts.lives()
         ways = {shard_id: self._way_to(shard_id, far) for shard_id in sorted(self._registry.map.weights)}
         self._held = ways.keys() - far.keys()
         self._far = far
         await self._ask_all(ways, HoldFiles(True), STILL_TIMEOUT_S)
-        if self._others is not None:
+        if self._other_hosts is not None:
             await self._take_up_moves()
         async with self._registry.deciding:  # the map is cut first: nothing in it may speak of a batch behind the cut
             head, settled = self._registry.version, dict(self._registry.settled)
@@ -149,7 +149,7 @@ class Backups:
             "at_ns": at_ns,
             "bucket_count": self._registry.map.bucket_count,
             "map_position": head,
-            "hosts_share": self._others is not None,
+            "hosts_share": self._other_hosts is not None,
             "shards": [
                 {
                     "shard_id": shard_id,
@@ -170,21 +170,23 @@ class Backups:
             raise ConnectionError(str(error)) from error
 
     async def _cut(self, ways: dict[int, _Way]) -> tuple[int, dict[int, int]]:
-        clocks_ns = self._others.clocks_ns if self._others is not None and self._far else 0
+        clocks_ns = self._other_hosts.clocks_ns if self._other_hosts is not None and self._far else 0
         for ahead_ns, stand_ns in ATTEMPTS_NS:
             at_ns = self._now_ns() + clocks_ns + ahead_ns
             answers = await self._ask_all(ways, Cut(at_ns, stand_ns), CUT_TIMEOUT_S)
             self._look_at_others()
             if self._void:
                 raise ConnectionError(self._void)
-            positions = {one: told.position for one, told in answers.items() if not isinstance(told, FilesHeld)}
+            positions = {
+                shard_id: report.position for shard_id, report in answers.items() if not isinstance(report, FilesHeld)
+            }
             if min(positions.values()) >= 0:
                 return at_ns, positions
         raise ConnectionError("the workers are too busy to stand still at one instant; try again")
 
     def _way_to(self, shard_id: int, far: dict[int, tuple[int, int]]) -> _Way:
-        if self._others is not None and shard_id in far:
-            return _FarWay(shard_id, self._others)
+        if self._other_hosts is not None and shard_id in far:
+            return _FarWay(shard_id, self._other_hosts)
         worker = self._workers.get(shard_id)
         if worker is None or worker.wire is None or worker.state != "serving":
             state = "not there" if worker is None else worker.state
@@ -194,7 +196,7 @@ class Backups:
 
     def _look_at_others(self) -> None:
         """A shard of another host that has changed its owner, or whose worker lives anew, held nothing since."""
-        now = {} if self._others is None else self._others.lives()
+        now = {} if self._other_hosts is None else self._other_hosts.lives()
         for shard_id, life in self._far.items():
             if now.get(shard_id) != life:
                 self._void = f"shard {shard_id} changed its host meanwhile: take the backup again"
@@ -202,8 +204,8 @@ class Backups:
     def _tell_far(self, message: HoldFiles) -> None:
         for shard_id in self._far:
             with contextlib.suppress(ConnectionError):  # its lease ends there by itself
-                assert self._others is not None
-                _FarWay(shard_id, self._others).send(message)
+                assert self._other_hosts is not None
+                _FarWay(shard_id, self._other_hosts).send(message)
 
     async def _ask_all(
         self, ways: dict[int, _Way], message: HoldFiles | Cut, timeout_s: float

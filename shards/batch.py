@@ -56,14 +56,16 @@ def split_batch(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 def join_batch(
-    own: Sequence[tuple[int, int, int, bytes]], entries: Sequence[tuple[int, bytes]], prefix: Mapping[int, bytes]
+    own_records: Sequence[tuple[int, int, int, bytes]],
+    entries: Sequence[tuple[int, bytes]],
+    prefix: Mapping[int, bytes],
 ) -> bytes:
     """A batch: the shard's own records (kind, bucket id, generation, body), then entries (bucket id, body).
 
     `prefix`: bucket id -> the packed envelope of its entries, made once per ownership and not once per record.
     """
-    parts = [LENGTH.pack(len(own) + len(entries))]
-    for kind, bucket_id, generation, body in own:
+    parts = [LENGTH.pack(len(own_records) + len(entries))]
+    for kind, bucket_id, generation, body in own_records:
         parts += (LENGTH.pack(ENVELOPE.size + len(body)), ENVELOPE.pack(kind, bucket_id, generation), body)
     for bucket_id, body in entries:
         length = len(body) + 7
@@ -75,6 +77,6 @@ def slim(payload: bytes) -> bytes:
     """The batch without what a follower has no use for: a moved bucket stands whole in a record, and may be large."""
     records = []
     for kind, bucket_id, generation, body in split_batch(payload):
-        kept = b"" if kind == RECEIVED else body
-        records.append(LENGTH.pack(ENVELOPE.size + len(kept)) + ENVELOPE.pack(kind, bucket_id, generation) + kept)
+        content = b"" if kind == RECEIVED else body
+        records.append(LENGTH.pack(ENVELOPE.size + len(content)) + ENVELOPE.pack(kind, bucket_id, generation) + content)
     return LENGTH.pack(len(records)) + b"".join(records)

@@ -206,15 +206,15 @@ def check_single_owner(
     said of the buckets `left_out`.
     """
     faults = []
-    seen: dict[int, tuple[int, int]] = {}
+    holders: dict[int, tuple[int, int]] = {}
     for shard_id, buckets in held.items():
         for bucket_id, generation in buckets:
             if bucket_id in left_out:
                 continue
-            if bucket_id in seen:
-                faults.append(f"bucket {bucket_id} is held by shard {seen[bucket_id][0]} and by shard {shard_id}")
+            if bucket_id in holders:
+                faults.append(f"bucket {bucket_id} is held by shard {holders[bucket_id][0]} and by shard {shard_id}")
                 continue
-            seen[bucket_id] = (shard_id, generation)
+            holders[bucket_id] = (shard_id, generation)
             if (shard_id, generation) != bucket_map.owner_of(bucket_id):
                 owner = bucket_map.owner_of(bucket_id)
                 faults.append(
@@ -222,7 +222,7 @@ def check_single_owner(
                     f"the map says shard {owner.shard_id} generation {owner.generation}"
                 )
     for bucket_id in range(1, bucket_map.bucket_count + 1):
-        if bucket_id not in seen and bucket_id not in left_out:
+        if bucket_id not in holders and bucket_id not in left_out:
             faults.append(f"bucket {bucket_id} is held by nobody, the map says shard {bucket_map.owner[bucket_id]}")
     return faults
 

@@ -48,7 +48,7 @@ class Ending(NamedTuple):
     """How an error ends a process."""
 
     code: Exit
-    words: str  # before the text of the error; may be empty
+    prefix: str  # before the text of the error; may be empty
 
 
 DAMAGED: Final = Ending(Exit.DAMAGED, "the data are damaged: ")
@@ -84,8 +84,8 @@ def ending_of(error: BaseException) -> Ending:
 
 
 def text_of(error: BaseException) -> str:
-    """What a person is told of the error: its words and its text, an operating-system error without its number."""
+    """What a person is told of the error: its prefix and its text, an operating-system error without its number."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror and type(error).__str__ is OSError.__str__:
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror
-    return f"{ending_of(error).words}{text}"
+    return f"{ending_of(error).prefix}{text}"

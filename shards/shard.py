@@ -299,11 +299,11 @@ class Shard:
 
     def take_replies(self) -> list[Reply]:
         """The replies that no Ready has taken yet, for a driver that takes no Ready any more."""
-        taken: list[Reply] = []
+        remaining: list[Reply] = []
         for replies in [*(batch.replies for batch in self._sealed), self._replies]:
-            taken += replies
+            remaining += replies
             replies.clear()
-        return taken
+        return remaining
 
     def pending_sequence(self) -> int:
         """The sequence of the Ready with which all that was recorded until now is durable; 0 where it is already."""
@@ -423,7 +423,7 @@ class Shard:
     def present(self) -> dict[int, int]:
         """bucket id -> generation of all that a snapshot must hold: also of what is on its way, and of orphans."""
         still = self.orphans | self._frozen | self._arrived
-        return self.held | {bucket_id: one[0] for bucket_id, one in still.items()} if still else self.held
+        return self.held | {bucket_id: bucket[0] for bucket_id, bucket in still.items()} if still else self.held
 
     def is_drained(self) -> bool:
         """Whether every record has been taken in a Ready."""

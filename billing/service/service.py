@@ -77,7 +77,7 @@ class Service:
         if replica is not None:
             self._sampler.replicas = replica.followed
             replica.ask = supervisor.ask_host
-            supervisor.operator_api.beside[BATCHES] = replica.read
+            supervisor.operator_api.extra_operations[BATCHES] = replica.read
             supervisor.operator_api.history_lacks = replica.lacks
 
     async def run(self, admin: socket.socket | None, *, has_tls: bool) -> None:

@@ -36,7 +36,7 @@ log = logging.getLogger("shards.links.far")
 HELLO_S = 3.0
 HELLO_BYTES_MAX = 4096
 GREETED_AT_ONCE_MAX = 256  # connections that have not proved anything yet; more are closed
-TOLD_MAX = 64  # reasons and peers that were named in the log; a new one forgets the oldest
+LOGGED_MAX = 64  # reasons and peers that were named in the log; a new one forgets the oldest
 GONE_S = 3
 CROWDED = "too many connections that have proved nothing yet"
 REST_S = 1.0  # of a door that could not accept a connection
@@ -59,7 +59,7 @@ class Certificates(NamedTuple):
 
 def contexts(files: Certificates) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """For the dialer and for the listener: both show a certificate, and want one. Raises OSError, ssl.SSLError."""
-    made = []
+    tls_contexts = []
     for purpose in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER):
         context = ssl.SSLContext(purpose)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -67,8 +67,8 @@ def contexts(files: Certificates) -> tuple[ssl.SSLContext, ssl.SSLContext]:
         context.verify_mode = ssl.CERT_REQUIRED
         context.load_cert_chain(files.chain, files.key)
         context.load_verify_locations(files.authority)
-        made.append(context)
-    return made[0], made[1]
+        tls_contexts.append(context)
+    return tls_contexts[0], tls_contexts[1]
 
 
 class _Greeting(asyncio.Protocol, ABC):
@@ -90,9 +90,9 @@ class _Greeting(asyncio.Protocol, ABC):
 
     def data_received(self, data: bytes) -> None:
         try:
-            for word in self._decoder.feed(data):
+            for message in self._decoder.feed(data):
                 if not self.outcome.done():
-                    self._receive(word)
+                    self._receive(message)
         except FrameError as error:
             self._fail(f"it speaks another language: {error}")
         except LinkRefused as refused:
@@ -108,12 +108,12 @@ class _Greeting(asyncio.Protocol, ABC):
         return ConnectionResetError("the connection was lost before it was welcome")
 
     @abstractmethod
-    def _receive(self, word: Any) -> None:
-        """The next word of the peer. Raises LinkRefused."""
+    def _receive(self, message: Any) -> None:
+        """The next message of the peer. Raises LinkRefused."""
 
-    def _say(self, word: Any) -> None:
+    def _say(self, message: Any) -> None:
         assert self._transport is not None
-        self._transport.write(frame_of(word))
+        self._transport.write(frame_of(message))
 
     def _refuse(self, refused: LinkRefused) -> None:
         self._end(refused)
@@ -155,8 +155,8 @@ class _DialerGreeting(_Greeting):
         super().connection_made(transport)
         self._say(self._dialling.hello)
 
-    def _receive(self, word: Any) -> None:
-        answer = self._dialling.receive(word)
+    def _receive(self, message: Any) -> None:
+        answer = self._dialling.receive(message)
         if answer is not None:
             self._say(answer)
         if self._dialling.is_welcome:
@@ -178,8 +178,8 @@ class _ListenerGreeting(_Greeting):
         if self._door.is_crowded:
             self._fail(CROWDED)
 
-    def _receive(self, word: Any) -> None:
-        self._say(self._listening.receive(word))
+    def _receive(self, message: Any) -> None:
+        self._say(self._listening.receive(message))
         if self._listening.is_welcome:
             self._hand_over()
 
@@ -211,7 +211,7 @@ class FarDoor:
         self._randbits = randbits
         self._bind = bind
         self._greetings: set[_ListenerGreeting] = set()
-        self._told: dict[tuple[str, str], None] = {}
+        self._logged: dict[tuple[str, str], None] = {}
         self._server: asyncio.AbstractServer | None = None
         self._tasks: set[asyncio.Task[None]] = set()  # where links are TLS: who accepts, and handshakes under way
         self.address = ""  # "host:port", once it listens
@@ -242,23 +242,23 @@ class FarDoor:
         with contextlib.closing(listener):
             while True:
                 try:
-                    one, _ = await asyncio.get_running_loop().sock_accept(listener)
+                    connection, _ = await asyncio.get_running_loop().sock_accept(listener)
                 except OSError:  # no descriptors
                     await asyncio.sleep(REST_S)
                 else:
-                    self._spawn(self._shake_hands(one, tls))
+                    self._spawn(self._shake_hands(connection, tls))
 
-    async def _shake_hands(self, one: socket.socket, tls: ssl.SSLContext) -> None:
+    async def _shake_hands(self, connection: socket.socket, tls: ssl.SSLContext) -> None:
         greeting = self._greet()
         with contextlib.suppress(OSError):  # it is gone already
-            greeting.peer = str(one.getpeername()[0])
+            greeting.peer = str(connection.getpeername()[0])
         if self.is_crowded:
             greeting.refuse(CROWDED)
-            one.close()
+            connection.close()
             return
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: greeting, one, ssl=tls, ssl_handshake_timeout=HELLO_S
+                lambda: greeting, connection, ssl=tls, ssl_handshake_timeout=HELLO_S
             )
         except ssl.SSLError as error:
             greeting.refuse(_of_tls(error))
@@ -285,11 +285,11 @@ class FarDoor:
         return done
 
     def _tell(self, peer: str, reason: str) -> None:
-        if (peer, reason) in self._told:
+        if (peer, reason) in self._logged:
             return
-        if len(self._told) >= TOLD_MAX:
-            del self._told[next(iter(self._told))]
-        self._told[peer, reason] = None
+        if len(self._logged) >= LOGGED_MAX:
+            del self._logged[next(iter(self._logged))]
+        self._logged[peer, reason] = None
         log.warning("shard %d refused a link from %s: %s", self._end.shard, peer, reason)
 
     def close(self) -> None:

@@ -111,16 +111,16 @@ class Dialling:
         self._is_proved = False  # the listener
         self.is_welcome = False
 
-    def receive(self, word: Challenge | Welcome | Refused) -> Proof | None:
-        """The listener's word, and what is answered. Raises LinkRefused."""
-        if isinstance(word, Refused):
-            raise LinkRefused(word.reason, passes=word.passes)
-        if isinstance(word, Challenge) and not self._is_proved:
-            if not hmac.compare_digest(word.proof, _proof(self._secret, b"listener", self.hello, word.nonce)):
+    def receive(self, message: Challenge | Welcome | Refused) -> Proof | None:
+        """The listener's message, and what is answered. Raises LinkRefused."""
+        if isinstance(message, Refused):
+            raise LinkRefused(message.reason, passes=message.passes)
+        if isinstance(message, Challenge) and not self._is_proved:
+            if not hmac.compare_digest(message.proof, _proof(self._secret, b"listener", self.hello, message.nonce)):
                 raise LinkRefused("the host that was dialled does not know the secret of cluster.secret_file")
             self._is_proved = True
-            return Proof(_proof(self._secret, b"dialer", self.hello, word.nonce))
-        if isinstance(word, Welcome) and self._is_proved:
+            return Proof(_proof(self._secret, b"dialer", self.hello, message.nonce))
+        if isinstance(message, Welcome) and self._is_proved:
             self.is_welcome = True
             return None
         raise LinkRefused("the host that was dialled says things out of turn")
@@ -141,15 +141,15 @@ class Listening:
         """Whether the dialer has this end's proof."""
         return self._hello is not None
 
-    def receive(self, word: Hello | Proof) -> Challenge | Welcome:
-        """The dialer's word, and what is answered. Raises LinkRefused, of which the dialer is to be told."""
+    def receive(self, message: Hello | Proof) -> Challenge | Welcome:
+        """The dialer's message, and what is answered. Raises LinkRefused, of which the dialer is to be told."""
         end, hello = self._end, self._hello
-        if isinstance(word, Hello) and hello is None:
-            self._check(word)
-            self._hello = word
-            return Challenge(self._nonce, _proof(end.secret, b"listener", word, self._nonce))
-        if isinstance(word, Proof) and hello is not None and not self.is_welcome:
-            if not hmac.compare_digest(word.proof, _proof(end.secret, b"dialer", hello, self._nonce)):
+        if isinstance(message, Hello) and hello is None:
+            self._check(message)
+            self._hello = message
+            return Challenge(self._nonce, _proof(end.secret, b"listener", message, self._nonce))
+        if isinstance(message, Proof) and hello is not None and not self.is_welcome:
+            if not hmac.compare_digest(message.proof, _proof(end.secret, b"dialer", hello, self._nonce)):
                 raise LinkRefused("the host that dials does not know the secret of cluster.secret_file")
             self.is_welcome = True
             return Welcome()

@@ -290,10 +290,10 @@ class Handoff:
     def _changed(self, bucket_id: int, owner: int, generation: int) -> None:
         """The COMMIT record is durable: the bucket has another owner."""
         host, shard = self._host, self._host.shard
-        before = host.map.owner[bucket_id]
+        old_owner = host.map.owner[bucket_id]
         if not host.map.follow(bucket_id, owner, generation):
             return
-        if before == shard.shard_id:
+        if old_owner == shard.shard_id:
             self._leaving.pop(bucket_id, None)
             self._calls.forget_calls(bucket_id)
             self._measure(self._frozen_ns.pop(bucket_id, 0))
@@ -309,7 +309,7 @@ class Handoff:
                 self._arriving.pop(bucket_id, None)
                 shard.activate(bucket_id, host.fresh_now_ns())
                 self._calls.take_up(bucket_id)
-            self._redirect(bucket_id, before, owner)
+            self._redirect(bucket_id, old_owner, owner)
         self._chores()
 
     def _measure(self, frozen_ns: int) -> None:
@@ -320,7 +320,7 @@ class Handoff:
     def proved(self, shards: set[int]) -> None:
         """These shards were recovered and hold what they own: what is theirs need not be kept here any longer."""
         shard = self._host.shard
-        for bucket_id in [one for one in shard.orphans if self._host.map.owner[one] in shards]:
+        for bucket_id in [orphan_id for orphan_id in shard.orphans if self._host.map.owner[orphan_id] in shards]:
             shard.forget(bucket_id)
         self._host.wake()
 
@@ -373,9 +373,9 @@ class Handoff:
         entry = self._with_old.get(bucket_id)
         if entry is None or entry[0] is not link:
             return
-        left = entry[1] - 1
-        if left:
-            self._with_old[bucket_id] = (link, left)
+        remaining = entry[1] - 1
+        if remaining:
+            self._with_old[bucket_id] = (link, remaining)
             return
         del self._with_old[bucket_id]
         self.routes[bucket_id] = self._host.map.owner[bucket_id]

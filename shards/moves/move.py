@@ -103,7 +103,7 @@ class Move:
         self.reason = "the source is asked for the bucket"
         self._deadline_ns = now_ns + MOVE_TIMEOUT_NS
         self._digest = b""
-        self._word: MoveAbort | NewOwner | None = None  # what came of it
+        self._outcome: MoveAbort | NewOwner | None = None  # what came of it
         self._untold: list[int] = []  # shards whose workers did not acknowledge that yet
         self._say_again_ns = 0
 
@@ -160,12 +160,12 @@ class Move:
         """The COMMIT record is durable and applied; `shards` have a worker that must hear of it."""
         assert self.state == COMMITTING, self.state
         self.state, self.reason = COMMITTED, "the target takes over"
-        word = NewOwner(self.number, self.bucket_id, self.target, self.generation + 1)
-        return self._say(word, shards, now_ns)
+        outcome = NewOwner(self.number, self.bucket_id, self.target, self.generation + 1)
+        return self._say(outcome, shards, now_ns)
 
-    def _say(self, word: MoveAbort | NewOwner, shards: list[int], now_ns: int) -> list[Action]:
-        self._word, self._untold, self._say_again_ns = word, list(shards), now_ns + SAY_AGAIN_NS
-        return [Send(shard_id, word) for shard_id in shards]
+    def _say(self, outcome: MoveAbort | NewOwner, shards: list[int], now_ns: int) -> list[Action]:
+        self._outcome, self._untold, self._say_again_ns = outcome, list(shards), now_ns + SAY_AGAIN_NS
+        return [Send(shard_id, outcome) for shard_id in shards]
 
     def on_refused(self, reason: str, now_ns: int) -> list[Action]:
         """The log does not have the COMMIT record, and never will: a life of source or target that gave or stored the
@@ -202,13 +202,13 @@ class Move:
         """Time has passed."""
         if now_ns >= self._deadline_ns and self.state in (PREPARING, STORING):
             return self.abort(f"took too long while {self.reason}", now_ns)
-        if self._word is not None and self._untold and now_ns >= self._say_again_ns:
-            return self._say(self._word, self._untold, now_ns)
+        if self._outcome is not None and self._untold and now_ns >= self._say_again_ns:
+            return self._say(self._outcome, self._untold, now_ns)
         return []
 
     def abort(self, reason: str, now_ns: int) -> list[Action]:
         """Before COMMIT: back to the source."""
         assert self.state in (PREPARING, STORING), f"a move is not aborted while {self.state}"
         self.state = ENDED
-        word = MoveAbort(self.number, self.bucket_id)
-        return [*self._say(word, [self.target, self.source], now_ns), Ended(reason)]
+        outcome = MoveAbort(self.number, self.bucket_id)
+        return [*self._say(outcome, [self.target, self.source], now_ns), Ended(reason)]

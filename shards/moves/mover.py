@@ -271,14 +271,14 @@ class Mover:
         if other is not running:
             target = "another shard" if other is None else f"shard {other.target}"
             return Obstacle("MOVE_REFUSED", f"bucket {bucket_id} is moving to {target} already")
-        for one in (source, shard_id):
-            worker = self._workers.get(one)
+        for side_id in (source, shard_id):
+            worker = self._workers.get(side_id)
             if worker is None and self.far is not None:
-                if why := self.far.why_not(one):
-                    return Obstacle("MOVE_REFUSED", f"shard {one}: {why}", shard_down=True)
+                if why := self.far.why_not(side_id):
+                    return Obstacle("MOVE_REFUSED", f"shard {side_id}: {why}", shard_down=True)
             elif worker is None or worker.state != "serving":
                 state = "not there" if worker is None else worker.state
-                return Obstacle("MOVE_REFUSED", f"shard {one} is {state}", shard_down=True)
+                return Obstacle("MOVE_REFUSED", f"shard {side_id} is {state}", shard_down=True)
         return None
 
     def is_leaving(self, shard_id: int) -> bool:
@@ -287,15 +287,15 @@ class Mover:
 
     def touches(self, shard_id: int) -> bool:
         """Whether a move from or to this shard is not over."""
-        return any(shard_id in (one.source, one.target) for one in self.running.values())
+        return any(shard_id in (running.source, running.target) for running in self.running.values())
 
-    def _has_room(self, asked: Running) -> bool:
-        under_way = [one for one in self.running.values() if one.move is not None]
+    def _has_room(self, candidate: Running) -> bool:
+        under_way = [running for running in self.running.values() if running.move is not None]
         return (
             not self._held
             and len(under_way) < self.settings.caps.total
-            and sum(one.source == asked.source for one in under_way) < self.settings.caps.sending
-            and sum(one.target == asked.target for one in under_way) < self.settings.caps.receiving
+            and sum(running.source == candidate.source for running in under_way) < self.settings.caps.sending
+            and sum(running.target == candidate.target for running in under_way) < self.settings.caps.receiving
         )
 
     async def _carry_out(self, running: Running) -> str:
@@ -305,7 +305,7 @@ class Mover:
         number = began_ns // 1000 * 1000 + self._number % 1000  # no two of any life are the same
         if self.far is not None:
             number = self.far.next_number(running.source)
-            running.voices = {one: self.far.voice_of(one) for one in (running.source, running.target)}
+            running.voices = {shard_id: self.far.voice_of(shard_id) for shard_id in (running.source, running.target)}
         move = Move(number, running.bucket_id, running.source, running.target, generation, began_ns)
         running.move = move
         self._by_number[number] = running
@@ -448,8 +448,8 @@ class Mover:
         while steps := self.plan():
             if self.far is not None and not self.far.leads():
                 return  # another host sees in the map what is left
-            left = iter(steps)
-            pool = [self._follow(left) for _ in range(self.settings.caps.total)]
+            remaining = iter(steps)
+            pool = [self._follow(remaining) for _ in range(self.settings.caps.total)]
             if all(await asyncio.gather(*pool)):
                 failures = 0
             else:

@@ -30,13 +30,13 @@ def shares(bucket_map: BucketMap, locked: Set[int] = NOTHING) -> dict[int, int]:
     pinned = dict.fromkeys(bucket_map.weights, 0)
     for bucket_id in bucket_map.pinned:
         pinned[bucket_map.owner[bucket_id]] += 1
-    fixed = {one: len(bucket_map.buckets_of(one)) for one in bucket_map.weights if one in locked}
+    fixed = {shard_id: len(bucket_map.buckets_of(shard_id)) for shard_id in bucket_map.weights if shard_id in locked}
     while True:
-        free = {one: weight for one, weight in bucket_map.weights.items() if one not in fixed}
+        free = {shard_id: weight for shard_id, weight in bucket_map.weights.items() if shard_id not in fixed}
         if not sum(free.values()):  # nobody could take anything
-            return fixed | {one: len(bucket_map.buckets_of(one)) for one in free}
+            return fixed | {shard_id: len(bucket_map.buckets_of(shard_id)) for shard_id in free}
         result = _divide(bucket_map.bucket_count - sum(fixed.values()), free)
-        stuck = {one: pinned[one] for one in free if pinned[one] > result[one]}
+        stuck = {shard_id: pinned[shard_id] for shard_id in free if pinned[shard_id] > result[shard_id]}
         if not stuck:
             return fixed | result
         fixed |= stuck
@@ -46,11 +46,11 @@ def _divide(count: int, weights: dict[int, int]) -> dict[int, int]:
     """`count` by weight, remainders to the largest fractions, then to the lowest shard ids."""
     total = sum(weights.values())
     result = {shard_id: count * weight // total for shard_id, weight in weights.items()}
-    left = count - sum(result.values())
-    for shard_id in sorted(weights, key=lambda one: (-(count * weights[one] % total), one)):
-        if left and weights[shard_id]:
+    remaining = count - sum(result.values())
+    for shard_id in sorted(weights, key=lambda candidate: (-(count * weights[candidate] % total), candidate)):
+        if remaining and weights[shard_id]:
             result[shard_id] += 1
-            left -= 1
+            remaining -= 1
     return result
 
 
@@ -69,8 +69,8 @@ def plan(bucket_map: BucketMap, locked: Set[int] = NOTHING) -> list[Step]:
         targets = [shard_id for shard_id in wanted if surplus[shard_id] < 0]
         if not sources or not targets:
             return steps
-        source = max(sources, key=lambda one: (surplus[one], -one))
-        target = min(targets, key=lambda one: (surplus[one], one))
+        source = max(sources, key=lambda candidate: (surplus[candidate], -candidate))
+        target = min(targets, key=lambda candidate: (surplus[candidate], candidate))
         steps.append(Step(movable[source].pop(), source, target))
         surplus[source] -= 1
         surplus[target] += 1

@@ -57,13 +57,15 @@ class WantedMoves:
 
     def records(self) -> list[list[Any]]:
         """What stands for all records up to now."""
-        made: list[list[Any]] = [["wanted", bucket_id, one.shard, one.generation] for bucket_id, one in self.of.items()]
-        given_up = ((bucket_id, one) for bucket_id, one in self.of.items() if one.given_up)
-        return made + [["unwanted", bucket_id, one.generation, one.given_up] for bucket_id, one in given_up]
+        records: list[list[Any]] = [
+            ["wanted", bucket_id, wanted.shard, wanted.generation] for bucket_id, wanted in self.of.items()
+        ]
+        given_up = ((bucket_id, wanted) for bucket_id, wanted in self.of.items() if wanted.given_up)
+        return records + [["unwanted", bucket_id, wanted.generation, wanted.given_up] for bucket_id, wanted in given_up]
 
     def pending(self) -> dict[int, Wanted]:
         """What was not given up, by bucket."""
-        return {bucket_id: one for bucket_id, one in self.of.items() if not one.given_up}
+        return {bucket_id: wanted for bucket_id, wanted in self.of.items() if not wanted.given_up}
 
     def to_carry_on(self, bucket_map: BucketMap, served: Container[int], running: Container[int]) -> list[int]:
         """The buckets whose moves this host is to carry on. `served`: the shards that it serves; `running`: the buckets

@@ -73,7 +73,7 @@ class Briefing:
             configuration=self._configuration,
             settled=self._registry.settled.get(worker.shard_id, -1),
             proved=[
-                *(one.shard_id for one in self._workers.values() if one.state in proven),
+                *(other.shard_id for other in self._workers.values() if other.state in proven),
                 *self._far(),  # those that the map says serve have recovered by a map that is new enough
             ],
             far=self._far(),
@@ -111,8 +111,8 @@ class Briefing:
         return address if self._share is None else self._share.advertised(address)
 
     def _peers(self) -> dict[int, str]:
-        here = self._registry.map.weights if self._owners is None else self._workers
-        return {shard_id: f"shard-{shard_id}.sock" for shard_id in here}
+        shard_ids = self._registry.map.weights if self._owners is None else self._workers
+        return {shard_id: f"shard-{shard_id}.sock" for shard_id in shard_ids}
 
     def _direct(self) -> dict[int, str]:
         far = {} if self._owners is None else self._owners.direct()

@@ -69,10 +69,10 @@ class ClockGuard:
 
     def judge(self, kernel: WallError, boot_ns: int, wall_ns: int, billing_ns: int) -> Judgement:
         """boot_ns, wall_ns: this host's clocks, read together; billing_ns: what it serves by, or would begin with."""
-        found = [_of_kernel(kernel), _of_billing_time(wall_ns - billing_ns)]
+        judgements = [_of_kernel(kernel), _of_billing_time(wall_ns - billing_ns)]
         if self.is_informed:
-            found.append(_of_line(min(self._lines, key=_width), boot_ns, wall_ns))
-        return max(found, key=lambda one: one.error_ns) if self.error_ns_max else Judgement(0, "")
+            judgements.append(_of_line(min(self._lines, key=_width), boot_ns, wall_ns))
+        return max(judgements, key=lambda judgement: judgement.error_ns) if self.error_ns_max else Judgement(0, "")
 
     def is_unfit(self, judgement: Judgement) -> bool:
         """Whether a host with such a clock serves nothing."""

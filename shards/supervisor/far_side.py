@@ -43,27 +43,28 @@ class Arrivals:
 
     def forget(self, shard: int) -> None:
         """Its worker has ended: the next one knows nothing of what it stored but by the map."""
-        self._arriving = {key: one for key, one in self._arriving.items() if key[0] != shard}
+        self._arriving = {key: arrival for key, arrival in self._arriving.items() if key[0] != shard}
 
     def aborted(self, bucket_map: BucketMap, shares: Shares) -> list[tuple[int, MoveAbort]]:
         """What can never be decided any more, by shard: the log, as it is here, knows a later life of the source. What
         was decided is forgotten.
         """
-        found = []
-        for (shard, number), one in list(self._arriving.items()):
-            if bucket_map.generation[one.bucket_id] >= one.generation:
+        aborts = []
+        for (shard, number), arrival in list(self._arriving.items()):
+            if bucket_map.generation[arrival.bucket_id] >= arrival.generation:
                 del self._arriving[shard, number]
-                if bucket_map.owner_of(one.bucket_id) != (shard, one.generation):
-                    found.append((shard, MoveAbort(number, one.bucket_id)))  # it was decided for another, or moved on
-            elif is_over(shares.owns.get(one.source), Voice(*one.voice)):
+                if bucket_map.owner_of(arrival.bucket_id) != (shard, arrival.generation):
+                    # it was decided for another, or moved on
+                    aborts.append((shard, MoveAbort(number, arrival.bucket_id)))
+            elif is_over(shares.owns.get(arrival.source), Voice(*arrival.voice)):
                 del self._arriving[shard, number]
-                found.append((shard, MoveAbort(number, one.bucket_id)))
-        return found
+                aborts.append((shard, MoveAbort(number, arrival.bucket_id)))
+        return aborts
 
 
-def is_over(own: Own | None, voice: Voice) -> bool:
+def is_over(owner: Own | None, voice: Voice) -> bool:
     """Whether the log, as it is here, knows a later life than this one; it may be behind, and know an earlier one."""
-    return own is not None and own.voice > voice
+    return owner is not None and owner.voice > voice
 
 
 class FarSide:
@@ -75,7 +76,7 @@ class FarSide:
         self._owners = owners
         self._arrivals = Arrivals()
         self._count = 0  # of moves, and of what was asked
-        self._asked: dict[int, tuple[int, asyncio.Future[Any]]] = {}  # number -> the shard whose worker passes it on
+        self._questions: dict[int, tuple[int, asyncio.Future[Any]]] = {}  # number -> shard whose worker passes it on
 
     def next_number(self, source: int) -> int:
         """A number for a new move: unique, and greater than the number of any earlier move of the same bucket, on any
@@ -87,13 +88,13 @@ class FarSide:
 
     def voice_of(self, shard: int) -> Voice:
         """Whose word counts for a shard, as far as is known here."""
-        own = self._registry.shares.owns.get(shard)
-        return Voice(0, 0) if own is None else own.voice
+        owner = self._registry.shares.owns.get(shard)
+        return Voice(0, 0) if owner is None else owner.voice
 
     def is_serving(self, shard: int) -> bool:
         """Whether the map says that the newest life of the shard's worker serves."""
-        own = self._registry.shares.owns.get(shard)
-        return own is not None and bool(own.links)
+        owner = self._registry.shares.owns.get(shard)
+        return owner is not None and bool(owner.links)
 
     def leads(self) -> bool:
         """Whether it is this host that evens out the load: the one that serves the first shard."""
@@ -110,8 +111,10 @@ class FarSide:
             relay.wire.send(PassOn(shard, order.number, source, voice, msgspec.msgpack.encode(order)))
 
     def _relay(self, preferred: int) -> WorkerState | None:
-        able = [one for one in self._workers.values() if one.state == "serving" and one.wire is not None]
-        return min(able, key=lambda one: one.shard_id != preferred, default=None)
+        candidates = [
+            worker for worker in self._workers.values() if worker.state == "serving" and worker.wire is not None
+        ]
+        return min(candidates, key=lambda worker: worker.shard_id != preferred, default=None)
 
     async def ask(self, shard: int, operation: Command) -> dict[str, Any]:
         """What the supervisor of a shard's host answers to an operation, or a refusal. What it has decided is known
@@ -128,12 +131,12 @@ class FarSide:
             return _unavailable(shard, "no worker of this host can ask")
         self._count += 1
         number, answered = self._count, asyncio.get_running_loop().create_future()
-        self._asked[number] = relay.shard_id, answered
+        self._questions[number] = relay.shard_id, answered
         relay.wire.send(PassAsk(shard, number, operation))
         try:
             reply = await answered
         finally:
-            del self._asked[number]
+            del self._questions[number]
         return dict(reply)
 
     def ask_shard(self, shard: int, step: Command) -> None:
@@ -149,8 +152,8 @@ class FarSide:
         """The word of a worker here: it is about to store a bucket that another host moves to it, or was answered."""
         if isinstance(message, Arriving):
             self._arrivals.note(shard, message)
-        elif message.number in self._asked and not self._asked[message.number][1].done():
-            self._asked[message.number][1].set_result(message.reply)
+        elif message.number in self._questions and not self._questions[message.number][1].done():
+            self._questions[message.number][1].set_result(message.reply)
 
     def look_at_arrivals(self) -> None:
         """Has the copies dropped of buckets that, by the map, can never arrive here any more."""
@@ -162,7 +165,7 @@ class FarSide:
     def on_down(self, shard: int) -> None:
         """The worker of a shard here has ended: what it passed on is not answered any more."""
         self._arrivals.forget(shard)
-        for relay, answered in self._asked.values():
+        for relay, answered in self._questions.values():
             if relay == shard and not answered.done():
                 answered.set_result(
                     _unavailable(shard, "the worker that asked has ended; the map says what came of it")

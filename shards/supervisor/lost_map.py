@@ -44,9 +44,9 @@ class Held(NamedTuple):
 def refuse(shards: Sequence[int]) -> None:
     """Raises MapLost where these shards are there without a map."""
     if shards:
-        named = f"shard {shards[0]} is" if len(shards) == 1 else f"shards {', '.join(map(str, shards))} are"
+        listed = f"shard {shards[0]} is" if len(shards) == 1 else f"shards {', '.join(map(str, shards))} are"
         raise MapLost(
-            f"the map of the buckets is gone, and {named} there: who owns which bucket is not known. Put the map back "
+            f"the map of the buckets is gone, and {listed} there: who owns which bucket is not known. Put the map back "
             "from where it went, or restore a backup; `billing rebuild --map` makes it again from what the shards hold"
         )
 
@@ -55,11 +55,11 @@ def held_by(reader: Reader) -> dict[int, Held]:
     """Bucket id -> how the shard of this log holds it. Raises BatchCorrupt and the journal's errors."""
     held: dict[int, Held] = {}
     loaded: dict[int, int] = {}  # bucket id -> position up to which its part of the snapshot goes
-    kept = reader.snapshots()
+    retained = reader.snapshots()
     start = 1
-    if kept:
-        start = kept[-1].position + 1
-        for part in reader.chunks(kept[-1].position):
+    if retained:
+        start = retained[-1].position + 1
+        for part in reader.chunks(retained[-1].position):
             kind, bucket_id, generation = ENVELOPE.unpack_from(part)
             (loaded[bucket_id],) = POSITION.unpack_from(part, ENVELOPE.size)
             if kind != LEAVE:
@@ -81,25 +81,25 @@ def map_of(shards: Mapping[int, Mapping[int, Held]], bucket_count: int) -> Bucke
     """The map that says what the shards hold; `shards`: shard id -> what `held_by` found. Raises MapLost where buckets
     are missing, or where there are others.
     """
-    found = BucketMap()
-    found.bucket_count = bucket_count
-    found.weights = dict.fromkeys(sorted(shards), 1)
-    found.owner = array("H", bytes(2 * (bucket_count + 1)))
-    found.generation = array("I", bytes(4 * (bucket_count + 1)))
+    bucket_map = BucketMap()
+    bucket_map.bucket_count = bucket_count
+    bucket_map.weights = dict.fromkeys(sorted(shards), 1)
+    bucket_map.owner = array("H", bytes(2 * (bucket_count + 1)))
+    bucket_map.generation = array("I", bytes(4 * (bucket_count + 1)))
     claims: dict[int, list[tuple[bool, int, int]]] = {}
     for shard_id, buckets in shards.items():
         for bucket_id, held in buckets.items():
             claims.setdefault(bucket_id, []).append((not held.untouched, held.generation, shard_id))
-    if others := sorted(bucket_id for bucket_id in claims if not 1 <= bucket_id <= bucket_count):
-        raise MapLost(f"a shard holds bucket {others[0]}: shards.bucket_count was not {bucket_count}")
+    if unexpected := sorted(bucket_id for bucket_id in claims if not 1 <= bucket_id <= bucket_count):
+        raise MapLost(f"a shard holds bucket {unexpected[0]}: shards.bucket_count was not {bucket_count}")
     if missing := [bucket_id for bucket_id in range(1, bucket_count + 1) if bucket_id not in claims]:
         raise MapLost(
             f"{_counted(missing)} in no shard: a shard is missing, or shards.bucket_count was not {bucket_count}. "
             "Nothing was changed"
         )
-    for bucket_id, found_at in claims.items():
-        _, found.generation[bucket_id], found.owner[bucket_id] = max(found_at)
-    return found
+    for bucket_id, claims_of_bucket in claims.items():
+        _, bucket_map.generation[bucket_id], bucket_map.owner[bucket_id] = max(claims_of_bucket)
+    return bucket_map
 
 
 def says_who_owns(payload: bytes) -> bool:
@@ -107,9 +107,13 @@ def says_who_owns(payload: bytes) -> bool:
     return any(record[0] in ("create", "map") for record in msgspec.msgpack.decode(payload))
 
 
-def records_of(found: BucketMap) -> list[list[object]]:
-    """What the map's log has to say for `found` to be the map; every shard in it has served."""
-    return [["map", found.encode()], *(["founded", shard_id] for shard_id in found.weights), ["uneven", False]]
+def records_of(bucket_map: BucketMap) -> list[list[object]]:
+    """What the map's log has to say for `bucket_map` to be the map; every shard in it has served."""
+    return [
+        ["map", bucket_map.encode()],
+        *(["founded", shard_id] for shard_id in bucket_map.weights),
+        ["uneven", False],
+    ]
 
 
 def _counted(buckets: Iterable[int]) -> str:

@@ -56,7 +56,7 @@ class OperatorApi:
         elsewhere: Callable[[], dict[int, str]] = dict,
     ) -> None:
         """`elsewhere`: the shards that other hosts serve, with the names of these; "" where none is known."""
-        self.beside: dict[str, Callable[[Command], Awaitable[dict[str, Any]]]] = {}  # what else is carried out, by name
+        self.extra_operations: dict[str, Callable[[Command], Awaitable[dict[str, Any]]]] = {}  # by name
         self.history_lacks: Callable[[], Mapping[int, str]] = dict  # of shards, what this host's history of them lacks
         self._elsewhere = elsewhere
         self._registry = registry
@@ -105,8 +105,8 @@ class OperatorApi:
                 }
             case ("check_owners",):
                 return await self._check_owners()
-            case (name, *_) if name in self.beside:
-                return await self.beside[name](operation)
+            case (name, *_) if name in self.extra_operations:
+                return await self.extra_operations[name](operation)
             case _:
                 return refusal("UNKNOWN_METHOD", f"{operation[0]} is not served by this version")
 
@@ -119,16 +119,18 @@ class OperatorApi:
 
     async def _shards_info(self) -> list[dict[str, Any]]:
         elsewhere, here = self._elsewhere(), await self._here()
-        others = [Here(**told) for told in await self._others(("shards_here",), elsewhere, here.links_down)]
-        told = {int(row["shard_id"]): row for other in others for row in other.rows}
+        other_hosts = [
+            Here(**reply) for reply in await self._answers_elsewhere(("shards_here",), elsewhere, here.links_down)
+        ]
+        rows_elsewhere = {int(row["shard_id"]): row for other in other_hosts for row in other.rows}
         rows = list(here.rows)
         for shard_id, node in elsewhere.items():
-            down = {"this host": here.links_down} | {other.node: other.links_down for other in others}
-            unlinked = {which: of_host[shard_id] for which, of_host in down.items() if shard_id in of_host}
-            rows.append(self._far_row(shard_id, node, unlinked, told.get(shard_id)))
+            down = {"this host": here.links_down} | {other.node: other.links_down for other in other_hosts}
+            unlinked = {host: of_host[shard_id] for host, of_host in down.items() if shard_id in of_host}
+            rows.append(self._far_row(shard_id, node, unlinked, rows_elsewhere.get(shard_id)))
         for row in here.rows:
             shard_id = row["shard_id"]
-            unlinked = {other.node: other.links_down[shard_id] for other in others if shard_id in other.links_down}
+            unlinked = {other.node: other.links_down[shard_id] for other in other_hosts if shard_id in other.links_down}
             row["links_down"], row["alerts"] = _links(unlinked), [*row["alerts"], *_unreachable(unlinked)]
         for row in rows:
             row["history_lacks"] = self.history_lacks().get(int(row["shard_id"]), "")
@@ -136,10 +138,10 @@ class OperatorApi:
 
     async def _here(self) -> Here:
         """What this host says of its own shards."""
-        bucket_map, running = self._registry.map, self._mover.running.values()
-        asked = await self._from_all(self._worker_figures.of)
+        bucket_map, moves = self._registry.map, self._mover.running.values()
+        answers = await self._from_all(self._worker_figures.of)
         down: dict[int, str] = {}
-        for _, figures in asked:
+        for _, figures in answers:
             down |= figures.get("links_down", {})
         rows = [
             {
@@ -150,19 +152,21 @@ class OperatorApi:
                 "weight": bucket_map.weights.get(worker.shard_id, 0),
                 "buckets": len(bucket_map.buckets_of(worker.shard_id)),
                 PINNED: sum(bucket_map.owner[bucket_id] == worker.shard_id for bucket_id in bucket_map.pinned),
-                SENDING: sum(one.move is not None and one.source == worker.shard_id for one in running),
-                RECEIVING: sum(one.move is not None and one.target == worker.shard_id for one in running),
+                SENDING: sum(running.move is not None and running.source == worker.shard_id for running in moves),
+                RECEIVING: sum(running.move is not None and running.target == worker.shard_id for running in moves),
                 **{key: figures.get(key) for key in SHARD_FIGURES},
                 "starts": worker.starts,
                 "links_down": [],
                 "alerts": self._alerts(worker, figures),
             }
-            for worker, figures in asked
+            for worker, figures in answers
         ]
         placement = self._registry.placement
         return Here("" if placement is None else placement.node, rows, down)
 
-    async def _others(self, question: Command, elsewhere: dict[int, str], down: Container[int]) -> list[dict[str, Any]]:
+    async def _answers_elsewhere(
+        self, question: Command, elsewhere: dict[int, str], down: Container[int]
+    ) -> list[dict[str, Any]]:
         """What the hosts of shards elsewhere answer, as far as they do. `down`: shards that this host cannot reach."""
         far = self._mover.far
         by_node = {node: shard for shard, node in elsewhere.items() if node and shard not in down}
@@ -176,9 +180,9 @@ class OperatorApi:
                 return None
             return None if "refused" in reply else reply
 
-        return [one for one in await asyncio.gather(*map(of, by_node.values())) if one is not None]
+        return [answer for answer in await asyncio.gather(*map(of, by_node.values())) if answer is not None]
 
-    def _far_row(self, shard_id: int, node: str, unlinked: dict[str, str], told: Any | None) -> dict[str, Any]:
+    def _far_row(self, shard_id: int, node: str, unlinked: dict[str, str], host_row: Any | None) -> dict[str, Any]:
         """A shard that another host serves: the map's facts, and the row of its host if that host has answered.
         `unlinked`: the hosts that have a worker without a link to it, and why.
         """
@@ -187,10 +191,10 @@ class OperatorApi:
         reason = f"served by {node}" if node else "served by no host"
         row: dict[str, Any] = {SENDING: 0, RECEIVING: 0, "starts": 0, "alerts": []}
         row |= dict.fromkeys(SHARD_FIGURES)
-        if told is not None:
-            row |= {key: told[key] for key in row}
-            reason += "" if told["state"] == "serving" else f": {told['state']}"
-        alerts = [*row["alerts"], *self._moves_that_failed(shard_id)] if told is None else list(row["alerts"])
+        if host_row is not None:
+            row |= {key: host_row[key] for key in row}
+            reason += "" if host_row["state"] == "serving" else f": {host_row['state']}"
+        alerts = [*row["alerts"], *self._moves_that_failed(shard_id)] if host_row is None else list(row["alerts"])
         alerts += _unreachable(unlinked) if node else [f"UNREACHABLE_SHARD: no host serves shard {shard_id}"]
         return row | {
             "shard_id": shard_id,
@@ -225,12 +229,14 @@ class OperatorApi:
 
     def _moves_that_failed(self, shard_id: int) -> list[str]:
         """The alert for the last of a shard's buckets that was to move, and did not."""
-        stuck = [one for one in self._errors() if self._registry.map.owner[one] == shard_id]
+        stuck = [bucket_id for bucket_id in self._errors() if self._registry.map.owner[bucket_id] == shard_id]
         return [f"MOVE_FAILED: bucket {stuck[-1]}: {self._errors()[stuck[-1]]}"] if stuck else []
 
     def _errors(self) -> dict[int, str]:
         """Why the last move of a bucket came to nothing: of this host's, and of those that the map has as given up."""
-        given_up = {bucket_id: one.given_up for bucket_id, one in self._registry.wanted.of.items() if one.given_up}
+        given_up = {
+            bucket_id: wanted.given_up for bucket_id, wanted in self._registry.wanted.of.items() if wanted.given_up
+        }
         return given_up | self._mover.errors
 
     async def _accounts_here(self) -> tuple[dict[int, int], set[int]]:
@@ -238,8 +244,8 @@ class OperatorApi:
         accounts, down = dict[int, int](), set[int]()
         for worker, figures in await self._from_all(self._worker_figures.of):
             if figures:
-                named, owned = dict(figures.get("bucket_accounts", ())), self._registry.map.buckets_of(worker.shard_id)
-                accounts |= {bucket_id: named.get(bucket_id, 0) for bucket_id in owned}  # others have none
+                counts, owned = dict(figures.get("bucket_accounts", ())), self._registry.map.buckets_of(worker.shard_id)
+                accounts |= {bucket_id: counts.get(bucket_id, 0) for bucket_id in owned}  # others have none
                 down |= figures.get("links_down", {}).keys()
         return accounts, down
 
@@ -249,8 +255,8 @@ class OperatorApi:
         accounts: dict[int, int | None] = {
             bucket_id: None for shard_id in elsewhere for bucket_id in bucket_map.buckets_of(shard_id)
         }
-        for told in await self._others(("accounts_here",), elsewhere, down):
-            accounts |= {bucket_id: count for bucket_id, count in told["accounts"] if bucket_id in accounts}
+        for reply in await self._answers_elsewhere(("accounts_here",), elsewhere, down):
+            accounts |= {bucket_id: count for bucket_id, count in reply["accounts"] if bucket_id in accounts}
         accounts |= here
         return [
             {
@@ -278,7 +284,7 @@ class OperatorApi:
         mover, bucket_map = self._mover, self._registry.map
         if not 1 <= bucket_id <= bucket_map.bucket_count:
             return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
-        wanted = {step.bucket_id: (place, step) for place, step in enumerate(mover.plan())}
+        wanted = {step.bucket_id: (index, step) for index, step in enumerate(mover.plan())}
         running = mover.running.get(bucket_id)
         target = running.target if running is not None else shard_id
         if not target and bucket_id in wanted:
@@ -296,7 +302,7 @@ class OperatorApi:
             "last_error": self._errors().get(bucket_id),
         }
 
-    def _first_unmet(self, bucket_id: int, target: int, asked: int, wanted: dict[int, Any]) -> tuple[str, str]:
+    def _first_unmet(self, bucket_id: int, target: int, ordered: int, wanted: dict[int, Any]) -> tuple[str, str]:
         """The first condition that is not met, and whose it is."""
         mover = self._mover
         running = mover.running.get(bucket_id)
@@ -308,9 +314,9 @@ class OperatorApi:
         if running is not None and mover.is_held:
             return "the end of a backup, during which no bucket moves", "whoever makes the backup"
         if running is not None:
-            others = ", ".join(str(one.bucket_id) for one in mover.running.values() if one.move is not None)
+            moving = ", ".join(str(other.bucket_id) for other in mover.running.values() if other.move is not None)
             return (
-                f"its turn: of buckets, {others or 'none'} moves now; at most {mover.settings.caps.total} do",
+                f"its turn: of buckets, {moving or 'none'} moves now; at most {mover.settings.caps.total} do",
                 "the mover",
             )
         if not target and bucket_id in self._registry.map.pinned:
@@ -320,11 +326,11 @@ class OperatorApi:
         obstacle = mover.obstacle(bucket_id, target)
         if obstacle is not None:
             return obstacle.text, "the shard that is down" if obstacle.shard_down else "the operator"
-        if asked:
+        if ordered:
             return "an order: move_bucket", "the operator"
-        place, _ = wanted[bucket_id]
+        index, _ = wanted[bucket_id]
         if mover.rebalancing or self._registry.uneven:
-            return f"its turn: {counted(place, 'bucket')} of the plan before it", "the rebalancer"
+            return f"its turn: {counted(index, 'bucket')} of the plan before it", "the rebalancer"
         return "an order: rebalance", "the operator"
 
     # -- ownership --------------------------------------------------------------------------------------------------
@@ -336,7 +342,11 @@ class OperatorApi:
         answers = await self._from_all(self._worker_figures.examine)
         bucket_map = self._registry.map
         moving |= set(self._mover.running)
-        moving |= {one for one, generation in enumerate(bucket_map.generation) if generation != generations[one]}
+        moving |= {
+            bucket_id
+            for bucket_id, generation in enumerate(bucket_map.generation)
+            if generation != generations[bucket_id]
+        }
         silent = [worker.shard_id for worker, answer in answers if answer is None]
         held: dict[int, Iterable[tuple[int, int]]] = {
             worker.shard_id: [] if answer is None else answer.held for worker, answer in answers
@@ -345,7 +355,7 @@ class OperatorApi:
         for worker, answer in answers:
             faults += [] if answer is None else [f"shard {worker.shard_id}: {fault}" for fault in answer.faults]
         unasked = [*silent, *self._elsewhere()]
-        left_out = moving | {one for shard_id in unasked for one in bucket_map.buckets_of(shard_id)}
+        left_out = moving | {bucket_id for shard_id in unasked for bucket_id in bucket_map.buckets_of(shard_id)}
         faults += check_single_owner(bucket_map, held, left_out)
         return {
             "buckets": bucket_map.bucket_count - len(left_out),
@@ -357,8 +367,8 @@ class OperatorApi:
 
 def _links(unlinked: dict[str, str]) -> list[str]:
     """The hosts without a link to a shard, and why, for people."""
-    return [f"{which}: {why}" for which, why in unlinked.items()]
+    return [f"{host}: {why}" for host, why in unlinked.items()]
 
 
 def _unreachable(unlinked: dict[str, str]) -> list[str]:
-    return [f"UNREACHABLE_SHARD: no link from {which}: {why}" for which, why in unlinked.items()]
+    return [f"UNREACHABLE_SHARD: no link from {host}: {why}" for host, why in unlinked.items()]

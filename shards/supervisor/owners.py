@@ -64,12 +64,16 @@ class Owners:
     def far(self) -> dict[int, Far]:
         """Where the shards of other hosts are reached."""
         owns, me = self._owns, self._placement.host_id
-        return {shard: Far(own.links, own.number) for shard, own in owns.items() if own.links and own.host_id != me}
+        return {
+            shard: Far(owner.links, owner.number)
+            for shard, owner in owns.items()
+            if owner.links and owner.host_id != me
+        }
 
     def direct(self) -> dict[int, str]:
         """Where clients reach the workers of other hosts."""
         owns, me = self._owns, self._placement.host_id
-        return {shard: own.direct for shard, own in owns.items() if own.direct and own.host_id != me}
+        return {shard: owner.direct for shard, owner in owns.items() if owner.direct and owner.host_id != me}
 
     def lives(self) -> dict[int, tuple[int, int]]:
         """The shards that other hosts serve, each with the life of its worker."""
@@ -79,11 +83,13 @@ class Owners:
         """The shards that other hosts serve, with the names of these; "" where none is known."""
         if self._registry.unopened:
             return {}
-        return {one: self._node_of(one) for one in sorted(self._registry.map.weights) if one not in self._workers}
+        return {
+            shard: self._node_of(shard) for shard in sorted(self._registry.map.weights) if shard not in self._workers
+        }
 
     def _node_of(self, shard: int) -> str:
-        own = self._owns.get(shard)
-        return "" if own is None else own.node
+        owner = self._owns.get(shard)
+        return "" if owner is None else owner.node
 
     def without_host(self) -> int:
         """How many shards no host serves, as far as is known here."""
@@ -91,21 +97,21 @@ class Owners:
 
     def why_unserved(self, shard: int) -> str:
         """Why a shard of another host is not served, as far as is known here; "" where it is."""
-        own = self._owns.get(shard)
-        if own is None or not own.node:
+        owner = self._owns.get(shard)
+        if owner is None or not owner.node:
             return "no host serves it yet"
-        if own.host_id == self._placement.host_id:
+        if owner.host_id == self._placement.host_id:
             return "it is this host's, and has no worker yet"
         if not self._placement.is_alive(shard):
-            return f"{own.node} has served it, and is not heard of"
-        return "" if own.links else f"{own.node} is starting to serve it"
+            return f"{owner.node} has served it, and is not heard of"
+        return "" if owner.links else f"{owner.node} is starting to serve it"
 
     # -- what this host owns ------------------------------------------------------------------------------------------
 
     def is_kept(self, shard: int) -> bool:
         """Whether a shard is this host's still, by the ownership that it began with."""
-        own = self._owns[shard]
-        return own.host_id == self._placement.host_id and own.number == self._numbers.get(shard)
+        owner = self._owns[shard]
+        return owner.host_id == self._placement.host_id and owner.number == self._numbers.get(shard)
 
     async def take(self, shard: int, known: Own | None) -> bool:
         """A shard becomes this host's; False where its owner is not `known` any more. Raises the log's errors."""
@@ -126,8 +132,8 @@ class Owners:
         """Asks the owner for a shard; False where that is not `known` any more. Raises the log's errors."""
 
         def records() -> list[list[object]]:
-            own = self._owns.get(shard)
-            return [] if own is None or own != known else [["wish", shard, own.number, self._placement.host_id]]
+            owner = self._owns.get(shard)
+            return [] if owner is None or owner != known else [["wish", shard, owner.number, self._placement.host_id]]
 
         return await self._registry.record_if(records)
 
@@ -143,12 +149,12 @@ class Owners:
         number, life = self._numbers.get(shard), self._lives.get(shard, 0)
 
         def records() -> list[list[object]]:
-            own = self._owns[shard]
-            return [["life", shard, number, life]] if own.number == number and own.life < life else []
+            owner = self._owns[shard]
+            return [["life", shard, number, life]] if owner.number == number and owner.life < life else []
 
         await self._until_recorded(shard, number, records)
-        own = self._owns.get(shard)
-        return own is not None and own.voice == (number, life)
+        owner = self._owns.get(shard)
+        return owner is not None and owner.voice == (number, life)
 
     async def arrived(self, shard: int, links: str, direct: str) -> None:
         """The worker of this shard serves: others are told where it is reached. Tried until the log takes it.
@@ -177,8 +183,8 @@ class Owners:
 
         def records() -> list[list[object]]:
             shares: Shares = self._registry.shares
-            own, member = shares.owns[shard], shares.members.get(heir)
-            if own.host_id != me or own.number != number:
+            owner, member = shares.owns[shard], shares.members.get(heir)
+            if owner.host_id != me or owner.number != number:
                 return []
             return [shares.next_own(shard, member.node, heir) if member is not None else shares.next_own(shard, "", "")]
 

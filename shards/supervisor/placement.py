@@ -93,22 +93,22 @@ class Shares:
         """Takes a record up; False where it is none of these."""
         match record:
             case ["host", str(host_id), str(node), int(workers)]:
-                self.members = {one: member for one, member in self.members.items() if member.node != node}
+                self.members = {other_id: member for other_id, member in self.members.items() if member.node != node}
                 self.members[host_id] = Member(node, workers)
             case ["own", int(shard), int(number), str(node), str(host_id)]:
                 self.owns[shard] = Own(number, node, host_id)
             case ["at", int(shard), int(number), str(links), str(direct)]:
-                own = self.owns.get(shard)
-                if own is not None and own.number == number:
-                    self.owns[shard] = own._replace(links=links, direct=direct)
+                owner = self.owns.get(shard)
+                if owner is not None and owner.number == number:
+                    self.owns[shard] = owner._replace(links=links, direct=direct)
             case ["wish", int(shard), int(number), str(host_id)]:
-                own = self.owns.get(shard)
-                if own is not None and own.number == number:
-                    self.owns[shard] = own._replace(wish=host_id)
+                owner = self.owns.get(shard)
+                if owner is not None and owner.number == number:
+                    self.owns[shard] = owner._replace(wish=host_id)
             case ["life", int(shard), int(number), int(life)]:
-                own = self.owns.get(shard)
-                if own is not None and own.number == number:
-                    self.owns[shard] = own._replace(life=life, links="")
+                owner = self.owns.get(shard)
+                if owner is not None and owner.number == number:
+                    self.owns[shard] = owner._replace(life=life, links="")
             case ["drained", str(node), bool(drained)]:
                 self.drained = self.drained | {node} if drained else self.drained - {node}
             case _:
@@ -117,17 +117,17 @@ class Shares:
 
     def records(self) -> list[list[Any]]:
         """What stands for all records up to now."""
-        made: list[list[Any]] = [["host", one, *member] for one, member in self.members.items()]
-        made += [["drained", node, True] for node in sorted(self.drained)]
-        for shard, own in self.owns.items():
-            made.append(["own", shard, own.number, own.node, own.host_id])
-            if own.life:
-                made.append(["life", shard, own.number, own.life])
-            if own.links:
-                made.append(["at", shard, own.number, own.links, own.direct])
-            if own.wish:
-                made.append(["wish", shard, own.number, own.wish])
-        return made
+        records: list[list[Any]] = [["host", host_id, *member] for host_id, member in self.members.items()]
+        records += [["drained", node, True] for node in sorted(self.drained)]
+        for shard, owner in self.owns.items():
+            records.append(["own", shard, owner.number, owner.node, owner.host_id])
+            if owner.life:
+                records.append(["life", shard, owner.number, owner.life])
+            if owner.links:
+                records.append(["at", shard, owner.number, owner.links, owner.direct])
+            if owner.wish:
+                records.append(["wish", shard, owner.number, owner.wish])
+        return records
 
     def next_own(self, shard: int, node: str, host_id: str) -> list[Any]:
         """The record by which this host takes a shard, or with node "" gives it back."""
@@ -136,7 +136,7 @@ class Shares:
 
     def served_by(self, host_id: str) -> list[int]:
         """The shards that a host owns, ascending."""
-        return sorted(shard for shard, own in self.owns.items() if own.host_id == host_id)
+        return sorted(shard for shard, owner in self.owns.items() if owner.host_id == host_id)
 
     @property
     def is_used(self) -> bool:
@@ -178,11 +178,11 @@ class Placement:
         """To be called a few times a second, with the newest map."""
         if self._steady_ns < 0:
             self._steady_ns = now_ns
-        promised = [(shard, own.number) for shard, own in shares.owns.items() if own.wish == self.host_id]
-        self._promised_ns = {one: self._promised_ns.get(one, now_ns) for one in promised}
+        promised = [(shard, owner.number) for shard, owner in shares.owns.items() if owner.wish == self.host_id]
+        self._promised_ns = {promise: self._promised_ns.get(promise, now_ns) for promise in promised}
         for shard, sign in signs.items():
-            own = shares.owns.get(shard)
-            number = 0 if own is None else own.number
+            owner = shares.owns.get(shard)
+            number = 0 if owner is None else owner.number
             known = self._known.get(shard)
             if known is None or known[0] != number:
                 known = self._known[shard] = number, now_ns, sign.epoch
@@ -193,7 +193,7 @@ class Placement:
                 self._last[shard] = sign.sequence, now_ns
                 if last is not None and (sign.epoch > known[2] or now_ns - known[1] > self._still_ns):
                     self._heard.add(shard)
-            if self._is_free(own, shard, sign, now_ns):
+            if self._is_free(owner, shard, sign, now_ns):
                 self._free_ns.setdefault(shard, now_ns)
             else:
                 self._free_ns.pop(shard, None)
@@ -207,20 +207,22 @@ class Placement:
             for host_id, member in shares.members.items()
             if host_id != self.host_id and member.node not in shares.drained
         }
-        found = {}
+        heirs = {}
         for shard in shares.served_by(self.host_id) if loads else ():
-            found[shard] = min(loads, key=lambda one: (loads[one] / shares.members[one].workers, one))
-            loads[found[shard]] += 1
-        return found
+            heirs[shard] = min(
+                loads, key=lambda candidate: (loads[candidate] / shares.members[candidate].workers, candidate)
+            )
+            loads[heirs[shard]] += 1
+        return heirs
 
     def disturbed(self, now_ns: int) -> None:
         """A shard of this host failed, or was taken from it: it wishes for nothing for a while."""
         self._steady_ns = now_ns
 
-    def _is_free(self, own: Own | None, shard: int, sign: LastSign, now_ns: int) -> bool:
-        if own is None or not own.node or own.host_id == self.host_id:
+    def _is_free(self, owner: Own | None, shard: int, sign: LastSign, now_ns: int) -> bool:
+        if owner is None or not owner.node or owner.host_id == self.host_id:
             return True
-        has_served = shard in self._heard or own.links or own.life  # it said so once its journal was open
+        has_served = shard in self._heard or owner.links or owner.life  # it said so once its journal was open
         if not has_served and now_ns - self._known[shard][1] < GRACE_NS:
             return False
         return sign.is_given_up or now_ns - self._last[shard][1] >= self._still_ns
@@ -272,10 +274,10 @@ class Placement:
         if len(served) < self.workers:
             wait_ns = STAGGER_NS * len(served) + DRAINED_WAIT_NS * (self.node in shares.drained)
             for shard in free:
-                own = shares.owns.get(shard)
-                if self._known[shard][0] != (0 if own is None else own.number):
+                owner = shares.owns.get(shard)
+                if self._known[shard][0] != (0 if owner is None else owner.number):
                     continue  # it was handed over since the last look
-                is_mine = own is not None and self.host_id in (own.host_id, own.wish)
+                is_mine = owner is not None and self.host_id in (owner.host_id, owner.wish)
                 if is_mine or now_ns - self._free_ns[shard] >= wait_ns:
                     return Take(shard)
         is_calm = not free and now_ns - self._changed_ns >= PAUSE_NS and 0 <= self._steady_ns <= now_ns - STEADY_NS
@@ -284,10 +286,12 @@ class Placement:
         return None
 
     def _wish(self, shares: Shares, served: set[int], now_ns: int) -> Wish | None:
-        if any(own.wish or not own.links for own in shares.owns.values()):
+        if any(owner.wish or not owner.links for owner in shares.owns.values()):
             return None  # a shard is on its way
         if any(
-            now_ns - since_ns > self._grant_ns // 2 for one, (_, since_ns) in self._last.items() if one not in served
+            now_ns - since_ns > self._grant_ns // 2
+            for shard, (_, since_ns) in self._last.items()
+            if shard not in served
         ):
             return None  # an owner is silent: it may be gone
         best: tuple[float, int] | None = None

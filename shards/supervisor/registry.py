@@ -259,7 +259,7 @@ class Registry:
 
     def _check_shares(self) -> None:
         """Raises Conflict where hosts that serve at once would do less than one that serves everything."""
-        moved = next((one for one, generation in enumerate(self.map.generation) if generation > 1), 0)
+        moved = next((bucket_id for bucket_id, generation in enumerate(self.map.generation) if generation > 1), 0)
         if self.shares.is_used:
             moved = 0  # it was moved while several hosts served
         if moved or len(set(self.map.weights.values())) > 1:
@@ -281,12 +281,12 @@ class Registry:
     async def _reload(self) -> None:
         """Takes up what others have decided. Raises Fenced where this host serves no more."""
         self._version, payloads = await self._called(self._log.load, self._owner)
-        known = self.map.generation
+        old_generations = self.map.generation
         self._restore(payloads)
-        if self.map.generation != known:
-            now = zip(self.map.generation, known, strict=False)
-            changed = [one for one, (generation, before) in enumerate(now) if generation > before]
-            self._on_assigned([(one, *self.map.owner_of(one)) for one in changed])
+        if self.map.generation != old_generations:
+            pairs = zip(self.map.generation, old_generations, strict=False)
+            changed = [bucket_id for bucket_id, (generation, before) in enumerate(pairs) if generation > before]
+            self._on_assigned([(bucket_id, *self.map.owner_of(bucket_id)) for bucket_id in changed])
         self._check_part()
 
     def _check_part(self) -> None:
@@ -340,7 +340,7 @@ class Registry:
         rules it out for good. It reads the log until one of the two is known. Raises Fenced.
         """
         _, bucket_id, shard_id, generation = record
-        told = False
+        is_logged = False
         while True:
             try:
                 await self.record_if(lambda: [record] if may_commit(self.map, self.shares, record, voices) else [])
@@ -349,9 +349,9 @@ class Registry:
             except Fenced:
                 raise
             except JournalError as error:
-                if not told:
+                if not is_logged:
                     log.error("the move of bucket %d is not decided yet: %s", bucket_id, error)
-                told = True
+                is_logged = True
             await asyncio.sleep(ROOM_RETRY_S)
 
     async def signs(self) -> Mapping[int, LastSign]:
@@ -412,7 +412,7 @@ class Registry:
         self.placement.hear(self.shares, signs, self._clocks.boot_ns())
         return self.placement.why_not_join(self.shares)
 
-    def clock_fault(self, seen: Standby | Placement, signs: Mapping[int, LastSign], looked_ns: int) -> str:
+    def clock_fault(self, observer: Standby | Placement, signs: Mapping[int, LastSign], looked_ns: int) -> str:
         """Why this host's clock is unfit to take a shard over by; "" where it is fit. To be asked with each look at the
         signs of other hosts, while this one serves nothing. looked_ns: boot instant before it.
         """
@@ -422,7 +422,7 @@ class Registry:
                 sent_ns = sign.until_ns - self._backend.grant_ns
                 self.clock_watch.guard.heard(shard, sent_ns, self._looked_ns, boot_ns)
         self._looked_ns = looked_ns
-        passed_ns = (seen.passed_ns(shard, sign, boot_ns) for shard, sign in signs.items())
+        passed_ns = (observer.passed_ns(shard, sign, boot_ns) for shard, sign in signs.items())
         last_ns = max(0, *passed_ns)  # an owner that was granted no time yet says nothing
         begun = restart(self.newest_anchor, last_ns, self._disk.boot_id(), boot_ns, wall_ns)
         return self.clock_watch.look(boot_ns, wall_ns, begun.anchor.at(boot_ns))
@@ -445,7 +445,9 @@ class Registry:
         """Records up to which batch each shard's application owes nothing, so that another host may begin there."""
         if self._standby is None:
             return
-        news = _settled({one: up_to for one, up_to in settled.items() if up_to > self.settled.get(one, -1)})
+        news = _settled(
+            {shard_id: up_to for shard_id, up_to in settled.items() if up_to > self.settled.get(shard_id, -1)}
+        )
         if news:
             await self.record(*news)
 
@@ -471,8 +473,12 @@ class Registry:
     def changes(self, wanted: dict[int, int]) -> list[list[Any]]:
         """The records that make shards and weights those that are wanted; every other shard gets weight 0."""
         weights = self.map.weights
-        changes: list[list[Any]] = [["weight", one, wanted[one]] for one in wanted if weights.get(one) != wanted[one]]
-        changes += [["weight", one, 0] for one, weight in weights.items() if one not in wanted and weight]
+        changes: list[list[Any]] = [
+            ["weight", shard_id, wanted[shard_id]] for shard_id in wanted if weights.get(shard_id) != wanted[shard_id]
+        ]
+        changes += [
+            ["weight", shard_id, 0] for shard_id, weight in weights.items() if shard_id not in wanted and weight
+        ]
         return [*changes, ["uneven", True]] if changes else []
 
     def use(self, executor: SerialExecutor) -> None:
@@ -532,7 +538,7 @@ class Registry:
         another supervisor has decided meanwhile, what it decided is taken up, and the record looked at again.
         """
         assert self._executor is not None
-        told = is_behind = False
+        is_logged = is_behind = False
         while True:
             try:
                 if is_behind:
@@ -549,9 +555,9 @@ class Registry:
                 is_behind = True
                 continue
             except Unavailable as error:
-                if not told:
+                if not is_logged:
                     log.error("the map cannot be written: %s; it is tried every %g s", error, ROOM_RETRY_S)
-                told = True
+                is_logged = True
             await asyncio.sleep(ROOM_RETRY_S)
 
     @property

@@ -71,17 +71,21 @@ class Retirement:
 
     async def _must_wait(self, worker: WorkerState) -> bool:
         """Whether the shard cannot go yet. Where it can, the map forgets it and its worker ends."""
-        one = worker.shard_id
+        shard_id = worker.shard_id
         async with self._registry.deciding:
-            if not self._mover.is_leaving(one) or self._registry.map.buckets_of(one) or self._mover.touches(one):
+            if (
+                not self._mover.is_leaving(shard_id)
+                or self._registry.map.buckets_of(shard_id)
+                or self._mover.touches(shard_id)
+            ):
                 return False  # wanted again meanwhile, or a move is not over, behind which it is looked at again
             obstacle = await self._worker_figures.obstacle(worker)
             if obstacle:
                 if worker.reason != obstacle:
-                    log.info("shard %d is drained, and waits: %s", one, obstacle)
+                    log.info("shard %d is drained, and waits: %s", shard_id, obstacle)
                 worker.reason = obstacle
                 return True
-            await self._registry.record(["retire", one])
+            await self._registry.record(["retire", shard_id])
             self._processes.dismiss(worker)
-            self._briefing.tell_shards([["retire", one]])
+            self._briefing.tell_shards([["retire", shard_id]])
             return False

@@ -71,7 +71,7 @@ class Sharing:
         self._boot_ns = boot_ns
         self._ending: set[int] = set()  # shards whose workers were told to end
         self._failed: set[int] = set()  # shards that could not be served here
-        self._told: dict[int, Own] = {}  # the owners that workers know
+        self._announced: dict[int, Own] = {}  # the owners that workers know
         self._began_ns = 0
         self.taken = self.handed_over = self.lost = 0  # shards, ever
         self.why_idle = ""  # why this host takes no shard; "": it may
@@ -83,20 +83,20 @@ class Sharing:
         serves everything now, and Conflict where another one has its name.
         """
         assert self._registry.placement is not None
-        placement, told = self._registry.placement, ""
+        placement, logged = self._registry.placement, ""
         self._began_ns = self._boot_ns()
         self._registry.stands_by = True
         while not self._stopping.is_set():
             try:
                 pause_s = await self._look(placement)
-                told = ""
+                logged = ""
             except Fenced:
                 raise
             except JournalError as error:  # this host goes on with what it serves, and looks again
                 pause_s = ROOM_RETRY_S
-                if str(error) != told:
+                if str(error) != logged:
                     log.error("who serves which shard cannot be looked at: %s", error)
-                told = str(error)
+                logged = str(error)
             await asyncio.sleep(pause_s)
 
     async def _look(self, placement: Placement) -> float:
@@ -114,7 +114,7 @@ class Sharing:
         self._processes.prepare_next(self._spares_wanted(placement))
         if not self._workers and not self._is_clock_fit(placement, signs, looked_ns):
             return STANDBY_POLL_S
-        failed = self._failed | {one for one, worker in self._workers.items() if worker.state == "held"}
+        failed = self._failed | {shard for shard, worker in self._workers.items() if worker.state == "held"}
         step = placement.next_step(registry.shares, {*self._workers, *self._ending}, failed, now_ns)
         if step is None or self._stopping.is_set():
             is_awaiting = placement.is_awaiting(registry.shares, {*self._workers, *self._ending}, failed, now_ns)
@@ -173,22 +173,22 @@ class Sharing:
         """
         owns = self._registry.shares.owns
         for shard, worker in list(self._workers.items()):
-            own = owns[shard]
+            owner = owns[shard]
             if shard in self._ending:
                 continue
             if not self._owners.is_kept(shard):
-                log.warning("shard %d is served by %s now: its worker here ends", shard, own.node or "nobody")
+                log.warning("shard %d is served by %s now: its worker here ends", shard, owner.node or "nobody")
                 if worker.state == "held":
                     self._failed.add(shard)
                 placement.disturbed(now_ns)
                 self.lost += 1
                 self._end(shard, worker, "")
-            elif own.wish and worker.state == "serving":
+            elif owner.wish and worker.state == "serving":
                 log.info("shard %d is handed over, since another host serves less", shard)
                 self.handed_over += 1
-                self._end(shard, worker, own.wish)
-        if owns != self._told:
-            self._told = dict(owns)
+                self._end(shard, worker, owner.wish)
+        if owns != self._announced:
+            self._announced = dict(owns)
             self._briefing.tell_places()
 
     def _end(self, shard: int, worker: WorkerState, heir: str) -> None:

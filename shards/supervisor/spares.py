@@ -21,7 +21,7 @@ Spawned = tuple[Child, socket.socket]
 
 
 def _key(command: list[str], inherited: list[socket.socket]) -> tuple[str, ...]:
-    return (*command, *(str(one.fileno()) for one in inherited))
+    return (*command, *(str(listener.fileno()) for listener in inherited))
 
 
 class Spares:
@@ -66,14 +66,14 @@ class Spares:
 
     async def close(self) -> None:
         """Ends those that nobody needed."""
-        left = list(self._starting.values())
+        unused = list(self._starting.values())
         self._starting.clear()
-        for starting in left:
+        for starting in unused:
             with contextlib.suppress(OSError, ProcessLookupError):
                 child, channel = await starting
                 channel.close()
                 child.terminate()
-        if self._waits and left:
+        if self._waits and unused:
             await asyncio.wait(self._waits, timeout=END_TIMEOUT_S)
         for wait in self._waits:
             wait.cancel()

@@ -182,7 +182,7 @@ class Supervisor:
 
     async def ask_host(self, node: str, operation: Command) -> dict[str, Any]:
         """What the supervisor of another host answers, or a refusal."""
-        shard_id = next((one for one, its_node in self.elsewhere().items() if its_node == node), 0)
+        shard_id = next((served_id for served_id, its_node in self.elsewhere().items() if its_node == node), 0)
         if self._far_side is None or not shard_id:
             return refusal("UNAVAILABLE", f"{node or 'no host'} serves no shard over which it could be asked")
         return await self._far_side.ask_only(shard_id, operation)
@@ -252,7 +252,9 @@ class Supervisor:
             await asyncio.sleep(STEER_INTERVAL_S)
             if await self.registry.is_displaced():
                 raise Fenced(f"{self.registry.claim.node or 'another host'} serves now")
-            await self.registry.settle({one.shard_id: one.figures.get("settled", -1) for one in self.workers.values()})
+            await self.registry.settle(
+                {worker.shard_id: worker.figures.get("settled", -1) for worker in self.workers.values()}
+            )
             if (anchor := await self.time.steer(self.registry)) is not None:
                 self._processes.tell(NewAnchor(anchor))
 
@@ -372,11 +374,11 @@ class Supervisor:
             case _:
                 assert_never(message)
 
-    async def _answer(self, worker: WorkerState, asked: Ask) -> None:
-        place = self._backups if asked.operation[0] == "backup" else self.operator_api
-        reply = await place.operate(asked.operation)
+    async def _answer(self, worker: WorkerState, question: Ask) -> None:
+        answerer = self._backups if question.operation[0] == "backup" else self.operator_api
+        reply = await answerer.operate(question.operation)
         if worker.wire is not None:
-            worker.wire.send(Answer(asked.number, reply))
+            worker.wire.send(Answer(question.number, reply))
 
     async def _on_event(self, worker: WorkerState, event: str) -> None:
         """A worker is down, is held ("held"), or was and is tried again ("tried")."""

@@ -44,24 +44,24 @@ def unserved_of(
     """
     if registry.unopened:
         return [Unserved(0, "unopened", registry.unopened)]
-    found = []
+    unserved = []
     if owners is not None and not workers:
-        found.append(Unserved(0, "idle", why_idle or "this host serves no shard at present"))
+        unserved.append(Unserved(0, "idle", why_idle or "this host serves no shard at present"))
     for shard_id in sorted(registry.map.weights):
         worker = workers.get(shard_id)
         if worker is None and owners is not None:
             if why := owners.why_unserved(shard_id):
-                found.append(Unserved(shard_id, "elsewhere", why))
+                unserved.append(Unserved(shard_id, "elsewhere", why))
         elif worker is None:
-            found.append(Unserved(shard_id, "gone", "no worker"))
+            unserved.append(Unserved(shard_id, "gone", "no worker"))
         elif worker.state == "recovering":
-            found.append(Unserved(shard_id, "recovering", f"recovering{share_of(worker.progress)}"))
+            unserved.append(Unserved(shard_id, "recovering", f"recovering{share_of(worker.progress)}"))
         elif worker.state != "serving":
             because = f": {worker.reason}" if worker.reason else ""
-            found.append(Unserved(shard_id, worker.state, f"{worker.state}{because}"))
+            unserved.append(Unserved(shard_id, worker.state, f"{worker.state}{because}"))
         elif worker.figures.get("lapsed"):
-            found.append(Unserved(shard_id, "lapsed", LAPSED))
-    return found
+            unserved.append(Unserved(shard_id, "lapsed", LAPSED))
+    return unserved
 
 
 def refusing_of(workers: Mapping[int, WorkerState]) -> list[Unserved]:

@@ -33,21 +33,21 @@ class WorkerFigures:
 
     async def of(self, worker: Worker) -> dict[str, Any]:
         """A worker's own figures; empty where it does not answer."""
-        told = await self._ask(worker, ReadFigures, TIMEOUT_S)
-        if not isinstance(told, Figures):
+        reply = await self._ask(worker, ReadFigures, TIMEOUT_S)
+        if not isinstance(reply, Figures):
             return {}
-        worker.figures = told.figures or worker.figures
-        return told.figures
+        worker.figures = reply.figures or worker.figures
+        return reply.figures
 
     async def examine(self, worker: Worker) -> Examined | None:
         """What a worker holds; None where it does not answer."""
-        told = await self._ask(worker, Examine, EXAMINE_TIMEOUT_S)
-        return told if isinstance(told, Examined) else None
+        reply = await self._ask(worker, Examine, EXAMINE_TIMEOUT_S)
+        return reply if isinstance(reply, Examined) else None
 
     async def obstacle(self, worker: Worker) -> str:
         """Why a drained shard cannot go yet; empty where it can."""
-        told = await self._ask(worker, ReadObstacle, TIMEOUT_S)
-        return told.text if isinstance(told, Obstacle) else "its worker does not answer"
+        reply = await self._ask(worker, ReadObstacle, TIMEOUT_S)
+        return reply.text if isinstance(reply, Obstacle) else "its worker does not answer"
 
     async def _ask(
         self, worker: Worker, question: type[ReadFigures | ReadObstacle | Examine], timeout_s: float
@@ -73,6 +73,6 @@ class WorkerFigures:
 
     def gone(self, shard_id: int) -> None:
         """A worker has ended: nobody waits for it any more."""
-        for asked, future in self._waiting.values():
-            if asked == shard_id and not future.done():
+        for asked_id, future in self._waiting.values():
+            if asked_id == shard_id and not future.done():
                 future.set_result(None)

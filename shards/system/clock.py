@@ -347,10 +347,10 @@ def machine_wall_error() -> WallError:
     """What the kernel was told by whoever keeps its clock, such as chronyd; it grows by 500 ppm until it is told
     again. A machine that does not answer (a sandbox forbids the call) is as one whose clock nobody keeps.
     """
-    told = _Timex()  # modes 0: changes nothing
-    if _adjtimex(ctypes.byref(told)) < 0 or told.status & _STA_UNSYNC:
+    timex = _Timex()  # modes 0: changes nothing
+    if _adjtimex(ctypes.byref(timex)) < 0 or timex.status & _STA_UNSYNC:
         return WallError(False, 0)
-    return WallError(True, told.maxerror * 1000)
+    return WallError(True, timex.maxerror * 1000)
 
 
 # Those of the machine this runs on.

@@ -178,14 +178,14 @@ class RealDisk:
             return self._read_dropped(path, offset, length)
         try:
             with mmap.mmap(-1, -(-length // DIRECT_BYTES) * DIRECT_BYTES) as buffer:  # memory aligned as it must be
-                got = 0
+                read_bytes = 0
                 with memoryview(buffer) as view:
-                    while got < length and not got % DIRECT_BYTES:
-                        more = os.preadv(handle, [view[got:]], offset + got)
-                        if not more:
+                    while read_bytes < length and not read_bytes % DIRECT_BYTES:
+                        count = os.preadv(handle, [view[read_bytes:]], offset + read_bytes)
+                        if not count:
                             break
-                        got += more
-                return buffer[: min(got, length)]
+                        read_bytes += count
+                return buffer[: min(read_bytes, length)]
         except OSError as error:
             if error.errno != errno.EINVAL:
                 raise
@@ -202,8 +202,8 @@ class RealDisk:
             os.close(handle)
 
     def identity(self, path: str) -> tuple[int, int]:
-        found = os.stat(path)
-        return found.st_dev, found.st_ino
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
 
     def rename(self, source: str, target: str) -> None:
         os.rename(source, target)
@@ -238,15 +238,15 @@ class RealDisk:
 
     def filesystem(self, path: str) -> str:
         where = os.path.realpath(path)
-        found, longest = "", -1
+        kind, longest = "", -1
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as mounts:
             for line in mounts:  # proc(5): … (5) mount point … "-" (9) type …
                 fields = line.split(" ")
                 point = _unescaped(fields[4])
                 inside = where == point or where.startswith(point.rstrip("/") + "/")
                 if inside and len(point) >= longest:
-                    found, longest = fields[fields.index("-") + 1], len(point)
-        return found
+                    kind, longest = fields[fields.index("-") + 1], len(point)
+        return kind
 
     def boot_id(self) -> bytes:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as source:
@@ -262,10 +262,10 @@ def write_all(disk: Disk, handle: int, data: bytes, offset: int) -> None:
     """Write all of the data at the offset, going on after short writes. OSError: how much was written is not known."""
     written = disk.pwrite(handle, data, offset)
     while written < len(data):
-        more = disk.pwrite(handle, data[written:], offset + written)
-        if more <= 0:
+        count = disk.pwrite(handle, data[written:], offset + written)
+        if count <= 0:
             raise OSError(errno.EIO, "a write made no progress")
-        written += more
+        written += count
 
 
 def keeps_files(path: str) -> bool:

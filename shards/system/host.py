@@ -75,19 +75,19 @@ def in_foreground() -> bool:
     return False
 
 
-def environment(own: Mapping[str, str]) -> dict[str, str]:
-    """What a child's environment is, where this process has `own`: the same, and its C library asks for pages of 2 MiB
-    (mallopt, GLIBC_TUNABLES), unless whoever started this process decides that.
+def environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a child's environment is, where this process has `environ`: the same, and its C library asks for pages of
+    2 MiB (mallopt, GLIBC_TUNABLES), unless whoever started this process decides that.
 
     Accounts are looked up at random, in rows and indexes that malloc hands out: with a million of them each look-up
     misses the processor's cache of page addresses several times, with pages of 4 KiB. The kernel gives what is asked
     for where /sys/kernel/mm/transparent_hugepage/enabled says `madvise`, as most distributions set it; with `always`
     nothing changes, and other C libraries do not look.
     """
-    tunables = own.get(TUNABLES, "")
+    tunables = environ.get(TUNABLES, "")
     if HUGE_PAGES in tunables:
-        return dict(own)
-    return {**own, TUNABLES: ":".join(filter(None, (tunables, f"{HUGE_PAGES}=1")))}
+        return dict(environ)
+    return {**environ, TUNABLES: ":".join(filter(None, (tunables, f"{HUGE_PAGES}=1")))}
 
 
 async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
@@ -96,30 +96,30 @@ async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Chi
     child, which is told over its socket: an interpreter that is being loaded would print a trace. OSError: it cannot be
     started.
     """
-    ours, theirs = socket.socketpair()
-    ours.setblocking(False)
-    with theirs:
-        descriptors = [theirs.fileno(), *(one.fileno() for one in inherited)]
+    parent_end, child_end = socket.socketpair()
+    parent_end.setblocking(False)
+    with child_end:
+        descriptors = [child_end.fileno(), *(inherited_socket.fileno() for inherited_socket in inherited)]
         try:
             child = await asyncio.create_subprocess_exec(
                 *command,
-                str(theirs.fileno()),
+                str(child_end.fileno()),
                 pass_fds=descriptors,
                 stdin=asyncio.subprocess.DEVNULL,
                 env=environment(os.environ),
                 start_new_session=in_foreground(),
             )
         except OSError:
-            ours.close()
+            parent_end.close()
             raise
-    return child, ours
+    return child, parent_end
 
 
 def inherited(descriptor: int) -> socket.socket:
     """The socket of an inherited descriptor, which a child that outlives this process must not hold on to."""
-    one = socket.socket(fileno=descriptor)
-    one.set_inheritable(False)
-    return one
+    inherited_socket = socket.socket(fileno=descriptor)
+    inherited_socket.set_inheritable(False)
+    return inherited_socket
 
 
 def bound_peers(listener: socket.socket) -> None:
@@ -139,8 +139,8 @@ def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
     """A TCP socket of the family that the host's address has; a name with both is bound as IPv4. Port 0 takes a free
     one. It listens, or where `backlog` is 0 refuses connections until somebody listens on it. OSError.
     """
-    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(infos, key=lambda info: info[0] != socket.AF_INET)
     if backlog:
         return socket.create_server(address, family=family, backlog=backlog)
     bound = socket.socket(family, socket.SOCK_STREAM)

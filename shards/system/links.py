@@ -166,7 +166,7 @@ class SocketDirectory:
 
     def __init__(self, path: str) -> None:
         self._handle = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._made: dict[str, int] = {}  # name -> its inode
+        self._inodes: dict[str, int] = {}  # name -> its inode
 
     def address(self, name: str) -> str:
         """What to connect to, from this process."""
@@ -181,7 +181,7 @@ class SocketDirectory:
             listener.bind(self.address(name))
             listener.listen(64)
             listener.setblocking(False)
-            self._made[name] = self._inode(name)
+            self._inodes[name] = self._inode(name)
         except OSError:
             listener.close()
             raise
@@ -192,7 +192,7 @@ class SocketDirectory:
 
     def close(self) -> None:
         """Removes the names that nobody has taken since, and gives the directory back."""
-        for name, inode in self._made.items():
+        for name, inode in self._inodes.items():
             with contextlib.suppress(OSError):
                 if self._inode(name) == inode:
                     os.unlink(name, dir_fd=self._handle)

@@ -109,8 +109,8 @@ class FarMoves:
             why = f"the worker of shard {shard_id} was not reached: {reply.reason}"
             self._send(FarReport(shard_id, NOBODY, Unmoved(number, why)))
         else:
-            own, life, report = reply
-            self._send(FarReport(shard_id, (own, life), to_report(report)))
+            own_number, life, report = reply
+            self._send(FarReport(shard_id, (own_number, life), to_report(report)))
 
     def _on_answer(self, token: Any, reply: Any) -> None:
         shard_id, number = token
@@ -126,8 +126,8 @@ class FarMoves:
         if kind == ASK:
             self._ask(caller, token, tuple(payload))
         elif kind == MOVE:
-            source, own, life, order = payload
-            self._on_order(caller, token, source, (own, life), to_order(order))
+            source, own_number, life, order = payload
+            self._on_order(caller, token, source, (own_number, life), to_order(order))
 
     def _on_order(self, caller: PeerCaller, token: Any, source: int, voice: Voice, order: MoveOrder) -> None:
         number = order.number

@@ -58,10 +58,10 @@ class Histogram:
         """The bound that so great a share of the values does not exceed; 0 before the first value, and twice the last
         bound where it is beyond that.
         """
-        left = share * sum(self.counts)
+        remaining = share * sum(self.counts)
         for bound, count in zip(self.bounds, self.counts, strict=False):
-            left -= count
-            if left <= 0:
+            remaining -= count
+            if remaining <= 0:
                 return bound if any(self.counts) else 0
         return 2 * self.bounds[-1]
 

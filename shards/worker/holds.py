@@ -135,10 +135,10 @@ def _why(reply: object) -> str:
     return reply.reason if isinstance(reply, Unavailable) else "it does not know what a backup is"
 
 
-def _pass_on(worker: Worker, asked: AskShard, send: Callable[[BackupReport], None]) -> None:
-    link, caller = worker.links.get(asked.shard_id), _StepCaller(asked.shard_id, send)
+def _pass_on(worker: Worker, question: AskShard, send: Callable[[BackupReport], None]) -> None:
+    link, caller = worker.links.get(question.shard_id), _StepCaller(question.shard_id, send)
     if link is None:
-        caller.answer(None, Unavailable(asked.shard_id, "there is no link to it", "no"))
+        caller.answer(None, Unavailable(question.shard_id, "there is no link to it", "no"))
     else:
-        link.ask(caller, None, SURVEY, 0, asked.step)
+        link.ask(caller, None, SURVEY, 0, question.step)
         link.flush()

@@ -112,7 +112,7 @@ class Survey:
         self.answer(token, reply)
 
     def _on_timeout(self) -> None:
-        silent = next(one for one in self._shard_ids if one in self._silent)
+        silent = next(shard_id for shard_id in self._shard_ids if shard_id in self._silent)
         self._end(Unavailable(silent, f"it has not answered for {self._timeout_s:g} s", "no"))
 
     def _end(self, outcome: list[Any] | Unavailable) -> None:
@@ -124,17 +124,17 @@ class Survey:
 def ask_shards(
     shard: Shard,
     links: Mapping[int, PeerLink],
-    asked: list[int],
+    shard_ids: list[int],
     operation: Any,
     now_ns: int,
     done: Callable[[list[Any] | Unavailable], None],
     timeout_s: float = SURVEY_TIMEOUT_S,
 ) -> None:
-    """Puts a question to the shards `asked`: this one, or others by their ids. `done` gets their answers, or why there
-    are none.
+    """Puts a question to the shards of `shard_ids`: this one, or others by their ids. `done` gets their answers, or why
+    there are none.
     """
-    survey = Survey(asked, done, timeout_s)
-    for shard_id in asked:
+    survey = Survey(shard_ids, done, timeout_s)
+    for shard_id in shard_ids:
         if shard_id == shard.shard_id:
             shard.survey(survey, shard_id, operation, now_ns)
         else:
@@ -189,7 +189,7 @@ class PeerLink:
 
     def pending_of(self, bucket_id: int) -> int:
         """How many requests for this bucket the peer has not answered."""
-        return sum(1 for asked in self._pending.values() if asked[3] == bucket_id)
+        return sum(1 for request in self._pending.values() if request[3] == bucket_id)
 
     def open(self) -> None:
         """Connects, and again after each loss, until `close`."""
@@ -233,13 +233,13 @@ class PeerLink:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
-        staged = {asked[0] for asked in self._outgoing}
+        staged = {request[0] for request in self._outgoing}
         self._outgoing.clear()
         pending, self._pending = self._pending, {}
         for number, (caller, token, kind, _, _) in pending.items():
             applied = "unknown" if kind == COMMAND and number not in staged else "no"
             self._refuse(caller, token, Unavailable(self.shard_id, why, applied))
-        self._answered(self, [asked[3] for asked in pending.values()])
+        self._answered(self, [request[3] for request in pending.values()])
 
     def _look(self) -> None:
         """Finds out whether the peer's loop turns. Looks are counted, not time: where this process itself stood still,
@@ -297,10 +297,10 @@ class PeerLink:
         touched: dict[Any, None] = {}  # in order
         buckets = []
         for index in range(0, len(frame), 2):
-            asked = pop(frame[index], None)
-            if asked is None:
+            request = pop(frame[index], None)
+            if request is None:
                 continue
-            caller, token, kind, bucket_id, payload = asked
+            caller, token, kind, bucket_id, payload = request
             buckets.append(bucket_id)
             answer = frame[index + 1]
             if kind >= SURVEY:

@@ -91,7 +91,7 @@ class Serving:
         self._holds = Holds(self.worker)
         self.worker.on_step = self._holds.on_step
         self.closed = False  # nothing changes the shard any more
-        self._asked: dict[int, tuple[Any, Any]] = {}  # number -> (caller, token)
+        self._askers: dict[int, tuple[Any, Any]] = {}  # number -> (caller, token)
         self._number = 0
         self._query_caller: QueryCaller | None = None  # once the doors are open
         self._sockets: SocketDirectory | None = None
@@ -146,7 +146,7 @@ class Serving:
     def _open_links(self) -> None:
         if self._sockets is not None:
             begin, address = self._recovered.begin, self._sockets.address
-            near = {one: address(name) for one, name in begin.peers.items()}
+            near = {shard_id: address(name) for shard_id, name in begin.peers.items()}
             self.worker.open_links(near, begin.far, None if self._far is None else self._far.dial)
 
     async def _open_far(self) -> str:
@@ -183,10 +183,10 @@ class Serving:
                 if (link := worker.links.get(message.shard_id)) is not None:
                     link.held = message.reason
             case Answer():
-                asked = self._asked.pop(message.number, None)
-                if asked is not None:
-                    reply = message.reply if isinstance(asked[0], PeerCaller) else application.reply_of(message.reply)
-                    worker.reply(asked[0], asked[1], reply)
+                asker = self._askers.pop(message.number, None)
+                if asker is not None:
+                    reply = message.reply if isinstance(asker[0], PeerCaller) else application.reply_of(message.reply)
+                    worker.reply(asker[0], asker[1], reply)
             case PassOn():
                 worker.far_moves.pass_on(message)
                 worker.wake()
@@ -224,7 +224,7 @@ class Serving:
 
     def _ask(self, caller: Any, token: Any, operation: Command) -> None:
         self._number += 1
-        self._asked[self._number] = (caller, token)
+        self._askers[self._number] = (caller, token)
         self._wire.send(Ask(self._number, operation))
 
     def figures(self) -> dict[str, Any]:

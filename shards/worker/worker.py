@@ -104,7 +104,7 @@ class Worker:
         self.settings = recovered.settings
         self.snapshotter = snapshotter
         self.links: dict[int, PeerLink] = {}
-        self._places: dict[int, str | Far | None] = {}  # where these lead to
+        self._addresses: dict[int, str | Far | None] = {}  # where these lead to
         self._boot_ns = boot_ns
         links = recovered.begin.links
         voice = (0, 0) if links is None else (links.epoch, links.life)
@@ -218,13 +218,13 @@ class Worker:
                 self.submit(caller, token, bucket_id, command)
             return
         now_ns = self._now_ns or self.now_ns()
-        routes, own = self._routes, self.shard_id
-        here = [request for request in requests if routes[request[2]] == own]
+        routes, own_id = self._routes, self.shard_id
+        here = [request for request in requests if routes[request[2]] == own_id]
         self.shard.receive_all(here, now_ns)
         if len(here) < len(requests):  # a bucket is owned in one place: what is passed on shares none with what is not
             for caller, token, bucket_id, command in requests:
                 owner = routes[bucket_id]
-                if owner != own:
+                if owner != own_id:
                     self._pass_on(owner, caller, token, COMMAND, bucket_id, command)
         if not self._scheduled:
             self._schedule()
@@ -306,15 +306,15 @@ class Worker:
         else:
             self.shard.reply_with_next(caller, token, self.application.unknown_shard(shard_id, sorted(known)))
 
-    def _survey(self, caller: Any, token: Any, operation: Command, asked: list[int]) -> None:
+    def _survey(self, caller: Any, token: Any, operation: Command, shard_ids: list[int]) -> None:
         def done(parts: list[Any] | Unavailable) -> None:
             if isinstance(parts, Unavailable):
-                merged: object = parts if len(asked) == 1 else self.application.lacking(operation, parts)
+                merged: object = parts if len(shard_ids) == 1 else self.application.lacking(operation, parts)
             else:
                 merged = self.application.merge(operation, parts)
             self.reply(caller, token, merged)
 
-        ask_shards(self.shard, self.links, asked, operation, self.now_ns(), done)
+        ask_shards(self.shard, self.links, shard_ids, operation, self.now_ns(), done)
 
     # -- the pump ---------------------------------------------------------------------------------------------------
 
@@ -465,9 +465,9 @@ class Worker:
     def _refuse_all(self, replies: list[Reply]) -> None:
         """Tells these callers, and those whose replies would have come after theirs, that nothing was applied."""
         refusal = partial(Unavailable, self.shard_id, self.backpressure.reason)
-        for one in [*replies, *self.shard.take_replies()]:
-            caller, token, _ = one
-            caller.refuse(token, refusal("unknown" if isinstance(one, MadeElsewhere) else "no"))
+        for reply in [*replies, *self.shard.take_replies()]:
+            caller, token, _ = reply
+            caller.refuse(token, refusal("unknown" if isinstance(reply, MadeElsewhere) else "no"))
         later, self.shard.later = self.shard.later, []
         for caller, token, _, _ in later:
             caller.refuse(token, refusal("no"))
@@ -623,32 +623,34 @@ class Worker:
         another host serves it. A shard of the map that is neither has a link over which nobody can be asked.
         """
         shards = self.map.weights if dial_far is not None else paths
-        places: dict[int, str | Far | None] = {one: paths.get(one) or far.get(one) for one in shards}
-        places.pop(self.shard_id, None)
-        for shard_id in [one for one in self.links if one not in places]:
+        addresses: dict[int, str | Far | None] = {
+            shard_id: paths.get(shard_id) or far.get(shard_id) for shard_id in shards
+        }
+        addresses.pop(self.shard_id, None)
+        for shard_id in [shard_id for shard_id in self.links if shard_id not in addresses]:
             self.links.pop(shard_id).close()
-            self._places.pop(shard_id)
-        for shard_id, place in places.items():
+            self._addresses.pop(shard_id)
+        for shard_id, address in addresses.items():
             known = self.links.get(shard_id)
-            if known is not None and self._places[shard_id] == place:
+            if known is not None and self._addresses[shard_id] == address:
                 continue
             if known is not None:
                 known.drop()
-            dial = _near(place) if isinstance(place, str) else None
-            if isinstance(place, Far) and dial_far is not None:
-                dial = partial(dial_far, shard_id, place)
+            dial = _near(address) if isinstance(address, str) else None
+            if isinstance(address, Far) and dial_far is not None:
+                dial = partial(dial_far, shard_id, address)
             link = PeerLink(shard_id, dial, self.reply, self.handoff.strayed, self._on_answered)
-            self.links[shard_id], self._places[shard_id] = link, place
+            self.links[shard_id], self._addresses[shard_id] = link, address
             link.open()
 
     def is_linked(self) -> bool:
         """Whether every other worker of this host can be asked, and can ask."""
-        near = [link for shard_id, link in self.links.items() if isinstance(self._places[shard_id], str)]
+        near = [link for shard_id, link in self.links.items() if isinstance(self._addresses[shard_id], str)]
         return all(link.is_open for link in near) and len(self._peers) >= len(near)
 
     def links_down(self) -> dict[int, str]:
         """The shards of other hosts that cannot be asked over their links now, and why."""
-        far = [shard_id for shard_id, place in self._places.items() if isinstance(place, Far)]
+        far = [shard_id for shard_id, address in self._addresses.items() if isinstance(address, Far)]
         return {shard_id: why for shard_id in far if (why := self.links[shard_id].why_down)}
 
     def _on_far_order(self, order: MoveOrder) -> None:
@@ -717,5 +719,5 @@ class Worker:
         """Closes links and timer, not the journal."""
         self._loop.remove_reader(self._alarm.fileno())
         closing: list[Any] = [self._alarm, self.handoff, *self.links.values(), *self._peers]
-        for one in closing:
-            one.close()
+        for resource in closing:
+            resource.close()

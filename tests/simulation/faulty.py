@@ -479,7 +479,7 @@ BETWEEN = {
     Faulty(
         "the-end-of-the-map-is-not-remembered",
         "shards/journal/jetstream/map_log.py",
-        "            self._witness.check(seen, NAME, state.last, self._chain_at, self._made)\n",
+        "            self._witness.check(witnessed, NAME, state.last, self._chain_at, self._nonce)\n",
         "            pass\n",
     ): 2,
     Faulty(

@@ -41,22 +41,24 @@ class FileBackend:
         return FileMapLog(self._journal(0, now_ns, "always", MAP_SEGMENT_BYTES))
 
     def reader(self, shard: int) -> Reader:
-        return FileReader(self._host.disk, self._place(shard), shard)
+        return FileReader(self._host.disk, self._directory_of(shard), shard)
 
     def holds(self, shard: int) -> bool:
-        disk, place = self._host.disk, self._place(shard)
-        return disk.exists(place) and any(name.startswith(SEGMENT) for name in disk.listdir(place))
+        disk, directory = self._host.disk, self._directory_of(shard)
+        return disk.exists(directory) and any(name.startswith(SEGMENT) for name in disk.listdir(directory))
 
     def prepare(self) -> list[str]:
         return []  # each directory is looked at where its lock is taken
 
-    def _place(self, shard: int) -> str:
+    def _directory_of(self, shard: int) -> str:
         return f"{self._directory}/{f'shard-{shard}' if shard else 'map'}"
 
     def _journal(self, shard: int, now_ns: Callable[[], int], sync: str, segment_bytes: int) -> FileJournal:
         host = self._host
         settings = FileSettings(sync, self._settings["sync_interval_ns"], segment_bytes, ballast_bytes=segment_bytes)
-        return FileJournal(self._place(shard), host.disk, settings, now_ns=now_ns, salt=lambda: host.randbits(64))
+        return FileJournal(
+            self._directory_of(shard), host.disk, settings, now_ns=now_ns, salt=lambda: host.randbits(64)
+        )
 
 
 def backend(settings: dict[str, Any], host: Host) -> Backend:

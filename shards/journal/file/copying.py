@@ -27,11 +27,11 @@ def copy_until(disk: Disk, source: str, target: str, shard: int, position: int) 
     chosen = reaching(segments, segments[0].header.first_position, position) if segments else []
     if not chosen:
         raise Corrupt("no segment reaches the position to copy up to", file=source, position=position)
-    made = []
+    copied_names = []
     for name in names:
         if 0 <= position_of(name) <= position and check(disk, source, name, shard).reached <= position:
             _put(disk, f"{target}/{name}", read_file(disk, f"{source}/{name}"), 0)
-            made.append(name)
+            copied_names.append(name)
     for segment in chosen:
         data = read_file(disk, f"{source}/{segment.name}")
         if segment is chosen[-1]:
@@ -41,9 +41,9 @@ def copy_until(disk: Disk, source: str, target: str, shard: int, position: int) 
                 segment.header.first_position, position, chain,
             )  # fmt: skip
         _put(disk, f"{target}/{segment.name}", data, segment.header.length)
-        made.append(segment.name)
+        copied_names.append(segment.name)
     write_file(disk, f"{target}/{MANIFEST}", pack_manifest(manifest))
-    return [*made, MANIFEST]
+    return [*copied_names, MANIFEST]
 
 
 def _until(path: str, data: bytes, header: SegmentHeader, position: int) -> tuple[bytes, int]:

@@ -51,7 +51,7 @@ from shards.journal.file.record import (
     pack_block,
     salt_seed,
 )
-from shards.journal.file.recovery import Found, examine, segment_name, written_anew
+from shards.journal.file.recovery import Recovery, examine, segment_name, written_anew
 from shards.journal.file.replay import Segment, batches, chain_at, reaching
 from shards.journal.file.retained_snapshots import RetainedSnapshots
 from shards.journal.file.segment_reserve import SegmentReserve
@@ -188,18 +188,18 @@ class FileJournal:
             raise
         return Opened(self._epoch, self._head, 0)
 
-    def _take(self, found: Found) -> None:
+    def _take(self, recovery: Recovery) -> None:
         """Write what the earlier life may have left in a cache into a segment of our own, and begin there."""
-        log = found.log
+        log = recovery.log
         self._room.sweep()
         if log.torn is not None:
-            name = found.segments[-1].name
+            name = recovery.segments[-1].name
             self._with_ballast(lambda: keep_torn(self._disk, self._directory, name, self._now_ns()))
             self._warnings.append(f"cut off a torn tail that nobody was answered: {log.torn}; a copy is kept beside it")
-        self._epoch = found.epoch + 1
+        self._epoch = recovery.epoch + 1
         self._last_time_ns = log.last_time_ns
-        self._segments = list(found.segments)
-        drop_unfinished(self._disk, self._directory, found)
+        self._segments = list(recovery.segments)
+        drop_unfinished(self._disk, self._directory, recovery)
         salt = self._salt()
         body = written_anew(log, salt_seed(salt), self._next_segment_id(), self._align)
         self._with_ballast(lambda: self._room.prepare(length_for(len(body), self._align)))
@@ -207,9 +207,9 @@ class FileJournal:
         self._head = self._durable = self._barrier = log.head
         self._chain = log.chain
         self._recent.append((log.head, log.chain))
-        self._warnings += set_aside(self._disk, self._directory, found.damaged)
-        drop_replaced(self._disk, self._directory, self._segments, found)
-        self._retained.fill(found.snapshots)
+        self._warnings += set_aside(self._disk, self._directory, recovery.damaged)
+        drop_replaced(self._disk, self._directory, self._segments, recovery)
+        self._retained.fill(recovery.snapshots)
         self._make_room()
 
     def _with_ballast(self, step: Callable[[], None]) -> None:

@@ -22,9 +22,9 @@ class FileReader:
 
     def __init__(self, disk: Disk, directory: str, shard: int) -> None:
         """Raises Absent where there is no such journal."""
-        for place in (directory.rpartition("/")[0], directory):
-            if place and not disk.exists(place):
-                raise Absent(f"there is no directory {place}")
+        for path in (directory.rpartition("/")[0], directory):
+            if path and not disk.exists(path):
+                raise Absent(f"there is no directory {path}")
         self._disk, self._directory, self._shard = disk, directory, shard
 
     @property
@@ -45,7 +45,7 @@ class FileReader:
         return self._replay(chosen, start, head)
 
     def snapshots(self) -> list[Retained]:
-        found = []
+        retained = []
         for name in self._names():
             if snapshot.position_of(name) >= 0:
                 try:
@@ -54,8 +54,8 @@ class FileReader:
                     continue  # damaged, or a newer one has just replaced it
                 except OSError as error:
                     raise self._unreadable(error) from error
-                found.append(Retained(checked.head.position, checked.head.chain, checked.reached))
-        return sorted(found)
+                retained.append(Retained(checked.head.position, checked.head.chain, checked.reached))
+        return sorted(retained)
 
     def chunks(self, position: int) -> Iterator[bytes]:
         path = f"{self._directory}/{snapshot.name_of(position)}"

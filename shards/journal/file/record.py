@@ -252,8 +252,8 @@ def later_proof(data: bytes, header: SegmentHeader, after: int) -> int:
     while 0 <= offset <= len(data) - HEADER_BYTES:
         _, hcrc, chain, _, position, flags, prev_chain, durable, segment_id, time_ns = _BATCH.unpack_from(data, offset)
         if hcrc == crc32c(data[offset + 8 : offset + HEADER_BYTES], seed) and segment_id == low_id:
-            found = Batch(offset, position, flags, durable, time_ns, prev_chain, chain, 0, 0)
-            if is_proof(found):
+            batch = Batch(offset, position, flags, durable, time_ns, prev_chain, chain, 0, 0)
+            if is_proof(batch):
                 return offset
         offset = data.find(_BATCH_MAGIC, offset + 1)
     return -1

@@ -78,13 +78,13 @@ class Log(NamedTuple):
     torn: Torn | None
 
 
-class Found(NamedTuple):
+class Recovery(NamedTuple):
     """All that opening needs to know."""
 
     epoch: int  # highest ever; 0: nothing is there
     segments: list[Segment]  # those that hold the log, ascending
     replaced: list[Segment]  # those of which a newer one took over everything
-    named: int  # id of the one in the manifest; 0: none
+    named_segment_id: int  # id of the one in the manifest; 0: none
     log: Log
     snapshots: list[str]  # names of those to keep, ascending, the last one whole
     damaged: list[str]  # names of newer ones that are not
@@ -95,7 +95,7 @@ def segment_name(segment_id: int) -> str:
     return f"{PREFIX}{segment_id:010d}"
 
 
-def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
+def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Recovery:
     """Read everything and judge it. Raises Corrupt, Gap; OSError when something cannot be read."""
     names = disk.listdir(directory)
     segments = [open_segment(disk, directory, name, shard) for name in names if is_segment(name)]
@@ -105,13 +105,13 @@ def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
     for segment in reversed(segments):
         if not holding or segment.header.first_position < holding[0].header.first_position:
             holding.insert(0, segment)
-    kept, good, damaged = _choose_snapshot(disk, directory, names, shard)
-    if not segments and (kept or damaged):
+    snapshot_names, good, damaged = _choose_snapshot(disk, directory, names, shard)
+    if not segments and (snapshot_names or damaged):
         raise Gap("there are snapshots, but no segment and no manifest", file=directory)
     clean = manifest is not None and bool(manifest.clean)
-    named = manifest.segment_id if manifest is not None else 0
+    named_segment_id = manifest.segment_id if manifest is not None else 0
     try:
-        log = read_log(disk, directory, holding, named, good, boot_id, clean=clean)
+        log = read_log(disk, directory, holding, named_segment_id, good, boot_id, clean=clean)
     except Gap as gap:
         if not damaged:
             raise
@@ -128,14 +128,14 @@ def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Found:
         )
     epoch = max(manifest.epoch if manifest is not None else 0, *(segment.header.epoch for segment in segments), 0)
     replaced = [segment for segment in segments if segment not in holding]
-    return Found(epoch, holding, replaced, named, log, kept, [name for name, _ in damaged])
+    return Recovery(epoch, holding, replaced, named_segment_id, log, snapshot_names, [name for name, _ in damaged])
 
 
 def read_log(
     disk: Disk,
     directory: str,
     segments: list[Segment],
-    named: int,
+    named_segment_id: int,
     base: snapshot.Checked | None,
     boot_id: bytes,
     *,
@@ -149,7 +149,7 @@ def read_log(
     if index < 0:
         first = segments[0].header.first_position
         raise Gap(f"positions {start} to {first - 1} are missing", file=directory, position=start)
-    unnamed = [segment for segment in segments if segment.header.segment_id > named]
+    unnamed = [segment for segment in segments if segment.header.segment_id > named_segment_id]
     index = min(index, len(segments) - len(unnamed)) if unnamed else index
     head, chain = segments[index].header.first_position - 1, segments[index].header.prev_chain
     if base is None and chain != FIRST_CHAIN:
@@ -162,7 +162,7 @@ def read_log(
         if segment.header.prev_chain != chain or segment.header.first_position != head + 1:
             raise Corrupt("it does not go on from the segment before it", file=path, offset=0, position=head + 1)
         data = read_file(disk, path)
-        is_named = segment.header.segment_id <= named
+        is_named = segment.header.segment_id <= named_segment_id
         if number + 1 < len(segments):
             head, chain, batches = _read_sealed(path, data, segment, segments[number + 1], base)
             if not is_named:
@@ -349,17 +349,17 @@ def _choose_snapshot(
     disk: Disk, directory: str, names: list[str], shard: int
 ) -> tuple[list[str], snapshot.Checked | None, list[tuple[str, str]]]:
     """(names up to the newest good one, ascending; that one; newer ones that are not good, with the reason)."""
-    kept = [name for name in names if snapshot.position_of(name) >= 0]
+    snapshot_names = [name for name in names if snapshot.position_of(name) >= 0]
     damaged = []
-    while kept:
+    while snapshot_names:
         try:
-            good = snapshot.check(disk, directory, kept[-1], shard)
-            if good.head.position != snapshot.position_of(kept[-1]):
+            good = snapshot.check(disk, directory, snapshot_names[-1], shard)
+            if good.head.position != snapshot.position_of(snapshot_names[-1]):
                 raise Malformed(f"it holds position {good.head.position}")
         except Newer as fault:
-            raise OtherFormat(str(fault), file=f"{directory}/{kept[-1]}") from None
+            raise OtherFormat(str(fault), file=f"{directory}/{snapshot_names[-1]}") from None
         except Malformed as fault:
-            damaged.append((kept.pop(), str(fault)))
+            damaged.append((snapshot_names.pop(), str(fault)))
         else:
-            return kept, good, damaged
+            return snapshot_names, good, damaged
     return [], None, damaged

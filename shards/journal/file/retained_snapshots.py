@@ -23,7 +23,7 @@ from shards.system.disk import Disk
 KEPT = 2
 
 
-class Kept(NamedTuple):
+class SnapshotFile(NamedTuple):
     """One snapshot file."""
 
     position: int
@@ -37,42 +37,42 @@ class RetainedSnapshots:
     def __init__(self, disk: Disk, directory: str) -> None:
         self._disk = disk
         self._directory = directory
-        self._kept: list[Kept] = []
+        self._files: list[SnapshotFile] = []
 
     @property
     def newest(self) -> int:
         """Position of the newest; -1 when there is none."""
-        return self._kept[-1].position if self._kept else -1
+        return self._files[-1].position if self._files else -1
 
     @property
     def count(self) -> int:
         """Chunks of the newest, by the footer that recovery has found right, for telling how far a recovery is; 0 when
         there is none, and when the footer cannot be read: whoever reads the snapshot itself meets the same disk.
         """
-        if not self._kept:
+        if not self._files:
             return 0
         try:
-            return snapshot.count_of(self._disk, f"{self._directory}/{self._kept[-1].name}")
+            return snapshot.count_of(self._disk, f"{self._directory}/{self._files[-1].name}")
         except OSError:
             return 0
 
     @property
     def fallback(self) -> int:
         """Up to here the log may be forgotten: the position of the older of two; 0 when there are fewer."""
-        return self._kept[-2].position if len(self._kept) >= KEPT else 0
+        return self._files[-2].position if len(self._files) >= KEPT else 0
 
     @property
     def stored_bytes(self) -> int:
         """Bytes of all that are kept."""
-        return sum(kept.size for kept in list(self._kept))
+        return sum(file.size for file in list(self._files))
 
     def fill(self, names: list[str]) -> None:
         """Begin with these files, ascending. OSError."""
-        self._kept = []
+        self._files = []
         for name in names:
             handle = self._disk.open(f"{self._directory}/{name}")
             try:
-                self._kept.append(Kept(snapshot.position_of(name), self._disk.size(handle), name))
+                self._files.append(SnapshotFile(snapshot.position_of(name), self._disk.size(handle), name))
             finally:
                 self._disk.close(handle)
 
@@ -95,15 +95,15 @@ class RetainedSnapshots:
             raise
         self._disk.fsync_dir(self._directory)
         if self.newest == head.position:
-            self._kept.pop()
-        self._kept.append(Kept(head.position, checked.length, name))
-        while len(self._kept) > KEPT:
-            self._disk.unlink(f"{self._directory}/{self._kept[0].name}")
-            del self._kept[0]
+            self._files.pop()
+        self._files.append(SnapshotFile(head.position, checked.length, name))
+        while len(self._files) > KEPT:
+            self._disk.unlink(f"{self._directory}/{self._files[0].name}")
+            del self._files[0]
 
     def load(self) -> Iterator[bytes]:
         """The chunks of the newest, each checked. Raises Malformed, OSError."""
-        reader = snapshot.Reader(self._disk, f"{self._directory}/{self._kept[-1].name}")
+        reader = snapshot.Reader(self._disk, f"{self._directory}/{self._files[-1].name}")
         try:
             yield from reader.chunks()
         finally:

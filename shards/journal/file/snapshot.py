@@ -209,10 +209,10 @@ class Reader:
             raise Malformed(f"it ends at offset {self.size}, within what begins at {at}")
         data = self._disk.pread(self._handle, length, at)
         while len(data) < length:
-            more = self._disk.pread(self._handle, length - len(data), at + len(data))
-            if not more:
+            chunk = self._disk.pread(self._handle, length - len(data), at + len(data))
+            if not chunk:
                 raise Malformed(f"it ends within what begins at offset {at}")
-            data += more
+            data += chunk
         return data
 
     def close(self) -> None:

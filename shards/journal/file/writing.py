@@ -40,20 +40,20 @@ def write_journal(
     """Writes the journal up to `position` into the empty directory `target`, and syncs it. Returns the names of the
     files made. Raises Gap (the log does not reach back far enough), what the reader raises, OSError.
     """
-    kept = [row for row in reader.snapshots() if row.reached <= position]
-    after, chain = (kept[0].position, kept[0].chain) if kept else (0, FIRST_CHAIN)
+    retained = [row for row in reader.snapshots() if row.reached <= position]
+    after, chain = (retained[0].position, retained[0].chain) if retained else (0, FIRST_CHAIN)
     if after < position and reader.first > after + 1:
         raise Gap(f"positions {after + 1} to {reader.first - 1} are not in the log any more", position=after + 1)
-    made = []
-    for row in kept:
-        made.append(_write_snapshot(disk, target, shard, reader, row, at_ns))
+    snapshot_names = []
+    for row in retained:
+        snapshot_names.append(_write_snapshot(disk, target, shard, reader, row, at_ns))
     segments = _Segments(disk, target, shard, at_ns, salt)
     for following, payload in _until(reader, after + 1, position):
         chain = segments.add(following, chain, payload)
     names, last = segments.end(after + 1, chain)
     manifest = Manifest(1, shard, last.prev_chain, EPOCH, last.segment_id, last.first_position, position, chain)
     write_file(disk, f"{target}/{MANIFEST}", pack_manifest(manifest))
-    return [*made, *names, MANIFEST]
+    return [*snapshot_names, *names, MANIFEST]
 
 
 def _until(reader: Reader, start: int, position: int) -> Iterator[tuple[int, bytes]]:

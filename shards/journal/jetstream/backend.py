@@ -40,7 +40,7 @@ class JetStreamBackend:
         self._boot_ns = host.clocks.boot_ns
         self._watched: Connection | None = None
         self._cluster = ""
-        self._seen: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since when (boot clock)
+        self._sequences: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since when (boot clock)
         self._witnesses: dict[str, Witness] = {}  # by what follows `seen-` in their files' names
 
     @property
@@ -58,16 +58,16 @@ class JetStreamBackend:
     def signs(self) -> dict[int, LastSign]:
         if self._watched is None:
             self._watched = self._connect("watch")
-        found = {}
+        signs = {}
         for shard in range(1, self._settings["shards"] + 1):
             newest = newest_of(Stream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns), shard)
-            sign = found[shard] = sign_of(newest)
+            sign = signs[shard] = sign_of(newest)
             if newest is not None and self._cluster:  # else somebody only looks, who changes nothing
                 self._witness(str(shard)).saw(newest[0], newest[1].chain)
-            known = self._seen.get(shard)
+            known = self._sequences.get(shard)
             if known is None or known[0] != sign.sequence:
-                self._seen[shard] = sign.sequence, self._boot_ns()
-        return found
+                self._sequences[shard] = sign.sequence, self._boot_ns()
+        return signs
 
     def status(self) -> list[dict[str, Any]]:
         """For people, a row for each shard's journal. Raises Unavailable, Corrupt."""
@@ -82,7 +82,7 @@ class JetStreamBackend:
                     {
                         "shard_id": shard,
                         "leader": state.cluster.get("leader", ""),
-                        "replicas_behind": sum(not one.get("current", False) for one in replicas),
+                        "replicas_behind": sum(not replica.get("current", False) for replica in replicas),
                         "sequence": state.last,
                         "bytes": state.stored_bytes,
                         "bytes_max": max(int(state.config.get("max_bytes", -1)), 0),  # 0: it has no limit
@@ -95,14 +95,14 @@ class JetStreamBackend:
         return rows
 
     def settings_of_worker(self) -> dict[str, Any]:
-        return {**self._settings, "seen": dict(self._seen)}
+        return {**self._settings, "seen": dict(self._sequences)}
 
     def journal(self, shard: int, now_ns: Callable[[], int], line_ns: Callable[[], int] | None = None) -> Journal:
         settings = self._settings
         terms = Terms(settings["grant_ns"], settings["retain_bytes"])
         witness = self._witness(str(shard))
-        seen = self._settings.get("seen", {}).get(shard)
-        still = (seen[0], seen[1]) if seen else None
+        last_seen = self._settings.get("seen", {}).get(shard)
+        still = (last_seen[0], last_seen[1]) if last_seen else None
         return JetStreamJournal(self._connect, shard, terms, witness, now_ns, self._boot_ns, still, line_ns)
 
     def map_log(self, now_ns: Callable[[], int]) -> MapLog:

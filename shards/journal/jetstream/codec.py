@@ -124,13 +124,13 @@ class Decoder:
         return None
 
     def _await(self, rest: bytes, headers: int) -> None:
-        words = rest.split()
+        fields = rest.split()
         try:
-            if not 3 + headers <= len(words) <= 4 + headers:
+            if not 3 + headers <= len(fields) <= 4 + headers:
                 raise ValueError
-            total = int(words[-1])
-            header_bytes = int(words[-2]) if headers else 0
-            subject = words[0].decode()
+            total = int(fields[-1])
+            header_bytes = int(fields[-2]) if headers else 0
+            subject = fields[0].decode()
         except ValueError:
             raise ProtocolError(f"a message line that is none: {rest[:80]!r}") from None
         if not 0 <= header_bytes <= total <= PAYLOAD_BYTES_MAX:
@@ -141,8 +141,8 @@ class Decoder:
 def _headers(block: bytes) -> tuple[int, dict[str, str]]:
     """(status, headers) of a header block; of a name that occurs twice the last one counts."""
     first, *lines = block.decode(errors="replace").split("\r\n")
-    words = first.split(None, 2)
-    if not words or words[0] != HEADER_LINE.decode() or (len(words) > 1 and not words[1].isdecimal()):
+    fields = first.split(None, 2)
+    if not fields or fields[0] != HEADER_LINE.decode() or (len(fields) > 1 and not fields[1].isdecimal()):
         raise ProtocolError(f"a header that is none: {first[:40]!r}")
     headers = {}
     for line in lines:
@@ -151,7 +151,7 @@ def _headers(block: bytes) -> tuple[int, dict[str, str]]:
             if not colon:
                 raise ProtocolError(f"a header line that is none: {line[:40]!r}")
             headers[name] = value.strip()
-    return int(words[1]) if len(words) > 1 else 0, headers
+    return int(fields[1]) if len(fields) > 1 else 0, headers
 
 
 def connect(fields: Mapping[str, object]) -> bytes:

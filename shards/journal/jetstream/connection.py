@@ -126,20 +126,20 @@ class Connection:
         the time is up; with a status, nobody answers. Raises Unreachable, NoAnswer where the connection dies, Denied.
         """
         token = self._send(subject, payload, {})
-        found: list[codec.Message] = []
+        answers: list[codec.Message] = []
         until_ns = self._boot_ns() + int(ANSWER_TIMEOUT_S * 1e9)
         while True:
             quiet_ns = self._boot_ns() + int(GATHER_QUIET_S * 1e9)
             try:
-                message = self._answer(token, min(quiet_ns, until_ns) if len(found) >= enough else until_ns)
+                message = self._answer(token, min(quiet_ns, until_ns) if len(answers) >= enough else until_ns)
             except TimeoutError:
-                return found
+                return answers
             except (OSError, codec.ProtocolError) as error:
                 self.leave()
                 raise NoAnswer(f"{self.server} did not answer: {error}") from error
             if message.status:
-                return found
-            found.append(message)
+                return answers
+            answers.append(message)
 
     def look_at_each(self) -> Iterator[tuple[Endpoint, dict[str, Any] | None]]:
         """Each server, and what it says of itself; None where it cannot be reached. Raises Denied."""

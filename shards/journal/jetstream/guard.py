@@ -134,26 +134,26 @@ class Guard:
         faults = self._servers([])
         if faults:
             raise Unfit("\n".join(faults))
-        made = []
+        made_names = []
         try:
-            there = {name: config for name in names(self._shape.shards) if (config := self._config(name)) is not None}
-            known = {config.get("metadata", {}).get(IDENTITY, "") for config in there.values()}
-            if len(known) > 1:
+            configs = {name: config for name in names(self._shape.shards) if (config := self._config(name)) is not None}
+            identities = {config.get("metadata", {}).get(IDENTITY, "") for config in configs.values()}
+            if len(identities) > 1:
                 raise Unfit("the streams that are there are of different clusters: remove those of the others")
-            identity = next(iter(known), identity)
+            identity = next(iter(identities), identity)
             for name in names(self._shape.shards):
-                if name not in there:
+                if name not in configs:
                     config = wanted(name, self._shape, identity)
                     config["metadata"][MADE] = made_of()
                     Stream(self._connection, name, PATIENCE_S, self._boot_ns).create(config)
-                    made.append(name)
+                    made_names.append(name)
         except Denied as error:
             raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error
         except Refused as error:
             raise Unfit(f"the servers do not make a stream: {error}") from error
         self._absent_s = ABSENT_S
         self.check()
-        return made
+        return made_names
 
     def _servers(self, warnings: list[str]) -> list[str]:
         """Faults of the servers that can be seen without a stream. Raises Unfit, Unavailable."""
@@ -162,14 +162,14 @@ class Guard:
             for endpoint in self._endpoints
             if not endpoint.tls and not _is_loopback(endpoint.host)
         ]
-        seen: dict[str, set[str]] = {}  # cluster -> names of its servers
+        servers_by_cluster: dict[str, set[str]] = {}  # cluster -> names of its servers
         away: list[str] = []
         try:
             for endpoint, info in self._connection.look_at_each():
                 if info is None:
                     away.append(str(endpoint))
                     continue
-                seen.setdefault(str(info.get("cluster", "")), set()).add(str(info.get("server_name")))
+                servers_by_cluster.setdefault(str(info.get("cluster", "")), set()).add(str(info.get("server_name")))
                 faults += _faults_of(str(endpoint), info)
                 is_open = not (info.get("auth_required") or info.get("tls_verify"))
                 if is_open and not _is_loopback(endpoint.host):
@@ -177,33 +177,34 @@ class Guard:
                         f"{endpoint} lets everybody in, who may write to the journals: give it users, and "
                         "cluster.credentials_file one of them"
                     )
-            if not seen and faults:
+            if not servers_by_cluster and faults:
                 raise Unfit("\n".join(faults))
-            if not seen:
+            if not servers_by_cluster:
                 raise Unavailable(f"the log cannot be reached: nobody answers at {', '.join(away)}")
-            named = set().union(*seen.values())
+            named_servers = set().union(*servers_by_cluster.values())
             for name, version in self._versions().items():
-                if name not in named:
+                if name not in named_servers:
                     faults += _too_old(name, version)
         except Denied as error:
             faults.append(f"cluster.credentials_file, cluster.servers: {error}")
             raise Unfit("\n".join(faults)) from error
-        if len(seen) > 1:
-            told = "; ".join(
-                f"{', '.join(sorted(servers))} of {cluster or 'none'}" for cluster, servers in seen.items()
+        if len(servers_by_cluster) > 1:
+            clusters = "; ".join(
+                f"{', '.join(sorted(servers))} of {cluster or 'none'}"
+                for cluster, servers in servers_by_cluster.items()
             )
-            faults.append(f"cluster.servers: they are of different clusters: {told}")
+            faults.append(f"cluster.servers: they are of different clusters: {clusters}")
         if away:
             warnings.append(f"{', '.join(away)} cannot be reached now: what it is, nobody knows from here")
         return faults
 
     def _versions(self) -> dict[str, str]:
         """name -> version of every server that there is, those that nobody named included. Raises Unavailable."""
-        found = {}
-        for told in self._reports(SERVERS_REPORT, {"limit": 1}):
-            server = told.get("server", {})
-            found[str(server.get("name"))] = str(server.get("ver", "0"))
-        return found
+        versions = {}
+        for report in self._reports(SERVERS_REPORT, {"limit": 1}):
+            server = report.get("server", {})
+            versions[str(server.get("name"))] = str(server.get("ver", "0"))
+        return versions
 
     def _reports(self, subject: str, wish: dict[str, Any]) -> list[dict[str, Any]]:
         """What each server answers; nothing where the user may not ask, or nobody answers. Raises Unavailable."""
@@ -219,10 +220,12 @@ class Guard:
         """What our user may not do, and must."""
         try:
             answer = self._connection.request(USER_REPORT)
-            told = {} if answer.status else msgspec.json.decode(answer.payload, type=dict[str, Any]).get("data", {})
+            user_info = (
+                {} if answer.status else msgspec.json.decode(answer.payload, type=dict[str, Any]).get("data", {})
+            )
         except (Denied, NoAnswer, Unreachable, msgspec.DecodeError):
             return []  # what it is asked for below says what is not allowed
-        user, permissions = told.get("user") or "everybody", told.get("permissions") or {}
+        user, permissions = user_info.get("user") or "everybody", user_info.get("permissions") or {}
         return [
             f"cluster.credentials_file: the user {user} {fault}: allow it in the servers' configuration"
             for fault in faults_of(permissions, names(self._shape.shards))
@@ -261,8 +264,10 @@ class Guard:
         if "" in identities:
             faults.append(f"{', '.join(identities.pop(''))}: made by somebody else: not streams of this daemon")
         if len(identities) > 1:
-            told = "; ".join(f"{', '.join(those)} of {identity}" for identity, those in identities.items())
-            faults.append(f"the streams are of different clusters: {told}")
+            clusters = "; ".join(
+                f"{', '.join(stream_names)} of {identity}" for identity, stream_names in identities.items()
+            )
+            faults.append(f"the streams are of different clusters: {clusters}")
         return next(iter(identities), "")
 
     def _differences(self, name: str, config: dict[str, Any], metadata: dict[str, str]) -> list[str]:
@@ -274,8 +279,8 @@ class Guard:
             if config.get(key, right[key] if right[key] in (0, -1) else None) != right[key]
         ]
         if config.get("num_replicas") != shape.replicas:
-            there = config.get("num_replicas")
-            faults.append(f"cluster.replicas: {name} has {there} replicas, the configuration says {shape.replicas}")
+            replicas = config.get("num_replicas")
+            faults.append(f"cluster.replicas: {name} has {replicas} replicas, the configuration says {shape.replicas}")
         if metadata.get(IDENTITY):
             for key, path, value in (
                 (SHARDS, "cluster.shards", str(shape.shards)),
@@ -289,19 +294,19 @@ class Guard:
     def _storage(self, faults: list[str]) -> list[str]:
         """Warnings of what the servers do not tell of their storage; what is wrong with it is added to `faults`."""
         synced: dict[str, bool] = {}
-        for told in self._reports(STORAGE_REPORT, {"config": True}):
-            settings = told.get("data", {}).get("config", {})
+        for report in self._reports(STORAGE_REPORT, {"config": True}):
+            settings = report.get("data", {}).get("config", {})
             if "sync_interval" in settings or "sync_always" in settings:
-                synced[str(told.get("server", {}).get("name"))] = bool(settings.get("sync_always"))
-        late = sorted(name for name, always in synced.items() if not always)
-        if late:
+                synced[str(report.get("server", {}).get("name"))] = bool(settings.get("sync_always"))
+        unsynced = sorted(name for name, always in synced.items() if not always)
+        if unsynced:
             faults.append(
-                f"{', '.join(late)}: messages are synced now and then only: set jetstream.sync_interval to `always`"
+                f"{', '.join(unsynced)}: messages are synced now and then only: set jetstream.sync_interval to `always`"
             )
         if len(synced) < self._shape.replicas:
-            seen = f" but of {', '.join(sorted(synced))}" if synced else ""
+            but_of = f" but of {', '.join(sorted(synced))}" if synced else ""
             return [
-                f"jetstream.sync_interval of the servers cannot be seen from here{seen}: see that each has `always`"
+                f"jetstream.sync_interval of the servers cannot be seen from here{but_of}: see that each has `always`"
             ]
         return []
 

@@ -102,7 +102,7 @@ class JetStreamJournal:
         self._first = 1
         self._recent: deque[log.Place] = deque(maxlen=RECENT)
         self._log_bytes = self._looked_bytes = self._looked_ns = self._bytes_max = 0
-        self._kept: list[snapshots.Manifest] = []
+        self._manifests: list[snapshots.Manifest] = []
         self._no_room = ""
         self._leader = ""  # of the stream, when it was looked at last
         self._round_trip_ns = 0  # of the last record
@@ -136,7 +136,7 @@ class JetStreamJournal:
 
     @property
     def stored_bytes(self) -> int:
-        return self._log_bytes + sum(manifest.length for manifest in self._kept[:])
+        return self._log_bytes + sum(manifest.length for manifest in self._manifests[:])
 
     # -- opening ----------------------------------------------------------------------------------------------------
 
@@ -154,34 +154,36 @@ class JetStreamJournal:
         return opened
 
     def _take(self, owner: bytes) -> Opened:
-        seen = self._witness.seen()
+        witnessed = self._witness.last_seen()
         state = self._log.state()
-        place, newest = log.Place(0, 0, FIRST_CHAIN), None
+        end, newest = log.Place(0, 0, FIRST_CHAIN), None
         if state.first <= state.last:
-            place, newest = log.end_of(self._log, state.first, state.last, self._shard)
+            end, newest = log.end_of(self._log, state.first, state.last, self._shard)
         elif state.last:
             raise Corrupt(f"{self._name} is empty, and was at sequence {state.last}")
-        self._witness.check(seen, self._name, state.last, lambda at: log.record_at(self._log, at, self._shard).chain)
+        self._witness.check(
+            witnessed, self._name, state.last, lambda at: log.record_at(self._log, at, self._shard).chain
+        )
         self._await_stillness(state, newest)
         began_ns = newest.until_ns if newest is not None else 0
         time_ns = newest.time_ns if newest is not None else 0
         epoch = newest.epoch + 1 if newest is not None else 1
-        self._kept = self._choose(state, place)
+        self._manifests = self._choose(state, end)
         record = Record(
-            EPOCH, 1, 0, self._shard, epoch, place.position, place.chain, place.chain, time_ns, began_ns, owner
+            EPOCH, 1, 0, self._shard, epoch, end.position, end.chain, end.chain, time_ns, began_ns, owner
         )  # fmt: skip
         publisher = Publisher(self._log, state.last, self._boot_ns)
         try:
             self._asked_sequence = publisher.put(self._subject, pack(record))
         except Taken as taken:
             raise Fenced(f"another owner was faster: {taken}") from None
-        self._epoch, self._head, self._chain = epoch, place.position, place.chain
+        self._epoch, self._head, self._chain = epoch, end.position, end.chain
         self._last_time_ns, self._granted_ns = time_ns, began_ns
         self._recent.clear()
-        self._recent.append(place)
+        self._recent.append(end)
         self._first = log.first_position(self._log, state.first, state.last, self._shard)
         self._measure(self._log.state())
-        return Opened(epoch, place.position, began_ns)
+        return Opened(epoch, end.position, began_ns)
 
     def _await_stillness(self, state: State, newest: Record | None) -> None:
         """Raises Fenced as long as the older owner may live."""
@@ -197,11 +199,11 @@ class JetStreamJournal:
         """The snapshots up to the newest one that is whole, and from which the log is."""
         self._warnings = []
         try:
-            kept = snapshots.kept(self._saved, self._shard)
+            manifests = snapshots.manifests_of(self._saved, self._shard)
         except Malformed as fault:
             raise Corrupt(f"{self._saved.name}: {fault}") from fault
-        while kept:
-            manifest = kept[-1]
+        while manifests:
+            manifest = manifests[-1]
             try:
                 if manifest.position > end.position or manifest.reached > end.position:
                     raise Corrupt(
@@ -209,13 +211,13 @@ class JetStreamJournal:
                         f"{self._name} ends at {end.position}: its end is lost"
                     )
                 if manifest.sequence >= state.first:
-                    there = log.record_at(self._log, manifest.sequence, self._shard)
-                    if (there.position, there.chain) != (manifest.position, manifest.chain):
+                    record = log.record_at(self._log, manifest.sequence, self._shard)
+                    if (record.position, record.chain) != (manifest.position, manifest.chain):
                         raise Corrupt(f"the snapshot at position {manifest.position} was not taken from this log")
                 snapshots.check(self._saved, manifest)
-                return kept
+                return manifests
             except Malformed as fault:
-                kept.pop()
+                manifests.pop()
                 self._warnings.append(f"passed over a damaged snapshot of shard {self._shard}: {fault}")
         return []
 
@@ -323,7 +325,7 @@ class JetStreamJournal:
         recent = list(self._recent)
         if recent and recent[0].position <= position <= recent[-1].position:
             return recent[position - recent[0].position]
-        for manifest in reversed(self._kept[:]):  # of two at one position, the log may begin behind the older one
+        for manifest in reversed(self._manifests[:]):  # of two at one position, the log may begin behind the older one
             if manifest.position == position:
                 return log.Place(position, manifest.sequence, manifest.chain)
         last = self._publisher.sequence
@@ -334,14 +336,14 @@ class JetStreamJournal:
     def save_snapshot(self, position: int, chunks: Iterable[bytes]) -> None:
         if self._ended is not None:
             raise self._ended
-        newest = self._kept[-1].position if self._kept else -1
+        newest = self._manifests[-1].position if self._manifests else -1
         if not newest <= position <= self._head:
             raise ValueError(f"position {position} does not lie between the last snapshot's and the head {self._head}")
-        place = self._locate(self._trimmed, position)
-        subject, whole = snapshots.subjects_of(self._shard)
+        end = self._locate(self._trimmed, position)
+        subject, manifest_subject = snapshots.subjects_of(self._shard)
         try:
             publisher = Publisher(self._saved, self._saved.state().last, self._boot_ns)
-            previous = self._saved.last_of(whole)
+            previous = self._saved.last_of(manifest_subject)
             if previous is not None:
                 epoch = snapshots.unpack_manifest(previous.payload, self._shard).epoch
                 if epoch > self._epoch:  # what it has trimmed, a recovery from ours would look for
@@ -352,23 +354,23 @@ class JetStreamJournal:
                 publisher.put(subject, snapshots.pack_piece(self._shard, self._epoch, position, number, piece))
                 number, length = number + 1, length + len(piece)
             manifest = snapshots.Manifest(
-                self._shard, self._epoch, position, place.chain, place.sequence, self._head, first, number, length,
+                self._shard, self._epoch, position, end.chain, end.sequence, self._head, first, number, length,
                 previous.sequence if previous is not None else 0, digest.digest(),
             )  # fmt: skip
             snapshots.check(self._saved, manifest)
-            publisher.put(whole, snapshots.pack_manifest(manifest))
+            publisher.put(manifest_subject, snapshots.pack_manifest(manifest))
         except Taken as taken:
             raise self._end(Fenced(f"another owner saves snapshots of shard {self._shard}: {taken}")) from None
         except (Malformed, Corrupt, Refused, Denied) as error:
             raise self._end(Unknown(f"saving a snapshot: {error}")) from error
-        self._kept = [*self._kept, manifest][-snapshots.KEPT :]
-        if len(self._kept) == snapshots.KEPT:
-            self._saved.purge(self._kept[0].first)
+        self._manifests = [*self._manifests, manifest][-snapshots.KEPT :]
+        if len(self._manifests) == snapshots.KEPT:
+            self._saved.purge(self._manifests[0].first)
 
     def load_snapshot(self) -> Snapshot | None:
         if self._ended is not None:
             raise self._ended
-        return Snapshot(self._kept[-1].position, self._chunks(self._kept[-1])) if self._kept else None
+        return Snapshot(self._manifests[-1].position, self._chunks(self._manifests[-1])) if self._manifests else None
 
     def _chunks(self, manifest: snapshots.Manifest) -> Iterator[bytes]:
         try:
@@ -379,9 +381,9 @@ class JetStreamJournal:
     def trim(self, position: int) -> None:
         if self._ended is not None:
             raise self._ended
-        if position > (self._kept[-1].position if self._kept else -1):
+        if position > (self._manifests[-1].position if self._manifests else -1):
             raise ValueError(f"position {position} lies beyond the newest snapshot")
-        limit = min(position, self._kept[-2].position if len(self._kept) == snapshots.KEPT else 0)
+        limit = min(position, self._manifests[-2].position if len(self._manifests) == snapshots.KEPT else 0)
         if limit < self._first:
             return
         try:

@@ -82,27 +82,27 @@ class JetStreamMapLog:
         """`witness`: where this host remembers the end of the stream; None: nowhere."""
         self._connection = connection
         self._witness = witness
-        self._made = ""  # what tells this stream from one that was made in its place
+        self._nonce = ""  # what tells this stream from one that was made in its place
         self._boot_ns = boot_ns
         self._stream = Stream(connection, NAME, LOAD_PATIENCE_S, boot_ns)
-        self._seen = Decisions()
+        self._decisions = Decisions()
         self._publisher = Publisher(self._stream, 0, boot_ns)
         self._callbacks: list[Callable[[int, bytes], None]] = []
 
     @property
     def version(self) -> int:
-        return self._seen.version
+        return self._decisions.version
 
     @property
     def warnings(self) -> list[str]:
         return []
 
     def is_newest(self) -> bool:
-        return self._stream.state().last == self._seen.sequence
+        return self._stream.state().last == self._decisions.sequence
 
     def load(self, owner: str) -> tuple[int, list[bytes]]:
-        known = self._seen.version
-        self._seen = Decisions()
+        known = self._decisions.version
+        self._decisions = Decisions()
         self._stream.patience_s = LOAD_PATIENCE_S
         payloads: list[bytes] = []
         with opening():
@@ -111,28 +111,28 @@ class JetStreamMapLog:
                 if known and version > known and not is_state:
                     self._tell(version, payload)
         self._stream.patience_s = PATIENCE_S
-        self._publisher.sequence = self._seen.sequence
+        self._publisher.sequence = self._decisions.sequence
         self._saw()
-        return self._seen.version, payloads
+        return self._decisions.version, payloads
 
     def _messages(self) -> Iterator[tuple[int, bytes, bool]]:
-        seen = NOTHING if self._witness is None else self._witness.seen()
+        witnessed = NOTHING if self._witness is None else self._witness.last_seen()
         state = self._stream.state()
         if self._witness is not None:
-            self._made = str((state.config.get("metadata") or {}).get(MADE, ""))
-            self._witness.check(seen, NAME, state.last, self._chain_at, self._made)
+            self._nonce = str((state.config.get("metadata") or {}).get(MADE, ""))
+            self._witness.check(witnessed, NAME, state.last, self._chain_at, self._nonce)
         newest = self._stream.last_of(STATE)
         first = newest.sequence if newest is not None else state.first
         if state.last and first > state.last:
             raise Corrupt(f"{NAME} is empty, and was at sequence {state.last}")
         for stored in self._stream.walk(first, state.last):
-            yield self._seen.take(stored)
-        if self._seen.sequence != state.last:
-            raise Corrupt(f"{NAME} ends at sequence {self._seen.sequence}, and was at {state.last}")
+            yield self._decisions.take(stored)
+        if self._decisions.sequence != state.last:
+            raise Corrupt(f"{NAME} ends at sequence {self._decisions.sequence}, and was at {state.last}")
 
     def _saw(self) -> None:
         if self._witness is not None:
-            self._witness.saw(self._seen.sequence, self._seen.chain, at_once=True, made=self._made)
+            self._witness.saw(self._decisions.sequence, self._decisions.chain, at_once=True, nonce=self._nonce)
 
     def _chain_at(self, sequence: int) -> int:
         stored = self._stream.message(sequence)
@@ -148,25 +148,25 @@ class JetStreamMapLog:
             callback(version, payload)
 
     def decide(self, version: int, payload: bytes) -> int:
-        if version != self._seen.version:
-            raise Overtaken(self._seen.version)
-        chain = crc32c(payload, self._seen.chain)
+        if version != self._decisions.version:
+            raise Overtaken(self._decisions.version)
+        chain = crc32c(payload, self._decisions.chain)
         message = pack(DECISION, version + 1, chain, payload)
         try:
             sequence = self._publisher.put(DECISION, message)
         except Taken as taken:
             raise Overtaken(unpack(taken.stored)[0]) from None
-        self._seen.take(Stored(sequence, DECISION, message))
+        self._decisions.take(Stored(sequence, DECISION, message))
         self._saw()
         return version + 1
 
     def compact(self, version: int, payload: bytes) -> None:
-        if version != self._seen.version:
+        if version != self._decisions.version:
             return  # somebody has decided since: the next occasion comes
-        message = pack(STATE, version, self._seen.chain, payload)
+        message = pack(STATE, version, self._decisions.chain, payload)
         try:
             sequence = self._publisher.put(STATE, message)
-            self._seen.take(Stored(sequence, STATE, message))
+            self._decisions.take(Stored(sequence, STATE, message))
             self._saw()
             self._stream.purge(sequence)
         except Taken:
@@ -186,11 +186,11 @@ class MapReader:
         self._stream = Stream(connection, NAME, PATIENCE_S, boot_ns)
 
     def _walked(self) -> list[tuple[int, bytes, bool, int]]:
-        seen = Decisions()
+        decisions = Decisions()
         state = self._stream.state()
         newest = self._stream.last_of(STATE)
         first = newest.sequence if newest is not None else state.first
-        return [(*seen.take(stored), seen.chain) for stored in self._stream.walk(first, state.last)]
+        return [(*decisions.take(stored), decisions.chain) for stored in self._stream.walk(first, state.last)]
 
     @property
     def first(self) -> int:

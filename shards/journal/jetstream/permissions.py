@@ -44,15 +44,17 @@ def faults_of(permissions: Mapping[str, Any], streams: Iterable[str]) -> list[st
 
 def _may(rule: Mapping[str, Any] | None, subject: str) -> bool:
     allowed, denied = (rule or {}).get("allow") or [">"], (rule or {}).get("deny") or []
-    return any(covers(one, subject) for one in allowed) and not any(covers(one, subject) for one in denied)
+    return any(covers(pattern, subject) for pattern in allowed) and not any(
+        covers(pattern, subject) for pattern in denied
+    )
 
 
 def covers(pattern: str, subject: str) -> bool:
     """Whether the subject is one of those that the pattern stands for."""
-    words = subject.split(".")
-    for at, word in enumerate(pattern.split(".")):
-        if word == ">":
-            return len(words) > at
-        if at >= len(words) or word not in ("*", words[at]):
+    tokens = subject.split(".")
+    for at, token in enumerate(pattern.split(".")):
+        if token == ">":
+            return len(tokens) > at
+        if at >= len(tokens) or token not in ("*", tokens[at]):
             return False
-    return len(words) == len(pattern.split("."))
+    return len(tokens) == len(pattern.split("."))

@@ -53,14 +53,14 @@ class JetStreamReader:
 
     def snapshots(self) -> list[Retained]:
         try:
-            kept = snapshots.kept(self._saved, self._shard)
+            manifests = snapshots.manifests_of(self._saved, self._shard)
         except Malformed as fault:
             raise Corrupt(f"{self._saved.name}: {fault}") from fault
-        return [Retained(manifest.position, manifest.chain, manifest.reached) for manifest in kept]
+        return [Retained(manifest.position, manifest.chain, manifest.reached) for manifest in manifests]
 
     def chunks(self, position: int) -> Iterator[bytes]:
         try:
-            for manifest in reversed(snapshots.kept(self._saved, self._shard)):
+            for manifest in reversed(snapshots.manifests_of(self._saved, self._shard)):
                 if manifest.position == position:
                     yield from snapshots.chunks_of(self._saved, manifest)
                     return

@@ -34,15 +34,15 @@ def fill_shard(
     for stream in (log, saved):
         if stream.state().last:
             raise Unfit(f"{stream.name} is not empty: a backup is restored into streams that were just made only")
-    kept = reader.snapshots()
-    base, chain = (kept[0].position, kept[0].chain) if kept else (0, FIRST_CHAIN)
+    retained = reader.snapshots()
+    base, chain = (retained[0].position, retained[0].chain) if retained else (0, FIRST_CHAIN)
     publisher = Publisher(log, 0, boot_ns)
     for kind in (EPOCH, SEAL):
         publisher.put(f"J.{shard}", pack(Record(kind, 1, 0, shard, 1, base, chain, chain, 0, 0, OWNER)))
     journal.open(shard, OWNER.decode())
     for position, payload in reader.replay(base + 1):
         assert journal.append(payload) == position
-    for row in kept:
+    for row in retained:
         journal.save_snapshot(row.position, reader.chunks(row.position))
     journal.close()
 
@@ -53,10 +53,10 @@ def fill_map(connection: Connection, reader: Reader, boot_ns: Callable[[], int],
     if stream.state().last:
         raise Unfit("M is not empty: a backup is restored into streams that were just made only")
     publisher = Publisher(stream, 0, boot_ns)
-    kept = reader.snapshots()
+    retained = reader.snapshots()
     version, chain = 0, FIRST_CHAIN
-    if kept:
-        version, chain = kept[-1].position, kept[-1].chain
+    if retained:
+        version, chain = retained[-1].position, retained[-1].chain
         state = b"".join(reader.chunks(version))
         publisher.put(map_log.STATE, map_log.pack(map_log.STATE, version, chain, state))
     more = [decided] if decided else []

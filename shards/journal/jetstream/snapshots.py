@@ -101,15 +101,15 @@ def subjects_of(shard: int) -> tuple[str, str]:
     return f"S.{shard}", f"S.{shard}.whole"
 
 
-def kept(stream: Stream, shard: int) -> list[Manifest]:
+def manifests_of(stream: Stream, shard: int) -> list[Manifest]:
     """The manifests of what is kept, oldest first. Raises Malformed, Unavailable."""
-    found: list[Manifest] = []
+    manifests: list[Manifest] = []
     stored = stream.last_of(subjects_of(shard)[1])
-    while stored is not None and len(found) < KEPT:
+    while stored is not None and len(manifests) < KEPT:
         manifest = unpack_manifest(stored.payload, shard)
-        found.insert(0, manifest)
+        manifests.insert(0, manifest)
         stored = stream.message(manifest.previous) if manifest.previous else None
-    return found
+    return manifests
 
 
 def chunks_of(stream: Stream, manifest: Manifest) -> Iterator[bytes]:
@@ -159,9 +159,10 @@ def _piece(stored: Stored, manifest: Manifest, number: int) -> bytes:
     if magic != _PIECE_MAGIC:
         raise Malformed(f"not a piece this version can read: it begins with {magic!r}")
     if fields != [manifest.shard, manifest.epoch, manifest.position, number]:
-        shard, epoch, position, there = fields
+        shard, epoch, position, piece_number = fields
         raise Corrupt(
-            f"S_{manifest.shard}, sequence {stored.sequence}: piece {there} of shard {shard} at position {position} in "
-            f"epoch {epoch} lies under the manifest of position {manifest.position}: an older snapshot, or another's"
+            f"S_{manifest.shard}, sequence {stored.sequence}: piece {piece_number} of shard {shard} at position "
+            f"{position} in epoch {epoch} lies under the manifest of position {manifest.position}: an older snapshot, "
+            "or another's"
         )
     return piece

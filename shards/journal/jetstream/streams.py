@@ -121,25 +121,25 @@ class Stream:
 
     def message(self, sequence: int) -> Stored | None:
         """One message; None where it is not there. Raises as `state` does."""
-        return self._one({"seq": sequence})
+        return self._fetch({"seq": sequence})
 
     def last_of(self, subject: str) -> Stored | None:
         """The newest message of a subject."""
-        return self._one({"last_by_subj": subject})
+        return self._fetch({"last_by_subj": subject})
 
     def run(self, sequence: int) -> list[Stored]:
         """Messages from this sequence on, ascending; none where a replica has none yet. Raises Unavailable, Denied."""
 
         def ask() -> list[Stored]:
             wish = {"seq": sequence, "batch": RUN_MESSAGES, "max_bytes": RUN_BYTES}
-            found = []
+            messages = []
             for answer in self.connection.collect(f"{API}.DIRECT.GET.{self.name}", msgspec.json.encode(wish)):
                 if answer.status == 503:
                     raise NotNow("no replica answers")
                 if not answer.status:
                     headers = answer.headers
-                    found.append(Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], answer.payload))
-            return found
+                    messages.append(Stored(int(headers["Nats-Sequence"]), headers["Nats-Subject"], answer.payload))
+            return messages
 
         return self._patiently(ask)
 
@@ -147,15 +147,15 @@ class Stream:
         """Every message from `sequence` to `last`; a hole shows as a sequence that jumps. Raises Unavailable."""
         waited_ns = 0
         while sequence <= last:
-            found = self.run(sequence)
-            if not found:  # a replica that is behind the leader, or messages that are gone
+            messages = self.run(sequence)
+            if not messages:  # a replica that is behind the leader, or messages that are gone
                 waited_ns = waited_ns or self._boot_ns()
                 if self._boot_ns() - waited_ns > self.patience_s * 1e9:
                     raise Unavailable(f"sequence {sequence} of {self.name} is not shown by any replica")
                 self.connection.pause(RETRY_S)
                 continue
             waited_ns = 0
-            for stored in found:
+            for stored in messages:
                 if stored.sequence > last:
                     return
                 yield stored
@@ -181,14 +181,14 @@ class Stream:
 
     # -- asking -----------------------------------------------------------------------------------------------------
 
-    def _one(self, wish: dict[str, Any]) -> Stored | None:
+    def _fetch(self, wish: dict[str, Any]) -> Stored | None:
         try:
-            found = self._patiently(lambda: self._api(f"STREAM.MSG.GET.{self.name}", wish))["message"]
+            message = self._patiently(lambda: self._api(f"STREAM.MSG.GET.{self.name}", wish))["message"]
         except Refused as refused:
             if refused.code == NO_MESSAGE:
                 return None
             raise
-        return Stored(found["seq"], found["subject"], base64.b64decode(found.get("data", "")))
+        return Stored(message["seq"], message["subject"], base64.b64decode(message.get("data", "")))
 
     def _api(self, subject: str, wish: dict[str, Any]) -> Any:
         answer = self.connection.request(f"{API}.{subject}", msgspec.json.encode(wish) if wish else b"")

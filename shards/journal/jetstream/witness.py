@@ -1,7 +1,7 @@
 """What this host has seen of a stream, kept beside it: so a stream that has lost its end is told from a short one.
 
-    witness = sequence u64, chain u32, made u32, crc u32        one file per stream, in this host's own data directory
-    made    = CRC-32C of what tells the stream from one that was made in its place; 0 where that makes no difference
+    witness   = sequence u64, chain u32, nonce_crc u32, crc u32   one file per stream, in this host's own data directory
+    nonce_crc = CRC-32C of what tells the stream from one that was made in its place; 0 where that makes no difference
 
 It is written every so often and never synced: it is evidence, and evidence that is missing proves nothing. The sequence
 in it was acknowledged. So a stream that ends before that sequence, or has another chain there, has lost records that
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
 
     sequence: int
     chain: int
-    made: int = 0
+    nonce_crc: int = 0
 
 
 NOTHING = Seen(0, 0)
@@ -50,14 +50,14 @@ class Witness:
         self._written_ns = -EVERY_NS
         self._known: Seen | None = None  # what the file names; None: it was not read yet
 
-    def saw(self, sequence: int, chain: int, at_once: bool = False, made: str = "") -> None:
+    def saw(self, sequence: int, chain: int, at_once: bool = False, nonce: str = "") -> None:
         """This sequence is there; the log's chain at it is this. OSErrors are passed over: it is evidence only."""
         now_ns = self._boot_ns()
         if not self._path or (now_ns - self._written_ns < EVERY_NS and not at_once):
             return
-        known = self.seen() if self._known is None else self._known
-        saw = Seen(sequence, chain, _made(made))
-        if sequence <= known.sequence and saw.made == known.made:
+        known = self.last_seen() if self._known is None else self._known
+        saw = Seen(sequence, chain, _crc_of(nonce))
+        if sequence <= known.sequence and saw.nonce_crc == known.nonce_crc:
             self._known = known
             return
         self._written_ns, self._known = now_ns, saw
@@ -72,21 +72,21 @@ class Witness:
         except OSError:
             return
 
-    def check(self, seen: Seen, stream: str, last: int, chain_at: Callable[[int], int], made: str = "") -> None:
+    def check(self, witnessed: Seen, stream: str, last: int, chain_at: Callable[[int], int], nonce: str = "") -> None:
         """Raises Corrupt where the stream, which has ended with `last` since, does not hold what was seen."""
-        sequence, chain, _ = seen
-        if not sequence or seen.made != _made(made):
+        sequence, chain, _ = witnessed
+        if not sequence or witnessed.nonce_crc != _crc_of(nonce):
             return
         if last < sequence:
             raise Corrupt(f"{stream} ends at sequence {last}; this host has seen sequence {sequence}: its end is lost")
         try:
-            found = chain_at(sequence)
+            present_chain = chain_at(sequence)
         except Gap:
             return  # trimmed since
-        if found != chain:
+        if present_chain != chain:
             raise Corrupt(f"{stream} is another at sequence {sequence} than this host has seen: its end was lost")
 
-    def seen(self) -> Seen:
+    def last_seen(self) -> Seen:
         """What the file names. To be asked before the stream is asked where it ends."""
         try:
             if not self._path or not self._disk.exists(self._path):
@@ -100,9 +100,9 @@ class Witness:
             return NOTHING
         if len(data) != _FORM.size:
             return NOTHING
-        *seen, crc = _FORM.unpack(data)
-        return Seen(*seen) if crc == crc32c(data[:-4]) else NOTHING
+        *fields, crc = _FORM.unpack(data)
+        return Seen(*fields) if crc == crc32c(data[:-4]) else NOTHING
 
 
-def _made(made: str) -> int:
-    return crc32c(made.encode())
+def _crc_of(nonce: str) -> int:
+    return crc32c(nonce.encode())

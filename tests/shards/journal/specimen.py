@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from shards.journal import Corrupt, Gap
 from shards.journal.file import snapshot
 from shards.journal.file.record import used_end
-from shards.journal.file.recovery import MANIFEST, Found, examine
+from shards.journal.file.recovery import MANIFEST, Recovery, examine
 from shards.journal.file.replay import batches, covering
 from tests.shards.journal.contract import content as said_by
 from tests.shards.journal.rig import DIRECTORY, SHARD, Rig
@@ -55,7 +55,7 @@ class Specimen:
         self.looked = 0
         assert self.look("nothing") == "whole"
 
-    def say(self, found: Found) -> tuple[int, int, list[bytes], list[tuple[int, bytes]]]:
+    def say(self, found: Recovery) -> tuple[int, int, list[bytes], list[tuple[int, bytes]]]:
         """(head, position of the snapshot, its chunks, the batches behind it), read as the journal reads them."""
         base, chunks = 0, []
         if found.snapshots:

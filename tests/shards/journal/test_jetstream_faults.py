@@ -349,20 +349,20 @@ def test_what_a_host_has_seen_of_a_stream_it_does_not_forget(data_dir: Path) -> 
     seen().saw(9, 77)
     seen().saw(5, 55, at_once=True)  # as the next life of a daemon does, on a stream that has lost its end
     with pytest.raises(Corrupt, match="this host has seen sequence 9"):
-        seen().check(seen().seen(), "J_1", 5, lambda sequence: 55)
-    seen().check(seen().seen(), "J_1", 9, lambda sequence: 77)
+        seen().check(seen().last_seen(), "J_1", 5, lambda sequence: 55)
+    seen().check(seen().last_seen(), "J_1", 9, lambda sequence: 77)
 
 
 def test_of_a_map_that_was_made_anew_the_one_before_is_no_evidence(data_dir: Path) -> None:
     seen = Witness(RealDisk(), str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
-    seen.saw(9, 77, at_once=True, made="first")
+    seen.saw(9, 77, at_once=True, nonce="first")
     with pytest.raises(Corrupt, match="this host has seen sequence 9"):
-        seen.check(seen.seen(), "M", 0, lambda sequence: 0, "first")
-    seen.check(seen.seen(), "M", 0, lambda sequence: 0, "second")
-    seen.saw(2, 22, at_once=True, made="second")
+        seen.check(seen.last_seen(), "M", 0, lambda sequence: 0, "first")
+    seen.check(seen.last_seen(), "M", 0, lambda sequence: 0, "second")
+    seen.saw(2, 22, at_once=True, nonce="second")
     with pytest.raises(Corrupt, match="this host has seen sequence 2"):
-        seen.check(seen.seen(), "M", 1, lambda sequence: 0, "second")
-    seen.check(seen.seen(), "M", 2, lambda sequence: 22, "second")
+        seen.check(seen.last_seen(), "M", 1, lambda sequence: 0, "second")
+    seen.check(seen.last_seen(), "M", 2, lambda sequence: 22, "second")
 
 
 def test_what_another_process_of_the_host_sees_meanwhile_is_no_end_that_was_lost(
