@@ -157,7 +157,7 @@ class FollowerLink:
         self._head = journal.head  # the last durable batch that is known here
         self._reached = self._durable = 0
         self._owes = 0
-        self._told: dict[str, Any] = {}  # what the process said of itself
+        self._figures: dict[str, Any] = {}  # what the process said of itself
         self._watched = self._watched_ns = 0  # a batch, and when it was handed over; 0: none is watched
         self._lag_ns = 0  # what it took the last batch that was watched
         self._starts = 0
@@ -173,8 +173,8 @@ class FollowerLink:
         self._reading = False  # a slice is being read, maybe still for the process before
         self._sent = 0
         self._sent_bytes = self._reached_bytes = 0
-        self._kept: deque[tuple[int, bytes]] = deque()  # the newest batches without a gap, while it is behind
-        self._kept_bytes = 0
+        self._newest: deque[tuple[int, bytes]] = deque()  # the newest batches without a gap, while it is behind
+        self._newest_bytes = 0
         self._gathered: list[messages.Batch] = []  # sent in the sense of `_sent`, but not on the wire yet
         self._gathered_bytes = 0
         self._gathering: asyncio.TimerHandle | None = None
@@ -277,7 +277,7 @@ class FollowerLink:
             f"{noun}_starts": self._starts,
             f"{noun}_pid": 0 if self._wire is None or self._process is None else self._process.pid,
             f"{noun}_trouble": self._trouble(),
-            **self._told,
+            **self._figures,
         }
 
     def silence(self) -> str:
@@ -340,45 +340,45 @@ class FollowerLink:
         self._wire.send(message)
 
     def _keep_newest(self, position: int, payload: bytes) -> None:
-        kept = self._kept
-        if kept and kept[-1][0] != position - 1:
-            self._forget_kept()
-        kept.append((position, payload))
-        self._kept_bytes += len(payload)
-        while self._kept_bytes > self._limits.unreached_bytes_max // 4:
-            self._kept_bytes -= len(kept.popleft()[1])
+        newest = self._newest
+        if newest and newest[-1][0] != position - 1:
+            self._forget_newest()
+        newest.append((position, payload))
+        self._newest_bytes += len(payload)
+        while self._newest_bytes > self._limits.unreached_bytes_max // 4:
+            self._newest_bytes -= len(newest.popleft()[1])
 
-    def _forget_kept(self) -> None:
-        self._kept.clear()
-        self._kept_bytes = 0
+    def _forget_newest(self) -> None:
+        self._newest.clear()
+        self._newest_bytes = 0
 
     def _catch_up(self) -> None:
         """Sends what was kept, or reads the next slice, unless one is under way, or too much is not committed yet."""
         if self._phase != BEHIND or self._reading or self._closing.is_set():
             return
         if self._unreached_bytes <= self._limits.unreached_bytes_max // 4:
-            self._send_kept()
+            self._send_newest()
             if self._sent >= self._head:
                 self._go_live()
             else:
                 self._reading = True
                 self._feed.read(self._sent, partial(self._on_slice, self._life))
 
-    def _send_kept(self) -> None:
+    def _send_newest(self) -> None:
         """Sends the newest batches, where the first of them follows what was sent."""
-        kept = self._kept
-        while kept and kept[0][0] <= self._sent:
-            self._kept_bytes -= len(kept.popleft()[1])
-        if kept and kept[0][0] == self._sent + 1:
-            for position, payload in kept:
+        newest = self._newest
+        while newest and newest[0][0] <= self._sent:
+            self._newest_bytes -= len(newest.popleft()[1])
+        if newest and newest[0][0] == self._sent + 1:
+            for position, payload in newest:
                 self._send(position, payload)
-            self._forget_kept()
+            self._forget_newest()
 
     def _go_live(self) -> None:
         self._phase = LIVE
         self._live_since_ns = self._live_since_ns or self._boot_ns()
         self._feed.forget()
-        self._forget_kept()
+        self._forget_newest()
         self._send_waiting()
 
     def _send_waiting(self) -> None:
@@ -391,15 +391,15 @@ class FollowerLink:
                 self._post(question.message)
             self._waiting.popleft()
 
-    def _on_slice(self, life: int, found: Slice | None, error: BaseException | None) -> None:
+    def _on_slice(self, life: int, journal_slice: Slice | None, error: BaseException | None) -> None:
         self._reading = False
         if life != self._life or self._phase != BEHIND or self._closing.is_set():
             self._catch_up()
             return
-        if found is None:
+        if journal_slice is None:
             self._give_up(f"the journal cannot be read again: {error}")
             return
-        for position, payload in found.batches:
+        for position, payload in journal_slice.batches:
             self._send(position, payload)
         self._send_waiting()
         self._catch_up()
@@ -432,7 +432,7 @@ class FollowerLink:
                 self._suspect = False
                 self._catch_up()
             case messages.Told():
-                self._told = message.figures
+                self._figures = message.figures
             case messages.Remark():
                 self._remark(message.text)
             case messages.Logged():
@@ -525,14 +525,14 @@ class FollowerLink:
         self._live_since_ns, self._has_failed, self._is_renewed = 0, False, False
         self._life += 1
         try:
-            self._process, ours = await self._spawn(self._command, [])
+            self._process, parent_end = await self._spawn(self._command, [])
         except OSError as error:
             self._refuse_all(f"it cannot be started: {error}")
             return Exit.AGAIN
         self._starts += 1
         process = self._process
         await self._loop.create_connection(
-            lambda: Wire(self._on_frame, self._on_closed, self._on_connected, messages.to_worker), sock=ours
+            lambda: Wire(self._on_frame, self._on_closed, self._on_connected, messages.to_worker), sock=parent_end
         )
         await self._lost.wait()
         try:
@@ -560,7 +560,7 @@ class FollowerLink:
         reason = self._reason if self._phase == DOWN else "its process ended"
         self._wire = None
         self._is_silent = False
-        self._told = {}  # nobody knows it any more
+        self._figures = {}  # nobody knows it any more
         self._refuse_all(reason)
         self._lost.set()
 

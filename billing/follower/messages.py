@@ -116,7 +116,7 @@ class Logged(Message, frozen=True, tag=23):
 
     level: int
     logger: str
-    words: str  # as they stand in the program, by which the operator's advice is found
+    template: str  # as it stands in the program, by which the operator's advice is found
     values: tuple[Any, ...]
 
 
@@ -131,5 +131,5 @@ def hand_on(message: Logged) -> None:
     """Gives a record of a follower's log to this process's own."""
     logger = logging.getLogger(message.logger)
     if logger.isEnabledFor(message.level):
-        record = (message.logger, message.level, "", 0, message.words, message.values, None)
+        record = (message.logger, message.level, "", 0, message.template, message.values, None)
         logger.handle(logger.makeRecord(*record))

@@ -103,15 +103,15 @@ class Process(ABC):
 
     def pass_on(self, record: logging.LogRecord) -> bool:
         """Hands a record of the log over; False where nobody is there to take it. Values that are neither numbers nor
-        text go as their text, and what was raised as that of the words.
+        text go as their text, and what was raised as that of the template.
         """
         if self._wire is None:
             return False
-        words, values = "%s", tuple[int | float | str, ...]((_PLAIN.format(record),))
+        template, values = "%s", tuple[int | float | str, ...]((_PLAIN.format(record),))
         if not record.exc_info and isinstance(record.args, tuple):
-            words = str(record.msg)
-            values = tuple(one if isinstance(one, int | float | str) else str(one) for one in record.args)
-        self.send(messages.Logged(record.levelno, record.name, words, values))
+            template = str(record.msg)
+            values = tuple(value if isinstance(value, int | float | str) else str(value) for value in record.args)
+        self.send(messages.Logged(record.levelno, record.name, template, values))
         return True
 
     # -- work that waits ---------------------------------------------------------------------------------------------

@@ -68,16 +68,16 @@ def read_log(disk: Disk, path: str, frames: int) -> Log:
         while done < frames:
             offset = HEADER.size + done * frame.size
             part = disk.pread(handle, min(FRAMES_AT_ONCE, frames - done) * frame.size, offset)
-            whole = len(part) // frame.size
-            if not whole:
+            frame_count = len(part) // frame.size
+            if not frame_count:
                 raise Unproved(f"{path} ends after {done} of {frames} frames")
             at = offset + FRAME_BYTES
-            for number, _, found in frame.iter_unpack(part[: whole * frame.size]):
-                if found != salts:
+            for number, _, frame_salts in frame.iter_unpack(part[: frame_count * frame.size]):
+                if frame_salts != salts:
                     raise Unproved(f"{path}: the frame before byte {at} is of another filling of the log")
                 pages[number] = at
                 at += frame.size
-            done += whole
+            done += frame_count
     finally:
         disk.close(handle)
     return Log(salts, page_bytes, pages)
@@ -89,10 +89,10 @@ def prove_checkpoint(disk: Disk, path: str, log: Log) -> None:
     handle = disk.open(f"{path}-wal")
     try:
         for first, count in _runs(sorted(log.pages), SPAN_BYTES // page_bytes):
-            found = disk.read_medium(path, (first - 1) * page_bytes, count * page_bytes)
+            on_medium = disk.read_medium(path, (first - 1) * page_bytes, count * page_bytes)
             for number in range(first, first + count):
                 start = (number - first) * page_bytes
-                if found[start : start + page_bytes] != disk.pread(handle, page_bytes, log.pages[number]):
+                if on_medium[start : start + page_bytes] != disk.pread(handle, page_bytes, log.pages[number]):
                     raise Unproved(f"{path}: page {number} was written and synced, but the medium does not hold it")
     finally:
         disk.close(handle)
@@ -132,7 +132,11 @@ def copy_from_medium(disk: Disk, source: str, target: str) -> None:
 
 def _runs(numbers: list[int], most: int) -> Iterator[tuple[int, int]]:
     """(first, count) of the runs of rising numbers that follow each other, each at most so long."""
-    starts = [0, *(at for at, (one, other) in enumerate(pairwise(numbers), 1) if other != one + 1), len(numbers)]
+    starts = [
+        0,
+        *(at for at, (number, following) in enumerate(pairwise(numbers), 1) if following != number + 1),
+        len(numbers),
+    ]
     for start, end in pairwise(starts):
         for at in range(start, end, most):
             yield numbers[at], min(most, end - at)

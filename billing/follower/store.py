@@ -85,12 +85,12 @@ def file_of(directory: str, shard: int) -> str:
 
 def shard_files(directory: str, disk: Disk) -> dict[int, str]:
     """shard -> path of all files of followers in a directory."""
-    found = {}
+    paths = {}
     for name in disk.listdir(directory):
         number = name.removeprefix("shard-").removesuffix(".sqlite")
         if name == f"shard-{number}.sqlite" and number.isdecimal():
-            found[int(number)] = f"{directory}/{name}"
-    return found
+            paths[int(number)] = f"{directory}/{name}"
+    return paths
 
 
 class ShardFile(NamedTuple):
@@ -183,10 +183,10 @@ def make(path: str, kind: Kind, disk: Disk, fill: Filling) -> None:
     """A new file under its name, only once it is whole, synced and proved. `fill` writes what it holds at first, in one
     transaction. What stands beside the name from a file that was moved away is removed: it would corrupt this one.
     """
-    aside = f"{path}.new"
-    _remove(disk, aside, *(aside + side for side in SIDES))
-    disk.close(disk.create(aside))  # with this project's mode, before SQLite makes it with another
-    db = sqlite3.connect(aside, isolation_level=None)
+    new_path = f"{path}.new"
+    _remove(disk, new_path, *(new_path + side for side in SIDES))
+    disk.close(disk.create(new_path))  # with this project's mode, before SQLite makes it with another
+    db = sqlite3.connect(new_path, isolation_level=None)
     try:
         db.execute(f"PRAGMA application_id = {kind.application_id}")
         db.execute(f"PRAGMA user_version = {kind.version}")
@@ -198,7 +198,7 @@ def make(path: str, kind: Kind, disk: Disk, fill: Filling) -> None:
         db.execute("COMMIT")
     finally:
         db.close()
-    _put_in_place_alone(aside, path, disk)
+    _put_in_place_alone(new_path, path, disk)
 
 
 def put_in_place(aside: str, path: str, disk: Disk) -> None:
@@ -278,36 +278,36 @@ def is_sound(path: str, kind: Kind, rows_are_sound: Callable[[sqlite3.Connection
 
 def _keep(copy: str, path: str, disk: Disk) -> str:
     """Gives the copy of a damaged file the name under which it is kept; that name."""
-    kept = _unused(path, "damaged", disk)
-    disk.rename(copy, kept)
+    kept_path = _unused(path, "damaged", disk)
+    disk.rename(copy, kept_path)
     _remove(disk, *(copy + side for side in SIDES))
     disk.fsync_dir(os.path.dirname(path))
-    return kept
+    return kept_path
 
 
 def make_of(
-    path: str, source: str, kind: Kind, disk: Disk, salvage: Callable[[sqlite3.Connection], str], found: Filling
+    path: str, source: str, kind: Kind, disk: Disk, salvage: Callable[[sqlite3.Connection], str], fill_new: Filling
 ) -> str:
-    """Makes a file of what is good in `source`, or a new one (`found`) where nothing can be read of that; what came of
-    it, for the operator.
+    """Makes a file of what is good in `source`, or a new one (`fill_new`) where nothing can be read of that; what came
+    of it, for the operator.
     """
-    said: list[str] = []
+    outcomes: list[str] = []
     try:
-        make(path, kind, disk, lambda db: said.append(salvage(db)))
+        make(path, kind, disk, lambda db: outcomes.append(salvage(db)))
     except UNREADABLE as error:
         if code_of(error) != Exit.DAMAGED:
             raise
-        make(path, kind, disk, found)
-        said = [f"the journal alone, since nothing of it can be read ({reason_of(error)})"]
-    return f"it was damaged, and is made anew of {said[0]}; {source} is kept" if source != path else ""
+        make(path, kind, disk, fill_new)
+        outcomes = [f"the journal alone, since nothing of it can be read ({reason_of(error)})"]
+    return f"it was damaged, and is made anew of {outcomes[0]}; {source} is kept" if source != path else ""
 
 
 def keep_copy(db: sqlite3.Connection, path: str, why: str, disk: Disk) -> str:
     """Keeps a copy of a file that is about to lose something; its name."""
-    kept = _unused(path, why, disk)
+    kept_path = _unused(path, why, disk)
     copy_to(db, f"{path}.new", disk)
-    put_in_place(f"{path}.new", kept, disk)
-    return kept
+    put_in_place(f"{path}.new", kept_path, disk)
+    return kept_path
 
 
 def copy_to(db: sqlite3.Connection, target: str, disk: Disk) -> None:
@@ -322,11 +322,11 @@ def copy_to(db: sqlite3.Connection, target: str, disk: Disk) -> None:
 
 
 def _unused(path: str, why: str, disk: Disk) -> str:
-    where, name = os.path.split(path)
+    directory, name = os.path.split(path)
     number = 1
-    while disk.exists(f"{where}/{why}-{number}-{name}"):
+    while disk.exists(f"{directory}/{why}-{number}-{name}"):
         number += 1
-    return f"{where}/{why}-{number}-{name}"
+    return f"{directory}/{why}-{number}-{name}"
 
 
 class FollowerStore:
@@ -349,9 +349,9 @@ class FollowerStore:
         self.db = db = connect(path, kind, write=True)
         for pragma in ("synchronous = NORMAL", "wal_autocheckpoint = 0", f"cache_size = -{CACHE_KIB}"):
             db.execute(f"PRAGMA {pragma}")
-        (found,) = db.execute("SELECT shard FROM about").fetchone()
-        if found != shard:
-            raise StoreError(f"{path} is the {kind.noun} of shard {found}")
+        (stored_shard,) = db.execute("SELECT shard FROM about").fetchone()
+        if stored_shard != shard:
+            raise StoreError(f"{path} is the {kind.noun} of shard {stored_shard}")
         self.read_where()
         self.checkpoint()
 
@@ -400,9 +400,9 @@ class FollowerStore:
         """Somebody may have removed the file under its writer, who has all of it still: then it is written anew."""
         disk = self._disk
         if not disk.exists(self.path):
-            aside = f"{self.path}.new"
-            copy_to(self.db, aside, disk)
-            _put_in_place_alone(aside, self.path, disk)
+            new_path = f"{self.path}.new"
+            copy_to(self.db, new_path, disk)
+            _put_in_place_alone(new_path, self.path, disk)
             raise Overtaken(f"{self.path} was removed while it was in use, and was written anew")
         self._check_identity()
 

@@ -30,12 +30,12 @@ _NEWEST: Final = struct.Struct("<Q")
 _CHUNK_FORM: Final = struct.Struct(f"<{CHUNK}Q")
 
 
-def place_of(db: sqlite3.Connection, user_id: bytes) -> tuple[int, int] | None:
+def chain_end_of(db: sqlite3.Connection, user_id: bytes) -> tuple[int, int] | None:
     """(number of an account, seq of its newest row) as the file has it; None where it has no rows."""
-    found = db.execute(NUMBER, (user_id,)).fetchone()
-    if found is None:
+    row = db.execute(NUMBER, (user_id,)).fetchone()
+    if row is None:
         return None
-    number: int = found[0]
+    number: int = row[0]
     chunk = db.execute(_CHUNK, (number >> CHUNK_SHIFT,)).fetchone()
     newest = 0 if chunk is None else _NEWEST.unpack_from(chunk[0], (number & (CHUNK - 1)) * 8)[0]
     return (number, newest) if newest else None
@@ -55,24 +55,24 @@ class Accounts:
 
     def number_of(self, user_id: bytes) -> int:
         """The number of an account that is not remembered, or new. In an open transaction."""
-        found = self._db.execute(NUMBER, (user_id,)).fetchone()
-        if found is None:
-            found = (self._db.execute("INSERT INTO users (user_id) VALUES (?)", (user_id,)).lastrowid,)
-        number = self.numbers[user_id] = int(found[0])
+        row = self._db.execute(NUMBER, (user_id,)).fetchone()
+        if row is None:
+            row = (self._db.execute("INSERT INTO users (user_id) VALUES (?)", (user_id,)).lastrowid,)
+        number = self.numbers[user_id] = int(row[0])
         return number
 
     def chunk_of(self, chunk: int) -> array[int]:
         """A chunk that is not remembered, or new."""
-        found = self._db.execute(_CHUNK, (chunk,)).fetchone()
-        newest = self.chunks[chunk] = array("Q", bytes(CHUNK * 8) if found is None else _CHUNK_FORM.unpack(found[0]))
+        row = self._db.execute(_CHUNK, (chunk,)).fetchone()
+        newest = self.chunks[chunk] = array("Q", bytes(CHUNK * 8) if row is None else _CHUNK_FORM.unpack(row[0]))
         return newest
 
     def advance(self, user_id: bytes, seq: int) -> tuple[int, int]:
         """Makes a row the newest of its account: (number, the newest before)."""
         number = self.numbers.get(user_id) or self.number_of(user_id)
-        chunk, place = number >> CHUNK_SHIFT, number & (CHUNK - 1)
+        chunk, index = number >> CHUNK_SHIFT, number & (CHUNK - 1)
         newest = self.chunks.get(chunk) or self.chunk_of(chunk)
-        older, newest[place] = newest[place], seq
+        older, newest[index] = newest[index], seq
         self.touched.add(chunk)
         return number, older
 

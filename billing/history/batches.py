@@ -53,8 +53,8 @@ def first_line(db: sqlite3.Connection) -> Line:
 
 def line_up_to(db: sqlite3.Connection, position: int) -> Line | None:
     """The last line up to a batch; None where the batches up to there are not known."""
-    found = db.execute(_UP_TO, (position,)).fetchone()
-    return None if found is None else Line._make(found)
+    row = db.execute(_UP_TO, (position,)).fetchone()
+    return None if row is None else Line._make(row)
 
 
 def lines(db: sqlite3.Connection, first: int, last: int) -> Iterator[Line]:
@@ -77,8 +77,8 @@ def row_of(db: sqlite3.Connection, position: int, rows: int) -> int | None:
         return None
     last: int = before[1]
     if rows:
-        found = db.execute(_BEHIND, (position - 1,)).fetchone()
-        if found is None or found[0] != position or last + rows > found[1]:
+        line = db.execute(_BEHIND, (position - 1,)).fetchone()
+        if line is None or line[0] != position or last + rows > line[1]:
             return None
     return last + rows
 
@@ -117,12 +117,12 @@ class Places:
     def _found_before(self, seq: int) -> tuple[int, int]:
         """The last line whose rows end before a row: seqs rise with positions, so halving finds it."""
         low, high = self._before[0], self._db.execute(_LAST).fetchone()[0]
-        found: tuple[int, int] = self._before
+        nearest: tuple[int, int] = self._before
         while low <= high:
             middle = (low + high) // 2
             line = self._db.execute(_BEFORE, (middle + 1,)).fetchone()
             if line[1] < seq:
-                found, low = line, middle + 1
+                nearest, low = line, middle + 1
             else:
                 high = line[0] - 1
-        return found
+        return nearest

@@ -51,12 +51,12 @@ class Elsewhere(StoreError):
 
 
 @contextmanager
-def _of(shard: int, own: int) -> Iterator[None]:
+def _of(shard: int, own_shard: int) -> Iterator[None]:
     """Damage that is found in the file of another shard becomes Elsewhere."""
     try:
         yield
     except UNREADABLE as error:
-        if shard == own or code_of(error) != Exit.DAMAGED:
+        if shard == own_shard or code_of(error) != Exit.DAMAGED:
             raise
         text = f"the history of shard {shard} is damaged ({reason_of(error)}): `billing rebuild` makes a new one of it"
         raise Elsewhere(text) from error
@@ -95,13 +95,13 @@ def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_
     """
     dbs = reader.by_shard()
     try:
-        asked = decode(cursor)
+        cursor_places = decode(cursor)
     except NoCursor as error:
         raise UnknownCursor(f"{error}; the empty text is the beginning") from None
     places, ends = {}, {}
-    for shard in dbs.keys() | asked.keys():
+    for shard in dbs.keys() | cursor_places.keys():
         with _of(shard, reader.shard):
-            place = asked.get(shard)
+            place = cursor_places.get(shard)
             if place is None:
                 places[shard] = Place(identity_of(dbs[shard]), begin_of(dbs[shard]))
             else:
@@ -113,10 +113,10 @@ def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_
 
 
 def _merged(
-    own: int, dbs: Dbs, files: dict[int, _File], places: dict[int, Place], limit: int, all_written: bool
+    own_shard: int, dbs: Dbs, files: dict[int, _File], places: dict[int, Place], limit: int, all_written: bool
 ) -> tuple[list[Shown], bool]:
-    """The rows of a page, and whether one waits that is needed before; `places` goes on with them. `own`: the shard
-    whose process reads.
+    """The rows of a page, and whether one waits that is needed before; `places` goes on with them. `own_shard`: the
+    shard whose process reads.
     """
     rows: list[Shown] = []
     waits = False
@@ -124,8 +124,8 @@ def _merged(
         ready = []
         for shard, file in files.items():
             if file.head is None and not file.has_ended:
-                with _of(shard, own):
-                    file.head = _next(own, dbs, shard, file, all_written)
+                with _of(shard, own_shard):
+                    file.head = _next(own_shard, dbs, shard, file, all_written)
                 file.has_ended = file.head is None
             if file.head is None:
                 continue
@@ -149,7 +149,7 @@ _DELETED: Final = "SELECT coalesce(max(seq), 0) FROM cuts"
 NOWHERE: Final = -1  # in the place of a shard: the row is in no file
 
 
-def _next(own: int, dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
+def _next(own_shard: int, dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
     """The next row of a file; None behind the last."""
     row = next((row for row in file.rows if row.operation != OPENING_ROW), None)  # which is no entry
     if row is None:
@@ -163,7 +163,7 @@ def _next(own: int, dbs: Dbs, shard: int, file: _File, all_written: bool) -> _He
             return _Head(row, None)
     for other, db in dbs.items():
         if other != shard:
-            with _of(other, own):
+            with _of(other, own_shard):
                 _, rows = rows_of(db, row.user_id, row.entry_id, 1)
             if rows and rows[0].entry_id == before_id:
                 return _Head(row, (other, rows[0].seq))
@@ -191,14 +191,14 @@ def checked(shard: int, db: sqlite3.Connection | None, place: Place) -> Place:
     """A place in a file, in the file as it is now. Raises UnknownCursor."""
     if db is None:
         raise UnknownCursor(f"there is no history of shard {shard} here: the cursor is of another daemon")
-    found = db.execute("SELECT seq_max FROM identities WHERE identity = ?", (place.identity,)).fetchone()
-    if found is None:
+    row = db.execute("SELECT seq_max FROM identities WHERE identity = ?", (place.identity,)).fetchone()
+    if row is None:
         raise UnknownCursor(
             f"the cursor is of another daemon, or the history of shard {shard} was made anew since; begin again"
         )
-    if found[0] is not None and place.sequence > found[0]:
+    if row[0] is not None and place.sequence > row[0]:
         raise UnknownCursor(
-            f"the history of shard {shard} has taken back entries behind row {found[0]}, which the cursor has: "
+            f"the history of shard {shard} has taken back entries behind row {row[0]}, which the cursor has: "
             "its journal lost them, or it was restored from a backup; begin again"
         )
     if place.sequence < begin_of(db):

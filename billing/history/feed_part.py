@@ -69,13 +69,13 @@ def part(db: sqlite3.Connection, shard: int, log: bytes, place: Place | None, li
 
 def locate(db: sqlite3.Connection, log: bytes, wanted: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int, Place]]:
     """Those entries (user_id, entry_id) that are in the file, and the place behind each. Raises as `part`."""
-    found = []
+    located = []
     for user_id, entry_id in wanted:
         _, rows = rows_of(db, user_id, entry_id + 1, 1)
         if rows and rows[0].entry_id == entry_id:
             place = batches.Places(db, identity_of(db), log).behind(rows[0].seq)
-            found.append((user_id, entry_id, place))
-    return found
+            located.append((user_id, entry_id, place))
+    return located
 
 
 def _follows(row: Row, pages: Pages) -> bool:

@@ -60,10 +60,10 @@ class Given(NamedTuple):
         return checksum_of(self.batches) == self.checksum
 
 
-def checksum_of(some: Batches) -> int:
+def checksum_of(part: Batches) -> int:
     """A CRC-32C of positions, lengths and payloads."""
     checksum = 0
-    for position, payload in some:
+    for position, payload in part:
         checksum = crc32c(payload, crc32c(b"%d %d " % (position, len(payload)), checksum))
     return checksum
 
@@ -73,16 +73,16 @@ def gaps_of(db: sqlite3.Connection) -> list[Gap]:
     begins, position = db.execute("SELECT begins, position FROM about").fetchone()
     if position < 0 or not batches.are_kept(db):
         return []
-    found = [Gap(1, begins - 1)] if begins > 1 else []
+    gaps = [Gap(1, begins - 1)] if begins > 1 else []
     for (lost,) in db.execute(_LOSSES).fetchall():
         before = batches.line_up_to(db, lost)
         if before is None or before.position == lost:
             continue  # rows that stood among others
-        if found and before.position <= found[-1].last:
-            found[-1] = Gap(found[-1].first, max(found[-1].last, lost))
+        if gaps and before.position <= gaps[-1].last:
+            gaps[-1] = Gap(gaps[-1].first, max(gaps[-1].last, lost))
         else:
-            found.append(Gap(before.position + 1, lost))
-    return found
+            gaps.append(Gap(before.position + 1, lost))
+    return gaps
 
 
 def given_of(db: sqlite3.Connection, after: int, rows: int, last: int, bytes_max: int) -> Given | None:
@@ -101,9 +101,9 @@ def given_of(db: sqlite3.Connection, after: int, rows: int, last: int, bytes_max
             limit = min(limit, gap.first - 1)
     if first > limit:
         return None
-    some, left, is_end = again(db, first, rows if first == after + 1 else 0, limit, bytes_max)
+    part, rows_given, is_end = batches_of(db, first, rows if first == after + 1 else 0, limit, bytes_max)
     departures = db.execute(_DEPARTED, (first,)).fetchall() if is_end else []
-    return Given(first, limit, some, left, is_end, departures, checksum_of(some))
+    return Given(first, limit, part, rows_given, is_end, departures, checksum_of(part))
 
 
 def _whole_from(db: sqlite3.Connection, after: int, rows: int, last: int, begins: int) -> int:
@@ -118,10 +118,10 @@ def _whole_from(db: sqlite3.Connection, after: int, rows: int, last: int, begins
     return line.position + 1
 
 
-def again(
-    db: sqlite3.Connection, first: int, had: int, last: int, bytes_max: int, *, may_lack: bool = False
+def batches_of(
+    db: sqlite3.Connection, first: int, rows_before: int, last: int, bytes_max: int, *, may_lack: bool = False
 ) -> tuple[Batches, int, bool]:
-    """The batches `first` to `last` of a file, made again, but for the first `had` rows of the first one; about
+    """The batches `first` to `last` of a file, made again, but for the first `rows_before` rows of the first one; about
     `bytes_max` bytes. Also how many rows of the last of them were given so far, 0: all; and whether all up to `last`
     was given. `may_lack`: rows of them may have been deleted. Raises Damaged, sqlite3.Error.
     """
@@ -129,12 +129,12 @@ def again(
     seq = 0 if before is None else before.seq
     final = batches.line_up_to(db, last)
     end = seq if final is None else final.seq
-    records = _records(db, seq + had)
+    records = _records(db, seq + rows_before)
     following = next(records, None)
-    some: Batches = []
+    collected: Batches = []
     size = 0
     for line in batches.lines(db, first, last):
-        at, part = seq + had, list[bytes]()
+        at, part = seq + rows_before, list[bytes]()
         while following is not None and following[0] <= line.seq and size < bytes_max:
             if following[0] != at + 1 and not may_lack:
                 raise Damaged(f"rows are missing behind row {at}")
@@ -143,15 +143,15 @@ def again(
             size += len(following[1])
             following = next(records, None)
         if part:
-            some.append((line.position, LENGTH.pack(len(part)) + b"".join(part)))
+            collected.append((line.position, LENGTH.pack(len(part)) + b"".join(part)))
         if following is not None and following[0] <= line.seq:
-            return some, at - seq, False
+            return collected, at - seq, False
         if at != line.seq and not may_lack:
             raise Damaged(f"rows are missing behind row {at}")
-        seq, had = line.seq, 0
+        seq, rows_before = line.seq, 0
         if size >= bytes_max:
-            return some, 0, seq == end
-    return some, 0, True
+            return collected, 0, seq == end
+    return collected, 0, True
 
 
 def _records(db: sqlite3.Connection, seq: int) -> Iterator[tuple[int, bytes]]:

@@ -31,7 +31,7 @@ from collections.abc import Callable, Collection
 from typing import Any, Final, NamedTuple, TypeVar
 
 from billing.follower.store import UNREADABLE, Damaged, code_of, connect, shard_files
-from billing.history.accounts import place_of
+from billing.history.accounts import chain_end_of
 from billing.history.openings import Opening, openings_of
 from billing.history.page import OPENING_ROW, Row, name_of
 from billing.history.period import OPENING
@@ -71,10 +71,10 @@ def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> 
 
     Walks at most `projection.MARK_EVERY` rows beside those it returns.
     """
-    found = place_of(db, user_id)
-    if found is None:
+    chain_end = chain_end_of(db, user_id)
+    if chain_end is None:
         return None, []
-    number, newest = found
+    number, newest = chain_end
     mark = db.execute(_FROM_MARK, (number, before)).fetchone()
     above: Row | None = None
     rows: list[Row] = []
@@ -100,10 +100,10 @@ def newest_id_before(db: sqlite3.Connection, user_id: bytes, at_ns: int) -> int:
     Halves the marks, and then walks from the first one that is not before the instant: about as many rows as lie
     between two marks.
     """
-    found = place_of(db, user_id)
-    if found is None:
+    chain_end = chain_end_of(db, user_id)
+    if chain_end is None:
         return 0
-    number, newest = found
+    number, newest = chain_end
     start, low, high = newest, 0, db.execute(_LAST_MARK, (number,)).fetchone()[0] // MARK_EVERY
     pages = Pages(db)
     while low <= high:
@@ -224,79 +224,79 @@ def page_of(
     """
     newest_id = max(newest.entry_id, rows[0]["entry_id"] if rows else 0)
     bound_id = min(before, newest_id + 1 if above is None else above["entry_id"])
-    whole: list[Shown] = []
+    page_rows: list[Shown] = []
     newer = above
     for row in rows:
         if row["entry_id"] < bound_id - 1:
-            whole.append(missing_row(row["entry_id"] + 1, bound_id - 1, row, newer, newest, openings))
-        whole.append(row)
+            page_rows.append(missing_row(row["entry_id"] + 1, bound_id - 1, row, newer, newest, openings))
+        page_rows.append(row)
         newer, bound_id = row, row["entry_id"]
     if len(rows) < limit and bound_id > 1:
-        whole.append(missing_row(1, bound_id - 1, None, newer, newest, openings))
-    page = whole[:limit]
+        page_rows.append(missing_row(1, bound_id - 1, None, newer, newest, openings))
+    page = page_rows[:limit]
     return Page(page, all(row["operation"] != MISSING for row in page))
 
 
 class HistoryReader:
     """All files of one directory, read from the process that writes one of them."""
 
-    def __init__(self, directory: str, shard: int, own: sqlite3.Connection, disk: Disk) -> None:
-        """`own`: the writer's connection to the file of `shard`."""
+    def __init__(self, directory: str, shard: int, own_db: sqlite3.Connection, disk: Disk) -> None:
+        """`own_db`: the writer's connection to the file of `shard`."""
         self._directory = directory
         self.shard = shard
-        self._own = own
+        self._own_db = own_db
         self._disk = disk
-        self._others: dict[int, tuple[tuple[int, int], sqlite3.Connection]] = {}  # shard -> identity, connection
+        self._other_files: dict[int, tuple[tuple[int, int], sqlite3.Connection]] = {}  # shard -> identity, connection
         self.replaced = 0  # files of others that were let go since others took their places
-        self._whole: dict[int, int] = {}  # bucket id -> generation up to which nothing is missing
+        self._complete: dict[int, int] = {}  # bucket id -> generation up to which nothing is missing
         self.damaged: set[int] = set()  # shards whose files were found damaged, since it was cleared
 
     def _open_others(self) -> None:
         """Opens the files of others as they are now. Raises sqlite3.Error, StoreError, OSError."""
-        found = {}
+        files = {}
         for shard, path in shard_files(self._directory, self._disk).items():
             if shard != self.shard:
-                found[shard] = self._disk.identity(path), path
-        for shard, (identity, db) in list(self._others.items()):
-            if shard not in found or found[shard][0] != identity:
+                files[shard] = self._disk.identity(path), path
+        for shard, (identity, db) in list(self._other_files.items()):
+            if shard not in files or files[shard][0] != identity:
                 db.close()
-                del self._others[shard]
+                del self._other_files[shard]
                 self.replaced += 1
-                self._whole.clear()  # the file in its place may not be as far yet
-        for shard in found.keys() - self._others.keys():
-            identity, path = found[shard]
-            self._others[shard] = identity, connect(path, KIND)
+                self._complete.clear()  # the file in its place may not be as far yet
+        for shard in files.keys() - self._other_files.keys():
+            identity, path = files[shard]
+            self._other_files[shard] = identity, connect(path, KIND)
 
     def _read(self, generation: int, read: Callable[[sqlite3.Connection], T]) -> list[T]:
         """What `read` gives of each file in which an account's rows may stand, but of others that are damaged."""
-        found = [read(self._own)]
+        results = [read(self._own_db)]
         if generation <= 1:
-            return found
+            return results
         self._open_others()
-        for shard, (_, db) in self._others.items():
+        for shard, (_, db) in self._other_files.items():
             try:
-                found.append(read(db))
+                results.append(read(db))
             except UNREADABLE as error:
                 if code_of(error) != Exit.DAMAGED:
                     raise
                 self.damaged.add(shard)
-        return found
+        return results
 
     def by_shard(self) -> dict[int, sqlite3.Connection]:
         """The files by shard, as they are now, the own one among them. Raises sqlite3.Error, StoreError, OSError."""
         self._open_others()
-        return {self.shard: self._own} | {shard: db for shard, (_, db) in self._others.items()}
+        return {self.shard: self._own_db} | {shard: db for shard, (_, db) in self._other_files.items()}
 
     def missing(self, bucket_id: int, generation: int) -> list[int]:
         """The generations before this one whose rows may not all be in the files yet; empty when nothing is missing."""
-        if generation <= self._whole.get(bucket_id, 1):
+        if generation <= self._complete.get(bucket_id, 1):
             return []
         query = "SELECT generation FROM departures WHERE bucket_id = ?"
-        found = self._read(EVERYWHERE, lambda db: db.execute(query, (bucket_id,)).fetchall())
-        departed = {departure for departures in found for (departure,) in departures}
+        by_file = self._read(EVERYWHERE, lambda db: db.execute(query, (bucket_id,)).fetchall())
+        departed = {departure for departures in by_file for (departure,) in departures}
         missing = [former for former in range(1, generation) if former not in departed]
         if not missing:
-            self._whole[bucket_id] = generation
+            self._complete[bucket_id] = generation
         return missing
 
     def lacks(self) -> bool:
@@ -323,8 +323,8 @@ class HistoryReader:
         """
         rows: list[Row] = []
         aboves: list[Row] = []
-        for above, found in self._read(generation, lambda db: rows_of(db, user_id, before, limit)):
-            rows += found
+        for above, rows_of_file in self._read(generation, lambda db: rows_of(db, user_id, before, limit)):
+            rows += rows_of_file
             aboves += [] if above is None else [above]
         rows.sort(reverse=True, key=lambda row: row.entry_id)
         return min(aboves, key=lambda row: row.entry_id, default=None), rows[:limit]
@@ -335,12 +335,12 @@ class HistoryReader:
 
     def openings(self, generation: int, user_id: bytes) -> list[Opening]:
         """The account's openings where rows were deleted, the newest first. Raises as `history` does."""
-        found = self._read(generation, lambda db: openings_of(db, user_id))
-        openings = [opening for of_file in found for opening in of_file]
+        by_file = self._read(generation, lambda db: openings_of(db, user_id))
+        openings = [opening for of_file in by_file for opening in of_file]
         return sorted(openings, reverse=True, key=lambda opening: opening.entry_id)
 
     def close(self) -> None:
         """Closes the other files."""
-        for _, db in self._others.values():
+        for _, db in self._other_files.values():
             db.close()
-        self._others.clear()
+        self._other_files.clear()

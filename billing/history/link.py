@@ -134,11 +134,11 @@ class HistoryLink(FollowerLink):
         bucket_id: int,
         generation: int,
         user_id: bytes,
-        asked: tuple[Any, ...],
+        question: tuple[Any, ...],
         standing: tuple[Any, ...],
         done: Callable[[object], None],
     ) -> None:
-        """Calls `done` with what `asked` is answered, or with a refusal. `asked`: `(STATEMENT, from_ns, to_ns,
+        """Calls `done` with the answer to `question`, or with a refusal. `question`: `(STATEMENT, from_ns, to_ns,
         by_resource, limit, now_ns)` or `(BALANCE_AT, at_ns, now_ns)`. `standing`: the account as
         `period_reader.Standing` has it. The rest as of `history`.
         """
@@ -148,4 +148,4 @@ class HistoryLink(FollowerLink):
                 answer = Refused("LIMIT_EXCEEDED", answer)
             done(answer)
 
-        self.ask((PERIOD, bucket_id, generation, user_id, asked, standing), answered)
+        self.ask((PERIOD, bucket_id, generation, user_id, question, standing), answered)

@@ -59,7 +59,7 @@ class Mender:
         self.replaced = 0  # whose file is being replaced: nobody here writes to it; 0: none
         self._waits: dict[int, tuple[int, int]] = {}  # shards that lack something -> tries, boot instant of the next
         self.lacks: dict[int, str] = {}  # the same -> what, and what becomes of it, for people
-        self._said: set[int] = set()  # the same, of which it was said that nothing comes of it
+        self._warned: set[int] = set()  # the same, of which it was said that nothing comes of it
         self._number = 0
         self._answers: dict[
             int, tuple[str, SimpleQueue[Any]]
@@ -113,39 +113,41 @@ class Mender:
         shard = self._shard
         if not gaps:  # a file that cannot be read is its writer's business
             self._waits.pop(shard, None)
-            self._said.discard(shard)
+            self._warned.discard(shard)
             if self.lacks.pop(shard, None) is not None:
                 self._changed()
             self._look_at(due)
             return
-        told = ", ".join(map(str, gaps))
+        gaps_text = ", ".join(map(str, gaps))
         if shard not in self.lacks:
-            log.info("the history of shard %d lacks %s; asked are: %s", shard, told, ", ".join(self._hosts) or "none")
-        self.lacks[shard] = f"{told}: other hosts are asked"
+            log.info(
+                "the history of shard %d lacks %s; asked are: %s", shard, gaps_text, ", ".join(self._hosts) or "none"
+            )
+        self.lacks[shard] = f"{gaps_text}: other hosts are asked"
         self._silent.clear()
         self._changed()
-        done = self._on_loop(partial(self._on_mended, told, due))
+        done = self._on_loop(partial(self._on_mended, gaps_text, due))
         where = self._process.disk, self._directory, shard
         self._executor.submit(done, mend, *where, self._hosts, self._ask, self._let_go)
 
-    def _on_mended(self, told: str, due: list[int], mended: Mended | None, error: BaseException | None) -> None:
+    def _on_mended(self, gaps_text: str, due: list[int], mended: Mended | None, error: BaseException | None) -> None:
         shard, self.replaced = self._shard, 0
         tries, _ = self._waits.get(shard, (0, 0))
         if error is not None:
             reason = reason_of(error)
-            self.lacks[shard] = f"{told}, which cannot be taken from other hosts: {reason}"
-            if shard not in self._said:
+            self.lacks[shard] = f"{gaps_text}, which cannot be taken from other hosts: {reason}"
+            if shard not in self._warned:
                 log.warning("what the history of shard %d lacks cannot be taken from other hosts: %s", shard, reason)
-            self._said.add(shard)
+            self._warned.add(shard)
             tries = len(AGAIN_NS) if isinstance(error, Unlike) else tries + 1
         elif mended is None and self._silent:
-            self.lacks[shard] = f"{told}: not all hosts answer ({', '.join(sorted(self._silent))})"
+            self.lacks[shard] = f"{gaps_text}: not all hosts answer ({', '.join(sorted(self._silent))})"
             tries += 1
         elif mended is None:
-            self.lacks[shard] = f"{told}, which no other host has"
-            if shard not in self._said:
-                log.warning("the history of shard %d lacks %s: no other host has that", shard, told)
-            self._said.add(shard)
+            self.lacks[shard] = f"{gaps_text}, which no other host has"
+            if shard not in self._warned:
+                log.warning("the history of shard %d lacks %s: no other host has that", shard, gaps_text)
+            self._warned.add(shard)
             tries += 1
         else:
             filled, rows = ", ".join(map(str, mended.filled)), counted(mended.rows, "row")
@@ -162,12 +164,12 @@ class Mender:
         """As `mending` asks, on its thread."""
         answer: SimpleQueue[Any] = SimpleQueue()
         self._loop.call_soon_threadsafe(self._send, Wanted(0, host, (shard, after, rows, last, bytes_max)), answer)
-        given = answer.get()
-        if given is None:
+        fields = answer.get()
+        if fields is None:
             return None
-        first, up_to, batches, left, is_end, departures, checksum = given
-        some = [(position, payload) for position, payload in batches]
-        return Given(first, up_to, some, left, is_end, [tuple(one) for one in departures], checksum)
+        first, up_to, batches, rows_given, is_end, departures, checksum = fields
+        pairs = [(position, payload) for position, payload in batches]
+        return Given(first, up_to, pairs, rows_given, is_end, [tuple(departure) for departure in departures], checksum)
 
     def _send(self, wanted: Wanted, answer: SimpleQueue[Any]) -> None:
         if self._process.is_ending:
@@ -178,28 +180,28 @@ class Mender:
         self._process.send(Wanted(number, wanted.host, wanted.question))
         self._process.later(f"answer {number}", ASK_S, partial(self.got, Got(number, None, False)))
 
-    def got(self, got: Got) -> None:
+    def got(self, message: Got) -> None:
         """What another host gives, or that it has not answered."""
-        self._process.cancel(f"answer {got.number}")
-        if got.number in self._answers:
-            host, answer = self._answers.pop(got.number)
-            if not got.has_answered:
+        self._process.cancel(f"answer {message.number}")
+        if message.number in self._answers:
+            host, answer = self._answers.pop(message.number)
+            if not message.has_answered:
                 self._silent.add(host)
-            answer.put(got.given)
+            answer.put(message.given)
 
     def _let_go(self) -> None:
         """On the thread: returns once nobody here has the file."""
-        gone: SimpleQueue[None] = SimpleQueue()
-        self._loop.call_soon_threadsafe(self._replace, gone)
-        gone.get()
+        released: SimpleQueue[None] = SimpleQueue()
+        self._loop.call_soon_threadsafe(self._replace, released)
+        released.get()
 
-    def _replace(self, gone: SimpleQueue[None]) -> None:
+    def _replace(self, released: SimpleQueue[None]) -> None:
         self.replaced = self._shard
         try:
             self._release(self._shard)
         except Exception as trouble:
             self._process.end(trouble)
-        gone.put(None)
+        released.put(None)
 
     async def finish(self) -> None:
         """Returns once nothing is under way any more: nobody answers what is asked now."""

@@ -38,8 +38,8 @@ from typing import Final, NamedTuple
 from billing.follower.proof import Unproved, differs
 from billing.follower.store import SIDES, Overtaken, StoreError, connect, copy_to, file_of
 from billing.history import batches
-from billing.history.accounts import USERS_MAX, place_of
-from billing.history.gaps import Batches, Gap, Given, again, gaps_of
+from billing.history.accounts import USERS_MAX, chain_end_of
+from billing.history.gaps import Batches, Gap, Given, batches_of, gaps_of
 from billing.history.history_reader import rows_of
 from billing.history.openings import openings_of
 from billing.history.page import OPENING_ROW, Row, row_of
@@ -84,31 +84,31 @@ def mend(
     is closed by then. Raises StoreError (NotNow, Unlike), Unproved, sqlite3.Error, OSError; then the file is what it
     was.
     """
-    asked, unlike = _Hosts(shard, list(hosts), ask), None
+    sources, unlike = _Hosts(shard, list(hosts), ask), None
     while True:
         try:
-            mended = _mend(disk, file_of(directory, shard), shard, asked, let_go)
+            mended = _mend(disk, file_of(directory, shard), shard, sources, let_go)
         except Unlike as error:
             unlike = error
-            asked.refuse_last()
+            sources.refuse_last()
         else:
             if mended is None and unlike is not None:
                 raise unlike
             return mended
 
 
-def _mend(disk: Disk, path: str, shard: int, asked: _Hosts, let_go: Callable[[], None]) -> Mended | None:
+def _mend(disk: Disk, path: str, shard: int, sources: _Hosts, let_go: Callable[[], None]) -> Mended | None:
     aside = f"{path}.mended"
     try:
-        with closing(connect(path, KIND)) as own:
-            gaps, left = gaps_of(own), list[Gap]()
-            while gaps and asked.nearest(gaps[0].first - 1, gaps[0].last) is None:
+        with closing(connect(path, KIND)) as own_db:
+            gaps, left = gaps_of(own_db), list[Gap]()
+            while gaps and sources.nearest(gaps[0].first - 1, gaps[0].last) is None:
                 left.append(gaps.pop(0))
             if not gaps:
                 return None
             identity = disk.identity(path)
-            copy_to(own, aside, disk)
-            filling = _Filling(disk, shard, own, aside, asked)
+            copy_to(own_db, aside, disk)
+            filling = _Filling(disk, shard, own_db, aside, sources)
             try:
                 filling.fill(gaps)
                 let_go()
@@ -117,9 +117,9 @@ def _mend(disk: Disk, path: str, shard: int, asked: _Hosts, let_go: Callable[[],
                 filling.store.db.close()
         return Mended(filling.filled, left + filling.left, filling.hosts, filling.rows)
     finally:
-        for one in (aside, *(aside + side for side in SIDES)):
-            if disk.exists(one):
-                disk.unlink(one)
+        for leftover in (aside, *(aside + side for side in SIDES)):
+            if disk.exists(leftover):
+                disk.unlink(leftover)
 
 
 class _Hosts:
@@ -139,24 +139,24 @@ class _Hosts:
         """The first batch behind `after` up to `last` that some host has, and the host that has it."""
         best: tuple[int, str] | None = None
         for host in self._hosts:
-            given = self._ask(host, self._shard, after, 0, last, 1)
-            if given is not None and after < given.first <= last and (best is None or given.first < best[0]):
-                best = given.first, host
+            offer = self._ask(host, self._shard, after, 0, last, 1)
+            if offer is not None and after < offer.first <= last and (best is None or offer.first < best[0]):
+                best = offer.first, host
             if best is not None and best[0] == after + 1:
                 break
         return best
 
     def part(self, host: str, after: int, rows: int, last: int) -> Given:
         """The next part of what a host has behind `after`. Raises NotNow, Unlike."""
-        given = self._ask(host, self._shard, after, rows, last, PART_BYTES)
-        if given is None or given.first != after + 1:
+        part = self._ask(host, self._shard, after, rows, last, PART_BYTES)
+        if part is None or part.first != after + 1:
             raise NotNow(f"{host} does not give on from batch {after + 1}")
         self._last = host
-        positions = [after, *(position for position, _ in given.batches), given.last + 1, last + 2]
-        is_rising = all(one < other for one, other in pairwise(positions))
-        if not given.is_sound or not is_rising or not (given.is_end or given.batches):
+        positions = [after, *(position for position, _ in part.batches), part.last + 1, last + 2]
+        is_rising = all(earlier < later for earlier, later in pairwise(positions))
+        if not part.is_sound or not is_rising or not (part.is_end or part.batches):
             raise Unlike(f"what {host} gives from batch {after + 1} on is not what was sent")
-        return given
+        return part
 
 
 class _Newest(NamedTuple):
@@ -212,8 +212,8 @@ class _Chains:
         return row.entry_id > newest.entry_id and (may_skip or self.may_skip)
 
     def _looked_up(self, user_id: bytes) -> _Newest:
-        place = place_of(self._db, user_id)
-        row = None if place is None else Pages(self._db).row(place[1])
+        chain_end = chain_end_of(self._db, user_id)
+        row = None if chain_end is None else Pages(self._db).row(chain_end[1])
         return _Newest() if row is None else _Newest(row.seq, row.entry_id, row.balance, row.generation)
 
     def flushed(self) -> None:
@@ -229,10 +229,10 @@ class _Chains:
 class _Filling:
     """A copy of a file, which gets what the file lacks."""
 
-    def __init__(self, disk: Disk, shard: int, own: sqlite3.Connection, aside: str, asked: _Hosts) -> None:
+    def __init__(self, disk: Disk, shard: int, own_db: sqlite3.Connection, aside: str, sources: _Hosts) -> None:
         self._disk = disk
-        self._own = own
-        self._asked = asked
+        self._own_db = own_db
+        self._sources = sources
         self._aside = aside
         self.store = Store(aside, shard, disk)
         self._chains = _Chains(self.store.db, 0)
@@ -250,20 +250,20 @@ class _Filling:
 
     def _state(self) -> tuple[object, ...]:
         """What of the file changes only where rows are taken back or deleted."""
-        return *self._own.execute(_IDENTITY).fetchone(), *self._own.execute("SELECT * FROM cuts").fetchall()
+        return *self._own_db.execute(_IDENTITY).fetchone(), *self._own_db.execute("SELECT * FROM cuts").fetchall()
 
     def _head(self) -> int:
-        return int(self._own.execute("SELECT position FROM about").fetchone()[0])
+        return int(self._own_db.execute("SELECT position FROM about").fetchone()[0])
 
     def fill(self, gaps: list[Gap]) -> None:
         """All of the file up to now, with what other hosts have of its gaps; durable, and proved."""
-        before = batches.line_up_to(self._own, gaps[0].first - 1)
+        before = batches.line_up_to(self._own_db, gaps[0].first - 1)
         self._at, self._seq = gaps[0].first - 1, 0 if before is None else before.seq
         self._begins = 1 if gaps[0].first == 1 else self._begins
         self.store.cut_out(self._at, self._seq, self._begins)
         self._chains = _Chains(self.store.db, self._seq)
-        self._chains.may_skip = self._own.execute("SELECT 1 FROM cuts").fetchone() is not None
-        for position, text in self._own.execute("SELECT position, text FROM losses").fetchall():
+        self._chains.may_skip = self._own_db.execute("SELECT 1 FROM cuts").fetchone() is not None
+        for position, text in self._own_db.execute("SELECT position, text FROM losses").fetchall():
             if not any(gap.first <= position <= gap.last for gap in gaps):
                 self._losses.append((position, text))
                 self._chains.lost()
@@ -272,16 +272,16 @@ class _Filling:
             self._fill(gap)
         self.keep_up()
         self._openings = self._found_openings()
-        cut = self._own.execute("SELECT seq, at_ns FROM cuts").fetchone()
+        cut = self._own_db.execute("SELECT seq, at_ns FROM cuts").fetchone()
         if cut is not None and cut[0] > self._seq:  # rows behind the gaps have other numbers now
-            line = batches.line_up_to(self.store.db, batches.batch_of(self._own, cut[0]))
+            line = batches.line_up_to(self.store.db, batches.batch_of(self._own_db, cut[0]))
             self._cut = (0 if line is None else line.seq), cut[1]
         if not self.store.checkpoint() or differs(self._disk, self._aside):
             raise Unproved(f"{self._aside} was written and synced, but the medium does not hold it")
 
     def _fill(self, gap: Gap) -> None:
         while self._at < gap.last:
-            nearest = self._asked.nearest(self._at, gap.last)
+            nearest = self._sources.nearest(self._at, gap.last)
             if nearest is None:
                 self._lose(gap.last)
                 return
@@ -309,16 +309,16 @@ class _Filling:
         if host not in self.hosts:
             self.hosts.append(host)
         while True:
-            given = self._asked.part(host, after, rows, last)
-            self.rows += self._take(given.batches)
-            if given.is_end:
+            part = self._sources.part(host, after, rows, last)
+            self.rows += self._take(part.batches)
+            if part.is_end:
                 break
-            position = given.batches[-1][0]
-            after, rows = (position - 1, given.rows) if given.rows else (position, 0)
-        self._departures += [(bucket_id, generation, at) for bucket_id, generation, at in given.departures]
-        self.store.pass_over(given.last, is_known=True)
-        self._flush(given.last)
-        self.filled.append(Gap(first, given.last))
+            position = part.batches[-1][0]
+            after, rows = (position - 1, part.rows) if part.rows else (position, 0)
+        self._departures += [(bucket_id, generation, at) for bucket_id, generation, at in part.departures]
+        self.store.pass_over(part.last, is_known=True)
+        self._flush(part.last)
+        self.filled.append(Gap(first, part.last))
 
     def keep_up(self) -> None:
         """Takes what the file has behind its gaps, as far as it is written."""
@@ -326,20 +326,20 @@ class _Filling:
 
     def _keep(self, last: int) -> None:
         """The file's own batches up to this one."""
-        first, had = self._at + 1, 0
+        first, rows_before = self._at + 1, 0
         is_end = first > last
         while not is_end:
-            some, left, is_end = again(self._own, first, had, last, PART_BYTES, may_lack=True)
-            self._take(some)
+            part, rows_given, is_end = batches_of(self._own_db, first, rows_before, last, PART_BYTES, may_lack=True)
+            self._take(part)
             if not is_end:
-                first, had = (some[-1][0], left) if left else (some[-1][0] + 1, 0)
+                first, rows_before = (part[-1][0], rows_given) if rows_given else (part[-1][0] + 1, 0)
         if last > self._at:
             self.store.pass_over(last, is_known=True)
             self._flush(last)
 
-    def _take(self, some: Batches) -> int:
+    def _take(self, part: Batches) -> int:
         rows = 0
-        for position, payload in some:
+        for position, payload in part:
             rows += self._chains.check(payload)
             self.store.take_again(position, payload)
             if self.store.rows_open >= ROWS_AT_ONCE:
@@ -354,21 +354,21 @@ class _Filling:
 
     def _found_openings(self) -> list[tuple[int, int, int, Lines]]:
         """The openings of rows behind the first gap, under the numbers that these have now."""
-        found, db = list[tuple[int, int, int, Lines]](), self.store.db
-        for (user_id,) in self._own.execute(_OPENED, (self._seq,)).fetchall():
-            for opening in openings_of(self._own, user_id):
-                place, (_, rows) = place_of(db, user_id), rows_of(db, user_id, opening.entry_id + 1, 1)
-                if place is not None and rows and rows[0].entry_id == opening.entry_id:
-                    found.append((place[0], opening.entry_id, rows[0].seq, opening.lines))
-        return found
+        renumbered, db = list[tuple[int, int, int, Lines]](), self.store.db
+        for (user_id,) in self._own_db.execute(_OPENED, (self._seq,)).fetchall():
+            for opening in openings_of(self._own_db, user_id):
+                chain_end, (_, rows) = chain_end_of(db, user_id), rows_of(db, user_id, opening.entry_id + 1, 1)
+                if chain_end is not None and rows and rows[0].entry_id == opening.entry_id:
+                    renumbered.append((chain_end[0], opening.entry_id, rows[0].seq, opening.lines))
+        return renumbered
 
     def finish(self) -> None:
         """The file will not be changed any more: the rest of it, and what it lacks from now on. Raises NotNow."""
         if self._state() != self._known:
             raise NotNow("rows of the file were taken back or deleted meanwhile")
         self.keep_up()
-        departures = self._own.execute("SELECT bucket_id, generation, position FROM departures").fetchall()
-        departures += [one for one in self._departures if one[2] <= self._at]
+        departures = self._own_db.execute("SELECT bucket_id, generation, position FROM departures").fetchall()
+        departures += [departure for departure in self._departures if departure[2] <= self._at]
         self.store.note_filled(self._begins, self._losses, departures, self._openings, self._cut)
         self.store.close()
 

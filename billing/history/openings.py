@@ -58,9 +58,9 @@ def is_sound(row: tuple[Any, ...]) -> bool:
 
 def openings_of(db: sqlite3.Connection, user_id: bytes) -> list[Opening]:
     """The opening of an account in a file, if there is one. Raises Damaged."""
-    found = []
+    openings = []
     for row in db.execute(_OF_USER, (user_id,)):
         if not is_sound(row):
             raise Damaged(f"the opening of account {row[0]} is not what was written")
-        found.append(Opening(row[1], dict(_decode(row[3]))))
-    return found
+        openings.append(Opening(row[1], dict(_decode(row[3]))))
+    return openings

@@ -200,10 +200,10 @@ def pages_of(part: Part, first: int) -> list[Page]:
     records, starts, older = b"".join(part.runs), part.starts, part.older
     pages = []
     for low in range(0, len(starts), PAGE_ROWS):
-        here = starts[low : low + PAGE_ROWS]
-        count, base = len(here), here[0]
+        page_starts = starts[low : low + PAGE_ROWS]
+        count, base = len(page_starts), page_starts[0]
         end = starts[low + count] if low + count < len(starts) else len(records)
-        index = _index_struct(count).pack(*older[low : low + count], *[start - base for start in here])
+        index = _index_struct(count).pack(*older[low : low + count], *[start - base for start in page_starts])
         packed = compress(index + records[base:end])
         pages.append(Page(first + low, count, checksum_of(first + low, count, packed), packed))
     return pages
@@ -228,11 +228,11 @@ def _record_struct() -> struct.Struct:
     assert ENVELOPE.format == "<BHI"
     assert FIELDS[len(numbers) :] == _TAILS
     assert tuple(name for name in numbers if name in _WANTED) == _WANTED
-    kept = (
+    form = (
         code if name in _WANTED or name in _TAILS else f"{struct.calcsize('<' + code)}x"
         for name, code in zip(FIELDS, codes, strict=True)
     )
-    return struct.Struct(f"{LENGTH.format}2xxI1x{''.join(kept)}")
+    return struct.Struct(f"{LENGTH.format}2xxI1x{''.join(form)}")
 
 
 _RECORD: Final = _record_struct()

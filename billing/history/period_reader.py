@@ -132,8 +132,8 @@ class Chain:
     def rows(self, first_id: int, last_id: int) -> list[Row]:
         """Those with these entry_ids, oldest first; at most `PAGE_ROWS` of them may lie between."""
         count = last_id - first_id + 1
-        found = self._reader.rows(self._generation, self._user_id, last_id + 1, count)[1]
-        return [row for row in reversed(found) if row.entry_id >= first_id]
+        newest_first = self._reader.rows(self._generation, self._user_id, last_id + 1, count)[1]
+        return [row for row in reversed(newest_first) if row.entry_id >= first_id]
 
     def row_behind(self, entry_id: int) -> list[Row]:
         """The first row behind this entry_id, wherever it is: also behind a gap. None or one."""
@@ -144,10 +144,10 @@ class Chain:
         """The point of a row, NOTHING for 0."""
         if entry_id <= 0:
             return NOTHING
-        found = self._reader.rows(self._generation, self._user_id, entry_id + 1, 1)[1]
-        return self._whole(point_of(found[0])) if found else NOTHING
+        rows = self._reader.rows(self._generation, self._user_id, entry_id + 1, 1)[1]
+        return self._completed(point_of(rows[0])) if rows else NOTHING
 
-    def _whole(self, point: Point) -> Point:
+    def _completed(self, point: Point) -> Point:
         """A row of an older file that is the account's newest: what it lacks, the ledger knows."""
         if point.rate is None and point.entry_id == self.newest.entry_id:
             return _standing_point(self.newest, point.amount, point.operation)
@@ -157,7 +157,7 @@ class Chain:
         """The points of these rows behind `former`, each with its row; one without a row in the place of a gap."""
         before = former
         for row in rows:
-            point = self._whole(point_of(row))
+            point = self._completed(point_of(row))
             if point.entry_id > before.entry_id + 1 or point.operation == OPENING:
                 self.is_whole = False
                 yield missing(before, point), None
@@ -190,7 +190,7 @@ class Chain:
         """
         openings = self._reader.openings(self._generation, self._user_id)
         while True:
-            opening = next((one for one in openings if one.entry_id <= former.entry_id), None)
+            opening = next((candidate for candidate in openings if candidate.entry_id <= former.entry_id), None)
             lines = yield from self._lines_back_to(former, opening)
             if None not in lines:
                 return lines
@@ -228,7 +228,7 @@ class Chain:
 
     def _lines_back_to(self, former: Point, opening: Opening | None) -> Generator[None, None, Lines]:
         """See `lines_at`: walks until the lines that were met sum to the rate, to the opening, or to a gap."""
-        found: dict[bytes, int] = {}
+        rates: dict[bytes, int] = {}
         changes: dict[bytes, int] = {}  # the accrual of lines without a recorded rate, since the last recorded one
         unsaid: Point | None = None  # it changed a line by the difference to the account's rate before it
         wanted, known, at_id = former.rate or 0, 0, former.entry_id
@@ -238,7 +238,7 @@ class Chain:
             for row in reversed(rows):
                 point = point_of(row)
                 if point.entry_id != at_id or point.rate is None or point.operation == _CLOSED:
-                    return _with_rest(found, wanted)  # nothing before it says anything of these lines
+                    return _with_rest(rates, wanted)  # nothing before it says anything of these lines
                 at_id -= 1
                 if unsaid is not None and unsaid.resource is not None:
                     change = (unsaid.rate or 0) - point.rate
@@ -247,24 +247,24 @@ class Chain:
                 if opening is not None and point.entry_id == opening.entry_id:
                     lines = {line: rate for line, rate in opening.lines.items() if line is not None}
                     changed = {line: lines.get(line, 0) + change for line, change in changes.items()}
-                    return _with_rest(lines | found | changed, wanted)
-                if point.resource is not None and point.resource not in found:
+                    return _with_rest(lines | rates | changed, wanted)
+                if point.resource is not None and point.resource not in rates:
                     if point.line_rate is None:
                         unsaid = point
                     else:
-                        found[point.resource] = point.line_rate + changes.pop(point.resource, 0)
-                        known += found[point.resource]
+                        rates[point.resource] = point.line_rate + changes.pop(point.resource, 0)
+                        known += rates[point.resource]
                 if known >= wanted and not changes and unsaid is None:
                     break
             if not rows:
-                return _with_rest(found, wanted)
+                return _with_rest(rates, wanted)
             yield
-        return _with_rest(found | changes, wanted)
+        return _with_rest(rates | changes, wanted)
 
 
-def _with_rest(found: dict[bytes, int], wanted: int) -> Lines:
-    lines: Lines = {resource: rate for resource, rate in found.items() if rate}
-    rest = wanted - sum(found.values())
+def _with_rest(rates: dict[bytes, int], wanted: int) -> Lines:
+    lines: Lines = {resource: rate for resource, rate in rates.items() if rate}
+    rest = wanted - sum(rates.values())
     return lines | {None: rest} if rest else lines
 
 

@@ -31,11 +31,11 @@ def _wanted_struct() -> struct.Struct:
     """A whole record up to its tails, of which its length, the entry_id and the length of the user_id are wanted."""
     codes = FIXED.format[2:]
     assert FIXED.format[:2] == "<B"
-    kept = (
+    form = (
         code if name in ("entry_id", "user_id") else f"{struct.calcsize('<' + code)}x"
         for name, code in zip(FIELDS, codes, strict=True)
     )
-    return struct.Struct(f"{LENGTH.format}{ENVELOPE.size + 1}x{''.join(kept)}")
+    return struct.Struct(f"{LENGTH.format}{ENVELOPE.size + 1}x{''.join(form)}")
 
 
 PLACE_MASK: Final = CHUNK - 1  # of a number: the place in its chunk
@@ -84,14 +84,14 @@ def project(payload: bytes, seq: int, accounts: Accounts, group: Group) -> int:
         number = number_of(user_id)
         if number is None:
             number = accounts.number_of(user_id)
-        chunk, place = number >> CHUNK_SHIFT, number & PLACE_MASK
+        chunk, index = number >> CHUNK_SHIFT, number & PLACE_MASK
         newest = chunk_of(chunk)
         if newest is None:
             newest = accounts.chunk_of(chunk)
         seq += 1
         add_start(at + shift)
-        add_older(newest[place])
-        newest[place] = seq
+        add_older(newest[index])
+        newest[index] = seq
         change(chunk)
         if not entry_id & (MARK_EVERY - 1):
             mark((number, entry_id, seq))

@@ -146,23 +146,23 @@ class Projector(Follower):
         assert self._reader is not None
         self._write()
         try:
-            found = entries.page(self._reader, cursor, limit, dict(bounds), all_written=all_written)
+            page = entries.page(self._reader, cursor, limit, dict(bounds), all_written=all_written)
         except entries.UnknownCursor as unknown:
             self.answer(number, str(unknown))
         except FAILURES as error:
             self._fail(number, error)
         else:
-            self.answer(number, (found.rows, found.waits, tuple(found.bounds.items())))
+            self.answer(number, (page.rows, page.waits, tuple(page.bounds.items())))
 
-    def _answer_part(self, number: int, name: str, *asked: Any) -> None:
+    def _answer_part(self, number: int, name: str, *question: Any) -> None:
         store = self._store
         assert store is not None
         self._write()
         try:
             if name == WHERE:
-                self.answer(number, (store.shard, feed_part.locate(store.db, self._log, *asked)))
+                self.answer(number, (store.shard, feed_part.locate(store.db, self._log, *question)))
             else:
-                place, limit = asked
+                place, limit = question
                 place = None if place is None else Place(*place)
                 self.answer(number, feed_part.part(store.db, store.shard, self._log, place, limit, store.position))
         except entries.UnknownCursor as unknown:
@@ -173,7 +173,7 @@ class Projector(Follower):
         reader = self._reader
         assert reader is not None
         self._write()
-        again = partial(self._answer, number, question, asked_ns)
+        retry = partial(self._answer, number, question, asked_ns)
         try:
             missing = self._may_come(bucket_id, generation)
             replaced = reader.replaced
@@ -182,24 +182,24 @@ class Projector(Follower):
             self._fail(number, error)
             return
         if reader.replaced != replaced:
-            self.later(f"answer {number}", 0, again)
+            self.later(f"answer {number}", 0, retry)
             return
-        self._answer_whole(number, page, bucket_id, missing, asked_ns, again)
+        self._answer_whole(number, page, bucket_id, missing, asked_ns, retry)
 
     def _answer_whole(
         self,
         number: int,
-        found: tuple[object, bool],
+        outcome: tuple[object, bool],
         bucket_id: int,
         missing: list[int],
         asked_ns: int,
-        again: Callable[[], None],
+        retry: Callable[[], None],
     ) -> None:
-        """Answers, unless former owners of the bucket may still write what is missing: then `again`, a little later.
-        `found`: the answer, and whether it is whole; `missing`: the generations of these owners. That an account's rows
-        are whole does not end the wait for those of others in its bucket.
+        """Answers, unless former owners of the bucket may still write what is missing: then `retry`, a little later.
+        `outcome`: the answer, and whether it is whole; `missing`: the generations of these owners. That an account's
+        rows are whole does not end the wait for those of others in its bucket.
         """
-        answer, is_whole = found
+        answer, is_whole = outcome
         now_ns = self.clocks.boot_ns()
         if not missing:
             self._awaited.pop(bucket_id, None)
@@ -213,7 +213,7 @@ class Projector(Follower):
         if now_ns - since_ns > FORMER_END_NS:
             self.answer(number, answer)
         elif now_ns - asked_ns < FORMER_WAIT_NS:
-            self.later(f"answer {number}", FORMER_POLL_S, again)
+            self.later(f"answer {number}", FORMER_POLL_S, retry)
         else:
             self.refuse(
                 number,
@@ -235,7 +235,7 @@ class Projector(Follower):
 
     def _begin_period(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
         """A question about a period or an instant of one account."""
-        _, bucket_id, generation, user_id, (name, *asked), standing = question
+        _, bucket_id, generation, user_id, (name, *arguments), standing = question
         assert self._reader is not None
         self._write()
         try:
@@ -245,20 +245,20 @@ class Projector(Follower):
             return
         chain = Chain(self._reader, generation, user_id, Standing(*standing))
         of_kind = period_reader.statement if name == STATEMENT else period_reader.balance_at
-        self._go_on(number, question, of_kind(chain, user_id, *asked), (missing, self._reader.replaced), asked_ns)
+        self._go_on(number, question, of_kind(chain, user_id, *arguments), (missing, self._reader.replaced), asked_ns)
 
     def _go_on(
-        self, number: int, question: tuple[Any, ...], steps: Steps, seen: tuple[list[int], int], asked_ns: int
+        self, number: int, question: tuple[Any, ...], steps: Steps, at_start: tuple[list[int], int], asked_ns: int
     ) -> None:
-        """The next step of such a question; batches and other questions come between two of them. `seen`, before the
-        first step: whose rows may still come, and how many files had been replaced.
+        """The next step of such a question; batches and other questions come between two of them. `at_start`, before
+        the first step: whose rows may still come, and how many files had been replaced.
         """
-        again = partial(self._begin_period, number, question, asked_ns)
+        retry = partial(self._begin_period, number, question, asked_ns)
         assert self._reader is not None
-        missing, replaced = seen
+        missing, replaced = at_start
         try:
             next(steps)
-            self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, seen, asked_ns))
+            self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, at_start, asked_ns))
             return
         except StopIteration as end:
             answer, is_whole = end.value
@@ -268,15 +268,15 @@ class Projector(Follower):
         except Misplaced:
             if not missing and self._reader.replaced == replaced:
                 raise
-            self.later(f"answer {number}", FORMER_POLL_S, again)
+            self.later(f"answer {number}", FORMER_POLL_S, retry)
             return
         except FAILURES as error:
             self._fail(number, error)
             return
         if self._reader.replaced != replaced:
-            self.later(f"answer {number}", 0, again)
+            self.later(f"answer {number}", 0, retry)
             return
-        self._answer_whole(number, (answer, is_whole), question[1], missing, asked_ns, again)
+        self._answer_whole(number, (answer, is_whole), question[1], missing, asked_ns, retry)
 
     def _fail(self, number: int, error: sqlite3.Error | StoreError | OSError) -> None:
         """Refuses the answer to a question. Raises what tells of damage: the next process makes a new file of what is

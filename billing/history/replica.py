@@ -115,7 +115,7 @@ class Replica(Process):
                 self.later("prune", retention.FIRST_S, self._begin_to_prune)
         self._mender.follow(message.directory, message.hosts)
         self._order = message
-        for shard in [one for one in self._copies if one not in message.shards]:
+        for shard in [shard for shard in self._copies if shard not in message.shards]:
             self._copies.pop(shard).store.close()
         if not self._is_looking:
             self.cancel("look")
@@ -203,13 +203,13 @@ class Replica(Process):
         reader = self._readers[shard]
         return reader, reader.first, reader.head
 
-    def _on_bounds(self, shard: int, found: tuple[Reader, int, int], error: BaseException | None) -> None:
+    def _on_bounds(self, shard: int, bounds: tuple[Reader, int, int], error: BaseException | None) -> None:
         order = self._order
         assert order is not None
         if error is not None:
             self._set_aside(shard, error)
         elif shard in order.shards and shard != self._mender.replaced:
-            reader, first, head = found
+            reader, first, head = bounds
             file = ShardFile(order.directory, shard, first, head, self.disk)
             try:
                 store, remarks = open_store(file, suspect=order.suspect, is_shared=True)
@@ -223,7 +223,7 @@ class Replica(Process):
                 self._behind.append(shard)
         self._next()
 
-    def _on_slice(self, shard: int, copy: Copy, found: Slice | None, error: BaseException | None) -> None:
+    def _on_slice(self, shard: int, copy: Copy, journal_slice: Slice | None, error: BaseException | None) -> None:
         if self._copies.get(shard) is not copy:
             pass  # it was let go meanwhile
         elif isinstance(error, Gap):  # it was trimmed: what is lost is put on record when the file is opened again
@@ -231,17 +231,17 @@ class Replica(Process):
         elif error is not None:
             copy.feed.forget()
             self._set_aside(shard, error)
-        elif found is not None:
-            self._take(shard, copy, found)
+        elif journal_slice is not None:
+            self._take(shard, copy, journal_slice)
         self._next()
 
-    def _take(self, shard: int, copy: Copy, found: Slice) -> None:
-        for position, payload in found.batches:
+    def _take(self, shard: int, copy: Copy, journal_slice: Slice) -> None:
+        for position, payload in journal_slice.batches:
             copy.store.take(position, payload)
         copy.store.flush()
         self.later("checkpoint", CHECKPOINT_S, self._checkpoint)
         self._troubles.pop(shard, None)
-        if not found.is_last:
+        if not journal_slice.is_last:
             self._behind.append(shard)
 
     def _set_aside(self, shard: int, error: BaseException) -> None:
@@ -259,20 +259,20 @@ class Replica(Process):
 
     # -- what files lack ---------------------------------------------------------------------------------------------
 
-    def _read(self, asked: Read) -> None:
+    def _read(self, request: Read) -> None:
         """Gives another host what it lacks and a file here has."""
         assert self._order is not None
-        shard, *question = asked.question
+        shard, *question = request.question
         path = file_of(self._order.directory, shard)
         try:
-            given = None
+            answer = None
             if self.disk.exists(path):
                 with closing(connect(path, KIND)) as db:
-                    given = given_of(db, *question)
+                    answer = given_of(db, *question)
         except UNREADABLE as error:
-            self.send(messages.Refused(asked.number, reason_of(error)))
+            self.send(messages.Refused(request.number, reason_of(error)))
         else:
-            self.send(messages.Answer(asked.number, given))
+            self.send(messages.Answer(request.number, answer))
 
     def _release(self, shard: int) -> None:
         """The file of this shard is about to be replaced."""
@@ -330,8 +330,8 @@ class Replica(Process):
 def main(arguments: list[str]) -> None:
     """The main function of the process; the last argument is the number of the wire's descriptor."""
     gc.set_threshold(GARBAGE_THRESHOLD)
-    made = partial(Replica, RealDisk(), MACHINE_CLOCKS, partial(backends.open, host=REAL))
-    run(int(arguments[-1]), NICENESS, made)
+    make_replica = partial(Replica, RealDisk(), MACHINE_CLOCKS, partial(backends.open, host=REAL))
+    run(int(arguments[-1]), NICENESS, make_replica)
 
 
 if __name__ == "__main__":

@@ -169,20 +169,20 @@ class ReplicaLink:
         self._lost.clear()
         self._reason = ""
         try:
-            process, ours = await self._spawn(COMMAND, [])
+            process, parent_end = await self._spawn(COMMAND, [])
         except OSError as error:
             self._reason = f"it cannot be started: {error}"
             return Exit.AGAIN
         try:
             await asyncio.get_running_loop().create_connection(
-                lambda: Wire(self._on_frame, self._on_closed, self._on_open, from_replica), sock=ours
+                lambda: Wire(self._on_frame, self._on_closed, self._on_open, from_replica), sock=parent_end
             )
             await self._lost.wait()
         finally:
             if self._wire is not None:
                 self._wire.close()  # which ends it in good order
             else:
-                ours.close()
+                parent_end.close()
             try:
                 code = await asyncio.wait_for(process.wait(), END_TIMEOUT_S)
             except TimeoutError:

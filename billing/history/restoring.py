@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
 from billing.follower.store import StoreError, connect, keep_copy, make
-from billing.history.accounts import place_of
+from billing.history.accounts import chain_end_of
 from billing.history.history_reader import EVERYWHERE, HistoryReader
 from billing.history.page import OPENING_ROW, Part, Row, pages_of, record_of_older_row
 from billing.history.period import Lines
@@ -51,9 +51,9 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
     present = connect(path, KIND) if disk.exists(path) else None
     old = connect(backup, KIND)
     try:
-        (found,) = old.execute("SELECT shard FROM about").fetchone()
-        if found != shard:
-            raise StoreError(f"{backup} is the history of shard {found}")
+        (stored_shard,) = old.execute("SELECT shard FROM about").fetchone()
+        if stored_shard != shard:
+            raise StoreError(f"{backup} is the history of shard {stored_shard}")
         begins, position = old.execute("SELECT begins, position FROM about").fetchone()
         if present is not None:
             begun, reached = present.execute("SELECT begins, position FROM about").fetchone()
@@ -63,7 +63,7 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
                 present.close()  # the journal has all that comes behind the backup
                 present = None
             else:
-                kept = keep_copy(present, path, "replaced", disk)
+                kept_path = keep_copy(present, path, "replaced", disk)
         text = ""
         if present is not None and position + 1 < begun:
             text = f"; batches {position + 1} to {begun - 1} are in neither"
@@ -74,18 +74,18 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
             writer = Writer(db)
             _take_all(writer, old, present)
             writer.finish()
-            for one in [old] if present is None else [old, present]:
+            for source in [old] if present is None else [old, present]:
                 for table, columns in (("departures", 3), ("losses", 2), ("cuts", 2)):
                     insert = f"INSERT OR REPLACE INTO {table} VALUES ({', '.join('?' * columns)})"
-                    db.executemany(insert, one.execute(f"SELECT * FROM {table}"))
+                    db.executemany(insert, source.execute(f"SELECT * FROM {table}"))
             db.execute("INSERT INTO groups VALUES (0, ?, ?)", (end, writer.last_seq))
             db.execute("INSERT INTO about VALUES (?, ?, ?)", (shard, end, begins))
             if text:
                 db.execute("INSERT INTO losses VALUES (?, ?)", (begun - 1, text.removeprefix("; ")))
 
         make(path, KIND, disk, fill)
-        told = "" if present is None else f"; {kept} keeps what it was"
-        return f"made again from {backup}, which ends with batch {position}{text}{told}"
+        copy_text = "" if present is None else f"; {kept_path} keeps what it was"
+        return f"made again from {backup}, which ends with batch {position}{text}{copy_text}"
     finally:
         old.close()
         if present is not None:
@@ -157,39 +157,39 @@ def open_accounts(store: Store, reader: HistoryReader, chunks: Iterable[bytes]) 
     """Writes an opening row for each account of a snapshot of which no file has a row up to its entry there, and whose
     first row would otherwise say nothing of the time before; how many. All of the journal is in the store.
     """
-    made = 0
-    some: list[Standing] = []
+    count = 0
+    standings: list[Standing] = []
     for standing in standings_of(chunks):
         row = standing.row
-        if place_of(store.db, row.user_id) is None and not _has(reader, row):
-            some.append(standing)
-            made += 1
-        if len(some) >= AT_ONCE:
-            _open(store, some)
-            some = []
-    if some:
-        _open(store, some)
-    if made:
-        text = f"{counted(made, 'account')} got the beginning from a snapshot; the rows before that are lost"
+        if chain_end_of(store.db, row.user_id) is None and not _has(reader, row):
+            standings.append(standing)
+            count += 1
+        if len(standings) >= AT_ONCE:
+            _open(store, standings)
+            standings = []
+    if standings:
+        _open(store, standings)
+    if count:
+        text = f"{counted(count, 'account')} got the beginning from a snapshot; the rows before that are lost"
         store.note_loss(text)
-    return made
+    return count
 
 
 def _has(reader: HistoryReader, row: Row) -> bool:
     """Whether some file has a row of this entry."""
-    return any(found.entry_id == row.entry_id for found in reader.rows(EVERYWHERE, row.user_id, row.entry_id + 1, 1)[1])
+    return any(other.entry_id == row.entry_id for other in reader.rows(EVERYWHERE, row.user_id, row.entry_id + 1, 1)[1])
 
 
-def _open(store: Store, some: list[Standing]) -> None:
+def _open(store: Store, standings: list[Standing]) -> None:
     """Writes opening rows behind the last row, with their lines."""
     part = Part()
-    for standing in some:
+    for standing in standings:
         part.add(0, record_of_older_row(standing.row[2:-1]))
     first = store.seq + 1
-    store.append_rows(pages_of(part, first), [(standing.row.user_id, standing.row.entry_id) for standing in some])
-    found = []
-    for seq, standing in enumerate(some, first):
-        place = place_of(store.db, standing.row.user_id)
-        assert place is not None, "an account of which a row was just written"
-        found.append((place[0], standing.row.entry_id, seq, standing.lines))
-    store.open_with(found)
+    store.append_rows(pages_of(part, first), [(standing.row.user_id, standing.row.entry_id) for standing in standings])
+    openings = []
+    for seq, standing in enumerate(standings, first):
+        chain_end = chain_end_of(store.db, standing.row.user_id)
+        assert chain_end is not None, "an account of which a row was just written"
+        openings.append((chain_end[0], standing.row.entry_id, seq, standing.lines))
+    store.open_with(openings)

@@ -26,7 +26,7 @@ from itertools import islice, takewhile
 from typing import Final
 
 from billing.follower.store import StoreError, code_of, reason_of
-from billing.history.accounts import place_of
+from billing.history.accounts import chain_end_of
 from billing.history.history_reader import EVERYWHERE, HistoryReader
 from billing.history.page import Row
 from billing.history.period import Lines
@@ -43,7 +43,7 @@ SLICE_OPENINGS: Final = 200
 DAY_NS: Final = 86_400 * 10**9
 _OPENED: Final = "SELECT seq FROM openings WHERE number = ?"
 
-Kept = dict[bytes, tuple[int, int]]  # user_id -> (seq, entry_id) of its newest row before the limit
+NewestOld = dict[bytes, tuple[int, int]]  # user_id -> (seq, entry_id) of its newest row before the limit
 
 
 class Postponed(Exception):
@@ -54,42 +54,42 @@ def prune(store: Store, reader: HistoryReader, limit_ns: int) -> Iterator[None]:
     """Deletes what may go for the limit; yields between slices, before which what the store was handed is committed.
     `reader`: of all files, through the store's connection. Raises Postponed, and what the store raises.
     """
-    kept: Kept = {}
+    newest_old: NewestOld = {}
     end = 0
     for rows in _slices(store, store.seq):
-        old = list(takewhile(lambda row: row.at_ns < limit_ns, rows))
-        for row in old:
+        old_rows = list(takewhile(lambda row: row.at_ns < limit_ns, rows))
+        for row in old_rows:
             if row.older:
-                kept[row.user_id] = row.seq, row.entry_id
+                newest_old[row.user_id] = row.seq, row.entry_id
             end = row.seq
         yield
-        if len(old) < len(rows):
+        if len(old_rows) < len(rows):
             break
-    yield from _open(store, reader, kept)
+    yield from _open(store, reader, newest_old)
     for rows in _slices(store, end):
         store.flush()
-        gone = [row for row in rows if row.seq < kept.get(row.user_id, (0, 0))[0]]
-        if gone:
-            marks = [(row.user_id, row.entry_id) for row in gone if not row.entry_id % MARK_EVERY]
-            store.delete([row.seq for row in gone], marks, limit_ns)
+        superseded = [row for row in rows if row.seq < newest_old.get(row.user_id, (0, 0))[0]]
+        if superseded:
+            marks = [(row.user_id, row.entry_id) for row in superseded if not row.entry_id % MARK_EVERY]
+            store.delete([row.seq for row in superseded], marks, limit_ns)
         yield
 
 
-def _open(store: Store, reader: HistoryReader, kept: Kept) -> Iterator[None]:
+def _open(store: Store, reader: HistoryReader, newest_old: NewestOld) -> Iterator[None]:
     """Writes the openings of the rows before which something will be deleted."""
-    left = iter(kept.items())
-    while some := list(islice(left, SLICE_OPENINGS)):
-        found = []
+    remaining = iter(newest_old.items())
+    while some := list(islice(remaining, SLICE_OPENINGS)):
+        openings = []
         for user_id, (seq, entry_id) in some:
-            place = place_of(store.db, user_id)
-            assert place is not None, "an account of which a row was just read"
-            number = place[0]
+            chain_end = chain_end_of(store.db, user_id)
+            assert chain_end is not None, "an account of which a row was just read"
+            number = chain_end[0]
             if store.db.execute(_OPENED, (number,)).fetchone() != (seq,):
                 lines = yield from _lines(reader, user_id, entry_id)
-                found.append((number, entry_id, seq, lines))
+                openings.append((number, entry_id, seq, lines))
         store.flush()
-        if found:
-            store.open_with(found)
+        if openings:
+            store.open_with(openings)
         yield
 
 

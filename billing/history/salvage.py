@@ -23,7 +23,7 @@ import msgspec
 
 from billing.follower.store import Damaged, Kind, connect
 from billing.history import openings
-from billing.history.accounts import USERS_MAX, Accounts, place_of
+from billing.history.accounts import USERS_MAX, Accounts, chain_end_of
 from billing.history.page import PAGE_ROWS, Page, Part, Row, pages_of, record_of_older_row
 from billing.history.projection import MARK_EVERY
 
@@ -85,22 +85,22 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
         lost += max(0, seq_max - max(last, cut))
     for departure in _numbers(old, "SELECT bucket_id, generation, position FROM departures"):
         db.execute("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", departure)
-    ends = sorted(one for one in groups if one[0] <= position)
+    ends = sorted(group for group in groups if group[0] <= position)
     if not ends or ends[-1][0] != position:
         ends.append((position, max(last, *(seq for _, seq in ends), 0)))
-    db.executemany("INSERT INTO groups VALUES (?, ?, ?)", [(slot, *one) for slot, one in enumerate(ends)])
+    db.executemany("INSERT INTO groups VALUES (?, ?, ?)", [(slot, *group) for slot, group in enumerate(ends)])
     db.execute("INSERT INTO about VALUES (?, ?, ?)", (shard, position, begins))
     tables = {name for (name,) in _plain(old, "SELECT name FROM sqlite_master")}
     for table, columns in (("losses", "position, text"), ("cuts", "seq, at_ns")):
         if table in tables:
-            found = _plain(old, f"SELECT {columns} FROM {table}")
-            db.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", found)
+            rows = _plain(old, f"SELECT {columns} FROM {table}")
+            db.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", rows)
     if "openings" in tables:
         users = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
         for row in _plain(old, f"SELECT * FROM openings WHERE seq <= {seq_max}"):
-            if openings.is_sound(row) and (place := place_of(db, users.get(row[0], b""))) is not None:
-                openings.copy(db, row, place[0])
-    text = f"{writer.kept} good rows up to batch {position}; {lost} are lost"
+            if openings.is_sound(row) and (chain_end := chain_end_of(db, users.get(row[0], b""))) is not None:
+                openings.copy(db, row, chain_end[0])
+    text = f"{writer.row_count} good rows up to batch {position}; {lost} are lost"
     if lost:
         db.execute("INSERT INTO losses VALUES (?, ?)", (position, text))
     return text
@@ -114,7 +114,7 @@ class Writer:
         self._part = Part()
         self._first = 1  # seq of the first row in the part
         self._accounts = Accounts(db)
-        self.kept = 0
+        self.row_count = 0
         self.last_seq = 0
 
     def take(self, good: Good) -> None:
@@ -128,7 +128,7 @@ class Writer:
         if not good.entry_id % MARK_EVERY:
             mark = number, good.entry_id, good.seq
             self._db.execute("INSERT OR REPLACE INTO marks VALUES (?, ?, ?)", mark)
-        self.kept += 1
+        self.row_count += 1
         self.last_seq = good.seq
 
     def _write_page(self) -> None:
@@ -150,9 +150,9 @@ def _rows(old: sqlite3.Connection) -> Iterator[Good]:
 
 def good_rows(old: sqlite3.Connection) -> Iterator[tuple[Row, bytes]]:
     """The good rows of a file of the present version, each with its record."""
-    for found in _by_key(old, "SELECT first, count, checksum, packed FROM pages", "first"):
+    for columns in _by_key(old, "SELECT first, count, checksum, packed FROM pages", "first"):
         try:
-            if (sound := Page._make(found)).is_sound:
+            if (sound := Page._make(columns)).is_sound:
                 page = sound.open()
                 yield from zip(page.rows(), filter(None, page.records()), strict=True)
         except (TypeError, OverflowError, struct.error):  # a value of another type than was written
@@ -163,8 +163,8 @@ def _older_rows(old: sqlite3.Connection) -> Iterator[Good]:
     """The good rows of a file of an older version, as records."""
     names = {name for _, name, *_ in _plain(old, "PRAGMA table_info(entries)")}
     has_checksum = "checksum" in names
-    taken = [name if name in names else "NULL" for name in OLDER_COLUMNS]
-    selected = ", ".join([*taken, "checksum" if has_checksum else "NULL"])
+    columns = [name if name in names else "NULL" for name in OLDER_COLUMNS]
+    selected = ", ".join([*columns, "checksum" if has_checksum else "NULL"])
     users: dict[int, bytes] = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
     for *row, checksum in _by_key(old, f"SELECT {selected} FROM entries", "seq"):
         seq, _, number, entry_id, *fields, rare = row

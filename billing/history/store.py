@@ -55,7 +55,7 @@ from billing.follower.store import (
     opened,
 )
 from billing.history import batches, openings
-from billing.history.accounts import USERS_MAX, Accounts, place_of
+from billing.history.accounts import USERS_MAX, Accounts, chain_end_of
 from billing.history.cursor import IDENTITY_BYTES
 from billing.history.page import PAGE_ROWS, OpenPage, Page, Part, Row, pages_of
 from billing.history.period import Lines
@@ -85,10 +85,10 @@ class Pages:
         self._page = OpenPage(0, 0, b"")
 
     def _of(self, query: str, seq: int) -> OpenPage | None:
-        found = self._db.execute(query, (seq,)).fetchone()
-        if found is None:
+        row = self._db.execute(query, (seq,)).fetchone()
+        if row is None:
             return None
-        page = Page._make(found)
+        page = Page._make(row)
         if not page.is_sound:
             raise Damaged(f"the page of the rows from {page.first} on is not what was written")
         return page.open()
@@ -97,10 +97,10 @@ class Pages:
         """A row by its seq; None where it is not there."""
         page = self._page
         if not page.first <= seq < page.first + page.length:
-            found = self._of(_HOLDING, seq)
-            if found is None or seq >= found.first + found.length:
+            holding = self._of(_HOLDING, seq)
+            if holding is None or seq >= holding.first + holding.length:
                 return None
-            page = self._page = found
+            page = self._page = holding
         return page.row(seq)
 
     def chain(self, seq: int) -> Iterator[Row]:
@@ -151,7 +151,7 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
             newest[row.user_id] = row.seq
             if not row.entry_id % MARK_EVERY and (row.user_id, row.entry_id, row.seq) not in marks:
                 return False
-    if any((place := place_of(db, user_id)) is None or place[1] != seq for user_id, seq in newest.items()):
+    if any((chain_end := chain_end_of(db, user_id)) is None or chain_end[1] != seq for user_id, seq in newest.items()):
         return False
     return all(map(openings.is_sound, db.execute("SELECT * FROM openings")))
 
@@ -168,10 +168,10 @@ def open_store(
     path = file.path
     remarks = []
     if not disk.exists(path):
-        make(path, KIND, disk, lambda db: _found(db, shard))
+        make(path, KIND, disk, lambda db: _fill_new(db, shard))
     elif source := opened(path, KIND, disk, suspect, rows_are_sound):
         if source != path and first == 1:
-            make(path, KIND, disk, lambda db: _found(db, shard))
+            make(path, KIND, disk, lambda db: _fill_new(db, shard))
             remarks.append(f"it was damaged, and is made anew from the journal, which is whole; {source} is kept")
         else:
             remark = make_of(
@@ -180,7 +180,7 @@ def open_store(
                 KIND,
                 disk,
                 lambda db: _salvaged(db, source, shard, first),
-                lambda db: _found(db, shard),
+                lambda db: _fill_new(db, shard),
             )
             remarks += [remark] if remark else []
     store = Store(path, shard, disk)
@@ -204,7 +204,7 @@ def _salvaged(db: sqlite3.Connection, source: str, shard: int, first: int) -> st
     return salvage(db, source, shard, first, KIND)
 
 
-def _found(db: sqlite3.Connection, shard: int) -> None:
+def _fill_new(db: sqlite3.Connection, shard: int) -> None:
     db.execute("INSERT INTO about VALUES (?, -1, 0)", (shard,))
     name_anew(db)
 
@@ -230,7 +230,7 @@ class Store(FollowerStore):
         self.seq = max(seq, db.execute(SEQ).fetchone()[0])  # rows lost at the end keep their numbers
         self._paged = self.seq  # the last row that is in a page
         self._slot = db.execute("SELECT slot FROM groups ORDER BY position DESC LIMIT 1").fetchone()
-        self._taken = self.position  # the last batch in the open group
+        self._last_taken = self.position  # the last batch in the open group
 
     def settle(self, first: int, head: int, *, accept_loss: bool = False) -> list[str]:
         """Brings the file into a journal that holds the batches `first` to `head`; remarks. Raises Ahead."""
@@ -255,11 +255,11 @@ class Store(FollowerStore):
         text = f"{self.path} goes up to batch {self.position}, its journal only up to {head}"
         if not accept_loss:
             raise Ahead(f"{text}: the journal has lost what lies between, or is an older copy")
-        kept = keep_copy(self.db, self.path, "ahead", self._disk)
+        kept_path = keep_copy(self.db, self.path, "ahead", self._disk)
         self.cut_back_to(head)
         if self.position < first - 1:  # the journal does not reach back to it: all begins anew with the journal
             self._cut(first - 1, 0, begins=first)
-        return f"{text}: it was cut back to batch {self.position}, and {kept} keeps what it was"
+        return f"{text}: it was cut back to batch {self.position}, and {kept_path} keeps what it was"
 
     def cut_back_to(self, head: int) -> None:
         """Gives up what lies behind the batch `head`: the file ends with the last transaction that ended before it."""
@@ -276,13 +276,13 @@ class Store(FollowerStore):
         begins: int,
         losses: list[tuple[int, str]],
         departures: Iterable[tuple[int, int, int]],
-        found: list[tuple[int, int, int, Lines]],
+        opening_rows: list[tuple[int, int, int, Lines]],
         cut: tuple[int, int] | None,
     ) -> None:
         """What the file lacks from now on, which buckets have left it, openings as in `open_with`, and the newest row
         that was deleted, with the limit for which it was. Nothing waits for `flush`.
         """
-        self.open_with(found)
+        self.open_with(opening_rows)
         db = self.db
         self.begin()
         db.execute("UPDATE about SET begins = ?", (begins,))
@@ -309,10 +309,10 @@ class Store(FollowerStore):
             self.commit(self.position)
             self._keeps_batches = True
 
-    def open_with(self, found: list[tuple[int, int, int, Lines]]) -> None:
+    def open_with(self, opening_rows: list[tuple[int, int, int, Lines]]) -> None:
         """Keeps the openings (number, entry_id, seq, lines) of rows whose account's older ones are about to go."""
         self.begin()
-        for number, entry_id, seq, lines in found:
+        for number, entry_id, seq, lines in opening_rows:
             openings.put(self.db, number, entry_id, seq, lines)
         self.commit(self.position)
 
@@ -348,11 +348,11 @@ class Store(FollowerStore):
         """
         db = self.db
         self.begin()
-        for page, here in groupby(seqs, lambda seq: db.execute(_HOLDING, (seq,)).fetchone()):
-            kept = Page._make(page).open().without(list(here))
+        for page, page_seqs in groupby(seqs, lambda seq: db.execute(_HOLDING, (seq,)).fetchone()):
+            remainder = Page._make(page).open().without(list(page_seqs))
             db.execute("DELETE FROM pages WHERE first = ?", page[:1])
-            if kept is not None:
-                db.execute(INSERT_PAGE, kept)
+            if remainder is not None:
+                db.execute(INSERT_PAGE, remainder)
         db.executemany(_DELETE_MARK, marks)
         (before,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
         db.execute("DELETE FROM cuts")
@@ -389,7 +389,7 @@ class Store(FollowerStore):
 
     def take(self, position: int, payload: bytes) -> None:
         """Adds the batch at `position`, the one after the last, to the open group."""
-        assert position == self._taken + 1, f"batch {position} after {self._taken}"
+        assert position == self._last_taken + 1, f"batch {position} after {self._last_taken}"
         self.take_again(position, payload)
 
     def take_again(self, position: int, payload: bytes) -> None:
@@ -404,7 +404,7 @@ class Store(FollowerStore):
         self._group.arrived.clear()
         if self._keeps_batches and self.seq > before:
             self._group.ends.append((position, self.seq))
-        self._taken = position
+        self._last_taken = position
         if len(self._group.part.starts) >= INSERT_ROWS:
             self._insert()
 
@@ -412,7 +412,7 @@ class Store(FollowerStore):
         """Goes on behind this batch. Batches that are skipped are missing, or with `is_known` have no rows."""
         if not self.db.in_transaction:
             self.begin()
-        self._taken = position
+        self._last_taken = position
         if is_known and self._keeps_batches:
             self._group.ends.append((position, self.seq))
 
@@ -431,15 +431,15 @@ class Store(FollowerStore):
 
     def flush(self) -> bool:
         """Commits the open group; False where there is none."""
-        if self._taken == self.position and not self.rows_open:
+        if self._last_taken == self.position and not self.rows_open:
             return False
         db, group = self.db, self._group
         self._insert()
         self._accounts.write()
-        left = [(*departure, self._taken) for departure in group.left]
+        left = [(*departure, self._last_taken) for departure in group.left]
         db.executemany("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", left)
-        self._note_end(self._taken)
-        self.commit(self._taken)
+        self._note_end(self._last_taken)
+        self.commit(self._last_taken)
         self._group, self._inserted = Group(), 0
         return True
 

@@ -69,8 +69,8 @@ class Notice(NamedTuple):
     body: bytes
 
 
-def notices_of(packed: bytes, bucket_id: int, place: str) -> list[Notice]:
-    """The notices of a packed entry, in order. `place`: where it stands in all journals, without a full stop."""
+def notices_of(packed: bytes, bucket_id: int, location: str) -> list[Notice]:
+    """The notices of a packed entry, in order. `location`: where it stands in all journals, without a full stop."""
     op, flags = cause_at(packed)
     if op not in _TOLD and not flags & (CROSSED | RESTORED):
         return []
@@ -84,10 +84,10 @@ def notices_of(packed: bytes, bucket_id: int, place: str) -> list[Notice]:
             kinds.append((DEBIT_REFUSED, {"amount_nanos": entry.a, "shortfall_nanos": shortfall, **details}))
     else:
         kinds += _what_happened(entry, packed)
-    stem = str(entry.entry_id) if entry.entry_id else f"{entry.at_ns}-{place}"
+    stem = str(entry.entry_id) if entry.entry_id else f"{entry.at_ns}-{location}"
     return [
-        Notice(entry.user_id, entry.at_ns, f"{stem}:{kind.replace('.', '-')}", _body(entry, kind, bucket_id, more))
-        for kind, more in kinds
+        Notice(entry.user_id, entry.at_ns, f"{stem}:{kind.replace('.', '-')}", _body(entry, kind, bucket_id, fields))
+        for kind, fields in kinds
     ]
 
 
@@ -121,13 +121,13 @@ def _threshold(by_amount: bool, value: int) -> dict[str, int]:
     return {"amount_nanos": value} if by_amount else {"runway_ns": value}
 
 
-def _body(entry: Entry, kind: str, bucket_id: int, more: dict[str, object]) -> bytes:
+def _body(entry: Entry, kind: str, bucket_id: int, fields: dict[str, object]) -> bytes:
     coming = entry.exhausts_at_ns >= 0
     data: dict[str, object] = {
         "user_id": entry.user_id.decode(),
         "bucket_id": bucket_id,
         "operation": ops.NAMES[entry.op],
-        **more,
+        **fields,
         "entry_id": entry.entry_id or None,
         "at_ns": entry.at_ns,
         "state": "exhausted" if entry.flags & EXHAUSTED else "active",

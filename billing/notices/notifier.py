@@ -70,7 +70,7 @@ class Notifier(Follower):
         self._window = Window()
         self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when what its former shards owe is awaited
         self._owed = 0  # what the file owed when it was last counted
-        self._told: dict[str, Any] = {}
+        self._figures: dict[str, Any] = {}
         self._ahead_ns = self.clocks.wall_ns() - self.clocks.boot_ns()
 
     @property
@@ -84,24 +84,24 @@ class Notifier(Follower):
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[Store, list[str]]:
-        told = NoticeSettings(*options)
+        notice_settings = NoticeSettings(*options)
         self._store, remarks = open_store(
             file,
             suspect=suspect,
             file_id=self._rng.getrandbits(62),
             now_ns=self.clocks.wall_ns(),
-            accept_loss=told.accept_loss,
+            accept_loss=notice_settings.accept_loss,
         )
-        self._store.is_apart = told.is_apart
+        self._store.is_apart = notice_settings.is_apart
         self._owed = self._store.owed()
         settings = DeliverySettings(
-            url=told.url,
+            url=notice_settings.url,
             concurrency=SENDERS,
-            timeout_s=told.timeout_s,
-            connect_timeout_s=told.connect_timeout_s,
+            timeout_s=notice_settings.timeout_s,
+            connect_timeout_s=notice_settings.connect_timeout_s,
             warm=0,
         )
-        template = NoticeTemplate(told.url, told.secrets, self._body_of)
+        template = NoticeTemplate(notice_settings.url, notice_settings.secrets, self._body_of)
         self._delivery = Delivery(
             Obligations(self._owed_of, self._report),
             settings,
@@ -175,7 +175,7 @@ class Notifier(Follower):
             self.flush()
             store.delete_claimed()
         owed, self._owed = self._owed, store.owed()
-        told = {
+        figures = {
             "notices_owed": self._owed,
             "notices_oldest_at_ns": store.oldest_ns(),
             "notices_settled": store.settled(),
@@ -185,9 +185,9 @@ class Notifier(Follower):
             "notices_endpoint_shut": int(delivery.outbox.lanes[0].shut),
             "notices_awaited_buckets": len(store.pending) + len(store.given_up),
         }
-        if told != self._told:
-            self._told = told
-            self.tell(told)
+        if figures != self._figures:
+            self._figures = figures
+            self.tell(figures)
         if owed != self._owed:
             self.tell_reached()
         self.later("tell", TELL_S, self._tell)

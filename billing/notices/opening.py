@@ -111,14 +111,14 @@ def open_store(
     if remark := ensure_file(file, file_id, now_ns):
         remarks.append(remark)
     elif source := opened(path, KIND, disk, suspect, rows_are_sound):
-        again = first - 1 if source != path else head  # a damaged file is made again as far as the journal reaches
+        end = first - 1 if source != path else head  # a damaged file is made again as far as the journal reaches
         made_ns = now_ns if source != path else 0
         remark = make_of(
             path,
             source,
             KIND,
             disk,
-            lambda db: _salvage(db, source, shard, again, file_id, made_ns),
+            lambda db: _salvage(db, source, shard, end, file_id, made_ns),
             lambda db: _fill(db, shard, first - 1, file_id, now_ns),
         )
         remarks += [remark] if remark else []
@@ -127,19 +127,19 @@ def open_store(
     return store, remarks
 
 
-def _salvage(db: sqlite3.Connection, source: str, shard: int, again: int, file_id: int, made_ns: int) -> str:
-    """Fills `db` with what is good in `source` up to the batch `again`, or to its own end; says what came of it."""
+def _salvage(db: sqlite3.Connection, source: str, shard: int, end: int, file_id: int, made_ns: int) -> str:
+    """Fills `db` with what is good in `source` up to the batch `end`, or to its own end; says what came of it."""
     old = connect(source, KIND, versions=(KIND.version, *KIND.older))
-    kept = 0
+    salvaged = 0
     try:
         (version,) = old.execute("PRAGMA user_version").fetchone()
         about = _numbers(old, "about", "position", version)
-        position = min(again, about[0][0]) if about else again
+        position = min(end, about[0][0]) if about else end
         _fill(db, shard, position, file_id, made_ns)
         for row in _readable(old, f"SELECT {', '.join(OWED)}, {'0' if version == 1 else 'checksum'} FROM owed"):
             if (version == 1 or is_signed(row)) and row[4] <= position:
                 db.execute(INSERT.replace("INSERT", "INSERT OR IGNORE", 1), signed(*row[:-1]))
-                kept += 1
+                salvaged += 1
         for departure in _numbers(old, "departures", "bucket_id, generation, position, pending", version):
             db.execute(DEPARTED, signed(*departure))
         for arrival in _numbers(old, "arrivals", "bucket_id, generation, position, pending, arrived_ns", version):
@@ -149,7 +149,7 @@ def _salvage(db: sqlite3.Connection, source: str, shard: int, again: int, file_i
                 db.execute(CLAIMED, signed(*claim))
     finally:
         old.close()
-    return f"{kept} owed notices up to batch {position}, and of the journal behind it"
+    return f"{salvaged} owed notices up to batch {position}, and of the journal behind it"
 
 
 def _numbers(db: sqlite3.Connection, table: str, columns: str, version: int) -> list[tuple[int, ...]]:
@@ -157,13 +157,13 @@ def _numbers(db: sqlite3.Connection, table: str, columns: str, version: int) -> 
     of versions 1 and 2 have no checksum, and are good where all values are whole numbers.
     """
     wanted = [name.strip() for name in columns.split(",")]
-    there = [name for _, name, *_ in _readable(db, f"PRAGMA table_info({table})")]
-    good = []
+    present = [name for _, name, *_ in _readable(db, f"PRAGMA table_info({table})")]
+    rows = []
     for row in _readable(db, f"SELECT * FROM {table}"):
         if all(type(value) is int for value in row) and (version < KIND.version or is_signed(row)):
-            found = dict(zip(there, row, strict=True))
-            good.append(tuple(found.get(name, 0) for name in wanted))
-    return good
+            by_name = dict(zip(present, row, strict=True))
+            rows.append(tuple(by_name.get(name, 0) for name in wanted))
+    return rows
 
 
 def _readable(db: sqlite3.Connection, query: str) -> list[Any]:

@@ -169,7 +169,7 @@ class Store(FollowerStore):
         }
         self._rows: list[tuple[Any, ...]] = []
         self._acknowledged: list[tuple[int]] = []
-        self._taken = self.position
+        self._last_taken = self.position
         self._looked_seq = 0  # up to here the notices of buckets that left were looked at
         self._changes: list[tuple[str, tuple[int, ...]]] = []  # of departures and arrivals
 
@@ -184,9 +184,9 @@ class Store(FollowerStore):
             text = f"{self.path} goes up to batch {self.position}, its journal only up to {head}"
             if not accept_loss:
                 raise Ahead(f"{text}: the journal has lost what lies between, or is an older copy")
-            kept = keep_copy(db, self.path, "ahead", self._disk)
+            kept_path = keep_copy(db, self.path, "ahead", self._disk)
             self.cut_back_to(head)
-            remarks.append(f"{text}: it was cut back, and {kept} keeps what it was")
+            remarks.append(f"{text}: it was cut back, and {kept_path} keeps what it was")
         elif missing := lost_batches(self.position, first):
             db.execute("BEGIN IMMEDIATE")
             self.commit(first - 1)
@@ -210,8 +210,8 @@ class Store(FollowerStore):
 
     def take(self, position: int, payload: bytes, now_ns: int) -> list[int]:
         """Adds the batch at `position`, the one after the last; the buckets that left with it. `now_ns`: wall time."""
-        assert position == self._taken + 1, f"batch {position} after {self._taken}"
-        left = []
+        assert position == self._last_taken + 1, f"batch {position} after {self._last_taken}"
+        left_buckets = []
         for index, (kind, bucket_id, generation, body) in enumerate(split_batch(payload)):
             if kind == ENTRY:
                 for notice in notices_of(body, bucket_id, f"{self.shard}-{position}-{index}"):
@@ -224,12 +224,12 @@ class Store(FollowerStore):
                     self.pending[bucket_id] = generation
                 self.given_up.pop(bucket_id, None)
                 self.departed.discard((bucket_id, generation))  # a move that had come to nothing is tried again
-                again = "DELETE FROM departures WHERE bucket_id = ? AND generation = ?"
-                self._changes.append((again, (bucket_id, generation)))
+                forget_departure = "DELETE FROM departures WHERE bucket_id = ? AND generation = ?"
+                self._changes.append((forget_departure, (bucket_id, generation)))
                 self._changes.append((ARRIVED, signed(bucket_id, generation, position, int(not self.is_apart), now_ns)))
             elif kind == LEAVE:
                 if not self.is_apart:
-                    left.append(bucket_id)
+                    left_buckets.append(bucket_id)
                 self.here.pop(bucket_id, None)
                 pending = bucket_id in self.pending or bucket_id in self.given_up
                 self.pending.pop(bucket_id, None)
@@ -240,8 +240,8 @@ class Store(FollowerStore):
                 self._changes.append(("DELETE FROM arrivals WHERE bucket_id = ?", (bucket_id,)))
             else:
                 assert kind == OWN, f"a record of kind {kind}"
-        self._taken = position
-        return left
+        self._last_taken = position
+        return left_buckets
 
     def acknowledge(self, seq: int) -> None:
         """This notice had its 2xx; recorded with the next `flush`."""
@@ -254,7 +254,7 @@ class Store(FollowerStore):
 
     def flush(self) -> bool:
         """Commits; False where there was nothing."""
-        if self._taken == self.position and not self._acknowledged:
+        if self._last_taken == self.position and not self._acknowledged:
             return False
         db = self.db
         self.begin()
@@ -263,7 +263,7 @@ class Store(FollowerStore):
             db.executemany("DELETE FROM owed WHERE seq = ?", self._acknowledged)
         for statement, values in self._changes:
             db.execute(statement, values)
-        self.commit(self._taken)
+        self.commit(self._last_taken)
         self._rows, self._acknowledged, self._changes = [], [], []
         return True
 
@@ -279,13 +279,13 @@ class Store(FollowerStore):
         Positions rise with seqs, but of buckets that came: a claim puts their notices behind others of later batches.
         Within such a bucket they rise all the same.
         """
-        found = [self.db.execute("SELECT position FROM owed ORDER BY seq LIMIT 1").fetchone()]
+        first_rows = [self.db.execute("SELECT position FROM owed ORDER BY seq LIMIT 1").fetchone()]
         first = "SELECT position FROM owed WHERE bucket_id = ? ORDER BY generation, seq LIMIT 1"
-        found += [
+        first_rows += [
             self.db.execute(first, (bucket_id,)).fetchone()
             for bucket_id in self.here.keys() | {bucket_id for bucket_id, _ in self.departed}
         ]
-        return min([self.position, *(int(oldest[0]) - 1 for oldest in found if oldest is not None)])
+        return min([self.position, *(int(oldest[0]) - 1 for oldest in first_rows if oldest is not None)])
 
     def oldest_ns(self) -> int:
         """The instant of what is owed longest; 0 where nothing is."""
@@ -319,17 +319,17 @@ class Store(FollowerStore):
         believe it once it is proved (`checkpoint`). All batches taken are committed before.
         """
         generation = self.here[bucket_id]
-        others: list[sqlite3.Connection] = []
+        other_dbs: list[sqlite3.Connection] = []
         try:
-            self._open_others(others)
-            if not self._all_departed(bucket_id, generation, others):
+            self._open_others(other_dbs)
+            if not self._all_departed(bucket_id, generation, other_dbs):
                 return False
-            came, claims = self._owed_elsewhere(bucket_id, generation, others)
-            self._take_over(bucket_id, generation, came, claims, 0)
+            inherited, claims = self._owed_elsewhere(bucket_id, generation, other_dbs)
+            self._take_over(bucket_id, generation, inherited, claims, 0)
         except Elsewhere:
             return False
         finally:
-            for db in others:
+            for db in other_dbs:
                 db.close()
         return True
 
@@ -338,43 +338,43 @@ class Store(FollowerStore):
         as far as that can be read, and lets its own notices go. `claim` goes on asking for the rest.
         """
         generation = self.here[bucket_id]
-        others: list[sqlite3.Connection] = []
+        other_dbs: list[sqlite3.Connection] = []
         try:
-            self._open_others(others)
-            came, claims = self._owed_elsewhere(bucket_id, generation, others)
+            self._open_others(other_dbs)
+            inherited, claims = self._owed_elsewhere(bucket_id, generation, other_dbs)
         except Elsewhere:
-            came, claims = [], []
+            inherited, claims = [], []
         finally:
-            for db in others:
+            for db in other_dbs:
                 db.close()
-        self._take_over(bucket_id, generation, came, claims, 2)
+        self._take_over(bucket_id, generation, inherited, claims, 2)
 
-    def _all_departed(self, bucket_id: int, generation: int, others: list[sqlite3.Connection]) -> bool:
+    def _all_departed(self, bucket_id: int, generation: int, other_dbs: list[sqlite3.Connection]) -> bool:
         query = "SELECT * FROM departures WHERE bucket_id = ? AND generation = ?"
         for former in range(generation - 1, 0, -1):
-            departed = [row[3] for db in [self.db, *others] for row in self._signed(db, query, bucket_id, former)]
+            departed = [row[3] for db in [self.db, *other_dbs] for row in self._signed(db, query, bucket_id, former)]
             if not departed:
-                return self._may_be_lost(bucket_id, others)
+                return self._may_be_lost(bucket_id, other_dbs)
             if departed == [0]:
                 return True
         return True
 
-    def _may_be_lost(self, bucket_id: int, others: list[sqlite3.Connection]) -> bool:
+    def _may_be_lost(self, bucket_id: int, other_dbs: list[sqlite3.Connection]) -> bool:
         ((*_, arrived_ns),) = self._signed(self.db, "SELECT * FROM arrivals WHERE bucket_id = ?", bucket_id)
-        return any(made_ns > arrived_ns for db in others for *_, made_ns in self._signed(db, "SELECT * FROM about"))
+        return any(made_ns > arrived_ns for db in other_dbs for *_, made_ns in self._signed(db, "SELECT * FROM about"))
 
     def _owed_elsewhere(
-        self, bucket_id: int, generation: int, others: list[sqlite3.Connection]
+        self, bucket_id: int, generation: int, other_dbs: list[sqlite3.Connection]
     ) -> tuple[list[tuple[Any, ...]], list[tuple[int, int]]]:
         """Rows of the bucket that another shard owes and nobody has taken over, in order; (file_id, seq) of the last of
         each file.
         """
-        files = [self.db, *others]
+        files = [self.db, *other_dbs]
         claimed: dict[int, int] = {}
         for db in files:
             for _, file_id, seq, _ in self._signed(db, "SELECT * FROM claims WHERE bucket_id = ?", bucket_id):
                 claimed[file_id] = max(seq, claimed.get(file_id, 0))
-        came: list[tuple[Any, ...]] = []
+        inherited: list[tuple[Any, ...]] = []
         claims = []
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation < ? AND seq > ? ORDER BY seq"
         for db in files:
@@ -383,17 +383,17 @@ class Store(FollowerStore):
             for row in rows:
                 if not is_signed(row):
                     self._refuse(db, f"notice {row[0]} is not what was written")
-                came.append(row[:-1])
+                inherited.append(row[:-1])
             if rows and db is not self.db:
                 claims.append((file_id, rows[-1][0]))
-        came.sort(key=lambda row: (row[2], row[0]))
-        return came, claims
+        inherited.sort(key=lambda row: (row[2], row[0]))
+        return inherited, claims
 
     def _take_over(
         self,
         bucket_id: int,
         generation: int,
-        came: list[tuple[Any, ...]],
+        inherited: list[tuple[Any, ...]],
         claims: list[tuple[int, int]],
         pending: int,
     ) -> None:
@@ -401,16 +401,16 @@ class Store(FollowerStore):
         db = self.db
         self.begin()
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation = ? ORDER BY seq"
-        own = []
+        own_rows = []
         for row in db.execute(query, (bucket_id, generation)).fetchall():
             if not is_signed(row):
                 raise Damaged(f"notice {row[0]} is not what was written")
-            own.append(row[:-1])
-        former = "DELETE FROM owed WHERE bucket_id = ? AND generation = ? AND seq = ?"
-        db.executemany(former, [(bucket_id, row[2], row[0]) for row in came if row[1] == bucket_id])
+            own_rows.append(row[:-1])
+        delete_former = "DELETE FROM owed WHERE bucket_id = ? AND generation = ? AND seq = ?"
+        db.executemany(delete_former, [(bucket_id, row[2], row[0]) for row in inherited if row[1] == bucket_id])
         db.execute("DELETE FROM owed WHERE bucket_id = ? AND generation = ?", (bucket_id, generation))
-        behind = [(*row[:4], ELSEWHERE, *row[5:]) for row in came]
-        for _, _, _, *rest in [*behind, *own]:  # held against their checksums before, since they get others here
+        behind = [(*row[:4], ELSEWHERE, *row[5:]) for row in inherited]
+        for _, _, _, *rest in [*behind, *own_rows]:  # held against their checksums before, since they get others here
             self.seq += 1
             db.execute(INSERT, signed(self.seq, bucket_id, generation, *rest))
         for file_id, seq in claims:
@@ -436,26 +436,30 @@ class Store(FollowerStore):
         over, where this file was set back since and owes it again. How many notices. Raises Damaged.
         """
         self._look_at_departed()
-        others: list[sqlite3.Connection] = []
+        other_dbs: list[sqlite3.Connection] = []
         try:
-            self._open_others(others)
+            self._open_others(other_dbs)
             query = "SELECT * FROM claims WHERE file_id = ? AND proved = 1"
-            claimed = [(row[0], row[2]) for db in others for row in self._signed(db, query, self.file_id)]
-            taken = {bucket: generation for db in others for bucket, generation in self._taken_over(db)}
+            claimed = [(row[0], row[2]) for db in other_dbs for row in self._signed(db, query, self.file_id)]
+            taken_over = {bucket: generation for db in other_dbs for bucket, generation in self._taken_over(db)}
         except Elsewhere:
             return 0
         finally:
-            for db in others:
+            for db in other_dbs:
                 db.close()
         departed = "(bucket_id, generation) IN (SELECT bucket_id, generation FROM departures)"
         up_to = f"FROM owed WHERE bucket_id = ? AND seq <= ? AND {departed}"
-        before = f"FROM owed WHERE bucket_id = ? AND generation < ? AND {departed}"
-        wanted = [(up_to, claim) for claim in claimed] + [(before, one) for one in taken.items()]
-        found = [(what, of) for what, of in wanted if self.db.execute(f"SELECT 1 {what} LIMIT 1", of).fetchone()]
-        if not found:
+        older = f"FROM owed WHERE bucket_id = ? AND generation < ? AND {departed}"
+        candidates = [(up_to, claim) for claim in claimed] + [(older, arrival) for arrival in taken_over.items()]
+        deletions = [
+            (clause, arguments)
+            for clause, arguments in candidates
+            if self.db.execute(f"SELECT 1 {clause} LIMIT 1", arguments).fetchone()
+        ]
+        if not deletions:
             return 0
         self.begin()
-        deleted = sum(self.db.execute(f"DELETE {what}", of).rowcount for what, of in found)
+        deleted = sum(self.db.execute(f"DELETE {clause}", arguments).rowcount for clause, arguments in deletions)
         self.commit(self.position)
         return deleted
 
@@ -465,11 +469,11 @@ class Store(FollowerStore):
         (`_may_be_lost`), and is not known to be told.
         """
         unproved = {row[0] for row in self._signed(db, "SELECT * FROM claims WHERE proved = 0")}
-        found = []
+        arrivals = []
         for bucket_id, generation, _, _, arrived_ns in self._signed(db, "SELECT * FROM arrivals WHERE pending = 0"):
             if bucket_id not in unproved and self.made_ns <= arrived_ns:
-                found.append((bucket_id, generation))
-        return found
+                arrivals.append((bucket_id, generation))
+        return arrivals
 
     def _look_at_departed(self) -> None:
         """Holds notices that other shards are to take over against their checksums, the next ones with each call: the
@@ -485,12 +489,12 @@ class Store(FollowerStore):
         query = "SELECT 1 FROM owed JOIN departures USING (bucket_id, generation) LIMIT 1"
         return self.db.execute(query).fetchone() is not None
 
-    def _open_others(self, others: list[sqlite3.Connection]) -> None:
+    def _open_others(self, other_dbs: list[sqlite3.Connection]) -> None:
         """Adds the files of the other shards. Raises Elsewhere."""
         for shard, path in sorted(shard_files(self.directory, self._disk).items()):
             if shard != self.shard:
                 with _elsewhere(path):
-                    others.append(connect(path, KIND))
+                    other_dbs.append(connect(path, KIND))
 
     def _read(self, db: sqlite3.Connection, query: str, *values: int) -> list[Any]:
         """The rows of a query on this file or on that of another shard. Raises Elsewhere."""

@@ -61,7 +61,7 @@ class Window:
         assert seq > self.cursor, "a row is taken once"
         self.cursor = seq
         queue = self.queues.get(user_id)
-        new = queue is None
+        is_new = queue is None
         if queue is None:
             queue = self.queues[user_id] = Queue(bucket_id)
         if queue.more or len(queue.waiting) >= self.each_max:
@@ -69,7 +69,7 @@ class Window:
         else:
             queue.waiting.append(Next(seq, at_ns, name, body))
             queue.last_seq = seq
-        return new
+        return is_new
 
     def skip(self, seq: int) -> None:
         """Passes a row that is not to be told from here, or not now."""

@@ -120,7 +120,11 @@ class World:
         payload = LENGTH.pack(len(packed)) + b"".join(LENGTH.pack(len(one)) + one for one in packed)
         shard.batches.append(payload)
         for follower in shard.followers:
-            if follower.store is not None and not follower.stopped_steps and follower.store._taken == shard.head - 1:
+            if (
+                follower.store is not None
+                and not follower.stopped_steps
+                and follower.store._last_taken == shard.head - 1
+            ):
                 try:
                     self.take(follower, shard.head, payload)
                 except ENDS:
@@ -217,9 +221,9 @@ class World:
 
     def feed(self, shard: Shard, follower: Follower) -> None:
         """Brings a follower to the end of its journal. Raises Silent where that does not reach back far enough."""
-        if follower.store._taken < shard.first - 1:
+        if follower.store._last_taken < shard.first - 1:
             raise Silent(f"the {follower.kind} of shard {shard.shard} lacks batches that its journal has not any more")
-        for position in range(follower.store._taken + 1, shard.head + 1):
+        for position in range(follower.store._last_taken + 1, shard.head + 1):
             self.take(follower, position, shard.batches[position - 1])
         follower.store.flush()
 
@@ -386,7 +390,9 @@ class World:
         for _ in range(self.rng.randrange(1, 6)):
             for follower in shard.followers:
                 is_live = (
-                    follower.store is not None and not follower.stopped_steps and follower.store._taken == shard.head
+                    follower.store is not None
+                    and not follower.stopped_steps
+                    and follower.store._last_taken == shard.head
                 )
                 if obstacle_of(follower.kind, shard.shard, is_live, "", follower.durable, shard.head, follower.owes):
                     break

@@ -29,7 +29,7 @@ FAULTS = {  # our own fault -> the seed that catches it
     Faulty(
         "order-broken",
         "billing/notices/store.py",
-        "                return self._may_be_lost(bucket_id, others)\n",
+        "                return self._may_be_lost(bucket_id, other_dbs)\n",
         "                return True\n",
     ): 0,
     Faulty(

@@ -63,7 +63,7 @@ class Host:
         """Reads all journals to their ends, in transactions of any size."""
         for store in self.stores:
             for position in range(store.position + 1, len(self.journals.batches[store.shard]) + 1):
-                if position > store._taken:
+                if position > store._last_taken:
                     store.take(position, self.journals.batches[store.shard][position - 1])
                 if rng is not None and rng.random() < 0.3:
                     store.flush()

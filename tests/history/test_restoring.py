@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from billing.history.accounts import place_of
+from billing.history.accounts import chain_end_of
 from billing.history.entries import page as feed_page
 from billing.history.history_reader import EVERYWHERE, MISSING, HistoryReader
 from billing.history.period import OPENING
@@ -180,7 +180,7 @@ def test_a_history_that_is_gone_is_whole_again_where_journal_and_backup_meet(dat
     assert rows_are_sound(again.db)
     rows = tampering.rows(again.db)
     assert [row.seq for row in rows] == list(range(1, len(rows) + 1))
-    assert place_of(again.db, QUIET) == (1, len(rows))
+    assert chain_end_of(again.db, QUIET) == (1, len(rows))
     again.close()
 
 

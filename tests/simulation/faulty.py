@@ -359,14 +359,14 @@ BESIDE = {
     Faulty(
         "what-a-former-shard-owed-is-not-taken-over",
         "billing/notices/store.py",
-        "        for _, _, _, *rest in [*behind, *own]:",
-        "        for _, _, _, *rest in [*own]:",
+        "        for _, _, _, *rest in [*behind, *own_rows]:",
+        "        for _, _, _, *rest in [*own_rows]:",
     ): 0,
     Faulty(
         "order-across-a-move-broken",
         "billing/notices/store.py",
-        "        for _, _, _, *rest in [*behind, *own]:",
-        "        for _, _, _, *rest in [*own, *behind]:",
+        "        for _, _, _, *rest in [*behind, *own_rows]:",
+        "        for _, _, _, *rest in [*own_rows, *behind]:",
     ): 0,
     Faulty(
         "deleted-before-the-taker-has-proved-it",
