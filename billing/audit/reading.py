@@ -97,17 +97,17 @@ class TrailReader:
     def _lines(self, name: str, place: Place | None) -> Iterator[_Line]:
         """The lines of one process behind a place. Raises UnknownCursor, OSError."""
         at_ns = 0
-        while (found := self._open(name, place)) is not None:
-            number, handle, is_last = found
+        while (opened := self._open(name, place)) is not None:
+            number, handle, is_last = opened
             offset = 0
             if place is not None and place.number == number:
                 offset = place.offset
                 self._check(handle, name, place)
             try:
-                for data, behind in self._lines_of(handle, offset):
+                for data, end in self._lines_of(handle, offset):
                     record = _parsed(data)
                     at_ns = at_ns if record is None else int(record["at_ns"])
-                    place = Place(number, behind, crc32(data))
+                    place = Place(number, end, crc32(data))
                     yield _Line(at_ns, name, data, place)
             finally:
                 self._disk.close(handle)
@@ -146,8 +146,8 @@ class TrailReader:
         begin = max(0, place.offset - LINE_BYTES_MAX)
         before = self._disk.pread(handle, place.offset - begin, begin)
         line = before[:-1].rpartition(b"\n")[2]
-        whole = len(before) == place.offset - begin and before.endswith(b"\n") and crc32(line) == place.checksum
-        if place.offset and not whole:
+        is_intact = len(before) == place.offset - begin and before.endswith(b"\n") and crc32(line) == place.checksum
+        if place.offset and not is_intact:
             self._disk.close(handle)
             raise UnknownCursor(f"the record of {name} is not the one that the cursor is of: begin again")
 
@@ -167,10 +167,10 @@ def _parsed(data: bytes) -> Record | None:
     """The record of a line; None where it is none."""
     try:
         record = json.loads(data)
-        found: Record = {key: record[key] for key in _KEYS}
+        fields: Record = {key: record[key] for key in _KEYS}
     except (ValueError, KeyError, TypeError):
         return None
-    return found if type(found["at_ns"]) is int else None
+    return fields if type(fields["at_ns"]) is int else None
 
 
 def _encode(places: dict[str, Place]) -> str:
@@ -183,8 +183,8 @@ def _decode(text: str) -> dict[str, Place]:
     if not text:
         return {}
     try:
-        found: dict[str, Any] = json.loads(b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), b"-_", True))
-        places = {name: Place(*place) for name, place in found.items()}
+        decoded: dict[str, Any] = json.loads(b64decode(text.encode("ascii") + b"=" * (-len(text) % 4), b"-_", True))
+        places = {name: Place(*place) for name, place in decoded.items()}
     except (ValueError, TypeError, AttributeError, RecursionError):
         places = {"": Place(-1, -1, -1)}
     if not all(type(number) is int and 0 <= number < 1 << 63 for place in places.values() for number in place):

@@ -97,11 +97,11 @@ class Recorder:
             return
         self._reads += 1
 
-        def on_page(found: Any, error: BaseException | None) -> None:
+        def on_page(records: Any, error: BaseException | None) -> None:
             self._reads -= 1
             if error is not None and not isinstance(error, UnknownCursor | OSError):
                 raise error
-            done(error or found)
+            done(error or records)
 
         if self._reading is None:
             self._reading = self._executor_of(f"audit-reading-{self._name}", asyncio.get_running_loop())

@@ -73,12 +73,12 @@ class Trail:
 
 def numbered(disk: Disk, directory: str, name: str) -> list[int]:
     """The numbers of the files of a process that were ended, ascending."""
-    found = [
+    numbers = [
         text.removeprefix(f"{name}.").removesuffix(".jsonl")
         for text in disk.listdir(directory)
         if text.startswith(f"{name}.") and text.endswith(".jsonl")
     ]
-    return sorted(int(number) for number in found if number.isascii() and number.isdecimal())
+    return sorted(int(number) for number in numbers if number.isascii() and number.isdecimal())
 
 
 def copy_trails(disk: Disk, source: str, target: str) -> list[str]:
@@ -93,17 +93,17 @@ def _copy_of_one(disk: Disk, source: str, target: str, name: str) -> list[str]:
     """One process's files; again where one of them got its number in between."""
     while True:
         numbers = numbered(disk, source, name)
-        found = {}
+        contents = {}
         for file in [f"{name}.{number}.jsonl" for number in numbers] + [f"{name}.jsonl"]:
             with contextlib.suppress(FileNotFoundError):
-                found[file] = read_file(disk, f"{source}/{file}")
+                contents[file] = read_file(disk, f"{source}/{file}")
         if numbered(disk, source, name) == numbers:
             break
-    for file, data in found.items():
+    for file, data in contents.items():
         handle = disk.create(f"{target}/{file}")
         try:
             write_all(disk, handle, data[: data.rfind(b"\n") + 1], 0)
             disk.fsync(handle)
         finally:
             disk.close(handle)
-    return list(found)
+    return list(contents)

@@ -104,20 +104,20 @@ def restore_command(directory: Path, config_file: str | None) -> None:
         raise click.ClickException(f"nothing was restored: {error}") from None
     put(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")
     put("overdue cutoffs will wait for: billing cutoffs release")
-    for line in _said_of_notices(about, config.notify.url):
+    for line in _lines_on_notices(about, config.notify.url):
         put(line)
 
 
-def _said_of_notices(about: dict[str, Any], url: str) -> Iterator[str]:
+def _lines_on_notices(about: dict[str, Any], url: str) -> Iterator[str]:
     """What becomes of the notices that were owed at the instant of a backup, of which `backup.json` says `about`."""
     owed = sum(row["owed"] for row in about.get(NOTICES, {}).values())
     if NOTICES not in about:
         if url:
             yield "a version made the backup that left notices out: what was still to be told then may stay untold"
     elif owed:
-        told = "they are told at the next start, those that were told since once more, under the same ids"
+        resent = "they are told at the next start, those that were told since once more, under the same ids"
         given_up = "the next start gives them up, since notify.url is empty"
-        yield f"notices that were still to be told then: {owed:,}; {told if url else given_up}"
+        yield f"notices that were still to be told then: {owed:,}; {resent if url else given_up}"
 
 
 def _prove(disk: Disk, work: str, target: str, ids_max: int) -> None:
@@ -127,9 +127,9 @@ def _prove(disk: Disk, work: str, target: str, ids_max: int) -> None:
 
     report = Report()
     examine(disk, work, ids_max, report, lambda what, done, total: None)
-    named = work if report.fault_count else target  # a good copy has that name right afterwards
+    final_path = work if report.fault_count else target  # a good copy has that name right afterwards
     for line in report.lines():
-        put(line.replace(work, named))
+        put(line.replace(work, final_path))
     if report.fault_count:
         click.echo(f"billing: the copy is not good; it is left in {work}", err=True)
         sys.exit(Exit.DAMAGED)

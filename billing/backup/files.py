@@ -113,11 +113,11 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
         "taken_at_ns": cut["at_ns"],
         "bucket_count": cut["bucket_count"],
         "positions": {_journal_name(shard): position for shard, position in positions.items()},
-        NOTICES: {_journal_name(one.shard): {"owed": one.owed, "settled": one.settled} for one in copies},
+        NOTICES: {_journal_name(copied.shard): {"owed": copied.owed, "settled": copied.settled} for copied in copies},
         "files": files,
     }
     write_file(disk, f"{work}/{LIST}", json.dumps(about, indent=1).encode())
-    return [f"the notices of shard {one.shard}: {remark}" for one in copies for remark in one.remarks]
+    return [f"the notices of shard {copied.shard}: {remark}" for copied in copies for remark in copied.remarks]
 
 
 def _gone(disk: Disk, cut: dict[str, Any]) -> dict[int, int]:
@@ -125,16 +125,16 @@ def _gone(disk: Disk, cut: dict[str, Any]) -> dict[int, int]:
     journal; `INT64_MAX` where the log has none. Histories of users who have left them begin there.
     """
     source, log = cut["data_dir"], backends.open(cut["log"], REAL)
-    there = set(shard_files(f"{source}/history", disk)) if disk.exists(f"{source}/history") else set()
+    shard_ids = set(shard_files(f"{source}/history", disk)) if disk.exists(f"{source}/history") else set()
     if cut["log"]["kind"] == "file":
-        there |= {shard for shard in shards_in(disk.listdir(source)) if log.holds(shard)}
-    found = {}
-    for shard in sorted(there - {row["shard_id"] for row in cut["shards"]}):
-        found[shard] = INT64_MAX
+        shard_ids |= {shard for shard in shards_in(disk.listdir(source)) if log.holds(shard)}
+    gone = {}
+    for shard in sorted(shard_ids - {row["shard_id"] for row in cut["shards"]}):
+        gone[shard] = INT64_MAX
         if cut["log"]["kind"] == "file" and log.holds(shard):
             with closing(log.reader(shard)) as reader:
-                found[shard] = reader.head
-    return found
+                gone[shard] = reader.head
+    return gone
 
 
 def _copy_histories(
@@ -206,8 +206,8 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any], record: R
 
 def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
     into_files = log["kind"] == "file"
-    kept = [name for name in about["files"] if into_files or name.startswith((*FOLLOWERS, f"{AUDIT}/"))]
-    for directory in sorted({name.rpartition("/")[0] for name in kept} | {"history"}):
+    restored_names = [name for name in about["files"] if into_files or name.startswith((*FOLLOWERS, f"{AUDIT}/"))]
+    for directory in sorted({name.rpartition("/")[0] for name in restored_names} | {"history"}):
         private_directory(disk, f"{work}/{directory}")
     for name, wanted in about["files"].items():
         try:
@@ -216,7 +216,7 @@ def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dic
             raise NoBackup(f"{source}/{name} is missing, which {LIST} names") from None
         if _digest_of(data) != wanted:
             raise NoBackup(f"{source}/{name} is not what was backed up: its length or digest is another")
-        if name not in kept:
+        if name not in restored_names:
             continue
         handle = disk.create(f"{work}/{name}")
         try:

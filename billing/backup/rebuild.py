@@ -78,24 +78,24 @@ def rebuild(
     try:
         backend = backends.open(log_of(config), REAL)
         is_shared = config.journal.is_shared
-        there = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
-        held = sorted(one for one in {*there, *range(1, shard_count(config) + 1)} if backend.holds(one))
+        shards_here = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
+        held = sorted(number for number in {*shards_here, *range(1, shard_count(config) + 1)} if backend.holds(number))
         if map_too:  # before the map's lock is taken below: the map's log takes it itself
             put(rebuild_map(backend, held, config.shards.bucket_count))
         if is_shared:
-            there = held if disk.exists(data_dir) else []
+            shards_here = held if disk.exists(data_dir) else []
         with ExitStack() as stack:
             hold_host(disk, data_dir, stack) if is_shared else hold(disk, data_dir, stack)
-            for number in [one for one in there if shard in (None, one)]:
+            for number in [number for number in shards_here if shard in (None, number)]:
                 reader = backend.reader(number)
                 stack.callback(reader.close)
-                said = {"accept_loss": accept_loss, "is_shared": is_shared}
-                for line in rebuild_shard(disk, data_dir, number, reader, backup=str(from_backup or ""), **said):
+                options = {"accept_loss": accept_loss, "is_shared": is_shared}
+                for line in rebuild_shard(disk, data_dir, number, reader, backup=str(from_backup or ""), **options):
                     put(line)
-    except DaemonRuns as no:
-        raise click.ClickException(str(no)) from None
-    except Absent as no:
-        raise Misplaced(str(no)) from None
+    except DaemonRuns as refused:
+        raise click.ClickException(str(refused)) from None
+    except Absent as refused:
+        raise Misplaced(str(refused)) from None
     except (JournalError, BatchCorrupt, MapLost) as error:
         click.echo(f"billing: {text_of(error)}", err=True)
         sys.exit(ending_of(error).code)
@@ -129,11 +129,11 @@ def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:
         for number in shards:
             with closing(backend.reader(number)) as reader:
                 held[number] = held_by(reader)
-        found = map_of(held, bucket_count)
-        log.decide(version, msgspec.msgpack.encode(records_of(found)))
+        bucket_map = map_of(held, bucket_count)
+        log.decide(version, msgspec.msgpack.encode(records_of(bucket_map)))
     finally:
         log.close()
-    owned = ", ".join(f"shard {number} owns {len(found.buckets_of(number))}" for number in shards)
+    owned = ", ".join(f"shard {number} owns {len(bucket_map.buckets_of(number))}" for number in shards)
     return f"map: made again from what the shards hold: {owned}"
 
 
@@ -154,14 +154,14 @@ def rebuild_shard(
     directory = f"{data_dir}/history"
     private_directory(disk, directory)
     file = ShardFile(directory, shard, reader.first, reader.head, disk)
-    known = {"accept_loss": accept_loss, "is_shared": is_shared}
-    rows, remarks = history.open_store(file, suspect=True, **known)
+    options = {"accept_loss": accept_loss, "is_shared": is_shared}
+    rows, remarks = history.open_store(file, suspect=True, **options)
     yield from (f"{SHARD}{shard}: history: {remark}" for remark in remarks)
-    old = file_of(f"{backup}/history", shard)
-    if backup and disk.exists(old):
+    backup_file = file_of(f"{backup}/history", shard)
+    if backup and disk.exists(backup_file):
         rows.close()
-        yield f"{SHARD}{shard}: history: {merge(disk, file.path, old, shard, file.first)}"
-        rows, _ = history.open_store(file, suspect=True, **known)
+        yield f"{SHARD}{shard}: history: {merge(disk, file.path, backup_file, shard, file.first)}"
+        rows, _ = history.open_store(file, suspect=True, **options)
     before = rows.position
     for position, payload in reader.replay(before + 1):
         rows.take(position, payload)

@@ -32,7 +32,7 @@ from billing.migration.plan import commands_of, is_empty, most_of_a_bucket, refu
 from billing.migration.sources import (
     PER,
     Account,
-    Found,
+    Item,
     LeftOut,
     NotTaken,
     from_csv,
@@ -102,18 +102,18 @@ def import_(
         console = Console(stderr=True)
         columns = (TextColumn("reading"), BarColumn(), TextColumn("{task.completed:,.0f} lines"))
         with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-            found = list(merged(progress.track(read(files, mapping), total=None)))
+            items = list(merged(progress.track(read(files, mapping), total=None)))
     except (LogError, ValueError, OSError) as error:
         raise click.ClickException(str(error)) from None
-    not_taken = [one for one in found if isinstance(one, NotTaken)]
-    named = [one for one in found if isinstance(one, Account)]
-    not_taken += [no for account in named if (no := refusal_of(account)) is not None]
-    accounts = [account for account in named if not is_empty(account) and refusal_of(account) is None]
-    if empty := sum(map(is_empty, named)):
+    not_taken = [item for item in items if isinstance(item, NotTaken)]
+    named_accounts = [item for item in items if isinstance(item, Account)]
+    not_taken += [refusal for account in named_accounts if (refusal := refusal_of(account)) is not None]
+    accounts = [account for account in named_accounts if not is_empty(account) and refusal_of(account) is None]
+    if empty := sum(map(is_empty, named_accounts)):
         put(_empty(empty))
-    for left in found:
-        if isinstance(left, LeftOut):
-            put(f"space {left.space} is not imported: {counted(left.tuples, 'tuple')}")
+    for left_out in items:
+        if isinstance(left_out, LeftOut):
+            put(f"space {left_out.space} is not imported: {counted(left_out.tuples, 'tuple')}")
     if dry_run:
         commands = sum(1 for account in accounts for _ in commands_of(account, label, ""))
         put(f"would import {counted(len(accounts), 'account')} with {counted(commands, 'command')}")
@@ -124,11 +124,11 @@ def import_(
             f"imported {counted(outcome.accounts, 'account')} with {counted(outcome.commands, 'command')}, "
             f"{outcome.replayed:,} of them done before"
         )
-    for told in (balances_of(accounts), rates_of(accounts)):
-        if told:
-            put(told)
+    for summary in (balances_of(accounts), rates_of(accounts)):
+        if summary:
+            put(summary)
     for line in not_taken[:SHOWN_MAX]:
-        say(f"not taken: {line.place}: {line.reason}")
+        say(f"not taken: {line.location}: {line.reason}")
     if not_taken:
         say(f"{counted(len(not_taken), 'line')} {'was' if len(not_taken) == 1 else 'were'} not taken")
         sys.exit(1)
@@ -138,12 +138,12 @@ def balances_of(accounts: Iterable[Account]) -> str:
     """What balances and credit limits were understood to be, in a sentence; empty where there are none."""
     balances = [account.balance_nanos for account in accounts if account.balance_nanos]
     limits = [account.credit_limit_nanos for account in accounts if account.credit_limit_nanos is not None]
-    said = [
+    parts = [
         f"{name}: {counted(len(values), 'account')}, together {coins(sum(values))} coins"
         for name, values in (("balances", balances), ("credit limits", limits))
         if values
     ]
-    return "; ".join(said)
+    return "; ".join(parts)
 
 
 def rates_of(accounts: Iterable[Account]) -> str:
@@ -154,12 +154,12 @@ def rates_of(accounts: Iterable[Account]) -> str:
         for line in account.rates:
             lines[line.per] += 1
             hourly += parse_rate(line.rate, line.per.encode())
-    taken = [f"{counted(count, 'line')} in coins per {per}" for per, count in lines.items() if count]
+    parts = [f"{counted(count, 'line')} in coins per {per}" for per, count in lines.items() if count]
     unsaid = " (which is what a rate is where no unit is named)" if lines["second"] else ""
-    return f"rates: {', '.join(taken)}{unsaid}; together {coins(hourly)} coins per hour" if taken else ""
+    return f"rates: {', '.join(parts)}{unsaid}; together {coins(hourly)} coins per hour" if parts else ""
 
 
-def read(files: Iterable[Path], mapping: Mapping) -> Iterator[Found]:
+def read(files: Iterable[Path], mapping: Mapping) -> Iterator[Item]:
     """Everything that the files say. Raises LogError, ValueError and OSError."""
     tarantool = []
     for path in files:
@@ -234,7 +234,7 @@ async def carry_out(client: Client, accounts: list[Account], label: str) -> Outc
         nonlocal replayed
         account, method = sent[number]
         if error is not None:
-            refused.append(NotTaken(account.place, why_not(account, method, error, label)))
+            refused.append(NotTaken(account.location, why_not(account, method, error, label)))
         elif result.get("replayed"):
             replayed += 1
         room.set()
@@ -254,8 +254,8 @@ async def carry_out(client: Client, accounts: list[Account], label: str) -> Outc
                 batches.flush()
                 progress.advance(task, len(chunk))
             await batches.answered()
-    gone = {line.place for line in refused}
-    return Outcome(sum(account.place not in gone for account in accounts), len(sent), replayed, refused)
+    refused_locations = {line.location for line in refused}
+    return Outcome(sum(account.location not in refused_locations for account in accounts), len(sent), replayed, refused)
 
 
 async def _space(batches: FanOut, room: asyncio.Event) -> None:

@@ -49,7 +49,7 @@ def mapping_of(text: str, name: str) -> Mapping:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{name} is not TOML: {error}") from None
-    given: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     faults = []
     for table, rows in tables.items():
         places = _PLACES.get(table)
@@ -62,14 +62,14 @@ def mapping_of(text: str, name: str) -> Mapping:
             elif not isinstance(value, str):
                 faults.append(f"{table}.{key}: expected a text")
             else:
-                given[places[key]] = value
-    if "unit" in given:
+                values[places[key]] = value
+    if "unit" in values:
         try:
-            given["unit"] = Decimal(given["unit"])
+            values["unit"] = Decimal(values["unit"])
         except InvalidOperation:
-            given["unit"] = Decimal("NaN")
-        if not given["unit"].is_finite() or given["unit"] <= 0:
+            values["unit"] = Decimal("NaN")
+        if not values["unit"].is_finite() or values["unit"] <= 0:
             faults.append("balance.unit: expected a decimal number of coins above 0")
     if faults:
         raise ValueError(f"{name}: " + "; ".join(faults))
-    return Mapping(**given, has_history="history" in tables)
+    return Mapping(**values, has_history="history" in tables)

@@ -30,7 +30,7 @@ def is_empty(account: Account) -> bool:
 def refusal_of(account: Account) -> NotTaken | None:
     """Why an account is not imported: an exhausted account is cut off, and an import switches nobody off."""
     available = account.balance_nanos + (account.credit_limit_nanos or 0)
-    return NotTaken(account.place, IN_DEBT) if available <= 0 and not is_empty(account) else None
+    return NotTaken(account.location, IN_DEBT) if available <= 0 and not is_empty(account) else None
 
 
 def commands_of(account: Account, label: str, message: str) -> Iterator[Command]:

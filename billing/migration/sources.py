@@ -49,7 +49,7 @@ class RateLine(NamedTuple):
 class Account(NamedTuple):
     """What is known of one user. `balance_nanos` 0 and `credit_limit_nanos` None: nothing was said."""
 
-    place: str
+    location: str
     user_id: str
     balance_nanos: int
     credit_limit_nanos: int | None
@@ -59,7 +59,7 @@ class Account(NamedTuple):
 class NotTaken(NamedTuple):
     """A line that is not imported: where it stands, and why."""
 
-    place: str
+    location: str
     reason: str
 
 
@@ -70,10 +70,10 @@ class LeftOut(NamedTuple):
     tuples: int
 
 
-Found = Account | NotTaken | LeftOut
+Item = Account | NotTaken | LeftOut
 
 
-def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
+def from_csv(lines: Iterable[str], name: str) -> Iterator[Item]:
     """Accounts of a CSV file with a header line. Raises ValueError where the header is not one."""
     reader = csv.reader(lines, strict=True)
     try:
@@ -86,10 +86,10 @@ def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
         raise ValueError(
             f"{name}: its first line is to name the columns, user_id and any of {', '.join(COLUMNS[1:])}; got {got}"
         )
-    rate, *others = [column for column in header if column == "rate" or column in RATE_COLUMNS] or ["rate"]
-    if others or (rate in RATE_COLUMNS and "per" in header):
-        beside = others[0] if others else "per"
-        raise ValueError(f"{name}: its first line names {rate} and {beside}: which one says what a rate is?")
+    rate, *further = [column for column in header if column == "rate" or column in RATE_COLUMNS] or ["rate"]
+    if further or (rate in RATE_COLUMNS and "per" in header):
+        other = further[0] if further else "per"
+        raise ValueError(f"{name}: its first line names {rate} and {other}: which one says what a rate is?")
     columns = len(header)
     while True:
         try:
@@ -101,87 +101,91 @@ def from_csv(lines: Iterable[str], name: str) -> Iterator[Found]:
             continue
         if not values:  # an empty line
             continue
-        place = f"{name}:{reader.line_num}"
+        location = f"{name}:{reader.line_num}"
         if len(values) != columns:
-            yield NotTaken(place, f"expected {columns} columns")
+            yield NotTaken(location, f"expected {columns} columns")
             continue
         row = dict(zip(header, map(str.strip, values), strict=True))
         rates = []
         if row.get(rate):
             per = RATE_COLUMNS.get(rate) or row.get("per") or "second"
             rates = [{"resource": row.get("resource", ""), "rate": row[rate], "per": per}]
-        yield _account(place, row["user_id"], row.get("balance"), row.get("credit_limit"), rates)
+        yield _account(location, row["user_id"], row.get("balance"), row.get("credit_limit"), rates)
 
 
-def from_json_lines(lines: Iterable[str], name: str) -> Iterator[Found]:
+def from_json_lines(lines: Iterable[str], name: str) -> Iterator[Item]:
     """Accounts of a file with one JSON object a line; empty lines do not count."""
     for number, line in enumerate(lines, start=1):
-        place = f"{name}:{number}"
+        location = f"{name}:{number}"
         if not line.strip():
             continue
         try:
             row = json.loads(line, parse_float=Decimal, parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
-            yield NotTaken(place, f"not JSON: {error}")
+            yield NotTaken(location, f"not JSON: {error}")
             continue
         if not isinstance(row, dict):
-            yield NotTaken(place, "expected an object")
+            yield NotTaken(location, "expected an object")
             continue
         unknown = [key for key in row if key not in (*COLUMNS, "rates")]
         if unknown:
-            yield NotTaken(place, f"unknown keys: {', '.join(unknown)}")
+            yield NotTaken(location, f"unknown keys: {', '.join(unknown)}")
             continue
         rates = row.get("rates", [])
         if row.get("rate") is not None:
             rates = [*rates, {key: row[key] for key in ("resource", "rate", "per") if row.get(key) is not None}]
-        yield _account(place, row.get("user_id"), row.get("balance"), row.get("credit_limit"), rates)
+        yield _account(location, row.get("user_id"), row.get("balance"), row.get("credit_limit"), rates)
 
 
-def merged(found: Iterable[Found]) -> Iterator[Found]:
+def merged(items: Iterable[Item]) -> Iterator[Item]:
     """Accounts of which each user has one: rates of several lines together, a second balance or limit refused."""
     accounts: dict[str, Account] = {}
-    for one in found:
-        if not isinstance(one, Account):
-            yield one
+    for item in items:
+        if not isinstance(item, Account):
+            yield item
             continue
-        known = accounts.setdefault(one.user_id, one)
-        if known is one:
+        known = accounts.setdefault(item.user_id, item)
+        if known is item:
             continue
-        if one.balance_nanos or one.credit_limit_nanos is not None:
-            yield NotTaken(one.place, f"{one.user_id} stands at {known.place} already; a further line only adds rates")
-        elif {line.resource for line in one.rates} & {line.resource for line in known.rates}:
-            yield NotTaken(one.place, f"the rate of this resource of {one.user_id} stands at {known.place} already")
+        if item.balance_nanos or item.credit_limit_nanos is not None:
+            yield NotTaken(
+                item.location, f"{item.user_id} stands at {known.location} already; a further line only adds rates"
+            )
+        elif {line.resource for line in item.rates} & {line.resource for line in known.rates}:
+            yield NotTaken(
+                item.location, f"the rate of this resource of {item.user_id} stands at {known.location} already"
+            )
         else:
-            accounts[one.user_id] = known._replace(rates=known.rates + one.rates)
+            accounts[item.user_id] = known._replace(rates=known.rates + item.rates)
     yield from accounts.values()
 
 
-def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iterator[Found]:
+def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iterator[Item]:
     """Accounts out of a snapshot and the logs that follow it, in this order. Raises LogError and ValueError."""
     spaces = Spaces()
     for name, data in files:
         log = Log(data, name)
         spaces.replay(log)
-        if not log.whole:
+        if not log.is_whole:
             yield NotTaken(name, "has no end marker: Tarantool was still writing it; what stands before was taken")
     if spaces.unknown_rows:
         yield NotTaken("the logs", f"{counted(spaces.unknown_rows, 'row')} of spaces that no snapshot here defines")
     space = spaces.named(mapping.space)
     if space is None:
-        there = ", ".join(sorted(known.name for known in spaces.by_id.values())) or "none"
-        raise ValueError(f"there is no space {mapping.space!r}; those there are: {there}")
-    user_at, coins_at = (_place_of(space.fields, wanted, space.name) for wanted in (mapping.user, mapping.coins))
+        names = ", ".join(sorted(known.name for known in spaces.by_id.values())) or "none"
+        raise ValueError(f"there is no space {mapping.space!r}; those there are: {names}")
+    user_at, coins_at = (_index_of(space.fields, wanted, space.name) for wanted in (mapping.user, mapping.coins))
     newest = _newest(spaces, mapping)
     for row in space.tuples.values():
-        place = f"{space.name}[{row[user_at] if len(row) > user_at else '?'}]"
+        location = f"{space.name}[{row[user_at] if len(row) > user_at else '?'}]"
         if len(row) <= max(user_at, coins_at):
-            yield NotTaken(place, f"the tuple has only {len(row)} fields")
+            yield NotTaken(location, f"the tuple has only {len(row)} fields")
             continue
         user, coins = row[user_at], row[coins_at]
-        yield _account(place, user, _scaled(coins, mapping.unit), None, [])
-        left = newest.get(user, coins) if isinstance(user, str | int) else coins
-        if left != coins:
-            behind = f"{mapping.history_space} left {left} in its newest row of this user, {space.name} has {coins}"
+        yield _account(location, user, _scaled(coins, mapping.unit), None, [])
+        after = newest.get(user, coins) if isinstance(user, str | int) else coins
+        if after != coins:
+            behind = f"{mapping.history_space} left {after} in its newest row of this user, {space.name} has {coins}"
             yield NotTaken(f"{mapping.history_space}[{user}]", f"{behind}; what {space.name} has was taken")
     for other in spaces.by_id.values():
         if other is not space and other.tuples:
@@ -196,7 +200,7 @@ def _newest(spaces: Spaces, mapping: Mapping) -> dict[Any, Any]:
     if space is None:
         raise ValueError(f"there is no space {mapping.history_space!r} for the history")
     wanted = (mapping.history_user, mapping.history_after)
-    return _last_of(space, *(_place_of(space.fields, name, space.name) for name in wanted))
+    return _last_of(space, *(_index_of(space.fields, name, space.name) for name in wanted))
 
 
 def _last_of(space: Space, user_at: int, after_at: int) -> dict[Any, Any]:
@@ -210,7 +214,7 @@ def _last_of(space: Space, user_at: int, after_at: int) -> dict[Any, Any]:
                 newest[row[user_at]] = (key, row[after_at])
         except TypeError:
             raise ValueError(f"the primary keys of space {space.name} have no order") from None
-    return {user: left for user, (_, left) in newest.items()}
+    return {user: after for user, (_, after) in newest.items()}
 
 
 def _scaled(coins: Any, unit: Decimal) -> Any:
@@ -220,7 +224,7 @@ def _scaled(coins: Any, unit: Decimal) -> Any:
     return coins * unit
 
 
-def _place_of(fields: list[str], wanted: str, space: str) -> int:
+def _index_of(fields: list[str], wanted: str, space: str) -> int:
     if wanted in fields:
         return fields.index(wanted)
     if wanted.isdigit() and int(wanted) > 0:
@@ -232,11 +236,11 @@ def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no number")
 
 
-def _account(place: str, user_id: Any, balance: Any, credit_limit: Any, rates: Any) -> Found:
+def _account(location: str, user_id: Any, balance: Any, credit_limit: Any, rates: Any) -> Item:
     if isinstance(user_id, int) and not isinstance(user_id, bool) and user_id >= 0:
         user_id = str(user_id)
     if not isinstance(user_id, str) or not user_id:
-        return NotTaken(place, "expected a user_id")
+        return NotTaken(location, "expected a user_id")
     try:
         user_id.encode()
         nanos = _nanos(balance, "balance") or 0
@@ -245,23 +249,23 @@ def _account(place: str, user_id: Any, balance: Any, credit_limit: Any, rates: A
             raise ValueError("credit_limit cannot be negative")
         if not isinstance(rates, list):
             raise ValueError("expected a list of rates")
-        return Account(place, user_id, nanos, limit, tuple(map(_rate_line, rates)))
+        return Account(location, user_id, nanos, limit, tuple(map(_rate_line, rates)))
     except UnicodeEncodeError:
-        return NotTaken(place, "the user_id is not UTF-8")
+        return NotTaken(location, "the user_id is not UTF-8")
     except ValueError as error:
-        return NotTaken(place, str(error))
+        return NotTaken(location, str(error))
 
 
-def _rate_line(given: Any) -> RateLine:
-    if not isinstance(given, dict) or set(given) - {"resource", "rate", "per"}:
+def _rate_line(fields: Any) -> RateLine:
+    if not isinstance(fields, dict) or set(fields) - {"resource", "rate", "per"}:
         raise ValueError("a rate is an object of resource, rate and per, and of nothing else")
-    nanos = _nanos(given.get("rate"), "rate")
+    nanos = _nanos(fields.get("rate"), "rate")
     if nanos is None or nanos < 0:
         raise ValueError("expected a rate of zero or above")
-    per = given.get("per", "second")
+    per = fields.get("per", "second")
     if per not in PER:
         raise ValueError(f"expected per to be one of {', '.join(PER)}, got {per!r}")
-    resource = given.get("resource", "")
+    resource = fields.get("resource", "")
     if not isinstance(resource, str):
         raise ValueError("expected a text as resource")
     return RateLine(resource, _text_of(nanos), per)
@@ -273,26 +277,26 @@ def _text_of(nanos: int) -> str:
     return f"{Decimal(nanos).scaleb(-COINS_DIGITS_MAX):f}"
 
 
-def _nanos(given: Any, what: str) -> int | None:
+def _nanos(value: Any, what: str) -> int | None:
     """Nanos of coins given as text, whole number or exact decimal; None where nothing is said. Raises ValueError."""
-    if given is None or given == "":
+    if value is None or value == "":
         return None
-    if isinstance(given, bool) or not isinstance(given, str | int | Decimal):
+    if isinstance(value, bool) or not isinstance(value, str | int | Decimal):
         raise ValueError(f"expected {what} as a decimal number of coins")
-    return _nanos_of(given, what)
+    return _nanos_of(value, what)
 
 
 @lru_cache(REMEMBERED)
-def _nanos_of(given: str | int | Decimal, what: str) -> int:
-    if isinstance(given, str) and not _COINS.fullmatch(given.strip()):
-        raise ValueError(f"expected {what} as a decimal number of coins, got {given!r}")
+def _nanos_of(value: str | int | Decimal, what: str) -> int:
+    if isinstance(value, str) and not _COINS.fullmatch(value.strip()):
+        raise ValueError(f"expected {what} as a decimal number of coins, got {value!r}")
     try:
-        coins = Decimal(given.strip() if isinstance(given, str) else given)
+        coins = Decimal(value.strip() if isinstance(value, str) else value)
         nanos = coins.scaleb(COINS_DIGITS_MAX)
         if not coins.is_finite() or nanos != nanos.to_integral_value():
-            raise ValueError(f"{what} {given} is no number with at most {COINS_DIGITS_MAX} decimals")
+            raise ValueError(f"{what} {value} is no number with at most {COINS_DIGITS_MAX} decimals")
     except InvalidOperation:
-        raise ValueError(f"expected {what} as a decimal number of coins, got {given!r}") from None
+        raise ValueError(f"expected {what} as a decimal number of coins, got {value!r}") from None
     if abs(nanos) > NANOS_MAX:
-        raise ValueError(f"{what} {given} is beyond what an account can hold")
+        raise ValueError(f"{what} {value} is beyond what an account can hold")
     return int(nanos)

@@ -14,7 +14,7 @@ keyed by Tarantool's protocol numbers (`IPROTO_*`). Source: Tarantool's document
 files that Tarantool 2.6 wrote.
 
 A block that ends before its length, or a missing end marker, is where a running Tarantool had got to: the rows before
-it are good, and `Log.whole` is false. A wrong CRC or magic is damage and raises `LogError`, which names the offset.
+it are good, and `Log.is_whole` is false. A wrong CRC or magic is damage and raises `LogError`, which names the offset.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class Log:
         self.kind = lines[0].decode()
         clock = next((line for line in lines if line.startswith(b"VClock:")), b"")
         self.clock = {int(replica): int(lsn) for replica, lsn in _CLOCK.findall(clock)}
-        self.whole = False
+        self.is_whole = False
         self._data = data
         self._start = end + 2
         self._name = name
@@ -81,7 +81,7 @@ class Log:
         while at < len(data):
             magic = data[at : at + 4]
             if magic == MAGIC_END:
-                self.whole = True
+                self.is_whole = True
                 return
             if len(magic) < 4 or at + BLOCK_HEADER_BYTES > len(data):
                 return

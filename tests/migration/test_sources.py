@@ -41,7 +41,7 @@ def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped() -> None:
     assert (accounts["user_02"].balance_nanos, accounts["user_02"].credit_limit_nanos) == (100 * 10**9, 50 * 10**9)
     assert accounts["user_03"].balance_nanos == -7 * 10**9
     assert set(accounts) == {"user_01", "user_02", "user_03"}
-    places = {one.place for one in found if isinstance(one, NotTaken)}
+    places = {one.location for one in found if isinstance(one, NotTaken)}
     assert places == {f"a.csv:{line}" for line in (6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)}
 
 
@@ -55,7 +55,7 @@ def test_a_csv_file_without_the_header_is_refused_whole() -> None:
 def test_an_empty_line_of_csv_is_passed_over_and_a_broken_one_is_named() -> None:
     found = list(from_csv(["user_id,balance\n", "\n", "u,1\n", 'v,"2"x\n', "w,3\n"], "a.csv"))
     assert [one.user_id for one in found if isinstance(one, Account)] == ["u", "w"]
-    assert [one.place for one in found if isinstance(one, NotTaken)] == ["a.csv:4"]
+    assert [one.location for one in found if isinstance(one, NotTaken)] == ["a.csv:4"]
 
 
 JSON_LINES = {

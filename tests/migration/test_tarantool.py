@@ -84,7 +84,7 @@ def test_a_mapping_file_that_says_something_else_is_refused(text: str, fault: st
 def test_a_log_without_its_end_is_read_as_far_as_it_goes() -> None:
     cut = LOG.read_bytes()[:-4]
     found = list(from_tarantool([("s.snap", SNAPSHOT.read_bytes()), ("l.xlog", cut)], Mapping()))
-    assert [one.place for one in found if isinstance(one, NotTaken)] == ["l.xlog"]
+    assert [one.location for one in found if isinstance(one, NotTaken)] == ["l.xlog"]
     assert {one.user_id: one.balance_nanos // COINS for one in found if isinstance(one, Account)} == EXPECTED
 
 
