@@ -18,6 +18,7 @@ FAULTS = (
     ("map", "EIO", False), ("map", "ENOSPC", True),
 )  # fmt: skip
 FLIP_PARTS = 4
+PAIR_PARTS = 6
 SEEDS_A_PIECE = 500
 FOLLOWED_SEEDS = 2000  # of the simulation with history and notices as processes
 HOSTS_SEEDS = 2000  # of the simulation with several hosts
@@ -54,6 +55,7 @@ CAMPAIGNS = {
     "faults": "an error at every I/O call, for real",
     "full": "disk full and freed under load",
     "writeback": "failed write-backs under history and notices",
+    "pairs": "rows of settings in which every pair of two factors' levels meets",
     "moves": "kill −9 of source, target or supervisor of a move",
     "hosts": "three hosts over one log: killed, stopped, cut off, wiped; servers killed and frozen",
     "at once": "three hosts that serve at once: the same, and cut off from each other",
@@ -94,6 +96,9 @@ def all_pieces(share: float) -> Iterator[Piece]:
             yield Piece("flips", f"{state}, part {part}", ["tests.torture.damage", "flips", *options])
         options = ["--state", state, "--part", f"1/{parts // FLIP_PARTS}"]
         yield Piece("cuts", state, ["tests.torture.damage", "cuts", *options])
+    parts = PAIR_PARTS if share >= 1 else round(PAIR_PARTS / share)
+    for part in range(1, PAIR_PARTS + 1):
+        yield Piece("pairs", f"rows, part {part}", ["tests.torture.pairs", "--part", f"{part}/{parts}"])
     yield from _cycles("moves", "moves", ["tests.torture.moves", "kills"], count(200))
     yield from _cycles("kill", "kill", ["tests.torture.kill"], count(300))
     for kind in ("ext4", "xfs"):
