@@ -104,8 +104,8 @@ class BucketMap:
                 if shard_id not in self.weights:
                     raise MapConflict(f"bucket {bucket_id} assigned to unknown shard {shard_id}")
                 if generation != self.generation[bucket_id] + 1:
-                    known = self.generation[bucket_id]
-                    raise MapConflict(f"bucket {bucket_id} is at generation {known}, the record says {generation}")
+                    current = self.generation[bucket_id]
+                    raise MapConflict(f"bucket {bucket_id} is at generation {current}, the record says {generation}")
             case ("retire", int(shard_id)):
                 owned = self.buckets_of(shard_id)
                 if owned:
@@ -233,14 +233,14 @@ def route_of(bucket_map: BucketMap, addresses: Mapping[int, str], version: int) 
     two maps are equal; 0 is none.
     """
     ports = repr([(shard_id, addresses.get(shard_id)) for shard_id in bucket_map.weights]).encode()
-    known = 0
+    map_version = 0
     for part in (ports, bucket_map.owner.tobytes(), bucket_map.generation.tobytes()):
-        known = int(_crc32c.crc32c(part, known))
-    known = known or 1
-    if version == known:
-        return {"version": known}
+        map_version = int(_crc32c.crc32c(part, map_version))
+    map_version = map_version or 1
+    if version == map_version:
+        return {"version": map_version}
     return {
-        "version": known,
+        "version": map_version,
         "bucket_count": bucket_map.bucket_count,
         "hash": bucket_map.hash_name,
         "shards": [{"shard_id": shard_id, "address": addresses.get(shard_id)} for shard_id in bucket_map.weights],

@@ -422,8 +422,8 @@ class Shard:
 
     def present(self) -> dict[int, int]:
         """bucket id -> generation of all that a snapshot must hold: also of what is on its way, and of orphans."""
-        still = self.orphans | self._frozen | self._arrived
-        return self.held | {bucket_id: bucket[0] for bucket_id, bucket in still.items()} if still else self.held
+        unserved = self.orphans | self._frozen | self._arrived
+        return self.held | {bucket_id: bucket[0] for bucket_id, bucket in unserved.items()} if unserved else self.held
 
     def is_drained(self) -> bool:
         """Whether every record has been taken in a Ready."""

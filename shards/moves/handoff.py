@@ -332,8 +332,8 @@ class Handoff:
 
     # -- requests on their way --------------------------------------------------------------------------------------
 
-    def _redirect(self, bucket_id: int, before: int, owner: int) -> None:
-        link = self._host.links.get(before)
+    def _redirect(self, bucket_id: int, old_owner: int, owner: int) -> None:
+        link = self._host.links.get(old_owner)
         with_old = 0 if link is None else link.pending_of(bucket_id)
         strays = self._strays.pop(bucket_id, [])
         if bucket_id in self._with_old:  # it moved on before the owner before last had answered: they all wait for that

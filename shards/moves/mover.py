@@ -224,8 +224,8 @@ class Mover:
 
     async def _note_unwanted(self, bucket_id: int, reason: str = "") -> None:
         def records() -> list[list[Any]]:
-            known = self._registry.wanted.of.get(bucket_id)
-            return [] if known is None else [["unwanted", bucket_id, known.generation, reason]]
+            wanted = self._registry.wanted.of.get(bucket_id)
+            return [] if wanted is None else [["unwanted", bucket_id, wanted.generation, reason]]
 
         await self._registry.record_surely(records)
 

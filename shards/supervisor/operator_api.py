@@ -222,8 +222,8 @@ class OperatorApi:
             alerts.append("SILENT_SHARD: its worker does not answer")
         if figures.get("no_room"):
             alerts.append(f"DISK_FULL: changes are refused: {figures['no_room']}")
-        wanted = bucket_map.weights.get(worker.shard_id, 0)
-        if not wanted and owned:
+        weight = bucket_map.weights.get(worker.shard_id, 0)
+        if not weight and owned:
             alerts.append(f"DRAINING: waits for {counted(owned, 'bucket')} to leave")
         return [*alerts, *self._moves_that_failed(worker.shard_id)]
 
@@ -284,12 +284,12 @@ class OperatorApi:
         mover, bucket_map = self._mover, self._registry.map
         if not 1 <= bucket_id <= bucket_map.bucket_count:
             return refusal("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
-        wanted = {step.bucket_id: (index, step) for index, step in enumerate(mover.plan())}
+        planned = {step.bucket_id: (index, step) for index, step in enumerate(mover.plan())}
         running = mover.running.get(bucket_id)
         target = running.target if running is not None else shard_id
-        if not target and bucket_id in wanted:
-            target = wanted[bucket_id][1].target
-        condition, whose = self._first_unmet(bucket_id, target, shard_id, wanted)
+        if not target and bucket_id in planned:
+            target = planned[bucket_id][1].target
+        condition, whose = self._first_unmet(bucket_id, target, shard_id, planned)
         owner = bucket_map.owner_of(bucket_id)
         return {
             "bucket_id": bucket_id,
@@ -302,7 +302,7 @@ class OperatorApi:
             "last_error": self._errors().get(bucket_id),
         }
 
-    def _first_unmet(self, bucket_id: int, target: int, ordered: int, wanted: dict[int, Any]) -> tuple[str, str]:
+    def _first_unmet(self, bucket_id: int, target: int, ordered: int, planned: dict[int, Any]) -> tuple[str, str]:
         """The first condition that is not met, and whose it is."""
         mover = self._mover
         running = mover.running.get(bucket_id)
@@ -328,7 +328,7 @@ class OperatorApi:
             return obstacle.text, "the shard that is down" if obstacle.shard_down else "the operator"
         if ordered:
             return "an order: move_bucket", "the operator"
-        index, _ = wanted[bucket_id]
+        index, _ = planned[bucket_id]
         if mover.rebalancing or self._registry.uneven:
             return f"its turn: {counted(index, 'bucket')} of the plan before it", "the rebalancer"
         return "an order: rebalance", "the operator"

@@ -167,19 +167,19 @@ class Registry:
     async def open_with_room(
         self,
         bucket_count: int,
-        wanted: Callable[[], dict[int, int]],
+        wanted_weights: Callable[[], dict[int, int]],
         stopping: asyncio.Event,
         on_standing_by: Callable[[], None],
     ) -> list[str] | None:
         """As `open`, but where there is no room, the log is out of reach, or another host serves, it waits, and calls
-        `on_standing_by` once at the latter. `wanted` is asked before each look. None: it is to stop first.
+        `on_standing_by` once at the latter. `wanted_weights` is asked before each look. None: it is to stop first.
         """
         kind: tuple[str, bool] | None = None
         while not stopping.is_set():
             try:
                 if self._backend.node:  # it may ask servers for as long as another host serves
-                    return await self._called(self.open, bucket_count, wanted())
-                return self.open(bucket_count, wanted())
+                    return await self._called(self.open, bucket_count, wanted_weights())
+                return self.open(bucket_count, wanted_weights())
             except StandsBy as standing:
                 self.unopened, pause_s, self.stands_by = f"this host stands by: {standing}", standing.pause_s, True
                 if kind is None:
@@ -199,8 +199,8 @@ class Registry:
         result: T = await self._executor.call(call, *arguments)
         return result
 
-    def open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
-        """Reads what is there, or founds the data directory; returns warnings. `wanted`: shard id -> weight.
+    def open(self, bucket_count: int, wanted_weights: dict[int, int]) -> list[str]:
+        """Reads what is there, or founds the data directory; returns warnings. `wanted_weights`: shard id -> weight.
 
         Other shards or weights than before add shards or drain some (`uneven`); the rebalancer does the rest.
         Raises Conflict where the configuration asks for other buckets than the map has, StandsBy where another host
@@ -208,7 +208,7 @@ class Registry:
         daemon runs on the directory; Unavailable: no room or out of reach, may be called again).
         """
         try:
-            return self._open(bucket_count, wanted)
+            return self._open(bucket_count, wanted_weights)
         except OSError as error:
             self.close()
             if not is_full(error):
@@ -220,7 +220,7 @@ class Registry:
             self.close()
             raise
 
-    def _open(self, bucket_count: int, wanted: dict[int, int]) -> list[str]:
+    def _open(self, bucket_count: int, wanted_weights: dict[int, int]) -> list[str]:
         if self._lock < 0:
             self._warnings = private_directory(self._disk, self._data_dir)
             private_directory(self._disk, f"{self._data_dir}/run")
@@ -236,16 +236,16 @@ class Registry:
         if self._standby is not None:
             self._begin_to_serve(self._standby)
         try:
-            self._make_map(bucket_count, wanted)
+            self._make_map(bucket_count, wanted_weights)
         except Overtaken:
             raise StandsBy("another host was faster") from None
         self.unopened, self.stands_by = "", False
         return warnings
 
-    def _make_map(self, bucket_count: int, wanted: dict[int, int]) -> None:
+    def _make_map(self, bucket_count: int, wanted_weights: dict[int, int]) -> None:
         if not self.map.bucket_count:
-            lost_map.refuse([shard_id for shard_id in sorted(wanted) if self._backend.holds(shard_id)])
-            self._decide_now([["create", bucket_count, HASH_NAME, sorted(wanted)]])
+            lost_map.refuse([shard_id for shard_id in sorted(wanted_weights) if self._backend.holds(shard_id)])
+            self._decide_now([["create", bucket_count, HASH_NAME, sorted(wanted_weights)]])
         if bucket_count != self.map.bucket_count:
             raise Conflict(
                 f"shards.bucket_count: the data were made with {self.map.bucket_count} buckets, "
@@ -253,7 +253,7 @@ class Registry:
             )
         if self.map.hash_name != HASH_NAME:
             raise Conflict(f"the data hash with {self.map.hash_name}, this version with {HASH_NAME}")
-        changes = [] if self.placement is not None else self.changes(wanted)
+        changes = [] if self.placement is not None else self.changes(wanted_weights)
         if changes:
             self._decide_now(changes)
 
@@ -470,14 +470,16 @@ class Registry:
         for payload in payloads:
             self._apply_all(payload)
 
-    def changes(self, wanted: dict[int, int]) -> list[list[Any]]:
+    def changes(self, wanted_weights: dict[int, int]) -> list[list[Any]]:
         """The records that make shards and weights those that are wanted; every other shard gets weight 0."""
         weights = self.map.weights
         changes: list[list[Any]] = [
-            ["weight", shard_id, wanted[shard_id]] for shard_id in wanted if weights.get(shard_id) != wanted[shard_id]
+            ["weight", shard_id, wanted_weights[shard_id]]
+            for shard_id in wanted_weights
+            if weights.get(shard_id) != wanted_weights[shard_id]
         ]
         changes += [
-            ["weight", shard_id, 0] for shard_id, weight in weights.items() if shard_id not in wanted and weight
+            ["weight", shard_id, 0] for shard_id, weight in weights.items() if shard_id not in wanted_weights and weight
         ]
         return [*changes, ["uneven", True]] if changes else []
 

@@ -119,12 +119,12 @@ class Sharing:
         if step is None or self._stopping.is_set():
             is_awaiting = placement.is_awaiting(registry.shares, {*self._workers, *self._ending}, failed, now_ns)
             return HANDOVER_POLL_S if is_awaiting and not self._stopping.is_set() else STANDBY_POLL_S
-        known = registry.shares.owns.get(step.shard)
+        known_owner = registry.shares.owns.get(step.shard)
         if isinstance(step, Wish):
-            if await self._owners.wish(step.shard, known) and known is not None:
-                log.info("%s is asked for shard %d, since this host serves less", known.node, step.shard)
+            if await self._owners.wish(step.shard, known_owner) and known_owner is not None:
+                log.info("%s is asked for shard %d, since this host serves less", known_owner.node, step.shard)
         else:
-            await self._take(placement, step, known)
+            await self._take(placement, step, known_owner)
         return HANDOVER_POLL_S
 
     def _is_clock_fit(self, placement: Placement, signs: Mapping[int, LastSign], looked_ns: int) -> bool:
@@ -152,15 +152,15 @@ class Sharing:
 
     # -- what comes ---------------------------------------------------------------------------------------------------
 
-    async def _take(self, placement: Placement, step: Take, known: Own | None) -> None:
+    async def _take(self, placement: Placement, step: Take, known_owner: Own | None) -> None:
         shard = step.shard
-        if not await self._owners.take(shard, known):
+        if not await self._owners.take(shard, known_owner):
             return
         if self._stopping.is_set():
             await self._owners.give(shard, "")
             return
-        before = "" if known is None or known.host_id == placement.host_id else known.node
-        log.info("shard %d is taken over%s", shard, f" from {before}" if before else "")
+        former_node = "" if known_owner is None or known_owner.host_id == placement.host_id else known_owner.node
+        log.info("shard %d is taken over%s", shard, f" from {former_node}" if former_node else "")
         self.taken += 1
         self._processes.start_next(shard)
         self._registry.stands_by = False

@@ -74,17 +74,17 @@ class Standby:
                 self._is_heard |= now_ns - self._claim[1] > self._still_ns
         if not claim.node or claim.host_id == self.host_id:
             return ""
-        named = f"{claim.node} serves"
+        reason = f"{claim.node} serves"
         if claim.node == self.node:
-            named += ", another host of this name: give each host a cluster.node of its own"
+            reason += ", another host of this name: give each host a cluster.node of its own"
         if now_ns - self._claim[1] < GRACE_NS and not self._is_heard:
-            return named
+            return reason
         alive = [
             shard
             for shard, sign in signs.items()
             if not sign.is_given_up and now_ns - self._last[shard][1] < self._still_ns
         ]
-        return named if alive else ""
+        return reason if alive else ""
 
     def passed_ns(self, shard: int, sign: LastSign, now_ns: int) -> int:
         """A billing instant that has surely passed by the clock of the shard's owner, if its clock goes as this one's.

@@ -85,8 +85,8 @@ class Holds:
 
     def _hold(self, holder: object, lease: asyncio.TimerHandle | None, tell: Callable[[], None]) -> None:
         """`tell` is called once no snapshot is made, nothing trimmed and no bucket moved, until that is taken back."""
-        if (before := self._leases.get(holder)) is not None:
-            before.cancel()
+        if (old_lease := self._leases.get(holder)) is not None:
+            old_lease.cancel()
         self._leases[holder] = lease
         self._worker.snapshotter.held = self._worker.handoff.held = True
         self._tell_when_still(holder, tell)

@@ -300,11 +300,11 @@ class Worker:
         return outcome
 
     def _survey_one(self, caller: Any, token: Any, shard_id: int, operation: Command) -> None:
-        known = [self.shard.shard_id, *self.links]
-        if shard_id in known:
+        known_ids = [self.shard.shard_id, *self.links]
+        if shard_id in known_ids:
             self._survey(caller, token, operation, [shard_id])
         else:
-            self.shard.reply_with_next(caller, token, self.application.unknown_shard(shard_id, sorted(known)))
+            self.shard.reply_with_next(caller, token, self.application.unknown_shard(shard_id, sorted(known_ids)))
 
     def _survey(self, caller: Any, token: Any, operation: Command, shard_ids: list[int]) -> None:
         def done(parts: list[Any] | Unavailable) -> None:
@@ -631,11 +631,11 @@ class Worker:
             self.links.pop(shard_id).close()
             self._addresses.pop(shard_id)
         for shard_id, address in addresses.items():
-            known = self.links.get(shard_id)
-            if known is not None and self._addresses[shard_id] == address:
+            old_link = self.links.get(shard_id)
+            if old_link is not None and self._addresses[shard_id] == address:
                 continue
-            if known is not None:
-                known.drop()
+            if old_link is not None:
+                old_link.drop()
             dial = _near(address) if isinstance(address, str) else None
             if isinstance(address, Far) and dial_far is not None:
                 dial = partial(dial_far, shard_id, address)
@@ -689,8 +689,8 @@ class Worker:
         follows the journal would never hear that the last buckets have left. Empty where it can.
         """
         shard = self.shard
-        if still := shard.present():
-            return f"shard {self.shard_id} keeps bucket {min(still)} until its new shard has proved that it has it"
+        if present := shard.present():
+            return f"shard {self.shard_id} keeps bucket {min(present)} until its new shard has proved that it has it"
         if self._writing or shard.has_more():
             return f"shard {self.shard_id} is writing to its journal that its buckets have left"
         return ""

@@ -180,8 +180,8 @@ FAULTS = {
     Faulty(
         "frozen-buckets-left-out",
         "shards/shard.py",
-        "        still = self.orphans | self._frozen | self._arrived\n",
-        "        still = self.orphans\n",
+        "        unserved = self.orphans | self._frozen | self._arrived\n",
+        "        unserved = self.orphans\n",
     ): 71,
     Faulty(
         "ids-not-in-the-dump",

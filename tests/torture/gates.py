@@ -49,8 +49,8 @@ GATES = [
     Gate(
         "a host claims although one shard is heard of",
         "shards/supervisor/standby.py",
-        'return named if alive else ""',
-        'return named if len(alive) == len(signs) else ""',
+        'return reason if alive else ""',
+        'return reason if len(alive) == len(signs) else ""',
         f"{STANDBY}::test_one_shard_that_is_heard_of_speaks_for_its_host",
     ),
     Gate(

@@ -402,8 +402,8 @@ class FileJournal:
 
     def _chain_at(self, position: int) -> int:
         """The chain after this position: remembered for the last ones, else read again."""
-        for known, chain in [(0, FIRST_CHAIN), *self._recent]:
-            if known == position:
+        for recent_position, chain in [(0, FIRST_CHAIN), *self._recent]:
+            if recent_position == position:
                 return chain
         return chain_at(self._disk, self._directory, self._segments, position)
 

@@ -82,11 +82,11 @@ class Newer(Malformed):
     """Sound, and of a format that a newer version wrote."""
 
 
-def check_version(what: str, version: int, known: int) -> None:
+def check_version(what: str, version: int, readable: int) -> None:
     """Raises Newer. To be asked once checksum and magic are known to be right."""
-    if version > known:
+    if version > readable:
         raise Newer(
-            f"the {what} has format {version}, and this version reads format {known}: start the version that wrote "
+            f"the {what} has format {version}, and this version reads format {readable}: start the version that wrote "
             "it, or restore a backup that this version took; nothing was changed"
         )
 

@@ -64,8 +64,8 @@ class JetStreamBackend:
             sign = signs[shard] = sign_of(newest)
             if newest is not None and self._cluster:  # else somebody only looks, who changes nothing
                 self._witness(str(shard)).saw(newest[0], newest[1].chain)
-            known = self._sequences.get(shard)
-            if known is None or known[0] != sign.sequence:
+            last_seen = self._sequences.get(shard)
+            if last_seen is None or last_seen[0] != sign.sequence:
                 self._sequences[shard] = sign.sequence, self._boot_ns()
         return signs
 
@@ -123,10 +123,10 @@ class JetStreamBackend:
         path = f"{self._settings['directory']}/{IDENTITY}"
         disk = self._host.disk
         if disk.exists(path):
-            known = read_file(disk, path).decode(errors="replace").strip()
-            if known != identity:
+            stored = read_file(disk, path).decode(errors="replace").strip()
+            if stored != identity:
                 raise Unfit(
-                    f"daemon.data_dir holds what belongs to cluster {known}, and cluster.servers lead to {identity}: "
+                    f"daemon.data_dir holds what belongs to cluster {stored}, and cluster.servers lead to {identity}: "
                     "name the right servers, or an empty data_dir"
                 )
         elif disk.exists(self._settings["directory"]):

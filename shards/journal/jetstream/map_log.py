@@ -101,14 +101,14 @@ class JetStreamMapLog:
         return self._stream.state().last == self._decisions.sequence
 
     def load(self, owner: str) -> tuple[int, list[bytes]]:
-        known = self._decisions.version
+        known_version = self._decisions.version
         self._decisions = Decisions()
         self._stream.patience_s = LOAD_PATIENCE_S
         payloads: list[bytes] = []
         with opening():
             for version, payload, is_state in self._messages():
                 payloads = [payload] if is_state else [*payloads, payload]
-                if known and version > known and not is_state:
+                if known_version and version > known_version and not is_state:
                     self._tell(version, payload)
         self._stream.patience_s = PATIENCE_S
         self._publisher.sequence = self._decisions.sequence
