@@ -144,9 +144,9 @@ class TrailReader:
     def _check(self, handle: int, name: str, place: Place) -> None:
         """Raises UnknownCursor where the line before a place is not the one that it is of."""
         begin = max(0, place.offset - LINE_BYTES_MAX)
-        before = self._disk.pread(handle, place.offset - begin, begin)
-        line = before[:-1].rpartition(b"\n")[2]
-        is_intact = len(before) == place.offset - begin and before.endswith(b"\n") and crc32(line) == place.checksum
+        data = self._disk.pread(handle, place.offset - begin, begin)
+        line = data[:-1].rpartition(b"\n")[2]
+        is_intact = len(data) == place.offset - begin and data.endswith(b"\n") and crc32(line) == place.checksum
         if place.offset and not is_intact:
             self._disk.close(handle)
             raise UnknownCursor(f"the record of {name} is not the one that the cursor is of: begin again")

@@ -209,12 +209,12 @@ def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dic
     restored_names = [name for name in about["files"] if into_files or name.startswith((*FOLLOWERS, f"{AUDIT}/"))]
     for directory in sorted({name.rpartition("/")[0] for name in restored_names} | {"history"}):
         private_directory(disk, f"{work}/{directory}")
-    for name, wanted in about["files"].items():
+    for name, digest in about["files"].items():
         try:
             data = read_file(disk, f"{source}/{name}")
         except FileNotFoundError:
             raise NoBackup(f"{source}/{name} is missing, which {LIST} names") from None
-        if _digest_of(data) != wanted:
+        if _digest_of(data) != digest:
             raise NoBackup(f"{source}/{name} is not what was backed up: its length or digest is another")
         if name not in restored_names:
             continue

@@ -162,8 +162,8 @@ def rebuild_shard(
         rows.close()
         yield f"{SHARD}{shard}: history: {merge(disk, file.path, backup_file, shard, file.first)}"
         rows, _ = history.open_store(file, suspect=True, **options)
-    before = rows.position
-    for position, payload in reader.replay(before + 1):
+    start = rows.position
+    for position, payload in reader.replay(start + 1):
         rows.take(position, payload)
         if rows.rows_open >= ROWS_AT_ONCE:
             rows.flush()
@@ -171,7 +171,7 @@ def rebuild_shard(
     if rows.begins > 1 and (opened := _open_accounts(disk, directory, rows, reader)):
         yield f"{SHARD}{shard}: history: {counted(opened, 'account')} got the beginning from the oldest snapshot"
     rows.close()
-    yield f"{SHARD}{shard}: history: whole up to batch {rows.position}, {rows.position - before} of them read just now"
+    yield f"{SHARD}{shard}: history: whole up to batch {rows.position}, {rows.position - start} of them read just now"
     file = file._replace(directory=f"{data_dir}/notices")
     if not disk.exists(file.path) and not disk.exists(notices.begun_of(file.directory, shard)):
         return

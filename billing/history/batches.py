@@ -72,10 +72,10 @@ def row_of(db: sqlite3.Connection, position: int, rows: int) -> int | None:
     """The seq of the last row that was had where all batches before `position` were, and so many rows of that one; None
     where the file does not know.
     """
-    before = db.execute(_BEFORE, (position,)).fetchone()
-    if before is None:
+    line_before = db.execute(_BEFORE, (position,)).fetchone()
+    if line_before is None:
         return None
-    last: int = before[1]
+    last: int = line_before[1]
     if rows:
         line = db.execute(_BEHIND, (position - 1,)).fetchone()
         if line is None or line[0] != position or last + rows > line[1]:

@@ -75,13 +75,13 @@ def gaps_of(db: sqlite3.Connection) -> list[Gap]:
         return []
     gaps = [Gap(1, begins - 1)] if begins > 1 else []
     for (lost,) in db.execute(_LOSSES).fetchall():
-        before = batches.line_up_to(db, lost)
-        if before is None or before.position == lost:
+        line_before = batches.line_up_to(db, lost)
+        if line_before is None or line_before.position == lost:
             continue  # rows that stood among others
-        if gaps and before.position <= gaps[-1].last:
+        if gaps and line_before.position <= gaps[-1].last:
             gaps[-1] = Gap(gaps[-1].first, max(gaps[-1].last, lost))
         else:
-            gaps.append(Gap(before.position + 1, lost))
+            gaps.append(Gap(line_before.position + 1, lost))
     return gaps
 
 
@@ -125,8 +125,8 @@ def batches_of(
     `bytes_max` bytes. Also how many rows of the last of them were given so far, 0: all; and whether all up to `last`
     was given. `may_lack`: rows of them may have been deleted. Raises Damaged, sqlite3.Error.
     """
-    before = batches.line_up_to(db, first - 1)
-    seq = 0 if before is None else before.seq
+    line_before = batches.line_up_to(db, first - 1)
+    seq = 0 if line_before is None else line_before.seq
     final = batches.line_up_to(db, last)
     end = seq if final is None else final.seq
     records = _records(db, seq + rows_before)

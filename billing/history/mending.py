@@ -257,8 +257,8 @@ class _Filling:
 
     def fill(self, gaps: list[Gap]) -> None:
         """All of the file up to now, with what other hosts have of its gaps; durable, and proved."""
-        before = batches.line_up_to(self._own_db, gaps[0].first - 1)
-        self._at, self._seq = gaps[0].first - 1, 0 if before is None else before.seq
+        line_before = batches.line_up_to(self._own_db, gaps[0].first - 1)
+        self._at, self._seq = gaps[0].first - 1, 0 if line_before is None else line_before.seq
         self._begins = 1 if gaps[0].first == 1 else self._begins
         self.store.cut_out(self._at, self._seq, self._begins)
         self._chains = _Chains(self.store.db, self._seq)

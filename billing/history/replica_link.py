@@ -110,13 +110,13 @@ class ReplicaLink:
         """Lets it follow these shards and no others from now on, and fill gaps of this host's files, whoever serves
         their shards, with what these hosts have. It is started once there is a shard to follow.
         """
-        wanted, able = sorted(shards), sorted(hosts)
-        if (wanted, able) == (self._order.shards, self._order.hosts):
+        shard_ids, host_names = sorted(shards), sorted(hosts)
+        if (shard_ids, host_names) == (self._order.shards, self._order.hosts):
             return
-        self._order = msgspec.structs.replace(self._order, shards=wanted, hosts=able)
+        self._order = msgspec.structs.replace(self._order, shards=shard_ids, hosts=host_names)
         if self._wire is not None:
             self._wire.send(self._order)
-        if wanted:
+        if shard_ids:
             self._start()
 
     def _start(self) -> None:

@@ -105,8 +105,8 @@ def _take_all(writer: Writer, old: sqlite3.Connection, present: sqlite3.Connecti
         entry_id, balance = newest.get(row.user_id, (0, 0))
         if row.entry_id <= entry_id:
             continue
-        before = row.balance - row.amount + row.accrued
-        if row.entry_id == entry_id + 1 and row.operation != OPENING_ROW and balance != before:
+        balance_before = row.balance - row.amount + row.accrued
+        if row.entry_id == entry_id + 1 and row.operation != OPENING_ROW and balance != balance_before:
             name = row.user_id.decode(errors="backslashreplace")
             text = f"entry {row.entry_id} of account {name} does not go on from the backup"
             raise Unlike(f"{text}: it is of another daemon")

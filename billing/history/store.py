@@ -354,9 +354,9 @@ class Store(FollowerStore):
             if remainder is not None:
                 db.execute(INSERT_PAGE, remainder)
         db.executemany(_DELETE_MARK, marks)
-        (before,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
+        (cut_seq,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
         db.execute("DELETE FROM cuts")
-        db.execute("INSERT INTO cuts VALUES (?, ?)", (max(before, *seqs), limit_ns))
+        db.execute("INSERT INTO cuts VALUES (?, ?)", (max(cut_seq, *seqs), limit_ns))
         self.commit(self.position)
 
     def _cut(self, position: int, seq: int, *, begins: int) -> None:
@@ -398,11 +398,11 @@ class Store(FollowerStore):
         """
         if not self.db.in_transaction:
             self.begin()
-        before = self.seq
-        self.seq = project(payload, before, self._accounts, self._group)
+        seq_before = self.seq
+        self.seq = project(payload, seq_before, self._accounts, self._group)
         self.arrived.update(self._group.arrived)
         self._group.arrived.clear()
-        if self._keeps_batches and self.seq > before:
+        if self._keeps_batches and self.seq > seq_before:
             self._group.ends.append((position, self.seq))
         self._last_taken = position
         if len(self._group.part.starts) >= INSERT_ROWS:

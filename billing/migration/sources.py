@@ -144,19 +144,19 @@ def merged(items: Iterable[Item]) -> Iterator[Item]:
         if not isinstance(item, Account):
             yield item
             continue
-        known = accounts.setdefault(item.user_id, item)
-        if known is item:
+        earlier = accounts.setdefault(item.user_id, item)
+        if earlier is item:
             continue
         if item.balance_nanos or item.credit_limit_nanos is not None:
             yield NotTaken(
-                item.location, f"{item.user_id} stands at {known.location} already; a further line only adds rates"
+                item.location, f"{item.user_id} stands at {earlier.location} already; a further line only adds rates"
             )
-        elif {line.resource for line in item.rates} & {line.resource for line in known.rates}:
+        elif {line.resource for line in item.rates} & {line.resource for line in earlier.rates}:
             yield NotTaken(
-                item.location, f"the rate of this resource of {item.user_id} stands at {known.location} already"
+                item.location, f"the rate of this resource of {item.user_id} stands at {earlier.location} already"
             )
         else:
-            accounts[item.user_id] = known._replace(rates=known.rates + item.rates)
+            accounts[item.user_id] = earlier._replace(rates=earlier.rates + item.rates)
     yield from accounts.values()
 
 
@@ -172,9 +172,9 @@ def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iter
         yield NotTaken("the logs", f"{counted(spaces.unknown_rows, 'row')} of spaces that no snapshot here defines")
     space = spaces.named(mapping.space)
     if space is None:
-        names = ", ".join(sorted(known.name for known in spaces.by_id.values())) or "none"
+        names = ", ".join(sorted(defined.name for defined in spaces.by_id.values())) or "none"
         raise ValueError(f"there is no space {mapping.space!r}; those there are: {names}")
-    user_at, coins_at = (_index_of(space.fields, wanted, space.name) for wanted in (mapping.user, mapping.coins))
+    user_at, coins_at = (_index_of(space.fields, field, space.name) for field in (mapping.user, mapping.coins))
     newest = _newest(spaces, mapping)
     for row in space.tuples.values():
         location = f"{space.name}[{row[user_at] if len(row) > user_at else '?'}]"
@@ -199,8 +199,8 @@ def _newest(spaces: Spaces, mapping: Mapping) -> dict[Any, Any]:
     space = spaces.named(mapping.history_space)
     if space is None:
         raise ValueError(f"there is no space {mapping.history_space!r} for the history")
-    wanted = (mapping.history_user, mapping.history_after)
-    return _last_of(space, *(_index_of(space.fields, name, space.name) for name in wanted))
+    fields = (mapping.history_user, mapping.history_after)
+    return _last_of(space, *(_index_of(space.fields, name, space.name) for name in fields))
 
 
 def _last_of(space: Space, user_at: int, after_at: int) -> dict[Any, Any]:
@@ -208,9 +208,9 @@ def _last_of(space: Space, user_at: int, after_at: int) -> dict[Any, Any]:
     for key, row in space.tuples.items():
         if len(row) <= max(user_at, after_at) or not isinstance(row[user_at], str | int):
             continue
-        known = newest.get(row[user_at])
+        earlier = newest.get(row[user_at])
         try:
-            if known is None or key > known[0]:
+            if earlier is None or key > earlier[0]:
                 newest[row[user_at]] = (key, row[after_at])
         except TypeError:
             raise ValueError(f"the primary keys of space {space.name} have no order") from None
@@ -224,12 +224,12 @@ def _scaled(coins: Any, unit: Decimal) -> Any:
     return coins * unit
 
 
-def _index_of(fields: list[str], wanted: str, space: str) -> int:
-    if wanted in fields:
-        return fields.index(wanted)
-    if wanted.isdigit() and int(wanted) > 0:
-        return int(wanted) - 1
-    raise ValueError(f"space {space} has no field {wanted!r}; its fields: {', '.join(fields) or 'unnamed'}")
+def _index_of(fields: list[str], field: str, space: str) -> int:
+    if field in fields:
+        return fields.index(field)
+    if field.isdigit() and int(field) > 0:
+        return int(field) - 1
+    raise ValueError(f"space {space} has no field {field!r}; its fields: {', '.join(fields) or 'unnamed'}")
 
 
 def _no_constant(text: str) -> Any:

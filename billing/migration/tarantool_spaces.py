@@ -96,17 +96,17 @@ class Spaces:
         defined = row.body.get(TUPLE)
         if row.kind in (INSERT, REPLACE) and defined:
             fields = [part["name"] for part in (defined[6] if len(defined) > 6 else []) if "name" in part]
-            known = self.by_id.get(defined[0])
-            if known is None:
+            space = self.by_id.get(defined[0])
+            if space is None:
                 self.by_id[defined[0]] = Space(defined[2], fields)
             else:
-                known.name, known.fields = defined[2], fields
+                space.name, space.fields = defined[2], fields
         elif row.kind == DELETE:
             self.by_id.pop(row.body[KEY][0], None)
-        elif row.kind == UPDATE and (known := self.by_id.get(row.body[KEY][0])) is not None:
+        elif row.kind == UPDATE and (space := self.by_id.get(row.body[KEY][0])) is not None:
             for operation in row.body[TUPLE]:
                 if operation[1] in (6 + row.body.get(INDEX_BASE, 0), "format"):
-                    known.fields = [part["name"] for part in operation[2] if "name" in part]
+                    space.fields = [part["name"] for part in operation[2] if "name" in part]
 
     def _define_index(self, row: Row) -> None:
         defined = row.body.get(TUPLE)
@@ -126,20 +126,20 @@ def _apply(space: Space, row: Row) -> None:
     elif row.kind == DELETE:
         space.tuples.pop(tuple(map(_hashable, body[KEY])), None)
     elif row.kind == UPDATE:
-        known = space.tuples.get(tuple(map(_hashable, body[KEY])))
-        if known is not None:
-            space.tuples[space.key_of(known)] = updated(space, known, body[TUPLE], base)
+        old_row = space.tuples.get(tuple(map(_hashable, body[KEY])))
+        if old_row is not None:
+            space.tuples[space.key_of(old_row)] = updated(space, old_row, body[TUPLE], base)
     elif row.kind == UPSERT:
         key = space.key_of(body[TUPLE])
-        known = space.tuples.get(key)
-        space.tuples[key] = body[TUPLE] if known is None else updated(space, known, body[OPERATIONS], base)
+        old_row = space.tuples.get(key)
+        space.tuples[key] = body[TUPLE] if old_row is None else updated(space, old_row, body[OPERATIONS], base)
 
 
 def updated(space: Space, row: Tuple, operations: list[list[Any]], base: int) -> Tuple:
     """A tuple after operations of an update. Raises LogError for an operation that is not known."""
     changed = list(row)
-    for sign, wanted, *arguments in operations:
-        at = space.field(wanted, base)
+    for sign, field, *arguments in operations:
+        at = space.field(field, base)
         argument: Any = arguments[0] if arguments else None
         if sign == "=":
             if at == len(changed):

@@ -74,14 +74,14 @@ def copy_notices(
             for shard in cut.shards:
                 if shard.is_here and disk.exists(file_of(source, shard.shard)):
                     opened[shard.shard] = stack.enter_context(closing(_held(file_of(source, shard.shard))))
-            wanted = [
+            to_copy = [
                 shard
                 for shard in cut.shards
                 if shard.shard in opened or (not shard.is_here and (opened or shard.settled >= 0))
             ]
-            if wanted:
+            if to_copy:
                 private_directory(disk, target)
-            for number, position, _, settled in wanted:
+            for number, position, _, settled in to_copy:
                 with closing(cut.reader_of(number)) as reader:
                     file = ShardFile(target, number, reader.first, position, disk)
                     if number in opened:

@@ -156,13 +156,13 @@ def _numbers(db: sqlite3.Connection, table: str, columns: str, version: int) -> 
     """These columns of the good rows of a table of whole numbers. Version 1 had not all of them: they are 0 there. Rows
     of versions 1 and 2 have no checksum, and are good where all values are whole numbers.
     """
-    wanted = [name.strip() for name in columns.split(",")]
+    names = [name.strip() for name in columns.split(",")]
     present = [name for _, name, *_ in _readable(db, f"PRAGMA table_info({table})")]
     rows = []
     for row in _readable(db, f"SELECT * FROM {table}"):
         if all(type(value) is int for value in row) and (version < KIND.version or is_signed(row)):
             by_name = dict(zip(present, row, strict=True))
-            rows.append(tuple(by_name.get(name, 0) for name in wanted))
+            rows.append(tuple(by_name.get(name, 0) for name in names))
     return rows
 
 
