@@ -1,14 +1,15 @@
 """Loading the configuration: default, file and environment, checked as one before anything starts.
 
-Theory. Values come, later ones winning, from the declaration (`billing.config.schema`), the file, and the environment
-(`BILLING_SECTION__KEY`); where each came from is kept beside them. Relative paths become absolute here: relative to the
-folder of the configuration file, or to the working directory if there is none, wherever they are set.
+Theory. A value comes from the environment (`BILLING_SECTION__KEY`), else from the file, else from the declaration
+(`billing.config.schema`); `Loaded.sources` records which. `load` makes relative paths absolute: they are relative to
+the folder of the configuration file, or to the working directory if there is no file, wherever the path was set.
 
-Invariant: what `load` gives out can be run. Faults are unknown keys, wrong types, impossible combinations, and named
-files that are missing, readable by too many, or of the wrong content. All faults are found in one go and told in one
-`ConfigError`: each with its path, the source of its value, and what is expected.
+Invariant: the daemon can run with every configuration that `load` returns. Faults are unknown keys, wrong types,
+impossible combinations, and named files that are missing, readable by too many users, or of the wrong content. `load`
+finds all faults in one pass and reports them in one `ConfigError`: each with its path, the source of its value, and
+what is expected.
 
-It creates nothing, never writes, and repeats no secret in what it says.
+This module never writes or creates a file, and its texts repeat no secret.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ from billing.config.shares import parse_shards, parse_weights
 from shards.exits import Ending, Exit
 from shards.system.disk import keeps_files
 
-GRANT_NS = 2_000_000_000  # how far ahead a replicated journal grants time: a failover waits so long
+GRANT_NS = 2_000_000_000  # how far ahead a replicated journal grants time; a failover waits that long
 ENVIRONMENT_PREFIX = "BILLING_"
 RATE_LEASE_S_MIN = 0.001
-_DOORS = frozenset(("address", "bind", "host", "port"))  # what other programs call a listen key
+_DOORS = frozenset(("address", "bind", "host", "port"))  # names of the key `listen` in other programs
 _CLASSES = "cutoff.class"
 _DEFAULT_CLASS = "default"
 EVERYWHERE = ("0.0.0.0", "::")  # hosts by which nobody elsewhere can reach this one
@@ -67,7 +68,7 @@ class Fault(NamedTuple):
     """One thing that is wrong."""
 
     path: str  # section.key, or the file
-    source: str  # "default", "file" or "environment"; "" where it is about no value
+    source: str  # "default", "file" or "environment"; "" if the fault is about no value
     expected: str  # the right form, and the value given
 
 
@@ -83,7 +84,7 @@ class ConfigError(Exception):
 
 
 class Loaded(NamedTuple):
-    """A configuration and where it came from."""
+    """A configuration and the sources of its values."""
 
     config: Config
     sources: dict[str, str]  # section.key -> "default" | "file" | "environment"
@@ -91,7 +92,7 @@ class Loaded(NamedTuple):
 
 
 def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
-    """Default, file and environment as one checked configuration, with absolute paths. Raises ConfigError."""
+    """Merges defaults, file and environment into one checked configuration with absolute paths. Raises ConfigError."""
     faults: list[Fault] = []
     tables = _read(file, faults)
     sources = {path: "default" for path, _ in declared()}
@@ -107,7 +108,7 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
 
     config = _checked(tables, sources, faults)
     wrong = {fault.path for fault in faults}
-    if str(file) not in wrong:  # otherwise too little is known
+    if str(file) not in wrong:  # without the file too little is known to check combinations
         faults += [
             Fault(paths[0], sources[paths[0]], text)
             for paths, text in (*combinations_of(config), *_files(config), *_folders(config))
@@ -121,8 +122,8 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
 
 
 def as_effective(loaded: Loaded, *, secrets: bool = False) -> str:
-    """Every key with its value and, in a comment, where that came from; itself a configuration file. Without `secrets`
-    the values in the query of a URL are left out.
+    """A configuration file with every key and its value, and the value's source in a comment. Unless `secrets`, the
+    values in the query of a URL are left out.
     """
     lines = [f"# {loaded.file or 'no file'}, BILLING_SECTION__KEY, and defaults, as they take effect"]
     for path, _ in declared():
@@ -142,7 +143,7 @@ def as_effective(loaded: Loaded, *, secrets: bool = False) -> str:
 
 
 def shard_count(config: Config) -> int:
-    """How many shards there are."""
+    """The number of shards."""
     return config.cluster.shards if config.journal.is_shared else config.shards.workers
 
 
@@ -205,8 +206,8 @@ def _override(
 
 
 def _from_text(key: Key, text: str) -> object:
-    """A value of the environment, by the type of its key; a text that is no value of that type stays a text, and so is
-    a fault.
+    """Converts a text of the environment to the type of its key. A text that cannot be converted stays a text, which
+    the later check reports as a fault.
     """
     try:
         if key.kind is bool:
@@ -223,7 +224,7 @@ def _from_text(key: Key, text: str) -> object:
 
 
 def _checked(tables: dict[str, dict[str, Any]], sources: dict[str, str], faults: list[Fault]) -> Config:
-    """The configuration, with defaults in place of what is faulty: so that combinations are looked at all the same."""
+    """The configuration with defaults in place of faulty values, so that combinations can be checked all the same."""
     known_keys = dict(declared())
     classes = tables["cutoff"].pop("class", {})
     checked: dict[str, dict[str, Any]] = {section: {} for section in tables}
@@ -243,7 +244,7 @@ def _checked(tables: dict[str, dict[str, Any]], sources: dict[str, str], faults:
 
 
 def _checked_classes(tables: object, cutoff: Cutoff, faults: list[Fault]) -> dict[str, CutoffClass]:
-    """The classes of cutoffs that are right, by name."""
+    """The cutoff classes without faults, by name."""
     if not isinstance(tables, dict) or len(tables) > CLASSES_MAX:
         faults.append(Fault(_CLASSES, "file", f"expected at most {CLASSES_MAX} tables [cutoff.class.NAME]"))
         return {}
@@ -270,9 +271,9 @@ def _checked_classes(tables: object, cutoff: Cutoff, faults: list[Fault]) -> dic
 
 
 def _nearest(wanted: str, known_names: Mapping[str, object]) -> str:
-    """A guess at the key that was meant: `listen` for another program's word, a similar key of this section, or the key
-    of this name in another section. So that many wrong keys do not take long, only words that begin or end alike are
-    compared letter by letter.
+    """The end of a message with a guess at the key that was meant; "" without a guess. The guess is `listen` for a name
+    from `_DOORS`, else a similar key of the same section, else the key of the same name in another section. Only
+    names with the same first or last letter are compared letter by letter, so that many wrong keys do not take long.
     """
     section, point, key = wanted.rpartition(".")
     if key in _DOORS and (door := f"{section}{point}listen") in known_names:
@@ -291,7 +292,9 @@ def _nearest(wanted: str, known_names: Mapping[str, object]) -> str:
 
 
 def combinations_of(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong though each value alone is right: the keys concerned, the one to blame first, and what would do."""
+    """Faults of values that are right alone but not together: the keys concerned, the one to blame first, and the text
+    that says what is expected.
+    """
     rpc = config.rpc
     listens = [(f"{section}.listen", listen) for section, listen in listens_of(config).items()]
     for path, text in listens:
@@ -333,7 +336,7 @@ def combinations_of(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _cluster(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong with [cluster] where the log is there."""
+    """Faults of [cluster], as of `combinations_of`, for a log that several hosts share."""
     cluster, kind = config.cluster, config.journal.kind
     if not cluster.servers:
         yield ("cluster.servers", "journal.kind"), f'expected URLs of servers, since journal.kind = "{kind}"'
@@ -351,7 +354,7 @@ def _cluster(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _sharing(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """What is wrong with the keys of hosts that serve at once."""
+    """Faults of the keys of [cluster] that let several hosts serve at once."""
     cluster = config.cluster
     if bool(cluster.tls_cert) != bool(cluster.tls_key):
         yield ("cluster.tls_cert", "cluster.tls_key"), "expected both or neither"
@@ -374,7 +377,7 @@ def _sharing(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Named files that are not there, or that too many can read."""
+    """Faults of the files that keys name: missing files, and secret files that other users can read or write."""
     for path, declaration in declared():
         section, key = path.split(".")
         name = getattr(getattr(config, section), key)
@@ -394,7 +397,7 @@ def _files(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _folders(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
-    """The data directory, where it can be neither used nor made."""
+    """The fault of a data directory that the daemon can neither use nor create."""
     name = config.daemon.data_dir
     parent = os.path.dirname(name)
     if os.path.lexists(name) and not os.path.isdir(name):
@@ -408,7 +411,9 @@ def _folders(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
 
 
 def _contents(config: Config, wrong: set[str]) -> Iterator[tuple[str, str]]:
-    """What is wrong in the files that are named, as the parts that use them read them; imported where needed only."""
+    """Faults inside the files that keys name, found by the parsers of the parts that use them. A parser is imported
+    only if its file is configured. `wrong`: the keys that have a fault already.
+    """
     rpc, secret_file = config.rpc, config.cutoff.secret_file
     if rpc.tokens_file and "rpc.tokens_file" not in wrong:
         from billing.api.auth import Guard

@@ -1,10 +1,10 @@
-"""SIGHUP: the configuration is read again, and what may change while the daemon serves takes effect.
+"""SIGHUP: reads the configuration again, and applies the keys that may change while the daemon serves.
 
-`RELOADED` names the keys that may. Of all others the values of the start go on, also in workers that start later: each
-difference is reported, with the step it needs (a restart). The files that `rpc.tokens_file`, `rpc.tls_*` and
-`cutoff.secret_file` name are read again at every reload, changed names or not. A configuration that cannot be run
-changes nothing and is told with all its faults; nor does one that cannot be run before the restart it needs. What is
-held (see `shards.supervisor.restart_policy`) is tried again.
+`RELOADED` names these keys. All other keys keep the value of the daemon's start, also in workers that start later; the
+log names each key that has changed and needs a restart. The files that `rpc.tokens_file`, `rpc.tls_*` and
+`cutoff.secret_file` name are read again at every reload, even if the names have not changed. A configuration that
+cannot be run changes nothing, and the log has all its faults. The same holds if the new values would only fit together
+after the restart. A reload also retries shards that are held (see `shards.supervisor.restart_policy`).
 """
 
 from __future__ import annotations
@@ -49,13 +49,14 @@ RELOADED: Final = frozenset(
         "log.level",
     }
 )
-# Of these, whether there is a value at all is decided at the start: doors and the ledger's rules hang on it.
 CLASSES: Final = "cutoff.class"  # the URLs in its tables are reloaded, the rest is not
+# A reload cannot switch these keys of `RELOADED` from empty to a value or back: doors and the ledger's rules depend on
+# whether there is a value.
 SWITCHES: Final = frozenset({"rpc.tokens_file", "rpc.tls_cert", "rpc.tls_key", "cutoff.restore_url"})
 
 
 def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
-    """The keys whose values differ: keys that may change while it serves, and keys that need a restart."""
+    """The keys whose values differ: those that may change while the daemon serves, and those that need a restart."""
     may: list[str] = []
     need: list[str] = []
     for path, _ in declared():
@@ -69,7 +70,9 @@ def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
 
 
 def _rules(config: Config) -> dict[str, tuple[float, str, bool]]:
-    """What of the classes the ledger's rules hang on; the rest is where calls go."""
+    """For each class the values on which the ledger's rules depend: grace, what follows exhaustion, whether there is a
+    restore URL. The other values of a class only say where calls go.
+    """
     classes = config.cutoff.classes.items()
     return {
         name: (cutoff_class.grace_s, cutoff_class.after_exhaustion, bool(cutoff_class.restore_url))
@@ -94,7 +97,7 @@ def with_changes(old: Config, new: Config, paths: list[str]) -> Config:
 
 
 class Reload:
-    """Reads the configuration again, whenever it is called."""
+    """Each call reads the configuration again and applies the changes."""
 
     def __init__(
         self,
@@ -103,14 +106,16 @@ class Reload:
         config: Config,
         apply: Callable[[Config], Awaitable[None]],
     ) -> None:
-        """`config`: what is in force. `apply` takes up another one."""
+        """`config`: the configuration in force. `apply` is called with the one that replaces it."""
         self._file = file
         self._environ = environ
         self.config = config
         self._apply = apply
 
     async def __call__(self) -> None:
-        """One reload; the log says what came of it."""
+        """Reloads once, and logs the outcome. Applies the configuration even if no key has changed, so that named files
+        are read again.
+        """
         try:
             new = load(self._file, self._environ).config
         except ConfigError as error:

@@ -1,19 +1,18 @@
 """The configuration: every key declared once, with its type, bounds, default and meaning.
 
-Theory. What this module declares is the only truth: `config.toml` is printed from it
-(`python -m billing.config.schema`),
-`billing.config.load` fills it from a file and the environment, and each part of the daemon is handed the sub-table it
-needs (`config.rpc`, `config.journal`), never the whole. A key is one declaration: its type, what a text is, meaning,
-bounds and default. Types are strict: `"2"` is no number and `true` is no 1. A `Config` cannot be changed once it
-exists.
+Theory. This module is the only declaration of the configuration: `python -m billing.config.schema` prints
+`config.toml` from it, `billing.config.load` fills it from a file and the environment, and each part of the daemon
+receives the sub-table it needs (`config.rpc`, `config.journal`), never the whole. A key is one declaration: its type,
+the kind of text (a path, a URL), meaning, bounds and default. Types are strict: the text `"2"` is not accepted as a
+number, nor `true` as 1. A `Config` is immutable.
 
-The classes of cutoffs are the one part whose tables have names that the operator chooses; what such a table leaves out
-it has from [cutoff] (`class_of`).
+The cutoff classes are the only tables whose names the operator chooses. A key that such a table omits has the value of
+[cutoff] (`class_of`).
 
-Values are checked once, where they come from outside (`Key.checked`). Whoever makes a `Config` of values of its own,
-and the processes that are handed one, have them unchecked. So the processes of a daemon load declarations only.
+`Key.checked` checks a value once, where it enters from outside. The values of a `Config` that code builds itself, or
+that a process receives as JSON, are not checked again: so worker processes do not load `billing.config.load`.
 
-It never reads a file, the environment or a clock, and what combination of keys makes sense is not decided here.
+This module never reads a file, the environment or a clock. `billing.config.load` decides which combinations are valid.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from billing.addresses import check_listen, check_url, shown_url
 from billing.config.shares import check_shards, check_weights
 from shards.journal.backends import KINDS
 
-# What a text is, beside its being one; the last two name files that must exist.
+# Marks: the kind of a text, as error messages name it. The last two mark keys that name files, which must exist.
 PATH = "a path"
 LISTEN = '"host:port"'
 URL = "a URL"
@@ -44,9 +43,9 @@ GRACE_S_MAX = 315_360_000  # ten years
 WEIGHTS = '"shard=weight …"'
 SHARDS = '"shard …"'
 PUBLIC = "file"
-SECRET = "secret file"  # that nobody else may read or write
+SECRET = "secret file"  # a file that no other user may read or write
 
-# What raises ValueError, saying what is expected, where a text is not what it has to be.
+# Mark -> the check of a text with this mark. A check raises ValueError, which says what is expected.
 CHECKS: Final[dict[str, Callable[[str], object]]] = {
     LISTEN: check_listen,
     URL: check_url,
@@ -252,7 +251,7 @@ class Cutoff(Section, frozen=True):
 
 
 def class_of(cutoff: Cutoff, **values: Any) -> CutoffClass:
-    """A class for which these keys are given; what is left out is as in [cutoff]."""
+    """A cutoff class with these values; keys that are not given have the values of [cutoff]."""
     inherited = (key for key in CutoffClass.__struct_fields__ if key in Cutoff.__struct_fields__)
     return CutoffClass(**{key: getattr(cutoff, key) for key in inherited} | values)
 
@@ -324,7 +323,7 @@ class Log(Section, frozen=True):
 
 
 class Config(Struct, frozen=True):
-    """The whole. Sections are handed to the parts that need them; all of it goes to worker processes as JSON."""
+    """The whole configuration. Each part receives the section it needs; worker processes receive all of it as JSON."""
 
     daemon: Daemon = Daemon()
     shards: Shards = Shards()
@@ -346,12 +345,12 @@ class Config(Struct, frozen=True):
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Config:
-        """What `to_json` made, in another process of this daemon."""
+        """The configuration that another process of this daemon encoded with `to_json`."""
         return msgspec.json.decode(text, type=cls)
 
 
 class Key(NamedTuple):
-    """One key as it is declared."""
+    """The declaration of one key."""
 
     type: Any  # with its bounds
     kind: Any  # bool, int, float, str, list[str], or a Literal of texts
@@ -361,7 +360,7 @@ class Key(NamedTuple):
     default: Any
 
     def checked(self, value: object) -> Any:
-        """The value as a `Config` has it; raises ValueError that says what is expected."""
+        """Checks a value and converts it to the type in `Config`. Raises ValueError, which says what is expected."""
         try:
             converted = msgspec.convert(value, self.type)
             if isinstance(converted, str):
@@ -373,7 +372,7 @@ class Key(NamedTuple):
         return converted
 
     def expected(self) -> str:
-        """What it takes, in words."""
+        """The values that the key accepts, in words."""
         if self.kind is bool:
             return "true or false"
         if URLS in self.marks:
@@ -393,13 +392,13 @@ class Key(NamedTuple):
 
 @cache
 def sections() -> Mapping[str, type[Section]]:
-    """The tables there are, in the order of declaration."""
+    """The tables of the configuration by name, in the order of declaration."""
     return get_type_hints(Config)
 
 
 @cache
 def keys_of(table: type[Section]) -> Mapping[str, Key]:
-    """The keys of one table, in the order of declaration; the tables of classes are none."""
+    """The keys of one table, in the order of declaration. The tables of cutoff classes are not counted as keys."""
     hints = get_type_hints(table, include_extras=True)
     keys: dict[str, Key] = {}
     for field in msgspec.structs.fields(table):
@@ -415,14 +414,14 @@ def keys_of(table: type[Section]) -> Mapping[str, Key]:
 
 
 def declared() -> Iterator[tuple[str, Key]]:
-    """(section.key, its declaration) for every key there is, in the order of declaration; not those of classes."""
+    """(section.key, declaration) for every key in the order of declaration, without the keys of cutoff classes."""
     for section, table in sections().items():
         for key, declaration in keys_of(table).items():
             yield f"{section}.{key}", declaration
 
 
 def as_toml(config: Config) -> str:
-    """The configuration as a complete file, each key below its meaning."""
+    """The configuration as a complete file, with the meaning of each key in a comment above it."""
     lines = [
         "# The configuration of the billing daemon: every key there is, with its default.",
         "# BILLING_SECTION__KEY in the environment overrides a key: BILLING_SHARDS__WORKERS=4.",
@@ -440,19 +439,19 @@ def as_toml(config: Config) -> str:
 
 
 def shown_text(config: Config, section: str, key: str) -> str:
-    """As `value_text`, but without what is secret in the query of a URL: for a log."""
+    """As `value_text`, but without the secrets in the query of a URL: for logs."""
     if URL in keys_of(sections()[section])[key].marks:
         return json.dumps(shown_url(getattr(getattr(config, section), key)))
     return value_text(config, section, key)
 
 
 def value_text(config: Config, section: str, key: str) -> str:
-    """One value as a file has it."""
+    """The value of one key as a literal of TOML."""
     return literal(getattr(getattr(config, section), key))
 
 
 def literal(value: object) -> str:
-    """A value as a file has it."""
+    """A value as a literal of TOML."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, str | list):

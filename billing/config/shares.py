@@ -1,6 +1,6 @@
 """Texts of the configuration about shards: `"1=2 3=0"` are weights by shard, `"1 3"` are shards.
 
-Words are separated by blanks. It knows nothing of which shards there are.
+Words are separated by blanks. This module does not check which shards exist.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _SHARD = re.compile(r"[1-9][0-9]?")
 
 
 def parse_weights(text: str) -> dict[int, int]:
-    """Shard id -> weight; raises ValueError that says what is expected."""
+    """Parses weights: shard id -> weight. Raises ValueError, which says what is expected."""
     weights: dict[int, int] = {}
     for word in text.split():
         match = _WEIGHT.fullmatch(word)
@@ -29,7 +29,7 @@ def parse_weights(text: str) -> dict[int, int]:
 
 
 def parse_shards(text: str) -> frozenset[int]:
-    """Shard ids; raises ValueError that says what is expected."""
+    """Parses shard ids. Raises ValueError, which says what is expected."""
     for word in text.split():
         if _SHARD.fullmatch(word) is None or int(word) > SHARD_MAX:
             raise ValueError(f"expected shard ids 1 to {SHARD_MAX}, got {word!r}")
@@ -37,12 +37,12 @@ def parse_shards(text: str) -> frozenset[int]:
 
 
 def check_weights(text: str) -> str:
-    """The text, where it says weights."""
+    """Returns the text if it is valid weights. Raises ValueError."""
     parse_weights(text)
     return text
 
 
 def check_shards(text: str) -> str:
-    """The text, where it says shards."""
+    """Returns the text if it is valid shard ids. Raises ValueError."""
     parse_shards(text)
     return text

@@ -1,4 +1,4 @@
-"""What becomes of the daemon itself, on the operators' record: its start, reloads, shards to be drained, its stop."""
+"""Records on the operators' record what happens to the daemon itself: its start, reloads, drained shards, its stop."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from shards.supervisor.supervisor import Supervisor
 
 
 class Acts:
-    """Records without an actor: nobody asked for these acts at a door."""
+    """Writes records whose actor is empty, because no client asked for these acts through a door."""
 
     def __init__(self, audit: Recorder, supervisor: Supervisor) -> None:
         self._audit = audit
         self._supervisor = supervisor
 
     async def note_start(self) -> None:
-        """Records the start, once there is billing time, and so the map."""
+        """Waits until the supervisor has billing time (then it has the map, too), and records the start."""
         supervisor = self._supervisor
         while supervisor.time.clock is None:
             await supervisor.wait_changed()

@@ -2,19 +2,21 @@
 
 A careless parent leaves descriptors 0 to 2 closed, signals blocked, and a locale whose file names are ASCII:
 
-- What is opened next would become descriptor 0, 1 or 2, where a child gets /dev/null and a library writes its warnings
-  to. The three are put on /dev/null where they are closed. The daemon gets Python's streams on them as well; for every
-  other command a closed output stays None, since an answer that nobody can read is an error (`billing.cli.output`).
-- Every signal is let through, whatever mask was inherited: also the one that tells of a child that ended.
-- The daemon hears SIGTERM from here on. Before its event loop runs, a signal is written down, and `asked_to` is looked
-  at once the loop hears for itself. Before this module runs, the interpreter is being loaded, and SIGTERM ends it.
-- No garbage is collected while modules are loaded: they make none, and are walked again and again for it. `loaded` lets
-  the collector begin, with what was loaded set aside for good.
+- The next file that the process opens would become descriptor 0, 1 or 2. A child gets /dev/null in the place of these
+  descriptors, and libraries write warnings to them. `prepare` opens /dev/null on each of the three that is closed. The
+  daemon and its workers also get Python's streams on them. For every other command a closed output stays None, since
+  an answer that nobody can read is an error (`billing.cli.output`).
+- `prepare` unblocks every signal, SIGCHLD included, whatever mask the process inherited.
+- From here on the daemon handles SIGTERM, SIGINT and SIGHUP. Until its event loop handles them, a signal is only noted;
+  once the loop does, the daemon asks `asked_to` for what came before. Earlier than this module, while the interpreter
+  loads, SIGTERM ends the process.
+- The garbage collector is off while modules are loaded: loading makes no garbage, and each collection would walk all
+  modules again. `loaded` switches the collector on and exempts the objects that exist by then.
 - The daemon runs in Python's UTF-8 mode, and so does every other command in an ASCII locale: a path of the
-  configuration is UTF-8, and has to name the same file for whoever starts it. Where the mode is off, the process puts
-  itself in its own place with the mode on (same process id, same descriptors).
+  configuration is UTF-8 and must name the same file whoever starts the process. If the mode is off, the process
+  executes itself again with the mode on (same process id, same descriptors).
 
-It imports nothing that takes time.
+This module imports nothing that takes time to load.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _heard: set[int] = set()
 
 
 def prepare(arguments: list[str]) -> None:
-    """Makes this process fit to run a command; `arguments`: those of the command line, with the program's name."""
+    """Prepares this process to run a command. `arguments`: the command line, beginning with the program's name."""
     gc.disable()
     command = arguments[1] if len(arguments) > 1 else ""
     reserve_standard_descriptors()
@@ -43,7 +45,7 @@ def prepare(arguments: list[str]) -> None:
     if command == DAEMON:
         for number in HEARD:
             signal.signal(number, _write_down)
-    elif command == WORKER:  # the terminal's ^C and a reload are the daemon's to hear
+    elif command == WORKER:  # only the daemon reacts to ^C at the terminal and to a reload
         for number in (signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
     encoding = sys.getfilesystemencoding()
@@ -52,18 +54,18 @@ def prepare(arguments: list[str]) -> None:
 
 
 def loaded() -> None:
-    """The modules of this process are loaded, and what it does begins."""
+    """Switches garbage collection on once all modules are loaded, and exempts the objects that exist by then."""
     gc.freeze()
     gc.enable()
 
 
 def reserve_standard_descriptors() -> None:
-    """Puts closed ones of descriptors 0 to 2 on /dev/null."""
+    """Opens /dev/null on each of the descriptors 0 to 2 that is closed."""
     for descriptor in range(3):
         try:
             os.fstat(descriptor)
         except OSError:
-            opened = os.open(os.devnull, os.O_RDWR)  # the lowest one that is free: this one
+            opened = os.open(os.devnull, os.O_RDWR)  # the kernel gives out the lowest free number: this one
             assert opened == descriptor, f"descriptor {descriptor} is closed, and {opened} was given out"
             os.set_inheritable(descriptor, True)
 
@@ -75,17 +77,17 @@ def _replace_closed_streams() -> None:
 
 
 def _stream(descriptor: int, mode: str) -> TextIO:
-    """A stream on one of the standard descriptors, which stays open when the stream goes."""
+    """A stream on one of the standard descriptors. The descriptor stays open when the stream is closed."""
     return open(descriptor, mode, encoding="utf-8", errors="backslashreplace", closefd=False)  # type: ignore[return-value]
 
 
 def asked_to(number: signal.Signals) -> bool:
-    """Whether this signal came before the event loop heard for itself."""
+    """Whether this signal came before the event loop handled signals."""
     return number in _heard
 
 
 def asked_to_stop() -> bool:
-    """Whether SIGTERM or SIGINT came before the event loop heard for itself."""
+    """Whether SIGTERM or SIGINT came before the event loop handled signals."""
     return asked_to(signal.SIGTERM) or asked_to(signal.SIGINT)
 
 

@@ -1,5 +1,5 @@
-"""Every warning and worse that is logged, by the words it is logged with: what it is called, what its values are
-called, and what to do. A test holds the table together with the code.
+"""The table of all log messages at WARNING and above: for each format string the event's name, the names of its
+values, and the remedy. A test checks that the table and the code agree.
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from typing import Final, NamedTuple
 
 
 class Event(NamedTuple):
-    """A kind of record, by the words it is logged with."""
+    """A kind of log record."""
 
     name: str
-    says: str
-    values: tuple[str, ...]
-    do: str
+    says: str  # the format string with which the code logs it
+    values: tuple[str, ...]  # a name for each argument of the format string
+    do: str  # what an operator should do
 
 
 _ALL: Final = (

@@ -1,7 +1,7 @@
-"""What the daemon says of itself when it starts: version, process, files, doors, and whom it calls.
+"""The lines that the daemon logs about itself when it starts: version, process, files, doors, and the URLs it calls.
 
-Three lines of the log by which an operator, in a terminal or in the journal, recognizes the daemon and finds its doors.
-A secret that stands in the query of a URL is not repeated.
+By these three lines an operator, in a terminal or in the journal, recognizes the daemon and finds its doors. Secrets in
+the query of a URL are left out.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from shards.system.host import address_of
 
 
 def introduction(file: Path | None, config: Config, pid: int) -> str:
-    """Which daemon this is."""
+    """The line about the process: version, process id, configuration file, data directory."""
     named = "the default configuration" if file is None else f"configuration {file.absolute()}"
     return f"billing {__version__}, process {pid}, {named}, data directory {config.daemon.data_dir}"
 
 
 def doors_of(listeners: list[tuple[str, socket.socket]], admin: socket.socket | None, has_tls: bool) -> str:
-    """Where it listens. `has_tls`: of the dashboard."""
+    """The line about the addresses on which the daemon listens. `has_tls`: whether the dashboard speaks TLS."""
     doors = [f"{door_of(kind).protocol} at {_shown(listener)}" for kind, listener in listeners]
     if admin is not None:
         doors.append(f"dashboard http{'s' if has_tls else ''}://{_shown(admin)}/")
@@ -31,7 +31,7 @@ def doors_of(listeners: list[tuple[str, socket.socket]], admin: socket.socket | 
 
 
 def calls_of(config: Config) -> str:
-    """Whom it calls."""
+    """The line about the URLs that the daemon calls."""
     calls = [f"cutoffs go to {shown_url(config.cutoff.url)}"]
     if config.cutoff.restore_url:
         calls.append(f"restores to {shown_url(config.cutoff.restore_url)}")

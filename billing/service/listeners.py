@@ -1,13 +1,14 @@
 """The sockets that clients and operators connect to: bound here, or handed over by the service manager.
 
-They are bound before anything starts, so that an address in use is told at once, and by the main process, so that a
-restarted worker finds its clients still queueing. Where several hosts share the log, clients are refused instead until
-this host serves, so that they go to the one that does; only operators are listened to.
+The main process binds the sockets before anything starts, so that it reports an address in use at once. The sockets
+are the main process's own, so clients still queue on them while a worker restarts. Where several hosts share the log,
+this host does not listen for clients until it serves: their connections are refused, and they go to the host that
+serves. It listens for operators at once.
 
-A socket that was handed over (`systemd.handed_over`) takes the place of the one that its name stands for: `rpc`,
-`http`, `tarantool`, `admin` or `unix`. Without such a name, a unix socket is `unix`, one on the port of `admin.listen`,
-`http.listen` or `tarantool.listen` is that, and any other is `rpc`. The rule of the configuration holds for those, too:
-beyond loopback only with tokens or client certificates.
+A socket that was handed over (`systemd.handed_over`) takes the place of the socket that its name stands for: `rpc`,
+`http`, `tarantool`, `admin` or `unix`. A socket without such a name is `unix` if it is a unix socket; `admin`, `http`
+or `tarantool` if it is on the port of `admin.listen`, `http.listen` or `tarantool.listen`; otherwise `rpc`. As the
+configuration demands of its own addresses, a socket beyond loopback needs tokens or client certificates.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ KEYS: Final = {
     UNIX: "rpc.unix_socket",
     **{section: f"{section}.listen" for section in (*(door.section for door in DOORS), ADMIN)},
 }
-# What workers know a listener of this role by.
+# Role -> the kind by which workers know a listener of this role.
 KINDS: Final = {UNIX: "unix", **{door.section: door.kind for door in DOORS}}
 
 Listeners = list[tuple[str, socket.socket]]  # (kind, socket); see billing.api.opening
@@ -39,13 +40,15 @@ Listeners = list[tuple[str, socket.socket]]  # (kind, socket); see billing.api.o
 class Bound(NamedTuple):
     """The sockets of a daemon."""
 
-    listeners: Listeners  # that clients of any worker connect to
+    listeners: Listeners  # clients of any worker connect to these
     admin: socket.socket | None
     socket_files: list[tuple[str, int]]  # path and inode of each unix socket that `take_away` is to remove at the end
 
 
 def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
-    """Every socket, bound. Raises ConfigError."""
+    """Binds every socket of the configuration that was not handed over, and takes those that were (`handed`: name and
+    socket). Raises ConfigError with all faults.
+    """
     listeners: Listeners = []
     socket_files: list[tuple[str, int]] = []
     admin = None
@@ -92,7 +95,7 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
 
 
 def take_away(socket_files: list[tuple[str, int]]) -> None:
-    """Removes the files of unix sockets, unless another process has put its own there meanwhile."""
+    """Removes the files of unix sockets. A file that another process has put in the place meanwhile stays."""
     for path, inode in socket_files:
         with contextlib.suppress(OSError):
             if os.stat(path).st_ino == inode:
@@ -100,7 +103,7 @@ def take_away(socket_files: list[tuple[str, int]]) -> None:
 
 
 def reason_of(error: OSError | UnicodeError) -> str:
-    """Why an address cannot be listened on, in the system's words and without the address once more."""
+    """Why the daemon cannot listen on an address: the system's text, without the address, which the caller names."""
     if isinstance(error, socket.gaierror) or not isinstance(error, OSError) or not error.errno:
         return str(error.strerror or error) if isinstance(error, OSError) else "this is no name of a host"
     return os.strerror(error.errno)
@@ -112,7 +115,7 @@ def is_loopback(bound: socket.socket) -> bool:
 
 
 def role_of(name: str, handed: socket.socket, config: Config) -> str:
-    """What a socket that was handed over is for."""
+    """The role of a socket that was handed over, a key of `KEYS`."""
     if name in KEYS:
         return name
     if handed.family == socket.AF_UNIX:
@@ -123,7 +126,7 @@ def role_of(name: str, handed: socket.socket, config: Config) -> str:
 
 
 def _fault(role: str, handed: socket.socket, config: Config) -> str:
-    """Why a socket that was handed over cannot be used; empty where it can."""
+    """Why a socket that was handed over cannot be used; "" if it can."""
     if handed.type != socket.SOCK_STREAM or not handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
         return "expected a listening stream socket (ListenStream=, Accept=no)"
     if (handed.family == socket.AF_UNIX) != (role == UNIX):
@@ -141,7 +144,9 @@ def _bind_tcp(text: str, backlog: int) -> socket.socket:
 
 
 def _bind_unix(path: str, backlog: int) -> socket.socket:
-    """A unix socket, 0660, that listens unless `backlog` is 0. What another daemon still listens on is left alone."""
+    """Binds a unix socket with mode 0660, which listens unless `backlog` is 0. Removes a stale socket file first.
+    Raises OSError, for example if another process listens on the path.
+    """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         if os.path.exists(path):

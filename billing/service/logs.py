@@ -1,25 +1,27 @@
-"""Where log records go, and what an operator reads there: one event each, with what to do about it.
+"""Sends log records to journald, a terminal or a stream; each warning becomes a named event with its remedy.
 
-Theory. The rooms log in plain words with the standard library, and know nothing of operators. `events` knows every
-warning and worse that there is, by the words it is logged with: its name, the names of its values, and what to do. So
-records become events here: to journald with fields of their own (systemd.io/JOURNAL_NATIVE_PROTOCOL), to a terminal in
-colour, to anything else as lines. A test holds the table and the code together. Nothing is logged for requests at INFO.
+Theory. The rooms log plain sentences with the standard library and know nothing of operators. The table in `events`
+has a row for each format string that is logged at WARNING or above: the event's name, the names of its values, and the
+remedy. With this table the module turns records into events: for journald with fields of their own
+(systemd.io/JOURNAL_NATIVE_PROTOCOL), for a terminal in colour, for anything else as lines. A test checks that the table
+and the code agree. A request logs nothing at INFO.
 
-    journald    where JOURNAL_STREAM says that standard error is the journal's: MESSAGE, PRIORITY, BILLING_EVENT,
-                BILLING_DO, and BILLING_<NAME> for each value: `journalctl -u billing BILLING_EVENT=shard_held`
+    journald    if JOURNAL_STREAM names the file behind standard error: MESSAGE, PRIORITY, BILLING_EVENT, BILLING_DO,
+                and BILLING_<NAME> for each value: `journalctl -u billing BILLING_EVENT=shard_held`
     terminal    12:20:08 ERROR shard 1 is held …
                          → what to do
     lines       2026-11-24T12:20:08.123Z ERROR shards.supervisor: shard 1 is held … event=shard_held shard=1 do="…"
     json        {"time": "2026-11-24T12:20:08.123Z", "level": "error", "event": "shard_held", …}
 
-`log.format` asks for lines or JSON whatever standard error is; "auto" takes the first of these that fits. Times are UTC
-outside journald, which keeps its own, and outside a terminal, where they are local.
+`log.format` = "lines" or "json" gives these whatever standard error is; "auto" takes the first form above that fits.
+Times in lines and JSON are UTC, on a terminal they are local; journald adds its own.
 
-**What is kept out.** Characters that would steer a terminal are replaced. Secrets are never logged by anybody. Users'
-ids are shown, hashed or hidden (`log.user_ids`), wherever a text says `user_id=`, and so are the request ids and
-messages that clients write; hashed, equal ids stay equal, but whoever may guess at ids can try them.
+**What is kept out.** Control characters, which a terminal would obey, are replaced. No part of the daemon logs secrets.
+A user id is shown, hashed or hidden (`log.user_ids`) wherever a text has `user_id=`. Unless user ids are shown, the
+request ids and messages that clients write are hidden. Hashes of equal ids are equal, so a reader of the log who can
+guess an id can verify the guess.
 
-It never raises for a journal that is not there: what cannot be sent to it goes to standard error.
+A missing journal never raises: records that journald does not take go to standard error.
 """
 
 from __future__ import annotations
@@ -42,7 +44,7 @@ from billing.config.schema import Log
 from billing.service.events import EVENTS, Event
 
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
-MESSAGE_CHARACTERS_MAX: Final = 48_000  # a datagram holds more; what is longer is a bug's trace, cut at its end
+MESSAGE_CHARACTERS_MAX: Final = 48_000  # a datagram holds more; only the trace of a bug is longer, and its end is cut
 NAMESPACE: Final = uuid.UUID("6f2f2a0c-6d7c-4f0e-9a36-3b3d0b6f7c11")  # of MESSAGE_ID
 
 _PRIORITIES: Final = {logging.CRITICAL: 2, logging.ERROR: 3, logging.WARNING: 4, logging.INFO: 6, logging.DEBUG: 7}
@@ -54,17 +56,17 @@ _BARE = re.compile(r"[\w.:/@+-]+")  # a value that needs no quotes
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
 
-_OTHER: Final = Event("", "", (), "")  # no event
+_OTHER: Final = Event("", "", (), "")  # for records that are no event of the table
 
 
 class Discretion:
-    """What of the clients' own words is shown."""
+    """Decides how much of the clients' own texts the log shows. `user_ids`: "shown", "hashed" or "hidden"."""
 
     def __init__(self, user_ids: str) -> None:
         self.user_ids = user_ids
 
     def __call__(self, text: str) -> str:
-        """The text as it may be shown."""
+        """The text with user ids, request ids and messages replaced as configured, and control characters replaced."""
         if self.user_ids != "shown":
             text = _USER.sub(self._user, text)
             text = _WRITTEN.sub(r"\1=…", text)
@@ -77,7 +79,7 @@ class Discretion:
 
 
 class Lines(logging.Formatter):
-    """For files and pipes: the text, and behind it the event with its fields, as logfmt has them."""
+    """For files and pipes: the text, followed by the event's name and fields in logfmt."""
 
     def __init__(self, discretion: Discretion, common: Mapping[str, str]) -> None:
         super().__init__("%(levelname)s %(name)s: %(message)s")
@@ -92,7 +94,7 @@ class Lines(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """For what collects logs: one object a line."""
+    """For log collectors: one JSON object a line."""
 
     def __init__(self, discretion: Discretion, common: Mapping[str, str]) -> None:
         super().__init__()
@@ -114,7 +116,7 @@ class Json(logging.Formatter):
 
 
 class Colours(logging.Formatter):
-    """For a terminal."""
+    """For a terminal: coloured text, with the remedy on a second line."""
 
     def __init__(self, discretion: Discretion) -> None:
         super().__init__("%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
@@ -130,7 +132,7 @@ class Colours(logging.Formatter):
 
 
 class JournaldHandler(logging.Handler):
-    """To journald, a datagram a record; what it does not take goes to `fallback`."""
+    """Sends each record to journald as one datagram. A record that cannot be sent goes to `fallback`."""
 
     def __init__(self, path: str, discretion: Discretion, fallback: logging.Handler, common: Mapping[str, str]) -> None:
         super().__init__()
@@ -179,12 +181,14 @@ class JournaldHandler(logging.Handler):
 
 
 def utc(record: logging.LogRecord) -> str:
-    """When it was logged: `2026-11-24T12:20:08.123Z`."""
+    """The time of a record, as `2026-11-24T12:20:08.123Z`."""
     return datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def fields_of(record: logging.LogRecord, discretion: Discretion, common: Mapping[str, str]) -> dict[str, str]:
-    """The name of the event that it is, if any, its values by name, the remedy, and what all records here have."""
+    """The fields of a record: the event's name (if the record is an event), its values by name, its remedy, and the
+    `common` fields with names in small letters, without `BILLING_`.
+    """
     event = event_of(record)
     fields = {"event": event.name} if event.do else {}
     if isinstance(record.args, tuple):
@@ -200,7 +204,7 @@ def _quoted(value: str) -> str:
 
 
 def event_of(record: logging.LogRecord) -> Event:
-    """The event that a record is."""
+    """The event of a record's format string; an empty one for a record that is not in the table."""
     return EVENTS.get(record.msg, _OTHER) if isinstance(record.msg, str) else _OTHER
 
 
@@ -211,8 +215,9 @@ def set_up(
     stream: Any = None,
     journal: str = JOURNAL_SOCKET,
 ) -> Recent:
-    """Sends all records of this process where they belong. `common`: fields that each of them has.
-    `journal`: where journald listens. Returns what keeps the last of them.
+    """Sets up the root logger of this process as `log` and the environment say. `common`: fields added to every record.
+    `stream`: standard error by default. `journal`: the path of journald's socket. Returns the handler that keeps the
+    latest warnings.
     """
     stream = sys.stderr if stream is None else stream
     discretion, common = Discretion(log.user_ids), common or {}

@@ -1,8 +1,8 @@
-"""The main process, where everything is joined: configuration, sockets, supervisor, admin server.
+"""The main process: joins configuration, sockets, supervisor and admin server.
 
-`serve` reads the configuration, binds every listening socket (so that a port in use is told before anything starts, and
-a restarted worker finds its clients still queueing), and runs the supervisor beside the admin server until SIGTERM or
-SIGINT. What a worker process is made of stands in `billing.service.working`.
+`serve` reads the configuration and binds every listening socket, so that a port in use is reported before anything
+starts, and clients still queue while a worker restarts. Then it runs the supervisor beside the admin server until
+SIGTERM or SIGINT. `billing.service.working` is the worker process.
 
 Exit codes: `shards.exits`.
 """
@@ -50,9 +50,9 @@ log = logging.getLogger("billing.service.serve")
 
 
 class ServeDependencies(NamedTuple):
-    """What the daemon is made with; a test with another log than those of `shards.journal.backends` passes its own."""
+    """What the daemon is built with. A test whose log is not one of `shards.journal.backends` passes its own."""
 
-    worker: list[str]  # starts a worker process, to which the number of its control descriptor is appended
+    worker: list[str]  # the command of a worker process; the number of its control descriptor is appended
     log_of: Callable[[Config], dict[str, Any]]  # the log, as `shards.journal.backends` takes it
 
 
@@ -91,8 +91,9 @@ def serve(file: Path | None, dependencies: ServeDependencies | None = None) -> i
 
 
 def is_served(data_dir: str) -> bool:
-    """Whether another daemon runs on these data: asked before the addresses are tried, which it holds, too. The
-    supervisor takes the lock for good.
+    """Whether another daemon runs on this data directory, by trying its lock. Called before the addresses are bound,
+    since the other daemon holds those as well, and the operator is to learn the real reason. The lock is released
+    again; the supervisor takes it later and keeps it.
     """
     disk, path = RealDisk(), f"{data_dir}/{LOCK}"
     if not disk.exists(path):
@@ -102,7 +103,7 @@ def is_served(data_dir: str) -> bool:
     except BlockingIOError:
         return True
     except OSError:
-        return False  # the process that takes the lock for good reports faults of the directory
+        return False  # the supervisor takes the lock later, and reports faults of the directory
     return False
 
 
@@ -114,12 +115,12 @@ async def _run(
     recent: Recent,
     dependencies: ServeDependencies,
 ) -> int:
-    """The main process in its loop; its exit code."""
+    """Builds and runs the main process inside the event loop; returns its exit code."""
     return await _Daemon(file, config, listeners, recent, dependencies).serve(admin)
 
 
 class _Daemon:
-    """The parts of the main process. Prepared when it is made, in the running loop; served once; ended behind that."""
+    """The parts of the main process. Made in the running loop; `serve` is called once, and ends them."""
 
     def __init__(
         self,
@@ -129,7 +130,7 @@ class _Daemon:
         recent: Recent,
         dependencies: ServeDependencies,
     ) -> None:
-        """Prepares the supervisor and what is around it. Nothing runs yet."""
+        """Builds the supervisor and the parts around it. Nothing runs yet."""
         self._config = config  # in force
         self._log_settings = dependencies.log_of(config)
         replies, settings = QueryReplies(), settings_of(config, self._log_settings)
@@ -144,7 +145,7 @@ class _Daemon:
         self._reload = Reload(file, os.environ, config, self._take_up)
 
     async def serve(self, admin: socket.socket | None) -> int:
-        """Runs the supervisor, and beside it the admin server, until the supervisor ends; the exit code."""
+        """Runs the supervisor, and the admin server beside it, until the supervisor ends; returns the exit code."""
         self._hear_signals()
         loop = asyncio.get_running_loop()
         tasks = (
@@ -152,7 +153,7 @@ class _Daemon:
             loop.create_task(self._acts.note_start()),
         )
         began_ns = MACHINE_CLOCKS.boot_ns()
-        gc.freeze()  # what is loaded is for good: the figures of each second made collections walk all of it again
+        gc.freeze()  # else collections, which each second's figures set off, would walk all modules again
         try:
             code = await self._supervisor.run()
         except Exception as error:
@@ -163,7 +164,7 @@ class _Daemon:
         return code
 
     def _code_of(self, error: Exception) -> int:
-        """The exit code for what the supervisor ended with, of which people are told."""
+        """The exit code for the error that ended the supervisor. Prints the error, or logs it if it is a bug."""
         if isinstance(error, Fenced):
             print(f"billing: another daemon runs on {self._config.daemon.data_dir}: {error}", file=sys.stderr)
             return Exit.CONFIG
@@ -175,7 +176,7 @@ class _Daemon:
         return ending.code
 
     async def _end(self, tasks: tuple[asyncio.Task[None], ...]) -> None:
-        """Ends what ran beside the supervisor, and waits until the operators' record is on the disk."""
+        """Cancels the tasks that ran beside the supervisor, and waits until the operators' record is on the disk."""
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -185,7 +186,7 @@ class _Daemon:
     # -- signals ----------------------------------------------------------------------------------------------------
 
     def _hear_signals(self) -> None:
-        """Lets the loop hear signals, and acts on one that came before it did."""
+        """Lets the loop handle signals, and acts on a signal that came before."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._stop, number)
@@ -205,7 +206,7 @@ class _Daemon:
         self._supervisor.spawn(self._service.reloading(self._reload))
 
     async def _take_up(self, changed: Config) -> None:
-        """Another configuration is in force from here on."""
+        """Puts a changed configuration into force: records the reload, and hands it to the service and supervisor."""
         before, self._config = self._config, changed
         self._acts.note_reload(before, changed)
         self._service.reloaded(changed)
@@ -215,12 +216,14 @@ class _Daemon:
 
 
 def _has_tls(config: Config, admin: socket.socket | None) -> bool:
-    """Whether the admin server speaks TLS as the RPC door does: beyond loopback, however its socket came."""
+    """Whether the admin server speaks TLS with the RPC door's certificate: if there is one and the socket, bound or
+    handed over, is beyond loopback.
+    """
     return admin is not None and bool(config.rpc.tls_cert) and not is_loopback(admin)
 
 
 def _replica(config: Config, log_settings: dict[str, Any]) -> ReplicaLink | None:
-    """What follows the shards of other hosts, where several share the log."""
+    """The link to the process that follows the shards of other hosts; None unless several hosts share the log."""
     if not config.journal.is_shared:
         return None
     directory, keep_days = f"{config.daemon.data_dir}/history", config.history.keep_days

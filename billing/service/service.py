@@ -1,21 +1,22 @@
-"""The daemon as a service: watched, told of, and looked at, beside the supervisor that runs it.
+"""What runs beside the supervisor: the figure sampler, reports to the service manager, and the operators' pages.
 
-What the service manager is told, from the sampler's figures:
+The messages to the service manager, made of the sampler's figures:
 
-    READY       once, when every shard has recovered durably and every bucket is served (`/readyz` says 200, unless a
-                disk is full), or when this host stands by since another one serves (`/readyz` says 503, and which)
-    STATUS      what it is doing: "recovering shard 1: 62 %", "serving 2 shards, 1,204 accounts, nothing owed"
-    WATCHDOG    while every worker's loop and last sync are fresh; one that hangs starves it, and systemd ends the lot
-    EXTEND_…    while the start goes on, so that a long recovery is no failed start; also where a shard is held and the
-                others serve: that is for an operator to mend, not for a restart
-    RELOADING   from SIGHUP until what may change has changed
-    STOPPING    when the orderly end begins
+    READY       once, when every shard has recovered durably and every bucket is served (`/readyz` answers 200, unless a
+                disk is full), or when this host stands by because another one serves (`/readyz` answers 503, and which)
+    STATUS      what the daemon is doing: "recovering shard 1: 62 %", "serving 2 shards, 1,204 accounts, nothing owed"
+    WATCHDOG    while every worker's loop and last sync are fresh; if one worker hangs, no WATCHDOG is sent, and systemd
+                ends all processes of the daemon
+    EXTEND_…    until READY, so that systemd does not take a long recovery for a failed start. This holds also while a
+                shard is held and the others serve: an operator has to mend that, a restart would not
+    RELOADING   from SIGHUP until the reload is over
+    STOPPING    when the orderly end begins (sent by `billing.service.serve`)
 
-**The pages for operators** take more CPU to load than all the rest of the main process. So they are loaded when the
-first visitor comes, and by themselves `PAGES_AFTER_S` after the start, when the workers have had the cores. They are
-not left until later still: an upgrade may put files of another version in their place.
+**The operators' pages** take more CPU to load than all the rest of the main process. They are loaded when the first
+visitor connects, or else `PAGES_AFTER_S` after the start, when the workers no longer need the cores to load. They are
+not loaded later than that: an upgrade may replace their files by another version.
 
-It never ends anything itself.
+This module stops the daemon only on a bug of its own (`Service.run`).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ PAGES_AFTER_S: Final = 10.0
 
 
 class Service:
-    """What is around a supervisor: the figure sampler, the service manager, HTTP for operators."""
+    """The parts around a supervisor: the figure sampler, the service manager, HTTP for operators."""
 
     def __init__(
         self,
@@ -63,8 +64,8 @@ class Service:
         refused_sign_in: Callable[[str], None],
         replica: ReplicaLink | None = None,
     ) -> None:
-        """`replies`: those that the supervisor was given. `refused_sign_in` is told at which address a token was shown
-        that is not known. `replica`: where several hosts share the log.
+        """`replies`: the same object whose `on_reply` the supervisor has. `refused_sign_in` is called with the address
+        from which an unknown token came. `replica`: given if several hosts share the log.
         """
         self._config = config
         self._replies = replies
@@ -81,8 +82,8 @@ class Service:
             supervisor.operator_api.history_lacks = replica.lacks
 
     async def run(self, admin: socket.socket | None, *, has_tls: bool) -> None:
-        """Runs until cancelled. A bug in it ends the daemon: nobody would watch it any more. `has_tls`: whether the
-        pages speak TLS as the RPC door does.
+        """Runs until cancelled. A bug here stops the daemon, because nothing would watch the daemon any more.
+        `has_tls`: whether the pages speak TLS as the RPC door does.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -101,7 +102,7 @@ class Service:
             self._supervisor.stop(Exit.BUG)
 
     async def reloading(self, reload: Callable[[], Awaitable[None]]) -> None:
-        """Carries out a reload, of which the service manager is told."""
+        """Carries out a reload, and reports its begin and its end to the service manager."""
         self._notifier.reloading()
         try:
             await reload()
@@ -109,14 +110,14 @@ class Service:
             self._notifier.reloaded()
 
     def reloaded(self, config: Config) -> None:
-        """Takes up what has changed: who may read, and the certificate of the pages."""
+        """Applies a changed configuration to the operators' pages: their tokens and their certificate."""
         self._config = config
         if self._site is not None:
             self._site.take_up(config)
 
 
 async def visited(listener: socket.socket, wait_s: float) -> None:
-    """Returns once somebody has connected to a listening socket, or after so many seconds; accepts nobody."""
+    """Returns once a client has connected to a listening socket, or after `wait_s`. Accepts no connection."""
     loop, somebody = asyncio.get_running_loop(), asyncio.Event()
     loop.add_reader(listener, somebody.set)
     try:
@@ -138,7 +139,7 @@ async def keep_followed(replica: ReplicaLink, supervisor: Supervisor) -> None:
 
 
 async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:
-    """Keeps the service manager informed until cancelled."""
+    """Reports to the service manager every `LOOK_S` and at each change, until cancelled."""
     if not notifier.listening:
         return
     supervisor = sampler.supervisor
@@ -168,7 +169,7 @@ def status_of(sampler: FigureSampler, unserved: list[Unserved]) -> str:
 
 
 def doing(unserved: Unserved) -> str:
-    """Why a shard is not served, as what is being done about it: "recovering shard 1: 62 %"."""
+    """Why a shard is not served, in words for the status line: "recovering shard 1: 62 %"."""
     if unserved.state == "recovering":
         share = unserved.why.removeprefix("recovering")
         return f"recovering shard {unserved.shard_id}{':' if share else ''}{share}"

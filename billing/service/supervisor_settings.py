@@ -1,4 +1,4 @@
-"""What the supervisor needs of the configuration."""
+"""Builds the supervisor's settings from the configuration."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from shards.supervisor.settings import ShareSettings, SupervisorSettings
 
 
 def settings_of(config: Config, log_settings: dict[str, Any]) -> SupervisorSettings:
-    """All of it. `log_settings`: the log, as `shards.journal.backends` takes it."""
+    """The supervisor's settings. `log_settings`: the log, as `shards.journal.backends` takes it."""
     return SupervisorSettings(
         data_dir=config.daemon.data_dir,
         weights={

@@ -1,12 +1,12 @@
-"""The service manager: what systemd is told about this process, and the sockets it hands over.
+"""systemd's protocols: reports the state of this process to systemd, and takes the sockets that systemd hands over.
 
 `ServiceManager` speaks the protocol of sd_notify(3): datagrams of `NAME=value` lines to the unix socket in
 `NOTIFY_SOCKET`. `handed_over` takes the sockets of sd_listen_fds(3): descriptors from 3 on, `LISTEN_FDS` of them, meant
-for the process `LISTEN_PID`, named by `LISTEN_FDNAMES`. Both do nothing where the environment says nothing, and take
-their variables out of it, so that no child process believes them to be meant for it.
+for the process `LISTEN_PID`, named by `LISTEN_FDNAMES`. Both do nothing if these variables are not set. Both remove the
+variables from the environment, so that no child process takes them for its own.
 
-It is a module of our own because the protocols are these lines; the libraries for it are unmaintained or wrap
-libsystemd, which need not be there. It never raises for a manager that is not listening: a daemon serves on.
+The project has its own module because the protocols are so short; the libraries for them are unmaintained or wrap
+libsystemd, which may not be installed. A manager that does not listen never raises: the daemon goes on serving.
 """
 
 from __future__ import annotations
@@ -30,42 +30,42 @@ class ServiceManager:
         self._address = "\0" + path[1:] if path.startswith("@") else path
         self._socket: socket.socket | None = None
         self._status, self._ready = "", False
-        self.watchdog_ns = int(watchdog) * 1000 if meant and watchdog.isdigit() else 0  # 0: none is set
+        self.watchdog_ns = int(watchdog) * 1000 if meant and watchdog.isdigit() else 0  # 0: this process has none
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             self._socket.setblocking(False)
 
     @property
     def listening(self) -> bool:
-        """Whether anybody is told."""
+        """Whether this process has a service manager to report to."""
         return self._socket is not None
 
     def ready(self, status: str) -> None:
-        """Every bucket is served."""
+        """Reports that the daemon is ready: every bucket is served, or this host stands by."""
         self._status, self._ready = status, True
         self._send("READY=1", f"STATUS={_line(status)}")
 
     def status(self, status: str) -> None:
-        """One line for `systemctl status`; sent where it changed."""
+        """Sends one line for `systemctl status`, if it has changed."""
         if status != self._status:
             self._status = status
             self._send(f"STATUS={_line(status)}")
 
     def extend(self, seconds: int) -> None:
-        """The start goes on: it may take that much longer from now."""
+        """Asks for that many more seconds from now for the start."""
         self._send(f"EXTEND_TIMEOUT_USEC={seconds * 1_000_000}")
 
     def reloading(self) -> None:
-        """A reload begins; `reloaded` ends it."""
+        """Reports that a reload begins; `reloaded` reports its end."""
         self._send("RELOADING=1")
 
     def reloaded(self) -> None:
-        """It is over; only after it was ready."""
+        """Reports that the reload is over. Sends nothing before the first `ready`, for which READY=1 would count."""
         if self._ready:
             self._send("READY=1")
 
     def stopping(self, status: str) -> None:
-        """The orderly end begins."""
+        """Reports that the orderly end begins."""
         self._status = status
         self._send("STOPPING=1", f"STATUS={_line(status)}")
 
@@ -74,7 +74,7 @@ class ServiceManager:
         self._send("WATCHDOG=1")
 
     def close(self) -> None:
-        """Says nothing more."""
+        """Closes the socket; later reports are dropped."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -84,11 +84,13 @@ class ServiceManager:
             try:
                 self._socket.sendto("\n".join(lines).encode(), self._address)
             except OSError:
-                return  # nobody listens, or its queue is full: the next one may get through
+                return  # nobody listens, or the manager's queue is full: the next report may get through
 
 
 def handed_over(environ: MutableMapping[str, str]) -> list[tuple[str, socket.socket]]:
-    """The listening sockets that the service manager opened for this process, each with its name ("" for none)."""
+    """The listening sockets that the service manager opened for this process, each with its name ("" for none). At most
+    `DESCRIPTORS_MAX`.
+    """
     count = environ.pop("LISTEN_FDS", "")
     meant = environ.pop("LISTEN_PID", "") == str(os.getpid())
     names = environ.pop("LISTEN_FDNAMES", "").split(":")

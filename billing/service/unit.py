@@ -1,12 +1,13 @@
-"""`billing install-unit` prints the systemd unit that runs this daemon, from the configuration it is to run with.
+"""`billing install-unit` prints the systemd unit that runs the daemon with a given configuration.
 
 Secrets that the configuration names (`cutoff.secret_file`, `rpc.tokens_file`, `rpc.tls_key`) become credentials:
-systemd reads them as root and shows copies to the daemon alone. Where every address is known as a number, no other can
-be reached or reach it.
+systemd reads them as root and gives copies to the daemon alone. If the configuration names every peer by number, the
+unit allows these addresses only, in both directions.
 
-What is left out on purpose: `PrivateUsers=` (every peer of the unix socket would read as nobody), `ProcSubset=pid` (it
-hides the boot id, by which a torn journal is told from a damaged one), `~@resources` (the history's process is nicer
-than the workers). `KillMode=mixed` lets the main process end its workers in order.
+The unit omits some settings on purpose: `PrivateUsers=` (every peer of the unix socket would appear as the user
+nobody), `ProcSubset=pid` (it hides the boot id, by which recovery distinguishes a torn journal from a damaged one),
+`~@resources` (the history's process raises its own nice value). `KillMode=mixed` lets the main process end its workers
+in order.
 """
 
 from __future__ import annotations
@@ -170,12 +171,12 @@ def socket_unit(config: Config, file: Path) -> str:
 
 
 def plain(text: str) -> str:
-    """A value that systemd takes as it stands, to the end of its line: only specifiers are escaped."""
+    """Escapes specifiers (`%`) in a value that systemd otherwise takes literally, to the end of the line."""
     return text.replace("%", "%%")
 
 
 def word(text: str) -> str:
-    """One word of a command line of systemd's (systemd.service, "Command lines"), quoted where it has to be."""
+    """One word of a command line in a unit (systemd.service, "Command lines"), quoted if it has to be."""
     escaped = plain(text).replace("$", "$$")
     if escaped and not set(escaped) & set(" \t\"'\\;"):
         return escaped
@@ -183,8 +184,8 @@ def word(text: str) -> str:
 
 
 def addresses_of(config: Config) -> list[str] | None:
-    """What may be spoken with, where all of it is known by number; None where a name is configured, or any address may
-    come from outside.
+    """The addresses that the daemon may exchange packets with, sorted. None if a peer is configured by name, or if a
+    door listens beyond loopback, so that clients may come from any address.
     """
     addresses = {"localhost"}
     for listen in listens_of(config).values():
@@ -206,12 +207,12 @@ def addresses_of(config: Config) -> list[str] | None:
     return sorted(addresses)
 
 
-STATE_DIRECTORY: Final = "/var/lib/billing"  # what %S/billing of the unit is
+STATE_DIRECTORY: Final = "/var/lib/billing"  # %S/billing of the unit
 OTHER_DIRECTORY: Final = (
     f"the service keeps its data in {STATE_DIRECTORY}, and {{file}} says {{data_dir}}: set daemon.data_dir to the "
     "former, so that restore, doctor and audit look where the service does"
 )
-HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user")))  # what ProtectHome=yes keeps from the service
+HIDDEN: Final = tuple(map(Path, ("/home", "/root", "/run/user")))  # ProtectHome=yes hides these from the service
 HIDDEN_PYTHON: Final = (
     "the unit runs {python}, which is {interpreter}: no service sees what lies below {home}, so it would not start. "
     "Make the environment with another Python, such as /usr/bin/python3, in a directory such as /opt/billing"
@@ -219,8 +220,8 @@ HIDDEN_PYTHON: Final = (
 
 
 def hidden_python(python: Path, interpreter: Path) -> str | None:
-    """What is told of a program that the service could not start: the environment's `python`, or the interpreter that
-    it leads to, lies where no service looks. None where both can be started.
+    """The warning about a Python that the service could not start, because `python` of the environment, or the
+    `interpreter` that it links to, lies in a directory hidden from the service. None if both can be started.
     """
     for home in HIDDEN:
         if python.is_relative_to(home) or interpreter.is_relative_to(home):

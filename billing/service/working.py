@@ -1,7 +1,7 @@
 """A worker process: one shard of the billing application, hosted by the shards room.
 
-The daemon starts it as `billing worker DESCRIPTOR`, which is no command for people: it does not load the command line,
-nor anything that only the main process needs, because a worker that died is waited for until it is loaded.
+The daemon starts it as `billing worker DESCRIPTOR`, which is no command for people. It loads neither the command line
+nor modules that only the main process needs, because users of a shard whose worker died wait while its successor loads.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ LOADED_AHEAD: Final = (
 
 
 def work(control_descriptor: int) -> int:
-    """Hosts one shard until its end; returns the exit code. The descriptor is that of the control wire."""
+    """Hosts one shard until the process is to end; returns the exit code. The descriptor is the control wire's."""
     return run(control_descriptor, _build_logging, _load)
 
 
 def main(arguments: list[str]) -> int:
-    """`work`, with what nobody expected said on standard error. The last argument is the number of the descriptor, the
-    one before says in a list of processes whose worker this is.
+    """Calls `work`, and reports an unexpected error on standard error. The last argument is the number of the
+    descriptor. The argument before it only shows, in a list of processes, which shard's worker this is.
     """
     try:
         return work(int(arguments[-1]))
@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _load() -> None:
-    """What is loaded on demand otherwise: on a host that stands by there is time for it before a takeover."""
+    """Loads modules that are otherwise loaded on demand: a host that stands by has time for this before a takeover."""
     for name in LOADED_AHEAD:
         importlib.import_module(name)
 
