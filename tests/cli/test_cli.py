@@ -22,6 +22,7 @@ from billing.cli.listing import ELSEWHERE, MODULE_OF, SECTIONS
 from billing.cli.main import root
 from billing.config.schema import Config, declared
 from tests.doctor.yard import Yard
+from tests.system.commands import carried_out
 
 HEAVY = ("pydantic", "aiohttp", "uvloop", "asyncio", "msgpack", "msgspec", "rich", "sqlite3", "billing.config.schema")
 
@@ -75,7 +76,7 @@ def test_every_command_explains_itself(name: str) -> None:
 
 @pytest.mark.parametrize("words", [(), ("journal",), ("token",)])
 def test_a_line_without_a_command_gets_the_help_once(words: Any) -> None:
-    done = run(*words)
+    done = carried_out(*words)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith(f"Usage: {' '.join(('billing', *words))} [OPTIONS] COMMAND")
     assert done.stderr.count("Usage") == 1
@@ -113,7 +114,7 @@ def test_a_call_that_makes_no_sense_ends_with_2() -> None:
 def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('[shards]\nworkers = "2"\n[rpc]\nlisten = "0.0.0.0:1"\nlistn = 1\n')
-    ended = run("config", "check", "--config", str(file))
+    ended = carried_out("config", "check", "--config", file)
     assert ended.returncode == 78
     assert ended.stdout == ""
     assert [line.split(" ")[0] for line in ended.stderr.splitlines()[1:]] == [
@@ -125,13 +126,13 @@ def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path: P
 
 def test_an_empty_token_file_is_told_before_anybody_is_asked(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(" \n")
-    ended = run("ping", "--token-file", str(tmp_path / "token"))
+    ended = carried_out("ping", "--token-file", tmp_path / "token")
     assert ended.returncode == 2
     assert f"{tmp_path / 'token'} is empty: expected a token" in " ".join(ended.stderr.split())
 
 
 def test_a_token_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
-    ended = run("ping", "--token-file", str(tmp_path / "nofile"))
+    ended = carried_out("ping", "--token-file", tmp_path / "nofile")
     assert ended.returncode == 2
     said = " ".join(ended.stderr.split())
     assert said.count("nofile") == 1
@@ -139,7 +140,7 @@ def test_a_token_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
 
 
 def test_config_check_says_that_nothing_is_wrong() -> None:
-    ended = run("config", "check", "--config", str(Path(__file__).parents[2] / "config.toml"))
+    ended = carried_out("config", "check", "--config", Path(__file__).parents[2] / "config.toml")
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.endswith("config.toml can be run\n")
 
@@ -147,7 +148,7 @@ def test_config_check_says_that_nothing_is_wrong() -> None:
 def test_config_show_prints_what_takes_effect_and_from_where(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[shards]\nworkers = 3\n")
-    ended = run("config", "show", "--config", str(file), BILLING_RPC__DIRECT="false")
+    ended = carried_out("config", "show", "--config", file, BILLING_RPC__DIRECT="false")
     assert ended.returncode == 0
     shown = tomllib.loads(ended.stdout)
     assert [f"{section}.{key}" for section, table in shown.items() for key in table] == [path for path, _ in declared()]
@@ -162,8 +163,8 @@ def test_config_show_prints_what_takes_effect_and_from_where(tmp_path: Path) -> 
 
 def test_what_config_show_prints_is_a_configuration(tmp_path: Path) -> None:
     file = tmp_path / "shown.toml"
-    file.write_text(run("config", "show").stdout)
-    assert run("config", "check", "--config", str(file)).returncode == 0
+    file.write_text(carried_out("config", "show").stdout)
+    assert carried_out("config", "check", "--config", file).returncode == 0
 
 
 def test_serve_does_not_start_on_a_faulty_configuration() -> None:
@@ -182,9 +183,9 @@ def test_serve_does_not_start_on_a_faulty_configuration() -> None:
     ],
 )
 def test_help_is_a_word_too(words: tuple[str, ...], same: tuple[str, ...]) -> None:
-    done = run(*words)
+    done = carried_out(*words)
     assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == run(*same).stdout
+    assert done.stdout == carried_out(*same).stdout
     assert done.stdout.startswith("Usage: billing")
 
 
@@ -196,14 +197,14 @@ def test_a_choice_of_the_load_test_has_no_empty_word() -> None:
 
 
 def test_a_span_out_of_its_bounds_is_told_in_units() -> None:
-    done = run("forecast", "--within", "8d")
+    done = carried_out("forecast", "--within", "8d")
     assert done.returncode == 2
     assert "expected 1s at least and 7d at most, got 8d" in done.stderr
 
 
 @pytest.mark.parametrize("text", ["tomorrow", "nonsense", "now"])
 def test_an_end_of_credit_is_a_date_or_an_instant(text: str) -> None:
-    done = run("top-up", "u", "1", "--expires", text)
+    done = carried_out("top-up", "u", "1", "--expires", text)
     assert done.returncode == 2
     assert f"--expires: expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}" in done.stderr
     assert "yesterday" not in done.stderr
@@ -260,7 +261,7 @@ def test_a_verdict_is_the_same_whoever_reads_it(data_dir: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(("timeout", "told"), [("0", "expected 1ms at least, got 0"), ("-5", "got '-5'")])
 def test_no_time_to_wait_is_a_bad_value(timeout: str, told: str) -> None:
-    done = run("accounts", "--address", "127.0.0.1:1", "--timeout", timeout)
+    done = carried_out("accounts", "--address", "127.0.0.1:1", "--timeout", timeout)
     assert done.returncode == 2
     assert told in done.stderr
 
@@ -279,7 +280,7 @@ def test_a_zone_that_there_is_not_is_told_and_times_are_in_utc() -> None:
 
 @pytest.mark.parametrize("columns", range(50, 121, 10))
 def test_help_breaks_no_word_at_its_hyphen(columns: int) -> None:
-    for line in run("loadtest", "--help", COLUMNS=str(columns)).stdout.splitlines():
+    for line in carried_out("loadtest", "--help", COLUMNS=str(columns)).stdout.splitlines():
         assert not line.endswith("-"), line
 
 
@@ -307,6 +308,7 @@ def test_an_output_that_takes_nothing_is_named(words: tuple[str, ...], tmp_path:
 
 def test_tls_is_asked_of_no_unix_socket_where_the_line_asks_for_it() -> None:
     for address in (("--address", "unix:/nowhere"), ()):  # without an address it is that of the configuration
-        done = run("account", "u", "--tls", *address, BILLING_RPC__UNIX_SOCKET="/nowhere", BILLING_RPC__LISTEN="")
+        where = {"BILLING_RPC__UNIX_SOCKET": "/nowhere", "BILLING_RPC__LISTEN": ""}
+        done = carried_out("account", "u", "--tls", *address, **where)
         assert done.returncode == 2, done.stderr
         assert "--tls asks for TLS, and unix:/nowhere is a unix socket, which speaks none" in done.stderr

@@ -17,16 +17,16 @@ from tests.conftest import REPOSITORY
 from tests.fuzz.run import Steps, bases_of, run
 from tests.fuzz.targets import TARGETS, corpus, take_frames, take_request, take_segment, take_wire
 
-# A second each at most, on one core of 2026; counted, so that every run is the same.
+# Half a second each at most, on one core of 2026; counted, so that every run is the same.
 COUNTS = {
-    "frames": 1_000,
-    "requests": 6_000,
-    "json": 2_000,
-    "iproto": 1_000,
-    "wires": 6_000,
-    "journal": 750,
-    "snapshot": 1_500,
-    "config": 250,
+    "frames": 400,
+    "requests": 3_000,
+    "json": 1_000,
+    "iproto": 500,
+    "wires": 3_000,
+    "journal": 400,
+    "snapshot": 750,
+    "config": 120,
 }
 
 edits = st.lists(st.tuples(st.integers(0, 2**16), st.integers(0, 255) | st.binary(max_size=8)), min_size=1, max_size=4)

@@ -1,11 +1,11 @@
 """Random programs on the ledger and on the model of fractions: no difference, to the last internal unit.
 
-The default run does 30,000 commands in programs of 400, from seed 1 on; `make torture` does two million more.
+The default run does 16,000 commands in programs of 400, from seed 1 on; `make torture` does two million more.
 `LEDGER_COMMANDS` and `LEDGER_SEED` change that; by hand, with progress shown:
 
     python -m tests.ledger.programs --commands 10000000 --seed 1
 
-Beside them a state machine of Hypothesis puts the same steps in orders of its own, some 1,500 commands, and makes
+Beside them a state machine of Hypothesis puts the same steps in orders of its own, some 800 commands, and makes
 what it finds short.
 
 Done by hand, with 0 differences: 10,000,000 commands at cd0c0ab, which has credits, leases and classes, in two
@@ -28,7 +28,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 from tests.ledger.drawing import USERS
 from tests.ledger.programs import Program, run
 
-COMMANDS = int(os.environ.get("LEDGER_COMMANDS", "30000"))
+COMMANDS = int(os.environ.get("LEDGER_COMMANDS", "16000"))
 SEED = int(os.environ.get("LEDGER_SEED", "1"))
 SHARES = 4  # so that both cores have work
 

@@ -85,6 +85,6 @@ def test_there_is_no_second_table() -> None:
     assert [
         f"{module.path}:{node.lineno}"
         for module in modules(*ROOMS)
-        for node in ast.walk(module.tree)
+        for node in module.nodes
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store) and node.id.startswith("EXIT_")
     ] == []
