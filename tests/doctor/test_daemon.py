@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
-import sys
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.system.commands import carried_out_beside
 from tests.system.daemon import Daemon
 from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import Lost, Rpc
@@ -21,8 +20,7 @@ COIN = 10**9
 
 def doctor(daemon: Daemon, code: int = 0) -> dict[str, Any]:
     """The report on a daemon's directory."""
-    line = [sys.executable, "-m", "billing", "doctor", "--json", "--config", str(daemon.config)]
-    ended = subprocess.run(line, capture_output=True, text=True, check=False, timeout=120)
+    ended = carried_out_beside("doctor", "--json", "--config", daemon.config)
     assert ended.returncode == code, ended.stdout + ended.stderr
     told: dict[str, Any] = json.loads(ended.stdout) if code in (0, 65) else {"error": ended.stderr}
     return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from click.testing import CliRunner
@@ -29,3 +30,9 @@ def carried_out(*words: object, **environment: str) -> Said:
         sys.stderr.flush()
     assert isinstance(code, int)
     return Said(code, out.getvalue().decode(), err.getvalue().decode())
+
+
+def carried_out_beside(*words: object, **environment: str) -> Said:
+    """The same in a thread of its own, for a caller whose event loop runs."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(carried_out, *words, **environment).result()

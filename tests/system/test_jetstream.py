@@ -21,7 +21,7 @@ from billing.client.connection import tls_context
 from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
-from tests.system.commands import carried_out
+from tests.system.commands import carried_out_beside
 from tests.system.daemon import Daemon
 from tests.system.rpc import Lost, Rpc
 from tests.system.test_cutoffs import until
@@ -76,9 +76,8 @@ def billing(daemon: Daemon, *arguments: str) -> tuple[int, str]:
 
 
 def run(*arguments: object) -> tuple[int, str]:
-    """(exit code, all that it said) of a command that asks a daemon, in a thread without an event loop."""
-    with ThreadPoolExecutor(1) as thread:
-        said = thread.submit(carried_out, *arguments).result()
+    """(exit code, all that it said) of a command that asks a daemon."""
+    said = carried_out_beside(*arguments)
     return said.returncode, said.stdout + said.stderr
 
 
@@ -235,6 +234,7 @@ async def test_without_a_majority_everything_is_refused_and_it_comes_back_by_its
             continue
         refused += error is not None
         assert error is None or error.startswith("UNAVAILABLE"), error
+        await asyncio.sleep(0.02)
     async with asyncio.timeout(60):
         while 0.0 not in await asyncio.to_thread(grants_left, daemon):
             await asyncio.sleep(0.05)
