@@ -1,8 +1,8 @@
-"""`python -m billing`, which is `billing`.
+"""The entry point of `python -m billing` and of the command `billing`.
 
-The daemon and its commands are made for Linux: clocks, durable files, process control and the units of systemd are
-Linux's. On another system the command says so and ends with 2; `billing.client`, which other projects import, does not
-pass through here and runs wherever Python does. Where a package is not installed, the command names it.
+The daemon and its commands run on Linux only: they use Linux's clocks, durable files, process control and systemd. On
+another system the command prints a message and exits with 2. `billing.client`, which other projects import, does not
+load this module and runs wherever Python does. If a package is not installed, the command prints its name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def main() -> None:
     """Runs the command line of this process, or the worker that the daemon starts with it."""
     if not runs_on(sys.platform):
         sys.exit(refuse(ELSEWHERE.format(sys.platform)))
-    try:  # what is imported takes a while, in which ^C comes as well, and may open files
+    try:  # the imports take a while, in which ^C may arrive, and they may open files
         from billing.service.beginning import DAEMON, WORKER, loaded, prepare
 
         prepare(sys.argv)
@@ -37,7 +37,7 @@ def main() -> None:
         from billing.cli.main import main as run
 
         if sys.argv[1:2] == [DAEMON]:
-            import_module("billing.service.serve")  # now, and not when the command is called
+            import_module("billing.service.serve")  # before `loaded`, not only when the command is called
         loaded()
         run()
     except ModuleNotFoundError as error:
@@ -50,18 +50,18 @@ def main() -> None:
 
 
 def runs_on(platform: str) -> bool:
-    """Whether the daemon and its commands run on a system that Python calls this."""
+    """Whether the daemon and its commands run on this platform. `platform`: a value of `sys.platform`."""
     return platform == "linux"
 
 
 def package_of(error: ModuleNotFoundError) -> str | None:
-    """The package of others that is not installed; None where one of our own modules is missing."""
+    """The third-party package that is not installed; None if the missing module is one of this project."""
     package = (error.name or "").partition(".")[0]
     return package if package not in ("", "billing", "shards") else None
 
 
 def refuse(text: str) -> int:
-    """Says why nothing is run; the exit code of a line that makes no sense here."""
+    """Prints to stderr why nothing is run. Returns exit code 2, that of a wrong command line."""
     print(text, file=sys.stderr)
     return 2
 

@@ -1,11 +1,11 @@
 """Addresses written in a configuration: where to listen, and what to call.
 
-Invariant: a URL that passes is safe to put a user id into. Its scheme, host and port are fixed, it carries no user
-name, password, fragment or hidden character, and `{user_id}` is the only placeholder and stands behind the host.
+Invariant: it is safe to put a user id into a URL that `check_url` accepts. Its scheme, host and port are fixed; it has
+no user name, password, fragment or hidden character; `{user_id}` is the only placeholder and stands after the host.
 
-A URL may carry a secret in its query; whoever shows one to people shows `shown_url` of it.
+A URL may carry a secret in its query, so code that shows a URL to people shows `shown_url` of it.
 
-It never resolves a name or opens a socket.
+This module never resolves a name and never opens a socket.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Listen(NamedTuple):
 
 
 def parse_listen(text: str) -> Listen:
-    """`host:port` or `[v6]:port`; raises ValueError that says what is expected."""
+    """Parses `host:port` or `[v6]:port`. Raises ValueError, whose text says what is expected."""
     match = _LISTEN.fullmatch(text)
     if match is None or int(match[3]) > 65_535:
         raise ValueError(f'expected "host:port", port 0 to 65535, an IPv6 host in brackets, got {text!r}')
@@ -41,14 +41,16 @@ def parse_listen(text: str) -> Listen:
 
 
 def check_listen(text: str) -> str:
-    """Itself if it is empty or an address to listen on; raises ValueError."""
+    """Returns the text unchanged if it is empty or an address to listen on. Raises ValueError otherwise."""
     if text:
         parse_listen(text)
     return text
 
 
 def check_url(text: str) -> str:
-    """Itself if it is empty or a URL to be called with a user id; raises ValueError."""
+    """Returns the text unchanged if it is empty or a URL that can be called with a user id. Raises ValueError
+    otherwise.
+    """
     if not text:
         return text
     if not text.isascii() or any(character <= " " or character in '\x7f"<>\\^`|' for character in text):
@@ -70,7 +72,7 @@ def check_url(text: str) -> str:
 
 
 def shown_url(url: str) -> str:
-    """A URL as people may see it: of the query only the names, and values that are a placeholder or empty."""
+    """A URL without secrets: in its query each value becomes `***`, except empty values and `{user_id}`."""
     before, mark, query = url.partition("?")
     shown = [
         f"{quote(name, safe='{}')}={value if value in ('', '{user_id}') else '***'}"

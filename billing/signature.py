@@ -1,22 +1,22 @@
-"""Signatures in the manner of Standard Webhooks: how a receiver knows that a call came from this daemon. Pure.
+"""Signatures after Standard Webhooks, by which a receiver verifies that a call came from this daemon. Pure.
 
     signed content     <webhook-id> "." <webhook-timestamp> "." <content>
     header             webhook-signature: v1,<base64 of HMAC-SHA256(secret, signed content)>
 
-`content` of a POST is its body, of a GET (which has none) the request target as it stands in the request line:
-path and query, percent-encoded. `webhook-timestamp` is seconds since the Unix epoch, in decimal. While a secret is
-being changed, both are valid: one signature each stands in the header, separated by a space, and a receiver accepts
-the call if any of them is right.
+`content` is the body of a POST. A GET has no body; its `content` is the request target as it stands in the request
+line: path and query, percent-encoded. `webhook-timestamp` is seconds since the Unix epoch, in decimal. While operators
+change the secret, the old and the new one are both valid: the header holds one signature for each, separated by a
+space, and a receiver accepts the call if any signature is right.
 
-A secrets file holds one secret a line, the current one first, `SECRETS_MAX` at most: base64, usually with the prefix
-`whsec_`, of 24 to 64 bytes. Empty lines and lines beginning with `#` do not count.
+A secrets file holds one secret a line, the current one first, `SECRETS_MAX` at most. A secret is 24 to 64 bytes in
+base64, usually with the prefix `whsec_`. Empty lines and lines beginning with `#` are skipped.
 
 Worked example (secret `whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw`, id `u1-3-1700000000000000000`, timestamp 1700000000):
 
     u1-3-1700000000000000000.1700000000./cutoff?user_id=u1
     v1,NwnZs2z1XCFVoZc40fIqdEzpnF6YCV13S2/a+GOYfC4=
 
-It reads no file and no clock, and secrets appear in no message of it.
+This module reads no file and no clock, and none of its error messages contains a secret.
 """
 
 import binascii
@@ -28,13 +28,15 @@ from typing import Final
 SECRETS_MAX: Final = 2
 SECRET_BYTES_MIN: Final = 24
 SECRET_BYTES_MAX: Final = 64
-TOLERANCE_S: Final = 300  # how far a receiver lets webhook-timestamp be from its own time
+TOLERANCE_S: Final = 300  # a receiver accepts a webhook-timestamp that differs from its own time by this much
 
 _PREFIX: Final = "whsec_"
 
 
 def parse_secrets(text: str) -> tuple[bytes, ...]:
-    """Secrets of a secrets file, the current one first; raises ValueError that names the line, never its content."""
+    """Parses the text of a secrets file; the current secret comes first. Raises ValueError, whose text names the line,
+    never its content.
+    """
     secrets = []
     for number, line in enumerate(text.splitlines(), start=1):
         line = line.strip()
@@ -69,9 +71,10 @@ def verify(
     now_s: int,
     tolerance_s: int = TOLERANCE_S,
 ) -> bool:
-    """Whether a call is genuine and recent: the three headers as received, `now_s` the receiver's time.
+    """Whether a call is genuine and recent. `webhook_id`, `timestamp` and `signature`: the three headers as received;
+    `now_s`: the receiver's time, in seconds since the Unix epoch.
 
-    Signatures of other versions than v1 are ignored. Compares in constant time.
+    Signatures of versions other than v1 are ignored. Signatures are compared in constant time.
     """
     if not timestamp.isdigit() or len(timestamp) > 12 or abs(now_s - int(timestamp)) > tolerance_s:
         return False

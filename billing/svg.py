@@ -1,12 +1,13 @@
-"""Plots as SVG: pure, numbers in and markup out; the dashboard's and the load test's alike.
+"""Plots as SVG, for the dashboard and the load test. Pure: numbers in, markup out.
 
-A plot carries classes and no style of its own (a page's security policy would refuse it, and light and dark belong to
-the page): `plot` is the picture, `grid`, `tick`, `bound` and `mark` its furniture, `line` and `bar` what it shows. Who
-shows it brings the colours, and the width of a point that stands `alone`. Sizes are in units of a picture `WIDTH` wide;
-what has labels leaves `LEFT` for them.
+A plot carries CSS classes and no style: the dashboard's security policy would refuse a style, and the page decides
+between light and dark. Class `plot` is the picture; `grid`, `tick`, `bound` and `mark` are the lines and labels around
+the data; `line` and `bar` are the data. The page's style sheet gives the colours, and the width of a point of class
+`alone`, which has no neighbours. Sizes are in units of a picture `WIDTH` wide; a plot with labels leaves `LEFT` for
+them.
 
-An axis says what stands at its ends and where its labels are; values are whatever the caller plots, such as powers of
-ten. A gap in a line is None.
+An axis has the values at its two ends and its labels. Values may have any unit, such as powers of ten. None in a line
+is a gap.
 """
 
 from __future__ import annotations
@@ -31,19 +32,19 @@ _TICK: Final = Markup('<text class="tick" x="{}" y="{}" text-anchor="{}">{}</tex
 
 
 class Axis(NamedTuple):
-    """From `low` to `high`, with labels: (value, text)."""
+    """An axis from `low` to `high`. `labels`: (value, text) each."""
 
     low: float
     high: float
     labels: Sequence[tuple[float, str]]
 
     def share(self, value: float) -> float:
-        """Where on the axis a value stands, from 0 to 1; beyond its ends, at them."""
+        """The position of a value on the axis, from 0 to 1. A value beyond an end gets the position of that end."""
         return min(1.0, max(0.0, (value - self.low) / (self.high - self.low)))
 
 
 class Line(NamedTuple):
-    """A line, in the colour of that class."""
+    """A line. `kind`: the CSS class that gives its colour."""
 
     name: str
     kind: str
@@ -51,7 +52,7 @@ class Line(NamedTuple):
 
 
 class Bar(NamedTuple):
-    """From `start` to `end` on the x axis, so tall; `says` is shown on pointing at it."""
+    """A bar from `start` to `end` on the x axis. `height`: in units of the y axis; `says`: the text of its tooltip."""
 
     start: float
     end: float
@@ -60,7 +61,7 @@ class Bar(NamedTuple):
 
 
 def linear(low: float, high: float, unit: str = "", most: int = TICKS) -> Axis:
-    """An axis with labels at round numbers, at most so many of them and one more."""
+    """An axis with labels at round numbers, at most `most` + 1 of them."""
     high = high if high > low else low + 1.0
     rough = (high - low) / most
     power: float = 10.0 ** floor(log10(rough))
@@ -80,8 +81,8 @@ def chart(
     marks: Sequence[tuple[float, str, str]] = (),
     dots: bool = False,
 ) -> Markup:
-    """Lines over two axes. `bound`: a value of y that is promised, and its words; `marks`: upright lines (x, class,
-    words); `dots`: a point at each value.
+    """A plot of lines over two axes. `bound`: a promised value of y, and its label; `marks`: vertical lines (x, class,
+    tooltip); `dots`: whether each value gets a dot.
     """
     parts = [_frame(title), *_axes(x, y)]
     if bound is not None:
@@ -101,7 +102,7 @@ def chart(
 
 
 def bars(title: str, x: Axis, y: Axis, shown: Sequence[Bar]) -> Markup:
-    """Bars that stand on the x axis; one that is nearly nothing is seen."""
+    """A plot of bars that stand on the x axis. Each bar is at least 2 units tall, so that small values are visible."""
     parts = [_frame(title), *_axes(x, y)]
     bar = Markup('<rect class="bar" x="{}" y="{}" width="{}" height="{}"><title>{}</title></rect>')
     floor_y = HEIGHT - BOTTOM
@@ -115,7 +116,7 @@ def bars(title: str, x: Axis, y: Axis, shown: Sequence[Bar]) -> Markup:
 
 
 def legend(lines: Sequence[tuple[str, str]]) -> Markup:
-    """What the colours mean: (class, name) each."""
+    """The legend of the colours. `lines`: (class, name) each."""
     return Markup("").join(Markup('<span class="key {}">{}</span> ').format(kind, name) for kind, name in lines)
 
 
@@ -144,7 +145,7 @@ def _axes(x: Axis, y: Axis) -> Iterator[Markup]:
 
 
 def _drawn(line: Line, x: Axis, y: Axis) -> Iterator[Markup]:
-    """Runs of neighbours as lines, a value alone as a dot."""
+    """The markup of one line: a path for each run of neighbouring points, and a dot for a point without neighbours."""
     for there, run in groupby(line.points, key=lambda point: point is not None):
         if there:
             spots = [f"{_x(x, point[0])} {_y(y, point[1])}" for point in run if point is not None]

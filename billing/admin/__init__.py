@@ -1,14 +1,14 @@
-"""What operators see over HTTP: the dashboard, /metrics, /readyz and the runbook.
+"""HTTP for operators: the dashboard, /metrics, /readyz and the runbook.
 
-It only reads: no request here changes anything. It runs in the main process, beside the supervisor.
+This room only reads: none of its requests changes anything. It runs in the main process, beside the supervisor.
 
-    server          the HTTP server, and what it answers; visits: its connections, which are few
+    server          the HTTP server and its routes; visits: limits the number and the silence of its connections
     figure_sampler  asks every worker for its figures once a second, and keeps them
-    worker_queries  asks workers what only they know: an account, what is owed, what is coming
-    metrics         those figures in Prometheus' format
+    worker_queries  asks workers for data of accounts: one account, owed cutoffs, coming cutoffs
+    metrics         the sampler's figures in Prometheus' format
     page            the dashboard
     alerts          the table of alerts (`alerts.toml`), as Prometheus' rules and as the runbook
-    grafana         the dashboard of Grafana; monitoring: the command that prints it, and the rules
-    processes       what the daemon's processes use of the machine
+    grafana         Grafana's dashboard; monitoring: the command that prints it, the rules and the runbook
+    processes       the CPU time, memory and descriptors of the daemon's processes
     recent          the last warnings that were logged
 """

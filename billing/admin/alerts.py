@@ -1,10 +1,10 @@
 """The alerts: one table (`alerts.toml`), from which Prometheus' rules, the page /runbook and the output of `billing
 monitoring runbook` are made.
 
-Theory. A person must act on an alert, so each row gives its meaning and its remedy; `page` is worth
-waking somebody, `ticket` waits for the morning. Expressions use the metrics of `billing.admin.metrics` (a test holds
-the two together) and name no job: `selected` puts that in. Thresholds are those of what is promised: a cutoff leaves
-within 50 ms at the 99th percentile, whatever is owed is being sent, nothing is lost.
+Theory. A person must act on an alert, so each row gives its meaning and its remedy. An alert of severity `page` is
+worth waking somebody; a `ticket` waits for the morning. Expressions use the metrics of `billing.admin.metrics` (a test
+compares the two) and name no job: `selected` adds the job. The thresholds follow from what the daemon promises: a
+cutoff leaves within 50 ms at the 99th percentile, the daemon keeps sending each owed cutoff, and it loses none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shards.system.disk import RealDisk, read_file
 
 PAGE: Final = "page"
 JOB: Final = "billing"
-SITE: Final = "http://{{ $labels.instance }}"  # what Prometheus scrapes is what shows the runbook
+SITE: Final = "http://{{ $labels.instance }}"  # the address that Prometheus scrapes also serves the runbook
 _METRIC: Final = re.compile(r"\b(billing_[a-z_]*[a-z]|up)\b(?!\{)")
 
 
@@ -44,13 +44,13 @@ ALERTS: Final = _read()
 
 
 def selected(expression: str, labels: str) -> str:
-    """The expression with every metric narrowed down to these labels, as `job="billing"`."""
+    """The expression with these labels added to every metric. `labels`: such as `job="billing"`."""
     return _METRIC.sub(rf"\g<0>{{{labels}}}", expression)
 
 
 def rules(job: str = JOB, site: str = SITE) -> str:
-    """Prometheus' rules file for daemons that are scraped as this job and show `/runbook` at `site`. Texts are JSON
-    strings, which YAML reads as they are.
+    """Prometheus' rules file. `job`: the job under which Prometheus scrapes the daemons; `site`: the URL below which
+    `/runbook` is served. Texts are JSON strings, which are valid YAML.
     """
     lines = [
         "# Alerts of the billing daemon. Printed by `billing monitoring rules`.",

@@ -1,16 +1,18 @@
-"""Sampling: once a second every worker is asked for its figures, and what operators are shown is kept.
+"""The figure sampler asks every worker for its figures once a second, and keeps what operators are shown.
 
-Theory. Workers count, the sampler remembers. Of each worker it keeps the newest figures and when they came; of the
-whole it keeps a row a second for some minutes and a row each ten seconds for an hour (`Row`), made of differences
-between two looks. `/metrics`, the page and the service manager all read the same samples, so ten viewers cost the
-workers no more than one. Quantiles of lateness are exact where every call between two looks is known by itself, as it
-is of a few (`ExactHistogram`); of many they are estimated from the counts between bounds. Counters start at zero with
-each life of a worker; a difference below zero is such a start.
+Theory. Workers count, the sampler remembers. For each worker it keeps the newest figures and the instant of the last
+answer. For the whole daemon it keeps a row a second for five minutes and a row each ten seconds for an hour (`Row`); a
+row is made of the differences between two looks. `/metrics`, the page and the service manager read the same samples, so
+ten viewers cost the workers no more than one. Quantiles of lateness are exact if the workers report the lateness of
+each single call between two looks, which they do for small numbers of calls (`ExactHistogram`); otherwise they are
+estimated from the histogram. A worker's counters start at zero each time its process starts; a negative difference
+means such a start.
 
-`overdue` says which worker's loop or disk is not fresh; where it says anything the watchdog is not fed. What begins and
-what ends is logged, each once. A worker that is down or held is not overdue: that is known, told elsewhere, and not
-mended by ending the whole daemon. A full disk is not either. The figures of a worker whose loop does not turn are those
-of before: they are shown and summed no more, and remembered for the difference to those that come when it does.
+`overdue` lists the workers whose loop does not answer or whose batch does not become durable in time; while it lists
+any, the service does not feed the watchdog. The sampler logs once when a stall begins and once when it ends. A worker
+that is down or held is not overdue: the supervisor reports it, and a restart of the whole daemon would not help. A
+worker whose disk is full is not overdue either. The figures of a worker whose loop hangs are out of date: they are not
+shown or summed, but kept for the difference to the figures that come once the loop turns again.
 
 The sampler reads and remembers; it decides nothing about workers.
 """
@@ -30,21 +32,21 @@ from shards.supervisor.supervisor import Supervisor
 from shards.worker.histogram import exact_quantile
 
 LOOK_S: Final = 1.0
-GLANCE_S: Final = 0.25  # how often it is looked whether a bucket has another owner
-MOVES_KEPT: Final = 65_536  # as many as can happen between two glances: a page misses none
+GLANCE_S: Final = 0.25  # how often the sampler compares the owners of buckets with those of before
+MOVES_KEPT: Final = 65_536  # as many moves as can happen between two glances, so that a page misses none
 EVENTS_KEPT: Final = 50
 MOVING_NS: Final = 60_000_000_000
 FINE_ROWS: Final = 300  # one a second
 MINUTE_ROWS: Final = 60
 COARSE_NS: Final = 10_000_000_000
 COARSE_ROWS: Final = 360  # one each ten seconds: an hour
-LOOP_PATIENCE_NS: Final = 10_000_000_000  # a worker that serves answers within that
-START_PATIENCE_NS: Final = 120_000_000_000  # one that starts or recovers may be in one long call
+LOOP_PATIENCE_NS: Final = 10_000_000_000  # a worker that serves answers within this time
+START_PATIENCE_NS: Final = 120_000_000_000  # a worker that starts or recovers may be in one long call
 SYNC_PATIENCE_NS: Final = 30_000_000_000  # a disk that takes longer for one batch is not coming back
 OVERRUN_PATIENCE_NS: Final = 60_000_000_000
 NONE: Final[dict[str, Any]] = {"bounds": [], "counts": [], "sum": 0}
 
-LOOP, SYNC = "loop", "sync"  # what may stand still
+LOOP, SYNC = "loop", "sync"  # what is overdue: the worker's loop, or the sync of its batch
 
 log = logging.getLogger("billing.admin")
 
@@ -55,13 +57,13 @@ class Row(NamedTuple):
     wall_ns: int
     commands: float  # a second
     sent: int  # cutoffs whose first attempt left
-    late_p50_ns: int  # from E to that; -1 where none was sent
+    late_p50_ns: int  # from the balance running out to that first attempt; -1 where none was sent
     late_p99_ns: int
-    owed: int  # now
+    owed: int  # at the second look
 
 
 class Outage(NamedTuple):
-    """An endpoint that does not answer. `since_ns`: wall clock; 0 where it is not known."""
+    """An endpoint that does not answer. `since_ns`: wall clock; 0 if unknown."""
 
     endpoint: str
     since_ns: int
@@ -69,16 +71,16 @@ class Outage(NamedTuple):
 
 
 class Overrun(NamedTuple):
-    """What exhausted accounts whose rate is not 0 go on using."""
+    """The use of exhausted accounts whose rate is not 0."""
 
-    accounts: int = 0  # how many these are
-    nanos_per_hour: int = 0
-    dearest: str = ""  # whose rate is the highest of them
-    lasts_ns: int = 0  # since when there has been one without a pause
+    accounts: int = 0  # the number of such accounts
+    nanos_per_hour: int = 0  # the sum of their rates
+    dearest: str = ""  # the user id of the account with the highest rate
+    lasts_ns: int = 0  # for how long there has been at least one such account without a pause
 
     @property
     def is_wrong(self) -> bool:
-        """Whether it has lasted for longer than it takes to switch machines off and to report that."""
+        """Whether the overrun has lasted longer than the receiver needs to switch machines off and to report that."""
         return self.lasts_ns > OVERRUN_PATIENCE_NS
 
 
@@ -87,7 +89,7 @@ class Event(NamedTuple):
 
     wall_ns: int
     level: str
-    shard_id: int  # 0: by the main process
+    shard_id: int  # 0: the main process logged it
     text: str
     do: str
 
@@ -95,7 +97,7 @@ class Event(NamedTuple):
 class Moved(NamedTuple):
     """A bucket got another owner."""
 
-    number: int  # rising
+    number: int  # rises with each move
     boot_ns: int
     bucket_id: int
     source: int
@@ -103,7 +105,7 @@ class Moved(NamedTuple):
 
 
 class Overdue(NamedTuple):
-    """A worker's loop that does not turn, or its batch that is not durable, for longer than is patient."""
+    """A worker whose loop has not answered, or whose batch has not become durable, for longer than is allowed."""
 
     shard_id: int
     what: str  # LOOP or SYNC
@@ -112,21 +114,23 @@ class Overdue(NamedTuple):
 
 
 class FigureSampler:
-    """See the module. `figures` is by shard, empty for a worker that did not answer lately."""
+    """See the module. `figures`: the figures of each shard's worker; empty for a worker that is down or whose loop
+    hangs.
+    """
 
     def __init__(self, supervisor: Supervisor, recent: Recent | None = None) -> None:
-        """`recent`: what the main process has logged lately."""
+        """`recent`: the last warnings that the main process logged."""
         self.supervisor = supervisor
         self.clocks = supervisor.clocks
         self.started_ns = self.clocks.wall_ns()
-        self.replicas: Callable[[], dict[int, bool]] = dict  # shards elsewhere, and whether their history is followed
+        self.replicas: Callable[[], dict[int, bool]] = dict  # shard of another host -> whether its history is followed
         self.events: deque[Event] = deque(maxlen=EVENTS_KEPT)
         self._recent = recent
         self._events_seen: dict[int, tuple[int, int]] = {}  # shard -> (pid, number of its last event)
         self._shut_since_ns = 0
         self.figures: dict[int, dict[str, Any]] = {}
-        self._last_figures: dict[int, dict[str, Any]] = {}  # as `figures`, with the last ones of those that hang
-        self._still: dict[tuple[int, str], int] = {}  # (shard, LOOP or SYNC) -> since when, of what was overdue
+        self._last_figures: dict[int, dict[str, Any]] = {}  # as `figures`, with the last figures of hanging workers
+        self._still: dict[tuple[int, str], int] = {}  # (shard, LOOP or SYNC) that was overdue -> since when
         self.fine: deque[Row] = deque(maxlen=FINE_ROWS)
         self.coarse: deque[Row] = deque(maxlen=COARSE_ROWS)
         self.moves: deque[Moved] = deque(maxlen=MOVES_KEPT)
@@ -134,16 +138,16 @@ class FigureSampler:
         self.looks = 0
         self._owners: list[int] = []
         self.turned = asyncio.Event()  # set, and replaced, after each look
-        self._answered_ns: dict[int, tuple[int, int]] = {}  # shard -> (pid, when it answered last, or was first seen)
+        self._answered_ns: dict[int, tuple[int, int]] = {}  # shard -> (pid, instant of its last answer or first sight)
         self._before = Sums(), self.clocks.boot_ns()
         self._coarse_before = self._before
         self._minute = deque([self._before], maxlen=MINUTE_ROWS)
-        self._minute_late: deque[list[int] | None] = deque(maxlen=MINUTE_ROWS - 1)  # between each two of these
+        self._minute_late: deque[list[int] | None] = deque(maxlen=MINUTE_ROWS - 1)  # between each two of `_minute`
         self._coarse_late: list[list[int] | None] = []  # since the last coarse row
         self._overrun_since_ns = 0  # boot clock; 0: nothing overruns
 
     async def run(self) -> None:
-        """Looks until cancelled."""
+        """Looks at the workers once a second and at the owners of buckets each `GLANCE_S`, until cancelled."""
         while True:
             await self.look()
             for _ in range(round(LOOK_S / GLANCE_S)):
@@ -151,7 +155,7 @@ class FigureSampler:
                 await asyncio.sleep(GLANCE_S)
 
     def glance(self) -> None:
-        """Sees which buckets have another owner since the last time."""
+        """Records the buckets whose owner has changed since the last glance."""
         owners = self.supervisor.map.owner.tolist()
         if len(owners) == len(self._owners) and owners != self._owners:
             for bucket_id, (source, target) in enumerate(zip(self._owners, owners, strict=True)):
@@ -161,7 +165,7 @@ class FigureSampler:
         self._owners = owners
 
     async def look(self) -> None:
-        """One look at all workers."""
+        """Asks all workers for their figures, and adds a row of what happened since the last look."""
         workers = list(self.supervisor.workers.values())
         await asyncio.gather(*(self._look_at(worker) for worker in workers))
         for gone in self._last_figures.keys() - {worker.shard_id for worker in workers}:
@@ -208,7 +212,7 @@ class FigureSampler:
             self._last_figures[worker.shard_id] = {}
 
     def _note_overdue(self) -> set[int]:
-        """Logs what began to stand still and what goes on again; the shards that are silent."""
+        """Logs each stall that has begun or ended since the last look. Returns the shards whose loop is overdue."""
         now_ns, overdue = self.clocks.boot_ns(), self.overdue()
         pids = {worker.shard_id: worker.pid for worker in self.supervisor.workers.values()}
         still = {(stall.shard_id, stall.what): stall for stall in overdue}
@@ -229,7 +233,7 @@ class FigureSampler:
         return {stall.shard_id for stall in overdue if stall.what == LOOP}
 
     def moved_since(self, number: int) -> list[Moved]:
-        """The moves after that one, in order."""
+        """The moves with a number above `number`, in order."""
         return list(takewhile(lambda move: move.number > number, reversed(self.moves)))[::-1]
 
     def moving(self) -> bool:
@@ -237,16 +241,16 @@ class FigureSampler:
         return bool(self.moves) and self.clocks.boot_ns() - self.moves[-1].boot_ns < MOVING_NS
 
     def last_minute(self) -> Row:
-        """What happened within the last minute, as one row."""
+        """One row over the last minute."""
         return row_between(self._minute[0], self._minute[-1], self.clocks.wall_ns(), self._minute_late)
 
     def last_hour(self) -> list[Row]:
-        """Ten seconds a row, the last one as far as it has come: all figures of a page are of the same look."""
+        """Rows of ten seconds. The last row ends at the newest look, so that all figures of a page are of that look."""
         newest = row_between(self._coarse_before, self._before, self.clocks.wall_ns(), self._coarse_late)
         return [*self.coarse, newest]
 
     def overrun(self) -> Overrun:
-        """What exhausted accounts go on using now."""
+        """The use of exhausted accounts now."""
         accounts = self.total("overrun_accounts")
         if not accounts:
             return Overrun()
@@ -258,7 +262,9 @@ class FigureSampler:
         return Overrun(accounts, self.total("overrun_nanos_per_hour"), dearest, lasts_ns)
 
     def outages(self) -> list[Outage]:
-        """The endpoints that do not answer, each once however many workers have seen it; the oldest outage counts."""
+        """The endpoints that do not answer. An endpoint that several workers report appears once, with the earliest
+        beginning.
+        """
         by_endpoint: dict[str, Outage] = {}
         for figures in self.figures.values():
             for row in figures.get("endpoint_outages", ()):
@@ -271,7 +277,7 @@ class FigureSampler:
         return sorted(by_endpoint.values(), key=lambda outage: outage.since_ns)
 
     def _hear(self) -> None:
-        """Takes what was logged since the last look."""
+        """Adds to `events` what the main process and the workers have logged since the last look."""
         heard = [(0, 0, self._recent.rows)] if self._recent is not None else []
         for shard_id, worker in self.supervisor.workers.items():
             heard.append((shard_id, worker.pid, self.figures.get(shard_id, {}).get("recent", ())))
@@ -286,7 +292,7 @@ class FigureSampler:
         self.events.extend(sorted(fresh))
 
     def overdue(self) -> list[Overdue]:
-        """What has stood still for too long; empty where nothing has."""
+        """The workers whose loop or batch has stalled for too long."""
         stalls = []
         now_ns = self.clocks.boot_ns()
         for worker in self.supervisor.workers.values():
@@ -306,34 +312,34 @@ class FigureSampler:
         return stalls
 
     def why_not_ready(self) -> list[str]:
-        """Why not every bucket is served in full, a line each: a shard that is not served, that refuses changes, or
-        that hangs. Empty when each is; `/readyz` and `billing_ready` say the same.
+        """The reasons why not every bucket is served in full, one line each: a shard that is not served, refuses
+        changes, or hangs. Empty if every bucket is. `/readyz` and `billing_ready` are made of this.
         """
         supervisor = self.supervisor
         unfit = [shard.text for shard in (*supervisor.unserved(), *supervisor.refusing())]
         return unfit + [stall.text for stall in self.overdue()]
 
     def total(self, name: str) -> int:
-        """A figure summed over the workers that have it."""
+        """The sum of a figure over the workers that report it."""
         return sum(figures.get(name) or 0 for figures in self.figures.values())
 
     def top(self, name: str, default: int = -1) -> int:
-        """The greatest of a figure over the workers that have it."""
+        """The greatest value of a figure over the workers that report it; `default` if none does."""
         return max((figures[name] for figures in self.figures.values() if name in figures), default=default)
 
 
-Look = tuple["Sums", int]  # of one look, and its instant by the boot clock
+Look = tuple["Sums", int]  # the sums of one look, and its instant by the boot clock
 
 
 class Sums:
-    """What is needed of one look to make a row with the next: of the figures by shard."""
+    """The figures of one look, by shard, that `row_between` needs."""
 
     __slots__ = ("bounds", "calls", "late", "latest", "owed")
 
     def __init__(self, figures: dict[int, dict[str, Any]] | None = None) -> None:
         self.calls: dict[int, int] = {}
         self.late: dict[int, list[int]] = {}
-        self.latest: dict[int, list[int]] = {}  # the newest of these, each by itself
+        self.latest: dict[int, list[int]] = {}  # the newest single values of `late`, ns
         self.bounds: list[int] = []
         self.owed = 0
         for shard_id, shard_figures in (figures or {}).items():
@@ -346,7 +352,7 @@ class Sums:
 
 
 def known_late(old: Sums, new: Sums) -> list[int] | None:
-    """How late each call between two looks left; None where that is not known of every call."""
+    """How late each call between two looks left, ns; None if that is unknown for any of them."""
     late_ns: list[int] = []
     for shard_id, counts in new.late.items():
         fresh = increase(sum(old.late.get(shard_id, ())), sum(counts))
@@ -358,8 +364,8 @@ def known_late(old: Sums, new: Sums) -> list[int] | None:
 
 
 def row_between(before: Look, after: Look, now_ns: int, late_by_look: Iterable[list[int] | None]) -> Row:
-    """What happened between two looks. `now_ns`: the wall clock. `late_by_look`: see `known_late`, of each
-    look between.
+    """The row of what happened between two looks. `now_ns`: the wall clock; `late_by_look`: the result of `known_late`
+    for each look after `before`, up to `after`.
     """
     (old, old_ns), (new, new_ns) = before, after
     seconds = max(new_ns - old_ns, 1) / 1e9
@@ -367,7 +373,7 @@ def row_between(before: Look, after: Look, now_ns: int, late_by_look: Iterable[l
     counts = [0] * (len(new.bounds) + 1)
     for shard_id, late in new.late.items():
         earlier = old.late.get(shard_id) or [0] * len(late)
-        if sum(late) < sum(earlier):  # a new life
+        if sum(late) < sum(earlier):  # the worker has started again
             earlier = [0] * len(late)
         for index, count in enumerate(late):
             counts[index] += count - earlier[index]
@@ -381,12 +387,14 @@ def row_between(before: Look, after: Look, now_ns: int, late_by_look: Iterable[l
 
 
 def increase(before: int, after: int) -> int:
-    """By how much a counter rose; one that fell began anew."""
+    """By how much a counter rose. A counter that fell has started again from zero."""
     return after - before if after >= before else after
 
 
 def quantile_of(plain: dict[str, Any], share: float) -> int:
-    """A quantile of a histogram as plain data: exact while all its values are known, else `quantile_ns`."""
+    """A quantile of a histogram given as plain data: exact if the data holds every single value, else as
+    `quantile_ns`.
+    """
     latest = plain.get("latest", ())
     if 0 < len(latest) == sum(plain["counts"]):
         return exact_quantile(latest, share)
@@ -394,7 +402,9 @@ def quantile_of(plain: dict[str, Any], share: float) -> int:
 
 
 def quantile_ns(bounds: list[int], counts: list[int], share: float) -> int:
-    """An upper estimate of a quantile of a histogram: interpolated inside its bucket; -1 for an empty one."""
+    """An estimate of a quantile of a histogram, interpolated within the histogram's bucket that holds it. Above the
+    last bound it is that bound; -1 for an empty histogram.
+    """
     total = sum(counts)
     if not total:
         return -1

@@ -176,7 +176,9 @@ def dashboard() -> str:
 
 
 def _variable(label: str, within: str) -> dict[str, Any]:
-    """A choice of values of a label, as `billing_info` has them; all of them at first."""
+    """A variable of the dashboard: the viewer chooses among the values that the label has in `billing_info`; at first
+    all are chosen.
+    """
     return {
         "name": label,
         "type": "query",

@@ -1,15 +1,16 @@
-"""`/metrics`: what the figure sampler knows, in Prometheus' text format.
+"""`/metrics`: the figures that the figure sampler holds, in Prometheus' text format.
 
-Theory. One table says which figure becomes which metric; names follow Prometheus' conventions: `billing_` first, base
-units (seconds, bytes, coins), `_total` behind counters, `_per_second` behind rates. `process_*` are the main process's,
-as every Prometheus client names them; `billing_process_*` are those of all processes of the daemon, by name.
+Theory. One table maps figures to metrics. Names follow Prometheus' conventions: the prefix `billing_`, base units
+(seconds, bytes, coins), the suffix `_total` for counters and `_per_second` for rates. `process_*` describe the main
+process, as in every Prometheus client; `billing_process_*` describe all processes of the daemon, by name.
 
-Figures are whole numbers in the unit their own name ends with; `_ns` becomes seconds and `_nanos` coins here and
-nowhere else. What a worker counts carries its `shard`; what is the daemon's has no label. A worker that is down has no
-figures, and its series are absent rather than zero; the gauges of a shard or follower that is down or hangs
-(`billing_shard_up`, `billing_follower_up`) are always there for an alert.
+A figure is a whole number in the unit that its name ends with; only this module turns `_ns` into seconds and `_nanos`
+into coins. A worker's metrics have the label `shard`; the daemon's have no label. A worker that is down has no figures,
+and its series are absent rather than zero. The gauges `billing_shard_up` and `billing_follower_up` exist even if the
+shard or the follower is down or hangs, so that an alert can use them.
 
-The registry is our own and holds nothing between two scrapes. It never asks anybody: a scrape reads what is there.
+The registry belongs to this module and holds nothing between two scrapes. A scrape asks no worker: it reads the
+figures that the sampler already has.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ CONTENT_TYPE: Final = CONTENT_TYPE_LATEST
 
 _SCALES: Final = {"_ns": 1e9, "_nanos": 1e9}
 
-# figure of a worker -> (metric, what it means); the kind of metric follows from its name and value.
+# A worker's figure -> (metric, its meaning). The metric's name and value decide its kind: counter, gauge or histogram.
 WORKER: Final[dict[str, tuple[str, str]]] = {
     "accounts": ("billing_accounts", "Accounts held."),
     "buckets": ("billing_buckets", "Buckets owned."),
@@ -116,7 +117,7 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
     "notices_lag_ns": ("billing_notices_lag_seconds", "How far the notices' process is behind the journal."),
 }
 
-# figure of a worker, counted by kind of call -> (metric, what it means)
+# A worker's figure that is counted by kind of call -> (metric, its meaning).
 CALLS_OUT: Final[dict[str, tuple[str, str]]] = {
     "calls_started": ("billing_cutoff_calls_total", "Calls out that were begun, by kind: cutoff or restore."),
     "calls_delivered": ("billing_cutoff_calls_delivered_total", "Calls out that had their 2xx."),
@@ -129,7 +130,7 @@ SHARES: Final = {
     "billing_shards_lost_total": "Of these, taken by another host since this one was not heard of.",
 }
 
-# The figures of the supervisor, and the counters that have names as labels.
+# The metrics of the supervisor, and those whose labels are names of methods, errors, servers or processes.
 DAEMON: Final = (
     *("billing_info", "billing_ready", "billing_clock_offset_seconds", "billing_clock_steps_total"),
     *("billing_clock_error_seconds", "billing_clock_error_limit_seconds", "billing_clock_kept", "billing_stands_by"),
@@ -149,10 +150,10 @@ DAEMON: Final = (
 
 
 class Exposition:
-    """The collector of one daemon."""
+    """The Prometheus collector of one daemon."""
 
     def __init__(self, sampler: FigureSampler, processes: Processes, info: Mapping[str, str]) -> None:
-        """`info`: labels of `billing_info` beside the version."""
+        """`info`: the labels of `billing_info`, to which the version is added."""
         self._sampler = sampler
         self._processes = processes
         self._info = info
@@ -161,15 +162,15 @@ class Exposition:
         self._registry.register(self)
 
     def text(self) -> bytes:
-        """The page."""
+        """The body of `/metrics`."""
         return generate_latest(self._registry)
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing ahead: names are checked when they are made."""
+        """Declares no metric in advance: `collect` makes all of them at each scrape."""
         return []
 
     def collect(self) -> Iterator[Metric]:
-        """Every metric there is now."""
+        """Makes every metric from the figures of now."""
         yield from self._daemon()
         for figure, (name, help_text) in WORKER.items():
             yield _worker_metric(figure, name, help_text, self._sampler.figures)
@@ -220,7 +221,7 @@ class Exposition:
         yield from (up, held, starts, full)
 
     def _log_leaders(self) -> Metric:
-        """A shard whose log nobody leads, as far as its worker has seen, has no series."""
+        """The leader of each shard's log. A shard whose worker sees no leader has no series."""
         leads = GaugeMetricFamily(
             "billing_log_leader", "The server that leads the shard's log, as a label.", labels=["shard", "server"]
         )
@@ -230,7 +231,9 @@ class Exposition:
         return leads
 
     def _shares(self) -> Iterator[Metric]:
-        """How many shards this host serves and, where several serve at once, has taken, handed over and lost."""
+        """The number of shards that this host serves and, if several hosts serve at once, that it has taken, handed
+        over and lost.
+        """
         supervisor = self._sampler.supervisor
         sharing = supervisor.sharing
         served = sum(worker.state == "serving" for worker in supervisor.workers.values())
@@ -274,7 +277,9 @@ class Exposition:
         return durations
 
     def _followers(self) -> Iterator[Metric]:
-        """A process that is down has its series, too: it is 0. The replica has one for each shard elsewhere."""
+        """Whether each follower is up, and its starts. A follower that is down keeps its series, with value 0. The
+        follower `replica` has a series for each shard that another host serves.
+        """
         labels = ["shard", "follower"]
         up = GaugeMetricFamily("billing_follower_up", "Whether the process behind the journal answers.", labels=labels)
         starts = CounterMetricFamily("billing_follower_starts", "Starts of that process.", labels=labels)
@@ -319,13 +324,13 @@ def _worker_metric(figure: str, name: str, help_text: str, by_shard: dict[int, d
     else:
         metric = GaugeMetricFamily(name, help_text, labels=["shard"])
     for shard, value in samples:
-        if value >= 0:  # -1 says that there is none
+        if value >= 0:  # -1 means that there is no value
             metric.add_metric([shard], value / scale if scale != 1 else value)
     return metric
 
 
 def _histogram(plain: Mapping[str, Any], scale: float) -> tuple[list[tuple[str, float]], float]:
-    """Prometheus' cumulative buckets and sum of a `Histogram` as plain data."""
+    """(cumulative buckets, sum) for Prometheus, made of a `Histogram` given as plain data."""
     edges = [*(f"{bound / scale:g}" for bound in plain["bounds"]), "+Inf"]
     return list(zip(edges, accumulate(plain["counts"]), strict=True)), plain["sum"] / scale
 

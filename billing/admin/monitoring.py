@@ -1,4 +1,4 @@
-"""`billing monitoring`: prints the files for Prometheus and Grafana, and the meaning of each alert."""
+"""The command `billing monitoring`: prints the files for Prometheus and Grafana, and the meaning of each alert."""
 
 from __future__ import annotations
 

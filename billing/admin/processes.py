@@ -1,10 +1,10 @@
-"""The resources that the daemon's processes use, and the free space on the disk of its data: read only when somebody
-looks.
+"""The resources that the daemon's processes use, and the free space on the disk of its data. They are read only on
+demand: for a page or a scrape.
 
-A daemon is several processes: the main one, a worker for each shard, and for each worker the ones that follow its
-journal (history, notices). Each has a name here, such as `shard-2` or `history-2`, which stays the same over restarts.
-A reading is kept for `KEPT_NS`, so that any number of viewers costs no more than one. A process that ends between
-being listed and being read is left out.
+A daemon is several processes: the main process, a worker for each shard, and for each worker the followers of its
+journal (history, notices). Each process has a name here, such as `shard-2` or `history-2`, which a restart does not
+change. A reading is reused for `KEPT_NS`, so that any number of viewers costs no more than one. A process that ends
+after it was listed and before it is read is left out.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Process(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """All of them, and the file system of `daemon.data_dir`; `disk_bytes` is 0 where that cannot be read."""
+    """All processes, and the file system of `daemon.data_dir`; `disk_bytes` is 0 if that cannot be read."""
 
     processes: tuple[Process, ...]
     disk_free_bytes: int
@@ -44,12 +44,12 @@ class Usage(NamedTuple):
 
     @property
     def memory_bytes(self) -> int:
-        """Of all processes; what they share is counted in each."""
+        """The memory of all processes together. Memory that they share counts once for each of them."""
         return sum(process.memory_bytes for process in self.processes)
 
 
 class Processes:
-    """Reads them for one daemon."""
+    """Reads the usage of one daemon."""
 
     def __init__(self, sampler: FigureSampler, data_dir: str) -> None:
         self._sampler = sampler
@@ -58,7 +58,7 @@ class Processes:
         self._read_ns = 0
 
     def usage(self) -> Usage:
-        """As of now, or of at most `KEPT_NS` ago."""
+        """The usage as of now, or a reading that is at most `KEPT_NS` old."""
         now_ns = self._sampler.clocks.boot_ns()
         if not self._read_ns or now_ns - self._read_ns > KEPT_NS:
             free_bytes = whole_bytes = 0

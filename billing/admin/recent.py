@@ -1,7 +1,7 @@
-"""The last warnings and worse that a process has logged, kept for the page that shows them.
+"""The last records of level warning or above that a process has logged, kept for the dashboard.
 
-Rows are plain data, so that a worker can tell them with its figures: (number, wall ns, level, text, what to do).
-Numbers rise. What is private is taken out before a row is kept.
+A row is plain data, so that a worker can send it with its figures: (number, wall ns, level, text, what to do). Numbers
+rise by one. Private data are taken out of the text before a row is kept.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ Row = tuple[int, int, str, str, str]
 
 
 class Recent(logging.Handler):
-    """Keeps them. `discretion` makes a text fit to be shown, `advice` says what to do about a record."""
+    """The log handler that keeps the rows. `discretion(text)`: the text without private data; `advice(record)`: what
+    an operator should do about the record.
+    """
 
     def __init__(self, discretion: Callable[[str], str], advice: Callable[[logging.LogRecord], str]) -> None:
         super().__init__(logging.WARNING)
@@ -33,5 +35,5 @@ class Recent(logging.Handler):
             text = self._discretion(record.getMessage())[:CHARACTERS_MAX]
             at_ns = int(record.created * 1e9)
             self.rows.append((self._number, at_ns, record.levelname.lower(), text, self._advice(record)))
-        except Exception:  # a record that cannot be formatted must not end what logged it
+        except Exception:  # a record that cannot be formatted must not end the code that logged it
             self.handleError(record)

@@ -1,23 +1,25 @@
-"""HTTP for operators on `admin.listen`. It only reads: there is no request here that changes anything.
+"""HTTP for operators on `admin.listen`. It only reads: no request changes anything.
 
     /livez      200 while the supervisor's loop turns
     /readyz     200 when every bucket is served and takes changes, else 503 with one reason per line (a worker that
-                hangs serves none)
-    /metrics    Prometheus
+                hangs serves no bucket)
+    /metrics    the figures in Prometheus' text format
     /           the dashboard; ?user=ID shows an account on it
     /events     its parts as server-sent events: "parts" {now_ns, parts: {id: markup}}, "moved" [[bucket, shard], …]
     /account    the part about one account: ?user=ID
-    /runbook    what each alert means
+    /runbook    the meaning and the remedy of each alert
 
-**Who may read.** /livez and /readyz: whoever reaches the socket. All else: as on the RPC doors, whoever they would let
-in (`billing.api.auth`): without tokens, this host, or a client certificate; with tokens, the bearer of one with the
-role `read`, as `Authorization: Bearer` or, for browsers, as the password of Basic. On loopback a `Host` that is not
-this host is refused, so that no page of somebody else's can read here through a name it points at 127.0.0.1.
+**Who may read.** Every client that reaches the socket may read /livez and /readyz. Everything else has the rules of the
+RPC doors (`billing.api.auth`). Without configured tokens: clients on this host, and clients with a certificate. With
+tokens: clients with a token, or the certificate of a name, that has the role `read` or `admin`; the token comes as
+`Authorization: Bearer` or, from a browser, as the password of Basic. Without configured tokens, a request that has no
+certificate and whose `Host` header does not name loopback is refused: otherwise a foreign web page could read here
+through a name that it points at 127.0.0.1.
 
-`visits` bounds connections and their silence, `tls_entrance` the handshakes before them: this process keeps the workers
-alive, and strangers' connections must not take the descriptors that it needs for that.
+This process keeps the workers alive, and connections of strangers must not take the descriptors that it needs for that.
+So `visits` limits the number of connections and the silence on each, and `tls_entrance` limits the handshakes.
 
-At most `VIEWERS_MAX` pages are kept fresh at once. What is asked of the workers for them is asked once for all.
+At most `VIEWERS_MAX` pages are kept fresh at once. The workers are asked once for all pages.
 """
 
 from __future__ import annotations
@@ -70,13 +72,13 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class Site:
-    """The pages, and the callers that may read them."""
+    """The routes, and the check of who may read them."""
 
     def __init__(
         self, config: Config, sampler: FigureSampler, replies: QueryReplies, refused_sign_in: Callable[[str], None]
     ) -> None:
-        """`replies`: those that the supervisor was given. `refused_sign_in` is told at which address a token was shown
-        that is not known.
+        """`replies`: the object that the supervisor hands the workers' replies to. `refused_sign_in(address)`: called
+        with the client's address when a client shows an unknown token.
         """
         self._sampler = sampler
         self._refused_sign_in = refused_sign_in
@@ -88,22 +90,22 @@ class Site:
         self._processes = Processes(sampler, config.daemon.data_dir)
         self._exposition = Exposition(sampler, self._processes, info)
         self._files = {name: read_file(self._disk, str(PAGE / name)) for name in ("page.html", "runbook.html", *ASSETS)}
-        self.visits: Visits | None = None  # whose connections these are, while it is served
-        self.entrance: TlsEntrance | None = None  # by which they came, where it speaks TLS
+        self.visits: Visits | None = None  # the connections, while the site is served
+        self.entrance: TlsEntrance | None = None  # accepts the connections, if the site is served over TLS
         self.take_up(config)
         self._viewers = 0
-        self._last_event: tuple[int, str] = (-1, "")  # of which look, and the event's data
+        self._last_event: tuple[int, str] = (-1, "")  # (number of the look, data of the event "parts" made of it)
         self._making = asyncio.Lock()
 
     def take_up(self, config: Config) -> None:
-        """Who may read from now on: the tokens file is read again, and where it speaks TLS, the files of that."""
+        """Applies the tokens file from now on, read again, and under TLS the certificate files."""
         tokens_file = config.rpc.tokens_file
         self._guard = Guard(read_file(self._disk, tokens_file).decode() if tokens_file else None)
         if self.entrance is not None and (tls := server_context(config.rpc)) is not None:
             self.entrance.take_context(tls)
 
     def application(self) -> web.Application:
-        """The routes, behind the door."""
+        """The aiohttp application: the routes behind the middleware `_door`."""
         application = web.Application(middlewares=[self._door])
         for path, handler in (
             ("/livez", self.livez), ("/readyz", self.readyz), ("/metrics", self.metrics), ("/", self.page),
@@ -114,7 +116,7 @@ class Site:
             application.router.add_get(f"/{name}", self.asset)
         return application
 
-    # -- the door ---------------------------------------------------------------------------------------------------
+    # -- who may read -----------------------------------------------------------------------------------------------
 
     @web.middleware
     async def _door(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -234,7 +236,7 @@ class Site:
             self._viewers -= 1
 
     async def _data(self, looks: int) -> str:
-        """The parts as JSON, made once a look for all viewers."""
+        """The data of the event "parts", as JSON; made once a look for all viewers."""
         async with self._making:
             if self._last_event[0] != looks:
                 answers = await self._ask()
@@ -267,7 +269,7 @@ class Site:
             return f"The account cannot be shown now: {refusal.message}."
 
     def _now_ns(self) -> int:
-        """Billing time, as near as the supervisor knows it; before it is anchored, wall time."""
+        """Billing time, as closely as the supervisor knows it. Wall time before billing time is anchored."""
         clock = self._supervisor.time.clock
         clocks = self._sampler.clocks
         return clocks.wall_ns() if clock is None else clock.ahead(clocks.boot_ns())
@@ -283,7 +285,7 @@ def is_this_host(host: str) -> bool:
 
 
 def token_of(authorization: str) -> bytes:
-    """The token in an Authorization header: a bearer, or the password of Basic; empty where there is none."""
+    """The token in an Authorization header: that of Bearer, or the password of Basic. Empty if there is none."""
     scheme, _, value = authorization.partition(" ")
     if scheme.lower() == "bearer":
         return value.strip().encode()
@@ -296,7 +298,9 @@ def token_of(authorization: str) -> bytes:
 
 
 class Asker(web.RequestHandler):
-    """One connection. What is no HTTP is answered as a client's fault, which is nothing for the daemon's own log."""
+    """One connection. Bytes that are not HTTP get a 4xx answer and no line in the daemon's log, as the client is at
+    fault.
+    """
 
     def __init__(self, server: web.Server) -> None:
         options: dict[str, Any] = {"access_log": None}  # aiohttp takes None, its types do not
@@ -309,7 +313,9 @@ class Asker(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        """400, and the end of the connection; a bug is logged and answered as aiohttp does."""
+        """Answers a bad request with its 4xx status, and ends the connection. aiohttp answers and logs a 5xx, which is
+        a bug.
+        """
         if status >= 500:
             return super().handle_error(request, status, exc, message)
         refusal = web.Response(status=status, text="this is no HTTP request that is taken here\n", headers=HEADERS)
@@ -317,7 +323,7 @@ class Asker(web.RequestHandler):
         return refusal
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        """A body that is broken behind a whole head ends its connection, and is logged no more than a broken head."""
+        """Logs an exception, except for a malformed body: that is the client's fault, as a malformed head is."""
         if not isinstance(kw.get("exc_info"), web.RequestPayloadError):
             super().log_exception(*args, **kw)
 
@@ -325,7 +331,7 @@ class Asker(web.RequestHandler):
 async def serve_admin(
     listener: socket.socket, site: Site, tls: ssl.SSLContext | None, limits: VisitLimits | None = None
 ) -> None:
-    """Serves on a bound socket until cancelled. `limits`: None for what the descriptors of this process allow."""
+    """Serves on a bound socket until cancelled. `limits`: None for the limits that `limits_of_descriptors` gives."""
     runner = web.AppRunner(site.application(), access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     assert runner.server is not None, "it was set up"

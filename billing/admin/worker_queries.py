@@ -1,11 +1,12 @@
-"""Asking the workers, from the main process, what only they know: one account, owed cutoffs, coming cutoffs.
+"""Queries of the main process to the workers, for data that only workers have: one account, owed cutoffs, coming
+cutoffs.
 
-A question goes over the control wire of any worker that serves (`shards.worker.worker_queries`). The worker answers it
-as it answers a client.
-Answers to questions about the whole daemon are kept for a moment, so that many viewers cost what one does. There is
-an upper bound to the questions under way; further queries are refused, as are queries that take too long.
+A query goes over the control wire of any worker that serves (`shards.worker.worker_queries`). The worker answers it as
+it answers a client. Replies about the whole daemon are reused for a moment, so that many viewers cost no more than one.
+At most `WAITING_MAX` queries are under way; further queries are refused, as are queries that take longer than
+`TIMEOUT_S`.
 
-It asks only; nothing here changes an account.
+Only queries are sent; nothing here changes an account.
 """
 
 from __future__ import annotations
@@ -22,30 +23,34 @@ from shards.supervisor.supervisor import Supervisor
 
 TIMEOUT_S: Final = 2.0
 WAITING_MAX: Final = 64
-KEPT_NS: Final = 1_000_000_000  # an answer about the whole daemon is as good as new for that long
+KEPT_NS: Final = 1_000_000_000  # a reply about the whole daemon is reused for this long
 FORECAST_KEPT_NS: Final = 20_000_000_000
 KEPT_MAX: Final = 16
 
 
 class QueryRefused(Exception):
-    """The answer is an error, as clients are told: `NAME: message`; people are told the message alone."""
+    """A worker's reply is an error, or there is no reply. The text is `NAME: message`, as clients get it; the page
+    shows the message alone.
+    """
 
     def __init__(self, name: str, message: str) -> None:
-        """`name`: of the error, as in `billing.ledger.errors`."""
+        """`name`: the error's name, one of `billing.ledger.errors`."""
         super().__init__(f"{name}: {message}")
         self.name = name
         self.message = message
 
 
 class QueryReplies:
-    """The questions under way, by number; the supervisor hands each answer to `on_reply`."""
+    """The queries under way, by number. The supervisor hands each reply to `on_reply`."""
 
     def __init__(self) -> None:
         self._waiting: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
 
     def begin(self) -> tuple[int, asyncio.Future[Any]]:
-        """A question's number, and what its answer will be, or QueryRefused. QueryRefused: too many are under way."""
+        """(number of a new query, future of its result); the future raises QueryRefused if the reply is an error.
+        Raises QueryRefused if too many queries are under way.
+        """
         if len(self._waiting) >= WAITING_MAX:
             raise QueryRefused("UNAVAILABLE", "too many questions at once")
         self._number = number = (self._number + 1) & 0xFFFFFFFF
@@ -53,11 +58,11 @@ class QueryReplies:
         return number, future
 
     def end(self, number: int) -> None:
-        """Nobody waits for it any more."""
+        """Forgets a query: nobody waits for its reply any more."""
         del self._waiting[number]
 
     def on_reply(self, data: bytes) -> None:
-        """A worker's answer, as it would be a client's."""
+        """Takes a worker's reply, encoded as for a client: MessagePack (type, number, error, result)."""
         _, number, error, result = msgpack.unpackb(data, raw=False, strict_map_key=False)
         future = self._waiting.get(number)
         if future is None or future.done():
@@ -69,27 +74,29 @@ class QueryReplies:
 
 
 class WorkerQueries:
-    """Questions to the workers of one supervisor."""
+    """Sends queries to the workers of one supervisor."""
 
     def __init__(self, supervisor: Supervisor, replies: QueryReplies) -> None:
-        """`replies`: those that this supervisor was given."""
+        """`replies`: the object that this supervisor hands the workers' replies to."""
         self._supervisor = supervisor
         self._replies = replies
         self._turn = itertools.count()
         self._cached: dict[Command, tuple[int, Any]] = {}
 
     async def account(self, user_id: bytes) -> dict[str, Any]:
-        """What `get_account` answers. Raises Refusal."""
+        """The result of the method `get_account`. Raises QueryRefused."""
         reply = await self._ask(user_id, ("get_account", user_id))
         assert isinstance(reply, dict)
         return reply
 
     async def pending_cutoffs(self, limit: int) -> list[dict[str, Any]]:
-        """What `pending_cutoffs` answers. Raises Refusal."""
+        """The result of the method `pending_cutoffs`. Raises QueryRefused."""
         return list(await self._survey(("pending_cutoffs", b"", limit)))
 
     async def forecast(self, within_ns: int, step_ns: int) -> dict[str, Any]:
-        """What `forecast` answers: a look at every account, so kept for longer. Raises Refusal."""
+        """The result of the method `forecast`. It costs a look at every account, so it is reused for longer. Raises
+        QueryRefused.
+        """
         return dict(await self._survey(("forecast", within_ns, step_ns), FORECAST_KEPT_NS))
 
     async def _survey(self, query: Command, kept_ns: int = KEPT_NS) -> Any:

@@ -1,10 +1,10 @@
-"""What is wrong with the daemon now, the worst first: pure, figures in and sentences out.
+"""The daemon's faults of now, the worst first. Pure: figures in, sentences out.
 
-The header's pill and the tab's title say the first of them, the list in the header all of them. Each names the fault,
-since when it lasts and how many users it concerns (where these are known), the command that shows more, and the alert
-under which the runbook gives the remedy. A tile is amber or red only where one of these is its reason, so that the
-header never says that nothing is wrong beside it. Overrun that grows for some seconds is none: between a cutoff's 2xx
-and the report of rate 0 every account overruns.
+The header's pill and the tab's title show the first fault; the list in the header shows all. Each fault has its
+beginning and the number of users that it concerns (if these are known), the command that shows more, and the alert
+under which the runbook gives the remedy. A tile is amber or red only because of one of these faults, so that the header
+never shows "nothing is wrong" beside such a tile. Overrun that lasts some seconds is no fault: every account overruns
+between the 2xx of its cutoff and the report of rate 0.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ BAD, WARN = "bad", "warn"
 OWED_LATE_NS: Final = 5 * 10**9
 CLOCK_OFF_NS: Final = 10**9
 DISK_SHARE_MIN: Final = 0.1
-LOG_SHARE_MAX: Final = 0.7  # of the limit of a stream; at nine tenths changes are refused
-OVERRUNNING: Final = "billing accounts --overrunning"  # lists them
+LOG_SHARE_MAX: Final = 0.7  # of the limit of a stream; at nine tenths of it changes are refused
+OVERRUNNING: Final = "billing accounts --overrunning"  # lists the exhausted accounts that still have a rate
 OVERDUE: Final = {LOOP: ("Silent", "BillingLoopLag"), SYNC: ("Disk stuck", "BillingSyncStuck")}  # word, alert
 
 
 class Trouble(NamedTuple):
-    """One thing that is wrong."""
+    """One fault."""
 
     kind: str  # BAD or WARN
     label: str  # for the pill and the tab: two or three words
     text: str
-    alert: str  # whose entry of the runbook it is; empty where there is none
-    command: str  # that shows more; empty where there is none
+    alert: str  # the alert whose entry in the runbook gives the remedy; empty if there is none
+    command: str  # the command that shows more; empty if there is none
 
 
 def troubles(sampler: FigureSampler, usage: Usage) -> list[Trouble]:
-    """All of them, the worst first."""
+    """All faults, the worst first."""
     faults = [
         *_shards(sampler),
         *_endpoint(sampler),
@@ -100,7 +100,7 @@ def _disk(sampler: FigureSampler, usage: Usage) -> Iterator[Trouble]:
 
 
 def is_nearly_full(figures: Mapping[str, Any]) -> bool:
-    """Whether a shard's log nears the limit of its stream; a shard without a limit has -1."""
+    """Whether a shard's log nears the limit of its stream. `log_limit_bytes` is -1 for a stream without a limit."""
     limit_bytes: int = figures["log_limit_bytes"]
     return 0 < LOG_SHARE_MAX * limit_bytes < int(figures["log_bytes"])
 
@@ -111,7 +111,7 @@ def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
         are = "is" if held == 1 else "are"
         text = f"{counted(held, 'cutoff')} {are} held back since the start, until somebody releases them."
         yield Trouble(BAD, f"{words.number(held)} held back", text, "BillingCutoffsHeld", "billing cutoffs release")
-    owed, oldest_ns = sampler.total("pending_cutoffs") - held, sampler.top("oldest_owed_ns")  # of users beside these
+    owed, oldest_ns = sampler.total("pending_cutoffs") - held, sampler.top("oldest_owed_ns")  # without held ones
     if owed > 0 and oldest_ns > OWED_LATE_NS and not sampler.outages():
         have = "has" if owed == 1 else "have"
         partly = f" ({answering})" if (answering := _partly(sampler)) else ""
@@ -129,7 +129,7 @@ def _owed(sampler: FigureSampler) -> Iterator[Trouble]:
 
 
 def _partly(sampler: FigureSampler) -> str:
-    """Of how many shards the sums are, where some do not answer; else empty."""
+    """How many of the shards the sums cover, in words; empty if all shards answer."""
     answering = sum(bool(figures) for figures in sampler.figures.values())
     return words.part_of(answering, len(sampler.supervisor.workers))
 
@@ -147,7 +147,7 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
                 because = f" ({trouble})" if trouble else ""
                 text = f"The process of the {follower} of shard {shard_id} does not run{because}."
                 yield Trouble(WARN, f"No {follower}", text, "BillingFollowerDown", "journalctl -u billing")
-    if not sampler.outages():  # else that is the cause, and stands there already
+    if not sampler.outages():  # an outage would be the cause, and is listed already
         yield from overrunning(sampler.overrun())
     if classless := sampler.total("unknown_class_accounts"):
         are = "is" if classless == 1 else "are"
@@ -168,7 +168,7 @@ def _rest(sampler: FigureSampler) -> Iterator[Trouble]:
 
 
 def overrunning(overrun: Overrun) -> Iterator[Trouble]:
-    """That machines of exhausted accounts run on; nothing where they have not done so for long."""
+    """The fault that machines of exhausted accounts go on running; none if they have not done so for long."""
     if overrun.is_wrong:
         only = overrun.accounts == 1
         text = (
@@ -180,5 +180,5 @@ def overrunning(overrun: Overrun) -> Iterator[Trouble]:
 
 
 def title(faults: list[Trouble], host: str) -> str:
-    """The tab's: the worst thing first, so that it is seen in a row of tabs."""
+    """The title of the browser's tab. It begins with the worst fault, so that a narrow tab shows it."""
     return f"● {faults[0].label} · billing on {host}" if faults else f"billing on {host}"

@@ -1,4 +1,4 @@
-"""The parts of the page: what is known now, as markup. Each part is the content of the element of that id."""
+"""The parts of the page, made as markup from the newest figures. Each part has the id of the element that it fills."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ EVENTS_SHOWN: Final = 8
 
 
 class Answers(NamedTuple):
-    """The workers' answers for the page (a text gives the reason for a missing one), and the resources that the
-    processes use.
+    """The workers' replies for the page, and the resources that the processes use. A str in the place of a reply is the
+    reason why there is none.
     """
 
     owed: Sequence[Mapping[str, Any]] | str
     coming: Mapping[str, Any] | str
-    now_ns: int  # billing time of these answers
+    now_ns: int  # billing time of these replies
     usage: Usage
 
 
 def parts(sampler: FigureSampler, answers: Answers) -> dict[str, Markup]:
-    """All parts that change by themselves, by id. `title` is the tab's, as text."""
+    """All parts that are refreshed, by id. `title` is the title of the tab, as text."""
     faults = troubles(sampler, answers.usage)
     return {
         "title": escape(title(faults, HOST)),
@@ -58,7 +58,7 @@ def parts(sampler: FigureSampler, answers: Answers) -> dict[str, Markup]:
 
 
 def state(faults: Sequence[Trouble]) -> Markup:
-    """One line: how the daemon is, by the worst that there is."""
+    """One line about the daemon's state: its worst fault, or that nothing is wrong."""
     if not faults:
         return Markup('<span class="pill good">Serving</span> every bucket is served, nothing is wrong')
     more = f" and {len(faults) - 1} more" if len(faults) > 1 else ""
@@ -66,7 +66,7 @@ def state(faults: Sequence[Trouble]) -> Markup:
 
 
 def troubles_list(faults: Sequence[Trouble]) -> Markup:
-    """The faults, each with the command that shows more and with its remedy; empty where nothing is."""
+    """The faults, each with the command that shows more and the link to its remedy. Empty if there are none."""
     items = [
         Markup('<li class="{}"><b>{}</b><span class="what">{}</span><span class="do">{}{}</span></li>').format(
             trouble.kind,
@@ -89,7 +89,7 @@ def command(text: str) -> Markup:
 
 
 def identity(sampler: FigureSampler, usage: Usage) -> Markup:
-    """Which daemon this is: where, since when, which version, and what it uses."""
+    """The identity of this daemon: its start, version, process id, memory and disk."""
     now_ns = sampler.clocks.wall_ns()
     main = usage.processes[0] if usage.processes else None
     facts = [
@@ -106,14 +106,14 @@ def identity(sampler: FigureSampler, usage: Usage) -> Markup:
 
 
 def period_words(sampler: FigureSampler) -> str:
-    """The period that the figures of an hour cover, in words: after a start it is shorter."""
+    """The period that the figures of the last hour cover, in words. It is shorter within an hour of the start."""
     now_ns = sampler.clocks.wall_ns()
     hour = now_ns - sampler.started_ns >= HOUR_NS
     return "in the last hour" if hour else f"since the start at {words.clock(sampler.started_ns, now_ns)}"
 
 
 def tiles(sampler: FigureSampler, answers: Answers) -> Markup:
-    """The figures one looks at first."""
+    """The row of tiles with the most important figures."""
     fine = list(sampler.fine)
     rate = fine[-1].commands if fine else 0.0
     owing = sampler.total("pending_cutoffs")
@@ -173,7 +173,7 @@ def tiles(sampler: FigureSampler, answers: Answers) -> Markup:
 
 
 def overrunning(overrun: Overrun) -> Markup:
-    """Whose machines still run, and the command that lists them."""
+    """The exhausted accounts that still have a rate, and the command that lists them."""
     return Markup('{} more an hour: {} whose rate nobody has set to 0{}<a href="/?user={}">{}</a> {}').format(
         words.coins_short(overrun.nanos_per_hour),
         counted(overrun.accounts, "exhausted account"),
@@ -185,8 +185,8 @@ def overrunning(overrun: Overrun) -> Markup:
 
 
 def _lateness_tile(sampler: FigureSampler) -> Markup:
-    """How late cutoffs leave; a call that is still waiting counts, too, where it has waited for longer than the calls
-    that left: also one for which no connection came about.
+    """The tile with the lateness of cutoffs. If a call that still waits, even for a connection, has waited longer than
+    the 99th percentile of the calls that left, the tile shows its wait instead.
     """
     minute = sampler.last_minute()
     waiting_ns = max(sampler.top("cutoffs_waiting_ns", 0), sampler.top("oldest_owed_ns") if sampler.outages() else 0)
@@ -208,7 +208,7 @@ def _tile(title: str, figure: str, below: str | Markup, kind: str = "") -> Marku
 
 
 def lateness(sampler: FigureSampler) -> Markup:
-    """How late cutoffs left, over the last hour; the newest slot is the one under way."""
+    """The plot of how late cutoffs left in the last hour. The newest slot is the one under way."""
     rows = sampler.last_hour()[-COARSE_ROWS:]
     span_s = COARSE_ROWS * COARSE_NS // 10**9
     plot = plots.lateness([row.late_p50_ns for row in rows], [row.late_p99_ns for row in rows], span_s, COARSE_ROWS)
@@ -226,7 +226,7 @@ def lateness(sampler: FigureSampler) -> Markup:
 
 
 def owed(sampler: FigureSampler, answers: Answers) -> Markup:
-    """Cutoffs that have not had their 2xx."""
+    """The table of cutoffs that have had no 2xx yet."""
     if isinstance(answers.owed, str):
         return Markup('<p class="empty">The list cannot be had now: {}.</p>').format(answers.owed)
     total = sampler.total("pending_cutoffs")
@@ -256,7 +256,7 @@ def owed(sampler: FigureSampler, answers: Answers) -> Markup:
 
 
 def coming(answers: Answers) -> Markup:
-    """How many balances run out within the hour, by minute."""
+    """The plot of how many balances run out within the coming hour, by minute."""
     if isinstance(answers.coming, str):
         return Markup('<p class="empty">There is no forecast now: {}.</p>').format(answers.coming)
     total, forecast = answers.coming["cutoffs"], answers.coming
@@ -281,7 +281,7 @@ def coming(answers: Answers) -> Markup:
 
 
 def following(answers: Answers) -> Markup:
-    """Whose balance runs out next, to look at; nothing where none does within the hour."""
+    """A link to the account whose balance runs out next. Empty if none runs out within the hour."""
     if isinstance(answers.coming, str) or answers.coming["next_user_id"] is None:
         return Markup("")
     user, in_ns = answers.coming["next_user_id"], max(0, answers.coming["next_at_ns"] - answers.now_ns)
@@ -291,7 +291,9 @@ def following(answers: Answers) -> Markup:
 
 
 def _by_minute(forecast: Mapping[str, Any], now_ns: int) -> list[int]:
-    """How many run out in each of the 60 minutes from now; a forecast is some seconds old."""
+    """How many balances run out in each of the 60 minutes from now, computed from a forecast that may be some seconds
+    old.
+    """
     counts = [0] * 60
     for step in forecast["steps"]:
         counts[min(59, max(0, (step["at_ns"] - now_ns + MINUTE_NS // 2) // MINUTE_NS))] += step["cutoffs"]
@@ -299,7 +301,7 @@ def _by_minute(forecast: Mapping[str, Any], now_ns: int) -> list[int]:
 
 
 def shards(sampler: FigureSampler) -> Markup:
-    """A row for each shard."""
+    """The table of shards, a row each."""
     supervisor = sampler.supervisor
     rows = []
     overdue = {stall.shard_id: OVERDUE[stall.what][0].lower() for stall in reversed(sampler.overdue())}
@@ -341,7 +343,7 @@ def shards(sampler: FigureSampler) -> Markup:
 
 
 def logs(by_shard: Mapping[int, Mapping[str, Any]]) -> Markup:
-    """A row for each shard whose log is on servers, as its worker sees it; nothing where there is none."""
+    """The table of logs on servers, a row for each shard as its worker sees the log. Empty if no log is on servers."""
     rows = []
     for shard_id, figures in sorted(by_shard.items()):
         if figures.get("log_bytes", -1) < 0:
@@ -381,7 +383,7 @@ def recent(sampler: FigureSampler) -> Markup:
     for event in islice(reversed(sampler.events), EVENTS_SHOWN):
         of = f"shard {event.shard_id}: " if event.shard_id and "shard" not in event.text else ""
         advice = Markup('<span class="note">{}</span>').format(event.do) if event.do != last_advice else ""
-        last_advice = event.do  # once for warnings of one kind that follow each other
+        last_advice = event.do  # advice is shown once for consecutive warnings of one kind
         rows.append(
             Markup('<li class="{}"><time>{}</time><span class="what">{}{}</span>{}</li>').format(
                 "warn" if event.level == "warning" else "bad",
@@ -395,7 +397,7 @@ def recent(sampler: FigureSampler) -> Markup:
 
 
 def shares(sampler: FigureSampler) -> Markup:
-    """Which shard has how many buckets, as one bar."""
+    """The bar of how many buckets each shard has."""
     bucket_map = sampler.supervisor.map
     counts = {shard_id: len(bucket_map.buckets_of(shard_id)) for shard_id in sorted(sampler.supervisor.workers)}
     text = ", ".join(f"shard {shard_id}: {words.number(count)}" for shard_id, count in counts.items())
@@ -403,7 +405,7 @@ def shares(sampler: FigureSampler) -> Markup:
 
 
 def moves(sampler: FigureSampler) -> Markup:
-    """The moves that were seen last."""
+    """The list of the last moves."""
     boot_ns, now_ns = sampler.clocks.boot_ns(), sampler.clocks.wall_ns()
     shown = [
         Markup("<li>bucket <b>{}</b>: shard {} → {}, {}</li>").format(
@@ -420,7 +422,7 @@ def moves(sampler: FigureSampler) -> Markup:
 
 
 def account(reply: Mapping[str, Any] | str) -> Markup:
-    """One account; its numbers stand in data attributes, too, for the script to count down from."""
+    """One account. Its numbers also stand in data attributes, from which the script counts the balance down."""
     if isinstance(reply, str):
         return Markup('<p class="empty">{}</p>').format(reply)
     at_ns, ends_ns, rate = reply["at_ns"], reply["exhausts_at_ns"], reply["rate_nanos_per_hour"]
@@ -456,7 +458,7 @@ def account(reply: Mapping[str, Any] | str) -> Markup:
 
 
 def _grouped(nanos: int) -> str:
-    """Exact coins, thousands apart."""
+    """Exact coins, with a comma between thousands."""
     integer, point, rest = format_coins(nanos).partition(".")
     return f"{int(integer):,}{point}{rest}" if integer not in ("-0",) else f"-0{point}{rest}"
 
@@ -498,7 +500,7 @@ def runbook() -> Markup:
 
 
 def _code(text: str) -> Markup:
-    """What stands between backquotes, as code."""
+    """The text as markup; pieces between backquotes become `<code>` elements."""
     pieces = text.split("`")
     return Markup("").join(
         Markup("<code>{}</code>").format(piece) if index % 2 else Markup("{}").format(piece)

@@ -1,4 +1,4 @@
-"""The plots of the page, of `billing.svg`'s making: pure, numbers in and markup out."""
+"""The plots of the page, made with `billing.svg`. Pure: numbers in, markup out."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from billing.svg import WIDTH, Axis, Bar, Line
 
 LOWEST_MS: Final = 0.1
 DECADES_MS: Final = (0.1, 1, 10, 100, 1000, 10_000, 100_000, 1_000_000, 10_000_000)
-BOUND_MS: Final = 50  # what is promised for the 99th percentile
+BOUND_MS: Final = 50  # the promised 99th percentile of lateness
 
 
 def lateness(p50_ns: Sequence[int], p99_ns: Sequence[int], span_s: int, slots: int) -> Markup:
-    """Lateness over time, newest at the right; logarithmic. -1: nothing was sent in a slot. `slots` fill the width."""
+    """Lateness over time on a logarithmic axis, newest at the right. A value of -1: nothing was sent in that slot.
+    `slots`: how many values fill the width, which covers `span_s` seconds.
+    """
     top_ms = max([100, *(value / 1e6 for value in p99_ns)])
     decades = [decade_ms for decade_ms in DECADES_MS if decade_ms < top_ms * 10]
     y = Axis(
@@ -44,7 +46,7 @@ def _spot(at_s: float, value_ns: int) -> svg.Point | None:
 
 
 def bars(counts: Sequence[int], labels: Sequence[str], title: str) -> Markup:
-    """One bar a slot, the first is now; every tenth slot is named."""
+    """One bar for each slot, the first slot is now. Every tenth slot has a label on the axis."""
     top = max([1, *counts])
     x = Axis(0, len(counts), [(0, "now"), *((index, labels[index]) for index in range(10, len(counts), 10))])
     y = Axis(0, top, [(value, f"{value:,}") for value in sorted({0, top // 2, top})])
@@ -53,7 +55,7 @@ def bars(counts: Sequence[int], labels: Sequence[str], title: str) -> Markup:
 
 
 def spark(values: Sequence[float], slots: int) -> Markup:
-    """A small line without axes, from zero to the greatest value."""
+    """A small line plot without axes, from zero to the greatest value. `slots`: how many values fill the width."""
     top = max([1.0, *values])
     step = 200 / max(slots - 1, 1)
     first = 200 - step * (len(values) - 1)
@@ -65,7 +67,7 @@ def spark(values: Sequence[float], slots: int) -> Markup:
 
 
 def shares(counts: Mapping[int, int], title: str) -> Markup:
-    """One bar, divided by how many buckets each shard has."""
+    """One bar, divided in proportion to the number of buckets of each shard."""
     total, x, rects = max(sum(counts.values()), 1), 0.0, []
     for shard_id, count in counts.items():
         wide = WIDTH * count / total
@@ -81,7 +83,7 @@ def shares(counts: Mapping[int, int], title: str) -> Markup:
 
 
 def buckets(owners: Sequence[int], pinned: set[int]) -> Markup:
-    """A cell a bucket; the first is bucket 1. The script finds cells by their order."""
+    """A cell for each bucket, from bucket 1 on, in the colour of its owner. The script finds cells by their order."""
     cells = "".join(
         f'<i class="s{owner % 8}{" pin" if number in pinned else ""}"></i>' for number, owner in enumerate(owners, 1)
     )

@@ -12,7 +12,7 @@ HALF_DAY_NS = 12 * 3600 * SECOND_NS
 
 
 def span(ns: int) -> str:
-    """`3.1 ms`, `42 s`, `3 min 20 s`, `2 h 5 min`, `3 d 4 h`."""
+    """A span of time as `3.1 ms`, `42 s`, `3 min 20 s`, `2 h 5 min` or `3 d 4 h`."""
     if ns < 0:
         return f"−{span(-ns)}"
     if ns < SECOND_NS:
@@ -29,7 +29,7 @@ def span(ns: int) -> str:
 
 
 def at_least(ns: int) -> str:
-    """A span in its largest unit alone, rounded down, for where it has little room: `42 s`, `1 min`, `3 h`."""
+    """A span in its largest unit alone, rounded down, for narrow places: `42 s`, `1 min`, `3 h`."""
     for unit_ns in (86_400 * SECOND_NS, 3600 * SECOND_NS, 60 * SECOND_NS):
         if ns >= unit_ns:
             return span(ns - ns % unit_ns)
@@ -37,18 +37,18 @@ def at_least(ns: int) -> str:
 
 
 def late(ns: int) -> str:
-    """A span out of the histogram of lateness; beyond its last bound it is only known to be longer."""
+    """A span from the histogram of lateness. At or above the histogram's last bound it is shown as `>` that bound."""
     return f"> {span(LATENESS_NS[-1])}" if ns >= LATENESS_NS[-1] else span(ns)
 
 
 def clock(wall_ns: int, now_ns: int) -> str:
-    """`13:29:23 UTC`, with the date where that is more than twelve hours ago."""
+    """An instant as `13:29:23 UTC`; with the date, and without seconds, if it is more than twelve hours ago."""
     moment = datetime.fromtimestamp(wall_ns // SECOND_NS, UTC)
     return f"{moment:%Y-%m-%d %H:%M} UTC" if now_ns - wall_ns > HALF_DAY_NS else f"{moment:%H:%M:%S} UTC"
 
 
 def part_of(answering: int, shards: int) -> str:
-    """Of how many shards a figure is, where others do not answer; empty where all do."""
+    """How many of the shards a figure covers, in words; empty if all shards answer."""
     if answering == shards:
         return ""
     if not answering:
@@ -58,7 +58,7 @@ def part_of(answering: int, shards: int) -> str:
 
 
 def ago(ns: int) -> str:
-    """`now`, `3 s ago`."""
+    """An age as `now` or `3 s ago`."""
     seconds = ns // SECOND_NS
     return "now" if not seconds else f"{seconds} s ago" if seconds < 10 else f"{span(ns)} ago"
 
@@ -72,7 +72,7 @@ def coins(nanos: int) -> str:
 
 
 def coins_short(nanos: int) -> str:
-    """Coins in at most eight characters: whole ones from 100,000 on, millions from ten millions on."""
+    """Coins in few characters: whole coins from 100,000 on; millions, billions or trillions from ten million on."""
     whole_coins = abs(nanos) // 10**9
     if whole_coins < 100_000:
         return coins(nanos) if nanos else "0"
@@ -86,7 +86,7 @@ def coins_short(nanos: int) -> str:
 
 
 def size(count: int) -> str:
-    """`64 MiB`."""
+    """A number of bytes as `64 MiB`."""
     value, units = float(count), ["B", "KiB", "MiB", "GiB", "TiB"]
     while value >= 1024 and len(units) > 1:
         value /= 1024
@@ -95,5 +95,5 @@ def size(count: int) -> str:
 
 
 def number(value: float) -> str:
-    """`12,345`; one digit after the point below ten."""
+    """A number as `12,345`; below ten with one digit after the point, unless it is whole."""
     return f"{value:,.1f}" if 0 < value < 10 and value != int(value) else f"{value:,.0f}"
