@@ -1,8 +1,9 @@
 """The commands about one account, and the list of accounts: `billing top-up`, `billing debit`, `billing account` …
 
-Each is one call of the daemon and prints its reply. Amounts are in coins with at most 9 digits after the point, as
-text all the way to the daemon: nothing here computes money. A command that only passes on what it is given is made of
-its method's row; the others, which ask first, page, or take words of their own, are written out below.
+Each command makes one call to the daemon and prints the reply. Amounts are coins with at most 9 digits after the point,
+and stay text all the way to the daemon: nothing here computes money. A command that only passes on its arguments is
+built from its method's row (`_OF_METHODS`). Commands that ask the person first, read pages, or have options of their
+own are written out below (`_BY_HAND`).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from billing.cli.showing import coins, look_of, show
 from billing.cli.values import moment, span
 from billing.client.client import Client
 
-# Command -> the method it is made of.
+# Command -> the method whose row the command is built from.
 _OF_METHODS: Final = {
     "top-up": "top_up",
     "set-rate": "set_rate",
@@ -80,7 +81,7 @@ def _balance_at(target: Target, user: str, at: str, hint: str = "WHEN") -> None:
 
 
 def _command(name: str, run: Callable[..., None], *parts: Any) -> click.Command:
-    """A click command out of its function, and its arguments and options in their order."""
+    """Builds a click command from a function, and its arguments and options in the order of the help."""
     return click.command(name, cls=Command, help=HELP[name])(applied(parts, target_options(run)))
 
 
@@ -139,7 +140,7 @@ def _accounts(
 
 
 async def _ids(client: Client, rows: list[Any]) -> list[Any]:
-    """The user ids of a page alone."""
+    """The rows of a page with only their user ids."""
     return [{"user_id": row["user_id"]} for row in rows]
 
 

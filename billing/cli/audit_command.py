@@ -1,7 +1,8 @@
 """`billing audit`: operators' requests to the daemon, and refused sign-ins.
 
-Without `--address` it reads the files of the configured data directory, whether the daemon runs or not, for whoever may
-read them. With one it asks that daemon for the record of its host, which needs the role admin.
+Without `--address` the command reads the files of the configured data directory, whether the daemon runs or not; the
+caller needs the right to read them. With `--address` it asks that daemon for the record of the daemon's host, for which
+the caller needs the role admin.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def audit(target: Target, limit: int, after: str, actor: str | None, act: str | 
 
 
 async def _fetch_records(client: Client, after: str, limit: int, actor: str | None, act: str | None) -> Rows:
-    """The newest records behind a cursor, out of all pages."""
+    """Reads all pages behind a cursor, and returns the newest `limit` records."""
     records: deque[dict[str, Any]] = deque(maxlen=limit)
     while rows := await client.audit(after=after, limit=PAGE_ROWS, actor=actor, act=act):
         records += rows

@@ -1,12 +1,13 @@
-"""How a command on the command line calls the daemon: where, as whom, and how long it waits.
+"""Calls the daemon for a command: the address, the credentials, and the timeout.
 
-Every such command takes the same options (`target_options`) and gets them as one `Target`. All of them, the console and
-the statement included, make their client here (`client_of`), so that no option can be left out by one of them.
+Every command that calls the daemon has the same options (`target_options`) and receives them as one `Target`. All of
+them, the console and the statement included, make their client with `client_of`, so that no command can forget an
+option.
 
-A command that cannot reach the daemon says so at the first attempt: it does not wait for one to come. Exit codes: 1 the
-daemon refused, 3 it was not reached or did not answer, 4 the caller may not do that. The error stands on standard
-error, as a line or, with `--json`, as the map that the daemon sent. A token never stands on the command line, where
-other users of the machine could read it.
+A command that cannot reach the daemon reports that after the first attempt: it does not wait for a daemon to start.
+Exit codes: 1 the daemon refused, 3 the daemon was not reached or did not answer, 4 the caller lacks the permission. The
+error is printed on standard error, as a line or, with `--json`, as the map that the daemon sent. No option takes a
+token itself, because other users of the machine can read command lines.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from billing.client.connection import CLOSES, NO_TLS, parse_address, tls_context
 from billing.client.errors import BillingError, Forbidden, Unauthenticated, Unavailable
 from shards.exits import Exit
 
-# Commands that work on the configuration themselves, wherever the daemon is that they call.
+# Commands that read the configuration also when --address names the daemon, so that they take both options.
 FOR_ITSELF: Final = frozenset({"audit", "doctor"})
 
 _RULES: Final = re.compile(r"(<[A-Za-z0-9+-]{3,}>|[A-Za-z]{3,})[+-]?\d")  # of TZ, by POSIX: MSK-3, EST5EDT, <+03>-3
@@ -48,12 +49,12 @@ T = TypeVar("T")
 
 
 class Target(NamedTuple):
-    """Which daemon, and how to tell what it said."""
+    """The daemon to call, and how to print its reply."""
 
     address: str
-    told_by: str  # where the address stands, for people; "" where it was given on the line
+    told_by: str  # the source of the address, in words; "" if --address gave it
     token: str | None = None
-    token_in: str = ""  # where the token stands, for people
+    token_in: str = ""  # the source of the token, in words
     timeout_s: float = 10.0
     tls: ssl.SSLContext | None = None
     as_json: bool = False
@@ -64,7 +65,7 @@ class Target(NamedTuple):
 
 
 class CommandRefused(click.ClickException):
-    """The daemon said no."""
+    """The daemon refused the command."""
 
     exit_code = int(Exit.REFUSED)
 
@@ -74,7 +75,7 @@ class CommandRefused(click.ClickException):
         self._as_json = target.as_json
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """One line on standard error."""
+        """Prints one line on standard error."""
         error = self._error
         fields: dict[str, Any] = {
             "name": error.name,
@@ -94,13 +95,13 @@ class NotReached(CommandRefused):
 
 
 class NotAllowed(CommandRefused):
-    """The daemon does not let this caller do that."""
+    """The caller has no permission for this command."""
 
     exit_code = int(Exit.NOT_ALLOWED)
 
 
 def refused(error: BillingError, target: Target, user: object = None, changes: bool = True) -> CommandRefused:
-    """What ends a command that `error` ended, with the exit code that belongs to it."""
+    """The exception to raise for `error` of a call, with the right exit code. Parameters as of `words_of`."""
     if isinstance(error, Unauthenticated | Forbidden):
         return NotAllowed(error, target, user, changes)
     kind = NotReached if isinstance(error, Unavailable) else CommandRefused
@@ -108,8 +109,8 @@ def refused(error: BillingError, target: Target, user: object = None, changes: b
 
 
 def words_of(error: BillingError, target: Target, user: object = None, changes: bool = True) -> str:
-    """What a person is told of an error of the daemon, or of one about reaching it. `changes`: what was asked for may
-    have had an effect.
+    """The text for a person about an error of the daemon, or of the attempt to reach it. `user`: the user whom the call
+    was about. `changes`: whether the call may have had an effect.
     """
     text = str(error)
     details = error.details
@@ -145,7 +146,7 @@ def words_of(error: BillingError, target: Target, user: object = None, changes: 
 
 
 def _about_tls(target: Target, listens: str) -> str:
-    """What to try where one side may speak TLS and the other does not."""
+    """Advice for the case that one side speaks TLS and the other does not; "" if the fault is another."""
     if target.tls is None and listens == CLOSES:
         return "; where it speaks TLS, --tls or --tls-ca FILE says so"
     if listens.startswith(NO_TLS):
@@ -154,8 +155,8 @@ def _about_tls(target: Target, listens: str) -> str:
 
 
 def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Gives a command the options for calling a daemon and for showing what it said; its function gets them as its
-    first argument, a `Target`.
+    """Decorates a command's function with the options for calling a daemon and for printing its reply. The function
+    receives them as its first argument, a `Target`.
     """
 
     @functools.wraps(command)
@@ -207,7 +208,9 @@ def target_options(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _tls_of_the_line() -> str:
-    """The first option of the command line that asks for TLS, or ""; the environment may be meant for other daemons."""
+    """The first option on the command line that asks for TLS, or "". Variables of the environment do not count: they
+    may be meant for other daemons.
+    """
     context = click.get_current_context()
     named = {"tls": "--tls", "tls_ca": "--tls-ca", "tls_cert": "--tls-cert"}
     options = (
@@ -217,7 +220,7 @@ def _tls_of_the_line() -> str:
 
 
 def _located(address: str | None, given_file: str | None) -> Target:
-    """The target by the rule of `finding`."""
+    """The target by the rule in `billing.cli.finding`, without token and output options."""
     context = click.get_current_context()
     on_the_line = context.get_parameter_source("address") is ParameterSource.COMMANDLINE
     file = config_file(given_file, os.environ)
@@ -240,14 +243,16 @@ def _located(address: str | None, given_file: str | None) -> Target:
 
 
 def target_of(config_file: str | None) -> Target:
-    """The daemon of a configuration, for a command that takes no options of where and as whom to call."""
+    """The target of a configuration, for a command without `target_options`; the token comes from the environment."""
     target = _located(None, config_file)
     token, token_in = _token(os.environ.get(TOKEN_FILE))
     return target._replace(token=token, token_in=token_in)
 
 
 def _token(file: str | None) -> tuple[str | None, str]:
-    """The token to sign in with, and where it stands: as everywhere, BILLING_TOKEN goes before BILLING_TOKEN_FILE."""
+    """The token to sign in with and its source in words. `--token-file` takes precedence over BILLING_TOKEN, and this
+    over BILLING_TOKEN_FILE, as in the client.
+    """
     source = click.get_current_context().get_parameter_source("token_file")
     if source is not ParameterSource.COMMANDLINE and TOKEN in os.environ:
         return os.environ[TOKEN], TOKEN
@@ -277,8 +282,8 @@ def _is_zone(name: str) -> bool:
 
 
 def _is_known(tz: str) -> bool:
-    """Whether TZ says a zone that the machine knows: none, a name, a file, or rules as POSIX writes them. The machine
-    takes any other text for UTC, under the name that it begins with.
+    """Whether the value of TZ is one that the C library understands: empty, a zone's name, a file, or POSIX rules. The
+    library treats any other text as UTC and shows the letters at its begin as the zone's name.
     """
     name = tz.removeprefix(":")
     return not name or name.startswith("/") or _RULES.match(name) is not None or _is_zone(name)
@@ -290,13 +295,14 @@ def _check_zone(name: str) -> None:
 
 
 def client_of(target: Target) -> Client:
-    """The one place where a command makes its client."""
+    """The client for a target. Every command makes its client with this function."""
     return Client(target.address, token=target.token, environment={}, tls=target.tls, timeout_s=target.timeout_s)
 
 
 def run(target: Target, work: Callable[[Client], Awaitable[T]], user: object = None, *, changes: bool = False) -> T:
-    """What `work` returns, called with a client that has reached the daemon. Raises CommandRefused. `user` is whom it
-    is about, for the words of a refusal; `changes`, whether an interruption leaves open what it did.
+    """Connects a client, calls `work` with it, and returns the result. Raises CommandRefused. `user`: the user whom the
+    call is about, named in the refusal. `changes`: whether the call may change something, so that after an interruption
+    its outcome is unknown.
     """
 
     async def call() -> T:
@@ -326,19 +332,21 @@ def ask(target: Target, method: str, *params: Any, **options: Any) -> Any:
 
 
 def rehearse(target: Target, method: str, *params: Any, **options: Any) -> Any:
-    """What that call would answer now; it is not made. Raises CommandRefused."""
+    """The reply that a call would have now (`dry_run`); nothing changes. Raises CommandRefused."""
     sent_options = {name: value for name, value in options.items() if value is not None}
     sent = [sendable(each) for each in (*params, sent_options)]
     return run(target, lambda client: client.call("dry_run", method, sent), params[0])
 
 
 def is_change(method: str) -> bool:
-    """Whether a call of this procedure may change something."""
+    """Whether a call of this method may change something."""
     return method in _CHANGES
 
 
 def sendable(value: Any) -> Any:
-    """A word that is no UTF-8 goes as the bytes it came as: what is wrong with them is for the daemon to say."""
+    """A value as the client can send it: a word of the command line that is not UTF-8 becomes its original bytes, which
+    the daemon then refuses with its reason.
+    """
     if isinstance(value, dict):
         return {name: sendable(item) for name, item in value.items()}
     if isinstance(value, str):

@@ -1,9 +1,9 @@
 """`billing cluster`: the servers and streams of a log with journal.kind = "jetstream", and the hosts that share it.
 
-`check` says what a start would say, without starting; `init` makes the streams that are missing. Both name all faults
-at once, each with the key or setting concerned and what mends it, and exit with 78. `status` tells which host serves
-which shard and how each shard's journal stands; `drain` and `undrain` say which host is to serve nothing. All of them
-ask the log's servers; of links between hosts `status` asks the daemon.
+`check` makes the checks of the daemon's start without starting it; `init` makes the streams that are missing. Both
+report all faults at once, each with the key or setting concerned and the remedy, and exit with 78. `status` prints
+which host serves which shard, and the state of each shard's journal. `drain` and `undrain` decide which hosts serve
+nothing. All of them ask the log's servers; for the links between hosts `status` also asks the daemon.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def status(config_file: str | None, *, as_json: bool) -> None:
 
 
 def _who_serves(serves: str, shares: Shares) -> list[str]:
-    """A line for each host that takes part."""
+    """A line for each host of the cluster, and one for the shards that no host serves."""
     if not shares.is_used:
         return [f"{serves} serves" if serves else "no host serves"]
     lines = []
@@ -114,9 +114,9 @@ def _who_serves(serves: str, shares: Shares) -> list[str]:
 
 
 def _as_this_host_says(config_file: str | None) -> tuple[list[str], list[str], str]:
-    """A line for each host that has no link to a shard of another one, as the daemon of this configuration and the
-    hosts that it reaches say; one for each history of that daemon that lacks something; and why that is not known, or
-    "".
+    """Asks the daemon of this configuration: (a line for each missing link between hosts, as that daemon and the hosts
+    that it reaches report it; a line for each history of that daemon that lacks entries; the reason why both are not
+    known, or "").
     """
     try:
         rows = ask(target_of(config_file), "shards_info")
@@ -128,7 +128,7 @@ def _as_this_host_says(config_file: str | None) -> tuple[list[str], list[str], s
 
 
 def _what_moves(wanted: WantedMoves, *, is_uneven: bool) -> list[str]:
-    """A line for each move that was asked for and is not over, whoever drives it."""
+    """A line for each move that was requested and has not ended, whichever host drives it."""
     lines = ["buckets are being moved until the load is even"] if is_uneven else []
     for bucket_id, move in sorted(wanted.of.items()):
         if move.given_up:

@@ -1,4 +1,4 @@
-"""`billing completion bash|zsh|fish`: prints what makes a shell complete commands and options."""
+"""`billing completion bash|zsh|fish`: prints the script with which a shell completes commands and options."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Asks before what cannot be undone. At a terminal a person answers; anywhere else only `--yes` is an answer, so that
-no script does by accident what its author did not mean.
+"""Asks the person before a command does what cannot be undone. Without a terminal only `--yes` confirms, so that no
+script does by accident what its author did not mean.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import click
 
 
 def confirmed(question: Callable[[], str], yes: bool) -> None:
-    """Returns where it is meant; otherwise ends the command. The question is only made where it is asked."""
+    """Returns if the person confirms or `yes` is set; otherwise ends the command. `question` is called only if the
+    person is asked.
+    """
     if yes:
         return
     if sys.stdin is None or not sys.stdin.isatty():

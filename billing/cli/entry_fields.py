@@ -1,6 +1,6 @@
-"""An entry as named fields for people: the request, its outcome, flags and refusals by name.
+"""Unpacks an entry into named fields for people: the request, its outcome, flags and refusals by name.
 
-Nothing that the entry says is left out but what is zero or empty; nothing is added that is not in it.
+Only fields that are zero, empty or not given are left out. No field is added that the entry does not contain.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ OPTION_NAMES: Final = {
 KINDS: Final = {ops.BY_AMOUNT: "amount", ops.BY_RUNWAY: "runway_ns"}
 MODE_NAMES: Final = {number: name for name, number in ops.MODES.items()}
 THRESHOLD_BYTES: Final = len(ops.pack_thresholds([(0, 0)]))
-UNSAID: Final = frozenset({"exhausts_at_ns", "line_rate"})  # -1 where there is nothing to say
-OPTIONS: Final = frozenset({"rate_seq", "min_runway_ns"})  # -1 where not given
+UNSAID: Final = frozenset({"exhausts_at_ns", "line_rate"})  # -1 if the entry has no such value
+OPTIONS: Final = frozenset({"rate_seq", "min_runway_ns"})  # -1 if the request did not give it
 
 
 def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
-    """The fields of a packed entry, in the order in which they are best read. Raises ValueError where it is none."""
+    """The fields of a packed entry, in a readable order. Raises ValueError if `body` is no entry."""
     entry = unpack(body)
     named = Entry._make(entry)
     fields: dict[str, Any] = {
@@ -72,13 +72,13 @@ def entry_fields(body: bytes, bucket_id: int) -> dict[str, Any]:
             fields["cutoff"] = answer(entry, bucket_id)["cutoff"]
         elif (named.flags & CROSSED or named.op == ops.SET_CLASS) and named.note:
             fields["grace_ends_at_ns"] = grace_end_of(body)
-    except (KeyError, IndexError, AssertionError, struct.error):  # no entry of the ledger: shown as it stands
+    except (KeyError, IndexError, AssertionError, struct.error):  # not written by the ledger: shown unparsed
         fields |= {"refusal": named.refusal, "note": named.note}
     return fields
 
 
 def command_fields(entry: Entry) -> dict[str, Any]:
-    """The parameters of the command in an entry, by name; the first one always, others where they were given."""
+    """The parameters of the command in an entry, by name: the first one always, others only if they were given."""
     fields: dict[str, Any] = {}
     options = ops.unpack_options(entry.options)
     names = ops.FIELD_NAMES.get(entry.op, ("a", "b", "c", "key"))

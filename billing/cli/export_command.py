@@ -1,11 +1,11 @@
-"""`billing export entries` and `billing export accounts`: everything there is, as lines of JSON or as CSV.
+"""`billing export entries` and `billing export accounts`: writes all entries or accounts as lines of JSON or as CSV.
 
-Entries come in the order of the feed (`entries`), each with its cursor. Where the output ends, standard error says how
-to go on behind it (`--since`), so a timer may run the command and append what is new. An export that is broken off has
-written whole lines; the cursor of the last one goes on behind it.
+Entries come in the order of the feed (`entries`), each with its cursor. At the end, standard error names the option
+(`--since CURSOR`) that continues behind the last entry, so a timer can run the command and append new entries. An
+interrupted export has written whole lines; the cursor of the last one continues it.
 
-Pages go out as they come, so the memory of one page is enough for any number of rows. A person sees a bar meanwhile: of
-accounts by their number, of entries by the time that they tell of.
+Each page is written as it arrives, so any number of rows needs only the memory of one page. Meanwhile a person sees a
+progress bar: for accounts by their number, for entries by the time span they cover.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from shards.counting import counted
 PAGE_ROWS: Final = 1000
 
 Rows = Sequence[dict[str, Any]]
-Page = Callable[[str | None], Awaitable[Rows]]  # behind this key
+Page = Callable[[str | None], Awaitable[Rows]]  # key -> the rows behind that key
 
 
 class Sink:
-    """Where the rows go: standard output, in one of the two forms."""
+    """Writes rows to standard output, as CSV or as lines of JSON."""
 
     def __init__(self, method: str, target: Target) -> None:
         self._names = columns_of(method)
@@ -45,7 +45,7 @@ class Sink:
         self.rows = 0
 
     def begin(self) -> None:
-        """Writes what stands above the rows."""
+        """Writes the line of column names, if the form is CSV. Raises OutputFailed."""
         if self._as_csv:
             self._put(self._line(csv_name(name) for name in self._names), newline=False)
 
@@ -61,7 +61,7 @@ class Sink:
     @staticmethod
     def _put(text: str, *, newline: bool = True) -> None:
         if not put(text, newline=newline):
-            raise click.exceptions.Exit(0)  # nobody reads what would come
+            raise click.exceptions.Exit(0)  # the reader has closed the pipe
 
     @staticmethod
     def _line(cells: Any) -> str:
@@ -71,7 +71,7 @@ class Sink:
 
 
 class Bar:
-    """How far it is, for a person at a terminal whose output goes elsewhere; else nothing."""
+    """A progress bar on standard error. Shown only if standard error is a terminal and standard output is not."""
 
     def __init__(self, noun: str) -> None:
         console = Console(stderr=True)
@@ -82,7 +82,7 @@ class Bar:
             console=console,
             transient=True,
             disable=not is_shown,
-            redirect_stdout=False,  # the rows go where they were sent, and not to the terminal of the bar
+            redirect_stdout=False,  # rich must not send the rows to the bar's terminal
         )
         self._noun = noun
         self._task: TaskID | None = None
@@ -95,7 +95,7 @@ class Bar:
         self._bar.stop()
 
     def show(self, rows: int, done: int, total: int) -> None:
-        """`rows` are written; `done` of `total` of the way is behind them."""
+        """Shows that `rows` rows are written, and that `done` of `total` is done."""
         description = f"{rows:,} {self._noun}"
         if self._task is None:
             self._task = self._bar.add_task(description, total=max(total, 1))

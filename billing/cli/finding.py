@@ -1,13 +1,14 @@
-"""One rule by which every command finds the configuration and, by it, the daemon.
+"""Finds the configuration and the address of the daemon, by one rule for all commands.
 
-The configuration is `--config FILE`, else BILLING_CONFIG, else `config.toml` of the working directory, else
-`/etc/billing/config.toml`, else there is none and the defaults hold. `BILLING_SECTION__KEY` overrides a key of it.
+The configuration is `--config FILE`, else the file that BILLING_CONFIG names, else `config.toml` in the working
+directory, else `/etc/billing/config.toml`; without any of these the defaults hold. `BILLING_SECTION__KEY` overrides a
+key.
 
-The daemon is where `--address` says; else where the configuration that `--config` names listens; else where
-BILLING_ADDRESS says; else where the configuration that was found listens; else at the default of `rpc.listen`.
+The address of the daemon is `--address`; else the address in the configuration that `--config` names; else
+BILLING_ADDRESS; else the address in the configuration that was found; else the default of `rpc.listen`.
 
-Only the few keys that say so are read, with the standard library: a command that asks one question starts in the time
-of that question. Where the file is wrong, the full loader names the fault.
+This module reads only the few keys that name the address, with the standard library, so that a command with a single
+call starts quickly. If the file is faulty, it calls the full loader, which reports the fault.
 """
 
 from __future__ import annotations
@@ -31,15 +32,15 @@ _ANY_HOST: Final = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 class Listening(NamedTuple):
-    """What a configuration says about calling its daemon."""
+    """How to call the daemon of a configuration."""
 
     address: str  # host:port or unix:/path
     by_tls: bool
-    told_by: str  # where the address stands, for people
+    told_by: str  # the source of the address, in words
 
 
 def config_file(file: str | Path | None, environ: Mapping[str, str]) -> Path | None:
-    """The configuration file, None where there is none."""
+    """The configuration file by the rule above; None if there is none. `file`: the one that `--config` names."""
     if file is not None:
         return Path(file)
     if named := environ.get("BILLING_CONFIG"):
@@ -48,8 +49,8 @@ def config_file(file: str | Path | None, environ: Mapping[str, str]) -> Path | N
 
 
 def listening(file: Path | None, environ: Mapping[str, str]) -> Listening:
-    """Where the daemon of this configuration listens. Raises ConfigError where the configuration cannot be read, and
-    ValueError where nobody can know it from the configuration.
+    """The address at which the daemon of this configuration listens. Raises ConfigError if the configuration cannot be
+    read, and ValueError if it does not determine the address (port 0).
     """
     listen = setting(file, environ, "rpc", "listen")
     unix_socket = setting(file, environ, "rpc", "unix_socket") or ""
@@ -57,7 +58,7 @@ def listening(file: Path | None, environ: Mapping[str, str]) -> Listening:
     told_by = f"rpc.listen of {file}" if file is not None else "the default"
     if "BILLING_RPC__LISTEN" in environ:
         told_by = "BILLING_RPC__LISTEN"
-    if unix_socket and (listen == "" or by_tls):  # the socket needs no certificate
+    if unix_socket and (listen == "" or by_tls):  # preferred to TLS, since the socket needs no certificate
         folder = file.parent if file is not None else Path()
         return Listening(
             f"unix:{os.path.normpath(folder.absolute() / unix_socket)}", False, f"rpc.unix_socket of {file}"
@@ -70,7 +71,7 @@ def listening(file: Path | None, environ: Mapping[str, str]) -> Listening:
 
 
 def setting(file: Path | None, environ: Mapping[str, str], section: str, key: str) -> str | None:
-    """One text of the configuration; None where it is not set. Raises ConfigError where the file cannot be read."""
+    """The text of one key; None if it is not set. Raises ConfigError if the file cannot be read."""
     if (text := environ.get(f"BILLING_{section}__{key}".upper())) is not None:
         return text
     if file is None:
@@ -79,7 +80,7 @@ def setting(file: Path | None, environ: Mapping[str, str], section: str, key: st
         with open(file, "rb") as opened:
             value = tomllib.load(opened).get(section, {}).get(key)
     except (OSError, ValueError, RecursionError, AttributeError):
-        value = file  # no text: the full loader knows better what is wrong
+        value = file  # not a text: makes the code below call the full loader, which reports the fault
     if value is not None and not isinstance(value, str):
         from billing.config.load import load
 

@@ -1,14 +1,14 @@
-"""`billing journal dump`: what stands in a journal, readable, without owning it: one file, or a shard's whole log.
+"""`billing journal dump`: prints the content of a journal, one file or a whole log, without opening it as its owner.
 
-Segments, snapshots and manifests are told apart by their first bytes. Each thing found is one row: its kind and named
-fields, printed as text or, with `--json`, as one JSON object a line. Everything shown was checked as recovery checks
-it; at the first place that does not hold, a row says so with its offset, and the exit code is 65. One file alone cannot
-say whether that place is a torn tail or damage: recovery decides that from all files of the shard.
+The first bytes of a file distinguish segments, snapshots and manifests. Each item is one row with its kind and named
+fields, printed as text or, with `--json`, as one JSON object a line. Every item was checked with the checks of
+recovery before it is printed. At the first item that fails them the command reports the offset and exits with 65. One
+file alone cannot show whether that is a torn tail or damage: recovery decides that from all files of the shard.
 
-With `--shard` the log is read as its backend shows it (`shards.journal.Reader`), whatever kind it is of: its snapshots,
-then every batch that is there.
+With `--shard` the command reads the log through its backend (`shards.journal.Reader`), whatever the kind of the log:
+first its snapshots, then every batch.
 
-It never writes, and takes no lock, so it may look at the journal of a daemon that runs.
+It never writes and takes no lock, so it can read the journal of a running daemon.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Row = tuple[str, dict[str, Any]]
 
 
 class Damaged(Exception):
-    """From here on the file does not hold what it should."""
+    """The content of a file is invalid from `offset` on."""
 
     def __init__(self, text: str, offset: int) -> None:
         super().__init__(text)
@@ -52,7 +52,7 @@ class Damaged(Exception):
 
 
 def rows(path: str) -> Iterator[Row]:
-    """(kind, fields) of everything in the file, in order. Raises Damaged at the first thing that is not right."""
+    """(kind, fields) of every item in the file, in order. Raises Damaged at the first invalid item."""
     disk = RealDisk()
     handle = disk.open(path)
     try:
@@ -73,7 +73,7 @@ def rows(path: str) -> Iterator[Row]:
 
 
 def segment_rows(data: bytes) -> Iterator[Row]:
-    """The rows of a segment: its header, then each batch followed by its records, then how it ends."""
+    """The rows of a segment: its header, then each batch followed by its records, then the end. Raises Damaged."""
     header = record.unpack_block(data)
     yield "segment", header._asdict()
     end = record.BLOCK_BYTES
@@ -145,7 +145,7 @@ def log_rows(reader: Reader, shard: int) -> Iterator[Row]:
 
 
 def plain(value: object) -> Any:
-    """A field as JSON has it: bytes as text where they are printable text, in hex where not."""
+    """A field's value for JSON: bytes become text if they are printable UTF-8, otherwise hex."""
     if isinstance(value, bytes):
         text = value.rstrip(b"\0").decode(errors="replace")
         return text if text.isprintable() and "\ufffd" not in text else value.hex()
@@ -198,17 +198,17 @@ def dump(
 
 
 def _show(rows: Iterator[Row], wanted: dict[str, str | None], as_json: bool) -> None:
-    """Prints the rows; where something is wanted, only the entries that have it."""
+    """Prints the rows. If a value of `wanted` (field -> value) is not None, prints only entries with that value."""
     for kind, fields in rows:
         shown = {name: plain(value) for name, value in fields.items()}
         if not all(text is None or (kind == "entry" and shown.get(key) == text) for key, text in wanted.items()):
             continue
         if not put(as_one_json({"kind": kind} | shown) if as_json else _line(kind, shown)):
-            return  # nobody reads what would come
+            return  # the reader has closed the pipe
 
 
 def _line(kind: str, shown: dict[str, Any]) -> str:
-    """A row for people: instants beside their numbers."""
+    """A row as text, with each instant also as a date and time."""
     indent = "" if kind in ("segment", "snapshot", "manifest", "batch", "barrier", "end") else "    "
     parts = []
     for name, value in shown.items():

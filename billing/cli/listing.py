@@ -1,7 +1,7 @@
 """The list of commands: name, module and one line of help, so that `billing --help` imports none of these modules.
 
-A command's own help is taken from here where it is made of a row of the table of methods (`method_commands`); a test
-holds the line of every other command to this list.
+A command that is built from a row of the table of methods (`method_commands`) takes its help from this list. A test
+checks that the short help of every other command equals its line in this list.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ ELSEWHERE: Final[dict[str, dict[str, str]]] = {
 MODULE_OF: Final = {name: module for module, commands in ELSEWHERE.items() for name in commands}
 HELP: Final = {name: text for commands in ELSEWHERE.values() for name, text in commands.items()}
 
-# How `--help` groups them; all others stand under the last title.
+# The sections of `--help`; commands that are not named here stand in the last one.
 SECTIONS: Final[dict[str, tuple[str, ...]]] = {
     "Accounts": (*ELSEWHERE["billing.cli.account_commands"], "statement"),
     "Operation": (

@@ -1,9 +1,9 @@
-"""The command line. `billing --help` is there at once, because no command is imported before it is called.
+"""The command line. `billing --help` answers at once, because a command is imported only when it is called.
 
-Commands that need little stand here and import what they need when they run. All others stand in modules of their own,
-which export `COMMANDS: dict[str, click.Command]`, and are named in `billing.cli.listing` with their one line of help.
+Small commands are defined here and import their dependencies when they run. All others are in modules of their own,
+which export `COMMANDS: dict[str, click.Command]`; `billing.cli.listing` names them with their one line of help.
 
-Exit codes: `shards.exits`. A trace is only ever shown of a bug.
+Exit codes: `shards.exits`. A trace is printed only for a bug.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from shards.exits import Exit, ending_of, text_of
 
 
 class Root(Group):
-    """The group of all commands: also of those in `listing`, by every name that the vocabulary has for them."""
+    """The group of all commands, including those in `listing`, under every name that `vocabulary` has for them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *MODULE_OF})
@@ -40,19 +40,19 @@ class Root(Group):
         return command
 
     def make_context(self, *arguments: Any, **extra: Any) -> click.Context:
-        """The words are read; `--help` answers here."""
+        """Parses the command line; `--help` prints the help here."""
         with delivered(writes_only=True):
             return super().make_context(*arguments, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """The command runs."""
+        """Runs the command."""
         with delivered():
             return super().invoke(ctx)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        if args[:2] == ["history", "rebuild"]:  # a user of that name is asked for by `history -- rebuild`
+        if args[:2] == ["history", "rebuild"]:  # for a user of that name, type `history -- rebuild`
             args = args[1:]
         if args and args[0] not in MODULE_OF and args[0] not in self.commands:
             words = words_of(args[0])
@@ -138,7 +138,7 @@ root.add_command(config)
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs a command line (that of the process by default) and exits with its code."""
+    """Runs a command line (by default the process's) and exits with the command's exit code."""
     words = prepare(sys.argv[1:] if arguments is None else arguments)
     try:
         code = root.main(words, prog_name="billing", standalone_mode=False)
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _say_usage(error: click.UsageError) -> None:
-    """The fault of the command line, and the command that shows the right form; where no command is named, the help."""
+    """Prints the fault of the command line and how to get the right form. Prints the help if a command is missing."""
     message = error.format_message()
     if error.ctx is not None and message == error.ctx.get_help():
         say(message)

@@ -1,14 +1,14 @@
-"""Commands made of rows of the table of methods: the row alone says what such a command takes.
+"""Builds commands from rows of the table of methods. The row alone determines the command's arguments and options.
 
-    required field    an argument in the row's order, under its name: USER, AMOUNT, REASON
-    option            `--name` with a dash, and without the unit that its type says: `rate_seq`, `ttl_ns` are
+    required field    an argument in the row's order, named after the field: USER, AMOUNT, REASON
+    option            `--name` with dashes, and without the unit that its type implies: `rate_seq`, `ttl_ns` become
                       `--rate-seq`, `--ttl`
     type              amount, rate: coins · span: a duration · instant: a date or time · enum: one of its words ·
                       integer · all others: text
-    help              the field's own words, and the default of an enum
+    help              the field's own text, and the default of an enum
 
-The row's method changes an account, so each command has `--dry-run` beside. A name or a text that people know better
-than that of the row stands in `_NAMES` and `_HELP`.
+The methods of these rows change an account, so each command also has `--dry-run`. `_NAMES` and `_HELP` replace names
+and texts of the row for which people know better ones.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def name_of(field: Field) -> str:
 
 
 def taken_by(field: Field) -> click.ParamType | None:  # type: ignore[type-arg]
-    """What a field takes on the command line; None: text."""
+    """The click type of a field's value on the command line; None for text."""
     kind = field.type
     if isinstance(kind, Span):
         return Duration(kind.low, kind.high)
@@ -60,12 +60,12 @@ def taken_by(field: Field) -> click.ParamType | None:  # type: ignore[type-arg]
 
 
 def argument_of(field: Field) -> Any:
-    """The argument that a required field is."""
+    """The argument for a required field."""
     return click.argument(field.name, metavar=name_of(field).upper(), type=taken_by(field))
 
 
 def option_of(field: Field) -> Any:
-    """The option that an optional field is."""
+    """The option for an optional field."""
     kind = field.type
     help_text = _HELP.get(field.name) or f"{field.doc[:1].upper()}{field.doc[1:]}."
     value_type = taken_by(field)
@@ -76,7 +76,9 @@ def option_of(field: Field) -> Any:
 
 
 def change(target: Target, dry_run: bool, method: str, *params: Any, **options: Any) -> None:
-    """Makes a call that changes an account and prints its result; in a dry run, the result that it would have."""
+    """Makes a call that changes an account, and prints the reply. With `dry_run`, prints the reply that the call would
+    have, and changes nothing.
+    """
     per = unit_of(method, options)
     if dry_run:
         show(target, rehearse(target, method, *params, **options), per=per)
@@ -90,14 +92,14 @@ def change(target: Target, dry_run: bool, method: str, *params: Any, **options: 
 
 
 def unit_of(method: str, options: Mapping[str, Any]) -> str:
-    """The unit of the rate that a call gives, so that its reply shows the rate as it was given; else the hour."""
+    """The unit of the rate in a call, so that its reply can be shown in the same unit; the hour if there is none."""
     fields = METHODS[method].options if method in METHODS else ()
     units = next((field.type for field in fields if field.name == "per"), None)
     return str(options.get("per") or units.default) if isinstance(units, Enum) else HOUR
 
 
 def command_of(name: str, method: str) -> click.Command:
-    """The command `name`, which calls the method of this name."""
+    """Builds the command `name`, which calls the method `method`."""
     row = METHODS[method]
     instants = [field for field in row.options if field.type.kind == "instant"]
 
@@ -113,7 +115,7 @@ def command_of(name: str, method: str) -> click.Command:
 
 
 def _instant(target: Target, text: str, where: str) -> int:
-    """An instant given as a date or a time, in the zone of the call."""
+    """Parses an instant typed as a date or a time, in the zone of `target`. Raises BadParameter."""
     zone = ZoneInfo(target.zone) if target.zone is not None else None
     try:
         if not is_relative(text):  # what those words name has begun already

@@ -1,5 +1,5 @@
-"""A procedure described for a person: its parameters, its answer and its refusals. Pure: a row of `methods` in, lines
-out.
+"""Describes a method for a person: its parameters, its reply and its errors. Pure: takes a row of `methods`, returns
+lines.
 
 top_up user_id, amount, {expires_at_ns, kind, request_id, message}
 Adds money; creates the account if it is new. Role: top_up.
@@ -24,7 +24,7 @@ INDENT = "  "
 
 
 def described(row: Mapping[str, Any], width: int | None) -> list[str]:
-    """The lines; none is wider than `width`, where there is one."""
+    """The lines of the description. None is wider than `width`, unless `width` is None."""
     params, options, reply = row["params"], row["options"], row["reply"]
     names = [field["name"] for field in params]
     names += [f"{{{', '.join(field['name'] for field in options)}}}"] if options else []
@@ -50,7 +50,7 @@ def _answers(reply: Mapping[str, Any], width: int | None) -> list[str]:
 
 
 def _meaning(field: Mapping[str, Any]) -> str:
-    """`instant, or nil; when it runs out if nothing else happens`."""
+    """The type and meaning of a reply's field: `instant, or nil; when it runs out if nothing else happens`."""
     kind = " or ".join(field["choices"]) if field.get("choices") else field["kind"].replace("_", " ")
     kind = f"array: {kind}" if field.get("many") else kind
     may = [text for text, key in (("or nil", "nullable"), ("where it applies", "optional")) if field.get(key)]

@@ -1,9 +1,10 @@
-"""`billing doctor --online`: what can be proved of a daemon that serves, without its files.
+"""`billing doctor --online`: checks a running daemon by its replies, without its files.
 
-Each bucket has exactly one owner, by what every worker itself holds; its generation is the map's; its accounts add up
-to its totals (the sum that is asserted at every snapshot, made now); every shard serves. Buckets that move meanwhile
-are counted and left out. Of accounts and periods drawn at random, statements and past balances are what follows from
-the entries (`online_statements`). The files of a stopped daemon prove more.
+The checks: each bucket has exactly one owner, according to the buckets that every worker itself holds; the bucket's
+generation equals the map's; the accounts of a bucket add up to its totals (the check of every snapshot, made now);
+every shard serves. Buckets that move meanwhile are counted and left out. For accounts and periods drawn at random,
+statements and past balances must follow from the entries (`online_statements`). The files of a stopped daemon prove
+more.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ async def _statements(client: Client) -> OnlineStatements:
 
 
 def check_online(target: Target) -> bool:
-    """Asks, prints what came of it, and says whether nothing is wrong. Raises Refusal where nobody answers."""
+    """Makes the checks and prints the result; returns whether there is no fault. Raises CommandRefused if the daemon
+    refuses or does not answer.
+    """
     owners: dict[str, Any] = ask(target, "check_owners")
     alerts = [f"shard {row['shard_id']}: {alert}" for row in ask(target, "shards_info") for alert in row["alerts"]]
     statements = run(target, _statements)

@@ -1,21 +1,24 @@
-"""`billing doctor --online`, its statements: for accounts and periods drawn at random, the daemon's answers agree with
-those worked out from the account's entries by separate arithmetic.
+"""The check of statements of `billing doctor --online`: for accounts and periods drawn at random, the daemon's replies
+must agree with figures computed from the account's entries by separate arithmetic.
 
-Of each account its entries are read (`history`), and with them alone its balance at an instant is worked out: the row
-before says balance and rate, the row behind how much accrued in all, and between them an account spends
+The check reads the entries of each account (`history`), and computes the balance at an instant from them alone: the
+row before the instant has balance and rate, the row behind it has the amount that accrued between both rows. Up to an
+instant between them the account has spent
 
-    min(rate * time, what accrued in all)
+    min(rate * time since the row before, amount accrued between both rows)
 
-Rows say whole nanos, so this is known to less than two nanos. Entries are what it was asked for at the beginning, so
-instants are drawn before the newest of them. Held against it, of periods from a to b to c:
+Rows have whole nanos, so this is exact to less than two nanos. Entries are read once, at the begin, so all instants are
+drawn before the newest entry. For periods from a to b and from b to c, the daemon's figures must equal the computed
+ones:
 
     balance_at, opening and closing      to two nanos
     entries, credits, debits             exactly
     each line's accrual                  to two nanos for each entry of the period
-    opening + credits - debits - accrued = closing, lines sum to what accrued, a to b and b to c join and sum to a to c,
-    all of these exactly, in nanos and in internal units
 
-It asks only, and never for more than `ROWS_MAX` entries of an account.
+Exactly, in nanos and in internal units: opening + credits - debits - accrued = closing; the lines sum to the accrual;
+the closing of a to b is the opening of b to c; the sums of both periods add up to those of a to c.
+
+The check changes nothing, and reads about `ROWS_MAX` entries of an account at most.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ from billing.client.client import Client
 from billing.client.errors import UnknownAccount
 
 ACCOUNTS: Final = 50
-PERIODS: Final = 3  # of each account
+PERIODS: Final = 3  # checked for each account
 PAGE_ROWS: Final = 1000
 ROWS_MAX: Final = 10_000
 UNIT: Final = 3600 * 10**9  # internal units in a nano
@@ -41,7 +44,7 @@ SUMS: Final = ("opening", "credits", "debits", "accrued", "closing")
 
 
 class OnlineStatements:
-    """The numbers of what was checked, and the faults."""
+    """Checks statements, and counts the accounts and periods that were checked; `faults` has a line for each fault."""
 
     def __init__(self, client: Client, draw: random.Random) -> None:
         self._client = client
@@ -50,7 +53,7 @@ class OnlineStatements:
         self.faults: list[str] = []
 
     async def check(self, accounts: int = ACCOUNTS) -> None:
-        """Draws accounts, and periods of them."""
+        """Draws accounts and periods, and checks their statements."""
         for user in await self._drawn(accounts):
             try:
                 rows = await self._rows(user)
@@ -62,7 +65,7 @@ class OnlineStatements:
                 continue  # it was closed and cleared meanwhile
 
     async def _drawn(self, count: int) -> list[str]:
-        """Accounts behind random places in the order of their names."""
+        """User ids drawn at random: from the first page of accounts, and behind random keys in the order of ids."""
         rows = await self._client.accounts(limit=PAGE_ROWS)
         names = [row.user_id for row in rows]
         if len(rows) == PAGE_ROWS:
@@ -72,7 +75,7 @@ class OnlineStatements:
         return self._draw.sample(sorted(set(names)), min(count, len(set(names))))
 
     async def _rows(self, user: str) -> list[Row]:
-        """The newest entries of an account, oldest first, as far back as none is missing."""
+        """The newest entries of an account, oldest first, back to the first gap in the history."""
         rows: list[Row] = []
         before: int | None = None
         while len(rows) < ROWS_MAX:
@@ -87,7 +90,7 @@ class OnlineStatements:
         return rows[::-1]
 
     async def _check_periods(self, user: str, rows: list[Row]) -> None:
-        """Two periods that join, and the one that is both."""
+        """Checks two adjacent periods drawn at random, the period that covers both, and `balance_at` between them."""
         self.periods += 1
         first_ns, last_ns = rows[0]["at_ns"], rows[-1]["at_ns"]
         a, b, c = sorted(self._draw.randint(first_ns + 1, last_ns) for _ in range(3))
@@ -113,7 +116,7 @@ class OnlineStatements:
         return await self._client.statement(user, from_ns, to_ns, by="resource", limit=PAGE_ROWS)
 
     def _sums(self, user: str, rows: list[Row], statement: Row, from_ns: int, to_ns: int) -> None:
-        """Holds one statement against the rows, and against itself."""
+        """Checks that one statement adds up, and that it agrees with the rows."""
         for sums in (_exact(statement), _nanos(statement)):
             if sums["opening"] + sums["credits"] - sums["debits"] - sums["accrued"] != sums["closing"]:
                 self._fault(user, from_ns, to_ns, f"it does not add up: {sums}")
@@ -154,14 +157,18 @@ def _nanos(statement: Row) -> Exact:
 
 
 def spent_between(before: Row, row: Row, at_ns: int) -> int:
-    """What an account spent from one entry to an instant not behind the next, in internal units."""
+    """The amount spent from the entry `before` until an instant not later than the next entry `row`, in internal
+    units.
+    """
     all_of_it: int = row["accrued_nanos"] * UNIT
     at_pace: int = before["rate_nanos_per_hour"] * (at_ns - before["at_ns"])
     return all_of_it if at_ns == row["at_ns"] else min(at_pace, all_of_it)
 
 
 def balance_at(rows: list[Row], at_ns: int) -> int:
-    """The balance at an instant behind the first row and not behind the last, before the entries of that instant."""
+    """The balance at an instant, before the entries of that instant, in internal units. The instant is later than the
+    first row and not later than the last.
+    """
     number = bisect_left([row["at_ns"] for row in rows], at_ns)
     before, row = rows[number - 1], rows[number]
     balance: int = before["balance_after_nanos"] * UNIT - spent_between(before, row, at_ns)
@@ -169,7 +176,7 @@ def balance_at(rows: list[Row], at_ns: int) -> int:
 
 
 def lines_of(rows: list[Row], from_ns: int, to_ns: int) -> dict[str, int]:
-    """What each rate line spent in a period, in internal units; `rows` begin with the account's first entry."""
+    """Rate line -> amount spent in a period, in internal units. `rows` begin with the account's first entry."""
     rates: dict[str, int] = {}
     spent: dict[str, int] = {}
     for before, row in pairwise(rows):

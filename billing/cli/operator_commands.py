@@ -1,6 +1,6 @@
 """The operator's commands: `billing shards`, `billing buckets …`, `billing cutoffs …`, `billing forecast` and the like.
 
-A group called without a command lists what it is about.
+A group that is called without a command runs its default, which lists the group's things.
 """
 
 from __future__ import annotations

@@ -1,13 +1,14 @@
-"""Options that may stand anywhere on the line, and the words in which values are typed. Imports click alone.
+"""Options that may stand anywhere on the command line, and parsers of typed values. Of other packages it imports only
+click.
 
-**No option is ever dropped.** A group takes the options of the commands behind it, as words that it does not look at,
-and hands them to the command that follows, as if they stood there: `billing buckets --address A move 5 2`,
-`billing --address A buckets move 5 2` and `billing buckets move 5 2 --address A` are one command line. A command that
-does not take an option refuses it wherever it stood. Where an option is given twice, the last one counts.
+**No option is ever dropped.** A group accepts the options of its commands without parsing their values, and passes
+them on to the command that follows: `billing buckets --address A move 5 2`, `billing --address A buckets move 5 2` and
+`billing buckets move 5 2 --address A` mean the same. A command that does not have an option refuses it, wherever it
+stood. If an option is given twice, the last one counts.
 
-A group with a `default` runs that command where no other is named, with the same options.
+A group with a `default` runs that command, with the same options, if no other is named.
 
-Help shows options of the connection and of the output apart from those of the command itself.
+Help shows the options of the connection and of the output apart from those of the command itself.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _DURATIONS_NS: Final = {
     "h": 3_600 * 10**9,
     "d": 86_400 * 10**9,
 }
-_OF_THE_SERVICE: Final = {  # words that ask the manager of services, and what does it
+_OF_THE_SERVICE: Final = {  # words that other programs have as commands -> what does that here
     "reload": "the daemon reloads at SIGHUP to its main process, as a service of systemd by `systemctl reload billing`",
     "restart": "as a service of systemd by `systemctl restart billing`",
     "start": "`billing serve` runs it in the foreground, `systemctl start billing` as a service of systemd",
@@ -53,7 +54,7 @@ _COINS = re.compile(r"[+-]?[0-9]{1,30}(\.[0-9]{1,9})?")
 
 
 class Option(click.Option):
-    """An option that knows under which title help shows it."""
+    """An option with the title (`section`) under which help shows it."""
 
     def __init__(self, *arguments: Any, section: str = OWN, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -61,10 +62,10 @@ class Option(click.Option):
 
 
 class Help(click.HelpFormatter):
-    """Help whose lines break between words only: `docs/load-testing.md` and `--dry-run` are one each."""
+    """Formats help so that lines break only at spaces, not at the hyphens of `docs/load-testing.md` or `--dry-run`."""
 
     def write(self, string: str) -> None:
-        """Writes what is broken into lines by now."""
+        """Writes text that is already broken into lines."""
         super().write(string.replace(_UNBROKEN, "-"))
 
     def write_text(self, text: str) -> None:
@@ -72,34 +73,34 @@ class Help(click.HelpFormatter):
         super().write_text(text.replace("-", _UNBROKEN))
 
     def write_dl(self, rows: Iterable[tuple[str, str]], col_max: int = 30, col_spacing: int = 2) -> None:
-        """Writes words with what they mean."""
+        """Writes a list of words, each with its meaning."""
         unbroken = [(first, second.replace("-", _UNBROKEN)) for first, second in rows]
         super().write_dl(unbroken, col_max, col_spacing)
 
 
 class Context(click.Context):
-    """What a command runs in."""
+    """The context of a command, whose help is formatted by `Help`."""
 
     formatter_class = Help
 
 
 class Command(click.Command):
-    """A command whose help has its own options first, then those of the output and of the connection."""
+    """A command whose help lists its own options first, then the options of the output and of the connection."""
 
     context_class = Context
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Takes a number below zero as a value and not as an option."""
+        """Parses the words; a negative number is a value, not an option."""
         if any(_NEGATIVE.fullmatch(arg) for arg in args):
             ctx.ignore_unknown_options = True
         return super().parse_args(ctx, args)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the sections."""
+        """Writes the options in sections."""
         sections: dict[str, list[tuple[str, str]]] = {}
         for param in self.get_params(ctx):
             if not isinstance(param, click.Option):
-                continue  # the usage line has it
+                continue  # the usage line shows arguments
             record = param.get_help_record(ctx)
             if record is not None:
                 sections.setdefault(getattr(param, "section", OWN), []).append(record)
@@ -110,7 +111,7 @@ class Command(click.Command):
 
 
 class Listing(click.Group):
-    """A group whose help has the whole first sentence about each command."""
+    """A group whose help shows the whole first sentence of each command's help."""
 
     command_class = Command
     context_class = Context
@@ -129,19 +130,19 @@ class Listing(click.Group):
 
 
 class Group(Listing):
-    """A group that hands the options it is given to the command behind it."""
+    """A group that passes its options on to the command that follows."""
 
     def __init__(self, *arguments: Any, default: str | None = None, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.default = default
-        self.callback = None  # a group by itself does nothing
+        self.callback = None  # a group without a default does nothing by itself
         if default is not None:
             self.invoke_without_command = True
             self.no_args_is_help = False
             self.callback = self._run_default
 
     def hands_on(self, options: Iterable[click.Parameter]) -> None:
-        """Lets these options stand before the command that takes them."""
+        """Lets these options of the group's commands stand before the command, too."""
         known_options = {name for param in self.params for name in (*param.opts, *param.secondary_opts)}
         for option in options:
             if (
@@ -153,7 +154,7 @@ class Group(Listing):
                 self.params.append(_unread(option))
 
     def _run_default(self, **_: Any) -> Any:
-        """What the group does where no command is named."""
+        """Runs the default command if no command is named."""
         context = click.get_current_context()
         if context.invoked_subcommand is not None:
             return None
@@ -166,8 +167,8 @@ class Group(Listing):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The command that is named, and its words behind those that were given to the group. `help`: the help, of the
-        group itself or of the command whose name follows.
+        """The name, the command, and its words, preceded by the options that were given to the group. `help` prints the
+        help of the group, or of the command whose name follows. Fails for an unknown command, with a guess.
         """
         if args[:1] == ["help"] and self.get_command(ctx, "help") is None:
             if len(args) == 1:
@@ -198,7 +199,7 @@ class Group(Listing):
 
 
 class _Unread(click.Option):
-    """An option of a group: only its words are kept, for the command that takes it."""
+    """An option of a group, which keeps the option's words for the command that has it."""
 
 
 def _unread(option: click.Option) -> _Unread:
@@ -208,22 +209,24 @@ def _unread(option: click.Option) -> _Unread:
 
 
 def option(*names: str, section: str = OWN, **attributes: Any) -> Callable[[Any], Any]:
-    """As `click.option`, under a title of help."""
+    """As `click.option`, with the title (`section`) under which help shows the option."""
     return click.option(*names, cls=Option, section=section, **attributes)
 
 
 def applied(decorators: Sequence[Callable[[Any], Any]], function: Any) -> Any:
-    """The function with these options, in this order."""
+    """Applies decorators of options to a function; help shows the options in this order."""
     for decorate in reversed(decorators):
         function = decorate(function)
     return function
 
 
-# -- what is typed ---------------------------------------------------------------------------------------------------
+# -- typed values ----------------------------------------------------------------------------------------------------
 
 
 def span_ns(text: str) -> int:
-    """`90s`, `1.5h` or `250ms` in nanoseconds; a number alone is seconds. Raises ValueError that says what is right."""
+    """Parses `90s`, `1.5h` or `250ms` to nanoseconds; a number alone is seconds. Raises ValueError, which says what is
+    expected.
+    """
     number = text.rstrip("abcdefghijklmnopqrstuvwxyz")
     unit = text[len(number) :] or "s"
     integer, _, fraction = number.partition(".")
@@ -238,7 +241,7 @@ def span_ns(text: str) -> int:
 
 
 def span_word(ns: int) -> str:
-    """As a span is typed, in the largest unit that says it whole: `90s`, `7d`."""
+    """A span as one types it, as a whole number of the largest possible unit: `90s`, `7d`."""
     unit = next(unit for unit in reversed(_DURATIONS_NS) if ns % _DURATIONS_NS[unit] == 0)
     return f"{ns // _DURATIONS_NS[unit]}{unit}"
 
@@ -254,7 +257,7 @@ class Duration(click.ParamType):  # type: ignore[type-arg]
         self._low_ns, self._high_ns = low_ns, high_ns
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """The nanoseconds; whole ones only."""
+        """The span in whole nanoseconds."""
         if isinstance(value, int):  # a default
             return int(value)
         try:
@@ -274,19 +277,19 @@ class Coins(click.ParamType):  # type: ignore[type-arg]
     name = "coins"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The text, where it is a number of coins."""
+        """The text, unchanged, if it is a number of coins."""
         text = str(value)
         if not _COINS.fullmatch(text):
             self.fail(f"expected coins such as 12.5, at most 9 digits after the point, got {text!r}", param, ctx)
         return text
 
 
-TIMEOUT_MIN_NS: Final = 10**6  # whoever waits no time at all would be told that nobody answers
+TIMEOUT_MIN_NS: Final = 10**6  # with a shorter timeout every call would fail as if no daemon answered
 DURATION = Duration()
 COINS = Coins()
 
 
-# -- of every command that calls a daemon ----------------------------------------------------------------------------
+# -- options of commands that call a daemon ----------------------------------------------------------------------------
 
 FINDING: Final = f"The configuration of the daemon to call: a command calls where it listens. {RULE}"
 CONFIG_RULE: Final = f"The configuration file. {RULE}"
@@ -373,6 +376,6 @@ def shared_options() -> list[click.Parameter]:
 
     @click.command()
     def bearer() -> None:
-        """Carries them."""
+        """A command that is never run: it only collects the options."""
 
     return list(applied((*CONNECTION_OPTIONS, *OUTPUT_OPTIONS), bearer).params)

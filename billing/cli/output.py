@@ -1,13 +1,14 @@
-"""Writing to standard output and standard error, whatever they are: closed, full, a terminal that knows few characters.
+"""Writes to standard output and standard error, in whatever state they are: closed, full, without some characters.
 
-`put` raises `OutputFailed` and nothing else. A command whose call changed nothing ends with 1 then: what was asked for
-was not delivered. A command whose call changed something has done its work, so it reports the failed write and the
-result of the call on standard error, and ends with 0: a script that repeats on failure must not pay twice.
+`put` raises `OutputFailed` and no other error. A command that has changed nothing then ends with 1, because its output
+was not delivered. A command that has changed something (`billing.cli.showing.tell`) has done its work: it reports the
+failed write and the result of the call on standard error, and ends with 0, so that a script that repeats a failed
+command does not pay twice.
 
-Where nobody reads any more, as behind `| head -1`, nothing has failed: whoever read has what he wanted. The command
-does the rest of its work, and ends with the code of that work; one that would only go on writing ends with 0.
+If the reader has closed the pipe, as `| head -1` does, nothing has failed: the reader has all it wanted. The command
+does the rest of its work and ends with the exit code of that work; a command that would only write more ends with 0.
 
-`prepare` makes both streams take every text: characters that the terminal cannot show stand as `\\u20ac`.
+`prepare` makes both streams accept every text: a character that the stream cannot encode is written as `\\u20ac`.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from shards.exits import Exit
 
 
 class OutputFailed(click.ClickException):
-    """Standard output does not take what was to be written; the message says why."""
+    """A write to standard output has failed; the message says why."""
 
     exit_code = int(Exit.REFUSED)
 
     def show(self, file: IO[Any] | None = None) -> None:
-        """One line on standard error."""
+        """Prints one line on standard error."""
         say(f"billing: the output could not be written: {self.message}")
 
 
 def prepare(arguments: Iterable[str]) -> list[str]:
-    """Makes the streams take every text, and the words of the command line UTF-8 wherever they are, whatever the
-    locale; what is no UTF-8 stays as it came, for the daemon to refuse.
+    """Makes the streams accept every text, and returns the words of the command line decoded as UTF-8, whatever the
+    locale. A word that is not UTF-8 stays unchanged; the daemon will refuse it.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -58,11 +59,13 @@ def _has_raw_bytes(text: str) -> bool:
 
 
 def put(text: str, *, newline: bool = True) -> bool:
-    """Writes a text to standard output, now; False where nobody reads any more. Raises OutputFailed."""
+    """Writes a text to standard output and flushes it. Returns False if the reader has closed the pipe. Raises
+    OutputFailed.
+    """
     if sys.stdout is None:
         raise OutputFailed("it is closed")
     try:
-        sys.stdout.write(text + ("\n" if newline else ""))  # exactly: click's echo takes escape sequences out
+        sys.stdout.write(text + ("\n" if newline else ""))  # not click's echo, which removes escape sequences
         sys.stdout.flush()
     except BrokenPipeError:
         _drop(sys.stdout)
@@ -75,9 +78,9 @@ def put(text: str, *, newline: bool = True) -> bool:
 
 @contextlib.contextmanager
 def delivered(*, writes_only: bool = False) -> Iterator[None]:
-    """For what others write to standard output (click the help, a screen its lines): where that takes no more, it is
-    said as by `put`; where nobody reads any more, the command ends with 0. `writes_only`: nothing else that has no name
-    of a file can fail there.
+    """For code that writes to standard output without `put` (help of click, live screens of rich): a failed write
+    raises OutputFailed as in `put`, and a pipe closed by the reader ends the command with 0. `writes_only`: in the
+    block, an OSError without a file name can only come from such a write.
     """
     try:
         yield
@@ -87,13 +90,13 @@ def delivered(*, writes_only: bool = False) -> Iterator[None]:
             raise click.exceptions.Exit(0) from None
         why = error.strerror if writes_only and error.filename is None else _why_not(sys.stdout)
         if not why:
-            raise  # it was something else
+            raise  # the error has another cause than standard output
         _drop(sys.stdout)
         raise OutputFailed(why) from None
 
 
 def _why_not(stream: Any) -> str:
-    """Why a stream does not take what is left in its buffer; "" where it does."""
+    """The error of flushing a stream's buffer; "" if there is none."""
     try:
         stream.flush()
     except OSError as error:
@@ -104,7 +107,7 @@ def _why_not(stream: Any) -> str:
 
 
 def _is_left(stream: Any) -> bool:
-    """Whether it is a pipe that nobody reads any more."""
+    """Whether a stream is a pipe whose reader has closed it."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         look = select.poll()
         look.register(stream.fileno(), 0)
@@ -113,7 +116,7 @@ def _is_left(stream: Any) -> bool:
 
 
 def say(text: str) -> None:
-    """Writes a line for people to standard error; where that is not possible, nothing is lost but the line."""
+    """Writes a line for people to standard error. A failed write is ignored: only the line is lost."""
     try:
         click.echo(text, err=True)
     except (OSError, ValueError):
@@ -121,13 +124,13 @@ def say(text: str) -> None:
 
 
 def as_json(value: Any) -> str:
-    """One line of JSON. Bytes stand in hex; characters are escaped where the terminal cannot show all of them."""
+    """One line of JSON. Bytes become hex. Non-ASCII characters are escaped unless standard output is UTF-8."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
     return json.dumps(value, ensure_ascii=encoding != "utf8", default=bytes.hex)
 
 
 def _drop(stream: Any) -> None:
-    """Lets what is still buffered go nowhere, so that the end of the process does not fail on it once more."""
+    """Redirects a stream to /dev/null, so that flushing its buffer at the end of the process does not fail again."""
     with contextlib.suppress(OSError, ValueError, AttributeError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())

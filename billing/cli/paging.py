@@ -1,6 +1,7 @@
-"""Lists that are longer than a page: a page says whether more follow, and how to get them; `--all` fetches them all.
+"""Lists that are longer than a page: the command prints whether more rows follow and how to get them; `--all` fetches
+every page.
 
-Whether more follow is known from the daemon, not guessed from a full page: one row behind the last is asked for.
+A full page alone does not prove that more rows follow: the command asks the daemon for one row behind the last.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ Complete = Callable[[Client, list[Any]], Awaitable[list[Any]]]
 
 
 def columns_of(method: str) -> list[str]:
-    """The fields that each row of a list has."""
+    """The fields that every row of a method's reply has."""
     shape = METHODS[method].reply.shape
     assert shape is not None
     return [field.name for field in shape.fields if not field.optional]
 
 
-ROWS_SHOWN: Final = {"history": 100}  # where no limit is given; all others a page
+ROWS_SHOWN: Final = {"history": 100}  # method -> rows shown without --limit; PAGE_ROWS_MAX for all others
 
 list_all_option = option("--all", "every", is_flag=True, help="Fetches every page.")
 one_shard_option = option(
@@ -42,15 +43,15 @@ class PagedMethod(NamedTuple):
     """A method that answers with pages of rows."""
 
     method: str
-    key: str  # the field of a row behind which the next page begins
-    cursor: str  # the option that takes it
+    key: str  # the field of a page's last row that the next page is asked for with
+    cursor: str  # the option that takes this key
 
 
 class Filters(NamedTuple):
-    """Which rows are asked for: options of the method, and the words on the line that they came of."""
+    """The rows to ask for: options of the method, and the words of the command line that gave them."""
 
     options: dict[str, Any]
-    arguments: Sequence[str]  # for the line that asks for more
+    arguments: Sequence[str]  # repeated in the command line that is printed to get more rows
 
 
 EVERYTHING: Final = Filters({}, ())
@@ -67,8 +68,8 @@ def show_pages(
     filters: Filters = EVERYTHING,
     complete: Complete | None = None,
 ) -> None:
-    """Asks for a page behind `start`, or for all of them, and shows it. `complete` makes the rows that are shown of
-    those of the page.
+    """Fetches the page behind the key `start`, or with `every` all pages from there, and shows the rows. `complete`
+    turns the fetched rows into the shown ones.
     """
     method, key, cursor = paged
     last: list[Any] = [None]  # the key of the last row of the page

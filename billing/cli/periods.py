@@ -1,24 +1,24 @@
-"""Instants, days and months as people name them, in a zone: `2026-11`, `november`, `yesterday`, `2026-03-01T12:00`.
+"""Parses instants, days and months as people write them: `2026-11`, `november`, `yesterday`, `2026-03-01T12:00`.
 
-`parse_period(text, zone, now_ns)` is the span of a text's period, from its first nanosecond up to the one behind it:
+`parse_period(text, zone, now_ns)` returns the period as a span, from its first nanosecond to the one behind its last:
 
     2026                     a year
     2026-11                  a month
-    november, nov            the last one that has begun
-    this month, last month   that of now, and the one before; so with year
+    november, nov            the latest November that has begun
+    this month, last month   the current month, and the one before; likewise with year
     2026-11-30               a day
-    today, yesterday         that of now, and the one before
-    monday, mon              the last one that has begun
+    today, yesterday         the current day, and the one before
+    monday, mon              the latest Monday that has begun
     2026-11-30T12:00[:30[.5]]  an instant: in the zone, or with Z or an offset such as +03:00 behind it
     1764547200000000000      nanoseconds since the epoch
     now
 
-Who ends a period with the name of a month or a weekday means one that comes behind its beginning: `december` behind a
-beginning in November is the next December, also where that has not begun (`behind_ns`).
+A month or weekday that names the end of a period means the first one after the period's begin: with a begin in
+November, `december` is the next December, even if that has not begun (`behind_ns`).
 
-A day begins with its first nanosecond in the zone, also where midnight is skipped; of an hour that comes twice, the
-first is meant, and an instant in an hour that is skipped is refused. Instants are 0 to 2**63-1 ns. Anything else raises
-a ValueError with the accepted forms.
+A day begins with its first nanosecond in the zone, also on a day whose midnight the clocks skip. In an hour that comes
+twice, an instant means the first time; an instant in a skipped hour is refused. Instants are 0 to 2**63-1 ns. Anything
+else raises ValueError with the accepted forms.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import Final, NamedTuple
 from billing.ledger.money import INT64_MAX
 
 SECOND_NS: Final = 10**9
-ANY_INSTANT_NS: Final = 10**18  # where only it is asked whether the words are right
+ANY_INSTANT_NS: Final = 10**18  # for `now_ns` if only the form of a text is checked
 
 MONTHS: Final = (
     *("january", "february", "march", "april", "may", "june", "july"),
@@ -47,7 +47,7 @@ _INSTANT = re.compile(
 
 
 class Span(NamedTuple):
-    """What was named: of which kind, its first instant, and the one it ends before (of an instant, itself)."""
+    """A period: its kind, its first instant, and the instant before which it ends (for an instant, both are equal)."""
 
     kind: str
     from_ns: int
@@ -59,8 +59,8 @@ class Skipped(ValueError):
 
 
 def parse_period(text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = None) -> Span:
-    """See the module. `zone`: None is the machine's own. `behind_ns`: the name of a month or a weekday is the first one
-    behind that instant, not the last one that has begun. Raises ValueError.
+    """Parses a text by the table in the module's docstring. `zone`: None for the machine's own. `behind_ns`: a month or
+    a weekday means the first one that begins after this instant, not the latest that has begun. Raises ValueError.
     """
     normalized = text.strip().lower()
     if not text.isascii():
@@ -81,7 +81,7 @@ def parse_period(text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | N
 
 
 def is_relative(text: str) -> bool:
-    """Whether what it names depends on now."""
+    """Whether the period that a text names depends on the current time."""
     return any(character.isalpha() for character in text.lower().removesuffix("z").replace("t", ""))
 
 
@@ -115,7 +115,9 @@ def _dates(normalized: str, zone: tzinfo | None, today: date, first: date | None
 
 
 def _index(abbreviation: str, names: tuple[str, ...]) -> int | None:
-    """Which of the names a word is, or begins."""
+    """The index of the only name that begins with a word of at least `ABBREVIATED` characters; None if there is
+    none.
+    """
     matches = [
         number
         for number, name in enumerate(names)

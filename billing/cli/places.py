@@ -1,7 +1,7 @@
-"""Directories that a command works on: one that is not there is named as that, wherever its name stood.
+"""Directories that a command works on, and the errors for one that does not exist.
 
-Where the command line has named it, the exit code is 2, as of any word that makes no sense; where the configuration
-has, it is 78. It is never 65: a wrong name proves nothing about the data.
+If the command line has named the directory, the exit code is 2, as for any other wrong word; if the configuration has
+named it, the code is 78. The code is never 65: a wrong name proves nothing about the data.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ from shards.exits import Exit
 
 
 class Misplaced(click.ClickException):
-    """The configuration names no such directory, or one with nothing of ours in it."""
+    """The directory that the configuration names does not exist, or has nothing of the daemon in it."""
 
     exit_code = int(Exit.CONFIG)
 
 
 class Misnamed(Misplaced):
-    """The command line names no such directory, or a directory where a file is to be."""
+    """A directory that the command line names does not exist, or the name of a file is that of a directory."""
 
     exit_code = int(Exit.USAGE)
 
 
 class Directory(click.ParamType):  # type: ignore[type-arg]
-    """A directory that is there."""
+    """The type of an argument that names an existing directory."""
 
     name = "directory"
 
@@ -37,7 +37,9 @@ class Directory(click.ParamType):  # type: ignore[type-arg]
 
 
 class NewFile(click.ParamType):  # type: ignore[type-arg]
-    """A file to write: its directory is looked at before the work whose result is to go there."""
+    """The type of an argument that names a file to write. Checks the file's directory before the command begins the
+    work whose result goes into the file.
+    """
 
     name = "file"
 
@@ -51,7 +53,7 @@ class NewFile(click.ParamType):  # type: ignore[type-arg]
 
 
 def there(directory: Path) -> Path:
-    """The directory that the command line names, which is there. Raises Misnamed."""
+    """Returns a directory that the command line names. Raises Misnamed if it does not exist."""
     if not directory.is_dir():
         raise Misnamed(f"{directory} is no directory" if directory.exists() else f"there is no directory {directory}")
     return directory

@@ -1,19 +1,19 @@
-"""`billing reconcile INVENTORY.csv`: the machines that there are, held against the rates that the daemon charges.
+"""`billing reconcile INVENTORY.csv`: compares the machines of an inventory with the rates that the daemon charges.
 
-The inventory has a line for each machine: `user,resource` or `user,resource,rate`, the rate in coins an hour where
-nothing else is said; a first line with names such as these is a heading, and one of `rate_per_second`,
-`rate_per_minute` or `rate_per_hour` in it says the unit. What differs is one of three things:
+The inventory has a line for each machine: `user,resource` or `user,resource,rate`, the rate in coins an hour by
+default. A first line with names such as these is a heading; `rate_per_second`, `rate_per_minute` or `rate_per_hour` in
+it gives the unit. A difference is one of three kinds:
 
-    no_rate      a machine of the inventory whose line has no rate: it runs for nothing
-    no_machine   a rate line of the daemon that no machine stands for: it is charged for nothing
-    other_rate   both are there, the inventory names a rate, and the daemon's is another
+    no_rate      the inventory has a machine for which the daemon has no rate: the machine runs without a charge
+    no_machine   the daemon has a rate line for which the inventory has no machine: the user is charged for nothing
+    other_rate   both have the machine, but the inventory names another rate than the daemon has
 
-A line that cannot be read is never skipped without a word: each is named on standard error with its number and what is
-wrong, and ends the command with 1, as a difference does.
+No line that cannot be read is skipped silently: the command prints its number and the fault on standard error, and ends
+with 1, as it does for a difference.
 
-The daemon is asked for all accounts with their rates, page by page, while the inventory stands in memory: a million
-lines are some 300 MB. Both sides change while they are compared, so what was started or stopped a moment ago may be
-among the differences; what stays in two runs is one.
+The command reads all accounts with their rates from the daemon, page by page, and keeps the inventory in memory: a
+million lines need some 300 MB. Both sides change during the comparison, so a machine that was started or stopped a
+moment ago may appear as a difference; a difference that two runs show is real.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _HEADING: Final = (
     frozenset({"rate", *RATE_COLUMNS}),
 )
 
-Machines = dict[str, dict[str, int | None]]  # user -> resource -> nanos per hour, None where none is named
+Machines = dict[str, dict[str, int | None]]  # user -> resource -> nanos per hour, None if the line has no rate
 
 
 class Broken(NamedTuple):
@@ -62,16 +62,16 @@ class Broken(NamedTuple):
 
 
 class Inventory(NamedTuple):
-    """What an inventory says."""
+    """The content of an inventory."""
 
     machines: Machines
-    lines: int  # that could be read
+    lines: int  # the number of lines that could be read
     broken: list[Broken]
     per: str  # the unit of its rates
 
 
 class Difference(NamedTuple):
-    """One machine, or one rate line, on which the two do not agree. Rates in nanos per hour."""
+    """One machine or rate line on which inventory and daemon disagree. Rates in nanos per hour."""
 
     user_id: str
     resource: str
@@ -81,8 +81,8 @@ class Difference(NamedTuple):
 
 
 def read_inventory(lines: Iterable[str], per: str | None) -> Inventory:
-    """The machines of an inventory, whose rates are coins a `per`; None: what its heading says, or an hour. What is no
-    UTF-8 comes as surrogates. Raises ValueError where the heading says another unit.
+    """Parses an inventory. `per`: the unit of its rates; None for the unit of the heading, or else the hour. `lines`
+    have bytes that are not UTF-8 as surrogates. Raises ValueError if the heading has another unit than `per`.
     """
     unit = per or "hour"
     machines: Machines = {}
@@ -100,7 +100,7 @@ def read_inventory(lines: Iterable[str], per: str | None) -> Inventory:
             why = "a quote is not closed" if rest.row_length > 1 else str(error)
             broken.append(Broken(rest.row_line, f"it is no CSV: {why}"))
             rest.give_back()
-            rows = csv.reader(rest, strict=True)  # nothing of the broken row is left in it
+            rows = csv.reader(rest, strict=True)  # a new reader has no state of the broken row
             continue
         number = rest.row_line
         if not cells:
@@ -126,8 +126,8 @@ def read_inventory(lines: Iterable[str], per: str | None) -> Inventory:
 
 
 class _Lines:
-    """The lines of a file, of which those behind the first of a row can be read once more: a quote that is not closed
-    takes in what follows, and of all that only the line with the quote is broken.
+    """Iterates over the lines of a file, and can give back the lines of a CSV row except the first. An unclosed quote
+    makes the reader consume all following lines; only the line with the quote is broken, so the others are read again.
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -138,16 +138,16 @@ class _Lines:
 
     @property
     def row_length(self) -> int:
-        """How many lines of the row were read."""
+        """The number of lines of the current row that were read."""
         return len(self._of_row)
 
     def begin_row(self) -> None:
-        """What is read from here on is of the next row."""
+        """Begins a row: the lines read from here on belong to it."""
         self.row_line += len(self._of_row)
         self._of_row.clear()
 
     def give_back(self) -> None:
-        """The row is its first line alone; the others will be read again."""
+        """Reduces the current row to its first line; its other lines will be read again."""
         self._again.extendleft(reversed(self._of_row[1:]))
         del self._of_row[1:]
 
@@ -161,7 +161,7 @@ class _Lines:
 
 
 def _machine_of(cells: list[str], per: str) -> tuple[str, str, int | None]:
-    """(user, resource, nanos per hour or None) of a line. Raises ValueError."""
+    """(user, resource, nanos per hour or None) of the cells of a line. Raises ValueError."""
     if len(cells) not in (2, 3):
         raise ValueError(f"expected user,resource or user,resource,rate, got {len(cells)} values")
     user, resource = cells[0].strip(), cells[1].strip()
@@ -183,8 +183,8 @@ def _machine_of(cells: list[str], per: str) -> tuple[str, str, int | None]:
 
 
 def differences(machines: Machines, accounts: Iterable[tuple[str, dict[str, int]]]) -> Iterator[Difference]:
-    """What differs, given (user, nanos per hour of each line above zero) of all accounts. Takes out of `machines` the
-    users that it has seen; who is left in the end has no account.
+    """The differences, given (user, resource -> nanos per hour of each rate line above zero) of all accounts. Removes
+    each of these users from `machines`; users that remain have no account (`left_over`).
     """
     for user, rates in accounts:
         wanted = machines.pop(user, {})
@@ -202,7 +202,7 @@ def differences(machines: Machines, accounts: Iterable[tuple[str, dict[str, int]
 
 
 def left_over(machines: Machines) -> Iterator[Difference]:
-    """The machines of users who have no account."""
+    """A difference for each machine of users who have no account."""
     for user, wanted in machines.items():
         for resource, rate in wanted.items():
             if rate != 0:
@@ -210,7 +210,7 @@ def left_over(machines: Machines) -> Iterator[Difference]:
 
 
 async def _pages(client: Client) -> AsyncIterator[list[AccountRow]]:
-    """All accounts with their rates, page by page; the next one is asked for before one is handed out."""
+    """All accounts with their rates, page by page. Requests the next page before it yields one."""
     limit = PAGE_ROWS
 
     def ask(after: str | None) -> asyncio.Task[list[AccountRow]]:
@@ -231,7 +231,7 @@ async def _pages(client: Client) -> AsyncIterator[list[AccountRow]]:
             return
         after = rows[-1].user_id
         next_page = ask(after)
-        await asyncio.sleep(0)  # it leaves now
+        await asyncio.sleep(0)  # lets the request leave now
         yield rows
 
 

@@ -1,4 +1,4 @@
-"""What a person is told of an account in sentences: whether and when the money runs out, and what follows. Pure."""
+"""Describes an account for a person in sentences: whether and when the money runs out, and what follows. Pure."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import Any, Final, NamedTuple
 from billing.cli.values import Look, coins, moment, printable, rate_lines, span
 from shards.counting import counted
 
-# E lies beyond 2**63-1 nanoseconds since the epoch, which is the last instant that can be told.
+# Used if the exhaustion lies beyond 2**63-1 nanoseconds since the epoch, the last instant that can be represented.
 NOT_WITHIN_SIGHT: Final = "does not run out before the year 2262"
 NO_MONEY: Final = "it has no money left"
 DEFAULT_CLASS: Final = "default"
-IN_FLIGHT: Final = "in flight"  # as `explain` calls a call whose answer has not come
+IN_FLIGHT: Final = "in flight"  # the word of `explain` for a call without an answer yet
 NOT_SPENT: Final = "does not run out: nothing is being spent"
 
 
 def standing(account: Mapping[Any, Any], look: Look) -> dict[str, tuple[str, str]]:
-    """Field -> (label, text) of those fields of an account that a missing value would leave unsaid; a field with an
-    empty label is not shown. Empty where the map is about no account.
+    """Field -> (label, text) for fields of an account whose value alone (such as nil) would not tell a person enough. A
+    field with an empty label is not shown. Empty if the map describes no account.
     """
     if "exhausts_at_ns" not in account or "state" not in account:
         return {}
@@ -37,7 +37,7 @@ def standing(account: Mapping[Any, Any], look: Look) -> dict[str, tuple[str, str
 
 
 def ran_out(account: Mapping[Any, Any], look: Look) -> str:
-    """When an exhausted account ran out, and when it was cut off, as far as its last cutoff says."""
+    """When an exhausted account ran out, and when it was cut off, as far as the reply's `cutoff` contains that."""
     cutoff = account.get("cutoff")
     if not isinstance(cutoff, Mapping) or "exhausted_at_ns" not in cutoff:
         return NO_MONEY
@@ -46,7 +46,7 @@ def ran_out(account: Mapping[Any, Any], look: Look) -> str:
 
 
 def called(cutoff: Mapping[Any, Any]) -> str:
-    """What became of a cutoff's call."""
+    """The state or outcome of a cutoff's call."""
     attempts = cutoff.get("attempts", 0)
     tries = attempts_of(cutoff)
     match cutoff["status"]:
@@ -74,12 +74,12 @@ def attempts_of(call: Mapping[Any, Any]) -> str:
 
 
 def milliseconds(duration_ns: int) -> str:
-    """`0.512 ms` of a short span, else as spans are."""
+    """`0.512 ms` for a span below a second, otherwise as `span`."""
     return f"{duration_ns / 10**6:.3g} ms" if abs(duration_ns) < 10**9 else span(duration_ns)
 
 
 def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
-    """Why an account stands where it stands, in sentences."""
+    """Explains an account's state in sentences, from a reply of `explain`."""
     user = printable(str(account["user_id"]))
     rate = account["rate_nanos_per_hour"]
     lines = rate_lines(account.get("rates") or {})
@@ -116,8 +116,8 @@ def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
 
 
 def lease_told(account: Mapping[Any, Any], ttl_ns: int | None) -> str:
-    """When a rate ends that was reported with a time to live; the reply to it does not say so. Empty where none was
-    given, and for a repetition: that time counts from the first.
+    """A sentence about when a rate that was reported with a time to live ends, which the reply does not contain. Empty
+    if there was no time to live, and for a replayed reply, since the time counts from the first request.
     """
     if ttl_ns is None or account.get("replayed"):
         return ""
@@ -125,14 +125,14 @@ def lease_told(account: Mapping[Any, Any], ttl_ns: int | None) -> str:
 
 
 def _before(account: Mapping[Any, Any], look: Look) -> str:
-    """What became of the last exhaustion of an account that has money again."""
+    """A sentence about the last exhaustion of an account that has money again."""
     restored_ns = account["cutoff"].get("restored_at_ns")
     restored = f"; its restore had its 2xx at {moment(restored_ns, look)}" if restored_ns is not None else ""
     return f"It last ran out at {ran_out(account, look)}{restored}."
 
 
 def _class(account: Mapping[Any, Any], look: Look) -> list[str]:
-    """What the cutoff class makes different, where the account is in another than the default."""
+    """A sentence about the account's cutoff class and its grace; none for the default class without a grace."""
     name, called_ns = account.get("class", DEFAULT_CLASS), account.get("cutoff_at_ns")
     if name == DEFAULT_CLASS and (called_ns is None or account["state"] == "active"):
         return []
@@ -161,14 +161,14 @@ def _owed(account: Mapping[Any, Any]) -> str:
 
 
 class Outcome(NamedTuple):
-    """What became of a call that an operator had tried again."""
+    """The outcome of a call that was tried again because an operator asked for it."""
 
     text: str
-    is_done: bool  # the endpoint took it, or nothing is owed any more
+    is_done: bool  # the endpoint answered with a 2xx, or no call is owed any more
 
 
 def retried(account: Mapping[Any, Any], look: Look) -> Outcome | None:
-    """What became of it, by what `explain` says; None while its attempt has not ended."""
+    """The outcome of the retried call, from a reply of `explain`; None while the attempt has not ended."""
     user, owes, standing = printable(str(account["user_id"])), account["owes"], account["outbox"] or {}
     cutoff = account.get("cutoff") or {}
     if owes is None:

@@ -1,6 +1,7 @@
-"""What the daemon said, printed: for people as lines and tables, as it came with `--json`, as rows with `--csv`.
+"""Prints replies of the daemon: for people as lines and tables, with `--json` unchanged, with `--csv` as rows.
 
-`tell` shows what came of a change. Money that has moved is said to have moved even where the output takes no more.
+`tell` prints the reply of a change. If the output cannot be written, it still reports on standard error that the change
+was made.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from billing.cli.values import (
 
 __all__ = ["coins", "instant", "look_of", "put_table", "show", "span", "tell", "value_of"]
 
-# Procedure -> the columns of its rows that a narrow terminal keeps longest, the most important first.
+# Method -> the columns of its rows that a narrow terminal keeps longest, the most important first.
 ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
     "history": (
         *("at_ns", "operation", "amount_nanos", "balance_after_nanos", "accrued_nanos", "resource"),
@@ -50,8 +51,8 @@ ESSENTIAL: Final[dict[str, tuple[str, ...]]] = {
     "methods": ("name", "params", "options", "doc"),
 }
 
-_HIDDEN: Final = {"rate_nanos_per_second"}  # the hourly rate says it without rounding
-_WHERE_TRUE: Final = {"replayed", "up_to_now"}  # not worth a line where they are not
+_HIDDEN: Final = {"rate_nanos_per_second"}  # the hourly rate has the same value without rounding
+_WHERE_TRUE: Final = {"replayed", "up_to_now"}  # shown only if true
 NAME_CHARACTERS_MAX: Final = 40  # longer ones are folded as other texts are
 _OFTEN_EMPTY: Final = {
     *("message", "request_id", "resource", "actor", "value_nanos", "thresholds"),
@@ -65,10 +66,9 @@ _RED, _GREEN, _DIM = "\x1b[31m", "\x1b[32m", "\x1b[2m"
 def show(
     target: Target, reply: Any, essential: Sequence[str] = (), per: str = HOUR, columns: Sequence[str] = ()
 ) -> bool:
-    """Prints any reply: a map as lines, an array of maps as a table, anything else as it is. `essential` names the
-    columns that are left out last where the terminal is narrow, the most important first; `per` is the unit in which a
-    rate was given; `columns` are those that a CSV has where there is no row. False where nobody reads any more. Raises
-    OutputFailed.
+    """Prints any reply: a map as lines, an array of maps as a table, anything else as it is. `essential`: the columns
+    that a narrow terminal keeps longest, the most important first. `per`: the unit in which rates are shown first.
+    `columns`: the columns of a CSV without rows. Returns False if the reader has closed the pipe. Raises OutputFailed.
     """
     rows = isinstance(reply, list) and bool(reply) and all(isinstance(row, Mapping) for row in reply)
     if target.as_json:
@@ -86,8 +86,8 @@ def show(
 
 
 def tell(target: Target, method: str, reply: Any, per: str = HOUR) -> None:
-    """Prints what came of a change. Where the output takes no more, the change stands all the same: that is said on
-    standard error, and the command ends with 0.
+    """Prints the reply of a change. If it cannot be written, reports on standard error that the change was made, and
+    ends the command with 0.
     """
     try:
         why = "" if show(target, reply, per=per) else "nobody reads it"
@@ -102,7 +102,7 @@ def tell(target: Target, method: str, reply: Any, per: str = HOUR) -> None:
 
 
 def show_explained(target: Target, reply: Any) -> None:
-    """Prints why an account stands where it stands, in sentences; with `--wide` the reply's fields, too."""
+    """Prints a reply of `explain` as sentences; with `--wide` the reply's fields, too."""
     if target.as_json or target.as_csv or "state" not in reply:
         show(target, reply)
         return
@@ -115,14 +115,16 @@ def show_explained(target: Target, reply: Any) -> None:
 
 
 def look_of(target: Target, *, exact: bool) -> Look:
-    """How this command shows instants: `--zone`, else the machine's own zone, which TZ sets."""
+    """The zone (`--zone`, else the machine's own, which TZ sets) and the exactness with which the command shows values.
+    `exact`: with every nanosecond, as also with `--wide`.
+    """
     zone: tzinfo | None = ZoneInfo(target.zone) if target.zone is not None else None
     return Look(zone, exact or target.wide)
 
 
 def put_table(target: Target, columns: Sequence[Column]) -> bool:
-    """Prints a table as wide as the terminal; into a pipe, or with `--wide`, as wide as it is. False where nobody reads
-    any more.
+    """Prints a table that fits the terminal's width; into a pipe, or with `--wide`, at its full width. Returns False if
+    the reader has closed the pipe.
     """
     width = width_of(target)
     drawn = draw(columns, width)
@@ -133,12 +135,12 @@ def put_table(target: Target, columns: Sequence[Column]) -> bool:
 
 
 def width_of(target: Target) -> int | None:
-    """The width to keep to; None: any."""
+    """The number of cells that a line may have; None for any number."""
     return shutil.get_terminal_size().columns if not target.wide and is_terminal() else None
 
 
 def is_terminal() -> bool:
-    """Whether a person looks at standard output."""
+    """Whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
 
 
@@ -151,7 +153,7 @@ def _fields(reply: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def _lines_of(reply: Mapping[Any, Any], look: Look) -> list[str]:
-    """A line for each field, and more where it holds several things."""
+    """A line for each field of a reply; several lines for a field that has several values or is folded."""
     standing_texts = standing(reply, look)
     texts: list[tuple[str, list[str], str]] = []
     for name, value in _fields(reply):
@@ -187,7 +189,7 @@ def _columns_of(rows: Sequence[Mapping[Any, Any]], look: Look, essential: Sequen
         cells = ["" if value is None and name in _OFTEN_EMPTY else value_of(name, value, look) for value in values]
         heading = label_of(name)
         if not look.exact and not any(value not in (None, "") for value in values):
-            continue  # nothing stands in it
+            continue  # the column is empty
         if name.endswith("_nanos_per_hour"):
             heading = f"{heading} per hour"
             cells = [text.removesuffix(" per hour") for text in cells]
@@ -206,7 +208,7 @@ def _columns_of(rows: Sequence[Mapping[Any, Any]], look: Look, essential: Sequen
 
 
 def with_zone(heading: str, moments: Sequence[str]) -> tuple[str, list[str]]:
-    """Instants of a column with their zone in the heading, where all have the same; `-` and empty ones have none."""
+    """Moves the zone of a column's instants into the heading, if all have the same; `-` and "" have none."""
     zones = {text.rpartition(" ")[2] for text in moments if " " in text}
     if len(zones) != 1:
         return heading, list(moments)
@@ -238,12 +240,12 @@ def _is_coloured() -> bool:
 
 
 def csv_zone_of(target: Target) -> tzinfo:
-    """In which zone a CSV has its instants: the one that was asked for."""
+    """The zone of instants in a CSV: `--zone`, else UTC."""
     return UTC if target.zone is None else ZoneInfo(target.zone)
 
 
 def _as_csv(rows: Sequence[Any], zone: tzinfo, columns: Sequence[str]) -> str:
-    """Rows under a line of names; what is no map has the one column `value`. `columns`: the names where no row is."""
+    """A CSV with a line of names. A row that is no map has the single column `value`. `columns`: used without rows."""
     maps = [row if isinstance(row, Mapping) else {"value": row} for row in rows]
     names = list(dict.fromkeys(str(name) for row in maps for name in row)) or columns
     out = io.StringIO()

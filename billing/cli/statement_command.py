@@ -1,12 +1,12 @@
-"""`billing statement USER`: a period of an account, printed so that it adds up by hand.
+"""`billing statement USER`: prints a period of an account in such a way that a person can add it up by hand.
 
-The daemon gives the opening and closing balance of the period and its accrual (`statement`); where the period has more
-entries than one answer takes, the rest come page by page through `history`. What is printed is checked once more from
-the rows: each follows from the one before, the first from the opening, and all of them lead to the closing. Exit code 1
-where they do not.
+The daemon's reply to `statement` has the opening balance, the closing balance and the accrual of the period. If the
+period has more entries than one reply holds, the command reads the rest page by page with `history`. It then checks the
+rows again: each must follow from the row before, the first from the opening balance, and the last must lead to the
+closing balance. It exits with 1 if they do not.
 
-An accrual stands in the row of the entry that ends it, and the accrual after the last entry in the row of the closing
-balance; so the columns of a period sum to its totals, also where its edges lie between two entries.
+An accrual is in the row of the entry that ends it; the accrual after the last entry is in the row of the closing
+balance. So the columns of a period sum to its totals, even if the period begins or ends between two entries.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from shards.counting import counted
 
 Row = dict[str, Any]
 
-# The columns: heading, how they are set, and which a narrow terminal leaves out first (the highest number).
+# The columns: heading, kind, and rank; a narrow terminal leaves out the column with the highest rank first.
 _COLUMNS: Final = (
     *(("entry", NUMBER, 5), ("at", WHOLE, 0), ("operation", WHOLE, 1), ("accrued", COINS, 4), ("amount", COINS, 2)),
     *(("balance", COINS, 3), ("resource", TEXT, 6), ("message", TEXT, 7), ("request", TEXT, 8), ("actor", TEXT, 9)),
 )
 
 
-_NO_ENTRIES: Final = ("missing", "opening")  # the operations of rows that stand for entries which are not there
+_NO_ENTRIES: Final = ("missing", "opening")  # the operations of rows that replace entries which the history lacks
 
 
 class PeriodOptions(NamedTuple):
-    """The words of a period; None where none were given."""
+    """The options that name a period; None for one that was not given."""
 
     from_text: str | None
     to_text: str | None
@@ -51,7 +51,7 @@ class PeriodOptions(NamedTuple):
     day: str | None
 
     def bounds(self, zone: tzinfo | None, now_ns: int) -> tuple[int, int]:
-        """From and to. Raises click.BadParameter."""
+        """The first instant of the period, and the instant before which it ends. Raises click.BadParameter."""
         for name, text, kinds in (("--month", self.month, (MONTH, YEAR)), ("--day", self.day, (DAY,))):
             if text is not None:
                 span = span_of(name, text, zone, now_ns)
@@ -68,17 +68,17 @@ class PeriodOptions(NamedTuple):
 
     @property
     def has_end(self) -> bool:
-        """Whether it is said where it ends."""
+        """Whether an option names the end of the period."""
         return any(text is not None for text in self[1:])
 
     @property
     def is_relative(self) -> bool:
-        """Whether it depends on what is now."""
+        """Whether the period depends on the current time."""
         return any(text is not None and is_relative(text) for text in self)
 
 
 def span_of(name: str, text: str, zone: tzinfo | None, now_ns: int, behind_ns: int | None = None) -> Span:
-    """What an option names; see `named`. Raises click.BadParameter."""
+    """The period that the text of the option `name` names; see `parse_period`. Raises click.BadParameter."""
     try:
         return parse_period(text, zone, now_ns, behind_ns)
     except ValueError as error:
@@ -129,7 +129,7 @@ def statement(
 
 
 def _check_words(period: PeriodOptions, zone: tzinfo | None) -> None:
-    """Says what is wrong with the words before a daemon is asked for anything. Raises click.BadParameter."""
+    """Checks the texts of the options before the first call to the daemon. Raises click.BadParameter."""
     if not period.is_relative:
         period.bounds(zone, ANY_INSTANT_NS)
     for name, text in zip(("--from", "--to", "--month", "--day"), period, strict=True):
@@ -140,7 +140,7 @@ def _check_words(period: PeriodOptions, zone: tzinfo | None) -> None:
 def _ask(
     target: Target, user: str, period: PeriodOptions, zone: tzinfo | None, by: str | None
 ) -> tuple[int, Row, list[Row]]:
-    """Where the period was to begin, what the daemon says of it, and all its entries, oldest first."""
+    """(the first instant that was asked for, the daemon's reply, all entries of the period, oldest first)."""
 
     async def work(client: Client) -> tuple[int, Row, list[Row]]:
         now_ns = (await client.server_info())["now_ns"] if period.is_relative else ANY_INSTANT_NS
@@ -161,16 +161,16 @@ def _ask(
     return run(target, work, user)
 
 
-# -- what is wrong -----------------------------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def is_entry(row: Row) -> bool:
-    """Whether a row is an entry's, and stands for none that is not there."""
+    """Whether a row is an entry, not the replacement of entries that the history lacks."""
     return row["operation"] not in _NO_ENTRIES
 
 
 def faults_of(reply: Row, rows: list[Row]) -> list[str]:
-    """Where a period, or a row of it, does not follow from what stands before; empty where all adds up."""
+    """A text for each row, and each sum of the period, that does not add up; empty if all add up."""
     faults = []
     balance = reply["opening_nanos"]
     last_id, last_ns = 0, reply["from_ns"]
@@ -179,7 +179,7 @@ def faults_of(reply: Row, rows: list[Row]) -> list[str]:
         entry_id, accrued, amount = row["entry_id"], row["accrued_nanos"], row["amount_nanos"]
         before, after = row["balance_before_nanos"], row["balance_after_nanos"]
         if not last_id:
-            accrued = balance - before  # of it, what lies in the period, or behind what is not there
+            accrued = balance - before  # only the part within the period, or after the entries that the history lacks
         if accrued < 0:
             faults.append(f"entry {entry_id}: time gave {-accrued} nanos instead of taking")
         if balance - accrued != before:
@@ -215,11 +215,11 @@ def faults_of(reply: Row, rows: list[Row]) -> list[str]:
     return faults
 
 
-# -- what is printed ---------------------------------------------------------------------------------------------------
+# -- printing ----------------------------------------------------------------------------------------------------------
 
 
 def csv_rows(reply: Row, rows: list[Row]) -> list[Row]:
-    """A row for the opening, each entry and the closing; accrued and amount sum to the period's."""
+    """A row for the opening, each entry, and the closing. The columns accrued and amount sum to the period's totals."""
     empty = dict.fromkeys(("entry_id", "resource", "message", "request_id", "actor"))
     opening = reply["opening_nanos"]
     lines = [
@@ -248,7 +248,7 @@ def csv_rows(reply: Row, rows: list[Row]) -> list[Row]:
 
 
 def _opens_at_ns(reply: Row, rows: list[Row]) -> int | None:
-    """Where the period begins; one from the beginning does where the account does, and None stands for rows lost."""
+    """The begin of the period. For a period from 0 it is the account's first entry; None if that entry is lost."""
     if reply["from_ns"]:
         return int(reply["from_ns"])
     return int(rows[0]["at_ns"]) if rows and rows[0]["entry_id"] == 1 else None
@@ -300,7 +300,7 @@ def _show(target: Target, reply: Row, rows: list[Row], faults: list[str]) -> Non
 
 
 def _show_lines(target: Target, reply: Row) -> None:
-    """What each rate line has spent."""
+    """Prints a table of the amount that each rate line has spent."""
     lines = reply["resources"]
     names = ["(not known)" if line["resource"] is None else value_of("resource", line["resource"]) for line in lines]
     columns = [

@@ -1,8 +1,8 @@
-"""Tables as wide as the terminal, in which no number and no instant is ever broken.
+"""Draws tables that fit the terminal. No number or instant is ever broken.
 
-Where a table is too wide, text is folded first; where that is not enough, the least important columns are left out, and
-their names are told. Amounts of a column stand with their points below each other. Pure: columns and a width in, lines
-out.
+If a table is too wide, its texts are folded; if that is not enough, the least important columns are left out, and
+`Drawn.left_out` names them. The decimal points of a column's amounts are aligned. Pure: takes columns and a width,
+returns lines.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 from rich.cells import cell_len
 
 GAP: Final = "  "
-FOLDED_CELLS_MIN: Final = 12  # no column of text is made narrower than that
+FOLDED_CELLS_MIN: Final = 12  # the least width to which a column of text is folded
 
 TEXT: Final = "text"  # left, may be folded
 WHOLE: Final = "whole"  # left, never folded
@@ -22,7 +22,7 @@ COINS: Final = "coins"  # right by its point, never folded
 
 
 class Column(NamedTuple):
-    """A column: its heading, how its cells are set, and the cells. Less important ones are left out first."""
+    """A column: its heading, the kind of its cells, and the cells. Less important columns are left out first."""
 
     heading: str
     kind: str
@@ -32,14 +32,14 @@ class Column(NamedTuple):
 
 
 class Drawn(NamedTuple):
-    """The lines of a table, and the headings of the columns that had no place."""
+    """The lines of a table, and the headings of the columns that were left out."""
 
     lines: list[str]
     left_out: list[str]
 
 
 def draw(columns: Sequence[Column], width: int | None) -> Drawn:
-    """The table; `width` in cells of the terminal, None: as wide as it comes."""
+    """Draws a table at most `width` cells of the terminal wide; None for any width."""
     ready = [column._replace(cells=_by_point(column.cells)) if column.kind == COINS else column for column in columns]
     widths = [max(cell_len(text) for text in (column.heading, *column.cells)) for column in ready]
     if width is None:
@@ -55,7 +55,7 @@ def draw(columns: Sequence[Column], width: int | None) -> Drawn:
 
 
 def fold(text: str, width: int) -> list[str]:
-    """The text in lines of at most `width` cells, broken at spaces where there are some."""
+    """Breaks a text into lines of at most `width` cells, at spaces where possible."""
     lines = [""]
     for word in text.split(" "):
         joined = f"{lines[-1]} {word}" if lines[-1] else word
@@ -72,7 +72,7 @@ def fold(text: str, width: int) -> list[str]:
 
 
 def _fitted(columns: Sequence[Column], widths: Sequence[int], width: int) -> list[int] | None:
-    """The widths after folding texts; None where the table is too wide even then."""
+    """The widths after folding texts; None if the table is too wide even then."""
     fitted = list(widths)
     over = sum(widths) + len(GAP) * (len(widths) - 1) - width
     while over > 0:
@@ -110,7 +110,7 @@ def _row(cells: Sequence[tuple[str, str, str]], widths: Sequence[int]) -> list[s
 
 
 def _by_point(cells: Sequence[str]) -> list[str]:
-    """Amounts, filled up behind, so that their points stand below each other."""
+    """Amounts padded on the right, so that their decimal points are aligned."""
     behind = [len(text) - text.index(".") if "." in text else 0 for text in cells]
     most = max(behind, default=0)
     return [text + " " * (most - length) for text, length in zip(cells, behind, strict=True)]

@@ -1,9 +1,10 @@
 """`billing token add|list|revoke`: the tokens by which callers sign in, in the tokens file of the configuration.
 
-The file holds hashes; a token itself is printed once, when it is made, and is nowhere afterwards. The file is never
-half written: the new one is written beside it, made durable, and put in its place, with mode 0600 or the mode and owner
-that the old one had. Two commands at once wait for each other. What is written is read back by the daemon's own parser
-first. Comments and the order of lines stay. A daemon that runs takes up the file when it is told to reload.
+The file holds only hashes; the token itself is printed once, when it is made, and is stored nowhere. The file is never
+half written: the command writes the new content to a file beside it, syncs that, and renames it over the old file, with
+mode 0600 or the old file's mode and owner. Two commands at once wait for each other. Before it writes, the command
+parses the new content with the daemon's own parser. Comments and the order of lines stay. A running daemon reads the
+file again when it reloads.
 """
 
 from __future__ import annotations
@@ -134,7 +135,7 @@ def _put_json(value: Any) -> None:
 
 
 def _path(file: str | None, config_file: str | None) -> Path:
-    """The tokens file. Raises click's error where nobody says which."""
+    """The path of the tokens file. Raises click.UsageError if neither `--file` nor the configuration names one."""
     if file is not None:
         return Path(file)
     config = found_config(config_file, os.environ)
@@ -147,13 +148,15 @@ def _path(file: str | None, config_file: str | None) -> Path:
 
 
 def _name_of(line: str) -> str:
-    """The name of the token that a line is about; empty for a comment."""
+    """The name of the token in a line of the file; "" for a comment or an empty line."""
     text = line.strip()
     return "" if not text or text.startswith("#") else text.partition(":")[0]
 
 
 def _read(path: Path) -> list[str]:
-    """The lines of the file; none where it is not there. Raises click's error where it is malformed."""
+    """The lines of the file; none if it does not exist. Raises click.ClickException if it is unreadable or
+    malformed.
+    """
     try:
         with open(path, encoding="utf-8") as opened:
             text = opened.read()
@@ -174,7 +177,7 @@ def _parsed(path: Path, text: str) -> None:
 
 
 def _change(path: Path, change: Callable[[list[str]], list[str]]) -> None:
-    """Puts the changed lines in the place of the file."""
+    """Replaces the file by one with the lines that `change` returns. Raises click.ClickException."""
     try:
         with _held(path):
             text = "".join(f"{line}\n" for line in change(_read(path)))
@@ -186,7 +189,7 @@ def _change(path: Path, change: Callable[[list[str]], list[str]]) -> None:
 
 @contextmanager
 def _held(path: Path) -> Iterator[None]:
-    """Keeps other commands off the file meanwhile, by a lock on its folder, which is the same before and after."""
+    """Locks out other commands. The lock is on the folder, since the file itself is replaced."""
     import fcntl
 
     folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)

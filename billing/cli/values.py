@@ -1,9 +1,10 @@
-"""A value of a reply as text, for people and for tables of other programs. How it is shown follows from its name, since
-names carry units: `…_nanos` is an amount, `…at_ns` an instant, any other `…_ns` a span.
+"""Formats values of replies as text, for people and for CSV. The name of a field determines its format, since names
+carry units: `…_nanos` is an amount, `…at_ns` an instant, any other `…_ns` a span.
 
-People see coins with thousands separators and instants in a zone that is named; CSV has decimals of coins, ISO 8601
-(in UTC where no zone was asked for) and seconds, each with its unit in the name of the column. Both lose nothing of a
-value but, in `Look.exact`'s absence, the fraction of a second. Text that clients chose never steers a terminal.
+For people, coins have thousands separators, and instants name their zone. CSV has coins as decimals, instants in ISO
+8601 (UTC unless a zone was asked for), and spans in seconds, with the unit in the name of the column. Both formats are
+exact, except that without `Look.exact` instants lack the fraction of a second. Control characters in texts of clients
+are replaced before a person sees them, since a terminal would obey them.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ SECOND_NS: Final = 10**9
 CLOCK_CHARACTERS: Final = len("2026-03-01T12:00:00")
 HOUR: Final = "hour"
 IN_AN_HOUR: Final = {"second": 3600, "minute": 60, HOUR: 1}
-RATE_COLUMNS: Final = {f"rate_per_{per}": per for per in IN_AN_HOUR}  # of a CSV that is read: they say the unit
+RATE_COLUMNS: Final = {f"rate_per_{per}": per for per in IN_AN_HOUR}  # column of a CSV that is read -> unit
 EXACT_BALANCE: Final = "exact_balance"  # in the ledger's unit, as text
 LIST_SHOWN_MAX: Final = 64  # a longer one within a map is only counted; --json has it all
 
@@ -40,8 +41,8 @@ _LABELS: Final = {
 
 
 class Look(NamedTuple):
-    """How values are shown: instants in which zone (None: the machine's own), and whether with every nanosecond; rates
-    per which unit.
+    """How values are shown: the zone of instants (None: the machine's own), whether instants have every nanosecond, and
+    the unit of rates.
     """
 
     zone: tzinfo | None = UTC
@@ -50,7 +51,7 @@ class Look(NamedTuple):
 
 
 def instant(at_ns: int, zone: tzinfo = UTC) -> str:
-    """`2026-03-01T12:00:00.000000001Z`, or with the offset of its zone, as `+03:00`, behind it."""
+    """An instant as `2026-03-01T12:00:00.000000001Z`, or with its zone's offset instead of Z, such as `+03:00`."""
     seconds, rest_ns = divmod(at_ns, SECOND_NS)
     at = datetime.fromtimestamp(seconds, zone)
     clock, offset = at.isoformat()[:CLOCK_CHARACTERS], at.isoformat()[CLOCK_CHARACTERS:]
@@ -58,14 +59,14 @@ def instant(at_ns: int, zone: tzinfo = UTC) -> str:
 
 
 def moment(at_ns: int, look: Look) -> str:
-    """`2026-03-01 13:00:00.000000001 CET`, or to the second."""
+    """An instant as `2026-03-01 13:00:00.000000001 CET`; without the fraction unless `look.exact`."""
     seconds, rest_ns = divmod(at_ns, SECOND_NS)
     at = datetime.fromtimestamp(seconds, UTC).astimezone(look.zone)
     return f"{at:%Y-%m-%d %H:%M:%S}{f'.{rest_ns:09}' if look.exact else ''} {at.tzname()}"
 
 
 def span(duration_ns: int) -> str:
-    """`1d 02:03:04.5`; the fraction as long as it has to be."""
+    """A span as `1d 02:03:04.5`, with as many digits in the fraction as needed."""
     sign = "-" if duration_ns < 0 else ""
     seconds, rest_ns = divmod(abs(duration_ns), SECOND_NS)
     minutes, second = divmod(seconds, 60)
@@ -76,13 +77,13 @@ def span(duration_ns: int) -> str:
 
 
 def coins(nanos: int) -> str:
-    """`12,378.77836746`: every digit, and separators to count them by."""
+    """An amount as `12,378.77836746`: every digit, with thousands separators."""
     integer, point, fraction = format_coins(abs(nanos)).partition(".")
     return f"{'-' if nanos < 0 else ''}{int(integer):,}{point}{fraction}"
 
 
 def rate_text(nanos_per_hour: int, per: str = HOUR) -> str:
-    """`0.41 per hour`; in another unit `1 per second (3,600 per hour)`, where the rate is whole nanos in that unit."""
+    """A rate as `0.41 per hour`; in another unit as `1 per second (3,600 per hour)`, if it is whole nanos there."""
     hourly = f"{coins(nanos_per_hour)} per hour"
     in_unit, rest = divmod(nanos_per_hour, IN_AN_HOUR[per])
     return hourly if per == HOUR or rest else f"{coins(in_unit)} per {per} ({hourly})"
@@ -94,7 +95,7 @@ def is_instant(name: str) -> bool:
 
 
 def label_of(name: str) -> str:
-    """A field's name as a heading, its unit being in the value."""
+    """The heading for a field: its name without the unit, which the value shows."""
     if name in _LABELS:
         return _LABELS[name]
     for unit in ("_nanos_per_hour", "_nanos", "_ns", "_id"):
@@ -130,7 +131,7 @@ def value_of(name: str, value: Any, look: Look = Look()) -> str:  # noqa: B008  
 
 
 def rate_lines(rates: Mapping[Any, int]) -> list[str]:
-    """`0.41 per hour on vm-web-1`, a line each."""
+    """A line for each rate line: `0.41 per hour on vm-web-1`."""
     return [
         f"{coins(rate)} per hour" + (f" on {printable(str(resource))}" if resource else "")
         for resource, rate in rates.items()
@@ -138,7 +139,7 @@ def rate_lines(rates: Mapping[Any, int]) -> list[str]:
 
 
 def lease_lines(leases: Mapping[Any, int], look: Look) -> list[str]:
-    """`vm-web-1 ends at 2026-11-28 12:00:00 UTC`, a line each."""
+    """A line for each lease: `vm-web-1 ends at 2026-11-28 12:00:00 UTC`."""
     return [
         f"{printable(str(resource)) or 'the unnamed line'} ends at {moment(ends_ns, look)}"
         for resource, ends_ns in leases.items()
@@ -146,7 +147,7 @@ def lease_lines(leases: Mapping[Any, int], look: Look) -> list[str]:
 
 
 def printable(text: str) -> str:
-    """What clients called things, with nothing in it that would steer the terminal."""
+    """A text of a client, with each unprintable character replaced, since a terminal would obey control characters."""
     return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
 
 
@@ -168,7 +169,7 @@ def _number_of(name: str, value: int, look: Look) -> str:
 
 
 def csv_name(name: str) -> str:
-    """The heading of a column: its unit stands in it."""
+    """The name of a CSV's column for a field, with the unit that the cells have."""
     if is_instant(name):
         return name.removesuffix("_ns")
     if name.endswith("_ns"):
@@ -177,8 +178,8 @@ def csv_name(name: str) -> str:
 
 
 def csv_value(name: str, value: Any, zone: tzinfo = UTC) -> str:
-    """A cell, exact: `12.5`, `2026-03-01T12:00:00.000000001Z`; empty where there is none. What reads CSV ends a cell, a
-    line or itself at a NUL, which an id may hold: it is shown as a replacement, and `--json` has it exactly.
+    """The exact value as a CSV's cell: `12.5`, `2026-03-01T12:00:00.000000001Z`; "" for None. A NUL, which an id may
+    contain, becomes the replacement character, because readers of CSV stop at it; `--json` has the exact text.
     """
     if value is None:
         return ""

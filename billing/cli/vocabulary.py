@@ -1,14 +1,14 @@
-"""One vocabulary: every procedure may be called by its own name or by its command's, on the command line and at the
-console, with - or with _ between its words. Pure.
+"""The names of methods and commands. On the command line and at the console, a person may write the method's name or
+the command's words for it, with - or _ between words. Pure.
 
-    procedure            command                 elsewhere known as
+    method               command                 other words for it
     get_account          account
     pending_cutoffs      cutoffs                 cutoffs list
     move_bucket 5 2      buckets move 5 2
     expirationd_stats    expirationd stats       timers
 
-Options are the same words, too: an option of a procedure is `--ttl 5m` on the command line and `ttl=5m`, `ttl_ns=5m` or
-`--ttl 5m` at the console. Units that a typed value names itself are left out of the word.
+Options also have the same names: an option of a method is `--ttl 5m` on the command line and `ttl=5m`, `ttl_ns=5m` or
+`--ttl 5m` at the console. The unit at the end of an option's name may be left out, because the typed value has its own.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-# Procedure -> the words of its command, where they are not its own name.
+# Method -> the words of its command, if they differ from the method's name.
 COMMAND_OF: Final[dict[str, tuple[str, ...]]] = {
     "get_account": ("account",),
     "set_credit_limit": ("credit-limit",),
@@ -38,7 +38,7 @@ COMMAND_OF: Final[dict[str, tuple[str, ...]]] = {
     "expirationd_stats": ("expirationd", "stats"),
 }
 
-# Another word for a command -> its words.
+# Another word for a command -> the command's words.
 ALSO: Final[dict[str, tuple[str, ...]]] = {
     "timers": ("expirationd", "stats"),
     "topup": ("top-up",),
@@ -47,7 +47,7 @@ ALSO: Final[dict[str, tuple[str, ...]]] = {
 
 _UNITS: Final = ("_ns", "_id")
 
-# The words of each command, and other words for it, -> its procedure; a group alone lists what it is about.
+# The words of each command, and the other words for it -> its method. A group's name alone means its command `list`.
 _BY_WORDS: Final[dict[tuple[str, ...], str]] = {
     **{words[:-1]: name for name, words in COMMAND_OF.items() if words[-1] == "list"},
     **{words: name for name, words in COMMAND_OF.items()},
@@ -63,14 +63,14 @@ _BY_WORDS: Final[dict[tuple[str, ...], str]] = {
 
 
 def words_of(name: str) -> tuple[str, ...]:
-    """The words of the command that a name, a procedure's or another word, stands for; the name's own otherwise."""
+    """The words of the command for a method's name or another word; otherwise the name itself, with - for _."""
     wanted = name.replace("-", "_")
     return COMMAND_OF.get(wanted) or ALSO.get(name) or (wanted.replace("_", "-"),)
 
 
 def procedure_of(words: Sequence[str], names: Iterable[str]) -> tuple[str, int]:
-    """The procedure that these words begin with, out of the known ones, and how many words its name takes; the first
-    word as a name, and 1, where none does.
+    """The method among `names` that the first words name, and the number of these words. If they name none: the first
+    word with _ for -, and 1.
     """
     procedures = set(names)
     name = words[0].replace("-", "_")
@@ -84,7 +84,7 @@ def procedure_of(words: Sequence[str], names: Iterable[str]) -> tuple[str, int]:
 
 
 def option_of(word: str, names: Iterable[str]) -> str | None:
-    """The option that a word names, out of the known ones, with or without its unit; None where it names none."""
+    """The option among `names` that a word names, with or without the unit; None if it names none."""
     wanted = word.lstrip("-").replace("-", "_")
     options = list(names)
     if wanted in options:

@@ -1,5 +1,6 @@
-"""`billing console`: a prompt at which the procedures of a daemon are typed. Nothing is evaluated.
+"""`billing console`: a prompt at which a person types calls of the daemon's methods. Nothing is evaluated.
 
-`line` turns what is typed into a call, by the daemon's own description of its procedures, `lua_call` likewise what is
-typed as Lua (both pure); `session` asks, shows and goes on; `watch` draws one account whose balance ticks.
+`line` parses a typed line into a call, by the daemon's own description of its methods; `lua_call` translates a call
+that is typed as Lua (both are pure). `session` reads lines, makes the calls and prints the replies; `watch` draws one
+account while its balance falls.
 """

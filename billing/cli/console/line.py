@@ -1,13 +1,15 @@
-"""What is typed at the console, as a call; by the table that `methods` answers, so that the console knows no procedure.
+"""Parses a line typed at the console into a call, by the daemon's reply to `methods`: no method is built into the
+console.
 
     line   = name {value | option}
-    name   = that of a procedure or of its command, with - or _     top_up, top-up, account, buckets move
+    name   = of a method or of its command, with - or _             top_up, top-up, account, buckets move
     option = name "=" value | "--" name "=" value | "--" name value      ttl=5m, --ttl 5m
     value  = word | "quoted text"                                   as a shell quotes
 
-A value is read by the kind of its parameter in the table: money is coins ("12.5"), or nanos with an n behind it ("5n");
-a span is `90s`, `5m`, `2h`, `1d` or plain nanoseconds; an array is JSON; everything else is what it looks
-like. Nothing is computed, and nothing is evaluated: a line that is no call is refused, with what would be one.
+A value is parsed by the kind of its parameter in the table: money is coins ("12.5"), or nanos with an n behind ("5n");
+a span is `90s`, `5m`, `2h`, `1d` or plain nanoseconds; an array is JSON; an integer, a flag, a date or a text is
+written as such. Nothing is computed or evaluated: a line that is no call is refused, and the message shows the right
+form.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ OWN: Final = {
 }
 OWN_ALSO: Final = {"quit": "exit", "?": "help"}
 
-# What a procedure is about, as it stands in the table -> the title under which `help` lists it.
+# The `kind` of a method in the table -> the title under which `help` lists the method.
 _TITLES: Final = {"command": "Accounts: changes", "query": "Accounts: questions", "operation": "Operation"}
 _LAST_TITLE: Final = "The daemon"
 _NANOS = re.compile(r"-?\d{1,30}n")
@@ -43,11 +45,11 @@ _LINE_WIDTH_MIN: Final = 40
 
 
 class LineError(ValueError):
-    """The line is no call; the text says what would be one."""
+    """The line is no call; the text shows the right form."""
 
 
 class ConsoleCall(NamedTuple):
-    """One call, or one of the console's own words."""
+    """A call of a method, or one of the console's own commands (`OWN`) with its words."""
 
     name: str
     params: list[Any]
@@ -55,20 +57,20 @@ class ConsoleCall(NamedTuple):
 
 
 class Table:
-    """The procedures of a daemon, by name."""
+    """The methods of a daemon, by name."""
 
     def __init__(self, described: Iterable[Mapping[str, Any]], zone: tzinfo | None = None) -> None:
-        """`described`: what `methods` answered. `zone`: of dates and times; None: the machine's own."""
+        """`described`: the reply to `methods`. `zone`: the zone of typed dates and times; None: the machine's own."""
         self._zone = zone
         self.methods = {row["name"]: row for row in described if row["name"] != "hello"}
 
     def names(self) -> list[str]:
-        """All first words."""
+        """All words with which a line may begin."""
         also = {command_words_of(name)[0].replace("-", "_") for name in self.methods}
         return sorted({*self.methods, *also, *OWN})
 
     def parse(self, text: str) -> ConsoleCall | None:
-        """The call that `text` is; None for an empty line. Raises LineError."""
+        """Parses a line; None for an empty one. Raises LineError."""
         try:
             words = shlex.split(text, comments=True)
         except ValueError as error:
@@ -95,7 +97,7 @@ class Table:
     def _sorted(
         self, name: str, words: list[str], required: int, optional: Mapping[str, Any]
     ) -> tuple[list[str], dict[str, str]]:
-        """The words behind the name: values in order, and options by name. Raises LineError."""
+        """Sorts the words behind the name into values, in order, and options by name. Raises LineError."""
         values: list[str] = []
         options: dict[str, str] = {}
         rest = iter(words)
@@ -113,14 +115,14 @@ class Table:
         return values, options
 
     def usage(self, name: str) -> str:
-        """How a procedure is called, in one line."""
+        """The form of a call of a method, in one line."""
         method = self.methods[name]
         parts = [name, *(field["name"].upper() for field in method["params"])]
         parts += [f"[{field['name']}=…]" for field in method["options"]]
         return " ".join(parts)
 
     def help(self, name: str) -> str:
-        """Everything about a procedure, or one of the console's own words. Raises LineError."""
+        """The help of a method, or of one of the console's own commands. Raises LineError."""
         console_word = OWN_ALSO.get(name, name)
         if console_word in OWN:
             return OWN[console_word]
@@ -136,7 +138,7 @@ class Table:
         return "\n".join(lines)
 
     def overview(self, width: int) -> str:
-        """Every procedure in a line or two, by what it is about; no line is wider than `width`."""
+        """Every method in a line or two, under the titles of their kinds. Lines are folded to `width` at spaces."""
         sections: dict[str, list[str]] = {title: [] for title in (*_TITLES.values(), _LAST_TITLE)}
         names = max((len(name) for name in self.methods), default=0)
         for name, method in self.methods.items():
@@ -159,7 +161,7 @@ class Table:
         return "\n".join(lines)
 
     def complete(self, text: str, users: Iterable[str]) -> list[str]:
-        """What the last word of `text` may become; `users` are the ids that were typed or seen before."""
+        """The possible completions of the last word of `text`. `users`: user ids of earlier calls."""
         words = text.split(" ")
         last = words[-1]
         if len(words) == 1:
@@ -184,7 +186,7 @@ class Table:
 
 
 def _wrapped(head: str, text: str, width: int) -> list[str]:
-    """`text` behind `head`, with the lines that follow below it."""
+    """`text` behind `head`, folded to `width`; further lines are indented to the width of `head`."""
     wide = max(width, _LINE_WIDTH_MIN)
     return textwrap.wrap(
         head + text, wide, subsequent_indent=" " * len(head), break_long_words=False, break_on_hyphens=False
@@ -192,12 +194,12 @@ def _wrapped(head: str, text: str, width: int) -> list[str]:
 
 
 def _choices(field: Mapping[str, Any]) -> list[str]:
-    """The words that a field takes, where it takes only those."""
+    """The only words that a field accepts; empty if it accepts others."""
     return ["true", "false"] if field["kind"] == "flag" else list(field.get("choices", ()))
 
 
 def _value_of(field: Mapping[str, Any], value: str, zone: tzinfo | None) -> Any:
-    """A typed value as it goes over the wire."""
+    """Converts a typed value to the value that the client sends. Raises LineError."""
     name, kind = field["name"], field["kind"]
     if kind in ("amount", "rate"):
         if _NANOS.fullmatch(value):
@@ -226,10 +228,10 @@ def _value_of(field: Mapping[str, Any], value: str, zone: tzinfo | None) -> Any:
 
 
 def _instant_of(name: str, value: str, zone: tzinfo | None) -> int:
-    """A date, a time or nanoseconds since the epoch; no word that depends on now. Raises LineError."""
+    """Parses a date, a time or nanoseconds since the epoch. Words that depend on the current time raise LineError."""
     try:
         if value.isascii() and value.isdigit() and len(value) <= len("2026"):
-            return int(value)  # of nanoseconds, and no year
+            return int(value)  # nanoseconds, not a year
         if not is_relative(value):
             return parse_period(value, zone, 0).from_ns
     except ValueError:
@@ -238,7 +240,7 @@ def _instant_of(name: str, value: str, zone: tzinfo | None) -> int:
 
 
 def span_of(name: str, value: str) -> int:
-    """`90s`, `5m`, `250ms`, or nanoseconds. Raises LineError."""
+    """Parses `90s`, `5m`, `250ms`, or nanoseconds, to nanoseconds. Raises LineError."""
     try:
         return int(value) if value.isascii() and value.isdigit() else span_ns(value)
     except ValueError:

@@ -1,11 +1,11 @@
-"""A call as Lua writes it, for hands that know Tarantool's console. Pure.
+"""Reads calls written as in Lua, for people who are used to Tarantool's console. Pure.
 
     debit('user_03', 200)               is read as    debit user_03 200
     increase_balance('user_03', 500)                  top_up user_03 500
     decrease_balance('user_03', 200)                  debit user_03 200, answered by a text: остаток средств: 550
 
-Arguments are texts in quotes and numbers. The last two answer as at the door for Tarantool's connectors
-(`billing.api.iproto.procedures`). Nothing is evaluated: a line that is no such call is left as it is.
+Arguments are texts in quotes and numbers. The last two functions answer as the door for Tarantool's connectors does
+(`billing.api.iproto.procedures`). Nothing is evaluated: `read` returns None for a line that is no such call.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _PROCEDURE: Final = {INCREASE: "top_up", DECREASE: "debit"}
 
 
 class LuaCall(NamedTuple):
-    """The function that was called, and the console's line that does the same."""
+    """The name of the called function, and the line of the console that makes the same call."""
 
     name: str
     line: str
 
 
 def read(line: str) -> LuaCall | None:
-    """What a line calls; None where it is not written so."""
+    """The call in a line; None if the line is no call in Lua's form."""
     called = _CALL.fullmatch(line)
     if called is None:
         return None

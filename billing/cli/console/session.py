@@ -1,8 +1,7 @@
-"""`billing console`: reads lines, asks the daemon, shows what it said, until ^D.
+"""`billing console`: reads lines, makes the calls and prints the replies, until ^D.
 
-On a terminal there are history, completion and colour. From a pipe, lines are read and answered one by one without a
-prompt, and the first refusal of a line ends nothing: what a script wants to know it sees in the exit code, 1 where any
-line was refused.
+On a terminal it has history, completion and colour. From a pipe it reads and answers lines one by one without a prompt.
+A refused line does not end it; the exit code is 1 if any line was refused.
 """
 
 from __future__ import annotations
@@ -92,7 +91,7 @@ class _Session:
                 return
 
     async def _carry_out(self, client: Client, line: str) -> bool:
-        """True where the console is to end."""
+        """Carries out one line and prints its reply or error; returns whether the console is to end."""
         console_call = None
         lua = lua_call.read(line)
         try:
@@ -109,7 +108,7 @@ class _Session:
                 reply = await self._call(client, console_call)
                 if lua is not None and lua.name == lua_call.DECREASE:
                     put(what_is_left(reply))
-                elif lua is None or lua.name != lua_call.INCREASE:  # which returns nothing
+                elif lua is None or lua.name != lua_call.INCREASE:  # this function returns nothing
                     self._show(console_call, reply)
                 self._note(console_call)
         except LineError as error:
@@ -135,8 +134,8 @@ class _Session:
             show(self._target, reply, ESSENTIAL.get(name, ()))
 
     async def _call(self, client: Client, console_call: ConsoleCall) -> Any:
-        """What the daemon answers. At a terminal ^C ends the waiting and not the console, and says what that leaves
-        open; from a pipe it ends both. Raises BillingError.
+        """Makes a call and returns the reply. At a terminal ^C ends only the wait, not the console, and raises
+        Unavailable, since the outcome is unknown; from a pipe ^C ends the console. Raises BillingError.
         """
         call = client.call(console_call.name, *console_call.params, **console_call.options)
         if not sys.stdin.isatty():
@@ -147,8 +146,8 @@ class _Session:
             raise Unavailable("interrupted", applied="unknown") from None
 
     async def _is_meant(self, console_call: ConsoleCall) -> bool:
-        """Asks before what cannot be undone; from a pipe, whoever wrote the line has meant it. The question is a prompt
-        as those for lines are, so ^C and ^D are an answer, and mean no.
+        """Asks the person to confirm a call that cannot be undone. From a pipe it does not ask: the author of the
+        script meant the line. The question is a prompt like those for lines, so ^C and ^D mean no.
         """
         if not sys.stdin.isatty():
             return True
@@ -201,7 +200,7 @@ class _Session:
 
 
 async def _until_interrupted(work: Coroutine[Any, Any, T]) -> T:
-    """What `work` returns; ^C ends it and not the console."""
+    """Awaits `work` and returns its result; ^C cancels `work` instead of ending the console."""
     import signal
 
     loop = asyncio.get_running_loop()
@@ -226,7 +225,9 @@ class _Completer(Completer):
 
 
 def _history() -> History:
-    """Kept in the user's state folder, readable by nobody else; where that cannot be, only while the console runs."""
+    """The history of lines: a file in the user's state folder that no other user can read. If the file cannot be made,
+    the history lasts only while the console runs.
+    """
     home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     try:
         home.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,5 @@
-"""One account, drawn as it is being spent: between two answers of the daemon the balance is worked out here, exactly as
-the daemon does, from the rate and the billing instant of the last answer. What is shown is a picture, not an answer.
+"""Draws one account while its balance falls. Between two replies of the daemon this module computes the balance from
+the rate and the billing instant of the last reply, as the daemon does. The drawn figures are an estimate, not a reply.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Ask = Callable[[], Awaitable[dict[str, Any]]]
 
 
 def picture(account: dict[str, Any], passed_ns: int, look: Look = Look()) -> Table:  # noqa: B008  immutable
-    """The account as it is `passed_ns` after the answer."""
+    """A table of the account as it should be `passed_ns` after the reply."""
     now_ns = account["at_ns"] + passed_ns
     rate, available = account["rate_nanos_per_hour"], account["available_nanos"]
     exhausts_at_ns = account["exhausts_at_ns"]
@@ -54,7 +54,7 @@ def picture(account: dict[str, Any], passed_ns: int, look: Look = Look()) -> Tab
 
 
 async def watch(console: Console, ask: Ask, for_ns: int | None, look: Look = Look()) -> None:  # noqa: B008
-    """Draws until it is cancelled, or `for_ns` have passed; asks once a second, and when the instant has come."""
+    """Draws until it is cancelled or `for_ns` have passed. Asks the daemon once a second, and at the exhaustion."""
     account = await ask()
     began_ns = asked_ns = MACHINE_CLOCKS.boot_ns()
     with Live(picture(account, 0, look), console=console, refresh_per_second=1 / DRAW_EVERY_S, transient=False) as live:
