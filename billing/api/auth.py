@@ -1,22 +1,24 @@
 """The roles of a connection.
 
-A `Guard` is asked twice: when a connection opens (`greet`), and when it signs in with a token (`sign_in`). It answers a
-`Grant`, or None: then the connection may call nothing but what needs no role. Deny by default: a role allows the
-procedures that name it in the table of methods, `admin` all of them.
+A connection asks its `Guard` for a `Grant` twice: when it opens (`greet`), and when its client signs in with a token
+(`sign_in`). A connection without a grant may call only the methods that need no role. Deny by default: a role allows
+the methods whose row in the table of methods names it; `admin` allows all methods.
 
-Without tokens, whoever reaches the daemon over loopback or its unix socket may do everything: the machine's own users
-and the socket's file mode are the limit; so may whoever shows a certificate of `rpc.tls_client_ca`. With tokens, every
-client over TCP has to sign in, except that a certificate with a common name of the tokens file has the roles of that
-line; and of those over the unix socket everybody but root and the daemon's own user.
+Without a tokens file, every client over loopback or the unix socket may do everything; only access to the machine and
+the file mode of the socket limit who that is. A client with a certificate of `rpc.tls_client_ca` may do everything,
+too. With a tokens file, every client over TCP has to sign in, unless the common name of its certificate is a name in
+the file: then the client has the roles of that line. Over the unix socket every user has to sign in except root and the
+daemon's own user.
 
-The tokens file holds no token, only hashes. Its grammar, a line each (`#` begins a comment line, empty lines are free):
+The tokens file holds hashes and no tokens. Its grammar, line by line (`#` begins a comment line, empty lines are
+allowed):
 
     name ":" role {"," role} ":" sha256 of the token in hex [":" sha1 of the sha1 of the token in hex]
     metering:charge,read:9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08
 
-The last part is for clients that sign in over Tarantool's protocol: CHAP-SHA1 never sends the token itself.
+The last part is for clients that sign in over Tarantool's protocol: its CHAP-SHA1 never sends the token itself.
 
-This module opens no file; whoever makes a `Guard` hands it the text.
+This module opens no file: the caller passes the text of the tokens file to `Guard`.
 """
 
 import hashlib
@@ -39,16 +41,16 @@ _SHA1 = re.compile(r"[0-9a-f]{40}")
 
 
 class Grant(NamedTuple):
-    """What a connection may do, and under which name."""
+    """The name and the roles of a connection."""
 
     name: str
     roles: frozenset[str]
-    actor: bytes = b""  # as entries name who caused them; empty for whoever needs no name
+    actor: bytes = b""  # recorded in the entries that the connection causes; empty where they record no actor
 
 
 def method_of(name: object, grant: Grant | None, sign_in: str) -> Method:
-    """The method of this name, which the grant allows; raises Refused. None: nobody has signed in yet, and `sign_in`
-    says how that is done.
+    """Returns the method called `name` if `grant` allows it; raises Refused. `grant` is None for a client that has not
+    signed in; the message of its refusal is `sign_in`, which says how to sign in.
     """
     method = find(name)
     if grant is None and (method is None or method.role != ANYONE):
@@ -67,23 +69,23 @@ class _Token(NamedTuple):
 
 
 class TokensError(ValueError):
-    """The tokens file is not what it should be; the text says on which line."""
+    """The tokens file is malformed; the message names the line where there is one to name."""
 
 
 class Guard:
-    """Decides by a fixed set of tokens; the same for all connections of a worker."""
+    """Grants roles by a fixed set of tokens. All connections of a worker share one guard."""
 
     def __init__(self, tokens_text: str | None = None) -> None:
-        """`tokens_text`: the content of the tokens file, None where none is configured. Raises TokensError."""
+        """`tokens_text`: the content of the tokens file; None where no file is configured. Raises TokensError."""
         self._tokens = None if tokens_text is None else _parse(tokens_text)
 
     @property
     def asks_for_tokens(self) -> bool:
-        """Whether there are tokens at all."""
+        """Whether a tokens file is configured."""
         return self._tokens is not None
 
     def greet(self, transport: BaseTransport) -> Grant | None:
-        """What a connection may do before it signs in."""
+        """Returns the grant of a connection before it signs in; None where it has to sign in."""
         if is_unix(transport):
             uid = peer_uid(transport)
             if self._tokens is None:
@@ -97,12 +99,14 @@ class Guard:
         return next((token.grant for token in self._tokens if token.grant.name == certified), None)
 
     def outlives(self, grant: Grant, before: "Guard") -> bool:
-        """Whether who was let in by the guard before may stay: its token or name still stands, with the same roles."""
+        """Whether a connection to which the previous guard `before` gave `grant` may stay: the line of the tokens file
+        behind the grant must be unchanged. A grant that came from no line stays valid.
+        """
         was = next((token for token in before._tokens or () if token.grant == grant), None)
         return was is None or was in (self._tokens or ())
 
     def sign_in(self, token: bytes) -> Grant | None:
-        """What the bearer of `token` may do; None for an unknown one."""
+        """Returns the grant of `token`; None for an unknown token."""
         digest = hashlib.sha256(token).digest()
         grant = None
         for known_token in self._tokens or ():
@@ -111,8 +115,8 @@ class Guard:
         return grant
 
     def sign_in_as(self, name: bytes, proves: Callable[[bytes], bool]) -> Grant | None:
-        """What the bearer of the token called `name` may do; None for an unknown one. `proves`: whether what the client
-        sent was made with the token of this proof, SHA1(SHA1(token)).
+        """Returns the grant of the token called `name`; None for an unknown name or a wrong answer of the client.
+        `proves(proof)` says whether the client made its answer with the token whose SHA1(SHA1(token)) is `proof`.
         """
         for known_token in self._tokens or ():
             if known_token.grant.name.encode() == name and known_token.proof and proves(known_token.proof):
@@ -150,7 +154,7 @@ def _parse(text: str) -> tuple[_Token, ...]:
 
 
 def _certified_name(transport: BaseTransport) -> str | None:
-    """The common name of the client's certificate, which the TLS layer has verified; None where there is none."""
+    """Returns the common name of the client's certificate, which TLS has verified; None without a certificate."""
     certificate = transport.get_extra_info("peercert") or {}
     for part in certificate.get("subject", ()):
         for name, value in part:

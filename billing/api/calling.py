@@ -1,35 +1,36 @@
-"""The seam on which every door but MessagePack-RPC's stands: a call in, its reply back, no bytes of any protocol.
+"""The interface under every door but MessagePack-RPC's: a call goes in, its reply comes back, no bytes of any protocol.
 
-A door makes one `Session` for each connection, or for whatever else it wants answered together, and hands in calls
-that it has decoded:
+A door creates one `Session` for each connection, or for each group of calls whose replies belong together, and passes
+decoded calls to it:
 
     session = Session(door, on_reply, on_flush)
-    session.grant = door.guard.greet(transport)      # or session.sign_in(token); None: may call what needs no role
+    session.grant = door.guard.greet(transport)      # or session.sign_in(token); None: only methods without a role
     session.arrived()                                # once for each read, before its calls
     session.call(token, "top_up", ["user_01", "5", {"request_id": "invoice-4711"}])
 
-    on_reply(token, reply)   exactly once for each call, once what the reply tells is durable
-    on_flush()               behind the replies of one batch: now is the time to write
+    on_reply(token, reply)   called exactly once for each call, after the effect that the reply reports is durable
+    on_flush()               called after the replies of one batch, so that the door writes them together
 
-`token` is an integer of 0 to 2**32-1 by which the door knows its call, and of which no two are open at once. `params`
-is the array of MessagePack-RPC with the same meanings: required parameters in their order, then at most a map of
-options; texts as str or bytes, maps as dict.
+`token` is an integer from 0 to 2**32-1 that identifies a call to its door; no two open calls of a session have the same
+token. `params` is the array of MessagePack-RPC with the same meaning: the required parameters in their order, then at
+most one map of options; texts as str or bytes, maps as dict.
 
-A **reply** is one of four things:
+A **reply** has one of four forms:
 
     AccountReply  the result of a frequent command, which encodes as a map
-    Raw           the result as MessagePack, already encoded: what other workers answer
+    Raw           the result as MessagePack, which another worker has encoded
     plain         the result as dict, list, str, int, bool or None
-    Refused       the answer is no: `code`, `name`, `message`, `retry`, `applied`, `details`
+    Refused       a refusal: `code`, `name`, `message`, `retry`, `applied`, `details`
 
-`packed(reply)` and `plain(reply)` turn a result into the form that the door needs; a door whose own wire is MessagePack
-copies bytes and decodes nothing.
+`packed(reply)` and `plain(reply)` convert a result to the form that the door needs. A door whose own protocol is
+MessagePack copies the bytes of a `Raw` result without decoding them.
 
-What a session keeps: calls reach the gate in the order of their arrival, so those for one user are applied in that
-order. What cannot be called (unknown, forbidden, malformed, too much in flight) is answered with a `Refused` before
-`call` returns; everything else later. The door's counters and the bound of all its requests in flight hold here as they
-hold for MessagePack-RPC. How much one connection may have in flight is for its door to limit, by `in_flight`: a session
-never waits.
+What a session guarantees: calls reach the gate in the order of their arrival, so the calls for one user are applied in
+that order. A call that cannot be carried out (unknown, forbidden, malformed, too many in flight) gets its `Refused`
+before `call` returns, and a call that the door answers itself (`ping`) gets its result then. The gate answers all other
+calls. The counters of the door and its limit of requests in flight count the calls of sessions like those of
+MessagePack-RPC. A session never waits: its door limits how many calls one connection may have in flight, by
+`in_flight`.
 """
 
 from __future__ import annotations
@@ -57,20 +58,20 @@ _decode: Final = msgspec.msgpack.decode
 
 
 def packed(result: object) -> bytes | memoryview:
-    """A result as MessagePack. `result` is a reply that is not `Refused`."""
+    """Returns a result as MessagePack. `result` is a reply that is not `Refused`."""
     return memoryview(result) if type(result) is Raw else encode(result)
 
 
 def plain(result: object) -> Any:
-    """A result as plain data, texts as str. `result` is a reply that is not `Refused`."""
+    """Returns a result as plain data, with texts as str. `result` is a reply that is not `Refused`."""
     if type(result) is Raw:
         return _decode(result)
     return msgspec.to_builtins(result) if isinstance(result, AccountReply) else result
 
 
 def split_response(data: bytes) -> tuple[int, object]:
-    """(msgid, reply) of a whole MessagePack-RPC response with errors as maps, as another worker encodes it for us. The
-    result is not decoded.
+    """Returns (msgid, reply) of a whole MessagePack-RPC response with errors as maps, as another worker encodes it for
+    a session. The result stays encoded.
     """
     head = data[2]
     length = _MSGID_BYTES.get(head, 0)
@@ -85,18 +86,18 @@ def split_response(data: bytes) -> tuple[int, object]:
 
 
 class Session:
-    """See the module. The gate's `Client`: stages replies, and lets them go when it is told that they are durable."""
+    """See the module. A `shards.worker.router.Client` that stages replies until their effects are durable."""
 
     __slots__ = (
         *("_actor", "_commands", "_door", "_grant", "_on_flush", "_on_reply", "_staged", "_weights"),
         *("in_flight", "origin"),
     )
 
-    mode: Final = ERRORS_AS_MAP  # how other workers encode what they answer for this session
+    mode: Final = ERRORS_AS_MAP  # how other workers encode errors in their replies to this session
 
     def __init__(self, door: Door, on_reply: OnReply, on_flush: Callable[[], None] = lambda: None) -> None:
-        self.in_flight = 0  # calls that are not answered, a listing counted by its weight
-        self.origin = ""  # of who asks, for the operators' record
+        self.in_flight = 0  # unanswered calls; a listing counts by its weight
+        self.origin = ""  # of the client, for the operators' record
         self._door = door
         self._on_reply = on_reply
         self._on_flush = on_flush
@@ -106,11 +107,11 @@ class Session:
         self._actor = b""  # the actor of this session's calls
         self._commands = _NONE
 
-    # -- who is asking ----------------------------------------------------------------------------------------------
+    # -- roles ------------------------------------------------------------------------------------------------------
 
     @property
     def grant(self) -> Grant | None:
-        """What this session may do, and under which name; None: it has to sign in."""
+        """The roles and the name of this session; None: its client has to sign in."""
         return self._grant
 
     @grant.setter
@@ -120,7 +121,7 @@ class Session:
         self._commands = _NONE if grant is None else self._door.parsers_of(grant.roles)
 
     def sign_in(self, token: bytes) -> bool:
-        """Takes the grant of the bearer of `token`; False, and nothing changes, where it is not known."""
+        """Sets the grant of `token`; returns False, and changes nothing, where the token is unknown."""
         grant = self._door.guard.sign_in(token)
         if grant is not None:
             self.grant = grant
@@ -129,7 +130,7 @@ class Session:
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def arrived(self) -> None:
-        """Calls have just been read: they carry an instant that is not before their arrival."""
+        """Notes that calls have just been read, so that the instant they carry is not before their arrival."""
         self._door.gate.arrived()
 
     def call(self, token: int, name: str | bytes, params: object) -> None:
@@ -156,7 +157,9 @@ class Session:
             raise
 
     def _call_other(self, token: int, name: object, params: object) -> None:
-        """Everything but a command that this session may call. Raises Refused."""
+        """Carries out any call that is not a command of `_commands`, and every call while the door is full. Raises
+        Refused.
+        """
         door = self._door
         method = self._method_of(name)
         body = method.body(params, self._actor)
@@ -200,10 +203,10 @@ class Session:
         self._door.note_error(refusal)
         return refusal
 
-    # -- what the gate calls ----------------------------------------------------------------------------------------
+    # -- called by the gate -----------------------------------------------------------------------------------------
 
     def answer(self, token: int, reply: object) -> None:
-        """Stages a reply until it is durable."""
+        """Stages a reply until its effect is durable."""
         if type(reply) in BY_SHARDS:
             reply = refused_by_shards(reply)
         if type(reply) is Refused:
@@ -211,7 +214,7 @@ class Session:
         self._staged.append((token, reply))
 
     def flush(self) -> None:
-        """What is staged is durable."""
+        """Delivers the staged replies, whose effects are durable."""
         staged, self._staged = self._staged, []
         if self._weights:
             for token, reply in staged:
@@ -225,15 +228,15 @@ class Session:
         self._on_flush()
 
     def relay(self, data: bytes) -> None:
-        """A reply that another worker encoded, and made durable."""
+        """Delivers a reply that another worker has encoded and made durable."""
         self._end(*split_response(data))
 
     def relay_flush(self) -> None:
-        """That was the last reply of a batch of another worker's."""
+        """Ends a batch of relayed replies."""
         self._on_flush()
 
     def refuse(self, token: int, reply: object) -> None:
-        """A reply that depends on nothing stored; it leaves at once."""
+        """Delivers at once a reply that depends on nothing stored."""
         if type(reply) in BY_SHARDS:
             reply = refused_by_shards(reply)
         self._door.note_error(reply)

@@ -1,11 +1,12 @@
-"""Commands: what the parsed values of a call become, and the parsers of the three that fill a busy day.
+"""Builds commands from the parsed values of a call, and parses the three most frequent commands by hand.
 
-The canonical tuple of a command (`billing.ledger.commands`) is made out of the values that its row has parsed, whose
-command it is, its parser adds: by `command_of`, which puts them where they belong, or by a function `…_of` of its own.
+The row of a command builds its canonical tuple (`billing.ledger.commands`) from the values that it has parsed: with
+`command_of`, which puts values into their places, or with a function `…_of` of its own. The parser of the row then adds
+the actor.
 
-`top_up`, `set_rate` and `debit` are called for every request of a busy day: their parsers are written by hand, and
-their plain forms run straight through, with the checks written out. They take the decoded `params` of a request and
-return or raise exactly what the parser made of the row does; a test holds both together.
+`top_up`, `set_rate` and `debit` make up nearly all requests of a busy day. Their parsers are written by hand, and their
+plain forms run straight through, with the checks inline. They take the decoded `params` of a request, and return or
+raise exactly what the parser made of the row returns or raises; a test compares the two.
 """
 
 from collections.abc import Callable
@@ -57,7 +58,7 @@ _MODES: Final = {name.encode(): mode for name, mode in MODES.items()}
 
 
 def top_up(params: object, actor: bytes = b"") -> Command:
-    """user_id, amount, {expires_at_ns, kind, request_id, message}"""
+    """Parses `user_id, amount, {expires_at_ns, kind, request_id, message}`. Raises Refused."""
     values = params if type(params) is list else array_params(params, 2, "user_id, amount")
     if len(values) == 2:
         user_id, amount = values
@@ -73,7 +74,7 @@ def top_up(params: object, actor: bytes = b"") -> Command:
 
 
 def set_rate(params: object, actor: bytes = b"") -> Command:
-    """user_id, rate, {per, resource, rate_seq, min_runway_ns, ttl_ns, request_id, message}"""
+    """Parses `user_id, rate, {per, resource, rate_seq, min_runway_ns, ttl_ns, request_id, message}`. Raises Refused."""
     values = params if type(params) is list else array_params(params, 2, "user_id, rate")
     per: object = _SECOND
     resource = request_id = message = packed = b""
@@ -111,7 +112,7 @@ def set_rate(params: object, actor: bytes = b"") -> Command:
 
 
 def debit(params: object, actor: bytes = b"") -> Command:
-    """user_id, amount, {mode, request_id, message}"""
+    """Parses `user_id, amount, {mode, request_id, message}`. Raises Refused."""
     values = params if type(params) is list else array_params(params, 2, "user_id, amount")
     mode = STRICT
     request_id = message = b""
@@ -168,12 +169,12 @@ def _mode_of(value: object) -> int:
     return mode
 
 
-# -- from values to commands: what the rows of the table build ---------------------------------------------------------
+# -- from parsed values to commands, for the rows of the table ---------------------------------------------------------
 
 
 def command_of(op: int, a: str = "", b: str = "", key: str = "") -> Callable[..., Command]:
-    """A function that makes the command `op` of the values that a row has parsed: what is named stands in that place,
-    the rest is empty.
+    """Returns a function that builds the command `op` from the values that a row has parsed. `a`, `b` and `key` name
+    the values that go into these fields of the command; a field without a name is 0 or empty.
     """
 
     def build(user_id: bytes, request_id: bytes, **values: Any) -> Command:
@@ -188,7 +189,7 @@ def command_of(op: int, a: str = "", b: str = "", key: str = "") -> Callable[...
 def top_up_of(
     user_id: bytes, amount: int, expires_at_ns: int, kind: bytes, request_id: bytes, message: bytes
 ) -> Command:
-    """Of `top_up`, where it is parsed by its row."""
+    """Builds `top_up` from the values that its row has parsed."""
     packed = top_up_options(expires_at_ns, kind)
     return (TOP_UP, user_id, amount, 0, 0, b"", request_id, message, packed, b"")
 
@@ -204,7 +205,7 @@ def set_rate_of(
     request_id: bytes,
     message: bytes,
 ) -> Command:
-    """Of `set_rate`, where it is parsed by its row."""
+    """Builds `set_rate` from the values that its row has parsed."""
     packed = b"" if ttl_ns < 0 else number_option(TTL_NS, ttl_ns)
     nanos_per_hour = parse_rate(rate, per)
     return (SET_RATE, user_id, nanos_per_hour, rate_seq, min_runway_ns, resource, request_id, message, packed, b"")
@@ -213,17 +214,19 @@ def set_rate_of(
 def change_rate_of(
     user_id: bytes, delta: object, per: object, resource: bytes, request_id: bytes, message: bytes
 ) -> Command:
-    """Of `change_rate`."""
+    """Builds `change_rate`."""
     return (CHANGE_RATE, user_id, parse_delta(delta, per), 0, 0, resource, request_id, message, b"", b"")
 
 
 def debit_of(user_id: bytes, amount: int, mode: int, request_id: bytes, message: bytes) -> Command:
-    """Of `debit`, where it is parsed by its row."""
+    """Builds `debit` from the values that its row has parsed."""
     return (DEBIT, user_id, amount, mode, 0, b"", request_id, message, b"", b"")
 
 
 def adjust_of(user_id: bytes, amount: int, reason: bytes, request_id: bytes, message: bytes) -> Command:
-    """Of `adjust`; its entry says why, and behind that what else there is to say. Raises Refused."""
+    """Builds `adjust`, whose entry has the reason as its message, followed by `: ` and `message` where that is given.
+    Raises Refused.
+    """
     text = b": ".join((reason, message)) if message else reason
     if len(text) > MESSAGE_BYTES_MAX:
         raise invalid(f"reason and message may have {MESSAGE_BYTES_MAX} bytes together")
@@ -231,12 +234,12 @@ def adjust_of(user_id: bytes, amount: int, reason: bytes, request_id: bytes, mes
 
 
 def set_thresholds_of(user_id: bytes, thresholds: list[tuple[int, int]], request_id: bytes, message: bytes) -> Command:
-    """Of `set_thresholds`."""
+    """Builds `set_thresholds`."""
     packed = pack_thresholds(thresholds)
     return (SET_THRESHOLDS, user_id, len(set(thresholds)), 0, 0, packed, request_id, message, b"", b"")
 
 
 def set_class_of(user_id: bytes, request_id: bytes, message: bytes, **options: bytes) -> Command:
-    """Of `set_class`; `options` has the name as `class`, which Python does not take as a parameter's."""
+    """Builds `set_class`; `options` has the cutoff class under `class`, which Python does not allow as a parameter."""
     name = b"" if options["class"] == DEFAULT_CLASS.encode() else options["class"]
     return (SET_CLASS, user_id, 0, 0, 0, name, request_id, message, b"", b"")

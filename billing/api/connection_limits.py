@@ -1,9 +1,10 @@
-"""How many connections a process has room for: `rpc.connections_max`, or what its file descriptors allow.
+"""How many connections a process accepts: `rpc.connections_max`, or fewer where its file descriptors do not suffice.
 
-The main process raises its soft limit of descriptors to the hard one, which its workers inherit. A worker then takes no
-more connections than leave room for all else it opens (segments, snapshots, calls, links, TLS handshakes), so that
-running out of descriptors, which would stop the journal, cannot be brought about from outside. Beyond that a connection
-is told `TOO_MANY_CONNECTIONS` and closed; beyond `refused_max` of those that still linger, it is closed without a word.
+The main process raises its soft limit of descriptors to the hard limit; its workers inherit that. A worker then accepts
+only so many connections that enough descriptors remain for everything else it opens (segments, snapshots, calls, links,
+TLS handshakes). So clients cannot use up the descriptors, which would stop the journal. A further connection gets the
+error `TOO_MANY_CONNECTIONS` and is closed; while `refused_max` such connections linger, a further one is closed without
+an error.
 """
 
 import logging
@@ -18,26 +19,28 @@ from billing.config.schema import Rpc
 log = logging.getLogger("billing.api")
 
 # Descriptors of a worker that are neither connections nor calls. A connection that is turned away takes some turns of
-# the loop to go, in each of which as many are accepted.
+# the loop to close, and in each turn up to `ACCEPTS_AT_ONCE` further ones are accepted.
 ASIDE: Final = 64 + 4 * ACCEPTS_AT_ONCE
 
 
 def raise_limit() -> None:
-    """As many descriptors as this process may have, for itself and what it starts."""
+    """Raises the soft limit of file descriptors to the hard limit, for this process and those that it starts."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def fit(connections_max: int, descriptors: int, calls_max: int) -> Limits:
-    """Limits with which connections, refused ones and `calls_max` calls and handshakes fit 90 % of `descriptors`."""
+    """Returns limits with which the connections, the refused connections, and `calls_max` calls and handshakes use at
+    most 90 % of `descriptors`.
+    """
     room = max(2, descriptors * 9 // 10 - ASIDE - calls_max)
     refused_max = min(LIMITS.refused_max, max(1, room // 10))
     return Limits(connections_max=min(connections_max, room - refused_max), refused_max=refused_max)
 
 
 def limits_of(rpc: Rpc, concurrency: int) -> Limits:
-    """The limits of this process's door, by the configuration and the descriptors it may have; warns where they are
-    too few.
+    """Returns the limits of this process's door, by the configuration and the limit of descriptors; logs a warning
+    where there are too few descriptors.
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     handshakes_max = HANDSHAKES_MAX if rpc.tls_cert else 0

@@ -1,15 +1,15 @@
 """What all connections of a worker share: the gate behind them, the limits, the decoders, and one clock.
 
-A `Door` knows all connections and ends those past a deadline. Deadlines cost nothing until they run: a
-connection asks to be watched when there is one, and `sweep`, once a second, looks at those watched. So a deadline is
-kept to a second, and an idle connection is looked at by nobody.
+A `Door` has a set of all its connections and ends those that are past a deadline. A connection calls `watch` when one
+of its deadlines begins to run, and `sweep` checks the watched connections once a second. So a deadline is kept to
+within a second, and an idle connection costs nothing.
 
-**Overload is answered at once.** Beyond `in_flight_total_max` requests of all its connections a door refuses further
-requests by name (`BUSY`), and beyond `connections_max` it turns new connections away (`TOO_MANY_CONNECTIONS`); the log
-says both, seldom. What is in flight is counted per batch, not per request: a read may exceed the limit by what it
-holds.
+**Overload is answered at once.** While its connections have `in_flight_total_max` requests in flight, a door refuses
+further requests with `BUSY`. Beyond `connections_max` connections it turns new ones away with `TOO_MANY_CONNECTIONS`.
+Both are logged, at most once a minute each. Requests in flight are counted per batch and not per request, so one read
+may exceed the limit by the requests that it holds.
 
-It reads no clock: a monotonic one is passed in.
+The door reads no clock: its creator passes in a monotonic one.
 """
 
 import asyncio
@@ -53,61 +53,67 @@ Request = tuple[Any, Any, int, Any]  # caller, token, bucket id, command
 
 
 class Gate(Protocol):
-    """What a door needs of the worker behind it. The caller is a connection, or stands for one; see `msgpack_rpc`."""
+    """The part of a worker that a door needs. `caller` is a connection, or an object that stands for one, such as
+    `billing.api.response_transport.Proxy`.
+    """
 
     def arrived(self) -> None:
-        """Requests have just been read: they carry an instant that is not before their arrival."""
+        """Notes that requests have just been read, so that the instant they carry is not before their arrival."""
 
     def bucket_of(self, key: bytes, /) -> int:
         """The bucket a user hashes to."""
 
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Any, /) -> None:
-        """Carries out a command; its reply comes to `caller` once it is durable."""
+        """Carries out a command, and sends its reply to `caller` once the command is durable."""
 
     def submit_all(self, requests: Sequence[Request], /) -> None:
-        """The same for commands that were read together, in their order."""
+        """Carries out commands that were read together, in their order; otherwise as `submit`."""
 
     def before_turn(self, work: Callable[[], None], /) -> None:
-        """Calls `work` once, when all that can be read now is read, and before more is appended to the journal."""
+        """Calls `work` once, after all sockets that are readable now were read, and before the next append to the
+        journal.
+        """
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Any, /) -> None:
         """Answers a question about one account."""
 
     def operate(self, caller: Any, token: Any, operation: Any, /) -> None:
-        """Answers a question about the whole daemon, or carries out an operator's wish."""
+        """Answers a question about the whole daemon, or carries out an operator's request."""
 
 
 class Audit(Protocol):
-    """What a door needs of the operators' record."""
+    """The part of the operators' record that a door needs."""
 
     def record(self, actor: str, act: str, details: dict[str, Any], then: Callable[[], None], /) -> None:
-        """Writes an operator's request with its actor, and calls back once the record is durable."""
+        """Writes an operator's request with its actor, and calls `then` once the record is durable."""
 
     def refused_sign_in(self, origin: str, /) -> None:
-        """Notes that a token was shown at `origin` which is not known."""
+        """Records that a client at `origin` presented an unknown token."""
 
 
 class Client(Protocol):
-    """What a door needs of a connection."""
+    """The part of a connection that a door needs."""
 
     def check_deadlines(self, now_ns: int) -> bool:
-        """Ends itself if one has passed; whether there is still one to watch."""
+        """Ends the connection if a deadline has passed; returns whether a deadline is still to be watched."""
 
     def granted(self) -> Grant | None:
-        """What it may do; None where it has not signed in."""
+        """Returns the grant of the connection; None where its client has not signed in."""
 
     def end(self, last_words: bytes) -> None:
-        """Reads nothing more, and closes once everything asked for is answered."""
+        """Stops reading, and closes once every request is answered."""
 
     def abort(self) -> None:
         """Closes at once."""
 
 
 class Gathered(Protocol):
-    """What a door needs of a connection that has read something for the next turn."""
+    """The part of a connection that a door needs while a read of the connection waits for the next turn."""
 
     def take_gathered(self, requests: list[Request]) -> None:
-        """Carries it out, or adds the one command that it is to `requests`, which are submitted then."""
+        """Carries out the waiting read; a read of a single command is added to `requests` instead, which the door then
+        submits.
+        """
 
     def abort(self) -> None:
         """Closes at once."""
@@ -118,33 +124,35 @@ class Limits(NamedTuple):
 
     in_flight_max: int = 4096
     in_flight_total_max: int = 262_144  # over all connections; above, requests are refused
-    requests_per_s_max: int = 0  # of one connection; 0: as many as it likes
-    trial_in_flight_max: int = 32  # until a client has read so much:
-    trial_bytes: int = 256 * 1024  # more than kernels take for a client that never reads
+    requests_per_s_max: int = 0  # of one connection; 0: unlimited
+    trial_in_flight_max: int = 32  # until the client has read `trial_bytes` of replies
+    trial_bytes: int = 256 * 1024  # more than kernels buffer for a client that never reads
     trial_write_buffer_bytes_max: int = 8 * 1024
     frame_bytes_max: int = FRAME_BYTES_MAX
     frame_deadline_ns: int = 10 * SECOND_NS  # for an unfinished frame
     write_buffer_bytes_max: int = 64 * 1024
-    write_stall_ns: int = 30 * SECOND_NS  # how long a client may leave more than that unread
+    write_stall_ns: int = 30 * SECOND_NS  # how long a client may leave more than `write_buffer_bytes_max` unread
     handshake_bytes_max: int = 4096  # of an unfinished frame before sign-in
     handshake_deadline_ns: int = 5 * SECOND_NS
     handshakes_max: int = 64
     connections_max: int = 16_384
-    connections_per_origin_max: int = 0  # see `origins`; 0: as many as there may be
-    refused_max: int = 256  # connections beyond those that are told so; more are closed without a word
-    linger_ns: int = 2 * SECOND_NS  # how long a closed connection stays for its last words to be read
+    connections_per_origin_max: int = 0  # see `origins`; 0: unlimited
+    refused_max: int = 256  # connections too many that get an error; further ones are closed without one
+    linger_ns: int = 2 * SECOND_NS  # how long a client has to read the last bytes of a connection that ends
 
 
 LIMITS: Final = Limits()
 
 
 def is_act(body: tuple[Any, ...]) -> bool:
-    """Whether an operator's call does something: a plan only looks, and a backup goes on saying that it lives."""
+    """Whether an operator's call is to be recorded. The plan of a rebalance changes nothing, and the renewal of a
+    backup only says that the backup still runs.
+    """
     return body not in (("rebalance", 1), ("backup", "renew"))
 
 
 def _fields_of(method: Method, body: tuple[Any, ...]) -> dict[str, Any]:
-    """What was asked for, by name; options that nobody gave are left out."""
+    """Returns the parsed values of a call by field name, without the options that have their default."""
     fields = (*method.required, *method.options)
     pairs = zip(fields, body[1:], strict=True)
     return {
@@ -167,9 +175,9 @@ class Door:
         fail: Callable[[BaseException], None] = lambda error: None,
         audit: Audit | None = None,
     ) -> None:
-        """`clock`: monotonic nanoseconds, above 0. `server_info`: what that procedure answers, `limits` aside. `fail`
-        is told what the gate raised, which is always a broken invariant; left to the event loop, it would end nothing
-        but the connection whose request met it. `audit`: the record of operators' requests; None: there is none.
+        """`clock`: monotonic nanoseconds, above 0. `server_info`: returns the reply of that procedure without `limits`.
+        `fail` is called with each exception of the gate, which is always a broken invariant; the event loop alone would
+        end only the connection whose request caused it. `audit`: the record of operators' requests, or None.
         """
         self._audit = audit
         self.fail = fail
@@ -180,31 +188,31 @@ class Door:
         self.connections: set[Client] = set()
         self.handshakes = 0  # connections that have not signed in
         self.drops = 0  # connections ended for garbage, a limit or a deadline
-        self.calls = dict.fromkeys(BY_WIRE_NAME, 0)  # wire name -> requests well formed enough to be carried out
-        self.once = {name: {name: 1} for name in BY_WIRE_NAME}  # what a read of one request counts
+        self.calls = dict.fromkeys(BY_WIRE_NAME, 0)  # wire name -> well-formed requests
+        self.once = {name: {name: 1} for name in BY_WIRE_NAME}  # wire name -> requests by method of a read of one
         self.errors: dict[str, int] = {}  # name -> refusals that were answered
         self.latency = RequestLatency()
         self.in_flight = 0  # requests of all connections, as of their last batches
-        self.read_buffer = memoryview(bytearray(SLICE_BYTES_MAX))  # all connections': emptied before the next read
+        self.read_buffer = memoryview(bytearray(SLICE_BYTES_MAX))  # of all connections: emptied before the next read
         self.origins = Origins()
         self._busy = Rarely()
         self._server_info = server_info
-        self.gathered_ns = 0  # when the first of these had read something
-        self._gathered: list[Gathered] = []  # connections that have read something for the next turn, once each
+        self.gathered_ns = 0  # when the first connection of `_gathered` was read
+        self._gathered: list[Gathered] = []  # connections whose read waits for the next turn, once each
         self._watched: set[Client] = set()
         self._unpackers: list[Any] = []
         self._parsers: dict[frozenset[str], dict[bytes, Parser]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def gather(self, connection: Gathered) -> None:
-        """Lets the next turn begin with what this connection has read; once until then."""
+        """Defers a connection's read to the beginning of the next turn; a connection may have one deferred read."""
         self._gathered.append(connection)
         if len(self._gathered) == 1:
             self.gathered_ns = self.clock()
             self.gate.before_turn(self.take_gathered)
 
     def take_gathered(self) -> None:
-        """Carries out what was gathered until now."""
+        """Carries out all deferred reads."""
         gathered, self._gathered = self._gathered, []
         if not gathered:
             return
@@ -222,13 +230,15 @@ class Door:
             self._met_a_bug(error, gathered)
 
     def _met_a_bug(self, error: Exception, ends: list[Gathered]) -> None:
-        """Ends the connections that it is about, as the loop does with one whose callback raises."""
+        """Reports the error to the event loop and aborts the connections `ends`, as the loop aborts a connection whose
+        callback raises.
+        """
         asyncio.get_running_loop().call_exception_handler({"message": "a connection met a bug", "exception": error})
         for connection in ends:
             connection.abort()
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Hands commands to the gate. What it raises is told, and raised."""
+        """Submits commands to the gate. An exception of the gate is passed to `fail` and raised again."""
         try:
             self.gate.submit_all(requests)
         except BaseException as error:
@@ -236,7 +246,7 @@ class Door:
             raise
 
     def start(self) -> None:
-        """Sweeps once a second from now on, until `close`."""
+        """Runs `sweep` once a second from now on, until `close`."""
         self._timer = asyncio.get_running_loop().call_later(SWEEP_INTERVAL_S, self._on_timer)
 
     def _on_timer(self) -> None:
@@ -244,7 +254,7 @@ class Door:
         self.sweep()
 
     def sweep(self) -> None:
-        """Ends the connections that are past a deadline."""
+        """Ends the connections that are past a deadline, and logs how many connections and requests were refused."""
         self.take_gathered()
         now_ns = self.clock()
         for client in list(self._watched):
@@ -256,20 +266,18 @@ class Door:
             log.warning("requests refused: %d; as many as may be are in flight: %d", count, self.in_flight)
 
     def is_full(self) -> bool:
-        """Whether what is asked for is to be refused, since too much is in flight."""
+        """Whether too many requests are in flight, so that the caller refuses the next one; counts the refusal."""
         full = self.in_flight >= self.limits.in_flight_total_max
         if full:
             self._busy.count += 1
         return full
 
     def watch(self, client: Client) -> None:
-        """Lets `sweep` look at a connection from now on."""
+        """Adds a connection to those that `sweep` checks."""
         self._watched.add(client)
 
     def take_guard(self, guard: Guard) -> None:
-        """Lets in by this guard from now on; a connection with a token that is not known any more ends once its
-        requests are answered.
-        """
+        """Replaces the guard. A connection whose token is no longer valid ends once its requests are answered."""
         before, self.guard = self.guard, guard
         for client in list(self.connections):
             grant = client.granted()
@@ -278,12 +286,12 @@ class Door:
                 client.end(b"")
 
     def drain(self) -> None:
-        """Reads nothing more; each connection is closed once what it asked for is answered."""
+        """Stops reading; each connection is closed once its requests are answered."""
         for client in list(self.connections):
             client.end(b"")
 
     def close(self) -> None:
-        """Ends everything at once."""
+        """Stops `sweep`, and aborts all connections."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -291,7 +299,7 @@ class Door:
             client.abort()
 
     def audited(self, actor: bytes, method: Method, body: tuple[Any, ...], act: Callable[[], None]) -> None:
-        """Carries out what only operators may ask for, once it is on record; anything else at once."""
+        """Calls `act`: once the request is on record where it is an operator's and changes something, else at once."""
         is_on_record = method.role == ADMIN and method.kind != COMMAND and method.changes and is_act(body)
         if self._audit is None or not is_on_record:
             act()
@@ -307,18 +315,18 @@ class Door:
         self._audit.record(actor.decode("utf-8", "replace"), method.name, _fields_of(method, body), on_record)
 
     def refused_sign_in(self, origin: str) -> None:
-        """A token was shown that is not known."""
+        """Records that a client at `origin` presented an unknown token."""
         if self._audit is not None:
             self._audit.refused_sign_in(origin)
 
     def note_error(self, reply: object) -> None:
-        """Counts a reply that is an error."""
+        """Counts the reply if it is an error."""
         name = error_name_of(reply)
         if name:
             self.errors[name] = self.errors.get(name, 0) + 1
 
     def figures(self) -> dict[str, object]:
-        """Counters for the operator, as plain data."""
+        """Returns the door's counters for the operator, as plain data."""
         return {
             "connections": len(self.connections),
             "handshakes": self.handshakes,
@@ -330,7 +338,7 @@ class Door:
         }
 
     def server_info(self) -> dict[str, object]:
-        """The reply of the procedure of that name."""
+        """Returns the reply of the procedure `server_info`."""
         limits: dict[str, object] = {
             "in_flight_per_connection_max": self.limits.in_flight_max,
             "frame_bytes_max": self.limits.frame_bytes_max,
@@ -347,7 +355,7 @@ class Door:
         return {**self._server_info(), "limits": limits}
 
     def answer_local(self, name: str, body: tuple[Any, ...]) -> object:
-        """The reply to a parsed call of the kind LOCAL, `hello` aside: that is for the connection."""
+        """Returns the reply to a parsed call of kind LOCAL, except `hello`, which the connection answers itself."""
         if name == "bucket_id":
             return self.gate.bucket_of(body[1])
         if name == "server_info":
@@ -358,17 +366,17 @@ class Door:
         return "pong"
 
     def parsers_of(self, roles: frozenset[str]) -> dict[bytes, Parser]:
-        """The commands that `roles` may call; one dict for all connections of these roles."""
+        """Returns the parsers of the commands that `roles` may call; all connections of these roles share one dict."""
         parsers = self._parsers.get(roles)
         if parsers is None:
             parsers = self._parsers[roles] = command_parsers(roles)
         return parsers
 
     def lend_unpacker(self) -> Any:
-        """A decoder that stands between two frames."""
+        """Returns a decoder that holds no part of a frame."""
         return self._unpackers.pop() if self._unpackers else make_unpacker()
 
     def take_back(self, unpacker: Any) -> None:
-        """A decoder that stands between two frames again."""
+        """Takes back a decoder that holds no part of a frame."""
         if len(self._unpackers) < UNPACKERS_KEPT_MAX:
             self._unpackers.append(unpacker)

@@ -1,15 +1,16 @@
-"""One MessagePack-RPC frame that is not decoded: where it ends, and whom to tell that it was not taken.
+"""Skips one MessagePack-RPC frame without decoding it: finds its end and the msgid to refuse.
 
 The decoder gives up at a value beyond its limits: a long text, a large array, an extension type such as a timestamp,
-deep nesting. Where the frame ends can still be told, and so the request gets its refusal and the connection lives.
+deep nesting. `PassedOver` still finds the end of such a frame, so the request gets its refusal and the connection
+stays open.
 
-To find the end no value has to be made, and no nesting to be remembered. A frame is over when as many values have
+To find the end, `PassedOver` neither decodes values nor remembers nesting. A frame is over when as many values have
 ended as were announced:
 
-    left = 1;  each value: left -= 1;  an array of n: left += n;  a map of n: left += 2 n;  a text of n: n bytes passed
+    left = 1;  each value: left -= 1;  an array of n: left += n;  a map of n: left += 2 n;  a text of n: skip n bytes
 
-It keeps the first bytes of the frame, which hold its type and msgid, and a count. It never recurses, and costs memory
-for neither lengths nor depth.
+It keeps a count and the first bytes of the frame, which hold its type and msgid. It never recurses, and its memory does
+not grow with the lengths or the depth of a frame.
 """
 
 from typing import Final
@@ -18,7 +19,7 @@ import msgpack
 
 from billing.api.wire import DECODE_ERRORS, MSGID_MAX, NOTIFICATION, REQUEST
 
-# Lead byte -> bytes of the length that follows it, for texts (with what is passed over beside the text) and containers.
+# Lead byte of a text -> (bytes of the length that follows it, bytes to skip beside the text).
 _TEXTS: Final = {
     0xC4: (1, 0),
     0xC5: (2, 0),
@@ -30,7 +31,7 @@ _TEXTS: Final = {
     0xC8: (2, 1),
     0xC9: (4, 1),  # extension types carry a type byte
 }
-_CONTAINERS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # (…, values an element)
+_CONTAINERS: Final = {0xDC: (2, 1), 0xDD: (4, 1), 0xDE: (2, 2), 0xDF: (4, 2)}  # -> (the same, values per element)
 _FIXED: Final = {
     0xCA: 4,
     0xCB: 8,
@@ -48,16 +49,16 @@ _FIXED: Final = {
     0xD7: 9,
     0xD8: 17,
 }
-_NEVER: Final = 0xC1  # no value begins with it
-_HEAD_BYTES: Final = 32  # the widest forms of an array of four, the type and the msgid take 23
+_NEVER: Final = 0xC1  # no value begins with this byte
+_HEAD_BYTES: Final = 32  # the head of an array of four, the type and the msgid take at most 23
 
 
 class Malformed(Exception):
-    """What follows is no MessagePack: the stream cannot be followed."""
+    """The bytes are no MessagePack, or no frame of MessagePack-RPC: the rest of the stream cannot be read."""
 
 
 class PassedOver:
-    """One frame from its first byte on. `feed` until it `is_over`."""
+    """One frame that is skipped: call `feed` from its first byte on until `is_over`."""
 
     __slots__ = ("_collected", "_head", "_skip", "_values_left", "_wanted", "size")
 
@@ -65,8 +66,8 @@ class PassedOver:
         self.size = 0  # bytes of the frame seen
         self._head = bytearray()
         self._values_left = 1  # values that have not begun
-        self._skip = 0  # bytes of a value that only have to pass
-        self._wanted = 0  # bytes of a value's own head: its lead byte and the length behind it
+        self._skip = 0  # bytes that remain to be skipped of a value
+        self._wanted = 0  # size of the value's head that is being collected: lead byte and length; 0: none is
         self._collected = bytearray()
 
     @property
@@ -76,11 +77,11 @@ class PassedOver:
 
     @property
     def least_bytes(self) -> int:
-        """The frame has at least so many bytes in all."""
+        """A lower bound of the size of the whole frame, in bytes."""
         return self.size + self._skip + self._values_left + max(0, self._wanted - len(self._collected))
 
     def feed(self, data: bytes) -> int:
-        """Takes what belongs to the frame, and says how many bytes of `data` that is. Raises Malformed."""
+        """Consumes the bytes of `data` that belong to the frame, and returns how many there are. Raises Malformed."""
         at, size = 0, len(data)
         while at < size and not self.is_over:
             if self._skip:
@@ -96,7 +97,7 @@ class PassedOver:
         return at
 
     def _take(self, byte: int) -> None:
-        """One byte of a value's head."""
+        """Consumes one byte of a value's head."""
         collected = self._collected
         if not self._wanted:
             self._values_left -= 1
@@ -128,8 +129,8 @@ class PassedOver:
             collected.clear()
 
     def addressee(self) -> int | None:
-        """The msgid of a request; None for a notification, which nobody is told of. Raises Malformed where the frame
-        is neither.
+        """Returns the msgid of a request; None for a notification, which gets no reply. Raises Malformed where the
+        frame is neither.
         """
         unpacker = msgpack.Unpacker(raw=True, strict_map_key=False, object_pairs_hook=tuple)
         unpacker.feed(bytes(self._head))

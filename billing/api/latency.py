@@ -1,9 +1,9 @@
 """How long requests take, by door and method: from reading a request to writing its reply, as histograms.
 
-Nothing here is done once a request. A door counts the requests of one read by method (`Reads.begin`), and when the
-replies of all of them have left, it notes that one span for all of them. Replies may leave in another order than the
-requests came; a read is taken to be answered when as many replies have left as were asked for up to its end. So a
-figure is that of the slowest request of its read, and never too small for a connection that is answered in order.
+No work is done per request. A door counts the requests of one read by method (`Reads.begin`); when the replies to all
+of them have left, it notes that one span for all of them. Replies may leave in another order than the requests came. A
+read therefore counts as answered when as many replies have left as requests had come up to its end. So the figure of a
+read is that of its slowest request, and it is never too small for a connection that is answered in order.
 
 Doors that answer requests one at a time (HTTP) call `RequestLatency.note` with a count of one.
 """
@@ -28,14 +28,14 @@ class RequestLatency:
         self._histograms: dict[tuple[str, bytes], Histogram] = {}
 
     def note(self, door: str, method: bytes, elapsed_ns: int, count: int = 1) -> None:
-        """`count` requests of this method took so long."""
+        """Adds `count` requests of a method that took `elapsed_ns` each."""
         histogram = self._histograms.get((door, method))
         if histogram is None:
             histogram = self._histograms[door, method] = Histogram(REQUEST_NS)
         histogram.add(elapsed_ns, count)
 
     def figures(self) -> dict[str, dict[str, dict[str, Any]]]:
-        """Door, then method, then the histogram as plain data."""
+        """Returns door -> method -> histogram, as plain data."""
         by_door: dict[str, dict[str, dict[str, Any]]] = {}
         for (door, method), histogram in self._histograms.items():
             by_door.setdefault(door, {})[method.decode()] = histogram.plain()
@@ -49,15 +49,16 @@ class Reads:
 
     def __init__(self) -> None:
         self._requests = 0  # requests of all reads so far
-        self.under_way: deque[tuple[int, int, Mapping[bytes, int]]] = deque()  # asked up to its end, when, by method
+        # (requests of all reads up to its end, instant, requests by method) of each read
+        self.under_way: deque[tuple[int, int, Mapping[bytes, int]]] = deque()
 
     def begin(self, at_ns: int, in_flight: int, counts: Mapping[bytes, int]) -> None:
-        """A read at `at_ns` asked for `counts` requests by method; by its end `in_flight` more were in flight."""
+        """Adds a read at `at_ns` with `counts` requests by method; it added `in_flight` to the requests in flight."""
         self._requests += in_flight
         self.under_way.append((self._requests, at_ns, counts))
 
     def answered(self, now_ns: int, in_flight: int, latency: RequestLatency, door: str) -> None:
-        """Replies have left at `now_ns`, and `in_flight` requests are still to be answered."""
+        """Notes the latency of the reads that are answered at `now_ns`, when `in_flight` requests are unanswered."""
         under_way, replied = self.under_way, self._requests - in_flight
         while under_way and under_way[0][0] <= replied:
             _, at_ns, counts = under_way.popleft()

@@ -1,14 +1,15 @@
-"""Accepting connections by hand.
+"""Accepts connections by hand, and not by a server of asyncio.
 
     listening socket -> accepted, at most `ACCEPTS_AT_ONCE` under way -> entrance -> the door's own protocol
 
-A server of asyncio on uvloop accepts one connection a turn of the loop. So a crowd that comes back beside a load, whose
-turns take milliseconds, would wait for as many turns as it has members. Here a turn accepts several, and few enough to
-hold up nobody who is in. Until it has its protocol, some turns later, a connection is counted nowhere but here: no more
-are under way over all sockets of an entrance, and `connection_limits` leaves room for them. Where none can be accepted
-(there are no descriptors), the listener rests for `REST_S`.
+A server of asyncio on uvloop accepts one connection per turn of the loop. Under load a turn takes milliseconds, and
+many clients that reconnect at once would wait one turn each. This listener accepts several connections per turn, but
+so few that open connections are not delayed. Some turns pass before an accepted connection has its protocol, and until
+then no door counts it: an entrance without TLS has at most `ACCEPTS_AT_ONCE` such connections over all its sockets, and
+`connection_limits` reserves descriptors for them. Where no connection can be accepted (there are no descriptors), the
+listener pauses for `REST_S`.
 
-The entrance decides what becomes of an accepted connection: it speaks plainly (`PlainEntrance`), or shakes hands first
+The entrance passes an accepted connection to its protocol: without TLS (`PlainEntrance`), or after a TLS handshake
 (`billing.api.tls_entrance`).
 """
 
@@ -30,18 +31,18 @@ log = logging.getLogger("billing.api")
 
 
 class Entrance(Protocol):
-    """What a listener needs of it."""
+    """The part of an entrance that a listener needs."""
 
     @property
     def has_room(self) -> bool:
         """Whether one more connection may be accepted now."""
 
     def begin(self, connection: socket.socket, protocol: Factory) -> None:
-        """Takes a connection that was just accepted. OSError where it has gone already."""
+        """Takes a connection that was just accepted. Raises OSError where the client has gone already."""
 
 
 class PlainEntrance:
-    """Connections without TLS."""
+    """Passes connections to their protocol without TLS."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -53,11 +54,11 @@ class PlainEntrance:
         return len(self._under_way) < ACCEPTS_AT_ONCE
 
     async def settle(self) -> None:
-        """Returns when each connection that was accepted has come to its protocol."""
+        """Returns when each accepted connection has its protocol."""
         await asyncio.gather(*self._under_way, return_exceptions=True)
 
     def begin(self, connection: socket.socket, protocol: Factory) -> None:
-        """Gives it to a protocol at once."""
+        """Begins to connect an accepted socket to its protocol."""
         connection.setblocking(False)
         task = self._loop.create_task(self._connect(connection, protocol))
         self._under_way.add(task)
@@ -66,7 +67,7 @@ class PlainEntrance:
     async def _connect(self, connection: socket.socket, protocol: Factory) -> None:
         try:
             await self._loop.connect_accepted_socket(protocol, connection)
-        except OSError:  # whoever went away
+        except OSError:  # the client has gone
             connection.close()
 
     def _on_done(self, task: asyncio.Task[None]) -> None:
@@ -75,13 +76,13 @@ class PlainEntrance:
             log.error("a new connection met a bug", exc_info=error)
 
     def close(self) -> None:
-        """Ends what has not come to its protocol."""
+        """Cancels the connections that have no protocol yet."""
         for task in list(self._under_way):
             task.cancel()
 
 
 class Listener:
-    """One listening socket, closed with this; bound, and it need not listen yet."""
+    """One listening socket, which `close` closes. It has to be bound; the listener itself calls `listen`."""
 
     def __init__(self, listener: socket.socket, entrance: Entrance, protocol: Factory) -> None:
         self._listener = listener
@@ -100,11 +101,11 @@ class Listener:
     def _on_readable(self) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
             if not self._entrance.has_room:
-                return  # it is readable still, and looked at in the next turn
+                return  # the socket stays readable, so the next turn comes here again
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # another process has taken it, or it has gone
+                return  # another process has accepted the connection, or the client has gone
             except OSError as error:
                 log.error("no connection can be accepted for %g s: %s", REST_S, error.strerror)
                 self._loop.remove_reader(self._listener)
@@ -112,11 +113,11 @@ class Listener:
                 return
             try:
                 self._entrance.begin(connection, self._protocol)
-            except OSError:  # it has gone already: nobody to count it for
+            except OSError:  # the client has gone already
                 connection.close()
 
     def close(self) -> None:
-        """No new connections; those that there are stay."""
+        """Accepts no further connections; accepted ones stay open."""
         if self._rest is not None:
             self._rest.cancel()
         self._loop.remove_reader(self._listener)
