@@ -1,26 +1,27 @@
-"""The table of methods: one for every door, and the only place where a method is born.
+"""The table of methods: all doors share it, and every method is defined here and nowhere else.
 
 Each row gives a method's name, its fields with their types (see `values`), the shape of its reply (see `shapes`), the
-refusals of the ledger that it may answer, its kind, the role that may call it, and one line of description. From the
-rows come: the parser of each method, what `methods` answers, the routes and the document of the HTTP door, the types
-and methods of `billing.client`, and the options of the command line.
+refusals of the ledger that it may answer, its kind, the role that may call it, and one line of description. The rows
+are the source of the parser of each method, the reply of `methods`, the routes and the OpenAPI document of the HTTP
+door, the types and methods of `billing.client`, and the options of the command line.
 
 The kind tells a door where the parsed tuple goes:
 
     command    a change of one account: a `Command`, to the owner of the user's bucket; answered once durable
     query      a question about one account: `(name, user_id, …)`, to the owner of the user's bucket
-    operation  the operator's side and whole-daemon questions: `(name, …)`, to the worker the door belongs to
-    local      answered by the door itself: `(name, …)`
+    operation  an operator's request, or a question about the whole daemon: `(name, …)`, to the door's own worker
+    local      a question that the door itself answers: `(name, …)`
 
-A parser takes what the client sent as `params` (an array, or nil for an empty one; after all required fields one more
-may be a map of options) and returns the canonical tuple: `(name, required…, options…)` in the order of the row, or what
-the row's `build` makes of the same values by name. It raises `Refused`. Three methods are called for every request of a
-busy day; their parsers are written by hand in `calls`, and a test holds them to what their rows say.
+A parser takes the `params` that the client sent: an array of the required fields and then at most one map of options,
+or nil for an empty array. It returns the canonical tuple: `(name, required…, options…)` in the order of the row, or the
+tuple that the row's `build` makes of the same values, passed by name. It raises `Refused`. Three methods make up nearly
+all requests of a busy day; their parsers are written by hand in `calls`, and a test compares them with the parsers made
+of their rows.
 
-Deny by default: a role may call what names it here and nothing else, `admin` may call everything, and only `hello` and
-`ping` need no role at all.
+Deny by default: a role may call only the methods whose row names it, `admin` may call every method, and only `hello`
+and `ping` need no role at all.
 
-**To add a question** is a row here and whoever answers it. **To add a command** is its number in
+**To add a question**, add a row here and the code that answers it. **To add a command**, add its number in
 `billing.ledger.commands`, its handler in the ledger, and a row here with a `build`.
 """
 
@@ -78,10 +79,10 @@ CHARGE: Final = "charge"
 TOP_UP: Final = "top_up"
 ADMIN: Final = "admin"
 ROLES: Final = frozenset({READ, CHARGE, TOP_UP, ADMIN})
-ANYONE: Final = "anyone"  # needs no sign-in; no token can carry it
+ANYONE: Final = "anyone"  # of methods that need no sign-in; no token can have it
 
-# A reply of many rows holds as much memory as this many ordinary ones; a connection's requests in flight are
-# counted in ordinary ones.
+# A reply of many rows takes as much memory as this many ordinary replies; its request counts as this many requests in
+# flight.
 LISTING_WEIGHT: Final = 256
 
 HISTORY_ROWS_DEFAULT: Final = 100
@@ -91,25 +92,25 @@ NEWEST: Final = INT64_MAX  # the entry_id that the first page of a history stays
 SECOND_NS: Final = 10**9
 FORECAST_NS_DEFAULT: Final = 3_600 * SECOND_NS
 FORECAST_NS_MAX: Final = 7 * 86_400 * SECOND_NS
-FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # so far ahead each second is shown, beyond it each minute
+FORECAST_SECONDS_UP_TO_NS: Final = 300 * SECOND_NS  # a forecast up to here shows each second, a longer one minutes
 FORECAST_STEPS_MAX: Final = 20_000
 TOKEN_BYTES_MAX: Final = 512
-CURSOR_BYTES_MAX: Final = 4_096  # of 120 shards
+CURSOR_BYTES_MAX: Final = 4_096  # enough for 120 shards
 ACTOR_BYTES_MAX: Final = 255
 
 METHOD_BYTES_MAX: Final = 64
 PARAMS_MAX: Final = 8
 
-# What any method about an account may be refused with, beside its own; and any method at all.
+# Refusals that any method about an account may answer besides those of its row, and refusals that any method may.
 ACCOUNT_ERRORS: Final = ("INVALID_USER_ID", "UNKNOWN_ACCOUNT", "BUCKET_MOVING", "WRONG_BUCKET")
 COMMON_ERRORS: Final = ("INVALID_PARAMS", "UNAUTHENTICATED", "FORBIDDEN", "UNAVAILABLE", "BUSY", "INTERNAL")
 
-Parser = Callable[..., tuple[Any, ...]]  # of the params; that of a command also of the actor
+Parser = Callable[..., tuple[Any, ...]]  # takes the params and, for a command, the actor
 Build = Callable[..., tuple[Any, ...]]
 
 
 class Field(NamedTuple):
-    """A parameter or an option: its name, its type and, of an option, its default."""
+    """A parameter or an option: its name, its type and, for an option, its default."""
 
     name: str
     type: Type
@@ -117,7 +118,7 @@ class Field(NamedTuple):
     doc: str = ""
 
     def describe(self) -> dict[str, object]:
-        """The field as `methods` answers it: `type` is for people, `kind` and the bounds for machines."""
+        """Returns the field as `methods` answers it: `type` is for people, `kind` and the bounds for machines."""
         return {
             "name": self.name,
             "type": self.type.description + (f"; {self.doc}" if self.doc else ""),
@@ -135,14 +136,14 @@ class Method(NamedTuple):
     required: tuple[Field, ...]
     options: tuple[Field, ...]
     reply: Reply
-    refusals: tuple[str, ...]  # of its own; see `errors`
+    refusals: tuple[str, ...]  # of its own row; see `errors`
     doc: str
     parse: Parser
-    by_row: Parser  # the parser made of the row: the same function, but for the three written by hand
+    by_row: Parser  # the parser made of the row: `parse` itself, except where that is written by hand
     weight: int
 
     def body(self, params: object, actor: bytes) -> tuple[Any, ...]:
-        """What the parser makes of the params; a command is caused by `actor`. Raises Refused."""
+        """Returns the canonical tuple of the params; a command includes `actor`. Raises Refused."""
         return self.parse(params, actor) if self.kind == COMMAND else self.parse(params)
 
     @property
@@ -157,22 +158,22 @@ class Method(NamedTuple):
 
     @property
     def only_looks(self) -> bool:
-        """Whether it is for operators alone, and yet changes nothing."""
+        """Whether the method needs the role of operators although it changes nothing."""
         return self.name == "audit"
 
     @property
     def errors(self) -> tuple[str, ...]:
-        """The names of all refusals that may come."""
+        """The names of all refusals that a call may get."""
         keyed = ("REQUEST_ID_CONFLICT",) if self.option("request_id") is not None else ()
         names = self.refusals + keyed + (ACCOUNT_ERRORS if self.about_account else ())
         return tuple(dict.fromkeys(names + COMMON_ERRORS))
 
     def option(self, name: str) -> Field | None:
-        """The option of this name."""
+        """Returns the option called `name`; None where there is none."""
         return next((field for field in self.options if field.name == name), None)
 
     def describe(self) -> dict[str, object]:
-        """The row as `methods` answers it."""
+        """Returns the row as `methods` answers it."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -194,7 +195,7 @@ class Call(NamedTuple):
 
 
 def parser_of(required: tuple[Field, ...], options: tuple[Field, ...], build: Build) -> Parser:
-    """The parser of a method that takes these."""
+    """Returns the parser of a method with these fields, which passes the parsed values to `build` by name."""
     count, expected = len(required), ", ".join(field.name for field in required)
     names = [field.name for field in options]
     by_key = {field.name.encode(): field for field in options}
@@ -248,7 +249,9 @@ def _forecast(within_ns: int, step_ns: int) -> tuple[Any, ...]:
 
 
 def _to_one_shard(build: Build) -> Build:
-    """The operation of a question to all shards that `build` makes, or the same to the one that `shard_id` names."""
+    """Returns a `build` with one more value, `shard_id`: it makes the question to all shards that `build` makes or,
+    where `shard_id` is above 0, the same question to that shard alone.
+    """
 
     def build_for_shard(shard_id: int, **values: Any) -> tuple[Any, ...]:
         operation = build(**values)
@@ -725,7 +728,7 @@ BY_WIRE_NAME: Final[dict[bytes, Method]] = {row.name.encode("ascii"): row for ro
 
 
 def describe() -> list[dict[str, object]]:
-    """What `methods` answers: the table, in its own order."""
+    """Returns the reply of `methods`: the table, in its own order."""
     return [row.describe() for row in _ROWS]
 
 
@@ -735,20 +738,20 @@ def allowed(method: Method, roles: frozenset[str]) -> bool:
 
 
 def command_parsers(roles: frozenset[str]) -> dict[bytes, Parser]:
-    """Wire name -> parser of each command that one of `roles` may call: the hot path's only look-up."""
+    """Returns wire name -> parser for each command that one of `roles` may call: the only look-up of the hot path."""
     return {name: row.parse for name, row in BY_WIRE_NAME.items() if row.kind == COMMAND and allowed(row, roles)}
 
 
 def find(name: object) -> Method | None:
-    """The row of a method name as it came over a wire (bytes or str); None when there is none."""
+    """Returns the row of a method by its name, as a client sent it (bytes or str); None for an unknown name."""
     if type(name) is str:
         return METHODS.get(name)
     return BY_WIRE_NAME.get(name) if type(name) is bytes else None
 
 
 def parse(name: object, params: object, actor: bytes = b"") -> Call:
-    """A request of `actor` as any door may hand it in, checked and canonical. Refused `UNKNOWN_METHOD`,
-    `INVALID_PARAMS`, or the name that belongs to the value at fault.
+    """Checks a request of `actor`, as any door may pass it in, and returns it parsed. Raises Refused `UNKNOWN_METHOD`,
+    `INVALID_PARAMS`, or the error name that belongs to the wrong value.
     """
     method = find(name)
     if method is None:

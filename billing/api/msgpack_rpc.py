@@ -1,28 +1,30 @@
 """The MessagePack-RPC door: one `Connection` per client.
 
-A read is decoded frame by frame and carried out, with no task, future or await in between: a command is parsed by its
-row of the table, the commands of a read are handed to the gate together, and the gate answers once the effect is
-durable (see `response_transport`). What the door knows itself (`ping`, a refusal of malformed parameters) is answered
-at the end of the read.
+A connection decodes each read frame by frame and carries out its requests, with no task, future or await in between:
+the row of its method parses a command, the connection submits the commands of one read to the gate together, and the
+gate answers once their effects are durable (see `response_transport`). The door itself answers `ping` and refuses
+malformed parameters; these replies leave at the end of the read.
 
-A short read is most often one request of a client that waits for each reply. Such reads of all connections are
-gathered, and the worker's next turn begins with them: between two system calls a processor has forgotten the program,
-and finds it again for all of them together. A read that is one request for a command goes straight through (`_single`);
-the way of many costs as much again as the command. It does what that way does, and where anything is out of the
-ordinary it leaves the read to it, untouched. Of a connection one short read at most is gathered, and whatever else
-happens to it waits until that is carried out.
+A short read is most often one request of a client that waits for each reply. The door gathers the short reads of all
+connections, and the worker's next turn begins with them: after a system call a processor has to load the program into
+its caches again, and here it loads the program once for all gathered reads. A gathered read that is one request for a
+command takes the short path (`_single`), because the general path costs as much again as the command. The short path
+has the same effects; where anything is out of the ordinary, it does nothing and leaves the read to the general path. At
+most one read of a connection is gathered. Any other event of the connection waits until that read is carried out.
 
-What it keeps:
+What a connection guarantees:
 
 - **Exactly one reply per request, none to a notification,** and never a push. Requests are submitted in the order sent.
-- **Bounded memory.** At most `in_flight_max` requests of a connection are in flight, after which it is not read, nor
-  is what was read decoded further. It is read a slice at a time, into the door's one buffer. An unfinished frame is
-  limited in bytes and in time. A connection that rests between two frames owns no decoder and may stay for ever.
-- **Overload is said, not suffered.** Where the door is full, or this connection is ahead of its rate (`token_bucket`),
-  requests are refused with `BUSY` as they come. The hot path does not ask: it finds no commands then, and whatever is
-  not found goes the long way round.
-- **One refusal for a value that is not taken**: a request with one is passed over to its end, and refused by its msgid.
-- **Garbage harms nobody else.** It gets one error with msgid nil, behind the replies that were still to come, and
+- **Bounded memory.** At most `in_flight_max` requests of a connection are in flight. Beyond that the connection stops
+  reading, and stops decoding what it has read. Each read is at most a slice, into the one buffer of the door. An
+  unfinished frame is limited in bytes and in time. A connection between two frames holds no decoder and may stay open
+  for ever.
+- **Overload is answered with a refusal.** While the door is full, or this connection exceeds its rate (`token_bucket`),
+  requests are refused with `BUSY` as they come. The hot path does not check that: its table of commands is empty then,
+  so each request takes the long path, which checks.
+- **A value that the decoder does not take costs one refusal**: the reader skips its request to the end, and the
+  connection refuses the request by its msgid.
+- **Garbage harms no other client.** It gets one error with msgid nil, after the replies that were still to come, and
   then the connection ends.
 """
 
@@ -53,8 +55,8 @@ from billing.ledger.errors import Refused
 
 __all__ = ["Connection", "Door", "Limits"]
 
-SINGLE_BYTES_MAX: Final = 512  # a longer read is most often of several requests
-_REFUSED_HERE_MAX: Final = 16  # connections of one origin beyond its limit that are told so
+SINGLE_BYTES_MAX: Final = 512  # a longer read most often holds several requests
+_REFUSED_HERE_MAX: Final = 16  # connections of one origin beyond its limit that get an error
 _SIGN_IN: Final = "sign in first: hello({token})"
 _FULL: Final = "this worker has too many requests in flight"
 _NONE: Final[dict[bytes, Parser]] = {}
@@ -80,14 +82,14 @@ class Connection(ResponseTransport):
     def __init__(self, door: Door) -> None:
         super().__init__(door)
         self._actor = b""  # the actor of this client's calls
-        self._commands = _NONE  # what this client may call of the hot path
+        self._commands = _NONE  # parsers of the commands that this client may call
         self._busy = ""  # why requests are refused; empty where they are not
-        self._token_bucket: TokenBucket | None = None  # None: as fast as it likes
-        self._on_trial = True  # has not shown yet that it reads
+        self._token_bucket: TokenBucket | None = None  # None until a limit of requests per second is checked
+        self._on_trial = True  # the client has not shown yet that it reads
         self._window = min(door.limits.trial_in_flight_max, door.limits.in_flight_max)  # requests in flight at most
         self._reader = RequestReader(door, door.limits.handshake_bytes_max)
-        self._gathered = b""  # a short read, until the next turn
-        self._read_ns = 0  # when what is carried out now was read; 0: just now
+        self._gathered = b""  # a short read that waits for the next turn
+        self._read_ns = 0  # when the read came that is carried out now; 0: just now
         self._waking = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -110,7 +112,9 @@ class Connection(ResponseTransport):
             self._turn_away(door.handshakes, limits.handshakes_max, limits.connections_max, "too many not signed in")
 
     def _turn_away(self, count: int, most: int, answered_max: int, why: str) -> None:
-        """Ends a new connection where it is one too many; `answered_max` of these at once are told so."""
+        """Ends a new connection where `count` exceeds `most` (0: no limit). Up to `answered_max` such connections at
+        once get an error; further ones are closed without one.
+        """
         transport = self._transport
         if not most or count <= most or self._writer.state is not OPEN or transport is None or transport.is_closing():
             return
@@ -127,15 +131,15 @@ class Connection(ResponseTransport):
             self._transport.set_write_buffer_limits(most_bytes, most_bytes // 4)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        """The buffer of the next read, whose bytes are decoded, or kept as a copy, before the read after it."""
+        """Returns the buffer for the next read. Its bytes are decoded or copied before the read after that."""
         return self._door.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        """So much was read."""
+        """Takes `nbytes` bytes that were read into the buffer."""
         self.data_received(self._door.read_buffer[:nbytes])
 
     def data_received(self, data: bytes | memoryview) -> None:
-        """What the client sent; not kept."""
+        """Takes bytes that the client sent, and keeps no reference to `data`."""
         if self._gathered:
             self._door.take_gathered()
         if self._writer.state is not OPEN:
@@ -147,7 +151,7 @@ class Connection(ResponseTransport):
             self._take(data)
 
     def take_gathered(self, requests: list[Request]) -> None:
-        """Carries out a short read, or adds the one command that it is to `requests`."""
+        """Carries out the gathered read; a read of one command is added to `requests` instead."""
         data, self._gathered = self._gathered, b""
         request = self._single(data)
         if request is not None:
@@ -184,8 +188,8 @@ class Connection(ResponseTransport):
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def _single(self, data: bytes) -> Request | None:
-        """The request that a read is, of a command and within all limits, counted as in flight; None where it is
-        anything else, of which nothing is done yet.
+        """Returns the request that `data` is, counted as in flight, if it is one request for a command and within all
+        limits. Otherwise returns None, and has done nothing.
         """
         door, writer = self._door, self._writer
         limits = door.limits
@@ -193,7 +197,7 @@ class Connection(ResponseTransport):
             self._held
             or self._stalled_since_ns
             or limits.requests_per_s_max
-            or writer.in_flight + 1 >= self._window  # the one that fills it ends the reading, too
+            or writer.in_flight + 1 >= self._window  # the general path also stops reading when the window is full
             or (self._on_trial and self._written >= limits.trial_bytes)
             or door.in_flight >= limits.in_flight_total_max
         ):
@@ -214,7 +218,7 @@ class Connection(ResponseTransport):
         return self, msgid, door.gate.bucket_of(command[1]), command
 
     def _work(self) -> None:
-        """Carries out what is whole of what was fed, until it ends or the connection has to wait."""
+        """Carries out the whole frames of the input, until there are no more or the connection has to wait."""
         self._door.gate.arrived()
         reader = self._reader
         reader.progressed = False
@@ -228,13 +232,13 @@ class Connection(ResponseTransport):
                         self._hold()
                     return
                 more = reader.end_slice()
-        except Refused as refusal:  # the stream cannot be followed
+        except Refused as refusal:  # the rest of the stream cannot be read
             self._give_up(refusal)
             return
         self._note_frame(reader.progressed)
 
     def _slice_bytes(self) -> int:
-        """How much may be decoded at once."""
+        """Returns how many bytes may be decoded at once."""
         limits = self._door.limits
         length = SLICE_BYTES_MAX if self._grant is not None else limits.handshake_bytes_max
         if limits.requests_per_s_max:
@@ -242,7 +246,7 @@ class Connection(ResponseTransport):
         return length
 
     def _advance(self) -> bool:
-        """`_drain` within the limits, looked at here once for all that one slice of input holds."""
+        """Runs `_drain` within the limits, which are checked here once per slice of input; returns what it returns."""
         door = self._door
         if self._on_trial and self._written >= door.limits.trial_bytes:
             self._try()
@@ -260,7 +264,7 @@ class Connection(ResponseTransport):
         return goes_on
 
     def _try(self) -> None:
-        """Ends the trial where enough has left for good."""
+        """Ends the trial where `trial_bytes` of replies have left the write buffer."""
         limits, transport = self._door.limits, self._transport
         if transport is None:
             return
@@ -270,14 +274,14 @@ class Connection(ResponseTransport):
             self._limit_unread(limits.write_buffer_bytes_max)
 
     def _requests_left(self, per_s_max: int) -> int:
-        """How many requests this connection may make now."""
+        """Returns how many requests this connection may make now."""
         now_ns = self._door.clock()
         if self._token_bucket is None:
             self._token_bucket = TokenBucket(now_ns)
         return self._token_bucket.available(now_ns, per_s_max)
 
     def _drain_within_rate(self, per_s_max: int, busy: str) -> bool:
-        """`_drain` where requests a second are limited. All that it carries out, and all that is wrong, counts."""
+        """Runs `_drain` where requests per second are limited. Each request carried out and each error counts."""
         door = self._door
         if not self._requests_left(per_s_max):
             busy = busy or f"this connection asks more than {per_s_max} times a second"
@@ -290,7 +294,7 @@ class Connection(ResponseTransport):
         return goes_on
 
     def _drain(self) -> bool:
-        """Carries out all whole frames; False where the connection has to wait or to end first."""
+        """Carries out all whole frames; returns False where the connection has to wait, or ends, before the last."""
         door, before, at_ns = self._door, self._writer.in_flight, self._read_ns or self._door.clock()
         counts: defaultdict[bytes, int] = defaultdict(int)
         goes_on = self._carry_out_all(counts)
@@ -301,11 +305,11 @@ class Connection(ResponseTransport):
         return goes_on
 
     def _carry_out_all(self, counts: dict[bytes, int]) -> bool:
-        """`_drain`; counts by method what goes to the gate."""
+        """Does the work of `_drain`; adds the requests that go to the gate to `counts`, by method."""
         commands = _NONE if self._busy else self._commands
         actor = self._actor
         bucket_of = self._door.gate.bucket_of
-        requests: list[Request] = []  # what the gate is handed at once, and before anything else is carried out
+        requests: list[Request] = []  # commands that are submitted together, before any other request is carried out
         room = self._window - self._writer.in_flight
         if room <= 0:
             return False
@@ -316,12 +320,12 @@ class Connection(ResponseTransport):
                 parse = commands[method]
             except (TypeError, ValueError, KeyError):
                 parse = None
-            # Small integers are one object each; one that were not would go the long way, which compares.
+            # Equal small integers are one object; a kind that is another object takes the long path, which compares.
             if parse is None or kind is not REQUEST or type(msgid) is not int or not 0 <= msgid <= MSGID_MAX:
                 self._submit(requests)
                 if not self._take_other(frame, counts):
                     return False
-                commands = _NONE if self._busy else self._commands  # it may have been a sign-in
+                commands = _NONE if self._busy else self._commands  # the frame may have been a sign-in
                 actor = self._actor
             else:
                 try:
@@ -342,7 +346,7 @@ class Connection(ResponseTransport):
         return True
 
     def _submit(self, requests: list[Request]) -> int:
-        """Hands over to the gate what was collected, and empties it; how many more requests may be in flight."""
+        """Submits the collected requests and clears the list; returns how many more requests may be in flight."""
         if requests:
             self._writer.in_flight += len(requests)
             self._door.submit(requests)
@@ -350,7 +354,7 @@ class Connection(ResponseTransport):
         return self._window - self._writer.in_flight
 
     def _take_other(self, frame: object, counts: dict[bytes, int]) -> bool:
-        """Everything but a request for a command that this client may call; True where decoding goes on."""
+        """Carries out any frame but a request for a command of `_commands`; returns whether decoding goes on."""
         if type(frame) is list and len(frame) >= 3 and type(frame[0]) is int:
             if len(frame) == 4 and frame[0] == REQUEST and type(frame[1]) is int and 0 <= frame[1] <= MSGID_MAX:
                 try:
@@ -361,14 +365,16 @@ class Connection(ResponseTransport):
                 try:
                     return self._carry_out(self._method_of(frame[1]), frame[2], None, counts)
                 except Refused:
-                    return True  # nobody is told
+                    return True  # a notification gets no reply
         if type(frame) is NotTaken:
             return self._refuse_untaken(frame.msgid)
         self._give_up(Refused("PROTOCOL_ERROR", _NO_RPC))
         return False
 
     def _refuse_untaken(self, msgid: int | None) -> bool:
-        """A request with a value that is not taken; a notification (None) only counts."""
+        """Refuses a request with a value that the decoder does not take; a notification (None) only counts for the
+        rate. Returns whether decoding goes on.
+        """
         if msgid is None:
             if self._token_bucket is not None:
                 self._token_bucket.spend(1, self._door.limits.requests_per_s_max)
@@ -384,10 +390,10 @@ class Connection(ResponseTransport):
         return method
 
     def _carry_out(self, method: Method, params: object, msgid: int | None, counts: dict[bytes, int]) -> bool:
-        """A request, or with msgid None a notification; True where decoding goes on. Raises Refused."""
+        """Carries out a request, or a notification (msgid None); returns whether decoding goes on. Raises Refused."""
         body = method.body(params, self._actor)
         gate = self._door.gate
-        if method.kind == LOCAL:  # answered at the end of the read: it has no latency of its own
+        if method.kind == LOCAL:  # answered at the end of the read, so its latency is not measured
             self._door.calls[method.name.encode()] += 1
             if method.name == "hello":
                 return self._sign_in(body[1], body[2], msgid)
@@ -412,7 +418,9 @@ class Connection(ResponseTransport):
         return True
 
     def _sign_in(self, token: bytes, errors: str, msgid: int | None) -> bool:
-        """`hello`. A wrong token ends the connection: one guess each."""
+        """Carries out `hello`; returns whether decoding goes on. A wrong token ends the connection, so that each
+        connection has one guess.
+        """
         if errors:
             self._writer.mode = ERRORS_AS_MAP if errors == "map" else ERRORS_AS_STRING
         grant = self._door.guard.sign_in(token) if token else self._grant
@@ -450,7 +458,7 @@ class Connection(ResponseTransport):
 
     def _read_on(self) -> None:
         if self._held:
-            if not self._waking:  # not at once: we are being called by the gate, which is not to be called back
+            if not self._waking:  # not at once: the gate is calling, and must not be called back from within
                 self._waking = True
                 asyncio.get_running_loop().call_soon(self._go_on)
         elif self._transport is not None:
@@ -475,7 +483,7 @@ class Connection(ResponseTransport):
         self._frame_since_ns = 0
 
     def _note_frame(self, progressed: bool) -> None:
-        """After all that was read is decoded: is there an unfinished frame, and since when."""
+        """Notes whether a frame is unfinished, and since when; called after all input is decoded."""
         if self._reader.rest():
             self._frame_since_ns = 0
         elif progressed or not self._frame_since_ns:

@@ -1,10 +1,10 @@
-"""Who is at the other end of a connection, as far as the kernel knows, and how many connections each of them has.
+"""The peer of a connection, as the kernel reports it, and how many connections each origin has.
 
-An **origin** is what connections are counted by: the user of a process over the unix socket (`uid 1000`), the address
-over TCP (`192.0.2.7`); of IPv6 the /64, since whoever has one of its addresses has all of them. `Origins` counts, and
-tells of connections that were turned away: at once, but no oftener than once a minute, with how many there were since.
+Connections are counted by **origin**: over the unix socket, the user of the peer's process (`uid 1000`); over TCP, its
+address (`192.0.2.7`) or, for IPv6, the /64 of its address, because a client with one address of a /64 has all of them.
+`Origins` counts connections, and logs how many were turned away: the first at once, later ones at most once a minute.
 
-It decides nothing and refuses nobody.
+This module decides nothing and refuses no connection.
 """
 
 import ipaddress
@@ -23,16 +23,16 @@ _UCRED: Final = struct.Struct("3i")  # pid, uid, gid
 
 
 class Rarely:
-    """Lets something be told at once, and then at most once in `TELL_INTERVAL_NS`."""
+    """Counts events for the log: the first is due at once, later ones together, at most once in `TELL_INTERVAL_NS`."""
 
     __slots__ = ("_told_ns", "count")
 
     def __init__(self) -> None:
-        self.count = 0  # what has happened since it was told
+        self.count = 0  # events since the last log message
         self._told_ns = -TELL_INTERVAL_NS
 
     def due(self, now_ns: int) -> int:
-        """How often it has happened, where that is to be told now; else 0."""
+        """Returns how many events are to be logged now, and begins to count anew; 0 where none are."""
         if not self.count or now_ns - self._told_ns < TELL_INTERVAL_NS:
             return 0
         count, self.count, self._told_ns = self.count, 0, now_ns
@@ -48,13 +48,13 @@ class Origins:
         self._latest = ("", "")  # the origin turned away last, and why
 
     def enter(self, origin: str) -> int:
-        """One more from there; how many there are now."""
+        """Adds a connection of `origin`; returns how many the origin has now."""
         count = self._counts.get(origin, 0) + 1
         self._counts[origin] = count
         return count
 
     def leave(self, origin: str) -> None:
-        """One less from there."""
+        """Removes a connection of `origin`."""
         count = self._counts[origin] - 1
         if count:
             self._counts[origin] = count
@@ -62,27 +62,27 @@ class Origins:
             del self._counts[origin]
 
     def turned_away(self, origin: str, why: str, now_ns: int) -> None:
-        """A connection was closed because there are too many."""
+        """Counts a connection that was closed because there are too many, and logs that where it is due."""
         self._turned_away.count += 1
         self._latest = (origin, why)
         self.tell(now_ns)
 
     def tell(self, now_ns: int) -> None:
-        """Tells what is to be told."""
+        """Logs how many connections were turned away, where that is due."""
         count = self._turned_away.due(now_ns)
         if count:
             log.warning("connections turned away: %d, the last one from %s: %s", count, *self._latest)
 
 
 def origin_of(transport: BaseTransport) -> str:
-    """What a connection is counted by."""
+    """Returns the origin by which a connection is counted."""
     if is_unix(transport):
         return f"uid {peer_uid(transport)}"
     return origin_of_peer(transport.get_extra_info("peername"))
 
 
 def origin_of_peer(peer: object) -> str:
-    """The same, of a TCP connection that has no transport yet; `peer`: as its socket names it."""
+    """Returns the origin of a TCP connection; `peer`: what `getpeername` of its socket returns."""
     address = _address_in(peer)
     if address is None:
         return "an unknown address"
@@ -127,7 +127,7 @@ def _address_of(transport: BaseTransport) -> ipaddress.IPv4Address | ipaddress.I
 
 
 def _address_in(peer: object) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
-    """The address in a socket's name for its peer; an IPv4 address that came as an IPv6 one is IPv4."""
+    """Returns the IP address in what `getpeername` returns, None without one; an IPv4-mapped IPv6 address as IPv4."""
     if not isinstance(peer, tuple) or not peer:
         return None
     try:

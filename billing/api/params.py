@@ -1,13 +1,13 @@
-"""Parameters as clients of many languages send them, and the exact values they become.
+"""Converts parameters, as clients of many languages send them, to canonical values.
 
-The decoder hands over texts as bytes (str, raw and bin look alike), maps as tuples of pairs, arrays as lists; another
-door may hand over str and dict. Each function here takes one such value and returns the canonical one, or raises
-`Refused` with the name that the contract fixes. A message names the field and the range it may have; it never repeats
-what the client sent, except the name of an unknown option where that is a plain word.
+The decoder returns texts as bytes (str, raw and bin look alike), maps as tuples of pairs, arrays as lists; another door
+may pass str and dict. Each function here takes one such value and returns the canonical one, or raises `Refused` with
+the name that the contract fixes. The message names the field and its range. It never repeats what the client sent,
+except the name of an unknown option where that is a plain word.
 
 Languages that cannot tell an empty map from an empty array (PHP, Lua) may send either for the other. A bool is never a
-number. A float is a number only where it is whole and at most 2**53 in size, because JavaScript
-clients send large integers so.
+number. A float is a number only where it is whole and at most 2**53 in size, because JavaScript clients send large
+integers as floats.
 """
 
 from collections.abc import Sequence
@@ -23,7 +23,9 @@ _OPTION_NAME_SHOWN_MAX: Final = 32
 
 
 def user_id_of(value: object) -> bytes:
-    """A user id: UTF-8 of 1-128 bytes, or a non-negative integer as its decimal digits. Refused `INVALID_USER_ID`."""
+    """Returns a user id as bytes: UTF-8 of 1-128 bytes, or a non-negative integer as its decimal digits. Raises Refused
+    `INVALID_USER_ID`.
+    """
     if type(value) is str:
         value = value.encode("utf-8", "surrogatepass")
     elif type(value) is int and value >= 0:
@@ -39,7 +41,7 @@ def user_id_of(value: object) -> bytes:
 
 
 def request_id_of(value: object) -> bytes:
-    """A request id: any 1-64 bytes. Refused `INVALID_PARAMS`."""
+    """Returns a request id: any 1-64 bytes. Raises Refused `INVALID_PARAMS`."""
     if type(value) is str:
         value = value.encode("utf-8", "surrogatepass")
     if type(value) is not bytes or not 0 < len(value) <= REQUEST_ID_BYTES_MAX:
@@ -48,7 +50,7 @@ def request_id_of(value: object) -> bytes:
 
 
 def text_of(value: object, field: str, bytes_min: int, bytes_max: int) -> bytes:
-    """UTF-8 text of `bytes_min` to `bytes_max` bytes. Refused `INVALID_PARAMS`."""
+    """Returns UTF-8 text of `bytes_min` to `bytes_max` bytes. Raises Refused `INVALID_PARAMS`."""
     if type(value) is str:
         value = value.encode("utf-8", "surrogatepass")
     if type(value) is not bytes or not bytes_min <= len(value) <= bytes_max or not _is_utf8(value):
@@ -57,7 +59,7 @@ def text_of(value: object, field: str, bytes_min: int, bytes_max: int) -> bytes:
 
 
 def whole_of(value: object, field: str, low: int, high: int = INT64_MAX) -> int:
-    """An integer from `low` to `high`, both included. Refused `INVALID_PARAMS`."""
+    """Returns an integer from `low` to `high`, both included. Raises Refused `INVALID_PARAMS`."""
     if type(value) is float and value.is_integer() and abs(value) <= FLOAT_WHOLE_MAX:
         value = int(value)
     if type(value) is not int or not low <= value <= high:
@@ -66,7 +68,7 @@ def whole_of(value: object, field: str, low: int, high: int = INT64_MAX) -> int:
 
 
 def array_of(value: object, field: str, length_max: int) -> list[object]:
-    """An array of at most `length_max` values. Refused `INVALID_PARAMS`."""
+    """Returns an array of at most `length_max` values. Raises Refused `INVALID_PARAMS`."""
     if value == () or value == {}:  # languages that cannot tell an empty map from an empty array
         return []
     if type(value) is not list or len(value) > length_max:
@@ -75,7 +77,9 @@ def array_of(value: object, field: str, length_max: int) -> list[object]:
 
 
 def array_params(params: object, count: int, expected: str) -> list[object]:
-    """`params` as an array; nil and an empty map are empty. `expected`: the `count` required ones, for the refusal."""
+    """Returns `params` as an array; nil and an empty map are an empty one. `expected` names the `count` required
+    parameters, for the refusal. Raises Refused `INVALID_PARAMS`.
+    """
     if params is None or params == () or params == {}:
         return []
     if type(params) is not list:
@@ -84,7 +88,7 @@ def array_params(params: object, count: int, expected: str) -> list[object]:
 
 
 def two_and_options(values: list[object], expected: str) -> tuple[object, object, object]:
-    """Two required parameters and the options, nil where there are none."""
+    """Returns the two required parameters and the options, None without any. Raises Refused `INVALID_PARAMS`."""
     if len(values) == 2:
         return values[0], values[1], None
     if len(values) != 3:
@@ -93,7 +97,7 @@ def two_and_options(values: list[object], expected: str) -> tuple[object, object
 
 
 def split_params(params: object, count: int, expected: str) -> tuple[list[object], object]:
-    """`count` required parameters and the options, nil where there are none."""
+    """Returns the `count` required parameters and the options, None without any. Raises Refused `INVALID_PARAMS`."""
     values = array_params(params, count, expected)
     if len(values) == count:
         return values, None
@@ -108,7 +112,9 @@ def _arity(count: int, expected: str) -> Exception:
 
 
 def pairs_of(value: object, field: str = "options") -> Pairs:
-    """The pairs of a map, keys as bytes, none twice; nil and an empty array are empty. Refused `INVALID_PARAMS`."""
+    """Returns the pairs of a map, with texts among the keys as bytes and no key twice; nil and an empty array are an
+    empty map. Raises Refused `INVALID_PARAMS`.
+    """
     if value is None or value == []:
         return ()
     if type(value) is dict:
@@ -128,7 +134,7 @@ def pairs_of(value: object, field: str = "options") -> Pairs:
 
 
 def unknown_option(name: object, option_names: Sequence[str]) -> Refused:
-    """The refusal of an option that the method does not have; names it where it is a plain word."""
+    """Returns the refusal of an option that the method does not have; it names the option if that is a plain word."""
     shown = "an option without a plain name"
     if type(name) is bytes and len(name) <= _OPTION_NAME_SHOWN_MAX and name.replace(b"_", b"a").isalnum():
         shown = name.decode("ascii")
@@ -137,7 +143,7 @@ def unknown_option(name: object, option_names: Sequence[str]) -> Refused:
 
 
 def invalid(message: str) -> Refused:
-    """`INVALID_PARAMS` with a message that says what was expected."""
+    """Returns the refusal `INVALID_PARAMS` with a message that says what was expected."""
     return Refused("INVALID_PARAMS", message)
 
 

@@ -1,10 +1,10 @@
 """The reply to a command, as a map or, for the most frequent commands, as a record that is encoded as that map.
 
-The bulk of all replies are alike: they have the same keys, and nothing beside them. Such a reply is an `AccountReply`,
-and of a debit a `DebitReply`: making one and encoding it costs half of what the map does, whose keys are hashed when it
-is made and walked when it is encoded. It waits as it is until its batch is durable, and is encoded once, into the
-buffer of the client that it is for. Whatever else an answer says (what was restored, a hold, what was captured or paid
-out) is a map, made by `billing.ledger.entry.answer`. A test holds both to the same content.
+Most replies are alike: they have the same keys and no others. Such a reply is an `AccountReply`, and the reply to a
+debit a `DebitReply`. Making and encoding such a record costs half as much as a map, whose keys are hashed when it is
+made and walked when it is encoded. The record waits unencoded until its batch is durable, and is then encoded once,
+into the buffer of its client. A reply with other content (a restored cutoff, a hold, a captured or paid-out amount) is
+a map, made by `billing.ledger.entry.answer`. A test compares the content of both forms.
 """
 
 from typing import Final
@@ -18,7 +18,9 @@ _PARTICULAR: Final = EXHAUSTED | RESTORED | REPLAYED
 
 
 class AccountReply(msgspec.Struct, gc=False):
-    """The map of CONTRACT §3, its keys in their order. It holds texts and numbers alone: nothing for a collector."""
+    """The map of CONTRACT §3, with its keys in their order. It holds only texts and numbers, so the garbage collector
+    does not track it.
+    """
 
     user_id: str
     bucket_id: int
@@ -37,17 +39,19 @@ class AccountReply(msgspec.Struct, gc=False):
 
 
 class DebitReply(AccountReply, gc=False):
-    """The same of a debit."""
+    """The reply to a debit: an `AccountReply` with the outcome and the amount."""
 
     outcome: str
     debited_nanos: int
 
 
-RESULTS: Final = frozenset({AccountReply, DebitReply, dict})  # what `reply_of` makes
+RESULTS: Final = frozenset({AccountReply, DebitReply, dict})  # the types that `reply_of` returns
 
 
 def reply_of(entry: EntryTuple, bucket_id: int) -> dict[str, object] | AccountReply:
-    """The reply to the call that made this entry, or that got it again; it was not refused. The map of CONTRACT §3."""
+    """Returns the reply to a call, in the form of CONTRACT §3. `entry`: the entry that the call made or, for a repeated
+    call, got again; not that of a refused call.
+    """
     (
         op, flags, _, _, _, _, at_ns, entry_id, amount_nanos, amount_frac, _, _, nanos, _, rate, _, limit_nanos,
         holds_nanos, exhausts_at_ns, seq, _, _, user_id, _, _, _, _, _, _,

@@ -1,29 +1,29 @@
 """Requests out of bytes: the input half of MessagePack-RPC, without I/O.
 
-What was read is given in whole (`feed`) and taken in slices (`next_slice`), so that the decoder never holds more than a
-slice beyond an unfinished frame. Between two slices stand the frames that are whole by now (`frames`):
+The owner passes in each read as a whole (`feed`), and the reader takes it in slices (`next_slice`), so that the decoder
+never holds more than a slice beyond an unfinished frame. After each slice, `frames` yields the frames that are whole:
 
     feed(data)
     more = has_input
     while more:
         next_slice(length)
-        for frame in frames(): …         may be left at any frame; then `keep`, and later `next_slice` goes on behind it
+        for frame in frames(): …         may be left after any frame; then `keep`, and later `next_slice` goes on there
         more = end_slice()               refuses a frame that grows too large
 
 Most reads of a client that waits for each reply are one whole frame. `single` decodes such a read at once, without a
-decoder that goes on, or leaves it all to the way above.
+streaming decoder, and leaves any other read to the loop above.
 
-A frame is what the decoder makes of it: a list, or whatever else the client sent; or `NotTaken`, for a request with a
-value that the decoder does not take. Whether it is a request at all is for the caller to see. States:
+A frame is the value that the decoder returns: a list, or whatever else the client sent. For a request with a value that
+the decoder does not take, the frame is a `NotTaken`. The caller checks whether a frame is a request at all. States:
 
-    BETWEEN        no frame has begun; `rest` gives the decoder back, of 41 KB, so a connection that rests owns none
+    BETWEEN        no frame has begun; `rest` gives the decoder of 41 KB back, so an idle connection holds none
     INSIDE         a frame has begun and is not whole
-    PASSING_OVER   the frame has a value that is not taken: only its end is looked for (`billing.api.frames`)
+    PASSING_OVER   the frame has a value that the decoder does not take: the reader skips it (`billing.api.frames`)
 
-Where the stream itself cannot be followed, because a frame is too large or is no MessagePack, `next_slice` and
+Where the rest of the stream cannot be read, because a frame is too large or is no MessagePack, `next_slice` and
 `end_slice` raise Refused, and the reader is of no further use.
 
-Invariant: every byte that was fed is decoded once, in order, or passed over, or given up with `close`.
+Invariant: every byte that was fed is decoded once, in order, or skipped, or dropped by `close`.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ PASSING_OVER: Final = "passing over"
 
 
 class NotTaken(NamedTuple):
-    """A frame that was passed over. `msgid`: of the request; None for a notification, which nobody is told of."""
+    """A frame that was skipped. `msgid`: of the request; None for a notification, which gets no reply."""
 
     msgid: int | None
 
 
 class Decoders(Protocol):
-    """Where decoders are lent from, and given back to between two frames."""
+    """Lends decoders to readers, and takes them back between two frames."""
 
     def lend_unpacker(self) -> Any:
-        """One that holds nothing."""
+        """Returns a decoder that holds no bytes."""
 
     def take_back(self, unpacker: Any) -> None:
-        """One that holds nothing any more."""
+        """Takes back a decoder that holds no bytes any more."""
 
 
 class RequestReader:
@@ -75,34 +75,36 @@ class RequestReader:
     )
 
     def __init__(self, decoders: Decoders, frame_bytes_max: int) -> None:
-        """`frame_bytes_max`: of an unfinished frame; may be changed."""
+        """`frame_bytes_max`: limit of an unfinished frame; the owner may change it."""
         self.frame_bytes_max = frame_bytes_max
-        self.progressed = False  # a frame has come since the owner said otherwise
+        self.progressed = False  # a frame has ended since the owner set this to False
         self._decoders = decoders
-        self._input: bytes | memoryview = b""  # what was fed, and up to `_at` taken
+        self._input: bytes | memoryview = b""  # the bytes that were fed; those before `_at` are taken
         self._at = 0
         self._unpacker: Any = None  # None between two frames
-        self._fed = 0  # bytes the decoder was given, by its own count
-        self._frame_start = 0  # of these, where the unfinished frame begins
+        self._fed = 0  # offset in the decoder's stream up to which it was fed
+        self._frame_start = 0  # offset in the decoder's stream at which the unfinished frame begins
         self._piece: bytes | memoryview = b""  # the newest slice
-        self._partial = b""  # of the unfinished frame, what the decoder was given in earlier slices
-        self._passed: PassedOver | None = None  # the frame that is passed over now
-        self._not_taken: NotTaken | None = None  # a frame that was, and is not told yet
+        self._partial = b""  # the part of the unfinished frame that came in earlier slices
+        self._passed: PassedOver | None = None  # the frame that is being skipped
+        self._not_taken: NotTaken | None = None  # a skipped frame that `frames` has not yielded yet
 
     @property
     def state(self) -> str:
-        """BETWEEN, INSIDE or PASSING_OVER, after all that was fed is taken."""
+        """BETWEEN, INSIDE or PASSING_OVER, after all input is taken."""
         if self._passed is not None:
             return PASSING_OVER
         return BETWEEN if self._frame_start == self._fed else INSIDE
 
     @property
     def has_input(self) -> bool:
-        """Whether something that was fed is not taken yet."""
+        """Whether some input is not taken yet."""
         return self._at < len(self._input)
 
     def single(self, data: bytes | memoryview) -> Any:
-        """The frame that all of `data` is, where none has begun; else None, and nothing is taken: `feed` follows."""
+        """Returns the frame where `data` is exactly one and no frame has begun. Otherwise returns None and takes
+        nothing, and the owner calls `feed`.
+        """
         if self._unpacker is not None or self._input or self._passed is not None or self._not_taken is not None:
             return None
         try:
@@ -111,13 +113,13 @@ class RequestReader:
             return None
 
     def feed(self, data: bytes | memoryview) -> None:
-        """What was read, behind what is not taken yet. It is not copied before `keep`."""
+        """Appends a read to the input. Where all earlier input is taken, `data` is not copied before `keep`."""
         if self._at < len(self._input):
             data = bytes(self._input[self._at :]) + data
         self._input, self._at = data, 0
 
     def next_slice(self, length: int) -> None:
-        """Takes at most `length` bytes more, or all there is of a frame that is passed over. Raises Refused."""
+        """Takes at most `length` bytes of input, or all input of a frame that is being skipped. Raises Refused."""
         if self._passed is not None:
             self._pass_over(self._passed)
             return
@@ -136,7 +138,7 @@ class RequestReader:
         unpacker.feed(piece)
 
     def frames(self) -> Iterator[Any]:
-        """The frames that are whole, from where it was left."""
+        """Yields the frames that are whole, from where the last iteration was left."""
         if self._not_taken is not None:
             not_taken, self._not_taken = self._not_taken, None
             yield not_taken
@@ -158,8 +160,8 @@ class RequestReader:
             yield frame
 
     def end_slice(self) -> bool:
-        """All frames of the slice were taken; whether there is another slice. Raises Refused where the frame that has
-        begun is too large.
+        """Ends a slice, all frames of which were taken; returns whether there is another slice. Raises Refused where
+        the unfinished frame is too large.
         """
         if self._unpacker is not None:
             unread_bytes = self._fed - self._frame_start
@@ -177,17 +179,19 @@ class RequestReader:
         return False
 
     def keep(self) -> None:
-        """The loop over `frames` was left, and goes on later: what is not taken is copied, and no decoder is kept."""
+        """Copies the input that is not taken, and gives up the decoder. The owner calls this where it has left the loop
+        over `frames` and goes on later.
+        """
         unpacker, unread = self._unpacker, b""
         if unpacker is not None:
             unread = self._unread()
-            if len(unpacker.read_bytes(len(unread))) == len(unread):  # else it is within a frame, and of no further use
+            if len(unpacker.read_bytes(len(unread))) == len(unread):  # else the decoder is within a frame, and useless
                 self._decoders.take_back(unpacker)
             self._drop_decoder()
         self._input, self._at = unread + bytes(self._input[self._at :]), 0
 
     def rest(self) -> bool:
-        """Between two frames: gives the decoder back. Whether it is there."""
+        """Gives the decoder back if the reader is between two frames; returns whether it is."""
         if self._frame_start != self._fed or self._passed is not None:
             return False
         if self._unpacker is not None:
@@ -196,7 +200,7 @@ class RequestReader:
         return True
 
     def close(self) -> None:
-        """Gives up whatever is not taken."""
+        """Drops all input that is not taken."""
         self._input, self._at = b"", 0
         self._passed = self._not_taken = None
         self._drop_decoder()
@@ -206,12 +210,12 @@ class RequestReader:
         self._frame_start = self._fed
 
     def _unread(self) -> bytes:
-        """What the decoder was given of the frame that has begun, and of what is behind it."""
+        """Returns the bytes that the decoder has and that belong to no frame yielded so far."""
         fed = self._partial + bytes(self._piece)
         return fed[len(fed) - (self._fed - self._frame_start) :]
 
     def _begin_to_pass_over(self) -> None:
-        """The decoder is of no further use: the frame is read again from its first byte, by where it ends alone."""
+        """Drops the decoder, which is of no further use, and begins to skip the frame from its first byte."""
         self._input, self._at = self._unread() + bytes(self._input[self._at :]), 0
         self._drop_decoder()
         self._passed = PassedOver()

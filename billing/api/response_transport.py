@@ -1,16 +1,16 @@
-"""The transport of the replies of one connection: when they leave, and how the connection ends.
+"""Writes the replies of one connection: decides when they leave, and how the connection ends.
 
-What leaves is `billing.api.response_writer`'s to say; here is whom it waits for.
+`billing.api.response_writer` encodes the replies; this module writes them and handles clients that do not read.
 
-A connection ends in this order: it is not read any more; everything it asked for is answered; its last words (the
-one error after garbage) are written; its sending half is closed; then, when the client has closed too or has had
-`linger_ns` for it, the rest. Closing at once with unread bytes in the kernel would reset the connection, and the client
-would lose the replies with it.
+A connection ends in this order: the daemon stops reading it; every request is answered; the last words (the one error
+after garbage) are written; the sending half is closed; the connection is closed when the client has closed too, or
+after `linger_ns`. Closing at once with unread bytes in the kernel would reset the connection, and the client would lose
+the replies.
 
 A client that leaves more than `write_buffer_bytes_max` of replies unread is not read either, and is dropped after
-`write_stall_ns`. Such a client costs its requests in flight, and these are few until it has shown that it reads (**the
-trial**: `trial_in_flight_max` requests until `trial_bytes` of replies have left for good). It never waits: not for a
-client, not for a timer of its own.
+`write_stall_ns`. Such a client costs memory for its requests in flight, and these are few until it has shown that it
+reads (**the trial**: at most `trial_in_flight_max` requests until `trial_bytes` of replies have left the write buffer).
+The transport never waits, neither for a client nor for a timer of its own.
 """
 
 import asyncio
@@ -27,7 +27,9 @@ from billing.ledger.errors import Refused
 
 
 class ResponseTransport(asyncio.BufferedProtocol, ABC):
-    """What the gate answers. The token of an answer is the msgid of the request. `NAME`: the door's, for figures."""
+    """The part of a connection that the gate calls with replies. The token of an answer is the msgid of its request.
+    `NAME`: the name of the door in figures.
+    """
 
     NAME = "msgpack_rpc"
     __slots__ = (
@@ -51,38 +53,38 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
 
     def __init__(self, door: Door) -> None:
         self._writer = ResponseWriter(door.note_error)
-        # The gate's, once a request: with no call in between.
+        # The gate calls these once per request: as the writer's own methods, they cost no call in between.
         self.answer: Callable[[Any, object], None] = self._writer.answer
         self.relay: Callable[[bytes], None] = self._writer.relay
-        self._counted = 0  # of what is in flight, what the door has counted
+        self._counted = 0  # the requests in flight that the door has counted
         self._written = 0  # bytes of replies handed to the transport
         self._reads = Reads()
         self._door = door
         self._transport: asyncio.Transport | None = None  # None: not yet or no longer connected
-        self._grant: Grant | None = None  # None: has to sign in
+        self._grant: Grant | None = None  # None: the client has to sign in
         self._opened_ns = 0
-        self._origin = ""  # what it is counted by
+        self._origin = ""  # the origin by which the connection is counted
         self._stalled_since_ns = 0  # since when the client leaves too much unread; 0: it does not
         self._held = False  # not all that was read is decoded
-        self._frame_since_ns = 0  # when the unfinished frame began; 0: there is none, or it is us who do not read
-        self._ending_since_ns = 0  # since when it ends, or since its last words
+        self._frame_since_ns = 0  # when the unfinished frame began; 0: there is none, or the daemon has stopped reading
+        self._ending_since_ns = 0  # when the connection began to end, or wrote its last words
         self._eof = False
 
-    # -- what the gate calls ----------------------------------------------------------------------------------------
+    # -- called by the gate -----------------------------------------------------------------------------------------
 
     @property
     def mode(self) -> int:
-        """How the client wants errors."""
+        """How errors are encoded for this client."""
         return self._writer.mode
 
     def flush(self) -> None:
-        """Writes what is staged: all of it is durable."""
+        """Writes the staged replies, whose effects are durable."""
         if data := self._writer.durable():
             self._write(data)
         self._note_left()
 
     def relay_flush(self) -> None:
-        """Writes what was relayed."""
+        """Writes the relayed replies."""
         if data := self._writer.relayed():
             self._write(data)
         self._note_left()
@@ -98,7 +100,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
             self._settle()
 
     def discount(self, count: int) -> None:
-        """So many of the requests in flight get no reply of their own."""
+        """Subtracts `count` from the requests in flight; these get no reply of their own."""
         self._writer.in_flight -= count
 
     def _write(self, data: bytearray) -> None:
@@ -107,7 +109,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
             self._transport.write(data)
 
     def _note_left(self) -> None:
-        """What was staged has left: requests are answered, and what waited for that may go on."""
+        """Counts the requests whose replies have left as answered, and resumes reading where that waited for them."""
         door, in_flight = self._door, self._writer.in_flight
         reads = self._reads
         if reads.under_way:
@@ -119,7 +121,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
             self._settle()
 
     def _count(self) -> None:
-        """Lets the door know what is in flight."""
+        """Updates the door's count of requests in flight."""
         in_flight = self._writer.in_flight
         self._door.in_flight += in_flight - self._counted
         self._counted = in_flight
@@ -127,7 +129,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
     # -- the door's own replies -------------------------------------------------------------------------------------
 
     def _reply(self, msgid: int, reply: object) -> bool:
-        """A reply of the door itself; False where the client has to read first."""
+        """Stages a reply of the door itself; returns False where the client has to read first."""
         self._writer.reply(msgid, reply)
         self._write_prompt(PROMPT_BYTES_MAX)
         return not self._stalled_since_ns
@@ -136,7 +138,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
         if data := self._writer.prompt(least_bytes):
             self._write(data)
 
-    # -- what the client reads --------------------------------------------------------------------------------------
+    # -- flow control -----------------------------------------------------------------------------------------------
 
     def pause_writing(self) -> None:
         self._stalled_since_ns = self._door.clock()
@@ -152,11 +154,11 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
 
     @abstractmethod
     def _read_on(self) -> None:
-        """May decode what was held back, and read again."""
+        """Resumes decoding the input that was held back, and reading."""
 
     @abstractmethod
     def _forget_input(self) -> None:
-        """Will not decode any more."""
+        """Drops the input, which will not be decoded any more."""
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -179,17 +181,17 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
         self._writer.clear()
 
     def _give_up(self, refusal: Refused) -> None:
-        """One error, and the end."""
+        """Ends the connection with one error."""
         self._door.drops += 1
         self._door.note_error(refusal)
         self.end(encode_reply(None, self.mode, refusal))
 
     def granted(self) -> Grant | None:
-        """What this client may do; None where it has not signed in."""
+        """Returns the grant of this client; None where it has not signed in."""
         return self._grant
 
     def end(self, last_words: bytes) -> None:
-        """Reads nothing more; once everything asked for is answered, says `last_words` and closes."""
+        """Stops reading; once every request is answered, writes `last_words` and closes."""
         if self._writer.state is not OPEN or self._transport is None:
             return
         if self._grant is None:
@@ -203,7 +205,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
         self._settle()
 
     def _settle(self) -> None:
-        """After replies have left: goes on with what was held back, or closes if that was all."""
+        """Resumes reading after replies have left; an ending connection closes if every request is answered."""
         if self._writer.state is OPEN:
             self._read_on()
         elif self._writer.is_over:
@@ -221,7 +223,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
             transport.close()
         else:
             transport.write_eof()
-            transport.resume_reading()  # and throws away what comes, until the client closes
+            transport.resume_reading()  # what comes until the client closes is dropped
 
     def abort(self) -> None:
         """Closes at once."""
@@ -229,7 +231,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
             self._transport.abort()
 
     def check_deadlines(self, now_ns: int) -> bool:
-        """Ends itself where a deadline has passed; whether there is still one to watch."""
+        """Ends the connection where a deadline has passed; returns whether a deadline is still to be watched."""
         transport, limits = self._transport, self._door.limits
         if transport is None:
             return False
@@ -249,7 +251,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
 
 
 class Proxy:
-    """Stands for a connection where an answer counts for more than one, or is for nobody (a notification)."""
+    """Stands for a connection where a request counts as several, or expects no reply (a notification)."""
 
     __slots__ = ("_connection", "_expects_reply", "_weight", "mode")
 

@@ -1,7 +1,7 @@
-"""What replies look like, said once: for clients' types, for OpenAPI, for `methods`.
+"""The shapes of replies, defined once for the types of clients, for OpenAPI and for `methods`.
 
-A `Shape` is a map with named fields. Each field has a kind, and three flags: it may be nil, it may be absent, it is an
-array of its kind. The kinds of numbers say their unit:
+A `Shape` is a map with named fields. Each field has a kind and three flags: `nullable` (it may be nil), `optional` (it
+may be absent) and `many` (it is an array of its kind). The kinds of numbers name their unit:
 
     text  integer  flag      as they are
     nanos                    10**-9 of a coin, signed
@@ -13,10 +13,10 @@ array of its kind. The kinds of numbers say their unit:
     rates                    a map from resource to nanos per hour
     instants                 a map from resource to an instant
     map                      a map of another shape
-    any                      whatever the method says
+    any                      a value that depends on the method
 
-**A shape names what every reply has, and closes nothing:** a later version may add fields, and clients ignore what they
-do not know. A test compares each shape with what the daemon really answers.
+**A shape names the fields that every reply has, and forbids no others:** a later version may add fields, and clients
+ignore the fields that they do not know. A test compares each shape with what the daemon really answers.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Field(NamedTuple):
     shape: Shape | None = None
 
     def describe(self) -> dict[str, object]:
-        """The field as `methods` answers it: what is false or empty is left out."""
+        """Returns the field as `methods` answers it, without flags that are false and texts that are empty."""
         description: dict[str, object] = {"name": self.name, "kind": self.kind}
         for flag in ("nullable", "optional", "many"):
             if getattr(self, flag):
@@ -60,8 +60,9 @@ class Shape(NamedTuple):
 
 
 class Reply(NamedTuple):
-    """What a method answers: a `kind` as of a field, a map of `shape` or, with `many`, an array of such maps. `cursor`
-    names the option by which the next page is asked for, and `cursor_field` the field of the last row that goes there.
+    """The reply of a method: a value of a field's `kind`, a map of `shape` or, with `many`, an array of such maps.
+    `cursor` names the option that asks for the next page, and `cursor_field` the field of the last row that has its
+    value.
     """
 
     kind: str = "map"
@@ -71,7 +72,7 @@ class Reply(NamedTuple):
     cursor_field: str = ""
 
     def describe(self) -> dict[str, object]:
-        """The reply as `methods` answers it."""
+        """Returns the reply as `methods` answers it."""
         description: dict[str, object] = {"kind": self.kind}
         if self.many:
             description["many"] = True
@@ -489,10 +490,10 @@ INTEGER: Final = Reply("integer")
 
 
 def one(shape: Shape) -> Reply:
-    """A map."""
+    """Returns the reply that is one map of this shape."""
     return Reply(shape=shape)
 
 
 def rows(shape: Shape, cursor: str = "", cursor_field: str = "") -> Reply:
-    """An array of maps, a page where there is a cursor."""
+    """Returns the reply that is an array of maps of this shape: one page of them where there is a cursor."""
     return Reply(shape=shape, many=True, cursor=cursor, cursor_field=cursor_field)

@@ -1,4 +1,4 @@
-"""TLS of the doors: 1.3 only, and with an authority of clients, nobody without a certificate of its."""
+"""TLS contexts of the doors: TLS 1.3 only. With `tls_client_ca`, every client needs a certificate of that authority."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class Files(Protocol):
-    """The keys of the configuration that TLS hangs on: names of PEM files, empty for none."""
+    """The keys of the configuration for TLS: names of PEM files, empty for none."""
 
     @property
     def tls_cert(self) -> str: ...
@@ -20,7 +20,7 @@ class Files(Protocol):
 
 
 def server_context(files: Files) -> ssl.SSLContext | None:
-    """What listeners take; None without a certificate."""
+    """Returns the TLS context of the listeners; None without a certificate."""
     if not files.tls_cert:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

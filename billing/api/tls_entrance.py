@@ -1,17 +1,17 @@
-"""TLS handshakes of a process, counted from the first byte: connections within their handshake are bounded like all
-others.
+"""The TLS handshakes of a process: a connection is counted and limited from its first byte, before its handshake ends.
 
-A server that speaks TLS by itself shows a connection only after its handshake; whoever opens many and says nothing
-holds a descriptor and some 200 KiB for each, uncounted. Here each connection is accepted by hand, and its handshake is
-a task of its own:
+A server of asyncio reports a TLS connection only after its handshake. A client that opens many connections and sends
+nothing would hold a descriptor and some 200 KiB for each, uncounted. Here each connection is accepted by hand, and its
+handshake is a task of its own:
 
     accepted -> handshake under way -> the door's own protocol
-                     |-- too long, garbage, or one too many: closed without a word
+                     |-- too long, garbage, or one too many: closed without an error
 
-At most `handshakes_max` are under way. Beyond that number the origin with most handshakes loses its oldest one to the
-newest: a crowd from one address costs that address alone, and a client that shakes hands at once gets in beside it.
+At most `handshakes_max` are under way. A handshake beyond that number ends the oldest handshake of the origin that has
+the most. So many handshakes from one address harm that address alone, and a client that completes its handshake at once
+gets in beside them.
 
-It never reads the bytes of a client, and it decides nothing about roles.
+This module never reads the bytes of a client, and decides nothing about roles.
 """
 
 from __future__ import annotations
@@ -43,26 +43,26 @@ class TlsEntrance:
         handshakes_max: int = HANDSHAKES_MAX,
         handshake_s: float = HANDSHAKE_S,
     ) -> None:
-        """`turned_away` is told the origin of each that had to make room."""
+        """`turned_away` is called with the origin of each handshake that is ended to make room."""
         self.handshake_s = handshake_s
         self._context = context
         self._handshakes_max = handshakes_max
         self._turned_away = turned_away
         self._loop = asyncio.get_running_loop()
-        self._under_way: dict[asyncio.Task[None], tuple[str, socket.socket]] = {}  # -> origin, the oldest first
+        self._under_way: dict[asyncio.Task[None], tuple[str, socket.socket]] = {}  # -> origin, socket; oldest first
 
     @property
     def has_room(self) -> bool:
-        """Always: the newest may push another one out."""
+        """Always True: a new handshake may end another one."""
         return True
 
     @property
     def under_way(self) -> int:
-        """Handshakes that are not over."""
+        """The number of handshakes that are not over."""
         return len(self._under_way)
 
     def take_context(self, context: ssl.SSLContext) -> None:
-        """Shows another certificate, and believes other authorities, from the next connection on."""
+        """Uses another certificate and other authorities from the next connection on."""
         self._context = context
 
     def begin(self, connection: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
@@ -75,7 +75,7 @@ class TlsEntrance:
             self._make_room()
 
     async def _shake_hands(self, connection: socket.socket, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
-        with contextlib.suppress(OSError):  # ssl.SSLError is one; and whoever went away
+        with contextlib.suppress(OSError):  # ssl.SSLError is one; the other cause is a client that has gone
             await self._loop.connect_accepted_socket(
                 protocol,
                 connection,
@@ -98,7 +98,7 @@ class TlsEntrance:
         origin, connection = self._under_way.pop(oldest)
         self._turned_away(origin)
         with contextlib.suppress(OSError):
-            connection.shutdown(socket.SHUT_RDWR)  # its handshake fails, and closes it
+            connection.shutdown(socket.SHUT_RDWR)  # the handshake fails then, and its task closes the connection
 
     def close(self) -> None:
         """Ends all handshakes."""

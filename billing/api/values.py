@@ -1,11 +1,12 @@
-"""The types of parameters and options: what may stand in a request, said once for machines, for people and for parsers.
+"""The types of parameters and options, each defined once for machines, for people and for parsers.
 
-A `Type` belongs to a field of the table of methods. It tells
+Each field of the table of methods has a `Type`, which has
 
-    kind       its machine name, one of the words below, by which clients, command line and documents choose
-    words      what it takes, for people
-    bounds     the rest of what a machine has to know: `min`, `max`, `bytes_max`, `choices`, …
-    parse      the canonical value of what any door decoded, or `Refused` with the name that the contract fixes
+    kind         its machine name, one of the words below; clients, command line and documents treat fields by it
+    description  the values that it takes, for people
+    bounds       what else a machine has to know: `min`, `max`, `bytes_max`, `choices`, …
+    parse        returns the canonical form of a value that any door decoded, or raises `Refused` with the name that
+                 the contract fixes
 
     kind        as a client sends it                                      canonical
     user_id     text of 1-128 bytes, or a non-negative integer            bytes
@@ -16,13 +17,13 @@ A `Type` belongs to a field of the table of methods. It tells
     instant     nanoseconds since the epoch                               int
     text        UTF-8                                                     bytes
     key         any bytes                                                 bytes
-    enum        one of a few words                                        whatever the words stand for
+    enum        one of a few words                                        the value that the word stands for
     flag        true or false                                             0 or 1
     set         an array of some of a few words                           tuple of str, in the order of the choices
     thresholds  an array of maps of either `amount` or `runway_ns`        [(kind, value)]
-    array       any array, not looked into                                list
+    array       any array, whose values are not checked                   list
 
-A field that is optional and given as nil has its default; `parse` is not asked.
+An option that the client sends as nil has its default; `parse` is not called for it.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ class Type(Protocol):
 
     @property
     def description(self) -> str:
-        """What it takes, for people."""
+        """The values that the type takes, for people."""
 
     @property
     def bounds(self) -> dict[str, object]:
@@ -65,7 +66,7 @@ class Type(Protocol):
 
 
 class Plain(msgspec.Struct, frozen=True):
-    """A type without bounds, to begin with."""
+    """A type without bounds, unless a subclass has some."""
 
     @property
     def bounds(self) -> dict[str, object]:
@@ -73,7 +74,7 @@ class Plain(msgspec.Struct, frozen=True):
 
 
 class UserId(Plain, frozen=True):
-    """Whom a call is about. With `empty`, a cursor: an empty text means the start."""
+    """The user that a call is about. With `empty`, a cursor: an empty text means the start."""
 
     empty: bool = False
     kind: ClassVar[str] = "user_id"
@@ -87,7 +88,7 @@ class UserId(Plain, frozen=True):
 
 
 class _Money(Plain, frozen=True):
-    """What amounts and rates have in common. `sign`: POSITIVE, ZERO_TOO or SIGNED, in which zero is none."""
+    """The common part of amounts and rates. `sign`: POSITIVE, ZERO_TOO, or SIGNED, which excludes zero."""
 
     sign: str = POSITIVE
 
@@ -110,7 +111,7 @@ class Amount(_Money, frozen=True):
 
 
 class Rate(_Money, frozen=True):
-    """Money a second, minute or hour. Whoever builds the command parses it, since that hangs on `per`."""
+    """Money per second, minute or hour. The row's `build` parses it, because its value depends on `per`."""
 
     sign: str = ZERO_TOO
     kind: ClassVar[str] = "rate"
@@ -124,7 +125,7 @@ class Integer(Plain, frozen=True):
 
     low: int = 0
     high: int = INT64_MAX
-    suffix: str = ""  # beside its being one
+    suffix: str = ""  # appended to the description
     kind: ClassVar[str] = "integer"
 
     @property
@@ -140,7 +141,7 @@ class Integer(Plain, frozen=True):
 
 
 class Span(Integer, frozen=True):
-    """Nanoseconds of time; with `multiple_of`, a multiple of so many."""
+    """Nanoseconds of time, as a multiple of `multiple_of`."""
 
     multiple_of: int = 1
     kind: ClassVar[str] = "span"
@@ -183,7 +184,7 @@ class Text(Plain, frozen=True):
 
 
 class Key(Plain, frozen=True):
-    """What makes a call idempotent: any bytes."""
+    """The key that makes a call idempotent: any bytes."""
 
     bytes_max: int
     kind: ClassVar[str] = "key"
@@ -201,11 +202,11 @@ class Key(Plain, frozen=True):
 
 
 class Enum(Plain, frozen=True):
-    """One of a few words, each of which stands for something."""
+    """One of a few words, each of which stands for a value."""
 
     choices: Mapping[str, Any]
     default: str = ""
-    raw: bool = False  # left as sent, for whoever builds the body
+    raw: bool = False  # `parse` returns the value as sent, and the row's `build` parses it
     kind: ClassVar[str] = "enum"
 
     @property
@@ -241,7 +242,7 @@ class Flag(Plain, frozen=True):
 
 
 class WordSet(Plain, frozen=True):
-    """Some of a few words."""
+    """An array of some of a few words."""
 
     choices: tuple[str, ...]
     kind: ClassVar[str] = "set"
@@ -280,7 +281,7 @@ class Thresholds(Plain, frozen=True):
 
 
 class Array(Plain, frozen=True):
-    """Any values, which another parser looks into."""
+    """An array of any values, which another parser checks."""
 
     length_max: int
     kind: ClassVar[str] = "array"

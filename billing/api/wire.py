@@ -1,15 +1,15 @@
-"""MessagePack-RPC as bytes, without I/O: what may be decoded, and how replies look.
+"""MessagePack-RPC as bytes, without I/O: the limits of decoding, and the encoding of replies.
 
     request       [0, msgid, method, params]
     response      [1, msgid, error, result]
     notification  [2, method, params]
 
-There is no length prefix. A value beyond the decoder's limits is refused to its request (`billing.api.frames`); the
-connection ends where a frame itself is too large. Texts, raw and bin all come out as
-bytes; arrays as lists; maps as tuples of pairs, so that a key that comes twice is seen and no key is ever hashed.
+A frame has no length prefix. A request with a value beyond the decoder's limits is refused (`billing.api.frames`); a
+frame that itself is too large ends the connection. Texts, raw and bin are all decoded as bytes; arrays as lists; maps
+as tuples of pairs, so that a key that comes twice is seen and no key is ever hashed.
 
-An error is by default one string, `"NAME: message"`; on a connection that asked for it, a map. Worked example, `ping`
-with msgid 1 and its answer:
+An error is by default one string, `"NAME: message"`, and a map on a connection whose client asked for that. Worked
+example, `ping` with msgid 1 and its answer:
 
     94 00 01 a4 "ping" 90        94 01 01 c0 a4 "pong"
 """
@@ -34,15 +34,15 @@ ERRORS_AS_STRING: Final = 0
 ERRORS_AS_MAP: Final = 1
 
 FRAME_BYTES_MAX: Final = 64 * 1024
-SLICE_BYTES_MAX: Final = 8 * 1024  # the decoder is given no more at a time, and emptied before it is given the next
+SLICE_BYTES_MAX: Final = 8 * 1024  # the decoder gets at most one such slice at a time, and is emptied before the next
 TEXT_BYTES_MAX: Final = 4 * 1024
 ARRAY_LENGTH_MAX: Final = 64
 MAP_LENGTH_MAX: Final = 32
 
-# What `shards` replies that is no result, and its name.
+# Replies of `shards` that are no results -> their names as errors.
 BY_SHARDS: Final[dict[type, str]] = {Unavailable: "UNAVAILABLE", Moving: "BUCKET_MOVING", WrongBucket: "WRONG_BUCKET"}
 
-# What the decoder raises at bytes that are no acceptable MessagePack. After it the decoder is of no further use.
+# The decoder raises these for bytes that are no acceptable MessagePack; it is of no further use then.
 DECODE_ERRORS: Final = (ValueError, msgpack.UnpackException)
 
 _encoder: Final = msgspec.msgpack.Encoder()
@@ -61,12 +61,12 @@ _LIMITS: Final[dict[str, Any]] = {
     "max_ext_len": 0,
 }
 
-# The one frame that some bytes are; DECODE_ERRORS where they are no frame, less than one, or more.
+# Decodes bytes that are exactly one frame; raises DECODE_ERRORS where they are no frame, less than one, or more.
 decode_single: Final[Callable[[bytes | memoryview], Any]] = partial(msgpack.unpackb, **_LIMITS)
 
 
 def make_unpacker() -> Any:
-    """A streaming decoder with the door's limits. It prefers memory in small steps: most connections are idle."""
+    """Returns a streaming decoder with the door's limits. It allocates in small steps: most connections are idle."""
     return msgpack.Unpacker(read_size=4096, max_buffer_size=FRAME_BYTES_MAX + SLICE_BYTES_MAX, **_LIMITS)
 
 
@@ -77,8 +77,8 @@ NOT_TAKEN: Final = (
 
 
 def encode_reply(msgid: int | None, mode: int, reply: object) -> bytes:
-    """A whole response. `reply` is a result, or a `Refused`, or what `shards` replies where a bucket's owner cannot be
-    asked (`Unavailable`, `Moving`, `WrongBucket`).
+    """Encodes a whole response. `reply` is a result, a `Refused`, or a reply of `shards` where the owner of a bucket
+    cannot be asked (`Unavailable`, `Moving`, `WrongBucket`).
     """
     kind = type(reply)
     if kind is Refused:
@@ -90,7 +90,7 @@ def encode_reply(msgid: int | None, mode: int, reply: object) -> bytes:
 
 
 def error_name_of(reply: object) -> str:
-    """The name of the error that a reply is; empty for a result."""
+    """Returns the error name of a reply; empty for a result."""
     kind = type(reply)
     if kind is Refused:
         return str(reply.name)  # type: ignore[attr-defined]
@@ -98,7 +98,7 @@ def error_name_of(reply: object) -> str:
 
 
 def refused_by_shards(reply: object) -> Refused:
-    """The replies of `shards` that are no results, under their names here."""
+    """Converts a reply of `shards` that is no result to a refusal with the name that `BY_SHARDS` gives it."""
     if isinstance(reply, Unavailable):
         return Refused(
             "UNAVAILABLE",
