@@ -1,11 +1,11 @@
-"""Answers as bytes: status lines and headers, dated. No sockets.
+"""Encodes answers as bytes: the status line, the headers with a date, the body. No sockets.
 
 HTTP/1.1 200 OK
 Content-Type: application/json
 Content-Length: 15
 Date: Fri, 28 Nov 2025 13:03:20 GMT
 Server: billing
-                                        what else there is; then `Connection`, and an empty line, by the connection
+                                        further headers; the connection adds `Connection` and an empty line
 {"ping":"pong"}
 """
 
@@ -29,11 +29,11 @@ class Answer(NamedTuple):
 
     head: bytes  # status line and headers, each with its line end
     body: bytes
-    is_last: bool = False  # the connection ends behind it
+    is_last: bool = False  # the connection ends after it
 
 
 class Misplaced(Exception):
-    """A refusal that HTTP has a status of its own for."""
+    """A refusal with an HTTP status of its own."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class Misplaced(Exception):
 
 
 class Answers:
-    """Makes answers, all with the same clock."""
+    """Makes answers, and dates all of them by one clock."""
 
     def __init__(self, wall_now_ns: Callable[[], int]) -> None:
         """`wall_now_ns`: for the header Date."""
@@ -61,7 +61,7 @@ class Answers:
         self._dated = b""
 
     def dated(self) -> bytes:
-        """The headers that every answer has, worked out once a second."""
+        """Returns the headers that every answer has; they are made once a second."""
         second = self._wall_now_ns() // 10**9
         if second != self._second:
             self._second = second
@@ -69,14 +69,14 @@ class Answers:
         return self._dated
 
     def json(self, body: bytes, *, replayed: bool = False) -> Answer:
-        """An answer of 200."""
+        """Returns an answer with status 200."""
         head = _OK % (len(body), self.dated())
         return Answer(head + _REPLAYED if replayed else head, body)
 
     def refusal(
         self, refused: Refused, status: int = 0, headers: Mapping[str, str] | None = None, *, is_last: bool = False
     ) -> Answer:
-        """A problem. `status`: where it is another than that of the name."""
+        """Returns a refusal as a problem. `status`: where it differs from that of the error name."""
         rendered = problem(refused, status)
         more = rendered.headers | dict(headers or {})
         lines = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode("latin-1", "replace")
@@ -87,6 +87,6 @@ class Answers:
         return Answer(head, rendered.body, is_last)
 
     def stream(self, kind: str, headers: Mapping[str, str]) -> bytes:
-        """The head of an answer of 200 whose length nobody knows yet."""
+        """Returns the head of an answer with status 200 whose length is not known yet."""
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         return _STATUS[200] + f"Content-Type: {kind}\r\n{lines}".encode() + self.dated()

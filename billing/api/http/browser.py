@@ -1,16 +1,16 @@
-"""Whether a request without a token of its own may have been made by a web page. No sockets.
+"""Refuses requests without a token that a web page of another site may have made. No sockets.
 
-Over loopback without tokens, and with a client certificate, it is the connection that says who is asking. Any page in a
-browser on this host can make a request over such a connection. So a browser's request is refused unless its headers
-rule out that another site made it:
+Over loopback without tokens, and with a client certificate, a request has the grant of its connection. Any page in a
+browser on this host can make requests over such a connection. So a browser's request is refused unless its headers rule
+out that another site made it:
 
-- `Sec-Fetch-Site`, which a page cannot set, must be `same-origin` or `none`, where it is there;
-- `Origin`, which browsers add to everything but plain GETs, must name the host that `Host` names;
-- over loopback, `Host` must be a name or an address of loopback: else a page of a site whose name was made to lead here
-  would count as our own (DNS rebinding).
+- `Sec-Fetch-Site`, which a page cannot set, must be `same-origin` or `none`, where it is present;
+- `Origin`, which browsers add to all requests but plain GETs, must name the same host as `Host`;
+- over loopback, `Host` must be a name or an address of loopback: otherwise a site whose name resolves to this host
+  would count as the daemon's own (DNS rebinding).
 
-Bodies must also be `application/json`, for which a browser asks leave first and gets none. So a page of another site
-can neither do nor read anything.
+Bodies must also be `application/json`. Before a browser sends such a body to another site it asks that site for
+permission, and the daemon gives none. So a page of another site can neither change nor read anything.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from urllib.parse import urlsplit
 
 from billing.ledger.errors import Refused
 
-HOSTS_KEPT_MAX: Final = 64  # of which it is known what they are: clients have few names for this host
+HOSTS_KEPT_MAX: Final = 64  # Host headers whose result is cached: clients use few names for this host
 
 
 def check(headers: Mapping[str, str], loopback: bool) -> None:
-    """Raises Refused `FORBIDDEN`. `loopback`: whether it is the loopback address that the caller may do so much by."""
+    """Raises Refused `FORBIDDEN` where another site may have made the request. `loopback`: whether the connection came
+    over TCP from loopback.
+    """
     site = headers.get("Sec-Fetch-Site")
     if site is not None and site not in ("same-origin", "none"):
         raise Refused("FORBIDDEN", "a page of another site made this request; sign in with a token")
@@ -56,7 +58,7 @@ def is_loopback_host(host: str) -> bool:
 
 
 def _host_of(origin: str) -> str:
-    """Host and port of an Origin as a Host header has them; empty for `null` and whatever is no origin."""
+    """Returns host and port of an Origin as a Host header has them; empty for `null` and for text that is no origin."""
     try:
         parts = urlsplit(origin)
     except ValueError:

@@ -1,25 +1,27 @@
 """One connection of the HTTP door: bytes in by aiohttp's parser, one request at a time, whole answers out.
 
-A request is handed to the `Site` as soon as its head has come, carried out as a call of the connection's `Session` like
-a call at any other door, and answered by callback once its reply is durable. There is no task, future or object of a
-response for a request: those cost more than all the rest of a call.
+The connection passes a request to the `Site` as soon as its head has come. The request is carried out as a call of the
+connection's `Session`, as at any other door, and a callback writes the answer once the reply is durable. No task,
+future or response object is made for a request: those would cost more than all the rest of a call.
 
     RESTING    no request is under way; part of a head may have come
-    READING    the body of a request is wanted, and not whole
-    ANSWERING  it is being carried out, or streamed
-    SKIPPING   it is answered; what is left of its body is read and dropped
-    OVER       last words are written; whatever comes is dropped until the client closes
+    READING    the site waits for the body of the request, which is not whole yet
+    ANSWERING  the request is being carried out, or its answer streamed
+    SKIPPING   the request is answered; the rest of its body is read and dropped
+    OVER       the last answer is written; what still comes is dropped until the client closes
 
-What a connection keeps:
+What a connection guarantees:
 
-- **One request is in flight at a time**, and answers leave in the order of their requests. Of what comes meanwhile one
-  read is parsed, at most `QUEUE_MAX` requests of it, and then nothing is read until the queue is empty.
-- **A client that does not read its answers is not asked further**, and dropped after `write_stall_ns` of that.
-- **A head and its body together have `frame_deadline_ns` of time**; a body that nobody wants has `linger_ns`, and so
-  has a client to read why its connection ends. A connection that rests is closed after `IDLE_S`.
-- **What is no HTTP gets one problem and the end.** The parser refuses whatever two readers could take for two things.
+- **One request is in flight at a time**, and answers leave in the order of their requests. Meanwhile the connection
+  parses one further read, at most `QUEUE_MAX` requests of it, and then reads nothing until the queue is empty.
+- **While a client does not read its answers, no further request is carried out**; the client is dropped after
+  `write_stall_ns`.
+- **A head and its body together have `frame_deadline_ns` to come**; a body that the site does not want has `linger_ns`,
+  and so has the client to read why its connection ends. An idle connection is closed after `IDLE_S`.
+- **Bytes that are no HTTP get one problem, and the connection ends.** The parser refuses requests that two parsers
+  could read differently.
 
-Connections count for `connections_max` and its limit of each origin, together with those of the other doors.
+Connections count for `connections_max` and its limit per origin, together with those of the other doors.
 """
 
 from __future__ import annotations
@@ -45,7 +47,7 @@ from billing.ledger.errors import Refused
 BODY_BYTES_MAX: Final = FRAME_BYTES_MAX
 IDLE_S: Final = 75.0
 QUEUE_MAX: Final = 32
-_STREAM_BYTES: Final = 1 << 20  # of a body within the parser, which never has more than one read: it is taken out there
+_STREAM_BYTES: Final = 1 << 20  # of a body within the parser, which never holds more than one read
 
 RESTING: Final = 0
 READING: Final = 1
@@ -55,30 +57,30 @@ OVER: Final = 4
 
 _TOKENS: Final = 2**32
 
-Then = Callable[[object], None]  # is given the reply of a call
+Then = Callable[[object], None]  # called with the reply to a call
 
 
 class Site(Protocol):
-    """What a connection needs of the door that it belongs to."""
+    """The part of the door that a connection needs."""
 
     door: Door
     unheld: Unheld
 
     def on_request(self, connection: HttpConnection, message: RawRequestMessage, /) -> None:
-        """The head of a request has come: answers it, now or later."""
+        """Answers a request whose head has come, now or later."""
 
     def refusal(self, refused: Refused, status: int = 0, /) -> Answer:
-        """The answer that a refusal is."""
+        """Returns a refusal as an answer."""
 
 
 class Unheld(BaseProtocol):
-    """What the bodies of all connections take for their protocol: a connection holds back its client by itself."""
+    """The protocol that aiohttp's bodies pause. It does nothing: a connection pauses its client itself."""
 
     def pause_reading(self) -> None:
-        """A body is never longer than one read here."""
+        """Does nothing: a body never holds more than one read."""
 
     def resume_reading(self, resume_parser: bool = True) -> None:
-        """It was not paused."""
+        """Does nothing: reading was not paused."""
 
 
 class HttpConnection(asyncio.Protocol):
@@ -100,20 +102,20 @@ class HttpConnection(asyncio.Protocol):
         self._origin = ""
         self._transport: asyncio.Transport | None = None
         self._parser = self._new_parser()
-        self._queue: deque[tuple[RawRequestMessage | None, StreamReader]] = deque()  # None: what is no HTTP
+        self._queue: deque[tuple[RawRequestMessage | None, StreamReader]] = deque()  # None: no HTTP
         self._state = RESTING
         self._message: RawRequestMessage | None = None  # the request under way
         self._payload: StreamReader = EMPTY_PAYLOAD
         self._offered: StreamReader | None = None  # the body of a request that offers another protocol
-        self._is_followed = False  # whether something may stand behind that request
-        self._body: list[bytes] = []  # what has come of it where it did not come whole
-        self._on_body: Callable[[bytes], None] | None = None  # is given it once it is whole
-        self._then: Then | None = None  # is given the reply that is being waited for
+        self._is_followed = False  # whether bytes may have come after that request
+        self._body: list[bytes] = []  # the pieces so far of a body that did not come whole
+        self._on_body: Callable[[bytes], None] | None = None  # called with the body once it is whole
+        self._then: Then | None = None  # called with the reply to the newest call
         self._token = 0  # of the newest call
         self._stream: asyncio.Task[None] | None = None
-        self._is_last = False  # the client, or its request, ends the connection
-        self._is_ending = False  # the daemon does
-        self._held = False  # the client is not read
+        self._is_last = False  # the connection ends after the request under way: the request or its answer says so
+        self._is_ending = False  # the daemon ends the connection
+        self._held = False  # reading is paused
         self._resumed: asyncio.Future[None] | None = None
         self._reading_since_ns = 0  # since when a request is unfinished; 0: none is
         self._stalled_since_ns = 0  # since when the client leaves too much unread; 0: it does not
@@ -132,7 +134,7 @@ class HttpConnection(asyncio.Protocol):
     # -- calls ------------------------------------------------------------------------------------------------------
 
     def call(self, grant: Grant, name: bytes, params: list[Any], then: Then) -> None:
-        """Carries out a call; `then` is given its reply."""
+        """Carries out a call; `then` is called with its reply."""
         session = self.session
         if session.grant is not grant:
             session.grant = grant
@@ -151,7 +153,7 @@ class HttpConnection(asyncio.Protocol):
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        """Some bytes more of a request, or of several."""
+        """Takes further bytes of one request, or of several."""
         state = self._state
         if state == OVER:
             return
@@ -185,25 +187,25 @@ class HttpConnection(asyncio.Protocol):
                 self._offered, self._is_followed = payload, not _ends(data, message)
 
     def _watch_reading(self) -> None:
-        """A request has begun, and is not whole."""
+        """Starts the deadline of a request that has begun and is not whole."""
         if not self._reading_since_ns:
             self._reading_since_ns = self.door.clock()
             self.door.watch(self)
 
     def _hold(self) -> None:
-        """Reads no further for now."""
+        """Pauses reading."""
         if not self._held and self._transport is not None:
             self._held = True
             self._transport.pause_reading()
 
     def _read_again(self) -> None:
-        """Ends `_hold`."""
+        """Resumes reading after `_hold`."""
         if self._held and self._transport is not None:
             self._held = False
             self._transport.resume_reading()
 
     def _go_on(self) -> None:
-        """Takes the next request, or reads on for one."""
+        """Takes the next request of the queue, or resumes reading where the queue is empty."""
         if self._state != RESTING or self._stalled_since_ns:
             return
         if self._held and not self._queue:
@@ -214,7 +216,7 @@ class HttpConnection(asyncio.Protocol):
             self._read_again()
 
     def _take(self) -> None:
-        """Has the oldest request of the queue answered."""
+        """Passes the oldest request of the queue to the site; answers bytes that are no HTTP with a problem."""
         message, payload = self._queue.popleft()
         self._state = ANSWERING
         if message is None:
@@ -232,12 +234,13 @@ class HttpConnection(asyncio.Protocol):
         if payload.is_eof():
             self._reading_since_ns = 0
         elif hdrs.EXPECT in message.headers:
-            self._is_last = True  # unless the body is asked for: else nobody knows whether it comes
+            self._is_last = True  # unless the site asks for the body: nobody knows whether an unasked one comes
         self._site.on_request(self, message)
 
     def _pass_by_upgrade(self, message: RawRequestMessage) -> None:
-        """Goes on with HTTP/1.1 where another protocol was offered, if nothing stands behind the request: the parser
-        takes for that protocol whatever does, so its request would get no answer, or another one's.
+        """Stays with HTTP/1.1 where the request offers another protocol, if no bytes follow the request. The parser
+        takes all bytes that follow for the other protocol: a request among them would get no answer, or that to another
+        request. So the connection then ends after this request.
         """
         if message.method == "CONNECT" or self._is_followed or not self._payload.is_eof():
             self._is_last = True
@@ -253,12 +256,14 @@ class HttpConnection(asyncio.Protocol):
         return self._payload is not EMPTY_PAYLOAD
 
     def whole_body(self) -> bytes | None:
-        """The body of the request under way, where it has come whole, as most come; None where it has not."""
+        """Returns the body of the request under way if it has come whole, as most do; None if it has not."""
         payload = self._payload
         return payload.read_nowait() if payload.is_eof() else None
 
     def wait_for_body(self, then: Callable[[bytes], None], *, expected: bool) -> None:
-        """Gives the body to `then` once it is whole. `expected`: whether the client waits for a word to send it."""
+        """Calls `then` with the body once it is whole. `expected`: whether the client waits for `100 Continue` before
+        it sends the body.
+        """
         message = self._message
         if expected and self._transport is not None and message is not None:
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
@@ -277,7 +282,7 @@ class HttpConnection(asyncio.Protocol):
             self._body, self._on_body = [], None
             self._state = ANSWERING
             then(b"".join(body))
-        elif self._queue:  # it broke off: what came is no body
+        elif self._queue:  # the body broke off with bytes that are no HTTP
             self._body, self._on_body = [], None
             self._payload = EMPTY_PAYLOAD
             self._take()
@@ -306,24 +311,26 @@ class HttpConnection(asyncio.Protocol):
         self._finish()
 
     def stream(self, work: Coroutine[Any, Any, None]) -> None:
-        """Has the request under way answered by a task, which calls `end_stream`."""
+        """Answers the request under way by a task, which calls `end_stream`."""
         self._reading_since_ns = 0
         self._stream = asyncio.get_running_loop().create_task(work)
 
     def write(self, data: bytes) -> None:
-        """A piece of a streamed answer."""
+        """Writes a piece of a streamed answer."""
         if self._transport is not None and self._state != OVER:
             self._transport.write(data)
 
     def end_stream(self, *, is_last: bool) -> None:
-        """A streamed answer is whole. `is_last`: only the end of the connection says so."""
+        """Ends a streamed answer. `is_last`: only the end of the connection marks the end of the answer."""
         self._is_last = self._is_last or is_last
         self._stream = None
         if self._state != OVER:
             self._finish()
 
     def _finish(self) -> None:
-        """The request under way is answered."""
+        """Ends the request under way, which is answered: skips the rest of its body first, then closes the connection
+        or takes the next request.
+        """
         loop = asyncio.get_running_loop()
         self._rested_ns = self.door.clock()
         self._reading_since_ns = 0
@@ -339,7 +346,7 @@ class HttpConnection(asyncio.Protocol):
         if self._is_last or self._is_ending:
             self._part(lingers=not is_wished)
         elif self._queue or self._held:
-            loop.call_soon(self._go_on)  # not at once: the worker may be calling us, and is not to be called back
+            loop.call_soon(self._go_on)  # not at once: the worker may be calling, and must not be called from within
 
     # -- the end ----------------------------------------------------------------------------------------------------
 
@@ -347,12 +354,12 @@ class HttpConnection(asyncio.Protocol):
         return self.door.limits.linger_ns / 10**9
 
     def _part_from(self, message: RawRequestMessage | None) -> None:
-        """The rest of a body did not come."""
+        """Closes the connection if the rest of this request's body has not come."""
         if self._state == SKIPPING and self._message is message:
             self._part(lingers=False)
 
     def _part(self, *, lingers: bool) -> None:
-        """Closes; with `lingers` not before the client has had time to read why, which a reset would take from it."""
+        """Closes; with `lingers` only after the client has had time to read why, because a reset would discard that."""
         transport = self._transport
         self._state = OVER
         self._reading_since_ns = 0
@@ -367,7 +374,7 @@ class HttpConnection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(self._linger_s(), transport.close)
 
     def _give_up(self, refusal: Refused, status: int = 0, *, lingers: bool = True) -> None:
-        """Last words, whatever is under way."""
+        """Writes a refusal, whatever is under way, and closes."""
         self.door.drops += 1
         self.door.note_error(refusal)
         transport = self._transport
@@ -406,7 +413,7 @@ class HttpConnection(asyncio.Protocol):
             self._transport.close()
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        """Forgets the connection."""
+        """Removes the connection from the door, and cancels its stream."""
         if self in self.door.connections:
             self.door.connections.discard(self)
             self.door.origins.leave(self._origin)
@@ -418,13 +425,13 @@ class HttpConnection(asyncio.Protocol):
             self._stream.cancel()
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """Notes that the client does not read."""
         self._stalled_since_ns = self.door.clock()
         self._resumed = asyncio.get_running_loop().create_future()
         self.door.watch(self)
 
     def resume_writing(self) -> None:
-        """It does again."""
+        """Notes that the client reads again, and goes on."""
         self._stalled_since_ns = 0
         if self._resumed is not None and not self._resumed.done():
             self._resumed.set_result(None)
@@ -436,10 +443,10 @@ class HttpConnection(asyncio.Protocol):
         if self._resumed is not None:
             await asyncio.shield(self._resumed)
 
-    # -- what the door asks of every connection ---------------------------------------------------------------------
+    # -- called by the door, for every connection -------------------------------------------------------------------
 
     def check_deadlines(self, now_ns: int) -> bool:
-        """Ends itself if one has passed; whether there is still one to watch."""
+        """Ends the connection if a deadline has passed; returns whether a deadline is still to be watched."""
         limits = self.door.limits
         if self._transport is None:
             return False
@@ -452,25 +459,25 @@ class HttpConnection(asyncio.Protocol):
 
     @property
     def origin(self) -> str:
-        """Where it comes from."""
+        """The origin by which the connection is counted."""
         return self._origin
 
     @property
     def is_gone(self) -> bool:
-        """Whether nothing more can be written."""
+        """Whether nothing can be written any more."""
         return self._transport is None or self._transport.is_closing()
 
     @property
     def is_ending(self) -> bool:
-        """Whether it closes once what was asked for is answered."""
+        """Whether the connection closes once its request is answered, because the daemon ends it."""
         return self._is_ending
 
     def granted(self) -> Grant | None:
-        """As `billing.api.door.Client`; a token is looked at with each request."""
+        """As `billing.api.door.Client`: the grant of the connection. A token is checked with each request instead."""
         return self.greeted
 
     def end(self, last_words: bytes) -> None:
-        """Reads nothing more, and closes once everything asked for is answered."""
+        """Closes: after the answer while a request is being carried out, else at once."""
         self._is_ending = True
         if self._state != ANSWERING:
             self._part(lingers=False)
@@ -482,8 +489,8 @@ class HttpConnection(asyncio.Protocol):
 
 
 def _ends(data: bytes, message: RawRequestMessage) -> bool:
-    """Whether a read ends with this request, as far as one can tell: chunks, and a head that came in pieces, may hide
-    something behind them.
+    """Whether a read surely ends with this request. False for a chunked body and for a head that came in pieces, behind
+    which further bytes may be hidden.
     """
     if message.chunked or data.count(b"\r\n\r\n") != 1:
         return False

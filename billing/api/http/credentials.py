@@ -1,8 +1,8 @@
-"""Who makes a request: what its headers say, or else its connection. No sockets.
+"""Finds the grant of a request: by its headers, or else by its connection. No sockets.
 
-`Authorization: Bearer TOKEN` says it for one request. Where a request says nothing, its connection does: a client
-certificate, or loopback where there are no tokens; then no web page may have made it, see `browser`. A wrong token ends
-the connection: one guess each.
+`Authorization: Bearer TOKEN` signs in one request. A request without that header has the grant of its connection, from
+a client certificate or, where there are no tokens, from loopback; then no web page may have made it, see `browser`. A
+wrong token ends the connection, so that each connection has one guess.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ GRANTS_KEPT_MAX: Final = 1_000
 
 
 class Credentials:
-    """Grants by token, as far as the door's guard has let them in."""
+    """Finds grants, and caches by token those that the door's guard gave."""
 
     def __init__(self, door: Door) -> None:
         self._door = door
         self._grants: dict[str, Grant] = {}
-        self._guard: Guard | None = None  # whose they are
+        self._guard: Guard | None = None  # the guard that gave them
 
     def grant_of(self, headers: Any, greeted: Grant | None, origin: str, *, by_loopback: bool) -> Grant:
-        """What a request with these headers (those of aiohttp) may do. `greeted`: what its connection may. Raises
-        Refused and Misplaced.
+        """Returns the grant of a request with these headers (those of aiohttp). `greeted`: the grant of its connection.
+        Raises Refused and Misplaced.
         """
         authorization = headers.get(hdrs.AUTHORIZATION)
         if authorization is None:

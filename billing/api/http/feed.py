@@ -6,16 +6,17 @@
     text/event-stream              an event for each entry, `id` being its cursor, without end
     application/json               one page: {"entries": [...], "next_cursor": "..."}
 
-`cursor` is that of the last entry that was had; without it the feed begins at the beginning. The header `Last-Event-ID`
-with which browsers and other clients of server-sent events connect again, goes before it. `limit` is how many entries
-come at most, 1 to `PAGE_ROWS_MAX`. Each entry has its own `cursor`, so whoever stores it with the entry
-may break off anywhere. Without a `limit` there is none, but for a page.
+`cursor` is the cursor of the last entry that the client has; without it the feed starts with the first entry. The
+header `Last-Event-ID`, with which browsers and other clients of server-sent events reconnect, takes precedence over it.
+`limit` is the most entries that come, 1 to `PAGE_ROWS_MAX`; a stream without it has no limit, and a page without it has
+`PAGE_ROWS_MAX`. Each entry has its own `cursor`, so a client that stores the cursor with the entry may break off
+anywhere.
 
-A stream asks the daemon for page after page as any client would: it holds no more than one, and asks for the next once
-the client has read most of it. Where there is nothing more it asks again every `POLL_S`, and lets the client know every
-`HEARTBEAT_S` that it is there. It ends when the client goes, when the worker stops, and when its token is revoked.
-What refuses the first page is a problem as everywhere; later, what may pass is waited for, and anything else is told in
-a last line or event, `problem`.
+A stream requests page after page from the daemon as any client would: it holds at most one page, and requests the next
+once the client has read most of that. After the newest entry it asks again every `POLL_S`, and sends the client a
+heartbeat every `HEARTBEAT_S`. It ends when the client goes, when the worker stops, and when its token is revoked. A
+refusal of the first page is a problem, as everywhere. After a later refusal the stream asks again if a retry can help;
+any other refusal it sends as a last line or event, `problem`.
 """
 
 from __future__ import annotations
@@ -35,11 +36,11 @@ from billing.ledger.errors import Refused
 NDJSON: Final = "application/x-ndjson"
 EVENTS: Final = "text/event-stream"
 JSON: Final = "application/json"
-PAGE_ROWS: Final = 500  # of a stream
+PAGE_ROWS: Final = 500  # that a stream requests at a time
 POLL_S: Final = 0.5
 HEARTBEAT_S: Final = 15.0
 STREAMS_MAX: Final = 64  # of one worker
-RETRY_MS: Final = 1_000  # after which a client of events connects again
+RETRY_MS: Final = 1_000  # after which a client of server-sent events reconnects
 _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Rows = list[dict[str, Any]]
@@ -49,7 +50,7 @@ _render: Final = Writer(FEED_ROW).render
 
 
 class Wanted(NamedTuple):
-    """What a request asks for. `limit`: 0 for all there is."""
+    """The parsed query and headers of a request. `limit`: 0 for no limit."""
 
     kind: str
     cursor: str
@@ -58,7 +59,7 @@ class Wanted(NamedTuple):
 
 
 def wanted(query: str, accept: str, last_event_id: str | None) -> Wanted:
-    """What a request asks for, by its query and headers. Raises Refused `INVALID_PARAMS`."""
+    """Parses the query and the headers of a request. Raises Refused `INVALID_PARAMS`."""
     kind = _kind(accept)
     fields = query_of(query) if query else {}
     unknown = next((name for name in fields if name not in ("cursor", "limit", "follow")), None)
@@ -74,7 +75,7 @@ def wanted(query: str, accept: str, last_event_id: str | None) -> Wanted:
 
 
 def _kind(accept: str) -> str:
-    """What an Accept header wants: the first of its media types that there is here; lines where it names none."""
+    """Returns the first media type of an Accept header that the feed has; lines of JSON where it names none of them."""
     for part in accept.split(","):
         media = part.partition(";")[0].strip().lower()
         if media in (EVENTS, JSON):
@@ -85,36 +86,36 @@ def _kind(accept: str) -> str:
 
 
 def page_of(rows: Rows, cursor: str) -> bytes:
-    """A page as one object. `cursor`: the one it was asked for behind."""
+    """Returns a page as one JSON object. `cursor`: the cursor behind which the page was requested."""
     return encode({"entries": [_render(row) for row in rows], "next_cursor": rows[-1]["cursor"] if rows else cursor})
 
 
 def lines_of(rows: Rows) -> bytes:
-    """Rows as lines of JSON."""
+    """Returns rows as lines of JSON."""
     return b"".join(encode(_render(row)) + b"\n" for row in rows)
 
 
 def events_of(rows: Rows) -> bytes:
-    """Rows as server-sent events: a cursor and JSON have no line ends in them."""
+    """Returns rows as server-sent events. Neither a cursor nor JSON has a line end in it."""
     return b"".join(
         b"id: %s\nevent: entry\ndata: %s\n\n" % (row["cursor"].encode(), encode(_render(row))) for row in rows
     )
 
 
 def params_of(cursor: str, limit: int) -> list[Any]:
-    """The params of `entries`."""
+    """Returns the params of `entries`."""
     options: dict[bytes, Any] = {b"after": cursor, b"limit": limit}
     return [tuple(options.items())]
 
 
 class Stream(Protocol):
-    """What a stream is written to."""
+    """The answer that a stream of entries is written to."""
 
     def begin(self, kind: str, headers: dict[str, str], /) -> bool:
-        """Writes the head, with this media type; whether a body is wanted."""
+        """Writes the head, with this media type; returns whether the client wants a body."""
 
     async def write(self, data: bytes, /) -> None:
-        """A piece, once the client has read most of those before it."""
+        """Writes a piece, once the client has read most of the earlier pieces."""
 
 
 class Streams:
@@ -124,8 +125,9 @@ class Streams:
         self.open = 0
 
     async def serve(self, stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], bool]) -> Refused | None:
-        """Streams what is wished for; returns once it has ended, or the refusal of the first page, with which nothing
-        was written. `goes_on` says, before each further page, whether the client may have more.
+        """Streams the entries that `wish` asks for, and returns once the stream has ended. If the first page is
+        refused, it writes nothing and returns the refusal. `goes_on()` says, before each further page, whether the
+        client may have more.
         """
         if self.open >= STREAMS_MAX:
             return Refused("BUSY", f"this worker serves {STREAMS_MAX} streams already")

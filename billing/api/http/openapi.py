@@ -1,10 +1,11 @@
 """The HTTP door as an OpenAPI 3.1 document, made from the table of methods. No sockets.
 
-Nothing is written here that a row of the table says: paths and verbs come from `routes`, names of fields from
-`reading`, replies from the shapes with the additions of `writing`. So a method that is added is in the document.
+Everything that a row of the table says is taken from the row: paths and verbs by `routes`, names of fields by
+`reading`, replies by the shapes with the additions of `writing`. So a new method is in the document at once.
 
-Schemas close nothing but requests: replies may have more fields than are named. Texts are limited in bytes, which JSON
-Schema cannot say; `maxLength` is the same number of characters, and the format `utf8-N` stands for the rest.
+Only the schemas of requests forbid further fields; replies may have more fields than their schemas name. Texts are
+limited in bytes, which JSON Schema cannot express: `maxLength` is the same number of characters, and the format
+`utf8-N` names the limit in bytes.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from billing.ledger.money import INT64_MAX
 Schema = dict[str, Any]
 
 _COINS: Final = r"[0-9]{1,9}(\.[0-9]{1,9})?"
-_ABOVE_ZERO: Final = "(?=.*[1-9])"  # a look ahead: some digit is none of zero
+_ABOVE_ZERO: Final = "(?=.*[1-9])"  # a lookahead: some digit is not 0
 _INT64: Final = {"type": "integer", "format": "int64"}
 _ANY_STATUS_ERRORS: Final = ("PROTOCOL_ERROR", "FRAME_TOO_LARGE", "TOO_MANY_CONNECTIONS")
 _DESCRIPTION: Final = """Prepaid accounts that are spent by the second.
@@ -41,7 +42,7 @@ says whether the same call may succeed later, `applied` whether it may have had 
 
 
 def document() -> Schema:
-    """The whole document."""
+    """Returns the whole document."""
     shapes: dict[str, Shape] = {}
     paths: dict[str, Schema] = {}
     for route in ROUTES:
@@ -123,7 +124,7 @@ def _in_query(route: Route, fields: tuple[Field, ...]) -> list[Schema]:
         if field.name == route.method.reply.cursor:
             cursor: Schema = {"type": "string", "description": "`next_cursor` of the page before."}
             cursor["format"] = f"cursor-{field.type.kind}"
-            if field.type.kind != "text":  # of the feed, an empty one is the beginning
+            if field.type.kind != "text":  # an empty cursor of the feed means its beginning
                 cursor["minLength"] = 1
             parameters.append({"name": CURSOR, "in": "query", "required": False, "schema": cursor})
             continue
@@ -136,7 +137,7 @@ def _in_query(route: Route, fields: tuple[Field, ...]) -> list[Schema]:
 
 
 def _body(route: Route, fields: tuple[Field, ...]) -> tuple[Schema, bool]:
-    """The schema of a request's JSON, and whether there must be one."""
+    """Returns the schema of a request's JSON body, and whether a body is required."""
     properties: dict[str, Schema] = {}
     choices: list[Schema] = []
     needed = []
@@ -149,7 +150,7 @@ def _body(route: Route, fields: tuple[Field, ...]) -> tuple[Schema, bool]:
                 needed.append(field.name)
             else:
                 choices.append({"oneOf": [{"required": [name]} for name in forms]})
-        elif len(forms) > 1:  # an option is said once
+        elif len(forms) > 1:  # an option may come in one form only
             choices.append({"not": {"required": list(forms)}})
     schema: Schema = {"type": "object", "properties": properties, "additionalProperties": False}
     if needed:
@@ -162,7 +163,7 @@ def _body(route: Route, fields: tuple[Field, ...]) -> tuple[Schema, bool]:
 
 
 def _forms(field: Field) -> dict[str, Schema]:
-    """The names by which a field may come, each with what it takes."""
+    """Returns the names by which a field may come, each with its schema."""
     name, kind = field.name, field.type.kind
     if kind in ("amount", "rate"):
         sign = str(field.type.bounds["sign"])
@@ -174,7 +175,7 @@ def _forms(field: Field) -> dict[str, Schema]:
 
 
 def _or_null(schema: Schema) -> Schema:
-    """The same of an option, which null leaves as it is where nothing is said."""
+    """Returns the schema with null as a further value, for an option: null means its default."""
     nullable = schema | {"type": [schema["type"], "null"]}
     return nullable | {"enum": [*schema["enum"], None]} if "enum" in schema else nullable
 
@@ -191,7 +192,7 @@ def _nanos_schema(sign: str) -> Schema:
 
 
 def field_schema(field: Field) -> Schema:
-    """What a field takes, but for money."""
+    """Returns the schema of a field that is not money."""
     kind, bounds = field.type.kind, field.type.bounds
     schema: Schema
     if kind in ("integer", "span", "instant"):
@@ -265,7 +266,7 @@ def _shape_schema(shape: Shape, shapes: dict[str, Shape]) -> Schema:
 
 
 def _properties(field: ShapeField) -> dict[str, Schema]:
-    """What a field of a shape is in JSON: itself and, of money, the decimal string beside it."""
+    """Returns the JSON properties of a shape's field: the field itself and, for money, the decimal string beside it."""
     if field.kind == "rates":
         return {
             f"{field.name}_nanos_per_hour": {"type": "object", "additionalProperties": _INT64},

@@ -1,4 +1,4 @@
-"""A request's path, query, headers and JSON, as the params of its method. No sockets.
+"""Converts a request's path, query, headers and JSON to the params of its method. No sockets.
 
     POST /v1/accounts/ann/debit?            Idempotency-Key: invoice-4711
     {"amount": "12.5", "mode": "partial"}
@@ -15,10 +15,11 @@ A **field** comes as JSON in the body or, where the method only reads, as text i
     flag            true or false, in a query, too
     all others      as JSON has them, in a query as text
 
-The option by which a method is paged is called `cursor` here, and is what `next_cursor` of the page before says.
+The option that asks for the next page is called `cursor` at this door; its value is `next_cursor` of the page before.
 
-JSON is read strictly: UTF-8, an object, no name twice, no NaN, Infinity or number beyond range, not nested so deep that
-it could not be meant. What is wrong is `INVALID_PARAMS`, or the name that belongs to the value, and names the field.
+JSON is read strictly: UTF-8, an object, no name twice, no NaN, Infinity or number beyond range, no nesting too deep for
+the parser. A wrong request is refused with `INVALID_PARAMS`, or with the error name that belongs to the value; the
+message names the field.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ CURSOR: Final = "cursor"
 
 
 class Entry(NamedTuple):
-    """What a name in a request stands for: a field of the method, and how its value is read."""
+    """The meaning of a name in a request: a field of the method, and a function that reads its value."""
 
     field: Field
     read: Callable[[str, Any], Any]  # (name as sent, value as JSON or text) -> value for the method's parser
@@ -98,7 +99,7 @@ def _words_text(name: str, value: str) -> list[str]:
 
 
 def _instant(name: str, value: Any) -> int:
-    """Nanoseconds since the epoch of an instant as RFC 3339 writes it, to the nanosecond."""
+    """Converts an instant of RFC 3339 to nanoseconds since the epoch, exact to the nanosecond."""
     match = _INSTANT.fullmatch(value) if type(value) is str else None
     if match is None:
         raise invalid(f"{name} must be an instant, as 2025-11-28T13:03:20.5Z; or give {name}_ns")
@@ -132,7 +133,7 @@ def _threshold(value: Any) -> dict[str, Any]:
 
 
 def cursor_of(value: object) -> str:
-    """What names the place behind a row: a user id or a number, as a word that nobody has to read."""
+    """Returns the opaque cursor behind a row. `value`: the user id or the number by which its method is paged."""
     text = f"n{value}" if type(value) is int else f"t{value}"
     return base64.urlsafe_b64encode(text.encode("utf-8", "surrogatepass")).decode().rstrip("=")
 
@@ -159,7 +160,7 @@ _IN_QUERY: Final[dict[str, Callable[[str, Any], Any]]] = {
 
 
 def entries_of(route: Route) -> dict[str, Entry]:
-    """All names that a request for this route may have in its body or query."""
+    """Returns all names that a request for this route may have in its body or query."""
     entries: dict[str, Entry] = {}
     for field in (*route.in_body, *route.method.options):
         name, kind = field.name, field.type.kind
@@ -198,7 +199,7 @@ _decode: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_
 
 
 def json_of(body: bytes) -> dict[str, Any]:
-    """The object that a body is; an empty body is an empty object. Raises Refused `INVALID_PARAMS`."""
+    """Returns the JSON object in a body; an empty body is an empty object. Raises Refused `INVALID_PARAMS`."""
     if not body:
         return {}
     try:
@@ -217,7 +218,7 @@ def json_of(body: bytes) -> dict[str, Any]:
 
 
 def query_of(query: str) -> dict[str, str]:
-    """Names and values of a query. Raises Refused `INVALID_PARAMS`."""
+    """Returns names and values of a query. Raises Refused `INVALID_PARAMS`."""
     fields: dict[str, str] = {}
     for pair in query.split("&") if query else ():
         if not pair:
@@ -257,8 +258,8 @@ class Reader:
         self._keyed = route.method.option("request_id") is not None
 
     def params(self, in_path: list[bytes], query: str, key: str | None, body: bytes) -> list[Any]:
-        """The params of the method. `in_path`: what `routes.find` found. `key`: the header Idempotency-Key. Raises
-        Refused.
+        """Returns the params of the method. `in_path`: the values that `routes.find` found in the path. `key`: the
+        header Idempotency-Key. Raises Refused.
         """
         route, entries = self._route, self._entries
         fields: dict[str, Any] = query_of(query) if query else {}
@@ -306,7 +307,9 @@ class Reader:
 
 
 def request_id_of(header: str) -> bytes:
-    """The request id that the header Idempotency-Key carries: as it stands, or in the quotes of a structured field."""
+    """Returns the request id in the header Idempotency-Key, without the quotes of a structured field where it has
+    them.
+    """
     if len(header) > 2 and header[0] == header[-1] == '"':
         header = header[1:-1]
     return header.encode("utf-8", "surrogateescape")

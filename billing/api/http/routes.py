@@ -1,6 +1,6 @@
-"""Which method an HTTP request means: a path and a verb for each row of the table.
+"""Finds the method of an HTTP request: each row of the table has a path and a verb.
 
-A row's place follows from its kind, so that a new method has one without another word:
+The path and verb of a row follow from its kind, so that a new method needs no further code:
 
     get_account                     GET   /v1/accounts/{user_id}
     a question about an account     GET   /v1/accounts/{user_id}/NAME
@@ -8,8 +8,8 @@ A row's place follows from its kind, so that a new method has one without anothe
     local to the door               GET   /v1/NAME
     the operator's side             GET   /v1/operator/NAME, or POST where it changes something
 
-`_ELSEWHERE` has the few that stand elsewhere because people would look for them there. A hold is a resource of its
-account, so `capture` and `release` name it in the path. `hello` has no place: a request carries its token itself.
+`_ELSEWHERE` lists the methods with another path, because people would look for them there. A hold is a resource of its
+account, so `capture` and `release` name it in the path. `hello` has no path: a request carries its token itself.
 
 A segment of a path is percent-decoded after the path was split, so a user id may contain a slash.
 """
@@ -54,29 +54,29 @@ _NOWHERE: Final = frozenset({"hello"})
 
 
 class Route(NamedTuple):
-    """One method's place."""
+    """The path and the verb of one method."""
 
     method: Method
     verb: str
     path: str  # with {names} in it
-    in_path: tuple[str, ...]  # names of the required fields that stand in the path, in its order
-    in_body: tuple[Field, ...]  # required fields that do not
+    in_path: tuple[str, ...]  # names of the required fields that are in the path, in its order
+    in_body: tuple[Field, ...]  # required fields that are not in the path
 
     @property
     def has_body(self) -> bool:
-        """Whether fields and options come as JSON; else they stand in the query."""
+        """Whether fields and options come as JSON; otherwise they are in the query."""
         return self.verb != GET
 
 
 class Found(NamedTuple):
-    """What a path means: its routes by verb, and the texts that stand for the names in it."""
+    """The routes of a path by verb, and the texts that the path has in the places of `{names}`."""
 
     routes: dict[str, Route]
     values: list[bytes]
 
 
 def place_of(method: Method) -> tuple[str, str]:
-    """(verb, path) of a method."""
+    """Returns (verb, path) of a method."""
     if method.name in _ELSEWHERE:
         return _ELSEWHERE[method.name]
     verb = POST if method.changes else GET
@@ -121,8 +121,8 @@ _ROOT: Final = _tree()
 
 
 def find(path: str) -> Found | None:
-    """What the path of a request (percent-encoded, without its query) means; None where there is nothing. Where a word
-    and a name stand at the same place, the word is meant.
+    """Returns the routes of a request's path (percent-encoded, without its query); None for an unknown path. Where a
+    segment matches both a fixed word and a `{name}`, the word has precedence.
     """
     node = _ROOT
     values: list[bytes] = []

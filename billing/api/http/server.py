@@ -1,11 +1,12 @@
-"""What the HTTP door does with a request: which method it means, who asks, what it answers.
+"""The HTTP door: finds the grant and the method of a request, calls the method, and answers.
 
-A request goes through in this order, and what fails ends it with a problem: who is asking is known; the path and the
-verb mean a method which they may call (before its body is read); the body is JSON and small enough; its fields are
-params. Then it is a call of its connection's `Session`, and its reply is written once durable. Nothing here waits: a
-step that cannot be taken at once leaves a callback with its connection.
+The door takes these steps for a request; the first one that fails answers the request with a problem. It finds the
+grant. It finds the method of the path and the verb, which the grant must allow; this comes before the body is read. It
+checks that the body is JSON and small enough, and converts the fields to params. Then it makes a call of the
+connection's `Session`, and writes the reply once that is durable. Nothing here waits: a step that cannot be taken at
+once leaves a callback with the connection.
 
-A body has at most `BODY_BYTES_MAX`, head lines what aiohttp's parser allows; a compressed body is refused unread.
+A body has at most `BODY_BYTES_MAX` bytes, head lines what aiohttp's parser allows; a compressed body is refused unread.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ OPENAPI_PATH: Final = "/v1/openapi.json"
 
 
 class Served:
-    """A route with all that its requests need, made once."""
+    """A route with everything that its requests need, made once."""
 
     __slots__ = ("_limit", "has_body", "method", "name", "read", "render")
 
@@ -53,7 +54,7 @@ class Served:
         self._limit = 0 if limit is None else int(limit.default)
 
     def limit_of(self, params: list[Any]) -> int:
-        """How many rows were asked for."""
+        """Returns how many rows `params` ask for; 0 where the method has no option `limit`."""
         if self._limit and params and type(params[-1]) is tuple:
             for name, value in params[-1]:
                 if name == b"limit":
@@ -62,7 +63,7 @@ class Served:
 
 
 class Call:
-    """A request whose method is known, and who makes it."""
+    """A request whose method and grant are known."""
 
     __slots__ = ("connection", "grant", "in_path", "key", "query", "served")
 
@@ -75,7 +76,7 @@ class Call:
         query: str,
         key: str | None,
     ) -> None:
-        """`in_path` and `query`: as they came. `key`: the header Idempotency-Key."""
+        """`in_path`: the values that `routes.find` found. `query`: as it came. `key`: the header Idempotency-Key."""
         self.connection = connection
         self.grant = grant
         self.served = served
@@ -91,7 +92,7 @@ class HttpDoor:
     """The door of one worker: `loop.create_server(http.connection, sock=…)`."""
 
     def __init__(self, door: Door, wall_now_ns: Callable[[], int]) -> None:
-        """`door`: what this worker's connections share, of whatever protocol. `wall_now_ns`: for the header Date."""
+        """`door`: shared by the connections of all protocols of this worker. `wall_now_ns`: for the header Date."""
         self.door = door
         self.unheld = Unheld(asyncio.get_running_loop())
         self._answers = Answers(wall_now_ns)
@@ -100,13 +101,13 @@ class HttpDoor:
         self._streams = feed.Streams()
 
     def connection(self) -> HttpConnection:
-        """A protocol for a new connection."""
+        """Returns the protocol of a new connection."""
         return HttpConnection(self)
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def on_request(self, connection: HttpConnection, message: RawRequestMessage) -> None:
-        """The head of a request has come."""
+        """Answers a request whose head has come, now or later."""
         try:
             self._begin(connection, message)
         except Exception as error:
@@ -166,7 +167,7 @@ class HttpDoor:
             body = served.render(plain(reply), limit)
             replayed = type(body) is dict and body.get("replayed") is True
             connection.answer(self._answers.json(encode(body), replayed=replayed))
-        except Exception as error:  # the worker, which is calling us, has others to answer
+        except Exception as error:  # it must not reach the worker, which calls this and has other clients to answer
             self._refuse(connection, error)
 
     def _openapi(self, verb: str) -> Answer:
@@ -179,11 +180,11 @@ class HttpDoor:
     # -- refusals ---------------------------------------------------------------------------------------------------
 
     def refusal(self, refused: Refused, status: int = 0) -> Answer:
-        """The answer that a refusal is."""
+        """Returns a refusal as an answer."""
         return self._answers.refusal(refused, status)
 
     def _refuse(self, connection: HttpConnection, error: Exception) -> None:
-        """Answers what a request has met."""
+        """Answers a request that ended with an exception."""
         if isinstance(error, Refused):
             self.door.note_error(error)
             connection.answer(self._answers.refusal(error))
@@ -195,7 +196,7 @@ class HttpDoor:
             connection.answer(self._answers.refusal(self._note_bug(error), 500, is_last=True))
 
     def _note_bug(self, error: Exception) -> Refused:
-        """Logs what nobody expects; what the client is told."""
+        """Logs an unexpected exception; returns the refusal for the client."""
         log.error("a request to the HTTP door met a bug", exc_info=error)
         self.door.drops += 1
         refusal = Refused("INTERNAL", "this is a bug in the daemon")
@@ -208,7 +209,7 @@ class HttpDoor:
         )
 
     def _check_body(self, connection: HttpConnection, headers: Any) -> None:
-        """Refuses what no body may be, before it is read."""
+        """Refuses a body by its headers, before it is read."""
         kind = headers.get(hdrs.CONTENT_TYPE)
         if kind is not None and not _is_json(kind):
             raise Misplaced(415, "the body must be application/json, in UTF-8")
@@ -224,7 +225,7 @@ class HttpDoor:
     # -- the feed ---------------------------------------------------------------------------------------------------
 
     def _feed(self, connection: HttpConnection, message: RawRequestMessage, query: str, grant: Grant) -> None:
-        """The feed of all entries, see `billing.api.http.feed`."""
+        """Answers a request for the feed of all entries, see `billing.api.http.feed`."""
         headers = message.headers
         wish = feed.wanted(query, headers.get("Accept", ""), headers.get("Last-Event-ID"))
         if wish.kind == JSON:
@@ -268,7 +269,7 @@ class HttpDoor:
         try:
             refused = await self._streams.serve(stream, wish, ask, goes_on)
         except Exception as error:
-            if stream.has_begun:  # no problem can be told in the middle of an answer: it is left without an end
+            if stream.has_begun:  # an answer cannot become a problem in its middle: it is left without an end
                 self._note_bug(error)
                 connection.abort()
             else:
@@ -281,7 +282,7 @@ class HttpDoor:
 
 
 class HttpStream:
-    """The answer to a request in pieces: chunks, or to HTTP/1.0 bytes up to the end of the connection."""
+    """An answer that is written in pieces: as chunks or, for HTTP/1.0, as bytes up to the end of the connection."""
 
     def __init__(self, connection: HttpConnection, message: RawRequestMessage, answers: Answers) -> None:
         self._connection = connection
@@ -291,7 +292,7 @@ class HttpStream:
         self.has_begun = False
 
     def begin(self, kind: str, headers: dict[str, str]) -> bool:
-        """Writes the head; whether a body is wanted."""
+        """Writes the head; returns whether the client wants a body."""
         head = self._answers.stream(kind, headers)
         framing = b"Transfer-Encoding: chunked\r\n\r\n" if self._is_chunked else b"Connection: close\r\n\r\n"
         self._connection.write(head + framing)
@@ -299,12 +300,12 @@ class HttpStream:
         return not self._is_bare
 
     async def write(self, data: bytes) -> None:
-        """A piece, once the client has read most of those before it."""
+        """Writes a piece, once the client has read most of the earlier pieces."""
         await self._connection.drained()
         self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._is_chunked else data)
 
     def end(self) -> None:
-        """There is no more."""
+        """Ends the answer."""
         if self._is_chunked and not self._is_bare:
             self._connection.write(b"0\r\n\r\n")
         self._connection.end_stream(is_last=not self._is_chunked)

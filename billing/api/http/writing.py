@@ -1,17 +1,17 @@
-"""A reply as JSON, a refusal as a problem. No sockets.
+"""Encodes replies as JSON, and refusals as problems. No sockets.
 
 Every field of money comes twice: `balance_nanos`, a whole number of nanos, and `balance`, a decimal string of coins,
-which JavaScript reads exactly, too. Rates likewise (`rate_nanos_per_hour`, `rate_per_hour`). The `rates` of an account
-are `rates_nanos_per_hour` and, as decimal strings, `rates_per_hour`.
+which JavaScript reads exactly, too. So do rates (`rate_nanos_per_hour`, `rate_per_hour`). The `rates` of an account are
+`rates_nanos_per_hour` and, as decimal strings, `rates_per_hour`.
 
-A reply that is a map is that map. Anything else stands in a map under its method's name: `{"ping": "pong"}`. A page of
-rows has `next_cursor` beside it, null behind the last row.
+A reply that is a map is encoded as that map. Any other reply is in a map under its method's name: `{"ping": "pong"}`. A
+page of rows has `next_cursor` beside it, which is null after the last row.
 
-Text that is no UTF-8, such as a request id of raw bytes, comes as `base64:` and its bytes in base64.
+Text that is no UTF-8, such as a request id of raw bytes, is encoded as `base64:` and its bytes in base64.
 
 A **problem** (RFC 9457) has the contract's error under its own names: `name`, `code`, `retry`, `applied` and the named
-details, `detail` is the message, and `type` a URN that ends with the name. The status is what HTTP's own clients expect
-of such an answer; whoever reads `name` never needs it.
+details. `detail` is the message, and `type` a URN that ends with the name. The status is the one that HTTP clients
+expect for such an answer; a client that reads `name` does not need it.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ STATUS: Final[dict[str, int]] = {
 
 
 def status_of(name: str) -> int:
-    """The HTTP status of an error's name; of one that has none here, by whether trying again can help."""
+    """Returns the HTTP status of an error name. A name that is not in `STATUS` has 503 if a retry can help, or 409."""
     return STATUS.get(name) or (503 if KINDS[name].retry else 409)
 
 
@@ -84,12 +84,12 @@ class Problem(NamedTuple):
 
 
 def title_of(name: str) -> str:
-    """An error's name as words."""
+    """Returns an error's name as words."""
     return name.replace("_", " ").capitalize()
 
 
 def problem(refusal: Refused, status: int = 0) -> Problem:
-    """The answer that a refusal is. `status`: where it differs from the status of the name."""
+    """Returns a refusal as an answer. `status`: where it differs from the status of the name."""
     status = status or status_of(refusal.name)
     headers = {}
     if status in (429, 503):
@@ -112,12 +112,12 @@ def problem(refusal: Refused, status: int = 0) -> Problem:
     return Problem(status, headers, encode(body), refusal.name)
 
 
-# Fields of money with a plain name that another field has already.
+# Fields of money whose plain name another field has.
 TAKEN: Final = {"holds_nanos": "holds_total"}
 
 
 def money_name(name: str, kind: str) -> str:
-    """The name of the decimal string that stands beside a field of money; empty where none does."""
+    """Returns the name of the decimal string beside a field of money; empty for a field that is no money."""
     if name in TAKEN:
         return TAKEN[name]
     if kind in ("nanos", "nanos_per_hour") and "_nanos" in name:
@@ -126,7 +126,7 @@ def money_name(name: str, kind: str) -> str:
 
 
 class Writer:
-    """Renders maps of one shape. What a shape does not name is left as it is."""
+    """Renders maps of one shape. Fields that the shape does not name stay as they are."""
 
     __slots__ = ("_inner", "_money", "_rates", "_texts")
 
@@ -139,7 +139,7 @@ class Writer:
         ]
 
     def render(self, row: dict[str, Any]) -> dict[str, Any]:
-        """The map as JSON has it."""
+        """Changes the map to the form that JSON has, and returns it."""
         for name, other in self._money:
             nanos = row.get(name)
             if nanos is not None:
@@ -161,8 +161,8 @@ class Writer:
 
 
 def rendering_of(method: Method) -> Callable[[Any, int], Any]:
-    """What makes JSON out of a method's plain result; it is given the result, which it may change, and how many rows
-    were asked for.
+    """Returns the function that converts a method's plain result to the form that JSON has. It takes the result, which
+    it may change, and the number of rows that the call asked for.
     """
     reply, name = method.reply, method.name
     if reply.shape is None:
@@ -183,7 +183,7 @@ def rendering_of(method: Method) -> Callable[[Any, int], Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The same without bytes."""
+    """Returns the value with all bytes as texts."""
     if type(value) is bytes:
         return _text_of(value)
     if type(value) is dict:

@@ -1,16 +1,17 @@
-"""One client that speaks Tarantool's protocol.
+"""The connection of one client that speaks Tarantool's protocol.
 
-States: it is greeted; while it may do nothing yet it may PING, say ID, and sign in with AUTH; then it calls. A
-connection that the guard lets in without a token (loopback or a client certificate, as at every door) begins in the
-last state. A wrong AUTH is answered and ends the connection: one guess each, and what was pipelined behind it is not
-carried out.
+States: the connection greets its client; before the sign-in the client may send PING, ID and AUTH; after it, the client
+calls. A connection that the guard lets in without a token (loopback or a client certificate, as at every door) begins
+in the last state. A wrong AUTH is answered and ends the connection, so that each connection has one guess; requests
+that were pipelined behind it are not carried out.
 
 **Bounds.** A packet has at most `frame_bytes_max` bytes, before the sign-in `handshake_bytes_max`; an unfinished
-packet and the sign-in have a deadline. While `in_flight_max` calls are not answered, or the client does not read its
-answers, nothing more is read of it; after `write_stall_ns` of the latter it is dropped. Connections count with those
-of the other doors.
+packet and the sign-in have a deadline. While `in_flight_max` calls are unanswered, or the client does not read its
+answers, the connection reads nothing; a client that does not read for `write_stall_ns` is dropped. Connections count
+together with those of the other doors.
 
-Calls go in by a `Session`; their replies are encoded into one buffer, which leaves when the batch is durable.
+Calls go to the gate through a `Session`; their replies are encoded into one buffer, which leaves when the batch is
+durable.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from billing.api.latency import Reads
 from billing.api.origins import origin_of
 from billing.ledger.errors import Refused
 
-INSTANCE: Final = str(uuid.UUID(int=0))  # of the greeting: there is no instance to be told from others
+INSTANCE: Final = str(uuid.UUID(int=0))  # in the greeting: the daemon has no instances to tell apart
 NAME: Final = "tarantool"  # of this door, in the figures
 GUEST: Final = b"guest"
 _CALLS: Final = frozenset((CALL, CALL_16))
@@ -52,7 +53,7 @@ class TarantoolConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._origin = ""
         self._out = bytearray()
-        self._open: dict[int, tuple[int, bytes, Called | None]] = {}  # token -> (sync, name, call) of what is asked
+        self._open: dict[int, tuple[int, bytes, Called | None]] = {}  # token -> (sync, name, call) of open calls
         self._token = 0
         self._reads = Reads()
         self._counts: dict[bytes, int] = {}  # calls of this read that wait for their answer, by method
@@ -92,7 +93,7 @@ class TarantoolConnection(asyncio.Protocol):
         self._give_up(protocol.ER_ACCESS_DENIED, str(Refused("TOO_MANY_CONNECTIONS", "try again later")))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Forgets the client; what it asked for is carried out all the same."""
+        """Removes the connection from the door; the calls of its client are carried out all the same."""
         if self in self._door.connections:
             self._door.connections.discard(self)
             self._door.origins.leave(self._origin)
@@ -127,13 +128,13 @@ class TarantoolConnection(asyncio.Protocol):
             self._pause()
 
     def pause_writing(self) -> None:
-        """The client does not read."""
+        """Stops reading, because the client does not read its answers."""
         self._stalled_since_ns = self._door.clock()
         self._door.watch(self)
         self._pause()
 
     def resume_writing(self) -> None:
-        """The client reads again."""
+        """Resumes reading, because the client reads again."""
         self._stalled_since_ns = 0
         self._resume()
 
@@ -165,7 +166,7 @@ class TarantoolConnection(asyncio.Protocol):
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def _carry_out(self, kind: int, sync: int, body: dict[int, Any]) -> None:
-        """Everything but a call of one who is signed in."""
+        """Carries out any request but a call of a client that is signed in."""
         if self._signed_in:
             self._reading_since_ns = 0  # another packet has its own deadline
         if kind == AUTH:
@@ -198,7 +199,7 @@ class TarantoolConnection(asyncio.Protocol):
             self._counts[name] = self._counts.get(name, 0) + 1
 
     def _auth(self, sync: int, body: dict[int, Any]) -> None:
-        """AUTH: a name of the tokens file, and a proof that its token is known."""
+        """Carries out AUTH: a name of the tokens file, and a proof that the client knows its token."""
         user, credentials = body.get(protocol.USER_NAME), body.get(protocol.TUPLE)
         if user == GUEST and not credentials and self._signed_in:
             self._out += protocol.done(sync)
@@ -250,7 +251,7 @@ class TarantoolConnection(asyncio.Protocol):
         self._out += protocol.refusal(sync, refusal, "")
 
     def _write(self) -> None:
-        """Lets everything leave that is encoded; closes behind the last answer of one that ends."""
+        """Writes everything that is encoded; an ending connection closes after its last answer."""
         transport = self._transport
         if transport is None or transport.is_closing():
             self._out.clear()
@@ -266,16 +267,16 @@ class TarantoolConnection(asyncio.Protocol):
             self._resume()
 
     def _give_up(self, code: int, message: str) -> None:
-        """Last words, and the end."""
+        """Ends the connection with an error."""
         self._door.drops += 1
         self._door.note_error(Refused("PROTOCOL_ERROR", message))
         self._out += protocol.error(0, code, message)
         self.end(b"")
 
-    # -- what the door asks of every connection ---------------------------------------------------------------------
+    # -- called by the door, for every connection -------------------------------------------------------------------
 
     def check_deadlines(self, now_ns: int) -> bool:
-        """Ends itself if one has passed; whether there is still one to watch."""
+        """Ends the connection if a deadline has passed; returns whether a deadline is still to be watched."""
         limits = self._door.limits
         if self._transport is None:
             return False
@@ -291,7 +292,7 @@ class TarantoolConnection(asyncio.Protocol):
         return self._session.grant
 
     def end(self, last_words: bytes) -> None:
-        """Reads nothing more, and closes once everything asked for is answered."""
+        """Stops reading, and closes once every call is answered."""
         self._ending = True
         self._pause()
         self._write()
@@ -303,5 +304,5 @@ class TarantoolConnection(asyncio.Protocol):
 
 
 def connection_factory(door: Door, wall_now_ns: Callable[[], int], random_bytes: RandomBytes) -> Callable[[], Any]:
-    """What makes a connection for each client of this worker."""
+    """Returns the factory of the connections of this worker's clients."""
     return lambda: TarantoolConnection(door, random_bytes)

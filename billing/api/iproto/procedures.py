@@ -1,15 +1,16 @@
-"""What a name means that a Tarantool connector calls, and how the result is returned. Pure.
+"""Translates the calls of Tarantool connectors to calls of procedures, and results to those of Tarantool. Pure.
 
-Every procedure of the table is called by its name, with the params of MessagePack-RPC. Beside them stand
+A connector calls every procedure of the table by its name, with the params of MessagePack-RPC. It may also call
 
     increase_balance(user, coins)    a top-up; returns nothing
-    decrease_balance(user, coins)    a debit; returns one of three texts, as the system did that these names come from
+    decrease_balance(user, coins)    a debit; returns one of three texts, as the older system with these functions did
     vshard.router.callrw(bucket_id, [mode,] name, args, [options])     and callro, callbro, callre, callbre, call
 
-The coins of the first two are whole coins, or a decimal text. The bucket of the last is not needed: whichever worker is
-asked passes a call on to the owner of its user.
+The coins of the first two are whole coins, or a decimal text. The bucket id of the last is ignored, because any worker
+passes a call on to the owner of its user.
 
-CALL returns the list of what a function returned; CALL_16, of Tarantool 1.6, makes a tuple of each value that is none.
+CALL returns the list of the values that a function returned; CALL_16, of Tarantool 1.6, makes a tuple of each value
+that is no tuple.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from billing.api.calling import packed, plain
 from billing.api.iproto.protocol import NO_VALUES
 from billing.ledger.errors import Refused
 
-Returns = Callable[[object], bytes]  # a reply that is no refusal, or one that is told as a text -> DATA
+Returns = Callable[[object], bytes]  # a reply that is no refusal, or the text in its place -> DATA
 
 INCREASE: Final = b"increase_balance"
 DECREASE: Final = b"decrease_balance"
@@ -33,11 +34,13 @@ _ARRAYS: Final = frozenset((*range(0x90, 0xA0), 0xDC, 0xDD))
 COINS_DIGITS: Final = 9
 
 
-TRANSLATED: Final = ROUTED | {INCREASE, DECREASE}  # names that are no procedure's
+TRANSLATED: Final = ROUTED | {INCREASE, DECREASE}  # names that no procedure has
 
 
 class Called(NamedTuple):
-    """A call as the door hands it in. `refused`: returns DATA for a refusal that is a result there; else None."""
+    """A call as the door passes it to its session. `refused` returns DATA for a refusal that the called function
+    returns as a result, and None for any other refusal.
+    """
 
     name: bytes
     params: object
@@ -46,7 +49,7 @@ class Called(NamedTuple):
 
 
 def called(name: object, arguments: object, *, in_tuples: bool) -> Called:
-    """What a CALL (with `in_tuples`, a CALL_16) asks for. Raises Refused."""
+    """Translates a CALL or, with `in_tuples`, a CALL_16. Raises Refused."""
     if type(name) is not bytes:
         raise Refused("INVALID_PARAMS", "a function is called by its name")
     if arguments is None:
@@ -71,7 +74,7 @@ def called(name: object, arguments: object, *, in_tuples: bool) -> Called:
 
 
 def _routed(arguments: list[Any]) -> tuple[bytes, list[Any]]:
-    """The call within a call of vshard's router."""
+    """Returns name and arguments of the call within a call of vshard's router. Raises Refused."""
     rest = arguments[1:]
     if len(rest) > 1 and (rest[0] in _MODES or type(rest[0]) is tuple) and type(rest[1]) is bytes:
         rest = rest[1:]
@@ -86,7 +89,9 @@ def _routed(arguments: list[Any]) -> tuple[bytes, list[Any]]:
 
 
 def _of_coins(arguments: list[Any]) -> list[Any]:
-    """Coins as the decimal text that a procedure takes: there a whole number would be nanos."""
+    """Returns the arguments with the coins as a decimal text: to a procedure, a whole number would be nanos. Raises
+    Refused.
+    """
     if len(arguments) != 2:
         raise Refused("INVALID_PARAMS", "expected user and coins")
     user, coins = arguments
@@ -113,20 +118,20 @@ def _not_told(_: Refused) -> bytes | None:
 
 
 def what_is_left(account: Mapping[str, Any]) -> str:
-    """How decrease_balance tells that a debit was taken; `account`: the reply of debit."""
+    """Returns the text of decrease_balance for a debit that was taken; `account`: the reply to the debit."""
     if account["outcome"] == "exhausted":
         return "средства только что закончились"
     return f"остаток средств: {_coins(account['available_nanos'])}"
 
 
 def what_is_missing(details: Mapping[str, Any]) -> str:
-    """How decrease_balance tells that a debit was refused; `details`: those of INSUFFICIENT_FUNDS."""
+    """Returns the text of decrease_balance for a refused debit; `details`: those of INSUFFICIENT_FUNDS."""
     available, missing = _coins(details["available_nanos"]), _coins(details["shortfall_nanos"])
     return f"не достаточно средств: {available}, необходимо еще: {missing}, операция не будет совершена."
 
 
 def _coins(nanos: int) -> str:
-    """Coins with as many decimals as they need."""
+    """Returns nanos as a text of coins, with as many decimals as they need."""
     integer, rest = divmod(abs(nanos), 10**COINS_DIGITS)
     decimals = f".{rest:0{COINS_DIGITS}}".rstrip("0") if rest else ""
     return f"{'-' if nanos < 0 else ''}{integer}{decimals}"

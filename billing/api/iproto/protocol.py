@@ -13,12 +13,12 @@ in ERROR_24 (0x31). Worked example, PING with SYNC 1 and its answer:
     06  82 00 40 01 01  80
     ce 00 00 00 10  83 00 00 01 cf 00 00 00 00 00 00 00 01 05 01  80
 
-Source: Tarantool's documentation, "Binary protocol"; checked against the connectors in `tests/outsiders`. Two facts
-that it does not tell: connectors may use SYNC 0 for every request, and net.box of 2.6 takes no header without
-SCHEMA_VERSION.
+Source: Tarantool's documentation, "Binary protocol"; checked against the connectors in `tests/outsiders`. The
+documentation does not mention two facts: connectors may use SYNC 0 for every request, and net.box of 2.6 accepts no
+header without SCHEMA_VERSION.
 
 CHAP-SHA1 proves a password without sending it: scramble = SHA1(password) xor SHA1(salt[:20] + SHA1(SHA1(password))). So
-the server keeps SHA1(SHA1(password)) and nothing from which the password could be had.
+the server keeps only SHA1(SHA1(password)), from which the password cannot be computed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from billing.ledger.errors import Refused
 GREETING_BYTES: Final = 128
 SALT_BYTES: Final = 32
 SCRAMBLE_BYTES: Final = 20
-VERSION: Final = "Tarantool 2.6.0 (Binary)"  # what connectors choose their words by
+VERSION: Final = "Tarantool 2.6.0 (Binary)"  # connectors choose the form of their requests by it
 
 # Request types.
 SELECT: Final = 1
@@ -76,25 +76,25 @@ _KEYS: Final = "the keys of header and body are integers, each of them once"
 
 
 class ProtocolError(Exception):
-    """The bytes cannot be followed any further: the connection ends."""
+    """The rest of the stream cannot be read: the connection ends."""
 
 
 Request = tuple[int, int, dict[int, Any]]  # kind, SYNC, fields of the body by key: texts as bytes, maps as pairs
 
 
 def greeting(salt: bytes, instance: str) -> bytes:
-    """What the server says first. `salt`: 32 random bytes; `instance`: a UUID as text."""
+    """Returns the greeting, which the server sends first. `salt`: 32 random bytes; `instance`: a UUID as text."""
     lines = f"{VERSION} {instance}".encode(), b64encode(salt)
     return b"".join(line.ljust(63) + b"\n" for line in lines)
 
 
 def proof_of(password: bytes) -> bytes:
-    """What a server keeps of a password."""
+    """Returns what a server stores of a password."""
     return hashlib.sha1(hashlib.sha1(password).digest()).digest()
 
 
 def scramble_of(password: bytes, salt: bytes) -> bytes:
-    """What a client sends for a password."""
+    """Returns what a client sends to prove a password."""
     hashed = hashlib.sha1(password).digest()
     mask = hashlib.sha1(salt[:SCRAMBLE_BYTES] + proof_of(password)).digest()
     return bytes(byte ^ mask_byte for byte, mask_byte in zip(hashed, mask, strict=True))
@@ -110,18 +110,18 @@ def proves(scramble: bytes, salt: bytes, proof: bytes) -> bool:
 
 
 class Decoder:
-    """`feed(bytes)`, then requests. Keeps at most one unfinished packet, of `limit_bytes` at most, and a slice of more.
+    """`feed(bytes)`, then requests. Keeps at most one unfinished packet, of `limit_bytes` at most, and one slice more.
 
-    One decoder of MessagePack reads the stream: size, header and, where the size leaves room, body. Where each of them
-    ends is held against the size.
+    One decoder of MessagePack reads the stream: size, header and, where the size leaves room, body. Their end is
+    compared with the size.
     """
 
     def __init__(self) -> None:
         self.limit_bytes = FRAME_BYTES_MAX
         self._unpacker = make_unpacker()
         self._fed = 0  # bytes of the stream so far
-        self._end = 0  # where the packet ends that has begun; 0: none has
-        self._header: tuple[int, int] | None = None  # kind and sync of that packet, where its body is not read
+        self._end = 0  # offset in the stream at which the begun packet ends; 0: none has begun
+        self._header: tuple[int, int] | None = None  # kind and sync of that packet while its body is not read
 
     @property
     def waits(self) -> bool:
@@ -129,7 +129,7 @@ class Decoder:
         return self._end > 0 or self._fed > self._unpacker.tell()
 
     def feed(self, data: bytes) -> Iterator[Request]:
-        """The requests that are whole now. Raises ProtocolError; after it the decoder is of no further use."""
+        """Yields the requests that are whole now. Raises ProtocolError; then the decoder is of no further use."""
         unpacker = self._unpacker
         tell = unpacker.tell
         for start in range(0, len(data), SLICE_BYTES_MAX):
@@ -161,7 +161,7 @@ class Decoder:
 
 
 def _header_of(pairs: object) -> tuple[int, int]:
-    """Kind and sync of a request."""
+    """Returns kind and sync of a request. Raises ProtocolError."""
     if type(pairs) is tuple and len(pairs) == 2:  # as most connectors send it
         (first, kind), (second, sync) = pairs
         if first == REQUEST_TYPE and second == SYNC and type(kind) is int and type(sync) is int and sync >= 0:
@@ -174,7 +174,7 @@ def _header_of(pairs: object) -> tuple[int, int]:
 
 
 def _fields(pairs: object) -> dict[int, Any]:
-    """A map with small integers as keys, each of them once."""
+    """Returns a map whose keys are integers, each of them once, as a dict. Raises ProtocolError for any other value."""
     if type(pairs) is not tuple:
         raise ProtocolError("header and body are maps")
     try:
@@ -187,26 +187,26 @@ def _fields(pairs: object) -> dict[int, Any]:
 
 
 def plain_value(sync: int, data: bytes | memoryview) -> bytes:
-    """A reply with one value. `data`: that value, as MessagePack."""
+    """Encodes a reply with one value. `data`: that value, as MessagePack."""
     size = _VALUE_BYTES + len(data)
     return _value_head(0xCE, size, _VALUE_BEFORE, sync, _VALUE_BEHIND) + data
 
 
 def values(sync: int, data: bytes | memoryview) -> bytes:
-    """A reply with a result. `data`: an array, as MessagePack."""
+    """Encodes a reply with a result. `data`: an array, as MessagePack."""
     header = _OK % sync.to_bytes(8, "big")
     size = len(header) + len(_DATA) + len(data)
     return b"".join((b"\xce", size.to_bytes(4, "big"), header, _DATA, data))
 
 
 def done(sync: int, body: bytes = NO_BODY) -> bytes:
-    """A reply without a result. `body`: a map, as MessagePack."""
+    """Encodes a reply without a result. `body`: a map, as MessagePack."""
     header = _OK % sync.to_bytes(8, "big")
     return b"".join((b"\xce", (len(header) + len(body)).to_bytes(4, "big"), header, body))
 
 
 def error(sync: int, code: int, message: str) -> bytes:
-    """A reply that is an error."""
+    """Encodes a reply that is an error."""
     text = message.encode()
     header = _ERROR % ((0x8000 | code).to_bytes(2, "big"), sync.to_bytes(8, "big"))
     body = b"\x81\x31\xdb" + len(text).to_bytes(4, "big") + text
@@ -214,7 +214,7 @@ def error(sync: int, code: int, message: str) -> bytes:
 
 
 def refusal(sync: int, refused: Refused, name: str) -> bytes:
-    """What the daemon refuses, as Tarantool says such things. `name`: of the procedure that was called."""
+    """Encodes a refusal as an error of Tarantool. `name`: of the procedure that was called."""
     if refused.name == "UNKNOWN_METHOD":
         return error(sync, ER_NO_SUCH_PROC, f"Procedure '{name}' is not defined")
     code = ER_ACCESS_DENIED if refused.name in ("FORBIDDEN", "UNAUTHENTICATED") else ER_PROC_LUA
