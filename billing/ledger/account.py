@@ -1,20 +1,21 @@
-"""An account's face: one row (and its `Extra`) read into a working copy, settled, changed and written back.
+"""A working copy of one account: read from its row (and its `Extra`), settled, changed and written back.
 
 All arithmetic of money and time is here. Internal units throughout (nano-per-hour for one nanosecond):
 
     available = balance + credit limit - open holds    active while it is above zero, else exhausted
     E         = settled + ceil(available / rate)       the first nanosecond at which what was spent is >= what there was
 
-Credits that end are lost at their ends, which E foresees (see `credits`).
+The rest of a credit is lost at the credit's end; E takes the ends of credits into account (see `credits`).
 
-`settle` accounts for the time since the last entry. At E exactly what was available has been taken (clamp): available
-is zero, and the sliver by which rate * time exceeds it is overrun, as is all that would have accrued after E. So rate
-* time = accrued + overrun, exactly. An exhaustion under the rule `accrue` goes on below zero instead: all of rate *
-time accrues, and what accrues beyond E is counted as overrun too. Arrears end where a bound of 2**63-1 nanos would be
-left.
+`settle` charges for the time since the last entry. At E it has taken exactly what was available (clamp): available is
+then zero. The amount by which rate * time exceeds it at E is counted as overrun, and so is everything that would have
+accrued after E. So rate * time = accrued + overrun, exactly. Under the rule `accrue` an exhausted account goes on below
+zero instead: all of rate * time accrues, and what accrues beyond E is counted as overrun, too. Arrears stop growing
+where the balance or available would fall below -(2**63-1) nanos.
 
-A command works on the copy: it checks everything, and only then changes it or the `Extra`, which is shared.
-`Rejected` leaves both as they were. `store` writes the row and asserts what must be true.
+A command works on the copy: it checks everything first, and only then changes the copy or the `Extra`, which is shared
+with the book. A command that raises `Rejected` leaves both unchanged. `store` writes the row and asserts the
+invariants.
 """
 
 from collections.abc import Callable
@@ -31,7 +32,7 @@ BALANCE_MAX: Final = INT64_MAX * NANO
 
 
 class Rejected(Exception):
-    """A command is refused, with the name of the error and the number that belongs to it (see `entry.refused`)."""
+    """A command is refused: the name of the error, and the number that its message needs (see `entry.refused`)."""
 
     def __init__(self, name: str, number: int = 0) -> None:
         super().__init__(name, number)
@@ -40,8 +41,8 @@ class Rejected(Exception):
 
 
 class Account:
-    """A working copy. `balance` and `overrun` in internal units, `rate` in nanos per hour, the rest as its name
-    says.
+    """A working copy of an account. `balance` and `overrun` are in internal units, `rate` is in nanos per hour; the
+    other names end with their unit.
     """
 
     __slots__ = (
@@ -84,27 +85,28 @@ class Account:
             self.credits = extra.credits
 
     def need_extra(self) -> Extra:
-        """The account's `Extra`, made if it has none; only after the command's last check."""
+        """Returns the account's `Extra`, and makes one if it has none; called only after the command's last check."""
         if self.extra is None:
             self.extra = Extra()
         return self.extra
 
     @property
     def available(self) -> int:
-        """In internal units; above zero is active."""
+        """In internal units; the account is active while this is above zero."""
         return self.balance + (self.credit_limit_nanos - self.holds_nanos) * NANO
 
     def runs_out_ns(self) -> int:
-        """E; may lie beyond 2**63-1. NEVER_NS while exhausted, and at rate 0 but for credits that end. It is the same
-        wherever before E it is asked.
+        """E; may lie beyond 2**63-1. NEVER_NS while nothing is available, and at rate 0 unless the end of a credit
+        exhausts the account. Settling the account to an instant before E does not change the result.
         """
         available = self.available
         return NEVER_NS if available <= 0 else falls_ns(self.credits, self.rate, self.settled_ns, available)
 
     def settle(self, at_ns: int, accrue: bool) -> int:
-        """Accounts for the time up to `at_ns`, not beyond E while active; returns what accrued, in internal units.
+        """Charges for the time up to `at_ns`, which must not lie beyond E while the account is active. Returns the
+        accrued amount in internal units.
 
-        `accrue`: an exhaustion that begins now goes on below zero.
+        `accrue`: whether an exhaustion that begins now goes on below zero.
         """
         assert at_ns >= self.settled_ns, "an account's instants never decrease"
         spent = self.rate * (at_ns - self.settled_ns)
@@ -125,8 +127,8 @@ class Account:
         return spent
 
     def move(self, amount: int) -> None:
-        """Changes the balance by so many internal units; refuses where a bound would be left. What is taken comes from
-        the credits that are spent first.
+        """Changes the balance by `amount` internal units, signed. Takes a negative amount from the credits first, in
+        the order in which they are spent. Raises Rejected as `check_bounds` does.
         """
         balance = self.balance + amount
         self.check_bounds(balance, self.credit_limit_nanos, self.holds_nanos)
@@ -135,14 +137,18 @@ class Account:
             self.credits = after_spending(self.credits, -amount)
 
     def check_bounds(self, balance: int, credit_limit_nanos: int, holds_nanos: int) -> None:
-        """Refuses `LIMIT_EXCEEDED` where a bound would be left. Available, too, stays above -2**63 nanos."""
+        """Raises Rejected `LIMIT_EXCEEDED` where the balance would leave +-(2**63-1) nanos, or available would fall
+        below -(2**63-1) nanos.
+        """
         if abs(balance) > BALANCE_MAX:
             raise Rejected("LIMIT_EXCEEDED", 0)
         if balance + (credit_limit_nanos - holds_nanos) * NANO < -BALANCE_MAX:
             raise Rejected("LIMIT_EXCEEDED", 1)
 
     def store(self) -> None:
-        """Writes the copy back. Asserts the invariants: bounds, state as available says, holds as they add up."""
+        """Writes the copy back. Asserts the invariants: numbers within bounds, exhausted exactly when available is not
+        above zero, no held amount without open holds.
+        """
         book, slot, extra = self.book, self.slot, self.extra
         available = self.available
         assert -BALANCE_MAX <= self.balance <= BALANCE_MAX, "the balance left its bounds"

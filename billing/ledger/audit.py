@@ -1,12 +1,12 @@
-"""Conservation, held against the books themselves.
+"""Conservation of money: checks the balances of a bucket against the totals of its entries.
 
 For every bucket, in internal units, exactly:
 
     top-ups - debits - accrued charges + adjustments - paid out on closing = the sum of all balances
 
-The left side is added up entry by entry as commands come, the right side is read from the rows, so the two meet only
-if no change of a balance went unrecorded. It is asserted whenever a bucket is dumped. (The proof for outsiders, from
-the files alone, is another program's.)
+The ledger adds up the left side with every entry; the right side is read from the rows. So the two are equal only if
+every change of a balance was recorded. The check runs whenever a bucket is dumped. (The doctor proves the same from
+the files alone, with code of its own.)
 """
 
 from collections.abc import Iterator
@@ -23,13 +23,13 @@ def balance(book: Book) -> int:
 
 
 def check(book: Book) -> None:
-    """Asserts conservation, and that rows, extras and counters of a bucket agree."""
+    """Asserts conservation, and that the rows, extras and counters of a bucket agree."""
     for _ in checking(book):
         pass
 
 
 def checking(book: Book) -> Iterator[None]:
-    """`check` in slices; nothing may change between them."""
+    """`check` in slices; the book must not change between them."""
     where = f"bucket {book.bucket_id}"
     total = 0
     marked = set()

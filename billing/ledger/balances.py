@@ -1,7 +1,7 @@
 """Commands that move money: top_up, debit, adjust, set_credit_limit, and the holds.
 
-Each takes a working copy settled to the command's instant, checks everything, and only then changes it. What follows
-from the change (exhaustion, restoring, thresholds) is the ledger's business and the same for all.
+Each function takes a working copy settled to the command's instant, checks everything, and only then changes the copy.
+`Posting` then finds what follows from the change (exhaustion, restore, thresholds), in the same way for all commands.
 """
 
 from typing import Final
@@ -15,7 +15,7 @@ from billing.ledger.errors import Refused
 from billing.ledger.extra import NEVER_NS, Credit, Extra
 from billing.ledger.money import INT64_MAX, NANO
 
-HOLDS_MAX: Final = 1000  # open ones an account
+HOLDS_MAX: Final = 1000  # open holds per account
 
 _HOLDS: Final = LIMITS.index("holds")
 _OPEN_HOLDS: Final = LIMITS.index("open_holds")
@@ -23,7 +23,7 @@ _CREDITS: Final = LIMITS.index("credits")
 
 
 def top_up(account: Account, command: Command) -> None:
-    """Adds money. With an end it is a credit: what is left of it after it has paid a debt."""
+    """Adds money. If the command gives an end, the part that is left after paying a debt becomes a credit."""
     _, _, amount_nanos, _, _, _, _, _, packed, _ = command
     options = ops.unpack_options(packed)
     ends_ns = ops.number_of(options, ops.EXPIRES_AT_NS)
@@ -41,7 +41,9 @@ def top_up(account: Account, command: Command) -> None:
 
 
 def check_end(command: Command, at_ns: int) -> None:
-    """Refuses the top_up that would open an account with a credit that has ended already. Raises Refused."""
+    """Checks the top_up that opens an account. Raises Refused `INVALID_PARAMS` if its credit would end at or before
+    `at_ns`.
+    """
     ends_ns = ops.number_of(ops.unpack_options(command[8]), ops.EXPIRES_AT_NS)
     if ends_ns is not None and ends_ns <= at_ns:
         message = f"expires_at_ns {ends_ns} is not after the instant of the call"
@@ -49,8 +51,8 @@ def check_end(command: Command, at_ns: int) -> None:
 
 
 def debit(account: Account, command: Command) -> None:
-    """`strict` takes all or is refused; `partial` takes what there is, down to the fraction of a nano; `force` takes
-    all.
+    """Takes money. `strict` takes the whole amount or is refused; `partial` takes at most what is available, down to
+    the fraction of a nano; `force` takes the whole amount, also below zero.
     """
     amount_nanos, mode = command[2:4]
     amount = amount_nanos * NANO
@@ -63,12 +65,12 @@ def debit(account: Account, command: Command) -> None:
 
 
 def adjust(account: Account, command: Command) -> None:
-    """Corrects the balance by a signed amount; may go below."""
+    """Corrects the balance by a signed amount; the balance may fall below zero."""
     account.move(command[2] * NANO)
 
 
 def set_credit_limit(account: Account, command: Command) -> None:
-    """Sets how far below zero available money reaches."""
+    """Sets how far the balance may fall below zero before the account is exhausted."""
     limit_nanos = command[2]
     account.check_bounds(account.balance, limit_nanos, account.holds_nanos)
     account.credit_limit_nanos = limit_nanos
@@ -77,7 +79,9 @@ def set_credit_limit(account: Account, command: Command) -> None:
 
 
 def hold(account: Account, command: Command) -> None:
-    """Reserves money, refused beyond what is available; with a time to live it is given back at that instant."""
+    """Reserves money; refused if the amount is above what is available. A hold with a time to live is given back when
+    that is over; an end beyond 2**63-1 counts as none.
+    """
     _, _, amount_nanos, ttl_ns, _, _, request_id, *_ = command
     available = account.available
     if amount_nanos * NANO > available:
@@ -101,7 +105,7 @@ def hold(account: Account, command: Command) -> None:
 
 
 def capture(account: Account, command: Command) -> None:
-    """Takes at most the hold, and frees the rest of it."""
+    """Takes the amount from the hold, at most all of it, and ends the hold: its rest is available again."""
     _, _, amount_nanos, _, _, name, *_ = command
     extra = _extra_with(account, name)
     held_nanos = extra.holds[name][0]
@@ -112,13 +116,13 @@ def capture(account: Account, command: Command) -> None:
 
 
 def release(account: Account, command: Command) -> None:
-    """Gives a hold back."""
+    """Ends a hold without taking money: its amount is available again."""
     name = command[5]
     free(account, _extra_with(account, name), name)
 
 
 def end_credit(account: Account) -> Command:
-    """What is left of the credit that ends now is gone; the command that says so."""
+    """Takes the rest of the first credit, which ends now, from the balance; returns the CREDIT_EXPIRED command."""
     ended, *rest = account.credits
     account.credits = tuple(rest)
     account.balance -= ended.left

@@ -1,27 +1,27 @@
 """A bucket as one block of bytes: for snapshots and moves. Equal states give equal bytes.
 
-Columns go as blocks, not account by account. Grammar, little-endian; a part is `u32 length, bytes`:
+A block holds whole columns, not one account after another. Grammar, little-endian; a part is `u32 length, bytes`:
 
     block       = "BOOK" version u16, bucket_id u32, pending_cutoffs u32, part*10
     parts:
     totals        5 numbers of 32 bytes, signed, in internal units: top_ups, debits, accrued, adjustments, paid_out
-    lengths       u8 for each row: of its user_id, 0 where the row is free
+    lengths       u8 for each row: the length of its user_id, 0 if the row is free
     users         the user_ids, one behind the other
     rows          as they are in memory
-    free          u32 each: the free rows, the last one is used first
-    extra slots   u32 each, rising
-    extras        u32 length and bytes each, as `Extra.pack`
+    free          u32 each: the free rows; the last one is used first
+    extra slots   u32 each, ascending: the rows that have an `Extra`
+    extras        u32 length and bytes each, as `Extra.pack` makes them, in the order of the extra slots
     tombstones    each user_id (u8 length), settled_ns, entry_id i64, exhaustion_seq u32, u32 count of quiet lines,
                   u16 length of `off`, each line (rate_seq, since_ns i64, u8 length, resource), off; in order of closing
-    fading        the user_ids (u8 length) in order
+    fading        the user_ids (u8 length) of closed accounts whose tombstones hold rate_seqs, in order of closing
     request ids   u32 length and bytes each: the stored entries, oldest first
 
 Example: the empty bucket 7 is "BOOK", 0300, 07000000, 00000000, a0000000 and 160 zeros, then nine empty parts of
 00000000.
 
-It reads what it wrote: a block comes from a snapshot or a move, whose checksums have been proved, so a fault in it is
-a bug (or another version) and raises ValueError or AssertionError. An account's place in the wheel and presumed
-attempts are not state, and not in it.
+A block comes from a snapshot or a move whose checksums have been verified, so a fault in a block is a bug, or the block
+is of another version; `load` then raises ValueError or AssertionError. A block does not hold the filings in the wheel
+and the presumed attempts: they are not state.
 """
 
 import struct
@@ -46,12 +46,12 @@ _TOTAL_BYTES: Final = 32
 
 
 def dump(book: Book) -> bytes:
-    """The book as a block."""
+    """Packs a book into a block."""
     return run(dumping(book))
 
 
 def dumping(book: Book) -> Generator[None, None, bytes]:
-    """`dump` in slices; nothing may change between them."""
+    """`dump` in slices; the book must not change between them."""
     slots = sorted(book.extras)
     extras = []
     for first in range(0, len(slots), SLICE_ROWS):
@@ -79,12 +79,14 @@ def dumping(book: Book) -> Generator[None, None, bytes]:
 
 
 def load(bucket_id: int, dumped: bytes) -> Book:
-    """The book of a block; time stands still in it."""
+    """Unpacks the block of this bucket into a book; time stands still in it. Raises ValueError if the block is of
+    another bucket or version.
+    """
     return run(loading(bucket_id, dumped))
 
 
 def run(slices: Generator[None, None, T]) -> T:
-    """The result of what is made in slices, at once."""
+    """Runs a generator that works in slices to its end, without a pause; returns its result."""
     while True:
         try:
             next(slices)
@@ -94,7 +96,7 @@ def run(slices: Generator[None, None, T]) -> T:
 
 
 def is_of_other_version(dumped: bytes) -> bool:
-    """Whether it is a block as another version wrote it."""
+    """Whether `dumped` is a block of another version."""
     magic, version, _, _ = _HEAD.unpack_from(dumped)
     return bool(magic == _MAGIC and version != VERSION)
 
@@ -145,7 +147,7 @@ def _join(parts: Iterable[bytes | bytearray]) -> bytes:
 
 
 def _split(joined: bytes, at: int = 0) -> Iterator[bytes]:
-    """What `_join` joined, from `at` on."""
+    """The parts that `_join` joined, from `at` on. Raises ValueError if one is cut short."""
     while at < len(joined):
         end = at + _U32.size + _U32.unpack_from(joined, at)[0]
         if end > len(joined):

@@ -1,15 +1,16 @@
-"""Cutoff classes: what is done differently for some accounts when they run out.
+"""Cutoff classes: other rules for some accounts when they run out.
 
-An account is in one class, the default one unless `set_class` said otherwise. A class says whether an exhaustion goes
-on below zero, whether there is a restore URL, and how long the *grace* is: the account is exhausted at E as every
-other, and its cutoff is owed at E + grace, exactly, unless available rises above zero before. Meanwhile what the rate
-would spend is counted as overrun, or is arrears, as the class says.
+An account is in one class, the default one unless a `set_class` changed that. A class defines whether an exhausted
+account goes on below zero, whether there is a restore URL, and how long the *grace* is: the account is exhausted at E
+like any other, but its cutoff is owed at exactly E + grace, unless available rises above zero before. During the grace
+the rate counts as overrun, or runs up arrears, as the class defines.
 
-What an exhaustion began with stays: whether it goes on below zero is asked at E. Only the grace that is running follows
-a change of class: it ends at E + the new grace, at once where that has passed. A cutoff that is owed stays owed.
+Whether an exhausted account goes on below zero is decided at E and does not change before the account is restored. Only
+a running grace follows a change of class: it ends at E + the new grace, or at once if that has passed. A cutoff that is
+owed stays owed.
 
-An account whose class the rules do not have (any more) is served by the default. In replay nothing is asked of the
-rules: the entry says by its flags and its note what was in force.
+The default class applies to an account whose class the rules do not have (any more). Replay does not read the rules:
+the flags and the note of an entry hold what was in force.
 """
 
 from collections.abc import Mapping
@@ -21,10 +22,10 @@ from billing.ledger.money import INT64_MAX
 
 
 class CutoffClass(NamedTuple):
-    """What the rules say of one class."""
+    """The rules of one class."""
 
     grace_ns: int = 0
-    accrue: bool = False  # an exhaustion goes on below zero
+    accrue: bool = False  # an exhausted account goes on below zero
     restore: bool = False  # there is a restore URL
 
 
@@ -40,7 +41,7 @@ def set_class(account: Account, command: Command) -> None:
 
 
 def after_grace_ns(exhausted_at_ns: int, grace_ns: int) -> int:
-    """When a grace ends; never beyond 2**63-1."""
+    """The end of a grace, at most 2**63-1."""
     return min(exhausted_at_ns + grace_ns, INT64_MAX)
 
 

@@ -1,12 +1,12 @@
 """Opening and closing accounts.
 
-An account begins with its first top_up. It is closed only at rate 0, with no debt, no hold, and no call that is owed or
-whose grace is running; the rest of its money is paid out as an entry. What outlives it is its tombstone: entry_id,
-exhaustion_seq and the rate_seqs of its lines (and, in the bucket, its request ids). A later top_up opens it again, in
-the default class, and the numbers go on rising.
+An account begins with its first top_up. It can be closed only at rate 0, with no debt, no hold, no owed call and no
+running grace; the entry of the closing pays out the balance. A tombstone is kept: entry_id, exhaustion_seq and the
+rate_seqs of the lines (the bucket keeps the request ids, too). A later top_up opens the account again, in the default
+class, and the numbers go on rising.
 
-Closing does not switch machines on again: if a cutoff was sent and no restore made it good, the tombstone keeps that,
-and the top_up that opens the account restores it, as it would have without the closing between.
+Closing does not switch the user's machines on again: if a cutoff was sent and no restore revoked it, the tombstone
+keeps that fact, and the top_up that opens the account again restores it, as it would have without the closing.
 """
 
 from billing.ledger import cutoffs
@@ -20,8 +20,8 @@ _RATE, _DEBT, _HOLD, _CUTOFF = range(len(OBSTACLES))
 
 
 def open_account(book: Book, user_id: bytes, at_ns: int) -> Account:
-    """A working copy of a new account, or of a closed one come to life: no money, no rate. Not before its last
-    instant.
+    """Opens a new or a closed account: returns a working copy without money and rate. A closed account opens at
+    `at_ns`, but not before the instant at which it was closed.
     """
     account = Account(book, book.open_slot(user_id), user_id)
     account.settled_ns = at_ns
@@ -44,7 +44,7 @@ def open_account(book: Book, user_id: bytes, at_ns: int) -> Account:
 
 
 def check_closable(account: Account) -> None:
-    """Refuses `ACCOUNT_NOT_CLOSABLE` with the first obstacle there is."""
+    """Raises Rejected `ACCOUNT_NOT_CLOSABLE` with the first obstacle to closing, if there is one."""
     extra = account.extra
     if account.rate:
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _RATE)
@@ -57,7 +57,9 @@ def check_closable(account: Account) -> None:
 
 
 def bury(account: Account) -> None:
-    """Frees the row and leaves the tombstone; tombstones whose rate_seqs nobody needs any more become smaller."""
+    """Frees the account's row and leaves its tombstone. Removes the rate_seqs from tombstones that are 7 days old: no
+    late retry can need them.
+    """
     book, at_ns = account.book, account.settled_ns
     quiet = account.extra.quiet if account.extra is not None else {}
     still_quiet = tuple(
@@ -78,7 +80,9 @@ def bury(account: Account) -> None:
 
 
 def _off(extra: Extra) -> bytes:
-    """What is to be known of machines that may be off: the latest cutoff, which is the only one where none is owed."""
+    """A packed `Extra` that holds only the cutoff for which the user's machines may be off; empty if they are not. (No
+    call is owed for a closed account, so the latest cutoff is the only one.)
+    """
     if extra.off_seq <= extra.on_seq:
         return b""
     stub = Extra()

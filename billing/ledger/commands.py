@@ -1,14 +1,15 @@
-"""Commands: what can happen to an account, as plain tuples of one shape.
+"""Commands: everything that can happen to an account, as plain tuples of one shape.
 
     (op, user_id, a, b, c, key, request_id, message, options, actor)
 
 `op` is one of the constants below; `a`, `b`, `c` are int64; the rest is bytes (UTF-8 where it is text). Unused
-numbers are 0, unused bytes are empty, so that two calls with the same parameters are equal up to `actor`: that is what
-idempotency compares (`same_call`). `actor` names who caused the command: a token or certificate, `uid:N`, or nobody
-(empty); a retry may come from another one. `options` holds the optional parameters that have no place among the other
-fields, see `pack_options`. The option DEFAULT_TTL_NS is not the caller's: the ledger adds it where its rules give a
-lease to a line whose report asks for none, so that replay needs no rules; `same_call` passes it over. The doors parse
-and range-check everything into this form; the ledger checks only what depends on state. The table:
+numbers are 0, unused bytes are empty, so that two calls with the same parameters are equal up to `actor`. `same_call`
+compares them when a request id comes again. `actor` names who caused the command: a token or certificate, `uid:N`, or
+nobody (empty); a retry may come from another actor. `options` holds the optional parameters that have no place among
+the other fields, see `pack_options`. The option DEFAULT_TTL_NS does not come from the caller: the ledger adds it where
+its rules give a lease to a line whose report asks for none, so that replay does not need the rules; `same_call` ignores
+it. The API parses each call into this form and checks the ranges; the ledger checks only what depends on state. The
+table:
 
     op                  a                     b                   c                key               message
     TOP_UP              amount nanos                                                                 message
@@ -28,13 +29,13 @@ and range-check everything into this form; the ledger checks only what depends o
     SET_CLASS                                                                      class, empty: the message
                                                                                    default
 
-Time-caused commands are never sent from outside, the ledger makes them: EXHAUST, HOLD_EXPIRED (key = hold_id),
-LEASE_EXPIRED (a = the rate that the line had, key = resource), CREDIT_EXPIRED (a and b = amount and entry_id of its
-top_up, key = its kind), GRACE_ENDED (a and b = seq and exhaustion instant of the cutoff that is called from now on),
-THRESHOLD (a = kind, b = value). Delivery commands tell the ledger what became of a cutoff or a restore call: `a` is the
-cutoff's seq, message the error of a failed attempt; CUTOFF_FAILED with `b` = 1 is one that never began, because no
-connection came about: it counts, and nobody was told anything. `rate_seq` and `min_runway_ns` are 0 or more, in
-nanoseconds the latter; `ttl_ns` of a hold is 1 or more, of a rate `LEASE_NS_MIN` or more.
+The ledger itself makes the commands that time causes; no client can send them: EXHAUST, HOLD_EXPIRED (a = its amount,
+key = hold_id), LEASE_EXPIRED (a = the rate that the line had, key = resource), CREDIT_EXPIRED (a and b = amount and
+entry_id of its top_up, key = its kind), GRACE_ENDED (a and b = seq and exhaustion instant of the cutoff that is owed
+from now on), THRESHOLD (a = kind, b = value). Delivery commands report the progress of a cutoff or restore call: `a` is
+the cutoff's seq, message the error of a failed attempt. CUTOFF_FAILED with `b` = 1 reports an attempt for which no
+connection was established: it counts as an attempt, but the receiver has got nothing. `rate_seq` is 0 or more,
+`min_runway_ns` 0 or more nanoseconds; `ttl_ns` of a hold is 1 or more, of a rate `LEASE_NS_MIN` or more.
 """
 
 import struct
@@ -71,10 +72,10 @@ RESTORE_FAILED: Final = 53
 CUTOFF_RELEASED: Final = 54
 CUTOFF_RETRY: Final = 55
 
-OF_LINES: Final = frozenset((SET_RATE, CHANGE_RATE, LEASE_EXPIRED))  # whose key is a rate line
+OF_LINES: Final = frozenset((SET_RATE, CHANGE_RATE, LEASE_EXPIRED))  # operations whose key names a rate line
 BY_TIME: Final = range(32, 48)
 
-# What a, b, c and key are of each operation; "" where it has none.
+# The names of a, b, c and key for each operation; "" for a field that the operation does not use.
 FIELD_NAMES: Final[dict[int, tuple[str, str, str, str]]] = {
     TOP_UP: ("amount_nanos", "", "", ""),
     SET_RATE: ("nanos_per_hour", "rate_seq", "min_runway_ns", "resource"),
@@ -98,7 +99,7 @@ FIELD_NAMES: Final[dict[int, tuple[str, str, str, str]]] = {
     **{op: ("seq", "", "", "") for op in (RESTORE_STARTED, RESTORE_DELIVERED, RESTORE_FAILED)},
 }
 
-# What history calls each operation. From outside they carry the procedure's own name.
+# The name of each operation in the history. An operation that a client calls has the name of the called procedure.
 NAMES: Final[dict[int, str]] = {
     TOP_UP: "top_up",
     SET_RATE: "set_rate",
@@ -139,12 +140,12 @@ BY_AMOUNT: Final = 0  # available <= value nanos
 BY_RUNWAY: Final = 1  # runway <= value ns
 
 # Tags of options.
-TTL_NS: Final = 1  # of a rate line: how long its lease is
-DEFAULT_TTL_NS: Final = 2  # the same, by the rules instead of the caller
-EXPIRES_AT_NS: Final = 3  # of a top_up: when what is left of it is gone
-KIND: Final = 4  # of a top_up: what the caller calls this money
+TTL_NS: Final = 1  # of a rate line: the length of its lease, given by the caller
+DEFAULT_TTL_NS: Final = 2  # of a rate line: the length of its lease, given by the rules
+EXPIRES_AT_NS: Final = 3  # of a top_up: the instant at which the rest of it expires
+KIND: Final = 4  # of a top_up: the caller's name for this money
 
-# Limits that the doors check; the journal's tails hold them.
+# Limits that the API checks; the length fields of a packed entry are wide enough for them.
 USER_ID_BYTES_MAX: Final = 128
 REQUEST_ID_BYTES_MAX: Final = 64
 RESOURCE_BYTES_MAX: Final = 128
@@ -156,15 +157,15 @@ THRESHOLDS_MAX: Final = 16
 LEASE_NS_MIN: Final = 10**6
 KIND_BYTES_MAX: Final = 64
 CLASS_BYTES_MAX: Final = 64
-DEFAULT_CLASS: Final = "default"  # what people call the class without a name
+DEFAULT_CLASS: Final = "default"  # the name that is shown for the class whose own name is empty
 
 _THRESHOLD = struct.Struct("<Bq")
 _NUMBER = struct.Struct("<q")
 
 
 def pack_thresholds(thresholds: list[tuple[int, int]]) -> bytes:
-    """`[(kind, value)]`, value >= 0, as the `key` of SET_THRESHOLDS: sorted and without doubles, so that equal sets
-    are equal bytes.
+    """Packs `[(kind, value)]`, value >= 0, into the `key` of SET_THRESHOLDS: sorted and without duplicates, so that
+    equal sets have equal bytes.
     """
     ordered = sorted(set(thresholds))
     assert len(ordered) <= THRESHOLDS_MAX
@@ -172,13 +173,13 @@ def pack_thresholds(thresholds: list[tuple[int, int]]) -> bytes:
 
 
 def unpack_thresholds(packed: bytes) -> list[tuple[int, int]]:
-    """What `pack_thresholds` packed: `[(kind, value)]`, sorted."""
+    """Unpacks the result of `pack_thresholds`: `[(kind, value)]`, sorted."""
     assert len(packed) % _THRESHOLD.size == 0
     return [(kind, value) for kind, value in _THRESHOLD.iter_unpack(packed)]
 
 
 def same_call(command: Command, other: Command) -> bool:
-    """Whether two commands are the same call, apart from the actor and from additions by the rules."""
+    """Whether two commands are the same call. Ignores the actor and the option that the rules add."""
     return command[:-2] == other[:-2] and (command[-2] == other[-2] or _asked_for(command[-2]) == _asked_for(other[-2]))
 
 
@@ -189,12 +190,12 @@ def _asked_for(packed: bytes) -> dict[int, bytes]:
 
 
 def number_option(tag: int, number: int) -> bytes:
-    """Packed options of one number, an int64."""
+    """Packs one int64 as the only option of a command."""
     return pack_options({tag: _NUMBER.pack(number)})
 
 
 def top_up_options(expires_at_ns: int, kind: bytes) -> bytes:
-    """The options of a top_up; an end of -1 and an empty kind were not given."""
+    """The options of a top_up; -1 stands for no `expires_at_ns`, an empty kind for none."""
     if expires_at_ns < 0 and not kind:
         return b""
     options = {} if expires_at_ns < 0 else {EXPIRES_AT_NS: _NUMBER.pack(expires_at_ns)}
@@ -202,7 +203,7 @@ def top_up_options(expires_at_ns: int, kind: bytes) -> bytes:
 
 
 def number_of(options: dict[int, bytes], tag: int) -> int | None:
-    """The number that was given with this tag; None where none was."""
+    """The number of the option with this tag; None if the option was not given."""
     if tag not in options:
         return None
     number: int = _NUMBER.unpack(options[tag])[0]
@@ -210,14 +211,16 @@ def number_of(options: dict[int, bytes], tag: int) -> int | None:
 
 
 def pack_options(options: dict[int, bytes]) -> bytes:
-    """Optional parameters by tag (1-255) as a command's `options`: tags rising, so that equal ones are equal bytes."""
+    """Packs optional parameters, by tag (1-255), into a command's `options`: tags ascending, so that equal parameters
+    have equal bytes.
+    """
     packed = b"".join(bytes((tag, len(value))) + value for tag, value in sorted(options.items()))
     assert len(packed) <= OPTIONS_BYTES_MAX
     return packed
 
 
 def unpack_options(packed: bytes) -> dict[int, bytes]:
-    """What `pack_options` packed. Raises ValueError where it is something else."""
+    """Unpacks the result of `pack_options`, by tag. Raises ValueError where an option is cut short."""
     options, at = {}, 0
     while at < len(packed):
         if at + 2 > len(packed) or at + 2 + packed[at + 1] > len(packed):

@@ -1,40 +1,41 @@
-"""Credits that end: parts of a balance that are gone at an instant. Pure arithmetic on tuples.
+"""Credits: parts of a balance that expire at an instant. Pure arithmetic on tuples.
 
-A top-up with an end makes a `Credit`: so much of the balance ends at `ends_ns`. The credits of an account are a tuple
-in the order in which they are spent: what ends soonest comes first, of several with one end the smaller, then the
-older. Whatever lowers a balance (time, debits, captures, corrections) is taken from the first of them on, and from
-money that never ends only when no credit is left. Taking from the first never changes the order. So the sum of the
-credits is at most the balance, and an account with a balance of zero or below has none.
+A top-up with an end makes a `Credit`: this part of the balance, as far as it is not spent, is lost at `ends_ns`. The
+credits of an account are a tuple in the order in which they are spent: the one that ends soonest comes first; of
+several with the same end the smallest, then the oldest. Whatever lowers the balance (time, debits, captures,
+corrections) takes from the first credit, then from the next; money without an end is spent only when no credit is left.
+Taking from the first credit never changes the order. So the sum of the credits is at most the balance, and an account
+with a balance of zero or below has no credits.
 
-Holds reserve an amount and no particular money: they are no part of this, and keep no credit from ending.
+Holds reserve an amount and no particular money: a hold does not keep a credit from ending.
 
-All sums are internal units. `rate` is what is being spent, in nanos per hour. Times are walked from end to end: an
-account has at most `CREDITS_MAX` credits.
+All amounts are in internal units. `rate` is the rate at which money is spent, in nanos per hour. The functions go
+through the credits one by one: an account has at most `CREDITS_MAX` of them.
 """
 
 from typing import Final, NamedTuple
 
 from billing.ledger.extra import NEVER_NS, Credit
 
-CREDITS_MAX: Final = 100  # an account
+CREDITS_MAX: Final = 100  # per account
 
 Credits = tuple[Credit, ...]
 
 
 class Walk(NamedTuple):
-    """The credits of an account after some time: those that remain, and those that ended with something in them."""
+    """The credits that an account still has after some time, and the amount lost with those that ended."""
 
     left: Credits
     lost: int
 
 
 def with_credit(credits: Credits, credit: Credit) -> Credits:
-    """The credits with one more, in its place."""
+    """The credits with one more, in the order in which they are spent."""
     return tuple(sorted((*credits, credit)))
 
 
 def after_spending(credits: Credits, amount: int) -> Credits:
-    """What is left of the credits after so much was taken."""
+    """The credits that are left after `amount` was taken from the balance."""
     for index, credit in enumerate(credits):
         if amount < credit.left:
             return (credit._replace(left=credit.left - amount), *credits[index + 1 :])
@@ -43,7 +44,7 @@ def after_spending(credits: Credits, amount: int) -> Credits:
 
 
 def after_time(credits: Credits, rate: int, at_ns: int, to_ns: int) -> Walk:
-    """The remaining credits after time has passed, and the amounts lost to ends up to `to_ns` inclusive."""
+    """The credits that remain at `to_ns`, and the amount that was lost at ends from `at_ns` to `to_ns` inclusive."""
     lost = 0
     while credits and credits[0].ends_ns <= to_ns:
         ends_ns = credits[0].ends_ns
@@ -56,7 +57,7 @@ def after_time(credits: Credits, rate: int, at_ns: int, to_ns: int) -> Walk:
 
 
 def next_end_ns(credits: Credits, rate: int, at_ns: int) -> int:
-    """The first instant at which something is left of a credit that ends; NEVER_NS where all are spent before."""
+    """The first instant at which a credit ends before it is spent; NEVER_NS if every credit is spent before its end."""
     sum_left = 0
     for credit in credits:
         sum_left += credit.left

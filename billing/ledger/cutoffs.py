@@ -1,20 +1,25 @@
-"""Owed cutoffs: what is still to be told to the cutoff URL, and to the restore URL after it.
+"""Cutoffs and restores: the calls to the cutoff URL that are owed, and those to the restore URL after them.
 
-A cutoff is made by each downward crossing of available and by each line raised from zero on an exhausted account. Where
-the account's class gives a grace, the cutoff of a crossing is in grace first and owed from the end of the grace on;
-until then nothing is called, a line that is raised makes no cutoff of its own, and whatever lifts available above zero
-supersedes it as if it had been owed. The grace belongs to the crossing: a line raised behind its end is called for at
-once. A cutoff is owed until delivery reports a 2xx, or until available rises above zero: then it is superseded,
-recorded and not sent (again). A delivered one keeps the instant at which its 2xx came, until it is owed once more,
-and becomes effective when the account's rate is zero; the instant of its restore's 2xx is kept likewise. What may have
-reached the outside is remembered as `off_seq`, and as long as no restore was delivered for it, an active account owes a
-restore; without a restore URL nothing is ever owed back. A restore is named by the cutoff that it makes good, and keeps
-that name however many later cutoffs are superseded unsent in between. After a start, cutoffs that were pending before
-count as attempted, because the record that an attempt began is written but not waited for.
+**Owed.** A cutoff is made by each downward crossing of available and by each line raised from zero on an exhausted
+account. A cutoff is owed until delivery reports a 2xx, or until available rises above zero: then it is superseded,
+which is recorded, and it is not sent (again). A delivered cutoff keeps the instant of its 2xx until it is owed once
+more, and becomes effective when the account's rate is zero; the instant of its restore's 2xx is kept likewise.
 
-`report` takes the reports of delivery (the beginning of an attempt comes before its outcome) and refuses
-`UNKNOWN_CUTOFF` for a cutoff that the account no longer owes: the attempt is then not made. It changes no money and
-settles nothing. Right before each attempt delivery asks `owed`, so only the newest state is ever sent.
+**Grace.** If the account's class gives a grace, the cutoff of a crossing is in grace first, and owed from the end of
+the grace on. Until then no call is made and a line that is raised makes no cutoff of its own; if available rises above
+zero, the cutoff is superseded as if it had been owed. The grace belongs to the crossing: a cutoff for a line that is
+raised after the end of the grace is owed at once.
+
+**Restores.** `off_seq` is the newest cutoff whose call may have reached the receiver. As long as no restore for it was
+delivered, an active account owes a restore; without a restore URL an account never owes one. The restore has the
+name of the cutoff that it revokes, and keeps that name even if later cutoffs are superseded unsent in between. After a
+start, cutoffs that were pending before count as attempted, because an attempt does not wait for the record that it
+began.
+
+`report` applies the reports of delivery (the beginning of an attempt is reported before its outcome). It refuses with
+`UNKNOWN_CUTOFF` a report about a cutoff that the account no longer owes: delivery then does not make the attempt. A
+report changes no money and settles nothing. Delivery asks `owed` right before each attempt, so it only ever sends the
+newest state.
 """
 
 from typing import Final, NamedTuple
@@ -25,7 +30,8 @@ from billing.ledger.commands import Command
 from billing.ledger.entry import DELIVERED, EFFECTIVE, IN_GRACE, PENDING, SUPERSEDED, event_id
 from billing.ledger.extra import Cutoff, Extra
 
-# Undelivered ones an account, as many as it may have rate lines; beyond that the oldest is folded into the newer ones.
+# Undelivered cutoffs per account, as many as it may have rate lines. At one more the oldest is dropped: the newer ones
+# stand for it.
 CUTOFFS_MAX: Final = 10_000
 
 
@@ -39,11 +45,11 @@ class Owed(NamedTuple):
     attempts: int
     released: bool
     class_name: bytes
-    due_ns: int  # since when it is owed; of a restore its cutoff's exhaustion
+    due_ns: int  # the instant since which the call is owed; of a restore the exhaustion instant of its cutoff
 
 
 def cross(account: Account, at_ns: int, due_ns: int) -> None:
-    """Makes a cutoff of this instant, which is owed from `due_ns` on: now, or at the end of a grace."""
+    """Makes a cutoff with the exhaustion instant `at_ns`, owed from `due_ns` on: the same, or the end of a grace."""
     extra = account.need_extra()
     account.exhaustion_seq += 1
     if extra.cutoffs and extra.cutoffs[-1].status != PENDING:
@@ -61,7 +67,7 @@ def cross(account: Account, at_ns: int, due_ns: int) -> None:
 
 
 def move_grace(account: Account, due_ns: int) -> None:
-    """The grace that is running ends at another instant."""
+    """Moves the end of the running grace to `due_ns`."""
     extra = account.need_extra()
     cutoff = extra.grace()
     assert cutoff is not None, "no grace is running"
@@ -70,7 +76,7 @@ def move_grace(account: Account, due_ns: int) -> None:
 
 
 def end_grace(account: Account) -> Command:
-    """The grace is over: its cutoff is owed. The command that says so."""
+    """Ends the running grace: its cutoff is owed from now on. Returns the GRACE_ENDED command."""
     extra = account.need_extra()
     cutoff = extra.grace()
     assert cutoff is not None, "no grace is running"
@@ -82,8 +88,9 @@ def end_grace(account: Account) -> Command:
 
 
 def may_have_begun(extra: Extra, started_ns: int) -> bool:
-    """Whether an attempt that nobody recorded may have been made before the last start, which was at `started_ns`: of
-    what was pending then, or fell due before it, since the call of an exhaustion does not wait for its record.
+    """Whether an attempt without a record may have been made before the last start, at `started_ns`, for a cutoff that
+    is still pending: one that was pending at the start, or fell due before it, because the call does not wait for the
+    record of the exhaustion.
     """
     return any(
         cutoff.status == PENDING and (cutoff.seq <= extra.presumed_seq or cutoff.due_ns <= started_ns)
@@ -92,9 +99,11 @@ def may_have_begun(extra: Extra, started_ns: int) -> bool:
 
 
 def lift(account: Account, presumed: bool, restores: bool) -> list[int]:
-    """Available rose above zero: supersedes what is pending and returns its seqs; `off_seq` tells what may have begun.
+    """Supersedes the pending cutoffs, or the one in grace, of an account whose available rose above zero; returns their
+    seqs. Afterwards a restore is owed if `off_seq` > `on_seq`.
 
-    `presumed`: `may_have_begun` said so. `restores`: there is a restore URL.
+    `presumed`: the result of `may_have_begun`; the latest pending cutoff then counts as attempted. `restores`: there is
+    a restore URL.
     """
     extra = account.extra
     assert extra is not None, "an exhausted account has had a cutoff"
@@ -118,7 +127,7 @@ def lift(account: Account, presumed: bool, restores: bool) -> list[int]:
 
 
 def rest(account: Account) -> None:
-    """The rate is zero: what was delivered has had its effect."""
+    """The rate is zero: a delivered latest cutoff becomes effective."""
     extra = account.extra
     if extra is not None and extra.cutoffs and extra.cutoffs[-1].status == DELIVERED:
         extra.cutoffs[-1].status = EFFECTIVE
@@ -142,12 +151,14 @@ def owed(user_id: bytes, extra: Extra | None, exhausted: bool) -> Owed | None:
 
 
 def owed_for(account: Account) -> Owed | None:
-    """The same for a working copy."""
+    """`owed` for a working copy."""
     return owed(account.user_id, account.extra, account.exhausted)
 
 
 def report(account: Account, command: Command, at_ns: int) -> None:
-    """Takes a report of delivery, or an operator's order, of this instant about the cutoff or restore of seq `a`."""
+    """Applies a report of delivery, or an operator's order, about the cutoff or restore with seq `a`. Raises Rejected
+    `UNKNOWN_CUTOFF`.
+    """
     op, _, seq, operator, _, _, _, error, *_ = command
     unbegun = op == ops.CUTOFF_FAILED and operator == 1
     extra = account.extra
@@ -194,8 +205,8 @@ def _delivered(account: Account, extra: Extra, cutoff: Cutoff, at_ns: int) -> No
 
 
 def _again(account: Account, cutoff: Cutoff, operator: bool) -> None:
-    """A delivered cutoff is sent once more: by verification while machines still run (it would be effective if they
-    did not), by an operator in any case.
+    """Makes a delivered cutoff owed once more. Verification may do so only while the rate is above zero, when the
+    cutoff is not effective; an operator may always.
     """
     done = (DELIVERED, EFFECTIVE) if operator else (DELIVERED,)
     if not account.exhausted or cutoff.status not in done:

@@ -1,8 +1,8 @@
-"""The entry: a command with its instant, and what came of it. One codec, one answer.
+"""The entry: a command with its instant and its outcome. One codec, one answer.
 
 An entry is the journal's record, the history's row, the stored answer of a request_id and the audit's evidence at
-once. It is a plain tuple in the order of `FIELDS`; `Entry` is the same tuple with names, for readers that are not in
-a hurry. Grammar of the packed form, little-endian:
+once. It is a plain tuple in the order of `FIELDS`; `Entry` is the same tuple with names, for code that need not be
+fast. Grammar of the packed form, little-endian:
 
     entry = 0xF2, fixed, tails
     fixed = op u8, flags u16, refusal u16, a i64, b i64, c i64, at_ns i64, entry_id i64,
@@ -13,29 +13,30 @@ a hurry. Grammar of the packed form, little-endian:
     tails = user_id key request_id message options actor note
     options = (tag u8, length u8, value) for each optional parameter that was given, tags rising
 
-`op, user_id, a, b, c, key, request_id, message, options, actor` are the command as it came. A pair (nanos, frac) is
-`nanos * NANO + frac` internal units with 0 <= frac < NANO. `amount` is the signed change of the balance by the command
-itself, `accrued` what time took since the entry before (never negative), `balance` what is left after both; so the
-balance before the command is balance - amount, and the entry before ended with balance - amount + accrued. `rate` is
-the account's total in nanos per hour, `line_rate` that of the line which the command set, from then on (0 where it set
-none), `exhausts_at_ns` -1 where no exhaustion is coming. `actor` names who caused the command: it takes no part in
-deciding whether two calls are the same.
+`op, user_id, a, b, c, key, request_id, message, options, actor` are the command as it was applied. A pair (nanos, frac)
+is `nanos * NANO + frac` internal units with 0 <= frac < NANO. `amount` is the signed change of the balance by the
+command itself, `accrued` the charge for the time since the entry before (never negative), `balance` the balance after
+both; so the balance before the command is balance - amount, and the entry before ended with balance - amount + accrued.
+`rate` is the account's total after the entry, in nanos per hour; `line_rate` is the new rate of the line that the
+command set (0 if it set none); `exhausts_at_ns` is -1 if no exhaustion is coming. `actor` names who caused the command;
+it is not compared when the ledger decides whether two calls are the same.
 
 Example: a top-up of 5 nanos for user `7` at instant 10 as its first entry packs to f2, 01 0000 0000, 05.., 00.., 00..,
 0a.., 01.. and so on, to the tail 37; `FIXED.size + 1` bytes in all.
 
-`EVERYDAY` packs the fixed part of the commands of every day: it takes no refusal, amount's frac, credit limit, holds,
-overrun, and no lengths of key, options and note, because they are zero there, and leaves zeros in their place.
+`EVERYDAY` packs the fixed part of an everyday command. It takes no refusal, frac of amount, credit limit, holds and
+overrun, and no lengths of key, options and note: these are zero in such an entry, and `EVERYDAY` writes the zeros.
 
 **The first format** had neither the leading byte nor `line_rate`, `options` and `actor`, and no flag ACCRUING; its
-first byte was the op, which is below 0xF2. `unpack` reads both. `line_rate` of a change_rate is UNKNOWN there, and
-`pack_first` makes the bytes that the first format would have had, so that replay can hold them against what it made.
+first byte was the op, which is below 0xF2. `unpack` reads both formats. The `line_rate` of a change_rate in the first
+format is UNKNOWN. `pack_first` makes the bytes that an entry has in the first format, so that replay can compare the
+recorded bytes with the entry that it made.
 
-Refused entries (flag REFUSED) and what delivery reports change no money, take no entry_id (0), settle nothing and are
-not rows of the history; the balance in them is the one at their instant. `note` holds what else the answer needs: of a
-restored account the cutoff concerned, of a refusal its number, of a closing the credit that was forfeited, of a
-crossing with a grace and of a set_class within one the instant at which the grace ends. Everything an answer says comes
-from the entry, so the first and the replayed answer are the same function's.
+Entries of refusals (flag REFUSED) and of reports of delivery change no money, have the entry_id 0, settle nothing and
+are not rows of the history; their balance is the one at their instant. `note` holds further facts for the answer and
+for replay: for a restored account the cutoff concerned, for a refusal the number of its message, for a closing the
+forfeited credit, for a crossing with a grace and for a set_class during a grace the instant at which the grace ends. An
+answer is made from the entry alone, so one function makes both the first answer and the replayed one.
 """
 
 import string
@@ -150,14 +151,14 @@ _AT_NS_AT: Final = struct.calcsize("<BHHqqq")  # without the leading byte
 
 
 def pack(entry: EntryTuple) -> bytes:
-    """The packed form of an entry tuple. Raises struct.error where a number leaves its field: a broken invariant."""
+    """The packed form of an entry tuple. Raises struct.error if a number does not fit its field: a broken invariant."""
     tails = entry[_NUMBERS:]
     return FIXED.pack(FORMAT, *entry[:_NUMBERS], *map(len, tails)) + b"".join(tails)
 
 
 def unpack(packed: bytes) -> EntryTuple:
-    """The entry tuple of a packed entry, of the present or the first format. Raises ValueError where lengths do not add
-    up.
+    """The entry tuple of a packed entry, in the present or the first format. Raises ValueError where the lengths do not
+    add up.
     """
     if packed[:1] != FORMAT_BYTE:
         return _unpack_first(packed)
@@ -168,7 +169,7 @@ def unpack(packed: bytes) -> EntryTuple:
 
 
 def _tails(packed: bytes, at: int, lengths: tuple[int, ...]) -> list[bytes]:
-    """The tails of these lengths, which fill the entry from `at` on. Raises ValueError where they do not."""
+    """The tails of these lengths, from `at` on. Raises ValueError unless they end where the entry ends."""
     tails = []
     for length in lengths:
         tails.append(packed[at : at + length])
@@ -179,8 +180,8 @@ def _tails(packed: bytes, at: int, lengths: tuple[int, ...]) -> list[bytes]:
 
 
 def cause_of(packed: bytes) -> tuple[int, int, ops.Command]:
-    """(flags, at_ns, command) of a packed entry: what makes it again, without the numbers that come of it. Raises
-    ValueError as `unpack` does.
+    """(flags, at_ns, command) of a packed entry: what replay needs to make the entry again, without the numbers of the
+    outcome. Raises ValueError as `unpack` does.
     """
     if packed[:1] != FORMAT_BYTE:
         first = Entry._make(_unpack_first(packed))
@@ -207,13 +208,13 @@ def cause_of(packed: bytes) -> tuple[int, int, ops.Command]:
 
 
 def cause_at(packed: bytes) -> tuple[int, int]:
-    """(op, flags) of a packed entry of either format, which is not looked at any further."""
+    """(op, flags) of a packed entry of either format; reads and checks nothing else of it."""
     at = packed[0] == FORMAT
     return packed[at], packed[at + 1] | packed[at + 2] << 8
 
 
 def instant_of(packed: bytes) -> int:
-    """`at_ns` of a packed entry of either format, which is not looked at any further."""
+    """`at_ns` of a packed entry of either format; reads and checks nothing else of it."""
     at_ns: int = _AT_NS.unpack_from(packed, _AT_NS_AT + (packed[0] == FORMAT))[0]
     return at_ns
 
@@ -242,7 +243,7 @@ def _unpack_first(packed: bytes) -> EntryTuple:
 
 
 def pack_first(entry: EntryTuple) -> bytes:
-    """The bytes that the first format would have for this entry, were it made by nobody and without options."""
+    """The bytes of this entry in the first format, which has no room for its `line_rate`, options and actor."""
     op, flags, *numbers = entry[:_NUMBERS]
     del numbers[_LINE_RATE - 2]
     user_id, key, request_id, message, _, _, note = entry[_NUMBERS:]
@@ -250,7 +251,7 @@ def pack_first(entry: EntryTuple) -> bytes:
     return _FIRST.pack(op, flags & ~ACCRUING, *numbers, *map(len, tails)) + b"".join(tails)
 
 
-# -- what else an answer needs -----------------------------------------------------------------------------------------
+# -- notes -------------------------------------------------------------------------------------------------------------
 
 PENDING: Final = 0
 DELIVERED: Final = 1
@@ -266,17 +267,17 @@ _GRACE = struct.Struct("<q")
 
 
 def pack_cutoff(seq: int, exhausted_at_ns: int, status: int, attempts: int, last_error: bytes) -> bytes:
-    """The note of a restored entry: the account's latest cutoff as the restoring call left it."""
+    """The note of an entry that restored an account: the account's latest cutoff, as it is after the entry."""
     return _CUTOFF.pack(seq, exhausted_at_ns, attempts, status) + last_error
 
 
 def pack_number(number: int) -> bytes:
-    """The note of a refused entry: the one number that its error names, 0..2**64-1."""
+    """The note of a refused entry: the one number that its error needs, 0..2**64-1."""
     return _NUMBER.pack(number)
 
 
 def pack_forfeited(forfeited: int) -> bytes:
-    """The note of a close entry: what of its amount was credit that ends, in internal units above zero."""
+    """The note of a close entry: the part of its amount that was credit with an end, in internal units above zero."""
     return _FORFEITED.pack(*divmod(forfeited, NANO))
 
 
@@ -286,8 +287,8 @@ def pack_grace(ends_ns: int) -> bytes:
 
 
 def grace_end_of(packed: bytes) -> int:
-    """The end of a grace in the note of a packed entry of the present format that is no refusal; -1 where there is no
-    note.
+    """The end of a grace, from the note of a packed entry that began or moved one, or may have; -1 if there is no note.
+    The entry is of the present format and no refusal.
     """
     *_, length = _LENGTHS.unpack_from(packed, _LENGTHS_AT)
     ends_ns: int = _GRACE.unpack(packed[-length:])[0] if length else -1
@@ -298,7 +299,7 @@ _UNQUOTED: Final = string.ascii_letters.encode() + b"0123456789_-~"
 
 
 def event_id(user_id: bytes, seq: int, exhausted_at_ns: int) -> str:
-    """The name of one cutoff, the same on every attempt: ASCII, safe in a header and a query, at most 512 bytes,
+    """The name of one cutoff, the same for all attempts: ASCII, safe in a header and a query, at most 512 bytes,
     without a full stop.
     """
     if user_id.translate(None, _UNQUOTED):
@@ -307,7 +308,7 @@ def event_id(user_id: bytes, seq: int, exhausted_at_ns: int) -> str:
 
 
 def hold_id(request_id: bytes, entry_id: int) -> bytes:
-    """The id of the hold that a `hold` with this request_id (or without one, as this entry) made; always UTF-8."""
+    """The id of a hold, always UTF-8: made of the request_id of its `hold`, or of the entry_id if there was none."""
     if not request_id:
         return b"e:%d" % entry_id
     try:
@@ -318,7 +319,7 @@ def hold_id(request_id: bytes, entry_id: int) -> bytes:
 
 
 def text(raw: bytes) -> str | bytes:
-    """As a client may read it: str where it is UTF-8, else the bytes as they came."""
+    """Text for a reply: str if the bytes are UTF-8, else the bytes unchanged."""
     try:
         return raw.decode()
     except UnicodeDecodeError:
@@ -339,7 +340,7 @@ def cutoff_map(
     }
 
 
-TIME: Final = "time"  # the actor of what time caused
+TIME: Final = "time"  # the actor of commands that time causes
 _SETS_A: Final = frozenset((ops.SET_CREDIT_LIMIT, ops.HOLD, ops.HOLD_EXPIRED, ops.CAPTURE))
 
 
@@ -347,7 +348,9 @@ _SETS_A: Final = frozenset((ops.SET_CREDIT_LIMIT, ops.HOLD, ops.HOLD_EXPIRED, op
 
 
 def answer(entry: EntryTuple, bucket_id: int) -> dict[str, object]:
-    """The reply to the call that made this entry, or that got it again; it was not refused. The map of CONTRACT §3."""
+    """The reply to the call that made this entry, or to a retry of that call; the entry is no refusal. The map of
+    CONTRACT §3.
+    """
     (
         op, flags, _, _, _, _, at_ns, entry_id, amount_nanos, amount_frac, _, _, balance_nanos, balance_frac, rate, _,
         limit_nanos, holds_nanos,
@@ -370,7 +373,7 @@ def answer(entry: EntryTuple, bucket_id: int) -> dict[str, object]:
         "at_ns": at_ns,
         "replayed": flags & REPLAYED != 0,
     }
-    # What the entry took is shown in the floors of the history: the balance before it less the balance after it.
+    # The amount taken is shown as the history shows it: the balance before less the balance after, each rounded down.
     if op == ops.DEBIT:
         reply["outcome"] = "exhausted" if flags & EXHAUSTED else "ok"
         reply["debited_nanos"] = -amount_nanos - (amount_frac > balance_frac)
@@ -392,7 +395,8 @@ def answer(entry: EntryTuple, bucket_id: int) -> dict[str, object]:
 
 
 def history_row(entry: EntryTuple) -> dict[str, object]:
-    """The row of the history: all money in floors, so that neighbouring rows add up.
+    """The row of the history. Balances are rounded down, and the amounts are their differences, so that neighbouring
+    rows add up:
 
     balance_after of the row before - accrued_nanos = balance_before_nanos, + amount_nanos = balance_after_nanos.
     """
@@ -421,18 +425,18 @@ def history_row(entry: EntryTuple) -> dict[str, object]:
 
 
 def class_name(key: bytes) -> str:
-    """A cutoff class as people read it."""
+    """The name that is shown for a cutoff class."""
     return key.decode() or ops.DEFAULT_CLASS
 
 
 def threshold_maps(thresholds: Iterable[tuple[int, int]]) -> list[dict[str, int]]:
-    """Thresholds as people set them; each given as (kind, value)."""
+    """Thresholds, each given as (kind, value), in the form in which a client sets them."""
     return [{"amount_nanos" if kind == ops.BY_AMOUNT else "runway_ns": value} for kind, value in thresholds]
 
 
 def value_of(op: int, a: int, b: int, key: bytes) -> int | None:
-    """What the command set, in nanos: a credit limit, a hold, the highest threshold, or the threshold that was crossed;
-    None where it set nothing of the kind.
+    """The value of a command in nanos: its credit limit, the amount of its hold or capture, its highest threshold of an
+    amount, or the threshold that was crossed; None for other commands.
     """
     if op in _SETS_A:
         return a
@@ -443,13 +447,13 @@ def value_of(op: int, a: int, b: int, key: bytes) -> int | None:
 
 # -- refusals ----------------------------------------------------------------------------------------------------------
 
-# What stands against a command, by the number in the note.
+# The bound that a command would break, and the obstacle to a closing, by the number in the note.
 LIMITS: Final = ("balance", "available", "credit_limit", "holds", "open_holds", "rate", "rate_lines", "credits")
 OBSTACLES: Final = ("rate", "debt", "hold", "cutoff")
 
 
 def refused(entry: EntryTuple, bucket_id: int) -> Refused:
-    """The error that answers the call which made this refused entry."""
+    """The error that answers the call that made this refused entry, or a retry of that call."""
     e = Entry._make(entry)
     number: int = _NUMBER.unpack(e.note)[0]
     name = NAME_OF_CODE[e.refusal]

@@ -1,18 +1,19 @@
-"""Refusals: every stable error name there is, with its number and whether trying again can help.
+"""Refusals: every stable error name, with its code and whether a retry can succeed.
 
-A refusal is an answer: nothing was changed by the command (`applied` "no"), or it is not known whether it was
-(`applied` "unknown"). Names and codes never change their meaning and are never reused; nobody has to parse a message.
-The table is the only place where a name is born: raising `Refused` with another name is a bug and ends the worker.
+A refusal is an answer: the command changed nothing (`applied` "no"), or it is unknown whether the command changed
+something (`applied` "unknown"). Names and codes never change their meaning and are never reused, so that no client has
+to parse a message. Every name is defined in this table: raising `Refused` with another name is a bug and ends the
+worker.
 
-It never holds what a client sent as raw bytes: messages name the field and give numbers.
+A message never contains raw bytes that a client sent: it names the field and gives numbers.
 """
 
 from typing import Final, NamedTuple
 
 
 class Kind(NamedTuple):
-    """What is fixed about an error name: its number on the wire and whether the same call may succeed later
-    unchanged.
+    """The fixed properties of an error name: its code on the wire, and whether the same call, unchanged, may succeed
+    later.
     """
 
     code: int
@@ -63,7 +64,7 @@ assert len(NAME_OF_CODE) == len(KINDS), "two error names share a code"
 
 
 class Refused(Exception):
-    """The answer is no. `details` are named facts in plain numbers and strings, e.g. `{"shortfall_nanos": 7}`."""
+    """The call is refused. `details` are named facts in plain numbers and strings, e.g. `{"shortfall_nanos": 7}`."""
 
     __slots__ = ("applied", "code", "details", "message", "name", "retry")
 
@@ -84,8 +85,8 @@ class Refused(Exception):
         return f"{self.name}: {self.message}"
 
     def as_map(self) -> dict[str, object]:
-        """The structured form on the wire: code, name, message, retry, applied and the details, none of which may
-        hide a fixed key.
+        """The structured form on the wire: code, name, message, retry, applied and the details. A detail cannot replace
+        one of the five fixed keys.
         """
         return {
             **self.details,

@@ -1,16 +1,16 @@
 """The rule of exhaustion: the first nanosecond at which nothing is left to spend. Pure arithmetic.
 
-An account has `available` to spend at an instant, above zero, and spends `rate` of it in each nanosecond (both in
+At an instant an account has `available` to spend, above zero, and spends `rate` of it in each nanosecond (both in
 internal units, so that nothing is rounded). It runs out at
 
     E = at + ceil(available / rate)        the first nanosecond with  rate * (E - at) >= available
 
-E does not depend on the instant before it from which it is worked out. Credits that end make it come earlier: what is
-left of a credit at its end is lost, so time is walked from end to end, and the formula holds behind the last one.
+E is the same from whichever instant before it is computed. Credits that end make E earlier: the rest of a credit is
+lost at the credit's end. `falls_ns` therefore goes from one end to the next, and uses the formula behind the last one.
 
-A change of the rule changes this module and its copy in `fast_path` (the tests hold the two together), and then the
-deliberate second implementations, which share nothing with it: the doctor, the load test's verdict, and in the tests
-the model and the simulation's auditor.
+Whoever changes this rule must change this module and its copy in `fast_path` (the tests compare the two), and then the
+implementations that are independent on purpose and share no code with it: the doctor, the load test's verdict, and in
+the tests the model and the simulation's auditor.
 """
 
 from billing.ledger.credits import Credits, after_time
@@ -23,8 +23,8 @@ def exhaustion_ns(at_ns: int, available: int, rate: int) -> int:
 
 
 def falls_ns(credits: Credits, rate: int, at_ns: int, available: int) -> int:
-    """The first instant at which `available`, above zero now, is zero or below: spent, or lost to ends of credits.
-    NEVER_NS where it stays above; may lie beyond 2**63-1.
+    """The first instant at which `available`, above zero now, is zero or below, because it was spent or credits ended.
+    NEVER_NS if that never happens; may lie beyond 2**63-1.
     """
     while credits:
         ends_ns = credits[0].ends_ns

@@ -1,30 +1,35 @@
-"""What few accounts have: credit limit, holds, named rate lines, leases, thresholds, credits, cutoffs, a class,
+"""Fields that few accounts have: credit limit, holds, named rate lines, leases, thresholds, credits, cutoffs, a class,
 overrun.
 
-A plain account (one unnamed rate line, never exhausted) is a row of its `Book` and nothing else. As soon as it has
-anything rarer it gets an `Extra` beside the row, and loses it again when nothing of it is left. An `Extra` holds
-state, it decides nothing.
+A plain account (one unnamed rate line, never exhausted) is a row of its `Book` and nothing else. An account that has
+any of these fields gets an `Extra` beside the row, and loses the `Extra` when all of them are empty again. An `Extra`
+only holds state; it makes no decisions.
 
 **Rate lines.** `lines` is None while the account has only the unnamed line: its rate is then the row's. Otherwise it
 maps each resource whose rate is above zero to (rate, rate_seq), rate_seq -1 if none was ever given. A line at zero
 that has a rate_seq is kept in `quiet`, resource to (rate_seq, since_ns), oldest first, so that a late retry of an old
-rate stays harmless; a line at zero without one has nothing to remember. `leases` maps the lines above zero that end by
-themselves to the instant at which they do; `lines` is then not None.
+rate stays harmless; a line at zero without a rate_seq is not kept. `leases` maps each line above zero that has a lease
+to the instant at which the lease ends; `lines` is then not None.
 
 `next_expiry_ns` is the nearest instant at which a hold is given back, a lease ends, or a grace ends.
 
-**Cutoffs.** `cutoffs` is in order of seq and holds those still to be delivered, and always the latest one, whatever
-became of it. `off_seq` is the highest seq of which an attempt was started and `off_ns` its exhaustion instant, `on_seq`
-the highest one made good by a restore: the machines may be off while off_seq > on_seq. A cutoff is called from its
-`due_ns` on, which is its exhaustion instant, or later where the account's class gives a grace: until then its status is
-IN_GRACE, and it is the only one there is.
+**Cutoffs.** `cutoffs` is in order of seq and holds the cutoffs that are still to be delivered, and always the latest
+cutoff, whatever its status. `off_seq` is the highest seq for which an attempt began and `off_ns` the exhaustion instant
+of that cutoff; `on_seq` is the highest seq that a restore has revoked: the user's machines may be off while off_seq >
+on_seq. A cutoff is owed from its `due_ns` on, which is its exhaustion instant, or later if the account's class gives a
+grace: until then its status is IN_GRACE, and the account has no other cutoff.
 
-Packed form, little-endian: `_HEAD`, then lines, quiet lines, holds, thresholds, cutoffs, each as often as the head
-says, then restore_error; then sections, each with its tag u8, its length u32 and its bytes, in the order of their tags,
-and only where there is something in them: 1 the leases, each with its instant i64, a length u8 and the resource; 2 the
-credits in the order in which they are spent, each with its end i64, what is left as (nanos, frac) i64 i64, entry_id and
-amount i64, a length u8 and its kind; 3 the class's name; 4 of each cutoff that had a grace its seq u32 and due_ns i64;
-5 of each cutoff whose call had its 2xx its seq u32 and the instant i64 at which that came; 6 the same of its restore.
+Packed form, little-endian: `_HEAD`, then lines, quiet lines, holds, thresholds and cutoffs, as many as the head states,
+then restore_error. Then come the sections that are not empty, in the order of their tags, each as tag u8, length u32
+and bytes:
+
+    1   the leases: end i64, length u8, resource
+    2   the credits, in the order in which they are spent: end i64, the rest as (nanos, frac) i64 i64, entry_id i64,
+        amount i64, length u8, kind
+    3   the name of the class
+    4   of each cutoff that had a grace: seq u32, due_ns i64
+    5   of each cutoff whose call got a 2xx: seq u32, the instant of the 2xx i64
+    6   of each cutoff whose restore got a 2xx: seq u32, the instant of the 2xx i64
 """
 
 import struct
@@ -48,7 +53,7 @@ _LEASES, _CREDITS, _CLASS, _GRACES, _DELIVERIES, _RESTORES = 1, 2, 3, 4, 5, 6  #
 
 
 class Credit(NamedTuple):
-    """Money that ends, see `credits`. The order of tuples is that in which it is spent."""
+    """A part of the balance that ends, see `credits`. Credits are spent in the order of these tuples."""
 
     ends_ns: int
     left: int  # internal units, above zero
@@ -58,7 +63,7 @@ class Credit(NamedTuple):
 
 
 class Cutoff:
-    """One downward crossing and what became of telling it. `status` is one of `entry.STATUS_NAMES`."""
+    """One cutoff and the state of its call. `status` is an index of `entry.STATUS_NAMES`."""
 
     __slots__ = (
         *("attempts", "delivered_ns", "due_ns", "exhausted_at_ns"),
@@ -68,13 +73,13 @@ class Cutoff:
     def __init__(self, seq: int, exhausted_at_ns: int) -> None:
         self.seq = seq
         self.exhausted_at_ns = exhausted_at_ns
-        self.due_ns = exhausted_at_ns  # it is called from then on
+        self.due_ns = exhausted_at_ns  # the call is owed from this instant on
         self.status = PENDING
-        self.delivered_ns = 0  # when its 2xx came; 0: it has not come, or came before that was remembered
-        self.restored_ns = 0  # likewise the 2xx of the restore that made it good
+        self.delivered_ns = 0  # the instant of its 2xx; 0: there was none yet, or an older version did not keep it
+        self.restored_ns = 0  # likewise, the instant of its restore's 2xx
         self.attempts = 0
         self.last_error = b""
-        self.released = False  # an operator let it go after it was held back at a start
+        self.released = False  # an operator released it after it was held back at a start
 
 
 class Extra:
@@ -122,7 +127,7 @@ class Extra:
         self.presumed_seq = 0  # not state: cutoffs up to this one may have been attempted before the last start
 
     def is_empty(self) -> bool:
-        """Nothing here that a plain row does not say."""
+        """Whether the account needs no `Extra`: its row holds all of its state."""
         return not (
             self.credit_limit_nanos
             or self.holds
@@ -137,14 +142,14 @@ class Extra:
         )
 
     def find_next_expiry(self) -> None:
-        """Works `next_expiry_ns` out anew."""
+        """Computes `next_expiry_ns` anew."""
         next_ns = min((expires for _, expires in self.holds.values()), default=NEVER_NS)
         next_ns = min(next_ns, min(self.leases.values(), default=NEVER_NS))
         grace = self.grace()
         self.next_expiry_ns = next_ns if grace is None else min(next_ns, grace.due_ns)
 
     def grace(self) -> Cutoff | None:
-        """The cutoff whose grace is running."""
+        """The cutoff whose grace is running; None if there is none."""
         return self.cutoffs[-1] if self.cutoffs and self.cutoffs[-1].status == IN_GRACE else None
 
     def pending(self) -> list[Cutoff]:
@@ -152,12 +157,12 @@ class Extra:
         return [cutoff for cutoff in self.cutoffs if cutoff.status == PENDING]
 
     def begun(self, cutoff: Cutoff) -> None:
-        """An attempt at this cutoff was started, or may have been."""
+        """Notes that an attempt for this cutoff began, or may have begun."""
         if cutoff.seq > self.off_seq:
             self.off_seq, self.off_ns = cutoff.seq, cutoff.exhausted_at_ns
 
     def pack(self) -> bytes:
-        """All of it that is state."""
+        """The packed form; leaves out `presumed_seq` and `next_expiry_ns`, which are not stored."""
         lines = {} if self.lines is None else self.lines
         overrun_nanos, overrun_frac = divmod(self.overrun, NANO)
         parts = [
@@ -209,7 +214,7 @@ class Extra:
 
 
 def unpack(packed: bytes) -> Extra:
-    """What `Extra.pack` packed."""
+    """Unpacks the result of `Extra.pack`."""
     extra = Extra()
     (
         extra.credit_limit_nanos,
@@ -292,7 +297,7 @@ def _unpack_section(extra: Extra, tag: int, packed: bytes) -> None:
 def _unpack_table(
     layout: struct.Struct, packed: bytes, at: int, count: int
 ) -> tuple[dict[bytes, tuple[int, int]], int]:
-    """`count` times two numbers and a name, from `at` on; the table and where it ends."""
+    """Reads `count` rows of two numbers and a name, from `at` on; returns the table and the offset behind it."""
     table: dict[bytes, tuple[int, int]] = {}
     for _ in range(count):
         first, second, length = layout.unpack_from(packed, at)

@@ -1,20 +1,21 @@
-"""What happens most, written out for speed: the commands of every day, and what a storm of cutoffs is made of.
+"""The most frequent changes, written out for speed: everyday commands, and the three entries that each cutoff makes.
 
-Nearly all commands are a top_up, debit or set_rate that nothing follows from, and they set the pace of the daemon, so
-this one module is fast where the others are plain: one unpack, integers, one pack, one record; no working copy, no call
-that can be spared. It takes
+Nearly all commands are a top_up, debit or set_rate that crosses nothing, and they decide how fast the daemon is. So
+this one module is fast where the others are plain: one unpack, integers, one pack, one record; no working copy, no
+avoidable call. It takes
 
 - a top_up, a debit, or a set_rate without rate_seq, min_runway_ns and lease, of a line that has none of these either,
-- of an account that was active at the command's instant, stays so, and has no threshold, no credit that ends, and no
-  class, and keeps an `Extra` that it has,
-- or the first top_up of an account that never was.
+- of an account that was active at the command's instant and stays active, that has no threshold, no credit that ends
+  and no class, and that does not lose its `Extra`, if it has one, by the command,
+- or the first top_up of an account that never existed.
 
-Where thousands of accounts run out in one instant, each makes three entries. They are written out likewise, for an
-account for which time has nothing else in store: that it ran out, that its call began, and that the call had its 2xx.
+When thousands of accounts run out at one instant, each makes three entries: the account ran out, its call began, and
+the call got a 2xx. This module writes these out, too, for accounts for which time has no other event coming.
 
-Whatever else, it leaves untouched and says so; the plain way (`Account` and `Posting`) knows all rules. The model test
-holds both to the same rules, and replay makes the entries of time and of delivery again the plain way. When an account
-runs out is worked out here as in `exhaustion`, without the call.
+For everything else these functions change nothing and return None or False; the caller then takes the plain path
+(`Account` and `Posting`), which implements all rules. The model test checks that both follow the same rules, and replay
+makes the entries of time and of delivery again on the plain path. E is computed here by the formula of `exhaustion`,
+without the call.
 
 Money is kept as (nanos, frac), `nanos * NANO + frac` internal units with 0 <= frac < NANO: both fit a machine word,
 while one integer of internal units does not.
@@ -50,13 +51,16 @@ _write_row: Final = ROW.pack_into
 _pack_fixed: Final = FIXED.pack
 _pack_everyday: Final = EVERYDAY.pack
 _join: Final = b"".join
-_NO_LINE: Final = (0, -1)  # rate and rate_seq of a line that is not there
-_BARE_REPORT: Final = (0, 0, b"", b"", b"", b"", b"")  # what a report says beside whose cutoff it is
-_LINES_LEFT: Final = 2  # with as many, one that goes may leave the unnamed line alone, which is no line of an `Extra`
+_NO_LINE: Final = (0, -1)  # rate and rate_seq of a line that does not exist
+_BARE_REPORT: Final = (0, 0, b"", b"", b"", b"", b"")  # the fields of a report behind `seq`, all empty
+_LINES_LEFT: Final = 2  # with so few, removing one may leave only the unnamed line, which an `Extra` does not keep
 
 
 def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> EntryTuple | None:  # noqa: C901 - one function, for speed
-    """The entry of a command of this kind, carried out and recorded; None for another, with nothing changed."""
+    """Carries out and records an everyday command and returns its entry.
+
+    For any other command it changes nothing and returns None.
+    """
     op, user_id, a, b, c, key, request_id, message, options, actor = command
     if options or (key and op != SET_RATE):
         return None
@@ -100,7 +104,7 @@ def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> Ent
             if frac < 0:
                 frac += NANO
                 nanos -= 1
-        available = nanos  # this and frac are available
+        available = nanos  # (available, frac) is what is available
         if row_flags:
             available += limit_nanos - holds_nanos
         if available <= 0 and (available < 0 or not frac):
@@ -185,8 +189,8 @@ def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> Ent
 
 
 def run_out(posting: Posting, book: Book, slot: int, now_ns: int) -> bool:
-    """The exhaustion of an account for which nothing else is coming, if it is due at `now_ns`; False for any other,
-    with nothing changed. Nothing is coming for the account behind it.
+    """Records the exhaustion of an account if that is due by `now_ns` and nothing else is coming for the account; there
+    is then nothing to file it for. In any other case returns False and changes nothing.
     """
     settled_ns, nanos, frac, rate, entry_id, seq, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
     if not rate or (row_flags and row_flags != HAS_EXTRA):
@@ -237,8 +241,8 @@ def run_out(posting: Posting, book: Book, slot: int, now_ns: int) -> bool:
 
 
 def report(posting: Posting, book: Book, at_ns: int, command: Command) -> bool:
-    """That the call for the one cutoff of an exhausted account began, or had its 2xx; False for any other report, and
-    for an account for which time may cause something, with nothing changed.
+    """Records that the call for the only cutoff of an exhausted account began, or got a 2xx. For any other report, and
+    for an account for which an event of time may be due, returns False and changes nothing.
     """
     op, user_id, seq, *bare = command
     slot = book.slots.get(user_id)

@@ -1,22 +1,24 @@
 """The ledger: the only place where accounts change.
 
-A state machine without I/O. `apply(bucket_id, at_ns, command)` first lets happen what time has made due for the
-account, each at its exact instant, then the command, and appends one packed entry per change to `records`. What
-became owed to the outside is appended to `notices`. The caller drains both. Same state and same command, same
-outcome, byte for byte; `replay` is the same code again and compares.
+A state machine without I/O. `apply(bucket_id, at_ns, command)` first applies the events that time has made due for the
+account, each at its exact instant, then the command. It appends one packed entry per change to `records`, and one
+notice to `notices` for each call that became owed or was superseded and for each threshold that fired. The caller
+empties both lists. Same state and same command, same outcome, byte for byte; `replay` runs the same code and compares
+the entries.
 
 Order at one instant: all holds' expiries, then the ends of credits, then the exhaustion, then the end of a grace, then
 the ends of leases, then thresholds; then the command; and behind any change the thresholds that it crossed.
 
-What time costs: nothing is done while time passes. An account is looked at when a command comes, or when its coming
+Time that passes costs nothing. The ledger looks at an account only when a command comes for it, or when its coming
 instant (the nearest of expiry, end of a credit, exhaustion, end of a grace, end of a lease, threshold) comes up in the
-caller's wheel. `arm(ref, due_ns) -> filed_ns` is only called where the coming instant lies before the live filing.
+caller's wheel. The ledger calls `arm(ref, due_ns) -> filed_ns` only if the coming instant lies before the live filing.
 
-The most frequent commands go the fast way, `fast_path.carry_out`, which is written out for them. Everything else goes
-the plain way through `Account`; the model test holds both to the same rules.
+The most frequent commands take the fast path, `fast_path.carry_out`, which is written out for them. All others take the
+plain path through `Account`; the model test checks that both follow the same rules.
 
-A refusal changes nothing. It is recorded as an entry if it has a request_id, because a retry must be refused alike,
-and if it is a debit, because somebody may have asked to be told.
+A refused command changes nothing, but the events that were due before it stand. The refusal is recorded as an entry if
+the command has a request_id, because a retry must be refused alike, and if it is a debit, because such a refusal may
+have to be reported.
 """
 
 from array import array
@@ -71,21 +73,21 @@ _REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
 
 _SLOT_MASK: Final = (1 << SLOT_BITS) - 1
 
-RETRY: Final = "retry"  # the notice by which an operator wants what is owed tried at once
+RETRY: Final = "retry"  # the notice of an operator's order to try the owed call at once
 
 
 class Rules(NamedTuple):
-    """What the configuration decides about the ledger."""
+    """The configured rules of the ledger."""
 
     accrue: bool  # an exhaustion goes on below zero
-    request_ids_per_bucket: int  # kept at most, 1 or more
+    request_ids_per_bucket: int  # how many a bucket keeps at most, 1 or more
     restore: bool  # there is a restore URL
     rate_lease_ns: int = 0  # the lease of a rate that is reported without one; 0: none
-    classes: Classes = NO_CLASSES  # of cutoffs, by name; the default is not among them
+    classes: Classes = NO_CLASSES  # cutoff classes by name, without the default one
 
 
 class ReplayDifference(Exception):
-    """Replay came to another entry than the journal holds. The message shows both."""
+    """Replay made another entry than the journal holds. The message shows both."""
 
     def __init__(self, recorded: bytes | None, replayed: bytes | None) -> None:
         self.recorded = None if recorded is None else Entry._make(unpack(recorded))
@@ -94,8 +96,8 @@ class ReplayDifference(Exception):
 
 
 class Ledger:
-    """All accounts of the buckets that are here. `records` and `notices` stay the same lists; the caller empties
-    them.
+    """All accounts of the buckets that this ledger holds. `records` and `notices` stay the same list objects; the
+    caller empties them.
     """
 
     def __init__(self, rules: Rules, arm: Arm) -> None:
@@ -111,9 +113,11 @@ class Ledger:
     # -- commands ------------------------------------------------------------------------------------------------------
 
     def apply(self, bucket_id: int, at_ns: int, command: Command) -> EntryTuple:
-        """Carries out a command stamped `at_ns`; returns its entry, or the stored one of its request_id (REPLAYED).
+        """Carries out a command stamped `at_ns`. Returns its entry; for a request_id that was used before, the stored
+        entry with the flag REPLAYED.
 
-        Raises `Refused`, which has changed nothing. KeyError for a bucket that is not here: a bug of the caller.
+        Raises `Refused`: the command has changed nothing. Raises KeyError for a bucket that this ledger does not hold,
+        which is a bug of the caller.
         """
         book = self.books[bucket_id]
         request_id = command[6]
@@ -127,14 +131,16 @@ class Ledger:
         return self._uncommon(book, at_ns, command) if entry is None else entry
 
     def report(self, bucket_id: int, at_ns: int, command: Command) -> None:
-        """`apply` of a report of delivery, whose entry nobody asks for."""
+        """Applies a report of delivery and returns no entry. Raises Refused `UNKNOWN_CUTOFF` if the account does not
+        owe this call any more, `UNKNOWN_ACCOUNT` if there is no such account.
+        """
         book = self.books[bucket_id]
         if not fast_path.report(self._posting, book, at_ns, command):
             self._change(book, at_ns, command)
 
     def rehearse(self, bucket_id: int, at_ns: int, command: Command) -> EntryTuple:
-        """The entry that `apply` would make now, or its `Refused`; nothing changes, is recorded or owed. The command is
-        carried out on a copy of its account, alone in a ledger of its own.
+        """Returns the entry that `apply` would make now, or raises its `Refused`, without changing, recording or
+        notifying anything. It carries out the command on a copy of the account in a ledger of its own.
         """
         book, user_id, request_id = self.books[bucket_id], command[1], command[6]
         stage = book.excerpt(user_id)
@@ -145,7 +151,9 @@ class Ledger:
         return ledger.apply(bucket_id, at_ns, command)
 
     def _again(self, bucket_id: int, packed: bytes, command: Command) -> EntryTuple:
-        """The first answer once more, or a conflict."""
+        """Answers a request_id that was used before: returns the stored entry, or raises its refusal again. Raises
+        Refused `REQUEST_ID_CONFLICT` if the stored call was another one.
+        """
         op, flags, *rest = unpack(packed)
         stored = (op, flags | REPLAYED, *rest)
         if not ops.same_call(Entry._make(stored).command, command):
@@ -155,8 +163,8 @@ class Ledger:
         return stored
 
     def _uncommon(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
-        """A command that is not one of every day. Refuses a class that the rules do not have: in replay it is not
-        asked for, since they may have had it then.
+        """Carries out a command that the fast path does not take. Refuses a class that the rules do not have; replay
+        does not check this, because the rules may have had the class at the time.
         """
         if command[0] == ops.SET_CLASS and command[5] and command[5] not in self._rules.classes:
             name = class_name(command[5])
@@ -165,7 +173,7 @@ class Ledger:
         return self._change(book, at_ns, command)
 
     def _change(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
-        """The plain way: time first, then the command, then what follows from it."""
+        """The plain path: the events that time has made due, then the command, then what follows from the change."""
         op, user_id = command[0], command[1]
         slot = book.slots.get(user_id)
         if slot is None:
@@ -190,7 +198,7 @@ class Ledger:
         return entry
 
     def _open(self, book: Book, at_ns: int, command: Command) -> EntryTuple:
-        """An account begins with its first top_up."""
+        """Opens the account with its first top_up. Raises Refused `UNKNOWN_ACCOUNT` for any other command."""
         if command[0] != ops.TOP_UP:
             raise Refused("UNKNOWN_ACCOUNT", "there is no such account")
         tombstone = book.closed.get(command[1])
@@ -204,8 +212,8 @@ class Ledger:
     # -- replay and buckets --------------------------------------------------------------------------------------------
 
     def replay(self, bucket_id: int, packed: bytes) -> None:
-        """Applies a recorded entry again. Raises ReplayDifference unless the same comes out, byte for byte (in the
-        first format, where the recorded one is of that).
+        """Applies a recorded entry again. Raises ReplayDifference unless the new entry equals the recorded one, byte
+        for byte (an entry of the first format is compared in that format).
         """
         made_again = self.records
         if not made_again:
@@ -220,13 +228,13 @@ class Ledger:
             self.books[bucket_id].ids.keep_as(entry.user_id, entry.request_id, packed)
 
     def replayed(self) -> None:
-        """Replay is over: everything that was made again was also in the journal."""
+        """Ends replay. Raises ReplayDifference if replay made an entry that the journal does not hold."""
         if self.records:
             raise ReplayDifference(None, self.records[0][1])
 
     def _make_again(self, book: Book, packed: bytes) -> None:
-        """Fills `records` with the entry of a record and those that its change made behind it, by the rules of its
-        time.
+        """Applies the cause of a recorded entry again, under the rules that were in force then; appends the entry, and
+        the entries that follow from the same change, to `records`.
         """
         flags, at_ns, command = cause_of(packed)
         posting = self._posting
@@ -243,29 +251,30 @@ class Ledger:
                 if (due_ns := schedule.coming_ns(account)) <= at_ns:
                     posting.pass_one(account, due_ns)
         except Refused:
-            pass  # what the record says, too, or else there is no entry to compare it with
+            pass  # the record is a refusal, too; if it is not, `replay` finds no equal entry
         finally:
             posting.flags = self._own_flags
             posting.presumed = None
         self.notices.clear()
 
     def started(self, now_ns: int) -> None:
-        """Recovery is over at this instant: pending cutoffs, and cutoffs that fell due before, may have been attempted,
-        since an attempt waits neither for its own record nor for the record of an exhaustion that time caused.
+        """Recovery ended at `now_ns`. From now on the ledger assumes that every pending cutoff, and every cutoff that
+        fell due before this instant, may have been attempted: an attempt waits neither for its own record nor for the
+        record of an exhaustion that time caused, so the journal may lack both.
         """
         self._posting.started_ns = now_ns
         for bucket_id in self.books:
             self.presume_attempted(bucket_id)
 
     def presume_attempted(self, bucket_id: int) -> None:
-        """What is pending in this bucket may have been attempted."""
+        """Marks all pending cutoffs of a bucket as possibly attempted."""
         for extra in self.books[bucket_id].extras.values():
             pending = extra.pending()
             if pending:
                 extra.presumed_seq = pending[-1].seq
 
     def create(self, bucket_id: int) -> None:
-        """An empty bucket, in which time stands still until `wake`."""
+        """Adds an empty bucket; time stands still in it until `wake`."""
         assert bucket_id not in self.books, f"bucket {bucket_id} is here already"
         self.books[bucket_id] = Book(bucket_id)
 
@@ -275,22 +284,24 @@ class Ledger:
         return block.dump(self.books[bucket_id])
 
     def load(self, bucket_id: int, dumped: bytes) -> None:
-        """Makes the bucket that `dump` wrote; time stands still in it until `wake`. ValueError for another one's."""
+        """Adds the bucket that `dump` wrote; time stands still in it until `wake`. Raises ValueError if `dumped` is of
+        another bucket or of another version.
+        """
         self.put(block.load(bucket_id, dumped))
 
     def put(self, book: Book) -> None:
-        """A bucket that `block.loading` made."""
+        """Adds a bucket that `block.loading` made."""
         assert book.bucket_id not in self.books, f"bucket {book.bucket_id} is here already"
         self.books[book.bucket_id] = book
 
     def drop(self, bucket_id: int) -> None:
-        """Forgets a bucket. Its filings in the wheel are stale."""
+        """Removes a bucket. Its filings in the wheel become stale."""
         del self.books[bucket_id]
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def tick(self, ref: int, now_ns: int) -> None:
-        """The wheel took `ref` out: lets happen what is due for that account, and files it again."""
+        """The wheel took `ref` out: applies the events that are due for that account, and files it again."""
         book = self.books.get(ref >> SLOT_BITS)
         slot = ref & _SLOT_MASK
         if book is None or not book.awake or slot >= len(book.users) or not book.users[slot]:
@@ -300,8 +311,8 @@ class Ledger:
             self._posting.catch_up(Account(book, slot, book.users[slot]), now_ns)
 
     def next_due_ns(self, ref: int, filed_ns: int) -> int:
-        """For the wheel: the coming instant of the account; -1 when the filing is not its live one, or nothing is
-        coming.
+        """For the wheel: the coming instant of the account that is filed as `ref` at `filed_ns`; -1 if that filing is
+        not the live one, or nothing is coming.
         """
         book = self.books.get(ref >> SLOT_BITS)
         slot = ref & _SLOT_MASK
@@ -318,16 +329,16 @@ class Ledger:
         return due_ns
 
     def moved(self, ref: int, filed_ns: int) -> None:
-        """The wheel moved the live filing of an account."""
+        """The wheel moved the live filing of an account to `filed_ns`."""
         self.books[ref >> SLOT_BITS].armed_ns[ref & _SLOT_MASK] = filed_ns
 
     def wake(self, bucket_id: int) -> None:
-        """Time passes in this bucket from now on: every account with a coming instant is filed."""
+        """Lets time pass in this bucket from now on: files every account that has a coming instant."""
         for _ in self.waking(bucket_id):
             pass
 
     def waking(self, bucket_id: int) -> Iterator[None]:
-        """`wake` in slices, between which the bucket may be used; it ends early where the bucket leaves again."""
+        """`wake` in slices, between which the bucket may be used; ends early if the bucket is stilled or removed."""
         book = self.books[bucket_id]
         book.awake = True
         posting, first_ref = self._posting, bucket_id << SLOT_BITS
@@ -350,7 +361,7 @@ class Ledger:
                             armed_ns[slot] = posting.arm(first_ref | slot, due_ns)
 
     def still(self, bucket_id: int) -> None:
-        """Time stands still in this bucket: all filings are stale, none is made."""
+        """Stops time in this bucket: all filings of its accounts become stale, and no new one is made."""
         book = self.books[bucket_id]
         book.awake = False
         book.armed_ns = array("Q", bytes(8 * len(book.users)))
@@ -358,7 +369,9 @@ class Ledger:
     # -- reading -------------------------------------------------------------------------------------------------------
 
     def view(self, bucket_id: int, user_id: bytes, at_ns: int) -> dict[str, Any]:
-        """`get_account`: everything about the account at `at_ns`; what was due until then happens first, as entries."""
+        """`get_account`: everything about the account at `at_ns`. Applies the events due by then first, with their
+        entries. Raises Refused `UNKNOWN_ACCOUNT`.
+        """
         account = self._account(bucket_id, user_id)
         at_ns = max(at_ns, account.settled_ns)
         self._posting.pass_time(account, at_ns)
@@ -366,8 +379,8 @@ class Ledger:
         return views.account_map(account, bucket_id, self.call_at_ns(account))
 
     def call_at_ns(self, account: Account) -> int:
-        """The instant of the call to the cutoff URL that is coming for an account if nothing but time happens;
-        NEVER_NS where none is, or the call is owed already.
+        """The instant at which the next call to the cutoff URL becomes owed for an account if nothing but time happens;
+        above 2**63-1 if none will, or the call is owed already.
         """
         extra = account.extra
         if account.exhausted:
@@ -377,22 +390,26 @@ class Ledger:
         return runs_out_ns if runs_out_ns > INT64_MAX else self._posting.due_after_ns(account, runs_out_ns)
 
     def unnoticed(self, book: Book, now_ns: int) -> int:
-        """How many accounts of a book are to be called for by `now_ns` and were not looked at since."""
+        """How many accounts of a book have a cutoff call due by `now_ns` that the ledger has not recorded yet."""
         return schedule.unnoticed(book, now_ns, self._posting.due_after_ns)
 
     def unknown_classes(self, bucket_id: int) -> Iterator[tuple[bytes, bytes]]:
-        """(user_id, class) of each account of a bucket whose class the rules do not have; the default serves it."""
+        """(user_id, class) of each account of a bucket whose class the rules do not have; the default class applies to
+        these accounts.
+        """
         book = self.books[bucket_id]
         for slot, extra in book.extras.items():
             if extra.class_name and extra.class_name not in self._rules.classes:
                 yield book.users[slot], extra.class_name
 
     def is_closed(self, bucket_id: int, user_id: bytes) -> bool:
-        """Whether there was an account that is closed: its history goes on answering."""
+        """Whether this user's account was closed and not opened again; its history can still be read."""
         return user_id in self.books[bucket_id].closed
 
     def owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
-        """The call that is owed to the outside for this account now; None also for an account that is not here."""
+        """The call to the cutoff or restore URL that is owed for this account now; None if there is none, or no such
+        account.
+        """
         book = self.books.get(bucket_id)
         slot = -1 if book is None else book.slots.get(user_id, -1)
         if book is None or slot not in book.extras:
@@ -400,7 +417,7 @@ class Ledger:
         return cutoffs.owed(user_id, book.extras[slot], book.is_exhausted(slot))
 
     def owed_in(self, bucket_id: int) -> Iterator[tuple[bytes, Owed]]:
-        """Every account of a bucket to which a call is owed, with the call. Nothing may change meanwhile."""
+        """Every account of a bucket for which a call is owed, with the call. The bucket must not change meanwhile."""
         return views.owed_in(self.books[bucket_id])
 
     def newest_seq(self, bucket_id: int, user_id: bytes) -> int:
@@ -409,11 +426,14 @@ class Ledger:
         return Account(book, book.slots[user_id], user_id).exhaustion_seq
 
     def delivered_in(self, bucket_id: int) -> Iterator[tuple[bytes, int]]:
-        """Every account of a bucket whose latest cutoff was delivered and is not effective, with its seq."""
+        """Every account of a bucket whose latest cutoff was delivered and is not effective yet, with its seq."""
         return views.delivered_in(self.books[bucket_id])
 
     def retry_cutoff(self, bucket_id: int, user_id: bytes, at_ns: int, actor: bytes = b"") -> dict[str, object]:
-        """An operator's order: what is owed is noticed again, a cutoff that was delivered becomes owed once more."""
+        """An operator's order: a call that is owed is tried at once; if none is, the latest cutoff, which was
+        delivered, becomes owed once more. Returns the account as `view` shows it. Raises Refused `UNKNOWN_ACCOUNT`, or
+        `UNKNOWN_CUTOFF` if there is nothing to send.
+        """
         account = self._account(bucket_id, user_id)
         self._posting.pass_time(account, max(at_ns, account.settled_ns))
         call = cutoffs.owed_for(account)

@@ -1,12 +1,12 @@
 """Amounts and rates: from what a client sent to exact integers, and back to text.
 
 An amount is an integer of nanos (10**-9 of a coin), or a decimal string of coins with at most 9 digits after the
-point. A float is taken only where it is a whole number of at most 2**53 (JavaScript clients send large integers so)
-and then means nanos as an integer does; a bool is never a number. Rates come as an amount per second, minute or hour
-and are held as nanos per hour, so that hourly price lists lose nothing.
+point. A float is accepted only if it is a whole number of at most 2**53, because JavaScript clients send large integers
+as floats; it is a number of nanos, as an integer is. A bool is not accepted. A rate comes as an amount per second,
+minute or hour and is kept in nanos per hour, so that prices per hour are exact.
 
-The unit inside is the nano-per-hour for one nanosecond: `NANO` of them are one nano. A balance is one Python integer
-of it. Nothing here or behind it computes money in floating point.
+The internal unit is what a rate of one nano per hour spends in one nanosecond: `NANO` of these units are one nano. A
+balance is one Python integer of internal units. The ledger never computes money in floating point.
 """
 
 import re
@@ -25,7 +25,7 @@ _DECIMAL = re.compile(rb"([+-]?)([0-9]{1,30})(?:\.([0-9]{1,9}))?")
 
 
 def parse_amount(value: object) -> int:
-    """An amount above zero, in nanos. Refused `INVALID_AMOUNT` for anything else, also above 2**63-1."""
+    """An amount above zero, in nanos. Raises Refused `INVALID_AMOUNT` for anything else, also above 2**63-1."""
     if type(value) is int and 0 < value <= INT64_MAX:
         return value
     nanos = _nanos(value, "INVALID_AMOUNT", "amount")
@@ -35,7 +35,7 @@ def parse_amount(value: object) -> int:
 
 
 def parse_limit(value: object) -> int:
-    """An amount of zero or more, in nanos (a credit limit, a threshold). Refused `INVALID_AMOUNT`."""
+    """An amount of zero or more, in nanos (a credit limit, a threshold). Raises Refused `INVALID_AMOUNT`."""
     nanos = _nanos(value, "INVALID_AMOUNT", "amount")
     if nanos < 0:
         raise Refused("INVALID_AMOUNT", "amount must not be negative")
@@ -43,7 +43,7 @@ def parse_limit(value: object) -> int:
 
 
 def parse_signed_amount(value: object) -> int:
-    """An amount of either sign but not zero, in nanos. Refused `INVALID_AMOUNT`."""
+    """An amount of either sign but not zero, in nanos. Raises Refused `INVALID_AMOUNT`."""
     nanos = _nanos(value, "INVALID_AMOUNT", "amount")
     if nanos == 0:
         raise Refused("INVALID_AMOUNT", "amount must not be zero")
@@ -53,7 +53,8 @@ def parse_signed_amount(value: object) -> int:
 def parse_rate(value: object, per: object = b"second") -> int:
     """A rate of zero or more, in nanos per hour; `per` is second, minute or hour.
 
-    Refused `INVALID_RATE` for a text that is no amount or is negative, `LIMIT_EXCEEDED` above 2**63-1 nanos an hour.
+    Raises Refused `INVALID_RATE` for a value that is not an amount, or is negative, and for another `per`;
+    `LIMIT_EXCEEDED` above 2**63-1 nanos per hour.
     """
     factor = _factor(per)
     nanos = _nanos(value, "INVALID_RATE", "rate")
@@ -63,8 +64,8 @@ def parse_rate(value: object, per: object = b"second") -> int:
 
 
 def parse_delta(value: object, per: object = b"second") -> int:
-    """A change of a rate, signed, zero allowed, in nanos per hour. Refused `INVALID_RATE` or `LIMIT_EXCEEDED` as
-    `parse_rate`.
+    """A change of a rate, signed, zero allowed, in nanos per hour. Raises Refused `INVALID_RATE` or `LIMIT_EXCEEDED` as
+    `parse_rate` does, but negative values are allowed.
     """
     delta = _within_limit(_nanos(value, "INVALID_RATE", "delta") * _factor(per))
     if delta < -INT64_MAX:
@@ -74,7 +75,7 @@ def parse_delta(value: object, per: object = b"second") -> int:
 
 def format_coins(nanos: int) -> str:
     """Nanos as a decimal string of coins without needless zeros: `12_500_000_000` is `"12.5"`. `parse_signed_amount`
-    reads it back.
+    parses this form, except zero.
     """
     coins, rest = divmod(abs(nanos), COIN_NANOS)
     text = f"{coins}.{rest:09}".rstrip("0") if rest else str(coins)

@@ -1,15 +1,16 @@
 """Posting: records a change of an account, and its consequences.
 
-The plain way of every change, whoever caused it. A working copy that was settled and changed comes here. `Posting`
-sees whether available crossed zero downwards (a cutoff is owed) or upwards (cutoffs are superseded, a restore may be
-owed), which thresholds fired, writes the row, and appends one packed entry per change to `records` and what is to be
-told to `notices`. It also lets time pass, step by step, because what time causes is written down in the same way.
+Every change on the plain path ends here, whether a command or time caused it. `Posting` takes a working copy that was
+settled and changed. It finds out whether available crossed zero downwards (a cutoff is owed) or upwards (cutoffs are
+superseded, a restore may be owed), and which thresholds fired. It writes the row, appends one packed entry per change
+to `records`, and the calls and warnings that follow to `notices`. It also applies the events that time causes, step by
+step, because their entries are made in the same way.
 
-It never decides whether a command is allowed; it keeps no account between two calls.
+It never decides whether a command is allowed, and it keeps no account between two calls.
 
-`flags` are the rules in force for accounts of the default class, `classes` those of the others. In replay both are what
-the entry says: `presumed` is not None then, `flags` are the rules of the entry's account, and `grace_end_ns` is the end
-of the grace that it began or moved.
+`flags` are the rules in force for accounts of the default class, `classes` are the rules of the other classes. In
+replay the recorded entry decides instead: `presumed` is then not None, `flags` are the rules for the entry's account,
+and `grace_end_ns` is the end of the grace that the entry began or moved.
 """
 
 from collections.abc import Callable
@@ -47,13 +48,15 @@ from billing.ledger.thresholds import Threshold
 Effect = tuple[str, int, int, bytes, int]  # kind, depends_ns, bucket_id, user_id, seq (of a threshold its entry_id)
 Arm = Callable[[int, int], int]
 
-SUPERSEDED: Final = "superseded"  # the notice of a cutoff that is owed no more, since available rose above zero
+SUPERSEDED: Final = "superseded"  # the notice of a cutoff that is no longer owed, because available rose above zero
 
 _USER_ID, _REQUEST_ID, _AT_NS = map(FIELDS.index, ("user_id", "request_id", "at_ns"))
 
 
 class Posting:
-    """Writes entries. `flags` say the rules in force, `presumed` is None but in replay, where the record says it."""
+    """Writes entries. `flags` are the rules in force. `presumed` is None except in replay, where it is the entry's flag
+    PRESUMED.
+    """
 
     __slots__ = ("arm", "classes", "flags", "grace_end_ns", "ids_max", "notices", "presumed", "records", "started_ns")
 
@@ -71,7 +74,7 @@ class Posting:
     # -- entries ---------------------------------------------------------------------------------------------------
 
     def close(self, account: Account, command: Command, accrued: int) -> EntryTuple:
-        """Pays out the rest, forfeits credits with an end, and leaves a tombstone."""
+        """Closes an account: pays out the balance, forfeits the credits with an end, and leaves a tombstone."""
         amount = -account.balance
         forfeited = sum(credit.left for credit in account.credits)
         note = pack_forfeited(forfeited) if forfeited else b""
@@ -87,8 +90,9 @@ class Posting:
         return entry
 
     def report(self, account: Account, at_ns: int, command: Command) -> EntryTuple:
-        """What delivery reports changes the state of a cutoff, which is in the `Extra`; it settles nothing, changes
-        nothing of the account's row, and is no row of the history.
+        """Applies and records a report of delivery. The report changes the state of a cutoff, which is in the `Extra`;
+        it does not settle the account or change its row, and it makes no row of the history. Raises Refused
+        `UNKNOWN_CUTOFF`.
         """
         try:
             cutoffs.report(account, command, at_ns)
@@ -101,7 +105,7 @@ class Posting:
         return entry
 
     def refuse(self, account: Account, command: Command, no: Rejected) -> Refused:
-        """The error of a refused command; its entry is kept where it has to be."""
+        """Returns the error of a refused command. Records the refusal if the command is a debit or has a request_id."""
         code = KINDS[no.name].code
         note = pack_number(no.number)
         flags = self.rules_of(account) | REFUSED
@@ -113,7 +117,7 @@ class Posting:
     # -- rules ---------------------------------------------------------------------------------------------------------
 
     def rules_of(self, account: Account) -> int:
-        """The flags that say which rules are in force for an account."""
+        """The flags of the rules that are in force for an account (RULE_ACCRUE, RULE_RESTORE)."""
         extra = account.extra
         if extra is None or not extra.class_name or self.presumed is not None:
             return self.flags
@@ -123,7 +127,9 @@ class Posting:
         return (RULE_ACCRUE if of_class.accrue else 0) | (RULE_RESTORE if of_class.restore else 0)
 
     def due_after_ns(self, account: Account, exhausted_at_ns: int) -> int:
-        """When the cutoff of an account that runs out at this instant is owed: then, or at the end of a grace."""
+        """The instant from which the cutoff of an exhaustion at `exhausted_at_ns` is owed: the same, or the end of the
+        grace.
+        """
         extra = account.extra
         if self.presumed is not None:
             return max(exhausted_at_ns, self.grace_end_ns)
@@ -143,10 +149,11 @@ class Posting:
         determined_ns: int,
         flags: int = 0,
     ) -> EntryTuple:
-        """Writes a changed account and its entry: whether it crossed zero or was restored, and which thresholds fired.
+        """Writes a changed account and its entry, with a cutoff or a restore if available crossed zero, and then an
+        entry for each threshold that fired. Returns the command's entry.
 
-        `before`: the balance before the command, after `accrued`. `armed`: the thresholds it was above of. What it owes
-        to the outside follows from commands up to `determined_ns`.
+        `before`: the balance before the command, after `accrued`. `armed`: the thresholds that the account was above
+        before the change. `determined_ns`: the instant of the command from which the notices of this change follow.
         """
         book, at_ns = account.book, account.settled_ns
         flags |= self.rules_of(account)
@@ -182,8 +189,9 @@ class Posting:
         return entry
 
     def _cross(self, account: Account, flags: int, determined_ns: int) -> tuple[int, bytes]:
-        """Available fell to zero, or a line rose from zero on an exhausted account: a cutoff is owed, at once or at the
-        end of a grace; nothing more while that runs. The entry's flags and note.
+        """Makes the cutoff of an account whose available fell to zero, or of an exhausted account on which a line rose
+        from zero. The cutoff is owed at once, or from the end of a grace; while a grace runs, a line that rises makes
+        no further cutoff. Returns the entry's flags and note.
         """
         at_ns = due_ns = account.settled_ns
         if not account.exhausted:
@@ -198,7 +206,9 @@ class Posting:
         return flags | CROSSED, b""
 
     def _move_grace(self, account: Account) -> bytes:
-        """The account has another class: a grace that is running ends by that, but not before now. The entry's note."""
+        """Moves the end of a running grace to that of the account's new class, but not before now. Returns the entry's
+        note.
+        """
         extra = account.extra
         cutoff = None if extra is None else extra.grace()
         if cutoff is None:
@@ -208,7 +218,9 @@ class Posting:
         return pack_grace(due_ns)
 
     def _lift(self, account: Account, flags: int, determined_ns: int) -> tuple[int, bytes]:
-        """Available rose above zero: cutoffs are superseded, a restore may be owed. The entry's flags and note."""
+        """Supersedes the cutoffs of an account whose available rose above zero; a restore may be owed then. Returns the
+        entry's flags and note.
+        """
         extra = account.need_extra()
         presumed = self.presumed if self.presumed is not None else cutoffs.may_have_begun(extra, self.started_ns)
         for seq in cutoffs.lift(account, presumed, flags & RULE_RESTORE != 0):
@@ -220,7 +232,7 @@ class Posting:
         return (flags | PRESUMED if presumed else flags), note
 
     def _fire(self, account: Account, armed: list[Threshold], command: Command, determined_ns: int) -> None:
-        """The other thresholds that a change crossed, each an entry of its own behind it."""
+        """Writes an entry for each threshold that a change crossed, except the one whose entry `command` has made."""
         for kind, value in thresholds.fallen(account, armed):
             if command[0] != ops.THRESHOLD or command[2:4] != (kind, value):
                 fired: Command = (ops.THRESHOLD, account.user_id, kind, value, 0, b"", b"", b"", b"", b"")
@@ -241,7 +253,7 @@ class Posting:
         note: bytes = b"",
         refusal: int = 0,
     ) -> EntryTuple:
-        """The entry of what happened, with the account as it is now."""
+        """The entry of a command, with the numbers of the account as they are after it."""
         op, user_id, a, b, c, key, request_id, message, options, actor = command
         runs_out_ns = NEVER_NS if account.exhausted else account.runs_out_ns()
         if account.exhausted:
@@ -277,12 +289,12 @@ class Posting:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def pass_time(self, account: Account, at_ns: int) -> None:
-        """Lets happen what time has made due for the account up to `at_ns`, each at its exact instant."""
+        """Applies the events that time has made due for the account up to `at_ns`, each at its exact instant."""
         if schedule.anything(account, at_ns):
             self.catch_up(account, at_ns)
 
     def catch_up(self, account: Account, at_ns: int) -> None:
-        """The same, and files the account for its coming instant behind it."""
+        """Does the same as `pass_time`, and files the account for its next coming instant."""
         due_ns = schedule.coming_ns(account)
         while due_ns <= at_ns:
             self.pass_one(account, due_ns)
@@ -290,8 +302,8 @@ class Posting:
         self._file(account, due_ns)
 
     def pass_one(self, account: Account, due_ns: int) -> None:
-        """What time causes at the account's coming instant, and what follows from it: all of one instant's expiries at
-        once.
+        """Applies and records the event at the account's coming instant `due_ns`. All holds that expire at that instant
+        are one event with several entries.
         """
         determined_ns = account.settled_ns
         armed = thresholds.above(account)

@@ -1,15 +1,16 @@
 """Commands about the rate (set_rate, change_rate) and the ends of leases. The account's rate is the sum of its lines.
 
-A rate report is a fact and is accepted also on an exhausted account, unless the caller asks for admission with
-min_runway_ns: then it is refused if the money would not last that long, and never lasts on an exhausted account,
-whatever was asked for. `rate_seq` is per line; one that is not newer is `STALE_RATE`. A line at zero is forgotten
-after 7 days with its rate_seq; at once if it has none, for then there is nothing to remember.
+A rate report states a fact, so the ledger accepts it also for an exhausted account. With `min_runway_ns` the caller
+asks for admission instead: the ledger refuses the command if the money would not last that long at the new total rate;
+on an exhausted account it always refuses, even for a runway of 0 (unless the total rate is then zero). `rate_seq` is
+counted per line; a set_rate whose rate_seq is not newer is refused with `STALE_RATE`. A line at zero and its rate_seq
+are forgotten after 7 days; a line at zero without a rate_seq is forgotten at once.
 
-A *lease* ends a line by itself: `ttl_ns` after a set_rate the line falls to zero as if it had been reported so, unless
-it was reported again before. Each set_rate decides anew: with `ttl_ns` the lease begins again, without it the line has
-none (or the one that the rules give). A change_rate leaves the lease as it is; where the rules give one, the end moves
-to theirs if that is later. An end beyond 2**63-1 is none. E, runway, thresholds and admission take a lease as renewed:
-they say what comes if everything goes on as it was last reported, and move when a line ends.
+A *lease* ends a line: `ttl_ns` after a set_rate the line falls to zero, as if a report had said so, unless it was
+reported again before. Each set_rate decides anew: with `ttl_ns` the lease begins again, without it the line has no
+lease (or the one that the rules give). A change_rate keeps the lease; where the rules give a lease that ends later, the
+end moves to that. A lease whose end lies beyond 2**63-1 counts as none. E, runway, thresholds and admission assume that
+each lease will be renewed: they show what happens if all lines go on as last reported, and change when a line ends.
 """
 
 from typing import Final
@@ -22,7 +23,7 @@ from billing.ledger.exhaustion import falls_ns
 from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.money import INT64_MAX
 
-LINES_MAX: Final = 10_000  # an account, quiet ones included
+LINES_MAX: Final = 10_000  # lines per account, including those at zero that are still remembered
 QUIET_NS: Final = 7 * 24 * 3600 * 10**9
 
 _RATE: Final = LIMITS.index("rate")
@@ -30,7 +31,7 @@ _LINES: Final = LIMITS.index("rate_lines")
 
 
 def set_rate(account: Account, command: Command) -> None:
-    """Sets one line to `a` nanos per hour; `b` is its rate_seq, `c` min_runway_ns, -1 where not given."""
+    """Sets one line to `a` nanos per hour; `b` is its rate_seq, `c` min_runway_ns, each -1 if not given."""
     _, _, rate, rate_seq, min_runway_ns, resource, _, _, packed, _ = command
     old_rate, old_seq = line(account, resource)
     if rate_seq >= 0:
@@ -42,7 +43,7 @@ def set_rate(account: Account, command: Command) -> None:
 
 
 def change_rate(account: Account, command: Command) -> None:
-    """Adds `a` nanos per hour, signed, to one line; its rate_seq stays."""
+    """Adds `a` nanos per hour, signed, to one line, which keeps its rate_seq."""
     _, _, delta, _, _, resource, _, _, packed, _ = command
     old_rate, old_seq = line(account, resource)
     if old_rate + delta < 0:
@@ -53,7 +54,7 @@ def change_rate(account: Account, command: Command) -> None:
 
 
 def with_lease(command: Command, ttl_ns: int) -> Command:
-    """The same command with the lease that the rules give, where it reports a rate and asks for no lease."""
+    """The command with a lease of `ttl_ns` added, if it reports a rate and asks for no lease; else the same command."""
     op, _, rate, *_, packed, _ = command
     if packed or op not in ops.OF_LINES or (op == ops.SET_RATE and not rate):
         return command
@@ -61,7 +62,9 @@ def with_lease(command: Command, ttl_ns: int) -> Command:
 
 
 def _lease_end(account: Account, packed: bytes) -> int:
-    """When a lease ends that begins now, by a command's options; NEVER_NS where they give none."""
+    """The end of a lease that begins now, from a command's options; NEVER_NS if they give no lease, or its end lies
+    beyond 2**63-1.
+    """
     options = ops.unpack_options(packed)
     ttl_ns = ops.number_of(options, ops.TTL_NS)
     if ttl_ns is None:
@@ -71,7 +74,9 @@ def _lease_end(account: Account, packed: bytes) -> int:
 
 
 def end_lease(account: Account, due_ns: int) -> tuple[bytes, int]:
-    """Sets the line to zero whose lease ends at this instant, of several the first by name: (resource, its rate)."""
+    """Sets the line whose lease ends at `due_ns` to zero; of several such lines, only the first by name. Returns
+    (resource, the rate that the line had).
+    """
     extra = account.extra
     assert extra is not None, "an account without leases"
     resource = min(name for name, ends_ns in extra.leases.items() if ends_ns == due_ns)
@@ -82,7 +87,7 @@ def end_lease(account: Account, due_ns: int) -> tuple[bytes, int]:
 
 
 def line(account: Account, resource: bytes) -> tuple[int, int]:
-    """(rate, rate_seq) of one line as the account knows it at the instant it is settled to; (0, -1) if it does not."""
+    """(rate, rate_seq) of one line at the account's settled instant; (0, -1) if the account has no such line."""
     extra = account.extra
     if extra is None:
         return (0, -1) if resource else (account.rate, -1)
@@ -134,7 +139,7 @@ def _set_line(
 
 
 def _has_room(account: Account, resource: bytes) -> bool:
-    """Whether the account may have this line: it has it already, or fewer than `LINES_MAX`."""
+    """Whether the account may have this line: it has the line already, or fewer than `LINES_MAX` lines."""
     extra = account.extra
     if extra is None:
         return True

@@ -1,11 +1,12 @@
-"""Request ids: the stored first answers that make a retry harmless. One store a bucket.
+"""Request ids: the stored first answers that make a retry harmless. Each bucket has one store.
 
 The value of an id is the packed entry that its first call made, refusals included, so an id lives in the same journal
-record as its effect. Ids are scoped to the user. They are kept 7 days by the entries' instants, and at most a stated
-number a bucket; the oldest goes first. What goes before its 7 days is counted in `evicted_early`.
+record as its effect. Ids are scoped to the user. An id is kept for 7 days after its entry's instant, and a bucket keeps
+at most a configured number of ids: beyond that the oldest is removed. `evicted_early` counts the ids that were removed
+before their 7 days were over.
 
-Finding changes nothing: an id that is too old is simply not found, and goes when the next one is put. So the store
-follows from the entries alone, and replay makes the same one.
+`find` changes nothing: it does not find an id that is too old, and the next `put` removes that id. So the store follows
+from the entries alone, and replay makes the same store.
 """
 
 from collections import deque
@@ -27,7 +28,7 @@ class RequestIds:
     def __init__(self) -> None:
         self._packed: dict[bytes, bytes] = {}
         self._order: deque[bytes] = deque()
-        self.evicted_early = 0  # since this process began; not state
+        self.evicted_early = 0  # since this store was made or loaded; not state
 
     def __len__(self) -> int:
         return len(self._packed)
@@ -37,17 +38,19 @@ class RequestIds:
         return (self._packed[key] for key in self._order)
 
     def find(self, user_id: bytes, request_id: bytes, at_ns: int) -> bytes | None:
-        """The packed entry of that id, if its 7 days are not over at `at_ns`."""
+        """The packed entry of a request id, if its 7 days are not over at `at_ns`; else None."""
         packed = self._packed.get(_LENGTHS[len(user_id)] + user_id + request_id)
         return packed if packed is None or instant_of(packed) + KEPT_NS > at_ns else None
 
     def put(self, user_id: bytes, request_id: bytes, packed: bytes, at_ns: int, ids_max: int) -> None:
-        """Keeps the entry that was just made at `at_ns`; lets go what is too old or too much."""
+        """Stores the entry that was just made at `at_ns`. Removes ids that are too old, and the oldest if there are
+        more than `ids_max`.
+        """
         stored, order = self._packed, self._order
         while order and instant_of(stored[order[0]]) + KEPT_NS <= at_ns:
             del stored[order.popleft()]
         key = _LENGTHS[len(user_id)] + user_id + request_id
-        if key in stored:  # too old, but behind one that is not: only where instants of a bucket came out of order
+        if key in stored:  # too old, but behind an id that is not: only where a bucket's instants came out of order
             order.remove(key)
         stored[key] = packed
         order.append(key)
@@ -57,13 +60,13 @@ class RequestIds:
         assert len(order) == len(stored), "an id is in the order and not in the store, or the other way round"
 
     def keep_as(self, user_id: bytes, request_id: bytes, packed: bytes) -> None:
-        """Keeps an id's entry in the bytes in which the journal has it, where it is kept at all."""
+        """Replaces the stored entry of an id, if the id is stored, by the bytes that the journal holds for it."""
         key = _LENGTHS[len(user_id)] + user_id + request_id
         if key in self._packed:
             self._packed[key] = packed
 
     def restore(self, packed: bytes) -> None:
-        """Appends an entry that another store of the same bucket held."""
+        """Appends a packed entry from another store of the same bucket."""
         entry = Entry._make(unpack(packed))
         user_id, request_id = entry.user_id, entry.request_id
         key = _LENGTHS[len(user_id)] + user_id + request_id

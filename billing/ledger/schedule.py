@@ -1,24 +1,25 @@
-"""What time causes: a hold's expiry, a credit's end, exhaustion, the end of a grace, a lease's end, a threshold's
-crossing. In this order at one instant.
+"""The six events that time causes: a hold's expiry, a credit's end, exhaustion, the end of a grace, a lease's end, a
+threshold's crossing. Events of one instant happen in this order.
 
-`coming_ns` is the one instant an account is armed for: the nearest of the six. An exhausted account has only expiries
-and ends of credits, graces and leases coming.
+`coming_ns` is the nearest of the six instants: an account is filed in the wheel for this one. An exhausted account can
+only have expiries of holds and ends of credits, graces and leases coming.
 
-At a tie the hold's expiry comes before the exhaustion it prevents: its money is free in the nanosecond in which the
-rest ran out. Holds that expire at one instant are given back together, and only then is it asked whether anything is
-left; each has an entry of its own, in the order of their ids. In the rare case that even with all of them nothing is
-left in that nanosecond, the first of these entries crosses.
+A hold that expires at E comes before the exhaustion, which it may prevent: its money is available in the nanosecond in
+which the rest runs out. All holds that expire at one instant are given back together, before the ledger looks whether
+anything is left; each has an entry of its own, in the order of their ids. In the rare case that nothing is left even
+with all of them, the first of these entries is the one that makes the cutoff.
 
-A credit ends before an exhaustion of the same instant is judged, so that its entry is the one that crosses where
-nothing is left. A credit that is spent before its end has no entry. Of credits that end at one instant each is a step
-and an entry of its own, in the order in which they would have been spent.
+A credit that ends at E comes before the exhaustion, so that the credit's entry makes the cutoff if nothing is left.
+A credit that is spent before its end has no entry. If several credits end at one instant, each is a step and an entry
+of its own, in the order in which they would have been spent.
 
-A grace ends behind the expiry of a hold, whose money may supersede the cutoff in the last nanosecond, and behind the
-end of a credit, which changes nothing about it; the line of a lease that ends at that instant was still running.
+The end of a grace comes behind the expiry of a hold, whose money may supersede the cutoff in the last nanosecond, and
+behind the end of a credit, which cannot change the cutoff. It comes before the end of a lease: a line whose lease ends
+at that instant was still running.
 
-The end of a lease comes behind the exhaustion: what was spent up to that instant is spent, and no line that ends then
-brings it back. It comes before a threshold of the same instant, because a runway that grows crosses nothing. Of leases
-that end at one instant each is a step and an entry of its own, in the order of their resources.
+The end of a lease comes behind the exhaustion: it does not bring back the money that was spent up to that instant. It
+comes before a threshold of the same instant, because a runway that grows crosses no threshold. If several leases end at
+one instant, each is a step and an entry of its own, in the order of their resources.
 """
 
 from collections.abc import Callable
@@ -38,7 +39,7 @@ from billing.ledger.thresholds import above, fallen, next_crossing_ns
 
 
 def coming_ns(account: Account) -> int:
-    """The instant at which time next causes something; may lie beyond 2**63-1; NEVER_NS if nothing is coming."""
+    """The instant of the next event that time causes; may lie beyond 2**63-1; NEVER_NS if there is none."""
     coming = account.runs_out_ns()
     extra = account.extra
     if extra is not None:
@@ -56,7 +57,7 @@ def _next_end_ns(account: Account) -> int:
 
 
 def anything(account: Account, at_ns: int) -> bool:
-    """Whether time causes something up to `at_ns`: `coming_ns(account) <= at_ns`, mostly without a division."""
+    """Whether time causes an event up to `at_ns`: `coming_ns(account) <= at_ns`, mostly without a division."""
     extra = account.extra
     if extra is None or (not (extra.thresholds or account.credits) and extra.next_expiry_ns > at_ns):
         return not account.exhausted and account.rate * (at_ns - account.settled_ns) >= account.available
@@ -64,8 +65,8 @@ def anything(account: Account, at_ns: int) -> bool:
 
 
 def unnoticed(book: Book, now_ns: int, due_after_ns: Callable[[Account, int], int]) -> int:
-    """How many accounts of a bucket are to be called for by `now_ns` and were not looked at since. `due_after_ns`: when
-    the call of an account that runs out at an instant is owed.
+    """How many accounts of a bucket have a cutoff call due by `now_ns` whose exhaustion, or end of a grace, the ledger
+    has not recorded yet. `due_after_ns(account, exhausted_at_ns)` is the instant at which the call is owed.
     """
     accounts = (
         Account(book, slot, book.users[slot])
@@ -85,9 +86,9 @@ def _call_ns(account: Account, now_ns: int, due_after_ns: Callable[[Account, int
 
 
 def falls_ns(account: Account) -> int:
-    """The instant at which an active account runs out if nothing but time happens: E, which foresees the ends of
-    credits, moved by the expiries of holds and the ends of leases that come before it. NEVER_NS where it does not, or
-    is exhausted.
+    """The instant at which an active account runs out if nothing but time happens: as E, this takes the ends of credits
+    into account, and also the expiries of holds and the ends of leases before it. NEVER_NS if the account never runs
+    out, or is exhausted.
     """
     extra = account.extra
     runs_out_ns = account.runs_out_ns()
@@ -114,8 +115,8 @@ def falls_ns(account: Account) -> int:
 
 
 def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], int]:
-    """Settles a working copy to its coming instant; returns the event of that instant (one event, or the expiries of
-    that instant) and the amount accrued.
+    """Settles a working copy to its coming instant `due_ns` and ends the hold, credit, grace or lease that ends there.
+    Returns the commands of the event (one, or one for each hold that expires) and the amount accrued.
     """
     extra = account.extra
     user_id = account.user_id
@@ -147,7 +148,7 @@ def step(account: Account, due_ns: int, accrue: bool) -> tuple[list[Command], in
 
 
 def _expire(account: Account, extra: Extra) -> list[tuple[bytes, int]]:
-    """Gives back the holds that expire at the account's next expiry: their ids, and amounts in nanos."""
+    """Gives back the holds that expire at the account's next expiry. Returns (id, amount in nanos) of each, sorted."""
     due_ns = extra.next_expiry_ns
     expired = sorted((name, amount) for name, (amount, expires_ns) in extra.holds.items() if expires_ns == due_ns)
     for name, _ in expired:

@@ -1,15 +1,15 @@
-"""Thresholds: when an account's owner wants to be told that money or time is getting short.
+"""Thresholds: warnings to an account's owner that money or time is getting short.
 
-A threshold is (kind, value): available <= value nanos, or runway <= value ns, where runway is the time to E; none is
-coming at rate 0, and on an exhausted account it is zero. It fires once for each downward crossing, whatever caused
-it, and is armed again above. Because it fires in the very nanosecond in which it is crossed, *armed* and *above* are
-the same thing and nothing needs to be remembered: what is above before a change and not above after it has fired.
+A threshold is (kind, value): it is crossed when available falls to `value` nanos, or the runway to `value` ns. The
+runway is the time to E: infinite at rate 0, zero on an exhausted account. A threshold fires once for each downward
+crossing, whatever caused the crossing, and is armed again when the account is above it. It fires in the very nanosecond
+of the crossing, so a threshold is *armed* exactly while the account is *above* it, and no state is stored: a threshold
+fires if the account was above it before a change and is not above it afterwards.
 
-It follows what an operator expects: a threshold set above the available balance does not fire (the reply of
-set_thresholds shows that balance) until the account has been above it; setting the same thresholds again neither fires
-nor re-arms anything.
+Two things follow. A threshold that is set above the available balance does not fire (the reply of set_thresholds shows
+that balance) until the account has been above it. Setting the same thresholds again neither fires nor re-arms one.
 
-Crossings that time causes have exact instants, as E has. Those that fall on E are fired behind the exhaustion.
+Crossings that time causes have exact instants, as E has. The entry of a crossing at E comes behind the exhaustion's.
 """
 
 from typing import Final
@@ -31,14 +31,14 @@ def set_thresholds(account: Account, command: Command) -> None:
 
 
 def above(account: Account) -> list[Threshold]:
-    """The account's thresholds that could fire: those it is above of, in order."""
+    """The armed thresholds, in order: those that the account is above."""
     if account.extra is None:
         return []
     return [threshold for threshold in account.extra.thresholds if _is_above(account, threshold)]
 
 
 def fallen(account: Account, armed: list[Threshold]) -> list[Threshold]:
-    """Of the thresholds it was above of those that it is not any more: they fire."""
+    """The thresholds that fire: those in `armed` that the account is no longer above."""
     return [threshold for threshold in armed if not _is_above(account, threshold)]
 
 

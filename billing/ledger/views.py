@@ -1,4 +1,4 @@
-"""What replies show of accounts beyond an entry's own answer: get_account, and what is owed."""
+"""Accounts, cutoffs and owed calls as replies show them, where the reply is not made from an entry alone."""
 
 from collections.abc import Collection, Iterator
 
@@ -13,8 +13,8 @@ from billing.ledger.schedule import coming_ns
 
 
 def account_map(account: Account, bucket_id: int, call_at_ns: int) -> dict[str, object]:
-    """Everything about an account, from a working copy settled to the instant of the question. `call_at_ns`: of the
-    call to the cutoff URL that is coming; NEVER_NS where none is.
+    """Everything about an account, from a working copy settled to the instant of the request. `call_at_ns`: the instant
+    of the next call to the cutoff URL; NEVER_NS if none is coming.
     """
     balance_nanos = account.balance // NANO
     at_ns = account.settled_ns
@@ -59,9 +59,9 @@ def account_map(account: Account, bucket_id: int, call_at_ns: int) -> dict[str, 
 
 
 def account_row(account: Account, now_ns: int, shown: Collection[str], call_at_ns: int) -> dict[str, object]:
-    """How an account stands at `now_ns`, from a working copy, as `accounts` lists it. An exhaustion that is due by then
-    and not recorded yet is shown as it will be. `shown`: what is added, of `rates` and `holds`. `call_at_ns`: of the
-    call to the cutoff URL that is coming; NEVER_NS where none is.
+    """The row of an account at `now_ns`, from a working copy, as `accounts` lists it. An exhaustion that is due by then
+    and not recorded yet is shown as if it were recorded. `shown`: the columns that are added, of `rates` and `holds`.
+    `call_at_ns`: the instant of the next call to the cutoff URL; NEVER_NS if none is coming.
     """
     at_ns = max(account.settled_ns, min(now_ns, account.runs_out_ns()))
     account.settle(at_ns, accrue=False)
@@ -86,7 +86,7 @@ def account_row(account: Account, now_ns: int, shown: Collection[str], call_at_n
 
 
 def owed_in(book: Book) -> Iterator[tuple[bytes, Owed]]:
-    """Every account of a bucket to which a call is owed, with the call."""
+    """Every account of a bucket for which a call is owed, with the call."""
     for slot, extra in book.extras.items():
         user_id = book.users[slot]
         call = cutoffs.owed(user_id, extra, book.is_exhausted(slot))
@@ -95,15 +95,15 @@ def owed_in(book: Book) -> Iterator[tuple[bytes, Owed]]:
 
 
 def delivered_in(book: Book) -> Iterator[tuple[bytes, int]]:
-    """Every account of a bucket whose latest cutoff had its 2xx and is not effective yet, with the cutoff's seq."""
+    """Every account of a bucket whose latest cutoff got its 2xx and is not effective yet, with the cutoff's seq."""
     for slot, extra in book.extras.items():
         if extra.cutoffs and extra.cutoffs[-1].status == DELIVERED:
             yield book.users[slot], extra.cutoffs[-1].seq
 
 
 def next_cutoff(book: Book, slot: int) -> tuple[bytes, str, int, int] | None:
-    """(user_id, event_id, seq, E) of the cutoff that is coming for the account in this row, if nothing else happens;
-    None where none is, and of an account in a class, whose call may be later and go elsewhere.
+    """(user_id, event_id, seq, E) of the cutoff that the account in this row will have if nothing else happens; None if
+    it will have none. None also for an account in a class, whose call may come later and go to another URL.
     """
     user_id = book.users[slot] if slot < len(book.users) else b""
     if not user_id:
@@ -116,8 +116,8 @@ def next_cutoff(book: Book, slot: int) -> tuple[bytes, str, int, int] | None:
 
 
 def due_within(book: Book, until_ns: int) -> int:
-    """The first coming instant of the bucket up to `until_ns`; -1 when there is none. An account is always filed in
-    time for its coming instant, so only those filed until then are looked at.
+    """The first coming instant of any account of the bucket up to `until_ns`; -1 if there is none. An account is never
+    filed behind its coming instant, so the function looks only at accounts filed up to `until_ns`.
     """
     users = book.users
     filed = [slot for slot, filed_ns in enumerate(book.armed_ns) if filed_ns <= until_ns and users[slot]]
@@ -126,7 +126,7 @@ def due_within(book: Book, until_ns: int) -> int:
 
 
 def pending_rows(user_id: bytes, extra: Extra) -> list[dict[str, object]]:
-    """The rows of `pending_cutoffs` of one account, by seq."""
+    """The rows of one account in the reply of `pending_cutoffs`, by seq."""
     return [
         {
             "user_id": user_id.decode(),
@@ -168,7 +168,9 @@ def _holds(extra: Extra) -> list[dict[str, object]]:
 
 
 def cutoff_row(user_id: bytes, c: Cutoff) -> dict[str, object]:
-    """One remembered cutoff: as the restoring call tells it, and when its 2xx came, and that of its restore."""
+    """A cutoff as `get_account` shows it: as `cutoff_map` does, and the instants of its 2xx and of its restore's 2xx,
+    None if there was none.
+    """
     row = cutoff_map(user_id, c.seq, c.exhausted_at_ns, c.status, c.attempts, c.last_error)
     row["delivered_at_ns"] = c.delivered_ns or None
     row["restored_at_ns"] = c.restored_ns or None
