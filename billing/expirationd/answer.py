@@ -1,19 +1,20 @@
-"""The answer to one call, taken apart as it comes. Pure: bytes in, a status out.
+"""Parses the answer to one call as its bytes come in. Pure: bytes in, a status out.
 
 **The status decides.** Of an answer, only the final status line counts: `HTTP/1.0` or `HTTP/1.1`, a space, three
 digits, then a space with anything, or the end of the line. Informational answers (1xx, but 101) may stand before it.
-The headers are read for two things, neither of which can change the status: Retry-After, and whether the connection can
-be used again. Everything else about headers and body is neither checked nor believed.
+The headers are read only for Retry-After, and to find out whether the connection can be used again; neither can change
+the status. The rest of headers and body is neither checked nor used.
 
     answer      = *( informational-head ) final-head [ body ]
     final-head  = status-line *( header-line ) empty-line        lines end with LF, a CR before it is dropped
 
 **May the connection be used again?** Only if it is certain where the answer ends: HTTP/1.1 without `Connection: close`
-(HTTP/1.0 with `Connection: keep-alive`); a body of the one Content-Length given, or chunked, of `body_bytes_max` at
-most; for 204 and 304 no body and no header that speaks of one; and not a byte behind it. Else it is closed.
+(HTTP/1.0 with `Connection: keep-alive`); a body with exactly one Content-Length, or chunked, of at most
+`body_bytes_max`; for 204 and 304 no body, and no header that announces one; and not a byte after the answer. Otherwise
+the connection is closed.
 
-**Limits.** `HEAD_BYTES_MAX` for everything up to the end of the final head; `body_bytes_max` of the body are taken, and
-none of them is kept beyond what taking a chunked body apart needs.
+**Limits.** `HEAD_BYTES_MAX` for everything up to the end of the final head; at most `body_bytes_max` of the body are
+read, and kept only as far as the parsing of a chunked body needs.
 
 Worked example: `feed(b"HTTP/1.1 204 No Content\\r\\n\\r\\n")` makes `status` 204, `head_done`, `done` and `reusable`
 true.
@@ -47,11 +48,11 @@ _BODILESS: Final = (204, 304)
 
 
 class Malformed(Exception):
-    """What came is not the beginning of an HTTP/1 answer."""
+    """The bytes are not the beginning of an HTTP/1 answer."""
 
 
 class AnswerReader:
-    """One answer. `feed` it until `head_done`, then, to use the connection again, until `done`."""
+    """Reads one answer. The caller calls `feed` until `head_done`; to use the connection again, until `done`."""
 
     __slots__ = (
         *("_body", "_body_left", "_body_max", "_chunked", "_head", "_line", "_passed", "_searched"),
@@ -59,22 +60,22 @@ class AnswerReader:
     )
 
     def __init__(self, body_bytes_max: int) -> None:
-        self.status = 0  # the final one; 0: not yet
+        self.status = 0  # the final status; 0: it has not come yet
         self.head_done = False
         self.retry_after = ""  # as it stands in the header; "": none
         self.reusable = False  # whether the connection can be used again, as far as is known: final once `done`
-        self.done = False  # whatever is still to come of this answer is of no interest
+        self.done = False  # nothing more has to be read of this answer
         self._head = bytearray()
         self._line: re.Match[bytes] | None = None  # the status line at the beginning of `_head`
         self._passed = 0  # bytes of informational answers
-        self._searched = 0  # so many bytes of `_head` hold no end of it
-        self._body = b""  # of a chunked one, what is not taken apart yet
+        self._searched = 0  # the first so many bytes of `_head` do not contain its end
+        self._body = b""  # the part of a chunked body that is not parsed yet
         self._body_max = body_bytes_max
-        self._body_left = 0  # bytes of the body still to come, or of its limit where it is chunked
+        self._body_left = 0  # bytes of the body still to come; of a chunked body, what is left of the limit
         self._chunked = False
 
     def feed(self, data: bytes) -> None:
-        """Takes what came; raises Malformed, never once `status` is known."""
+        """Takes the next bytes. Raises Malformed, but never after `status` is known."""
         if self.done:
             self.reusable = False
         elif self.head_done:
@@ -85,7 +86,7 @@ class AnswerReader:
                 continue
 
     def _take_plain(self, data: bytes) -> bool:
-        """The common answer in one piece, at a third of the cost; whatever is unusual in it goes the general way."""
+        """Takes a common answer in one piece, at a third of the cost. For any other changes nothing, returns False."""
         if _UNUSUAL.search(data):
             return False
         if _PLAIN_204.fullmatch(data):
@@ -103,7 +104,7 @@ class AnswerReader:
         return True
 
     def _take_head(self) -> bool:
-        """Takes one head, if it is there to its end; True if it was an informational one, and the next may follow."""
+        """Takes one head, if all of it has come; True if it was an informational one: another head comes behind it."""
         head = self._head
         if self._line is None and not self._take_status_line():
             return False
@@ -152,7 +153,7 @@ class AnswerReader:
         return True
 
     def _judge(self, keeps_open: bool, lines: bytes) -> None:
-        """Finds out where the body ends, if that can be told, and whether the connection stays open."""
+        """Finds out from the headers where the body ends, if they say so, and whether the connection stays open."""
         lengths: set[bytes] = set()
         encoded = False
         for line in lines.split(b"\n"):
@@ -222,7 +223,7 @@ class AnswerReader:
 
 
 def _may_begin(head: bytes) -> bool:
-    """Whether a status line may begin like this, as far as it has come."""
+    """Whether these bytes may be the beginning of a status line."""
     if head == b"\r":
         return True
     pattern = b"HTTP/1.1 200 "

@@ -1,8 +1,9 @@
-"""What is coming for the accounts of a book, straight from its columns. Pure; asks neither the wheel nor a clock.
+"""Finds the coming instants of a book's accounts straight from its columns. Pure; reads neither the wheel nor a clock.
 
-A second way to the same instants as `ledger.schedule`: for a plain account one division out of its row, for others the
-ledger's own function. A forecast counts it, and the wheel's scrubber compares it with the wheel. One account
-costs some 0.5 µs; slices of `SLICE_ACCOUNTS` let others be served in between.
+These are the same instants as those of `billing.ledger.schedule`: for a plain account this module computes E from the
+row with one division, for any other it calls the ledger's function. `forecast` counts the instants, and the wheel
+scrubber compares them with the wheel. One account costs some 0.5 µs; between slices of `SLICE_ACCOUNTS` the worker
+serves other work.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ CallAt = Callable[[Account], int]
 
 
 def coming_in(book: Book, call_at_ns: CallAt, first: int, count: int) -> Iterator[tuple[int, int, int]]:
-    """Of the rows `first` to `first + count` that have something coming: (slot, the instant of the call, the next
-    instant of any kind).
+    """For each of `count` rows from `first` on that has something coming: (slot, the instant of the next cutoff call,
+    the coming instant of any kind).
 
-    Both may be NEVER_NS or lie beyond 2**63-1. Nothing may change meanwhile. `call_at_ns`: when the cutoff URL is
-    called for an account, see `Ledger`; for a plain one that is E.
+    Both may be NEVER_NS or lie beyond 2**63-1. The book must not change meanwhile. `call_at_ns`: the instant of an
+    account's next cutoff call, see `Ledger.call_at_ns`; for a plain account that is E.
     """
     slot = first - 1
     for row in ROW.iter_unpack(memoryview(book.rows)[first * ROW.size : (first + count) * ROW.size]):
@@ -46,7 +47,9 @@ def coming_in(book: Book, call_at_ns: CallAt, first: int, count: int) -> Iterato
 
 
 def slices(books: dict[int, Book], accounts: int = SLICE_ACCOUNTS) -> Iterator[list[tuple[Book, int, int]]]:
-    """All rows of all books that are there all the while, in slices of so many accounts: (book, first row, rows)."""
+    """The rows of all books, in slices of `accounts` rows: lists of (book, first row, number of rows). Leaves out books
+    that come or go meanwhile.
+    """
     part: list[tuple[Book, int, int]] = []
     remaining = accounts
     for bucket_id in sorted(books):
@@ -66,9 +69,9 @@ def slices(books: dict[int, Book], accounts: int = SLICE_ACCOUNTS) -> Iterator[l
 def forecast(
     books: dict[int, Book], call_at_ns: CallAt, now_ns: int, until_ns: int
 ) -> Generator[None, None, dict[str, Any]]:
-    """Returns for how many accounts the cutoff URL is called in each second from that of `now_ns` to before `until_ns`,
-    as plain data: `{"from_ns", "seconds": [(second since the epoch, count), …]}` rising, with `"next"`: (instant, user
-    id) of the first of them, or None. Yields between slices.
+    """Counts the cutoff calls in each second from `now_ns` to before `until_ns`. Returns plain data: `{"from_ns",
+    "seconds": [(second since the epoch, count), …], "next"}`, seconds ascending; `"next"` is (instant, user id) of the
+    first call, or None. Yields between slices.
     """
     counts: Counter[int] = Counter()
     first_ns, first_user = until_ns, b""
@@ -87,10 +90,11 @@ def forecast(
 
 
 def merged(parts: list[dict[str, Any]], within_ns: int, step_ns: int) -> dict[str, Any]:
-    """The answer of `forecast` out of all shards' parts, each with what its endpoint was last seen to take.
+    """Joins the parts of all shards into the answer of the method `forecast`. Each part has `takes_per_second`, the
+    calls per second that the shard last measured (see `throughput`).
 
-    What the endpoint takes is said only where every shard that something comes for has seen it at its limit: the sum
-    over some of them would be less than it takes.
+    The sum of these is given only if every shard with a coming cutoff has measured: a sum over some of the shards would
+    be too low.
     """
     from_ns = min(part["from_ns"] for part in parts) // SECOND_NS * SECOND_NS
     seconds: Counter[int] = Counter()

@@ -1,30 +1,33 @@
 """Delivery: the thin asynchronous shell around the outbox that sends cutoffs and restores.
 
-The outbox names the next account, the ledger the call that is owed for it (`owed`, right before the request is written,
-with nothing between), `request` makes the bytes, `endpoint` exchanges them, and `report` gets the outcome.
+The outbox names the next account, and the ledger the call that is owed for it (`owed`, right before the request is
+written, with nothing between). `request` makes the bytes, `endpoint` sends them and reads the answer, and `report`
+gets the outcome.
 
-**Order of an attempt.** 1 take an item. 2 Ask what is owed; nothing: done. 3 Have a connection; if it had to be opened,
-ask again. 4 Report STARTED. 5 Write. 6 The status: report DELIVERED or FAILED, finish the item. Where no connection
-comes about, nothing was started: FAILED alone is reported, and the account may still be saved without anybody having
-been told.
+**Order of an attempt.** 1 Take an item. 2 Ask which call is owed; if none is, the attempt ends. 3 Get a connection; if
+one had to be opened, ask again. 4 Report STARTED. 5 Write the request. 6 When the status comes, report DELIVERED or
+FAILED and finish the item. If no connection can be opened, no call has started: only FAILED is reported, and if the
+account is topped up then, the receiver never learns of the cutoff.
 
-**Why an attempt is no task.** An isolated call is made by a process that slept: what it costs is mostly what is touched
-for the first time since. So an attempt is plain calls, without a task to be woken for it: 1 to 5 in the turn of the
-loop that found the item owed, 6 in the one that read the answer, where the next item is begun, too. Only a connection
-that has to be opened is waited for in a task. At most `_AT_ONCE` attempts are begun in one turn, and none behind one
-for which a connection is opened: the next turn may have one that is free again, and the first calls of a storm need not
-wait until there are as many connections as calls may be in flight.
+**Why an attempt is not a task.** A process that has slept spends most of the time of a single call on memory that it
+touches for the first time since. So an attempt consists of plain calls, and no task has to be woken: steps 1 to 5 run
+in the turn of the loop that found the item owed, step 6 in the turn that read the answer, which also begins the next
+item. Only the opening of a connection is awaited in a task. At most `_AT_ONCE` attempts begin in one turn, and none
+after one for which a connection is opened: a connection may be free again in the next turn, so the first calls of a
+burst do not wait until as many connections are open as calls may be in flight.
 
-**The caller's promise.** `report` has changed the answer of `owed` before it returns. Whoever makes something owed
-calls `notify`, as soon as the cause is durable and not before: what `owed` names beyond that is left alone until then.
-**What it promises:** no request before `notify`, and none without `owed` naming it at that moment; one in flight per
-account; the same event_id on every attempt; another attempt until a 2xx; none while `may_act` denies it, since the
-account may have a newer owner. It holds no truth: what was in flight when the process died is owed in the ledger still.
+**What the caller promises.** `report` has changed the answer of `owed` before it returns. The caller calls `notify`
+when a call has become owed, as soon as the cause is durable and not before; until then delivery ignores the call, even
+if `owed` already names it.
+**What delivery promises.** It sends no request before `notify`, and none that `owed` does not name at that moment; at
+most one is in flight per account; every attempt has the same event_id; it retries until a 2xx; it sends nothing while
+`may_act` is false, because the account may have a newer owner. It stores nothing that matters: a call that was in
+flight when the process died is still owed in the ledger.
 
-**Two clocks.** `now_ns` is billing time, which schedules and lateness are made of; `clocks.wall_ns` is the wall clock,
-by which receivers check that a call is fresh: `webhook-timestamp` is its second at the moment of writing.
+**Two clocks.** `now_ns` is billing time, for schedules and lateness. `clocks.wall_ns` is the wall clock, by which
+receivers check that a call is fresh: `webhook-timestamp` is its second at the moment of writing.
 
-It never decides what is owed, and never reads a clock but through these two.
+Delivery never decides which call is owed, and reads no clock but these two.
 """
 
 from __future__ import annotations
@@ -59,20 +62,20 @@ OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
 EndpointOf = Callable[[str, Limits, Clocks, "ssl.SSLContext | None"], Endpoint]
 Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, user_id, seq, outcome, error
 
-_AT_ONCE: Final = 16  # half a millisecond: so many items are begun, or found superseded, before others get their turn
+_AT_ONCE: Final = 16  # half a millisecond: so many items are begun, or found superseded, before other work's turn
 _LATE_S: Final = 0.001
-_LAPSED_S: Final = 0.02  # how often it is looked whether the owner may act again
+_LAPSED_S: Final = 0.02  # how often delivery looks whether the owner may act again
 _OPEN_AHEAD_S: Final = 0.03  # before a cutoff: three round trips to a server in the same country
-_TIMEOUT_MAX: Final = 6  # times `timeout_s`, as far as a patience grows
+_TIMEOUT_MAX: Final = 6  # the patience grows to this many times `timeout_s`
 _SECOND_NS: Final = 10**9
 
 
 class Obligations(NamedTuple):
-    """The caller, which knows what is owed: it names the calls, and is told the outcome of each attempt.
+    """The functions of the caller, which knows the owed calls.
 
-    `owed` names the call that is owed for an account at this moment, None for none. `report` takes what
-    becomes of an attempt: STARTED, then DELIVERED or FAILED_ATTEMPT, the latter alone where no connection came about.
-    `may_act` is false while accounts may have a newer owner.
+    `owed` names the call that is owed for an account at this moment, or None. `report` gets the progress of an
+    attempt: STARTED, then DELIVERED or FAILED_ATTEMPT; only FAILED_ATTEMPT if no connection could be opened.
+    `may_act` is false while the accounts may have a newer owner.
     """
 
     owed: OwedOf
@@ -81,8 +84,8 @@ class Obligations(NamedTuple):
 
 
 class DeliveryDependencies(NamedTuple):
-    """What delivery has of the world; a simulation passes its own. `clocks` are those of the machine; `rng` spreads
-    attempts; `endpoint_of` makes the connections to an origin.
+    """The outside world of delivery; a simulation passes its own. `clocks` are those of the machine; `rng` gives the
+    jitter of retries; `endpoint_of` makes the `Endpoint` of an origin.
     """
 
     clocks: Clocks
@@ -91,7 +94,7 @@ class DeliveryDependencies(NamedTuple):
 
 
 class OfClass(NamedTuple):
-    """Where the calls of a cutoff class go, if elsewhere than all others; "" where they do not."""
+    """The URLs of a cutoff class, each "" if the class has no URL of its own."""
 
     name: str
     url: str
@@ -99,7 +102,9 @@ class OfClass(NamedTuple):
 
 
 class DeliverySettings(NamedTuple):
-    """What delivery needs of the configuration. URLs as `billing.addresses.check_url` takes them; times in seconds."""
+    """The part of the configuration that delivery needs. URLs are in the form that `billing.addresses.check_url`
+    accepts; times in seconds.
+    """
 
     url: str
     restore_url: str = ""
@@ -118,7 +123,7 @@ class DeliverySettings(NamedTuple):
 
 
 def cutoff_routes(settings: DeliverySettings) -> Routes:
-    """Those of cutoffs and restores to the URLs of the settings."""
+    """The routes of cutoffs and restores to the URLs of the settings."""
     template_of = PostTemplate if settings.method == "POST" else GetTemplate
     templates: dict[str, Template] = {CUTOFF: template_of(settings.url, settings.secrets)}
     if settings.restore_url:
@@ -132,10 +137,11 @@ def cutoff_routes(settings: DeliverySettings) -> Routes:
 
 
 class Delivery:
-    """Sends what is owed. Made inside a running loop.
+    """Sends the calls that are owed. Made inside a running loop.
 
-    `now_ns` reads billing time anew at each call; `failed` takes what must end the process (a broken invariant).
-    `routes`: where calls go, if not to the settings' URLs. `words`: what the log says of endpoints that take no calls.
+    `now_ns` reads billing time anew at each call; `failed` gets an exception that must end the process (a broken
+    invariant). `routes`: the routes of calls, if not to the URLs of the settings. `words`: writes the log lines about
+    endpoints that take no calls.
     """
 
     def __init__(
@@ -166,17 +172,17 @@ class Delivery:
         )
         self.outbox = Outbox(pace, len(self._origins), rng)
         self.endpoints: list[Endpoint] = []
-        self._started = dict.fromkeys(routes.kinds, 0)  # calls out by kind, as the two below
+        self._started = dict.fromkeys(routes.kinds, 0)  # calls by kind, as in the next two
         self._delivered = dict.fromkeys(routes.kinds, 0)
         self._failures = dict.fromkeys(routes.kinds, 0)
         self.dropped = 0
         self.last_error = ""
-        self.sent_late = ExactHistogram(LATENESS_NS)  # from E, or the end of its grace, to each cutoff's first attempt
-        self.done_late = Histogram(LATENESS_NS)  # from there to its 2xx
+        self.sent_late = ExactHistogram(LATENESS_NS)  # from E, or the end of the grace, to each cutoff's first attempt
+        self.done_late = Histogram(LATENESS_NS)  # from E, or the end of the grace, to its 2xx
         self.throughput = Throughput()  # of cutoffs
         self._lines: dict[Item, Line] = {}  # calls in flight
         self._connecting: set[asyncio.Task[None]] = set()
-        self._lapsed: set[asyncio.TimerHandle] = set()  # of calls that wait until the owner may act again
+        self._lapsed: set[asyncio.TimerHandle] = set()  # timers of calls that wait until the owner may act again
         self._rousing: asyncio.Handle | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
@@ -186,7 +192,7 @@ class Delivery:
         self._quiet: asyncio.Event = asyncio.Event()
         self.outages = Outages(settings.timeout_s, now_ns, lambda: len(self.outbox), words)
 
-    # -- what the caller tells --------------------------------------------------------------------------------------
+    # -- for the caller ---------------------------------------------------------------------------------------------
 
     def notify(
         self,
@@ -198,9 +204,10 @@ class Delivery:
         seq: int = -1,
         class_name: str = "",
     ) -> None:
-        """Something became owed for this account, or may have. `since_ns` is since when, where known (-1: now);
-        `urgent`: an operator wants it now, whatever failed before. `seq`: what is owed is this one of its kind, and
-        nothing newer is to be sent before that was notified, too (-1: whatever is owed may be)."""
+        """A call became owed for this account, or may have. `since_ns`: since when (-1: now). `urgent`: an operator
+        wants the call now, whatever failed before. `seq`: the seq of the owed call; no newer call is sent before it was
+        notified, too (-1: any owed call may be sent).
+        """
         self.owe(bucket_id, user_id, kind, self.now_ns() if since_ns < 0 else since_ns, urgent, seq, class_name)
         self._rouse_soon()
 
@@ -214,7 +221,9 @@ class Delivery:
         seq: int = -1,
         class_name: str = "",
     ) -> None:
-        """The same for one of many; `rouse` follows once behind them, and begins at once."""
+        """Does what `notify` does for one of many calls; the caller calls `rouse` once after the last of them, which
+        begins the calls at once.
+        """
         notified = None if seq < 0 else (kind, seq)
         name = self._template_name(kind, class_name) if class_name else kind
         self.outbox.owe(bucket_id, user_id, since_ns, self._lanes.get(name, 0), urgent, notified)
@@ -222,7 +231,7 @@ class Delivery:
     def hold(
         self, bucket_id: int, user_id: bytes, since_ns: int, kind: str = CUTOFF, seq: int = -1, class_name: str = ""
     ) -> None:
-        """Something is owed for this account since `since_ns`, but is not to be sent before `release`."""
+        """A call is owed for this account since `since_ns`, but must not be sent before `release`."""
         notified = None if seq < 0 else (kind, seq)
         self.outbox.hold(
             bucket_id, user_id, since_ns, self._lanes.get(self._template_name(kind, class_name), 0), notified
@@ -233,13 +242,13 @@ class Delivery:
         return self._template_name(kind, class_name) in self._templates
 
     def release(self) -> int:
-        """Sends everything held, oldest first; returns how many accounts that concerns."""
+        """Sends all held calls, oldest first; returns for how many accounts."""
         released = self.outbox.release()
         self._rouse_soon()
         return released
 
     def expect(self, due_ns: int) -> None:
-        """A cutoff falls due then, if nothing else happens: its connection is opened a moment before."""
+        """A cutoff falls due at `due_ns` if nothing else happens: opens a connection for it `_OPEN_AHEAD_S` before."""
         if self._expecting is not None:
             self._expecting.cancel()
         in_s = max(0.0, (due_ns - self.now_ns()) / 1e9 - _OPEN_AHEAD_S)
@@ -253,13 +262,13 @@ class Delivery:
 
     @property
     def ahead(self) -> CutoffTemplate:
-        """Where what can be made of a coming cutoff's request is made."""
+        """The template of cutoffs, which prepares the requests of coming cutoffs."""
         template = self._templates[CUTOFF]
         assert isinstance(template, CutoffTemplate), "these are no cutoffs"
         return template
 
     def start(self) -> None:
-        """Begins to send."""
+        """Starts the endpoints, and begins to send."""
         settings = self.settings
         limits = Limits(
             connect_timeout_s=settings.connect_timeout_s,
@@ -294,22 +303,22 @@ class Delivery:
 
     @property
     def started(self) -> int:
-        """How many calls were begun, of all kinds."""
+        """How many calls of all kinds were begun."""
         return sum(self._started.values())
 
     @property
     def delivered(self) -> int:
-        """How many of them had their 2xx."""
+        """How many calls of all kinds got a 2xx."""
         return sum(self._delivered.values())
 
     @property
     def failures(self) -> int:
-        """How many failed, or found no connection."""
+        """How many calls of all kinds failed, or could not open a connection."""
         return sum(self._failures.values())
 
     def why(self, bucket_id: int, user_id: bytes, last_error: str) -> str | None:
-        """Why a call for this user is not over yet, in a sentence; None where nothing is known to be owed.
-        `last_error`: what the last attempt met, "" for nothing.
+        """Why a call for this user is not done yet, in a sentence; None if the outbox has no item for the account.
+        `last_error`: the error of the last attempt, "" if there was none.
         """
         item = self.outbox.find(bucket_id, user_id)
         if item is None:
@@ -318,12 +327,12 @@ class Delivery:
         return waiting_because(item, outage, last_error, self.now_ns(), len(self.outbox))
 
     def _waiting_ns(self) -> int:
-        """How late the first attempt already is that waits for longest; 0 where none waits."""
+        """How late the oldest event without any attempt already is, in ns; 0 if there is none."""
         oldest_ns = self.outbox.oldest_fresh_ns(self._lines)
         return 0 if oldest_ns < 0 else max(0, self.now_ns() - oldest_ns)
 
     async def drain(self, timeout_s: float) -> bool:
-        """Begins nothing new and waits for what is in flight; True if nothing is any more."""
+        """Begins no further call and waits for those in flight; False if some are still in flight after `timeout_s`."""
         self._running = False
         if self.outbox.in_flight:
             self._quiet.clear()
@@ -334,7 +343,7 @@ class Delivery:
         return True
 
     async def close(self) -> None:
-        """Ends at once. What is in flight stays owed: whether it arrived is unknown."""
+        """Ends at once. Calls in flight stay owed, because it is unknown whether they arrived."""
         self._running, self._closed = False, True
         self.outages.close()
         for timer in (self._timer, self._cutting, self._expecting, self._rousing, *self._lapsed):
@@ -349,8 +358,8 @@ class Delivery:
     # -- attempts ---------------------------------------------------------------------------------------------------
 
     def rouse(self, now_ns: int = 0) -> None:
-        """Begins what can be begun, or sets the timer for the instant at which something can. `now_ns`: where it has
-        just been read.
+        """Begins the calls that can begin now, and sets the timer for the instant at which others can. `now_ns`:
+        billing time, if the caller has just read it; 0 if not.
         """
         try:
             self._rouse(now_ns or self.now_ns())
@@ -393,14 +402,14 @@ class Delivery:
         self.rouse()
 
     def _watch(self) -> None:
-        """Few senders are free: sees to it that calls that hang do not hold more than their share."""
+        """Few senders are free: sets the timer for the instant at which the outbox may name hanging calls to end."""
         now_ns = self.now_ns()
         cut_ns = self.outbox.next_cut_ns(now_ns)
         if cut_ns >= 0:
             self._cutting = self._loop.call_later((cut_ns - now_ns) / 1e9 + _LATE_S, self._on_cutting, False)
 
     def _on_cutting(self, input_read: bool) -> None:
-        if not input_read:  # what came while the process did not run is read first
+        if not input_read:  # answers that came while the process did not run are read first
             self._cutting = self._loop.call_later(10 * _LATE_S, self._on_cutting, True)
             return
         self._cutting = None
@@ -417,8 +426,9 @@ class Delivery:
         self.rouse()
 
     def _begin(self, item: Item, now_ns: int, line: Line | None = None) -> bool:
-        """One item, taken at `now_ns`, until its request is written, or it turned out that there is nothing to send;
-        whether a connection is opened for it first. `line`: it was opened.
+        """Begins the attempt for an item that was taken at `now_ns`: writes the request, starts to open a connection
+        for it, or finds that no call is to be sent now. Returns whether a connection is being opened. `line`: the
+        connection that was opened for the item.
         """
         bucket_id, user_id = item.bucket_id, item.user_id
         owed = self._named(item)
@@ -435,7 +445,7 @@ class Delivery:
         if line is not None and line.endpoint is not endpoint:
             self._unsent(line)
             line = None
-        if not self._may_act():  # another owner may live by now: what is owed here may be settled there
+        if not self._may_act():  # the account may have another owner by now, where the call is no longer owed
             self._begin_later(item, line)
             return False
         if line is None and (line := endpoint.spare()) is None:
@@ -455,7 +465,7 @@ class Delivery:
         return False
 
     async def _connect(self, item: Item, endpoint: Endpoint, kind: str, seq: int, due_ns: int) -> None:
-        """Opens a connection for an item, and goes on with it."""
+        """Opens a connection for an item, and goes on with the attempt."""
         try:
             line = await endpoint.connect()
         except Unreachable as error:
@@ -482,7 +492,7 @@ class Delivery:
         self._lapsed.add(timer)
 
     def _on_verdict(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict) -> None:
-        """What became of a request; the next one is begun behind it."""
+        """Takes the verdict on a request, then begins the next calls."""
         if self._closed:
             return
         try:
@@ -494,7 +504,9 @@ class Delivery:
             self._failed(error)
 
     def _named(self, item: Item) -> Owed | None:
-        """What is owed for the account, as far as it was notified: the ledger may be ahead of what is durable."""
+        """The owed call of the account, or None if there is none or it was not notified yet: the ledger may be ahead of
+        what is durable.
+        """
         owed = self._owed(item.bucket_id, item.user_id)
         notified = item.notified
         if owed is None or notified is None or (owed[0] == notified[0] and owed[2] <= notified[1]):

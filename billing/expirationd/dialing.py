@@ -1,11 +1,11 @@
-"""How a connection to an endpoint comes about: its name is resolved, its addresses are tried, TLS is spoken.
+"""Opens a connection to an endpoint: resolves its name, tries its addresses, makes the TLS handshake.
 
-Addresses are tried in the order of RFC 8305 (families in turns, the next one `NEXT_ADDRESS_S` after the last), by
-aiohappyeyeballs; the one that worked last is tried first. A name is resolved again after `RESOLVED_S`, and at once
-where no address could be connected to. While a name does not resolve, the addresses that it had are tried: whether
-these are still right is shown by the connection, and for `https` by the certificate.
+aiohappyeyeballs tries the addresses in the order of RFC 8305 (families in turns, the next address `NEXT_ADDRESS_S`
+after the last); the address that worked last is tried first. A name is resolved again after `RESOLVED_S`, and before
+the next attempt if no address could be connected to. While a name does not resolve, its former addresses are tried: a
+connection, and for `https` the certificate, proves that they are still right.
 
-Nothing is sent here but what TLS sends.
+This module sends nothing except what TLS sends.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ Protocol = TypeVar("Protocol", bound=asyncio.Protocol)
 
 
 class Unreachable(Exception):
-    """No connection; the message says why in a few words."""
+    """No connection could be opened; the message gives the reason in a few words."""
 
 
 class Dialer:
-    """Connects to one origin (`scheme://host[:port]`); `tls` replaces the system's trust (None); `boot_ns` is the boot
-    clock.
+    """Connects to one origin (`scheme://host[:port]`). `tls` replaces the system's certificate authorities (None:
+    these); `boot_ns` reads the boot clock.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class Dialer:
         self._resolving: asyncio.Future[None] | None = None
 
     async def connect(self, protocol_of: Callable[[], Protocol]) -> Protocol:
-        """A protocol of a new connection; raises Unreachable."""
+        """Opens a connection and returns its protocol; raises Unreachable."""
         import ssl
 
         try:
@@ -87,7 +87,7 @@ class Dialer:
             if peer != addresses[0][4]:
                 self.addresses = sorted(addresses, key=lambda address: address[4][:2] != peer[:2])
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            unheard_ms = int(self.connect_timeout_s * 1000)  # what is not acknowledged for so long ends the connection
+            unheard_ms = int(self.connect_timeout_s * 1000)  # bytes unacknowledged for so long end the connection
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unheard_ms)
             if self._tls is None:
                 _, protocol = await loop.create_connection(protocol_of, sock=connection)
@@ -106,14 +106,14 @@ class Dialer:
         return protocol
 
     async def _resolve(self) -> None:
-        """One question for all who wait for its answer."""
+        """Resolves the name; all callers that wait at the same time share one request to the resolver."""
         if self._resolving is None:
             self._resolving = asyncio.ensure_future(self._ask())
             self._resolving.add_done_callback(self._on_resolved)
         await asyncio.shield(self._resolving)
 
     async def look_up(self) -> list[AddrInfoType]:
-        """The addresses that the system's resolver knows for the name."""
+        """The addresses of the name, from the system's resolver."""
         loop = asyncio.get_running_loop()
         addresses: list[AddrInfoType] = []
         addresses.extend(await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
@@ -138,7 +138,7 @@ class Dialer:
     def _on_resolved(self, resolving: asyncio.Future[None]) -> None:
         self._resolving = None
         if not resolving.cancelled():
-            resolving.exception()  # told to whoever waits; nobody may
+            resolving.exception()  # the callers that wait get it; perhaps none waits any more
 
 
 def _trust(tls: ssl.SSLContext | None) -> ssl.SSLContext:
@@ -152,7 +152,7 @@ def _trust(tls: ssl.SSLContext | None) -> ssl.SSLContext:
 
 
 def _reason(error: BaseException) -> str:
-    """Why, in a few words; of several addresses, what the last one met."""
+    """The reason for a failed connection, in a few words; of several addresses, that of the last one."""
     number = getattr(error, "errno", None)
     if number:
         return os.strerror(number).lower()

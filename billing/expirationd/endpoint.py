@@ -1,50 +1,50 @@
-"""One endpoint: connections, one request written, one answer judged, everything bounded.
+"""One endpoint: opens connections, writes one request on each and judges its answer, with a limit on everything.
 
-`dialing` makes connections, `answer` takes answers apart; here is what joins them: which connection a call is written
-on, how long it may take, and which connections are kept. Left out, because they cost many times what the exchange
-itself costs (`benchmarks/cutoff_get.py`): redirects, cookies, proxies and passwords from the environment,
-decompression, and a silent second try on a dropped connection.
+`dialing` makes connections and `answer` parses answers; this module joins them: it chooses the connection for a call,
+limits the time, and decides which connections are kept. It has no redirects, cookies, proxies and passwords from the
+environment, decompression, or silent second try on a dropped connection, because these cost many times as much as the
+exchange itself (`benchmarks/cutoff_get.py`).
 
 **What is an answer.** A complete final status line. 2xx is OK, 429 or 503 with a Retry-After is BUSY, all else FAILED.
-Where the headers do not end, or end too late, the status that came decides all the same. Up to `answer_bytes_max` of
-the body are read so that the connection can be used again, for at most `body_s`; otherwise the connection is closed.
-No answer: FAILED, or TIMED_OUT; but if a connection that was used before ends without one, it was probably closed
-while idle: DROPPED, to be tried at once on a new connection, as another attempt that is counted.
+If the headers do not end, or end too late, the status decides all the same. Up to `answer_bytes_max` of the body are
+read, for at most `body_s`, so that the connection can be used again; otherwise the connection is closed. A call without
+an answer is FAILED or TIMED_OUT. But a connection that was used before and ends without an answer was probably closed
+while idle: the call is DROPPED, to be tried at once on a new connection; that attempt is counted, too.
 
-**Time.** `connect_timeout_s` to be connected, and what `ask` is given from writing to the status. One timer serves
-all connections rather than one a request. Where that timer itself rings late, because the process did not run, answers
-that came meanwhile are read first.
+**Time.** `connect_timeout_s` for opening a connection; `timeout_s` of `ask` from the writing to the status. One timer
+serves all connections, not one per request. If that timer rings late, because the process did not run, answers that
+came meanwhile are read first.
 
-**Which connection.** Many servers serve one connection at a time in each process or thread: one that is silent keeps
-such a server waiting for its request, and a call that is written on another connection is not even accepted. Nobody can
-see this from outside, so it is found out by behaviour. A connection is *proved* once an answer came on it: the server
-has accepted it, and keeps it open. Proved connections are used first, the youngest of them first. *Spare* ones were
-opened ahead, and nothing was ever written on them.
+**Which connection.** Many servers serve one connection at a time in each process or thread: a silent connection keeps
+such a server waiting for a request, and the server does not even accept a call on another connection. This cannot be
+seen from outside, so the endpoint learns it from the server's behaviour. A connection is *proved* once an answer came
+on it: the server has accepted it, and keeps it open. Proved connections are used first, the youngest first. *Spare*
+connections were opened ahead, and nothing was ever written on them.
 
-    UNKNOWN   no spare connections; proved ones are kept for `BRIEFLY_S`, and used for `HELD_S` at most; for
-              `TOGETHER_S` where an answer came on another connection meanwhile: this server serves both
-    MANY      up to `warm` connections are kept open, spare ones where too few are proved; what a burst opened beyond
-              those that were shown is used for `TOGETHER_S` at most, and closed once it is idle
-    FEW       none is kept, and `FEW_CALLS` at most are open at once; others wait for their turn. A call that has no
-              answer for `HOG_S` does not count: one user's silence takes no turn from others
+    UNKNOWN   no spare connections; a proved one is kept idle for `BRIEFLY_S`, and used for `HELD_S` at most, or for
+              `TOGETHER_S` if an answer came on another connection meanwhile: this server serves both
+    MANY      up to `warm` connections are kept open, spare ones if too few are proved; connections that a burst opened
+              beyond the number that was shown to be harmless are used for `TOGETHER_S` at most, and closed once idle
+    FEW       no connection is kept, and at most `FEW_CALLS` are open at once; other calls wait for their turn. A call
+              that has had no answer for `HOG_S` does not count: one user's call without an answer delays no others
 
-From UNKNOWN to MANY there is one way, once an answer has left a connection open: a call for which some spare
-connections are opened first, and then its own, is answered while all of them stay silent. Two at first; each such
-trial doubles them, up to `warm`, and no more are kept than were tried. A silence that is suspicious (see `silence`) has
-all idle connections closed: nothing was written on them, or everything was answered, so nothing can be lost. Where that
-helps `STRIKES_MAX` times, the server serves FEW. After `FORGET_S`, FEW is UNKNOWN again; and at once, where an answer
-overtakes a call that was written `SILENCE_NS` before it on another connection: a server that serves few would not have
-read it.
+An endpoint goes from UNKNOWN to MANY in one way, once an answer has left a connection open: some spare connections are
+opened before the connection of a call, and the call is answered while all of them stay silent. The first trial opens
+two; each further trial doubles the number, up to `warm`, and no more are kept than were tried. When a silence is
+suspicious (see `silence`), all idle connections are closed: nothing was written on them, or everything was answered, so
+nothing can be lost. If that helps `STRIKES_MAX` times, the server serves FEW. FEW becomes UNKNOWN again after
+`FORGET_S`; and at once if a call is answered before another one that was written `SILENCE_NS` earlier on another
+connection: a server that serves few would not have read the later one.
 
-**Ahead.** Where no connection is open and a cutoff falls due in a moment, one is opened for it (`open_ahead`), and the
-next call is written on that one. So even a server that serves one connection at a time finds the request on the
-connection that it waits for; and what nobody used within `AHEAD_KEPT_S` is closed.
+**Ahead.** If no connection is open and a cutoff falls due in a moment, `open_ahead` opens one for it, and the next call
+is written on that one. So even a server that serves one connection at a time gets the request on the connection that it
+waits for. A connection that was opened ahead and not used within `AHEAD_KEPT_S` is closed.
 
-So a call waits for connections of this process for some `SILENCE_NS` at most, and a call of another process for
-`HELD_S` or `AHEAD_KEPT_S`. A connection idle for `idle_s`, or for two thirds of the time after which this server closed
-one, is closed or replaced.
+So the connections of this process delay a call of this process by some `SILENCE_NS` at most, and a call of another
+process by `HELD_S` or `AHEAD_KEPT_S`. A connection that has been idle for `idle_s`, or for two thirds of the time after
+which this server closed one, is closed or replaced.
 
-It never decides when to try again, and knows neither accounts nor money. What an endpoint sends is never logged.
+The endpoint never decides when to retry, and knows neither accounts nor money. What a server sends is never logged.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ FORGET_S: Final = 600.0
 _TEND_S: Final = 1.0
 _TICK_S: Final = 0.001  # the resolution of the loop's timers
 _TICK_NS: Final = 1_000_000
-_STALLED_NS: Final = 50_000_000  # a timer this late says that the process did not run
+_STALLED_NS: Final = 50_000_000  # a timer this late means that the process did not run
 _SECOND_NS: Final = 10**9
 _RECENTLY_NS: Final = 10**9
 _RETRY_AFTER_S_MAX: Final = 10**9
@@ -95,7 +95,7 @@ _OK: Final[Verdict] = (OK, "", -1)
 
 
 class Limits(NamedTuple):
-    """Seconds, bytes and connections."""
+    """Limits of an endpoint, in seconds, bytes and connections."""
 
     connect_timeout_s: float = 3.0
     body_s: float = 1.0
@@ -108,8 +108,8 @@ class Limits(NamedTuple):
 class Endpoint:
     """Connections to one origin (`scheme://host[:port]`). Made and used inside a running loop.
 
-    Of `clocks`, the wall clock is asked only to understand a Retry-After that is a date. `tls` replaces the system's
-    trust (None).
+    Of `clocks`, the wall clock is read only to interpret a Retry-After that is a date. `tls` replaces the system's
+    certificate authorities (None: these).
     """
 
     def __init__(self, origin: str, limits: Limits, clocks: Clocks, tls: ssl.SSLContext | None) -> None:
@@ -120,12 +120,12 @@ class Endpoint:
         self.boot_ns = clocks.boot_ns
         self._wall_ns = clocks.wall_ns
         self._dialer = Dialer(origin, limits.connect_timeout_s, tls, clocks.boot_ns)
-        self._proved: list[Line] = []  # idle, the one that was used last behind
+        self._proved: list[Line] = []  # idle; the one that was used last is the last
         self._spares: deque[Line] = deque()  # idle and never used, the oldest first
-        self._ahead: Line | None = None  # idle and never used: the next call's
-        self._opening: asyncio.Task[None] | None = None  # of that one
-        self._unanswered: dict[Line, None] = {}  # with a request that has no answer yet, in the order of their writing
-        self._unanswered_unproved = 0  # of these
+        self._ahead: Line | None = None  # idle and never used; the next call uses it
+        self._opening: asyncio.Task[None] | None = None  # opens `_ahead`
+        self._unanswered: dict[Line, None] = {}  # lines whose request has no answer yet, in the order of writing
+        self._unanswered_unproved = 0  # how many of these are not proved
         self._draining: set[Line] = set()  # answered, the body is still to come
         self._connecting = 0
         self._deadline: asyncio.TimerHandle | None = None
@@ -135,18 +135,18 @@ class Endpoint:
         self._listening_until_ns = 0
         self._tend: asyncio.TimerHandle | None = None
         self._briefly: asyncio.TimerHandle | None = None
-        self._turns: deque[asyncio.Future[None]] = deque()  # who waits to connect to a server that serves few
+        self._turns: deque[asyncio.Future[None]] = deque()  # calls that wait to connect to a server that serves few
         self._warming: asyncio.Task[None] | None = None
         self._warm_at_ns = 0
         self._warm_failures = 0
         self._kept_open = False  # an answer has left its connection open
-        self.shown = 0  # spare connections that a call was answered beside
-        self._trial: set[Line] = set()  # spare connections that a call is to be answered beside
+        self.shown = 0  # with so many spare connections open, a call was answered: they do no harm
+        self._trial: set[Line] = set()  # the spare connections of the trial under way
         self._tried_ns = 0
         self._few_since_ns = 0
-        self._gathered: deque[Line] = deque()  # they have read something in this turn that is not taken yet
-        self._answered_line: Line | None = None  # the one on which the last answer came
-        self._others_ns = 0  # when the last one came on another line than that
+        self._gathered: deque[Line] = deque()  # lines that have read something in this turn that is not taken yet
+        self._answered_line: Line | None = None  # the line on which the last answer came
+        self._others_ns = 0  # when the last answer came on another line than that
         self._idle_ns = int(limits.idle_s * _SECOND_NS)
         self.connects = 0
         self.closed = False
@@ -160,7 +160,7 @@ class Endpoint:
     # -- connections ------------------------------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begins to look after its connections."""
+        """Starts the regular work on idle connections: closing and replacing them."""
         self._on_tend()
 
     def spare(self) -> Line | None:
@@ -183,8 +183,8 @@ class Endpoint:
         return None
 
     def open_ahead(self) -> None:
-        """A call is to be made in a moment: opens a connection for it, where there is none and that is not known to
-        harm.
+        """Opens a connection for a call that will be made in a moment, unless there is one already, or the server is
+        known to serve few.
         """
         idle = self._proved or self._spares or self._ahead is not None
         busy = self._unanswered or self._connecting or self._opening is not None
@@ -199,7 +199,7 @@ class Endpoint:
         finally:
             self._opening = None
         if self.closed or self._unanswered or self._connecting:
-            line.close()  # a call came first, and has a connection of its own: beside that, this one would be silent
+            line.close()  # a call came first and has its own connection: this one would be a silent one beside it
             return
         self._ahead = line
         self.loop.call_later(AHEAD_KEPT_S, self._close_ahead, line)
@@ -210,7 +210,7 @@ class Endpoint:
             line.close()
 
     async def connect(self) -> Line:
-        """A new connection; raises Unreachable. Where it is time, spare ones are opened first."""
+        """Opens a connection; raises Unreachable. If a trial is due, opens its spare connections first."""
         while not self._has_turn():
             turn = self.loop.create_future()
             self._turns.append(turn)
@@ -248,8 +248,8 @@ class Endpoint:
             line.close()
 
     def _hold_ns(self, line: Line) -> int:
-        """For how long a proved connection may be used before it is closed, so that others of this server's clients
-        have their turn. A server whose threads serve a connection each may have no thread left for them.
+        """For how long, in ns, a proved connection may be used before it is closed in favour of the server's other
+        clients: if each thread of a server serves one connection, no thread may be left for them.
         """
         if self.serves == MANY:
             return int(TOGETHER_S * _SECOND_NS) if self.connections >= self.shown else _FOR_EVER_NS
@@ -274,7 +274,7 @@ class Endpoint:
             self._spares.append(line)
 
     def _is_to_try(self) -> bool:
-        """Whether the next call is to find out if this server serves it beside silent connections."""
+        """Whether the next call is to be a trial: whether this server answers it while other connections are silent."""
         return (
             self.serves != FEW
             and self.shown < self.limits.warm
@@ -286,8 +286,8 @@ class Endpoint:
     # -- one exchange -----------------------------------------------------------------------------------------------
 
     def ask(self, line: Line, request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
-        """Writes one request; `on_verdict` is called once with what became of it, not before this returns. What becomes
-        of the connection is seen to here.
+        """Writes one request. Calls `on_verdict` once with its outcome, not before this method returns. The endpoint
+        keeps or closes the connection afterwards.
         """
         proved = line.proved
         self._unanswered[line] = None
@@ -305,7 +305,7 @@ class Endpoint:
         on_verdict: Callable[[Verdict], None],
         answer: AnswerReader | Exception,
     ) -> None:
-        """Tells what an answer means, or that there is none."""
+        """Calls `on_verdict` with the meaning of an answer, or of the exception that came instead of one."""
         if isinstance(answer, AnswerReader):
             on_verdict(_OK if 200 <= answer.status < 300 else self._refusal(answer))
             return
@@ -328,7 +328,7 @@ class Endpoint:
         return BUSY if busy else FAILED, f"status {answer.status}", retry_after_ns
 
     def end(self, line: Line, why: str) -> None:
-        """Ends the exchange on a line before its time: its verdict will be TIMED_OUT."""
+        """Ends the exchange on a line before its time is over: the verdict will be TIMED_OUT, with `why`."""
         answer_before = line.answer
         line.take_gathered()
         if line in self._unanswered and line.answer is answer_before and not line.late:
@@ -336,7 +336,9 @@ class Endpoint:
             line.close()
 
     def gathers(self, line: Line) -> bool:
-        """Whether the line's answer is taken with those of others, once all that came is read: so it is in a burst."""
+        """Whether the line's answer is taken later in this turn, together with those of others, after everything is
+        read. This is so in a burst.
+        """
         if not self._gathered:
             if len(self._unanswered) < GATHERED_FROM:
                 return False
@@ -353,7 +355,7 @@ class Endpoint:
                 self.loop.call_soon(self._take_gathered)
 
     def on_answer(self, line: Line, answer: AnswerReader, took_ns: int) -> None:
-        """A final status came: called before anybody is told. Sees to the connection."""
+        """A final status came; called before the verdict. Keeps, drains or closes the connection."""
         self._unask(line)
         now_ns = self.boot_ns()
         if line is not self._answered_line:
@@ -382,7 +384,7 @@ class Endpoint:
             self._give_turn()
 
     def _has_turn(self) -> bool:
-        """Whether one more call may be made now. A call that hangs holds nobody's turn."""
+        """Whether one more call may be made now; a call without an answer for `HOG_S` does not count."""
         if self.serves != FEW:
             return True
         since_ns = self.boot_ns() - int(HOG_S * _SECOND_NS)
@@ -397,7 +399,7 @@ class Endpoint:
                     return
 
     def on_body(self, line: Line) -> None:
-        """The body that nobody needs has been read, or has grown too long."""
+        """The body, which is not used, has been read to its end, or has grown too long."""
         self._draining.discard(line)
         answer = line.answer
         if answer is None or not answer.reusable:
@@ -441,7 +443,7 @@ class Endpoint:
             line.close()
         await asyncio.sleep(0)
 
-    # -- how many this server serves --------------------------------------------------------------------------------
+    # -- how many connections this server serves at once ------------------------------------------------------------
 
     def _listen_closely(self) -> None:
         patience_ns = self._silence.patience_ns
@@ -472,7 +474,7 @@ class Endpoint:
             line.close()
 
     def _learn(self, struck: bool, now_ns: int) -> None:
-        """What an answer on a connection not proved before says about how many connections this server serves."""
+        """Learns from an answer on a connection not proved before how many connections this server serves at once."""
         silence = self._silence
         if struck:
             if silence.strikes >= STRIKES_MAX:
@@ -493,7 +495,7 @@ class Endpoint:
     # -- inside -----------------------------------------------------------------------------------------------------
 
     def _distrust_idle(self, lost: Line) -> None:
-        """What closed one idle connection probably closed the others that have been idle as well."""
+        """Closes all connections that have been idle: whatever closed one of them probably closed the others, too."""
         before_ns = self.boot_ns() - _RECENTLY_NS
         for line in [line for line in (*self._proved, *self._spares) if line.idle_since_ns < before_ns]:
             line.late = True
@@ -502,7 +504,9 @@ class Endpoint:
         self._spares = deque(line for line in self._spares if line.idle_since_ns >= before_ns)
 
     def _retry_after_ns(self, text: str) -> int:
-        """Of the header's value, seconds or a date (RFC 9110, section 10.2.3); -1 if it is neither."""
+        """The wait of a Retry-After header in ns, from seconds or a date (RFC 9110, section 10.2.3); -1 if the value is
+        neither.
+        """
         text = text.strip()
         if text.isascii() and text.isdigit():
             return min(int(text[:10]), _RETRY_AFTER_S_MAX) * _SECOND_NS
@@ -512,7 +516,7 @@ class Endpoint:
             return -1
 
     def _allow(self, line: Line, seconds: float) -> None:
-        """From now on the line is closed unless it is idle within `seconds`."""
+        """Has the line closed after `seconds` unless it is idle by then."""
         line.until_ns = until_ns = self.boot_ns() + int(seconds * _SECOND_NS)
         if self._deadline is None or self._deadline_ns > until_ns:
             self._arm(until_ns)
@@ -529,7 +533,7 @@ class Endpoint:
         self._take_gathered()  # what was read before this rang counts; a call that follows may arm it anew
         now_ns = self.boot_ns()
         if now_ns - rang_ns > _STALLED_NS:
-            self._arm(now_ns)  # what came meanwhile is read before anything is given up
+            self._arm(now_ns)  # answers that came meanwhile are read before any call is given up
             return
         next_ns = 0
         for line in [*self._unanswered, *self._draining]:
@@ -542,7 +546,7 @@ class Endpoint:
             self._arm(next_ns)
 
     def _close_idle(self, for_ns: int) -> None:
-        """Closes what has been idle for so long."""
+        """Closes the connections that have been idle for `for_ns` or longer."""
         before_ns = self.boot_ns() - for_ns
         for line in [line for line in (*self._proved, *self._spares) if line.idle_since_ns <= before_ns]:
             line.late = True

@@ -1,16 +1,16 @@
-"""One connection to an endpoint: at most one request in flight, and its answer as far as it came.
+"""One connection to an endpoint: at most one request in flight, and the part of its answer that has come.
 
-The owner of a line asks it, and is told of everything else that happens to it: of the status before whoever waits for
-it is (`on_answer`), of the end of a body that was still to come (`on_body`), and of the end of the connection
-(`on_lost`). Whoever waits hears of an answer in the turn of the loop that read it; of the end without one in a turn of
-its own, when the owner has seen to the connection. Bytes that nobody asked for end the connection.
+The owner of a line writes requests with `ask`; the line calls the owner when a status comes (`on_answer`), when a body
+that was still to come ends (`on_body`), and when the connection ends (`on_lost`). It calls `done` of the request after
+`on_answer`, in the turn of the loop that read the answer. If the connection ends without an answer, it calls `done` in
+a later turn, after `on_lost`. Bytes that come without a request end the connection.
 
-In a burst the owner may gather what lines have read (`gathers`), and have it taken (`take_gathered`) once all of this
-turn is read: between two system calls a processor has forgotten the program. Before it gives anything up, the owner has
-all of it taken; a line whose connection ends takes it first; and one that is idle takes what comes at once: a request
-written behind it would be answered by it.
+In a burst the owner may have lines gather what they have read (`gathers`), and parse it (`take_gathered`) once
+everything of this turn is read: after each system call the processor's caches no longer hold the program. The owner has
+all gathered bytes parsed before it gives up a call, and a line whose connection ends parses its own first. An idle line
+handles bytes at once, because a request that is written after them would be answered by them.
 
-A line decides nothing: how long to wait, and what becomes of the connection, is its owner's.
+A line makes no decisions: its owner decides how long to wait, and whether to keep the connection.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from billing.expirationd.answer import AnswerReader, Malformed
 
 
 class Owner(Protocol):
-    """Whoever keeps lines."""
+    """The owner of lines, which an `Endpoint` is."""
 
     loop: asyncio.AbstractEventLoop
     boot_ns: Callable[[], int]  # the boot clock
 
     def gathers(self, line: Line) -> bool:
-        """Whether what the line has just read is taken later in this turn; False: at once."""
+        """Whether the line is to parse what it has just read later in this turn; False: at once."""
 
     def keep(self, line: Line) -> None:
-        """The line was not asked anything: it is idle again."""
+        """Takes back a line on which no request was written, or whose answer was read to its end: it is idle."""
 
     def end(self, line: Line, why: str) -> None:
-        """Ends what is under way on the line."""
+        """Ends the exchange that is under way on the line."""
 
     def on_answer(self, line: Line, answer: AnswerReader, took_ns: int) -> None:
         """A final status came."""
 
     def on_body(self, line: Line) -> None:
-        """The body has been read, or has grown too long."""
+        """The body has been read to its end, or has grown too long."""
 
     def on_lost(self, line: Line) -> None:
         """The connection has ended."""
@@ -51,7 +51,7 @@ Done = Callable[[AnswerReader | Exception], None]
 
 
 class Line(asyncio.Protocol):
-    """One connection, and what is known of it."""
+    """One connection and its state. Instants are of the boot clock."""
 
     __slots__ = (
         *("_answered", "_came", "_done", "_lost", "_reader", "asked_ns", "endpoint", "idle_since_ns", "late"),
@@ -63,12 +63,12 @@ class Line(asyncio.Protocol):
     def __init__(self, endpoint: Owner) -> None:
         self.endpoint = endpoint
         self.idle_since_ns = self.endpoint.boot_ns()
-        self.asked_ns = 0  # when the request was written that is not answered yet; 0: there is none
-        self.until_ns = 0  # when it is closed, unless it is idle by then
-        self.late = False  # it was closed since its time was over
-        self.tired = ""  # why it was ended before its time
+        self.asked_ns = 0  # when the request was written that has no answer yet; 0: there is none
+        self.until_ns = 0  # when the line is closed, unless it is idle by then
+        self.late = False  # it was closed because its time was over
+        self.tired = ""  # why the exchange was ended before its time was over
         self.proved = False  # an answer came on it
-        self.proved_ns = 0  # since when
+        self.proved_ns = 0  # when the first answer came
         self._lost = False
         self._came = b""  # read, and not taken yet
         self._reader: AnswerReader | None = None
@@ -80,11 +80,13 @@ class Line(asyncio.Protocol):
 
     @property
     def usable(self) -> bool:
-        """Whether a request may be written on it: it is open, and nothing came that nobody asked for."""
+        """Whether a request may be written on the line: it is open, and no exchange is under way."""
         return not self._lost and self._reader is None and not self.transport.is_closing()
 
     def ask(self, request: bytes, body_bytes_max: int, done: Done) -> None:
-        """Writes a request. `done` is called once, with its answer as far as it came, or why there is none."""
+        """Writes a request. `done` is called once, with the answer as far as it came, or with the exception that came
+        instead.
+        """
         self._reader = AnswerReader(body_bytes_max)
         self._done = done
         self._answered = False
@@ -93,18 +95,19 @@ class Line(asyncio.Protocol):
 
     @property
     def answer(self) -> AnswerReader | None:
-        """The answer that comes or came; None while nothing was asked."""
+        """The answer of the request under way; None while the line is idle."""
         return self._reader
 
     def rest(self) -> None:
-        """Its answer was taken whole: it is idle."""
+        """Makes the line idle: its answer was read to its end."""
         self._reader = None
         self.until_ns = 0
         self.idle_since_ns = self.endpoint.boot_ns()
 
     def close(self) -> None:
-        """Closes it, whatever is still to come. What was read before counts: the owner has it taken first, else it is
-        taken when the connection has ended. Not here: whoever hears of it might ask anew on what is being closed.
+        """Closes the connection, whatever is still to come. Bytes that were read before count: the owner has them
+        parsed first, or the line does when the connection has ended. This method does not parse them, because the
+        receiver of the answer might write a new request on the line that is being closed.
         """
         self.until_ns = 0
         if self._lost:
@@ -125,7 +128,7 @@ class Line(asyncio.Protocol):
             self._take(data)
 
     def take_gathered(self) -> None:
-        """Takes what was read before, if anything was."""
+        """Parses the bytes that were gathered, if there are any."""
         if self._came:
             data, self._came = self._came, b""
             self._take(data)
@@ -155,7 +158,7 @@ class Line(asyncio.Protocol):
         self.endpoint.on_lost(self)
 
     def _settle(self, error: Exception | None) -> None:
-        """The answer is there as far as it decides, or it will not come."""
+        """Ends the wait for an answer: its head has come, or will never come."""
         self._answered = True
         done, reader = self._done, self._reader
         self._done = None

@@ -1,9 +1,9 @@
-"""Reports of endpoints that take no calls, and of users who wait: by log lines, as figures and in sentences.
+"""Reports endpoints that take no calls, and users whose calls wait: in log lines, as figures and in sentences.
 
-An outage is logged when it begins, once a minute while it lasts, with how many users wait, and when it ends, with how
-long it lasted. So is, at most once a minute, that an endpoint needs more than `cutoff.timeout_s`.
+An outage is logged when it begins; once a minute while it lasts, with the number of users who wait; and when it ends,
+with its duration. A line is also logged, at most once a minute, when an endpoint needs more than `cutoff.timeout_s`.
 
-Nothing is decided here: `health` does that.
+This module decides nothing: `health` decides whether an endpoint takes calls.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ class Outage:
 
 
 class Words(Protocol):
-    """What the log says of outages."""
+    """Writes the log lines about outages."""
 
     def began(self, origin: str, error: str, waiting: int) -> None:
-        """It takes no calls; so many users wait."""
+        """The endpoint takes no calls; `waiting` users wait."""
 
     def lasts(self, origin: str, seconds: int, error: str, waiting: int) -> None:
-        """It has taken none for so long."""
+        """The endpoint has taken no calls for `seconds`."""
 
     def ended(self, origin: str, seconds: float, waiting: int) -> None:
-        """It takes calls again, after so long."""
+        """The endpoint takes calls again, after `seconds`."""
 
     def is_slow(self, origin: str, timeout_s: float, patience_s: float) -> None:
-        """It answered nobody within `timeout_s`."""
+        """The endpoint answered no call within `timeout_s`; a call may take `patience_s` now."""
 
 
 class OfCutoffs:
-    """Where what is sent are cutoffs and restores."""
+    """The log lines of a delivery that sends cutoffs and restores."""
 
     def began(self, origin: str, error: str, waiting: int) -> None:
         log.warning("%s takes no calls (%s) and is probed; users who wait: %d", origin, error, waiting)
@@ -73,7 +73,7 @@ class OfCutoffs:
 
 
 class Outages:
-    """Those of one delivery. `waiting` says for how many users something is owed. To be closed."""
+    """The outages of one delivery. `waiting()`: for how many users a call is owed. The owner must call `close`."""
 
     def __init__(self, timeout_s: float, now_ns: Callable[[], int], waiting: Callable[[], int], words: Words) -> None:
         self._words = words
@@ -86,15 +86,15 @@ class Outages:
         self._patience_told_ns: dict[str, int] = {}
 
     def __len__(self) -> int:
-        """Endpoints that take no calls."""
+        """The number of endpoints that take no calls."""
         return len(self._by_origin)
 
     def of(self, origin: str) -> Outage | None:
-        """What is known of this endpoint's outage; None while it takes calls."""
+        """The outage of this endpoint; None while it takes calls."""
         return self._by_origin.get(origin)
 
     def plain(self) -> list[dict[str, Any]]:
-        """For the operator, as plain data."""
+        """The outages for the operator, as plain data."""
         waiting = self._waiting()
         return [
             {"endpoint": outage.origin, "since_ns": outage.since_ns, "error": outage.error, "waiting": waiting}
@@ -102,13 +102,15 @@ class Outages:
         ]
 
     def close(self) -> None:
-        """Tells no more."""
+        """Stops the timers of the log lines."""
         for outage in self._by_origin.values():
             if outage.timer is not None:
                 outage.timer.cancel()
 
     def look(self, origin: str, health: Health, error: str) -> None:
-        """An attempt has ended; `error`: what it met, "" for a success."""
+        """An attempt has ended: reports a change in the health of its endpoint. `error`: of the attempt, "" for a
+        success.
+        """
         outage = self._by_origin.get(origin)
         if health.shut and outage is None:
             self._begin(Outage(origin, health.shut_since_ns, error))
@@ -145,7 +147,9 @@ class Outages:
 
 
 def waiting_because(item: Item, outage: Outage | None, last_error: str, now_ns: int, owed: int) -> str:
-    """Why the call for one account is not over yet, in a sentence. `owed`: accounts of this shard that are owed one."""
+    """Why the call for one account is not done yet, in a sentence. `owed`: for how many accounts of this shard a call
+    is owed.
+    """
     if item.state == PARKED:
         return "The call is held back since the start, and waits for `billing cutoffs release`."
     if item.state == FLYING:

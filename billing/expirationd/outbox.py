@@ -1,8 +1,8 @@
 """The outbox: which request goes next, and when. Pure: the outbox decides, `delivery` sends.
 
-An *item* says that something is owed for one account, never what: the ledger is asked right before each attempt, so
-what was superseded meanwhile turns out not to be owed, and there is nothing to cancel. An *event* is what the ledger
-then names (its kind and number). A *lane* is one endpoint.
+An *item* records that a call is owed for one account, but not which call: delivery asks the ledger right before each
+attempt. If the cutoff was superseded meanwhile, the ledger names no call, so nothing ever has to be cancelled. An
+*event* is the call that the ledger names (its kind and seq). A *lane* is one endpoint.
 
     hold -> PARKED --superseded, or left--> nothing is owed (here, any more)
               +-----release---+
@@ -14,38 +14,39 @@ then names (its kind and number). A *lane* is one endpoint.
                               +----------------+--finish (failed), or begin (too soon)
 
 **Isolation.** All state of retry belongs to one item: how often its event failed, when it may be begun again, whether
-its calls were slow. What one user's call meets (a status, Retry-After, silence, a reset) delays that user alone.
+its calls were slow. The outcome of one user's call (a status, Retry-After, no answer, a reset) delays that user alone.
 
 **Order.** Events never attempted go first, oldest exhaustion instant first, over all lanes. Retries follow in the order
-of their due instants. While both wait, one take in `RETRY_TURN` is a retry's, so a stream of new events starves nobody.
+of their due instants. While both wait, one take in `RETRY_TURN` takes a retry, so new events cannot starve retries.
 
-**Concurrency.** At most `concurrency` calls fly; at most half of them are retries, and at most a quarter are retries
-after a time-out. A call in flight for longer than `slow_ns` *hangs*: four times what successful calls of its lane
-usually take, and never less than `hang_min_ns`. Where all senders are busy, events never attempted wait and more than
-half of the concurrency hangs, `cut` names the hanging calls beyond the oldest half: these are ended, and retried like
-any call that was not answered in time. The others keep their time, so an endpoint that is slow for everybody shows its
-need. Nobody has to wait for that where the endpoint serves others: an eighth of the senders is kept free of retries,
-and calls beyond that half that hang are ended ahead of need, if another one succeeded after they were begun.
+**Concurrency.** At most `concurrency` calls are in flight; at most half of them are retries, and at most a quarter are
+retries after a time-out. A call *hangs* when it has been in flight for longer than `slow_ns`: four times the usual
+duration of successful calls of its lane, and never less than `hang_min_ns`. If all senders are busy, events never
+attempted wait and more than half of the concurrency hangs, `cut` names the hanging calls except the oldest half of the
+concurrency: delivery ends them, and they are retried like any call that was not answered in time. The oldest half keep
+their full time, so that an endpoint that is slow for everybody can show how long it needs. If the endpoint serves
+others, a new event need not wait for that: an eighth of the senders is kept free of retries, and hanging calls beyond
+that half are ended even before a new event waits, if a call to the same endpoint has succeeded since they were begun.
 
-**The bound.** Let F be the events never attempted that are older than that of a user, C the concurrency and S the
-largest `slow_ns`, or the time that a connection may take to come about, if that is longer. The user is called within S
-* (2 + 3 * F / C), where C is 2 at least, whatever the endpoint answers for others; where the lane is shut and can be
-reached, within F * `fresh_probe_ns` beyond that. A retry that is due is called within `RETRY_TURN` takes of its rank
-in its queue, as the share of its kind has room.
+**The bound.** For a user with an event never attempted, let F be the number of older events never attempted, C the
+concurrency (2 or more) and S the largest `slow_ns`, or the time allowed for opening a connection if that is longer. The
+user is called within S * (2 + 3 * F / C), whatever the endpoint answers for others; if the lane is shut but can be
+reached, within F * `fresh_probe_ns` more. A retry that is due is called within `RETRY_TURN` takes times its rank in its
+queue, counted while the share of its kind has room.
 
-**The endpoint's own state** is `health`'s: whether a lane is shut, and how patient it is. While it is shut, it takes a
-retry each `probe_ns`, the one that is due for longest, so that each probe is another user's, and events never
-attempted as `Health` admits them. The first success opens the lane: items that failed only since the outage began are
-due at once, so the backlog drains at full speed; others keep to their own schedule.
+**The state of the endpoint** is kept by `health`: whether a lane is shut, and how long a call may take. While a lane is
+shut, it takes one retry each `probe_ns`, the one that has been due for longest, so that each probe is for another user;
+and it takes events never attempted as `Health` admits them. The first success opens the lane: items that failed only
+since the outage began are then due at once, so the backlog drains at full speed; others keep their own schedule.
 
-**Invariants.** At most one item an account, so at most one request in flight for it. No item is lost: an item leaves
-only when the ledger owes nothing. What is held is not begun before `release`, or before something new is owed for the
-account. An event that was called and failed n times is not begun again before the n-th wait of the schedule is over,
-however often the account is reported, unless the lane was opened meanwhile; a new event begins at once.
+**Invariants.** An account has at most one item, so at most one request in flight. No item is lost: an item leaves only
+when the ledger owes no call. A held item is not begun before `release`, or before something new is owed for the
+account. An event that failed n times is not begun again before the n-th wait of the schedule is over, however often the
+account is reported, unless the lane was opened meanwhile; a new event begins at once.
 
-**Limits.** One item (some 250 bytes) an account with something owed; `take` moves at most 64 items between queues.
+**Limits.** One item (some 250 bytes) for each account that owes a call; `take` moves at most 64 released items.
 
-The outbox never reads a clock, draws its jitter from the `random.Random` given, and knows neither URLs nor money.
+The outbox never reads a clock, draws its jitter from the given `random.Random`, and knows neither URLs nor money.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ _SLOW_RETRIES: Final = 2
 
 
 class Item:
-    """One account with something owed."""
+    """One account for which a call is owed, or may be."""
 
     __slots__ = (
         *("again", "begun_ns", "bucket_id", "due_ns", "event", "failing_since_ns", "failures", "hold", "lane"),
@@ -86,32 +87,32 @@ class Item:
         self.lane = lane
         self.state = FRESH
         self.serial = 0  # of its one valid place in a queue
-        self.notified: tuple[str, int] | None = None  # kind and seq up to which it may be named; None: whatever is owed
-        self.event: Hashable = None  # the one that all of the following is about
-        self.failures = 0  # calls that were no success, and connections that did not come about
-        self.waits = 0  # how far in the schedule
+        self.notified: tuple[str, int] | None = None  # kind and seq of the newest call that may be sent; None: any call
+        self.event: Hashable = None  # the event that all of the following fields are about
+        self.failures = 0  # calls that failed, and connections that could not be opened
+        self.waits = 0  # how many waits of the schedule were used
         self.failing_since_ns = 0
-        self.due_ns = 0  # not to be begun before
+        self.due_ns = 0  # not to be begun before this instant
         self.slow = False  # its last call was not answered in time
-        self.again = False  # reported again while it flies
-        self.share = _ANY  # of the concurrency, which it takes of while it flies
-        self.begun_ns = -1  # since when it flies with a request; -1: not yet
-        self.hold = 0  # to be parked when it is to be begun, before this release; 0: not
+        self.again = False  # reported again while it was in flight
+        self.share = _ANY  # the share of the concurrency that it uses while in flight
+        self.begun_ns = -1  # since when it has been in flight with a request; -1: not yet
+        self.hold = 0  # `begin` parks it unless this release has happened; 0: it does not
 
     @property
     def account(self) -> Account:
-        """Its bucket and user."""
+        """(bucket_id, user_id)"""
         return self.bucket_id, self.user_id
 
     def hear(self, notified: tuple[str, int]) -> None:
-        """Up to there it may be named; what was gathered earlier and comes later takes nothing back. The restore of a
-        cutoff is behind it, and before the next one: as their names are in the alphabet.
+        """Notes that calls up to (kind, seq) may be sent; an older notification that comes later changes nothing. The
+        order is by seq, and the restore of a cutoff comes behind the cutoff, as "restore" does in the alphabet.
         """
         if self.notified is None or notified[::-1] > self.notified[::-1]:
             self.notified = notified
 
     def new_event(self, event: Hashable) -> None:
-        """From now on it is about this event, which nobody has been called for."""
+        """Turns the item to this event, for which no call was attempted, and clears the state of retry."""
         self.event, self.failures, self.waits, self.due_ns, self.slow = event, 0, 0, 0, False
 
 
@@ -119,7 +120,7 @@ _Queue = list[tuple[int, int, Item]]
 
 
 class Lane(Health):
-    """One endpoint: its next calls, and its state."""
+    """One endpoint: the queues of its next calls, and its health."""
 
     __slots__ = ("fresh", "retries", "slow")
 
@@ -127,11 +128,11 @@ class Lane(Health):
         super().__init__(pace)
         self.fresh: _Queue = []  # (since_ns, serial, item): events never attempted
         self.retries: _Queue = []  # (due_ns, serial, item)
-        self.slow: _Queue = []  # the same, of users whose last call was not answered in time
+        self.slow: _Queue = []  # likewise retries, of users whose last call was not answered in time
 
 
 class Outbox:
-    """Items of all lanes. Instants in nanoseconds, never decreasing from call to call."""
+    """The items of all lanes. Instants are in nanoseconds and never decrease from call to call."""
 
     def __init__(self, pace: Pace, lanes: int, rng: random.Random) -> None:
         self.pace = pace
@@ -140,33 +141,33 @@ class Outbox:
         self.retries_in_flight = 0
         self._slow_in_flight = 0
         self._half = max(1, pace.concurrency // 2)
-        self._crowd = pace.concurrency - pace.concurrency // 8  # in flight, and an eighth is free
+        self._crowd = pace.concurrency - pace.concurrency // 8  # so many in flight leave an eighth of the senders free
         self._slow_max = max(1, pace.concurrency // 4)
         self._items: dict[Account, Item] = {}
-        self._called: dict[Item, None] = {}  # items that fly with a request, in the order of `begun_ns`
+        self._called: dict[Item, None] = {}  # items in flight with a request, in the order of `begun_ns`
         self._parked: _Queue = []
-        self._released: _Queue = []  # let go by an operator, on the way to be ready
-        self._held: dict[int, set[Item]] = {}  # those parked, by bucket id
-        self._releases = 1  # the coming one
+        self._released: _Queue = []  # released by an operator, not moved into the queues yet
+        self._held: dict[int, set[Item]] = {}  # parked items by bucket id
+        self._releases = 1  # the number of the next release
         self._serial = 0
-        self._turn = 0  # takes of new events since the last of a retry
+        self._turn = 0  # takes of new events since a retry was taken last
         self._rng = rng
 
     def __len__(self) -> int:
-        """Accounts with something owed."""
+        """The number of items."""
         return len(self._items)
 
     def __contains__(self, account: Account) -> bool:
-        """Whether this (bucket_id, user_id) is known to have something owed."""
+        """Whether this (bucket_id, user_id) has an item."""
         return account in self._items
 
     def find(self, bucket_id: int, user_id: bytes) -> Item | None:
-        """The account's item, to look at; None where nothing is known to be owed."""
+        """The account's item, which the caller must not change; None if there is none."""
         return self._items.get((bucket_id, user_id))
 
     def standing(self, bucket_id: int, user_id: bytes) -> tuple[str, int, int] | None:
-        """How it stands with an account, for people: state, failures in a row, and the instant before which nothing is
-        begun (0: none). None where nothing is known to be owed.
+        """The state of an account's item, for people: name of the state, failures in a row, and the instant before
+        which no call is begun (0: none). None if there is no item.
         """
         item = self._items.get((bucket_id, user_id))
         return None if item is None else (_STATE_NAMES[item.state], item.failures, item.due_ns)
@@ -178,12 +179,13 @@ class Outbox:
 
     @property
     def held(self) -> int:
-        """Accounts that wait for `release`; O(buckets)."""
+        """The number of accounts that wait for `release`; O(buckets)."""
         return sum(len(items) for items in self._held.values())
 
     def oldest_fresh_ns(self, written: Container[Item] = ()) -> int:
-        """Since when the oldest event waits that nobody was called for yet; -1 where none waits. `written`: the items
-        in flight whose request has been written, which wait no more; the others' connections are still to come about.
+        """The instant since which the oldest event without any attempt has waited; -1 if none waits. `written`: the
+        items in flight whose request is written and which therefore do not wait; the connections of the other items in
+        flight are still being opened.
         """
         connecting = (item.since_ns for item in self._called if not item.waits and item not in written)
         oldest_ns = min(connecting, default=-1)
@@ -192,7 +194,7 @@ class Outbox:
                 oldest_ns = lane.fresh[0][0]
         return oldest_ns
 
-    # -- what the world tells ---------------------------------------------------------------------------------------
+    # -- what becomes owed, is held, released or superseded ---------------------------------------------------------
 
     def owe(
         self,
@@ -203,10 +205,10 @@ class Outbox:
         urgent: bool = False,
         notified: tuple[str, int] | None = None,
     ) -> None:
-        """Something is owed for this account, or may be: the ledger will be asked.
+        """A call is owed for this account, or may be: delivery will ask the ledger.
 
-        `lane` is where it probably goes, `urgent` forgets past failures (an operator wants it now). `notified`: what is
-        owed, kind and seq; without it an account that is known keeps what it was told.
+        `lane` is the call's probable lane. `urgent` clears past failures, because an operator wants the call now.
+        `notified`: kind and seq of the call; None leaves the `notified` of an existing item as it is.
         """
         key = (bucket_id, user_id)
         item = self._items.get(key)
@@ -230,19 +232,19 @@ class Outbox:
     def hold(
         self, bucket_id: int, user_id: bytes, since_ns: int, lane: int = 0, notified: tuple[str, int] | None = None
     ) -> None:
-        """Something is owed for this account, but not to be begun before `release`. A request in flight goes on."""
+        """A call is owed for this account, but must not begin before `release`. A request in flight goes on."""
         key = (bucket_id, user_id)
         item = self._items.get(key)
         if item is None:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
             self._park(item)
-        elif item.state != PARKED:  # for something older, which may be over by now: see `begin`
+        elif item.state != PARKED:  # the item is there for an older call, which may be over by now: see `begin`
             item.hold = self._releases
         if notified is not None:
             item.hear(notified)
 
     def release(self) -> int:
-        """Lets everything held go, oldest first; returns how many accounts that concerns."""
+        """Releases all held items, oldest first; returns their number."""
         self._released += [entry for entry in self._parked if entry[1] == entry[2].serial]
         self._parked = []
         heapify(self._released)
@@ -250,25 +252,27 @@ class Outbox:
         return self.held
 
     def superseded(self, bucket_id: int, user_id: bytes, seq: int) -> None:
-        """Cutoffs of this account up to `seq` are owed no more. Whatever else it owes is told beside it."""
+        """Cutoffs of this account up to `seq` are no longer owed: drops a held item that was only there for them. If
+        another call is owed, `owe` is called for it.
+        """
         item = self._items.get((bucket_id, user_id))
         if item is not None and item.state == PARKED and (item.notified is None or item.notified[1] <= seq):
             self._drop_held(item)
 
     def leave(self, bucket_id: int) -> None:
-        """The bucket is another's: nothing of it is held here any more."""
+        """The bucket now belongs to another worker: drops the bucket's held items."""
         for item in list(self._held.get(bucket_id, ())):
             self._drop_held(item)
 
     def _drop_held(self, item: Item) -> None:
         self._unpark(item)
-        item.serial = 0  # and its place in the queue is none any more
+        item.serial = 0  # makes its place in the queue invalid
         del self._items[item.bucket_id, item.user_id]
 
     # -- one attempt ------------------------------------------------------------------------------------------------
 
     def take(self, now_ns: int) -> Item | None:
-        """The item to attempt now, if any. It flies until `forget`, a refused `begin` or `finish`."""
+        """The item to attempt now, if any. It counts as in flight until `forget`, a refused `begin` or `finish`."""
         if self.in_flight >= self.pace.concurrency or self.in_flight == len(self._items):
             return None
         self._move_released()
@@ -294,9 +298,10 @@ class Outbox:
         return item
 
     def begin(self, item: Item, event: Hashable, lane: int, since_ns: int, now_ns: int) -> bool:
-        """What the ledger says is owed; True if the request may be written now, else the item waits for its turn.
+        """Whether the request for `event`, the call that the ledger names, may be written now. If not, the item goes
+        back to a queue, or is parked.
 
-        To be asked again, with what is owed then, where a connection had to be opened first.
+        If a connection has to be opened first, the caller calls this again with the call that is owed then.
         """
         assert item.state == FLYING, item.state
         item.since_ns = since_ns
@@ -327,13 +332,13 @@ class Outbox:
         return True
 
     def forget(self, item: Item) -> None:
-        """Nothing is owed for it (any more)."""
+        """Removes an item in flight for whose account no call is owed (any more)."""
         assert item.state == FLYING, item.state
         self._land(item)
         del self._items[item.bucket_id, item.user_id]
 
     def finish(self, item: Item, outcome: int, now_ns: int, retry_after_ns: int = -1, more: bool = True) -> None:
-        """What became of the attempt. `more` after OK: something is owed for the account still, or may be."""
+        """Takes the outcome of an attempt. `more`, after OK: another call is owed for the account, or may be."""
         assert item.state == FLYING, item.state
         lane = self.lanes[item.lane]
         begun_ns = item.begun_ns
@@ -342,7 +347,7 @@ class Outbox:
             opened_since_ns = lane.success(now_ns, now_ns - begun_ns)
             if opened_since_ns >= 0:
                 self._drain(lane, opened_since_ns)
-            if more:  # if that is the same event again, it waits like after a failure
+            if more:  # if the ledger names the same event again, it waits as after a failure
                 item.failures = item.waits = 1
                 item.failing_since_ns, item.due_ns = now_ns, now_ns + self._wait_ns(0)
                 self._make_fresh(item)
@@ -365,12 +370,12 @@ class Outbox:
             lane.failure(item.account, item.waits == 1, outcome, begun_ns, now_ns, retry_after_ns)
         item.due_ns = now_ns + wait_ns if wait_ns else 0
         if item.again:
-            self._make_fresh(item)  # to see whether something new is owed; if not, `begin` lets it wait
+            self._make_fresh(item)  # a new event may be owed; if none is, `begin` makes the item wait
         else:
             self._make_ready(item)
 
     def cut(self, now_ns: int) -> list[Item]:
-        """Hanging calls, to be ended now in favour of users who were never called, or who are to come."""
+        """The hanging calls that the caller has to end now, in favour of events never attempted."""
         waited_for = self._is_full and self._first_fresh(now_ns) is not None
         if not (waited_for or self.is_crowded):
             return []
@@ -379,7 +384,7 @@ class Outbox:
         return [item for item in hanging[self._half :] if waited_for or self._is_passed_by(item)]
 
     def next_cut_ns(self, now_ns: int) -> int:
-        """When `cut` may name calls, if nothing changes; -1: not as things are."""
+        """The instant at which `cut` may name calls if nothing changes until then; -1 if it will name none."""
         if not self.is_crowded or len(self._called) <= self._half:
             return -1
         item = next(islice(self._called, self._half, None))
@@ -397,15 +402,15 @@ class Outbox:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether fewer senders are free than are to be kept for those who are to come."""
+        """Whether no more senders are free than the eighth that is kept for new events."""
         return self.in_flight >= self._crowd
 
     def _is_passed_by(self, item: Item) -> bool:
-        """Whether a call to the same endpoint has succeeded since this one was begun: it serves others."""
+        """Whether a call to the same endpoint has succeeded since this one was begun: the endpoint serves others."""
         return item.begun_ns < self.lanes[item.lane].succeeded_ns
 
     def next_wake_ns(self, now_ns: int) -> int:
-        """When `take` may have something: now_ns if at once, -1 if only a report or a result can change that."""
+        """When `take` may return an item: `now_ns` if at once, -1 if not before another method is called."""
         if self.in_flight >= self.pace.concurrency or self.in_flight == len(self._items):
             return -1
         if self._released:
@@ -438,7 +443,7 @@ class Outbox:
         return chosen
 
     def _open_queues(self, lane: Lane) -> list[_Queue]:
-        """The lane's queues of retries that have something and, in the share of their kind, room in flight."""
+        """The lane's queues of retries that are not empty and whose share of the concurrency has room."""
         queues: list[_Queue] = []
         if self.retries_in_flight < self._half:
             if _tidy(lane.retries):
@@ -448,7 +453,9 @@ class Outbox:
         return queues
 
     def _drain(self, lane: Lane, outage_since_ns: int) -> None:
-        """The endpoint takes calls again: what failed only since its outage began is due at once, oldest first."""
+        """The endpoint takes calls again: makes the items that failed only since its outage began due at once, oldest
+        first.
+        """
         for name in ("retries", "slow"):
             remaining: _Queue = []
             for entry in getattr(lane, name):
@@ -477,7 +484,7 @@ class Outbox:
         return int(pace.repeat_ns * (1 + pace.jitter * self._rng.uniform(-1, 1)))
 
     def _land(self, item: Item) -> None:
-        """The item flies no more; it is to be given another state."""
+        """Takes an item out of flight; the caller gives it another state."""
         self.in_flight -= 1
         self._called.pop(item, None)
         if item.share != _ANY:
@@ -486,7 +493,7 @@ class Outbox:
             item.share = _ANY
 
     def _make_ready(self, item: Item) -> None:
-        """Puts an item where its own state wants it: into a queue of retries if it has to wait or was called before."""
+        """Queues an item: as a retry if it has to wait or was called before, else as an event never attempted."""
         if item.waits or item.due_ns:
             self._make_retry(item)
         else:
@@ -518,12 +525,12 @@ class Outbox:
         self._serial += 1
         item.serial = self._serial
         heappush(queue, (at_ns, item.serial, item))
-        if len(queue) > 2 * len(self._items) + _MOVES_MAX:  # most are places that items have left
+        if len(queue) > 2 * len(self._items) + _MOVES_MAX:  # most entries are invalid: their items have left
             queue[:] = [entry for entry in queue if entry[1] == entry[2].serial]
             heapify(queue)
 
     def _move_released(self) -> None:
-        """Makes ready what was released, a bounded number at a time."""
+        """Moves released items into the queues of events never attempted, a bounded number per call."""
         moves = _MOVES_MAX
         while moves and self._released:
             _, serial, item = heappop(self._released)
@@ -534,7 +541,7 @@ class Outbox:
 
 
 def _tidy(queue: _Queue) -> _Queue:
-    """The queue, without places at its head that their items have left."""
+    """Removes entries from the head of the queue that their items have left; returns the queue."""
     while queue and queue[0][1] != queue[0][2].serial:
         heappop(queue)
     return queue

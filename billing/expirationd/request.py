@@ -1,8 +1,8 @@
-"""What a cutoff looks like on the wire: from the configured URL and what is owed to the bytes of one request. Pure.
+"""Makes the bytes of one request from the configured URL and the owed call. Pure.
 
-`{user_id}` in the URL is replaced by the user id, or else `user_id=` is added to the query; behind it always come
-`event_id`, `seq` and `exhausted_at_ns`. All that an outsider may have chosen is percent-encoded with nothing kept as
-it is but letters, digits and `-._~`, so no user id can add a parameter, a path segment or a header.
+`{user_id}` in the URL is replaced by the user id; if the URL has none, `user_id=` is added to the query. Then come
+`event_id`, `seq` and `exhausted_at_ns`. Everything in a value except letters, digits and `-._~` is percent-encoded, so
+no user id, which an outsider may have chosen, can add a parameter, a path segment or a header.
 
 For `https://cloud.example/off?zone=3`, user `üser/1`, event `%C3%BCser%2F1:7:1700000000000000000`:
 
@@ -16,10 +16,10 @@ For `https://cloud.example/off?zone=3`, user `üser/1`, event `%C3%BCser%2F1:7:1
     webhook-timestamp: 1700000012
     webhook-signature: v1,...
 
-Event ids are printable ASCII without spaces; one that is not stands in `webhook-id` percent-encoded as in the query.
+Event ids are printable ASCII without spaces; any other id is percent-encoded in `webhook-id` as in the query.
 
-With `cutoff.method = "POST"` the same fields are a JSON body, over which the signature goes, as Standard Webhooks
-libraries expect; `{user_id}` in the URL is replaced likewise, and nothing is added to the query:
+With `cutoff.method = "POST"` the same fields are in a JSON body, and the signature is over the body, as Standard
+Webhooks libraries expect; `{user_id}` in the URL is replaced likewise, and nothing is added to the query:
 
     POST /off?zone=3 HTTP/1.1
     Host: cloud.example
@@ -33,10 +33,10 @@ libraries expect; `{user_id}` in the URL is replaced likewise, and nothing is ad
 
     {"user_id":"üser/1","event_id":"%C3%BCser%2F1:7:1700000000000000000","seq":7,"exhausted_at_ns":1700000000000000000}
 
-**Prepared before the instant**: the template takes the URL apart once, and `prepare` makes all of a request that does
-not depend on when it is sent, under its event id, for those of a burst that comes within a second. A user who is topped
-up meanwhile has another event later, so the bytes prepared for the first are never asked for; it is forgotten two
-`turn`s on. What is left for the attempt is its second, and the signature over it.
+**Prepared before the instant.** The template parses the URL once. For a burst that comes within a second, `prepare`
+makes those parts of each request that do not depend on the instant of sending, and keeps them by event id. A user who
+is topped up meanwhile will have another event later, so the prepared bytes are never used; they are dropped at the
+second `turn` after that. The attempt itself adds only the timestamp and the signature.
 """
 
 import json
@@ -51,7 +51,7 @@ from billing.signature import sign
 
 _UNRESERVED: Final = string.ascii_letters.encode() + b"0123456789_.-~"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-PREPARED_MAX: Final = 20_000  # some 400 bytes each; what is beyond is made when it is sent
+PREPARED_MAX: Final = 20_000  # some 400 bytes each; further requests are made when they are sent
 
 Prepared = tuple[bytes, bytes, bytes]  # the target, the webhook-id, the body
 
@@ -73,7 +73,7 @@ def target_of(url: str) -> tuple[str, str, str]:
 
 
 class CutoffTemplate(ABC):
-    """A configured URL, taken apart once. `origin` is `scheme://host[:port]`; raises ValueError for a bad URL."""
+    """A configured URL, parsed once. `origin` is `scheme://host[:port]`. Raises ValueError for a bad URL."""
 
     __slots__ = ("_before", "_head", "_pieces", "_prepared", "_secrets", "found_prepared", "origin")
 
@@ -84,7 +84,7 @@ class CutoffTemplate(ABC):
         self._secrets = tuple(secrets)
         self._prepared: dict[str, Prepared] = {}
         self._before: dict[str, Prepared] = {}  # what was prepared before the last turn
-        self.found_prepared = 0  # requests of which all but the time was there
+        self.found_prepared = 0  # how many requests were sent that had been prepared
 
     def prepare(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int) -> None:
         """Prepares the bytes that `request` will need for this event, unless `PREPARED_MAX` events are prepared."""
@@ -92,16 +92,16 @@ class CutoffTemplate(ABC):
             self._prepared[event_id] = self._make(user_id, event_id, seq, exhausted_at_ns)
 
     def turn(self) -> None:
-        """Forgets what was prepared before the last turn and not sent."""
+        """Drops the requests that were prepared before the last turn and not sent."""
         self._before, self._prepared = self._prepared, {}
 
     def _target(self, target: str) -> str:
-        """Path and query as configured, with `{user_id}` where that belongs."""
+        """Path and query of the request, with `{user_id}` as a placeholder."""
         return target
 
     @abstractmethod
     def _make(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int) -> Prepared:
-        """What of a request does not depend on when it is sent."""
+        """Makes the parts of a request that do not depend on the instant of sending."""
 
     @abstractmethod
     def request(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int, timestamp_s: int) -> bytes:
@@ -114,7 +114,7 @@ class CutoffTemplate(ABC):
 
 
 class GetTemplate(CutoffTemplate):
-    """A GET: everything stands in the query."""
+    """A GET: all fields are in the query."""
 
     __slots__ = ()
 
@@ -143,7 +143,7 @@ class GetTemplate(CutoffTemplate):
 
 
 class PostTemplate(CutoffTemplate):
-    """A POST: everything stands in a JSON body."""
+    """A POST: all fields are in a JSON body."""
 
     __slots__ = ()
 
@@ -169,13 +169,13 @@ class PostTemplate(CutoffTemplate):
 
 
 def webhook_id_of(event_id: str) -> bytes:
-    """An event id as a header carries it."""
+    """An event id as the value of a header: percent-encoded if it is not printable ASCII without spaces."""
     is_safe = event_id.isascii() and event_id.isprintable() and " " not in event_id and event_id != ""
     return event_id.encode("ascii") if is_safe else quoted(event_id.encode())
 
 
 def quoted(text: bytes) -> bytes:
-    """Percent-encoded for a path or a query, but for what RFC 3986 calls unreserved."""
+    """Percent-encodes text for a path or a query, except the characters that RFC 3986 calls unreserved."""
     special = text.translate(None, _UNRESERVED)
     if not special:
         return text

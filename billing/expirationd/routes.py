@@ -1,8 +1,8 @@
-"""Where calls go: the template that makes the request of a kind and a cutoff class, and the lane of the outbox.
+"""Routes of calls: the template that makes a request, and the lane of the outbox, by kind of call and cutoff class.
 
-A cutoff class with URLs of its own has templates of its own, and lanes: what its endpoints do holds up nobody of
-another class, even where they are on one server. All other calls of a kind share one template, and kinds whose
-templates have one origin share a lane.
+A cutoff class with URLs of its own has its own templates and lanes, so a slow endpoint of the class delays no user of
+another class, even if both are on one server. All other calls of a kind share one template, and kinds whose templates
+have the same origin share a lane.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ RESTORE: Final = "restore"
 
 
 class Template(Protocol):
-    """What makes the bytes of a request."""
+    """Makes the bytes of requests to one URL."""
 
     @property
     def origin(self) -> str:
@@ -26,15 +26,15 @@ class Template(Protocol):
 
 
 def call_name(kind: str, class_name: str) -> str:
-    """The name of the template for calls of this kind, if the class has a URL of its own for them."""
+    """The name of the template for calls of this kind and class; the kind alone for the default class."""
     return f"{kind} of {class_name}" if class_name else kind
 
 
 class Routes:
     """The templates of one delivery, and a lane for each endpoint.
 
-    `templates`: by kind, or by `call_name` for the calls of a class that has its own; the first is where what has no
-    kind yet is expected to go. `classes`: the names of the classes that may have their own.
+    `templates`: by kind, or by `call_name` for the calls of a class that has a URL of its own. `classes`: the names of
+    the classes that may have their own URLs.
     """
 
     def __init__(self, templates: dict[str, Template], classes: Iterable[str] = ()) -> None:

@@ -1,8 +1,8 @@
-"""How many calls a second the endpoint was last seen to take. Pure.
+"""Measures how many calls per second the endpoint takes. Pure.
 
-The number of answers measures the endpoint only while the greatest permitted number of calls is under way; at other
-times it measures how many calls there were to send. So answers are counted in windows of `WINDOW_NS` in which that was
-so; a shorter one counts where it holds `ANSWERS_MIN`.
+The number of answers measures the endpoint only while as many calls are in flight as are permitted; at other times it
+measures how many calls there were to send. So answers are counted in windows of `WINDOW_NS` during which that number
+was in flight; a shorter window counts if it holds `ANSWERS_MIN` answers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ ANSWERS_MIN: Final = 128
 
 
 class Throughput:
-    """`per_second` is -1 before the first window."""
+    """The measurement of one delivery. `per_second` is the latest result, -1 before the first window has ended."""
 
     __slots__ = ("_answers", "_since_ns", "per_second")
 
@@ -24,7 +24,7 @@ class Throughput:
         self._answers = 0
 
     def answered(self, now_ns: int, saturated: bool) -> None:
-        """A call had its 2xx. `saturated`: as many are under way as may be."""
+        """A call got a 2xx. `saturated`: as many calls are in flight as are permitted."""
         if not self._since_ns:
             if saturated:
                 self._since_ns, self._answers = now_ns, 0

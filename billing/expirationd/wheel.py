@@ -1,34 +1,34 @@
 """The timing wheel: which accounts fall due, exactly and in order, at a cost that does not grow with their number.
 
-It holds *filings*. A filing is a promise to look at an account (a `ref`) in time for one instant. What the coming
-instant of an account is, only the owner knows; the wheel asks for it (`due_of`) when a filing comes up. Therefore
-nothing is ever cancelled:
+The wheel holds *filings*. A filing is a promise to look at an account (a `ref`) in time for one instant. Only the owner
+knows the coming instant of an account; the wheel asks for it (`due_of`) when a filing comes up. Therefore nothing is
+ever cancelled:
 
-- an instant that moves **later** needs nothing: the filing comes up too early and is moved on;
-- one that moves **earlier** than the live filing gets a new filing, and the old one is *stale*: when it comes up,
-  `due_of` answers -1 and it is dropped;
+- if the coming instant moves **later**, the owner does nothing: the filing comes up too early and is moved on;
+- if it moves **earlier** than the live filing, the owner makes a new filing, and the old one is *stale*: when that
+  comes up, `due_of` answers -1 and the wheel drops it;
 - so re-arming is, for the owner, one comparison of the coming instant with `filed_ns`, the place of its live filing.
 
 **Places.** Near instants (less than 67 ms away) lie in an exact heap. All others lie in slots, plain arrays of 8 bytes
 a filing, without any order inside. A slot of level L is `2**(20 + 8 * L)` ns wide, six levels reach over 2**63 ns, and
 a filing goes to the level where its instant is between 2 and 512 slots ahead. A slot is opened *before* it begins, by
-one whole width (of level 0: by 66 ms), and its filings go to lower levels or to the heap: one with a million filings
-can be opened in slices of bounded size, and the heap goes on firing meanwhile. So many that fall due in one instant are
-in order when it comes. Of several slots that may be opened, the one that begins first comes first. `advance` is asked
-for when a slot has to be opened; the slots of level 0 that would have to be within the next 33 ms are opened on the
-way, so that instants far apart cost one wake-up each, not two.
+one whole width (of level 0: by 66 ms), and its filings go to lower levels or to the heap. So a slot with a million
+filings can be opened in slices of bounded size while the heap goes on firing, and a million filings that fall due in
+one instant are in order when it comes. Of several slots that may be opened, the one that begins first comes first.
+`next_due_ns` asks for an `advance` when a slot has to be opened. That `advance` also opens the slots of level 0 that
+would have to be opened within the next 33 ms, so that instants far apart cost one wake-up each, not two.
 
-**Invariants.** A ref is returned only at or after its exact instant, in the order of the instants; every live filing is
-asked for before the instant it was made for; a live filing is never lost. `position_ns`, the latest instant the
-wheel was advanced to, never goes back.
+**Invariants.** A ref is returned only at or after its exact instant, in the order of the instants; the wheel asks about
+every live filing before the instant that it was made for; a live filing is never lost. `position_ns`, the latest
+instant the wheel was advanced to, never goes back.
 
-**Bounds.** An owner driven to and fro leaves stale filings behind in far slots. When more filings have been added than
-a sweep can excuse, the slots are swept in slices and stale filings are dropped, so the wheel holds at most a constant
-multiple of the live ones. To tell two filings of one ref in one slot apart, `filed_ns` is not the bare beginning of the
-slot but up to 65,535 ns after it (never after the instant itself); those 16 bits are kept beside the ref, which thus
-has 48.
+**Bounds.** An owner whose instants move to and fro leaves stale filings behind in far slots. When the number of filings
+exceeds a multiple of those left after the last sweep, the slots are swept in slices and stale filings are dropped, so
+the wheel holds at most a constant multiple of the live filings. To tell two filings of one ref in one slot apart,
+`filed_ns` is not the bare beginning of the slot but up to 65,535 ns after it (never after the instant itself); those 16
+bits are kept beside the ref, which thus has 48.
 
-It never reads a clock, never calls the owner but through the two functions given to `advance`, and knows no money.
+The wheel never reads a clock, calls the owner only through the two functions given to `advance`, and knows no money.
 
 Worked example, position 0: an instant of 200 ms (200_000_000 ns) is less than 512 slots of 1_048_576 ns ahead, so it
 is filed at level 0 in the slot that begins at 199_229_440. `advance(133_169_152)` opens that slot and puts the instant
@@ -51,10 +51,10 @@ _LEVEL_BITS: Final = 8
 _LEVELS: Final = 6
 _NEAR_NS: Final = 64 << _SLOT_BITS  # nearer than this: exact heap
 _WIDTHS_NS: Final = tuple(1 << (_SLOT_BITS + _LEVEL_BITS * level) for level in range(_LEVELS))
-_LEADS_NS: Final = (_NEAR_NS - _WIDTHS_NS[0], *_WIDTHS_NS[1:])  # how long before it begins a slot has to be opened
-_ON_THE_WAY_NS: Final = 32 << _SLOT_BITS  # so much before it has to be, a slot of level 0 may be opened on the way
+_LEADS_NS: Final = (_NEAR_NS - _WIDTHS_NS[0], *_WIDTHS_NS[1:])  # a slot has to be opened so long before it begins
+_ON_THE_WAY_NS: Final = 32 << _SLOT_BITS  # a slot of level 0 may be opened so much earlier, on the way
 _BEGIN_MASKS: Final = tuple(-width_ns for width_ns in _WIDTHS_NS)
-_KEY_BITS: Final = 3  # a slot is known by `begin_ns << 3 | level`
+_KEY_BITS: Final = 3  # the key of a slot is `begin_ns << 3 | level`
 _NEVER_NS: Final = 2**64
 
 # More than base * factor + spare filings start a sweep; base is what was left after the last one.
@@ -94,10 +94,10 @@ class Wheel:
         self._next_open_ns = _NEVER_NS  # the earliest instant at which some slot has to be opened
         self._filings = 0
         self._salt = 0
-        self._sweep_at_ns = now_ns  # not before this instant comes the next slice of a sweep
+        self._sweep_at_ns = now_ns  # the next slice of a sweep comes at this instant or later
         self._sweep_base = 0
         self._sweep_keys: list[int] = []  # slots still to be swept; the last one is being swept
-        self._sweep_from = 0  # what lies before this index in it was found live
+        self._sweep_from = 0  # the filings before this index in that slot were found live
 
     def __len__(self) -> int:
         """The number of filings held, stale ones included."""
@@ -109,10 +109,11 @@ class Wheel:
         return self._position_ns
 
     def insert(self, ref: int, due_ns: int) -> int:
-        """Files `ref` under `due_ns`; returns `filed_ns` ≤ max(due_ns, 0), the place to remember as its live filing.
+        """Files `ref` under `due_ns`; returns `filed_ns` ≤ max(due_ns, 0), which the owner keeps as the place of the
+        live filing.
 
-        An earlier filing of the same ref becomes stale by that: from now on `due_of(ref, its filed_ns)` is -1. An
-        instant that has passed already comes up at the next `advance`.
+        This makes an earlier filing of the same ref stale: from now on the owner must answer -1 to `due_of(ref, its
+        filed_ns)`. A filing for an instant that has passed already comes up at the next `advance`.
         """
         assert 0 <= ref <= REF_MAX, ref
         assert 0 <= due_ns <= DUE_NS_MAX, due_ns
@@ -135,7 +136,7 @@ class Wheel:
         return filed_ns
 
     def place_of(self, filed_ns: int) -> tuple[int, int, int]:
-        """Where a live filing lies, for people: level, begin and width of its slot; level -1 in the exact heap."""
+        """The place of a live filing, for people: level, begin and width of its slot; level -1 for the exact heap."""
         for level, width_ns in enumerate(_WIDTHS_NS):
             begin_ns = filed_ns & _BEGIN_MASKS[level]
             if filed_ns - begin_ns <= _SALT_MASK and begin_ns << _KEY_BITS | level in self._slots:
@@ -148,8 +149,8 @@ class Wheel:
         return len(self._near) + sum(len(slot) for key, slot in slots if key >> _KEY_BITS <= until_ns)
 
     def soon(self, until_ns: int) -> Iterator[list[int]]:
-        """The refs of these filings, in no order, in pieces of `SOON_PIECE`. The wheel may be used between two of them:
-        what is filed or moved meanwhile may be missed, or told twice.
+        """The refs of the filings that `count_soon` counts, in no order, in pieces of `SOON_PIECE`. The wheel may be
+        used between two pieces: a filing that is made or moved meanwhile may be missed, or come twice.
         """
         near = self._near[:]
         for first in range(0, len(near), SOON_PIECE):
@@ -172,14 +173,14 @@ class Wheel:
     def advance(self, now_ns: int, due_of: DueOf, moved: Moved, limit: int) -> list[int]:
         """Moves on to `now_ns` and returns refs that are due, in the order of their instants.
 
-        `due_of(ref, filed_ns)` answers the coming instant of ref (≥ filed_ns); or -1 if that is not its live filing; or
-        -1 if nothing is coming, and then the owner forgets the live filing in the same moment, for it is gone.
-        `moved(ref, filed_ns)` tells the owner the new place of the live filing. The live filing of a returned ref is
-        spent: the owner forgets it, then inserts the next coming instant if there is one, before it calls again.
-        Neither function may call the wheel.
+        `due_of(ref, filed_ns)` answers the coming instant of ref (≥ filed_ns); or -1 if `filed_ns` is not its live
+        filing; or -1 if nothing is coming, and then the owner forgets its live filing in the same call, because the
+        wheel drops it. `moved(ref, filed_ns)` gives the owner the new place of the live filing. The live filing of a
+        returned ref is used up: the owner forgets it, and inserts the next coming instant, if there is one, before it
+        calls `advance` again. Neither function may call the wheel.
 
-        At most `limit` ≥ 1 filings are touched, so that one call is short. Whether something is left to do now is
-        told by `next_due_ns`, not by an empty list.
+        At most `limit` ≥ 1 filings are touched, so that one call is short. An empty list does not mean that no work is
+        left: see `next_due_ns`.
         """
         if now_ns > self._position_ns:
             self._position_ns = now_ns
@@ -196,7 +197,9 @@ class Wheel:
         return fired
 
     def _fire(self, until_ns: int, due_of: DueOf, moved: Moved, budget: int, fired: list[int]) -> int:
-        """Takes what is due at or before `until_ns` out of the heap; returns what is left of the budget."""
+        """Takes the filings up to `until_ns` out of the heap, appends those that are due to `fired` and moves the
+        others on; returns the rest of the budget.
+        """
         near = self._near
         bound = (until_ns + 1) << _REF_BITS
         last = -1
@@ -204,7 +207,7 @@ class Wheel:
             entry = heappop(near)
             budget -= 1
             self._filings -= 1
-            if entry == last:  # filed to and fro under one instant: the same filing twice
+            if entry == last:  # the owner went to another instant and back: the same filing twice
                 continue
             last = entry
             ref = entry & REF_MAX
@@ -218,7 +221,7 @@ class Wheel:
         return budget
 
     def _open(self, level: int, begin_ns: int, due_of: DueOf, moved: Moved, limit: int) -> int:
-        """Moves up to `limit` filings of a slot to where they belong now; returns how much work that was (≥ 1)."""
+        """Moves up to `limit` filings of a slot to a lower level or the heap; returns how much work that was (≥ 1)."""
         slot = self._slots[begin_ns << _KEY_BITS | level]
         first = max(0, len(slot) - limit)
         entries = slot[first:]
@@ -232,7 +235,7 @@ class Wheel:
             if due_ns < 0:
                 continue
             assert due_ns >= filed_ns, (ref, due_ns, filed_ns)
-            if due_ns < near_until_ns:  # as `insert` does, without the call: this is the way of every filing
+            if due_ns < near_until_ns:  # as `insert` does, without the call: nearly every filing comes this way
                 self._filings += 1
                 heappush(near, due_ns << _REF_BITS | ref)
                 moved(ref, due_ns)
@@ -243,7 +246,7 @@ class Wheel:
             begins = self._begins[level]
             if begins[0] == begin_ns:
                 heappop(begins)
-            else:  # what fired just before was filed anew, in a slot that begins earlier than one opened on the way
+            else:  # an account that fired just before was filed anew, in a slot that begins before this one
                 begins.remove(begin_ns)
                 heapify(begins)
             self._next_open_ns = min(
@@ -253,7 +256,7 @@ class Wheel:
         return max(1, len(entries))
 
     def _openable(self, now_ns: int) -> tuple[int, int]:
-        """Level and begin of the slot to open now, the one that begins first; (-1, never) if none may be opened."""
+        """Level and begin of the slot to open now, of several the one that begins first; (-1, never) if none."""
         level_first, begin_first_ns = -1, _NEVER_NS
         if self._next_open_ns <= now_ns + _ON_THE_WAY_NS:
             for level, begins in enumerate(self._begins):
@@ -272,7 +275,9 @@ class Wheel:
         return bool(self._sweep_keys) or self._filings > self._sweep_base * _SWEEP_FACTOR + _SWEEP_SPARE
 
     def _sweep(self, due_of: DueOf, limit: int) -> None:
-        """Looks at up to `limit` filings in slots and drops the stale ones; a round looks at every slot there was."""
+        """Looks at up to `limit` filings in slots and drops the stale ones. A whole sweep looks at every slot that
+        there was when it began.
+        """
         if not self._sweep_keys:
             self._sweep_keys = list(self._slots)
             self._sweep_from = 0
@@ -286,7 +291,7 @@ class Wheel:
                 entry = slot[index]
                 if due_of(entry & REF_MAX, begin_ns + (entry >> _REF_BITS)) >= 0:
                     index += 1
-                else:  # the last one takes its place
+                else:  # the slot's last filing takes its place
                     self._filings -= 1
                     end -= 1
                     last = slot.pop()

@@ -1,16 +1,16 @@
-"""The wheel scrubber: a slow walk over all accounts that works out anew what is due, and compares with the wheel.
+"""The wheel scrubber: walks slowly over all accounts, computes what is due anew, and compares it with the wheel.
 
-Tarantool's module expirationd does nothing else: it looks at every account, again and again. Here the wheel fires in
-time, and this walk proves that it does. An account is a *mismatch* when something is coming for it and
+Tarantool's module expirationd works only in this way: it looks at every account, again and again. Here the wheel fires
+in time, and this walk checks that it does. An account is a *mismatch* when something is coming for it and
 
 - its filing is missing or lies behind the coming instant, so that it would fire late; or
-- the instant has passed although the wheel says that nothing is left to do now.
+- the instant has passed, although the wheel has nothing left to do now.
 
-There must be none, ever; one that is found all the same is counted, and healed: what is due happens at its true
-instant, and the account is filed anew. The walk also counts how many cutoffs the coming hour brings in each second.
+There must never be a mismatch. One that is found all the same is counted and healed: the due event is applied at its
+true instant, and the account is filed anew. The walk also counts the cutoffs in each second of the coming hour.
 
 **Cost.** `ACCOUNTS_A_STEP` accounts a step (a millisecond), one step a second, a round at most every `ROUND_NS`: with a
-million accounts in two shards 0.1 % of a core each, and a round in some eight minutes. Pure: it is told the time.
+million accounts in two shards 0.1 % of a core each, and a round in some eight minutes. Pure: the time is an argument.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HORIZON_NS: Final = 3_600 * SECOND_NS
 
 
 class WheelScrubber:
-    """The walk over the books of one shard. `heal(ref, now_ns)` carries out what is due and files the account anew."""
+    """The walk over the books of one shard. `heal(ref, now_ns)` applies what is due and files the account anew."""
 
     def __init__(self, books: dict[int, Book], heal: Callable[[int, int], object], call_at_ns: CallAt) -> None:
         self._books = books
@@ -41,10 +41,10 @@ class WheelScrubber:
         self.checked = 0
         self.mismatches = 0
         self.rounds = 0
-        self.seconds: list[tuple[int, int]] = []  # (second, cutoffs) of the coming hour, as the last round counted
+        self.seconds: list[tuple[int, int]] = []  # (second, cutoffs) of the coming hour, from the last whole round
 
     def step(self, now_ns: int, wheel_next_ns: int) -> int:
-        """Looks at the next accounts; the mismatches among them. `wheel_next_ns`: when the wheel has work to do."""
+        """Checks the next accounts; returns the number of mismatches. `wheel_next_ns`: `next_due_ns` of the wheel."""
         if self._parts is None:
             if now_ns < self._next_round_ns:
                 return 0
@@ -57,7 +57,7 @@ class WheelScrubber:
             self.rounds += 1
             self.seconds = sorted(self._counting.items())
             return 0
-        behind = 0 <= wheel_next_ns <= now_ns  # the wheel knows that it has work to do: what passed just now is its
+        behind = 0 <= wheel_next_ns <= now_ns  # the wheel has work to do now: an instant that just passed is part of it
         wrong = []
         for book, first, count in part:
             if self._books.get(book.bucket_id) is not book or not book.awake:
@@ -75,9 +75,9 @@ class WheelScrubber:
         return len(wrong)
 
     def begin_again(self) -> None:
-        """After an error in a step: the next one begins a round."""
+        """Has the next step begin a new round; called after an error in a step."""
         self._parts = None
 
     def coming(self, now_ns: int) -> list[tuple[int, int]]:
-        """(second, cutoffs) that are still to come, as the last round counted them."""
+        """(second, cutoffs) of the seconds that are still to come, from the last whole round."""
         return [row for row in self.seconds if row[0] * SECOND_NS >= now_ns]
