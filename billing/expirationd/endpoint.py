@@ -530,7 +530,7 @@ class Endpoint:
 
     def _on_deadline(self) -> None:
         self._deadline, rang_ns = None, self._deadline_ns
-        self._take_gathered()  # what was read before this rang counts; a call that follows may arm it anew
+        self._take_gathered()  # answers read before the timer rang count; a call that follows may set the timer anew
         now_ns = self.boot_ns()
         if now_ns - rang_ns > _STALLED_NS:
             self._arm(now_ns)  # answers that came meanwhile are read before any call is given up

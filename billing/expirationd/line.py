@@ -119,7 +119,7 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._reader is None:
-            self.transport.abort()  # nobody asked
+            self.transport.abort()  # there is no request that these bytes could answer
         elif self._came:
             self._came += data
         elif self.endpoint.gathers(self):

@@ -45,7 +45,8 @@ class Routes:
         endpoints = {name: (template.origin, kind_and_class[name][1]) for name, template in templates.items()}
         lanes = list(dict.fromkeys(endpoints.values()))
         self.templates = templates
-        self.kinds = tuple(dict.fromkeys(kind for kind, _ in kind_and_class.values()))  # also those of a class alone
+        # Also kinds for which only a class has a URL.
+        self.kinds = tuple(dict.fromkeys(kind for kind, _ in kind_and_class.values()))
         self.lanes = {name: lanes.index(endpoint) for name, endpoint in endpoints.items()}  # by the name of a template
         self.origins = [origin for origin, _ in lanes]  # by lane, as is the next
         self.endpoint_names = [f"{origin} of class {name}" if name else origin for origin, name in lanes]

@@ -178,4 +178,4 @@ class Account:
         ROW.pack_into(book.rows, slot * ROW.size, *row)
 
 
-Handlers = dict[int, Callable[[Account, Command], None]]  # what carries out a command, by its `op`
+Handlers = dict[int, Callable[[Account, Command], None]]  # the function that carries out a command, by its `op`

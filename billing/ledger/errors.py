@@ -29,7 +29,7 @@ KINDS: Final[dict[str, Kind]] = {
     "INVALID_USER_ID": Kind(104, False),
     "INVALID_AMOUNT": Kind(105, False),
     "INVALID_RATE": Kind(106, False),
-    # 2xx: the ledger says no; nothing was changed
+    # 2xx: the ledger refuses the command; nothing was changed
     "UNKNOWN_ACCOUNT": Kind(200, False),
     "INSUFFICIENT_FUNDS": Kind(201, False),
     "INSUFFICIENT_RUNWAY": Kind(202, False),
@@ -40,10 +40,10 @@ KINDS: Final[dict[str, Kind]] = {
     "ACCOUNT_NOT_CLOSABLE": Kind(207, False),  # a rate, a debt, a hold or an owed cutoff stands against closing
     "UNKNOWN_CUTOFF": Kind(208, False),  # nothing is owed to the cutoff URL for this account
     "UNKNOWN_CURSOR": Kind(209, False),  # of another daemon, or its history has taken back or deleted entries
-    # 3xx: who is asking
+    # 3xx: authentication and permissions
     "UNAUTHENTICATED": Kind(300, False),
     "FORBIDDEN": Kind(301, False),
-    # 4xx: where the account is served; try again
+    # 4xx: the account cannot be served here or now; a retry may succeed
     "UNAVAILABLE": Kind(400, True),
     "BUCKET_MOVING": Kind(401, True),
     "WRONG_BUCKET": Kind(402, True),
@@ -55,7 +55,7 @@ KINDS: Final[dict[str, Kind]] = {
     "BUCKET_PINNED": Kind(502, False),
     "MOVE_REFUSED": Kind(503, False),  # to itself, to a shard that is down, or while another move of it runs
     "BACKUP_REFUSED": Kind(504, False),  # a shard is down, or another one is being taken; the message says which
-    # 9xx: ours
+    # 9xx: a fault of the daemon
     "INTERNAL": Kind(900, False),
 }
 

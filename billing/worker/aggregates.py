@@ -1,21 +1,22 @@
 """Sums over the accounts of a shard, for metrics and the page: overrun in money and the account with most of it, the
 oldest cutoff that is owed and not held back, and the number of accounts in a cutoff class unknown to the configuration.
 
-All are spread over the rare parts of accounts, of which there may be very many. So they are counted in rounds: each
-`step` goes on where the last one stopped and does `WORK_MAX` of work at most, a fraction of a millisecond, since
-cutoffs wait for it. A bucket counts as it was when the round came by, and sums are kept by what changed since.
+These figures have to be collected from the `Extra` of each account that has one, and there may be very many. So they
+are computed in rounds: each `step` goes on where the last one stopped and does at most `WORK_MAX` of work, a fraction
+of a millisecond, because cutoffs wait meanwhile. The sums hold each bucket as it was when the last round visited it; a
+visit changes the sums by the difference.
 
-What overrun grows by is summed up as well, since this process began: of each bucket, by how much it has more than a
-round before. A bucket that came with a start or a move counts from its first round on, and one where an account with
-overrun was closed counts again from the next. So that sum never falls.
+The growth of overrun since this process began is summed up as well: at each visit, by how much the bucket has more
+than at the visit before. The growth of a bucket that came with a start or a move counts from its first visit on; if the
+overrun of a bucket falls, because an account was closed, its growth counts from that visit on. So this sum never falls.
 
-Overrun is shown as of now: what an account had when it was last settled, and its rate since. It reads what the ledger
-holds and never changes anything.
+Overrun is shown as of now: the overrun of each account when it was last settled, plus its rate since. The module reads
+the state of the ledger and never changes it.
 
-**Why a bucket is a line over time.** Once accounts have run out, hundreds of buckets have something to count, and each
-is looked at again and again. Overrun that grows says the same in each look if it is kept as where it began and how fast
-it grows; so a bucket in which nothing has happened is compared and passed by, no sum is made anew, and rounds need not
-follow each other closely.
+**Why a bucket's overrun is kept as a line over time.** Once accounts have run out, hundreds of buckets have overrun,
+and each is visited again and again. Overrun that grows steadily is the same at each visit if it is kept as a start and
+a slope. So a bucket in which nothing has happened only has to be compared, no sum is computed anew, and the rounds
+need not follow each other closely.
 """
 
 from __future__ import annotations
@@ -28,29 +29,29 @@ from billing.ledger.entry import PENDING
 from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import NANO
 
-WORK_MAX = 2048  # of one step: a bucket is one, and a rare part in it as much as eight
+WORK_MAX = 2048  # units of work in one step: a bucket is one unit, each `Extra` in it `EXTRA_WORK`
 EXTRA_WORK = 8
-STEPS_MAX = 10  # one after the other, `PAUSE_S` apart, for each time that the figures are asked for
+STEPS_MAX = 10  # steps, `PAUSE_S` apart, that one request for the figures begins at most
 PAUSE_S = 0.02
-ROUND_NS = 5_000_000_000  # at least, from one round to the next; between them sums go on by their rates
+ROUND_NS = 5_000_000_000  # at least, from one round to the next; between them the sums grow by their rates
 
 
 class Count(NamedTuple):
-    """One bucket. Its overrun at an instant is `overrun + running * instant`."""
+    """The figures of one bucket. Its overrun at an instant is `overrun + running * instant`."""
 
     overrun: int = 0  # internal units
-    running: int = 0  # nanos per hour of the accounts whose overrun still grows, which is units a nanosecond
-    accounts: int = 0  # how many these are
-    oldest_ns: int = NEVER_NS  # since when the oldest cutoff is owed that is not held back
-    classless: int = 0  # accounts whose class is not known
-    dearest: tuple[int, bytes] = (0, b"")  # the highest rate among those whose overrun grows, and whose it is
+    running: int = 0  # total rate of the accounts whose overrun grows, in nanos per hour: internal units a nanosecond
+    accounts: int = 0  # how many accounts these are
+    oldest_ns: int = NEVER_NS  # since when the oldest cutoff that is not held back has been owed
+    classless: int = 0  # accounts whose class the configuration does not have
+    dearest: tuple[int, bytes] = (0, b"")  # the highest rate among the accounts whose overrun grows, and its user
 
 
 _NOTHING: Final = Count()
 
 
 class Aggregates:
-    """The rounds over the books of one shard. `classes`: those that the configuration has. `is_held(bucket_id,
+    """The rounds over the books of one shard. `classes`: the classes of the configuration. `is_held(bucket_id,
     user_id)`: whether the user's cutoffs wait for a release.
     """
 
@@ -63,23 +64,23 @@ class Aggregates:
         self._books = books
         self._classes = classes
         self._is_held = is_held
-        self._counts: dict[int, Count] = {}  # of buckets that had something to count
-        self._sum = [0, 0, 0, 0]  # of these: overrun, running, accounts, classless
-        self._overruns: dict[int, int] = {}  # of these, as it was when the round came by
-        self._oldest: dict[int, int] = {}  # of buckets that have one
+        self._counts: dict[int, Count] = {}  # of the buckets that had something to count
+        self._sum = [0, 0, 0, 0]  # over `_counts`: overrun, running, accounts, classless
+        self._overruns: dict[int, int] = {}  # by bucket, the overrun at the last visit
+        self._oldest: dict[int, int] = {}  # by bucket, `Count.oldest_ns` if there is such a cutoff
         self._dearest: dict[int, tuple[int, bytes]] = {}
         self._round: Iterator[int] = iter(())
-        self._visited: set[int] = set()  # buckets a round has come by, and which are still here
+        self._visited: set[int] = set()  # buckets that a round has visited and that are still here
         self._grown = 0  # internal units
-        self._began_ns = -ROUND_NS  # the last round
-        self._is_over = True  # it came to its end
+        self._began_ns = -ROUND_NS  # when the last round began
+        self._is_over = True  # whether the last round has ended
 
     def is_due(self, now_ns: int) -> bool:
-        """Whether a step is to be taken: a round is under way, or the next one may begin."""
+        """Whether there is work for `step`: a round is under way, or the next one may begin."""
         return not self._is_over or now_ns - self._began_ns >= ROUND_NS
 
     def step(self, now_ns: int) -> bool:
-        """Goes on with the round, or begins the next one; whether it came to the end of it."""
+        """Goes on with the round, or begins the next one; returns whether the round has ended."""
         work_left = WORK_MAX
         bucket_id = next(self._round, 0)
         if not bucket_id:
@@ -131,7 +132,7 @@ class Aggregates:
             self._dearest[bucket_id] = count.dearest
 
     def figures(self, now_ns: int) -> dict[str, Any]:
-        """Sums over the buckets, as plain data; -1: no cutoff is owed but what is held back."""
+        """Sums over the buckets, as plain data; `oldest_owed_ns` is -1 if no cutoff is owed except those held back."""
         overrun, running, accounts, classless = self._sum
         oldest_ns = min(self._oldest.values(), default=NEVER_NS)
         rate, user_id = max(self._dearest.values(), default=(0, b""))

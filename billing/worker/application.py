@@ -1,11 +1,10 @@
-"""What runs in a worker process beside the shard: the machine, the doors, and the delivery of cutoffs.
+"""The application that `shards.worker.process` hosts: the state machine, the doors, and the delivery of cutoffs.
 
-This is the application that `shards.worker.process` hosts. It gives the worker its state machine, encodes replies for
-clients, merges the answers of all shards where a question concerns the whole daemon, and turns what became owed into
-calls.
+It gives the worker its state machine, encodes replies for clients, merges the answers of all shards to a query about
+the whole daemon, and makes the calls that become owed.
 
-It has two phases, as the worker has. While the shard recovers there is the machine alone, with what waits at the start.
-`open` makes everything else (`Serving`), whose parts know each other by their constructors.
+It has two phases, like the worker. While the shard recovers, only the machine and the startup hold exist. `open` makes
+all other parts (`Serving`), which get each other in their constructors.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ from shards.worker.hosting import ServedShard
 
 
 class Serving(NamedTuple):
-    """What there is once the shard is served."""
+    """The parts that exist once the shard is served."""
 
     followers: Followers
     calls: OutgoingCalls
@@ -65,7 +64,7 @@ class Billing:
         dependencies: WorkerDependencies = REAL,
         recent: Sequence[tuple[int, int, str, str, str]] = (),
     ) -> None:
-        """`recent`: what this process has logged lately."""
+        """`recent`: the latest log lines of this process."""
         self.config = config
         self._begin = begin
         self._dependencies = dependencies
@@ -86,7 +85,9 @@ class Billing:
     # -- the life ---------------------------------------------------------------------------------------------------
 
     async def open(self, worker: ServedShard, listeners: list[tuple[str, socket.socket]]) -> None:
-        """Opens the doors, and takes up what was owed when the last life ended."""
+        """Starts all parts of `Serving`: opens the doors, and takes up the calls that are still owed from before the
+        start.
+        """
         config, begin, dependencies, machine = self.config, self._begin, self._dependencies, self.machine
         clocks, disk, hold, cutoff = dependencies.clocks, dependencies.disk, self._startup_hold, config.cutoff
         settings = delivery_settings(cutoff, disk)
@@ -102,7 +103,9 @@ class Billing:
         doors.listen(listeners)
 
     def configure(self, configuration: bytes) -> None:
-        """Takes up what may change while it serves, see `billing.config.reload`. Calls under way end as they began."""
+        """Applies the settings that may change while the worker serves, see `billing.config.reload`. Calls in flight
+        end with the old settings.
+        """
         config = self.config = Config.from_json(configuration)
         logging.getLogger().setLevel(config.log.level.upper())
         if self.serving is not None:
@@ -112,7 +115,9 @@ class Billing:
             self.serving.followers.configure(settings)
 
     async def stop_listening(self) -> None:
-        """No new connections; what was asked is still answered."""
+        """Accepts no new connections, begins no further calls, and takes no new requests; those under way are still
+        answered.
+        """
         if self.serving is not None:
             await self.serving.doors.stop_listening()
             await self.serving.calls.drain()
@@ -127,11 +132,11 @@ class Billing:
             await self.serving.audit.close()
 
     async def end_followers(self) -> None:
-        """Lets history and notices write what was committed, and ends them."""
+        """Ends history and notices, after they have written what was committed."""
         if self.serving is not None:
             await self.serving.followers.close()
 
-    # -- what the worker tells --------------------------------------------------------------------------------------
+    # -- notifications from the worker ------------------------------------------------------------------------------
 
     def committed(self, position: int, payload: bytes) -> None:
         """Hands a durable batch on to the history and the notices."""
@@ -145,7 +150,7 @@ class Billing:
         self.serving.calls.tell(notices)
 
     def renewed(self) -> None:
-        """Takes up again what was not called while the journal's grant had run out."""
+        """The journal's grant was renewed: takes up the owed calls that were not made while it had run out."""
         if self.serving is not None:  # else nothing was called yet
             self.serving.calls.renewed()
 
@@ -154,56 +159,58 @@ class Billing:
         self._bucket_calls.paused.add(bucket_id)
 
     def calls_in_flight(self, bucket_id: int) -> int:
-        """Calls for this bucket whose outcome is not known yet."""
+        """The number of calls for this bucket whose outcome is not known yet."""
         return self._bucket_calls.in_flight(bucket_id)
 
     def take_up(self, bucket_id: int) -> None:
-        """Makes what calls this bucket owes, from now on."""
+        """Makes the calls that this bucket owes, from now on."""
         self._bucket_calls.paused.discard(bucket_id)
-        if self.serving is not None:  # else `open` takes up what all buckets owe
+        if self.serving is not None:  # else `open` takes up the owed calls of all buckets
             self.serving.calls.take_up(bucket_id)
 
     def forget_calls(self, bucket_id: int) -> None:
-        """The bucket is another's."""
+        """The bucket now belongs to another shard: drops its held calls."""
         self._bucket_calls.paused.discard(bucket_id)
         if self.serving is not None:
             self.serving.calls.forget(bucket_id)
 
-    # -- what the worker asks ---------------------------------------------------------------------------------------
+    # -- requests from the worker -----------------------------------------------------------------------------------
 
     def encode(self, msgid: int, mode: int, reply: object) -> bytes:
-        """A whole reply as bytes, for the client of another worker."""
+        """Encodes a whole reply for a client that is connected to another worker."""
         if type(reply) not in RESULTS and self.serving is not None:
             self.serving.doors.note_error(reply)
         return encode_reply(msgid, mode, reply)
 
     def answer(self, bucket_id: int, query: Command, done: Callable[[object], None]) -> None:
-        """Answers what the machine left for later, and `questions`; see `billing.worker.questions`."""
+        """Answers the queries for which the machine returned `Later`, and those in `questions`; see
+        `billing.worker.questions`.
+        """
         assert self.serving is not None, "asked before it was opened"
         self.serving.questions.answer(bucket_id, query, done)
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
-        """One reply out of all shards' answers."""
+        """Joins the answers of all shards into one reply."""
         return self.machine.merge(operation, parts)
 
     def lacking(self, operation: Command, why: Unavailable) -> object:
-        """The reply to a survey that one shard does not answer; it says where the others can be asked one by one."""
+        """The reply to a survey that one shard does not answer. Its reason says if a client may ask single shards."""
         if operation[0] not in SHARD_BY_SHARD:
             return why
         return why._replace(reason=f"{why.reason}; the option shard_id asks one of the others")
 
     def unknown_shard(self, shard_id: int, known: list[int]) -> object:
-        """The reply to who asks for a shard that is not there."""
+        """The reply to a request for a shard that does not exist."""
         return Refused("UNKNOWN_SHARD", f"shard {shard_id} is not one of {known}")
 
     def reply_of(self, plain: object) -> object:
-        """What the supervisor answered, as a reply."""
+        """The supervisor's answer as a reply."""
         if isinstance(plain, dict) and "refused" in plain:
             return Refused(plain["refused"], plain["message"])
         return plain
 
     def replay_failed(self, error: BaseException) -> bool:
-        """Whether a replay came to another result than the journal has."""
+        """Whether `error` says that a replay made another entry than the journal has."""
         return isinstance(error, ReplayDifference)
 
     def route(self, operation: Command, bucket_map: BucketMap) -> object:
@@ -211,15 +218,17 @@ class Billing:
         return route_of(bucket_map, self._begin.direct, operation[1])
 
     def examine(self, bucket_id: int) -> None:
-        """Asserts that a bucket's accounts add up."""
+        """Asserts conservation of money in a bucket, see `billing.ledger.audit`."""
         audit.check(self.machine.ledger.books[bucket_id])
 
     def trim_floor(self) -> int:
-        """The journal's position up to which history and notices have everything."""
+        """The journal's position up to which history and notices have written everything."""
         return 0 if self.serving is None else self.serving.followers.trim_floor()
 
     def obstacle(self) -> str:
-        """Why this shard cannot go yet, though it has no bucket any more: what its history and notices still need."""
+        """Why this shard, which has no bucket any more, cannot be removed yet: what its history and notices still need;
+        "" if they need nothing.
+        """
         return "" if self.serving is None else self.serving.followers.obstacle()
 
     def figures(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Cutoff classes as the configuration has them, for those who need them: rules for the ledger, URLs for delivery."""
+"""Reads the cutoff classes from the configuration: their rules for the ledger, their URLs for delivery."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def rules_of_classes(cutoff: Cutoff) -> Classes:
-    """What the ledger does differently for each class; a grace to the nanosecond that the configuration writes."""
+    """The rules of each class for the ledger; a grace is exact to the nanosecond, as written in the configuration."""
     return {
         name.encode(): CutoffClass(
             grace_ns=int(Decimal(str(cutoff_class.grace_s)).scaleb(9)),
@@ -25,7 +25,7 @@ def rules_of_classes(cutoff: Cutoff) -> Classes:
 
 
 def calls_of_classes(cutoff: Cutoff) -> tuple[OfClass, ...]:
-    """The URL of each class whose URL is not that of [cutoff]."""
+    """The URLs of each class that has another URL than [cutoff]."""
     of_classes = [
         OfClass(
             name,

@@ -1,4 +1,4 @@
-"""The doors that a worker opens to clients: who may come in, how many, over which TLS, and what they are told of it."""
+"""The doors that a worker opens to clients, with their tokens, limits and TLS, and the worker's `server_info`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class ClientDoors:
     """All doors of one worker."""
 
     def __init__(self, worker: ServedShard, config: Config, audit: Audit, dependencies: WorkerDependencies) -> None:
-        """Nobody is let in before `listen`. `audit`: the operators' record."""
+        """Accepts no connection before `listen`. `audit`: the operators' record."""
         self._worker = worker
         self._config = config
         self._disk = dependencies.disk
@@ -33,12 +33,12 @@ class ClientDoors:
         self._doors = Doors(door, server_context(config.rpc), clocks.wall_ns, secrets.token_bytes)
 
     def listen(self, listeners: list[tuple[str, socket.socket]]) -> None:
-        """Lets clients in by these sockets, of the kinds that `billing.api.opening` lists."""
+        """Accepts clients on these sockets, of the kinds that `billing.api.opening` lists."""
         for kind, listener in listeners:
             self._doors.listen(kind, listener)
 
     def configure(self, config: Config) -> None:
-        """Takes up tokens, limits, the certificate and whom it believes; connections that there are stay."""
+        """Applies tokens, limits, the certificate and the trusted authorities; open connections stay."""
         self._config = config
         self._door.take_guard(self._guard())
         self._door.limits = limits_of(config.rpc, config.cutoff.concurrency)
@@ -46,7 +46,7 @@ class ClientDoors:
             self._doors.take_tls(tls)
 
     def note_error(self, reply: object) -> None:
-        """Counts a refusal that the client of another worker gets."""
+        """Counts a refusal that goes to a client of another worker."""
         self._door.note_error(reply)
 
     def figures(self) -> dict[str, Any]:
@@ -54,11 +54,11 @@ class ClientDoors:
         return self._door.figures()
 
     async def stop_listening(self) -> None:
-        """No new connections; those that there are stay."""
+        """Accepts no new connections; open ones stay."""
         await self._doors.stop_listening()
 
     def drain(self) -> None:
-        """Takes no new requests; what was asked is still answered."""
+        """Takes no new requests; those under way are still answered."""
         self._door.drain()
 
     def close(self) -> None:

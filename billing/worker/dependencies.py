@@ -1,4 +1,4 @@
-"""What the application of a worker has of the world, beside the doors that it opens."""
+"""The outside world of a worker's application, except its doors: clocks, disk, followers and endpoints."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
 from shards.system.serial_executor import ExecutorOf, SerialExecutor
 
-NoticesOf = Callable[[FollowedShard, NoticeSettings, int], FollowerLink | None]  # up to which batch all is settled
+# The last argument: the batch up to which all notices are settled.
+NoticesOf = Callable[[FollowedShard, NoticeSettings, int], FollowerLink | None]
 
 
 class WorkerDependencies(NamedTuple):

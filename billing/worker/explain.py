@@ -1,8 +1,8 @@
-"""Why an account stands where it stands: what `billing explain` shows of it, put together in its owner's worker.
+"""The state of one account in detail, as `billing explain` shows it, made by the worker that owns the account.
 
-Everything `get_account` says, and besides: the owner of the bucket and its generation, the account's place in the
-timing wheel, every remembered cutoff with its attempts, the call owed now, its state in the outbox, and the reason, in
-a sentence, why this user waits. It changes nothing but what time has made due.
+It is the reply of `get_account`, and in addition: the shard of the bucket and its generation, the account's place in
+the timing wheel, every stored cutoff with its attempts, the call owed now, its state in the outbox, and a sentence that
+says why this user's call waits. It changes nothing, but applies the events that time has made due.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shards.shard import Shard
 
 
 class Worker(Protocol):
-    """What is asked of the worker."""
+    """The part of the worker that `explain` uses."""
 
     shard: Shard
 
@@ -30,7 +30,7 @@ class Worker(Protocol):
 def explain(
     machine: BillingMachine, bucket_id: int, user_id: bytes, worker: Worker, delivery: Delivery
 ) -> dict[str, Any] | Refused:
-    """A map, or the refusal where the account, or its bucket, is not here any more."""
+    """The details as a map, or a refusal if the account, or its bucket, is not here any more."""
     now_ns = worker.fresh_now_ns()
     generation = worker.shard.held.get(bucket_id)
     if generation is None:
@@ -64,13 +64,13 @@ def explain(
 
 
 def _last_error(extra: Extra | None) -> str:
-    """What the last attempt for the newest cutoff met; "" for nothing."""
+    """The error of the last attempt for the newest cutoff; "" if there was none."""
     error = extra.cutoffs[-1].last_error if extra is not None and extra.cutoffs else ""
     return error.decode("utf-8", "replace") if isinstance(error, bytes) else error
 
 
 def _timer(machine: BillingMachine, book: Book, slot: int) -> dict[str, Any]:
-    """Where the wheel will look at the account next; that is never after its coming instant."""
+    """The place of the account's filing in the wheel, which never lies behind its coming instant."""
     filed_ns = book.armed_ns[slot]
     if not book.awake or filed_ns == 0:
         return {"state": "still"}

@@ -1,11 +1,11 @@
-"""A page of the feed of all entries, from the worker that is asked; it stands among the worker's callers meanwhile.
+"""Makes a page of the feed of all entries, in the worker that gets the query.
 
-Where this host has the files of all shards, it asks how far every shard's history is, and reads the page out of the
-files (`FeedQuestion`): the order of an account's entries over all files needs one or two rounds of asking (see
-`billing.history.entries`). Where hosts share the log, it asks all shards for their rows, wherever these are, and puts
-the page together here (`SharedFeedQuestion`, see `billing.history.feed_part`).
+If this host has the files of all shards, `FeedQuestion` asks every shard how far its history is, and reads the page
+from the files; to keep the order of an account's entries over all files, it asks once or twice (see
+`billing.history.entries`). If hosts share the log, `SharedFeedQuestion` asks all shards for their rows, on whichever
+hosts these are, and joins the page here (see `billing.history.feed_part`). Both are callers of the worker's `operate`.
 
-A shard that cannot be asked makes the answer UNAVAILABLE: what its accounts did may have to come first.
+If a shard cannot be asked, the reply is UNAVAILABLE, because the entries of its accounts may have to come first.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from shards.machine import Command
 REACHED: Final = "history_reached"  # the survey: (shard, number of its newest row in the file) of each shard
 PART: Final = "feed_part"  # the survey: `billing.history.feed_part.Part` of each shard
 WHERE: Final = "feed_where"  # the survey: entries and their places, of each shard
-ROWS_A_SHARD_MIN: Final = 32  # so many are asked for at least: shards have not done the same of late
-ROWS_A_SLICE: Final = 100  # of a page; between two slices others are served
+ROWS_A_SHARD_MIN: Final = 32  # rows to ask each shard for at least: some shards have had more entries than others
+ROWS_A_SLICE: Final = 100  # rows of a page between two turns of other work
 
 Slices = Generator[None, None, object]
-Places = dict[int, Place | None]  # by shard; None: in front of its first row
+Places = dict[int, Place | None]  # by shard; None: before its first row
 
 
 def place_in(cursor: bytes, shard: int) -> Place | None:
@@ -34,7 +34,7 @@ def place_in(cursor: bytes, shard: int) -> Place | None:
 
 
 class FeedQuestion:
-    """One page. As a caller, it takes the answers of all shards."""
+    """The query for one page. It is a caller of `operate` and gets the answers of all shards."""
 
     mode = 0
 
@@ -46,7 +46,7 @@ class FeedQuestion:
         limit: int,
         done: Callable[[object], None],
     ) -> None:
-        """`operate` as a worker has it; `done` gets the rows, or why there are none."""
+        """`operate`: as of a worker; `done` gets the rows, or the refusal."""
         self._history = history
         self._operate = operate
         self._cursor = cursor
@@ -56,12 +56,12 @@ class FeedQuestion:
         self._rounds = 0
 
     def ask(self) -> None:
-        """Asks all shards how far they are."""
+        """Asks all shards how far their histories are."""
         self._rounds += 1
         self._operate(self, None, (REACHED,))
 
     def answer(self, token: None, reply: object) -> None:
-        """How far all shards' files are, or that one cannot be asked."""
+        """Takes the answer: how far the files of all shards are, or the reply of one that cannot be asked."""
         if not isinstance(reply, list):
             self._done(reply)
             return
@@ -85,7 +85,7 @@ class FeedQuestion:
 
 
 class SharedFeedQuestion:
-    """One page out of all shards' parts. As a caller, it takes their answers."""
+    """The query for one page, joined from the parts of all shards. It is a caller of `operate`, too."""
 
     mode = 0
 
@@ -98,8 +98,8 @@ class SharedFeedQuestion:
         go_on: Callable[[Slices, Callable[[object], None]], None],
         done: Callable[[object], None],
     ) -> None:
-        """`operate` as a worker has it; `shards`: how many there are; `go_on` carries out slices, with pauses, and
-        calls back with what they return; `done` gets the rows, or why there are none.
+        """`operate`: as of a worker; `shards`: how many there are; `go_on` runs a generator in slices, with pauses, and
+        calls back with its result; `done` gets the rows, or the refusal.
         """
         self._operate = operate
         self._cursor = cursor.encode()
@@ -114,7 +114,9 @@ class SharedFeedQuestion:
         self._operate(self, None, (PART, self._cursor, self._rows_a_shard))
 
     def answer(self, token: None, reply: object) -> None:
-        """The parts of all shards, or where the rows are that go before some of these; or that one cannot be asked."""
+        """Takes the answer: first the parts of all shards, then the places of entries that must come before some rows
+        of these; or the reply of a shard that cannot be asked.
+        """
         if not isinstance(reply, list):
             self._done(reply)
         elif self._parts is None:
@@ -145,7 +147,7 @@ EntryPlaces = dict[tuple[bytes, int], tuple[int, Place]]
 
 
 def places_of(answers: Iterable[Any]) -> EntryPlaces:
-    """Where entries are, out of the shards' answers to WHERE."""
+    """The places of entries, from the shards' answers to WHERE."""
     return {
         (user_id, entry_id): (shard, Place(*place))
         for shard, entries in answers
@@ -154,14 +156,14 @@ def places_of(answers: Iterable[Any]) -> EntryPlaces:
 
 
 def merged(parts: list[Any], entry_places: EntryPlaces, limit: int) -> Slices:
-    """Puts a page together, in slices; returns its rows. A row may say that it follows an entry of another shard;
-    `entry_places` has these entries, by place. An entry that is not in `entry_places` is lost, and no row waits for it.
+    """Joins a page, in slices; returns its rows. A row may follow an entry of another shard; `entry_places` has the
+    places of these entries. An entry that is not in `entry_places` is lost, and no row waits for it.
     """
     places: Places = {shard: None if begins is None else Place(*begins) for shard, begins, _, _ in parts}
     queues = {shard: iter(rows) for shard, _, rows, _ in parts}
     ends = {shard: end for shard, *_, end in parts}
     heads = {shard: row for shard, queue in queues.items() if (row := next(queue, None)) is not None}
-    complete = {shard for shard, end in ends.items() if end is not None}  # whose parts have all rows that there are
+    complete = {shard for shard, end in ends.items() if end is not None}  # shards whose parts have all of their rows
     page: list[dict[str, Any]] = []
     while len(page) < limit and heads.keys() | complete == places.keys():
         ready = [(row[0], shard) for shard, row in heads.items() if _may_go(row, entry_places, places)]
@@ -175,14 +177,14 @@ def merged(parts: list[Any], entry_places: EntryPlaces, limit: int) -> Slices:
             heads[shard] = row
         if not len(page) % ROWS_A_SLICE:
             yield
-    if page:  # where there is nothing more, the reader has all of it: what is trimmed by and by is not missed
+    if page:  # behind all rows of a shard the reader misses nothing if rows are trimmed later: its place is the end
         places |= {shard: Place(*ends[shard]) for shard in complete - heads.keys()}
         page[-1]["cursor"] = _text(places)
     return page
 
 
 def _may_go(row: Any, entry_places: EntryPlaces, places: Places) -> bool:
-    """Whether the account's entry before this one is out."""
+    """Whether the entry before this one of the same account is already on the page, or on one before."""
     _, _, follows, user_id, shown = row
     if not follows or (before := entry_places.get((user_id, shown["entry_id"] - 1))) is None:
         return True
@@ -192,7 +194,7 @@ def _may_go(row: Any, entry_places: EntryPlaces, places: Places) -> bool:
 
 
 def _order(place: Place) -> tuple[bool, int, int]:
-    """Places in a file's rows come before those in the log."""
+    """The order of places: those in a file's rows come before those in the log."""
     return place.is_of_log, place.sequence, place.rows
 
 

@@ -1,7 +1,7 @@
-"""What follows the journal of a served shard: its history, and its notices where `notify.url` is set.
+"""The followers of a served shard's journal: its history, and its notices if `notify.url` is set.
 
-They are opened before the worker answers anything, are handed each durable batch, and are ended behind the last one.
-The journal is kept up to where each of them has everything.
+The worker opens them before it answers any request, hands each durable batch to them, and ends them after the last
+batch. The journal is trimmed only below the position up to which all followers have written everything.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from billing.worker.dependencies import WorkerDependencies
 from shards.control import Begin
 from shards.worker.hosting import ServedShard
 
-FOLLOWERS_AFTER_S: Final = 0.3  # where hosts take shards over: a process that starts takes a core from first answers
+# If hosts share the log, the history starts so much later: its process would take a core from the first answers.
+FOLLOWERS_AFTER_S: Final = 0.3
 
 
 class Followers:
@@ -34,7 +35,7 @@ class Followers:
         calls: DeliverySettings,
         dependencies: WorkerDependencies,
     ) -> None:
-        """They begin to follow. `calls`: notices are signed with the same secrets and wait as long."""
+        """Opens the followers. `calls`: notices use the same secrets and timeouts as these calls."""
         self._worker = worker
         self._settled = begin.settled
         accepts_loss = config.journal.sync != "always"  # then a loss of power may take the journal's last batches
@@ -60,7 +61,7 @@ class Followers:
             link.hand(position, payload)
 
     def configure(self, calls: DeliverySettings) -> None:
-        """Takes up secrets and timeouts for notices; those under way end as they began."""
+        """Applies new secrets and timeouts to notices; notices in flight end with the old ones."""
         if self._notices is not None:
             settings = self._settings._replace(
                 secrets=calls.secrets, timeout_s=calls.timeout_s, connect_timeout_s=calls.connect_timeout_s
@@ -68,16 +69,16 @@ class Followers:
             self._notices.take_options(settings)
 
     def trim_floor(self) -> int:
-        """The journal's position up to which all followers have everything."""
+        """The journal's position up to which all followers have written everything."""
         return min(link.trim_floor() for link in self._links)
 
     def obstacle(self) -> str:
-        """What a follower still needs of the shard; empty for nothing."""
+        """What a follower still needs of the shard; "" if nothing."""
         return next((obstacle for link in self._links if (obstacle := link.obstacle())), "")
 
     def figures(self) -> dict[str, Any]:
-        """Counters for the operator. `settled`: the batch up to which nobody is owed a notice, -1 where that is unknown
-        or of no interest.
+        """Counters for the operator. `settled`: the batch up to which no notice is owed, -1 if that is unknown or not
+        needed.
         """
         figures: dict[str, Any] = {}
         for link in self._links:
@@ -93,5 +94,5 @@ class Followers:
         return figures
 
     async def close(self) -> None:
-        """Lets them write what was committed, and ends them."""
+        """Ends the followers, after they have written what was committed."""
         await asyncio.gather(*(link.close() for link in self._links))

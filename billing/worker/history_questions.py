@@ -1,14 +1,14 @@
-"""What a worker answers out of the history of its shard: an account's rows, what follows from them, and the feed.
+"""The queries that a worker answers from the history of its shard: rows and periods of an account, and the feed.
 
     history                 (user_id, limit, before): rows of an account
     statement               (user_id, from_ns, to_ns, by, limit, now_ns): a period of an account
-    balance_at              (user_id, at_ns, now_ns): an instant of an account
+    balance_at              (user_id, at_ns, now_ns): the balance of an account at an instant
     entries                 (cursor, limit): a page of all entries of the daemon, see `billing.worker.feed`
     history_reached,
-    feed_part, feed_where   the surveys of which such a page is made: plain data, for workers of any host
+    feed_part, feed_where   the surveys from which such a page is made: plain data, for workers of any host
 
-An answer holds every entry that was answered before its question: the history is asked once it has been handed all that
-was recorded at that moment, which it is in the turn of the loop in which that becomes durable.
+An answer contains every entry whose reply was sent before the query came: the worker asks the history only after
+handing over everything that was recorded when the query came, which happens as soon as that is durable.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Handler = Callable[[int, Command, Done], None]  # bucket id, question, what gets
 
 
 def go_on(slices: Generator[None, None, object], done: Done) -> None:
-    """Carries out slices, others' turns between them, and calls back with what they return."""
+    """Runs a generator in slices, with other work between them, and calls `done` with its result."""
     try:
         next(slices)
     except StopIteration as end:
@@ -40,10 +40,10 @@ def go_on(slices: Generator[None, None, object], done: Done) -> None:
 
 
 class HistoryQuestions:
-    """Those to one shard."""
+    """The handlers of history queries to one shard."""
 
     def __init__(self, machine: BillingMachine, worker: ServedShard, history: HistoryLink, shares_log: bool) -> None:
-        """`shares_log`: other hosts have the files of other shards."""
+        """`shares_log`: hosts share the log, and other hosts have the files of other shards."""
         self._machine = machine
         self._worker = worker
         self._history = history
@@ -58,7 +58,7 @@ class HistoryQuestions:
         }
 
     def _when_handed_over(self, ask: Callable[..., None], *arguments: Any) -> None:
-        """Asks, once the history has been handed all that is recorded now; it is, right after that is durable."""
+        """Calls `ask` once the history has been handed everything that is recorded now, right after that is durable."""
         loop = asyncio.get_running_loop()
 
         def durable() -> None:
@@ -72,7 +72,7 @@ class HistoryQuestions:
         self._when_handed_over(self._ask, bucket_id, query, self._newest(bucket_id, query), done)
 
     def _newest(self, bucket_id: int, query: Command) -> tuple[Any, ...]:
-        """What the ledger knows of an account now, as far as the history needs it for this question."""
+        """The state of an account in the ledger now, as far as the history needs it for this query."""
         if query[0] not in PERIODS:
             return self._machine.newest_entry(bucket_id, query[1])
         standing = self._machine.standing(bucket_id, query[1])
@@ -81,7 +81,9 @@ class HistoryQuestions:
         return standing
 
     def _ask(self, bucket_id: int, query: Command, newest: tuple[Any, ...], done: Done) -> None:
-        """`newest`: the account's newest entry when it was asked, durable by now: the answer has it, or says so."""
+        """Asks the history. `newest`: the account's newest entry when the query came, durable by now; the answer
+        includes it, or is a refusal.
+        """
         name, user_id, arguments = query[0], query[1], query[2:]
         generation = self._worker.shard.held.get(bucket_id)
         if generation is None:
@@ -123,12 +125,14 @@ class HistoryQuestions:
             self._when_handed_over(self._history.part, place, limit, send)
 
     def _where(self, bucket_id: int, query: Command, done: Done) -> None:
-        """Where entries are in this shard."""
+        """The places of entries in the history of this shard."""
         self._when_handed_over(self._history.locate, query[1], _plainly(done))
 
 
 def _plainly(done: Done) -> Done:
-    """Passes a reply on as plain data, for a worker of any host; a text says why a cursor is unknown."""
+    """Passes a reply on to `done` as plain data, for a worker of any host; a reply that is a text becomes the refusal
+    of an unknown cursor.
+    """
 
     def send(reply: object) -> None:
         if isinstance(reply, str):

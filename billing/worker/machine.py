@@ -1,13 +1,13 @@
-"""Where the two rooms meet: ledger and timing wheel, as the content of a shard's buckets.
+"""The state machine of a shard: ledger and timing wheel, as the content of its buckets.
 
-A shard asks for a `shards.machine.Machine`; this is one. Commands go to the ledger, which is the only thing that
-changes money; the wheel remembers when to look at which account. The ledger tells (through `_file`) where the coming
-instant of an account is to be filed; when a filing comes up, the wheel asks the ledger whether it is still meant.
+`BillingMachine` implements `shards.machine.Machine`. Commands go to the ledger, which alone changes money; the wheel
+keeps when to look at which account. The ledger files the coming instant of an account in the wheel through `_file`;
+when a filing comes up, the wheel asks the ledger whether the filing is still the live one.
 
-During recovery the ledger works as ever but nothing is filed: timers are made by `start` and `arm`, once, from the
-state that replay ended with. What became due meanwhile comes up at once, with its true instant.
+During recovery the ledger works as always, but nothing is filed: `start` and `arm` file all accounts once, in the state
+that replay ended with. Events that became due meanwhile come up at once, with their true instants.
 
-It never reads a clock, touches no file and waits for nothing.
+The machine never reads a clock, touches no file and never waits.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from billing.worker.pages import joined_accounts, joined_cutoffs
 from shards.journal import OtherFormat
 from shards.machine import Command, Effect, Later, Record
 
-ROWS_SHOWN_MAX: Final = 100_000  # rate lines and holds in replies of one machine within
+ROWS_SHOWN_MAX: Final = 100_000  # rate lines and holds in the replies of one machine within `ROWS_SHOWN_NS`
 ROWS_SHOWN_NS: Final = 100_000_000
-PERIODS: Final = frozenset({"statement", "balance_at"})  # which are told the instant at which they were asked
+PERIODS: Final = frozenset({"statement", "balance_at"})  # queries to which `read` adds the instant of the request
 SURVEYS = frozenset(
     {
         *("accounts", "expirationd_stats", "feed_part", "feed_where", "forecast", "history_reached", "overdue"),
         *("pending_cutoffs", "release_cutoffs"),
     }
 )
-SHARD_BY_SHARD: Final = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs"})  # of one alone, too
+# Surveys that a client may also ask one shard for.
+SHARD_BY_SHARD: Final = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs"})
 
 
 def _refuse_other_version(bucket_id: int, block: bytes) -> None:
@@ -60,8 +61,8 @@ class BillingMachine:
         release_held: Callable[[], int] = lambda: 0,
         overdue_at_start: Callable[[], int] = lambda: 0,
     ) -> None:
-        """`reply(entry, bucket_id)`: what a command is answered. `release_held` lets held cutoffs go and says how many
-        accounts that concerns; `overdue_at_start`: how many cutoffs were overdue.
+        """`reply(entry, bucket_id)` makes the reply to a command. `release_held` releases the held cutoffs and returns
+        for how many accounts; `overdue_at_start` returns how many cutoffs were overdue at the start.
         """
         self._reply = reply
         self.ledger = Ledger(rules, self._file)
@@ -77,8 +78,8 @@ class BillingMachine:
     # -- commands and queries ---------------------------------------------------------------------------------------
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """A reply map, maybe encoded already, or the refusal; for a report of delivery, to which nobody listens, None
-        or the refusal.
+        """Applies a command. Returns the reply, a map or already encoded, or the refusal; for a report of delivery,
+        which needs no reply, None or the refusal.
         """
         try:
             if command[0] >= ops.CUTOFF_STARTED:
@@ -86,13 +87,14 @@ class BillingMachine:
                 return None
             return self._reply(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
         except Refused as refusal:
-            return refusal.with_traceback(None)  # it waits for the disk: without the frames it went through
+            return refusal.with_traceback(None)  # the refusal waits for the disk: it must not keep its frames alive
 
     def read(self, bucket_id: int, query: Command, now_ns: int) -> object:
-        """`("get_account" | "retry_cutoff", user_id)`, `("dry_run", user_id, command)`: a reply, or the refusal.
-        `("history" | "statement" | "balance_at", …)` and `("explain", user_id)`: later. An account
-        may have 10,000 rate lines, a connection 4,096 questions in flight: so rows are counted, and too many within a
-        moment are refused, before they fill the memory and everybody's time.
+        """Answers a query. `("get_account" | "retry_cutoff", user_id)`, `("dry_run", user_id, command)`: returns the
+        reply, or the refusal. `("history" | "statement" | "balance_at", …)`, `("explain", user_id)`: returns `Later`,
+        or the refusal. An account may have 10,000 rate lines and a connection 4,096 queries in flight, so the machine
+        counts the rows that it shows; too many within `ROWS_SHOWN_NS` are refused, before they fill the memory and
+        delay all others.
         """
         name, user_id = query[0], query[1]
         try:
@@ -102,7 +104,7 @@ class BillingMachine:
                 return account
             if name in ("history", "explain", *PERIODS):
                 if name == "explain" or not self.ledger.is_closed(bucket_id, user_id):
-                    self.ledger.view(bucket_id, user_id, now_ns)  # it exists, and what was due until now is an entry
+                    self.ledger.view(bucket_id, user_id, now_ns)  # refuses an unknown account, applies what is due
                 return Later((*query, now_ns) if name in PERIODS else query)
             if name == "dry_run":
                 return self._reply(self.ledger.rehearse(bucket_id, now_ns, query[2]), bucket_id)
@@ -113,7 +115,7 @@ class BillingMachine:
         return Refused("UNKNOWN_METHOD", f"{name} is not served by this version")
 
     def _show(self, rows: int, now_ns: int) -> None:
-        """Lets a reply with so many rows leave. Raises Refused where there were too many just now."""
+        """Counts the rows of a reply. Raises Refused `BUSY` if there were too many rows within `ROWS_SHOWN_NS`."""
         if now_ns - self._rows_since_ns >= ROWS_SHOWN_NS:
             self._rows_since_ns, self._rows_shown = now_ns, 0
         if self._rows_shown + rows > ROWS_SHOWN_MAX:
@@ -121,7 +123,9 @@ class BillingMachine:
         self._rows_shown += rows
 
     def survey(self, query: Command, now_ns: int) -> object:
-        """This shard's part of an answer about the whole daemon; plain data. What looks at every bucket: later."""
+        """This shard's part of an answer about the whole daemon, as plain data. Returns `Later` for a survey that has
+        to look at every bucket, or at the history.
+        """
         match query:
             case ("accounts", bytes(), int(), str(), int(), tuple(), bytes(), int()):
                 return Later(query)
@@ -136,7 +140,7 @@ class BillingMachine:
         raise AssertionError(f"no survey {query[0]}")
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
-        """One answer out of all shards' parts."""
+        """Joins the parts of all shards into one answer."""
         match operation:
             case ("accounts", _, int(limit), *_):
                 why = next((part for part in parts if isinstance(part, str)), None)
@@ -166,24 +170,24 @@ class BillingMachine:
         return "" if extra is None else extra.class_name.decode()
 
     def owed(self) -> Iterator[tuple[int, bytes, str, int, int, str]]:
-        """All that is owed to the outside: (bucket id, user id, kind, since when, newest seq of that kind, class)."""
+        """Every owed call: (bucket id, user id, kind, owed since, newest seq of that kind, class)."""
         for bucket_id, book in self.ledger.books.items():
             if book.extras:
                 yield from self.owed_in(bucket_id)
 
     def overdue(self, now_ns: int) -> int:
-        """Cutoffs whose call's instant is not after `now_ns`: those owed already, and those not looked at yet."""
+        """The number of cutoffs whose call is due by `now_ns`: those owed already, and those not recorded yet."""
         owed = sum(kind == "cutoff" and due_ns <= now_ns for _, _, kind, due_ns, *_ in self.owed())
         return owed + sum(self.ledger.unnoticed(book, now_ns) for book in self.ledger.books.values())
 
     def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int, int, str]]:
-        """The same of one bucket."""
+        """The owed calls of one bucket, as `owed` gives them."""
         for user_id, call in self.ledger.owed_in(bucket_id):
             seq = call.seq if call.kind == "restore" else self.ledger.newest_seq(bucket_id, user_id)
             yield bucket_id, user_id, call.kind, call.due_ns, seq, call.class_name.decode()
 
     def figures(self) -> dict[str, Any]:
-        """Counters for the operator; O(buckets). `bucket_accounts`: those of each bucket that has any."""
+        """Counters for the operator; O(buckets). `bucket_accounts`: (bucket id, accounts) of each bucket with any."""
         books = self.ledger.books
         return {
             "accounts": sum(len(book.slots) for book in books.values()),
@@ -196,7 +200,9 @@ class BillingMachine:
     # -- time -------------------------------------------------------------------------------------------------------
 
     def due(self, now_ns: int, limit: int) -> bool:
-        """Carries out what time has made due, in the order of the instants."""
+        """Applies the events that time has made due, in the order of their instants, for at most `limit` filings.
+        Returns whether more is due now.
+        """
         wheel, ledger = self._wheel, self.ledger
         assert wheel is not None, "time passes before start"
         fired = wheel.advance(now_ns, ledger.next_due_ns, ledger.moved, limit)
@@ -211,7 +217,7 @@ class BillingMachine:
 
     def running_out(self, until_ns: int, least: int) -> Iterator[list[tuple[bytes, str, int, int]]]:
         """(user_id, event_id, seq, E) of the cutoffs that fall due up to `until_ns` if nothing else happens, in small
-        pieces between which the machine may be used; none where fewer than `least` filings come up until then.
+        pieces, between which the machine may be used; nothing if fewer than `least` filings come up until then.
         """
         wheel, books = self._wheel, self.ledger.books
         if wheel is None or wheel.count_soon(until_ns) < least:
@@ -231,7 +237,9 @@ class BillingMachine:
         return self._wheel.place_of(filed_ns)
 
     def start(self, now_ns: int) -> None:
-        """Recovery is over; timers are made from here on. What was pending may have been attempted unrecorded."""
+        """Recovery is over: makes the wheel. Cutoffs that are pending may have been attempted without a record. Raises
+        ReplayDifference as `Ledger.replayed` does.
+        """
         self.ledger.replayed()
         self._wheel = Wheel(now_ns)
         self.ledger.started(now_ns)
@@ -241,7 +249,7 @@ class BillingMachine:
         self.ledger.wake(bucket_id)
 
     def disarm(self, bucket_id: int) -> None:
-        """Lets time stand still in a bucket."""
+        """Stops time in a bucket."""
         self.ledger.still(bucket_id)
 
     def arming(self, bucket_id: int) -> Iterator[None]:
@@ -249,17 +257,17 @@ class BillingMachine:
         return self.ledger.waking(bucket_id)
 
     def bucket_due_ns(self, bucket_id: int, until_ns: int) -> int:
-        """The coming instant of one bucket, up to `until_ns`; -1 when there is none."""
+        """The first coming instant of any account of one bucket, up to `until_ns`; -1 if there is none."""
         return views.due_within(self.ledger.books[bucket_id], until_ns)
 
     # -- recovery and moves -----------------------------------------------------------------------------------------
 
     def replay(self, bucket_id: int, body: bytes) -> None:
-        """Applies a recorded entry again and compares."""
+        """Applies a recorded entry again. Raises ReplayDifference if the new entry is not equal to it."""
         self.ledger.replay(bucket_id, body)
 
     def create(self, bucket_id: int) -> None:
-        """An empty bucket."""
+        """Adds an empty bucket."""
         self.ledger.create(bucket_id)
 
     def dump(self, bucket_id: int) -> bytes:
@@ -273,8 +281,8 @@ class BillingMachine:
         return (yield from dumping(book))
 
     def newest_entry(self, bucket_id: int, user_id: bytes) -> tuple[int, int, int]:
-        """(entry_id, balance in nanos, at_ns) of an account as its newest entry left it, of a closed one, too; zeros
-        where there never was one.
+        """(entry_id, balance in nanos, at_ns) of an account after its newest entry; also of a closed account. Zeros if
+        there never was such an account.
         """
         book = self.ledger.books.get(bucket_id)
         if book is not None and (slot := book.slots.get(user_id)) is not None:
@@ -284,8 +292,8 @@ class BillingMachine:
         return (0, 0, 0) if tombstone is None else (tombstone.entry_id, 0, tombstone.settled_ns)
 
     def standing(self, bucket_id: int, user_id: bytes) -> tuple[int, ...]:
-        """(entry_id, at_ns, balance in nanos, its fraction, rate, credit limit, holds, flags as of an entry) of an
-        account as its newest entry left it, of a closed one, too; zeros where there never was one.
+        """(entry_id, at_ns, balance in nanos, its fraction, rate, credit limit, holds, flags as in an entry) of an
+        account after its newest entry; also of a closed account. Zeros if there never was such an account.
         """
         book = self.ledger.books.get(bucket_id)
         if book is not None and (slot := book.slots.get(user_id)) is not None:
@@ -300,28 +308,28 @@ class BillingMachine:
         return tombstone.entry_id, tombstone.settled_ns, 0, 0, 0, 0, 0, EXHAUSTED
 
     def lines(self, bucket_id: int, user_id: bytes) -> tuple[tuple[bytes, int], ...]:
-        """(resource, nanos per hour) of each rate line of an account above zero; none where there is no account."""
+        """(resource, nanos per hour) of each rate line above zero of an account; empty if there is no such account."""
         book = self.ledger.books.get(bucket_id)
         if book is None or (slot := book.slots.get(user_id)) is None:
             return ()
         return views.lines(Account(book, slot, user_id))
 
     def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, Book]:
-        """The first half of `load`, in slices."""
+        """The first half of `load`, in slices: returns the book of the block. Raises OtherFormat."""
         _refuse_other_version(bucket_id, block)
         return loading(bucket_id, block)
 
     def put(self, bucket_id: int, content: Book) -> None:
-        """The second half of `load`."""
+        """The second half of `load`: adds the book that `loading` made."""
         self.ledger.put(content)
 
     def load(self, bucket_id: int, block: bytes) -> None:
-        """The bucket of a block. Raises OtherFormat."""
+        """Adds the bucket of a block. Raises OtherFormat if another version wrote the block."""
         _refuse_other_version(bucket_id, block)
         self.ledger.load(bucket_id, block)
 
     def drop(self, bucket_id: int) -> None:
-        """Forgets a bucket."""
+        """Removes a bucket."""
         self.ledger.drop(bucket_id)
 
     def dropping(self, bucket_id: int) -> Iterator[None]:

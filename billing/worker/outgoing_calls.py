@@ -1,11 +1,11 @@
-"""The calls that a worker makes for its accounts: cutoffs and restores, from what became owed to what came of it.
+"""The calls that a worker makes for its accounts, cutoffs and restores, from the notice to the outcome.
 
-The worker tells notices once all that they tell is durable; they go to the delivery, which asks the ledger for the call
-itself right before it sends (`_owed`). What became of a call goes back to the ledger as a command, through the journal
-like every other (`_report`). Nothing is sent for a bucket that is on its way out, nor while the journal's grant of time
-does not hold, and what was overdue at the start waits as `startup_hold` says.
+The worker passes on notices once their cause is durable. They go to the delivery, which asks the ledger for the call
+itself right before it sends (`_owed`). The outcome of a call goes back to the ledger as a command, through the journal
+like every other (`_report`). No call is made for a bucket that is leaving the shard, nor after the journal's grant has
+run out. Cutoffs that were overdue at the start wait as `startup_hold` decides.
 
-A changed configuration brings another delivery, which takes over all that is owed once the calls of the old one ended.
+When the configuration changes, a new delivery takes over all owed calls after those of the old delivery have ended.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _REPORTS: Final = {
 
 
 def delivery_settings(cutoff: Cutoff, disk: Disk) -> DeliverySettings:
-    """What delivery needs of the configuration, with the secrets out of their file."""
+    """The settings of delivery from the configuration; reads the secrets from their file."""
     secrets = parse_secrets(read_file(disk, cutoff.secret_file).decode()) if cutoff.secret_file else ()
     return DeliverySettings(
         url=cutoff.url,
@@ -67,8 +67,8 @@ def delivery_settings(cutoff: Cutoff, disk: Disk) -> DeliverySettings:
 
 
 class BucketCalls:
-    """Which buckets are on their way out, and for whom calls are in flight. It is there before anything is called:
-    moves begin before the doors are open.
+    """The buckets that are leaving the shard, and the users for whom a call is in flight. This object exists before the
+    first call can be made, because a move may begin before the doors are open.
     """
 
     def __init__(self) -> None:
@@ -76,11 +76,11 @@ class BucketCalls:
         self._users: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
 
     def begin(self, bucket_id: int, user_id: bytes) -> None:
-        """A call is begun."""
+        """A call for this user has begun."""
         self._users.setdefault(bucket_id, set()).add(user_id)
 
     def end(self, bucket_id: int, user_id: bytes) -> None:
-        """It has ended, or none was begun."""
+        """The call for this user has ended, or could not begin."""
         users = self._users.get(bucket_id)
         if users is not None:
             users.discard(user_id)
@@ -92,12 +92,12 @@ class BucketCalls:
         return user_id in self._users.get(bucket_id, ())
 
     def in_flight(self, bucket_id: int) -> int:
-        """How many calls for this bucket are."""
+        """The number of calls in flight for this bucket."""
         return len(self._users.get(bucket_id, ()))
 
 
 class OutgoingCalls:
-    """Those of one served shard, and what is checked of them periodically (`checks`)."""
+    """The outgoing calls of one served shard, and the periodic checks of them (`checks`)."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class OutgoingCalls:
         recheck_s: float,
         dependencies: WorkerDependencies,
     ) -> None:
-        """Takes up what was owed when the last life ended."""
+        """Takes up the calls that are still owed from before the start."""
         self._machine = machine
         self._ledger_owed = machine.ledger.owed
         self._worker = worker
@@ -117,7 +117,7 @@ class OutgoingCalls:
         self._startup_hold = startup_hold
         self._bucket_calls = bucket_calls
         self._paused = bucket_calls.paused
-        self._settings = settings  # the newest
+        self._settings = settings  # the newest settings; `delivery` may still have older ones
         self._delivery_dependencies = DeliveryDependencies(dependencies.clocks, dependencies.rng, dependencies.endpoint)
         self._changes: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
@@ -140,9 +140,7 @@ class OutgoingCalls:
     # -- what becomes owed ------------------------------------------------------------------------------------------
 
     def tell(self, notices: list[Effect]) -> None:
-        """An account that owes a call goes to the outbox, which asks the ledger for the call itself right before it
-        sends.
-        """
+        """Passes durable notices on to the delivery, which asks the ledger for each call right before it sends."""
         delivery, machine = self.delivery, self._machine
         classes, hold = delivery.settings.classes, self._startup_hold
         now_ns = delivery.now_ns()
@@ -154,27 +152,27 @@ class OutgoingCalls:
             elif kind == RESTORE:
                 delivery.owe(bucket_id, user_id, kind, now_ns, False, seq, class_name)
             elif kind == RETRY:
-                is_in_outbox = (bucket_id, user_id) in delivery.outbox  # and keeps what it was told
+                is_in_outbox = (bucket_id, user_id) in delivery.outbox  # its item then keeps what was notified
                 delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if is_in_outbox else seq, class_name)
             elif kind == SUPERSEDED:
                 delivery.outbox.superseded(bucket_id, user_id, seq)
         delivery.rouse(now_ns)
 
     def take_up(self, bucket_id: int) -> None:
-        """Makes what calls this bucket owes, from now on."""
+        """Makes the calls that this bucket owes, from now on."""
         self._owe(list(self._machine.owed_in(bucket_id)))
         self.checks.take_up(bucket_id)
 
     def forget(self, bucket_id: int) -> None:
-        """The bucket is another's: whatever the outbox still has of it turns out not to be owed."""
+        """The bucket now belongs to another shard: drops its held calls. `_owed` names no call for its other items."""
         self.delivery.outbox.leave(bucket_id)
 
     def renewed(self) -> None:
-        """Takes up again what was not called while the journal's grant had run out."""
+        """The journal's grant was renewed: takes up the owed calls that were not made while it had run out."""
         self._owe(list(self._machine.owed()))
 
     def release_held(self) -> int:
-        """Lets the cutoffs go that waited since the start; how many accounts that concerns."""
+        """Releases the cutoffs that have waited since the start; returns for how many accounts."""
         return self._startup_hold.release(self._machine, self.delivery)
 
     def is_held(self, bucket_id: int, user_id: bytes) -> bool:
@@ -182,21 +180,21 @@ class OutgoingCalls:
         return self.delivery.outbox.is_held(bucket_id, user_id)
 
     def _owe(self, owed: list[tuple[int, bytes, str, int, int, str]]) -> None:
-        """Lets the delivery know of all this, once what determined it is durable."""
+        """Hands owed calls over to the delivery, once everything recorded so far is durable."""
         if owed:
             self._worker.when_durable(lambda: self._startup_hold.hand_over(owed, self.delivery))
 
-    # -- what the delivery asks and says ----------------------------------------------------------------------------
+    # -- for the delivery -------------------------------------------------------------------------------------------
 
     def _owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
         if bucket_id in self._paused or not self._may_act():
-            return None  # another owner may make this call: `take_up` or `renewed` comes where it is this one's
+            return None  # another owner may make this call; if not, `take_up` or `renewed` will hand it over again
         call = self._ledger_owed(bucket_id, user_id)
         if call is None:
             return None
         class_name = call.class_name.decode()
         if not self.delivery.calls(call.kind, class_name):
-            return None  # a restore of before, of an account whose class has no restore URL now
+            return None  # an older restore of an account whose class has no restore URL now
         return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, call.due_ns, class_name)
 
     def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
@@ -210,10 +208,10 @@ class OutgoingCalls:
         if op == ops.CUTOFF_DELIVERED:
             self.checks.delivered(bucket_id, user_id, seq)
 
-    # -- its life ---------------------------------------------------------------------------------------------------
+    # -- configuration and shutdown ---------------------------------------------------------------------------------
 
     def configure(self, settings: DeliverySettings) -> None:
-        """Changes to a delivery with these settings. Calls under way end as they began."""
+        """Changes to a delivery with these settings. Calls in flight end with the old ones."""
         self._settings = settings
         if settings != self.delivery.settings:
             task = asyncio.get_running_loop().create_task(self._change())
@@ -221,8 +219,8 @@ class OutgoingCalls:
             task.add_done_callback(self._changes.discard)
 
     async def _change(self) -> None:
-        """Another delivery takes over all that is owed, once the calls of the old one have ended: one change at a time,
-        since two deliveries would make each call twice.
+        """Makes a new delivery that takes over all owed calls, after those of the old one have ended. Only one change
+        runs at a time, because two deliveries would make each call twice.
         """
         async with self._changing:
             old = self.delivery
@@ -239,11 +237,11 @@ class OutgoingCalls:
         return self.delivery.figures() | self.checks.figures()
 
     async def drain(self) -> None:
-        """Begins no further call, and waits for those in flight a little."""
+        """Begins no further call, and waits up to `DRAIN_DELIVERY_S` for those in flight."""
         self._is_ending = True
         await self.delivery.drain(DRAIN_DELIVERY_S)
 
     async def close(self) -> None:
-        """Ends at once. What is in flight stays owed."""
+        """Ends at once. Calls in flight stay owed."""
         self.checks.close()
         await self.delivery.close()

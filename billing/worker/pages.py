@@ -1,20 +1,20 @@
-"""Pages of what a shard holds, in order of user_id, put together in slices: accounts, and the cutoffs owed.
+"""Pages of a shard's accounts, and of its owed cutoffs, in order of user_id, made in slices.
 
-The accounts lie in the shard's buckets in no order. Each bucket keeps its user_ids in order once they were asked for
-(`Book.ordered`, until one is opened or closed), so a page of accounts costs one search in each bucket and a merge of
-what it found instead of a walk over every account. Where only some are asked for (a state, or those that run out
-within a time), accounts are looked at in order until enough of them are found, or all were looked at.
+The accounts of a bucket are in no order. Each bucket keeps a sorted list of its user_ids after the first use
+(`Book.ordered`, until an account is opened or closed). So a page of accounts costs one search in each bucket and a
+merge of the results, not a walk over every account. If only some accounts are wanted (of one state, or those that run
+out within a time), the accounts are examined in order until enough of them are found, or all were examined.
 
-What is owed lies in the rare parts of accounts; a page of it walks over those of the buckets that owe anything. Between
-slices the worker serves others: none is longer than `SLICE_BUCKETS` buckets, whose order may have to be made, than
-`SLICE_ACCOUNTS` accounts, or than `SLICE_EXTRAS` rare parts (and one account's rows).
+Cutoffs are in the `Extra` of accounts; a page of owed cutoffs walks over those of the buckets that owe any. Between
+slices the worker does other work: a slice is no longer than `SLICE_BUCKETS` buckets, which may have to be sorted,
+`SLICE_ACCOUNTS` accounts, or `SLICE_EXTRAS` extras (and the rows of one account).
 
-A page names users, and the next one begins behind its last user. So all rows of a user are on one page: a page of
-cutoffs ends with the user who fills it, so it is longer than asked for where that user has several.
+The next page begins behind the last user of a page. So all rows of a user have to be on one page: a page of cutoffs
+ends with the user who fills it, and is longer than the limit if that user has several.
 
-A page shows what is there all the while it is made. An account that is opened or closed meanwhile may be in it or not,
-and a cutoff that becomes owed or is settled meanwhile likewise; a bucket that arrives meanwhile is looked at, too. It
-never changes anything and waits for nothing.
+A page contains everything that exists during the whole time in which it is made. An account that is opened or closed
+meanwhile, or a cutoff that becomes owed or is settled meanwhile, may be on the page or not; a bucket that arrives
+meanwhile is included. A page never changes anything and never waits.
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ OfUser = tuple[bytes, list[Row]]
 
 
 class Selection(NamedTuple):
-    """Which accounts are asked for, and how much of each."""
+    """Which accounts a page shows, and which columns."""
 
-    state: str = ""  # "": whatever theirs is
-    within_ns: int = -1  # only those that run out within so long; -1: all
+    state: str = ""  # "": any state
+    within_ns: int = -1  # only accounts that run out within this time; -1: all
     shown: tuple[str, ...] = ()  # of "rates" and "holds"
-    class_name: bytes = b""  # empty: whatever theirs is
-    overrunning: int = 0  # 1: only those that have no money left and still have a rate
+    class_name: bytes = b""  # empty: any class
+    overrunning: int = 0  # 1: only accounts that are exhausted and have a rate above zero
 
     @property
     def is_picky(self) -> bool:
-        """Whether only some accounts are asked for."""
+        """Whether only some accounts are wanted."""
         return bool(self.state or self.class_name or self.overrunning) or self.within_ns >= 0
 
     def takes(self, row: Row, now_ns: int) -> bool:
-        """Whether an account that stands so is asked for."""
+        """Whether the account with this row is wanted."""
         if self.state and row["state"] != self.state:
             return False
         if self.class_name and row["class"].encode() != self.class_name:
@@ -69,8 +69,8 @@ class Selection(NamedTuple):
 def account_page(
     ledger: Ledger, now_ns: int, after: bytes, limit: int, selection: Selection
 ) -> Generator[None, None, list[Row] | str]:
-    """Returns the rows of the first `limit` accounts above `after` that are asked for, ascending, or why it cannot;
-    yields between slices.
+    """Returns the rows of the first `limit` wanted accounts above `after`, ascending, or the text of a refusal if they
+    have more than `LINES_SHOWN_MAX` rate lines and holds; yields between slices.
     """
     rows: list[Row] = []
     lines = 0
@@ -83,7 +83,7 @@ def account_page(
             picked = [(user_id, _row_of(ledger, user_id, bucket_id, now_ns, selection)) for user_id, bucket_id in users]
         for user_id, row in picked:
             after = user_id
-            if row is not None:  # it was not closed meanwhile
+            if row is not None:  # the account was not closed meanwhile
                 rows.append(row)
                 lines += sum(len(row[name]) for name in selection.shown)
         if lines > LINES_SHOWN_MAX:
@@ -105,7 +105,7 @@ def _row_of(ledger: Ledger, user_id: bytes, bucket_id: int, now_ns: int, selecti
 def _picked(
     ledger: Ledger, now_ns: int, after: bytes, limit: int, selection: Selection
 ) -> Generator[None, None, list[tuple[bytes, Row | None]]]:
-    """The first `limit` accounts above `after` that are asked for, with their rows."""
+    """The first `limit` wanted accounts above `after`, with their rows; yields between slices."""
     books = ledger.books
     page: list[tuple[bytes, Row | None]] = []
     looked_at = 0
@@ -132,13 +132,13 @@ def _picked(
 def named_page(books: dict[int, Book], after: bytes, limit: int) -> Generator[None, None, list[tuple[bytes, int]]]:
     """Returns (user_id, bucket id) of the first `limit` accounts above `after`, ascending; yields between slices.
 
-    Users are spread over the buckets evenly, so each is first asked for few; then those that may have more below the
-    page's last.
+    Users are spread over the buckets evenly, so the first pass takes a few users of each bucket, and the second pass
+    takes more from the buckets that may have further users below the last one of the page.
     """
     assert limit >= 1
     few = limit // max(1, len(books)) + 2
     page: list[tuple[bytes, int]] = []
-    rest: list[tuple[int, list[bytes], int]] = []  # (bucket id, its users, which of them comes next)
+    rest: list[tuple[int, list[bytes], int]] = []  # (bucket id, its users, index of the next one)
     visited: set[int] = set()
     while waiting := [bucket_id for bucket_id in books if bucket_id not in visited]:
         for at in range(0, len(waiting), SLICE_BUCKETS):
@@ -172,7 +172,7 @@ def cutoff_page(
     books: dict[int, Book], after: bytes, limit: int, is_held: Callable[[int, bytes], bool]
 ) -> Generator[None, None, list[Row]]:
     """Returns the owed cutoffs of the first users above `after`, users ascending, each user's by seq: `limit` rows, or
-    more where the last user has several; yields between slices. `is_held(bucket_id, user_id)`: see `held` of the row.
+    more if the last user has several; yields between slices. `is_held(bucket_id, user_id)` gives `held` of a row.
     """
     assert limit >= 1
     page: list[OfUser] = []
@@ -197,7 +197,7 @@ def cutoff_page(
 
 
 def joined_cutoffs(pages: Iterable[list[Row]], limit: int) -> list[Row]:
-    """One page out of all shards' pages. Of a bucket on its way two shards may tell."""
+    """Joins the pages of all shards into one. Two shards may both show a bucket that is moving: its users come once."""
     by_user: dict[bytes, list[Row]] = {}
     for page in pages:
         of_page: dict[bytes, list[Row]] = {}
@@ -208,7 +208,7 @@ def joined_cutoffs(pages: Iterable[list[Row]], limit: int) -> list[Row]:
 
 
 def joined_accounts(pages: Iterable[list[Row]], limit: int) -> list[Row]:
-    """One page out of all shards' pages. Of a bucket on its way two shards may tell."""
+    """Joins the pages of all shards into one. Two shards may both show a bucket that is moving: its users come once."""
     by_user = {row["user_id"].encode(): row for page in pages for row in page}
     return [by_user[user_id] for user_id in nsmallest(limit, by_user)]
 
@@ -220,7 +220,7 @@ def _first(user_and_row: tuple[bytes, Row | None]) -> bytes:
 def _owed_of(
     book: Book, slots: list[int], after: bytes, before: bytes | None, is_held: Callable[[int, bytes], bool]
 ) -> list[OfUser]:
-    """The rows of the users of these slots with owed cutoffs, above `after` and below `before`."""
+    """The users in these slots, above `after` and below `before`, that have owed cutoffs, with their rows."""
     of_users = []
     for slot in slots:
         extra = book.extras.get(slot)
@@ -234,7 +234,7 @@ def _owed_of(
 
 
 def _cut(users: Iterable[OfUser], limit: int) -> tuple[list[OfUser], bool]:
-    """The first users who have `limit` rows together, ascending; whether they have so many."""
+    """The first users, ascending, that together have `limit` rows or more; and whether there are so many rows."""
     page: list[OfUser] = []
     rows = 0
     for user in sorted(users, key=_name):

@@ -1,15 +1,16 @@
-"""What a worker looks at while nothing asks it to: the wheel scrubber, what is coming, and whether cutoffs took effect.
+"""Checks that a worker makes by itself: the wheel scrubber, what is coming, and whether cutoffs took effect.
 
-Five duties, each a small piece at a time between requests:
+It has five duties, and does each in small pieces between requests:
 
-- where a burst falls due within a second and a bit, its requests are made but for what the instant of sending decides;
-- the connection of the next cutoff is opened a moment before it, where none is kept open;
-- one step of the wheel scrubber a second; a mismatch is logged, counted and healed;
-- a warning where a second of the coming hour brings more cutoffs than the endpoint was last seen to take;
-- `cutoff.recheck_s` after a 2xx, a look at whether machines still run; if so the cutoff becomes owed once more, as an
-  entry like all others, under its event_id.
+- if a burst falls due within the next `AHEAD_NS`, it prepares the requests, except what depends on the instant of
+  sending;
+- it opens a connection for the next cutoff a moment before that falls due, if none is open;
+- it makes one step of the wheel scrubber a second; a mismatch is logged, counted and healed;
+- it warns if a second of the coming hour has more cutoffs than the endpoint takes per second, as last measured;
+- `cutoff.recheck_s` after a 2xx it checks whether the account's rate is zero; if not, the cutoff becomes owed once
+  more, by an entry like any other, under the same event_id.
 
-It decides nothing about money; what it finds goes through the worker's `apply`.
+It decides nothing about money; its findings go through the worker's `apply`.
 """
 
 from __future__ import annotations
@@ -32,19 +33,21 @@ from shards.machine import Command
 from shards.replies import WrongBucket
 
 LOOK_S: Final = 1.0
-WARN_LOOKS: Final = 10  # how often the coming hour is held against what the endpoint takes
+WARN_LOOKS: Final = 10  # looks from one comparison of the coming hour with the endpoint's throughput to the next
 RECHECKS_AT_ONCE: Final = 64
-AHEAD_NS: Final = 1_250_000_000  # what falls due until then is prepared: until the next look, and a little
-BURST: Final = 256  # so many filings are worth being prepared for
+AHEAD_NS: Final = 1_250_000_000  # requests are prepared so long ahead: until the next look, and a little more
+BURST: Final = 256  # requests are prepared only if so many filings come up
 PREPARE_PAUSE_S: Final = 0.001
-KEPT_LOOKS: Final = 60  # so long what was prepared for the last burst is kept, for an endpoint that is slow
+KEPT_LOOKS: Final = 60  # looks for which the prepared requests of a burst are kept, for an endpoint that is slow
 _LATE_S: Final = 0.001
 
 log = logging.getLogger("billing.expirationd")
 
 
 class PeriodicChecks:
-    """One worker's. `apply` carries out a command and says what came of it, `wake` lets the worker's next turn come."""
+    """The checks of one worker. `apply` carries out a command and returns its reply or refusal; `wake` has the worker
+    take its next turn.
+    """
 
     def __init__(
         self,
@@ -75,14 +78,14 @@ class PeriodicChecks:
         self.restarts = self.not_effective = self.bursts = 0
 
     def start(self) -> None:
-        """Begins to look."""
+        """Starts the checks."""
         for bucket_id in self._machine.ledger.books:
             self.take_up(bucket_id)
         self._expect()
         self._timer = self._loop.call_later(LOOK_S, self._look)
 
     def close(self) -> None:
-        """Looks no more."""
+        """Stops the checks."""
         for timer in (self._timer, self._recheck_timer, self._prepare_timer):
             if timer is not None:
                 timer.cancel()
@@ -148,13 +151,13 @@ class PeriodicChecks:
     # -- verification ------------------------------------------------------------------------------------------------
 
     def delivered(self, bucket_id: int, user_id: bytes, seq: int) -> None:
-        """This cutoff had its 2xx."""
+        """This cutoff got its 2xx: schedules its check."""
         if self._rechecks.are_wanted:
             self._rechecks.delivered(bucket_id, user_id, seq, self._now_ns())
             self._arm()
 
     def take_up(self, bucket_id: int) -> None:
-        """The bucket is here now: its delivered cutoffs are looked at as if their 2xx had just come."""
+        """The bucket is here now: schedules the checks of its delivered cutoffs as if their 2xx had just come."""
         now_ns = self._now_ns()
         for user_id, seq in self._machine.ledger.delivered_in(bucket_id):
             self._rechecks.delivered(bucket_id, user_id, seq, now_ns)
@@ -170,7 +173,7 @@ class PeriodicChecks:
         self._recheck_timer = None
         for _, bucket_id, user_id, seq in self._rechecks.due(self._now_ns(), RECHECKS_AT_ONCE):
             outcome = self._apply(bucket_id, (ops.CUTOFF_RETRY, user_id, seq, 0, 0, b"", b"", b"", b"", b""))
-            if not isinstance(outcome, Refused | WrongBucket):  # else it took effect, or was superseded
+            if not isinstance(outcome, Refused | WrongBucket):  # else the cutoff took effect, or was superseded
                 self.not_effective += 1
         self._arm()
 
@@ -186,7 +189,9 @@ class PeriodicChecks:
         return {**part, "takes_per_second": self.delivery.throughput.per_second}
 
     def _stats(self) -> dict[str, int | None]:
-        """A row of `expirationd_stats`: this shard since its worker started; lateness is that of the first attempts."""
+        """The row of `expirationd_stats` for this shard, since its worker started; the lateness is that of the first
+        attempts.
+        """
         late = self.delivery.sent_late
         is_known = any(late.counts)
         return {

@@ -1,8 +1,8 @@
-"""What a worker answers beside the state machine, after a while: a table from the name of a question to its handler.
+"""The handlers of queries that the state machine does not answer itself: a table by the name of the query.
 
-accounts, pending_cutoffs    this shard's part of a page, in slices between which others are served
-forecast, expirationd_stats  this shard's part of what `periodic_checks` knows
-explain                      why an account stands where it stands
+accounts, pending_cutoffs    this shard's part of a page, made in slices between other work
+forecast, expirationd_stats  this shard's part, from `periodic_checks`
+explain                      the state of an account in detail, with the reason why its call waits
 audit                        a page of the operators' record of this host
 history, entries, …          see `history_questions`
 """
@@ -23,7 +23,7 @@ from shards.worker.hosting import ServedShard
 
 
 class Questions:
-    """Those to the worker of one shard."""
+    """The handlers of the worker of one shard."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Questions:
         }
 
     def answer(self, bucket_id: int, query: Command, done: Done) -> None:
-        """`query` is the name of a question with what it asks; `done(reply)` comes once."""
+        """Answers `query`, the name of a handler and its arguments: `done(reply)` is called once."""
         self._handlers[query[0]](bucket_id, query, done)
 
     def _accounts(self, bucket_id: int, query: Command, done: Done) -> None:

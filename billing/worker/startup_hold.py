@@ -1,18 +1,18 @@
-"""Which cutoffs of a start wait for an operator.
+"""Decides which overdue cutoffs wait for an operator after a start.
 
-A machine that comes up with a wrong clock, or from a backup, finds many users exhausted who are not. So cutoffs that
-were overdue when the daemon came up are held back until `release` where there are more than `cutoff.hold_above`, or
-where the data directory was restored from a backup (`RESTORED` is in it). Overdue is every cutoff that is owed already,
-and every account with an exhaustion instant (and the grace of its class) in the past by then: those become owed in the
-first moments of serving, one by one, and are told apart by their instants from what runs out while the daemon serves.
+A machine that starts with a wrong clock, or from a backup, finds many users exhausted who are not. So cutoffs that were
+overdue at the start are held back until `release` if there are more than `cutoff.hold_above`, or if the data directory
+was restored from a backup (the file `restored`, the mark, is in it). Overdue is every cutoff that is owed already,
+and every account whose exhaustion instant (plus the grace of its class) lies before the start: these become owed one by
+one in the first moments of serving, and their instants distinguish them from accounts that run out later.
 
-It is the number of all shards that counts. A worker with no more of its own than `cutoff.hold_above` holds them back
-all the same, and asks until every shard has said what was overdue when it came up, for some ten seconds at most; where
-the sum is not too many, they go.
+The number that counts is the sum over all shards. A worker whose own number is not above `cutoff.hold_above` holds its
+cutoffs back all the same, and asks all shards, for some ten seconds at most, until each has answered how many were
+overdue when it came up; if the sum is not too high, the worker releases its cutoffs.
 
-After a restore every start holds the calls that were overdue when the restored daemon first came up, until the release
-removes the mark. That instant is added to the mark. Everything that happened since then is in the journal, so whoever
-ran out later is called.
+After a restore, every start holds the calls that were overdue when the restored daemon first came up, until the release
+removes the mark. The mark keeps that instant. Everything that happened since then is in the journal, so the calls for
+accounts that ran out later are made.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ _TRIES_MAX: Final = 100  # a shard that does not come up must not hold up the cu
 log = logging.getLogger("billing.worker.startup_hold")
 
 RESTORED = "restored"
-FIRST_SERVED: Final = "first_served_ns"  # within the mark: billing time when the restored daemon first came up
+FIRST_SERVED: Final = "first_served_ns"  # key in the mark: billing time when the restored daemon first came up
 CUTOFF = "cutoff"  # the kind of call
 
 
 class StartupHold:
-    """Decides once, at the start of a worker; see the module's text."""
+    """The decision of one worker at its start; see the module's docstring."""
 
     def __init__(self, disk: Disk, data_dir: str, hold_above: int) -> None:
         """`hold_above`: -1 never holds back."""
@@ -50,11 +50,11 @@ class StartupHold:
         self._hold_above = hold_above
         self.restored = disk.exists(self._mark)
         self._until_ns = -1  # exhaustions up to this instant wait; -1: none
-        self.overdue = 0  # here, at the start; none any more once they were let go
-        self._undecided = False  # they wait until the other shards have told theirs
+        self.overdue = 0  # overdue cutoffs of this shard at the start; 0 after their release
+        self._undecided = False  # the cutoffs wait until the other shards have answered
 
     def take_up(self, machine: BillingMachine, delivery: Delivery, now_ns: int) -> None:
-        """At the start: everything that is owed from before is sent, or waits."""
+        """At the start: hands the calls that are owed from before over to the delivery, to be sent or held."""
         until_ns, first_ns = now_ns, self._first_served_ns(now_ns) if self.restored else now_ns
         overdue = machine.overdue(now_ns) if self.restored or self._hold_above >= 0 else 0
         is_too_many = 0 <= self._hold_above < overdue
@@ -70,15 +70,19 @@ class StartupHold:
         self.hand_over(list(machine.owed()), delivery)
 
     def ask(self, operate: Callable[[Any, None, Command], None], shards: int, release: Callable[[], object]) -> None:
-        """Right after `take_up`: settles with the other shards what is undecided; `operate` as a worker has it."""
+        """Right after `take_up`: if the decision depends on the other shards, begins to ask them. `operate`: as of a
+        worker.
+        """
         if self._undecided:
             question = _Question(self, operate, shards, release)
             asyncio.get_running_loop().call_later(_AGAIN_S, question.ask)
 
     def on_overdue(self, overdue: list[int], shards: int, last: bool, release: Callable[[], object]) -> bool:
-        """So many were overdue at each shard that answered; True once it is decided. `last`: nobody is waited for."""
+        """Takes the numbers of overdue cutoffs of the shards that answered; True once the decision is made. `last`:
+        decides now, even if a shard has not answered.
+        """
         if not self._undecided:
-            return True  # an operator was first
+            return True  # an operator has released the cutoffs before
         if sum(overdue) > self._hold_above:
             self._undecided = False
             self._warn()
@@ -87,7 +91,7 @@ class StartupHold:
         return not self._undecided
 
     def hand_over(self, owed: list[tuple[int, bytes, str, int, int, str]], delivery: Delivery) -> None:
-        """Tells a delivery of what is owed, as `BillingMachine.owed` says it; all that determined it is durable."""
+        """Hands owed calls, as `BillingMachine.owed` gives them, over to a delivery; their causes are durable."""
         for bucket_id, user_id, kind, since_ns, seq, class_name in owed:
             if kind == CUTOFF and since_ns <= self._until_ns:
                 delivery.hold(bucket_id, user_id, since_ns, kind, seq, class_name)
@@ -95,7 +99,7 @@ class StartupHold:
                 delivery.notify(bucket_id, user_id, kind, since_ns, seq=seq, class_name=class_name)
 
     def holds_back(self, machine: BillingMachine, delivery: Delivery, bucket_id: int, user_id: bytes, seq: int) -> bool:
-        """Whether the cutoff `seq`, owed just now, waits with the others, because it was overdue at the start."""
+        """Holds the cutoff `seq`, which has just become owed, if it was overdue at the start; returns whether so."""
         if self._until_ns < 0:
             return False
         call = machine.ledger.owed(bucket_id, user_id)
@@ -105,7 +109,7 @@ class StartupHold:
         return True
 
     def release(self, machine: BillingMachine, delivery: Delivery) -> int:
-        """The operator says that what is overdue is right; how many accounts waited."""
+        """Releases the held cutoffs and removes the mark of a restore; returns how many accounts waited."""
         until_ns, self._until_ns = self._until_ns, -1
         self._undecided = False
         self.overdue = 0
@@ -117,8 +121,8 @@ class StartupHold:
         return waited
 
     def _first_served_ns(self, now_ns: int) -> int:
-        """When the restored daemon first came up: the mark says it from then on. Whichever worker is first writes it;
-        what else the mark says is kept.
+        """The instant at which the restored daemon first came up, from the mark. The first worker that comes up writes
+        it into the mark, and keeps what else the mark holds.
         """
         try:
             mark = json.loads(read_file(self._disk, self._mark) or b"{}")
@@ -126,9 +130,9 @@ class StartupHold:
                 return int(mark[FIRST_SERVED])
             write_file(self._disk, self._mark, json.dumps(mark | {FIRST_SERVED: now_ns}).encode())
         except OSError:
-            pass  # another worker of this daemon writes it at this moment, or there is no room for it now
+            pass  # another worker of this daemon is writing the mark at this moment, or the disk is full
         except (ValueError, TypeError):
-            pass  # it says nothing that can be read: all that is overdue waits
+            pass  # the mark cannot be read: all overdue cutoffs wait
         return now_ns
 
     def _warn(self) -> None:
@@ -141,12 +145,12 @@ class StartupHold:
         try:
             self._disk.unlink(self._mark)
         except FileNotFoundError:
-            return  # another worker of this daemon was first
+            return  # another worker of this daemon has removed it
         self._disk.fsync_dir(self._mark.rpartition("/")[0])
 
 
 class _Question:
-    """Asks all shards, until it is decided. As a caller, it takes the answers."""
+    """Asks all shards until the decision is made. It is a caller of `operate` and gets the answers."""
 
     mode = 0
 
@@ -165,12 +169,13 @@ class _Question:
         self._operate(self, None, ("overdue",))
 
     def answer(self, token: None, reply: Any) -> None:
-        overdue = reply if isinstance(reply, list) else [self._startup_hold.overdue]  # else a shard cannot be asked yet
+        # A reply that is no list means that a shard cannot be asked yet.
+        overdue = reply if isinstance(reply, list) else [self._startup_hold.overdue]
         if not self._startup_hold.on_overdue(overdue, self._shards, self._tries >= _TRIES_MAX, self._release):
             asyncio.get_running_loop().call_later(_AGAIN_S, self.ask)
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Does nothing: no answer is kept here."""
 
     def refuse(self, token: None, reply: Any) -> None:
-        """This process ends; the next one asks."""
+        """The process is ending; the next worker asks again."""
