@@ -189,10 +189,10 @@ async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
             for _ in range(arguments.runs):
                 sync = sync_ms(name)
                 floor = await run(null, frame_sets, arguments.depth, min(arguments.seconds, 2.0))
-                one = await run(daemon, frame_sets, arguments.depth, arguments.seconds)
+                figures = await run(daemon, frame_sets, arguments.depth, arguments.seconds)
                 floor_us = floor["server_cpu_us_per_command"]
-                times = round(one["server_cpu_us_per_command"] / floor_us, 2)
-                runs.append(one | {"floor_cpu_us": floor_us, "times_floor": times, "floor_sync_ms": sync})
+                times = round(figures["server_cpu_us_per_command"] / floor_us, 2)
+                runs.append(figures | {"floor_cpu_us": floor_us, "times_floor": times, "floor_sync_ms": sync})
     return runs
 
 

@@ -33,12 +33,12 @@ def drive(server: Server, frames: list[bytes], connections: int, seconds: float)
     poller = select.epoll()
     sockets = {}
     for _ in range(connections):
-        one = socket.create_connection(("127.0.0.1", server.rpc_port))
-        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        poller.register(one, select.EPOLLIN)
-        sockets[one.fileno()] = one
-    receive = {number: one.recv for number, one in sockets.items()}
-    send = {number: one.send for number, one in sockets.items()}
+        connection = socket.create_connection(("127.0.0.1", server.rpc_port))
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poller.register(connection, select.EPOLLIN)
+        sockets[connection.fileno()] = connection
+    receive = {number: connection.recv for number, connection in sockets.items()}
+    send = {number: connection.send for number, connection in sockets.items()}
     now = time.perf_counter()
     sent_at = dict.fromkeys(sockets, now)
     sent, count = 0, len(frames)
@@ -66,8 +66,8 @@ def drive(server: Server, frames: list[bytes], connections: int, seconds: float)
             send[number](frames[sent % count])
             sent += 1
     elapsed, cpu = now - began, server.cpu_seconds() - cpu_before
-    for one in sockets.values():
-        one.close()
+    for connection in sockets.values():
+        connection.close()
     return {
         "commands_per_s": round(len(latencies) / elapsed),
         "server_cpu_us": round(cpu / len(latencies) * 1e6, 2),
@@ -82,11 +82,11 @@ def paced(port: int, frames: list[bytes], connections: int, seconds: float, per_
     """
     poller = select.epoll()
     order = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
-    for one in order:
-        one.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        poller.register(one, select.EPOLLIN)
-    waiting = {one.fileno(): deque[float]() for one in order}
-    readers = {one.fileno(): (one, msgpack.Unpacker()) for one in order}
+    for connection in order:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        poller.register(connection, select.EPOLLIN)
+    waiting = {connection.fileno(): deque[float]() for connection in order}
+    readers = {connection.fileno(): (connection, msgpack.Unpacker()) for connection in order}
     latencies: list[float] = []
     sent, count, total = 0, len(frames), int(per_s * seconds * 5 / 4)
     answered, began = 0, time.perf_counter() + 0.01
@@ -94,23 +94,23 @@ def paced(port: int, frames: list[bytes], connections: int, seconds: float, per_
         due = began + sent / per_s
         now = time.perf_counter()
         if sent < total and now >= due:
-            one = order[sent % connections]
-            waiting[one.fileno()].append(due)
-            one.send(frames[sent % count])
+            connection = order[sent % connections]
+            waiting[connection.fileno()].append(due)
+            connection.send(frames[sent % count])
             sent += 1
             continue
         time.sleep(LOOK_S)  # epoll itself would wait in whole milliseconds
         for number, _ in poller.poll(0.0):
-            one, unpacker = readers[number]
-            unpacker.feed(one.recv(65_536))
+            connection, unpacker = readers[number]
+            unpacker.feed(connection.recv(65_536))
             now = time.perf_counter()
             for reply in unpacker:
                 if reply[0] != 1 or reply[2] is not None:
                     raise RuntimeError(f"not an account: {reply!r}")
                 answered += 1
                 latencies.append(now - waiting[number].popleft())
-    for one in order:
-        one.close()
+    for connection in order:
+        connection.close()
     return quantiles_ms(latencies[total // 5 :])
 
 
@@ -130,8 +130,8 @@ def main() -> None:
             preload(daemon, arguments.accounts)
             for _ in range(arguments.runs):
                 floor = drive(null, frames, arguments.connections, arguments.seconds / 2)
-                one = drive(daemon, frames, arguments.connections, arguments.seconds)
-                runs.append(one | {"floor_per_s": floor["commands_per_s"], "floor_cpu_us": floor["server_cpu_us"]})
+                figures = drive(daemon, frames, arguments.connections, arguments.seconds)
+                runs.append(figures | {"floor_per_s": floor["commands_per_s"], "floor_cpu_us": floor["server_cpu_us"]})
     show(arguments, runs, medians(runs))
 
 

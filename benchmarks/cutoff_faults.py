@@ -49,17 +49,19 @@ async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
 async def _turn(
     arguments: argparse.Namespace, daemon: Daemon, endpoint: Endpoint, rpc: Rpc, fault: str, number: int
 ) -> tuple[dict[str, float], dict[str, float]]:
-    found: list[dict[str, float]] = []
+    quantiles_of_runs: list[dict[str, float]] = []
     for name in ("", fault):
         count = int(arguments.commands * arguments.seconds / 20) + 10
-        dry = [f"dry_{fault}_{number}_{len(found)}_{index}" for index in range(count)]
+        dry = [f"dry_{fault}_{number}_{len(quantiles_of_runs)}_{index}" for index in range(count)]
         await many(rpc, [("top_up", user, COIN) for user in dry])
         if name:
             endpoint.page("/misbehave", fault=name, for_s=arguments.seconds + 0.2)
             await asyncio.sleep(0.1)
-        found.append(quantiles(await top_ups(daemon.rpc_port, arguments.commands, arguments.seconds, dry), 1e3))
+        quantiles_of_runs.append(
+            quantiles(await top_ups(daemon.rpc_port, arguments.commands, arguments.seconds, dry), 1e3)
+        )
         await nothing_owed(rpc)
-    return found[0], found[1]
+    return quantiles_of_runs[0], quantiles_of_runs[1]
 
 
 def _row(fault: str, turns: list[tuple[dict[str, float], dict[str, float]]]) -> dict[str, Any]:

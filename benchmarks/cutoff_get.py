@@ -24,7 +24,7 @@ import aiohttp
 import uvloop
 from yarl import URL
 
-from benchmarks.floor import beside
+from benchmarks.floor import child_process
 from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
 from billing.expirationd.request import GetTemplate
 from billing.trial.receiver import Receiver, run_receiver
@@ -32,7 +32,7 @@ from shards.system.clock import MACHINE_CLOCKS
 
 E = 1_700_000_000_000_000_000
 HEADERS = {"webhook-id": "e", "webhook-timestamp": "1700000000", "Cache-Control": "no-store"}
-One = Callable[[int], Awaitable[None]]
+Call = Callable[[int], Awaitable[None]]
 
 
 class LeanRequest(aiohttp.ClientRequest):
@@ -60,7 +60,7 @@ class Bare(asyncio.Protocol):
 
 
 class Ways:
-    """Each way of sending: an `open` that returns `one`, which sends one GET."""
+    """Each way of sending: an `open` that returns `call`, which sends one GET."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -71,18 +71,18 @@ class Ways:
     def url(self, number: int) -> str:
         return f"{self.base}/off?user_id=user_{number}&event_id=e&seq=3&exhausted_at_ns={E}"
 
-    def plain(self) -> One:
+    def plain(self) -> Call:
         session = aiohttp.ClientSession()
         self.cleanup.append(session.close)
 
-        async def one(number: int) -> None:
+        async def call(number: int) -> None:
             async with session.get(self.url(number), headers=HEADERS) as answer:
                 await answer.read()
                 check(answer.status)
 
-        return one
+        return call
 
-    def tuned(self) -> One:
+    def tuned(self) -> Call:
         session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0),
             cookie_jar=aiohttp.DummyCookieJar(),
@@ -92,19 +92,19 @@ class Ways:
         )
         self.cleanup.append(session.close)
 
-        async def one(number: int) -> None:
+        async def call(number: int) -> None:
             url = URL(self.url(number), encoded=True)
             async with session.get(url, headers=HEADERS, allow_redirects=False) as answer:
                 check(answer.status)
 
-        return one
+        return call
 
-    def classes(self) -> One:
+    def classes(self) -> Call:
         connector = aiohttp.TCPConnector(limit=0)
         self.cleanup.append(connector.close)
         timeout = aiohttp.ClientTimeout(total=None)
 
-        async def one(number: int) -> None:
+        async def call(number: int) -> None:
             url = URL(self.url(number), encoded=True)
             request = LeanRequest("GET", url, headers=HEADERS, loop=self.loop)
             connection = await connector.connect(request, [], timeout)
@@ -115,14 +115,14 @@ class Ways:
             check(answer.status)
             answer.release()
 
-        return one
+        return call
 
-    def held(self) -> One:
+    def held(self) -> Call:
         connector = aiohttp.TCPConnector(limit=0)
         timeout = aiohttp.ClientTimeout(total=None)
         free: list[aiohttp.connector.Connection] = []
 
-        async def one(number: int) -> None:
+        async def call(number: int) -> None:
             if free:
                 connection = free.pop()
             else:
@@ -143,13 +143,13 @@ class Ways:
             await connector.close()
 
         self.cleanup.append(close)
-        return one
+        return call
 
-    def bare(self) -> One:
+    def bare(self) -> Call:
         free: list[Bare] = []
         port = int(self.base.rpartition(":")[2])
 
-        async def one(number: int) -> None:
+        async def call(number: int) -> None:
             if free:
                 protocol = free.pop()
             else:
@@ -164,9 +164,9 @@ class Ways:
                 protocol.transport.close()
 
         self.cleanup.append(close)
-        return one
+        return call
 
-    def delivery(self, secrets: tuple[bytes, ...] = ()) -> One:
+    def delivery(self, secrets: tuple[bytes, ...] = ()) -> Call:
         waiting: dict[bytes, asyncio.Future[None]] = {}
 
         def owed(bucket_id: int, user_id: bytes) -> Owed | None:
@@ -181,30 +181,30 @@ class Ways:
         def failed(error: BaseException) -> None:
             raise error
 
-        made = DeliverySettings(self.base + "/off", secrets=secrets)
+        settings = DeliverySettings(self.base + "/off", secrets=secrets)
         dependencies = DeliveryDependencies(MACHINE_CLOCKS, random.Random(1))
-        delivery = Delivery(Obligations(owed, report), made, time.time_ns, failed, dependencies)
+        delivery = Delivery(Obligations(owed, report), settings, time.time_ns, failed, dependencies)
         delivery.start()
         self.cleanup.append(delivery.close)
 
-        async def one(number: int) -> None:
+        async def call(number: int) -> None:
             user_id = b"user_%d" % number
             waiting[user_id] = future = self.loop.create_future()
             delivery.notify(1, user_id, since_ns=E)
             await future
 
-        return one
+        return call
 
 
-async def cost_us(one: One, count: int, connections: int) -> tuple[float, float]:
+async def cost_us(call: Call, count: int, connections: int) -> tuple[float, float]:
     """(CPU, elapsed) microseconds a GET."""
     numbers = iter(range(count))
 
     async def sender() -> None:
         for number in numbers:
-            await one(number)
+            await call(number)
 
-    await asyncio.gather(*(one(-1 - number) for number in range(connections)))  # opens the connections
+    await asyncio.gather(*(call(-1 - number) for number in range(connections)))  # opens the connections
     cpu, elapsed = time.process_time_ns(), time.perf_counter_ns()
     await asyncio.gather(*(sender() for _ in range(connections)))
     return (time.process_time_ns() - cpu) / 1000 / count, (time.perf_counter_ns() - elapsed) / 1000 / count
@@ -212,7 +212,7 @@ async def cost_us(one: One, count: int, connections: int) -> tuple[float, float]
 
 async def measure(base: str, count: int, connections: int) -> None:
     ways = Ways(base)
-    table: list[tuple[str, Callable[[], One]]] = [
+    table: list[tuple[str, Callable[[], Call]]] = [
         ("session.get", ways.plain),
         ("session.get, all optional off", ways.tuned),
         ("request and response classes", ways.classes),
@@ -223,9 +223,9 @@ async def measure(base: str, count: int, connections: int) -> None:
     ]
     print(f"{'us of CPU a GET (elapsed)':<34}{connections:>6} connections{'one':>19}")
     for name, opened in table:
-        one = opened()
-        cpu, elapsed = await cost_us(one, count, connections)
-        cpu_one, elapsed_one = await cost_us(one, count // 10, 1)
+        call = opened()
+        cpu, elapsed = await cost_us(call, count, connections)
+        cpu_one, elapsed_one = await cost_us(call, count // 10, 1)
         print(f"{name:<34}{cpu:8.1f} ({elapsed:6.1f}){cpu_one:12.1f} ({elapsed_one:6.1f})")
         while ways.cleanup:
             await ways.cleanup.pop()()
@@ -243,7 +243,7 @@ def main() -> None:
 @contextmanager
 def receiver() -> Iterator[str]:
     """Where `billing receiver` answers, in a process of its own, until the end of the block."""
-    with beside(receive) as pipe:
+    with child_process(receive) as pipe:
         yield f"http://127.0.0.1:{int(pipe.recv().rsplit(':', 1)[1])}"
 
 

@@ -96,19 +96,19 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
     await nothing_owed(rpc)
     stats = endpoint.page("/stats")
     assert stats["events"] == count, f"{stats['events']} cutoffs came of {count}"
-    found = {
+    figures = {
         "cutoffs": count,
         "stats": stats,
         "server_cpu_us_per_cutoff": round((storm - control) / count * 1e6, 1),
         "control_cpu_s": round(control, 2),
     }
     if arguments.commands:
-        found |= {
+        figures |= {
             "commands": len(latencies),
             "commands_ms": quantiles(latencies, 1e3),
             "commands_ms_control": quantiles(control_latencies, 1e3),
         }
-    return found
+    return figures
 
 
 async def _aim(rpc: Rpc, users: list[str], first_ns: int, step_ns: float, lead_ns: int) -> None:

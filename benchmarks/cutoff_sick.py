@@ -89,7 +89,7 @@ async def _turn(
     users = [f"turn_{number}_{index}" for index in range(arguments.users)]
     meets = parse_fault(fault)
     ill = {user for user in users if meets.concerns(user)}
-    seen = endpoint.page("/stats")["received"]
+    seq = endpoint.page("/stats")["received"]
     step_s = arguments.seconds / len(users)
     if sick:
         endpoint.page("/misbehave", fault=fault, for_s=LEAD_S + arguments.seconds + 60)
@@ -102,8 +102,8 @@ async def _turn(
     if sick:
         endpoint.page("/misbehave", fault=fault, for_s=0.0)
     first: dict[str, float] = {}
-    while part := endpoint.page("/received", after=seen, limit=10_000)["calls"]:
-        seen += len(part)
+    while part := endpoint.page("/received", after=seq, limit=10_000)["calls"]:
+        seq += len(part)
         for call in part:
             if call["user_id"] not in ill:
                 first.setdefault(call["user_id"], (call["arrived_ns"] - call["exhausted_at_ns"]) / 1e6)
@@ -115,15 +115,15 @@ async def _turn(
 
 
 def _row(kind: str, turns: list[tuple[Turn, Turn]]) -> dict[str, Any]:
-    def middle(beside: int, what: str, name: str) -> float:
-        return round(statistics.median(float(getattr(pair[beside], what)[name]) for pair in turns), 2)
+    def middle(at: int, what: str, name: str) -> float:
+        return round(statistics.median(float(getattr(pair[at], what)[name]) for pair in turns), 2)
 
     late = statistics.median(pair[1].lateness["p99"] / pair[0].lateness["p99"] for pair in turns)
     moved = statistics.median(pair[1].commands["p99"] / pair[0].commands["p99"] - 1 for pair in turns)
     return {
         "sick": kind,
         "healthy": sum(pair[1].healthy for pair in turns),
-        "uncalled": sum(pair[beside].uncalled for pair in turns for beside in (0, 1)),
+        "uncalled": sum(pair[at].uncalled for pair in turns for at in (0, 1)),
         "well_p50": middle(0, "lateness", "p50"),
         "p50": middle(1, "lateness", "p50"),
         "well_p99": middle(0, "lateness", "p99"),
@@ -132,7 +132,7 @@ def _row(kind: str, turns: list[tuple[Turn, Turn]]) -> dict[str, Any]:
         "commands_well_p99": middle(0, "commands", "p99"),
         "commands_p99": middle(1, "commands", "p99"),
         "commands_moved_percent": round(moved * 100),
-        "cpu_s": [round(statistics.median(pair[beside].cpu_s for pair in turns), 2) for beside in (0, 1)],
+        "cpu_s": [round(statistics.median(pair[at].cpu_s for pair in turns), 2) for at in (0, 1)],
     }
 
 

@@ -53,17 +53,17 @@ class Endpoint:
         """One of the receiver's own pages; RuntimeError where it does not do what is asked."""
         text = urllib.parse.urlencode(query)
         with urllib.request.urlopen(f"{self.url}{path}?{text}", timeout=20) as answer:
-            found = json.load(answer)
-        if "error" in found:
-            raise RuntimeError(found["error"])
-        return found
+            reply = json.load(answer)
+        if "error" in reply:
+            raise RuntimeError(reply["error"])
+        return reply
 
     def calls(self) -> list[dict[str, Any]]:
         """All that came, in order."""
-        found: list[dict[str, Any]] = []
-        while part := self.page("/received", after=len(found), limit=10_000)["calls"]:
-            found += part
-        return found
+        calls: list[dict[str, Any]] = []
+        while part := self.page("/received", after=len(calls), limit=10_000)["calls"]:
+            calls += part
+        return calls
 
 
 async def many(rpc: Rpc, calls: list[tuple[Any, ...]], at_once: int = 2000) -> list[Any]:
@@ -84,7 +84,7 @@ async def top_ups(port: int, per_second: int, seconds: float, exhausted: list[st
     tasks: set[asyncio.Task[None]] = set()
     began = time.perf_counter()
 
-    async def one(intended: float, dry: str) -> None:
+    async def top_up(intended: float, dry: str) -> None:
         if dry:
             await rpc.ask("debit", dry, COIN)
         else:
@@ -95,7 +95,7 @@ async def top_ups(port: int, per_second: int, seconds: float, exhausted: list[st
     while (now := time.perf_counter()) - began < seconds:
         while sent < (now - began) * per_second:
             dry = exhausted.pop() if exhausted and sent % 20 == 0 else ""
-            task = asyncio.create_task(one(began + sent / per_second, dry))
+            task = asyncio.create_task(top_up(began + sent / per_second, dry))
             tasks.add(task)
             task.add_done_callback(tasks.discard)
             sent += 1

@@ -53,7 +53,7 @@ class Script:
     def __init__(self, client: Client, todo: list[tuple[str, list[Any]]]) -> None:
         self._client = client
         self._todo = iter(todo)
-        self._left = len(todo)
+        self._unanswered = len(todo)
         self.errors: list[Any] = []
         self.slowest_s = 0.0
         self.done = asyncio.Event()
@@ -63,8 +63,8 @@ class Script:
             self._next()
 
     def _next(self) -> None:
-        one = next(self._todo, None)
-        if one is None:
+        call = next(self._todo, None)
+        if call is None:
             return
         began = time.perf_counter()
 
@@ -72,12 +72,12 @@ class Script:
             self.slowest_s = max(self.slowest_s, time.perf_counter() - began)
             if error is not None:
                 self.errors.append(error)
-            self._left -= 1
-            if not self._left:
+            self._unanswered -= 1
+            if not self._unanswered:
                 self.done.set()
             self._next()
 
-        self._client.send(*one, on_reply)
+        self._client.send(*call, on_reply)
 
 
 async def spend(client: Client, due: dict[str, int], stop: asyncio.Event, number: int = 0) -> None:
@@ -141,29 +141,29 @@ async def one_run(directory: Path, arguments: argparse.Namespace, moves: bool) -
                         await asyncio.sleep(0.1)
             touched = sorted({params[0] for _, params in todo})
             step = max(1, arguments.accounts // 20_000)
-            others = [f"user_{number:07d}" for number in range(0, arguments.accounts, step)]
-            found: dict[str, Any] = {}
-            users = touched + others
+            untouched = [f"user_{number:07d}" for number in range(0, arguments.accounts, step)]
+            state: dict[str, Any] = {}
+            users = touched + untouched
             for first in range(0, len(users), 2000):
                 chunk = users[first : first + 2000]
                 for user, account in zip(chunk, await asyncio.gather(*map(client.get_account, chunk)), strict=True):
-                    found[user] = (account["balance_nanos"], account["entry_id"])
+                    state[user] = (account["balance_nanos"], account["entry_id"])
             for user in touched[:HISTORIES]:
                 rows = await client.history(user)
-                found[f"history of {user}"] = [
+                state[f"history of {user}"] = [
                     (row["entry_id"], row["operation"], row["amount_nanos"], row["balance_after_nanos"]) for row in rows
                 ]
             checked = await client.check_owners()
     calls = {call.user_id: call.exhausted_at_ns for call in receiver.calls}
     early = sum(call.arrived_ns < call.exhausted_at_ns for call in receiver.calls)
     await receiver.close()
-    told = subprocess.run(
+    doctor = subprocess.run(
         [sys.executable, "-m", "billing", "doctor", "--config", str(daemon.config)],
         capture_output=True,
         text=True,
         check=False,
     )
-    return found, {
+    return state, {
         "commands_s": round(took_s, 1),
         "even_after_s": round(even_s, 1),
         "slowest_call_ms": round(script.slowest_s * 1e3, 1),
@@ -173,7 +173,7 @@ async def one_run(directory: Path, arguments: argparse.Namespace, moves: bool) -
         "cutoffs_doubled": len(receiver.calls) - len(calls),
         "cutoffs_early": early,
         "owner_faults": len(checked["faults"]),
-        "doctor": "no faults" if told.returncode == 0 else told.stdout[-2000:],
+        "doctor": "no faults" if doctor.returncode == 0 else doctor.stdout[-2000:],
     }
 
 

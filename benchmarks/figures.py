@@ -37,7 +37,7 @@ def quantiles_ms(latencies: Iterable[float]) -> dict[str, float]:
 
 def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The median of each figure; KeyError where a run lacks one."""
-    return {key: statistics.median(one[key] for one in runs) for key in runs[0]}
+    return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
 def show(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
@@ -51,8 +51,8 @@ def show(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], result: 
 def show_each(arguments: argparse.Namespace, kinds: dict[str, list[dict[str, Any]]]) -> None:
     """The same for several kinds of runs, each with its medians."""
     if arguments.json:
-        told = {kind: {"runs": runs, "median": medians(runs)} for kind, runs in kinds.items()}
-        print(json.dumps({"arguments": vars(arguments), "kinds": told}, indent=1))
+        by_kind = {kind: {"runs": runs, "median": medians(runs)} for kind, runs in kinds.items()}
+        print(json.dumps({"arguments": vars(arguments), "kinds": by_kind}, indent=1))
         return
     for kind, runs in kinds.items():
         print(f"{kind}:")
@@ -60,6 +60,6 @@ def show_each(arguments: argparse.Namespace, kinds: dict[str, list[dict[str, Any
 
 
 def _print(runs: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
-    for one in runs:
-        print("  ".join(f"{key} {value}" for key, value in one.items()))
+    for run in runs:
+        print("  ".join(f"{key} {value}" for key, value in run.items()))
     print(f"median of {len(runs)}:  " + "  ".join(f"{key} {value}" for key, value in result.items()))

@@ -102,7 +102,7 @@ def serve(pipe: Pipe, door: str) -> None:
 
 
 @contextmanager
-def beside(target: Callable[..., None], *arguments: object) -> Iterator[Pipe]:
+def child_process(target: Callable[..., None], *arguments: object) -> Iterator[Pipe]:
     """A process that runs `target(pipe, *arguments)` until the end of the block; the other end of its pipe, on which
     a process that has ended is an EOFError.
     """
@@ -139,7 +139,7 @@ class NullServer:
 @contextmanager
 def null_server(door: str = "rpc") -> Iterator[NullServer]:
     """One of `DOORS`, served until the end of the block."""
-    with beside(serve, door) as pipe:
+    with child_process(serve, door) as pipe:
         yield NullServer(pipe)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import msgpack
 import uvloop
 
-from benchmarks.floor import REPLY, beside
+from benchmarks.floor import REPLY, child_process
 from billing.client.client import Client
 from billing.trial.loadtest.columns import Columns
 from billing.trial.loadtest.latency import Histogram
@@ -136,7 +136,7 @@ def main() -> None:
     if arguments.record:
         print(json.dumps(record()))
         return
-    with beside(serve) as server:
+    with child_process(serve) as server:
         port = server.recv()
         for _ in range(arguments.runs):
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -79,7 +79,7 @@ class Caller(asyncio.Protocol):
 def requests(accounts: int, count: int, seed: int, keys: bool) -> list[bytes]:
     """`count` requests."""
     rng = random.Random(seed)
-    made = []
+    requests_made = []
     for number in range(count):
         user, share = f"user_{rng.randrange(accounts):07d}", rng.random()
         method = "top_up" if share < 0.4 else "set_rate" if share < 0.8 else "debit"
@@ -91,16 +91,16 @@ def requests(accounts: int, count: int, seed: int, keys: bool) -> list[bytes]:
             f"POST /v1/accounts/{user}/{method} HTTP/1.1\r\nHost: 127.0.0.1\r\nUser-Agent: benchmark\r\nAccept: */*\r\n"
             f"{key}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
-        made.append(head.encode() + body)
-    return made
+        requests_made.append(head.encode() + body)
+    return requests_made
 
 
 async def run(daemon: Daemon, port: int, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
     """One measurement."""
     callers = []
     for number in range(arguments.connections):
-        made = requests(arguments.accounts, arguments.requests, seed * 10_000 + number, arguments.keys)
-        caller = Caller(made)
+        frames = requests(arguments.accounts, arguments.requests, seed * 10_000 + number, arguments.keys)
+        caller = Caller(frames)
         await connected(caller, port)
         callers.append(caller)
     await asyncio.sleep(min(1.0, arguments.seconds / 4))  # warm-up

@@ -37,7 +37,7 @@ import psutil
 from benchmarks.commands import mixed_frames, preload
 from benchmarks.connections import paced
 from benchmarks.figures import add_arguments, medians, show
-from benchmarks.floor import beside
+from benchmarks.floor import child_process
 from tests.system.daemon import Daemon
 
 PING = msgpack.packb([0, 7, "ping", []])
@@ -50,52 +50,52 @@ Here = Callable[[], None]  # to be called when the company is there
 
 
 def connect(port: int, receive_bytes: int = 0) -> socket.socket:
-    one = socket.socket()
+    connection = socket.socket()
     if receive_bytes:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    one.connect(("127.0.0.1", port))
-    return one
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.connect(("127.0.0.1", port))
+    return connection
 
 
 def silent(connections: list[socket.socket]) -> None:
     """RuntimeError where one of them was closed, or was told something."""
     poller = select.poll()
-    for one in connections:
-        poller.register(one, select.POLLIN)
+    for connection in connections:
+        poller.register(connection, select.POLLIN)
     if poller.poll(0):
         raise RuntimeError("an idle connection was closed")
 
 
 def idle(port: int, count: int) -> list[socket.socket]:
     """Connections that asked once, all answered."""
-    made = []
+    connections = []
     for _ in range(count):
-        one = connect(port)
-        one.sendall(PING)
-        if not one.recv(100):
+        connection = connect(port)
+        connection.sendall(PING)
+        if not connection.recv(100):
             raise RuntimeError("an idle connection was closed")
-        made.append(one)
-    return made
+        connections.append(connection)
+    return connections
 
 
 def flood(port: int, here: Here) -> None:
     """Until it is ended."""
     while True:
-        with contextlib.suppress(OSError), connect(port) as one:
-            one.sendall(b"\x94\x00\x01")
+        with contextlib.suppress(OSError), connect(port) as connection:
+            connection.sendall(b"\x94\x00\x01")
             here()
 
 
 def slow(port: int, here: Here) -> None:
     """Until it is ended: each at its own time within the tenth of a second."""
     frame = msgpack.packb([0, 1, "top_up", ["slow", 1]])
-    made = [connect(port) for _ in range(1000)]
+    connections = [connect(port) for _ in range(1000)]
     here()
     began = time.monotonic()
     for turn in range(1_000_000):
-        one, at = made[turn % 1000], turn // 1000 % len(frame)
-        one.send(frame[at : at + 1])
-        if at == len(frame) - 1 and not one.recv(4096):
+        connection, at = connections[turn % 1000], turn // 1000 % len(frame)
+        connection.send(frame[at : at + 1])
+        if at == len(frame) - 1 and not connection.recv(4096):
             raise RuntimeError("a slow client was closed")
         if turn % 10 == 9:
             time.sleep(max(0.0, began + turn / 10_000 - time.monotonic()))
@@ -104,22 +104,22 @@ def slow(port: int, here: Here) -> None:
 def deaf(port: int, here: Here) -> None:
     """Until it is ended, or none is left: asks whenever it may, never reads."""
     poller = select.poll()
-    made, ahead = {}, dict[int, int]()
+    connections, ahead = {}, dict[int, int]()
     for _ in range(DEAF):
-        one = connect(port, 4096)
-        one.setblocking(False)
-        made[one.fileno()] = one
-        poller.register(one, select.POLLOUT)
+        connection = connect(port, 4096)
+        connection.setblocking(False)
+        connections[connection.fileno()] = connection
+        poller.register(connection, select.POLLOUT)
     here()
-    while made:
+    while connections:
         for number, event in poller.poll(100):
             if event & (select.POLLHUP | select.POLLERR):
                 poller.unregister(number)
-                made.pop(number).close()
+                connections.pop(number).close()
                 continue
             with contextlib.suppress(OSError):  # whole frames, one after the other
                 at = ahead.get(number, 0)
-                ahead[number] = (at + made[number].send(memoryview(ASKED)[at:])) % len(ASKED)
+                ahead[number] = (at + connections[number].send(memoryview(ASKED)[at:])) % len(ASKED)
         time.sleep(0.01)
 
 
@@ -136,13 +136,13 @@ KINDS = {"flood": flood, "slow": slow, "deaf": deaf, "spin": spin}
 def be(pipe: Pipe, kind: str, port: int) -> None:
     """The company's process, nicer than the daemon; says when it is there."""
     os.nice(10)
-    said = False
+    is_reported = False
 
     def here() -> None:
-        nonlocal said
-        if not said:
+        nonlocal is_reported
+        if not is_reported:
             pipe.send(kind)
-            said = True
+            is_reported = True
 
     KINDS[kind](port, here)
 
@@ -150,7 +150,7 @@ def be(pipe: Pipe, kind: str, port: int) -> None:
 @contextlib.contextmanager
 def company(kind: str, port: int) -> Iterator[None]:
     """A process of this kind beside what is measured."""
-    with beside(be, kind, port) as pipe:
+    with child_process(be, kind, port) as pipe:
         if not pipe.poll(COME_S):
             raise RuntimeError(f"{kind} did not come within {COME_S} s")
         pipe.recv()
@@ -162,9 +162,9 @@ def company(kind: str, port: int) -> Iterator[None]:
 @contextlib.contextmanager
 def served(arguments: argparse.Namespace) -> Iterator[tuple[Daemon, psutil.Process]]:
     """A daemon with its accounts, and its one worker."""
-    with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as place:
-        Path(place).chmod(0o700)
-        with Daemon(Path(place), shards__workers=1, journal__segment_bytes=64 << 20) as daemon:
+    with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as name:
+        Path(name).chmod(0o700)
+        with Daemon(Path(name), shards__workers=1, journal__segment_bytes=64 << 20) as daemon:
             preload(daemon, arguments.accounts)
             yield daemon, psutil.Process(daemon.worker_pids()[0])
 
@@ -187,21 +187,21 @@ def measured(
     def p99() -> float:
         return paced(daemon.rpc_port, frames, 10, seconds, arguments.per_second)["p99_ms"]
 
-    told: dict[str, Any] = {"alone_p99_ms": p99()}
+    figures: dict[str, Any] = {"alone_p99_ms": p99()}
     resting = idle(daemon.rpc_port, FIRST)  # so that what was freed before is in use again
     before = worker.memory_info().rss
     resting += idle(daemon.rpc_port, arguments.connections - FIRST)
-    told["idle_bytes"] = round((worker.memory_info().rss - before) / (arguments.connections - FIRST))
-    told["idle_p99_ms"] = p99()
+    figures["idle_bytes"] = round((worker.memory_info().rss - before) / (arguments.connections - FIRST))
+    figures["idle_p99_ms"] = p99()
     silent(resting)
-    for one in resting:
-        one.close()
+    for connection in resting:
+        connection.close()
     time.sleep(1.0)
     for kind in KINDS:
         with company(kind, daemon.rpc_port):
-            told[f"{kind}_p99_ms"] = p99()
-    told["alone_again_p99_ms"] = p99()
-    return told
+            figures[f"{kind}_p99_ms"] = p99()
+    figures["alone_again_p99_ms"] = p99()
+    return figures
 
 
 def main() -> None:

@@ -74,13 +74,13 @@ def appended(journal: Journal, batches: int) -> dict[str, float]:
 
 def daemon_of(kind: str, directory: Path, cluster: NatsCluster, number: int) -> Servers:
     """One worker, on a new log of this kind."""
-    place = directory / f"{kind}-{number}"
-    place.mkdir(mode=0o700)
+    data_directory = directory / f"{kind}-{number}"
+    data_directory.mkdir(mode=0o700)
     keys: dict[str, object] = {"shards.workers": 1, "journal.segment_bytes": 64 << 20}
     if kind == FILES:
-        return Servers(place, **keys)
+        return Servers(data_directory, **keys)
     daemon = Servers(
-        place, **keys, **{"journal.kind": "jetstream", "cluster.servers": cluster.urls, "cluster.shards": 1}
+        data_directory, **keys, **{"journal.kind": "jetstream", "cluster.servers": cluster.urls, "cluster.shards": 1}
     )
     daemon.cluster = cluster
     for name in ("M", "J_1", "S_1"):
@@ -101,9 +101,9 @@ async def served(daemon: Servers, frames: list[bytes], depth: int, seconds: floa
     if daemon.cluster is None:
         return await run(daemon, [frames], depth, seconds)
     before, began = daemon.servers_cpu_seconds(), time.perf_counter()
-    told = await run(daemon, [frames], depth, seconds)
+    figures = await run(daemon, [frames], depth, seconds)
     used_s, took_s = daemon.servers_cpu_seconds() - before, time.perf_counter() - began
-    return told | {"servers_cpu_us_per_command": round(used_s / took_s / told["commands_per_s"] * 1e6, 2)}
+    return figures | {"servers_cpu_us_per_command": round(used_s / took_s / figures["commands_per_s"] * 1e6, 2)}
 
 
 async def measure(
@@ -148,10 +148,10 @@ def main() -> None:
         try:
             cluster.start()
             runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
-            told = runner.run(measure(arguments, cluster, directory))
+            runs_by_kind = runner.run(measure(arguments, cluster, directory))
         finally:
             cluster.close()
-    show_each(arguments, told)
+    show_each(arguments, runs_by_kind)
 
 
 if __name__ == "__main__":

@@ -95,13 +95,13 @@ def main() -> None:
     runs: dict[str, list[dict[str, Any]]] = {}
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         for maker in makers:
-            made = Path(name) / maker.__name__
-            made.mkdir()
-            path = maker(made, arguments.accounts)
+            source_directory = Path(name) / maker.__name__
+            source_directory.mkdir()
+            path = maker(source_directory, arguments.accounts)
             for run in range(arguments.runs):
-                place = made / f"daemon-{run}"
-                place.mkdir(mode=0o700)
-                runs.setdefault(path.suffix, []).append(imported(path, place, arguments.accounts))
+                data_directory = source_directory / f"daemon-{run}"
+                data_directory.mkdir(mode=0o700)
+                runs.setdefault(path.suffix, []).append(imported(path, data_directory, arguments.accounts))
     show_each(arguments, runs)
 
 

@@ -42,10 +42,10 @@ ACCOUNTS = 20_000  # of `passing`
 class Offered:
     """Calls at a fixed rate through one client, whatever the answers take; latencies by kind of bucket."""
 
-    def __init__(self, client: Client, rate: int, ours: list[str], others: list[str], seed: int) -> None:
+    def __init__(self, client: Client, rate: int, moved_users: list[str], other_users: list[str], seed: int) -> None:
         self._client = client
         self._rate = rate
-        self._ours, self._others = ours, others
+        self._moved_users, self._other_users = moved_users, other_users
         self._rng = random.Random(seed)
         self.latencies: dict[str, list[tuple[float, float]]] = {"ours": [], "others": []}  # (due, seconds)
         self.late: list[float] = []  # seconds by which this process itself sent too late
@@ -68,7 +68,7 @@ class Offered:
 
     def _send(self, due: float) -> None:
         kind = "ours" if self._rng.random() < 0.1 else "others"
-        user = self._rng.choice(self._ours if kind == "ours" else self._others)
+        user = self._rng.choice(self._moved_users if kind == "ours" else self._other_users)
         self.open += 1
 
         def on_reply(error: Any, _: Any) -> None:
@@ -84,31 +84,31 @@ class Offered:
 
     def take(self) -> dict[str, list[tuple[float, float]]]:
         """The latencies since the last time."""
-        taken, self.latencies = self.latencies, {"ours": [], "others": []}
-        return taken
+        latencies, self.latencies = self.latencies, {"ours": [], "others": []}
+        return latencies
 
 
 def users_of(bucket_id: int, count: int) -> list[str]:
     """User ids that hash to one bucket."""
-    found: list[str] = []
+    users: list[str] = []
     number = 0
-    while len(found) < count:
+    while len(users) < count:
         if bucket_id_of(b"u%d" % number, BUCKETS) == bucket_id:
-            found.append(f"u{number}")
+            users.append(f"u{number}")
         number += 1
-    return found
+    return users
 
 
 async def pause(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
     """One bucket to and fro, and a phase without moves before it."""
-    ours = users_of(477, arguments.accounts)
-    others = [f"other_{number}" for number in range(10_000)]
+    moved_users = users_of(477, arguments.accounts)
+    other_users = [f"other_{number}" for number in range(10_000)]
     operator = await Rpc.connect(daemon.rpc_port)
     async with Client(daemon.address) as client:
-        for first in range(0, len(ours + others), 500):
-            chunk = (ours + others)[first : first + 500]
+        for first in range(0, len(moved_users + other_users), 500):
+            chunk = (moved_users + other_users)[first : first + 500]
             await asyncio.gather(*(client.top_up(user, nanos=1000 * COIN) for user in chunk))
-        offered, stop = Offered(client, arguments.rate, ours, others, 1), asyncio.Event()
+        offered, stop = Offered(client, arguments.rate, moved_users, other_users, 1), asyncio.Event()
         task = asyncio.create_task(offered.run(stop))
         await asyncio.sleep(3)
         offered.take()
@@ -165,8 +165,8 @@ async def passing(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, An
     cost: dict[str, list[float]] = {"direct": [], "passed on": []}
     for _ in range(arguments.runs):
         for name, shard_id in (("direct", 1), ("passed on", 2)):
-            told = await run(daemon, [frames], 512, arguments.seconds, [ports[shard_id]])
-            cost[name].append(told["server_cpu_us_per_command"])
+            figures = await run(daemon, [frames], 512, arguments.seconds, [ports[shard_id]])
+            cost[name].append(figures["server_cpu_us_per_command"])
     direct, passed = (statistics.median(cost[name]) for name in ("direct", "passed on"))
     return {
         "direct_us_per_command": round(direct, 2),

@@ -66,8 +66,10 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     entries = Entries(arguments.accounts)
-    told = 3 / 5  # of the entries: top-ups and debits, not rates
-    payloads = [entries.batch(round(arguments.group / told)) for _ in range(arguments.notices // arguments.group)]
+    noticed_share = 3 / 5  # of the entries: top-ups and debits, not rates
+    payloads = [
+        entries.batch(round(arguments.group / noticed_share)) for _ in range(arguments.notices // arguments.group)
+    ]
     with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as home:
         store, _ = open_store(ShardFile(home, 0, 1, 0, RealDisk()), suspect=False, file_id=1, now_ns=time.time_ns())
         result = measure(store, payloads, arguments.notices)

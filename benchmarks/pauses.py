@@ -52,14 +52,14 @@ def metrics(daemon: Daemon) -> list[tuple[str, str, float]]:
     return [(name, labels or "", float(value)) for name, labels, value in LINE.findall(page)]
 
 
-def greatest(found: list[tuple[str, str, float]], name: str) -> float:
+def greatest(samples: list[tuple[str, str, float]], name: str) -> float:
     """The greatest value of one metric over all workers; seconds, or whatever it is. ValueError where there is none."""
-    return max(value for one, _, value in found if one == name)
+    return max(value for sample_name, _, value in samples if sample_name == name)
 
 
-def total(found: list[tuple[str, str, float]], name: str) -> float:
+def total(samples: list[tuple[str, str, float]], name: str) -> float:
     """One metric summed over all workers. ValueError where there is none."""
-    values = [value for one, _, value in found if one == name]
+    values = [value for sample_name, _, value in samples if sample_name == name]
     if not values:
         raise ValueError(f"the daemon has no metric {name}")
     return sum(values)
@@ -69,10 +69,10 @@ async def floor_pulse(seconds: float) -> tuple[Histogram, int]:
     """The beat on a loop that does nothing else; the tally, and its longest pause."""
     pulse = Pulse(MACHINE_CLOCKS.boot_ns)
     longest = 0
-    left = seconds
-    while left > 0:
-        await asyncio.sleep(min(SAMPLE_S, left))
-        left -= SAMPLE_S
+    remaining_s = seconds
+    while remaining_s > 0:
+        await asyncio.sleep(min(SAMPLE_S, remaining_s))
+        remaining_s -= SAMPLE_S
         longest = max(longest, pulse.figures()["pause_max_ns"])
     pulse.close()
     return pulse.lag, longest
@@ -124,8 +124,8 @@ async def offer(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
 def beats(before: list[tuple[str, str, float]], after: list[tuple[str, str, float]]) -> dict[str, float]:
     """Upper bounds of p50, p99 and p99.9 of the beats between two readings, of all workers."""
     counts: dict[float, float] = {}
-    for sign, found in ((-1, before), (1, after)):
-        for name, labels, value in found:
+    for sign, samples in ((-1, before), (1, after)):
+        for name, labels, value in samples:
             if name == f"{LAG}_bucket":
                 bound = re.search(r'le="([^"]+)"', labels)
                 assert bound is not None

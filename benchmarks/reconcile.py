@@ -49,14 +49,14 @@ def reconciled(daemon: Daemon, inventory: Path) -> dict[str, Any]:
     seconds = time.monotonic() - begun
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 1, done.stderr
-    found = json.loads(done.stdout)
+    report = json.loads(done.stdout)
     return {
         "seconds": round(seconds, 1),
         "cpu_seconds": round(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, 1),
         "daemon_cpu_seconds": round(daemon.cpu_seconds() - cpu, 1),
         "memory_mib": after.ru_maxrss // 1024,
-        "machines": found["machines"],
-        "differences": len(found["differences"]),
+        "machines": report["machines"],
+        "differences": len(report["differences"]),
     }
 
 
@@ -67,17 +67,17 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--runs", type=int, default=2)
     parser.add_argument("--directory", default="/tmp", help="on the disk to measure")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.directory) as home:
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as home:
         inventory = Path(home) / "inventory.csv"
-        wanted = write_inventory(inventory, given.accounts)
-        with daemon_in(Path(home), given.workers) as daemon:
+        wanted = write_inventory(inventory, arguments.accounts)
+        with daemon_in(Path(home), arguments.workers) as daemon:
             with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                runner.run(fill(daemon, given.accounts))
-            for _ in range(given.runs):
-                told = reconciled(daemon, inventory)
-                assert (told["machines"], told["differences"]) == (given.accounts, wanted), told
-                print(json.dumps(told), flush=True)
+                runner.run(fill(daemon, arguments.accounts))
+            for _ in range(arguments.runs):
+                figures = reconciled(daemon, inventory)
+                assert (figures["machines"], figures["differences"]) == (arguments.accounts, wanted), figures
+                print(json.dumps(figures), flush=True)
 
 
 if __name__ == "__main__":

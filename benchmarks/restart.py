@@ -64,17 +64,17 @@ def timed_start(daemon: Daemon, shards: int, tail: int) -> dict[str, Any]:
     began = time.perf_counter()
     daemon.start(wait_s=120)
     ready_s = time.perf_counter() - began
-    said = daemon.log.read_bytes()[before:].decode()
-    workers = {int(one[1]): one for one in RECOVERED.finditer(said)}
-    assert len(workers) == shards, f"the log does not say how long each of {shards} took:\n{said}"
-    assert all(one[3] != "0" for one in workers.values()), f"there was no snapshot:\n{said}"
-    records = sum(int(one[4].replace(",", "")) for one in workers.values())
+    log_text = daemon.log.read_bytes()[before:].decode()
+    workers = {int(match[1]): match for match in RECOVERED.finditer(log_text)}
+    assert len(workers) == shards, f"the log does not say how long each of {shards} took:\n{log_text}"
+    assert all(match[3] != "0" for match in workers.values()), f"there was no snapshot:\n{log_text}"
+    records = sum(int(match[4].replace(",", "")) for match in workers.values())
     assert records >= tail, f"replayed were {records} records of {tail}"
     return {
         "ready_s": round(ready_s, 2),
         "worker_s": [float(workers[shard][2]) for shard in sorted(workers)],
         "records": records,
-        "progress_lines": said.count("recovering shard"),
+        "progress_lines": log_text.count("recovering shard"),
     }
 
 
@@ -120,7 +120,7 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon) -> dict[str, A
         daemon.kill()
         tail = await asyncio.to_thread(timed_start, daemon, arguments.workers, arguments.tail)
         assert await asyncio.to_thread(daemon.stop, 120) == 0  # a snapshot again, for the next time
-        alone_s = [statistics.median(times) for times in zip(*(one["worker_s"] for one in starts), strict=True)]
+        alone_s = [statistics.median(times) for times in zip(*(start["worker_s"] for start in starts), strict=True)]
         spent_s = sum(tail["worker_s"]) - sum(alone_s)
         result["tail"] = tail
         if spent_s > 0:  # else the tail is too short to be told from a start without one
@@ -143,8 +143,8 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result, indent=1, default=str))
         return
-    for one in result.get("snapshot", []):
-        print("snapshot  " + "  ".join(f"{key} {value}" for key, value in one.items()))
+    for row in result.get("snapshot", []):
+        print("snapshot  " + "  ".join(f"{key} {value}" for key, value in row.items()))
     if "tail" in result:
         print("tail      " + "  ".join(f"{key} {value}" for key, value in result["tail"].items()))
 

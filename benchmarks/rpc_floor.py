@@ -51,9 +51,9 @@ async def load(
     door: str, port: int, method: str, options: dict[str, object], pipeline: int, seconds: float
 ) -> tuple[int, float]:
     """Keeps `pipeline` requests in flight; (operations, seconds)."""
-    made, greeting_bytes = MADE[door]
+    request_of, greeting_bytes = MADE[door]
     params = ["user_012345", 1_000_000] + ([options] if options else [])
-    requests = [made(number, method, params) for number in range(pipeline)]
+    requests = [request_of(number, method, params) for number in range(pipeline)]
     burst = b"".join(request for request, _ in requests)
     replies = b"".join(reply for _, reply in requests)
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2 * len(replies) + 65_536)
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--door", choices=DOORS, default="rpc")
     parser.add_argument("--json", action="store_true", help="the figures once more, as JSON, on the last line")
     arguments = parser.parse_args()
-    found: dict[str, dict[str, float]] = {}
+    figures_by_door: dict[str, dict[str, float]] = {}
     with null_server(arguments.door) as server:
         for method, options in CALLS:
             user_before, system_before = server.usage()
@@ -88,13 +88,13 @@ def main() -> None:
             system_us = (system - system_before) * 1e6 / operations
             figures = {"per_s": round(operations / elapsed), "server_cpu_us": round(user_us + system_us, 3)}
             shown = f"{method} {sorted(options) if options else ''}".strip()
-            found[shown] = figures
+            figures_by_door[shown] = figures
             print(
                 f"{shown:45} {operations / elapsed:10,.0f} op/s  server CPU {user_us + system_us:5.2f} us/op "
                 f"(user {user_us:.2f}, system {system_us:.2f})"
             )
     if arguments.json:
-        print(json.dumps(found))
+        print(json.dumps(figures_by_door))
 
 
 if __name__ == "__main__":

@@ -33,16 +33,16 @@ async def routed(daemon: Daemon, frames: list[bytes]) -> list[tuple[int, int, li
     route, shards = await client.ask("route"), await client.ask("shards_info")
     client.close()
     pids = {shard["shard_id"]: shard["worker_pid"] for shard in shards}
-    found: dict[int, tuple[int, int, list[bytes]]] = {
+    by_shard: dict[int, tuple[int, int, list[bytes]]] = {
         shard["shard_id"]: (pids[shard["shard_id"]], int(shard["address"].rpartition(":")[2]), [])
         for shard in route["shards"]
     }
     for frame in frames:
         _, _, method, params = msgpack.unpackb(frame)
         owner = route["owners"][bucket_id_of(params[0].encode(), route["bucket_count"]) - 1]
-        mine = found[owner][2]
+        mine = by_shard[owner][2]
         mine.append(msgpack.packb([0, len(mine), method, params]))
-    return list(found.values())
+    return list(by_shard.values())
 
 
 async def one_run(daemon: Daemon, frames: list[bytes], depth: int, seconds: float) -> tuple[float, float]:

@@ -97,11 +97,11 @@ async def watch(daemon: Daemon, spans: list[tuple[float, float]]) -> None:
 
 def quantiles(timed: list[tuple[float, float]], spans: list[tuple[float, float]] | None) -> dict[str, float]:
     """Of what was sent within the spans; of all where there are none to look at."""
-    kept = sorted(took for due, took in timed if spans is None or any(one <= due <= end for one, end in spans))
+    chosen = sorted(took for due, took in timed if spans is None or any(begin <= due <= end for begin, end in spans))
     return {
-        "count": len(kept),
-        **{f"p{share}_ms": round(kept[int(len(kept) * share / 100)] * 1e3, 2) for share in (50, 99, 99.9)},
-        "max_ms": round(kept[-1] * 1e3, 2),
+        "count": len(chosen),
+        **{f"p{share}_ms": round(chosen[int(len(chosen) * share / 100)] * 1e3, 2) for share in (50, 99, 99.9)},
+        "max_ms": round(chosen[-1] * 1e3, 2),
     }
 
 
@@ -109,8 +109,8 @@ async def offer(daemon: Daemon, arguments: argparse.Namespace) -> tuple[Paced, P
     """Commands and pings for `--seconds`; the snapshots made meanwhile."""
     commands = Paced(mixed_frames(arguments.accounts, 100_000, 1), arguments.rate * TICK_S)
     pings = Paced([msgpack.packb([0, msgid, "ping", []]) for msgid in range(100_000)], 1)
-    for one in (commands, pings):
-        await connected(one, daemon.rpc_port)
+    for protocol in (commands, pings):
+        await connected(protocol, daemon.rpc_port)
     await asyncio.gather(commands.run(1.0), pings.run(1.0))  # warm-up
     commands.timed.clear()
     pings.timed.clear()
@@ -118,8 +118,8 @@ async def offer(daemon: Daemon, arguments: argparse.Namespace) -> tuple[Paced, P
     watching = asyncio.create_task(watch(daemon, spans))
     await asyncio.gather(commands.run(arguments.seconds), pings.run(arguments.seconds))
     watching.cancel()
-    for one in (commands, pings):
-        one.transport.close()
+    for protocol in (commands, pings):
+        protocol.transport.close()
     return commands, pings, spans
 
 
@@ -162,10 +162,10 @@ def main() -> None:
     if arguments.json:
         print(json.dumps(result, indent=1))
         return
-    for name, one in result.items():
-        print(f"{name:8} snapshots of {one['snapshots_s']} s")
+    for name, figures in result.items():
+        print(f"{name:8} snapshots of {figures['snapshots_s']} s")
         for kind in ("commands", "ping"):
-            print(f"{'':8} {kind:9}" + "  ".join(f"{key} {value}" for key, value in one[kind].items()))
+            print(f"{'':8} {kind:9}" + "  ".join(f"{key} {value}" for key, value in figures[kind].items()))
 
 
 if __name__ == "__main__":

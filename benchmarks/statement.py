@@ -40,25 +40,25 @@ BATCH_ENTRIES = 500
 MACHINES = 40
 
 
-class Made:
+class FilledHistory:
     """A file, and the state in which it left the account."""
 
-    def __init__(self, home: Path, entries: int, others: int, seed: int) -> None:
+    def __init__(self, home: Path, entries: int, other_users: int, seed: int) -> None:
         draw = random.Random(seed)
         ledger = Ledger(Rules(False, 1000, False), lambda _, due_ns: due_ns)
         ledger.create(BUCKET)
-        users = [USER, *(b"user_%05d" % number for number in range(others))]
+        users = [USER, *(b"user_%05d" % number for number in range(other_users))]
         self.store: Store = open_store(ShardFile(str(home), 0, 1, 0, RealDisk()), suspect=False)[0]
         now_ns = START_NS
-        position = made = 0
+        position = entries_made = 0
         for user in users:
             ledger.apply(BUCKET, now_ns, _command(ops.TOP_UP, user, 10**18))
-        while made < entries:
+        while entries_made < entries:
             now_ns += STEP_NS
             for user in (USER, draw.choice(users[1:])):
                 resource = b"vm-%03d" % draw.randrange(MACHINES)
                 ledger.apply(BUCKET, now_ns, _command(ops.SET_RATE, user, draw.randrange(10**9), resource))
-            made += 1
+            entries_made += 1
             if len(ledger.records) >= BATCH_ENTRIES:
                 position += 1
                 self.store.take(position, _batch([packed for _, packed in ledger.records]))
@@ -85,7 +85,7 @@ def _command(op: int, user: bytes, a: int, resource: bytes = b"") -> ops.Command
 
 
 def _batch(packed: list[bytes]) -> bytes:
-    records = [ENVELOPE.pack(ENTRY, BUCKET, 1) + one for one in packed]
+    records = [ENVELOPE.pack(ENTRY, BUCKET, 1) + entry for entry in packed]
     return LENGTH.pack(len(records)) + b"".join(LENGTH.pack(len(record)) + record for record in records)
 
 
@@ -99,35 +99,37 @@ def _run(steps: Steps) -> dict[str, Any]:
 
 def _cpu_ms(work: Callable[[], object], runs: int) -> float:
     """The median of so many runs."""
-    taken = []
+    times_ms = []
     for _ in range(runs):
         begun = time.process_time()
         work()
-        taken.append((time.process_time() - begun) * 1e3)
-    return statistics.median(taken)
+        times_ms.append((time.process_time() - begun) * 1e3)
+    return statistics.median(times_ms)
 
 
-def measure(made: Made, runs: int, seed: int) -> dict[str, float]:
+def measure(history: FilledHistory, runs: int, seed: int) -> dict[str, float]:
     """Milliseconds of CPU of each question."""
     draw = random.Random(seed)
-    middle_ns = (START_NS + made.last_ns) // 2
-    part_ns = (made.last_ns - START_NS) // 200
-    now_ns = made.last_ns + STEP_NS
+    middle_ns = (START_NS + history.last_ns) // 2
+    part_ns = (history.last_ns - START_NS) // 200
+    now_ns = history.last_ns + STEP_NS
 
     def period(from_ns: int, to_ns: int, by: bool) -> dict[str, Any]:
-        return _run(statement(made.chain(), USER, from_ns, to_ns, by, 1000, now_ns))
+        return _run(statement(history.chain(), USER, from_ns, to_ns, by, 1000, now_ns))
 
-    instants = [draw.randrange(START_NS, made.last_ns) for _ in range(200)]
-    whole = period(0, INT64_MAX, True)
-    assert sum(int(line["exact_accrued"]) for line in whole["resources"]) == int(whole["exact"]["accrued"])
+    instants = [draw.randrange(START_NS, history.last_ns) for _ in range(200)]
+    statement_whole = period(0, INT64_MAX, True)
+    assert sum(int(line["exact_accrued"]) for line in statement_whole["resources"]) == int(
+        statement_whole["exact"]["accrued"]
+    )
     return {
-        "entries": whole["entries_count"],
-        "rows_floor_ms": _cpu_ms(lambda: rows_of(made.store.db, USER, INT64_MAX, INT64_MAX), runs),
+        "entries": statement_whole["entries_count"],
+        "rows_floor_ms": _cpu_ms(lambda: rows_of(history.store.db, USER, INT64_MAX, INT64_MAX), runs),
         "statement_ms": _cpu_ms(lambda: period(0, INT64_MAX, False), runs),
         "statement_by_resource_ms": _cpu_ms(lambda: period(0, INT64_MAX, True), runs),
         "statement_of_a_hundredth_ms": _cpu_ms(lambda: period(middle_ns - part_ns, middle_ns + part_ns, True), runs),
         "balance_at_ms": _cpu_ms(
-            lambda: [_run(balance_at(made.chain(), USER, at_ns, now_ns)) for at_ns in instants], runs
+            lambda: [_run(balance_at(history.chain(), USER, at_ns, now_ns)) for at_ns in instants], runs
         )
         / len(instants),
     }
@@ -142,15 +144,15 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--directory", default=None, help="where the file is made")
     parser.add_argument("--json", action="store_true")
-    given = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=given.directory) as home:
-        made = Made(Path(home), given.entries, given.others, given.seed)
-        found = measure(made, given.runs, given.seed)
-        made.store.close()
-    if given.json:
-        print(json.dumps(found))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as home:
+        history = FilledHistory(Path(home), arguments.entries, arguments.others, arguments.seed)
+        figures = measure(history, arguments.runs, arguments.seed)
+        history.store.close()
+    if arguments.json:
+        print(json.dumps(figures))
     else:
-        for name, value in found.items():
+        for name, value in figures.items():
             print(f"{name:30} {value:10.3f}")
 
 

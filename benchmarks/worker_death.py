@@ -32,7 +32,7 @@ async def deaths(daemon: Daemon, count: int) -> dict[str, Any]:
     rpc = await Rpc.connect(port)
     await rpc.ask("hello", {"errors": "map"})
     accounts = [await rpc.ask("top_up", f"u{number}", 10**9) for number in range(20)]
-    user = next(one["user_id"] for one in accounts if route["owners"][one["bucket_id"] - 1] == 2)
+    user = next(account["user_id"] for account in accounts if route["owners"][account["bucket_id"] - 1] == 2)
     clock = time.perf_counter
     waits: list[float] = []
     away: list[float] = []
