@@ -55,8 +55,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         modules.setdefault(item.nodeid.partition("::")[0], []).append(item)
     waiting = [module for module in modules if module.startswith(WAITING)]
     computing = [module for module in modules if not module.startswith(WAITING)]
-    place = {module: at / len(those) for those in (waiting, computing) for at, module in enumerate(those)}
-    items[:] = [item for module in sorted(modules, key=lambda one: place[one]) for item in modules[module]]
+    rank = {module: at / len(of_kind) for of_kind in (waiting, computing) for at, module in enumerate(of_kind)}
+    items[:] = [item for module in sorted(modules, key=lambda module: rank[module]) for item in modules[module]]
 
 
 def pytest_collection_finish() -> None:
@@ -77,27 +77,27 @@ def directory_on_disk() -> Iterator[Path]:
     """An empty private directory on a real disk, removed afterwards."""
     homes = [Path(tempfile.gettempdir()), Path("/var/tmp"), REPOSITORY]
     home = next(home for home in homes if filesystem_of(home) not in IN_MEMORY and os.access(home, os.W_OK))
-    place = tempfile.TemporaryDirectory(prefix="billing-", dir=home, ignore_cleanup_errors=True)
+    directory = tempfile.TemporaryDirectory(prefix="billing-", dir=home, ignore_cleanup_errors=True)
     try:
-        yield Path(place.name)
+        yield Path(directory.name)
     finally:
-        place.cleanup()
+        directory.cleanup()
         for _ in range(100):  # what a killed daemon had started ends a moment later, and may make a file until then
-            if not os.path.exists(place.name):
+            if not os.path.exists(directory.name):
                 break
             time.sleep(0.1)
-            place.cleanup()
+            directory.cleanup()
 
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
     """A directory for one test."""
-    with directory_on_disk() as place:
-        yield place
+    with directory_on_disk() as directory:
+        yield directory
 
 
 @pytest.fixture(scope="module")
 def module_dir() -> Iterator[Path]:
     """A directory for a daemon that the tests of a module share."""
-    with directory_on_disk() as place:
-        yield place
+    with directory_on_disk() as directory:
+        yield directory

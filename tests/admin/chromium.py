@@ -73,18 +73,18 @@ class Chromium:
                 message = await self._wire.receive()
                 if message.type != aiohttp.WSMsgType.TEXT:
                     raise ConnectionError("the browser has gone")
-                told = json.loads(message.data)
-                if told.get("id") == number:
-                    assert "error" not in told, told
-                    result: dict[str, Any] = told["result"]
+                reply = json.loads(message.data)
+                if reply.get("id") == number:
+                    assert "error" not in reply, reply
+                    result: dict[str, Any] = reply["result"]
                     return result
-                self._note(told)
+                self._note(reply)
 
-    def _note(self, told: dict[str, Any]) -> None:
-        params = told.get("params", {})
-        if told.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
+    def _note(self, event: dict[str, Any]) -> None:
+        params = event.get("params", {})
+        if event.get("method") == "Log.entryAdded" and params["entry"]["level"] == "error":
             self.errors.append(params["entry"]["text"])
-        if told.get("method") == "Runtime.exceptionThrown":
+        if event.get("method") == "Runtime.exceptionThrown":
             self.errors.append(json.dumps(params["exceptionDetails"])[:500])
 
     async def open(
@@ -114,7 +114,7 @@ class Chromium:
                 await asyncio.sleep(0.05)
             return value
 
-    async def screenshot(self, path: Path, whole: bool = True) -> None:
+    async def screenshot(self, path: Path, full_page: bool = True) -> None:
         """The page as PNG: the whole of it, or what fits the window."""
-        shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=whole)
+        shot = await self.call("Page.captureScreenshot", format="png", captureBeyondViewport=full_page)
         path.write_bytes(base64.b64decode(shot["data"]))

@@ -163,8 +163,8 @@ tests:
 
 
 def metrics_in(expression: str) -> set[str]:
-    found = set(re.findall(r"\bbilling_[a-z_]+", expression))
-    return {re.sub(r"_bucket$", "", name) for name in found}
+    names = set(re.findall(r"\bbilling_[a-z_]+", expression))
+    return {re.sub(r"_bucket$", "", name) for name in names}
 
 
 @needs_promtool
@@ -222,17 +222,17 @@ def test_each_alert_is_told_apart_and_says_what_to_do() -> None:
 
 def test_the_dashboard_shows_metrics_that_there_are_and_nothing_overlaps() -> None:
     shown = json.loads(dashboard())
-    taken: set[tuple[int, int]] = set()
+    occupied: set[tuple[int, int]] = set()
     for panel in shown["panels"]:
-        place = panel["gridPos"]
-        assert place["x"] + place["w"] <= COLUMNS
+        position = panel["gridPos"]
+        assert position["x"] + position["w"] <= COLUMNS
         cells = {
             (x, y)
-            for x in range(place["x"], place["x"] + place["w"])
-            for y in range(place["y"], place["y"] + place["h"])
+            for x in range(position["x"], position["x"] + position["w"])
+            for y in range(position["y"], position["y"] + position["h"])
         }
-        assert not cells & taken, panel["title"]
-        taken |= cells
+        assert not cells & occupied, panel["title"]
+        occupied |= cells
         for target in panel.get("targets", []):
             assert metrics_in(target["expr"]) <= NAMES, panel["title"]
     assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])
@@ -248,7 +248,9 @@ def test_every_query_of_the_dashboard_is_a_query(tmp_path: Path) -> None:
         for panel in json.loads(dashboard())["panels"]
         for target in panel.get("targets", [])
     }
-    recorded = "".join(f"  - record: r{i}\n    expr: {json.dumps(one)}\n" for i, one in enumerate(sorted(expressions)))
+    recorded = "".join(
+        f"  - record: r{i}\n    expr: {json.dumps(expression)}\n" for i, expression in enumerate(sorted(expressions))
+    )
     (tmp_path / "queries.yml").write_text("groups:\n- name: queries\n  rules:\n" + recorded)
     checked = subprocess.run(
         [PROMTOOL, "check", "rules", "queries.yml"], cwd=tmp_path, capture_output=True, check=False

@@ -30,7 +30,7 @@ EVIL = "<script>alert(1)</script>\"'&"
 
 
 @pytest.mark.parametrize(
-    ("ns", "said"),
+    ("ns", "text"),
     [
         (0, "0 ms"),
         (512_000, "0.512 ms"),
@@ -44,8 +44,8 @@ EVIL = "<script>alert(1)</script>\"'&"
         (-5_000_000, "−5 ms"),
     ],
 )
-def test_spans_are_said_in_the_unit_that_fits(ns: int, said: str) -> None:
-    assert words.span(ns) == said
+def test_spans_are_said_in_the_unit_that_fits(ns: int, text: str) -> None:
+    assert words.span(ns) == text
 
 
 def test_amounts_and_sizes() -> None:
@@ -68,12 +68,12 @@ def test_a_quantile_is_in_the_bucket_where_it_belongs(values: list[int], share: 
     tally = Histogram(LATENESS_NS)
     for value in values:
         tally.add(value)
-    found = quantile_ns(list(tally.bounds), tally.counts, share)
+    quantile = quantile_ns(list(tally.bounds), tally.counts, share)
     rank = max(1, -(-int(share * len(values) * 1000) // 1000))
     true = sorted(values)[min(rank, len(values)) - 1]
     edges = [0, *tally.bounds, 10**12]
     index = next(index for index, edge in enumerate(edges[1:]) if true <= edge)
-    assert edges[max(0, index - 1)] <= found <= edges[min(index + 1, len(edges) - 1)]
+    assert edges[max(0, index - 1)] <= quantile <= edges[min(index + 1, len(edges) - 1)]
 
 
 def test_an_empty_histogram_has_no_quantile() -> None:
@@ -92,9 +92,9 @@ def test_the_quantiles_of_a_few_calls_are_among_them() -> None:
     row = row_between((before, 0), (after, 10**9), 0, [known_late(before, after)])
     assert (row.sent, row.late_p50_ns, row.late_p99_ns) == (1, 6_000_000, 6_000_000)
     late.add(2_000_000)
-    other = ExactHistogram(LATENESS_NS)
-    other.add(7_000_000)
-    last = looked_at(late, other)
+    more = ExactHistogram(LATENESS_NS)
+    more.add(7_000_000)
+    last = looked_at(late, more)
     looks = [known_late(before, after), known_late(after, last)]
     row = row_between((before, 0), (last, 2 * 10**9), 0, looks)
     assert (row.sent, row.late_p50_ns, row.late_p99_ns) == (3, 6_000_000, 7_000_000)
@@ -131,15 +131,15 @@ OVERRUN = Overrun(3, 7_200 * 10**9, "vm <b>", 61 * 10**9)
 
 
 def test_overrun_that_lasts_names_a_user_and_the_command_that_lists_all() -> None:
-    (found,) = condition.overrunning(OVERRUN)
-    assert (found.kind, found.alert, found.command) == (
+    (finding,) = condition.overrunning(OVERRUN)
+    assert (finding.kind, finding.alert, finding.command) == (
         condition.WARN, "BillingOverrunGrowing", "billing accounts --overrunning"
     )  # fmt: skip
-    assert found.text == (
+    assert finding.text == (
         "3 exhausted accounts still have a rate (the highest: vm <b>): 7,200.00 coins an hour that nobody pays."
     )
-    (found,) = condition.overrunning(OVERRUN._replace(accounts=1))
-    assert found.text.startswith("1 exhausted account still has a rate (vm <b>): ")
+    (finding,) = condition.overrunning(OVERRUN._replace(accounts=1))
+    assert finding.text.startswith("1 exhausted account still has a rate (vm <b>): ")
     tile = parts.overrunning(OVERRUN)
     assert 'href="/?user=vm%20%3Cb%3E">vm &lt;b&gt;</a>' in tile
     assert 'data-copy="billing accounts --overrunning"' in tile
@@ -178,8 +178,8 @@ def test_an_instant_has_its_date_where_it_is_not_of_today() -> None:
 
 
 def test_a_bar_is_divided_as_the_buckets_are() -> None:
-    made = plots.shares({1: 2000, 2: 1000}, "shard 1: 2,000, shard 2: 1,000")
-    assert [float(width) for width in re.findall(r'width="([0-9.]+)"', made)] == [479.0, 239.0]
+    svg = plots.shares({1: 2000, 2: 1000}, "shard 1: 2,000, shard 2: 1,000")
+    assert [float(width) for width in re.findall(r'width="([0-9.]+)"', svg)] == [479.0, 239.0]
 
 
 def test_a_gap_is_not_drawn_over() -> None:
@@ -189,8 +189,8 @@ def test_a_gap_is_not_drawn_over() -> None:
 
 
 def test_a_value_alone_is_seen() -> None:
-    made = plots.lateness([-1, 2_000_000, -1], [-1, 2_000_000, -1], 30, 3)
-    assert re.findall(r'class="line (p50|p99)( alone)?"', made) == [("p99", " alone"), ("p50", " alone")]
+    svg = plots.lateness([-1, 2_000_000, -1], [-1, 2_000_000, -1], 30, 3)
+    assert re.findall(r'class="line (p50|p99)( alone)?"', svg) == [("p99", " alone"), ("p50", " alone")]
     joined = plots.lateness([-1, 2_000_000, 2_000_000], [-1, 2_000_000, 2_000_000], 30, 3)
     assert "alone" not in joined
 
@@ -201,39 +201,39 @@ def test_there_is_a_cell_for_each_bucket_in_its_owners_colour() -> None:
 
 
 def test_what_comes_from_outside_is_escaped() -> None:
-    asked = {
+    account = {
         "user_id": EVIL, "state": "active", "available_nanos": 1, "rate_nanos_per_hour": 0, "at_ns": 5,
         "exhausts_at_ns": None, "balance_nanos": 1, "credit_limit_nanos": 0, "holds_nanos": 0, "overrun_nanos": 0,
         "bucket_id": 4, "cutoff": None,
     }  # fmt: skip
-    for made in (parts.account(asked), parts.account(EVIL)):
-        assert "<script>" not in made
-        assert "&lt;script&gt;" in made
+    for html in (parts.account(account), parts.account(EVIL)):
+        assert "<script>" not in html
+        assert "&lt;script&gt;" in html
 
 
 def test_the_last_cutoff_says_how_late_its_2xx_came() -> None:
-    asked: dict[str, object] = {
+    account: dict[str, object] = {
         "user_id": "u", "state": "exhausted", "available_nanos": 0, "rate_nanos_per_hour": 0, "at_ns": 9 * 10**9,
         "exhausts_at_ns": None, "balance_nanos": 0, "credit_limit_nanos": 0, "holds_nanos": 0, "overrun_nanos": 0,
         "bucket_id": 4,
     }  # fmt: skip
     cutoff = {"status": "effective", "attempts": 1, "exhausted_at_ns": 5 * 10**9, "delivered_at_ns": 8 * 10**9}
-    assert "effective 3.0 s late after 1 attempt" in parts.account({**asked, "cutoff": cutoff})
+    assert "effective 3.0 s late after 1 attempt" in parts.account({**account, "cutoff": cutoff})
     assert "effective after 2 attempts" in parts.account(
-        {**asked, "cutoff": {**cutoff, "attempts": 2, "delivered_at_ns": None}}
+        {**account, "cutoff": {**cutoff, "attempts": 2, "delivered_at_ns": None}}
     )
 
 
 def test_a_cutoff_that_was_not_sent_has_no_attempts_to_tell_of() -> None:
-    asked: dict[str, object] = {
+    account: dict[str, object] = {
         "user_id": "u", "state": "exhausted", "available_nanos": 0, "rate_nanos_per_hour": 0, "at_ns": 9 * 10**9,
         "exhausts_at_ns": None, "balance_nanos": 0, "credit_limit_nanos": 0, "holds_nanos": 0, "overrun_nanos": 0,
         "bucket_id": 4,
     }  # fmt: skip
     cutoff = {"status": "pending", "attempts": 0, "exhausted_at_ns": 5 * 10**9, "delivered_at_ns": None}
-    assert "owed, not sent yet" in parts.account({**asked, "cutoff": cutoff})
-    assert "superseded before it was sent" in parts.account({**asked, "cutoff": {**cutoff, "status": "superseded"}})
-    assert "in grace" in parts.account({**asked, "cutoff": {**cutoff, "status": "in_grace"}})
+    assert "owed, not sent yet" in parts.account({**account, "cutoff": cutoff})
+    assert "superseded before it was sent" in parts.account({**account, "cutoff": {**cutoff, "status": "superseded"}})
+    assert "in grace" in parts.account({**account, "cutoff": {**cutoff, "status": "in_grace"}})
 
 
 def test_what_waits_for_the_operator_is_not_said_to_wait_for_its_turn() -> None:
@@ -245,28 +245,28 @@ def test_what_waits_for_the_operator_is_not_said_to_wait_for_its_turn() -> None:
             return []
 
     row = {"user_id": "u", "exhausted_at_ns": 0, "attempts": 0, "last_error": "", "held": True}
-    asked = parts.Answers([row, row | {"held": False}], "no shard is served", 5 * 10**9, Usage((), 0, 0))
-    made = parts.owed(cast("FigureSampler", Sampler()), asked)
-    assert made.index("held back until somebody releases it") < made.index("waits for its turn")
+    answers = parts.Answers([row, row | {"held": False}], "no shard is served", 5 * 10**9, Usage((), 0, 0))
+    html = parts.owed(cast("FigureSampler", Sampler()), answers)
+    assert html.index("held back until somebody releases it") < html.index("waits for its turn")
 
 
 def test_who_runs_out_next_is_a_link_that_cannot_be_broken() -> None:
-    def asked(coming: dict[str, object] | str) -> parts.Answers:
+    def answers_of(coming: dict[str, object] | str) -> parts.Answers:
         return parts.Answers([], coming, 5 * 10**9, Usage((), 0, 0))
 
-    assert parts.following(asked("no shard is served")) == ""
-    assert parts.following(asked({"next_user_id": None, "next_at_ns": None})) == ""
-    made = parts.following(asked({"next_user_id": '"><b>&', "next_at_ns": 47 * 10**9}))
-    assert 'href="/?user=%22%3E%3Cb%3E%26"' in made
-    assert "&lt;b&gt;&amp;</a>, in 42 s." in made
+    assert parts.following(answers_of("no shard is served")) == ""
+    assert parts.following(answers_of({"next_user_id": None, "next_at_ns": None})) == ""
+    html = parts.following(answers_of({"next_user_id": '"><b>&', "next_at_ns": 47 * 10**9}))
+    assert 'href="/?user=%22%3E%3Cb%3E%26"' in html
+    assert "&lt;b&gt;&amp;</a>, in 42 s." in html
 
 
 def test_logs_on_servers_say_who_leads_them_and_what_is_left() -> None:
     figures = {"log_leader": "nats-2", "log_bytes": 3 << 20, "log_limit_bytes": 4 << 20, "log_round_trip_ns": 1_200_000}
-    made = parts.logs({1: {**figures, "grant_left_ns": 1_600_000_000}, 2: {"log_bytes": -1}, 3: {}})
-    for said in ("nats-2", "1.2 ms", "1.6 s", "3 MiB", "4 MiB"):
-        assert f">{said}</td>" in made, said
-    assert made.count("<tr><td>") == 1
+    html = parts.logs({1: {**figures, "grant_left_ns": 1_600_000_000}, 2: {"log_bytes": -1}, 3: {}})
+    for cell in ("nats-2", "1.2 ms", "1.6 s", "3 MiB", "4 MiB"):
+        assert f">{cell}</td>" in html, cell
+    assert html.count("<tr><td>") == 1
     lost = parts.logs({1: {**figures, "log_leader": "", "log_limit_bytes": -1, "grant_left_ns": 0}})
     assert ">nobody</span>" in lost
     assert ">none</span>" in lost
@@ -285,8 +285,8 @@ def test_a_figure_of_some_shards_says_of_how_many() -> None:
 
 
 def test_a_bar_that_is_nearly_nothing_is_seen() -> None:
-    made = plots.bars([1, 0, 100_000], ["0 min", "1 min", "2 min"], "coming")
-    heights = [float(height) for height in re.findall(r'height="([0-9.]+)"', made)]
+    svg = plots.bars([1, 0, 100_000], ["0 min", "1 min", "2 min"], "coming")
+    heights = [float(height) for height in re.findall(r'height="([0-9.]+)"', svg)]
     assert min(heights) >= 2
 
 
@@ -308,7 +308,7 @@ def test_a_token_is_a_bearer_or_the_password_of_basic() -> None:
 
 
 @pytest.mark.parametrize(
-    ("unserved", "said"),
+    ("unserved", "text"),
     [
         (Unserved(1, "recovering", "recovering 62 %"), "recovering shard 1: 62 %"),
         (Unserved(1, "recovering", "recovering"), "recovering shard 1"),
@@ -316,5 +316,5 @@ def test_a_token_is_a_bearer_or_the_password_of_basic() -> None:
         (Unserved(0, "unopened", "another host serves"), "another host serves"),
     ],
 )
-def test_the_status_line_says_what_it_is_doing(unserved: Unserved, said: str) -> None:
-    assert doing(unserved) == said
+def test_the_status_line_says_what_it_is_doing(unserved: Unserved, text: str) -> None:
+    assert doing(unserved) == text

@@ -98,7 +98,7 @@ async def test_the_quietest_makes_room_and_who_is_being_answered_never_does(scen
     for _ in range(20):
         late.append(await scene.client(GET % b"quick"))
         assert (await answer_of(late[-1])).startswith(b"HTTP/1.1 200")
-    assert [await is_closed(one) for one in crowd] == [True, True, True]
+    assert [await is_closed(reader) for reader in crowd] == [True, True, True]
     assert len(scene.visits) <= 4
     scene.hold.set()
     assert (await answer_of(answered)).startswith(b"HTTP/1.1 200")
@@ -111,7 +111,7 @@ async def test_where_all_are_being_answered_one_more_is_closed(scene: Scene) -> 
             await asyncio.sleep(0.005)
     assert await is_closed(await scene.client(GET % b"quick"))
     scene.hold.set()
-    assert [(await answer_of(one)).startswith(b"HTTP/1.1 200") for one in busy] == [True] * 4
+    assert [(await answer_of(reader)).startswith(b"HTTP/1.1 200") for reader in busy] == [True] * 4
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /qui", b"GET /quick HTTP/1.1\r\nHost: localhost\r\n"])

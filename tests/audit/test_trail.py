@@ -28,14 +28,14 @@ def read_all(directory: str) -> list[Record]:
 
 def test_records_of_all_processes_are_read_by_their_instants(data_dir: Path) -> None:
     directory = f"{data_dir}/audit"
-    one, other = Trail(DISK, directory, "shard-1"), Trail(DISK, directory, "main")
+    shard_trail, main_trail = Trail(DISK, directory, "shard-1"), Trail(DISK, directory, "main")
     for at_ns in (1, 4, 6):
-        one.append(record(at_ns))
-    other.append(record(5, "reload"))
+        shard_trail.append(record(at_ns))
+    main_trail.append(record(5, "reload"))
     again = Trail(DISK, directory, "shard-1")  # as after a restart
     again.append(record(7))
     records = read_all(directory)
-    assert [(one["at_ns"], one["act"]) for one in records] == [
+    assert [(row["at_ns"], row["act"]) for row in records] == [
         (1, "move_bucket"), (4, "move_bucket"), (5, "reload"), (6, "move_bucket"), (7, "move_bucket"),
     ]  # fmt: skip
     assert records[0] == record(1)
@@ -63,8 +63,8 @@ def test_files_are_ended_and_the_oldest_goes(data_dir: Path) -> None:
     count = 2 * (FILES_KEPT + 4)
     for at_ns in range(count):
         written.append({"at_ns": at_ns, "actor": "", "act": "backup", "details": details})
-    kept = [one["at_ns"] for one in read_all(directory)]
-    assert kept == list(range(kept[0], count)), "the newest, without a gap"
+    instants = [row["at_ns"] for row in read_all(directory)]
+    assert instants == list(range(instants[0], count)), "the newest, without a gap"
     files = list((data_dir / "audit").iterdir())
     assert len(files) == FILES_KEPT + 1
     assert all(file.stat().st_size < 2 * trail.FILE_BYTES_MAX for file in files)
@@ -90,10 +90,10 @@ async def test_an_act_begins_once_its_record_is_there_and_also_where_the_disk_ta
     await recorder.close()
     (data_dir / "nowhere").write_text("a file is no directory")
     done.clear()
-    other = Recorder(DISK, f"{data_dir}/nowhere", "main", lambda: now_ns[0])
-    other.record("ops", "rebalance", {"plan": 0}, done.set)
+    recorder_nowhere = Recorder(DISK, f"{data_dir}/nowhere", "main", lambda: now_ns[0])
+    recorder_nowhere.record("ops", "rebalance", {"plan": 0}, done.set)
     await asyncio.wait_for(done.wait(), 60)
-    await other.close()
+    await recorder_nowhere.close()
 
 
 async def test_who_guesses_tokens_fills_no_disk(data_dir: Path) -> None:
@@ -157,16 +157,16 @@ def test_cursors_of_another_daemon_and_what_is_none_are_refused(data_dir: Path) 
             Trail(DISK, directory, name).append(record(at_ns))
     Trail(DISK, there, "shard-9").append(record(3))
     reader = TrailReader(DISK, here)
-    others = TrailReader(DISK, there).page("", 9)
-    for row in others:
+    foreign_rows = TrailReader(DISK, there).page("", 9)
+    for row in foreign_rows:
         with pytest.raises(UnknownCursor, match=r"begin again|another daemon"):
             reader.page(row["cursor"], 9)
-    own = reader.page("", 1)[0]["cursor"]
-    assert len(reader.page(own, 9)) == 1
+    cursor = reader.page("", 1)[0]["cursor"]
+    assert len(reader.page(cursor, 9)) == 1
     for text in (
         "?",
         "ä",
-        own[:-3],
+        cursor[:-3],
         "e30x",
         "W10",
         "eyJtYWluIjpbMSwtMSwwXX0",
@@ -210,13 +210,13 @@ async def test_a_page_is_read_beside_what_is_written(data_dir: Path) -> None:
     await asyncio.wait_for(done.wait(), 60)
 
     async def page(cursor: str, actor: str = "") -> list[Record] | Exception:
-        found: asyncio.Future[list[Record] | Exception] = asyncio.get_running_loop().create_future()
-        recorder.read(cursor, 10, actor, "", found.set_result)
-        return await asyncio.wait_for(found, 60)
+        result: asyncio.Future[list[Record] | Exception] = asyncio.get_running_loop().create_future()
+        recorder.read(cursor, 10, actor, "", result.set_result)
+        return await asyncio.wait_for(result, 60)
 
-    found = await page("")
-    assert isinstance(found, list)
-    (row,) = found
+    rows = await page("")
+    assert isinstance(rows, list)
+    (row,) = rows
     assert (row["actor"], row["act"], row["details"]) == ("ops", "backup", {"step": "begin"})
     assert await page(row["cursor"]) == []
     assert await page("", "somebody") == []

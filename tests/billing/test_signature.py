@@ -54,8 +54,8 @@ def test_what_is_not_right_is_refused(
     event: bytes, timestamp: bytes, signature: bytes | None, target: bytes, now_s: int
 ) -> None:
     secrets = parse_secrets(TEXT)
-    given = sign(secrets, EVENT, NOW_S, TARGET) if signature is None else signature
-    assert not verify(secrets, event, timestamp, given, target, now_s)
+    sent_signature = sign(secrets, EVENT, NOW_S, TARGET) if signature is None else signature
+    assert not verify(secrets, event, timestamp, sent_signature, target, now_s)
 
 
 def test_signatures_of_other_versions_beside_a_right_one_do_no_harm() -> None:

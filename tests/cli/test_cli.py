@@ -33,15 +33,15 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_help_lists_every_command_with_one_line() -> None:
-    told = run("--help").stdout
+    text_of_help = run("--help").stdout
     for name, command in root.commands.items():
-        assert (f"\n  {name} " in told) is not command.hidden
-    words = " ".join(told.split())
+        assert (f"\n  {name} " in text_of_help) is not command.hidden
+    help_words = " ".join(text_of_help.split())
     for commands in ELSEWHERE.values():
         for name, text in commands.items():
-            assert f" {name} {text}" in words
+            assert f" {name} {text}" in help_words
     for title, names in SECTIONS.items():
-        assert f"\n{title}:\n" in told
+        assert f"\n{title}:\n" in text_of_help
         assert set(names) <= {*root.commands, *MODULE_OF}
 
 
@@ -50,8 +50,8 @@ def test_help_imports_no_more_than_it_needs() -> None:
         "import sys; from billing.cli.main import root; root.main(['--help'], standalone_mode=False);"
         f"print([name for name in {HEAVY} if name in sys.modules])"
     )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.splitlines()[-1] == "[]"
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert output.splitlines()[-1] == "[]"
 
 
 @pytest.mark.parametrize("module", ELSEWHERE)
@@ -74,11 +74,11 @@ def test_every_command_explains_itself(name: str) -> None:
     assert result.output.startswith("Usage:")
 
 
-@pytest.mark.parametrize("words", [(), ("journal",), ("token",)])
-def test_a_line_without_a_command_gets_the_help_once(words: Any) -> None:
-    done = carried_out(*words)
+@pytest.mark.parametrize("arguments", [(), ("journal",), ("token",)])
+def test_a_line_without_a_command_gets_the_help_once(arguments: Any) -> None:
+    done = carried_out(*arguments)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"Usage: {' '.join(('billing', *words))} [OPTIONS] COMMAND")
+    assert done.stderr.startswith(f"Usage: {' '.join(('billing', *arguments))} [OPTIONS] COMMAND")
     assert done.stderr.count("Usage") == 1
     assert "Commands" in done.stderr or "Accounts" in done.stderr
 
@@ -93,13 +93,13 @@ def leaves(group: click.Group, context: click.Context) -> Iterator[click.Command
 
 
 def test_one_rule_finds_the_configuration_of_every_command() -> None:
-    found = 0
+    commands_seen = 0
     for command in leaves(root, click.Context(root)):
         for param in command.params:
             if isinstance(param, click.Option) and "--config" in param.opts and not param.hidden:
                 assert RULE in str(param.help), command.name
-                found += 1
-    assert found > 30
+                commands_seen += 1
+    assert commands_seen > 30
 
 
 def test_the_version() -> None:
@@ -134,9 +134,9 @@ def test_an_empty_token_file_is_told_before_anybody_is_asked(tmp_path: Path) -> 
 def test_a_token_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
     ended = carried_out("ping", "--token-file", tmp_path / "nofile")
     assert ended.returncode == 2
-    said = " ".join(ended.stderr.split())
-    assert said.count("nofile") == 1
-    assert "nofile: No such file or directory" in said
+    message = " ".join(ended.stderr.split())
+    assert message.count("nofile") == 1
+    assert "nofile: No such file or directory" in message
 
 
 def test_config_check_says_that_nothing_is_wrong() -> None:
@@ -175,15 +175,15 @@ def test_serve_does_not_start_on_a_faulty_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "same"),
+    ("arguments", "same"),
     [
         (("help",), ("--help",)),
         (("help", "top-up"), ("top-up", "--help")),
         (("buckets", "help"), ("buckets", "--help")),
     ],
 )
-def test_help_is_a_word_too(words: tuple[str, ...], same: tuple[str, ...]) -> None:
-    done = carried_out(*words)
+def test_help_is_a_word_too(arguments: tuple[str, ...], same: tuple[str, ...]) -> None:
+    done = carried_out(*arguments)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == carried_out(*same).stdout
     assert done.stdout.startswith("Usage: billing")
@@ -211,19 +211,19 @@ def test_an_end_of_credit_is_a_date_or_an_instant(text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("word", "instead"),
+    ("argument", "instead"),
     [("reload", "systemctl reload billing"), ("start", "billing serve"), ("status", "billing shards")],
 )
-def test_words_of_a_service_are_answered_with_what_does_it(word: str, instead: str) -> None:
-    result = CliRunner().invoke(root, [word])
+def test_words_of_a_service_are_answered_with_what_does_it(argument: str, instead: str) -> None:
+    result = CliRunner().invoke(root, [argument])
     assert result.exit_code == 2
-    assert f"there is no command {word}; " in result.stderr
+    assert f"there is no command {argument}; " in result.stderr
     assert instead in result.stderr
 
 
-@pytest.mark.parametrize("words", [(), ("--never", "--amount", "5"), ("--never", "--runway", "1h")])
-def test_a_line_that_only_asks_for_thresholds_takes_none_away(words: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(root, ["thresholds", "u", *words, "--address", "127.0.0.1:1"])
+@pytest.mark.parametrize("arguments", [(), ("--never", "--amount", "5"), ("--never", "--runway", "1h")])
+def test_a_line_that_only_asks_for_thresholds_takes_none_away(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(root, ["thresholds", "u", *arguments, "--address", "127.0.0.1:1"])
     assert result.exit_code == 2
     assert "`billing account` shows what is set" in result.stderr
 
@@ -241,11 +241,11 @@ def unread(*arguments: str) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "line",
     ["--help", "--version", "help debit", "account --help", "config default", "completion bash", "monitoring runbook"],
 )
-def test_a_reader_who_has_seen_enough_is_no_failure(words: str) -> None:
-    assert unread(*words.split()) == (0, "")
+def test_a_reader_who_has_seen_enough_is_no_failure(line: str) -> None:
+    assert unread(*line.split()) == (0, "")
 
 
 def test_a_verdict_is_the_same_whoever_reads_it(data_dir: Path, tmp_path: Path) -> None:
@@ -263,7 +263,7 @@ def test_a_verdict_is_the_same_whoever_reads_it(data_dir: Path, tmp_path: Path) 
 def test_no_time_to_wait_is_a_bad_value(timeout: str, told: str) -> None:
     done = carried_out("accounts", "--address", "127.0.0.1:1", "--timeout", timeout)
     assert done.returncode == 2
-    assert told in done.stderr
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("tz", ["", "UTC", ":Europe/Moscow", "EST5EDT", "MSK-3", "<+03>-3", "/etc/localtime"])
@@ -287,23 +287,23 @@ def test_help_breaks_no_word_at_its_hyphen(columns: int) -> None:
 def test_the_report_of_a_load_test_is_named_in_either_way(tmp_path: Path) -> None:
     result = tmp_path / "result.json"
     result.write_text("{}")
-    for words in (["a.html"], ["--html", "a.html"]):
-        done = CliRunner().invoke(root, ["loadtest", "report", str(result), *words])
+    for report_options in (["a.html"], ["--html", "a.html"]):
+        done = CliRunner().invoke(root, ["loadtest", "report", str(result), *report_options])
         assert done.exit_code == 1, "the file holds no result"
-    for words in ([], ["a.html", "--html", "b.html"]):
-        done = CliRunner().invoke(root, ["loadtest", "report", str(result), *words])
+    for report_options in ([], ["a.html", "--html", "b.html"]):
+        done = CliRunner().invoke(root, ["loadtest", "report", str(result), *report_options])
         assert (done.exit_code, "one file for the report: HTML or --html FILE" in done.output) == (2, True)
 
 
-@pytest.mark.parametrize("words", [("--help",), ("statement", "--help"), ("demo", "--once")], ids=" ".join)
-def test_an_output_that_takes_nothing_is_named(words: tuple[str, ...], tmp_path: Path) -> None:
+@pytest.mark.parametrize("arguments", [("--help",), ("statement", "--help"), ("demo", "--once")], ids=" ".join)
+def test_an_output_that_takes_nothing_is_named(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
-        command = [sys.executable, "-m", "billing", *words]
+        command = [sys.executable, "-m", "billing", *arguments]
         done = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path, env={}
         )
-    told = "billing: the output could not be written: No space left on device\n"
-    assert (done.returncode, done.stderr) == (1, told)
+    message = "billing: the output could not be written: No space left on device\n"
+    assert (done.returncode, done.stderr) == (1, message)
 
 
 def test_tls_is_asked_of_no_unix_socket_where_the_line_asks_for_it() -> None:

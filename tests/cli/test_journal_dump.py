@@ -80,7 +80,7 @@ def test_the_text_names_the_same_things(journal: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "found"),
+    ("options", "kinds"),
     [
         (("--user", "änna"), ["entry"]),
         (("--operation", "top-up"), ["entry"]),
@@ -88,9 +88,9 @@ def test_the_text_names_the_same_things(journal: Path) -> None:
         (("--user", "änna", "--operation", "debit"), []),
     ],
 )
-def test_entries_can_be_chosen(journal: Path, options: tuple[str, ...], found: list[str]) -> None:
+def test_entries_can_be_chosen(journal: Path, options: tuple[str, ...], kinds: list[str]) -> None:
     code, rows, _ = dump(journal / segment_name(1), *options)
-    assert (code, [row["kind"] for row in rows]) == (0, found)
+    assert (code, [row["kind"] for row in rows]) == (0, kinds)
 
 
 def test_a_snapshot_and_a_manifest_are_shown(journal: Path) -> None:
@@ -123,10 +123,10 @@ def test_damage_is_shown_up_to_it_and_named_with_its_offset(journal: Path, kept_
     content = bytearray(path.read_bytes())
     content[offset + 60] ^= 1
     path.write_bytes(content)
-    code, rows, told = dump(path)
+    code, rows, message = dump(path)
     assert code == 65
     assert len([row for row in rows if row["kind"] == "batch"]) == kept_batches
-    assert f"{path}: offset {offset}: " in told
+    assert f"{path}: offset {offset}: " in message
 
 
 def test_damage_to_headers_is_named(journal: Path) -> None:
@@ -134,9 +134,9 @@ def test_damage_to_headers_is_named(journal: Path) -> None:
         content = bytearray(path.read_bytes())
         content[20] ^= 1
         path.write_bytes(content)
-        code, rows, told = dump(path)
+        code, rows, message = dump(path)
         assert (code, rows) == (65, [])
-        assert str(path) in told
+        assert str(path) in message
 
 
 def test_other_files_are_refused(data_dir: Path) -> None:

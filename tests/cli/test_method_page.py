@@ -39,6 +39,6 @@ def test_it_fits_the_terminal_and_names_every_field(name: str, width: int) -> No
     lines = described(ROWS[name], width)
     assert max(map(len, lines)) <= width
     row = ROWS[name]
-    words = " ".join(lines).split()
+    page_words = " ".join(lines).split()
     for field in (*row["params"], *row["options"], *row["reply"].get("fields", ())):
-        assert field["name"] in words, field["name"]
+        assert field["name"] in page_words, field["name"]

@@ -31,7 +31,7 @@ class Daemon:
         self.file = File(home, life, self.user)
         self.lie = lie
 
-    def told(self, method: str, answer: dict[str, Any]) -> dict[str, Any]:
+    def answered(self, method: str, answer: dict[str, Any]) -> dict[str, Any]:
         self.lie(method, answer)
         return answer
 
@@ -40,13 +40,13 @@ class Daemon:
 
     async def history(self, _: str, *, limit: int, before: int | None) -> list[HistoryRow]:
         rows = self.file.reader.history(1, self.user, INT64_MAX if before is None else before, limit).rows
-        return [HistoryRow(self.told("history", row)) for row in rows]
+        return [HistoryRow(self.answered("history", row)) for row in rows]
 
     async def statement(self, _: str, from_ns: int, to_ns: int, *, by: str, limit: int) -> Statement:
-        return Statement(self.told("statement", self.file.statement(from_ns, to_ns, by=bool(by), limit=limit)))
+        return Statement(self.answered("statement", self.file.statement(from_ns, to_ns, by=bool(by), limit=limit)))
 
     async def balance_at(self, _: str, at_ns: int) -> BalanceAt:
-        return BalanceAt(self.told("balance_at", self.file.balance_at(at_ns)))
+        return BalanceAt(self.answered("balance_at", self.file.balance_at(at_ns)))
 
 
 def honest(_: str, __: dict[str, Any]) -> None:
@@ -63,9 +63,9 @@ async def looked_at(home: Path, seed: int, lie: Lie = honest) -> OnlineStatement
 
 @pytest.mark.parametrize("seed", range(41, 49))
 async def test_random_accounts_agree(tmp_path: Path, seed: int) -> None:
-    found = await looked_at(tmp_path, seed)
-    assert found.faults == []
-    assert (found.accounts, found.periods) == (5, 15)
+    report = await looked_at(tmp_path, seed)
+    assert report.faults == []
+    assert (report.accounts, report.periods) == (5, 15)
 
 
 def of_sum(name: str, by: int) -> Lie:
@@ -81,8 +81,8 @@ def of_sum(name: str, by: int) -> Lie:
 def of_field(method: str, name: str) -> Lie:
     """An answer whose field is off by one."""
 
-    def lie(asked: str, answer: dict[str, Any]) -> None:
-        if asked == method:
+    def lie(called: str, answer: dict[str, Any]) -> None:
+        if called == method:
             answer[name] += 1
 
     return lie
@@ -124,5 +124,5 @@ def past(method: str, answer: dict[str, Any]) -> None:
     ],
 )
 async def test_what_is_off_is_a_fault(tmp_path: Path, lie: Lie, text: str) -> None:
-    found = await looked_at(tmp_path, 42, lie)
-    assert any(text in fault for fault in found.faults)
+    report = await looked_at(tmp_path, 42, lie)
+    assert any(text in fault for fault in report.faults)

@@ -11,9 +11,9 @@ from billing.cli.main import main
 NOBODY = "127.0.0.1:1"  # no daemon is asked before the directory is looked at
 
 
-def ended(capsys: pytest.CaptureFixture[str], *words: str) -> tuple[object, str]:
+def ended(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[object, str]:
     with pytest.raises(SystemExit) as end:
-        main(words)
+        main(arguments)
     return end.value.code, capsys.readouterr().err
 
 
@@ -26,7 +26,7 @@ def config(tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "words",
+    "arguments",
     [
         ("journal", "dump", "--shard", "1"),
         ("journal", "dump", "--shard", "0"),
@@ -38,13 +38,13 @@ def config(tmp_path: Path) -> str:
     ids=" ".join,
 )
 def test_of_the_configuration(
-    config: str, tmp_path: Path, words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+    config: str, tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code, told = ended(capsys, *words, "--config", config)
+    code, message = ended(capsys, *arguments, "--config", config)
     assert code == 78
-    assert told.startswith("billing: there is no ")
-    assert f"directory {tmp_path}/nowhere" in told
-    assert "damaged" not in told
+    assert message.startswith("billing: there is no ")
+    assert f"directory {tmp_path}/nowhere" in message
+    assert "damaged" not in message
 
 
 def test_a_shard_that_the_data_directory_does_not_have(
@@ -58,7 +58,7 @@ def test_a_shard_that_the_data_directory_does_not_have(
 
 
 @pytest.mark.parametrize(
-    ("words", "missing"),
+    ("arguments", "missing"),
     [
         (("restore", "{}/absent"), "absent"),
         (("rebuild", "--from-backup", "{}/absent"), "absent"),
@@ -68,9 +68,11 @@ def test_a_shard_that_the_data_directory_does_not_have(
     ],
     ids=lambda value: value[0] if isinstance(value, tuple) else value,
 )
-def test_of_the_line(tmp_path: Path, words: tuple[str, ...], missing: str, capsys: pytest.CaptureFixture[str]) -> None:
-    code, told = ended(capsys, *(word.format(tmp_path) for word in words))
-    assert (code, told) == (2, f"billing: there is no directory {tmp_path}/{missing}\n")
+def test_of_the_line(
+    tmp_path: Path, arguments: tuple[str, ...], missing: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, message = ended(capsys, *(argument.format(tmp_path) for argument in arguments))
+    assert (code, message) == (2, f"billing: there is no directory {tmp_path}/{missing}\n")
 
 
 def test_a_file_is_no_directory(config: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,7 @@ from billing.cli.reconcile_command import Difference, differences, left_over, re
 HOUR = 10**9  # a coin an hour
 
 
-def found(text: str, accounts: dict[str, dict[str, int]]) -> list[Difference]:
+def differences_of(text: str, accounts: dict[str, dict[str, int]]) -> list[Difference]:
     inventory = read_inventory(text.splitlines(keepends=True), "hour")
     assert inventory.broken == []
     return [*differences(inventory.machines, accounts.items()), *left_over(inventory.machines)]
@@ -26,12 +26,12 @@ def test_where_both_say_the_same_there_is_no_difference() -> None:
         "dora": {},
         "nobody": {},
     }
-    assert found(text, accounts) == []
+    assert differences_of(text, accounts) == []
 
 
 def test_each_kind_of_difference() -> None:
     text = "ann,vm-1,1\nann,vm-2,2\nbert,vm-3\n"
-    assert found(text, {"ann": {"vm-2": 3 * HOUR, "vm-4": 5}}) == [
+    assert differences_of(text, {"ann": {"vm-2": 3 * HOUR, "vm-4": 5}}) == [
         Difference("ann", "vm-1", "no_rate", HOUR, None),
         Difference("ann", "vm-2", "other_rate", 2 * HOUR, 3 * HOUR),
         Difference("ann", "vm-4", "no_machine", None, 5),
@@ -43,12 +43,12 @@ def test_each_kind_of_difference() -> None:
 def test_rates_are_of_the_unit_that_is_named(per: str, hourly: int) -> None:
     assert read_inventory(["ann,vm-1,1\n"], per).machines == {"ann": {"vm-1": hourly}}
     heading = f"user_id,resource_id,Rate_Per_{per}\n"
-    for told in (None, per):
-        inventory = read_inventory([heading, "ann,vm-1,1\n"], told)
+    for per_option in (None, per):
+        inventory = read_inventory([heading, "ann,vm-1,1\n"], per_option)
         assert (inventory.machines, inventory.per, inventory.broken) == ({"ann": {"vm-1": hourly}}, per, [])
-    other = "second" if per == "hour" else "hour"
-    with pytest.raises(ValueError, match=f"its heading says rate_per_{per}, and --per {other}"):
-        read_inventory([heading, "ann,vm-1,1\n"], other)
+    wrong_unit = "second" if per == "hour" else "hour"
+    with pytest.raises(ValueError, match=f"its heading says rate_per_{per}, and --per {wrong_unit}"):
+        read_inventory([heading, "ann,vm-1,1\n"], wrong_unit)
 
 
 @pytest.mark.parametrize("heading", ["user_id,resource_id,rate", "User, machine", "user,resource,rate"])
@@ -119,4 +119,4 @@ def test_any_faults_that_are_put_in_are_found_and_nothing_else() -> None:
                     wanted.append(Difference(user, resource, "other_rate", rate, rate + 1))
             lines.append(line)
     rng.shuffle(lines)
-    assert sorted(found("".join(lines), accounts)) == sorted(wanted)
+    assert sorted(differences_of("".join(lines), accounts)) == sorted(wanted)

@@ -45,10 +45,10 @@ def test_then_the_least_important_columns_are_left_out() -> None:
 def test_no_number_is_ever_broken(width: int, numbers: list[int]) -> None:
     columns = [*ROWS, Column("balance", COINS, [f"{number:,}" for number in numbers], 4)]
     drawn = draw(columns, width)
-    whole = "\n".join(drawn.lines)
+    text = "\n".join(drawn.lines)
     for column in columns:
         if column.heading not in drawn.left_out and column.kind != TEXT:
-            assert all(cell in whole for cell in column.cells)
+            assert all(cell in text for cell in column.cells)
     if len(columns) - len(drawn.left_out) > 1:
         assert max(map(cell_len, drawn.lines)) <= width
 

@@ -22,8 +22,8 @@ def config(tmp_path: Path) -> Path:
     return file
 
 
-def run(config: Path, *words: str) -> Result:
-    return CliRunner().invoke(root, ["token", *words, "--config", str(config)])
+def run(config: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(root, ["token", *arguments, "--config", str(config)])
 
 
 def test_a_token_is_printed_once_and_signs_in(config: Path, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_tokens_are_listed_by_name_and_role(config: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "text"),
+    ("arguments", "code", "text"),
     [
         (("add", "a", "--role", "read"), 1, "there is a token called a already"),
         (("add", "no spaces", "--role", "read"), 2, "a name has 1 to 64 letters"),
@@ -86,11 +86,11 @@ def test_tokens_are_listed_by_name_and_role(config: Path) -> None:
     ],
 )
 def test_what_is_refused_changes_nothing(
-    config: Path, tmp_path: Path, words: tuple[str, ...], code: int, text: str
+    config: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, text: str
 ) -> None:
     run(config, "add", "a", "--role", "read")
     before = (tmp_path / "tokens").read_bytes()
-    refused = run(config, *words)
+    refused = run(config, *arguments)
     assert (refused.exit_code, refused.stdout) == (code, "")
     assert text in refused.stderr
     assert (tmp_path / "tokens").read_bytes() == before
@@ -112,6 +112,6 @@ def test_many_at_once_lose_none(config: Path, tmp_path: Path) -> None:
         subprocess.Popen([*command, f"t{number}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for number in range(6)
     ]
-    assert [one.wait(timeout=120) for one in running] == [0] * 6
+    assert [process.wait(timeout=120) for process in running] == [0] * 6
     names = {line.split(":")[0] for line in (tmp_path / "tokens").read_text().splitlines()}
     assert names == {f"t{number}" for number in range(6)}

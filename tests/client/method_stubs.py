@@ -89,8 +89,8 @@ def name_of(field: Field) -> str:
 def _type_of(field: Field) -> str:
     kind = field.type
     if isinstance(kind, Enum | WordSet):
-        words = f"Literal[{', '.join(repr(word) for word in kind.choices)}]"
-        return f"Sequence[{words}]" if isinstance(kind, WordSet) else words
+        literal = f"Literal[{', '.join(repr(choice) for choice in kind.choices)}]"
+        return f"Sequence[{literal}]" if isinstance(kind, WordSet) else literal
     return TYPES[kind.kind]
 
 
@@ -133,18 +133,18 @@ def _method(row: Method) -> str:
     reply, (before, call) = row.reply, _call(row)
     if reply.shape is not None:
         name = reply.shape.name
-        told = f"list[{name}]" if reply.many else name
+        result_type = f"list[{name}]" if reply.many else name
         body = [f"return [{name}(row) for row in {call}]" if reply.many else f"return {name}({call})"]
     elif reply.kind in SCALARS:
-        told = SCALARS[reply.kind]
-        body = [f"result: {told} = {call}", "return result"]
+        result_type = SCALARS[reply.kind]
+        body = [f"result: {result_type} = {call}", "return result"]
     else:
-        told, body = "Any", [f"return {call}"]
+        result_type, body = "Any", [f"return {call}"]
     doc = f"{row.doc[:1].upper()}{row.doc[1:]}."
     if len(doc) > DOC_WIDTH:
         doc = "\n".join(textwrap.wrap(doc, DOC_WIDTH, subsequent_indent="        ")) + "\n        "
     lines = [f'"""{doc}"""', *before, *body]
-    head = f"    async def {row.name}({', '.join(_parameters(row))}) -> {told}:"
+    head = f"    async def {row.name}({', '.join(_parameters(row))}) -> {result_type}:"
     return "\n".join([head, *(f"        {line}" for line in lines)]) + "\n"
 
 
@@ -153,8 +153,8 @@ def _formatted(source: str) -> str:
     return subprocess.run(command, cwd=REPOSITORY, input=source, capture_output=True, text=True, check=True).stdout
 
 
-def _names(name: str, comment: str, found: list[str]) -> str:
-    return f"# {comment}\n{name}: Final = frozenset({{{', '.join(map(repr, found))}}})\n"
+def _names(name: str, comment: str, names: list[str]) -> str:
+    return f"# {comment}\n{name}: Final = frozenset({{{', '.join(map(repr, names))}}})\n"
 
 
 def text() -> str:
@@ -167,11 +167,13 @@ def text() -> str:
         if row.kind in (COMMAND, QUERY) and row.required and row.required[0].name == "user_id"
     ]
     reads = [row.name for row in METHODS.values() if not row.changes]
-    known = [
+    sets_of_names = [
         _names("ABOUT_ACCOUNT", "What begins with a user_id, for the user's owner.", about),
         _names("ONLY_READS", "What changes nothing, and may be asked again.", reads),
     ]
-    return _formatted(HEAD + imported + "\n" + "\n".join(known) + "\n\n" + "\n".join([CLASS, *map(_method, ROWS)]))
+    return _formatted(
+        HEAD + imported + "\n" + "\n".join(sets_of_names) + "\n\n" + "\n".join([CLASS, *map(_method, ROWS)])
+    )
 
 
 def blocking_text() -> str:

@@ -45,12 +45,12 @@ TYPES: Final = {
 
 def shapes() -> dict[str, Shape]:
     """All shapes of the client's methods by name, what is within another before it."""
-    found: dict[str, Shape] = {}
+    by_name: dict[str, Shape] = {}
     for row in METHODS.values():
         if row.reply.shape is not None and row.name != "hello":  # a connection signs in by itself
             for shape in _inside_out(row.reply.shape):
-                found.setdefault(shape.name, shape)
-    return found
+                by_name.setdefault(shape.name, shape)
+    return by_name
 
 
 def _inside_out(shape: Shape) -> Iterator[Shape]:

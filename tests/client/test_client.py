@@ -180,14 +180,14 @@ async def test_a_lost_connection_is_unknown_for_what_was_sent() -> None:
 
 
 async def test_without_a_request_id_nothing_is_sent_twice() -> None:
-    seen = []
+    methods = []
 
     async def vanish_once(
         unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
     ) -> None:
         while True:
             message = await request(unpacker, reader)
-            seen.append(message[2])
+            methods.append(message[2])
             if count == 1:
                 return
             writer.write(msgpack.packb([1, message[1], None, {}]))
@@ -196,26 +196,26 @@ async def test_without_a_request_id_nothing_is_sent_twice() -> None:
         with pytest.raises(Unavailable):
             await client.top_up("u", nanos=5)
         assert await client.debit("u", nanos=5) == {}  # it has connected again by itself
-    assert seen == ["top_up", "debit"]
+    assert methods == ["top_up", "debit"]
 
 
 async def test_with_a_request_id_it_is_repeated_until_it_is_answered() -> None:
-    seen = []
+    calls = []
 
     async def vanish_twice(
         unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
     ) -> None:
         while True:
             message = await request(unpacker, reader)
-            seen.append(message[2:])
+            calls.append(message[2:])
             if count < 3:
                 return
             error = {"name": "BUCKET_MOVING", "code": 401, "message": "", "retry": True, "applied": "no"}
-            writer.write(msgpack.packb([1, message[1], error if len(seen) < 5 else None, {"done": True}]))
+            writer.write(msgpack.packb([1, message[1], error if len(calls) < 5 else None, {"done": True}]))
 
     async with open_liar(vanish_twice) as address, Client(address, jitter=lambda: 0.0) as client:
         assert await client.top_up("u", nanos=5, request_id="r1") == {"done": True}
-    assert seen == [["top_up", ["u", 5, {"request_id": "r1"}]]] * 5
+    assert calls == [["top_up", ["u", 5, {"request_id": "r1"}]]] * 5
 
 
 async def test_reads_are_repeated_too() -> None:
@@ -332,9 +332,9 @@ async def test_closing_leaves_nothing_hanging(house: House) -> None:
     house.gate.holds_back = True
     client = Client(address_of(house))
     await client.connect()
-    asked = asyncio.ensure_future(client.top_up("u", nanos=5))
+    top_up = asyncio.ensure_future(client.top_up("u", nanos=5))
     await house.until(lambda: house.gate.asked)
     client.close()
     with pytest.raises(Unavailable) as caught:
-        await asked
+        await top_up
     assert caught.value.applied == "unknown"

@@ -32,10 +32,10 @@ async def test_a_call_goes_on_at_the_next_address_under_its_request_id(house: Ho
     async with open_house() as first:
         first.gate.holds_back = True
         async with Client([address_of(first), address_of(house)], jitter=lambda: 0.0) as client:
-            asked = asyncio.ensure_future(client.top_up("u", "5", request_id="r1"))
+            top_up = asyncio.ensure_future(client.top_up("u", "5", request_id="r1"))
             await first.until(lambda: first.gate.commands)
             first.close()
-            assert (await asked).user_id == "u"
+            assert (await top_up).user_id == "u"
     assert house.gate.commands == first.gate.commands
 
 

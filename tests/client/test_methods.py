@@ -24,7 +24,7 @@ from tests.client.method_stubs import MONEY, ROWS, name_of
 from tests.conftest import REPOSITORY
 
 
-def given(row: Method) -> dict[str, Any]:
+def arguments_of(row: Method) -> dict[str, Any]:
     """Arguments of the client's method for a call that is right."""
     arguments = {name_of(field): RIGHT[field.name] for field in (*row.required, *row.options)}
     for field in row.required:
@@ -42,15 +42,19 @@ async def test_a_method_takes_what_its_row_says(house: House, row: Method) -> No
     method = getattr(Client, row.name)
     assert iscoroutinefunction(method)
     fields = {name_of(field): field for field in (*row.required, *row.options)}
-    told = signature(method).parameters
-    assert set(told) - {"self", "nanos"} == set(fields)
-    assert ("nanos" in told) == any(field.type.kind in MONEY for field in row.required)
+    parameters = signature(method).parameters
+    assert set(parameters) - {"self", "nanos"} == set(fields)
+    assert ("nanos" in parameters) == any(field.type.kind in MONEY for field in row.required)
     for name, field in fields.items():
         if isinstance(field.type, Enum | WordSet):
-            words = [word for word in field.type.choices if f"'{word}'" in told[name].annotation.replace('"', "'")]
-            assert words == list(field.type.choices), name
+            choices = [
+                choice
+                for choice in field.type.choices
+                if f"'{choice}'" in parameters[name].annotation.replace('"', "'")
+            ]
+            assert choices == list(field.type.choices), name
     async with Client(f"{house.address[0]}:{house.address[1]}") as client:
-        await getattr(client, row.name)(**given(row))
+        await getattr(client, row.name)(**arguments_of(row))
     if row.kind != LOCAL:
         options = {field.name: RIGHT[field.name] for field in row.options}
         assert house.gate.asked[0][1] == row.parse([*(RIGHT[field.name] for field in row.required), options])
@@ -58,21 +62,21 @@ async def test_a_method_takes_what_its_row_says(house: House, row: Method) -> No
 
 
 def test_results_and_methods_are_what_the_table_makes_of_them() -> None:
-    made = "python -m tests.client.stubs"
-    assert stubs.FILE.read_text() == stubs.text(), made
-    assert method_stubs.FILE.read_text() == method_stubs.text(), made
-    assert method_stubs.BLOCKING_FILE.read_text() == method_stubs.blocking_text(), made
+    command = "python -m tests.client.stubs"
+    assert stubs.FILE.read_text() == stubs.text(), command
+    assert method_stubs.FILE.read_text() == method_stubs.text(), command
+    assert method_stubs.BLOCKING_FILE.read_text() == method_stubs.blocking_text(), command
 
 
 @pytest.mark.parametrize("shape", stubs.shapes().values(), ids=lambda shape: shape.name)
 def test_a_result_has_the_fields_of_its_shape(shape: Shape) -> None:
-    found = getattr(results, shape.name)
-    hints = {name: str(kind) for name, kind in get_type_hints(found).items() if name != "_NESTED"}
+    result_class = getattr(results, shape.name)
+    hints = {name: str(kind) for name, kind in get_type_hints(result_class).items() if name != "_NESTED"}
     coins = {money_name(field.name, field.kind) for field in shape.fields} - {""}
     assert set(hints) == {stubs.attribute_of(field) for field in shape.fields} | coins
     for field in shape.fields:
         if field.shape is not None:
-            assert found._NESTED[field.name] is getattr(results, field.shape.name)
+            assert result_class._NESTED[field.name] is getattr(results, field.shape.name)
         assert not hasattr(dict, field.name), f"{field.name} would be a method of maps"
 
 
@@ -140,6 +144,6 @@ def test_of_a_threshold_the_hint_has_the_field_that_it_has() -> None:
 def test_the_client_loads_nothing_of_the_daemon() -> None:
     script = "import sys, billing.client; print(*sorted(sys.modules))"
     done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    ours = {name for name in done.stdout.split() if name.split(".")[0] in ("billing", "shards")}
+    loaded = {name for name in done.stdout.split() if name.split(".")[0] in ("billing", "shards")}
     contract = {"billing.ledger", "billing.ledger.errors", "shards", "shards.buckets", "shards.counting"}  # the hash
-    assert {name for name in ours if not name.startswith("billing.client")} == {"billing", *contract}, done.stderr
+    assert {name for name in loaded if not name.startswith("billing.client")} == {"billing", *contract}, done.stderr

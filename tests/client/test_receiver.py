@@ -116,19 +116,19 @@ CALLS = st.builds(call, st.sampled_from(["u", "v"]), st.integers(1, 6), st.boole
 def test_whatever_comes_again_or_late_the_newest_state_stays_and_nothing_is_done_twice(came: list[Call]) -> None:
     places: dict[str, tuple[int, bool]] = {}
     acted: list[Call] = []
-    for one in came:
+    for call in came:
         receiver = Receiver(SECRET, places)  # a receiver that was started anew in between knows as much
-        if receiver.is_due(one):
-            acted.append(one)
-            receiver.done(one)
-        assert not receiver.is_due(one)
-        receiver.done(one)
-    for user in {one.user_id for one in came}:
-        newest = max((one for one in came if one.user_id == user), key=lambda one: (one.seq, one.is_restore))
-        of_user = [one for one in acted if one.user_id == user]
+        if receiver.is_due(call):
+            acted.append(call)
+            receiver.done(call)
+        assert not receiver.is_due(call)
+        receiver.done(call)
+    for user in {call.user_id for call in came}:
+        newest = max((call for call in came if call.user_id == user), key=lambda call: (call.seq, call.is_restore))
+        of_user = [call for call in acted if call.user_id == user]
         assert of_user[-1] == newest
         assert len(set(of_user)) == len(of_user)
-        assert of_user == sorted(of_user, key=lambda one: (one.seq, one.is_restore))
+        assert of_user == sorted(of_user, key=lambda call: (call.seq, call.is_restore))
 
 
 def test_what_failed_is_due_again() -> None:
@@ -185,10 +185,10 @@ def test_the_reference_library_thinks_the_same_of_a_notice(change: dict[str, str
 
 @given(st.text(min_size=1, max_size=20))
 def test_a_target_that_wsgi_took_apart_is_put_together_again(user: str) -> None:
-    whole = f"/users/{quote(user.replace('/', ''), safe='')}/off?zone=3"
-    path, _, query = whole.partition("?")
+    target = f"/users/{quote(user.replace('/', ''), safe='')}/off?zone=3"
+    path, _, query = target.partition("?")
     decoded = unquote(path, encoding="latin-1")
     environ = {"SCRIPT_NAME": "/users", "PATH_INFO": decoded.removeprefix("/users"), "QUERY_STRING": query}
-    assert wsgi_target(environ) == whole
-    assert wsgi_target({"RAW_URI": whole, "PATH_INFO": "/other"}) == whole
+    assert wsgi_target(environ) == target
+    assert wsgi_target({"RAW_URI": target, "PATH_INFO": "/other"}) == target
     assert wsgi_target({"PATH_INFO": decoded}) == path

@@ -140,10 +140,10 @@ def test_relative_paths_are_relative_to_the_folder_of_the_file(write: Write) -> 
 
 def test_a_door_by_the_name_that_other_programs_give_it(write: Write) -> None:
     file = write('[rpc]\nport = 3311\n[admin]\nhost = "x"\n[journal]\nport = 1\n')
-    told = {path: text for path, _, text in faults_of(file)}
-    assert told["rpc.port"] == "no such key; did you mean rpc.listen?"
-    assert told["admin.host"] == "no such key; did you mean admin.listen?"
-    assert "listen" not in told["journal.port"]
+    text_of = {path: text for path, _, text in faults_of(file)}
+    assert text_of["rpc.port"] == "no such key; did you mean rpc.listen?"
+    assert text_of["admin.host"] == "no such key; did you mean admin.listen?"
+    assert "listen" not in text_of["journal.port"]
 
 
 def test_all_faults_are_told_at_once(write: Write) -> None:
@@ -329,10 +329,10 @@ def test_hosts_that_serve_at_once_can_be_reached_and_only_by_each_other(
 ) -> None:
     tokens = str(write("root:admin:" + "0" * 64, "pem"))
     text = AT_ONCE.format(cluster=cluster.format(tokens=tokens), shards=shards, rpc=rpc, tokens=tokens)
-    found = sorted(fault.path for fault in faults_of(write(text))) if paths else []
+    fault_paths = sorted(fault.path for fault in faults_of(write(text))) if paths else []
     if not paths:
         assert load(write(text), {}).config.cluster.listen == cluster.split('"')[1]
-    assert found == paths
+    assert fault_paths == paths
 
 
 def test_a_faulty_key_is_not_blamed_for_a_combination_as_well(write: Write) -> None:
@@ -463,7 +463,7 @@ async def test_what_needs_a_restart_first_is_not_reloaded(write: Write, caplog: 
     assert (taken_up, reload.config.shards.workers) == ([], 2)
     write("[shards]\nworkers = 1\nbucket_count = 64\n")
     await reload()
-    assert [(one.shards.workers, one.shards.bucket_count) for one in taken_up] == [(1, 2)]
+    assert [(config.shards.workers, config.shards.bucket_count) for config in taken_up] == [(1, 2)]
 
 
 # -- classes of cutoffs ------------------------------------------------------------------------------------------------
@@ -498,8 +498,8 @@ def test_classes_go_to_other_processes_and_are_shown_without_secrets(write: Writ
     shown = as_effective(loaded)
     assert "hidden" not in shown
     assert "key=secret" not in shown
-    whole = write(as_effective(loaded, secrets=True), "whole.toml")
-    assert load(whole, {}).config == loaded.config
+    effective = write(as_effective(loaded, secrets=True), "whole.toml")
+    assert load(effective, {}).config == loaded.config
 
 
 def test_the_rules_of_classes_are_exact() -> None:

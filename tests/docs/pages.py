@@ -48,10 +48,10 @@ def commands(page: Path) -> set[str]:
 
 def lines_with_options(page: Path) -> Iterator[tuple[list[str], list[str]]]:
     """Every line or span of code that types `billing` with options: the words behind it, and the options."""
-    for words, rest in _LINE.findall(page.read_text()):
-        options = _OPTION.findall(words + rest)
+    for command_text, rest in _LINE.findall(page.read_text()):
+        options = _OPTION.findall(command_text + rest)
         if options:
-            yield words.split(), options
+            yield command_text.split(), options
 
 
 def transcript(text: str) -> list[str]:

@@ -134,15 +134,15 @@ def _refusals() -> Iterator[str]:
 
 
 def _method(row: Method) -> str:
-    lines = [f"### `{row.name}`", "", f"{_sentence(row.doc)} Role: `{row.role}`.{_place(row)}", ""]
+    lines = [f"### `{row.name}`", "", f"{_sentence(row.doc)} Role: `{row.role}`.{_routes_of(row)}", ""]
     fields = [_parameter(field, "") for field in row.required]
     fields += [_parameter(field, "option") for field in row.options]
     if fields:
         lines += ["| parameter | takes | |", "| --- | --- | --- |", *fields, ""]
     lines += _reply(row)
-    own = [name for name in row.errors if name not in COMMON_ERRORS]
-    if own:
-        lines += ["Refusals of its own: " + ", ".join(f"`{name}`" for name in own) + ".", ""]
+    own_errors = [name for name in row.errors if name not in COMMON_ERRORS]
+    if own_errors:
+        lines += ["Refusals of its own: " + ", ".join(f"`{name}`" for name in own_errors) + ".", ""]
     return "\n".join(lines)
 
 
@@ -150,17 +150,17 @@ def _sentence(text: str) -> str:
     return text[0].upper() + text[1:] + "."
 
 
-def _place(row: Method) -> str:
-    found = [f"`{route.verb} {route.path}`" for route in ROUTES if route.method is row]
-    return f" HTTP: {' and '.join(found)}." if found else ""
+def _routes_of(row: Method) -> str:
+    routes = [f"`{route.verb} {route.path}`" for route in ROUTES if route.method is row]
+    return f" HTTP: {' and '.join(routes)}." if routes else ""
 
 
 def _parameter(field: Parameter, role: str) -> str:
-    told = field.describe()
+    description = field.describe()
     bounds = ", ".join(
-        f"{key} {value}" for key, value in told.items() if key in ("min", "max") and value not in (0, INT64_MAX)
+        f"{key} {value}" for key, value in description.items() if key in ("min", "max") and value not in (0, INT64_MAX)
     )
-    return f"| `{field.name}` | {_cell(str(told['type']))}{f' ({bounds})' if bounds else ''} | {role} |"
+    return f"| `{field.name}` | {_cell(str(description['type']))}{f' ({bounds})' if bounds else ''} | {role} |"
 
 
 def _cell(text: str) -> str:
@@ -170,12 +170,12 @@ def _cell(text: str) -> str:
 def _reply(row: Method) -> list[str]:
     reply = row.reply
     if reply.shape is None:
-        said = {"text": "a text", "integer": "a whole number"}.get(reply.kind, "a value of its own")
-        return [f"Answers {said}.", ""]
-    made = _linked(reply.shape)
+        reply_type = {"text": "a text", "integer": "a whole number"}.get(reply.kind, "a value of its own")
+        return [f"Answers {reply_type}.", ""]
+    link = _linked(reply.shape)
     cursor, field = reply.cursor, reply.cursor_field
     page = f"; the next page is asked for with `{cursor}`, the last row's `{field}`" if reply.cursor else ""
-    return [f"Answers {f'an array of {made}, a row each' if reply.many else made}{page}.", ""]
+    return [f"Answers {f'an array of {link}, a row each' if reply.many else link}{page}.", ""]
 
 
 def _linked(shape: Shape) -> str:
@@ -184,14 +184,14 @@ def _linked(shape: Shape) -> str:
 
 def _shapes() -> Iterator[str]:
     """Every shape that a reply has or holds, once, in order of first use."""
-    left = [row.reply.shape for row in METHODS.values() if row.reply.shape is not None]
-    seen = set()
-    while left:
-        shape = left.pop(0)
-        if shape.name in seen:
+    shapes_left = [row.reply.shape for row in METHODS.values() if row.reply.shape is not None]
+    names_seen = set()
+    while shapes_left:
+        shape = shapes_left.pop(0)
+        if shape.name in names_seen:
             continue
-        seen.add(shape.name)
-        left += [field.shape for field in shape.fields if field.shape is not None]
+        names_seen.add(shape.name)
+        shapes_left += [field.shape for field in shape.fields if field.shape is not None]
         rows = [_field(field) for field in shape.fields]
         yield "\n".join([f"### {shape.name}", "", "| field | | |", "| --- | --- | --- |", *rows, ""])
 

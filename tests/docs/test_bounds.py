@@ -78,10 +78,10 @@ def test_the_exit_codes_of_the_pages_are_those_of_the_one_table() -> None:
     assert {int(cell) for cell in firsts(section("operating.md", "Exit codes"))} == DAEMON
     assert DAEMON | COMMAND | {Exit.INTERRUPTED} == set(Exit)
     for page in ("contract.md", "architecture.md"):
-        (told,) = re.findall(r"Exit codes[^:]*: (0 clean stop.+?)\.\s", " ".join((DOCS / page).read_text().split()))
-        assert {int(code) for code in re.findall(r"(?:^|, )(\d+) ", told)} == DAEMON, page
-    (told,) = re.findall(r"Of commands: (.+?)\.\s", " ".join((DOCS / "contract.md").read_text().split()))
-    assert {int(code) for code in re.findall(r"(?:^|, )(\d+) ", told)} == COMMAND
+        (sentence,) = re.findall(r"Exit codes[^:]*: (0 clean stop.+?)\.\s", " ".join((DOCS / page).read_text().split()))
+        assert {int(code) for code in re.findall(r"(?:^|, )(\d+) ", sentence)} == DAEMON, page
+    (sentence,) = re.findall(r"Of commands: (.+?)\.\s", " ".join((DOCS / "contract.md").read_text().split()))
+    assert {int(code) for code in re.findall(r"(?:^|, )(\d+) ", sentence)} == COMMAND
 
 
 def test_the_pages_name_every_notice_and_every_role() -> None:

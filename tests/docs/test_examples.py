@@ -54,22 +54,22 @@ class Served:
     def ask(self, method: str, *params: object, **options: Any) -> dict[str, object]:
         """One call of the daemon."""
 
-        async def asked() -> dict[str, object]:
+        async def call() -> dict[str, object]:
             async with Client(self.daemon.address) as client:
                 return dict(await client.call(method, *params, **options))
 
-        return asyncio.run(asked())
+        return asyncio.run(call())
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    place = tmp_path_factory.mktemp("examples")
-    secret = place / "secret"
+    directory = tmp_path_factory.mktemp("examples")
+    secret = directory / "secret"
     secret.write_text(SECRET)
     secret.chmod(0o600)
     port = free_port()
     url = f"http://127.0.0.1:{port}/cutoff"
-    with Daemon(place, cutoff__url=url, cutoff__secret_file=str(secret), shards__workers=1) as daemon:
+    with Daemon(directory, cutoff__url=url, cutoff__secret_file=str(secret), shards__workers=1) as daemon:
         yield Served(daemon, port)
 
 
@@ -123,7 +123,7 @@ def test_a_months_statements_add_up_and_name_every_machine(served: Served) -> No
 def test_a_month_ends_where_the_next_one_begins() -> None:
     spoken = [f"{2024 + month // 12}-{month % 12 + 1:02}" for month in range(36)]
     bounds = [examples_month_end().month_of(month) for month in spoken]
-    assert all(one[1] == other[0] for one, other in pairwise(bounds))
+    assert all(row[1] == next_row[0] for row, next_row in pairwise(bounds))
     assert bounds[1] == (1_706_745_600 * COIN, 1_709_251_200 * COIN)  # February 2024, 29 days
 
 
@@ -190,9 +190,9 @@ async def stored(port: int, at_least: int = 0) -> list[dict[str, object]]:
             break
         assert time.monotonic() < deadline
         await asyncio.sleep(0.02)
-    found = [await stream.get_msg("BILLING", number) for number in range(1, count + 1)]
+    messages = [await stream.get_msg("BILLING", number) for number in range(1, count + 1)]
     await connection.close()
-    return [json.loads(message.data or b"") for message in found]
+    return [json.loads(message.data or b"") for message in messages]
 
 
 def test_the_controller_starts_what_is_paid_for_and_stops_everything_at_the_cutoff(served: Served) -> None:

@@ -30,8 +30,8 @@ class Served:
     def __init__(self, directory: Path) -> None:
         self.http, self.receiver_port = f"127.0.0.1:{free_port()}", free_port()
         self.secret = directory / "cutoff.secret"
-        made = transcript(self.console_with("openssl"))[0]
-        subprocess.run(["bash", "-c", made], cwd=directory, check=True, timeout=WAIT_S)
+        openssl_commands = transcript(self.console_with("openssl"))[0]
+        subprocess.run(["bash", "-c", openssl_commands], cwd=directory, check=True, timeout=WAIT_S)
         self.daemon = Daemon(
             directory,
             shards__workers=1,
@@ -88,8 +88,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def program(language: str, part: str) -> str:
     """The block of docs/calling.md in this language that has this text."""
-    (found,) = [block.text for block in blocks(CALLING) if block.language == language and part in block.text]
-    return found
+    (program_text,) = [block.text for block in blocks(CALLING) if block.language == language and part in block.text]
+    return program_text
 
 
 def run(command: list[str], served: Served, cwd: Path = REPOSITORY) -> str:

@@ -26,10 +26,10 @@ def shown() -> tuple[bytes, str]:
 
 
 def test_the_batch_of_the_page_is_what_a_shard_writes() -> None:
-    raw, told = shown()
-    found = re.search(r"written at (\d+) ns", told)
-    assert found is not None
-    at_ns = int(found[1])
+    raw, sentences = shown()
+    instant = re.search(r"written at (\d+) ns", sentences)
+    assert instant is not None
+    at_ns = int(instant[1])
     ledger = Ledger(Rules(False, 10, False), lambda _, due_ns: due_ns)
     ledger.create(BUCKET)
     ledger.wake(BUCKET)
@@ -38,7 +38,7 @@ def test_the_batch_of_the_page_is_what_a_shard_writes() -> None:
     chain, batch = pack_batch(salt_seed(SALT), 1, FIRST_CHAIN, 1, 0, 0, at_ns, payload)
     assert raw == batch
     assert raw[8:12] == chain.to_bytes(4, "little")
-    assert f"{len(raw) - HEADER_BYTES - len(END)} bytes of payload" in told
+    assert f"{len(raw) - HEADER_BYTES - len(END)} bytes of payload" in sentences
 
 
 def test_the_modules_of_the_table_are_there() -> None:

@@ -56,17 +56,21 @@ def options_of(words: list[str]) -> set[str]:
     """The options of the command that these words name, as far as they name one."""
     command: click.Command = root
     for word in words:
-        found = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
-        if found is None:
+        subcommand = command.get_command(click.Context(command), word) if isinstance(command, click.Group) else None
+        if subcommand is None:
             break
-        command = found
-    return {"--help", *(name for one in command.params for name in (*one.opts, *one.secondary_opts))}
+        command = subcommand
+    return {"--help", *(name for option in command.params for name in (*option.opts, *option.secondary_opts))}
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
 def test_every_option_of_a_command_that_is_typed_exists(page: Path) -> None:
-    typed = [(words, set(options)) for words, options in lines_with_options(page)]
-    assert [(words, options - options_of(words)) for words, options in typed if options - options_of(words)] == []
+    typed = [(command_words, set(options)) for command_words, options in lines_with_options(page)]
+    assert [
+        (command_words, options - options_of(command_words))
+        for command_words, options in typed
+        if options - options_of(command_words)
+    ] == []
 
 
 def test_a_page_with_a_wrong_option_would_be_found(tmp_path: Path) -> None:
@@ -74,23 +78,23 @@ def test_a_page_with_a_wrong_option_would_be_found(tmp_path: Path) -> None:
     page.write_text(
         "Type `billing cutoffs release --every 3`, or\n.venv/bin/billing token add me --role read  # --no\n"
     )
-    (wrong, options), (right, known) = lines_with_options(page)
+    (wrong, options), (right, options_right) = lines_with_options(page)
     assert (wrong, set(options) <= options_of(wrong)) == (["cutoffs", "release"], False)
-    assert (right, set(known) <= options_of(right)) == (["token", "add", "me"], True)
+    assert (right, set(options_right) <= options_of(right)) == (["token", "add", "me"], True)
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
 def test_every_refusal_that_is_named_exists(page: Path) -> None:
-    found = REFUSAL.findall(page.read_text())
-    assert [name for name in found if name not in KINDS and not name.startswith(ENVIRONMENT)] == []
+    refusals = REFUSAL.findall(page.read_text())
+    assert [name for name in refusals if name not in KINDS and not name.startswith(ENVIRONMENT)] == []
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=named)
 def test_every_key_that_is_named_exists(page: Path) -> None:
     names = {(section, field.name) for section, table in sections().items() for field in structs.fields(table)}
     text = page.read_text().replace("`http.client`", "")  # a module of Tarantool
-    found = [(section, key) for section, key in KEY.findall(text) if section in SECTIONS]
-    assert [f"{section}.{key}" for section, key in found if (section, key) not in names] == []
+    keys = [(section, key) for section, key in KEY.findall(text) if section in SECTIONS]
+    assert [f"{section}.{key}" for section, key in keys if (section, key) not in names] == []
 
 
 @pytest.mark.parametrize("name", ["SECURITY.md", "TORTURE.md"])
@@ -108,9 +112,9 @@ def test_the_readme_can_be_read_in_one_go() -> None:
 
 def test_the_examples_of_a_request_and_of_its_signature_are_right() -> None:
     page = (REPOSITORY / "docs" / "receiving-cutoffs.md").read_text()
-    told = re.search(r"secret `(\S+)`, id `(\S+)`, timestamp `(\d+)`, target\s+`(\S+)`", page)
-    assert told is not None
-    secret, event, second, target = told.groups()
+    example = re.search(r"secret `(\S+)`, id `(\S+)`, timestamp `(\d+)`, target\s+`(\S+)`", page)
+    assert example is not None
+    secret, event, second, target = example.groups()
     (sample,) = [
         block.text for block in blocks(REPOSITORY / "docs" / "receiving-cutoffs.md") if "GET /cutoff" in block.text
     ]
@@ -138,9 +142,9 @@ def test_the_mapping_file_of_the_page_is_one() -> None:
 def test_the_files_that_the_page_imports_are_taken_whole() -> None:
     page = REPOSITORY / "docs" / "coming-from-tarantool.md"
     text = {block.language: block.text.splitlines() for block in blocks(page)}
-    found = [*merged(from_csv(text["csv"], "a.csv")), *merged(from_json_lines(text["json"], "a.jsonl"))]
-    accounts = {one.user_id: one for one in found if isinstance(one, Account)}
-    assert len(found) == len(accounts) == 4
+    parsed = [*merged(from_csv(text["csv"], "a.csv")), *merged(from_json_lines(text["json"], "a.jsonl"))]
+    accounts = {row.user_id: row for row in parsed if isinstance(row, Account)}
+    assert len(parsed) == len(accounts) == 4
     assert [refusal_of(account) for account in accounts.values()] == [None] * 4
     assert [line.resource for line in accounts["alice"].rates] == ["vm-1", "vm-2"]
     assert (accounts["bob"].balance_nanos, accounts["bob"].credit_limit_nanos) == (-3 * 10**9, 10 * 10**9)

@@ -67,11 +67,11 @@ class Served:
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    place = tmp_path_factory.mktemp("receivers")
-    secret = place / "secret"
+    directory = tmp_path_factory.mktemp("receivers")
+    secret = directory / "secret"
     secret.write_text(SECRET)
     secret.chmod(0o600)
-    tokens = place / "tokens"
+    tokens = directory / "tokens"
     tokens.write_text(f"receiver:read,charge,top_up:{sha256(TOKEN.encode()).hexdigest()}\n")
     tokens.chmod(0o600)
     port = free_port()
@@ -84,29 +84,29 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "rpc.tokens_file": str(tokens),
         "http.listen": f"127.0.0.1:{free_port()}",
     }
-    with Daemon(place, shards__workers=1, **settings) as daemon:
+    with Daemon(directory, shards__workers=1, **settings) as daemon:
         yield Served(settings["http.listen"], daemon.address, port)
 
 
 def of_python(name: str) -> Callable[[Path], list[str]]:
-    return lambda place: [sys.executable, str(PROGRAMS / name)]
+    return lambda directory: [sys.executable, str(PROGRAMS / name)]
 
 
-def of_node(place: Path) -> list[str]:
+def of_node(directory: Path) -> list[str]:
     node = shutil.which("node")
     if node is None:
         pytest.skip("node is not installed")
     return [node, str(PROGRAMS / "receiver.js")]
 
 
-def of_go(place: Path) -> list[str]:
+def of_go(directory: Path) -> list[str]:
     go = shutil.which("go")
     if go is None:
         pytest.skip("go is not installed")
     environment = os.environ | {"GOFLAGS": "-mod=mod", "GO111MODULE": "off"}
-    command = [go, "build", "-o", str(place / "receiver"), str(PROGRAMS / "receiver.go")]
+    command = [go, "build", "-o", str(directory / "receiver"), str(PROGRAMS / "receiver.go")]
     subprocess.run(command, check=True, timeout=600, env=environment)
-    return [str(place / "receiver")]
+    return [str(directory / "receiver")]
 
 
 def until(condition: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
@@ -231,8 +231,8 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
         assert served.call(target, headers, body) == 204
         assert switched() == [f"off {user}", f"on {user}", f"off {user}"], "a newer cutoff, as a POST"
 
-        told = ["account.topped_up", "account.debited", "account.exhausted", "account.topped_up", "account.restored"]
-        of_user = [f"notice {kind} {user}" for kind in told]
+        kinds = ["account.topped_up", "account.debited", "account.exhausted", "account.topped_up", "account.restored"]
+        of_user = [f"notice {kind} {user}" for kind in kinds]
 
         def noticed() -> list[str]:
             return [line for line in output.read_text().splitlines() if line.startswith("notice") and user in line]

@@ -21,11 +21,11 @@ ZENSICAL = Path(sys.executable).with_name("zensical")
 
 def pages_of(items: list[dict[str, object]]) -> list[str]:
     """The files that a navigation names, in its order."""
-    found: list[str] = []
+    pages: list[str] = []
     for item in items:
         for value in item.values():
-            found += pages_of(value) if isinstance(value, list) else [str(value)]
-    return found
+            pages += pages_of(value) if isinstance(value, list) else [str(value)]
+    return pages
 
 
 def test_every_page_stands_in_the_navigation_once() -> None:

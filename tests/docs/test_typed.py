@@ -63,8 +63,10 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
 
 def block(page: str, language: str, part: str) -> str:
     """The block of a page in this language that has this text."""
-    (found,) = [one.text for one in blocks(REPOSITORY / page) if one.language == language and part in one.text]
-    return found
+    (text,) = [
+        fenced.text for fenced in blocks(REPOSITORY / page) if fenced.language == language and part in fenced.text
+    ]
+    return text
 
 
 def run(command: list[str], served: Served, typed: str = "") -> str:
@@ -100,8 +102,8 @@ def test_the_blocking_client_answers_what_the_page_says(served: Served) -> None:
     program = served.here(block("docs/calling.md", "python", "SyncClient"))
     shown = re.findall(r"^    (account\.\w+) +# (?:(\d+)|(Decimal\(\S+\)))", program, re.MULTILINE)
     assert len(shown) == 2
-    told = "".join(f"print({expression} == {number or text})\n" for expression, number, text in shown)
-    assert run([sys.executable, "-c", program + told], served).split() == ["True", "True"]
+    assertions = "".join(f"print({expression} == {number or text})\n" for expression, number, text in shown)
+    assert run([sys.executable, "-c", program + assertions], served).split() == ["True", "True"]
 
 
 def test_the_feed_that_the_page_carries_into_a_table_brings_each_entry_once(served: Served) -> None:
@@ -118,11 +120,11 @@ db.execute("CREATE TABLE place (cursor)")
 db.execute("INSERT INTO place VALUES (NULL)")
 cursor = None
 """
-    told = """
+    driver = """
 print(json.dumps(db.execute("SELECT * FROM entries WHERE user_id = 'feeding' ORDER BY entry_id").fetchall()))
 print(json.dumps(db.execute("SELECT cursor FROM place").fetchone()[0] == cursor))
 """
-    carried = run([sys.executable, "-m", "asyncio"], served, begin + program + "\n" + told)
+    carried = run([sys.executable, "-m", "asyncio"], served, begin + program + "\n" + driver)
     lines = [line.lstrip(">. ") for line in carried.splitlines()]
     rows = json.loads(next(line for line in lines if line.startswith("[[")))
     assert [(row[0], row[1], row[3], row[4]) for row in rows] == [

@@ -59,10 +59,10 @@ def forge(
     new = open_journal(path, shard, lambda: time_of(position))
     for position, payload in payloads:
         new.append(joined(on_records(position, list(split_batch(payload)))))
-        reached = [one for one in snapshots if max_position(snapshots[one], one) == position]
-        for one in sorted(reached):
-            parts = [changed for part in snapshots.pop(one) if (changed := on_part(part)) is not None]
-            new.save_snapshot(one, parts)
+        reached = [snapshot for snapshot in snapshots if max_position(snapshots[snapshot], snapshot) == position]
+        for snapshot in sorted(reached):
+            parts = [changed for part in snapshots.pop(snapshot) if (changed := on_part(part)) is not None]
+            new.save_snapshot(snapshot, parts)
     assert not snapshots
     new.close()
 

@@ -37,5 +37,5 @@ def scene(data_dir: Path) -> Yard:
     return yard.close()
 
 
-def told(report: Report, check: str) -> list[Finding]:
+def findings_of(report: Report, check: str) -> list[Finding]:
     return [finding for finding in report.findings if finding.check == check]

@@ -172,11 +172,11 @@ def test_the_command_says_it_in_json(data_dir: Path, tmp_path: Path) -> None:
     yard = Yard(data_dir)
     yard.pay(b"7", COIN)
     yard.close()
-    told = json.loads(command(config_of(yard, tmp_path), "--json").stdout)
-    assert told["faults"] == 0
-    assert told["findings"] == []
-    assert [check["check"] for check in told["checks"]] == list(CHECKS)
-    assert told["sums"]["balances"] == COIN * 3600 * 10**9
+    report = json.loads(command(config_of(yard, tmp_path), "--json").stdout)
+    assert report["faults"] == 0
+    assert report["findings"] == []
+    assert [check["check"] for check in report["checks"]] == list(CHECKS)
+    assert report["sums"]["balances"] == COIN * 3600 * 10**9
 
 
 def test_looking_changes_nothing(data_dir: Path) -> None:
@@ -271,7 +271,7 @@ def test_a_bucket_that_left_while_a_snapshot_began_is_no_fault(data_dir: Path) -
     yard.record(["assign", bucket_id, 1, 2])
     yard.workers[1].shard.activate(bucket_id, yard.now_ns)
     position = worker.journal.head
-    parts = [worker.shard.dump(other, position) for other in sorted(worker.shard.held) if other != bucket_id]
+    parts = [worker.shard.dump(bucket, position) for bucket in sorted(worker.shard.held) if bucket != bucket_id]
     worker.shard.leave(bucket_id)
     worker.commit()
     worker.journal.save_snapshot(position, parts)

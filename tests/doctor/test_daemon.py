@@ -22,13 +22,13 @@ def doctor(daemon: Daemon, code: int = 0) -> dict[str, Any]:
     """The report on a daemon's directory."""
     ended = carried_out_beside("doctor", "--json", "--config", daemon.config)
     assert ended.returncode == code, ended.stdout + ended.stderr
-    told: dict[str, Any] = json.loads(ended.stdout) if code in (0, 65) else {"error": ended.stderr}
-    return told
+    report: dict[str, Any] = json.loads(ended.stdout) if code in (0, 65) else {"error": ended.stderr}
+    return report
 
 
 def counts(report: dict[str, Any], check: str) -> dict[str, int]:
-    (found,) = [one["counts"] for one in report["checks"] if one["check"] == check]
-    return dict(found)
+    (counts_of_check,) = [row["counts"] for row in report["checks"] if row["check"] == check]
+    return dict(counts_of_check)
 
 
 async def load(rpc: Rpc, seed: int, steps: int) -> int:

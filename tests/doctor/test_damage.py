@@ -30,8 +30,8 @@ def newest_segment(yard: Yard, shard: int = 1) -> Path:
 def batches_in(segment: Path) -> Batches:
     """Batches as the real code reads them; barriers left out."""
     data = segment.read_bytes()
-    found = walk(data, unpack_block(data[:BLOCK_BYTES]))
-    return [(batch.offset, batch.end, batch.position) for batch in found if not batch.flags]
+    batches = walk(data, unpack_block(data[:BLOCK_BYTES]))
+    return [(batch.offset, batch.end, batch.position) for batch in batches if not batch.flags]
 
 
 def change(file: Path, offset: int, to: Callable[[int], int]) -> None:
@@ -69,9 +69,9 @@ def test_every_flipped_bit_is_found_in_its_file(data_dir: Path) -> None:
             flipped = bytearray(original)
             flipped[offset] ^= 1 << draw.randrange(8)
             path.write_bytes(flipped)
-            found = yard.examine()
-            assert found.findings, f"{path} offset {offset}"
-            assert any(str(path.parent) in finding.file for finding in found.findings), found.findings
+            report = yard.examine()
+            assert report.findings, f"{path} offset {offset}"
+            assert any(str(path.parent) in finding.file for finding in report.findings), report.findings
             flips += 1
         path.write_bytes(original)
     assert flips > 400
@@ -89,8 +89,8 @@ def test_a_damaged_batch_is_named_with_file_offset_and_position(data_dir: Path, 
     at = {"header": offset + 20, "payload": offset + HEADER_BYTES + 9, "end": end - 1}[where]
     change(segment, at, lambda byte: byte ^ 4)
     report = yard.examine()
-    (found,) = files(report)
-    assert (found.file, found.offset, found.position) == (str(segment), offset, position)
+    (finding,) = files(report)
+    assert (finding.file, finding.offset, finding.position) == (str(segment), offset, position)
     assert any(f"everything from position {position} on" in why for why in report.unchecked["accounts"])
     ended = command(config_of(yard, tmp_path))
     assert ended.returncode == 65
@@ -127,9 +127,9 @@ def test_the_same_behind_a_clean_stop_is_damage(data_dir: Path) -> None:
     data = bytearray(segment.read_bytes())
     data[offset + 70 : end] = bytes(end - offset - 70)
     segment.write_bytes(data)
-    (found,) = files(yard.examine())
-    assert (found.offset, found.position) == (offset, position)
-    assert "the journal was closed cleanly" in found.text
+    (finding,) = files(yard.examine())
+    assert (finding.offset, finding.position) == (offset, position)
+    assert "the journal was closed cleanly" in finding.text
 
 
 def test_a_wholly_written_last_batch_that_is_wrong_is_damage(data_dir: Path, tmp_path: Path) -> None:
@@ -246,7 +246,9 @@ def test_damage_in_the_first_batch_there_is_begins_at_its_own_position_and_can_b
     assert [segment] == list(segment.parent.glob("segment-??????????"))
     assert position == 2
     change(segment, offset + HEADER_BYTES + 9, lambda byte: byte ^ 1)
-    assert (str(segment), offset, position) in [(one.file, one.offset, one.position) for one in files(yard.examine())]
+    assert (str(segment), offset, position) in [
+        (finding.file, finding.offset, finding.position) for finding in files(yard.examine())
+    ]
     cut_off = ("--truncate-at", str(position), "--accept-loss")
     ended = command(config_of(yard, tmp_path), *cut_off)
     assert "was made when position 2 was durable" in ended.stderr, "a snapshot has what would be lost"
@@ -292,9 +294,9 @@ def test_never_in_the_middle_of_the_log(data_dir: Path) -> None:
     segment = min(Path(f"{yard.path}/shard-1").glob("segment-??????????"))
     offset, _, position = batches_in(segment)[2]
     change(segment, offset + HEADER_BYTES, lambda byte: byte ^ 1)
-    _, found = directories(yard)
+    _, logs = directories(yard)
     with pytest.raises(CutRefused, match="is not the newest segment"):
-        cut(DISK, found[1], position)
+        cut(DISK, logs[1], position)
 
 
 def test_never_below_a_snapshot(data_dir: Path) -> None:
@@ -306,9 +308,9 @@ def test_never_below_a_snapshot(data_dir: Path) -> None:
     segment = newest_segment(yard)
     offset, _, position = batches_in(segment)[3]
     change(segment, offset + HEADER_BYTES, lambda byte: byte ^ 1)
-    _, found = directories(yard)
+    _, logs = directories(yard)
     with pytest.raises(CutRefused, match="was made when position"):
-        check(damaged_journal(found, None), position)
+        check(damaged_journal(logs, None), position)
 
 
 def test_two_damaged_journals_must_be_told_apart(data_dir: Path) -> None:
@@ -319,12 +321,12 @@ def test_two_damaged_journals_must_be_told_apart(data_dir: Path) -> None:
     for shard in (1, 2):
         segment = newest_segment(yard, shard)
         change(segment, batches_in(segment)[-1][0] + HEADER_BYTES, lambda byte: byte ^ 1)
-    _, found = directories(yard)
+    _, logs = directories(yard)
     with pytest.raises(CutRefused, match="damaged journals of shards: 1, 2"):
-        damaged_journal(found, None)
-    assert damaged_journal(found, 2) is found[2]
-    damage = found[2].damage
+        damaged_journal(logs, None)
+    assert damaged_journal(logs, 2) is logs[2]
+    damage = logs[2].damage
     assert damage is not None
-    cut(DISK, found[2], damage.position)
+    cut(DISK, logs[2], damage.position)
     report = examined(yard.path)
     assert [finding.file for finding in files(report)] == [str(newest_segment(yard, 1))]

@@ -12,7 +12,7 @@ from billing.doctor.report import Report
 from billing.ledger import commands as ops
 from billing.ledger.entry import CROSSED, EXHAUSTED, OPENED, REFUSED, RESTORED, Entry
 from tests.doctor.forge import forge_entries
-from tests.doctor.story import USER, scene, told
+from tests.doctor.story import USER, findings_of, scene
 from tests.doctor.yard import COIN, HOUR_NS, START_NS, Yard
 
 
@@ -43,11 +43,11 @@ def is_restoring(entry: Entry) -> bool:
 
 def test_the_scene_is_right_and_full(data_dir: Path) -> None:
     yard = scene(data_dir)
-    seen: list[Entry] = []
-    forge_entries(yard, 1, lambda entry: seen.append(entry))
+    entries: list[Entry] = []
+    forge_entries(yard, 1, lambda entry: entries.append(entry))
     report = yard.examine()
     assert report.findings == []
-    assert {entry.op for entry in seen if entry.user_id == USER} == {
+    assert {entry.op for entry in entries if entry.user_id == USER} == {
         *(ops.TOP_UP, ops.SET_RATE, ops.DEBIT, ops.HOLD, ops.ADJUST, ops.SET_THRESHOLDS),
         *(ops.EXHAUST, ops.HOLD_EXPIRED, ops.THRESHOLD),
         *(ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED, ops.RESTORE_STARTED, ops.RESTORE_DELIVERED),
@@ -78,11 +78,11 @@ def test_each_number_of_an_entry_is_worked_out_again(data_dir: Path, field: str,
     which = is_restoring if field in ("refusal", "overrun_nanos", "accrued_nanos", "accrued_frac") else is_debit
     only_up = ("refusal", "accrued_nanos", "accrued_frac", "balance_frac")  # they are zero
     report = changed(data_dir, which, **{field: 1 if field in only_up else by})
-    found = told(report, "accounts")
-    assert found[0].account == "7"
-    assert found[0].position > 0
-    assert found[0].file.endswith("/shard-1")
-    assert f" says {names} " in found[0].text or f"; {names} " in found[0].text
+    findings = findings_of(report, "accounts")
+    assert findings[0].account == "7"
+    assert findings[0].position > 0
+    assert findings[0].file.endswith("/shard-1")
+    assert f" says {names} " in findings[0].text or f"; {names} " in findings[0].text
 
 
 @pytest.mark.parametrize("flag", [EXHAUSTED, CROSSED, RESTORED, OPENED])
@@ -94,57 +94,57 @@ def test_each_flag_of_an_entry_is_worked_out_again(data_dir: Path, flag: int, wh
         return entry._replace(flags=entry.flags ^ flag) if which(entry) and entry.user_id == USER else None
 
     assert forge_entries(yard, 1, change) == 1
-    assert " flags " in told(yard.examine(), "accounts")[0].text
+    assert " flags " in findings_of(yard.examine(), "accounts")[0].text
 
 
 def test_a_changed_amount_is_one_finding_not_one_for_each_entry_after_it(data_dir: Path) -> None:
     report = changed(data_dir, is_debit, amount_nanos=-1)
-    (wrong,) = told(report, "accounts")
+    (wrong,) = findings_of(report, "accounts")
     assert "says amount -1000000001 nanos, worked out -1000000000 nanos" in wrong.text
-    assert "its entries sum up to" in told(report, "conservation")[0].text
+    assert "its entries sum up to" in findings_of(report, "conservation")[0].text
     assert report.summary().endswith(f": {report.fault_count} faults")
 
 
 def test_a_changed_command_does_not_give_its_outcome(data_dir: Path) -> None:
     report = changed(data_dir, is_debit, a=1)
-    assert "amount -1000000000 nanos, worked out -1000000001 nanos" in told(report, "accounts")[0].text
+    assert "amount -1000000000 nanos, worked out -1000000001 nanos" in findings_of(report, "accounts")[0].text
 
 
 def test_a_command_that_no_door_lets_in(data_dir: Path) -> None:
     report = changed(data_dir, is_debit, a=-2 * COIN)
-    assert f"a is {-COIN}" in told(report, "accounts")[0].text
+    assert f"a is {-COIN}" in findings_of(report, "accounts")[0].text
 
 
 def test_a_changed_instant_changes_what_accrued(data_dir: Path) -> None:
-    assert "overrun" in told(changed(data_dir, is_restoring, at_ns=1), "accounts")[0].text
+    assert "overrun" in findings_of(changed(data_dir, is_restoring, at_ns=1), "accounts")[0].text
 
 
 def test_instants_that_go_back(data_dir: Path) -> None:
     report = changed(data_dir, is_restoring, at_ns=-4 * HOUR_NS)
-    assert "an entry at" in told(report, "accounts")[0].text
+    assert "an entry at" in findings_of(report, "accounts")[0].text
 
 
 def test_an_entry_that_was_left_out(data_dir: Path) -> None:
     yard = scene(data_dir)
     assert forge_entries(yard, 1, lambda entry: [] if entry.op == ops.ADJUST else None) == 1
-    (found,) = told(yard.examine(), "accounts")
-    assert "entry_id 13, worked out 12" in found.text
+    (finding,) = findings_of(yard.examine(), "accounts")
+    assert "entry_id 13, worked out 12" in finding.text
 
 
 def test_an_entry_that_is_there_twice(data_dir: Path) -> None:
     yard = scene(data_dir)
     assert forge_entries(yard, 1, lambda entry: [entry, entry] if is_debit(entry) else None) == 1
     report = yard.examine()
-    assert "the request_id 'second' stands for two entries" in told(report, "requests")[0].text
-    assert "entry_id 4, worked out 5" in told(report, "accounts")[0].text
+    assert "the request_id 'second' stands for two entries" in findings_of(report, "requests")[0].text
+    assert "entry_id 4, worked out 5" in findings_of(report, "accounts")[0].text
 
 
 def test_a_request_id_on_two_entries(data_dir: Path) -> None:
     yard = scene(data_dir)
     forge_entries(yard, 1, lambda entry: entry._replace(request_id=b"first") if is_debit(entry) else None)
-    (found,) = told(yard.examine(), "requests")[:1]
-    assert found.account == "7"
-    assert found.text == f"the request_id 'first' stands for two entries, at {START_NS} and at {START_NS}"
+    (finding,) = findings_of(yard.examine(), "requests")[:1]
+    assert finding.account == "7"
+    assert finding.text == f"the request_id 'first' stands for two entries, at {START_NS} and at {START_NS}"
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_a_request_id_on_two_entries(data_dir: Path) -> None:
 def test_what_time_causes_must_have_its_entry(data_dir: Path, op: int, text: str) -> None:
     yard = scene(data_dir)
     assert forge_entries(yard, 1, lambda entry: [] if entry.op == op else None) > 0
-    assert told(yard.examine(), "accounts")[0].text.startswith(text)
+    assert findings_of(yard.examine(), "accounts")[0].text.startswith(text)
 
 
 def test_each_of_the_holds_that_expire_together_must_have_its_entry(data_dir: Path) -> None:
@@ -171,7 +171,7 @@ def test_each_of_the_holds_that_expire_together_must_have_its_entry(data_dir: Pa
     yard.pay(USER, COIN)
     yard.close()
     assert forge_entries(yard, 1, lambda entry: [] if entry.key == b"r:b" else None) == 1
-    assert told(yard.examine(), "accounts")[0].text == "no entry of the expiry of a hold 'r:b'"
+    assert findings_of(yard.examine(), "accounts")[0].text == "no entry of the expiry of a hold 'r:b'"
 
 
 def test_a_threshold_that_a_command_crossed_must_have_its_entry(data_dir: Path) -> None:
@@ -182,8 +182,8 @@ def test_a_threshold_that_a_command_crossed_must_have_its_entry(data_dir: Path) 
     yard.pay(USER, COIN)
     yard.close()
     assert forge_entries(yard, 1, lambda entry: [] if entry.op == ops.THRESHOLD else None) == 1
-    found = told(yard.examine(), "accounts")
-    assert found[0].text == f"no entry of the crossed threshold (0, {5 * COIN})"
+    findings = findings_of(yard.examine(), "accounts")
+    assert findings[0].text == f"no entry of the crossed threshold (0, {5 * COIN})"
 
 
 def test_an_exhaustion_that_never_came(data_dir: Path) -> None:
@@ -200,9 +200,9 @@ def test_an_exhaustion_that_never_came(data_dir: Path) -> None:
         yard, 1, lambda entry: [] if entry.op == ops.EXHAUST else None, lambda position: START_NS + position * HOUR_NS
     )
     assert without == 1
-    (found,) = told(yard.examine(), "accounts")
-    assert found.account == "7"
-    assert found.text == f"nothing came of what was due at {START_NS + HOUR_NS}, though the shard went on for 21600 s"
+    (finding,) = findings_of(yard.examine(), "accounts")
+    assert finding.account == "7"
+    assert finding.text == f"nothing came of what was due at {START_NS + HOUR_NS}, though the shard went on for 21600 s"
 
 
 def test_an_exhaustion_that_time_did_not_cause(data_dir: Path) -> None:
@@ -215,7 +215,7 @@ def test_an_exhaustion_that_time_did_not_cause(data_dir: Path) -> None:
         return [entry, early] if is_debit(entry) else None
 
     forge_entries(yard, 1, change)
-    assert "an entry of the exhaustion at" in told(yard.examine(), "accounts")[0].text
+    assert "an entry of the exhaustion at" in findings_of(yard.examine(), "accounts")[0].text
 
 
 def test_a_refusal_that_nothing_justifies(data_dir: Path) -> None:
@@ -225,17 +225,17 @@ def test_a_refusal_that_nothing_justifies(data_dir: Path) -> None:
         return entry._replace(flags=entry.flags | REFUSED, refusal=201) if entry.op == ops.ADJUST else None
 
     assert forge_entries(yard, 1, change) == 1
-    assert "refusal 201, worked out 0; flags " in told(yard.examine(), "accounts")[0].text
+    assert "refusal 201, worked out 0; flags " in findings_of(yard.examine(), "accounts")[0].text
 
 
 def test_a_delivery_that_nothing_justifies(data_dir: Path) -> None:
     yard = scene(data_dir)
     forge_entries(yard, 1, lambda entry: [] if entry.op == ops.CUTOFF_STARTED else None)
     report = yard.examine()
-    assert told(report, "cutoffs")[0].text == "an outcome of cutoff 1, of which no attempt began"
+    assert findings_of(report, "cutoffs")[0].text == "an outcome of cutoff 1, of which no attempt began"
 
 
 def test_an_account_in_the_wrong_bucket(data_dir: Path) -> None:
     yard = scene(data_dir)
     forge_entries(yard, 1, lambda entry: entry._replace(user_id=b"8") if entry.user_id == USER else None)
-    assert "for a user who belongs to bucket" in told(yard.examine(), "accounts")[0].text
+    assert "for a user who belongs to bucket" in findings_of(yard.examine(), "accounts")[0].text

@@ -24,12 +24,12 @@ from billing.ledger import commands as ops
 from billing.ledger.entry import Entry, history_row, unpack
 from shards.system.disk import RealDisk
 from tests.doctor.forge import open_journal
-from tests.doctor.story import USER, told
+from tests.doctor.story import USER, findings_of
 from tests.doctor.yard import COIN, DAY_NS, HOUR_NS, Yard, busy, examined
 from tests.history.tampering import entry_changed, link_changed, row_added, row_deleted, rows
 
 
-def kept(data_dir: Path, *, trims: bool = False) -> Yard:
+def yard_with_history(data_dir: Path, *, trims: bool = False) -> Yard:
     """A user whose money runs out, and the history of that; closed. With `trims` the journal forgot the beginning."""
     yard = Yard(data_dir, shards=1, history=True, trims=trims, segment_bytes=8192)
     for number in range(70):
@@ -72,7 +72,7 @@ def alter(yard: Yard, *changes: str | Change) -> Report:
 
 @pytest.mark.parametrize("trims", [False, True])
 def test_a_right_history_passes_with_counts(data_dir: Path, trims: bool) -> None:
-    yard = kept(data_dir, trims=trims)
+    yard = yard_with_history(data_dir, trims=trims)
     report = yard.examine()
     assert report.findings == []
     counts = report.counts["history"]
@@ -87,9 +87,9 @@ def test_a_right_history_passes_with_counts(data_dir: Path, trims: bool) -> None
 def test_each_number_of_a_row_is_held_against_the_journal_and_the_other_rows(
     data_dir: Path, field: str, seq: int, trims: bool
 ) -> None:
-    report = alter(kept(data_dir, trims=trims), lambda db: entry_changed(db, seq, one_more(field)))
-    assert told(report, "history"), f"{field} of row {seq}"
-    assert [found for found in report.findings if found.check not in ("history", "statements")] == []
+    report = alter(yard_with_history(data_dir, trims=trims), lambda db: entry_changed(db, seq, one_more(field)))
+    assert findings_of(report, "history"), f"{field} of row {seq}"
+    assert [finding for finding in report.findings if finding.check not in ("history", "statements")] == []
 
 
 @pytest.mark.parametrize("trims", [False, True])
@@ -97,26 +97,28 @@ def test_each_number_of_a_row_is_held_against_the_journal_and_the_other_rows(
 def test_the_link_of_a_row_and_its_account_are_held_against_the_other_rows(
     data_dir: Path, seq: int, trims: bool
 ) -> None:
-    yard = kept(data_dir, trims=trims)
-    assert told(alter(yard, lambda db: link_changed(db, seq, seq + 1)), "history")
+    yard = yard_with_history(data_dir, trims=trims)
+    assert findings_of(alter(yard, lambda db: link_changed(db, seq, seq + 1)), "history")
     report = alter(yard, lambda db: entry_changed(db, seq, lambda entry: entry._replace(user_id=b"8")))
-    assert told(report, "history")
+    assert findings_of(report, "history")
 
 
 @pytest.mark.parametrize("field", ["at_ns", "op", "flags", "rate", "line_rate", "a", "exhausts_at_ns", "overrun_nanos"])
 def test_each_fact_of_a_row_is_held_against_its_entry(data_dir: Path, field: str) -> None:
-    report = alter(kept(data_dir), lambda db: entry_changed(db, 5, one_more(field)))
-    (found,) = told(report, "history")
-    assert found.text.startswith("row 5 says ")
-    assert found.account == "7"
+    report = alter(yard_with_history(data_dir), lambda db: entry_changed(db, 5, one_more(field)))
+    (finding,) = findings_of(report, "history")
+    assert finding.text.startswith("row 5 says ")
+    assert finding.account == "7"
 
 
 @pytest.mark.parametrize("field", ["message", "request_id", "actor", "note"])
 def test_each_text_of_a_row_is_held_against_its_entry(data_dir: Path, field: str) -> None:
     changed: dict[str, Any] = {field: b"A"}
-    report = alter(kept(data_dir), lambda db: entry_changed(db, 5, lambda entry: entry._replace(**changed)))
-    (found,) = told(report, "history")
-    assert found.text.startswith("row 5 says ")
+    report = alter(
+        yard_with_history(data_dir), lambda db: entry_changed(db, 5, lambda entry: entry._replace(**changed))
+    )
+    (finding,) = findings_of(report, "history")
+    assert finding.text.startswith("row 5 says ")
 
 
 @pytest.mark.parametrize("value", ["'text'", "1.5", "x'00'", "-1", "NULL"])
@@ -131,41 +133,41 @@ def test_bytes_of_a_file_that_changed_are_a_fault_whatever_they_became(
     (schema,) = [text for text in KIND.schema if f"TABLE {table} " in text]
     loose = schema.replace(" NOT NULL", "").replace(f"TABLE {table} ", "TABLE loose ")
     report = alter(
-        kept(data_dir, trims=True),
+        yard_with_history(data_dir, trims=True),
         loose,
         f"INSERT INTO loose SELECT * FROM {table}",
         f"DROP TABLE {table}",
         f"ALTER TABLE loose RENAME TO {table}",
         f"UPDATE {table} SET {column} = {value} WHERE rowid = (SELECT max(rowid) FROM {table})",
     )
-    assert told(report, "history"), f"{column} became {value}"
+    assert findings_of(report, "history"), f"{column} became {value}"
 
 
 def test_rows_that_a_file_says_it_has_lost_are_noted(data_dir: Path) -> None:
     lost = alter(
-        kept(data_dir, trims=True),
+        yard_with_history(data_dir, trims=True),
         lambda db: row_deleted(db, 5),
         lambda db: link_changed(db, 6, 4),
         "INSERT INTO losses VALUES (3, 'one row was damaged')",
     )
-    assert told(lost, "history") == []
+    assert findings_of(lost, "history") == []
     assert any("one row was damaged" in note for note in lost.notes)
     assert lost.counts["history"]["accounts with rows that are lost"] == 1
 
 
 def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir: Path) -> None:
-    yard = kept(data_dir)
+    yard = yard_with_history(data_dir)
     path = Path(f"{yard.path}/history/shard-1.sqlite")
     shutil.copy(path, path.with_name("shard-9.sqlite"))
     db = sqlite3.connect(path.with_name("shard-9.sqlite"))
     db.execute("UPDATE about SET shard = 9")
     db.commit()
     db.close()
-    assert [found.text for found in told(yard.examine(), "history")] == ["its journal is gone"]
+    assert [finding.text for finding in findings_of(yard.examine(), "history")] == ["its journal is gone"]
 
 
 def test_a_history_of_a_shard_that_was_drained_is_looked_at_without_its_journal(data_dir: Path) -> None:
-    yard = kept(data_dir)
+    yard = yard_with_history(data_dir)
     path = Path(f"{yard.path}/history/shard-1.sqlite")
     shutil.copy(path, path.with_name("shard-9.sqlite"))
     db = sqlite3.connect(path.with_name("shard-9.sqlite"))
@@ -175,38 +177,41 @@ def test_a_history_of_a_shard_that_was_drained_is_looked_at_without_its_journal(
     map_log = open_journal(f"{yard.path}/map", 0, lambda: yard.now_ns)
     map_log.append(msgspec.msgpack.encode([["founded", 9]]))
     map_log.close()
-    texts = [found.text for found in told(yard.examine(), "history")]
+    texts = [finding.text for finding in findings_of(yard.examine(), "history")]
     assert texts
     assert all("are there twice" in text for text in texts)
 
 
 def test_a_row_that_is_missing(data_dir: Path) -> None:
-    texts = [found.text for found in told(alter(kept(data_dir), lambda db: row_deleted(db, 5)), "history")]
+    texts = [
+        finding.text
+        for finding in findings_of(alter(yard_with_history(data_dir), lambda db: row_deleted(db, 5)), "history")
+    ]
     assert "after row 4 comes row 6" in texts
 
 
 def test_the_last_row_is_missing(data_dir: Path) -> None:
-    report = alter(kept(data_dir), lambda db: row_deleted(db, 79), lambda db: newest_changed(db, USER, 77))
-    assert "the rows end before entry 76, which is in batch" in told(report, "history")[0].text
+    report = alter(yard_with_history(data_dir), lambda db: row_deleted(db, 79), lambda db: newest_changed(db, USER, 77))
+    assert "the rows end before entry 76, which is in batch" in findings_of(report, "history")[0].text
 
 
 def test_a_row_that_nothing_made(data_dir: Path) -> None:
     report = alter(
-        kept(data_dir),
+        yard_with_history(data_dir),
         lambda db: row_added(db, 79, one_more("entry_id")),
         lambda db: newest_changed(db, USER, 80),
     )
-    assert told(report, "history")[0].text == "row 80 and those after it are of no entry"
+    assert findings_of(report, "history")[0].text == "row 80 and those after it are of no entry"
 
 
 def test_a_mark_that_leads_elsewhere(data_dir: Path) -> None:
-    report = alter(kept(data_dir), "UPDATE marks SET seq = seq - 1")
-    assert told(report, "history")[0].text == "row 64 of entry 64 is not marked"
+    report = alter(yard_with_history(data_dir), "UPDATE marks SET seq = seq - 1")
+    assert findings_of(report, "history")[0].text == "row 64 of entry 64 is not marked"
 
 
 def test_a_newest_row_that_is_not(data_dir: Path) -> None:
-    report = alter(kept(data_dir), lambda db: newest_changed(db, USER, 10))
-    assert told(report, "history")[0].text == "its newest row is said to be 10, and is 79"
+    report = alter(yard_with_history(data_dir), lambda db: newest_changed(db, USER, 10))
+    assert findings_of(report, "history")[0].text == "its newest row is said to be 10, and is 79"
 
 
 @pytest.mark.parametrize(
@@ -224,7 +229,7 @@ def test_departures_are_those_of_the_journal(data_dir: Path, statement: str, tex
     yard.move(5, 1, 2)
     yard.close()
     assert yard.examine().findings == []
-    assert [found.text for found in told(alter(yard, statement), "history")] == [text]
+    assert [finding.text for finding in findings_of(alter(yard, statement), "history")] == [text]
 
 
 def test_a_file_that_is_missing_among_others(data_dir: Path) -> None:
@@ -234,8 +239,8 @@ def test_a_file_that_is_missing_among_others(data_dir: Path) -> None:
         yard.workers[2].snapshot()
     yard.close()
     Path(f"{yard.path}/history/shard-2.sqlite").unlink()
-    (found,) = told(yard.examine(), "history")
-    assert found.text == "the history of shard 2 is missing"
+    (finding,) = findings_of(yard.examine(), "history")
+    assert finding.text == "the history of shard 2 is missing"
 
 
 def test_a_file_that_the_power_left_no_time_to_make(data_dir: Path) -> None:
@@ -254,13 +259,13 @@ def test_a_file_of_another_shard(data_dir: Path) -> None:
     busy(yard, 4, 100, upheavals=0)
     yard.close()
     shutil.copy(f"{yard.path}/history/shard-1.sqlite", f"{yard.path}/history/shard-2.sqlite")
-    assert told(yard.examine(), "history")[0].text == "it is the history of shard 1"
+    assert findings_of(yard.examine(), "history")[0].text == "it is the history of shard 1"
 
 
 def test_a_file_that_is_none(data_dir: Path) -> None:
-    yard = kept(data_dir)
+    yard = yard_with_history(data_dir)
     Path(f"{yard.path}/history/shard-1.sqlite").write_bytes(b"not a database" * 100)
-    assert "it cannot be read" in told(yard.examine(), "history")[0].text
+    assert "it cannot be read" in findings_of(yard.examine(), "history")[0].text
 
 
 def test_an_account_whose_rows_are_in_two_files(data_dir: Path) -> None:
@@ -322,7 +327,7 @@ def test_a_history_ahead_of_its_journal_proves_that_the_journal_lost_batches(dat
     yard.close()
     shutil.rmtree(data_dir / "shard-1")
     shutil.copytree(tmp_path / "before", data_dir / "shard-1")
-    assert "it goes up to batch 3, its journal only to 2" in told(yard.examine(), "history")[0].text
+    assert "it goes up to batch 3, its journal only to 2" in findings_of(yard.examine(), "history")[0].text
 
 
 def test_batches_that_are_in_neither(data_dir: Path, tmp_path: Path) -> None:
@@ -336,11 +341,11 @@ def test_batches_that_are_in_neither(data_dir: Path, tmp_path: Path) -> None:
     yard.close()
     shutil.rmtree(data_dir / "history")
     shutil.copytree(tmp_path / "old", data_dir / "history")
-    assert any("what lies between is lost" in found.text for found in told(yard.examine(), "history"))
+    assert any("what lies between is lost" in finding.text for finding in findings_of(yard.examine(), "history"))
 
 
 def test_a_history_that_was_begun_later_is_held_against_what_it_has(data_dir: Path) -> None:
-    yard = kept(data_dir, trims=True)
+    yard = yard_with_history(data_dir, trims=True)
     shutil.rmtree(data_dir / "history")
     (data_dir / "history").mkdir(0o700)
     yard.restart()
@@ -369,15 +374,15 @@ def test_rows_show_what_the_history_answers(data_dir: Path) -> None:
 
 
 @pytest.mark.parametrize("trims", [False, True])
-@pytest.mark.parametrize("place", [10, 60, 78])
+@pytest.mark.parametrize("row", [10, 60, 78])
 def test_rows_that_keep_days_has_deleted_are_no_fault_and_what_is_kept_is_still_held_to_its_entries(
-    data_dir: Path, place: int, trims: bool
+    data_dir: Path, row: int, trims: bool
 ) -> None:
-    yard = kept(data_dir, trims=trims)
+    yard = yard_with_history(data_dir, trims=trims)
     path = f"{yard.path}/history/shard-1.sqlite"
     store = Store(path, 1, RealDisk())
     before = rows(store.db)
-    for _ in prune(store, HistoryReader(f"{yard.path}/history", 1, store.db, RealDisk()), before[place - 1].at_ns + 1):
+    for _ in prune(store, HistoryReader(f"{yard.path}/history", 1, store.db, RealDisk()), before[row - 1].at_ns + 1):
         pass
     assert len(rows(store.db)) < len(before)
     store.close()
@@ -385,13 +390,13 @@ def test_rows_that_keep_days_has_deleted_are_no_fault_and_what_is_kept_is_still_
     assert report.findings == []
     assert any("history.keep_days" in note for note in report.notes)
     report = alter(yard, lambda db: entry_changed(db, 79, one_more("balance_nanos")))
-    (found,) = told(report, "history")[:1]
-    assert "79" in found.text or "entry" in found.text
+    (finding,) = findings_of(report, "history")[:1]
+    assert "79" in finding.text or "entry" in finding.text
 
 
 @pytest.mark.parametrize("by", [-1, 1])
 def test_a_file_that_does_not_agree_with_itself_on_where_it_ends(data_dir: Path, by: int) -> None:
     newest = "WHERE position = (SELECT max(position) FROM groups)"
-    report = alter(kept(data_dir, trims=True), f"UPDATE groups SET position = position + {by} {newest}")
-    (found,) = told(report, "history")
-    assert "and its last transaction with batch" in found.text
+    report = alter(yard_with_history(data_dir, trims=True), f"UPDATE groups SET position = position + {by} {newest}")
+    (finding,) = findings_of(report, "history")
+    assert "and its last transaction with batch" in finding.text

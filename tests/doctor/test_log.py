@@ -103,7 +103,7 @@ def test_what_is_damaged_is_a_fault_and_nothing_behind_it_is_proved(
     data_dir: Path, error: Exception, where: str, text: str
 ) -> None:
     report = read(busy_yard(data_dir, trims=False), error, where)
-    assert any(found.check == "files" and text in found.text for found in report.findings), report.lines()
+    assert any(finding.check == "files" and text in finding.text for finding in report.findings), report.lines()
     if where != "chunks":
         assert any("shard 1" in why for why in report.unchecked["accounts"])
 

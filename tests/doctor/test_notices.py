@@ -14,7 +14,7 @@ from billing.doctor.report import Report
 from billing.follower.store import ShardFile
 from billing.notices.opening import begun_of, open_store
 from billing.notices.store import KIND, checksum_of
-from tests.doctor.story import USER, told
+from tests.doctor.story import USER, findings_of
 from tests.doctor.yard import COIN, DISK, Yard, busy
 
 NOTICES = 40
@@ -72,8 +72,8 @@ def test_a_file_that_is_only_behind_is_noted(data_dir: Path) -> None:
 
 
 def test_a_file_behind_what_the_journal_still_has_is_a_fault(data_dir: Path) -> None:
-    (found,) = told(owing(data_dir, trims=True).examine(), "notices")
-    assert "nobody is told of what lies between" in found.text
+    (finding,) = findings_of(owing(data_dir, trims=True).examine(), "notices")
+    assert "nobody is told of what lies between" in finding.text
 
 
 @pytest.mark.parametrize("trims", [False, True])
@@ -83,13 +83,15 @@ def test_a_file_that_is_gone_is_a_fault_where_the_journal_does_not_have_what_it_
     yard = owing(data_dir, trims=trims)
     Path(f"{yard.path}/notices/shard-1.sqlite").unlink()
     report = yard.examine()
-    assert len(told(report, "notices")) == int(trims)
+    assert len(findings_of(report, "notices")) == int(trims)
     assert trims or any("makes it anew from batch 1" in note for note in report.notes)
 
 
 def test_a_file_ahead_of_its_journal_proves_that_the_journal_lost_batches(data_dir: Path) -> None:
-    (found,) = told(changed(owing(data_dir), "UPDATE about SET position = position + 1", signs=True), "notices")
-    assert "the journal has lost batches" in found.text
+    (finding,) = findings_of(
+        changed(owing(data_dir), "UPDATE about SET position = position + 1", signs=True), "notices"
+    )
+    assert "the journal has lost batches" in finding.text
 
 
 @pytest.mark.parametrize("owed", [0, NOTICES])
@@ -106,7 +108,7 @@ def test_a_file_whose_journal_is_gone_is_a_fault_where_it_has_still_something_to
     db.execute(f"DELETE FROM owed WHERE seq > {owed}")
     db.commit()
     db.close()
-    texts = [found.text for found in told(yard.examine(), "notices")]
+    texts = [finding.text for finding in findings_of(yard.examine(), "notices")]
     assert texts == ([f"its journal is gone, and it still has {owed} notices to tell"] if owed else [])
 
 
@@ -126,7 +128,7 @@ def test_a_file_whose_journal_is_gone_is_a_fault_where_it_has_still_something_to
     ],
 )
 def test_what_was_changed_is_a_fault(data_dir: Path, statement: str, text: str) -> None:
-    assert text in told(changed(owing(data_dir), statement), "notices")[0].text
+    assert text in findings_of(changed(owing(data_dir), statement), "notices")[0].text
 
 
 @pytest.mark.parametrize(
@@ -137,7 +139,7 @@ def test_what_was_changed_is_a_fault(data_dir: Path, statement: str, text: str) 
     ],
 )
 def test_what_a_wrong_writer_wrote_is_a_fault(data_dir: Path, statement: str, text: str) -> None:
-    assert text in told(changed(owing(data_dir), statement, signs=True), "notices")[0].text
+    assert text in findings_of(changed(owing(data_dir), statement, signs=True), "notices")[0].text
 
 
 def test_no_flipped_byte_of_any_file_ends_the_doctor_with_a_bug(data_dir: Path) -> None:

@@ -15,9 +15,9 @@ def test_a_log_on_servers_that_cannot_be_reached_is_not_proved(data_dir: Path) -
     config.write_text(
         '[journal]\nkind = "jetstream"\n[cluster]\nservers = ["nats://127.0.0.1:1"]\nreplicas = 1\nshards = 2\n'
     )
-    told = CliRunner().invoke(root, ["doctor", "--config", str(config)])
-    assert told.exit_code == Exit.UNREACHABLE, told.output
+    result = CliRunner().invoke(root, ["doctor", "--config", str(config)])
+    assert result.exit_code == Exit.UNREACHABLE, result.output
     cut = ["--truncate-at", "5", "--accept-loss"]
-    told = CliRunner().invoke(root, ["doctor", "--config", str(config), *cut])
-    assert told.exit_code == Exit.REFUSED
-    assert "restore a backup" in told.output
+    result = CliRunner().invoke(root, ["doctor", "--config", str(config), *cut])
+    assert result.exit_code == Exit.REFUSED
+    assert "restore a backup" in result.output

@@ -11,7 +11,7 @@ from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from shards.batch import LEAVE, OWN
 from tests.doctor.forge import Record, forge
-from tests.doctor.story import USER, scene, told
+from tests.doctor.story import USER, findings_of, scene
 from tests.doctor.yard import COIN, Yard
 
 
@@ -19,8 +19,10 @@ def test_two_owners_of_a_bucket(data_dir: Path) -> None:
     yard = Yard(data_dir)
     yard.workers[2].shard.adopt(1, 1)
     yard.workers[2].commit()
-    (found,) = told(yard.close().examine(), "owners")
-    assert found.text == ("bucket 1 has two owners at generation 1: shard 2, and the map says shard 1 at generation 1")
+    (finding,) = findings_of(yard.close().examine(), "owners")
+    assert finding.text == (
+        "bucket 1 has two owners at generation 1: shard 2, and the map says shard 1 at generation 1"
+    )
 
 
 def test_a_bucket_without_an_owner(data_dir: Path) -> None:
@@ -30,15 +32,15 @@ def test_a_bucket_without_an_owner(data_dir: Path) -> None:
         return [record for record in records if record[:2] != (OWN, 3)]
 
     forge(yard, 1, without)
-    (found,) = told(yard.examine(), "owners")
-    assert found.text == "bucket 3 is not held by its owner, the map says shard 1 at generation 1"
+    (finding,) = findings_of(yard.examine(), "owners")
+    assert finding.text == "bucket 3 is not held by its owner, the map says shard 1 at generation 1"
 
 
 def test_a_bucket_at_another_generation_than_the_map_says(data_dir: Path) -> None:
     yard = Yard(data_dir)
     yard.record(["assign", 1, 1, 2])
-    (found,) = told(yard.close().examine(), "owners")
-    assert found.text == (
+    (finding,) = findings_of(yard.close().examine(), "owners")
+    assert finding.text == (
         "bucket 1 is held by shard 1 at generation 1, the map says shard 1 at generation 2: "
         "one of the two is an older backup"
     )
@@ -49,8 +51,8 @@ def test_an_emptied_shard(data_dir: Path) -> None:
     yard.workers[2].shard.freeze(5)
     yard.workers[2].shard.leave(5)
     yard.workers[2].commit()
-    (found,) = told(yard.close().examine(), "owners")
-    assert found.text == "bucket 5 is not held by its owner, the map says shard 2 at generation 1"
+    (finding,) = findings_of(yard.close().examine(), "owners")
+    assert finding.text == "bucket 5 is not held by its owner, the map says shard 2 at generation 1"
 
 
 def test_an_entry_of_a_bucket_that_was_given_up(data_dir: Path) -> None:
@@ -65,7 +67,7 @@ def test_an_entry_of_a_bucket_that_was_given_up(data_dir: Path) -> None:
         return [*records, (LEAVE, 5, 1, b"")]
 
     forge(yard, 1, leave_early, lambda part: None)
-    texts = [finding.text for finding in told(yard.examine(), "owners")]
+    texts = [finding.text for finding in findings_of(yard.examine(), "owners")]
     assert "an entry of bucket 5 at generation 1, while the shard does not have it" in texts
     assert "bucket 5 is not held by its owner, the map says shard 1 at generation 1" in texts
 
@@ -81,8 +83,8 @@ def test_a_bucket_that_did_not_arrive_as_it_left(data_dir: Path) -> None:
     yard.record(["assign", 5, 1, 2])
     taking.activate(5, yard.now_ns)
     giving.leave(5)
-    (found,) = told(yard.close().examine(), "owners")
-    assert found.text == "bucket 5 did not arrive at generation 2 as it had left"
+    (finding,) = findings_of(yard.close().examine(), "owners")
+    assert finding.text == "bucket 5 did not arrive at generation 2 as it had left"
 
 
 @pytest.mark.parametrize(
@@ -105,8 +107,8 @@ def test_a_record_that_contradicts_the_map(data_dir: Path, record: list[Any], te
     yard = Yard(data_dir)
     yard.record(record)
     report = yard.close().examine()
-    assert text in told(report, "owners")[0].text
-    assert told(report, "owners")[0].position == 3
+    assert text in findings_of(report, "owners")[0].text
+    assert findings_of(report, "owners")[0].position == 3
 
 
 def test_what_is_said_of_hosts_that_serve_at_once_contradicts_nothing(data_dir: Path) -> None:
@@ -119,10 +121,10 @@ def test_what_is_said_of_hosts_that_serve_at_once_contradicts_nothing(data_dir: 
         ["wish", 1, 1, "other"],
     )
     yard.record(["own", 1, 2, "", ""], ["drained", "a", True])
-    assert not told(yard.close().examine(), "owners")
+    assert not findings_of(yard.close().examine(), "owners")
 
 
 def test_a_missing_directory(data_dir: Path) -> None:
     yard = Yard(data_dir).close()
     (data_dir / "shard-2").rename(data_dir / "aside")
-    assert told(yard.examine(), "owners")[0].text == "the directory of shard 2 is missing"
+    assert findings_of(yard.examine(), "owners")[0].text == "the directory of shard 2 is missing"

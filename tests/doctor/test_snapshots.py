@@ -8,7 +8,7 @@ from billing.ledger.book import ROW
 from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from tests.doctor.forge import forge
-from tests.doctor.story import USER, scene, told
+from tests.doctor.story import USER, findings_of, scene
 from tests.doctor.yard import Yard
 
 
@@ -28,16 +28,16 @@ def test_a_changed_balance_in_a_snapshot(data_dir: Path) -> None:
 
     forge(yard, 1, on_part=richer)
     report = yard.examine()
-    texts = [finding.text for finding in told(report, "snapshots") if finding.account == "7"]
+    texts = [finding.text for finding in findings_of(report, "snapshots") if finding.account == "7"]
     assert len(texts) == 1
     assert "the snapshot says balance " in texts[0]
-    assert told(report, "accounts") == []
-    assert any("top_ups over all entries" in finding.text for finding in told(report, "snapshots"))
+    assert findings_of(report, "accounts") == []
+    assert any("top_ups over all entries" in finding.text for finding in findings_of(report, "snapshots"))
 
 
 def test_another_instant_of_a_2xx_in_a_snapshot_and_none_as_older_versions_wrote_it(data_dir: Path) -> None:
     yard = scene(data_dir)
-    found: list[tuple[int, int]] = []
+    instants: list[tuple[int, int]] = []
 
     def with_instant(part: bytes, delivered_ns: int) -> bytes:
         machine = BillingMachine(yard.rules)
@@ -46,19 +46,19 @@ def test_another_instant_of_a_2xx_in_a_snapshot_and_none_as_older_versions_wrote
         for extra in machine.ledger.books[bucket_id].extras.values():
             for cutoff in extra.cutoffs:
                 if cutoff.delivered_ns:
-                    found.append((cutoff.delivered_ns, cutoff.restored_ns))
+                    instants.append((cutoff.delivered_ns, cutoff.restored_ns))
                     cutoff.delivered_ns = cutoff.restored_ns = delivered_ns
         return part[:15] + machine.dump(bucket_id)
 
     forge(yard, 1, on_part=lambda part: with_instant(part, 7))
-    texts = {finding.text.partition(": ")[2] for finding in told(yard.examine(), "snapshots")}
-    delivered_ns, restored_ns = found[0]
+    texts = {finding.text.partition(": ")[2] for finding in findings_of(yard.examine(), "snapshots")}
+    delivered_ns, restored_ns = instants[0]
     assert texts == {
         f"the snapshot says the 2xx of cutoff 1 came at 7, worked out {delivered_ns}",
         f"the snapshot says the 2xx of the restore of cutoff 1 came at 7, worked out {restored_ns}",
     }
     forge(yard, 1, on_part=lambda part: with_instant(part, 0))
-    assert told(yard.examine(), "snapshots") == []
+    assert findings_of(yard.examine(), "snapshots") == []
 
 
 def test_a_snapshot_that_lost_request_ids(data_dir: Path) -> None:
@@ -71,22 +71,22 @@ def test_a_snapshot_that_lost_request_ids(data_dir: Path) -> None:
     def forgetful(part: bytes) -> bytes:
         machine = BillingMachine(Rules(accrue=False, request_ids_per_bucket=50, restore=True))
         machine.load(1, part[15:])
-        other = BillingMachine(yard.rules)
-        other.load(1, part[15:])
-        ids = other.ledger.books[1].ids
+        scratch = BillingMachine(yard.rules)
+        scratch.load(1, part[15:])
+        ids = scratch.ledger.books[1].ids
         packed = list(ids)
         ids.__init__()  # type: ignore[misc]
-        for one in [*packed[:5], *packed[6:]]:
-            ids.restore(one)
-        return part[:15] + other.dump(1)
+        for request_id in [*packed[:5], *packed[6:]]:
+            ids.restore(request_id)
+        return part[:15] + scratch.dump(1)
 
     forge(yard, 1, on_part=forgetful)
-    (found,) = told(yard.examine(), "requests")
-    assert "keeps other request ids than its entries say" in found.text
+    (finding,) = findings_of(yard.examine(), "requests")
+    assert "keeps other request ids than its entries say" in finding.text
 
 
 def test_a_snapshot_without_one_of_the_buckets(data_dir: Path) -> None:
     yard = scene(data_dir)
     forge(yard, 1, on_part=lambda part: part if part[1:3] != b"\x05\x00" else None)
     report = yard.examine()
-    assert "no part of bucket 5, which the shard holds at position" in told(report, "snapshots")[0].text
+    assert "no part of bucket 5, which the shard holds at position" in findings_of(report, "snapshots")[0].text

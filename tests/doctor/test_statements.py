@@ -14,7 +14,7 @@ from billing.history.openings import put
 from billing.history.retention import prune
 from billing.history.store import Store
 from shards.system.disk import RealDisk
-from tests.doctor.story import told
+from tests.doctor.story import findings_of
 from tests.doctor.yard import COIN, HOUR_NS, RULES, SECOND_NS, Yard, busy
 from tests.history.tampering import entry_changed, rows
 
@@ -69,7 +69,7 @@ def altered(yard: Yard, change: Callable[[sqlite3.Connection], object]) -> Repor
 def test_lines_that_do_not_sum_to_the_rate_are_found(data_dir: Path) -> None:
     yard = spent(data_dir, trims=True)
     report = altered(yard, lambda db: entry_changed(db, 9, lambda entry: entry._replace(line_rate=entry.line_rate + 1)))
-    assert "the lines sum to" in told(report, "statements")[0].text
+    assert "the lines sum to" in findings_of(report, "statements")[0].text
 
 
 def test_a_line_under_another_name_is_found(data_dir: Path) -> None:
@@ -81,7 +81,7 @@ def test_a_line_under_another_name_is_found(data_dir: Path) -> None:
                 entry_changed(db, row.seq, lambda entry: entry._replace(key=b"!"))
 
     report = altered(yard, renamed)
-    assert told(report, "statements")
+    assert findings_of(report, "statements")
 
 
 def cut(data_dir: Path) -> tuple[Yard, Store]:

@@ -162,7 +162,7 @@ class Yard:
     def buckets_of(self, shard_id: int) -> list[int]:
         count = len(self.shards)
         numbers = range(1, self.bucket_count + 1)
-        return [one for one in numbers if self.shards[(one - 1) * count // self.bucket_count] == shard_id]
+        return [number for number in numbers if self.shards[(number - 1) * count // self.bucket_count] == shard_id]
 
     def worker_of(self, user_id: bytes) -> Worker:
         bucket_id = bucket_id_of(user_id, self.bucket_count)
@@ -348,12 +348,12 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
                 else:
                     yard.wait(wait)
         else:
-            one = delivery() if chance < 0.4 else command()
+            chosen = delivery() if chance < 0.4 else command()
             try:
-                reply = yard.do(one)
+                reply = yard.do(chosen)
             except Refused:
                 continue
             if "hold_id" in reply:
                 name: Any = reply["hold_id"]
-                holds.append((one[1], name.encode() if isinstance(name, str) else bytes(name)))
+                holds.append((chosen[1], name.encode() if isinstance(name, str) else bytes(name)))
                 del holds[:-8]

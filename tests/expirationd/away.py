@@ -37,15 +37,15 @@ class Away:
     def keep(self, line: "Away") -> None:
         """Whoever connects again is answered as well."""
 
-    def ask(self, line: "Away", request: bytes, timeout_s: float, told: Callable[[Verdict], None]) -> None:
+    def ask(self, line: "Away", request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
         self.requests.append(request)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        asyncio.get_running_loop().call_later(self.answer_s, self._answer, told)
+        asyncio.get_running_loop().call_later(self.answer_s, self._answer, on_verdict)
 
-    def _answer(self, told: Callable[[Verdict], None]) -> None:
+    def _answer(self, on_verdict: Callable[[Verdict], None]) -> None:
         self.at_once -= 1
-        told((OK, "", -1))
+        on_verdict((OK, "", -1))
 
     def end(self, line: "Away", why: str) -> None:
         """Whoever is answered at all is answered soon."""

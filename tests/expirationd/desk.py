@@ -42,17 +42,19 @@ class Desk:
         self.started: set[tuple[bytes, int]] = set()
         self.broken: list[BaseException] = []
         self.seq = 0
-        self._told = asyncio.Event()
+        self._reported = asyncio.Event()
 
     def delivery_of(
         self,
-        made: DeliverySettings,
+        chosen: DeliverySettings,
         now_ns: Callable[[], int] = MACHINE_CLOCKS.wall_ns,
         may_act: Callable[[], bool] = lambda: True,
     ) -> Delivery:
         """A delivery of what this desk owes, not started yet."""
         obligations = Obligations(self.owed, self.report, may_act)
-        return Delivery(obligations, made, now_ns, self.failed, DeliveryDependencies(MACHINE_CLOCKS, random.Random(1)))
+        return Delivery(
+            obligations, chosen, now_ns, self.failed, DeliveryDependencies(MACHINE_CLOCKS, random.Random(1))
+        )
 
     def exhaust(self, delivery: Delivery, user: bytes) -> int:
         self.seq += 1
@@ -86,11 +88,11 @@ class Desk:
             self.restores.pop(user, None)
         elif outcome == "delivered" and seq in self.cutoffs.get(user, []):
             self.cutoffs[user].remove(seq)
-        self._told.set()
+        self._reported.set()
 
     def failed(self, error: BaseException) -> None:
         self.broken.append(error)
-        self._told.set()
+        self._reported.set()
 
     def nothing_owed(self) -> bool:
         return not self.restores and not any(self.cutoffs.values())
@@ -105,9 +107,9 @@ class Desk:
         """Waits for something to be so; fails after `LONG_S`."""
         async with asyncio.timeout(LONG_S):
             while not condition():
-                self._told.clear()
+                self._reported.clear()
                 try:
-                    await asyncio.wait_for(self._told.wait(), 0.01)
+                    await asyncio.wait_for(self._reported.wait(), 0.01)
                 except TimeoutError:
                     continue
 
@@ -133,9 +135,9 @@ def settings(url: str, **changes: Any) -> DeliverySettings:
 
 
 @asynccontextmanager
-async def sending(desk: Desk, made: DeliverySettings) -> AsyncIterator[Delivery]:
+async def sending(desk: Desk, chosen: DeliverySettings) -> AsyncIterator[Delivery]:
     """A delivery that runs; at the end, it must not have failed."""
-    delivery = desk.delivery_of(made)
+    delivery = desk.delivery_of(chosen)
     delivery.start()
     try:
         yield delivery

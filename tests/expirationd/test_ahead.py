@@ -46,14 +46,14 @@ async def test_a_server_that_serves_one_at_a_time_answers_the_call_of_another_pr
     one_at_a_time = receiving(fault=Fault("one-at-a-time"))
     async with (
         one_at_a_time as receiver,
-        sending(desk, settings(receiver.url)) as one,
-        sending(desk, settings(receiver.url)) as other,
+        sending(desk, settings(receiver.url)) as first,
+        sending(desk, settings(receiver.url)) as second,
     ):
-        await opened(desk, one.endpoints[0], receiver)
-        desk.exhaust(other, b"u")
+        await opened(desk, first.endpoints[0], receiver)
+        desk.exhaust(second, b"u")
         await desk.until(desk.nothing_owed)
-        await opened(desk, one.endpoints[0], receiver)
-        desk.exhaust(one, b"v")
+        await opened(desk, first.endpoints[0], receiver)
+        desk.exhaust(first, b"v")
         await desk.until(desk.nothing_owed)
         assert desk.errors() == []
 

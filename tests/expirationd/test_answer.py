@@ -51,7 +51,7 @@ ANSWERS: list[tuple[bytes, Taken]] = [
 ]
 
 
-def taken(pieces: list[bytes]) -> Taken:
+def read_in(pieces: list[bytes]) -> Taken:
     reader = AnswerReader(BODY_BYTES_MAX)
     for piece in pieces:
         reader.feed(piece)
@@ -61,16 +61,16 @@ def taken(pieces: list[bytes]) -> Taken:
 
 @pytest.mark.parametrize(("answer", "expected"), ANSWERS, ids=range(len(ANSWERS)))
 def test_in_one_piece_and_by_the_byte(answer: bytes, expected: Taken) -> None:
-    assert taken([answer]) == expected
-    assert taken([answer[at : at + 1] for at in range(len(answer))]) == expected
-    assert taken([answer[:1], answer[1:]]) == expected, "the common answers are taken at once, and come to the same"
+    assert read_in([answer]) == expected
+    assert read_in([answer[at : at + 1] for at in range(len(answer))]) == expected
+    assert read_in([answer[:1], answer[1:]]) == expected, "the common answers are taken at once, and come to the same"
 
 
 @given(st.sampled_from(ANSWERS), st.sets(st.integers(0, 120), max_size=6))
 def test_however_it_is_cut_into_pieces(case: tuple[bytes, Taken], cuts: set[int]) -> None:
     answer, expected = case
     ends = [*sorted(cut for cut in cuts if cut < len(answer)), len(answer)]
-    assert taken([answer[a:b] for a, b in zip([0, *ends], ends, strict=False)]) == expected
+    assert read_in([answer[a:b] for a, b in zip([0, *ends], ends, strict=False)]) == expected
 
 
 @given(st.integers(200, 599), st.binary(max_size=200), st.lists(st.integers(0, 220), max_size=4))
@@ -120,7 +120,7 @@ def test_what_is_no_status_line_is_malformed(data: bytes) -> None:
 
 def test_headers_of_any_length_up_to_the_limit_and_beyond_it_only_the_connection_is_lost() -> None:
     long = b"HTTP/1.1 204 X\r\nA: " + b"y" * (HEAD_BYTES_MAX - 100) + b"\r\n\r\n"
-    assert taken([long]) == (204, "", True)
+    assert read_in([long]) == (204, "", True)
     endless = AnswerReader(BODY_BYTES_MAX)
     endless.feed(b"HTTP/1.1 204 X\r\n")
     fed = 0
@@ -133,11 +133,11 @@ def test_headers_of_any_length_up_to_the_limit_and_beyond_it_only_the_connection
 
 def test_informational_answers_without_end_are_malformed() -> None:
     reader = AnswerReader(BODY_BYTES_MAX)
-    one = b"HTTP/1.1 100 Continue\r\n\r\n"
-    for _ in range(HEAD_BYTES_MAX // len(one)):
-        reader.feed(one)
+    informational = b"HTTP/1.1 100 Continue\r\n\r\n"
+    for _ in range(HEAD_BYTES_MAX // len(informational)):
+        reader.feed(informational)
     with pytest.raises(Malformed):
-        reader.feed(one)
+        reader.feed(informational)
 
 
 def test_a_long_header_by_the_byte_is_not_searched_again_for_each() -> None:

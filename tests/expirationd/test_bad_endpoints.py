@@ -85,8 +85,8 @@ async def test_what_is_packed_stays_packed() -> None:
 async def test_refused_starts_no_attempt_so_a_top_up_still_saves_the_user() -> None:
     desk = Desk()
     async with receiving(fault=Fault("refuse")) as receiver:
-        made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
-        async with sending(desk, made) as delivery:
+        chosen = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
+        async with sending(desk, chosen) as delivery:
             desk.exhaust(delivery, b"saved")
             desk.exhaust(delivery, b"cut")
             await desk.until(lambda: len(desk.errors()) >= 6)
@@ -134,8 +134,8 @@ async def test_retry_after_is_kept_up_to_its_limit_and_by_its_user_alone() -> No
         receiver.fault = None
         desk.exhaust(delivery, b"other")
         await desk.until(desk.nothing_owed)
-        first, other, again = receiver.calls
-        assert [call.user_id for call in (first, other, again)] == ["u", "other", "u"]
+        first, of_other, again = receiver.calls
+        assert [call.user_id for call in (first, of_other, again)] == ["u", "other", "u"]
         assert again.arrived_ns - first.arrived_ns >= QUICK.retry_after_max_ns
 
 

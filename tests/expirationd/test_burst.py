@@ -100,11 +100,11 @@ class Worker:
 
 @pytest.fixture
 def worker() -> Any:
-    made = Worker()
-    yield made
-    assert made.broken == []
-    assert made.kernel.troubles == []
-    made.loop.die()
+    worker_run = Worker()
+    yield worker_run
+    assert worker_run.broken == []
+    assert worker_run.kernel.troubles == []
+    worker_run.loop.die()
 
 
 def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -15,8 +15,8 @@ async def test_each_class_is_called_at_its_own_urls_signed_over_their_path_and_q
         url = receiver.url
         gold = OfClass("gold", f"{url}/gold/off?zone=3", f"{url}/gold/on")
         classes = (gold, OfClass("silver", "", f"{url}/silver/on"))
-        made = settings(f"{url}/off", restore_url=f"{url}/on", secrets=SECRETS, classes=classes)
-        async with sending(desk, made) as delivery:
+        chosen = settings(f"{url}/off", restore_url=f"{url}/on", secrets=SECRETS, classes=classes)
+        async with sending(desk, chosen) as delivery:
             for user in (b"u", b"g", b"s", b"n"):
                 desk.exhaust(delivery, user)
             await desk.until(desk.nothing_owed)
@@ -39,8 +39,8 @@ async def test_an_endpoint_that_is_down_holds_up_its_own_class_alone_even_beside
     desk = Desk()
     desk.classes = {b"g%d" % number: "gold" for number in range(50)}
     async with receiving(fault=Fault("status", 500)) as dead, receiving() as well:
-        made = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", ""),))
-        async with sending(desk, made) as delivery:
+        chosen = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", ""),))
+        async with sending(desk, chosen) as delivery:
             for number in range(50):
                 desk.exhaust(delivery, b"u%d" % number)
             await desk.until(lambda: delivery.outbox.lanes[0].shut)
@@ -59,8 +59,8 @@ async def test_an_endpoint_that_is_down_holds_up_its_own_class_alone_even_beside
 async def test_who_changes_class_while_a_call_is_owed_is_called_where_the_new_class_says() -> None:
     desk = Desk()
     async with receiving(fault=Fault("status", 500)) as dead, receiving() as well:
-        made = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", ""),))
-        async with sending(desk, made) as delivery:
+        chosen = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", ""),))
+        async with sending(desk, chosen) as delivery:
             for number in range(10):
                 desk.exhaust(delivery, b"u%d" % number)
             await desk.until(lambda: delivery.outbox.lanes[0].shut)

@@ -59,9 +59,9 @@ async def test_an_isolated_call_is_begun_in_the_turn_that_finds_it_owed_without_
         assert [(user, outcome) for _, user, _, outcome, _ in desk.reports] == [(b"a", "started"), (b"b", "started")]
         await desk.until(desk.nothing_owed)
         assert asyncio.all_tasks() - tasks == set()
-        told = [(user, outcome) for _, user, _, outcome, _ in desk.reports]
-        assert told[2][1] == "delivered"
-        assert told[3] == (b"c", "started"), "right behind the answer that made room for it"
+        outcomes = [(user, outcome) for _, user, _, outcome, _ in desk.reports]
+        assert outcomes[2][1] == "delivered"
+        assert outcomes[3] == (b"c", "started"), "right behind the answer that made room for it"
 
 
 async def test_many_at_once_arrive_once_each_over_a_bounded_number_of_connections() -> None:
@@ -199,8 +199,8 @@ async def test_a_user_saved_while_the_connection_is_being_opened_is_never_called
 async def test_a_restore_follows_the_cutoff_it_belongs_to_and_both_are_never_in_flight_at_once() -> None:
     desk = Desk()
     async with receiving(fault=Fault("slow", 100)) as receiver:
-        made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
-        async with sending(desk, made) as delivery:
+        chosen = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
+        async with sending(desk, chosen) as delivery:
             desk.exhaust(delivery, b"u")
             await desk.until(lambda: desk.outcomes(b"u") == ["started"])
             desk.top_up(delivery, b"u")
@@ -332,8 +332,8 @@ async def test_the_timestamp_is_the_wall_clocks_at_sending_and_the_instant_stays
         def billing_ns() -> int:
             return MACHINE_CLOCKS.wall_ns() - hour_ns
 
-        made = settings(receiver.url, secrets=SECRETS)
-        delivery = desk.delivery_of(made, billing_ns)
+        chosen = settings(receiver.url, secrets=SECRETS)
+        delivery = desk.delivery_of(chosen, billing_ns)
         delivery.start()
         try:
             desk.exhaust(delivery, b"u")
@@ -347,8 +347,8 @@ async def test_the_timestamp_is_the_wall_clocks_at_sending_and_the_instant_stays
 async def test_with_post_the_same_fields_come_as_a_body_and_restores_too() -> None:
     desk = Desk()
     async with receiving(secrets=SECRETS, fault=Fault("slow", 100)) as receiver:
-        made = settings(receiver.url + "/off", restore_url=receiver.url + "/on", secrets=SECRETS, method="POST")
-        async with sending(desk, made) as delivery:
+        chosen = settings(receiver.url + "/off", restore_url=receiver.url + "/on", secrets=SECRETS, method="POST")
+        async with sending(desk, chosen) as delivery:
             desk.exhaust(delivery, "üser/1".encode())
             await desk.until(lambda: bool(desk.started))
             desk.top_up(delivery, "üser/1".encode())
@@ -397,11 +397,11 @@ async def test_what_was_gathered_before_a_newer_cutoff_takes_it_back_from_nobody
 
 async def test_nothing_is_sent_while_another_owner_may_live_and_everything_after() -> None:
     desk = Desk()
-    asked: list[bool] = []
+    answers: list[bool] = []
     allowed = False
 
     def may_act() -> bool:
-        asked.append(allowed)
+        answers.append(allowed)
         return allowed
 
     async with receiving() as receiver:
@@ -409,7 +409,7 @@ async def test_nothing_is_sent_while_another_owner_may_live_and_everything_after
         delivery.start()
         try:
             desk.exhaust(delivery, b"u")
-            await desk.until(lambda: len(asked) >= 3)
+            await desk.until(lambda: len(answers) >= 3)
             assert (receiver.calls, desk.outcomes(b"u")) == ([], [])
             allowed = True
             await desk.until(desk.nothing_owed)

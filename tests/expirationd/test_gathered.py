@@ -25,22 +25,22 @@ class Burst:
         self.now_ns = 10**12
         self.endpoint = Endpoint("http://127.0.0.1:1", Limits(), Clocks(lambda: self.now_ns, lambda: self.now_ns), None)
         self.lines = [self.line() for _ in range(calls)]
-        self.told: dict[object, Verdict] = {}
+        self.verdicts: dict[object, Verdict] = {}
         self.next_on: Line | None = None
         for number, line in enumerate(self.lines):
             self.endpoint.ask(line, b"GET", TIMEOUT_S, partial(self.hear, number))
 
     def line(self) -> Line:
-        made = Line(self.endpoint)
-        made.connection_made(Socket())
-        return made
+        line = Line(self.endpoint)
+        line.connection_made(Socket())
+        return line
 
     def hear(self, number: int, verdict: Verdict) -> None:
-        self.told[number] = verdict
+        self.verdicts[number] = verdict
         if number == 0:
             self.next_on = self.endpoint.spare()
             assert self.next_on is not None
-            self.endpoint.ask(self.next_on, b"NEXT", TIMEOUT_S, lambda verdict: self.told.update(next=verdict))
+            self.endpoint.ask(self.next_on, b"NEXT", TIMEOUT_S, lambda verdict: self.verdicts.update(next=verdict))
 
     def read(self) -> None:
         """All answers come in one turn."""
@@ -62,12 +62,12 @@ async def test_a_deadline_that_rings_between_gives_up_no_call_nor_the_next_one_o
     burst = Burst()
     burst.now_ns += int(TIMEOUT_S * 1000) * MS + 5 * MS
     burst.read()
-    assert not burst.told
+    assert not burst.verdicts
     burst.endpoint._on_deadline()
-    assert [burst.told[number] for number in range(len(burst.lines))] == [(DELIVERED, "", -1)] * len(burst.lines)
+    assert [burst.verdicts[number] for number in range(len(burst.lines))] == [(DELIVERED, "", -1)] * len(burst.lines)
     assert burst.next_on is burst.lines[0]
     assert done_to(burst.lines[0]) == ["write", "write"], "the next call's line was closed"
-    assert "next" not in burst.told
+    assert "next" not in burst.verdicts
     burst.close()
 
 
@@ -75,10 +75,10 @@ async def test_a_call_that_is_ended_for_others_has_been_answered() -> None:
     burst = Burst()
     burst.read()
     burst.endpoint.end(burst.lines[0], "others wait")
-    assert burst.told == {0: (DELIVERED, "", -1)}
+    assert burst.verdicts == {0: (DELIVERED, "", -1)}
     assert done_to(burst.lines[0]) == ["write", "write"]
     await asyncio.sleep(0)
-    assert len(burst.told) == len(burst.lines), "the others are taken in their turn"
+    assert len(burst.verdicts) == len(burst.lines), "the others are taken in their turn"
     burst.close()
 
 
@@ -115,7 +115,7 @@ async def test_one_that_meets_a_bug_keeps_none_from_being_taken() -> None:
     burst.read()
     burst.endpoint._gathered.appendleft(Bug())  # type: ignore[arg-type]
     async with asyncio.timeout(60):
-        while len(burst.told) < len(burst.lines):
+        while len(burst.verdicts) < len(burst.lines):
             await asyncio.sleep(0)
     assert [str(error) for error in bugs] == ["a bug"]
     burst.close()

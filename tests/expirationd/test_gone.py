@@ -36,7 +36,9 @@ def test_gone_for_a_day_it_is_probed_once_a_second_then_drained_oldest_first() -
     tried = Counter(user for _, user, _, _ in world.attempts)
     standings = [world.outbox.standing(1, user) for user in tried]
     assert None not in standings
-    assert sum(tried.values()) == sum(one[1] for one in standings if one is not None), "each failure is remembered"
+    assert sum(tried.values()) == sum(standing[1] for standing in standings if standing is not None), (
+        "each failure is remembered"
+    )
     assert len(tried) > 70_000, "who was never tried goes first, another user each time"
     last_ns: dict[bytes, int] = {}
     for at_ns, user, _, _ in world.attempts:
@@ -57,7 +59,7 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_hours_and_then_sends_a
     endpoint = Away(kernel, began_ns + QUARTER_NS)
     owed = {b"%d" % number: number for number in range(PENDING_THEN)}
     failures: Counter[str] = Counter()
-    made: list[Delivery] = []
+    deliveries: list[Delivery] = []
     broken: list[BaseException] = []
 
     def owed_of(bucket_id: int, user: bytes) -> Owed | None:
@@ -82,7 +84,7 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_hours_and_then_sends_a
         for user, since_ns in owed.items():
             delivery.owe(1, user, "cutoff", since_ns)
         delivery.rouse()
-        made.append(delivery)
+        deliveries.append(delivery)
 
     loop.create_task(send())
     assert kernel.run(lambda: not owed, began_ns + 2 * QUARTER_NS)
@@ -97,6 +99,6 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_hours_and_then_sends_a
     assert kernel.now_ns - began_ns - QUARTER_NS < 4 * S
     numbers = [int(user) for user in users]
     assert numbers[1:] == sorted(numbers[1:]), "oldest first"
-    assert kernel.run(lambda: not made[0].outbox.in_flight, began_ns + 2 * QUARTER_NS)
-    assert (len(made[0].outbox), made[0].delivered) == (0, PENDING_THEN)
+    assert kernel.run(lambda: not deliveries[0].outbox.in_flight, began_ns + 2 * QUARTER_NS)
+    assert (len(deliveries[0].outbox), deliveries[0].delivered) == (0, PENDING_THEN)
     loop.die()

@@ -67,39 +67,39 @@ class Desk:
         self.lost += 1
 
 
-def asked(desk: Desk) -> tuple[Line, Socket, list[Any]]:
+def asked_line(desk: Desk) -> tuple[Line, Socket, list[Any]]:
     """A line with a request, and what became of it."""
-    line, socket, told = Line(desk), Socket(), list[Any]()
+    line, socket, answers = Line(desk), Socket(), list[Any]()
     line.connection_made(socket)
-    line.ask(b"GET", 4096, told.append)
-    return line, socket, told
+    line.ask(b"GET", 4096, answers.append)
+    return line, socket, answers
 
 
 async def test_what_was_read_is_taken_when_all_have_been_read() -> None:
     desk = Desk(gathering=True)
-    line, _, told = asked(desk)
+    line, _, answers = asked_line(desk)
     line.data_received(OK[:-1])
     line.data_received(OK[-1:])
-    assert (told, desk.gathered) == ([], [line]), "it was taken at once, or is gathered twice"
+    assert (answers, desk.gathered) == ([], [line]), "it was taken at once, or is gathered twice"
     line.take_gathered()
-    assert [answer.status for answer in told] == [200]
+    assert [answer.status for answer in answers] == [200]
     line.take_gathered()
-    assert len(told) == 1
+    assert len(answers) == 1
 
 
 async def test_what_comes_behind_an_answer_is_no_answer_to_the_next_request() -> None:
     desk = Desk(gathering=True)
-    line, _, told = asked(desk)
+    line, _, answers = asked_line(desk)
     line.data_received(OK)
     line.data_received(OK)  # nobody asked for it
     line.take_gathered()
-    assert [answer.reusable for answer in told] == [False]
+    assert [answer.reusable for answer in answers] == [False]
     assert not line.usable
 
 
 async def test_a_line_that_is_idle_takes_at_once_what_nobody_asked_for() -> None:
     desk = Desk(gathering=True)
-    line, socket, _ = asked(desk)
+    line, socket, _ = asked_line(desk)
     line.data_received(OK)
     line.take_gathered()
     assert line.usable
@@ -110,21 +110,23 @@ async def test_a_line_that_is_idle_takes_at_once_what_nobody_asked_for() -> None
 @pytest.mark.parametrize("end", ["close", "lost"])
 async def test_an_answer_that_has_come_counts_whatever_happens_to_the_line(end: str) -> None:
     desk = Desk(gathering=True)
-    line, socket, told = asked(desk)
+    line, socket, answers = asked_line(desk)
     line.data_received(OK)
     if end == "close":
         line.late = True
         line.close()
-        assert (told, socket.is_closing()) == ([], True), "whoever hears of it would ask anew on what is being closed"
+        assert (answers, socket.is_closing()) == ([], True), (
+            "whoever hears of it would ask anew on what is being closed"
+        )
     line.connection_lost(None)
     await asyncio.sleep(0)
-    assert [answer.status for answer in told] == [200]
+    assert [answer.status for answer in answers] == [200]
     assert desk.lost == 1
 
 
 async def test_where_nothing_is_gathered_an_answer_is_taken_at_once() -> None:
     desk = Desk(gathering=False)
-    line, _, told = asked(desk)
+    line, _, answers = asked_line(desk)
     line.data_received(OK)
-    assert [answer.status for answer in told] == [200]
+    assert [answer.status for answer in answers] == [200]
     assert line.usable

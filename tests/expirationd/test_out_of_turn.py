@@ -23,8 +23,8 @@ WAIT_S = 60.0
 class Speaker(asyncio.Protocol):
     """A connection on which a test says what it likes."""
 
-    def __init__(self, said: list[Speaker], greeting: bytes, on_request: Callable[[Speaker], bytes]) -> None:
-        self.said, self.greeting, self.on_request = said, greeting, on_request
+    def __init__(self, speakers: list[Speaker], greeting: bytes, on_request: Callable[[Speaker], bytes]) -> None:
+        self.said, self.greeting, self.on_request = speakers, greeting, on_request
         self.requests: list[bytes] = []
         self.ended = False
 
@@ -45,49 +45,49 @@ async def speaking(
     greetings: list[bytes], on_request: Callable[[Speaker], bytes]
 ) -> tuple[str, list[Speaker], asyncio.Server]:
     """A server whose n-th connection is greeted with the n-th of these, and with nothing after them."""
-    said: list[Speaker] = []
+    speakers: list[Speaker] = []
 
-    def made() -> Speaker:
-        return Speaker(said, greetings[len(said)] if len(said) < len(greetings) else b"", on_request)
+    def speaker() -> Speaker:
+        return Speaker(speakers, greetings[len(speakers)] if len(speakers) < len(greetings) else b"", on_request)
 
-    server = await asyncio.get_running_loop().create_server(made, "127.0.0.1", 0)
-    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/off", said, server
+    server = await asyncio.get_running_loop().create_server(speaker, "127.0.0.1", 0)
+    return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/off", speakers, server
 
 
 async def test_a_second_answer_in_a_later_segment_ends_the_connection_and_answers_nobody() -> None:
     desk = Desk()
-    url, said, server = await speaking([], lambda speaker: OK if speaker is said[0] else NO)
+    url, speakers, server = await speaking([], lambda speaker: OK if speaker is speakers[0] else NO)
     async with sending(desk, settings(url)) as delivery:
         desk.exhaust(delivery, b"first")
         await desk.until(desk.nothing_owed)
-        said[0].transport.write(OK)  # once more, and nobody asked
-        await desk.until(lambda: said[0].ended)
+        speakers[0].transport.write(OK)  # once more, and nobody asked
+        await desk.until(lambda: speakers[0].ended)
         desk.exhaust(delivery, b"second")
         await desk.until(lambda: bool(desk.errors()))
         assert desk.outcomes(b"second")[:2] == ["started", "failed"], "the second answer was not taken for its own"
-        assert len(said[0].requests) == 1
+        assert len(speakers[0].requests) == 1
     server.close()
 
 
 async def test_an_answer_before_the_call_is_not_taken_for_its_answer() -> None:
     desk = Desk()
-    url, said, server = await speaking([OK], lambda _: NO)
+    url, speakers, server = await speaking([OK], lambda _: NO)
     async with sending(desk, settings(url)) as delivery:
         delivery.endpoints[0].open_ahead()
-        await desk.until(lambda: bool(said) and said[0].ended)
+        await desk.until(lambda: bool(speakers) and speakers[0].ended)
         desk.exhaust(delivery, b"u")
         await desk.until(lambda: bool(desk.errors()))
         assert desk.errors()[0] == "status 404"
-        assert said[0].requests == []
+        assert speakers[0].requests == []
         assert not desk.nothing_owed()
     server.close()
 
 
-async def until_heard(stream: asyncio.StreamReader, words: bytes) -> None:
+async def until_heard(stream: asyncio.StreamReader, needle: bytes) -> None:
     """Reads until these words came."""
     async with asyncio.timeout(WAIT_S):
         heard = b""
-        while words not in heard:
+        while needle not in heard:
             more = await stream.read(4096)
             assert more, f"it ended after {heard!r}"
             heard += more
@@ -101,18 +101,18 @@ async def test_tls_that_is_negotiated_anew_in_the_middle_of_a_call_costs_at_most
     server = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
     )
-    heard, told = cast(Any, server.stdout), cast(Any, server.stdin)
+    heard, stdin = cast(Any, server.stdout), cast(Any, server.stdin)
     try:
         await until_heard(heard, b"ACCEPT")
         trust = ssl.create_default_context(cafile=str(CERTIFICATE))
-        made = settings(f"https://localhost:{port}/off", tls=trust, connect_timeout_s=30.0, timeout_s=30.0)
-        async with sending(desk, made) as delivery:
+        chosen = settings(f"https://localhost:{port}/off", tls=trust, connect_timeout_s=30.0, timeout_s=30.0)
+        async with sending(desk, chosen) as delivery:
             desk.exhaust(delivery, b"u")
             await until_heard(heard, b"GET /off")
-            told.write(b"R\n")
+            stdin.write(b"R\n")
             for _ in range(20):  # calls that ended with their connection come again
-                told.write(b"HTTP/1.1 204 No Content\n\n")
-                await told.drain()
+                stdin.write(b"HTTP/1.1 204 No Content\n\n")
+                await stdin.drain()
                 if desk.nothing_owed() or desk.errors():
                     break
                 await asyncio.sleep(0.05)

@@ -79,11 +79,11 @@ class Running:
 
 @pytest.fixture
 def running() -> Iterator[Running]:
-    made = Running()
-    yield made
-    assert made.broken == []
-    assert made.kernel.troubles == []
-    made.loop.die()
+    run = Running()
+    yield run
+    assert run.broken == []
+    assert run.kernel.troubles == []
+    run.loop.die()
 
 
 def test_an_outage_is_logged_as_it_begins_once_a_minute_with_how_many_wait_and_as_it_ends(
@@ -105,9 +105,9 @@ def test_an_outage_is_logged_as_it_begins_once_a_minute_with_how_many_wait_and_a
     running.run(70)
     assert running.owed == {}
     assert running.delivery.figures()["endpoint_outages"] == []
-    told = [(record.levelname, record.getMessage()) for record in caplog.records]
-    assert [level for level, _ in told] == ["WARNING", "WARNING", "WARNING", "INFO"]
-    texts = [text for _, text in told]
+    messages = [(record.levelname, record.getMessage()) for record in caplog.records]
+    assert [level for level, _ in messages] == ["WARNING", "WARNING", "WARNING", "INFO"]
+    texts = [text for _, text in messages]
     assert texts[:3] == [
         f"{ORIGIN} takes no calls (connection refused) and is probed; users who wait: 7",
         f"{ORIGIN} has taken no calls for 60 s (connection refused) and is probed; users who wait: 7",

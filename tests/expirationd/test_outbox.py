@@ -267,10 +267,10 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
     @invariant()
     def what_is_owed_is_known_and_wakes_somebody(self) -> None:
         assert self.outbox.in_flight == len(self.flying) <= 3
-        known = {user for user in (b"a", b"b", b"c", b"d", b"e") if (1, user) in self.outbox}
-        assert {user for user, events in self.owed.items() if events} <= known
+        users = {user for user in (b"a", b"b", b"c", b"d", b"e") if (1, user) in self.outbox}
+        assert {user for user, events in self.owed.items() if events} <= users
         assert self.outbox.retries_in_flight <= 1
-        to_go = known - set(self.flying) - self.to_hold
+        to_go = users - set(self.flying) - self.to_hold
         if to_go and not self.flying:
             wake_ns = self.outbox.next_wake_ns(self.now_ns)
             assert self.now_ns <= wake_ns <= self.now_ns + 40 * S

@@ -300,9 +300,9 @@ def test_taking_and_finishing_many_keeps_the_counts() -> None:
     now_ns = 0
     for round_ in range(3000):
         outbox.owe(1, b"%d" % rng.randrange(20), now_ns)
-        taken = outbox.take(now_ns)
-        if taken is not None and outbox.begin(taken, round_ % 3, 0, now_ns, now_ns):
+        item = outbox.take(now_ns)
+        if item is not None and outbox.begin(item, round_ % 3, 0, now_ns, now_ns):
             outcome = rng.choice([OK, FAILED, TIMED_OUT, UNREACHABLE])
-            outbox.finish(taken, outcome, now_ns, -1, outcome == OK and rng.random() < 0.3)
+            outbox.finish(item, outcome, now_ns, -1, outcome == OK and rng.random() < 0.3)
         now_ns += rng.randrange(S // 10)
         assert (outbox.in_flight, outbox.retries_in_flight) == (0, 0)

@@ -31,16 +31,16 @@ def test_no_more_than_asked_for_at_once_and_nothing_where_it_is_off() -> None:
 
 
 def test_what_an_endpoint_takes_is_seen_only_while_there_was_more_to_send() -> None:
-    seen = Throughput()
+    throughput = Throughput()
     for number in range(1000):  # one at a time: says nothing
-        seen.answered(1 + number * 10**6, False)
-    assert seen.per_second == -1
+        throughput.answered(1 + number * 10**6, False)
+    assert throughput.per_second == -1
     start = 10**10
     for number in range(301):  # one each millisecond, all senders at work
-        seen.answered(start + number * 10**6, True)
-    assert seen.per_second == 1000
+        throughput.answered(start + number * 10**6, True)
+    assert throughput.per_second == 1000
     assert WINDOW_NS < 301 * 10**6
     start = 10**11
     for number in range(ANSWERS_MIN + 1):  # a short burst that ends
-        seen.answered(start + number * 10**4, number < ANSWERS_MIN)
-    assert seen.per_second == 100_000
+        throughput.answered(start + number * 10**4, number < ANSWERS_MIN)
+    assert throughput.per_second == 100_000

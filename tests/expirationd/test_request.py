@@ -101,15 +101,15 @@ def test_urls_that_are_refused(url: str) -> None:
 
 @given(st.text(min_size=1, max_size=40).filter(lambda text: "\0" not in text), st.integers(1, 2**31))
 def test_what_is_prepared_is_sent_as_if_it_had_not_been_and_is_forgotten_two_turns_on(user: str, second: int) -> None:
-    told = (user.encode(errors="replace"), f"{user}-3-5", 3, 5)
+    call = (user.encode(errors="replace"), f"{user}-3-5", 3, 5)
     template, plain = GetTemplate("http://h/off", SECRETS), GetTemplate("http://h/off", SECRETS)
-    template.prepare(*told)
-    template.prepare(*told)
+    template.prepare(*call)
+    template.prepare(*call)
     template.turn()
-    assert template.request(*told, second) == template.request(*told, second) == plain.request(*told, second)
+    assert template.request(*call, second) == template.request(*call, second) == plain.request(*call, second)
     assert template.found_prepared == 1
-    template.prepare(*told)
+    template.prepare(*call)
     template.turn()
     template.turn()
-    assert template.request(*told, second) == plain.request(*told, second)
+    assert template.request(*call, second) == plain.request(*call, second)
     assert template.found_prepared == 1

@@ -45,12 +45,12 @@ class Accounts:
         self.filed[ref] = filed_ns
 
     def advance(self, now_ns: int, limit: int) -> list[tuple[int, int]]:
-        asked = self.asked
+        asked_before = self.asked
         fired = []
         for ref in self.wheel.advance(now_ns, self.due_of, self.moved, limit):
             fired.append((self.due.pop(ref), ref))
             del self.filed[ref]
-        assert self.asked - asked <= limit
+        assert self.asked - asked_before <= limit
         return fired
 
     def drain(self, now_ns: int, limit: int = 1000) -> list[tuple[int, int]]:
@@ -284,9 +284,9 @@ def test_who_is_due_soon_is_told_beforehand(dues: list[int], now_ns: int, ahead_
         accounts.advance(now_ns, 100)
     until_ns = now_ns + ahead_ns
     pieces = list(accounts.wheel.soon(until_ns))
-    told = [ref for piece in pieces for ref in piece]
-    assert {ref for ref, due_ns in enumerate(dues) if now_ns < due_ns <= until_ns} <= set(told)
-    assert accounts.wheel.count_soon(until_ns) == len(told)
+    refs = [ref for piece in pieces for ref in piece]
+    assert {ref for ref, due_ns in enumerate(dues) if now_ns < due_ns <= until_ns} <= set(refs)
+    assert accounts.wheel.count_soon(until_ns) == len(refs)
     assert all(0 < len(piece) <= SOON_PIECE for piece in pieces)
 
 

@@ -22,25 +22,25 @@ BUCKETS = (1, 2, 3)
 def machine() -> BillingMachine:
     """Three buckets with a few thousand accounts of all sorts, at instant 1000."""
     rng = random.Random(11)
-    made = BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=False))
+    billing = BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=False))
     for bucket_id in BUCKETS:
-        made.create(bucket_id)
-    made.start(0)
+        billing.create(bucket_id)
+    billing.start(0)
     for bucket_id in BUCKETS:
-        made.arm(bucket_id)
+        billing.arm(bucket_id)
     for number in range(3000):
         user, bucket_id = b"u%d" % number, rng.choice(BUCKETS)
-        command(made, bucket_id, ops.TOP_UP, user, rng.randrange(1, 5000))
+        command(billing, bucket_id, ops.TOP_UP, user, rng.randrange(1, 5000))
         if rng.random() < 0.8:
-            command(made, bucket_id, ops.SET_RATE, user, rng.randrange(1, 10_000), -1, -1)
+            command(billing, bucket_id, ops.SET_RATE, user, rng.randrange(1, 10_000), -1, -1)
         if rng.random() < 0.2:
             thresholds = ops.pack_thresholds([(ops.BY_AMOUNT, rng.randrange(4000))])
-            command(made, bucket_id, ops.SET_THRESHOLDS, user, 1, key=thresholds)
+            command(billing, bucket_id, ops.SET_THRESHOLDS, user, 1, key=thresholds)
         if rng.random() < 0.2:
-            command(made, bucket_id, ops.HOLD, user, rng.randrange(1, 500), rng.randrange(1, HOUR_NS))
+            command(billing, bucket_id, ops.HOLD, user, rng.randrange(1, 500), rng.randrange(1, HOUR_NS))
         if rng.random() < 0.1:
-            command(made, bucket_id, ops.CHANGE_RATE, user, 77, 0, 0, key=b"disk")
-    return made
+            command(billing, bucket_id, ops.CHANGE_RATE, user, 77, 0, 0, key=b"disk")
+    return billing
 
 
 def command(machine: BillingMachine, bucket_id: int, op: int, user: bytes, *rest: int, key: Any = b"") -> None:
@@ -50,10 +50,10 @@ def command(machine: BillingMachine, bucket_id: int, op: int, user: bytes, *rest
 
 def whole_round(opinion: WheelScrubber, machine: BillingMachine, now_ns: int) -> int:
     """Mismatches of one round, all of it at one instant."""
-    rounds, found = opinion.rounds, 0
+    rounds, differences = opinion.rounds, 0
     while opinion.rounds == rounds:
-        found += opinion.step(now_ns, machine.next_due_ns())
-    return found
+        differences += opinion.step(now_ns, machine.next_due_ns())
+    return differences
 
 
 def opinion_of(machine: BillingMachine) -> WheelScrubber:

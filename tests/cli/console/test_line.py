@@ -85,7 +85,7 @@ def test_every_procedure_can_be_typed_and_is_explained() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "completions"),
     [
         ("set_r", ["set_rate"]),
         ("set-r", ["set_rate"]),
@@ -102,18 +102,18 @@ def test_every_procedure_can_be_typed_and_is_explained() -> None:
         ("account us", ["user_01", "user_02"]),
     ],
 )
-def test_completion_comes_from_the_table(text: str, found: list[str]) -> None:
-    assert TABLE.complete(text, {"user_01", "user_02", "other"}) == found
+def test_completion_comes_from_the_table(text: str, completions: list[str]) -> None:
+    assert TABLE.complete(text, {"user_01", "user_02", "other"}) == completions
 
 
 @pytest.mark.parametrize("width", [60, 80, 100])
 def test_the_overview_names_everything_within_its_width_and_breaks_no_word(width: int) -> None:
     lines = TABLE.overview(width).splitlines()
     assert all(len(line) <= width for line in lines)
-    words = " ".join(TABLE.overview(width).split())
+    text = " ".join(TABLE.overview(width).split())
     for name, method in METHODS.items():
         if name != "hello":
-            assert f" {name} " in words
-            assert method.doc in words
+            assert f" {name} " in text
+            assert method.doc in text
     titles = [line for line in lines if line and not line.startswith(" ")]
     assert titles[:4] == ["Accounts: changes", "Accounts: questions", "Operation", "The daemon"]

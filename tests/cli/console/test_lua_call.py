@@ -8,7 +8,7 @@ from billing.cli.console.lua_call import LuaCall, read
 
 
 @pytest.mark.parametrize(
-    ("line", "name", "words"),
+    ("line", "name", "arguments"),
     [
         ("decrease_balance('user_03', 200)", "decrease_balance", "debit user_03 200"),
         ('increase_balance( "user 03" , 12.5 );', "increase_balance", "top_up 'user 03' 12.5"),
@@ -23,5 +23,5 @@ from billing.cli.console.lua_call import LuaCall, read
         ("s:select{}", None, None),
     ],
 )
-def test_a_call_is_read_as_words_and_nothing_is_evaluated(line: str, name: str | None, words: str | None) -> None:
-    assert read(line) == (None if name is None or words is None else LuaCall(name, words))
+def test_a_call_is_read_as_words_and_nothing_is_evaluated(line: str, name: str | None, arguments: str | None) -> None:
+    assert read(line) == (None if name is None or arguments is None else LuaCall(name, arguments))

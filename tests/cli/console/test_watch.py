@@ -28,29 +28,29 @@ def test_the_balance_ticks_as_the_ledger_says(passed_ns: int) -> None:
     bank.top_up("u", 3 * 10**9, at=0)
     bank.set_rate("u", 10**9 * 3600 * 7 // 9, at=0)
     account = {"cutoff": None, **bank.view("u", at=0)}
-    seen = drawn(account, passed_ns)
+    shown = drawn(account, passed_ns)
     exact = bank.view("u", at=passed_ns)["balance_nanos"]
     assert (
-        abs(round(float(seen["balance"]) * 10**9) - exact) <= 1
+        abs(round(float(shown["balance"]) * 10**9) - exact) <= 1
     )  # a picture floors the spent, the ledger what is left
-    assert seen["user"] == "u"
+    assert shown["user"] == "u"
 
 
 async def test_it_asks_again_when_the_instant_has_come() -> None:
     bank = Bank()
     bank.top_up("u", 10**9, at=0)
     bank.set_rate("u", HOUR, at=0)
-    asked: list[int] = []
+    calls: list[int] = []
 
     async def ask() -> dict[str, Any]:
-        asked.append(len(asked))
-        at = 10**9 - 150_000_000 if len(asked) == 1 else 10**9
+        calls.append(len(calls))
+        at = 10**9 - 150_000_000 if len(calls) == 1 else 10**9
         return {"cutoff": None, **bank.view("u", at=at)}
 
     out = Console(file=io.StringIO(), width=120, force_terminal=True)
     async with asyncio.timeout(20):
         await watch(out, ask, 3_000_000_000)
-    assert len(asked) >= 2
+    assert len(calls) >= 2
 
 
 def test_what_a_client_called_a_user_steers_no_terminal() -> None:
