@@ -52,15 +52,15 @@ def _field(where: str, field: Field, value: dict[str, Any]) -> Iterator[str]:
         if not field.optional:
             yield f"{where} is missing"
         return
-    found = value[field.name]
-    if found is None:
+    field_value = value[field.name]
+    if field_value is None:
         if not field.nullable and field.kind != "any":
             yield f"{where} is nil"
         return
-    if field.many and type(found) is not list:
+    if field.many and type(field_value) is not list:
         yield f"{where} is no array"
         return
-    for one in found if field.many else [found]:
-        yield from _value(where, field.kind, field.shape, one)
-        if field.choices and one not in field.choices:
-            yield f"{where} is {one!r}, none of its choices"
+    for item in field_value if field.many else [field_value]:
+        yield from _value(where, field.kind, field.shape, item)
+        if field.choices and item not in field.choices:
+            yield f"{where} is {item!r}, none of its choices"

@@ -84,8 +84,8 @@ class Gate:
         if self.broken is not None:
             raise self.broken
         self.asked.append((kind, what))
-        found = self.replies.get(str(what[0]), reply)
-        self.waiting.append((caller, token, found(what) if callable(found) else found))
+        answer = self.replies.get(str(what[0]), reply)
+        self.waiting.append((caller, token, answer(what) if callable(answer) else answer))
         if len(self.waiting) == 1 and not self.holds_back:
             asyncio.get_running_loop().call_soon(self.release)
 

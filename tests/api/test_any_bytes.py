@@ -108,9 +108,9 @@ def test_any_bytes_get_declared_answers_however_they_are_cut(
     frames: list[list[Any]], tail: bytes, cuts: list[int]
 ) -> None:
     stream = b"".join(map(msgpack.packb, frames)) + tail
-    replies, asked, ended = converse(stream, [])
-    assert (replies, asked, ended) == converse(stream, cuts)
-    assert (replies, asked, ended) == converse(stream, list(range(len(stream))))
+    replies, calls, ended = converse(stream, [])
+    assert (replies, calls, ended) == converse(stream, cuts)
+    assert (replies, calls, ended) == converse(stream, list(range(len(stream))))
     expected = [frame[1] for frame in frames if frame[0] == 0]
     answered = [reply[1] for reply in replies if reply[1] is not None]
     assert not Counter(expected) - Counter(answered)

@@ -216,7 +216,7 @@ def test_who_was_let_in_may_stay_while_the_same_token_stands_with_the_same_roles
     before = Guard(TOKENS)
     grant = before.sign_in(b"shop")
     assert grant is not None
-    line = next(one for one in TOKENS.splitlines() if one.startswith("shop:"))
+    line = next(shop_line for shop_line in TOKENS.splitlines() if shop_line.startswith("shop:"))
     assert Guard(TOKENS).outlives(grant, before)
     assert Guard(line).outlives(grant, before)
     assert not Guard(TOKENS.replace(line, "")).outlives(grant, before), "the line is gone"

@@ -57,8 +57,8 @@ async def test_clients_are_connected_before_the_worker_has_a_turn() -> None:
     async with asyncio.timeout(60):
         while len(door.connections) < len(crowd):
             await asyncio.sleep(0.005)
-    for one in crowd:
-        one.close()
+    for client in crowd:
+        client.close()
     await doors.stop_listening()
 
 
@@ -74,26 +74,26 @@ async def test_a_turn_of_the_loop_accepts_several(kind: str, data_dir: Path) -> 
     address, family = listener.getsockname(), listener.family
     doors.listen(kind, listener)
     crowd = [socket.socket(family, socket.SOCK_STREAM) for _ in range(10 * ACCEPTS_AT_ONCE)]
-    for one in crowd:
-        one.connect(address)
+    for client in crowd:
+        client.connect(address)
     turns = 0
     async with asyncio.timeout(60):
         while len(door.connections) < len(crowd):
             turns += 1
             await asyncio.sleep(0)
     assert turns < len(crowd) / 2, "one a turn"
-    for one in crowd:
-        one.close()
+    for client in crowd:
+        client.close()
     await doors.stop_listening()
 
 
 async def test_replies_are_not_put_together_by_the_kernel() -> None:
     """Without TCP_NODELAY a reply may wait 40 ms for an acknowledgement."""
-    made = list[asyncio.Transport]()
+    transports = list[asyncio.Transport]()
 
     class Kept(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
-            made.append(cast(asyncio.Transport, transport))
+            transports.append(cast(asyncio.Transport, transport))
 
     listener = bind_tcp("127.0.0.1", 0, 0)
     address = listener.getsockname()
@@ -101,10 +101,10 @@ async def test_replies_are_not_put_together_by_the_kernel() -> None:
     listening = Listener(listener, entrance, Kept)
     with socket.create_connection(address, timeout=60):
         async with asyncio.timeout(60):
-            while not made:
+            while not transports:
                 await asyncio.sleep(0.005)
-        assert made[0].get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-        made[0].close()
+        assert transports[0].get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+        transports[0].close()
     listening.close()
     entrance.close()
 
@@ -124,10 +124,10 @@ async def test_no_more_are_under_way_than_there_is_room_for_and_all_are_known_at
             assert len(os.listdir("/proc/self/fd")) < before + 2 * ACCEPTS_AT_ONCE, "each socket has its own"
             await asyncio.sleep(0)
     await doors.stop_listening()
-    known = len(door.connections)
+    open_connections = len(door.connections)
     for _ in range(20):
         await asyncio.sleep(0)
-    assert len(door.connections) == known < len(crowd)
+    assert len(door.connections) == open_connections < len(crowd)
     door.close()
-    for one in crowd:
-        one.close()
+    for client in crowd:
+        client.close()

@@ -30,9 +30,9 @@ class Desk:
     """A door of no protocol: it writes down what its session is answered."""
 
     def __init__(self, house: House, grant: Grant | None = ADMIN) -> None:
-        self.told: list[tuple[int, object]] = []
+        self.replies: list[tuple[int, object]] = []
         self.flushes = 0
-        self.session = Session(house.door, lambda token, reply: self.told.append((token, reply)), self._flushed)
+        self.session = Session(house.door, lambda token, reply: self.replies.append((token, reply)), self._flushed)
         self.session.grant = grant
 
     def _flushed(self) -> None:
@@ -41,7 +41,7 @@ class Desk:
     def ask(self, name: str, *params: Any) -> Any:
         """The reply to a call that is answered at once."""
         self.session.call(99, name, list(params))
-        token, reply = self.told.pop()
+        token, reply = self.replies.pop()
         assert token == 99
         return reply
 
@@ -58,9 +58,9 @@ async def test_a_call_goes_to_the_owner_and_its_reply_comes_once_durable(house: 
     assert (desk.session.in_flight, house.door.in_flight) == (3, 3)
     caller = house.gate.waiting[0][0]
     caller.answer(1, {"user_id": "ann"})
-    assert desk.told == [], "a staged reply left before it was durable"
+    assert desk.replies == [], "a staged reply left before it was durable"
     caller.flush()
-    assert desk.told == [(1, {"user_id": "ann"})]
+    assert desk.replies == [(1, {"user_id": "ann"})]
     assert (desk.flushes, desk.session.in_flight) == (1, 2)
 
 
@@ -69,7 +69,7 @@ async def test_a_listing_counts_by_its_weight_until_it_is_answered(house: House)
     desk.session.call(1, "history", ["ann"])
     desk.session.call(2, "get_account", ["ann"])
     assert house.door.in_flight == LISTING_WEIGHT + 1
-    await house.until(lambda: len(desk.told) == 2)
+    await house.until(lambda: len(desk.replies) == 2)
     assert (house.door.in_flight, desk.session.in_flight) == (0, 0)
 
 
@@ -137,9 +137,9 @@ async def test_a_full_worker_refuses_commands_and_questions() -> None:
             refusal = desk.ask(name, "ann", 5)
             assert (refusal.name, refusal.retry, refusal.applied) == ("BUSY", True, "no")
         house.gate.release()
-        desk.told.clear()
+        desk.replies.clear()
         desk.session.call(3, "top_up", ["ann", 5])
-        assert desk.told == []
+        assert desk.replies == []
 
 
 async def test_what_shards_say_is_a_refusal_under_its_name(house: House) -> None:
@@ -148,8 +148,8 @@ async def test_what_shards_say_is_a_refusal_under_its_name(house: House) -> None
     house.gate.replies["explain"] = Moving(7)
     desk.session.call(1, "get_account", ["ann"])
     desk.session.call(2, "explain", ["ann"])
-    await house.until(lambda: len(desk.told) == 2)
-    away, moving = (reply for _, reply in desk.told)
+    await house.until(lambda: len(desk.replies) == 2)
+    away, moving = (reply for _, reply in desk.replies)
     assert isinstance(away, Refused)
     assert isinstance(moving, Refused)
     assert (away.name, away.applied, away.details) == ("UNAVAILABLE", "unknown", {"shard_id": 2})
@@ -183,7 +183,7 @@ async def test_replies_of_other_workers_count_and_leave_as_they_are(house: House
     session.relay(encode_reply(5, session.mode, {"user_id": "ann"}))
     assert desk.flushes == 0
     session.relay_flush()
-    assert [(token, plain(reply)) for token, reply in desk.told] == [(5, {"user_id": "ann"})]
+    assert [(token, plain(reply)) for token, reply in desk.replies] == [(5, {"user_id": "ann"})]
     assert (desk.flushes, house.door.in_flight) == (1, 0)
 
 

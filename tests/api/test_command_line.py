@@ -143,7 +143,7 @@ async def test_what_a_question_sends(house: House, line: str, question: tuple[An
 
 
 @pytest.mark.parametrize(
-    ("words", "nanos_per_hour", "shown"),
+    ("command_line", "nanos_per_hour", "shown"),
     [
         ("set-rate u 0.5", 1_800 * 10**9, "0.5 per second (1,800 per hour)"),
         ("set-rate u 0.5 --per second", 1_800 * 10**9, "0.5 per second (1,800 per hour)"),
@@ -154,14 +154,14 @@ async def test_what_a_question_sends(house: House, line: str, question: tuple[An
     ],
 )
 async def test_a_rate_is_shown_in_the_unit_in_which_it_was_given(
-    house: House, words: str, nanos_per_hour: int, shown: str
+    house: House, command_line: str, nanos_per_hour: int, shown: str
 ) -> None:
     reply = {"user_id": "u", "rate_nanos_per_hour": nanos_per_hour}
     for name in (commands.SET_RATE, commands.CHANGE_RATE):
         house.gate.replies[str(name)] = reply
     house.gate.replies["dry_run"] = reply
-    told = (await run(house, words)).stdout
-    assert [line.split("  ", 1)[1].strip() for line in told.splitlines() if line.startswith("rate")] == [shown]
+    output = (await run(house, command_line)).stdout
+    assert [line.split("  ", 1)[1].strip() for line in output.splitlines() if line.startswith("rate")] == [shown]
 
 
 AGAIN = {"user_id": "u", "state": "exhausted", "cutoff": {"attempts": 3}, "owes": {"call": "cutoff"}, "outbox": None}
@@ -183,12 +183,12 @@ DELIVERED = AGAIN | {"owes": None, "cutoff": {"attempts": 3, "delivered_at_ns": 
 async def test_an_operator_who_tries_a_cutoff_again_is_told_what_came_of_it(
     house: House, explained: list[dict[str, Any]], code: int, text: str
 ) -> None:
-    told = iter(explained)
-    house.gate.replies["explain"] = lambda _: next(told)
+    states = iter(explained)
+    house.gate.replies["explain"] = lambda _: next(states)
     result = await run(house, "cutoffs retry u --zone UTC")
     assert (result.exit_code, result.stdout, result.stderr) == (code, text, "")
-    asked = [what[0] for _, what in house.gate.asked]
-    assert asked == ["retry_cutoff", *["explain"] * len(explained)]
+    methods = [what[0] for _, what in house.gate.asked]
+    assert methods == ["retry_cutoff", *["explain"] * len(explained)]
 
 
 async def test_a_call_without_an_answer_is_not_waited_for_longer_than_timeout(house: House) -> None:
@@ -204,14 +204,14 @@ async def test_what_the_door_answers_itself(house: House) -> None:
     assert (await run(house, "ping")).stdout == "pong\n"
     assert (await run(house, "buckets of 1")).stdout == "477\n"
     assert re.search(r"^limits +in flight per connection max 4,096$", (await run(house, "info")).stdout, re.M)
-    told = (await run(house, "methods")).stdout
-    assert all(name in told for name in METHODS)
+    output = (await run(house, "methods")).stdout
+    assert all(name in output for name in METHODS)
 
 
 async def test_an_account_is_shown_for_people(house: House) -> None:
     house.gate.replies["get_account"] = ACCOUNT
-    told = (await run(house, "account u --tz Europe/Moscow")).stdout
-    shown = dict(re.split(" {2,}", line, maxsplit=1) for line in told.splitlines() if line[0] != " ")
+    output = (await run(house, "account u --tz Europe/Moscow")).stdout
+    shown = dict(re.split(" {2,}", line, maxsplit=1) for line in output.splitlines() if line[0] != " ")
     assert shown["balance"] == "-12,345.5"
     assert shown["rate"] == "3,600 per hour"
     assert shown["ran out at"] == (
@@ -233,38 +233,38 @@ async def test_an_account_is_shown_for_people(house: House) -> None:
 )
 async def test_it_is_said_when_the_money_runs_out(house: House, changes: dict[str, Any], text: str) -> None:
     house.gate.replies["get_account"] = {"state": "active", "exhausts_at_ns": None, "runway_ns": None, **changes}
-    told = (await run(house, "account u --tz UTC")).stdout
-    assert text in [re.sub(" {2,}", "  ", line) for line in told.splitlines()]
+    output = (await run(house, "account u --tz UTC")).stdout
+    assert text in [re.sub(" {2,}", "  ", line) for line in output.splitlines()]
 
 
 async def test_an_account_that_was_closed_is_not_called_exhausted(house: House) -> None:
     house.gate.replies[str(commands.CLOSE)] = {
         "user_id": "u", "state": "exhausted", "exhausts_at_ns": None, "runway_ns": None, "paid_out_nanos": 8 * 10**9
     }  # fmt: skip
-    told = (await run(house, "close u --yes")).stdout
-    assert [re.sub(" {2,}", "  ", line) for line in told.splitlines()] == ["user  u", "state  closed", "paid out  8"]
+    output = (await run(house, "close u --yes")).stdout
+    assert [re.sub(" {2,}", "  ", line) for line in output.splitlines()] == ["user  u", "state  closed", "paid out  8"]
 
 
 @pytest.mark.parametrize(
-    ("moves", "told"),
+    ("moves", "output"),
     [(0, "nothing moves: the load is even\n"), (1, "1 bucket will move\n"), (2, "2 buckets will move\n")],
 )
-async def test_a_rebalance_says_how_much_moves(house: House, moves: int, told: str) -> None:
+async def test_a_rebalance_says_how_much_moves(house: House, moves: int, output: str) -> None:
     house.gate.replies["rebalance"] = {"moves": moves}
-    assert (await run(house, "rebalance")).stdout == told
+    assert (await run(house, "rebalance")).stdout == output
     assert json.loads((await run(house, "rebalance --json")).stdout) == {"moves": moves}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("line", "text"),
     [
         ("--amount 2 --runway 1h", "2 coins or less are available, and when the money lasts for 01:00:00 or less."),
         ("--never", "No notice of a low balance is sent."),
     ],
 )
-async def test_thresholds_are_said_again(house: House, words: str, told: str) -> None:
-    assert (await run(house, f"thresholds u {words}")).stdout.rstrip().endswith(told)
-    assert told not in (await run(house, f"thresholds u {words} --json")).stdout
+async def test_thresholds_are_said_again(house: House, line: str, text: str) -> None:
+    assert (await run(house, f"thresholds u {line}")).stdout.rstrip().endswith(text)
+    assert text not in (await run(house, f"thresholds u {line} --json")).stdout
 
 
 async def test_json_is_the_reply_as_it_came(house: House) -> None:
@@ -304,8 +304,8 @@ async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house: House) 
     assert result.stderr == "billing: INSUFFICIENT_FUNDS: 0.000000007 coins are missing; 1,234 are available\n"
     house.gate.replies["explain"] = Refused("UNKNOWN_ACCOUNT", "none", {})
     result = await run(house, "explain shut")
-    said = "billing: UNKNOWN_ACCOUNT: there is no account shut; one that was closed has a `billing history`\n"
-    assert (result.exit_code, result.stderr) == (1, said)
+    message = "billing: UNKNOWN_ACCOUNT: there is no account shut; one that was closed has a `billing history`\n"
+    assert (result.exit_code, result.stderr) == (1, message)
     result = await run(house, "debit u 2000 --json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert json.loads(result.stderr)["shortfall_nanos"] == 7
@@ -344,10 +344,10 @@ async def test_no_answer_ends_with_3_and_says_what_is_not_known(house: House) ->
 
 
 @pytest.mark.parametrize(
-    ("greeting", "words"),
+    ("greeting", "text"),
     [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP"), (b"\x15\x03\x03\x00\x02\x02\x46", "speaks TLS")],
 )
-async def test_what_is_no_daemon_is_called_what_it_is(house: House, greeting: bytes, words: str) -> None:
+async def test_what_is_no_daemon_is_called_what_it_is(house: House, greeting: bytes, text: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(greeting)
@@ -360,7 +360,7 @@ async def test_what_is_no_daemon_is_called_what_it_is(house: House, greeting: by
         async with asyncio.timeout(60):
             result = await run(house, "ping --timeout 1d", BILLING_ADDRESS=f"127.0.0.1:{port}")
     assert result.exit_code == 3
-    assert words in result.stderr
+    assert text in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -376,7 +376,7 @@ async def closing(greeting: bytes) -> asyncio.Server:
 
 
 @pytest.mark.parametrize(
-    ("greeting", "option", "words"),
+    ("greeting", "option", "text"),
     [
         (b"", "", "but closes the connection without an answer; where it speaks TLS, --tls or --tls-ca FILE says so\n"),
         (b"\x94\x01\xc0\xa7BUSY: x\xc0", "", "but lets nobody in (the connection was lost: BUSY: x)\n"),
@@ -384,14 +384,14 @@ async def closing(greeting: bytes) -> asyncio.Server:
     ],
 )
 async def test_who_listens_and_lets_nobody_in_is_no_daemon_that_is_not_there(
-    house: House, greeting: bytes, option: str, words: str
+    house: House, greeting: bytes, option: str, text: str
 ) -> None:
     async with await closing(greeting) as server:
         port = server.sockets[0].getsockname()[1]
         result = await run(house, f"ping {option} --address 127.0.0.1:{port}")
     assert result.exit_code == 3
     assert result.stderr.startswith(f"billing: UNAVAILABLE: something listens at 127.0.0.1:{port}, but ")
-    assert words in result.stderr
+    assert text in result.stderr
     assert "billing serve" not in result.stderr
 
 
@@ -440,26 +440,26 @@ async def test_a_token_that_is_not_known_is_said_to_be_so_and_where_it_came_from
             assert f"UNAUTHENTICATED: the token in {where} is not known to this daemon" in result.stderr
             assert "no such" not in result.stderr.replace(str(wrong), "")
         assert house.gate.asked == []
-        given = await run(house, f"top-up u 1 --token-file {right}", BILLING_TOKEN="no such")
-        assert given.exit_code == 0, "what is given on the line goes before the environment"
+        answered = await run(house, f"top-up u 1 --token-file {right}", BILLING_TOKEN="no such")
+        assert answered.exit_code == 0, "what is given on the line goes before the environment"
 
 
-def in_terminal(columns: int, *words: str) -> list[str]:
+def in_terminal(columns: int, *arguments: str) -> list[str]:
     """What a command shows on a terminal so wide, standard error included, without its colours."""
-    ours, its = os.openpty()
+    terminal, its = os.openpty()
     termios.tcsetwinsize(its, (24, columns))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     process = subprocess.Popen(
-        [sys.executable, "-m", "billing", *words], stdin=its, stdout=its, stderr=its, env=environment
+        [sys.executable, "-m", "billing", *arguments], stdin=its, stdout=its, stderr=its, env=environment
     )
     os.close(its)
-    told = b""
+    output = b""
     with contextlib.suppress(OSError):  # which is how a terminal says that nobody writes to it any more
-        while data := os.read(ours, 65_536):
-            told += data
-    os.close(ours)
-    assert process.wait(60) == 0, told
-    return re.sub(r"\x1b\[[0-9;]*m", "", told.decode()).splitlines()
+        while data := os.read(terminal, 65_536):
+            output += data
+    os.close(terminal)
+    assert process.wait(60) == 0, output
+    return re.sub(r"\x1b\[[0-9;]*m", "", output.decode()).splitlines()
 
 
 @pytest.mark.parametrize("columns", [80, 60])
@@ -554,12 +554,12 @@ async def test_a_connection_may_stand_before_the_command_it_is_for(
     """The daemon that the line names is asked, and not the one of the environment, which is not there."""
     house.gate.replies["forecast"] = dict(FORECAST)
     host, port = house.address
-    name, *words = line.split()
+    name, *arguments = line.split()
     for words_of_line in (
-        ["--address", f"{host}:{port}", name, *words],
-        [name, f"--address={host}:{port}", *words],
-        [name, *words, "--address", f"{host}:{port}"],
-        ["--address", nowhere(), name, *words, "--address", f"{host}:{port}"],
+        ["--address", f"{host}:{port}", name, *arguments],
+        [name, f"--address={host}:{port}", *arguments],
+        [name, *arguments, "--address", f"{host}:{port}"],
+        ["--address", nowhere(), name, *arguments, "--address", f"{host}:{port}"],
     ):
         result = await asyncio.to_thread(
             CliRunner().invoke, root, words_of_line, env={"BILLING_ADDRESS": nowhere()}, catch_exceptions=False
@@ -609,7 +609,7 @@ async def test_each_procedure_is_a_command_by_its_own_name_too(house: House, nam
 
 
 @pytest.mark.parametrize(
-    ("words", "name", "taken"),
+    ("words_typed", "name", "words_taken"),
     [
         (["account", "u"], "get_account", 1),
         (["buckets", "move", "5", "2"], "move_bucket", 2),
@@ -623,8 +623,8 @@ async def test_each_procedure_is_a_command_by_its_own_name_too(house: House, nam
         (["nothing"], "nothing", 1),
     ],
 )
-def test_words_stand_for_procedures(words: list[str], name: str, taken: int) -> None:
-    assert procedure_of(words, METHODS) == (name, taken)
+def test_words_stand_for_procedures(words_typed: list[str], name: str, words_taken: int) -> None:
+    assert procedure_of(words_typed, METHODS) == (name, words_taken)
 
 
 # -- where the daemon is ---------------------------------------------------------------------------------------------

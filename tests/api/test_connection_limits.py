@@ -27,8 +27,8 @@ async def test_beyond_those_that_are_told_nobody_is_told() -> None:
         first, second = await house.connect(), await house.connect()
         assert await first.alive()
         assert await second.alive()
-        told = await house.connect()
-        assert (await told.reply())[2].startswith("TOO_MANY_CONNECTIONS: ")
+        last_told = await house.connect()
+        assert (await last_told.reply())[2].startswith("TOO_MANY_CONNECTIONS: ")
         untold = await house.connect()
         assert await untold.is_closed()
         assert len(house.door.connections) == 3

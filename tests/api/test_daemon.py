@@ -29,12 +29,12 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """Started once for all tests of this file; they keep to users of their own."""
     directory = tmp_path_factory.mktemp("d")
     directory.chmod(0o700)
-    one = Daemon(directory, rpc__unix_socket=str(directory / "rpc.sock"))
-    one.start()
+    served_daemon = Daemon(directory, rpc__unix_socket=str(directory / "rpc.sock"))
+    served_daemon.start()
     try:
-        yield Served(one.address, f"unix:{directory / 'rpc.sock'}", directory)
+        yield Served(served_daemon.address, f"unix:{directory / 'rpc.sock'}", directory)
     finally:
-        assert one.stop() == 0, one.log.read_text()
+        assert served_daemon.stop() == 0, served_daemon.log.read_text()
 
 
 async def connect(daemon: Served) -> Wire:
@@ -48,9 +48,9 @@ async def test_every_user_is_served_whichever_worker_is_asked(daemon: Served) ->
     async with Client(daemon.tcp) as over_tcp, Client(daemon.unix) as over_unix:
         users = [f"each-{number}" for number in range(60)]
         await asyncio.gather(*(over_tcp.top_up(user, nanos=COIN) for user in users))
-        seen = await asyncio.gather(*(over_unix.get_account(user) for user in users))
-        assert [account["balance_nanos"] for account in seen] == [COIN] * 60
-        assert [account["user_id"] for account in seen] == users
+        accounts = await asyncio.gather(*(over_unix.get_account(user) for user in users))
+        assert [account["balance_nanos"] for account in accounts] == [COIN] * 60
+        assert [account["user_id"] for account in accounts] == users
         shards = await over_tcp.shards_info()
         assert len(shards) == 2
         assert len({await over_tcp.bucket_id(user) for user in users}) > 1

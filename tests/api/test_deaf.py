@@ -44,26 +44,26 @@ ASKED: dict[str, list[Any]] = {
 
 def deaf(house: House) -> list[socket.socket]:
     """Clients whose kernels take little."""
-    made = []
+    clients = []
     for _ in range(CLIENTS):
-        one = socket.socket()
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        one.connect(house.address)
-        one.setblocking(False)
-        made.append(one)
-    return made
+        client = socket.socket()
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(house.address)
+        client.setblocking(False)
+        clients.append(client)
+    return clients
 
 
-async def ask_until_nobody_listens(house: House, clients: list[socket.socket], asked: bytes) -> None:
+async def ask_until_nobody_listens(house: House, clients: list[socket.socket], requests: bytes) -> None:
     """Sends for as long as anything is taken, whole frames one after the other."""
     quiet, ahead = 0, dict.fromkeys(clients, 0)
     while quiet < 3:
         sent = 0
-        for one, at in ahead.items():
+        for client, at in ahead.items():
             with suppress(BlockingIOError):
-                taken = one.send(memoryview(asked)[at:])
-                ahead[one] = (at + taken) % len(asked)
-                sent += taken
+                sent_bytes = client.send(memoryview(requests)[at:])
+                ahead[client] = (at + sent_bytes) % len(requests)
+                sent += sent_bytes
         await house.settle()
         quiet = 0 if sent else quiet + 1
 
@@ -87,16 +87,16 @@ async def test_a_client_that_never_reads_costs_little(kind: str) -> None:
             bound_peers(listener)
         house.gate.asked = deque(maxlen=1)  # the fake's own memory
         house.gate.replies |= {"1": REPLY, "get_account": REPLY, "4": msgspec.Raw(msgspec.msgpack.encode(REPLY))}
-        asked = b"".join(msgpack.packb([0, number, *ASKED[kind]]) for number in range(200))
-        asked *= SENT_BYTES // len(asked) + 1
+        requests = b"".join(msgpack.packb([0, number, *ASKED[kind]]) for number in range(200))
+        requests *= SENT_BYTES // len(requests) + 1
         warm = deaf(house)  # what is made once, for all, is made
-        await ask_until_nobody_listens(house, warm, asked)
+        await ask_until_nobody_listens(house, warm, requests)
         clients = []
         gc.collect()
         tracemalloc.start()
         try:
             clients = deaf(house)
-            await ask_until_nobody_listens(house, clients, asked)
+            await ask_until_nobody_listens(house, clients, requests)
             gc.collect()
             held, peak = tracemalloc.get_traced_memory()
         finally:
@@ -104,8 +104,8 @@ async def test_a_client_that_never_reads_costs_little(kind: str) -> None:
         queues = send_queues(house)
         assert len(queues) == 2 * CLIENTS, "nobody was dropped yet"
         assert min(queues) > 30_000, "the kernel is full"
-        assert all(one._stalled_since_ns for one in cast(set[Connection], house.door.connections))
+        assert all(connection._stalled_since_ns for connection in cast(set[Connection], house.door.connections))
         assert held / CLIENTS + max(queues) <= COST_BYTES_MAX
         assert peak / CLIENTS + max(queues) <= COST_BYTES_MAX, "nor before it stood there"
-        for one in (*warm, *clients):
-            one.close()
+        for client in (*warm, *clients):
+            client.close()

@@ -369,11 +369,11 @@ async def test_the_sweep_runs_by_itself() -> None:
 
 @pytest.mark.parametrize("method", ["top_up", "get_account", "shards_info"])
 async def test_a_broken_invariant_behind_the_gate_is_told_and_ends_the_connection(house: House, method: str) -> None:
-    told = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["exception"]))
+    errors = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context["exception"]))
     house.gate.broken = AssertionError("the books do not add up")
     wire = await house.connect()
     wire.send(msgpack.packb([0, 1, method, {"top_up": ["u", 5], "get_account": ["u"]}.get(method, [])]))
     assert await wire.is_closed()
     assert house.bugs == [house.gate.broken]
-    assert told == [house.gate.broken]
+    assert errors == [house.gate.broken]

@@ -156,9 +156,9 @@ def test_a_procedure_takes_what_its_row_says_and_nothing_else(name: str) -> None
     assert parse(name.encode(), [*required, ()]).body == plain.body
     assert parse(name, [*required, None]).body == plain.body
     for field in row.options:
-        given = parse(name, [*required, ((field.name.encode(), RIGHT[field.name]),)]).body
-        assert given != plain.body, f"{name} takes {field.name} and forgets it"
-        assert parse(name, [*required, {field.name: RIGHT[field.name]}]).body == given
+        with_option = parse(name, [*required, ((field.name.encode(), RIGHT[field.name]),)]).body
+        assert with_option != plain.body, f"{name} takes {field.name} and forgets it"
+        assert parse(name, [*required, {field.name: RIGHT[field.name]}]).body == with_option
         assert parse(name, [*required, {field.name: None}]).body == plain.body
     every = tuple((field.name.encode(), RIGHT[field.name]) for field in row.options)
     body = parse(name, [*required, every]).body
@@ -419,8 +419,8 @@ def test_one_thing_wrong_has_the_same_name_by_hand_and_by_row(row: Method) -> No
     right = [RIGHT[field.name] for field in row.required]
     wrong: list[object] = [[*right, {"nothing": 1}], right[:1], [*right, 5], [*right, (), ()]]
     odd: list[object] = [None, -1, True, 2**64, b"", [], "x" * 200]
-    for place in range(len(right)):
-        wrong += [[*right[:place], value, *right[place + 1 :]] for value in odd]
+    for position in range(len(right)):
+        wrong += [[*right[:position], value, *right[position + 1 :]] for value in odd]
     odd = [-2, 5.5, True, [], b"", b"\xff", "x" * 2000, 2**63]
     for field in row.options:
         wrong += [[*right, {field.name: value}] for value in odd]

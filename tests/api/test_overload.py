@@ -43,8 +43,8 @@ async def connect_from(house: House, host: str) -> Wire:
 
 async def refused(wire: Wire) -> bool:
     """Whether a connection was turned away with its one error."""
-    told = (await wire.reply())[:3] == [1, None, "TOO_MANY_CONNECTIONS: try again later"]
-    return told and await wire.is_closed()
+    is_refusal = (await wire.reply())[:3] == [1, None, "TOO_MANY_CONNECTIONS: try again later"]
+    return is_refusal and await wire.is_closed()
 
 
 def turned_away(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -61,14 +61,14 @@ async def test_one_address_gets_no_more_connections_than_its_own_and_others_get_
         assert await second.alive()
         third = await house.connect()
         assert await refused(third)
-        other = await connect_from(house, "127.0.0.2")
-        assert await other.alive()
+        elsewhere = await connect_from(house, "127.0.0.2")
+        assert await elsewhere.alive()
         third.writer.close()
         first.writer.close()
         await house.until(lambda: len(house.door.connections) == 2)
         again = await house.connect()
         assert await again.alive()
-        other.writer.close()
+        elsewhere.writer.close()
 
 
 async def test_a_flood_of_one_origin_leaves_room_for_all_others() -> None:
@@ -76,11 +76,11 @@ async def test_a_flood_of_one_origin_leaves_room_for_all_others() -> None:
         flood = [await house.connect() for _ in range(200)]
         await house.until(lambda: house.door.drops == 198)
         assert len(house.door.connections) < 30, "what is turned away and lingers takes nobody else's place"
-        other = await connect_from(house, "127.0.0.2")
-        assert await other.alive()
+        elsewhere = await connect_from(house, "127.0.0.2")
+        assert await elsewhere.alive()
         assert await flood[0].alive()
         assert await flood[1].alive()
-        other.writer.close()
+        elsewhere.writer.close()
 
 
 async def test_over_the_unix_socket_a_user_is_an_origin(tmp_path: Path) -> None:
@@ -123,18 +123,18 @@ def test_what_an_origin_is(address: str, origin: str) -> None:
 
 async def test_turning_away_is_told_at_once_and_then_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
     async with open_house(Limits(connections_per_origin_max=1)) as house:
-        kept = await house.connect()
-        assert await kept.alive()
+        admitted = await house.connect()
+        assert await admitted.alive()
         for _ in range(5):
             assert await refused(await house.connect())
-        told = "connections turned away: 1, the last one from 127.0.0.1: too many from there"
-        assert turned_away(caplog) == [told]
+        warning = "connections turned away: 1, the last one from 127.0.0.1: too many from there"
+        assert turned_away(caplog) == [warning]
         house.clock.pass_s(TELL_INTERVAL_NS / SECOND_NS - 1)
         house.door.sweep()
         assert len(turned_away(caplog)) == 1
         house.clock.pass_s(1)
         house.door.sweep()
-        assert turned_away(caplog)[1:] == [told.replace("1", "4", 1)]
+        assert turned_away(caplog)[1:] == [warning.replace("1", "4", 1)]
         house.clock.pass_s(1000)
         house.door.sweep()
         assert len(turned_away(caplog)) == 2
@@ -223,8 +223,8 @@ async def test_a_connection_that_asks_too_often_is_refused_what_is_too_much() ->
         assert 100 <= len(carried_out) <= 100 + OVER
         assert len(carried_out) == len(house.gate.commands)
         assert carried_out == list(range(len(carried_out))), "the first ones, in order"
-        said = {reply[2] for reply in replies if reply[2]}
-        assert said == {"BUSY: this connection asks more than 100 times a second"}
+        refusals = {reply[2] for reply in replies if reply[2]}
+        assert refusals == {"BUSY: this connection asks more than 100 times a second"}
         assert await wire.alive(), "a sign of life is always given"
         assert (await neighbour.call("top_up", "u", 1))[0] is None
         wire.send(msgpack.packb([2, "top_up", ["u", 1]]) * 50)

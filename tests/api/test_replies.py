@@ -44,7 +44,7 @@ def test_a_record_of_a_reply_encodes_as_the_plain_map(seed: int) -> None:
     rng = random.Random(seed)
     ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
     ledger.create(BUCKET_ID)
-    at_ns, records, whole = 10**18, 0, 0
+    at_ns, records, records_whole = 10**18, 0, 0
     for number in range(400):
         at_ns += rng.choice((0, 1, 10**6, 10**9))
         op = rng.choice(OPS)
@@ -63,7 +63,7 @@ def test_a_record_of_a_reply_encodes_as_the_plain_map(seed: int) -> None:
             records += 1
             assert list(msgspec.msgpack.decode(msgspec.msgpack.encode(reply)).items()) == list(plain.items())
         else:
-            whole += 1
+            records_whole += 1
             assert reply == plain
     assert records > 5
-    assert whole > 5
+    assert records_whole > 5

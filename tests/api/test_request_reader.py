@@ -40,16 +40,16 @@ class Pool:
 
     def __init__(self) -> None:
         self.lent = 0
-        self.kept: list[Any] = []
+        self.unpackers: list[Any] = []
 
     def lend_unpacker(self) -> Any:
         self.lent += 1
-        return self.kept.pop() if self.kept else make_unpacker()
+        return self.unpackers.pop() if self.unpackers else make_unpacker()
 
     def take_back(self, unpacker: Any) -> None:
         with pytest.raises(StopIteration):
             next(unpacker)
-        self.kept.append(unpacker)
+        self.unpackers.append(unpacker)
 
 
 def new_reader(frame_bytes_max: int = FRAME_BYTES_MAX) -> tuple[RequestReader, Pool]:
@@ -58,33 +58,33 @@ def new_reader(frame_bytes_max: int = FRAME_BYTES_MAX) -> tuple[RequestReader, P
 
 
 def all_of(reader: RequestReader, length: int = SLICE_BYTES_MAX) -> list[Any]:
-    found = []
+    frames = []
     more = reader.has_input
     while more:
         reader.next_slice(length)
-        found += list(reader.frames())
+        frames += list(reader.frames())
         more = reader.end_slice()
-    return found
+    return frames
 
 
 @given(st.lists(st.integers(1, 5000), max_size=30), st.integers(1, 5000))
 def test_however_it_is_cut_the_same_frames_come_out(cuts: list[int], length: int) -> None:
     reader, _ = new_reader()
-    data, found = b"".join(STREAM), []
+    data, frames = b"".join(STREAM), []
     for cut in [*cuts, len(data)]:
         piece, data = data[:cut], data[cut:]
         reader.feed(memoryview(bytearray(piece)))
-        found += all_of(reader, length)
-    assert found == EXPECTED
+        frames += all_of(reader, length)
+    assert frames == EXPECTED
     assert reader.progressed
     assert reader.state == BETWEEN
     assert not reader.has_input
 
 
 @given(st.lists(st.integers(0, 4), max_size=60), st.lists(st.integers(1, 9000), max_size=12))
-def test_wherever_the_loop_is_left_nothing_is_lost_and_nothing_comes_twice(taken: list[int], cuts: list[int]) -> None:
+def test_wherever_the_loop_is_left_nothing_is_lost_and_nothing_comes_twice(counts: list[int], cuts: list[int]) -> None:
     reader, _ = new_reader()
-    data, found = b"".join(STREAM * 3), []
+    data, frames = b"".join(STREAM * 3), []
     for cut in [*cuts, len(data)]:
         piece, data = data[:cut], data[cut:]
         buffer = bytearray(piece)
@@ -92,22 +92,22 @@ def test_wherever_the_loop_is_left_nothing_is_lost_and_nothing_comes_twice(taken
         more = reader.has_input
         while more:
             reader.next_slice(SLICE_BYTES_MAX)
-            most = taken.pop() if taken else 100
-            left = False
+            most = counts.pop() if counts else 100
+            is_left = False
             for frame in reader.frames():
-                found.append(frame)
+                frames.append(frame)
                 most -= 1
                 if most <= 0:
-                    left = True
+                    is_left = True
                     break
-            if left:
+            if is_left:
                 reader.keep()
                 buffer[:] = b"\xc1" * len(buffer)  # the buffer of reads is used again
                 break
             more = reader.end_slice()
         reader.feed(b"")
-        found += all_of(reader)
-    assert found == EXPECTED * 3
+        frames += all_of(reader)
+    assert frames == EXPECTED * 3
 
 
 def test_states_are_named_and_a_decoder_is_kept_only_within_a_frame() -> None:
@@ -120,7 +120,7 @@ def test_states_are_named_and_a_decoder_is_kept_only_within_a_frame() -> None:
     assert all_of(reader) == EXPECTED[:1]
     assert reader.state == BETWEEN
     reader.rest()
-    assert (pool.lent, len(pool.kept)) == (1, 1)
+    assert (pool.lent, len(pool.unpackers)) == (1, 1)
     reader.feed(CROWD[:50])
     assert all_of(reader) == []
     assert reader.state == PASSING_OVER
@@ -162,7 +162,7 @@ def test_what_is_closed_gives_up_everything() -> None:
 @given(st.lists(st.one_of(st.just(0), st.integers(1, 400)), max_size=40))
 def test_a_read_that_is_one_frame_is_taken_at_once_and_any_other_is_left_as_it_is(cuts: list[int]) -> None:
     reader, _ = new_reader()
-    data, found, whole = b"".join(STREAM), list[Any](), 0
+    data, frames_read, single_frames = b"".join(STREAM), list[Any](), 0
     frames = [len(b"".join(STREAM[:count])) for count in range(len(STREAM) + 1)]  # where frames end
     while data:
         cut = cuts.pop() if cuts else 0
@@ -171,24 +171,24 @@ def test_a_read_that_is_one_frame_is_taken_at_once_and_any_other_is_left_as_it_i
         piece, data = data[:size], data[size:]
         frame = reader.single(memoryview(bytearray(piece)))
         if frame is not None:
-            whole += 1
-            found.append(frame)
+            single_frames += 1
+            frames_read.append(frame)
             continue
         reader.feed(piece)
-        found += all_of(reader)
+        frames_read += all_of(reader)
         reader.rest()
-    assert found == EXPECTED
+    assert frames_read == EXPECTED
     assert reader.state == BETWEEN
     if not cuts:
-        assert whole or len(found) == len(EXPECTED)
+        assert single_frames or len(frames_read) == len(EXPECTED)
 
 
 def test_every_frame_that_is_taken_comes_out_of_a_read_of_its_own_at_once() -> None:
     reader, pool = new_reader()
     for frame in (PING, TOP_UP, NOTE):
         assert reader.single(frame) == msgpack.unpackb(frame, raw=True, object_pairs_hook=tuple)
-    for other in (LONG, STAMP, CROWD, SILENT, PING + PING, PING + PING[:3], TOP_UP[:-1], b"", b"\xc1"):
-        assert reader.single(other) is None
+    for data in (LONG, STAMP, CROWD, SILENT, PING + PING, PING + PING[:3], TOP_UP[:-1], b"", b"\xc1"):
+        assert reader.single(data) is None
     assert not pool.lent
     reader.feed(PING[:2])
     all_of(reader)

@@ -70,9 +70,9 @@ def test_errors_come_as_the_client_wants_them_from_then_on() -> None:
     writer.answer(1, Refused("BUSY", "later"))
     writer.mode = ERRORS_AS_MAP
     writer.answer(2, Refused("BUSY", "later"))
-    told = [frame[2] for frame in frames(writer.durable())]
-    assert told[0] == "BUSY: later"
-    assert (told[1]["name"], told[1]["message"]) == ("BUSY", "later")
+    errors = [frame[2] for frame in frames(writer.durable())]
+    assert errors[0] == "BUSY: later"
+    assert (errors[1]["name"], errors[1]["message"]) == ("BUSY", "later")
 
 
 def test_the_last_words_wait_for_everything_that_was_asked_for() -> None:
@@ -89,9 +89,9 @@ def test_the_last_words_wait_for_everything_that_was_asked_for() -> None:
     writer.relayed()
     over.append(writer.is_over)
     writer.reply(None, Refused("PROTOCOL_ERROR", "garbage"))
-    words = writer.last_words()
-    assert words.endswith(b"bye")
-    assert frames(words[:-3]) == [[1, None, "PROTOCOL_ERROR: garbage", None]]
+    end = writer.last_words()
+    assert end.endswith(b"bye")
+    assert frames(end[:-3]) == [[1, None, "PROTOCOL_ERROR: garbage", None]]
     assert [*over, writer.is_over] == [False, False, True, False]
     assert [*states, writer.state] == [OPEN, ENDING, PARTED]
 

@@ -94,7 +94,7 @@ class OneClient:
         self.clock.pass_s(0.003)
         self.gate.release()
 
-    def seen(self) -> tuple[Any, ...]:
+    def observed(self) -> tuple[Any, ...]:
         """All that anybody can see of it."""
         figures = self.door.figures()
         return bytes(self.socket.written), self.socket.paused, self.gate.asked, figures
@@ -128,26 +128,26 @@ READS = [
 
 
 async def test_a_read_of_one_request_is_answered_as_by_the_way_of_many() -> None:
-    one, many = OneClient(Limits()), OneClient(RATED)
+    single, many = OneClient(Limits()), OneClient(RATED)
     for data in READS:
-        for client in (one, many):
+        for client in (single, many):
             client.read(data)
             client.answer()
-        assert one.seen() == many.seen(), data
+        assert single.observed() == many.observed(), data
 
 
 @pytest.mark.parametrize("answered_at_once", [1, 3, 50])
 async def test_no_more_are_in_flight_than_may_be(answered_at_once: int) -> None:
-    one, many = OneClient(Limits()), OneClient(RATED)
+    single, many = OneClient(Limits()), OneClient(RATED)
     for number in range(100):
-        for client in (one, many):
+        for client in (single, many):
             client.read(request(number, "top_up", "ann", 1 + number))
             if number % answered_at_once == 0:
                 client.clock.pass_s(0.003)
                 client.gate.release(answered_at_once)
-        assert one.seen() == many.seen(), number
+        assert single.observed() == many.observed(), number
     await asyncio.sleep(0)
-    assert one.door.in_flight <= Limits().trial_in_flight_max
+    assert single.door.in_flight <= Limits().trial_in_flight_max
 
 
 async def test_from_a_read_of_one_request_to_its_reply_there_are_few_calls() -> None:
@@ -176,10 +176,10 @@ async def test_reads_of_one_turn_are_handed_over_together_and_in_their_order() -
     door.gate = gate
     gate.holds_back = True
     for _ in range(3):
-        other = OneClient(Limits())
-        other.connection = Connection(door)
-        other.connection.connection_made(other.socket)
-        clients.append(other)
+        neighbour = OneClient(Limits())
+        neighbour.connection = Connection(door)
+        neighbour.connection.connection_made(neighbour.socket)
+        clients.append(neighbour)
     for number, client in enumerate(clients):
         client.connection.data_received(request(number, "top_up", "ann", 1 + number))
     assert not gate.asked, "their turn has not come"
@@ -228,9 +228,9 @@ async def test_latency_begins_when_a_request_was_read_whatever_it_is() -> None:
 
 async def test_a_frame_that_came_in_time_is_not_missed_by_the_sweep() -> None:
     client = OneClient(Limits())
-    whole = request(1, "get_account", "ann")
-    client.read(whole[:5])
-    client.connection.data_received(whole[5:])
+    frame = request(1, "get_account", "ann")
+    client.read(frame[:5])
+    client.connection.data_received(frame[5:])
     client.clock.pass_s(30)
     client.door.sweep()
     client.answer()
@@ -248,17 +248,17 @@ class Buggy(Connection):
 async def test_a_bug_ends_the_connection_that_meets_it_and_no_other() -> None:
     loop, bugs = asyncio.get_running_loop(), list[BaseException]()
     loop.set_exception_handler(lambda _, context: bugs.append(context["exception"]))
-    client, other = OneClient(Limits()), OneClient(Limits())
+    client, bystander = OneClient(Limits()), OneClient(Limits())
     buggy, socket = Buggy(client.door), Socket()
     buggy.connection_made(socket)
-    other.connection = Connection(client.door)
-    other.connection.connection_made(other.socket)
+    bystander.connection = Connection(client.door)
+    bystander.connection.connection_made(bystander.socket)
     client.connection.data_received(request(1, "top_up", "ann", 7))
     buggy.data_received(request(1, "get_account", "ann"))
-    other.connection.data_received(request(1, "top_up", "ann", 8))
+    bystander.connection.data_received(request(1, "top_up", "ann", 8))
     client.gate.turn()
     assert [command[2] for command in client.gate.commands] == [7, 8]
     client.answer()
-    assert (socket.ended, client.socket.ended, other.socket.ended) == (True, False, False)
+    assert (socket.ended, client.socket.ended, bystander.socket.ended) == (True, False, False)
     assert [str(error) for error in bugs] == ["a bug"]
     assert client.door.in_flight == 0

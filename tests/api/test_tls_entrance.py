@@ -40,7 +40,7 @@ class House(NamedTuple):
         """A connection that never says anything."""
         return socket.create_connection(("127.0.0.1", self.port))
 
-    async def said(self, text: bytes) -> bytes:
+    async def answer_to(self, text: bytes) -> bytes:
         """What a client is answered that shakes hands and asks at once."""
         reader, writer = await asyncio.open_connection(
             "127.0.0.1", self.port, ssl=self.trust, server_hostname="localhost"
@@ -78,10 +78,10 @@ async def test_who_shakes_hands_gets_in_beside_a_crowd_that_says_nothing(house: 
         while len(house.turned_away) < 4 * MOST:
             await asyncio.sleep(0.005)
     assert house.entrance.under_way == MOST
-    assert await house.said(b"hello") == b"HELLO"
+    assert await house.answer_to(b"hello") == b"HELLO"
     assert set(house.turned_away) == {"127.0.0.1"}
-    for one in crowd:
-        one.close()
+    for client in crowd:
+        client.close()
     await house.until(0)
 
 
@@ -95,8 +95,8 @@ async def test_the_oldest_makes_room_and_is_closed(house: House) -> None:
         with contextlib.suppress(ConnectionResetError):
             assert await loop.sock_recv(crowd[0], 1) == b""
     assert house.entrance.under_way == MOST
-    for one in (*crowd, last):
-        one.close()
+    for client in (*crowd, last):
+        client.close()
     await house.until(0)
 
 
@@ -109,9 +109,9 @@ async def test_garbage_and_silence_end_the_handshake_and_are_not_counted_any_mor
         await house.until(1)
         await house.until(0)
     assert house.turned_away == []
-    assert await house.said(b"still there") == b"STILL THERE"
+    assert await house.answer_to(b"still there") == b"STILL THERE"
 
 
 async def test_many_at_once_are_all_served(house: House) -> None:
-    said = await asyncio.gather(*(house.said(b"client %d" % number) for number in range(MOST)))
-    assert said == [b"CLIENT %d" % number for number in range(MOST)]
+    echoes = await asyncio.gather(*(house.answer_to(b"client %d" % number) for number in range(MOST)))
+    assert echoes == [b"CLIENT %d" % number for number in range(MOST)]

@@ -100,8 +100,8 @@ class Timeline:
 def rows_of(packed: list[bytes]) -> list[Row]:
     """The rows that the history has of these entries of one account."""
     part = Part()
-    for older, one in enumerate(packed):
-        part.add(older, LENGTH.pack(ENVELOPE.size + len(one)) + ENVELOPE.pack(ENTRY, 1, 1) + one)
+    for older, entry_bytes in enumerate(packed):
+        part.add(older, LENGTH.pack(ENVELOPE.size + len(entry_bytes)) + ENVELOPE.pack(ENTRY, 1, 1) + entry_bytes)
     return [row for page in pages_of(part, 1) for row in page.open().rows()]
 
 
@@ -109,7 +109,7 @@ class Life:
     """One account of a program: its timeline, and the points of its history."""
 
     def __init__(self, packed: list[bytes]) -> None:
-        entries = [Entry._make(unpack(one)) for one in packed]
+        entries = [Entry._make(unpack(entry_bytes)) for entry_bytes in packed]
         self.packed = packed
         self.timeline = Timeline(entries)
         self.rows = rows_of(packed)
@@ -165,13 +165,13 @@ def lives(seed: int, commands: int) -> list[Life]:
 
 def check(life: Life, cuts: list[int]) -> None:
     """Holds the pieces between these instants against the timeline, and their sums against the whole."""
-    whole = life.period(cuts[0], cuts[-1])
+    whole_period = life.period(cuts[0], cuts[-1])
     sums = dict.fromkeys(
         ("credits", "debits", "expired", "accrued", "accrued_nanos", "credits_nanos", "debits_nanos"), 0
     )
     by_line = defaultdict[bytes | None, int](int)
     opening, spent, lines = life.timeline.at(cuts[0])
-    closing_units = whole.opening
+    closing_units = whole_period.opening
     entries = 0
     for from_ns, to_ns in pairwise(cuts):
         piece = life.period(from_ns, to_ns)
@@ -199,11 +199,11 @@ def check(life: Life, cuts: list[int]) -> None:
             sums[name] += getattr(piece, name)
         entries += piece.entries
         opening, spent, lines, closing_units = closing, spent_then, lines_then, piece.closing
-    assert sums == {name: getattr(whole, name) for name in sums}
-    assert entries == whole.entries
-    assert closing_units == whole.closing
-    assert whole.lines is not None
-    assert {line.resource: line.accrued for line in whole.lines if line.accrued} == {
+    assert sums == {name: getattr(whole_period, name) for name in sums}
+    assert entries == whole_period.entries
+    assert closing_units == whole_period.closing
+    assert whole_period.lines is not None
+    assert {line.resource: line.accrued for line in whole_period.lines if line.accrued} == {
         resource: accrued for resource, accrued in by_line.items() if accrued
     }
 
@@ -213,19 +213,19 @@ class Done:
 
     def __init__(self) -> None:
         self.cuts = 0
-        self.seen: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def add(self, life: Life, cuts: int) -> None:
         """Counts an account's life."""
         self.cuts += cuts
         opened = 0
         for entry in life.timeline.entries:
-            self.seen[ops.NAMES[entry.op]] += 1
+            self.counts[ops.NAMES[entry.op]] += 1
             if entry.op == ops.EXHAUST:
-                self.seen["exhausted and accruing" if entry.flags & ACCRUING else "exhausted and clamped"] += 1
+                self.counts["exhausted and accruing" if entry.flags & ACCRUING else "exhausted and clamped"] += 1
             if entry.flags & OPENED:
                 opened += 1
-                self.seen["opened again"] += opened > 1
+                self.counts["opened again"] += opened > 1
 
 
 def run(cuts: int, seed: int, *, commands: int = 120, each: int = 1_000) -> Done:
@@ -245,11 +245,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cuts", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
+    chosen = parser.parse_args()
     begun = time.monotonic()
-    done = run(given.cuts, given.seed)
-    seen = ", ".join(f"{name} {count:,}" for name, count in done.seen.most_common())
-    print(f"{done.cuts:,} cuts from seed {given.seed} on, 0 differences, in {time.monotonic() - begun:.0f} s: {seen}")
+    done = run(chosen.cuts, chosen.seed)
+    counts = ", ".join(f"{name} {count:,}" for name, count in done.counts.most_common())
+    print(
+        f"{done.cuts:,} cuts from seed {chosen.seed} on, 0 differences, in {time.monotonic() - begun:.0f} s: {counts}"
+    )
 
 
 if __name__ == "__main__":

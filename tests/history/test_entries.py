@@ -33,7 +33,7 @@ class Shards:
         self.stores = [opened(directory, shard=shard) for shard in range(count)]
         self.positions = [0] * count
         self.next_ids: dict[bytes, int] = {}
-        self.made: list[tuple[bytes, int]] = []  # (user, entry_id) of all rows
+        self.rows: list[tuple[bytes, int]] = []  # (user, entry_id) of all rows
         self.now_ns = 0
 
     def write(self, shard: int, user: bytes, *, flush: bool = True) -> None:
@@ -43,7 +43,7 @@ class Shards:
         self.positions[shard] += 1
         body = entry_of(user, entry_id, at_ns=self.now_ns)
         self.stores[shard].take(self.positions[shard], batch_of((ENTRY, 1, 2, body)))
-        self.made.append((user, entry_id))
+        self.rows.append((user, entry_id))
         if flush:
             self.stores[shard].flush()
 
@@ -84,9 +84,9 @@ def test_a_cursor_says_its_places_and_no_other_text_does(places: dict[int, Place
     text = cursor.encode(places)
     assert cursor.decode(text) == places
     changed = text[:5] + ("B" if text[5] != "B" else "C") + text[6:]
-    for other in (text[:-1], text + "A", changed, "é" + text, "!" + text):
+    for text_changed in (text[:-1], text + "A", changed, "é" + text, "!" + text):
         with pytest.raises(NoCursor):
-            cursor.decode(other)
+            cursor.decode(text_changed)
 
 
 def test_the_cursor_of_the_docstring() -> None:
@@ -108,14 +108,14 @@ def test_each_entry_once_and_in_order_however_users_move_and_pages_are_cut(data_
     for _ in range(300):
         for _ in range(rng.randrange(6)):
             shards.write(rng.randrange(3), rng.choice(users))
-        found = page(shards.reader(rng.randrange(3)), at, rng.randrange(1, 9), shards.bounds(), all_written=False)
-        assert not found.waits
-        rows += had(found.rows)
-        at = found.rows[-1]["cursor"] if found.rows else at
-    while (found := page(shards.reader(), at, 7, shards.bounds(), all_written=False)).rows:
-        rows += had(found.rows)
-        at = found.rows[-1]["cursor"]
-    assert sorted(rows) == sorted(shards.made), "each exactly once"
+        next_page = page(shards.reader(rng.randrange(3)), at, rng.randrange(1, 9), shards.bounds(), all_written=False)
+        assert not next_page.waits
+        rows += had(next_page.rows)
+        at = next_page.rows[-1]["cursor"] if next_page.rows else at
+    while (next_page := page(shards.reader(), at, 7, shards.bounds(), all_written=False)).rows:
+        rows += had(next_page.rows)
+        at = next_page.rows[-1]["cursor"]
+    assert sorted(rows) == sorted(shards.rows), "each exactly once"
     assert in_order(rows)
 
 
@@ -128,21 +128,21 @@ def test_a_row_waits_for_the_one_before_it_in_a_file_that_is_behind(data_dir: Pa
     shards.write(1, b"anna")
     shards.write(1, b"bert")
     behind = {0: 0, 1: 2}
-    found = page(shards.reader(1), "", 10, behind, all_written=False)
-    assert (found.rows, found.waits, found.bounds) == ([], True, behind)
+    next_page = page(shards.reader(1), "", 10, behind, all_written=False)
+    assert (next_page.rows, next_page.waits, next_page.bounds) == ([], True, behind)
     shards.stores[0].flush()
     assert page(shards.reader(1), "", 10, behind, all_written=True).rows == []  # the first lies above its bound
-    found = page(shards.reader(1), "", 10, shards.bounds(), all_written=False)
-    assert had(found.rows) == [(b"anna", 1), (b"anna", 2), (b"bert", 1)]
+    next_page = page(shards.reader(1), "", 10, shards.bounds(), all_written=False)
+    assert had(next_page.rows) == [(b"anna", 1), (b"anna", 2), (b"bert", 1)]
 
 
 def test_a_row_that_is_lost_holds_nothing_up_once_all_have_written(data_dir: Path) -> None:
     shards = Shards(data_dir, 2)
     shards.next_ids[b"anna"] = 7
     shards.write(1, b"anna")
-    found = page(shards.reader(), "", 10, shards.bounds(), all_written=False)
-    assert (found.rows, found.waits) == ([], True)
-    assert had(page(shards.reader(), "", 10, found.bounds, all_written=True).rows) == [(b"anna", 8)]
+    next_page = page(shards.reader(), "", 10, shards.bounds(), all_written=False)
+    assert (next_page.rows, next_page.waits) == ([], True)
+    assert had(page(shards.reader(), "", 10, next_page.bounds, all_written=True).rows) == [(b"anna", 8)]
 
 
 def test_a_shard_that_came_later_is_read_from_its_beginning(data_dir: Path) -> None:
@@ -163,18 +163,18 @@ def end_of(store: Store) -> str:
 
 def refusal(store: Store, at: str) -> str:
     reader = HistoryReader(str(Path(store.path).parent), store.shard, store.db, DISK)
-    with pytest.raises(UnknownCursor) as told:
+    with pytest.raises(UnknownCursor) as caught:
         page(reader, at, 10, {}, all_written=True)
-    return str(told.value)
+    return str(caught.value)
 
 
 def test_a_cursor_of_another_daemon_is_refused(data_dir: Path, tmp_path: Path) -> None:
-    ours, theirs = Shards(data_dir, 1), Shards(tmp_path, 2)
-    for shards in (ours, theirs):
+    shards_here, shards_there = Shards(data_dir, 1), Shards(tmp_path, 2)
+    for shards in (shards_here, shards_there):
         shards.write(0, b"anna")
-    theirs.write(1, b"bert")
-    assert "of another daemon" in refusal(ours.stores[0], end_of(theirs.stores[0]))
-    assert "no text that this daemon gave out" in refusal(ours.stores[0], "bm9uZQ")
+    shards_there.write(1, b"bert")
+    assert "of another daemon" in refusal(shards_here.stores[0], end_of(shards_there.stores[0]))
+    assert "no text that this daemon gave out" in refusal(shards_here.stores[0], "bm9uZQ")
 
 
 def test_a_history_that_was_cut_back_refuses_who_has_read_on(data_dir: Path) -> None:

@@ -31,7 +31,7 @@ class Journals:
     def __init__(self, count: int) -> None:
         self.batches: list[list[bytes]] = [[] for _ in range(count)]
         self.next_ids: dict[bytes, int] = {}
-        self.made: list[tuple[bytes, int]] = []
+        self.rows: list[tuple[bytes, int]] = []
         self.now_ns = 0
 
     def write(self, shard: int, *users: bytes) -> None:
@@ -41,7 +41,7 @@ class Journals:
             self.now_ns += 1
             entry_id = self.next_ids[user] = self.next_ids.get(user, 0) + 1
             records.append((ENTRY, 1, 2, entry_of(user, entry_id, at_ns=self.now_ns)))
-            self.made.append((user, entry_id))
+            self.rows.append((user, entry_id))
         self.batches[shard].append(batch_of(*records))
 
 
@@ -82,9 +82,9 @@ def page(hosts: list[Host], at: str, limit: int, rows_a_shard: int = 1000) -> li
         part(store.db, store.shard, LOG, place_in(at.encode(), store.shard), rows_a_shard, store.position)
         for store in (host.stores[shard] for shard, host in enumerate(hosts))
     ]
-    wanted = [(row.user_id, row.shown["entry_id"] - 1) for one in parts for row in one.rows if row.follows]
-    found = places_of((shard, locate(host.stores[shard].db, LOG, wanted)) for shard, host in enumerate(hosts))
-    return rows_in(merged(list(parts), found, limit))
+    wanted = [(row.user_id, row.shown["entry_id"] - 1) for slice_of in parts for row in slice_of.rows if row.follows]
+    places = places_of((shard, locate(host.stores[shard].db, LOG, wanted)) for shard, host in enumerate(hosts))
+    return rows_in(merged(list(parts), places, limit))
 
 
 def rows_in(slices: Generator[None, None, object]) -> list[dict[str, Any]]:
@@ -116,13 +116,13 @@ def test_each_entry_once_and_in_order_whichever_host_serves_a_shard_when_a_page_
             host.catch_up(rng)
         if rng.random() < 0.1:
             rng.choice(hosts).again()
-        found = page([rng.choice(hosts) for _ in range(3)], at, rng.randrange(1, 9), rng.choice([1, 3, 1000]))
-        rows += had(found)
-        at = found[-1]["cursor"] if found else at
-    while found := page([rng.choice(hosts) for _ in range(3)], at, 7):
-        rows += had(found)
-        at = found[-1]["cursor"]
-    assert sorted(rows) == sorted(journals.made), "each exactly once"
+        page_rows = page([rng.choice(hosts) for _ in range(3)], at, rng.randrange(1, 9), rng.choice([1, 3, 1000]))
+        rows += had(page_rows)
+        at = page_rows[-1]["cursor"] if page_rows else at
+    while page_rows := page([rng.choice(hosts) for _ in range(3)], at, 7):
+        rows += had(page_rows)
+        at = page_rows[-1]["cursor"]
+    assert sorted(rows) == sorted(journals.rows), "each exactly once"
     assert in_order(rows)
 
 
@@ -142,8 +142,8 @@ def test_a_host_that_came_after_the_log_was_trimmed_goes_on_where_the_cursor_has
     journals.write(1, b"carl")
     new = Host(tmp_path / "new", journals, first=9)
     new.catch_up()
-    found = page([new, new], at, 100)
-    assert had(rows) + had(found) == journals.made
+    page_rows = page([new, new], at, 100)
+    assert had(rows) + had(page_rows) == journals.rows
     with pytest.raises(UnknownCursor, match=r"this host's history of shard 0 begins behind batch 1"):
         page([new, new], rows[0]["cursor"], 100)
 
@@ -161,14 +161,14 @@ def test_rows_of_before_have_places_of_this_host_alone(tmp_path: Path) -> None:
     there = Host(tmp_path / "there", journals)
     there.catch_up()
     rows = page([here], "", 100)
-    assert had(rows) == journals.made
+    assert had(rows) == journals.rows
     for number, row in enumerate(rows, 1):
-        assert had(page([here], row["cursor"], 100)) == journals.made[number:]
+        assert had(page([here], row["cursor"], 100)) == journals.rows[number:]
         if number < 6:
             with pytest.raises(UnknownCursor, match="the cursor is of another daemon, or the history"):
                 page([there], row["cursor"], 100)
         else:
-            assert had(page([there], row["cursor"], 100)) == journals.made[number:]
+            assert had(page([there], row["cursor"], 100)) == journals.rows[number:]
 
 
 def test_cursors_of_other_logs_and_from_the_future_are_refused(tmp_path: Path) -> None:
@@ -176,14 +176,14 @@ def test_cursors_of_other_logs_and_from_the_future_are_refused(tmp_path: Path) -
     journals.write(0, b"anna", b"bert")
     host = Host(tmp_path / "host", journals)
     host.catch_up()
-    for place, why in (
+    for cursor_places, why in (
         (Place(identity_of_log("another"), 1, 1), "another daemon's log"),
         (Place(LOG, 2, 1), "up to batch 2, and its journal ends with batch 1"),
         (Place(LOG, 3, 0), "up to batch 3, and its journal ends with batch 1"),
         (Place(LOG, 1, 3), "begins behind batch 1"),
     ):
         with pytest.raises(UnknownCursor, match=why):
-            page([host], cursor.encode({0: place}), 10)
+            page([host], cursor.encode({0: cursor_places}), 10)
     assert page([host], cursor.encode({0: Place(LOG, 2, 0)}), 10) == []
 
 
@@ -205,8 +205,8 @@ def test_a_long_page_lets_others_in(tmp_path: Path) -> None:
     journals.write(0, *[b"user_%d" % number for number in range(3 * ROWS_A_SLICE)])
     host = Host(tmp_path / "host", journals)
     host.catch_up()
-    found = part(host.stores[0].db, 0, LOG, None, 1000, 1)
-    assert len(list(merged([found], {}, 1000))) == 3
+    slice_read = part(host.stores[0].db, 0, LOG, None, 1000, 1)
+    assert len(list(merged([slice_read], {}, 1000))) == 3
 
 
 def test_a_file_that_is_cut_back_forgets_the_batches_behind(tmp_path: Path) -> None:
@@ -218,19 +218,19 @@ def test_a_file_that_is_cut_back_forgets_the_batches_behind(tmp_path: Path) -> N
     host.stores[0].cut_back_to(2)
     journals.batches[0][2:] = []
     journals.next_ids[b"anna"] = 2
-    journals.made[2:] = []
+    journals.rows[2:] = []
     journals.write(0, b"bert", b"anna")
     host.catch_up()
     rows = page([host], "", 10)
-    assert had(rows) == journals.made
+    assert had(rows) == journals.rows
     for number, row in enumerate(rows, 1):
-        assert had(page([host], row["cursor"], 10)) == journals.made[number:]
+        assert had(page([host], row["cursor"], 10)) == journals.rows[number:]
 
 
 def test_a_shard_that_cannot_be_asked_is_the_answer() -> None:
     answers: list[object] = []
     question = SharedFeedQuestion(
-        lambda *asked: None, "", 10, 2, lambda slices, done: done(rows_in(slices)), answers.append
+        lambda *question: None, "", 10, 2, lambda slices, done: done(rows_in(slices)), answers.append
     )
     question.ask()
     question.refuse(None, "shard 2 is down")

@@ -60,8 +60,8 @@ class Worker:
 
     async def check(self) -> None:
         """Every user's history is what the entries say, right now."""
-        asked = [(user, self.ask(user)) for user in self.scene.users]
-        for user, answer in asked:
+        questions = [(user, self.ask(user)) for user in self.scene.users]
+        for user, answer in questions:
             assert await answer == self.scene.history(user)
 
     def pid(self) -> int:
@@ -209,9 +209,9 @@ async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir: Pat
     assert sum(map(len, worker.scene.batches)) > 5 * limits.unreached_bytes_max
     assert worker.link.figures()["history_behind_batches"] > 200
     assert worker.link.figures()["history_lag_ns"] > 0
-    asked = [(user, worker.ask(user), worker.scene.history(user)) for user in worker.scene.users]
+    questions = [(user, worker.ask(user), worker.scene.history(user)) for user in worker.scene.users]
     os.kill(worker.pid(), signal.SIGCONT)
-    for user, answer, at_least in asked:
+    for user, answer, at_least in questions:
         assert (await answer)[-len(at_least) :] == at_least, user
     worker.work(10)
     await worker.check()
@@ -229,11 +229,11 @@ async def test_a_history_that_is_behind_is_live_after_one_reading_though_each_re
 
     class Overtaken(SerialExecutor):
         def submit(self, done: Callable[..., None], function: Callable[..., Any], *arguments: Any) -> None:
-            def overtaken(found: Any, error: BaseException | None) -> None:
+            def overtaken(answer: Any, error: BaseException | None) -> None:
                 nonlocal readings
                 readings += 1
                 worker.work()
-                done(found, error)
+                done(answer, error)
 
             super().submit(overtaken, function, *arguments)
 
@@ -350,8 +350,8 @@ async def test_a_process_that_hangs_is_named_at_once_to_whoever_asks_until_it_go
     await worker.check()
     assert worker.pid() == pid
     await worker.end()
-    said = [record.message for record in caplog.records if "history of shard 0" in record.message]
-    assert f"its process is {pid}" in said[0]
+    messages = [record.message for record in caplog.records if "history of shard 0" in record.message]
+    assert f"its process is {pid}" in messages[0]
 
 
 async def test_trouble_refuses_questions_with_its_reason_and_is_over_when_it_is_over(data_dir: Path) -> None:
@@ -442,10 +442,10 @@ async def test_questions_have_a_limit_and_an_end(data_dir: Path) -> None:
     worker.work(3)
     os.kill(worker.pid(), signal.SIGSTOP)
     user = worker.scene.users[0]
-    asked = [worker.ask(user) for _ in range(4)]
-    assert "3 questions" in (await asked[3]).message
-    assert not any(answer.done() for answer in asked[:3])
-    for answer in asked[:3]:
+    answers = [worker.ask(user) for _ in range(4)]
+    assert "3 questions" in (await answers[3]).message
+    assert not any(answer.done() for answer in answers[:3])
+    for answer in answers[:3]:
         assert "does not answer" in (await answer).message
     os.kill(worker.pid(), signal.SIGCONT)
     await worker.end()
@@ -456,9 +456,9 @@ async def test_a_clean_end_keeps_all_and_refuses_what_was_asked(data_dir: Path) 
     await worker.until_live()
     worker.work(20)
     os.kill(worker.pid(), signal.SIGSTOP)
-    asked = worker.ask(worker.scene.users[0])
+    answer = worker.ask(worker.scene.users[0])
     ending = asyncio.get_running_loop().create_task(worker.end())
-    assert "stopping" in (await asked).message
+    assert "stopping" in (await answer).message
     assert "stopping" in (await worker.ask(worker.scene.users[0])).message
     os.kill(worker.pid(), signal.SIGCONT)
     await ending

@@ -69,7 +69,7 @@ class Host:
     def mended(self, *hosts: Host, bytes_max: int = 2000) -> Mended | None:
         """After it has asked these, in parts of so many bytes."""
         with ExitStack() as open_files:
-            files = {one.home.name: file_of(str(one.home), SHARD) for one in hosts}
+            files = {host.home.name: file_of(str(host.home), SHARD) for host in hosts}
             by_name = {name: open_files.enter_context(closing(connect(file, KIND))) for name, file in files.items()}
 
             def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
@@ -97,46 +97,46 @@ class Host:
     def is_whole(self) -> bool:
         store, _ = open_store(ShardFile(str(self.home), SHARD, 1, 10**6, RealDisk()), suspect=False, is_shared=True)
         reader = HistoryReader(str(self.home), SHARD, store.db, RealDisk())
-        found = [reader.history(2, user, NEWEST, 10**6).rows for user in self.scene.users]
+        rows = [reader.history(2, user, NEWEST, 10**6).rows for user in self.scene.users]
         store.close()
-        return found == [self.scene.history(user, limit=10**6) for user in self.scene.users]
+        return rows == [self.scene.history(user, limit=10**6) for user in self.scene.users]
 
 
 @pytest.fixture(scope="module")
 def scene() -> Scene:
     """All tests read it."""
-    made = Scene(3, users=6)
+    scene_made = Scene(3, users=6)
     for _ in range(30):
-        made.batch()
-    return made
+        scene_made.batch()
+    return scene_made
 
 
 @pytest.fixture
-def other(tmp_path: Path, scene: Scene) -> Host:
+def complete(tmp_path: Path, scene: Scene) -> Host:
     """A host that was always there."""
     return Host(tmp_path / "other", scene).follow(1, 30)
 
 
 @pytest.mark.parametrize("bytes_max", [1, 700, 1 << 20])
-def test_a_host_that_was_away_has_all_again(tmp_path: Path, scene: Scene, other: Host, bytes_max: int) -> None:
+def test_a_host_that_was_away_has_all_again(tmp_path: Path, scene: Scene, complete: Host, bytes_max: int) -> None:
     away = Host(tmp_path / "away", scene).follow(1, 10).follow(18, 25).follow(28, 30)
     assert away.gaps() == [Gap(11, 17), Gap(26, 27)]
     assert MISSING in away.check()
-    found = away.mended(other, bytes_max=bytes_max)
-    assert found is not None
-    assert (found.filled, found.left, found.hosts) == ([Gap(11, 17), Gap(26, 27)], [], ["other"])
+    mended = away.mended(complete, bytes_max=bytes_max)
+    assert mended is not None
+    assert (mended.filled, mended.left, mended.hosts) == ([Gap(11, 17), Gap(26, 27)], [], ["other"])
     assert MISSING not in away.check()
     assert away.is_whole()
     assert away.gaps() == []
-    assert other.is_whole()
+    assert complete.is_whole()
 
 
-def test_a_new_host_has_what_was_before_it(tmp_path: Path, scene: Scene, other: Host) -> None:
+def test_a_new_host_has_what_was_before_it(tmp_path: Path, scene: Scene, complete: Host) -> None:
     new = Host(tmp_path / "new", scene).follow(21, 30)
     assert new.gaps() == [Gap(1, 20)]
-    found = new.mended(other)
-    assert found is not None
-    assert found.filled == [Gap(1, 20)]
+    mended = new.mended(complete)
+    assert mended is not None
+    assert mended.filled == [Gap(1, 20)]
     assert new.is_whole()
     assert Host(tmp_path / "newer", scene).follow(29, 30).mended(new) is not None, "and gives it on"
 
@@ -144,23 +144,23 @@ def test_a_new_host_has_what_was_before_it(tmp_path: Path, scene: Scene, other: 
 def test_two_hosts_with_gaps_give_each_other_what_they_have_and_the_rest_stays_missing(
     tmp_path: Path, scene: Scene
 ) -> None:
-    one = Host(tmp_path / "one", scene).follow(1, 8).follow(20, 30)  # lacks 9 to 19
+    first = Host(tmp_path / "one", scene).follow(1, 8).follow(20, 30)  # lacks 9 to 19
     two = Host(tmp_path / "two", scene).follow(4, 12).follow(16, 25).follow(28, 30)  # 1 to 3, 13 to 15, 26 to 27
-    found = one.mended(two)
-    assert found is not None
-    assert found.filled == [Gap(9, 12), Gap(16, 19)]
-    assert found.left == [Gap(13, 15)]
-    assert one.gaps() == [Gap(13, 15)]
-    assert MISSING in one.check()
-    assert one.mended(two) is None, "nobody has the rest"
-    found = two.mended(one)
-    assert found is not None
-    assert (found.filled, found.left) == ([Gap(1, 3), Gap(26, 27)], [Gap(13, 15)])
+    mended = first.mended(two)
+    assert mended is not None
+    assert mended.filled == [Gap(9, 12), Gap(16, 19)]
+    assert mended.left == [Gap(13, 15)]
+    assert first.gaps() == [Gap(13, 15)]
+    assert MISSING in first.check()
+    assert first.mended(two) is None, "nobody has the rest"
+    mended = two.mended(first)
+    assert mended is not None
+    assert (mended.filled, mended.left) == ([Gap(1, 3), Gap(26, 27)], [Gap(13, 15)])
     assert two.gaps() == [Gap(13, 15)]
-    whole = Host(tmp_path / "whole", scene).follow(1, 30)
-    assert one.mended(two, whole) is not None, "until somebody comes back who has it"
-    assert one.is_whole()
-    assert two.mended(one) is not None
+    third = Host(tmp_path / "whole", scene).follow(1, 30)
+    assert first.mended(two, third) is not None, "until somebody comes back who has it"
+    assert first.is_whole()
+    assert two.mended(first) is not None
     assert two.is_whole()
 
 
@@ -179,21 +179,21 @@ def test_whatever_hosts_lack_they_have_together_what_one_of_them_has(tmp_path: P
     nobody = set.intersection(*(host.lacks() for host in hosts))
     for _ in range(2):
         for host in hosts:
-            host.mended(*(one for one in hosts if one is not host), bytes_max=rng.choice([1, 300, 10**6]))
+            host.mended(*(peer for peer in hosts if peer is not host), bytes_max=rng.choice([1, 300, 10**6]))
             host.check()
     for host in hosts:
         assert host.lacks() == {*nobody, *host.behind()}, "what lies behind its end is the log's to give"
 
 
 def test_whoever_writes_to_the_file_meanwhile_loses_nothing_and_opens_the_new_one(
-    tmp_path: Path, scene: Scene, other: Host
+    tmp_path: Path, scene: Scene, complete: Host
 ) -> None:
     away = Host(tmp_path / "away", scene).follow(1, 10).follow(15, 20)
     store, _ = open_store(ShardFile(str(away.home), SHARD, 15, 20, RealDisk()), suspect=False, is_shared=True)
 
     def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
         away.take(store, min(store.position + 1, 28))
-        return other.gives(after, rows, last, 500)
+        return complete.gives(after, rows, last, 500)
 
     assert mend(RealDisk(), str(away.home), SHARD, ["other"], ask, lambda: away.take(store, 29)) is not None
     with pytest.raises(Overtaken, match="was replaced while it was in use"):
@@ -206,61 +206,61 @@ def test_whoever_writes_to_the_file_meanwhile_loses_nothing_and_opens_the_new_on
     assert away.is_whole()
 
 
-def damaged(given: Given, rng: random.Random) -> Given:
-    position, payload = given.batches[-1]
+def damaged(gift: Given, rng: random.Random) -> Given:
+    position, payload = gift.batches[-1]
     at = rng.randrange(len(payload))
     payload = payload[:at] + bytes([payload[at] ^ 1 << rng.randrange(8)]) + payload[at + 1 :]
-    return given._replace(batches=[*given.batches[:-1], (position, payload)])
+    return gift._replace(batches=[*gift.batches[:-1], (position, payload)])
 
 
-def unlike(given: Given, rng: random.Random) -> Given:
+def unlike(gift: Given, rng: random.Random) -> Given:
     """Whole batches of a shard of another daemon, with right checksums."""
-    other = Scene(99, users=6)
-    some = [(position, other.batch()) for position, _ in given.batches]
-    return given._replace(batches=some, checksum=checksum_of(some))
+    another_scene = Scene(99, users=6)
+    some = [(position, another_scene.batch()) for position, _ in gift.batches]
+    return gift._replace(batches=some, checksum=checksum_of(some))
 
 
-def shortened(given: Given, rng: random.Random) -> Given:
-    some = given.batches[1:]
-    return given._replace(batches=some, checksum=checksum_of(some))
+def shortened(gift: Given, rng: random.Random) -> Given:
+    some = gift.batches[1:]
+    return gift._replace(batches=some, checksum=checksum_of(some))
 
 
-def disordered(given: Given, rng: random.Random) -> Given:
-    some = given.batches[::-1]
-    return given._replace(batches=some, checksum=checksum_of(some))
+def disordered(gift: Given, rng: random.Random) -> Given:
+    some = gift.batches[::-1]
+    return gift._replace(batches=some, checksum=checksum_of(some))
 
 
 @pytest.mark.parametrize("broken", [damaged, unlike, shortened, disordered])
 def test_what_is_not_what_came_then_is_refused_and_nothing_is_changed(
-    tmp_path: Path, scene: Scene, other: Host, broken: Callable[[Given, random.Random], Given]
+    tmp_path: Path, scene: Scene, complete: Host, broken: Callable[[Given, random.Random], Given]
 ) -> None:
     away = Host(tmp_path / "away", scene).follow(1, 10).follow(18, 30)
     path = Path(file_of(str(away.home), SHARD))
     before, rng = path.read_bytes(), random.Random(1)
 
     def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
-        given = other.gives(after, rows, last, most)
-        return broken(given, rng) if given is not None and most > 1 else given
+        gift = complete.gives(after, rows, last, most)
+        return broken(gift, rng) if gift is not None and most > 1 else gift
 
     for _ in range(10):
         with pytest.raises(Unlike):
             mend(RealDisk(), str(away.home), SHARD, ["other"], ask, lambda: None)
         assert path.read_bytes() == before
         assert not list(away.home.glob("*.mended*"))
-    assert away.mended(other) is not None
+    assert away.mended(complete) is not None
 
 
-def test_where_one_host_is_wrong_another_one_is_asked(tmp_path: Path, scene: Scene, other: Host) -> None:
+def test_where_one_host_is_wrong_another_one_is_asked(tmp_path: Path, scene: Scene, complete: Host) -> None:
     away = Host(tmp_path / "away", scene).follow(1, 10).follow(18, 30)
     rng = random.Random(1)
 
     def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
-        given = other.gives(after, rows, last, most)
-        return unlike(given, rng) if given is not None and most > 1 and host == "wrong" else given
+        gift = complete.gives(after, rows, last, most)
+        return unlike(gift, rng) if gift is not None and most > 1 and host == "wrong" else gift
 
-    found = mend(RealDisk(), str(away.home), SHARD, ["wrong", "other"], ask, lambda: None)
-    assert found is not None
-    assert found.hosts == ["other"]
+    mended = mend(RealDisk(), str(away.home), SHARD, ["wrong", "other"], ask, lambda: None)
+    assert mended is not None
+    assert mended.hosts == ["other"]
     assert away.is_whole()
 
 
@@ -276,16 +276,16 @@ def pruned(host: Host, before: int) -> None:
 
 
 def test_a_file_of_which_rows_were_deleted_is_filled_and_says_so_still(
-    tmp_path: Path, scene: Scene, other: Host
+    tmp_path: Path, scene: Scene, complete: Host
 ) -> None:
     away = Host(tmp_path / "away", scene).follow(1, 6).follow(14, 30)
     pruned(away, 20)
     with closing(connect(file_of(str(away.home), SHARD), KIND)) as db:
         before = [HistoryReader(str(away.home), SHARD, db, RealDisk()).openings(1, user) for user in scene.users]
     assert any(before)
-    found = away.mended(other)
-    assert found is not None
-    assert found.filled == [Gap(7, 13)]
+    mended = away.mended(complete)
+    assert mended is not None
+    assert mended.filled == [Gap(7, 13)]
     away.check()
     with closing(connect(file_of(str(away.home), SHARD), KIND)) as db:
         reader = HistoryReader(str(away.home), SHARD, db, RealDisk())
@@ -296,50 +296,50 @@ def test_a_file_of_which_rows_were_deleted_is_filled_and_says_so_still(
     away.check()
 
 
-def test_a_host_gives_nothing_from_before_what_it_has_deleted(tmp_path: Path, scene: Scene, other: Host) -> None:
-    pruned(other, 15)
+def test_a_host_gives_nothing_from_before_what_it_has_deleted(tmp_path: Path, scene: Scene, complete: Host) -> None:
+    pruned(complete, 15)
     away = Host(tmp_path / "away", scene).follow(1, 5).follow(25, 30)
-    found = away.mended(other)
-    assert found is not None
-    (filled,) = found.filled
+    mended = away.mended(complete)
+    assert mended is not None
+    (filled,) = mended.filled
     assert 6 < filled.first <= 15
     assert filled.last == 24
-    assert away.gaps() == found.left == [Gap(6, filled.first - 1)]
+    assert away.gaps() == mended.left == [Gap(6, filled.first - 1)]
     assert MISSING in away.check()
 
 
-def test_a_host_whose_pages_are_damaged_gives_nothing_of_them(tmp_path: Path, scene: Scene, other: Host) -> None:
-    with closing(sqlite3.connect(file_of(str(other.home), SHARD))) as db:
+def test_a_host_whose_pages_are_damaged_gives_nothing_of_them(tmp_path: Path, scene: Scene, complete: Host) -> None:
+    with closing(sqlite3.connect(file_of(str(complete.home), SHARD))) as db:
         db.execute("UPDATE pages SET packed = zeroblob(20) WHERE first = (SELECT min(first) FROM pages)")
         db.commit()
     with pytest.raises(Exception, match="is not what was written"):
-        other.gives(0, 0, 30, 1 << 20)
+        complete.gives(0, 0, 30, 1 << 20)
 
 
-def test_a_host_that_stops_answering_leaves_the_file_as_it_was(tmp_path: Path, scene: Scene, other: Host) -> None:
+def test_a_host_that_stops_answering_leaves_the_file_as_it_was(tmp_path: Path, scene: Scene, complete: Host) -> None:
     away = Host(tmp_path / "away", scene).follow(1, 5).follow(25, 30)
-    left = [4]
+    answers_left = [4]
 
     def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
-        left[0] -= 1
-        return other.gives(after, rows, last, 300) if left[0] > 0 else None
+        answers_left[0] -= 1
+        return complete.gives(after, rows, last, 300) if answers_left[0] > 0 else None
 
     with pytest.raises(NotNow, match="does not give on"):
         mend(RealDisk(), str(away.home), SHARD, ["other"], ask, lambda: None)
     assert away.gaps() == [Gap(6, 24)]
-    assert away.mended(other) is not None
+    assert away.mended(complete) is not None
     assert away.is_whole()
 
 
 class Dying(RealDisk):
     """A disk that lets so many calls that change something pass, and then none."""
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    def __init__(self, writes_left: int) -> None:
+        self.writes_left = writes_left
 
     def _pass(self) -> None:
-        self.left -= 1
-        if self.left < 0:
+        self.writes_left -= 1
+        if self.writes_left < 0:
             raise OSError(5, "the machine is off")
 
     def create(self, path: str) -> int:
@@ -368,7 +368,7 @@ class Dying(RealDisk):
 
 
 def test_wherever_it_is_broken_off_the_file_is_the_old_one_or_the_new_one(
-    tmp_path: Path, scene: Scene, other: Host
+    tmp_path: Path, scene: Scene, complete: Host
 ) -> None:
     met: set[bool] = set()
     for calls in range(1000):
@@ -376,7 +376,7 @@ def test_wherever_it_is_broken_off_the_file_is_the_old_one_or_the_new_one(
         disk = Dying(calls)
 
         def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
-            return other.gives(after, rows, last, most)
+            return complete.gives(after, rows, last, most)
 
         try:
             mend(disk, str(away.home), SHARD, ["other"], ask, lambda: None)
@@ -384,9 +384,9 @@ def test_wherever_it_is_broken_off_the_file_is_the_old_one_or_the_new_one(
             met.add(away.gaps() == [])
             away.check()
             assert away.gaps() in ([], [Gap(11, 17)])
-            assert away.mended(other) is not None or not away.gaps()
+            assert away.mended(complete) is not None or not away.gaps()
             assert away.is_whole()
         else:
             break
     assert met == {True, False}
-    assert disk.left == 0
+    assert disk.writes_left == 0

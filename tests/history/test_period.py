@@ -27,8 +27,8 @@ USER = b"u"
 
 def life_of(bank: Bank, user: str = "u") -> Life:
     bank.entries()
-    made = [(packed, Entry._make(unpack(packed))) for packed in bank.journal]
-    return Life([packed for packed, entry in made if entry.entry_id and entry.user_id == user.encode()])
+    entries = [(packed, Entry._make(unpack(packed))) for packed in bank.journal]
+    return Life([packed for packed, entry in entries if entry.entry_id and entry.user_id == user.encode()])
 
 
 def lines_of(period: Period) -> dict[bytes | None, int]:
@@ -47,7 +47,7 @@ def test_pieces_of_random_lives_sum_to_the_whole_at_25_000_cuts() -> None:
         *("credit_expired", "lease_expired", "hold_expired", "capture", "release", "close_account", "opened again"),
         *("exhausted and accruing", "exhausted and clamped", "threshold", "change_rate", "adjust", "debit"),
     ):
-        assert done.seen[name] >= 5, f"{name} was not tried"
+        assert done.counts[name] >= 5, f"{name} was not tried"
 
 
 def test_a_machine_that_ran_through_a_period_without_an_entry_is_in_it() -> None:
@@ -80,10 +80,10 @@ def test_at_the_exhaustion_lines_share_what_was_left_in_the_order_of_their_names
     bank.view("u", at=1000)  # 100 / 3 ns: exhausted at 34, when 2 nanos of the last nanosecond's 3 could not be paid
     life = life_of(bank)
     assert bank.operations("u")[-1] == ("exhaust", 34)
-    whole = life.period(0, 500)
-    assert (whole.accrued, whole.closing) == (100 * NANO, 0)
+    whole_period = life.period(0, 500)
+    assert (whole_period.accrued, whole_period.closing) == (100 * NANO, 0)
     third = 100 * NANO // 3
-    assert lines_of(whole) == {b"a": third, b"b": 100 * NANO - third}
+    assert lines_of(whole_period) == {b"a": third, b"b": 100 * NANO - third}
     last = life.period(33, 500)
     assert lines_of(last) == {b"a": third - 33 * NANO, b"b": 34 * NANO - third}
     assert life.period(34, 500).accrued == 0, "nothing accrues while it is exhausted"
@@ -205,12 +205,12 @@ def test_a_statement_out_of_the_file_is_that_of_all_points(tmp_path: Path, seed:
     file = File(tmp_path, life, life.timeline.entries[0].user_id)
     for _ in range(100):
         from_ns, to_ns = sorted(life.cuts(draw, 2))
-        found = file.statement(from_ns, to_ns)
+        answer = file.statement(from_ns, to_ns)
         inside = [number for number, at_ns in enumerate(life.instants, 1) if from_ns <= at_ns < to_ns]
-        assert [row["entry_id"] for row in found.pop("entries")] == inside
+        assert [row["entry_id"] for row in answer.pop("entries")] == inside
         wanted = shown(file.user, life.period(from_ns, to_ns), False, [])
         del wanted["entries"]
-        assert found == wanted
+        assert answer == wanted
         at_ns = draw.choice([from_ns, to_ns])
         then = file.balance_at(at_ns)
         behind = life.period(at_ns, at_ns + 1)
@@ -224,14 +224,14 @@ def test_a_statement_far_back_in_a_long_history_reads_little_of_it(tmp_path: Pat
     for number in range(5000):
         bank.top_up("u", 1, at=10 + number)
     file = File(tmp_path, life_of(bank), USER)
-    asked: list[str] = []
-    file.store.db.set_trace_callback(asked.append)
-    found = file.statement(1000, 1100, limit=3)
+    statements_run: list[str] = []
+    file.store.db.set_trace_callback(statements_run.append)
+    answer = file.statement(1000, 1100, limit=3)
     file.store.db.set_trace_callback(None)
-    assert (found["entries_count"], [row["entry_id"] for row in found["entries"]]) == (100, [993, 994, 995])
-    assert (found["first_entry_id"], found["last_entry_id"]) == (993, 1092)
-    assert [line["resource"] for line in found["resources"]] == ["vm"]
-    assert len(asked) < 100
+    assert (answer["entries_count"], [row["entry_id"] for row in answer["entries"]]) == (100, [993, 994, 995])
+    assert (answer["first_entry_id"], answer["last_entry_id"]) == (993, 1092)
+    assert [line["resource"] for line in answer["resources"]] == ["vm"]
+    assert len(statements_run) < 100
 
 
 def test_the_past_of_an_account_that_was_closed_and_opened_again(tmp_path: Path) -> None:
@@ -259,10 +259,13 @@ def test_the_past_of_an_account_that_was_closed_and_opened_again(tmp_path: Path)
         80: ("active", 3, 0, 0, 3, 0),
     }
     assert file.statement(0, 10)["entries_count"] == 0
-    whole = file.statement(0, 100)
-    assert (whole["credits_nanos"], whole["debits_nanos"], whole["accrued_nanos"], whole["closing_nanos"]) == (
-        *(103, 90, 10, 3),
-    )
+    whole_period = file.statement(0, 100)
+    assert (
+        whole_period["credits_nanos"],
+        whole_period["debits_nanos"],
+        whole_period["accrued_nanos"],
+        whole_period["closing_nanos"],
+    ) == (*(103, 90, 10, 3),)
 
 
 def test_a_period_to_come_goes_up_to_now(tmp_path: Path) -> None:
@@ -270,8 +273,8 @@ def test_a_period_to_come_goes_up_to_now(tmp_path: Path) -> None:
     bank.top_up("u", 100, at=10)
     bank.set_rate("u", HOUR, at=20)
     file = File(tmp_path, life_of(bank), USER)
-    found, _ = answer_of(statement(file.chain(), USER, 0, 10**6, False, 9, 50))
-    assert (found["to_ns"], found["up_to_now"], found["closing_nanos"], found["resources"]) == (50, True, 70, None)
+    answer, _ = answer_of(statement(file.chain(), USER, 0, 10**6, False, 9, 50))
+    assert (answer["to_ns"], answer["up_to_now"], answer["closing_nanos"], answer["resources"]) == (50, True, 70, None)
     ahead, _ = answer_of(statement(file.chain(), USER, 60, 10**6, False, 9, 50))
     assert (ahead["from_ns"], ahead["to_ns"], ahead["opening_nanos"], ahead["closing_nanos"]) == (50, 50, 70, 70)
     past, _ = answer_of(statement(file.chain(), USER, 0, 50, False, 9, 50))
@@ -291,12 +294,12 @@ def test_rows_that_are_lost_are_bridged_and_said(tmp_path: Path) -> None:
     bank.debit("u", 9, at=50)
     life = life_of(bank)
     file = File(tmp_path, life, USER, life.packed[:2] + life.packed[4:])
-    found, is_whole = answer_of(statement(file.chain(), USER, 0, 60, True, 9, INT64_MAX))
+    answer, is_whole = answer_of(statement(file.chain(), USER, 0, 60, True, 9, INT64_MAX))
     assert not is_whole
-    assert (found["whole_from_ns"], found["entries_count"], found["closing_nanos"]) == (50, 3, 953)
-    assert (found["credits_nanos"], found["debits_nanos"], found["accrued_nanos"]) == (1000, 28 + 9, 10)
+    assert (answer["whole_from_ns"], answer["entries_count"], answer["closing_nanos"]) == (50, 3, 953)
+    assert (answer["credits_nanos"], answer["debits_nanos"], answer["accrued_nanos"]) == (1000, 28 + 9, 10)
     shown = ("entry_id", "at_ns", "operation", "balance_before_nanos", "amount_nanos", "balance_after_nanos")
-    assert [tuple(row[name] for name in shown) for row in found["entries"]] == [
+    assert [tuple(row[name] for name in shown) for row in answer["entries"]] == [
         (1, 10, "top_up", 0, 1000, 1000),
         (2, 20, "set_rate", 1000, 0, 1000),
         (3, 50, "missing", 1000, -28, 972),
@@ -314,9 +317,9 @@ def test_newest_rows_that_are_lost_are_bridged_by_what_the_ledger_knows(tmp_path
     bank.debit("u", 5, at=30)
     life = life_of(bank)
     file = File(tmp_path, life, USER, life.packed[:2])
-    found, is_whole = answer_of(statement(file.chain(), USER, 0, 60, False, 9, INT64_MAX))
+    answer, is_whole = answer_of(statement(file.chain(), USER, 0, 60, False, 9, INT64_MAX))
     assert not is_whole
-    assert (found["closing_nanos"], found["whole_from_ns"]) == (955, 30)
+    assert (answer["closing_nanos"], answer["whole_from_ns"]) == (955, 30)
     then, is_whole = answer_of(balance_at(file.chain(), USER, 40, INT64_MAX))
     assert (then["balance_nanos"], then["state"], is_whole) == (975, "active", False)
 
@@ -342,8 +345,8 @@ def test_rows_of_an_older_version_are_summed_and_said(tmp_path: Path) -> None:
     bank.debit("u", 5, at=40)
     file = File(tmp_path, life_of(bank), USER)
     as_older_version(file.store)
-    found, is_whole = answer_of(statement(file.chain(), USER, 0, 30, True, 9, INT64_MAX))
-    assert (is_whole, found["accrued_nanos"], found["closing_nanos"], found["whole_from_ns"]) == (True, 10, 990, 30)
+    answer, is_whole = answer_of(statement(file.chain(), USER, 0, 30, True, 9, INT64_MAX))
+    assert (is_whole, answer["accrued_nanos"], answer["closing_nanos"], answer["whole_from_ns"]) == (True, 10, 990, 30)
     now, _ = answer_of(statement(file.chain(), USER, 41, 61, True, 9, INT64_MAX))
     assert (now["opening_nanos"], now["accrued_nanos"], now["whole_from_ns"]) == (974, 20, None)
     assert file.balance_at(30)["state"] is None
@@ -365,11 +368,11 @@ def test_lines_from_before_an_upgrade_are_those_that_the_ledger_knows(tmp_path: 
 
     def resources(from_ns: int, to_ns: int) -> dict[str | None, tuple[int, int]]:
         steps = statement(file.chain(newest), USER, from_ns, to_ns, True, 9, INT64_MAX)
-        found, _ = answer_of(steps)
-        assert sum(line["accrued_nanos"] for line in found["resources"]) == found["accrued_nanos"]
+        answer, _ = answer_of(steps)
+        assert sum(line["accrued_nanos"] for line in answer["resources"]) == answer["accrued_nanos"]
         return {
             line["resource"]: (line["accrued_nanos"], line["line_rate_nanos_per_hour"] // HOUR)
-            for line in found["resources"]
+            for line in answer["resources"]
         }
 
     # what ended or changed since then had a rate that nobody knows: both together

@@ -38,11 +38,11 @@ class Process:
         )
 
     async def open(self, home: Path, log: bytes = b"", first: int = 1) -> None:
-        ours, theirs = socket.socketpair()
+        near, far = socket.socketpair()
         clocks = MACHINE_CLOCKS._replace(boot_ns=lambda: self.boot_ns)
-        self.life = asyncio.create_task(serve(theirs, lambda: Projector(self.disk, clocks)))
-        ours.setblocking(False)
-        await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
+        self.life = asyncio.create_task(serve(far, lambda: Projector(self.disk, clocks)))
+        near.setblocking(False)
+        await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=near)
         self.wire.send(messages.Open(str(home / "history"), 1, first, first - 1, False, HistorySettings(log=log)))
         await self.until(lambda: any(isinstance(message, messages.Opened) for message in self.heard))
 
@@ -51,10 +51,12 @@ class Process:
             while not what():
                 await asyncio.sleep(0.001)
 
-    def told(self, number: int) -> list[messages.ToWorker]:
+    def answers_to(self, number: int) -> list[messages.ToWorker]:
         """What was said to this question."""
         return [
-            one for one in self.heard if isinstance(one, messages.Answer | messages.Refused) and one.number == number
+            message
+            for message in self.heard
+            if isinstance(message, messages.Answer | messages.Refused) and message.number == number
         ]
 
     async def close(self) -> None:
@@ -70,20 +72,20 @@ async def test_a_refusal_for_want_of_a_former_owner_names_its_reason_and_has_an_
     question = (7, 2, b"u", NEWEST, 10, (3, 5, 3))
     process.wire.send(messages.Ask(1, question))
     process.wire.send(messages.Ask(2, (8, 1, b"v", NEWEST, 10, (0, 0, 0))))
-    await process.until(lambda: process.told(2))  # the first one was looked at by now, and waits
-    assert process.told(1) == []
+    await process.until(lambda: process.answers_to(2))  # the first one was looked at by now, and waits
+    assert process.answers_to(1) == []
     process.boot_ns += FORMER_WAIT_NS
-    await process.until(lambda: process.told(1))
-    (refused,) = process.told(1)
+    await process.until(lambda: process.answers_to(1))
+    (refused,) = process.answers_to(1)
     assert isinstance(refused, messages.Refused)
     assert "a former owner of bucket 7 recorded (generation 1) is not there yet; after 60 s" in refused.reason
     process.wire.send(messages.Batch(2, batch_of((ENTRY, 7, 2, entry_of(b"w", 1)))))
     process.wire.send(messages.Ask(4, (7, 2, b"w", NEWEST, 10, (1, 0, 1))))  # whole, which says nothing of the others
-    await process.until(lambda: process.told(4))
+    await process.until(lambda: process.answers_to(4))
     process.boot_ns += FORMER_END_NS
     process.wire.send(messages.Ask(3, question))
-    await process.until(lambda: process.told(3))
-    (answer,) = process.told(3)
+    await process.until(lambda: process.answers_to(3))
+    (answer,) = process.answers_to(3)
     assert isinstance(answer, messages.Answer)
     rows = answer.answer
     assert [(row["entry_id"], row["operation"]) for row in rows] == [(3, "top_up"), (1, MISSING)]
@@ -101,12 +103,12 @@ async def test_what_is_lost_is_not_awaited_where_hosts_share_the_journal_but_of_
     process.wire.send(messages.Batch(4, batch_of((RECEIVED, 8, 2, b"a bucket"), (ENTRY, 8, 2, entry_of(b"v", 3)))))
     process.wire.send(messages.Ask(1, (8, 2, b"v", NEWEST, 10, (3, 0, 3))))
     process.wire.send(messages.Ask(2, (7, 2, b"u", NEWEST, 10, (3, 5, 3))))
-    await process.until(lambda: process.told(2))
-    assert process.told(1) == [], "its former host may still be writing"
+    await process.until(lambda: process.answers_to(2))
+    assert process.answers_to(1) == [], "its former host may still be writing"
     process.boot_ns += ARRIVED_NS
-    await process.until(lambda: process.told(1))
+    await process.until(lambda: process.answers_to(1))
     for number in (1, 2):
-        (answer,) = process.told(number)
+        (answer,) = process.answers_to(number)
         assert isinstance(answer, messages.Answer)
         assert [(row["entry_id"], row["operation"]) for row in answer.answer] == [(3, "top_up"), (1, MISSING)]
     await process.close()
@@ -144,8 +146,8 @@ async def test_what_a_former_owner_writes_while_a_question_is_answered_is_in_the
     disk.happens = iter([*(lambda: None,) * looks, write])
     period = PERIOD, 7, 2, b"u", (STATEMENT, 2, 10, False, 10, 10), Standing(entry_id=3, at_ns=3, balance_nanos=3)
     process.wire.send(messages.Ask(1, period if is_period else (7, 2, b"u", NEWEST, 10, (3, 3, 3))))
-    await process.until(lambda: process.told(1))
-    (answer,) = process.told(1)
+    await process.until(lambda: process.answers_to(1))
+    (answer,) = process.answers_to(1)
     assert isinstance(answer, messages.Answer)
     rows = answer.answer["entries"] if is_period else answer.answer
     assert [row["entry_id"] for row in rows] == ([2, 3] if is_period else [3, 2, 1])
@@ -163,9 +165,9 @@ async def test_a_file_that_was_made_anew_is_awaited_until_it_is_as_far_again(
     disk = BusyDisk()
     process = Process(disk)
     await process.open(data_dir)
-    place = ShardFile(str(data_dir / "history"), 2, 1, 0, RealDisk())
+    shard_file = ShardFile(str(data_dir / "history"), 2, 1, 0, RealDisk())
     entries = [(ENTRY, 7, 1, entry_of(b"u", entry_id, balance_nanos=entry_id)) for entry_id in (1, 2)]
-    stores = [open_store(place, suspect=False)[0]]
+    stores = [open_store(shard_file, suspect=False)[0]]
 
     def write() -> None:
         stores[-1].take(1, batch_of(*entries, (LEAVE, 7, 1, b"")))
@@ -175,25 +177,25 @@ async def test_a_file_that_was_made_anew_is_awaited_until_it_is_as_far_again(
         stores[-1].close()
         for path in (data_dir / "history").glob("shard-2.sqlite*"):
             path.unlink()
-        stores.append(open_store(place, suspect=False)[0])
+        stores.append(open_store(shard_file, suspect=False)[0])
 
     write()
     process.wire.send(messages.Batch(1, batch_of((ENTRY, 7, 2, entry_of(b"u", 3, balance_nanos=3)))))
     period = PERIOD, 7, 2, b"u", (STATEMENT, 2, 10, False, 10, 10), Standing(entry_id=3, at_ns=3, balance_nanos=3)
     question = period if is_period else (7, 2, b"u", NEWEST, 10, (3, 3, 3))
     process.wire.send(messages.Ask(1, question))
-    await process.until(lambda: process.told(1))
+    await process.until(lambda: process.answers_to(1))
     disk.happens = iter([*(lambda: None,) * looks, make_anew])
     process.wire.send(messages.Ask(2, question))
     for number in range(3, 6):  # until it was made anew, whatever this question was answered
         process.wire.send(messages.Ask(number, (8, 2, b"v", NEWEST, 10, (0, 0, 0))))
     await process.until(lambda: len(stores) == 2)
     process.wire.send(messages.Ask(6, (9, 1, b"w", NEWEST, 10, (0, 0, 0))))
-    await process.until(lambda: process.told(6))
+    await process.until(lambda: process.answers_to(6))
     write()
-    await process.until(lambda: process.told(2))
+    await process.until(lambda: process.answers_to(2))
     for number in (1, 2):
-        (answer,) = process.told(number)
+        (answer,) = process.answers_to(number)
         assert isinstance(answer, messages.Answer)
         rows = answer.answer["entries"] if is_period else answer.answer
         assert [row["entry_id"] for row in rows] == ([2, 3] if is_period else [3, 2, 1])

@@ -86,21 +86,21 @@ class Host:
         """What the main process does, of this host and of those that it asks."""
         self.heard.append(message)
         if isinstance(message, Wanted):
-            other = self.others[message.host]
-            other.asks[len(other.asks)] = self, message.number
-            other.wire.send(Read(len(other.asks) - 1, message.question))
+            peer = self.others[message.host]
+            peer.asks[len(peer.asks)] = self, message.number
+            peer.wire.send(Read(len(peer.asks) - 1, message.question))
         elif isinstance(message, messages.Answer | messages.Refused):
             asker, number = self.asks[message.number]
-            given = message.answer if isinstance(message, messages.Answer) else None
-            asker.wire.send(Got(number, given, isinstance(message, messages.Answer)))
+            answer = message.answer if isinstance(message, messages.Answer) else None
+            asker.wire.send(Got(number, answer, isinstance(message, messages.Answer)))
 
     async def follow(self, *shards: int) -> None:
         if not self.wire.is_open:
-            ours, theirs = socket.socketpair()
-            made = Replica(UnsyncedDisk(), MACHINE_CLOCKS, lambda _: cast(Backend, self.log))
-            self.life = asyncio.create_task(serve(theirs, lambda: made))
-            ours.setblocking(False)
-            await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=ours)
+            near, far = socket.socketpair()
+            replica = Replica(UnsyncedDisk(), MACHINE_CLOCKS, lambda _: cast(Backend, self.log))
+            self.life = asyncio.create_task(serve(far, lambda: replica))
+            near.setblocking(False)
+            await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=near)
         self.wire.send(Follow(str(self.home / "history"), {}, 0, False, list(shards), [*self.others]))
 
     async def until(self, what: Callable[[], object]) -> None:
@@ -117,21 +117,21 @@ class Host:
             return int(db.execute("SELECT position FROM about").fetchone()[0])
 
     async def until_through(self, *shards: int) -> None:
-        await self.until(lambda: all(self.position(one) == len(self.log.scenes[one].batches) for one in shards))
+        await self.until(lambda: all(self.position(shard) == len(self.log.scenes[shard].batches) for shard in shards))
 
     def followed(self) -> list[int]:
         """As it said last."""
-        return list(self.told().get("followed", []))
+        return list(self.figures().get("followed", []))
 
-    def told(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
         """What it told last."""
-        told = [one.figures for one in self.heard if isinstance(one, messages.Told)]
-        return told[-1] if told else {}
+        figures = [message.figures for message in self.heard if isinstance(message, messages.Told)]
+        return figures[-1] if figures else {}
 
-    def check(self, own: int, shard: int) -> None:
-        """What this host's projector of `own` reads of the accounts of another shard is what they did."""
-        store = opened(self.home / "history", shard=own, head=len(self.log.scenes[own].batches))
-        reader = HistoryReader(str(self.home / "history"), own, store.db, UnsyncedDisk())
+    def check(self, own_shard: int, shard: int) -> None:
+        """What this host's projector of `own_shard` reads of the accounts of another shard is what they did."""
+        store = opened(self.home / "history", shard=own_shard, head=len(self.log.scenes[own_shard].batches))
+        reader = HistoryReader(str(self.home / "history"), own_shard, store.db, UnsyncedDisk())
         scene = self.log.scenes[shard]
         for user in scene.users:
             assert reader.history(2, user, NEWEST, 10**6).rows == scene.history(user, limit=10**6)
@@ -144,12 +144,12 @@ class Host:
 
 
 def scenes(count: int = 2) -> list[Scene]:
-    made = [Scene(seed, users=4) for seed in range(1, count + 1)]
-    for number, scene in enumerate(made):
+    scenes_made = [Scene(seed, users=4) for seed in range(1, count + 1)]
+    for number, scene in enumerate(scenes_made):
         scene.users = [b"%d_%s" % (number, user) for user in scene.users]
         for _ in range(5):
             scene.batch()
-    return made
+    return scenes_made
 
 
 async def test_shards_elsewhere_are_followed_and_one_that_is_taken_over_is_let_go_for_its_worker(
@@ -164,15 +164,15 @@ async def test_shards_elsewhere_are_followed_and_one_that_is_taken_over_is_let_g
     await host.until_through(2)
 
     await host.follow(3)  # shard 2 is taken over: its file goes on here
-    taken = opened(data_dir / "history", shard=2, head=len(log.scenes[2].batches))
-    taken.take(taken.position + 1, log.scenes[2].batch())
-    taken.flush()
-    taken.close()
-    host.check(own=2, shard=3)
+    store = opened(data_dir / "history", shard=2, head=len(log.scenes[2].batches))
+    store.take(store.position + 1, log.scenes[2].batch())
+    store.flush()
+    store.close()
+    host.check(own_shard=2, shard=3)
     await host.follow(2, 3)  # and is given back
     log.scenes[2].batch()
     await host.until_through(2, 3)
-    host.check(own=3, shard=2)
+    host.check(own_shard=3, shard=2)
     await host.close()
 
 
@@ -223,20 +223,20 @@ async def test_what_a_file_lacks_is_taken_from_another_host_and_what_nobody_has_
     served.flush()
     back = Host(data_dir / "here", log)
     await back.follow(1)  # shard 2 is this host's now
-    await back.until(lambda: back.told().get("lacks"))
-    assert back.told()["lacks"][1].startswith("batches 6 to 7")
+    await back.until(lambda: back.figures().get("lacks"))
+    assert back.figures()["lacks"][1].startswith("batches 6 to 7")
     await back.until(lambda: caplog.text.count("no other host has that") == 2)
     back.others["there"] = there
     await back.follow(1)
-    await back.until(lambda: not back.told()["lacks"])
+    await back.until(lambda: not back.figures()["lacks"])
     await back.until_through(1, 2)
     assert "the history of shard 1 has batches 6 to 7 again, " in caplog.text
     assert "the history of shard 2 has batches 6 to 8 again, " in caplog.text
     with pytest.raises(Overtaken):
         served.take(12, b"a batch that its projector wanted to write")
     served.db.close()
-    back.check(own=2, shard=1)
-    back.check(own=1, shard=2)
+    back.check(own_shard=2, shard=1)
+    back.check(own_shard=1, shard=2)
     await back.close()
     await there.close()
 
@@ -262,7 +262,7 @@ async def test_a_log_that_cannot_be_read_is_named_once_and_read_as_soon_as_it_ca
     log.trouble = Unavailable("no majority")
     host = Host(data_dir, log)
     await host.follow(1)
-    await host.until(lambda: any(isinstance(one, messages.Told) for one in host.heard))
+    await host.until(lambda: any(isinstance(message, messages.Told) for message in host.heard))
     assert host.followed() == []
     log.trouble = None
     await host.until_through(1)
@@ -278,16 +278,16 @@ async def test_a_second_writer_ends_the_process_and_nothing_is_written_twice(dat
     await host.until_through(1)
     payload = log.scenes[1].batch()
     log.scenes[1].batches.pop()  # it is not shown yet
-    taken = opened(data_dir / "history", shard=1, head=6)
-    taken.take(6, payload)
-    taken.flush()
+    store = opened(data_dir / "history", shard=1, head=6)
+    store.take(6, payload)
+    store.flush()
     log.scenes[1].batches.append(payload)
     log.scenes[1].batch()
     assert await host.life == Exit.AGAIN
-    (failed,) = [one for one in host.heard if isinstance(one, messages.Failed)]
+    (failed,) = [message for message in host.heard if isinstance(message, messages.Failed)]
     assert "another process writes to it" in failed.reason
     assert host.position(1) == 6
-    taken.close()
+    store.close()
     host.wire.close()
 
 
@@ -295,9 +295,9 @@ async def test_its_process_is_started_once_there_is_a_shard_elsewhere_and_again_
     children: list[Child] = []
 
     async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
-        child, ours = await REAL.spawn(command, inherited)
+        child, near = await REAL.spawn(command, inherited)
         children.append(child)
-        return child, ours
+        return child, near
 
     async def until(what: Callable[[], object]) -> None:
         async with asyncio.timeout(30):

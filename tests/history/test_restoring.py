@@ -68,7 +68,7 @@ class Shop:
         assert result.exit_code == 0, result.output
         return result.output
 
-    def asked(self, question: Any) -> Any:
+    def ask(self, question: Any) -> Any:
         store = Store(str(self.path), 1, DISK)
         reader = HistoryReader(str(self.path.parent), 1, store.db, DISK)
         try:
@@ -78,20 +78,20 @@ class Shop:
             store.close()
 
     def history(self, user: bytes) -> list[dict[str, Any]]:
-        return list(self.asked(lambda reader: reader.history(1, user, INT64_MAX, 1000).rows))
+        return list(self.ask(lambda reader: reader.history(1, user, INT64_MAX, 1000).rows))
 
     def statement(self, user: bytes, from_ns: int, to_ns: int) -> dict[str, Any]:
         def ask(reader: HistoryReader) -> dict[str, Any]:
             chain = Chain(reader, EVERYWHERE, user, Standing())
             return dict(answer_of(statement(chain, user, from_ns, to_ns, True, 1000, INT64_MAX))[0])
 
-        return dict(self.asked(ask))
+        return dict(self.ask(ask))
 
     def balance_at(self, user: bytes, at_ns: int) -> dict[str, Any]:
         def ask(reader: HistoryReader) -> dict[str, Any]:
             return dict(answer_of(balance_at(Chain(reader, EVERYWHERE, user, Standing()), user, at_ns, INT64_MAX))[0])
 
-        return dict(self.asked(ask))
+        return dict(self.ask(ask))
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def shop(data_dir: Path, tmp_path: Path) -> Shop:
 
 def test_an_account_without_an_entry_since_the_journal_begins_is_opened_with_what_the_snapshot_has(shop: Shop) -> None:
     since_ns, until_ns = shop.end_ns - 10 * SECOND_NS, shop.end_ns
-    whole = shop.statement(QUIET, since_ns, until_ns)
+    whole_statement = shop.statement(QUIET, since_ns, until_ns)
     then = shop.balance_at(QUIET, since_ns)
     shop.lose()
     assert "got the beginning from the oldest snapshot" in shop.rebuild()
@@ -111,9 +111,9 @@ def test_an_account_without_an_entry_since_the_journal_begins_is_opened_with_wha
     assert opening["balance_after_nanos"] == newest["balance_after_nanos"]
     assert opening["whole_from_ns"] == newest["at_ns"]
     assert (lost["operation"], lost["entry_id"], lost["whole_from_ns"]) == (MISSING, 1, newest["at_ns"])
-    assert shop.statement(QUIET, since_ns, until_ns) == whole
-    assert {line["resource"] for line in whole["resources"]} == {"vm-1", "vm-2"}
-    assert whole["accrued_nanos"] > 0
+    assert shop.statement(QUIET, since_ns, until_ns) == whole_statement
+    assert {line["resource"] for line in whole_statement["resources"]} == {"vm-1", "vm-2"}
+    assert whole_statement["accrued_nanos"] > 0
     assert shop.balance_at(QUIET, since_ns) == then
     assert then["whole_from_ns"] is None
 
@@ -122,9 +122,9 @@ def test_answers_that_reach_before_the_opening_say_from_when_they_are_whole(shop
     shop.lose()
     shop.rebuild()
     whole_from_ns = shop.before[QUIET][0]["at_ns"]
-    found = shop.statement(QUIET, 0, shop.end_ns)
-    assert found["whole_from_ns"] == whole_from_ns
-    exact = {name: int(value) for name, value in found["exact"].items()}
+    answer = shop.statement(QUIET, 0, shop.end_ns)
+    assert answer["whole_from_ns"] == whole_from_ns
+    exact = {name: int(value) for name, value in answer["exact"].items()}
     sums = exact["opening"] + exact["credits"] - exact["debits"] - exact["expired"] - exact["accrued"]
     assert sums == exact["closing"]
     assert shop.balance_at(QUIET, whole_from_ns - 1)["whole_from_ns"] == whole_from_ns
@@ -149,10 +149,10 @@ def test_the_doctor_notes_what_was_opened_and_finds_no_fault(shop: Shop) -> None
 def test_an_opening_is_no_entry_of_the_feed(shop: Shop) -> None:
     shop.lose()
     shop.rebuild()
-    found = shop.asked(lambda reader: feed_page(reader, "", 10_000, {}, all_written=True))
-    assert not found.waits
-    assert {row["operation"] for row in found.rows} == {"top_up"}
-    assert len(found.rows) == len(shop.history(BUSY)) - 1 + sum(row["user_id"] != "12" for row in found.rows)
+    feed = shop.ask(lambda reader: feed_page(reader, "", 10_000, {}, all_written=True))
+    assert not feed.waits
+    assert {row["operation"] for row in feed.rows} == {"top_up"}
+    assert len(feed.rows) == len(shop.history(BUSY)) - 1 + sum(row["user_id"] != "12" for row in feed.rows)
 
 
 def test_a_history_that_is_gone_is_whole_again_where_journal_and_backup_meet(data_dir: Path, tmp_path: Path) -> None:
@@ -207,14 +207,14 @@ def test_a_backup_of_another_daemon_is_refused_and_nothing_changes(shop: Shop, t
     shop.lose()
     shop.rebuild()
     before = shop.path.read_bytes()
-    other = tmp_path / "other"
-    other.mkdir()
-    yard = Yard(other, shards=1, history=True)
+    foreign_backup = tmp_path / "other"
+    foreign_backup.mkdir()
+    yard = Yard(foreign_backup, shards=1, history=True)
     entries = len(shop.before[BUSY]) - len([row for row in shop.history(BUSY) if row["operation"] != MISSING])
     for _ in range(entries):
         yard.pay(BUSY, 1)
     yard.close()
-    result = run(shop.data_dir, shop.tmp_path, "--from-backup", str(other))
+    result = run(shop.data_dir, shop.tmp_path, "--from-backup", str(foreign_backup))
     assert result.exit_code != 0
     assert "of another daemon" in result.output
     assert shop.path.read_bytes() == before

@@ -51,11 +51,11 @@ def test_statements_since_the_limit_stay_as_they_were_however_often_it_is_cut(tm
         assert rows_are_sound(file.store.db)
         for _ in range(30):
             from_ns, to_ns = sorted(max(at_ns, limit_ns) for at_ns in life.cuts(draw, 2))
-            found = file.statement(from_ns, to_ns)
-            del found["entries"]
+            answer = file.statement(from_ns, to_ns)
+            del answer["entries"]
             wanted = shown(file.user, life.period(from_ns, to_ns), False, [])
             del wanted["entries"]
-            assert found == wanted
+            assert answer == wanted
             then, behind = file.balance_at(from_ns), life.period(from_ns, from_ns + 1)
             assert int(then["exact_balance"]) == behind.opening + behind.credits - behind.debits
 
@@ -85,7 +85,7 @@ class Wandering:
         chain = Chain(self.readers[shard], EVERYWHERE, self.user, standing_of(self.life))
         return answer_of(statement(chain, self.user, from_ns, to_ns, True, 1000, INT64_MAX))[0]
 
-    def kept(self, shard: int, limit_ns: int) -> list[int]:
+    def rows_kept(self, shard: int, limit_ns: int) -> list[int]:
         """The entry_ids of the rows that a file keeps for a limit."""
         here = [number for number, at in enumerate(self.shards) if at == shard]
         old = [number for number in here if self.life.instants[number] < limit_ns]
@@ -108,15 +108,15 @@ def test_rows_in_several_files_are_cut_apart_and_statements_since_then_stay_exac
         slices.close()
         for _ in range(20):
             from_ns, to_ns = sorted(max(at_ns, *limits) for at_ns in life.cuts(draw, 2))
-            found = files.statement(draw.randrange(3), from_ns, to_ns)
-            del found["entries"]
+            answer = files.statement(draw.randrange(3), from_ns, to_ns)
+            del answer["entries"]
             wanted = shown(files.user, life.period(from_ns, to_ns), False, [])
             del wanted["entries"]
-            assert found == wanted
+            assert answer == wanted
     for shard, (store, reader) in enumerate(zip(files.stores, files.readers, strict=True)):
         for _ in prune(store, reader, limits[shard]):
             pass
-        assert ids_of(store) == files.kept(shard, limits[shard])
+        assert ids_of(store) == files.rows_kept(shard, limits[shard])
 
 
 def test_a_row_stands_where_the_history_was_cut_and_says_from_when_it_is_whole(tmp_path: Path) -> None:
@@ -131,11 +131,11 @@ def test_a_row_stands_where_the_history_was_cut_and_says_from_when_it_is_whole(t
     assert (opening["operation"], opening["balance_after_nanos"], opening["whole_from_ns"]) == ("opening", 500, 50)
     assert opening["message"] == "the rows of entries 1 to 5 were deleted by history.keep_days"
     assert page.is_whole, "nobody waits for what was deleted"
-    found, _ = answer_of(statement(file.chain(), b"u", 0, 100, False, 100, INT64_MAX))
-    assert found["whole_from_ns"] == 50
-    assert [row["entry_id"] for row in found["entries"]] == [1, 6, 7, 8, 9, 10]
-    assert found["entries"][0] == opening
-    assert (found["entries_count"], found["first_entry_id"], found["credits_nanos"]) == (5, 6, 1000)
+    answer, _ = answer_of(statement(file.chain(), b"u", 0, 100, False, 100, INT64_MAX))
+    assert answer["whole_from_ns"] == 50
+    assert [row["entry_id"] for row in answer["entries"]] == [1, 6, 7, 8, 9, 10]
+    assert answer["entries"][0] == opening
+    assert (answer["entries_count"], answer["first_entry_id"], answer["credits_nanos"]) == (5, 6, 1000)
     then, _ = answer_of(balance_at(file.chain(), b"u", 45, INT64_MAX))
     assert (then["state"], then["available_nanos"], then["whole_from_ns"]) == (None, None, 50)
     assert int(answer_of(balance_at(file.chain(), b"u", 95, INT64_MAX))[0]["balance_nanos"]) == 1000
@@ -148,16 +148,16 @@ def test_the_command_s_columns_sum_to_the_period_s_also_over_a_cut(tmp_path: Pat
     for number in range(1, 10):
         bank.debit("u", 10, at=10 * number)
     file = File(tmp_path, life_of(bank), b"u")
-    whole = file.statement(0, 100)
+    uncut = file.statement(0, 100)
     prune_all(file, 55)
     cut, _ = answer_of(statement(file.chain(), b"u", 0, 100, False, 100, INT64_MAX))
-    for found in (whole, cut):
-        assert faults_of(found, found["entries"]) == []
-        lines = csv_rows(found, found["entries"])
-        assert sum(line["accrued_nanos"] for line in lines) == found["accrued_nanos"]
-        assert sum(line["amount_nanos"] for line in lines) == found["credits_nanos"] - found["debits_nanos"]
+    for answer in (uncut, cut):
+        assert faults_of(answer, answer["entries"]) == []
+        lines = csv_rows(answer, answer["entries"])
+        assert sum(line["accrued_nanos"] for line in lines) == answer["accrued_nanos"]
+        assert sum(line["amount_nanos"] for line in lines) == answer["credits_nanos"] - answer["debits_nanos"]
         assert min(line["accrued_nanos"] for line in lines) >= 0
-    assert whole["closing_nanos"] == cut["closing_nanos"] == 1000 - 95 - 90
+    assert uncut["closing_nanos"] == cut["closing_nanos"] == 1000 - 95 - 90
 
 
 def test_a_machine_that_has_run_for_a_year_keeps_no_row_of_then(tmp_path: Path) -> None:
@@ -172,8 +172,8 @@ def test_a_machine_that_has_run_for_a_year_keeps_no_row_of_then(tmp_path: Path) 
     prune_all(file, 105)
     prune_all(file, 115)
     assert ids_of(file.store)[0] == 4 + 15
-    found = file.statement(116, 119)
-    assert [(line["resource"], line["accrued_nanos"]) for line in found["resources"]] == [("vm", 9)]
+    answer = file.statement(116, 119)
+    assert [(line["resource"], line["accrued_nanos"]) for line in answer["resources"]] == [("vm", 9)]
     assert file.store.db.execute("SELECT count(*) FROM openings").fetchone() == (1,)
 
 
@@ -185,7 +185,7 @@ def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(
         bank.top_up("u", 1, at=100 + number)
     file = File(tmp_path, life_of(bank), b"u")
     prune_all(file, 110)
-    whole = file.statement(111, 118)
+    uncut = file.statement(111, 118)
     tampering.row_added(file.store.db, 22, lambda entry: entry._replace(entry_id=23))
     file.store.db.execute("UPDATE pages SET checksum = checksum + 1 WHERE first = 23")  # as damage would
     file.store.close()
@@ -193,8 +193,8 @@ def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(
     assert "it was damaged" in remarks[0]
     chain = Chain(reader_of(tmp_path, store), 1, b"u", standing_of(file.life))
     again, _ = answer_of(statement(chain, b"u", 111, 118, True, 1000, INT64_MAX))
-    assert again["resources"] == whole["resources"]
-    assert [(line["resource"], line["accrued_nanos"]) for line in whole["resources"]] == [("vm", 7)]
+    assert again["resources"] == uncut["resources"]
+    assert [(line["resource"], line["accrued_nanos"]) for line in uncut["resources"]] == [("vm", 7)]
     store.db.execute("UPDATE openings SET entry_id = entry_id + 1")
     assert not rows_are_sound(store.db)
 
@@ -205,9 +205,9 @@ def test_nothing_is_deleted_while_another_file_cannot_be_read(tmp_path: Path) ->
     bank.set_rate("u", HOUR, at=10, resource="vm")
     for number in range(20):
         bank.top_up("u", 1, at=100 + number)
-    other = opened(tmp_path, shard=1)
-    other.db.execute("PRAGMA user_version = 3")  # its own process has not converted it yet
-    other.close()
+    other_file = opened(tmp_path, shard=1)
+    other_file.db.execute("PRAGMA user_version = 3")  # its own process has not converted it yet
+    other_file.close()
     file = File(tmp_path, life_of(bank), b"u")
     with pytest.raises(Postponed, match="version"):
         prune_all(file, 110)
@@ -221,8 +221,8 @@ def kept_below(store: Store, seq: int) -> list[int]:
 def read_by_ones(reader: HistoryReader) -> list[Shown]:
     """The feed from its beginning, in pages of one row."""
     rows: list[Shown] = []
-    while found := page(reader, rows[-1]["cursor"] if rows else "", 1, {}, all_written=True).rows:
-        rows += found
+    while rows_read := page(reader, rows[-1]["cursor"] if rows else "", 1, {}, all_written=True).rows:
+        rows += rows_read
     return rows
 
 

@@ -45,7 +45,7 @@ def reader_of(directory: Path, store: Store, shard: int = 0) -> HistoryReader:
 def batch_of(*records: tuple[int, int, int, bytes]) -> bytes:
     """A payload of (kind, bucket, generation, body)."""
     packed = [ENVELOPE.pack(*record[:3]) + record[3] for record in records]
-    return LENGTH.pack(len(packed)) + b"".join(LENGTH.pack(len(one)) + one for one in packed)
+    return LENGTH.pack(len(packed)) + b"".join(LENGTH.pack(len(record)) + record for record in packed)
 
 
 def entry_of(user: bytes, entry_id: int, **fields: int | bytes) -> bytes:
@@ -130,8 +130,8 @@ def test_only_entries_with_an_id_are_rows_and_departures_are_kept() -> None:
     assert [row.entry_id for row in page.open().rows()] == [MARK_EVERY]
     assert group.marks == [(1, MARK_EVERY, 1)]
     assert group.left == [(7, 3)]
-    kept = [record[:3] for record in split_batch(slim(payload))]
-    assert kept == [(RECEIVED, 9, 2), (ENTRY, 1, 1), (LEAVE, 7, 3), (LEAVE, 8, 3), (ENTRY, 1, 1)]
+    records = [record[:3] for record in split_batch(slim(payload))]
+    assert records == [(RECEIVED, 9, 2), (ENTRY, 1, 1), (LEAVE, 7, 3), (LEAVE, 8, 3), (ENTRY, 1, 1)]
     assert b"a whole bucket" not in slim(payload)
     again = Group()
     assert project(slim(payload), 0, no_accounts(), again) == 1
@@ -167,10 +167,10 @@ def test_a_page_without_some_of_its_rows_holds_the_others_where_they_were() -> N
     group = Group()
     project(batch_of(*[(ENTRY, 1, 1, entry_of(b"u", number)) for number in range(1, 11)]), 5, no_accounts(), group)
     (page,) = pages_of(group.part, 6)
-    kept = page.open().without([6, 9, 10])
-    assert kept is not None
-    assert kept.is_sound
-    opened_again = kept.open()
+    pruned = page.open().without([6, 9, 10])
+    assert pruned is not None
+    assert pruned.is_sound
+    opened_again = pruned.open()
     assert [(row.seq, row.older, row.entry_id) for row in opened_again.rows()] == [
         (row.seq, row.older, row.entry_id) for row in page.open().rows() if row.seq not in (6, 9, 10)
     ]
@@ -382,15 +382,15 @@ def test_pages_over_a_gap_hold_each_row_once(data_dir: Path) -> None:
             store.take(position, payload)
     store.flush()
     reader = reader_of(data_dir, store)
-    whole = reader.history(2, user, NEWEST, 10**6).rows
-    assert (whole[-1]["operation"], whole[-1]["entry_id"]) == (MISSING, 1)
+    all_at_once = reader.history(2, user, NEWEST, 10**6).rows
+    assert (all_at_once[-1]["operation"], all_at_once[-1]["entry_id"]) == (MISSING, 1)
     for limit in (1, 2, 3, 7):
         before, paged = NEWEST, []
         while rows := reader.history(2, user, before, limit).rows:
             assert len(rows) <= limit
             paged += rows
             before = rows[-1]["entry_id"]
-        assert paged == whole, limit
+        assert paged == all_at_once, limit
 
 
 def test_newest_rows_that_are_missing_are_said_as_well(data_dir: Path) -> None:
@@ -413,7 +413,7 @@ def test_newest_rows_that_are_missing_are_said_as_well(data_dir: Path) -> None:
 
 def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Path) -> None:
     """A power cut took batches that the weaker sync modes had not made durable: they never happened."""
-    lost, kept = Scene(seed=5), Scene(seed=5)
+    lost, continued = Scene(seed=5), Scene(seed=5)
     store = opened(data_dir)
     for position in range(1, 31):
         store.take(position, lost.batch())
@@ -422,8 +422,8 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Pat
     store.take(31, batch_of((LEAVE, 2, 1, b"")))
     store.close()
     for _ in range(20):
-        kept.batch()
-    kept.rng.seed(77)  # from here on another past
+        continued.batch()
+    continued.rng.seed(77)  # from here on another past
     with pytest.raises(Ahead, match="up to batch 31, its journal only up to 20"):
         opened(data_dir, head=20)
     store, remarks = open_store(ShardFile(str(data_dir), 0, 1, 20, UnsyncedDisk()), suspect=False, accept_loss=True)
@@ -433,10 +433,10 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Pat
     assert evidence.execute("SELECT position FROM about").fetchone() == (31,)
     evidence.close()
     for position in range(19, 41):
-        store.take(position, kept.batch() if position > 20 else kept.batches[position - 1])
+        store.take(position, continued.batch() if position > 20 else continued.batches[position - 1])
     store.flush()
     assert store.db.execute("SELECT count(*) FROM departures").fetchone() == (0,)
-    all_rows(kept, reader_of(data_dir, store))
+    all_rows(continued, reader_of(data_dir, store))
     store.close()
     assert opened(data_dir, head=40).position == 40
 
@@ -501,15 +501,15 @@ def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir: P
 
 
 def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir: Path) -> None:
-    mine, other = Scene(seed=1), Scene(seed=2)
+    mine, other_scene = Scene(seed=1), Scene(seed=2)
     store = opened(data_dir)
     reader = reader_of(data_dir, store)
     user = mine.users[0]
     assert reader.history(2, user, NEWEST, 9).rows == []
     later = opened(data_dir, shard=5)
-    later.take(1, other.batch(200))
+    later.take(1, other_scene.batch(200))
     later.close()
-    assert reader.history(2, user, NEWEST, 9).rows == other.history(user, limit=9)
+    assert reader.history(2, user, NEWEST, 9).rows == other_scene.history(user, limit=9)
     assert reader.history(1, user, NEWEST, 9).rows == [], "a bucket that was never elsewhere"
     os.unlink(file_of(str(data_dir), 5))
     assert reader.history(2, user, NEWEST, 9).rows == []
@@ -539,18 +539,18 @@ def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(
     here.take(1, scene.batch(100))
     here.flush()
     reader = reader_of(data_dir, here)
-    user = max(scene.users, key=lambda one: len(reader.history(1, one, NEWEST, 1000).rows))
+    user = max(scene.users, key=lambda name: len(reader.history(1, name, NEWEST, 1000).rows))
     expected = scene.history(user, limit=1000)
     assert reader.history(2, user, NEWEST, 1000).rows == expected
-    other = sqlite3.connect(file_of(str(data_dir), 1))
-    other.execute("UPDATE pages SET checksum = checksum + 1")
-    other.commit()
-    other.close()
+    other_file = sqlite3.connect(file_of(str(data_dir), 1))
+    other_file.execute("UPDATE pages SET checksum = checksum + 1")
+    other_file.commit()
+    other_file.close()
     page = reader.history(2, user, NEWEST, 1000)
     assert not page.is_whole
-    *own, gap = page.rows
-    assert own == expected[: len(own)]
-    assert (gap["operation"], gap["entry_id"], gap["whole_from_ns"]) == (MISSING, 1, own[-1]["at_ns"])
+    *own_rows, gap = page.rows
+    assert own_rows == expected[: len(own_rows)]
+    assert (gap["operation"], gap["entry_id"], gap["whole_from_ns"]) == (MISSING, 1, own_rows[-1]["at_ns"])
     assert reader.damaged == {1}
     with pytest.raises(Elsewhere, match="the history of shard 1 is damaged"):
         feed_page(reader, "", 100, {}, all_written=True)
@@ -613,10 +613,10 @@ def test_a_file_whose_end_does_not_agree_with_itself_is_not_written_on(data_dir:
     for user in scene.users:
         rows = reader.history(2, user, NEWEST, 10**6).rows
         expected = {row["entry_id"]: row for row in scene.history(user, limit=10**6)}
-        kept = [row for row in rows if row["operation"] != MISSING]
-        assert all(row == expected[row["entry_id"]] for row in kept)
-        assert len({row["entry_id"] for row in kept}) == len(kept), "each entry once"
-        assert len(kept) == len(expected) or any(row["operation"] == MISSING for row in rows)
+        entry_rows = [row for row in rows if row["operation"] != MISSING]
+        assert all(row == expected[row["entry_id"]] for row in entry_rows)
+        assert len({row["entry_id"] for row in entry_rows}) == len(entry_rows), "each entry once"
+        assert len(entry_rows) == len(expected) or any(row["operation"] == MISSING for row in rows)
 
 
 def test_rows_that_are_lost_at_the_end_keep_their_numbers(data_dir: Path) -> None:

@@ -49,20 +49,20 @@ class Bank:
         self.filed.append((ref, due_ns))
         return due_ns
 
-    def call(self, op: int, user: str, at: int, **given: Any) -> dict[str, Any]:
+    def call(self, op: int, user: str, at: int, **fields: Any) -> dict[str, Any]:
         """One command; fields a, b, c, key, request_id, message, options as the table of commands says."""
-        text = {name: given.get(name, "").encode() for name in ("request_id", "message", "actor")}
-        key = given.get("key", b"")
+        text = {name: fields.get(name, "").encode() for name in ("request_id", "message", "actor")}
+        key = fields.get("key", b"")
         command = (
             op,
             user.encode(),
-            given.get("a", 0),
-            given.get("b", 0),
-            given.get("c", 0),
+            fields.get("a", 0),
+            fields.get("b", 0),
+            fields.get("c", 0),
             key.encode() if isinstance(key, str) else key,
             text["request_id"],
             text["message"],
-            given.get("options", b""),
+            fields.get("options", b""),
             text["actor"],
         )
         return carried_out(self.ledger, BUCKET, command, at)
@@ -120,8 +120,8 @@ class Bank:
         """All entries made so far, of one user or of all."""
         self.journal += [packed for _, packed in self.ledger.records]
         self.ledger.records.clear()
-        made = [Entry._make(unpack(packed)) for packed in self.journal]
-        return [entry for entry in made if not user or entry.user_id == user.encode()]
+        all_entries = [Entry._make(unpack(packed)) for packed in self.journal]
+        return [entry for entry in all_entries if not user or entry.user_id == user.encode()]
 
     def rows(self, user: str) -> list[dict[str, Any]]:
         """The history, oldest first."""
@@ -133,9 +133,9 @@ class Bank:
 
     def notices(self) -> list[tuple[str, str, int]]:
         """(kind, user, number) since the last time."""
-        told = [(kind, user.decode(), number) for kind, _, _, user, number in self.ledger.notices]
+        notices = [(kind, user.decode(), number) for kind, _, _, user, number in self.ledger.notices]
         self.ledger.notices.clear()
-        return told
+        return notices
 
     def cutoffs(self) -> list[int]:
         """The seqs of the cutoffs that became owed since the last time."""

@@ -149,9 +149,9 @@ class Drawing:
         if draw.random() < 0.2:
             runways = [0, *SPANS]
             if account is not None:
-                others = account.rate - account.lines.get(op.get("resource", ""), 0)
-                if others + rate > 0:
-                    runways += [max(0, account.runway_at(others + rate) + draw.randrange(2))] * 6
+                other_lines = account.rate - account.lines.get(op.get("resource", ""), 0)
+                if other_lines + rate > 0:
+                    runways += [max(0, account.runway_at(other_lines + rate) + draw.randrange(2))] * 6
             op["min_runway_ns"] = min(draw.choice(runways), BOUND)
         if draw.random() < 0.3:
             op["ttl_ns"] = self._lease(account)

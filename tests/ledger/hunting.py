@@ -174,9 +174,9 @@ def main() -> int:
     """Prints how each fault is caught; 1 where one survives."""
     survivors = 0
     for name in sys.argv[1:] or sorted(TIE_RULES | OF_CLASSES):
-        found = hunt(name, by_programs=True)
-        survivors += not found
-        print(f"{name:30} {found.splitlines()[0][:110] if found else 'SURVIVES'}", flush=True)
+        difference = hunt(name, by_programs=True)
+        survivors += not difference
+        print(f"{name:30} {difference.splitlines()[0][:110] if difference else 'SURVIVES'}", flush=True)
     return bool(survivors)
 
 

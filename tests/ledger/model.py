@@ -92,8 +92,8 @@ class Model:
         return reply
 
     def _again(self, stored: dict[str, Any], op: Op) -> dict[str, Any]:
-        kept = {name: value for name, value in stored["op"].items() if name != "default_ttl_ns"}
-        if _without_defaults(kept) != _without_defaults(op):
+        op_stored = {name: value for name, value in stored["op"].items() if name != "default_ttl_ns"}
+        if _without_defaults(op_stored) != _without_defaults(op):
             raise Refusal("REQUEST_ID_CONFLICT")
         if stored["refusal"] is not None:
             raise Refusal(stored["refusal"].name, **stored["refusal"].facts, replayed=True)
@@ -224,12 +224,12 @@ class Model:
         covered = Fraction(0) if account.exhausted else min(spent, account.available)
         account.overrun = min(account.overrun + spent - covered, Fraction(BOUND))
         below = account.goes_below if account.exhausted else self.policy(account).accrue
-        taken = covered
+        charged = covered
         if below and spent > covered:
-            taken = min(spent, account.balance + BOUND, account.available + BOUND)
-        account.balance -= taken
-        account.spend(taken)
-        return taken
+            charged = min(spent, account.balance + BOUND, account.available + BOUND)
+        account.balance -= charged
+        account.spend(charged)
+        return charged
 
     def _settle_state(
         self,
@@ -334,15 +334,15 @@ class Model:
         return entry
 
     def _reply(self, account: Account, op: Op, entry: dict[str, Any]) -> dict[str, Any]:
-        taken = math.floor(entry["balance"] - entry["amount"]) - math.floor(entry["balance"])
+        debited = math.floor(entry["balance"] - entry["amount"]) - math.floor(entry["balance"])
         reply = self._state(entry, account.user)
         if op["method"] == "debit":
-            reply |= {"outcome": "exhausted" if entry["exhausted"] else "ok", "debited_nanos": taken}
+            reply |= {"outcome": "exhausted" if entry["exhausted"] else "ok", "debited_nanos": debited}
         if op["method"] == "capture":
-            reply["captured_nanos"] = taken
+            reply["captured_nanos"] = debited
         if op["method"] == "close_account":
             forfeited = math.floor(entry["forfeited"])
-            reply |= {"paid_out_nanos": taken - forfeited, "forfeited_nanos": forfeited}
+            reply |= {"paid_out_nanos": debited - forfeited, "forfeited_nanos": forfeited}
         if op["method"] == "hold":
             reply["hold_id"] = "r:" + op["request_id"] if "request_id" in op else f"e:{entry['entry_id']}"
         if entry["restored"]:
@@ -374,14 +374,14 @@ class Model:
         account = self.accounts[user]
         t = max(t, account.at)
         self.pass_time(account, t)
-        kept = (account.at, account.balance, account.overrun)
+        before = (account.at, account.balance, account.overrun)
         credits = [dict(credit) for credit in account.credits]
         self._accrue(account, t)
         call_at = self.call_at(account)
-        left = sorted(account.credits, key=lambda credit: (credit["end"], credit["left"], credit["entry"]))
+        by_end = sorted(account.credits, key=lambda credit: (credit["end"], credit["left"], credit["entry"]))
         entry = self._write(account, {}, t, account.entry_id, Fraction(0), Fraction(0))
         self.entries.pop()
-        account.at, account.balance, account.overrun = kept
+        account.at, account.balance, account.overrun = before
         account.credits = credits
         return self._state(entry, user) | {
             "rates": dict(account.lines),
@@ -394,7 +394,7 @@ class Model:
                     "expires_at_ns": credit["end"],
                     "entry_id": credit["entry"],
                 }
-                for credit in left
+                for credit in by_end
             ],
             "class": account.class_name or "default",
             "cutoff_at_ns": call_at,

@@ -97,17 +97,17 @@ class Account:
         spent, lost = self.per_ns * (t - self.at), Fraction(0)
         for end in sorted({credit["end"] for credit in self.credits if credit["end"] <= t}):
             of_these = sum(credit["left"] for credit in self.credits if credit["end"] <= end)
-            taken = self.per_ns * (end - self.at)  # from what ends first, what is lost already left aside
-            lost += max(Fraction(0), of_these - taken - lost)
+            spent_by_end = self.per_ns * (end - self.at)  # from what ends first, what is lost already left aside
+            lost += max(Fraction(0), of_these - spent_by_end - lost)
         return self.available - spent - lost
 
     def spend(self, amount: Fraction) -> None:
         """Takes from what ends soonest, of one end from the smaller, then from the older; the rest never ends."""
         while amount > 0 and self.credits:
             first = min(self.credits, key=_spent_first)
-            taken = min(amount, first["left"])
-            first["left"] -= taken
-            amount -= taken
+            from_credit = min(amount, first["left"])
+            first["left"] -= from_credit
+            amount -= from_credit
             self.credits = [credit for credit in self.credits if credit["left"] > 0]
 
     def end_credit(self, t: int) -> dict[str, Any]:
@@ -155,18 +155,18 @@ class Account:
         """(instant, rank) of what time causes next: 0 expiries of holds, 1 the end of a credit, 2 running out, 3 the
         end of a grace, 4 the end of a lease, 5 a threshold.
         """
-        found = [(expires, 0) for _, expires in self.holds.values() if expires is not None]
+        dues = [(expires, 0) for _, expires in self.holds.values() if expires is not None]
         runs_out, credit_end = self.runs_out, self._credit_end()
         if credit_end is not None:
-            found.append((credit_end, 1))
+            dues.append((credit_end, 1))
         if runs_out is not None:
-            found.append((runs_out, 2))
+            dues.append((runs_out, 2))
         if self.call_at is not None:
-            found.append((self.call_at, 3))
+            dues.append((self.call_at, 3))
         crossings = (self.crosses(threshold) for threshold in self.thresholds)
-        found += [(end, 4) for end in self.ends.values()]
-        found += [(crossing, 5) for crossing in crossings if crossing is not None]
-        return min(found, default=None)
+        dues += [(end, 4) for end in self.ends.values()]
+        dues += [(crossing, 5) for crossing in crossings if crossing is not None]
+        return min(dues, default=None)
 
     def pending(self) -> list[dict[str, Any]]:
         return [cutoff for cutoff in self.cutoffs if cutoff["status"] == "pending"]
@@ -203,9 +203,9 @@ class Account:
         debt = max(Fraction(0), -self.balance)
         self.balance += op["amount"]
         if end is not None and op["amount"] > debt:
-            left = op["amount"] - debt
+            remaining = op["amount"] - debt
             of_top_up = {"entry": self.entry_id + 1, "amount": op["amount"], "kind": op.get("kind", "")}
-            self.credits.append({"end": end, "left": left, **of_top_up})
+            self.credits.append({"end": end, "left": remaining, **of_top_up})
 
     def adjust(self, op: Op) -> None:
         self._check(self.balance + op["amount"])

@@ -52,31 +52,31 @@ def survivors() -> tuple[dict[str, Change], Counter[str]]:
     from mutmut.mutation.diff_apply import get_diff_for_mutant
 
     alive: dict[str, Change] = {}
-    found: Counter[str] = Counter()
+    by_status: Counter[str] = Counter()
     for path in walk_mutatable_files():
         data = SourceFileMutationData(path=path)
         data.load()
         for name, code in data.exit_code_by_key.items():
             status = status_by_exit_code[code]
-            found[status] += 1
+            by_status[status] += 1
             if status in SURVIVED:
                 alive[name] = change_of(get_diff_for_mutant(name))
-    return alive, found
+    return alive, by_status
 
 
 def main() -> int:
     """The comparison, told; 0 where nothing survived that is not listed."""
     reasons = listed(LIST.read_text())
-    alive, found = survivors()
+    alive, by_status = survivors()
     unknown = {name: change for name, change in alive.items() if change not in reasons}
     for name, (was, becomes) in unknown.items():
         print(f"survived: {name}\n    {was}\n    {becomes}")
     for was, becomes in reasons.keys() - set(alive.values()):
         print(f"on the list, but not alive:\n    {was}\n    {becomes}")
-    unchecked = sum(found[status] for status in UNKNOWN)
+    unchecked = sum(by_status[status] for status in UNKNOWN)
     print(
-        f"{found.total()} changes: {found['killed']} made a test fail, {found['timeout']} never ended, {len(unknown)} "
-        f"survived, {len(alive) - len(unknown)} are on the list, {unchecked} were not checked"
+        f"{by_status.total()} changes: {by_status['killed']} made a test fail, {by_status['timeout']} never ended, "
+        f"{len(unknown)} survived, {len(alive) - len(unknown)} are on the list, {unchecked} were not checked"
     )
     return 1 if unknown or unchecked else 0
 

@@ -59,8 +59,8 @@ def command_of(op: Op) -> ops.Command:
     if method == "set_rate":
         a, b, c = op["rate"], op.get("rate_seq", -1), op.get("min_runway_ns", -1)
         key = op.get("resource", "").encode()
-        given = {ops.TTL_NS: op.get("ttl_ns"), ops.DEFAULT_TTL_NS: op.get("default_ttl_ns")}
-        packed = ops.pack_options({tag: struct.pack("<q", span) for tag, span in given.items() if span is not None})
+        spans = {ops.TTL_NS: op.get("ttl_ns"), ops.DEFAULT_TTL_NS: op.get("default_ttl_ns")}
+        packed = ops.pack_options({tag: struct.pack("<q", span) for tag, span in spans.items() if span is not None})
     elif method == "top_up":
         packed = ops.top_up_options(op.get("expires_at_ns", -1), op.get("kind", "").encode())
     elif method == "change_rate":
@@ -136,28 +136,28 @@ class Program:
     def command(self, op: Op) -> None:
         """One command on both sides: the same answer or refusal, the same entries and notices."""
         command = command_of(op)
-        said: Any
+        actual: Any
         wanted: Any
         try:
             wanted = self.model.apply(self.t, op)
         except Refusal as refusal:
             wanted = refusal
         try:
-            said = carried_out(self.ledger, BUCKET, command, self.t)
+            actual = carried_out(self.ledger, BUCKET, command, self.t)
         except Refused as refused:
-            said = refused
+            actual = refused
         if "request_id" in op:
             self.drawing.done = [*self.drawing.done[-20:], op]
-        if isinstance(wanted, Refusal) != isinstance(said, Refused):
-            raise self._difference(op, wanted, said)
+        if isinstance(wanted, Refusal) != isinstance(actual, Refused):
+            raise self._difference(op, wanted, actual)
         if isinstance(wanted, Refusal):
-            facts = said.as_map()
-            if said.name != wanted.name or any(facts.get(name) != value for name, value in wanted.facts.items()):
+            facts = actual.as_map()
+            if actual.name != wanted.name or any(facts.get(name) != value for name, value in wanted.facts.items()):
                 raise self._difference(op, wanted, facts)
             if facts["applied"] != "no" or ("replayed" in facts) != ("replayed" in wanted.facts):
                 raise self._difference(op, wanted, facts)
         elif not op["method"].startswith(("cutoff_", "restore_")):
-            self._equal(op, self._as_shown(wanted), said)
+            self._equal(op, self._as_shown(wanted), actual)
         self._drain(op)
 
     def _as_shown(self, wanted: dict[str, Any]) -> dict[str, Any]:
@@ -186,8 +186,8 @@ class Program:
             if user.encode() in self.ledger.books[BUCKET].slots:
                 raise self._difference(op, "unknown", "known") from None
             return
-        said = self.ledger.view(BUCKET, user.encode(), self.t)
-        self._equal(op, wanted, said)
+        actual = self.ledger.view(BUCKET, user.encode(), self.t)
+        self._equal(op, wanted, actual)
         call = self.ledger.owed(BUCKET, user.encode())
         said_owed = None if call is None else (call.kind, call.seq, call.exhausted_at_ns)
         self._equal(op, self.model.accounts[user].owed(), said_owed)
@@ -197,17 +197,17 @@ class Program:
         self._drain(op)
 
     def _drain(self, op: Op) -> None:
-        made = [packed for _, packed in self.ledger.records]
+        packed_entries = [packed for _, packed in self.ledger.records]
         self.ledger.records.clear()
-        self.journal += made
+        self.journal += packed_entries
         wanted, self.model.entries = self.model.entries, []
-        self._equal(op, len(wanted), len(made))
-        for model_entry, packed in zip(wanted, made, strict=True):
+        self._equal(op, len(wanted), len(packed_entries))
+        for model_entry, packed in zip(wanted, packed_entries, strict=True):
             self._compare_entry(model_entry, Entry._make(unpack(packed)))
-        told = [(kind, user.decode(), number) for kind, _, _, user, number in self.ledger.notices]
+        notices = [(kind, user.decode(), number) for kind, _, _, user, number in self.ledger.notices]
         self.ledger.notices.clear()
         told_by_model, self.model.notices = self.model.notices, []
-        self._equal(op, told_by_model, told)
+        self._equal(op, told_by_model, notices)
 
     def _compare_entry(self, wanted: dict[str, Any], e: Entry) -> None:
         """Every field, exactly. The command of an entry from outside is the command itself."""
@@ -273,7 +273,7 @@ class Program:
         for user in sorted(self.model.accounts):
             self.model.pass_time(self.model.accounts[user], self.t)
         wanted = sorted(self.model.entries, key=lambda entry: (entry["op"]["user"], entry["entry_id"]))
-        told = sorted(self.model.notices)
+        notices = sorted(self.model.notices)
         while due := [filing for filing in self.filings if filing[0] <= self.t]:
             self.filings = [filing for filing in self.filings if filing[0] > self.t]
             for filed_ns, ref in due:
@@ -285,7 +285,7 @@ class Program:
                     self.ledger.moved(ref, due_ns)
         self.ledger.records.sort(key=lambda record: _order(record[1]))
         self.ledger.notices.sort(key=lambda notice: (notice[0], notice[3], notice[4]))
-        self.model.entries, self.model.notices = wanted, told
+        self.model.entries, self.model.notices = wanted, notices
         self._drain(op)
 
     def _configure_classes(self) -> None:
@@ -300,28 +300,28 @@ class Program:
         dumped = self.ledger.dump(BUCKET)
         self.ledger.still(BUCKET)
         self.filings = []
-        other = Ledger(self.rules, self._file)
-        other.load(BUCKET, dumped)
-        self._equal({"method": "dump", "user": ""}, dumped, other.dump(BUCKET))
-        other.wake(BUCKET)
-        self.ledger = other
+        loaded = Ledger(self.rules, self._file)
+        loaded.load(BUCKET, dumped)
+        self._equal({"method": "dump", "user": ""}, dumped, loaded.dump(BUCKET))
+        loaded.wake(BUCKET)
+        self.ledger = loaded
 
     def _replay(self) -> None:
         """Recovery: the same entries make the same bucket."""
-        others = Rules(not self.rules.accrue, self.rules.request_ids_per_bucket, not self.rules.restore, 7)
-        again = Ledger(others, self._file)
+        other_rules = Rules(not self.rules.accrue, self.rules.request_ids_per_bucket, not self.rules.restore, 7)
+        again = Ledger(other_rules, self._file)
         again.create(BUCKET)
         for packed in self.journal:
             again.replay(BUCKET, packed)
         again.replayed()
         self._equal({"method": "replay", "user": ""}, self.ledger.dump(BUCKET), again.dump(BUCKET))
 
-    def _equal(self, op: Op, wanted: Any, said: Any) -> None:
-        if wanted != said:
-            raise self._difference(op, wanted, said)
+    def _equal(self, op: Op, wanted: Any, actual: Any) -> None:
+        if wanted != actual:
+            raise self._difference(op, wanted, actual)
 
-    def _difference(self, op: Op, wanted: Any, said: Any) -> Difference:
-        return Difference(f"seed {self.seed} step {self.step} at {self.t}: {op}\nmodel  {wanted}\nledger {said}")
+    def _difference(self, op: Op, wanted: Any, actual: Any) -> Difference:
+        return Difference(f"seed {self.seed} step {self.step} at {self.t}: {op}\nmodel  {wanted}\nledger {actual}")
 
 
 def _order(packed: bytes) -> tuple[str, int]:
@@ -346,16 +346,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--commands", type=int, default=200_000)
     parser.add_argument("--seed", type=int, default=1)
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     begun = shown = time.monotonic()
-    done, seed = 0, given.seed
-    while done < given.commands:
+    done, seed = 0, arguments.seed
+    while done < arguments.commands:
         done += run(400, seed)
         seed += 1
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
-            print(f"{done} commands, seeds {given.seed}..{seed - 1}, {done / (shown - begun):.0f}/s", file=sys.stderr)
-    print(json.dumps({"commands": done, "programs": seed - given.seed, "differences": 0}))
+            print(
+                f"{done} commands, seeds {arguments.seed}..{seed - 1}, {done / (shown - begun):.0f}/s", file=sys.stderr
+            )
+    print(json.dumps({"commands": done, "programs": seed - arguments.seed, "differences": 0}))
 
 
 if __name__ == "__main__":

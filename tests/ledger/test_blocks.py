@@ -64,27 +64,27 @@ def busy(**rules: Any) -> Bank:
 
 def moved(bank: Bank, **rules: Any) -> Bank:
     """The same bucket in another ledger."""
-    other = Bank(**rules)
-    other.ledger.drop(BUCKET)
-    other.ledger.load(BUCKET, bank.state())
-    return other
+    loaded = Bank(**rules)
+    loaded.ledger.drop(BUCKET)
+    loaded.ledger.load(BUCKET, bank.state())
+    return loaded
 
 
 @pytest.mark.parametrize("restore", [False, True])
 def test_what_is_loaded_dumps_to_the_same_block_and_answers_alike(restore: bool) -> None:
     bank = busy(restore=restore)
-    other = moved(bank, restore=restore)
-    assert other.state() == bank.state()
+    loaded = moved(bank, restore=restore)
+    assert loaded.state() == bank.state()
     users = [user.decode() for user in bank.ledger.books[BUCKET].slots]
-    assert [bank.view(user, at=100) for user in users] == [other.view(user, at=100) for user in users]
-    assert [bank.owed(user) for user in users] == [other.owed(user) for user in users]
-    assert other.top_up("plain-3", 10**6 + 3, at=200, request_id="r3")["replayed"] is True
-    assert bank.top_up("gone", 1, at=200) == other.top_up("gone", 1, at=200)
-    assert refusal(other.set_rate, "gone", 5, at=201, resource="vm", seq=8).name == "STALE_RATE"
+    assert [bank.view(user, at=100) for user in users] == [loaded.view(user, at=100) for user in users]
+    assert [bank.owed(user) for user in users] == [loaded.owed(user) for user in users]
+    assert loaded.top_up("plain-3", 10**6 + 3, at=200, request_id="r3")["replayed"] is True
+    assert bank.top_up("gone", 1, at=200) == loaded.top_up("gone", 1, at=200)
+    assert refusal(loaded.set_rate, "gone", 5, at=201, resource="vm", seq=8).name == "STALE_RATE"
     bank.view("Ünal", at=2 * DAY_NS)
-    other.view("Ünal", at=2 * DAY_NS)
+    loaded.view("Ünal", at=2 * DAY_NS)
     assert refusal(bank.set_rate, "gone", 5, at=201, resource="vm", seq=8).name == "STALE_RATE"
-    assert other.state() == bank.state()
+    assert loaded.state() == bank.state()
 
 
 def test_an_empty_bucket_byte_by_byte() -> None:
@@ -114,12 +114,12 @@ def test_a_bucket_is_here_once() -> None:
 
 
 def replayed(bank: Bank, **rules: Any) -> Bank:
-    other = Bank(**rules)
+    replayed_bank = Bank(**rules)
     bank.entries()
     for packed in bank.journal:
-        other.ledger.replay(BUCKET, packed)
-    other.ledger.replayed()
-    return other
+        replayed_bank.ledger.replay(BUCKET, packed)
+    replayed_bank.ledger.replayed()
+    return replayed_bank
 
 
 @pytest.mark.parametrize("rules", [{}, {"restore": True}, {"accrue": True}, {"ids": 3}])
@@ -134,9 +134,9 @@ def test_replay_goes_by_the_rules_of_the_entries_not_by_those_of_today() -> None
 
 
 def test_replay_tells_nobody_and_records_nothing() -> None:
-    other = replayed(busy())
-    assert other.ledger.records == []
-    assert other.ledger.notices == []
+    replayed_bank = replayed(busy())
+    assert replayed_bank.ledger.records == []
+    assert replayed_bank.ledger.notices == []
 
 
 def test_a_difference_stops_the_replay_and_shows_both() -> None:
@@ -144,11 +144,11 @@ def test_a_difference_stops_the_replay_and_shows_both() -> None:
     bank.entries()
     number = next(n for n, packed in enumerate(bank.journal) if Entry._make(unpack(packed)).op == ops.EXHAUST)
     forged = Entry._make(unpack(bank.journal[number]))._replace(accrued_nanos=77)
-    other = Bank()
+    replaying = Bank()
     for packed in bank.journal[:number]:
-        other.ledger.replay(BUCKET, packed)
+        replaying.ledger.replay(BUCKET, packed)
     with pytest.raises(ReplayDifference, match="accrued_nanos=77") as caught:
-        other.ledger.replay(BUCKET, pack(tuple(forged)))
+        replaying.ledger.replay(BUCKET, pack(tuple(forged)))
     assert caught.value.recorded == forged
     assert caught.value.replayed == Entry._make(unpack(bank.journal[number]))
 
@@ -173,29 +173,29 @@ def test_the_last_entry_left_out_is_noticed_at_the_end() -> None:
     bank.set_thresholds("u", [(0, 50)], at=0)
     bank.debit("u", 60, at=1)
     bank.entries()
-    other = Bank()
+    replaying = Bank()
     for packed in bank.journal[:-1]:
-        other.ledger.replay(BUCKET, packed)
+        replaying.ledger.replay(BUCKET, packed)
     with pytest.raises(ReplayDifference, match=r"the journal holds None, replay made Entry\(op=34, .*user_id=b'u'"):
-        other.ledger.replayed()
+        replaying.ledger.replayed()
 
 
 def test_time_stands_still_until_a_bucket_is_woken() -> None:
-    other = moved(busy())
-    other.filed.clear()
-    other.top_up("plain-5", 1, at=100)
-    other.set_rate("plain-5", HOUR, at=100)
-    other.top_up("a new one", 1, at=100)
-    other.set_rate("a new one", HOUR, at=100)
-    assert other.filed == []
-    assert all(place == 0 for place in other.ledger.books[BUCKET].armed_ns)
-    other.ledger.wake(BUCKET)
-    book = other.ledger.books[BUCKET]
-    coming = {book.users[ref & 0xFFFFFFFF] for ref, _ in other.filed}
+    loaded = moved(busy())
+    loaded.filed.clear()
+    loaded.top_up("plain-5", 1, at=100)
+    loaded.set_rate("plain-5", HOUR, at=100)
+    loaded.top_up("a new one", 1, at=100)
+    loaded.set_rate("a new one", HOUR, at=100)
+    assert loaded.filed == []
+    assert all(armed_ns == 0 for armed_ns in loaded.ledger.books[BUCKET].armed_ns)
+    loaded.ledger.wake(BUCKET)
+    book = loaded.ledger.books[BUCKET]
+    coming = {book.users[ref & 0xFFFFFFFF] for ref, _ in loaded.filed}
     assert {b"plain-1", b"plain-5", "Ünal".encode()} <= coming
     assert b"plain-0" not in coming, "at rate zero nothing is coming"
     assert b"out" not in coming, "nor while it is exhausted"
-    assert all(ref >> 32 == BUCKET for ref, _ in other.filed)
+    assert all(ref >> 32 == BUCKET for ref, _ in loaded.filed)
 
 
 def test_in_a_bucket_that_stands_still_every_filing_is_stale() -> None:
@@ -266,35 +266,35 @@ def test_a_broken_invariant_ends_before_the_entry_is_written(method: str, argume
     bank = Bank()
     bank.top_up("u", 100, at=0)
     bank.hold("u", 10, at=1)
-    made = len(bank.ledger.records)
+    record_count = len(bank.ledger.records)
     bank.ledger.books[BUCKET].extras[0].holds_nanos = 0
     with pytest.raises(AssertionError, match="holds do not add up"):
         getattr(bank, method)("u", *arguments, at=2)
-    assert len(bank.ledger.records) == made
+    assert len(bank.ledger.records) == record_count
     with pytest.raises(AssertionError):
         bank.state()
 
 
 def test_what_is_known_of_closed_accounts_comes_back_from_a_block() -> None:
     bank = busy(restore=True)
-    other = moved(bank, restore=True)
-    assert list(other.ledger.books[BUCKET].fading) == [b"gone", b"gone with lines"]
-    assert other.ledger.books[BUCKET].closed == bank.ledger.books[BUCKET].closed
-    other.top_up("gone with lines", 5, at=100)
+    loaded = moved(bank, restore=True)
+    assert list(loaded.ledger.books[BUCKET].fading) == [b"gone", b"gone with lines"]
+    assert loaded.ledger.books[BUCKET].closed == bank.ledger.books[BUCKET].closed
+    loaded.top_up("gone with lines", 5, at=100)
     for name in ("vm", "vm-22", "vm-333"):
-        assert refusal(other.set_rate, "gone with lines", 1, at=101, resource=name, seq=2).name == "STALE_RATE"
+        assert refusal(loaded.set_rate, "gone with lines", 1, at=101, resource=name, seq=2).name == "STALE_RATE"
 
 
 def test_a_block_with_a_part_too_many_too_few_or_too_long_is_refused() -> None:
     bank = busy()
-    whole = bank.state()
+    block = bank.state()
     bank.ledger.drop(BUCKET)
     with pytest.raises(ValueError, match=r"^a part of a block ends behind it$"):
-        bank.ledger.load(BUCKET, whole[:-1])
+        bank.ledger.load(BUCKET, block[:-1])
     with pytest.raises(ValueError, match="too many values"):
-        bank.ledger.load(BUCKET, whole + bytes(4))
-    head, parts = whole[:14], list(_split(whole, 14))
-    assert head + _join(parts) == whole
+        bank.ledger.load(BUCKET, block + bytes(4))
+    head, parts = block[:14], list(_split(block, 14))
+    assert head + _join(parts) == block
     extras = list(_split(parts[6]))
     for shorter, longer in ((extras[:-1], None), (None, [*extras, extras[0]])):
         changed = [*parts[:6], _join(shorter or longer or []), *parts[7:]]
@@ -304,13 +304,13 @@ def test_a_block_with_a_part_too_many_too_few_or_too_long_is_refused() -> None:
 
 def test_behind_a_replay_the_ledger_goes_by_its_own_rules_again() -> None:
     bank = busy(accrue=True)
-    other = replayed(bank, accrue=False, restore=True)
-    other.top_up("new", 10, at=100)
-    other.set_rate("new", HOUR, at=100)
-    assert other.view("new", at=200)["balance_nanos"] == 0, "it does not accrue"
-    other.ledger.presume_attempted(BUCKET)
-    other.top_up("new", 10, at=201)
-    assert other.owed("new") == ("restore", 1), "an attempt may have begun before the start"
+    replayed_bank = replayed(bank, accrue=False, restore=True)
+    replayed_bank.top_up("new", 10, at=100)
+    replayed_bank.set_rate("new", HOUR, at=100)
+    assert replayed_bank.view("new", at=200)["balance_nanos"] == 0, "it does not accrue"
+    replayed_bank.ledger.presume_attempted(BUCKET)
+    replayed_bank.top_up("new", 10, at=201)
+    assert replayed_bank.owed("new") == ("restore", 1), "an attempt may have begun before the start"
 
 
 def test_a_bucket_that_stood_still_and_goes_on_is_filed_again() -> None:

@@ -264,12 +264,12 @@ def test_an_account_without_a_class_has_no_extra() -> None:
 
 
 def test_a_class_that_the_configuration_does_not_have_is_refused_and_nothing_is_kept(bank: Bank) -> None:
-    before, made = bank.state(), len(bank.entries())
+    before, entry_count = bank.state(), len(bank.entries())
     refused = refusal(bank.set_class, "u", "platinum", at=5, request_id="r")
     assert (refused.name, refused.details) == ("INVALID_PARAMS", {"class": "platinum"})
     assert "cutoff.class.platinum" in refused.message
     assert bank.state() == before
-    assert len(bank.entries()) == made
+    assert len(bank.entries()) == entry_count
 
 
 def test_a_class_that_is_gone_is_served_by_the_default(bank: Bank) -> None:

@@ -22,8 +22,8 @@ RULES, TRICKY = TABLE["rule"], TABLE["tricky"]
 def functions_of(path: str) -> frozenset[str]:
     """The names of the test functions of a file; none where there is no such file."""
     file = ROOT / path
-    found = ast.walk(ast.parse(file.read_text())) if file.exists() else ()
-    return frozenset(node.name for node in found if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
+    nodes = ast.walk(ast.parse(file.read_text())) if file.exists() else ()
+    return frozenset(node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef))
 
 
 def test_every_test_that_the_table_names_is_there() -> None:

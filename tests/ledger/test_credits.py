@@ -27,13 +27,13 @@ def credit(bank: Bank, amount: int, ends: int, at: int = 0, kind: str = "", **mo
 
 def lost(bank: Bank) -> list[tuple[int, int, str, int]]:
     """(instant, what was lost, kind, entry_id of the top-up) of each end."""
-    made = [entry for entry in bank.entries("u") if entry.op == ops.CREDIT_EXPIRED]
-    return [(entry.at_ns, -entry.amount // HOUR, entry.key.decode(), entry.b) for entry in made]
+    expiries = [entry for entry in bank.entries("u") if entry.op == ops.CREDIT_EXPIRED]
+    return [(entry.at_ns, -entry.amount // HOUR, entry.key.decode(), entry.b) for entry in expiries]
 
 
-def left(bank: Bank, at: int) -> list[tuple[str, int]]:
+def left_of_credits(bank: Bank, at: int) -> list[tuple[str, int]]:
     """(kind, what is left) in the order in which it is spent."""
-    return [(one["kind"], one["left_nanos"]) for one in bank.view("u", at=at)["credits"]]
+    return [(credit["kind"], credit["left_nanos"]) for credit in bank.view("u", at=at)["credits"]]
 
 
 @pytest.mark.parametrize(("at", "gone", "balance"), [(-1, False, 91), (0, True, 40), (1, True, 39)])
@@ -60,11 +60,11 @@ def test_what_ends_soonest_is_spent_first_and_what_never_ends_last(bank: Bank) -
     credit(bank, 10, ends=1000, kind="later")
     credit(bank, 10, ends=500, kind="sooner")
     bank.debit("u", 5, at=1)
-    assert left(bank, at=1) == [("sooner", 5), ("later", 10)]
+    assert left_of_credits(bank, at=1) == [("sooner", 5), ("later", 10)]
     bank.debit("u", 7, at=1)
-    assert left(bank, at=1) == [("later", 8)]
+    assert left_of_credits(bank, at=1) == [("later", 8)]
     bank.debit("u", 8, at=1)
-    assert left(bank, at=1) == []
+    assert left_of_credits(bank, at=1) == []
     assert bank.view("u", at=2000)["balance_nanos"] == 100
     assert lost(bank) == []
 
@@ -72,11 +72,13 @@ def test_what_ends_soonest_is_spent_first_and_what_never_ends_last(bank: Bank) -
 def test_of_one_end_the_smaller_then_the_older_is_spent_first(bank: Bank) -> None:
     for kind, amount in (("a", 10), ("b", 5), ("c", 5), ("d", 7)):
         credit(bank, amount, ends=100, kind=kind)
-    assert [kind for kind, _ in left(bank, at=0)] == ["b", "c", "d", "a"]
+    assert [kind for kind, _ in left_of_credits(bank, at=0)] == ["b", "c", "d", "a"]
     bank.debit("u", 11, at=1)
-    assert left(bank, at=1) == [("d", 6), ("a", 10)]
+    assert left_of_credits(bank, at=1) == [("d", 6), ("a", 10)]
     credit(bank, 6, ends=100, at=1, kind="e")
-    assert [kind for kind, _ in left(bank, at=1)] == ["d", "e", "a"], "the smaller by what is left, then the older"
+    assert [kind for kind, _ in left_of_credits(bank, at=1)] == ["d", "e", "a"], (
+        "the smaller by what is left, then the older"
+    )
     bank.view("u", at=100)
     assert lost(bank) == [(100, 6, "d", 4), (100, 6, "e", 6), (100, 10, "a", 1)]
 
@@ -99,9 +101,11 @@ def test_an_end_is_judged_before_an_exhaustion(accrue: bool, never_ends: int, en
         bank.top_up("u", never_ends, at=0)
     reply = bank.set_rate("u", HOUR, at=0)
     bank.view("u", at=1000)
-    made = [(operation, at) for operation, at in bank.operations("u") if operation in ("credit_expired", "exhaust")]
-    assert [operation for operation, _ in made] == operations
-    assert made[-1][1] == reply["exhausts_at_ns"], "E foresaw it"
+    operations_made = [
+        (operation, at) for operation, at in bank.operations("u") if operation in ("credit_expired", "exhaust")
+    ]
+    assert [operation for operation, _ in operations_made] == operations
+    assert operations_made[-1][1] == reply["exhausts_at_ns"], "E foresaw it"
     assert bank.cutoffs() == [1]
 
 
@@ -135,28 +139,28 @@ def test_a_credit_pays_a_debt_first_and_only_the_rest_ends(bank: Bank) -> None:
     bank.top_up("u", 1, at=0)
     bank.debit("u", 41, at=0, mode="force")
     credit(bank, 60, ends=10)
-    assert left(bank, at=0) == [("", 20)]
+    assert left_of_credits(bank, at=0) == [("", 20)]
     assert bank.view("u", at=10)["balance_nanos"] == 0
     bank.debit("u", 70, at=10, mode="force")
     credit(bank, 60, ends=20, at=10)
-    assert left(bank, at=10) == []
+    assert left_of_credits(bank, at=10) == []
 
 
 def test_a_capture_takes_from_what_is_spent_first_and_a_hold_keeps_nothing_from_ending(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10, kind="promo")
-    one, two = bank.hold("u", 30, at=0)["hold_id"], bank.hold("u", 30, at=0)["hold_id"]
-    bank.capture("u", one, 25, at=1)
-    assert left(bank, at=1) == [("promo", 35)]
+    first, second = bank.hold("u", 30, at=0)["hold_id"], bank.hold("u", 30, at=0)["hold_id"]
+    bank.capture("u", first, 25, at=1)
+    assert left_of_credits(bank, at=1) == [("promo", 35)]
     view = bank.view("u", at=10)
     assert (view["balance_nanos"], view["available_nanos"], lost(bank)) == (40, 10, [(10, 35, "promo", 2)])
-    assert bank.capture("u", two, 30, at=11)["balance_nanos"] == 10
+    assert bank.capture("u", second, 30, at=11)["balance_nanos"] == 10
 
 
 def test_a_correction_downwards_takes_from_it_and_one_upwards_never_ends(bank: Bank) -> None:
     credit(bank, 60, ends=10)
     bank.adjust("u", -20, "wrong", at=1)
-    assert left(bank, at=1) == [("", 40)]
+    assert left_of_credits(bank, at=1) == [("", 40)]
     bank.adjust("u", 30, "right", at=1)
     assert bank.view("u", at=10)["balance_nanos"] == 30
 
@@ -206,13 +210,13 @@ def test_credits_go_with_their_bucket(bank: Bank) -> None:
     bank.top_up("u", 40, at=0)
     credit(bank, 60, ends=10, kind="promo")
     bank.debit("u", 7, at=0)
-    other = Ledger(Rules(False, 10, False), lambda ref, due_ns: due_ns)
-    other.load(BUCKET, bank.state())
-    assert other.dump(BUCKET) == bank.state()
-    other.wake(BUCKET)
-    assert other.next_due_ns(BUCKET << 32, other.books[BUCKET].armed_ns[0]) == 10
-    assert other.view(BUCKET, b"u", 9)["credits"] == bank.view("u", at=9)["credits"]
-    assert other.view(BUCKET, b"u", 10)["balance_nanos"] == 40
+    loaded = Ledger(Rules(False, 10, False), lambda ref, due_ns: due_ns)
+    loaded.load(BUCKET, bank.state())
+    assert loaded.dump(BUCKET) == bank.state()
+    loaded.wake(BUCKET)
+    assert loaded.next_due_ns(BUCKET << 32, loaded.books[BUCKET].armed_ns[0]) == 10
+    assert loaded.view(BUCKET, b"u", 9)["credits"] == bank.view("u", at=9)["credits"]
+    assert loaded.view(BUCKET, b"u", 10)["balance_nanos"] == 40
 
 
 def test_an_account_whose_credits_are_spent_is_an_everyday_one_again(bank: Bank) -> None:

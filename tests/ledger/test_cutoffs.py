@@ -207,10 +207,10 @@ def test_without_a_restore_url_nothing_is_owed_back() -> None:
     bank.top_up("u", 1, at=3)
     assert bank.owed("u") is None
     assert [kind for kind, _, _ in bank.notices()] == ["cutoff", "superseded"]
-    other = Bank(restore=True)
-    other.ledger.drop(BUCKET)
-    other.ledger.load(BUCKET, bank.state())
-    assert other.owed("u") is None, "nor when one is configured later"
+    loaded = Bank(restore=True)
+    loaded.ledger.drop(BUCKET)
+    loaded.ledger.load(BUCKET, bank.state())
+    assert loaded.owed("u") is None, "nor when one is configured later"
 
 
 def test_where_both_are_owed_only_the_newest_state_is_sent(bank: Bank) -> None:
@@ -257,10 +257,10 @@ def test_undelivered_cutoffs_of_an_account_have_a_maximum(bank: Bank) -> None:
     rows = bank.pending()
     assert (len(rows), rows[0]["seq"], rows[-1]["seq"]) == (CUTOFFS_MAX, 2, CUTOFFS_MAX + 1)
     assert bank.ledger.books[BUCKET].pending_cutoffs == CUTOFFS_MAX
-    other = Bank()
-    other.ledger.drop(BUCKET)
-    other.ledger.load(BUCKET, bank.state())
-    assert other.pending() == rows
+    loaded = Bank()
+    loaded.ledger.drop(BUCKET)
+    loaded.ledger.load(BUCKET, bank.state())
+    assert loaded.pending() == rows
 
 
 def test_verification_sends_a_delivered_cutoff_again_while_machines_run(bank: Bank) -> None:
@@ -338,10 +338,10 @@ def test_what_became_of_an_attempt_comes_after_its_beginning(bank: Bank, op: int
 @pytest.mark.parametrize("op", range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1))
 def test_a_report_about_something_that_was_never_owed_is_unknown(bank: Bank, op: int) -> None:
     before = bank.state()
-    made = len(bank.entries())
+    entry_count = len(bank.entries())
     assert refusal(bank.report, op, "u", 1, at=50).name == "UNKNOWN_CUTOFF"
     assert refusal(bank.report, op, "nobody", 1, at=50).name == "UNKNOWN_ACCOUNT"
-    assert (bank.state(), len(bank.entries())) == (before, made)
+    assert (bank.state(), len(bank.entries())) == (before, entry_count)
 
 
 def test_a_second_2xx_for_the_same_cutoff_changes_nothing(bank: Bank) -> None:
@@ -404,15 +404,15 @@ def test_a_restore_that_failed_and_then_succeeded_leaves_nothing_behind(bank: Ba
     clean = Bank(restore=True)
     clean.top_up("u", 100, at=0)
     clean.set_rate("u", HOUR, at=0)
-    for one in (bank, clean):
-        exhaust(one)
-        one.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-        one.top_up("u", 1000, at=103)
-        one.report(ops.RESTORE_STARTED, "u", 1, at=104)
-        if one is bank:
-            one.report(ops.RESTORE_FAILED, "u", 1, at=105, error="500")
-            one.report(ops.RESTORE_STARTED, "u", 1, at=106)
-        one.report(ops.RESTORE_DELIVERED, "u", 1, at=107)
+    for each in (bank, clean):
+        exhaust(each)
+        each.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+        each.top_up("u", 1000, at=103)
+        each.report(ops.RESTORE_STARTED, "u", 1, at=104)
+        if each is bank:
+            each.report(ops.RESTORE_FAILED, "u", 1, at=105, error="500")
+            each.report(ops.RESTORE_STARTED, "u", 1, at=106)
+        each.report(ops.RESTORE_DELIVERED, "u", 1, at=107)
     assert bank.state() == clean.state()
     extra = bank.ledger.books[BUCKET].extras[0]
     assert (extra.restore_attempts, extra.restore_error) == (0, b"")
@@ -422,16 +422,16 @@ def test_a_restore_that_failed_is_forgotten_by_the_next_one(bank: Bank) -> None:
     clean = Bank(restore=True)
     clean.top_up("u", 100, at=0)
     clean.set_rate("u", HOUR, at=0)
-    for one in (bank, clean):
-        exhaust(one)
-        one.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-        one.top_up("u", 1000, at=103)
-        if one is bank:
-            one.report(ops.RESTORE_STARTED, "u", 1, at=104)
-            one.report(ops.RESTORE_FAILED, "u", 1, at=105, error="500")
-        exhaust(one, at=10**6)
-        one.report(ops.CUTOFF_STARTED, "u", 2, at=10**6)
-        one.top_up("u", 1000, at=10**6)
+    for each in (bank, clean):
+        exhaust(each)
+        each.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+        each.top_up("u", 1000, at=103)
+        if each is bank:
+            each.report(ops.RESTORE_STARTED, "u", 1, at=104)
+            each.report(ops.RESTORE_FAILED, "u", 1, at=105, error="500")
+        exhaust(each, at=10**6)
+        each.report(ops.CUTOFF_STARTED, "u", 2, at=10**6)
+        each.top_up("u", 1000, at=10**6)
     assert bank.state() == clean.state()
     assert bank.ledger.books[BUCKET].extras[0].restore_error == b""
 

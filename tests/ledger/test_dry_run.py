@@ -65,7 +65,7 @@ def test_it_answers_what_the_call_then_answers_and_changes_nothing(
     command = (op, user, a, b, c, key, request_id, b"", b"", b"shop")
     before, records, effects = bank.state(), list(bank.ledger.records), list(bank.ledger.notices)
     filed = list(bank.filed)
-    told = outcome(bank.ledger.rehearse, command, 100)
+    rehearsed = outcome(bank.ledger.rehearse, command, 100)
     assert bank.state() == before
     assert (bank.ledger.records, bank.ledger.notices, bank.filed) == (records, effects, filed)
-    assert told == outcome(bank.ledger.apply, command, 100)
+    assert rehearsed == outcome(bank.ledger.apply, command, 100)

@@ -111,10 +111,10 @@ def test_first_and_replayed_answer_come_out_of_the_same_entry() -> None:
     bank = Bank()
     bank.top_up("u", 5, at=0)
     command = (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m", b"", b"")
-    made = bank.ledger.apply(3, 1, command)
+    entry = bank.ledger.apply(3, 1, command)
     again = bank.ledger.apply(3, 2, command)
-    assert Entry._make(again)._replace(flags=made[1]) == made
-    assert answer(made, 3) | {"replayed": True} == answer(again, 3)
+    assert Entry._make(again)._replace(flags=entry[1]) == entry
+    assert answer(entry, 3) | {"replayed": True} == answer(again, 3)
 
 
 @pytest.mark.parametrize(
@@ -134,8 +134,8 @@ def test_what_is_answered_is_the_entry_that_is_recorded(command: Command) -> Non
     bank = Bank()
     bank.top_up("u", 50, at=0)
     bank.set_rate("u", HOUR // 3, at=0)
-    made = bank.ledger.apply(3, 1, command)
-    assert unpack(bank.ledger.records[-1][1]) == made
+    entry = bank.ledger.apply(3, 1, command)
+    assert unpack(bank.ledger.records[-1][1]) == entry
 
 
 def test_floors_below_zero_are_shown_as_floors() -> None:
@@ -306,9 +306,9 @@ def test_a_row_says_all_thresholds_that_were_set() -> None:
 def test_a_retry_by_another_actor_is_the_same_call_and_other_options_are_another() -> None:
     bank = Bank()
     first = (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"", b"", b"one")
-    made = bank.ledger.apply(3, 0, first)
+    entry = bank.ledger.apply(3, 0, first)
     again = bank.ledger.apply(3, 1, (*first[:-1], b"another"))
-    assert Entry._make(again).actor == Entry._make(made).actor == b"one"
+    assert Entry._make(again).actor == Entry._make(entry).actor == b"one"
     options = ops.pack_options({7: b"x"})
     assert ops.unpack_options(options) == {7: b"x"}
     with pytest.raises(Refused, match="REQUEST_ID_CONFLICT"):

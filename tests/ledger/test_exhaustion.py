@@ -28,15 +28,15 @@ def test_it_is_the_ceiling_of_the_quotient_and_the_same_from_every_instant_befor
     runs_out_ns = exhaustion_ns(AT_NS, available, rate)
     assert runs_out_ns == AT_NS + ceil(Fraction(available, rate))
     assert rate * (runs_out_ns - AT_NS) >= available > rate * (runs_out_ns - 1 - AT_NS)
-    left = available - rate * passed_ns
-    if left > 0:
-        assert exhaustion_ns(AT_NS + passed_ns, left, rate) == runs_out_ns
+    remaining = available - rate * passed_ns
+    if remaining > 0:
+        assert exhaustion_ns(AT_NS + passed_ns, remaining, rate) == runs_out_ns
 
 
 @given(AMOUNTS, st.integers(0, 10**12), st.lists(st.tuples(st.integers(1, 10**9), st.integers(1, 10**15)), max_size=4))
 def test_credits_that_end_only_make_it_earlier(available: int, rate: int, parts: list[tuple[int, int]]) -> None:
-    made = (Credit(AT_NS + in_ns, left, number, left, b"") for number, (in_ns, left) in enumerate(parts))
-    credits = tuple(sorted(made))
+    drawn = (Credit(AT_NS + in_ns, amount, number, amount, b"") for number, (in_ns, amount) in enumerate(parts))
+    credits = tuple(sorted(drawn))
     available += sum(credit.left for credit in credits)
     falls_at_ns = falls_ns(credits, rate, AT_NS, available)
     never = falls_ns((), rate, AT_NS, available)

@@ -33,8 +33,8 @@ def leased(bank: Bank, ttl_ns: int, at: int, rate: int = HOUR, resource: str = "
 
 def ends(bank: Bank) -> list[tuple[int, str, int, int]]:
     """(instant, resource, rate it had, rate of the account from then on) of each end."""
-    made = [entry for entry in bank.entries("u") if entry.op == ops.LEASE_EXPIRED]
-    return [(entry.at_ns, entry.key.decode(), entry.a, entry.rate) for entry in made]
+    expiries = [entry for entry in bank.entries("u") if entry.op == ops.LEASE_EXPIRED]
+    return [(entry.at_ns, entry.key.decode(), entry.a, entry.rate) for entry in expiries]
 
 
 @pytest.mark.parametrize(("at", "ended", "balance"), [(-1, False, 95 * MS + 1), (0, True, 95 * MS), (1, True, 95 * MS)])
@@ -166,11 +166,11 @@ def test_what_ended_while_nobody_looked_has_not_run_out(bank: Bank) -> None:
 
 def test_a_lease_goes_with_its_bucket(bank: Bank) -> None:
     leased(bank, 5 * MS, at=0, resource="vm")
-    other = Ledger(Rules(False, 10, False), lambda ref, due_ns: due_ns)
-    other.load(BUCKET, bank.state())
-    other.wake(BUCKET)
-    assert other.next_due_ns(BUCKET << 32, other.books[BUCKET].armed_ns[0]) == 5 * MS
-    assert other.view(BUCKET, b"u", 6 * MS)["balance_nanos"] == 95 * MS
+    loaded = Ledger(Rules(False, 10, False), lambda ref, due_ns: due_ns)
+    loaded.load(BUCKET, bank.state())
+    loaded.wake(BUCKET)
+    assert loaded.next_due_ns(BUCKET << 32, loaded.books[BUCKET].armed_ns[0]) == 5 * MS
+    assert loaded.view(BUCKET, b"u", 6 * MS)["balance_nanos"] == 95 * MS
 
 
 def test_a_rate_without_a_lease_gets_that_of_the_rules_and_replay_needs_no_rules() -> None:

@@ -262,12 +262,12 @@ def test_a_rate_seq_of_zero_of_the_unnamed_line_is_remembered_too(bank: Bank) ->
 
 
 def test_a_line_is_the_same_whether_it_was_set_or_changed() -> None:
-    one, other = Bank(), Bank()
-    for bank in (one, other):
+    set_bank, changed_bank = Bank(), Bank()
+    for bank in (set_bank, changed_bank):
         bank.top_up("u", 100, at=0)
-    one.set_rate("u", 5, at=1, resource="vm")
-    other.change_rate("u", 5, at=1, resource="vm")
-    assert one.state() == other.state()
+    set_bank.set_rate("u", 5, at=1, resource="vm")
+    changed_bank.change_rate("u", 5, at=1, resource="vm")
+    assert set_bank.state() == changed_bank.state()
 
 
 def reply(bank: Bank, method: str, *arguments: Any, **named: Any) -> object:
@@ -307,9 +307,11 @@ def test_a_report_leaves_the_same_whether_it_goes_the_fast_way_or_the_plain_one(
         at += draw.randrange(20)
         method, amount, named = drawn(draw, at)
         assert reply(fast, method, amount, at=at, **named) == reply(plain, method, amount, at=at, **named)
-    made, expected = ([entry for entry in bank.entries() if entry.op != ops.SET_CLASS] for bank in (fast, plain))
-    assert made == expected
-    assert len(made) > 40
+    fast_entries, expected = (
+        [entry for entry in bank.entries() if entry.op != ops.SET_CLASS] for bank in (fast, plain)
+    )
+    assert fast_entries == expected
+    assert len(fast_entries) > 40
     fast.set_class("u", "as the default", at=at)
     plain.set_class("u", "as the default", at=at)
     assert fast.state() == plain.state()

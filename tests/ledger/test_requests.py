@@ -23,9 +23,9 @@ def test_the_same_id_with_the_same_parameters_returns_the_stored_first_answer(ba
     first = bank.debit("u", 30, at=5, request_id="r", message="one")
     assert first["replayed"] is False
     bank.top_up("u", 500, at=6)
-    made = len(bank.entries())
+    entry_count = len(bank.entries())
     assert bank.debit("u", 30, at=7, request_id="r", message="one") == first | {"replayed": True}
-    assert len(bank.entries()) == made
+    assert len(bank.entries()) == entry_count
     assert bank.view("u", at=7)["balance_nanos"] == 570
 
 

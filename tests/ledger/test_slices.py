@@ -29,16 +29,16 @@ def large() -> Bank:
 def test_a_bucket_of_many_slices_comes_back_from_its_block() -> None:
     bank = large()
     block = bank.state()
-    other = Bank()
-    other.ledger.drop(BUCKET)
-    other.ledger.load(BUCKET, block)
-    one, back = bank.ledger.books[BUCKET], other.ledger.books[BUCKET]
-    assert back.users == one.users
-    assert back.slots == one.slots
-    assert [back.extras[slot].pack() for slot in range(MANY)] == [one.extras[slot].pack() for slot in range(MANY)]
-    assert other.state() == block
+    loaded = Bank()
+    loaded.ledger.drop(BUCKET)
+    loaded.ledger.load(BUCKET, block)
+    book, back = bank.ledger.books[BUCKET], loaded.ledger.books[BUCKET]
+    assert back.users == book.users
+    assert back.slots == book.slots
+    assert [back.extras[slot].pack() for slot in range(MANY)] == [book.extras[slot].pack() for slot in range(MANY)]
+    assert loaded.state() == block
     for number in (0, SLICE_ROWS - 1, SLICE_ROWS, 2 * SLICE_ROWS, MANY - 1):
-        assert other.view(f"u{number}", at=2)["available_nanos"] == 2 + 2 * number
+        assert loaded.view(f"u{number}", at=2)["available_nanos"] == 2 + 2 * number
 
 
 def running() -> Bank:
@@ -92,13 +92,13 @@ def test_a_book_that_nobody_needs_is_freed_slice_by_slice() -> None:
     bank.top_up("gone", 1, at=2)
     bank.close("gone", at=3)
     book = bank.ledger.books[BUCKET]
-    left = []
+    sizes = []
     for _ in book.shrinking():
-        left.append((len(book.slots), len(book.extras), len(book.closed), len(book.users)))
-    one, two, rows = MANY - SLICE_ROWS, MANY - 2 * SLICE_ROWS, MANY + 1
-    assert left == [
-        (one, MANY, 1, rows), (two, MANY, 1, rows), (0, MANY, 1, rows),
-        (0, one, 1, rows), (0, two, 1, rows), (0, 0, 1, rows), (0, 0, 0, rows),
+        sizes.append((len(book.slots), len(book.extras), len(book.closed), len(book.users)))
+    after_one, after_two, rows = MANY - SLICE_ROWS, MANY - 2 * SLICE_ROWS, MANY + 1
+    assert sizes == [
+        (after_one, MANY, 1, rows), (after_two, MANY, 1, rows), (0, MANY, 1, rows),
+        (0, after_one, 1, rows), (0, after_two, 1, rows), (0, 0, 1, rows), (0, 0, 0, rows),
         (0, 0, 0, rows - SLICE_ROWS), (0, 0, 0, rows - 2 * SLICE_ROWS), (0, 0, 0, 0),
     ]  # fmt: skip
 
@@ -113,19 +113,19 @@ def test_delivered_cutoffs_whose_machines_still_run_are_told_with_their_seq() ->
         assert bank.view(user, at=10)["state"] == "exhausted"
     bank.set_rate("second", 7, at=11, resource="vm")
 
-    def told() -> list[tuple[bytes, int]]:
+    def delivered() -> list[tuple[bytes, int]]:
         return sorted(bank.ledger.delivered_in(BUCKET))
 
-    assert told() == []
+    assert delivered() == []
     for user in ("delivered", "second", "effective"):
         bank.report(ops.CUTOFF_STARTED, user, 1, at=12)
         bank.report(ops.CUTOFF_DELIVERED, user, 1, at=13)
-    assert told() == [(b"delivered", 1), (b"effective", 1)]
+    assert delivered() == [(b"delivered", 1), (b"effective", 1)]
     bank.report(ops.CUTOFF_STARTED, "second", 2, at=14)
     bank.report(ops.CUTOFF_DELIVERED, "second", 2, at=15)
     bank.set_rate("effective", 0, at=16)
     bank.top_up("restored", 10, at=16)
-    assert told() == [(b"delivered", 1), (b"second", 2)]
+    assert delivered() == [(b"delivered", 1), (b"second", 2)]
 
 
 def test_the_next_instant_of_a_bucket_is_that_of_the_account_that_is_first() -> None:

@@ -94,7 +94,9 @@ def test_running_out_and_its_reports_are_made_again_the_plain_way(accrue: bool) 
             seq = gone.exhaustion_seq
             assert world.ledger.notices[-1] == ("cutoff", settled_ns, BUCKET, user, seq)
             cutoffs = world.book.extras[slot].cutoffs
-            assert [(one.seq, one.status, one.exhausted_at_ns) for one in cutoffs] == [(seq, PENDING, due_ns)]
+            assert [(cutoff.seq, cutoff.status, cutoff.exhausted_at_ns) for cutoff in cutoffs] == [
+                (seq, PENDING, due_ns)
+            ]
             if draw.random() < 0.3:
                 world.command(due_ns, command_of(ops.SET_RATE, user, 0, -1, -1, b"vm-1"))
             for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED):

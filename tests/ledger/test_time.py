@@ -145,10 +145,10 @@ def test_what_the_rule_says_is_fixed_when_the_exhaustion_begins() -> None:
     bank.top_up("u", 100, at=0)
     bank.set_rate("u", HOUR, at=0)
     bank.view("u", at=100)
-    other = Bank(accrue=True)
-    other.ledger.drop(BUCKET)
-    other.ledger.load(BUCKET, bank.state())
-    assert other.view("u", at=200)["balance_nanos"] == 0
+    loaded = Bank(accrue=True)
+    loaded.ledger.drop(BUCKET)
+    loaded.ledger.load(BUCKET, bank.state())
+    assert loaded.view("u", at=200)["balance_nanos"] == 0
 
 
 def test_overrun_saturates_at_its_bound(bank: Bank) -> None:

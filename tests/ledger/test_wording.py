@@ -26,7 +26,7 @@ TOO_MUCH = " must be at most 2**63-1 nanos"
 
 
 @pytest.mark.parametrize(
-    ("parse", "value", "said"),
+    ("parse", "value", "text"),
     [
         (parse_amount, 0, "INVALID_AMOUNT: amount must be above zero"),
         (parse_amount, None, "INVALID_AMOUNT: amount" + NO_AMOUNT),
@@ -45,11 +45,11 @@ TOO_MUCH = " must be at most 2**63-1 nanos"
     ],
 )
 def test_what_is_wrong_with_an_amount_or_a_rate_is_said_by_field(
-    parse: Callable[..., Any], value: float | str | None, said: str
+    parse: Callable[..., Any], value: float | str | None, text: str
 ) -> None:
     with pytest.raises(Refused) as caught:
         parse(value)
-    assert str(caught.value) == said
+    assert str(caught.value) == text
     assert caught.value.details == {}
 
 
@@ -106,13 +106,13 @@ SAID = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("call", "said", "details"), SAID)
+@pytest.mark.parametrize(("call", "text", "details"), SAID)
 def test_what_stands_against_a_command_is_said_with_its_numbers(
-    bank: Bank, call: tuple[str, str, tuple[Any, ...], dict[str, Any]], said: str, details: dict[str, Any]
+    bank: Bank, call: tuple[str, str, tuple[Any, ...], dict[str, Any]], text: str, details: dict[str, Any]
 ) -> None:
     user, method, arguments, options = call
     refused = refusal(getattr(bank, method), user, *arguments, at=1, **options)
-    assert str(refused) == said
+    assert str(refused) == text
     assert refused.details == {**details, "bucket_id": BUCKET, "at_ns": 1}
 
 
@@ -137,8 +137,8 @@ def test_what_never_reaches_an_account_is_said_without_an_instant(bank: Bank) ->
     refused = refusal(bank.report, ops.CUTOFF_STARTED, "u", 1, at=1)
     assert (str(refused), refused.details) == ("UNKNOWN_CUTOFF: no such cutoff is owed", {})
     refused = refusal(bank.debit, "out", 51, at=1, request_id="r")
-    said = "REQUEST_ID_CONFLICT: this request_id was used with other parameters or another method"
-    assert (str(refused), refused.details) == (said, {})
+    conflict = "REQUEST_ID_CONFLICT: this request_id was used with other parameters or another method"
+    assert (str(refused), refused.details) == (conflict, {})
 
 
 def test_the_number_of_holds_is_a_limit_with_a_name(bank: Bank) -> None:

@@ -50,8 +50,8 @@ async def test_one_request_of_a_connection_is_in_flight_at_a_time(shop: Shop) ->
     shop.gate.holds_back = True
     wire = await shop.connect()
     wire.writer.write(TOP_UP * 10)
-    other = await shop.connect()
-    assert (await other.ask(PING)).status == 200
+    free_wire = await shop.connect()
+    assert (await free_wire.ask(PING)).status == 200
     assert len(shop.gate.asked) == 1
     shop.gate.holds_back = False
     shop.gate.release()
@@ -74,8 +74,8 @@ async def test_a_body_that_breaks_off_ends_its_request(shop: Shop) -> None:
     wire = await shop.connect()
     wire.writer.write(CHUNKED + b"7\r\n" + BODY[:7])
     await shop.until(lambda: shop.door._watched)
-    told = await wire.ask(b" that is no end of a chunk\r\n")
-    assert (told.status, told.json["name"]) == (400, "PROTOCOL_ERROR")
+    answer = await wire.ask(b" that is no end of a chunk\r\n")
+    assert (answer.status, answer.json["name"]) == (400, "PROTOCOL_ERROR")
     assert await wire.is_closed()
     assert shop.gate.asked == []
 
@@ -113,8 +113,8 @@ async def test_where_it_is_not_known_whether_a_body_comes_nothing_is_read_behind
     wire = await shop.connect()
     expecting = {"Content_Type": "application/json", "Expect": "100-continue"}
     wire.writer.write(request("POST", "/nothing", None, Content_Length=str(len(TOP_UP)), **expecting) + TOP_UP[:9])
-    told = await wire.answer()
-    assert (told.status, told.headers["connection"]) == (404, "close")
+    answer = await wire.answer()
+    assert (answer.status, answer.headers["connection"]) == (404, "close")
     wire.writer.write(TOP_UP[9:] + TOP_UP)
     assert await wire.is_closed()
     assert shop.gate.asked == []
@@ -146,8 +146,8 @@ async def test_an_offer_of_another_protocol_is_passed_by(shop: Shop, offer: dict
 @pytest.mark.parametrize("offer", [H2C, WEBSOCKET], ids=["h2c", "websocket"])
 async def test_nothing_behind_an_offer_is_answered_as_something_else(shop: Shop, offer: dict[str, str]) -> None:
     wire = await shop.connect()
-    told = await wire.ask(request("POST", "/v1/accounts/ann/top_up", BODY, **offer) + TOP_UP)
-    assert (told.status, told.headers["connection"]) == (200, "close")
+    answer = await wire.ask(request("POST", "/v1/accounts/ann/top_up", BODY, **offer) + TOP_UP)
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
     assert await wire.is_closed()
     assert len(shop.gate.commands) == 1
 
@@ -159,11 +159,13 @@ async def test_a_tunnel_is_not_opened(shop: Shop) -> None:
     assert shop.gate.asked == []
 
 
-@pytest.mark.parametrize(("asked", "told", "goes_on"), [("keep-alive", "keep-alive", True), ("", "close", False)])
-async def test_http_1_0_goes_on_where_it_asks_for_it(shop: Shop, asked: str, told: str, goes_on: bool) -> None:
+@pytest.mark.parametrize(
+    ("connection", "answered", "goes_on"), [("keep-alive", "keep-alive", True), ("", "close", False)]
+)
+async def test_http_1_0_goes_on_where_it_asks_for_it(shop: Shop, connection: str, answered: str, goes_on: bool) -> None:
     wire = await shop.connect()
-    older = request("GET", "/v1/ping", None, Connection=asked).replace(b"HTTP/1.1", b"HTTP/1.0")
-    assert (await wire.ask(older)).headers["connection"] == told
+    older = request("GET", "/v1/ping", None, Connection=connection).replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert (await wire.ask(older)).headers["connection"] == answered
     if goes_on:
         assert (await wire.ask(older)).status == 200
     else:
@@ -184,8 +186,8 @@ async def test_a_feed_to_http_1_0_ends_with_its_connection(shop: Shop) -> None:
 async def test_a_bug_is_told_to_the_worker_and_to_the_client(shop: Shop) -> None:
     shop.gate.broken = AssertionError("an invariant")
     wire = await shop.connect()
-    told = await wire.ask(TOP_UP)
-    assert (told.status, told.json["name"]) == (500, "INTERNAL")
+    answer = await wire.ask(TOP_UP)
+    assert (answer.status, answer.json["name"]) == (500, "INTERNAL")
     assert await wire.is_closed()
     assert shop.bugs == [shop.gate.broken]
 
@@ -212,8 +214,8 @@ async def test_what_was_asked_for_is_answered_when_the_daemon_stops(shop: Shop) 
     assert await resting.is_closed()
     assert await reading.is_closed()
     shop.gate.release()
-    told = await busy.answer()
-    assert (told.status, told.headers["connection"]) == (200, "close")
+    answer = await busy.answer()
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
     assert await busy.is_closed()
     assert len(shop.gate.asked) == 1
 
@@ -227,10 +229,10 @@ async def test_a_client_that_does_not_read_is_not_asked_further_and_dropped() ->
         (writer,) = shop.door.connections
         assert isinstance(writer, HttpConnection)
         await shop.until(lambda: bool(writer._stalled_since_ns))
-        asked = len(shop.gate.asked)
+        asked_before = len(shop.gate.asked)
         assert (await (await shop.connect()).ask(PING)).status == 200
-        assert len(shop.gate.asked) == asked < 1_000
+        assert len(shop.gate.asked) == asked_before < 1_000
         shop.clock.pass_s(2)
         shop.door.sweep()
         await shop.until(lambda: len(shop.door.connections) == 1)
-        assert len(shop.gate.asked) == asked
+        assert len(shop.gate.asked) == asked_before

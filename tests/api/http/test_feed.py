@@ -67,16 +67,16 @@ def test_the_last_event_goes_before_the_cursor_of_the_address() -> None:
 
 @pytest.mark.parametrize("query", ["after=x", "limit=0", "limit=1001", "limit=x", "limit=%C2%B2", "follow=yes"])
 async def test_what_makes_no_sense_is_refused(shop: Shop, query: str) -> None:
-    told = await shop.ask("GET", f"/v1/entries?{query}")
-    assert (told.status, told.json["name"]) == (400, "INVALID_PARAMS")
+    answer = await shop.ask("GET", f"/v1/entries?{query}")
+    assert (answer.status, answer.json["name"]) == (400, "INVALID_PARAMS")
 
 
 async def test_a_page_of_json_says_where_to_go_on_even_behind_the_newest(shop: Shop) -> None:
     shop.gate.replies["entries"] = [row(1), row(2)]
-    told = await shop.ask("GET", "/v1/entries?cursor=c0&limit=2", Accept=JSON)
+    answer = await shop.ask("GET", "/v1/entries?cursor=c0&limit=2", Accept=JSON)
     assert shop.gate.operations[-1] == ("entries", b"c0", 2)
-    assert told.json["next_cursor"] == "c2"
-    assert [(one["cursor"], one["amount"]) for one in told.json["entries"]] == [("c1", "1"), ("c2", "2")]
+    assert answer.json["next_cursor"] == "c2"
+    assert [(entry["cursor"], entry["amount"]) for entry in answer.json["entries"]] == [("c1", "1"), ("c2", "2")]
     shop.gate.replies["entries"] = []
     assert (await shop.ask("GET", "/v1/entries?cursor=c2", Accept=JSON)).json == {"entries": [], "next_cursor": "c2"}
 
@@ -88,8 +88,8 @@ async def test_lines_come_page_by_page_up_to_the_newest(shop: Shop) -> None:
     wire.writer.write(request("GET", "/v1/entries"))
     lines = Lines(wire)
     assert "Content-Type: application/x-ndjson" in await lines.head()
-    told = [json.loads(line) for line in (await lines.until(b"the end")).splitlines()]
-    assert [one["entry_id"] for one in told] == [1, 2, 3]
+    rows = [json.loads(line) for line in (await lines.until(b"the end")).splitlines()]
+    assert [row["entry_id"] for row in rows] == [1, 2, 3]
     assert (await wire.ask(request("GET", "/v1/ping"))).status == 200, "the connection goes on"
     assert [operation[1] for operation in shop.gate.operations] == [b"", b"c2", b"c3"]
 
@@ -116,8 +116,8 @@ async def test_events_go_on_behind_the_last_one_that_was_had_and_wait_for_more(s
     assert (id_line, event_line) == ("id: c2", "event: entry")
     assert json.loads(data_line.removeprefix("data: "))["amount"] == "2"
     pages[b"c2"] = Refused("UNAVAILABLE", "a shard is starting")  # which passes
-    asked = len(shop.gate.operations)
-    await shop.until(lambda: len(shop.gate.operations) > asked + 1)
+    asked_before = len(shop.gate.operations)
+    await shop.until(lambda: len(shop.gate.operations) > asked_before + 1)
     pages[b"c3"] = Refused("UNKNOWN_CURSOR", "entries were taken back")
     pages[b"c2"] = [row(3)]
     assert (await lines.until(b"\n\n")).startswith("id: c3\n")
@@ -128,8 +128,8 @@ async def test_events_go_on_behind_the_last_one_that_was_had_and_wait_for_more(s
 async def test_an_unknown_cursor_is_a_problem_and_no_stream(shop: Shop) -> None:
     shop.gate.replies["entries"] = Refused("UNKNOWN_CURSOR", "it is of another daemon")
     for accept in (NDJSON, EVENTS, JSON):
-        told = await shop.ask("GET", "/v1/entries?cursor=x", Accept=accept)
-        assert (told.status, told.json["name"]) == (410, "UNKNOWN_CURSOR")
+        answer = await shop.ask("GET", "/v1/entries?cursor=x", Accept=accept)
+        assert (answer.status, answer.json["name"]) == (410, "UNKNOWN_CURSOR")
 
 
 async def test_a_stream_ends_when_the_worker_stops_reading(shop: Shop) -> None:

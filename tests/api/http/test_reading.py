@@ -21,11 +21,11 @@ LAST = 2**63 - 1
 def read(verb: str, target: str, body: Any = None, key: str | None = None) -> tuple[str, list[Any]]:
     """(method, params) of a request."""
     path, _, query = target.partition("?")
-    found = find(path)
-    assert found is not None, path
-    route = found.routes[verb]
+    resource = find(path)
+    assert resource is not None, path
+    route = resource.routes[verb]
     content = b"" if body is None else body if isinstance(body, bytes) else json.dumps(body).encode()
-    return route.method.name, Reader(route).params(found.values, query, key, content)
+    return route.method.name, Reader(route).params(resource.values, query, key, content)
 
 
 def refusal(verb: str, target: str, body: Any = None, key: str | None = None) -> Refused:
@@ -50,9 +50,9 @@ def test_every_method_but_hello_has_a_place_of_its_own() -> None:
     for route in ROUTES:
         assert route.has_body == (route.verb != GET)
         assert route.method.changes <= route.has_body, f"{route.method.name} changes something by a GET"
-        found = find(route.path.replace("{user_id}", "ann").replace("{hold_id}", "h").replace("{bucket_id}", "7"))
-        assert found is not None
-        assert found.routes[route.verb] is route
+        resource = find(route.path.replace("{user_id}", "ann").replace("{hold_id}", "h").replace("{bucket_id}", "7"))
+        assert resource is not None
+        assert resource.routes[route.verb] is route
 
 
 @pytest.mark.parametrize(

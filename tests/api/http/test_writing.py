@@ -18,11 +18,11 @@ def rendered(name: str, result: Any, limit: int = 0) -> Any:
 
 
 def test_money_comes_as_nanos_and_as_coins() -> None:
-    told = rendered("top_up", {"balance_nanos": -12_500_000_001, "rate_nanos_per_hour": 3_600, "exhausts_at_ns": None})
-    assert told["balance_nanos"] == -12_500_000_001
-    assert told["balance"] == "-12.500000001"
-    assert told["rate_per_hour"] == "0.0000036"
-    assert told["exhausts_at_ns"] is None
+    body = rendered("top_up", {"balance_nanos": -12_500_000_001, "rate_nanos_per_hour": 3_600, "exhausts_at_ns": None})
+    assert body["balance_nanos"] == -12_500_000_001
+    assert body["balance"] == "-12.500000001"
+    assert body["rate_per_hour"] == "0.0000036"
+    assert body["exhausts_at_ns"] is None
 
 
 def test_lines_holds_and_thresholds_of_an_account_have_units() -> None:
@@ -32,14 +32,14 @@ def test_lines_holds_and_thresholds_of_an_account_have_units() -> None:
         "thresholds": [{"amount_nanos": 10**9}, {"runway_ns": 9}],
         "cutoff": None,
     }
-    told = rendered("get_account", account)
-    assert "rates" not in told
-    assert told["rates_nanos_per_hour"] == {"": 1, "vm-1": 7 * 10**9}
-    assert told["rates_per_hour"] == {"": "0.000000001", "vm-1": "7"}
-    assert told["holds"] == [
+    body = rendered("get_account", account)
+    assert "rates" not in body
+    assert body["rates_nanos_per_hour"] == {"": 1, "vm-1": 7 * 10**9}
+    assert body["rates_per_hour"] == {"": "0.000000001", "vm-1": "7"}
+    assert body["holds"] == [
         {"hold_id": "base64:eDr/", "amount_nanos": 5 * 10**9, "amount": "5", "expires_at_ns": None}
     ]
-    assert told["thresholds"] == [{"amount_nanos": 10**9, "amount": "1"}, {"runway_ns": 9}]
+    assert body["thresholds"] == [{"amount_nanos": 10**9, "amount": "1"}, {"runway_ns": 9}]
 
 
 def test_a_full_page_says_how_to_go_on() -> None:
@@ -75,9 +75,9 @@ def test_every_name_has_a_status() -> None:
     ],
 )
 def test_a_problem_has_the_contracts_name(name: str, status: int, headers: dict[str, str]) -> None:
-    told = problem(Refused(name, "so it is", {"shortfall_nanos": 7, "name": "never this"}, applied="unknown"))
-    assert (told.status, told.headers) == (status, headers)
-    body = json.loads(told.body)
+    answer = problem(Refused(name, "so it is", {"shortfall_nanos": 7, "name": "never this"}, applied="unknown"))
+    assert (answer.status, answer.headers) == (status, headers)
+    body = json.loads(answer.body)
     assert body == {
         "type": f"urn:billing:error:{name}",
         "title": name.replace("_", " ").capitalize(),
@@ -92,8 +92,8 @@ def test_a_problem_has_the_contracts_name(name: str, status: int, headers: dict[
 
 
 def test_a_refusal_that_comes_again_says_so() -> None:
-    told = problem(Refused("INSUFFICIENT_FUNDS", "no", {"replayed": True}))
-    assert told.headers == {"Idempotent-Replayed": "true"}
+    answer = problem(Refused("INSUFFICIENT_FUNDS", "no", {"replayed": True}))
+    assert answer.headers == {"Idempotent-Replayed": "true"}
 
 
 WITH_SHAPES = [row for row in METHODS.values() if row.reply.shape is not None]
@@ -105,7 +105,7 @@ def test_a_decimal_string_never_takes_the_place_of_another_field(method: Method)
     shapes = [method.reply.shape]
     for shape in shapes:
         names = [field.name for field in shape.fields]
-        beside = [other for field in shape.fields if (other := money_name(field.name, field.kind))]
-        assert not set(beside) & set(names), shape.name
-        assert len(set(beside)) == len(beside), shape.name
+        money_names = [in_coins for field in shape.fields if (in_coins := money_name(field.name, field.kind))]
+        assert not set(money_names) & set(names), shape.name
+        assert len(set(money_names)) == len(money_names), shape.name
         shapes += [field.shape for field in shape.fields if field.shape is not None and field.shape not in shapes]

@@ -53,13 +53,13 @@ def converse(stream: bytes, cuts: list[int], guard: Guard) -> tuple[list[Told], 
 
 def told_in(written: bytes) -> list[Told]:
     """The replies in these bytes, which are whole packets."""
-    found: list[Told] = []
+    replies: list[Told] = []
     while written:
         size = int.from_bytes(written[1:5], "big")
         unpacker = msgpack.Unpacker(strict_map_key=False)
         unpacker.feed(written[5 : 5 + size])
         header, body = unpacker.unpack(), unpacker.unpack()
         assert unpacker.tell() == size, "a packet says its own length"
-        found.append((header[0], header[1], body.get(0x30, body.get(0x31))))
+        replies.append((header[0], header[1], body.get(0x30, body.get(0x31))))
         written = written[5 + size :]
-    return found
+    return replies

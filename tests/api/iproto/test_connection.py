@@ -33,8 +33,8 @@ class Connector:
         self.salt = b""
 
     async def greeted(self) -> None:
-        said = await self.reader.readexactly(protocol.GREETING_BYTES)
-        self.salt = b64decode(said[64:127].strip())
+        greeting = await self.reader.readexactly(protocol.GREETING_BYTES)
+        self.salt = b64decode(greeting[64:127].strip())
 
     def send(self, kind: int, body: dict[int, Any] | None = None, sync: int = 1) -> None:
         packet = msgpack.packb({0: kind, 1: sync}) + (b"" if body is None else msgpack.packb(body))
@@ -47,7 +47,7 @@ class Connector:
         scramble = protocol.scramble_of((token or name).encode(), self.salt)
         self.send(protocol.AUTH, {protocol.USER_NAME: name, protocol.TUPLE: ["chap-sha1", scramble]})
 
-    async def told(self) -> tuple[int, int, Any]:
+    async def reply(self) -> tuple[int, int, Any]:
         """(type, sync, data or error) of the next reply."""
         head = await self.reader.readexactly(5)
         unpacker = msgpack.Unpacker(strict_map_key=False)
@@ -65,10 +65,10 @@ async def connector(house: House) -> AsyncIterator[Connector]:
         connection_factory(house.door, lambda: 0, lambda count: bytes(range(count))), "127.0.0.1", 0
     )
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-    one = Connector(reader, writer)
-    await one.greeted()
+    tarantool = Connector(reader, writer)
+    await tarantool.greeted()
     try:
-        yield one
+        yield tarantool
     finally:
         writer.close()
         server.close()
@@ -81,11 +81,11 @@ async def guarded() -> AsyncIterator[House]:
 
 
 async def test_a_call_is_answered_under_its_sync_once_durable(house: House) -> None:
-    async with connector(house) as one:
-        one.call("top_up", "ann", "5", sync=7)
-        one.send(protocol.SELECT, {protocol.SPACE_ID: 281}, 8)
-        one.send(protocol.ID, {}, 9)
-        replies = {sync: (kind, data) for kind, sync, data in [await one.told() for _ in range(3)]}
+    async with connector(house) as tarantool:
+        tarantool.call("top_up", "ann", "5", sync=7)
+        tarantool.send(protocol.SELECT, {protocol.SPACE_ID: 281}, 8)
+        tarantool.send(protocol.ID, {}, 9)
+        replies = {sync: (kind, data) for kind, sync, data in [await tarantool.reply() for _ in range(3)]}
     assert replies[7][1][0]["user_id"] == "ann"
     assert replies[8] == (0, [])
     assert replies[9][0] == 0
@@ -93,37 +93,37 @@ async def test_a_call_is_answered_under_its_sync_once_durable(house: House) -> N
 
 
 async def test_nothing_else_is_carried_out(house: House) -> None:
-    async with connector(house) as one:
+    async with connector(house) as tarantool:
         for kind in (2, 3, 4, 5, 8, 9, 11, 13, 65, 66, 200):  # INSERT … EVAL … EXECUTE, PREPARE, JOIN, SUBSCRIBE
-            one.send(kind, {0x27: "return 1"})
-            told = await one.told()
-            assert (told[0], told[2]) == (0x8000 | protocol.ER_UNKNOWN_REQUEST_TYPE, f"Unknown request type {kind}")
-        one.call("box.schema.space.create", "x")
-        assert (await one.told())[2] == "Procedure 'box.schema.space.create' is not defined"
+            tarantool.send(kind, {0x27: "return 1"})
+            reply = await tarantool.reply()
+            assert (reply[0], reply[2]) == (0x8000 | protocol.ER_UNKNOWN_REQUEST_TYPE, f"Unknown request type {kind}")
+        tarantool.call("box.schema.space.create", "x")
+        assert (await tarantool.reply())[2] == "Procedure 'box.schema.space.create' is not defined"
     assert house.gate.asked == []
 
 
 async def test_before_the_sign_in_nothing_is_done(guarded: House) -> None:
-    async with connector(guarded) as one:
-        one.call("top_up", "ann", "5")
-        assert (await one.told())[0] == 0x8000 | protocol.ER_ACCESS_DENIED
-        one.send(protocol.SELECT, {protocol.SPACE_ID: 281})
-        assert (await one.told())[0] == 0x8000 | protocol.ER_ACCESS_DENIED
-        one.send(protocol.PING)
-        assert (await one.told())[0] == 0
-        one.sign_in("operator")
-        assert (await one.told())[0] == 0
-        one.call("top_up", "ann", "5")
-        assert (await one.told())[0] == 0
+    async with connector(guarded) as tarantool:
+        tarantool.call("top_up", "ann", "5")
+        assert (await tarantool.reply())[0] == 0x8000 | protocol.ER_ACCESS_DENIED
+        tarantool.send(protocol.SELECT, {protocol.SPACE_ID: 281})
+        assert (await tarantool.reply())[0] == 0x8000 | protocol.ER_ACCESS_DENIED
+        tarantool.send(protocol.PING)
+        assert (await tarantool.reply())[0] == 0
+        tarantool.sign_in("operator")
+        assert (await tarantool.reply())[0] == 0
+        tarantool.call("top_up", "ann", "5")
+        assert (await tarantool.reply())[0] == 0
     assert len(guarded.gate.commands) == 1
 
 
 async def test_a_role_holds_here_as_at_every_door(guarded: House) -> None:
-    async with connector(guarded) as one:
-        one.sign_in("reader")
-        one.call("top_up", "ann", "5")
-        one.call("get_account", "ann")
-        kinds = [(await one.told())[0] for _ in range(3)]
+    async with connector(guarded) as tarantool:
+        tarantool.sign_in("reader")
+        tarantool.call("top_up", "ann", "5")
+        tarantool.call("get_account", "ann")
+        kinds = [(await tarantool.reply())[0] for _ in range(3)]
     assert kinds == [0, 0x8000 | protocol.ER_ACCESS_DENIED, 0]
     assert not guarded.gate.commands
 
@@ -132,29 +132,29 @@ async def test_a_role_holds_here_as_at_every_door(guarded: House) -> None:
 async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_it(
     guarded: House, name: str, token: str
 ) -> None:
-    async with connector(guarded) as one:
-        one.sign_in(name, token)
+    async with connector(guarded) as tarantool:
+        tarantool.sign_in(name, token)
         for _ in range(5):
-            one.call("top_up", "ann", "5")
-        assert (await one.told())[0] == 0x8000 | protocol.ER_PASSWORD_MISMATCH
-        assert await one.is_closed()
+            tarantool.call("top_up", "ann", "5")
+        assert (await tarantool.reply())[0] == 0x8000 | protocol.ER_PASSWORD_MISMATCH
+        assert await tarantool.is_closed()
     assert guarded.gate.asked == []
     assert guarded.door.handshakes == 0
 
 
 async def test_garbage_is_answered_once_and_ends_this_connection_alone(house: House) -> None:
-    async with connector(house) as broken, connector(house) as other:
+    async with connector(house) as broken, connector(house) as whole_one:
         broken.writer.write(b"GET / HTTP/1.1\r\n\r\n" + b"\xc1" * 100)
-        assert (await broken.told())[0] == 0x8000 | protocol.ER_INVALID_MSGPACK
+        assert (await broken.reply())[0] == 0x8000 | protocol.ER_INVALID_MSGPACK
         assert await broken.is_closed()
-        other.call("ping")
-        assert (await other.told())[2] == ["pong"]
+        whole_one.call("ping")
+        assert (await whole_one.reply())[2] == ["pong"]
 
 
 async def test_half_a_packet_and_half_a_sign_in_have_a_deadline(guarded: House) -> None:
     async with connector(guarded) as silent, connector(guarded) as half:
         half.sign_in("operator")
-        assert (await half.told())[0] == 0
+        assert (await half.reply())[0] == 0
         half.writer.write(b"\xce\x00")
         await guarded.until(lambda: len(guarded.door._watched) == 2)
         guarded.clock.pass_s(LIMITS.handshake_deadline_ns / 10**9 + 1)
@@ -168,15 +168,15 @@ async def test_half_a_packet_and_half_a_sign_in_have_a_deadline(guarded: House) 
 async def test_the_procedures_of_the_system_it_replaces(house: House) -> None:
     account = {"available_nanos": 550 * 10**9, "outcome": "ok"}
     house.gate.replies[str(ops.DEBIT)] = account
-    async with connector(house) as one:
-        one.call("decrease_balance", "ann", 200)
-        assert (await one.told())[2] == ["остаток средств: 550"]
-        one.call("decrease_balance", "ann", 200.0, kind=protocol.CALL_16)
-        assert (await one.told())[2] == [["остаток средств: 550"]]
-        one.call("increase_balance", "ann", 500)
-        assert (await one.told())[2] == []
-        one.call("increase_balance", "ann", 0.5)
-        assert (await one.told())[2].startswith("INVALID_AMOUNT")
-        one.call("vshard.router.callrw", 477, "write", "top_up", ["ann", "5"], {"timeout": 1})
-        assert (await one.told())[0] == 0
+    async with connector(house) as tarantool:
+        tarantool.call("decrease_balance", "ann", 200)
+        assert (await tarantool.reply())[2] == ["остаток средств: 550"]
+        tarantool.call("decrease_balance", "ann", 200.0, kind=protocol.CALL_16)
+        assert (await tarantool.reply())[2] == [["остаток средств: 550"]]
+        tarantool.call("increase_balance", "ann", 500)
+        assert (await tarantool.reply())[2] == []
+        tarantool.call("increase_balance", "ann", 0.5)
+        assert (await tarantool.reply())[2].startswith("INVALID_AMOUNT")
+        tarantool.call("vshard.router.callrw", 477, "write", "top_up", ["ann", "5"], {"timeout": 1})
+        assert (await tarantool.reply())[0] == 0
     assert [command[2] for command in house.gate.commands] == [200 * 10**9, 200 * 10**9, 500 * 10**9, 5 * 10**9]

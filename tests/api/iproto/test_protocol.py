@@ -37,8 +37,8 @@ def test_a_stream_may_come_in_any_pieces() -> None:
     stream = sized(CALL, 4) + PING + sized(CALL, 1)
     for cut in range(len(stream)):
         decoder = Decoder()
-        found = [*decoder.feed(stream[:cut]), *decoder.feed(stream[cut:])]
-        assert [kind for kind, _, _ in found] == [10, 64, 10]
+        packets = [*decoder.feed(stream[:cut]), *decoder.feed(stream[cut:])]
+        assert [kind for kind, _, _ in packets] == [10, 64, 10]
         assert not decoder.waits
     one_by_one = Decoder()
     assert len([request for byte in stream for request in one_by_one.feed(bytes([byte]))]) == 3
@@ -74,18 +74,18 @@ def test_what_cannot_be_followed_ends_the_connection(packet: bytes) -> None:
 
 def test_requests_before_garbage_are_still_carried_out() -> None:
     decoder = Decoder()
-    found = decoder.feed(PING + b"\xc0")
-    assert next(found)[0] == protocol.PING
+    packets = decoder.feed(PING + b"\xc0")
+    assert next(packets)[0] == protocol.PING
     with pytest.raises(ProtocolError):
-        next(found)
+        next(packets)
 
 
 def test_the_greeting_has_128_bytes_and_carries_the_salt() -> None:
     salt = bytes(range(32))
-    said = protocol.greeting(salt, "00000000-0000-0000-0000-000000000000")
-    assert len(said) == protocol.GREETING_BYTES
-    assert said.startswith(b"Tarantool 2.6.0 (Binary) ")
-    assert b64decode(said[64:127].strip()) == salt
+    greeting = protocol.greeting(salt, "00000000-0000-0000-0000-000000000000")
+    assert len(greeting) == protocol.GREETING_BYTES
+    assert greeting.startswith(b"Tarantool 2.6.0 (Binary) ")
+    assert b64decode(greeting[64:127].strip()) == salt
 
 
 def test_a_scramble_proves_its_password_and_no_other() -> None:
@@ -106,7 +106,7 @@ def test_replies_carry_the_sync_and_decode(sync: int) -> None:
     ):
         unpacker = msgpack.Unpacker(strict_map_key=False)
         unpacker.feed(reply)
-        size, header, told = unpacker.unpack(), unpacker.unpack(), unpacker.unpack()
+        size, header, reply_body = unpacker.unpack(), unpacker.unpack(), unpacker.unpack()
         assert size == len(reply) - 5
         assert header == {0: kind, 1: sync, 5: 1}
-        assert told == body
+        assert reply_body == body

@@ -50,10 +50,10 @@ def sorted_by_sync(replies: list[Told]) -> list[Told]:
 @given(st.lists(PACKETS, max_size=12), st.lists(st.integers(0, 10_000), max_size=6))
 def test_answers_do_not_depend_on_how_the_stream_was_cut(sent: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(sent)
-    whole, asked, ended = converse(stream, [], Guard())
+    replies_at_once, calls, ended = converse(stream, [], Guard())
     replies, asked_in_pieces, ended_in_pieces = converse(stream, cuts, Guard())
-    assert sorted_by_sync(replies) == sorted_by_sync(whole)
-    assert (asked_in_pieces, ended_in_pieces) == (asked, ended)
+    assert sorted_by_sync(replies) == sorted_by_sync(replies_at_once)
+    assert (asked_in_pieces, ended_in_pieces) == (calls, ended)
     before = sent[: sent.index(b"\xc1")] if b"\xc1" in sent else sent
     assert len(replies) == len(before) + (b"\xc1" in sent)
 
@@ -67,18 +67,18 @@ def test_whatever_stands_around_a_wrong_sign_in_nothing_is_done(
     before: list[bytes], scramble: object, behind: list[bytes]
 ) -> None:
     stream = b"".join([*before, sign_in(scramble), *behind])
-    replies, asked, ended = converse(stream, [len(stream) // 2], Guard(TOKENS))
-    assert asked == []
+    replies, calls, ended = converse(stream, [len(stream) // 2], Guard(TOKENS))
+    assert calls == []
     assert ended
     assert replies[-1][0] in (0x8000 | protocol.ER_PASSWORD_MISMATCH, 0x8000 | protocol.ER_INVALID_MSGPACK)
 
 
 @given(st.integers(0, 200))
 def test_half_a_sign_in_lets_nobody_in_and_a_whole_one_does(cut: int) -> None:
-    whole = sign_in(protocol.scramble_of(b"operator", salt_of(protocol.SALT_BYTES)))
-    stream = whole[: min(cut, len(whole) - 1)] + call("top_up", "u", "5")
-    _, asked, _ = converse(stream, [], Guard(TOKENS))
-    assert asked == []
-    replies, asked, _ = converse(whole + call("top_up", "u", "5"), [cut], Guard(TOKENS))
+    sign_in_packet = sign_in(protocol.scramble_of(b"operator", salt_of(protocol.SALT_BYTES)))
+    stream = sign_in_packet[: min(cut, len(sign_in_packet) - 1)] + call("top_up", "u", "5")
+    _, calls, _ = converse(stream, [], Guard(TOKENS))
+    assert calls == []
+    replies, calls, _ = converse(sign_in_packet + call("top_up", "u", "5"), [cut], Guard(TOKENS))
     assert [kind for kind, _, _ in replies] == [0, 0]
-    assert len(asked) == 1
+    assert len(calls) == 1

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from billing.api.http.openapi import document
 from billing.api.http.reading import cursor_of
 
-UTF8_BYTES = sorted(int(found) for found in set(re.findall(r"utf8-([0-9]+)", repr(document()))))
+UTF8_BYTES = sorted(int(limit) for limit in set(re.findall(r"utf8-([0-9]+)", repr(document()))))
 
 
 def text_within(bytes_max: int) -> st.SearchStrategy[str]:

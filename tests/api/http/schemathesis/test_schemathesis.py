@@ -29,10 +29,10 @@ HERE = Path(__file__).parent
 def test_the_document_is_openapi_3_1() -> None:
     from openapi_spec_validator import OpenAPIV31SpecValidator  # takes as long as collecting a hundred modules
 
-    told = document()
-    assert told["openapi"].startswith("3.1.")
-    assert [str(fault) for fault in OpenAPIV31SpecValidator(told).iter_errors()] == []
-    operations = [(verb.upper(), path) for path, verbs in told["paths"].items() for verb in verbs]
+    openapi = document()
+    assert openapi["openapi"].startswith("3.1.")
+    assert [str(fault) for fault in OpenAPIV31SpecValidator(openapi).iter_errors()] == []
+    operations = [(verb.upper(), path) for path, verbs in openapi["paths"].items() for verb in verbs]
     assert sorted(operations) == sorted((route.verb, route.path) for route in ROUTES)
 
 
