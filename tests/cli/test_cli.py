@@ -259,8 +259,8 @@ def test_a_verdict_is_the_same_whoever_reads_it(data_dir: Path, tmp_path: Path) 
     assert unread("doctor", "--config", str(config)) == (65, "")
 
 
-@pytest.mark.parametrize(("timeout", "told"), [("0", "expected 1ms at least, got 0"), ("-5", "got '-5'")])
-def test_no_time_to_wait_is_a_bad_value(timeout: str, told: str) -> None:
+@pytest.mark.parametrize(("timeout", "message"), [("0", "expected 1ms at least, got 0"), ("-5", "got '-5'")])
+def test_no_time_to_wait_is_a_bad_value(timeout: str, message: str) -> None:
     done = carried_out("accounts", "--address", "127.0.0.1:1", "--timeout", timeout)
     assert done.returncode == 2
     assert message in done.stderr

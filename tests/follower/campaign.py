@@ -106,7 +106,7 @@ class World:
         self.owner = {bucket: (bucket % SHARDS, 1) for bucket in range(1, BUCKETS + 1)}
         self.users = {b"user-%d" % number: 1 + number % BUCKETS for number in range(USERS)}
         self.entries: dict[bytes, list[dict[str, Any]]] = defaultdict(list)  # as the history shows them, oldest first
-        self.told: dict[bytes, list[int]] = defaultdict(list)  # entry_ids, each when it was told first
+        self.told_ids: dict[bytes, list[int]] = defaultdict(list)  # entry_ids, each when it was told first
         for index, shard in enumerate(self.shards):
             for follower in shard.followers:
                 self.start(shard, follower)
@@ -117,7 +117,7 @@ class World:
     def append(self, shard: Shard, records: list[tuple[int, int, int, bytes]]) -> None:
         """A durable batch; whoever runs takes it."""
         packed = [ENVELOPE.pack(*record[:3]) + record[3] for record in records]
-        payload = LENGTH.pack(len(packed)) + b"".join(LENGTH.pack(len(one)) + one for one in packed)
+        payload = LENGTH.pack(len(packed)) + b"".join(LENGTH.pack(len(record)) + record for record in packed)
         shard.batches.append(payload)
         for follower in shard.followers:
             if (
@@ -142,9 +142,11 @@ class World:
         user = self.rng.choice(list(self.users))
         index, generation = self.owner[self.users[user]]
         records = []
-        for other in [one for one in self.users if self.owner[self.users[one]] == (index, generation)] or [user]:
+        for owned in [user_id for user_id in self.users if self.owner[self.users[user_id]] == (index, generation)] or [
+            user
+        ]:
             for _ in range(self.rng.randrange(3)):
-                records.append((ENTRY, self.users[other], self.owner[self.users[other]][1], self.entry(other)))
+                records.append((ENTRY, self.users[owned], self.owner[self.users[owned]][1], self.entry(owned)))
         records.append((ENTRY, self.users[user], generation, self.entry(user)))
         self.append(self.shards[index], records)
 
@@ -294,11 +296,11 @@ class World:
             if (bucket, generation) in store.departed or bucket in store.pending:
                 continue
             entry_id = int(name.partition(":")[0])
-            told = self.told[user]
-            if entry_id not in told:
-                if told and entry_id < told[-1] and not self.is_excused():
-                    raise Silent(f"notice {entry_id} of {user!r} is told behind {told[-1]}")
-                told.append(entry_id)
+            told_ids = self.told_ids[user]
+            if entry_id not in told_ids:
+                if told_ids and entry_id < told_ids[-1] and not self.is_excused():
+                    raise Silent(f"notice {entry_id} of {user!r} is told behind {told_ids[-1]}")
+                told_ids.append(entry_id)
             if self.rng.random() < 0.9:
                 store.acknowledge(seq)
         store.flush()
@@ -381,12 +383,16 @@ class World:
     def retire(self, shard: Shard) -> None:
         """All buckets leave; the shard goes when nothing stands in its way."""
         index = self.shards.index(shard)
-        others = [other for other in range(SHARDS) if other != index and not self.shards[other].is_gone]
-        if not others:
+        remaining = [
+            other_index
+            for other_index in range(SHARDS)
+            if other_index != index and not self.shards[other_index].is_gone
+        ]
+        if not remaining:
             return
         for bucket, (at, _) in list(self.owner.items()):
             if at == index:
-                self.move(bucket, self.rng.choice(others))
+                self.move(bucket, self.rng.choice(remaining))
         for _ in range(self.rng.randrange(1, 6)):
             for follower in shard.followers:
                 is_live = (
@@ -430,7 +436,11 @@ class World:
         """One thing that happens."""
         rng, chosen = self.rng, self.any_running()
         down = [
-            (shard, one) for shard in self.shards if not shard.is_gone for one in shard.followers if one.store is None
+            (shard, follower)
+            for shard in self.shards
+            if not shard.is_gone
+            for follower in shard.followers
+            if follower.store is None
         ]
         for shard, follower in list(self.running()):
             if follower.stopped_steps:
@@ -487,7 +497,7 @@ class World:
                 follower.is_suspect = True
                 self.mend(shard, follower)
         for _ in range(60):
-            if all(len(self.told[user]) == len(self.entries[user]) for user in self.users):
+            if all(len(self.told_ids[user]) == len(self.entries[user]) for user in self.users):
                 break
             self.bring_up()
             self.turn()
@@ -506,9 +516,9 @@ class World:
     def look(self) -> None:
         """Asks for every account. Raises Silent."""
         for user in self.users:
-            told, count = self.told[user], len(self.entries[user])
-            if not self.is_excused() and told != list(range(1, count + 1)):
-                raise Silent(f"of {count} notices of {user!r} were told {told}")
+            told_ids, count = self.told_ids[user], len(self.entries[user])
+            if not self.is_excused() and told_ids != list(range(1, count + 1)):
+                raise Silent(f"of {count} notices of {user!r} were told {told_ids}")
             for _ in range(3):
                 self.bring_up()
                 try:
@@ -532,10 +542,10 @@ class World:
         follower.store.flush()  # its process commits what it was handed before it answers
         reader = HistoryReader(follower.directory, follower.shard, follower.store.db, self.disk)
         newest = entries[-1]
-        known = Newest(newest["entry_id"], newest["balance_after_nanos"], newest["at_ns"])
-        standing = Standing(*known[::2], known.balance_nanos)
+        ledger_newest = Newest(newest["entry_id"], newest["balance_after_nanos"], newest["at_ns"])
+        standing = Standing(*ledger_newest[::2], ledger_newest.balance_nanos)
         try:
-            rows = reader.history(generation, user, NEWEST, 10**6, known).rows
+            rows = reader.history(generation, user, NEWEST, 10**6, ledger_newest).rows
             chain = Chain(reader, generation, user, standing)
             period = _answer(statement(chain, user, 0, NEWEST, False, 10, self.now_ns + 1))
             then = _answer(balance_at(chain, user, entries[0]["at_ns"], self.now_ns + 1))

@@ -50,6 +50,6 @@ def test_each_message_is_its_array_and_nothing_else_is_one(
         assert msgpack.unpackb(frame_of(message)[4:]) == array
         assert decode(frame_of(message)[4:]) == message
     wrong: list[Any] = [array for _, array in there] + [array[:-1] for _, array in here if len(array) > 1]
-    for one in [*wrong, [], [99], ["stop"], None]:
+    for malformed in [*wrong, [], [99], ["stop"], None]:
         with pytest.raises(msgspec.ValidationError):
-            decode(msgpack.packb(one))
+            decode(msgpack.packb(malformed))

@@ -22,13 +22,13 @@ class PowerLost(Exception):
 class Failing(RealDisk):
     """A disk that is gone after so many changes of its directory."""
 
-    def __init__(self, left: int) -> None:
-        self.left = left
+    def __init__(self, steps_left: int) -> None:
+        self.steps_left = steps_left
 
     def _counted(self) -> None:
-        if self.left == 0:
+        if self.steps_left == 0:
             raise PowerLost
-        self.left -= 1
+        self.steps_left -= 1
 
     def rename(self, source: str, target: str) -> None:
         self._counted()
@@ -39,14 +39,14 @@ class Failing(RealDisk):
         super().unlink(path)
 
 
-def filled(path: Path, word: str, disk: RealDisk) -> None:
+def filled(path: Path, value: str, disk: RealDisk) -> None:
     def fill(db: sqlite3.Connection) -> None:
-        db.executemany("INSERT INTO rows VALUES (?)", [(word * 100,)] * 1000)
+        db.executemany("INSERT INTO rows VALUES (?)", [(value * 100,)] * 1000)
 
     make(str(path), KIND, disk, fill)
 
 
-def words(path: Path) -> set[str]:
+def values_in(path: Path) -> set[str]:
     with closing(sqlite3.connect(path)) as db:
         assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
         return {text[0] for (text,) in db.execute("SELECT text FROM rows")}
@@ -72,4 +72,4 @@ def test_a_log_that_a_file_left_behind_is_never_that_of_the_file_made_in_its_pla
     else:
         assert changes > 0
     if path.exists():
-        assert words(path) == {"c"}
+        assert values_in(path) == {"c"}

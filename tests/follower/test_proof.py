@@ -35,22 +35,22 @@ class Medium(RealDisk):
     """A disk whose write-back fails for some files, after `fail`, without a word."""
 
     def __init__(self) -> None:
-        self.kept: dict[str, bytes] = {}  # path -> what the medium has, where that is not what reads see
+        self.stable: dict[str, bytes] = {}  # path -> what the medium has, where that is not what reads see
 
     def fail(self, *paths: str) -> None:
         for path in paths:
-            self.kept[path] = Path(path).read_bytes() if os.path.exists(path) else b""
+            self.stable[path] = Path(path).read_bytes() if os.path.exists(path) else b""
 
     def read_medium(self, path: str, offset: int, length: int) -> bytes:
-        if path in self.kept:
-            return self.kept[path][offset : offset + length]
+        if path in self.stable:
+            return self.stable[path][offset : offset + length]
         return super().read_medium(path, offset, length)
 
     def lose_power(self, directory: Path, after: Path) -> None:
         """Makes `after` of what is on the medium of `directory`: what was only in memory is gone."""
         after.mkdir(0o700)
         for path in directory.iterdir():
-            content = self.kept.get(str(path), path.read_bytes() if path.is_file() else b"")
+            content = self.stable.get(str(path), path.read_bytes() if path.is_file() else b"")
             if content and not path.name.endswith("-shm"):
                 (after / path.name).write_bytes(content)
 
@@ -148,7 +148,7 @@ def test_the_successor_of_a_store_whose_sync_failed_works_on_what_the_medium_hol
     dropped(store)
     successor = opened(data_dir, disk, head=6)  # the log in memory is not the log on the medium: nobody need say so
     assert successor.position in (3, 4)
-    disk.kept.clear()  # the disk is sound again, and what it lost stays lost
+    disk.stable.clear()  # the disk is sound again, and what it lost stays lost
     feed(successor, scene, 6)
     all_right(data_dir, successor, scene)
     assert successor.checkpoint()
@@ -182,11 +182,11 @@ def never_silent(directory: Path, scene: Scene, first: int, head: int) -> int:
         try:
             store = opened(directory, RealDisk(), first=first, head=head, suspect=suspect)
             feed(store, scene, head)
-            found = answers(directory, store, scene)
+            rows_of_user = answers(directory, store, scene)
         except (Damaged, sqlite3.DatabaseError):
             continue
         silent = 0
-        for user, rows in found.items():
+        for user, rows in rows_of_user.items():
             expected = scene.history(user, limit=10**6)
             if rows != expected:
                 assert [row for row in rows if row["operation"] != MISSING] == [row for row in expected if row in rows]
@@ -265,9 +265,9 @@ def test_only_what_is_damaged_before_the_journal_is_lost_and_each_answer_says_wh
     store.close()
     assert never_silent(data_dir, scene, 21, 40) == len(lost)
     store = opened(data_dir, RealDisk(), first=21, head=40)
-    found = answers(data_dir, store, scene)
+    rows_of_user = answers(data_dir, store, scene)
     for user in lost:
-        (gap,) = [row for row in found[user] if row["operation"] == MISSING]
+        (gap,) = [row for row in rows_of_user[user] if row["operation"] == MISSING]
         assert gap["entry_id"] == min(row.entry_id for row in page.open().rows() if row.user_id == user)
     assert store.db.execute("SELECT count(*) FROM losses").fetchone() == (1,)
 
@@ -295,20 +295,20 @@ def test_a_file_of_version_1_is_converted_and_lacks_nothing(data_dir: Path) -> N
     scene = Scene(users=6)
     for _ in range(30):
         scene.batch(STEPS)
-    made = data_dir / "made"
-    made.mkdir(0o700)
-    store = opened(made, RealDisk(), head=0)
+    new_directory = data_dir / "made"
+    new_directory.mkdir(0o700)
+    store = opened(new_directory, RealDisk(), head=0)
     feed(store, scene, 20)
     store.close()
     old = sqlite3.connect(file_of(str(data_dir), 0), isolation_level=None)
     for statement in VERSION_1:
         old.execute(statement)
-    old.execute("ATTACH ? AS new", (file_of(str(made), 0),))
+    old.execute("ATTACH ? AS new", (file_of(str(new_directory), 0),))
     old.execute("INSERT INTO main.about SELECT shard, begins, position FROM new.about")
     for table in ("users", "marks", "departures", "groups"):
         old.execute(f"INSERT INTO main.{table} SELECT * FROM new.{table}")
     of_user = {user_id: number for number, user_id in old.execute("SELECT number, user_id FROM users")}
-    with closing(sqlite3.connect(file_of(str(made), 0))) as db:
+    with closing(sqlite3.connect(file_of(str(new_directory), 0))) as db:
         for row in tampering.rows(db):
             facts = row.seq, row.older, of_user[row.user_id], *row[3:9], row.message or None, row.request_id or None
             old.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", facts)
@@ -317,10 +317,10 @@ def test_a_file_of_version_1_is_converted_and_lacks_nothing(data_dir: Path) -> N
     store = opened(data_dir, RealDisk(), first=15, head=30)
     assert store.position >= 14
     feed(store, scene, 30)
-    for user, found in answers(data_dir, store, scene).items():
+    for user, rows in answers(data_dir, store, scene).items():
         expected = scene.history(user, limit=10**6)
-        assert [as_before(row) for row in found] == [as_before(row) for row in expected]
-        assert found[0] == expected[0], "what came behind the conversion has every column"
+        assert [as_before(row) for row in rows] == [as_before(row) for row in expected]
+        assert rows[0] == expected[0], "what came behind the conversion has every column"
     assert store.db.execute("PRAGMA user_version").fetchone() == (KIND.version,)
     assert rows_are_sound(store.db)
     assert not list(data_dir.glob("damaged-*"))
@@ -332,9 +332,9 @@ def test_a_file_that_is_replaced_under_its_writer_ends_the_writer(data_dir: Path
     scene.batch(STEPS)
     feed(store, scene, 1)
     path = Path(store.path)
-    other = data_dir / "other"
-    other.write_bytes(path.read_bytes())
-    other.rename(path)
+    replacement = data_dir / "other"
+    replacement.write_bytes(path.read_bytes())
+    replacement.rename(path)
     with pytest.raises(StoreError, match="was replaced while it was in use"):
         store.checkpoint()
     assert store.durable == 0

@@ -42,11 +42,11 @@ def test_it_is_a_command_of_history_too_but_for_a_user_of_that_name(data_dir: Pa
     yard.close()
     config = tmp_path / "config.toml"
     config.write_text(f'[daemon]\ndata_dir = "{data_dir}"\n')
-    made = CliRunner().invoke(root, ["history", "rebuild", "--shard", "1", "--config", str(config)])
-    assert made.exit_code == 0, made.output
-    assert "shard-1: history: whole up to batch" in made.output
-    asked = CliRunner().invoke(root, ["history", "--address", "127.0.0.1:1", "--", "rebuild"])
-    assert asked.exit_code == 3, "nobody listens there, who could be asked"
+    rebuilt = CliRunner().invoke(root, ["history", "rebuild", "--shard", "1", "--config", str(config)])
+    assert rebuilt.exit_code == 0, rebuilt.output
+    assert "shard-1: history: whole up to batch" in rebuilt.output
+    asked_of_user = CliRunner().invoke(root, ["history", "--address", "127.0.0.1:1", "--", "rebuild"])
+    assert asked_of_user.exit_code == 3, "nobody listens there, who could be asked"
 
 
 def test_a_history_ahead_of_its_journal_is_cut_back_only_with_the_word_for_it(data_dir: Path, tmp_path: Path) -> None:

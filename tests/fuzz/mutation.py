@@ -15,7 +15,7 @@ TOKENS = (
 )
 
 
-def mutated(rng: random.Random, data: bytes, others: list[bytes], longest: int) -> bytes:
+def mutated(rng: random.Random, data: bytes, donors: list[bytes], longest: int) -> bytes:
     """One to six changes, of bits, bytes, lengths, and whole parts; also out of others."""
     changed = bytearray(data)
     for _ in range(rng.randint(1, 6)):
@@ -40,9 +40,9 @@ def mutated(rng: random.Random, data: bytes, others: list[bytes], longest: int) 
         elif kind == 7:
             changed[at:at] = rng.choice(TOKENS)
         else:
-            other = rng.choice(others)
-            begin = rng.randrange(len(other) + 1)
-            changed[at:] = other[begin:]
+            donor = rng.choice(donors)
+            begin = rng.randrange(len(donor) + 1)
+            changed[at:] = donor[begin:]
     if rng.random() < 0.1:
         del changed[rng.randrange(len(changed) + 1) :]
     return bytes(changed[:longest])

@@ -77,8 +77,8 @@ class Target(NamedTuple):
 
 def frames() -> list[bytes]:
     """Streams of requests."""
-    one = [msgpack.packb([0, number, *call]) for number, call in enumerate(CALLS)]
-    return [b"".join(one), b"".join(one[:3]), msgpack.packb([2, "top_up", ["u", 5]]) + one[0], *one[:6]]
+    calls = [msgpack.packb([0, number, *call]) for number, call in enumerate(CALLS)]
+    return [b"".join(calls), b"".join(calls[:3]), msgpack.packb([2, "top_up", ["u", 5]]) + calls[0], *calls[:6]]
 
 
 def take_frames(data: bytes) -> None:
@@ -105,7 +105,9 @@ def take_request(data: bytes) -> None:
         return
     assert len(call.user_id) <= 128
     for field in call.body:
-        assert type(field) in (bool, int, bytes, str) or all(type(word) is str for word in field), "a set of words"
+        assert type(field) in (bool, int, bytes, str) or all(type(word_chosen) is str for word_chosen in field), (
+            "a set of words"
+        )
 
 
 def take_json(data: bytes) -> None:
@@ -122,9 +124,9 @@ def take_json(data: bytes) -> None:
     try:
         call = parse(route.method.name, Reader(route).params(in_path, query, header, body))
     except Refused as refusal:
-        told = json.loads(problem(refusal).body)
-        assert told["name"] in KINDS, told
-        assert len(told["detail"]) <= 500, told
+        details = json.loads(problem(refusal).body)
+        assert details["name"] in KINDS, details
+        assert len(details["detail"]) <= 500, details
         return
     assert call.method is route.method
     assert all(len(field) <= LONGEST for field in call.body if type(field) in (bytes, str))
@@ -133,13 +135,13 @@ def take_json(data: bytes) -> None:
 def take_iproto(data: bytes) -> None:
     """A stream of packets. The first byte says whether the door wants a sign-in, which no input knows how to make."""
     is_guarded = data[:1] == GUARDED
-    replies, asked, _ = converse_iproto(data[1:], [len(data) // 2], SIGN_IN if is_guarded else Guard())
-    for kind, _, said in replies:
+    replies, calls, _ = converse_iproto(data[1:], [len(data) // 2], SIGN_IN if is_guarded else Guard())
+    for kind, _, answer in replies:
         code = kind - 0x8000
         assert kind == 0 or code in (20, 32, 33, 42, 47, 48), kind
         if code == ER_PROC_LUA:
-            assert said.partition(": ")[0] in KINDS, said
-    assert not (is_guarded and asked), "something was done before the sign-in"
+            assert answer.partition(": ")[0] in KINDS, answer
+    assert not (is_guarded and calls), "something was done before the sign-in"
 
 
 def take_wire(data: bytes) -> None:
@@ -168,28 +170,28 @@ def newest(which: Specimen) -> str:
 
 def segments() -> list[bytes]:
     """The newest segment of each kind of journal; the byte before says of which."""
-    made = []
+    segments_made = []
     for number, state in enumerate(STATES):
         which = specimen(state)
-        made.append(bytes([number]) + bytes(which.medium.node(f"{DIRECTORY}/{newest(which)}").content))
-    return made
+        segments_made.append(bytes([number]) + bytes(which.medium.node(f"{DIRECTORY}/{newest(which)}").content))
+    return segments_made
 
 
 def take_segment(data: bytes) -> None:
     """Whatever a segment holds: a prefix of what was written there, or refused."""
     which = specimen(STATES[data[0] % len(STATES)] if data else STATES[0])
     content = which.medium.node(f"{DIRECTORY}/{newest(which)}").content
-    whole = bytes(content)
+    intact = bytes(content)
     content[:] = data[1:]
     which.disk = SimDisk(which.medium, which.rng)
     try:
-        found = examine(which.disk, DIRECTORY, SHARD, which.boot_id)
-        said = which.say(found)
+        condition = examine(which.disk, DIRECTORY, SHARD, which.boot_id)
+        sentence = which.say(condition)
     except (Corrupt, Gap):
         return
     finally:
-        content[:] = whole
-    which.compare_prefix(said, "a broken segment")
+        content[:] = intact
+    which.compare_prefix(sentence, "a broken segment")
 
 
 def make_segment(rng: random.Random, bases: list[bytes]) -> bytes:
@@ -207,8 +209,8 @@ def make_segment(rng: random.Random, bases: list[bytes]) -> bytes:
         "epoch": rng.getrandbits(64),
     }
     key = rng.choice(list(lie))
-    told = header._replace(**{key: lie[key]}) if rng.random() < 0.3 else header
-    parts, chain, position = [pack_block(told)], header.prev_chain, header.first_position
+    lying_header = header._replace(**{key: lie[key]}) if rng.random() < 0.3 else header
+    parts, chain, position = [pack_block(lying_header)], header.prev_chain, header.first_position
     for _, payload in which.log[header.first_position - 1 :]:
         for flags in (BARRIER, 0) if rng.random() < 0.1 else (0,):
             shown = position - flags + rng.choice((0, 0, 0, 0, 1, -1))
@@ -225,15 +227,15 @@ def make_segment(rng: random.Random, bases: list[bytes]) -> bytes:
 def snapshots() -> list[bytes]:
     """Small ones, of no, one and many chunks."""
     which = specimen(STATES[0])
-    made = []
+    snapshots_made = []
     for number, sizes in enumerate(([], [200, 100], [1] * 50, [0, 3000])):
         path = f"{DIRECTORY}/made-{number}"
         head = snapshot.Head(SHARD, 5, 6, 7, 8)
         disk = SimDisk(which.medium, which.rng)
         snapshot.write(disk, path, head, (bytes(size) for size in sizes), lambda: 9)
-        made.append(bytes(which.medium.node(path).content))
+        snapshots_made.append(bytes(which.medium.node(path).content))
         which.medium.remove(path)
-    return made
+    return snapshots_made
 
 
 def take_snapshot(data: bytes) -> None:
@@ -241,7 +243,7 @@ def take_snapshot(data: bytes) -> None:
     disk = SimDisk(which.medium, which.rng)
     name = next(name for name in which.names if name.startswith(snapshot.PREFIX))
     content = which.medium.node(f"{DIRECTORY}/{name}").content
-    whole = bytes(content)
+    intact = bytes(content)
     content[:] = data
     try:
         checked = snapshot.check(disk, DIRECTORY, name, SHARD)
@@ -249,7 +251,7 @@ def take_snapshot(data: bytes) -> None:
     except Malformed:
         pass
     finally:
-        content[:] = whole
+        content[:] = intact
 
 
 def make_snapshot(rng: random.Random, bases: list[bytes]) -> bytes:
@@ -267,20 +269,20 @@ def configurations() -> list[bytes]:
 
 
 @cache
-def place() -> Path:
+def config_file() -> Path:
     """A file of its own for this process."""
     directory = tempfile.TemporaryDirectory(prefix="billing-fuzz-")
-    _kept.append(directory)
+    _directories.append(directory)
     return Path(directory.name) / "config.toml"
 
 
-_kept: list[tempfile.TemporaryDirectory[str]] = []
+_directories: list[tempfile.TemporaryDirectory[str]] = []
 
 
 def take_configuration(data: bytes) -> None:
-    place().write_bytes(data)
+    config_file().write_bytes(data)
     try:
-        load(place(), {})
+        load(config_file(), {})
     except ConfigError as error:
         if not error.faults or not str(error).replace("\n", " ").isprintable():
             raise AssertionError(f"not to be shown to anybody: {error!r}") from None
@@ -308,18 +310,18 @@ JSON_BODIES = (
 def bodies() -> list[bytes]:
     """Each kind of body and query for each route, with and without a key."""
     keys = (b"", b"invoice-17", b'"quoted"')
-    whole = [
+    sound_bodies = [
         bytes([number]) + keys[number % len(keys)] + b"\0" + body
         for number in range(len(ROUTES))
         for body in JSON_BODIES
     ]
-    return whole + [part for each in map(sound_of, ROUTES) for part in each]
+    return sound_bodies + [part for each in map(sound_of, ROUTES) for part in each]
 
 
 def sound_of(route: Route) -> list[bytes]:
     """A request of a route that is right: its required fields."""
-    told = {field.name: {"amount": "5", "rate": "5"}.get(field.type.kind, 1) for field in route.in_body}
-    rest = json.dumps(told).encode() if route.has_body else b"&".join(b"%s=1" % name.encode() for name in told)
+    values = {field.name: {"amount": "5", "rate": "5"}.get(field.type.kind, 1) for field in route.in_body}
+    rest = json.dumps(values).encode() if route.has_body else b"&".join(b"%s=1" % name.encode() for name in values)
     return [bytes([ROUTES.index(route)]) + b"\0" + rest]
 
 
@@ -334,8 +336,14 @@ def packets() -> list[bytes]:
     routed = packet(CALL_16, {0x22: "vshard.router.callrw", 0x21: [477, "write", "top_up", ["u", "5"], {"timeout": 1}]})
     older = packet(CALL, {0x22: "decrease_balance", 0x21: ["u", 200.0]})
     auth = packet(AUTH, {0x23: "operator", 0x21: ["chap-sha1", bytes(20)]})
-    others = [packet(PING, {}), packet(ID, {0x54: 3, 0x55: []}), packet(SELECT, {0x10: 281, 0x20: [], 0x12: 100})]
-    streams = [b"".join(calls), b"".join(others) + routed + older, auth + b"".join(calls[:3]), *calls[:6], *others]
+    handshakes = [packet(PING, {}), packet(ID, {0x54: 3, 0x55: []}), packet(SELECT, {0x10: 281, 0x20: [], 0x12: 100})]
+    streams = [
+        b"".join(calls),
+        b"".join(handshakes) + routed + older,
+        auth + b"".join(calls[:3]),
+        *calls[:6],
+        *handshakes,
+    ]
     return [first + stream for first in (b"\0", GUARDED) for stream in streams]
 
 
@@ -345,7 +353,7 @@ def wires() -> list[bytes]:
         *(control.Recovered(1, 2, 3, 4, ["one"]), control.Ask(1, ("rebalance", 0)), control.Examined(1, [(1, 2)], [])),
         *([(1, 0, 7, 0, 3, ("top_up", b"u", 5))], [1, b"answer", 2, (0,)], ["a", [["b"]] * 3]),
     ]
-    return [frame_of(one) for one in sent] + [b"".join(map(frame_of, sent))]
+    return [frame_of(message) for message in sent] + [b"".join(map(frame_of, sent))]
 
 
 TARGETS: dict[str, Target] = {

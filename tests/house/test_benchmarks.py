@@ -40,22 +40,22 @@ def test_the_readme_lists_every_benchmark() -> None:
 
 
 def test_what_is_said_to_be_typed_has_only_options_that_there_are() -> None:
-    made = programs()
+    sources = programs()
     common = set(OPTION.findall((REPOSITORY / "benchmarks" / "figures.py").read_text()))
     written = [(REPOSITORY / "benchmarks" / name).read_text() for name in ("README.md", "RESULTS.md")]
-    typed = [one for text in (*written, *made.values()) for one in TYPED.findall(text) if one[0] in made]
+    typed = [match for text in (*written, *sources.values()) for match in TYPED.findall(text) if match[0] in sources]
     assert len(typed) > 80
     for name, rest in typed:
-        options = set(OPTION.findall(made[name])) | (common if "add_arguments(" in made[name] else set())
+        options = set(OPTION.findall(sources[name])) | (common if "add_arguments(" in sources[name] else set())
         assert not set(re.findall(r"--[a-z][a-z-]*", rest)) - options, (name, rest)
 
 
 def test_a_figure_that_the_daemon_does_not_have_is_an_error_and_not_zero() -> None:
-    found = [(SNAPSHOTS, 'shard="1"', 3.0), (SNAPSHOTS, 'shard="2"', 4.0)]
-    assert (total(found, SNAPSHOTS), greatest(found, SNAPSHOTS)) == (7.0, 4.0)
+    samples = [(SNAPSHOTS, 'shard="1"', 3.0), (SNAPSHOTS, 'shard="2"', 4.0)]
+    assert (total(samples, SNAPSHOTS), greatest(samples, SNAPSHOTS)) == (7.0, 4.0)
     for read in (total, greatest):
         with pytest.raises(ValueError, match=r"no metric|empty"):
-            read(found, "billing_no_such_figure")
+            read(samples, "billing_no_such_figure")
 
 
 @pytest.mark.parametrize("door", DOORS)

@@ -17,29 +17,31 @@ def logged(module: Module) -> Iterator[tuple[str, str, str]]:
         if not isinstance(node, ast.Call) or not isinstance(node.func, ast.Attribute) or node.func.attr not in LEVELS:
             continue
         if isinstance(node.func.value, ast.Name) and node.func.value.id in ("log", "logger"):
-            words = node.args[0]
-            text = words.value if isinstance(words, ast.Constant) else ast.unparse(words)
+            message = node.args[0]
+            text = message.value if isinstance(message, ast.Constant) else ast.unparse(message)
             yield f"{module.path}:{node.lineno}", node.func.attr, str(text)
 
 
 def all_logged() -> list[tuple[str, str, str]]:
-    return [found for module in modules(*ROOMS) for found in logged(module)]
+    return [event for module in modules(*ROOMS) for event in logged(module)]
 
 
 def test_every_warning_says_what_to_do() -> None:
-    unknown = [(where, words) for where, _, words in all_logged() if words not in EVENTS]
+    unknown = [(where, message) for where, _, message in all_logged() if message not in EVENTS]
     assert unknown == [], "to be added to billing/service/events.py, with what an operator is to do"
 
 
 def test_words_that_are_logged_in_two_places_are_one_event() -> None:
     levels: dict[str, set[str]] = {}
-    for _, level, words in all_logged():
-        levels.setdefault(words, set()).add(level)
-    assert {words: found for words, found in levels.items() if len(found) > 1} == {}, "an error and a remark are two"
+    for _, level, message in all_logged():
+        levels.setdefault(message, set()).add(level)
+    assert {
+        message: levels_of_message for message, levels_of_message in levels.items() if len(levels_of_message) > 1
+    } == {}, "an error and a remark are two"
 
 
 def test_no_event_is_left_that_nobody_logs() -> None:
-    there = {words for _, _, words in all_logged()}
+    there = {message for _, _, message in all_logged()}
     assert [event.name for event in EVENTS.values() if event.says not in there] == []
 
 

@@ -16,7 +16,7 @@ from tests.house.source import ALL, REPOSITORY, ROOMS, Module, imports, module_o
 
 EMPTY_NAMES = {"utils", "util", "helpers", "helper", "common", "manager", "managers", "base", "misc", "tools", "stuff"}
 UNFINISHED = re.compile(
-    "|".join(rf"\b{one}{two}\b" for one, two in (("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("HA", "CK")))
+    "|".join(rf"\b{start}{two}\b" for start, two in (("TO", "DO"), ("FIX", "ME"), ("XX", "X"), ("HA", "CK")))
 )
 PARAMETERS_MAX = 8  # beyond so many nobody sees which of them belong together: what does has a name of its own
 MANY = {
@@ -85,9 +85,9 @@ def many_parameters(module: Module) -> Iterator[tuple[str, str, int]]:
     """(path, name, how many) of the functions that take more than `PARAMETERS_MAX`, the object itself aside."""
     for node in module.nodes:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
-            given = node.args
-            names = [one.arg for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)]
-            names += [one.arg for one in (given.vararg, given.kwarg) if one is not None]
+            parameters = node.args
+            names = [parameter.arg for parameter in (*parameters.posonlyargs, *parameters.args, *parameters.kwonlyargs)]
+            names += [parameter.arg for parameter in (parameters.vararg, parameters.kwarg) if parameter is not None]
             count = len(names) - (names[:1] in (["self"], ["cls"]))
             if count > PARAMETERS_MAX:
                 yield module.path, getattr(node, "name", "lambda"), count
@@ -102,7 +102,7 @@ def test_every_package_opens_with_the_modules_in_it() -> None:
     packages = [module for module in modules(*ROOMS) if module.path.endswith("__init__.py")]
     opened = {package.path: ast.get_docstring(package.tree, clean=False) or "" for package in packages}
     faults = {package.path: list(opening_faults(opened[package.path], modules_in(package))) for package in packages}
-    assert {path: found for path, found in faults.items() if found} == {}
+    assert {path: missing for path, missing in faults.items() if missing} == {}
 
 
 def test_a_dotted_name_of_ours_in_prose_is_there() -> None:
@@ -112,7 +112,7 @@ def test_a_dotted_name_of_ours_in_prose_is_there() -> None:
 
 def test_every_name_says_something() -> None:
     names = {module.path: re.split("[/_.]", module.path.lower()) for module in modules(*ALL)}
-    assert [path for path, words in names.items() if EMPTY_NAMES & set(words)] == []
+    assert [path for path, parts in names.items() if EMPTY_NAMES & set(parts)] == []
 
 
 def test_nothing_is_left_for_later() -> None:
@@ -124,8 +124,8 @@ def test_tests_put_nothing_in_the_place_of_our_own() -> None:
 
 
 def test_no_function_takes_more_parameters_than_can_be_told_apart() -> None:
-    found = {(path, name) for module in modules(*ALL) for path, name, _ in many_parameters(module)}
-    assert found == MANY.keys(), "those that are listed have their reasons, and are still there"
+    listed = {(path, name) for module in modules(*ALL) for path, name, _ in many_parameters(module)}
+    assert listed == MANY.keys(), "those that are listed have their reasons, and are still there"
 
 
 @pytest.mark.parametrize("room", ROOMS)
@@ -167,8 +167,8 @@ def test_the_rule_of_openings_sees(text: str, faults: list[str]) -> None:
 def test_the_rule_of_names_in_prose_sees(name: str, is_there: bool) -> None:
     there = module_of("tests/house/test_form.py", "def misnamed(): pass")
     package = module_of("tests/house/__init__.py", "")
-    found = list(misnamed(module_of("x.py", f"# see `{name}`"), {there.name: there, package.name: package}))
-    assert found == ([] if is_there else [f"x.py: {name}"])
+    misnamed_names = list(misnamed(module_of("x.py", f"# see `{name}`"), {there.name: there, package.name: package}))
+    assert misnamed_names == ([] if is_there else [f"x.py: {name}"])
 
 
 @pytest.mark.parametrize("text", ["# TO-DO: x", "x = 'FIX-ME'", "def f():\n    raise NotImplementedError"])

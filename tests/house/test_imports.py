@@ -187,29 +187,29 @@ def test_what_computes_does_nothing_else() -> None:
 
 def reached(graph: dict[str, set[str]], start: str) -> set[str]:
     """Every module that importing this one brings along."""
-    found: set[str] = set()
+    modules_reached: set[str] = set()
     waiting = [start]
     while waiting:
-        more = graph[waiting.pop()] - found
-        found |= more
+        more = graph[waiting.pop()] - modules_reached
+        modules_reached |= more
         waiting += more
-    return found
+    return modules_reached
 
 
 def cycles(graph: dict[str, set[str]]) -> list[set[str]]:
     """The groups of modules that import each other in a circle."""
     behind = {name: reached(graph, name) for name in graph}
-    groups = {frozenset(other for other in behind[name] if name in behind[other]) for name in graph}
+    groups = {frozenset(member for member in behind[name] if name in behind[member]) for name in graph}
     return [set(group) for group in groups if group]
 
 
 def module_graph() -> dict[str, set[str]]:
     """Who imports whom, module by module; a package's own modules do not count as its imports."""
-    known = {module.name for module in modules(*ROOMS)}
-    graph: dict[str, set[str]] = {name: set() for name in known}
+    module_names = {module.name for module in modules(*ROOMS)}
+    graph: dict[str, set[str]] = {name: set() for name in module_names}
     for module in modules(*ROOMS):
         for _, name in imports(module):
-            while name and name not in known:
+            while name and name not in module_names:
                 name = name.rpartition(".")[0]
             if name and name != module.name and not is_below(module.name, name):
                 graph[module.name].add(name)
@@ -231,8 +231,8 @@ def test_every_room_stands_in_the_table() -> None:
 
 
 def test_every_pure_module_that_is_named_and_exists_is_found() -> None:
-    found = {module.name for module in modules(*ROOMS)}
-    assert {"billing.ledger", "shards.buckets", "shards.shard"} <= found & set(PURE)
+    module_names = {module.name for module in modules(*ROOMS)}
+    assert {"billing.ledger", "shards.buckets", "shards.shard"} <= module_names & set(PURE)
 
 
 @pytest.mark.parametrize(

@@ -20,14 +20,14 @@ def names_compared(module: Module) -> Iterator[str]:
     """Where something is compared with the name of a kind, which asks what the table says of it."""
     for node in module.nodes:
         if isinstance(node, ast.Compare):
-            compared = [ast.unparse(one) for one in (node.left, *node.comparators)]
-            if any("kind" in one for one in compared) and any(one.strip("'\"") in KINDS for one in compared):
+            compared = [ast.unparse(operand) for operand in (node.left, *node.comparators)]
+            if any("kind" in text for text in compared) and any(text.strip("'\"") in KINDS for text in compared):
                 yield f"{module.path}:{node.lineno} {ast.unparse(node)}"
 
 
 def test_no_other_module_asks_for_a_kind_by_its_name() -> None:
-    others = [module for module in modules(*ROOMS) if module.path not in KNOWING]
-    assert [where for module in others for where in names_compared(module)] == []
+    unknowing = [module for module in modules(*ROOMS) if module.path not in KNOWING]
+    assert [where for module in unknowing for where in names_compared(module)] == []
 
 
 def test_the_configuration_takes_the_kinds_there_are() -> None:

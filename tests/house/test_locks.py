@@ -20,20 +20,20 @@ HASH = re.compile(r"^    --hash=sha256:[0-9a-f]{64}( \\)?$")
 
 def locked(name: str) -> dict[str, tuple[Requirement, int]]:
     """Package -> (its line, how many hashes it has)."""
-    found: dict[str, tuple[Requirement, int]] = {}
+    pins: dict[str, tuple[Requirement, int]] = {}
     last = ""
     for line in (REPOSITORY / name).read_text().splitlines():
         if line.startswith("#"):
             continue
         if HASH.match(line):
-            requirement, count = found[last]
-            found[last] = requirement, count + 1
+            requirement, count = pins[last]
+            pins[last] = requirement, count + 1
         else:
             requirement = Requirement(line.removesuffix("\\").strip())
             last = canonicalize_name(requirement.name)
-            assert last not in found, f"{last} is in {name} twice"
-            found[last] = requirement, 0
-    return found
+            assert last not in pins, f"{last} is in {name} twice"
+            pins[last] = requirement, 0
+    return pins
 
 
 def version_of(requirement: Requirement) -> Version:
@@ -45,31 +45,31 @@ def version_of(requirement: Requirement) -> Version:
 def asked_for(extras: tuple[str, ...]) -> list[Requirement]:
     """What pyproject.toml asks for, with what its extras ask for that it names itself (`billing-daemon[cli]`)."""
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
-    left, found = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)], []
-    while left:
-        for one in map(Requirement, left.pop()):
-            if one.name == project["name"]:
-                left += [project["optional-dependencies"][extra] for extra in sorted(one.extras)]
+    todo, requirements = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)], []
+    while todo:
+        for requirement in map(Requirement, todo.pop()):
+            if requirement.name == project["name"]:
+                todo += [project["optional-dependencies"][extra] for extra in sorted(requirement.extras)]
             else:
-                found.append(one)
-    return found
+                requirements.append(requirement)
+    return requirements
 
 
 def closure(requirements: list[Requirement]) -> set[str]:
     """These and all that they need here, by what is installed."""
-    found: set[tuple[str, str]] = set()
-    left = [(one, extra) for one in requirements for extra in {"", *one.extras}]
-    while left:
-        one, extra = left.pop()
-        key = canonicalize_name(one.name), extra
-        if key in found:
+    closed: set[tuple[str, str]] = set()
+    todo = [(requirement, extra) for requirement in requirements for extra in {"", *requirement.extras}]
+    while todo:
+        requirement, extra = todo.pop()
+        key = canonicalize_name(requirement.name), extra
+        if key in closed:
             continue
-        found.add(key)
-        for text in distribution(one.name).requires or ():
+        closed.add(key)
+        for text in distribution(requirement.name).requires or ():
             needed = Requirement(text)
             if needed.marker is None or needed.marker.evaluate({"extra": extra}):
-                left += [(needed, wanted) for wanted in {"", *needed.extras}]
-    return {name for name, _ in found}
+                todo += [(needed, wanted) for wanted in {"", *needed.extras}]
+    return {name for name, _ in closed}
 
 
 @pytest.mark.parametrize("name", LOCKS)
@@ -89,7 +89,7 @@ def test_all_that_pyproject_asks_for_is_locked_in_a_version_that_it_allows(name:
 @pytest.mark.parametrize("name", LOCKS)
 def test_what_is_needed_here_is_locked_and_nothing_else(name: str) -> None:
     lines = locked(name).items()
-    here = {one for one, (line, _) in lines if line.marker is None or line.marker.evaluate()}
+    here = {name_of_pin for name_of_pin, (line, _) in lines if line.marker is None or line.marker.evaluate()}
     try:
         needed = closure(asked_for(LOCKS[name]))
     except PackageNotFoundError as missing:
@@ -99,5 +99,7 @@ def test_what_is_needed_here_is_locked_and_nothing_else(name: str) -> None:
 
 def test_both_locks_agree() -> None:
     """On versions; what the tests need may need a package on more platforms."""
-    dev = {one: version_of(line) for one, (line, _) in locked("requirements-dev.lock").items()}
-    assert {one: version_of(line) for one, (line, _) in locked("requirements.lock").items()}.items() <= dev.items()
+    dev = {package: version_of(line) for package, (line, _) in locked("requirements-dev.lock").items()}
+    assert {
+        package: version_of(line) for package, (line, _) in locked("requirements.lock").items()
+    }.items() <= dev.items()

@@ -26,8 +26,8 @@ def untyped_messages(module: Module) -> Iterator[str]:
 
 
 def test_messages_are_typed() -> None:
-    others = [module for module in modules(*ROOMS) if module.path != PEERS and not module.path.startswith(TRIAL)]
-    assert [where for module in others for where in untyped_messages(module)] == []
+    shell = [module for module in modules(*ROOMS) if module.path != PEERS and not module.path.startswith(TRIAL)]
+    assert [where for module in shell for where in untyped_messages(module)] == []
 
 
 @pytest.mark.parametrize("text", ["wire.send(('stop',))", "self._send((KNOWN, 1))", "self._wire.send([1, answer])"])

@@ -15,5 +15,7 @@ def test_everything_is_strict() -> None:
     assert mypy["strict"] is True
     assert {*ALL} <= set(mypy["files"])
     assert mypy.keys() == STRICT, "nothing is taken back from what strict says"
-    assert all(one.startswith(ELSEWHERE) for one in mypy["exclude"])
-    assert all(one.keys() == {"module", "ignore_missing_imports"} for one in mypy["overrides"]), "of others, untyped"
+    assert all(pattern.startswith(ELSEWHERE) for pattern in mypy["exclude"])
+    assert all(override.keys() == {"module", "ignore_missing_imports"} for override in mypy["overrides"]), (
+        "of others, untyped"
+    )

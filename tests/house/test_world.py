@@ -168,10 +168,10 @@ def test_one_module_touches_files() -> None:
 
 
 def test_every_exception_is_used_and_says_why() -> None:
-    found = {module.path: module for module in modules(*ROOMS)}
+    by_path = {module.path: module for module in modules(*ROOMS)}
     for path, (allowed, why) in FILES.items():
         assert why, path
-        assert allowed == {name for name, _ in file_touches(found[path])} & allowed, path
+        assert allowed == {name for name, _ in file_touches(by_path[path])} & allowed, path
 
 
 @pytest.mark.parametrize(

@@ -33,15 +33,15 @@ CSV = [
 
 
 def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped() -> None:
-    found = list(merged(from_csv(CSV, "a.csv")))
-    accounts = {one.user_id: one for one in found if isinstance(one, Account)}
+    items = list(merged(from_csv(CSV, "a.csv")))
+    accounts = {item.user_id: item for item in items if isinstance(item, Account)}
     assert accounts["user_01"].balance_nanos == 12_500_000_000
     lines = (RateLine("vm-1", "0.360000000", "hour"), RateLine("vm-2", "0.000000001", "second"))
     assert accounts["user_01"].rates == lines
     assert (accounts["user_02"].balance_nanos, accounts["user_02"].credit_limit_nanos) == (100 * 10**9, 50 * 10**9)
     assert accounts["user_03"].balance_nanos == -7 * 10**9
     assert set(accounts) == {"user_01", "user_02", "user_03"}
-    places = {one.location for one in found if isinstance(one, NotTaken)}
+    places = {item.location for item in items if isinstance(item, NotTaken)}
     assert places == {f"a.csv:{line}" for line in (6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)}
 
 
@@ -53,9 +53,9 @@ def test_a_csv_file_without_the_header_is_refused_whole() -> None:
 
 
 def test_an_empty_line_of_csv_is_passed_over_and_a_broken_one_is_named() -> None:
-    found = list(from_csv(["user_id,balance\n", "\n", "u,1\n", 'v,"2"x\n', "w,3\n"], "a.csv"))
-    assert [one.user_id for one in found if isinstance(one, Account)] == ["u", "w"]
-    assert [one.location for one in found if isinstance(one, NotTaken)] == ["a.csv:4"]
+    items = list(from_csv(["user_id,balance\n", "\n", "u,1\n", 'v,"2"x\n', "w,3\n"], "a.csv"))
+    assert [item.user_id for item in items if isinstance(item, Account)] == ["u", "w"]
+    assert [item.location for item in items if isinstance(item, NotTaken)] == ["a.csv:4"]
 
 
 JSON_LINES = {
@@ -83,8 +83,8 @@ def test_a_line_of_json_is_an_account_or_is_named(line: str) -> None:
 
 
 def test_deep_json_is_one_line_not_taken() -> None:
-    found = list(from_json_lines(["[" * 100_000, '{"user_id": "u", "balance": 1}'], "f"))
-    assert [type(one) for one in found] == [NotTaken, Account]
+    items = list(from_json_lines(["[" * 100_000, '{"user_id": "u", "balance": 1}'], "f"))
+    assert [type(item) for item in items] == [NotTaken, Account]
 
 
 def test_an_account_in_debt_is_opened_within_its_limit_and_never_cut_off() -> None:
@@ -108,19 +108,19 @@ def test_a_long_resource_makes_a_request_id_that_the_daemon_takes() -> None:
     commands = list(commands_of(Account("f:1", "u", 1, None, lines), "import", "imported"))
     ids = [params[-1]["request_id"] for method, params in commands if method == "set_rate"]
     assert len(set(ids)) == 2
-    assert all(len(one.encode()) <= 64 for one in ids)
+    assert all(len(request_id.encode()) <= 64 for request_id in ids)
 
 
 @pytest.mark.parametrize(
-    ("users", "told"),
+    ("users", "text"),
     [(1, "1 user has no money, no limit and no rate"), (2, "2 users have no money, no limit and no rate")],
 )
-def test_users_who_have_nothing_are_counted_in_words(tmp_path: Path, users: int, told: str) -> None:
+def test_users_who_have_nothing_are_counted_in_words(tmp_path: Path, users: int, text: str) -> None:
     file = tmp_path / "accounts.csv"
     file.write_text("user_id,balance\n" + "".join(f"u{number},0\n" for number in range(users)))
     result = CliRunner().invoke(root, ["import", "--dry-run", str(file)])
     assert result.exit_code == 0, result.output
-    assert result.output.startswith(told)
+    assert result.output.startswith(text)
 
 
 @pytest.mark.parametrize("name", ["accounts.csv", "accounts.jsonl"])

@@ -22,8 +22,8 @@ EXPECTED |= {f"bulk_{i:04}": i * 1000 if i <= 200 else i for i in range(1, 300)}
 
 
 def balances(*files: Path) -> dict[str, int]:
-    found = list(from_tarantool([(path.name, path.read_bytes()) for path in files], Mapping()))
-    return {one.user_id: one.balance_nanos // COINS for one in found if isinstance(one, Account)}
+    items = list(from_tarantool([(path.name, path.read_bytes()) for path in files], Mapping()))
+    return {item.user_id: item.balance_nanos // COINS for item in items if isinstance(item, Account)}
 
 
 def test_a_snapshot_and_the_log_behind_it_are_the_balances() -> None:
@@ -53,14 +53,14 @@ def test_other_spaces_are_mapped_by_name_or_number() -> None:
 def test_a_mapping_file_names_spaces_units_and_a_history_that_is_held_against_the_balances() -> None:
     files = [(path.name, path.read_bytes()) for path in (SNAPSHOT, LOG)]
     mapping = mapping_of('[balance]\nunit = "0.01"\n[history]\nspace = "billing"\n', "map.toml")
-    found = list(from_tarantool(files, mapping))
+    items = list(from_tarantool(files, mapping))
     in_hundredths = {user: coins * COINS // 100 for user, coins in EXPECTED.items()}
-    assert {one.user_id: one.balance_nanos for one in found if isinstance(one, Account)} == in_hundredths
+    assert {item.user_id: item.balance_nanos for item in items if isinstance(item, Account)} == in_hundredths
     reason = "billing left 100 in its newest row of this user, balance has 99; what balance has was taken"
-    assert [one for one in found if isinstance(one, NotTaken)] == [NotTaken("billing[user_01]", reason)]
-    assert [one for one in found if isinstance(one, LeftOut)] == [LeftOut("billing", 2)]
+    assert [item for item in items if isinstance(item, NotTaken)] == [NotTaken("billing[user_01]", reason)]
+    assert [item for item in items if isinstance(item, LeftOut)] == [LeftOut("billing", 2)]
     alone = list(from_tarantool(files[:1], mapping))
-    assert [one for one in alone if isinstance(one, NotTaken)] == [], "in the snapshot both agree"
+    assert [item for item in alone if isinstance(item, NotTaken)] == [], "in the snapshot both agree"
     with pytest.raises(ValueError, match="there is no space 'payments' for the history"):
         list(from_tarantool(files, mapping._replace(history_space="payments")))
 
@@ -83,9 +83,9 @@ def test_a_mapping_file_that_says_something_else_is_refused(text: str, fault: st
 
 def test_a_log_without_its_end_is_read_as_far_as_it_goes() -> None:
     cut = LOG.read_bytes()[:-4]
-    found = list(from_tarantool([("s.snap", SNAPSHOT.read_bytes()), ("l.xlog", cut)], Mapping()))
-    assert [one.location for one in found if isinstance(one, NotTaken)] == ["l.xlog"]
-    assert {one.user_id: one.balance_nanos // COINS for one in found if isinstance(one, Account)} == EXPECTED
+    items = list(from_tarantool([("s.snap", SNAPSHOT.read_bytes()), ("l.xlog", cut)], Mapping()))
+    assert [item.location for item in items if isinstance(item, NotTaken)] == ["l.xlog"]
+    assert {item.user_id: item.balance_nanos // COINS for item in items if isinstance(item, Account)} == EXPECTED
 
 
 def test_no_flipped_bit_is_taken_for_good() -> None:

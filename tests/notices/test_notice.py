@@ -37,13 +37,13 @@ def entries(*commands: tuple[int, tuple[int, int, int, int, bytes]]) -> list[byt
     return [packed for _, packed in ledger.records]
 
 
-def told(packed: list[bytes]) -> list[dict[str, Any]]:
-    return [json.loads(n.body) for index, one in enumerate(packed) for n in notices_of(one, 1, f"0-1-{index}")]
+def bodies_of(packed: list[bytes]) -> list[dict[str, Any]]:
+    return [json.loads(n.body) for index, entry in enumerate(packed) for n in notices_of(entry, 1, f"0-1-{index}")]
 
 
 def test_every_kind_says_what_happened_and_how_the_account_stands() -> None:
     low = ops.pack_thresholds([(ops.BY_AMOUNT, 4 * COIN), (ops.BY_RUNWAY, HOUR_NS)])
-    made = told(
+    bodies = bodies_of(
         entries(
             (1, (ops.TOP_UP, 10 * COIN, 0, 0, b"")),
             (2, (ops.SET_THRESHOLDS, 2, 0, 0, low)),
@@ -53,7 +53,7 @@ def test_every_kind_says_what_happened_and_how_the_account_stands() -> None:
             (4 * HOUR_NS, (ops.TOP_UP, 5 * COIN, 0, 0, b"")),
         )
     )
-    kinds = [(one["type"], one["data"]["entry_id"]) for one in made]
+    kinds = [(body["type"], body["data"]["entry_id"]) for body in bodies]
     assert kinds == [
         ("account.topped_up", 1),
         ("account.debited", 4),
@@ -64,7 +64,7 @@ def test_every_kind_says_what_happened_and_how_the_account_stands() -> None:
         ("account.topped_up", 8),
         ("account.restored", 8),
     ]
-    data = [one["data"] for one in made]
+    data = [body["data"] for body in bodies]
     assert data[0]["amount_nanos"] == 10 * COIN
     assert data[1]["amount_nanos"] == 7 * COIN
     assert data[1]["balance_nanos"] == data[1]["available_nanos"] == 3 * COIN - 1  # a nanosecond of the rate is gone
@@ -77,20 +77,20 @@ def test_every_kind_says_what_happened_and_how_the_account_stands() -> None:
     assert data[5]["state"] == "exhausted"
     assert data[5]["exhausted_at_ns"] == data[5]["at_ns"] == data[4]["exhausts_at_ns"]
     assert data[7]["state"] == "active"
-    assert {one["user_id"] for one in data} == {"ü.1"}
-    assert {one["message"] for one in data} == {"why", ""}
-    assert made[0]["timestamp"] == "1970-01-01T00:00:00.000000001Z"
+    assert {row["user_id"] for row in data} == {"ü.1"}
+    assert {row["message"] for row in data} == {"why", ""}
+    assert bodies[0]["timestamp"] == "1970-01-01T00:00:00.000000001Z"
 
 
 def test_a_line_raised_on_an_exhausted_account_owes_a_cutoff_and_no_notice() -> None:
-    made = told(
+    bodies = bodies_of(
         entries(
             (1, (ops.TOP_UP, COIN, 0, 0, b"")),
             (2, (ops.DEBIT, COIN, ops.STRICT, 0, b"")),
             (3, (ops.SET_RATE, COIN, -1, -1, b"")),
         )
     )
-    assert [one["type"] for one in made] == ["account.topped_up", "account.debited", "account.exhausted"]
+    assert [body["type"] for body in bodies] == ["account.topped_up", "account.debited", "account.exhausted"]
 
 
 def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had() -> None:
@@ -99,7 +99,7 @@ def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had() -> None:
     ledger.apply(1, 1, (ops.TOP_UP, b"u", 10 * COIN, 0, 0, b"", b"", b"", b"", b""))
     ledger.apply(1, 2, (ops.SET_RATE, b"u", COIN, -1, -1, b"vm-1", b"", b"", b"", b""))
     ledger.view(1, b"u", 2 * HOUR_NS)
-    ended = told([packed for _, packed in ledger.records])[-1]
+    ended = bodies_of([packed for _, packed in ledger.records])[-1]
     assert (ended["type"], ended["data"]["operation"]) == ("rate.lease_expired", "lease_expired")
     assert (ended["data"]["resource"], ended["data"]["line_rate_nanos_per_hour"]) == ("vm-1", COIN)
     assert (ended["data"]["at_ns"], ended["data"]["rate_nanos_per_hour"]) == (HOUR_NS + 2, 0)
@@ -122,18 +122,18 @@ def test_names_are_those_of_the_entry_and_hold_no_full_stop() -> None:
         (2, (ops.DEBIT, 2 * COIN, ops.STRICT, 0, b"")),
         (3, (ops.DEBIT, COIN, ops.STRICT, 0, b"")),
     )
-    names = [notice.name for one in packed for notice in notices_of(one, 1, "0-9-4")]
+    names = [notice.name for entry in packed for notice in notices_of(entry, 1, "0-9-4")]
     assert names == ["1:account-topped_up", "2-0-9-4:account-debit_refused", "2:account-debited", "2:account-exhausted"]
     shown = [webhook_id("ü.1".encode(), name) for name in names]
     assert shown[0] == "%C3%BC%2E1:1:account-topped_up"
-    assert not any("." in one for one in shown)
+    assert not any("." in name for name in shown)
 
 
 @pytest.mark.parametrize("op", [ops.SET_RATE, ops.SET_CREDIT_LIMIT, ops.ADJUST, ops.HOLD])
 def test_other_operations_are_not_told(op: int) -> None:
-    made = entries((1, (ops.TOP_UP, COIN, 0, 0, b"")), (2, (op, 5, -1 if op == ops.SET_RATE else 0, -1, b"")))
-    assert len(made) == 2
-    assert notices_of(made[1], 1, "0-1-1") == []
+    packed_entries = entries((1, (ops.TOP_UP, COIN, 0, 0, b"")), (2, (op, 5, -1 if op == ops.SET_RATE else 0, -1, b"")))
+    assert len(packed_entries) == 2
+    assert notices_of(packed_entries[1], 1, "0-1-1") == []
 
 
 def test_who_has_a_grace_is_told_when_the_call_comes() -> None:
@@ -143,9 +143,11 @@ def test_who_has_a_grace_is_told_when_the_call_comes() -> None:
         bank.set_class(user, name, at=0)
         bank.debit(user, 5, at=7)
     bank.entries()
-    made = [notice for packed in bank.journal for notice in notices_of(packed, 3, "1-1")]
-    told = [(notice.user_id, json.loads(notice.body)["data"]) for notice in made if "exhausted" in notice.name]
-    assert [(user, data["exhausted_at_ns"], data["cutoff_at_ns"]) for user, data in told] == [
+    notices_made = [notice for packed in bank.journal for notice in notices_of(packed, 3, "1-1")]
+    exhaustions = [
+        (notice.user_id, json.loads(notice.body)["data"]) for notice in notices_made if "exhausted" in notice.name
+    ]
+    assert [(user, data["exhausted_at_ns"], data["cutoff_at_ns"]) for user, data in exhaustions] == [
         (b"plain", 7, 7),
         (b"gold", 7, 1007),
     ]

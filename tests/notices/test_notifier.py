@@ -33,15 +33,15 @@ class Worker:
     """The other end of the wire."""
 
     def __init__(self) -> None:
-        self.said: asyncio.Queue[Any] = asyncio.Queue()
+        self.messages: asyncio.Queue[Any] = asyncio.Queue()
         self.wire: Wire | None = None
 
     async def start(self, directory: Path, shard: int, notifier: Callable[[], Notifier]) -> Wire:
         """Starts the other end, and has it open a file."""
-        self._ours, theirs = socket.socketpair()
-        self._ours.setblocking(False)
-        self._served = asyncio.create_task(serve(theirs, notifier))
-        await asyncio.get_running_loop().create_connection(self.protocol, sock=self._ours)
+        self._near, far = socket.socketpair()
+        self._near.setblocking(False)
+        self._served = asyncio.create_task(serve(far, notifier))
+        await asyncio.get_running_loop().create_connection(self.protocol, sock=self._near)
         assert self.wire is not None
         settings = NoticeSettings("http://127.0.0.1:9/")  # nobody listens there
         self.wire.send(messages.Open(str(directory), shard, 1, 0, False, settings))
@@ -52,10 +52,12 @@ class Worker:
         assert self.wire is not None
         self.wire.send(messages.Close())
         assert await self._served == 0
-        self._ours.close()
+        self._near.close()
 
     def protocol(self) -> Wire:
-        return Wire(lambda _, message: self.said.put_nowait(message), lambda _: None, self._opened, messages.to_worker)
+        return Wire(
+            lambda _, message: self.messages.put_nowait(message), lambda _: None, self._opened, messages.to_worker
+        )
 
     def _opened(self, wire: Wire) -> None:
         self.wire = wire
@@ -64,7 +66,7 @@ class Worker:
         """The next message of this kind with these fields."""
         async with asyncio.timeout(DEADLINE_S):
             while True:
-                message = await self.said.get()
+                message = await self.messages.get()
                 if isinstance(message, kind) and all(getattr(message, name) == fields[name] for name in fields):
                     return message
 
@@ -81,9 +83,9 @@ async def test_what_a_checkpoint_has_committed_is_told_though_no_batch_follows(t
     wire = await worker.start(tmp_path, 0, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random(1)))
     wire.send(messages.Batch(1, batch))
     wire.send(messages.Settle())
-    told = await worker.hears(messages.Told)
-    while not told.figures["notices_failed"]:
-        told = await worker.hears(messages.Told)
+    message = await worker.hears(messages.Told)
+    while not message.figures["notices_failed"]:
+        message = await worker.hears(messages.Told)
     await worker.stop()
 
 
@@ -127,9 +129,9 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     reader.execute("SELECT * FROM about").fetchone()
     former.take(2, batch_of((LEAVE, 7, 1, b"")), NOW_NS)
     former.flush()
-    told = await worker.hears(messages.Told)
-    while told.figures["notices_awaited_buckets"] or not told.figures["notices_owed"]:
-        told = await worker.hears(messages.Told)
+    message = await worker.hears(messages.Told)
+    while message.figures["notices_awaited_buckets"] or not message.figures["notices_owed"]:
+        message = await worker.hears(messages.Told)
 
     async def proved() -> list[tuple[int]]:
         wire.send(messages.Settle())

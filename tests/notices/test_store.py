@@ -46,10 +46,10 @@ class Shard:
 
 @pytest.fixture
 def ledger() -> Ledger:
-    made = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
-    made.create(1)
-    made.wake(1)
-    return made
+    ledger_made = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
+    ledger_made.create(1)
+    ledger_made.wake(1)
+    return ledger_made
 
 
 def top_up(ledger: Ledger, shard: Shard, user: bytes = b"u") -> None:
@@ -312,8 +312,8 @@ def test_a_departure_that_is_lost_with_its_file_is_not_waited_for(tmp_path: Path
     target.store.flush()
     assert not target.store.claim(1)
     Path(file_of(str(tmp_path), 0)).unlink()
-    said = ensure_file(ShardFile(str(tmp_path), 0, 5, 9, UnsyncedDisk()), 300, NOW_NS + 1)
-    assert "made anew from batch 5" in said
+    remark = ensure_file(ShardFile(str(tmp_path), 0, 5, 9, UnsyncedDisk()), 300, NOW_NS + 1)
+    assert "made anew from batch 5" in remark
     assert target.store.claim(1)
 
 
@@ -434,12 +434,12 @@ def test_a_damaged_file_of_another_shard_is_waited_for_and_ends_nobody(tmp_path:
     present.take((RECEIVED, 1, 2, b""))
     present.store.flush()
     path = Path(file_of(str(tmp_path), 0))
-    whole = path.read_bytes()
-    path.write_bytes(whole[:100] + bytes(len(whole) - 100))
+    intact = path.read_bytes()
+    path.write_bytes(intact[:100] + bytes(len(intact) - 100))
     assert not present.store.claim(1)
     assert present.store.delete_claimed() == 0
     assert present.store.pending == {1: 2}
-    path.write_bytes(whole)
+    path.write_bytes(intact)
     assert present.store.claim(1)
     assert [row[5] for row in present.store.after(0, 10)] == ["1:account-topped_up"]
 
@@ -552,8 +552,8 @@ def test_where_the_files_are_on_several_hosts_each_shard_tells_what_its_own_jour
 ) -> None:
     tmp_path.chmod(0o700)
     source, target = Shard(tmp_path, 0), Shard(tmp_path, 1, generation=2)
-    for one in (source, target):
-        one.store.is_apart = True
+    for shard in (source, target):
+        shard.store.is_apart = True
     for _ in range(2):
         top_up(ledger, source)
     target.take((RECEIVED, 1, 2, b""))

@@ -18,24 +18,24 @@ def test_every_notice_comes_once_in_order_per_user_and_memory_is_bounded(seed: i
     rng = random.Random(seed)
     rows = [row(seq, rng.randrange(30)) for seq in range(1, 800)]
     window = Window(users_max=7, each_max=3)
-    told: list[tuple[bytes, int]] = []
-    while len(told) < len(rows):
-        for one in rows[window.cursor : window.cursor + 5]:
+    delivered: list[tuple[bytes, int]] = []
+    while len(delivered) < len(rows):
+        for owed in rows[window.cursor : window.cursor + 5]:
             if window.has_room:
-                window.put(one)
+                window.put(owed)
         assert len(window.queues) <= 7
         assert sum(len(queue.waiting) for queue in window.queues.values()) <= 7 * 3
         user = rng.choice(sorted(window.queues))
         first = window.first(1, user)
         assert first is not None
-        told.append((user, first.seq))
+        delivered.append((user, first.seq))
         queue = window.done(user, first.seq)
         if queue is not None:
             behind = [r for r in rows if r[3] == user and queue.last_seq < r[0] <= window.cursor]
             window.refill(user, behind[: window.each_max])
-    assert sorted(seq for _, seq in told) == [r[0] for r in rows]
-    for user in {user for user, _ in told}:
-        seqs = [seq for one, seq in told if one == user]
+    assert sorted(seq for _, seq in delivered) == [r[0] for r in rows]
+    for user in {user for user, _ in delivered}:
+        seqs = [seq for told_user, seq in delivered if told_user == user]
         assert seqs == sorted(seqs)
 
 

@@ -10,7 +10,7 @@ import aio_msgpack_rpc
 async def main(host: str, port: str, user: str) -> None:
     reader, writer = await asyncio.open_connection(host, int(port))
     client = aio_msgpack_rpc.Client(reader, writer)
-    seen = {
+    replies = {
         "topped_up": (await client.call("top_up", user, "5"))["balance_nanos"],
         "rate": (await client.call("set_rate", user, 3600, {"per": "hour", "resource": "vm"}))["rate_nanos_per_hour"],
         "debited": (await client.call("debit", user, 2_000_000_000))["debited_nanos"],
@@ -18,9 +18,9 @@ async def main(host: str, port: str, user: str) -> None:
     try:
         await client.call("debit", user, "9")
     except aio_msgpack_rpc.error.RPCResponseError as error:
-        seen["refused"] = str(error)
-    seen["state"] = (await client.call("get_account", user))["state"]
-    print(json.dumps(seen))
+        replies["refused"] = str(error)
+    replies["state"] = (await client.call("get_account", user))["state"]
+    print(json.dumps(replies))
     client.close()
 
 

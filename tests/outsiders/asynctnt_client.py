@@ -17,23 +17,23 @@ async def main():
     async def call(name, *arguments):
         return (await connection.call(name, list(arguments))).body
 
-    seen = {
+    replies = {
         "topped_up": (await call("top_up", user, "5"))[0]["balance_nanos"],
         "rate": (await call("set_rate", user, 3600, {"per": "hour", "resource": "vm"}))[0]["rate_nanos_per_hour"],
         "debited": (await call("debit", user, 2 * 10**9))[0]["debited_nanos"],
         "routed": (await call("vshard.router.callrw", 1, "get_account", [user]))[0]["state"],
     }
     try:
-        seen["refused"] = repr(await call("debit", user, "9"))
+        replies["refused"] = repr(await call("debit", user, "9"))
     except asynctnt.exceptions.TarantoolDatabaseError as error:
-        seen["refused"] = error.message
-    other = user + "-coins"
-    seen["increased"] = await call("increase_balance", other, 750)
-    seen["decreased"] = [(await call("decrease_balance", other, coins))[0] for coins in (200, 500, 200, 50)]
+        replies["refused"] = error.message
+    coins_user = user + "-coins"
+    replies["increased"] = await call("increase_balance", coins_user, 750)
+    replies["decreased"] = [(await call("decrease_balance", coins_user, coins))[0] for coins in (200, 500, 200, 50)]
     await connection.ping()
-    seen["pinged"] = True
+    replies["pinged"] = True
     await connection.disconnect()
-    return seen
+    return replies
 
 
 json.dump(asyncio.run(main()), sys.stdout)

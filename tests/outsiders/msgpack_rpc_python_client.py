@@ -7,7 +7,7 @@ import msgpackrpc
 
 host, port, user = sys.argv[1:]
 client = msgpackrpc.Client(msgpackrpc.Address(host, int(port)), unpack_encoding="utf-8")
-seen = {
+replies = {
     "topped_up": client.call("top_up", user, "5")["balance_nanos"],
     "rate": client.call("set_rate", user, 3600, {"per": "hour", "resource": "vm"})["rate_nanos_per_hour"],
     "debited": client.call("debit", user, 2_000_000_000)["debited_nanos"],
@@ -15,7 +15,7 @@ seen = {
 try:
     client.call("debit", user, "9")
 except msgpackrpc.error.RPCError as error:
-    seen["refused"] = str(error)
-seen["state"] = client.call("get_account", user)["state"]
-print(json.dumps(seen))
+    replies["refused"] = str(error)
+replies["state"] = client.call("get_account", user)["state"]
+print(json.dumps(replies))
 client.close()

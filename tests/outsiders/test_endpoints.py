@@ -89,18 +89,18 @@ def program(name: str) -> str:
     """Where a program is; skips the test where it is not installed."""
     if name == "python":
         return sys.executable
-    found = shutil.which(name, path=f"{CLIENTS}:{os.environ['PATH']}:/usr/sbin")
-    if found is None:
+    path = shutil.which(name, path=f"{CLIENTS}:{os.environ['PATH']}:/usr/sbin")
+    if path is None:
         pytest.skip(f"{name} is not installed: make clients, or apt install {name}")
-    return found
+    return path
 
 
 def start(command: str, directory: Path, port: int, inner: int) -> subprocess.Popen[bytes]:
     """Starts a server, and waits until it listens."""
-    words = command.format(port=port, inner=inner, apps=APPS, directory=directory).split()
+    arguments = command.format(port=port, inner=inner, apps=APPS, directory=directory).split()
     with open(directory / "log", "ab") as log:
         server = subprocess.Popen(
-            [program(words[0]), *words[1:]],
+            [program(arguments[0]), *arguments[1:]],
             cwd=directory,
             env={**os.environ, "PYTHONPATH": str(APPS)},
             stdin=subprocess.DEVNULL,
@@ -152,21 +152,21 @@ async def test_no_server_swallows_a_call(
     port, server = served
     own_s = await asyncio.to_thread(own_time_s, port)
     desk, late_s = Desk(), []
-    made = settings(f"http://127.0.0.1:{port}/", concurrency=64, warm=WARM)
-    async with sending(desk, made) as one, sending(desk, made) as other:
+    chosen = settings(f"http://127.0.0.1:{port}/", concurrency=64, warm=WARM)
+    async with sending(desk, chosen) as first, sending(desk, chosen) as second:
         for number in range(CALLS):
-            delivery = (one, other)[number % 3 == 2]
+            delivery = (first, second)[number % 3 == 2]
             began = time.perf_counter()
             desk.exhaust(delivery, b"u%d" % number)
             await desk.until(desk.nothing_owed)
             late_s.append(time.perf_counter() - began)
-        serves = one.endpoints[0].serves
+        serves = first.endpoints[0].serves
         assert serves != MANY or server.many is not False
         if server.many is True and serves != FEW:  # a busy machine may look like a server that serves few
-            await desk.until_shown(one, WARM)
-            await desk.until(lambda: one.endpoints[0].connections >= WARM)
+            await desk.until_shown(first, WARM)
+            await desk.until(lambda: first.endpoints[0].connections >= WARM)
         for number in range(40):
-            desk.exhaust((one, other)[number % 2], b"many%d" % number)
+            desk.exhaust((first, second)[number % 2], b"many%d" % number)
         began = time.perf_counter()
         await desk.until(desk.nothing_owed)
         together_s = time.perf_counter() - began

@@ -31,8 +31,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield f"http://{http}"
 
 
-def run(place: Path, *command: str) -> str:
-    done = subprocess.run(command, cwd=place, capture_output=True, text=True, timeout=300, check=False)
+def run(directory: Path, *command: str) -> str:
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -50,8 +50,8 @@ def test_a_client_generated_from_the_document_plays_the_scene(address: str, tmp_
     programs = tmp_path / "node_modules" / ".bin"
     run(tmp_path, str(programs / "openapi-typescript"), "openapi.json", "--output", "schema.ts")
     run(tmp_path, str(programs / "tsc"), *OPTIONS, "client.ts")
-    seen = json.loads(run(tmp_path, "node", "client.js", address, "generated ü/1"))
-    assert seen == {
+    replies = json.loads(run(tmp_path, "node", "client.js", address, "generated ü/1"))
+    assert replies == {
         "topped_up": "5",
         "replayed": [True, "true"],
         "rate": "0.36",

@@ -112,7 +112,7 @@ def go(scene: Scene) -> str:
 def test_a_client_that_knows_nothing_of_us_tops_up_sets_a_rate_debits_and_is_refused(
     play: Callable[..., Any], port: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    seen = json.loads(play(Scene(port, request.node.callspec.id, tmp_path)))
-    refused = seen.pop("refused")
-    assert seen == {"topped_up": 5 * 10**9, "rate": 3600, "debited": 2 * 10**9, "state": "active"}
+    replies = json.loads(play(Scene(port, request.node.callspec.id, tmp_path)))
+    refused = replies.pop("refused")
+    assert replies == {"topped_up": 5 * 10**9, "rate": 3600, "debited": 2 * 10**9, "state": "active"}
     assert refused.startswith("INSUFFICIENT_FUNDS: 9 coins asked for, 2.999999")

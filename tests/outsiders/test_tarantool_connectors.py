@@ -50,8 +50,8 @@ def command_of(connector: str) -> list[str]:
             pytest.skip("Node.js or tarantool-driver is not installed: apt install nodejs npm; make clients")
         return ["node", str(HERE / "tarantool_driver_client.js")]
     interpreter = CLIENTS / "python" / "bin" / "python"
-    found = list((CLIENTS / "python" / "lib").glob(f"python*/site-packages/{connector}"))
-    if not interpreter.exists() or not found:
+    packages = list((CLIENTS / "python" / "lib").glob(f"python*/site-packages/{connector}"))
+    if not interpreter.exists() or not packages:
         pytest.skip(f"{connector} is not installed: make clients")
     return [str(interpreter), str(HERE / f"{connector}_client.py")]
 
@@ -96,16 +96,16 @@ CONNECTORS = ["tarantool", "asynctnt", "tarantool-driver", "net.box"]
 
 @pytest.mark.parametrize("connector", CONNECTORS)
 def test_a_connector_plays_the_scene(connector: str, free: int) -> None:
-    seen = play(connector, free, connector)
-    assert str(seen.pop("refused")).startswith("INSUFFICIENT_FUNDS: 9 coins asked for, 2.999999")
-    assert seen == SEEN
+    replies = play(connector, free, connector)
+    assert str(replies.pop("refused")).startswith("INSUFFICIENT_FUNDS: 9 coins asked for, 2.999999")
+    assert replies == SEEN
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)
 def test_a_connector_signs_in(connector: str, guarded: int) -> None:
-    seen = play(connector, guarded, connector, NAME, TOKEN)
-    seen.pop("refused")
-    assert seen == SEEN
+    replies = play(connector, guarded, connector, NAME, TOKEN)
+    replies.pop("refused")
+    assert replies == SEEN
 
 
 @pytest.mark.parametrize("connector", CONNECTORS)

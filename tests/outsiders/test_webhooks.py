@@ -27,24 +27,24 @@ OLDER = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSx"
 E_NS = 1_700_000_000_123_456_789
 
 
-def by_python(told: str) -> str:
+def by_python(calls_json: str) -> str:
     """What PyPI's library makes of it."""
     if not PYTHON.exists():
         pytest.skip(f"{PYTHON} is not installed: make clients")
-    return run([str(PYTHON), str(HERE / "verify_webhook.py")], told)
+    return run([str(PYTHON), str(HERE / "verify_webhook.py")], calls_json)
 
 
-def by_node(told: str) -> str:
+def by_node(calls_json: str) -> str:
     """What npm's library makes of it."""
     if not shutil.which("node") or not (NODE / "standardwebhooks").exists():
         pytest.skip("Node.js or its standardwebhooks is not installed: apt install nodejs npm; make clients")
-    return run(["node", str(HERE / "verify_webhook.js")], told)
+    return run(["node", str(HERE / "verify_webhook.js")], calls_json)
 
 
-def run(command: list[str], told: str) -> str:
+def run(command: list[str], calls_json: str) -> str:
     environment = {**os.environ, "NODE_PATH": str(NODE)}
     done = subprocess.run(
-        command, input=told, capture_output=True, text=True, timeout=300, check=False, env=environment
+        command, input=calls_json, capture_output=True, text=True, timeout=300, check=False, env=environment
     )
     if "ModuleNotFoundError" in done.stderr:
         pytest.skip("standardwebhooks is not installed: make clients")
@@ -55,14 +55,14 @@ def run(command: list[str], told: str) -> str:
 @pytest.fixture(params=[by_python, by_node])
 def library(request: pytest.FixtureRequest) -> Library:
     """One of the libraries."""
-    found: Library = request.param
-    return found
+    chosen: Library = request.param
+    return chosen
 
 
 def verified(library: Library, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What the library makes of them: the JSON it verified, or its complaint."""
-    made = json.loads(library(json.dumps({"secret": SECRET, "calls": calls})))
-    return [json.loads(one) if isinstance(one, str) else one for one in made]
+    outcomes = json.loads(library(json.dumps({"secret": SECRET, "calls": calls})))
+    return [json.loads(outcome) if isinstance(outcome, str) else outcome for outcome in outcomes]
 
 
 def call(user: str, secrets: tuple[bytes, ...], timestamp_s: int) -> dict[str, Any]:
@@ -87,9 +87,9 @@ def test_the_reference_library_verifies_what_is_posted_and_refuses_what_was_chan
     changed = call("u1", secrets, now_s)
     changed["body"] = changed["body"].replace("u1", "u2")
     old = call("u1", secrets, now_s - 3600)
-    made = verified(library, [*good, both, changed, old])
-    assert made[: len(users)] == [
+    outcomes = verified(library, [*good, both, changed, old])
+    assert outcomes[: len(users)] == [
         {"user_id": user, "event_id": f"{user}:7:{E_NS}", "seq": 7, "exhausted_at_ns": E_NS} for user in users
     ]
-    assert made[len(users)]["user_id"] == "u1"
-    assert [list(complaint) for complaint in made[len(users) + 1 :]] == [["complaint"]] * 2
+    assert outcomes[len(users)]["user_id"] == "u1"
+    assert [list(complaint) for complaint in outcomes[len(users) + 1 :]] == [["complaint"]] * 2

@@ -5,13 +5,13 @@ import sys
 
 from standardwebhooks import Webhook, WebhookVerificationError
 
-told = json.load(sys.stdin)
-webhook = Webhook(told["secret"])
-made = []
-for call in told["calls"]:
+question = json.load(sys.stdin)
+webhook = Webhook(question["secret"])
+outcomes = []
+for call in question["calls"]:
     try:
         webhook.verify(call["body"], call["headers"])
-        made.append(call["body"])
+        outcomes.append(call["body"])
     except WebhookVerificationError as error:
-        made.append({"complaint": str(error)})
-json.dump(made, sys.stdout)
+        outcomes.append({"complaint": str(error)})
+json.dump(outcomes, sys.stdout)

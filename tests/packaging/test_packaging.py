@@ -29,15 +29,15 @@ NEEDS_THE_SERVER = {"demo", "loadtest", "receiver", "doctor"}
 
 def requirements_of(project: dict[str, Any], *extras: str) -> dict[str, str]:
     """The packages of others that an installation asks for, with these extras, each with the versions it takes."""
-    left = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
-    found: dict[str, str] = {}
-    while left:
-        for requirement in map(Requirement, left.pop()):
+    todo = [project["dependencies"], *(project["optional-dependencies"][extra] for extra in extras)]
+    specifiers: dict[str, str] = {}
+    while todo:
+        for requirement in map(Requirement, todo.pop()):
             if requirement.name == project["name"]:
-                left += [project["optional-dependencies"][extra] for extra in requirement.extras]
+                todo += [project["optional-dependencies"][extra] for extra in requirement.extras]
             else:
-                found[canonicalize_name(requirement.name)] = str(requirement.specifier)
-    return found
+                specifiers[canonicalize_name(requirement.name)] = str(requirement.specifier)
+    return specifiers
 
 
 def asked_for(*extras: str) -> set[str]:
@@ -47,8 +47,8 @@ def asked_for(*extras: str) -> set[str]:
 
 def modules_of(packages: set[str]) -> list[str]:
     """The modules that these packages bring."""
-    found = packages_distributions().items()
-    return sorted(module for module, names in found if packages & set(map(canonicalize_name, names)))
+    packages_of_modules = packages_distributions().items()
+    return sorted(module for module, names in packages_of_modules if packages & set(map(canonicalize_name, names)))
 
 
 def run_without(packages: set[str], script: str) -> subprocess.CompletedProcess[str]:
@@ -86,10 +86,10 @@ def test_the_addresses_of_both_distributions_are_pages_of_the_site() -> None:
 
 
 def test_the_client_needs_three_packages_and_no_other() -> None:
-    others = asked_for("dev") - CLIENT
+    not_needed = asked_for("dev") - CLIENT
     assert asked_for() > CLIENT
-    assert "uvloop" in modules_of(others)
-    ended = run_without(others, "from billing.client import Client; print(Client.__name__)")
+    assert "uvloop" in modules_of(not_needed)
+    ended = run_without(not_needed, "from billing.client import Client; print(Client.__name__)")
     assert (ended.stdout, ended.returncode) == ("Client\n", 0), ended.stderr
 
 
@@ -132,8 +132,8 @@ def test_a_missing_module_of_our_own_is_a_bug_and_no_missing_package() -> None:
 @pytest.fixture(scope="module")
 def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The source distribution, unpacked, and the wheel that is made of it: nothing else is at hand by then."""
-    place = tmp_path_factory.mktemp("distributions")
-    tree = place / "tree"
+    directory = tmp_path_factory.mktemp("distributions")
+    tree = directory / "tree"
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, check=False)
     if listed.returncode != 0:
         pytest.skip("this is no checkout")
@@ -141,19 +141,19 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
         if (REPOSITORY / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             (tree / name).write_bytes((REPOSITORY / name).read_bytes())
-    build(tree, "build_sdist", place)
-    (archive,) = place.glob("*.tar.gz")
+    build(tree, "build_sdist", directory)
+    (archive,) = directory.glob("*.tar.gz")
     with tarfile.open(archive) as opened:
-        opened.extractall(place / "unpacked", filter="data")
-    (source,) = (place / "unpacked").iterdir()
-    build(source, "build_wheel", place)
-    (wheel,) = place.glob("*.whl")
+        opened.extractall(directory / "unpacked", filter="data")
+    (source,) = (directory / "unpacked").iterdir()
+    build(source, "build_wheel", directory)
+    (wheel,) = directory.glob("*.whl")
     return source, wheel
 
 
-def build(tree: Path, step: str, place: Path) -> None:
+def build(tree: Path, step: str, directory: Path) -> None:
     """One step of the build backend, as every installer calls it (PEP 517)."""
-    script = f"import setuptools.build_meta as backend; backend.{step}({str(place)!r})"
+    script = f"import setuptools.build_meta as backend; backend.{step}({str(directory)!r})"
     subprocess.run([sys.executable, "-c", script], cwd=tree, check=True, capture_output=True, timeout=300)
 
 
@@ -204,10 +204,10 @@ def client_alone(distributions: tuple[Path, Path], tmp_path_factory: pytest.Temp
     is there, pip included.
     """
     source, _ = distributions
-    place = tmp_path_factory.mktemp("client")
-    build(source / "client", "build_wheel", place)
-    (wheel,) = place.glob("*.whl")
-    environment = place / "environment"
+    directory = tmp_path_factory.mktemp("client")
+    build(source / "client", "build_wheel", directory)
+    (wheel,) = directory.glob("*.whl")
+    environment = directory / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True, timeout=300)
     pip(environment, "install", "--no-index", "--no-deps", "--no-compile", wheel)
     (packages,) = environment.glob("lib/python*/site-packages")

@@ -114,7 +114,7 @@ async def ask_on(rpc: Rpc, user: str) -> None:
         await asyncio.sleep(0.05)
 
 
-async def take(scene: Scene, sizes: dict[str, Path], whole: bool) -> None:
+async def take(scene: Scene, sizes: dict[str, Path], full_page: bool) -> None:
     """The scene at each of these sizes, into these files; the whole page, or what fits the window."""
     with tempfile.TemporaryDirectory(prefix="billing-pictures-") as directory:
         receiver = Receiver()
@@ -133,7 +133,7 @@ async def take(scene: Scene, sizes: dict[str, Path], whole: bool) -> None:
                     await browser.open(f"http://127.0.0.1:{daemon.admin_port}/{query}", width, height, dark)
                     await browser.until(scene.shows, PAGE_S)
                     await browser.until("document.getElementById('live').textContent === 'live'", PAGE_S)
-                    await browser.screenshot(file, whole)
+                    await browser.screenshot(file, full_page)
             traffic.cancel()
         if scene.receiver_answers:
             await receiver.close()

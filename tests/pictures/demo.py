@@ -28,9 +28,11 @@ async def draw_demo(file: Path) -> None:
     """Plays the scene and writes the last picture."""
     console = Console(width=WIDTH, height=HEIGHT, file=StringIO(), force_terminal=True, record=True)
     screen = LiveScreen(console, SceneNotes("http://127.0.0.1:9311/?user=user_01", COMMANDS))
-    own = OwnDaemon(None, os.environ, free_ports=True)
-    async with own, Client(own.rpc) as client, aiohttp.ClientSession() as session:
-        reader = ArrivalReader(session, own.cutoff, own.config.cutoff.url)
-        assert await play(own, client, reader, screen, once=True, pace=1.0) == 0, "a cutoff was missing, early or false"
+    daemon = OwnDaemon(None, os.environ, free_ports=True)
+    async with daemon, Client(daemon.rpc) as client, aiohttp.ClientSession() as session:
+        reader = ArrivalReader(session, daemon.cutoff, daemon.config.cutoff.url)
+        assert await play(daemon, client, reader, screen, once=True, pace=1.0) == 0, (
+            "a cutoff was missing, early or false"
+        )
     console.print(screen.picture())
     file.write_text(console.export_svg(title="billing demo", theme=MONOKAI))

@@ -45,7 +45,7 @@ class Step(NamedTuple):
     """A command of the script: at which hour, what stands in the picture, and the call."""
 
     hour: float
-    words: str
+    label: str
     call: Callable[[Bank, int], Any]
 
 
@@ -63,7 +63,7 @@ class Subject(NamedTuple):
     classes: Mapping[bytes, CutoffClass] = {}
 
 
-def top_up(coins: float, words: str = "", **more: Any) -> Callable[[Bank, int], Any]:
+def top_up(coins: float, comment: str = "", **more: Any) -> Callable[[Bank, int], Any]:
     """Adds money."""
     return lambda bank, at: bank.top_up(USER, int(coins * COIN), at=at, **more)
 
@@ -207,7 +207,7 @@ def play(subject: Subject, *, accrue: bool) -> Played:
         for step in subject.steps:
             if step.hour == hour:
                 step.call(bank, at_ns)
-                marks += [(hour, step.words)] if step.words else []
+                marks += [(hour, step.label)] if step.label else []
         look(at_ns, hour)
     marks += [(row["at_ns"] / HOUR_NS, EVENTS[name]) for row in bank.rows(USER) if (name := row["operation"]) in EVENTS]
     return Played(curves, marks)
@@ -221,16 +221,16 @@ def draw(subject: Subject) -> str:
     shown += [(subject.accruing[field], points) for field, points in accrued.curves.items()]
     values = [value for _, points in shown for _, value in points]
     x, y = svg.linear(0, subject.hours, " h", 8), svg.linear(min(0.0, *values), max(values) * 1.35)
-    lines = [svg.Line(words, f"c{number}", points) for number, (words, points) in enumerate(shown)]
-    plain = svg.chart(subject.title, x, y, lines, marks=[(hour, "event", words) for hour, words in clamped.marks])
+    lines = [svg.Line(label, f"c{number}", points) for number, (label, points) in enumerate(shown)]
+    plain = svg.chart(subject.title, x, y, lines, marks=[(hour, "event", label) for hour, label in clamped.marks])
     width = svg.WIDTH - svg.RIGHT - svg.LEFT
     texts = []
-    for number, (hour, words) in enumerate(sorted(clamped.marks)):
+    for number, (hour, label) in enumerate(sorted(clamped.marks)):
         at = svg.LEFT + x.share(hour) * width
-        texts.append(f'<text x="{at + 4:.1f}" y="{svg.TOP + 12 + 15 * (number % 2)}">{escape(words)}</text>')
-    for number, (words, _) in enumerate(shown):
-        place = f'x="{svg.WIDTH - 12}" y="{svg.TOP + 12 + 16 * number}" text-anchor="end"'
-        texts.append(f'<text class="key{number}" {place}>{escape(words)}</text>')
+        texts.append(f'<text x="{at + 4:.1f}" y="{svg.TOP + 12 + 15 * (number % 2)}">{escape(label)}</text>')
+    for number, (label, _) in enumerate(shown):
+        position = f'x="{svg.WIDTH - 12}" y="{svg.TOP + 12 + 16 * number}" text-anchor="end"'
+        texts.append(f'<text class="key{number}" {position}>{escape(label)}</text>')
     opening, _, rest = str(plain).partition("<title>")
     return str(Markup(f"{opening}{STYLE}<title>{rest}".replace("</svg>", "".join(texts) + "</svg>\n")))
 

@@ -69,9 +69,9 @@ class JournalSocket:
 
 @pytest.fixture
 def journal(data_dir: Path) -> Iterator[JournalSocket]:
-    made = JournalSocket(data_dir)
-    yield made
-    made.close()
+    journal_socket = JournalSocket(data_dir)
+    yield journal_socket
+    journal_socket.close()
 
 
 def as_journal(stream: io.TextIOWrapper) -> dict[str, str]:
@@ -116,27 +116,27 @@ def test_a_journal_that_is_gone_loses_nothing(tmp_path: Path) -> None:
 
 
 def test_another_stream_is_not_the_journal(tmp_path: Path) -> None:
-    with (tmp_path / "stderr").open("w") as stream, (tmp_path / "other").open("w") as other:
+    with (tmp_path / "stderr").open("w") as stream, (tmp_path / "other").open("w") as other_stream:
         assert is_journal(as_journal(stream)["JOURNAL_STREAM"], stream)
-        assert not is_journal(as_journal(other)["JOURNAL_STREAM"], stream)
+        assert not is_journal(as_journal(other_stream)["JOURNAL_STREAM"], stream)
         assert not is_journal("", stream)
 
 
 def test_a_terminal_gets_colour_and_advice() -> None:
-    ours, theirs = pty.openpty()
+    near, far = pty.openpty()
     script = (
         "import logging, os; from billing.config.schema import Log; from billing.service.logs import set_up;"
         f"set_up(Log(), os.environ); logging.getLogger('x').error({HELD!r}, 1, 'why');"
         "logging.getLogger('x').info('a plain word')"
     )
     environ = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | {"TERM": "xterm"}
-    subprocess.run([sys.executable, "-c", script], stderr=theirs, env=environ, check=True)
-    os.close(theirs)
+    subprocess.run([sys.executable, "-c", script], stderr=far, env=environ, check=True)
+    os.close(far)
     text = ""
     with suppress(OSError):  # EIO: all was read, and nobody holds the other end
-        while more := os.read(ours, 65536):
+        while more := os.read(near, 65536):
             text += more.decode()
-    os.close(ours)
+    os.close(near)
     assert "\x1b[1;31mERROR" in text
     assert "→ " + EVENTS[HELD].do in text
     assert "\x1b[32mINFO" in text

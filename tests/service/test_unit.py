@@ -37,14 +37,14 @@ def test_it_is_hard(url: str, tmp_path: Path) -> None:
     assert ANALYZE is not None
     unit = tmp_path / "billing.service"
     unit.write_text(unit_of(config_with(cutoff__url=url)))
-    told = subprocess.run(
+    analysis = subprocess.run(
         [ANALYZE, "security", "--offline=true", f"--threshold={round(EXPOSURE_MAX * 10)}", str(unit)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    exposure = re.search(r"Overall exposure level for billing.service: ([0-9.]+)", told.stdout)
-    assert exposure, told.stdout + told.stderr
+    exposure = re.search(r"Overall exposure level for billing.service: ([0-9.]+)", analysis.stdout)
+    assert exposure, analysis.stdout + analysis.stderr
     assert float(exposure[1]) <= EXPOSURE_MAX
-    assert told.returncode == 0
+    assert analysis.returncode == 0
 
 
 @needs_systemd
@@ -53,17 +53,17 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     config = config_with(rpc__unix_socket="/run/billing/rpc.sock")
     (tmp_path / "billing.service").write_text(unit_of(config))
     (tmp_path / "billing.socket").write_text(socket_unit(config, Path("/etc/billing/config.toml")))
-    told = subprocess.run(
+    analysis = subprocess.run(
         [ANALYZE, "verify", str(tmp_path / "billing.service"), str(tmp_path / "billing.socket")],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    assert (told.returncode, told.stderr) == (0, "")
+    assert (analysis.returncode, analysis.stderr) == (0, "")
 
 
 def test_a_host_that_shares_its_log_may_ask_for_its_clocks_error_and_reach_the_log() -> None:
-    own = unit_of(Config())
-    assert lines_of(own, "ProtectClock") == ["yes"]
-    assert "adjtimex" not in own
+    unit = unit_of(Config())
+    assert lines_of(unit, "ProtectClock") == ["yes"]
+    assert "adjtimex" not in unit
     servers = ["tls://192.0.2.1:4222", "tls://192.0.2.2:4222", "tls://192.0.2.3:4222"]
     log = {"journal__kind": "jetstream", "cluster__servers": ",".join(servers), "shards__workers": "12"}
     shared = unit_of(config_with(**log, cutoff__url=URLS[0]))
@@ -133,20 +133,20 @@ def test_systemd_reads_an_odd_path_as_it_is(tmp_path: Path) -> None:
     assert ANALYZE is not None
     unit = tmp_path / "billing.service"
     unit.write_text(service_unit(config_with(), Path("/srv/my 100% billing/config.toml"), "/usr/bin/python3"))
-    told = subprocess.run([ANALYZE, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
-    assert "ExecStart" not in told.stderr
-    assert "Failed to resolve" not in told.stderr
+    analysis = subprocess.run([ANALYZE, "verify", "--man=no", str(unit)], capture_output=True, text=True, check=False)
+    assert "ExecStart" not in analysis.stderr
+    assert "Failed to resolve" not in analysis.stderr
 
 
 def test_a_python_that_no_service_sees_is_named() -> None:
-    debian, ours = Path("/usr/bin/python3.11"), Path("/opt/billing/bin/python3")
-    assert hidden_python(ours, debian) is None
-    assert hidden_python(ours, Path("/opt/home/python3")) is None
+    debian, packaged = Path("/usr/bin/python3.11"), Path("/opt/billing/bin/python3")
+    assert hidden_python(packaged, debian) is None
+    assert hidden_python(packaged, Path("/opt/home/python3")) is None
     for python, interpreter, home in (
-        (ours, Path("/root/.pyenv/versions/3.11.7/bin/python3.11"), "/root"),
+        (packaged, Path("/root/.pyenv/versions/3.11.7/bin/python3.11"), "/root"),
         (Path("/home/me/billing/.venv/bin/python"), debian, "/home"),
     ):
-        told = hidden_python(python, interpreter)
-        assert told is not None
-        assert f"the unit runs {python}, which is {interpreter}" in told
-        assert f"below {home}," in told
+        complaint = hidden_python(python, interpreter)
+        assert complaint is not None
+        assert f"the unit runs {python}, which is {interpreter}" in complaint
+        assert f"below {home}," in complaint

@@ -43,7 +43,7 @@ def test_the_user_id_is_where_the_url_has_it(url: str, target: str, user_id: str
 
 
 @pytest.mark.parametrize(
-    "other",
+    "arrival",
     [
         call(f"/restore?user_id=a&{TAIL}"),
         call(f"/cutoff2?user_id=a&{TAIL}"),
@@ -52,8 +52,8 @@ def test_the_user_id_is_where_the_url_has_it(url: str, target: str, user_id: str
         {**call(f"/cutoff?user_id=a&{TAIL}"), "exhausted_at_ns": -1},
     ],
 )
-def test_other_calls_are_no_cutoffs(other: dict[str, Any]) -> None:
-    assert arrival_of(other, target_pattern("http://h/cutoff?user_id={user_id}")) is None
+def test_other_calls_are_no_cutoffs(arrival: dict[str, Any]) -> None:
+    assert arrival_of(arrival, target_pattern("http://h/cutoff?user_id={user_id}")) is None
 
 
 async def send(receiver: Receiver, session: aiohttp.ClientSession, *users: str) -> None:

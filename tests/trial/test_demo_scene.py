@@ -14,7 +14,7 @@ def account(at_ns: int, exhausts_at_ns: int | None = None, state: str = "active"
     return {"user_id": "u", "at_ns": at_ns, "state": state, "exhausts_at_ns": exhausts_at_ns, **more}
 
 
-def told(*accounts: dict[str, Any]) -> Promises:
+def promises_of(*accounts: dict[str, Any]) -> Promises:
     promises = Promises()
     for each in accounts:
         promises.reply(each)
@@ -38,10 +38,10 @@ def get(exhausted_at_ns: int, late_ns: int = 5, user_id: str = "u") -> Arrival:
     ],
 )
 def test_what_replies_promise(accounts: list[Any], expected: set[tuple[str, int]]) -> None:
-    assert told(*accounts).expected == expected
+    assert promises_of(*accounts).expected == expected
 
 
-PROMISES = told(account(5, 100), account(100, None, "exhausted"))
+PROMISES = promises_of(account(5, 100), account(100, None, "exhausted"))
 
 
 @pytest.mark.parametrize(

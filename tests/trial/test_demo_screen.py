@@ -99,8 +99,8 @@ def test_the_story_is_left_behind_with_words_whole() -> None:
     with console.capture() as capture, LiveScreen(console, SceneNotes(ADDRESS, COMMANDS)) as screen:
         screen.say("user_03 stops the machine; 0.880284996 coins are left and stay")
         screen.finish("25 cutoffs expected, 24 received, 1 missing, 0 early, 0 false", False)
-    told = [line.strip() for line in capture.get().splitlines()[-3:]]
-    assert told == ["coins are left and stay", "25 cutoffs expected, 24 received, 1 missing, 0 early, 0", "false"]
+    lines = [line.strip() for line in capture.get().splitlines()[-3:]]
+    assert lines == ["coins are left and stay", "25 cutoffs expected, 24 received, 1 missing, 0 early, 0", "false"]
 
 
 @pytest.mark.parametrize(("width", "due"), [(80, "13:24:47.922238409"), (60, "13:24:47.922"), (50, "13:24:47.922")])

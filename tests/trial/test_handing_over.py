@@ -18,12 +18,16 @@ print(json.dumps([[name, one.getsockname()[1]] for name, one in handed_over(os.e
 
 def test_sockets_arrive_under_their_names() -> None:
     sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in ("rpc", "admin", "third")}
-    ports = [[name, one.getsockname()[1]] for name, one in sockets.items()]
+    ports = [[name, listener.getsockname()[1]] for name, listener in sockets.items()]
     command = handed_over_by(sockets, [sys.executable, "-c", PROGRAM])
     done = subprocess.run(
-        command, pass_fds=[one.fileno() for one in sockets.values()], capture_output=True, text=True, check=False
+        command,
+        pass_fds=[listener.fileno() for listener in sockets.values()],
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    for one in sockets.values():
-        one.close()
+    for listener in sockets.values():
+        listener.close()
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == ports

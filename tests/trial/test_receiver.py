@@ -310,8 +310,8 @@ async def test_a_fault_is_begun_from_outside_and_ends_by_itself() -> None:
 
             async def begun(fault: str) -> None:
                 name = fault.partition("=")[0]
-                said = (await get(f"/misbehave?fault={quote(fault)}&for_s=600"))[1]
-                assert said == {"fault": name, "for_s": 600}
+                answer = (await get(f"/misbehave?fault={quote(fault)}&for_s=600"))[1]
+                assert answer == {"fault": name, "for_s": 600}
                 await until(lambda: receiver.fault is not None)
 
             def soon_over(fault: str) -> None:

@@ -44,8 +44,8 @@ def test_it_shows_each_call_and_sums_up(start: Start, tmp_path: Path) -> None:
     with urlopen(f"{url}/cutoff?user_id=a&event_id=a:1:5&seq=1&exhausted_at_ns=5", timeout=10) as answer:
         assert answer.status == 200
     process.terminate()
-    told, _ = process.communicate(timeout=10)
-    call, last = told.splitlines()
+    output, _ = process.communicate(timeout=10)
+    call, last = output.splitlines()
     assert call.split()[:5] == ["GET", "/cutoff", "a", "seq", "1"]
     assert json.loads(last)["received"] == 1
     assert process.returncode == 0

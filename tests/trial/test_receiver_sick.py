@@ -89,8 +89,8 @@ async def test_a_receiver_that_serves_one_connection_at_a_time_gets_every_call()
 async def test_calls_that_hang_take_no_turn_from_others_where_a_server_was_taken_for_one_of_few() -> None:
     desk, fault = Desk(), parse_fault("hang@0.5")
     sick = sick_of(fault)
-    made = dict(concurrency=len(USERS), timeout_s=600.0)
-    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url, **made)) as delivery:
+    limits = dict(concurrency=len(USERS), timeout_s=600.0)
+    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url, **limits)) as delivery:
         endpoint = delivery.endpoints[0]
         endpoint.serves = FEW  # as a machine may make it look that stands still again and again
         for user in sorted(USERS, key=lambda user: user not in sick):  # who hangs comes first

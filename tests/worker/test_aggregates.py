@@ -100,8 +100,8 @@ def test_accounts_in_a_class_that_is_gone_are_counted() -> None:
     for user, name in (("a", "gold"), ("b", "gold"), ("c", "slow"), ("d", "")):
         bank.top_up(user, 10, at=0)
         bank.set_class(user, name, at=0)
-    for known, count in ((bank.rules.classes, 0), ({b"slow": CutoffClass()}, 2), ({}, 3)):
-        census = Aggregates(bank.ledger.books, known)
+    for configured, count in ((bank.rules.classes, 0), ({b"slow": CutoffClass()}, 2), ({}, 3)):
+        census = Aggregates(bank.ledger.books, configured)
         census.step(5)
         assert census.figures(5)["unknown_class_accounts"] == count
 
@@ -128,7 +128,7 @@ def test_what_overrun_grew_by_never_falls_and_begins_with_the_process() -> None:
     assert census.figures(1400)["overrun_grown_nanos"] == 2 * 400
     for user in ("u0", "u1"):
         bank.set_rate(user, 0, at=1500)
-    (seq,) = (one["seq"] for one in bank.pending() if one["user_id"] == "u0")
+    (seq,) = (row["seq"] for row in bank.pending() if row["user_id"] == "u0")
     for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED):
         bank.report(op, "u0", seq, at=1550)
     bank.close("u0", at=1600)

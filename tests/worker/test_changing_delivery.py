@@ -58,13 +58,13 @@ class Scene:
         self.calls = OutgoingCalls(machine, worker, hold, BucketCalls(), FIRST, 0.0, dependencies)
 
     def endpoint(self, origin: str, limits: Limits, clocks: Clocks, tls: ssl.SSLContext | None) -> Endpoint:
-        made = SlowToClose(origin, limits, clocks, tls)
-        made.may_close = self.may_close
-        self.endpoints.append(made)
-        return made
+        endpoint = SlowToClose(origin, limits, clocks, tls)
+        endpoint.may_close = self.may_close
+        self.endpoints.append(endpoint)
+        return endpoint
 
     def open_endpoints(self) -> list[Endpoint]:
-        return [one for one in self.endpoints if not one.closed]
+        return [endpoint for endpoint in self.endpoints if not endpoint.closed]
 
     async def changed(self) -> None:
         """Lets the old delivery close, and waits until no change is under way."""

@@ -68,7 +68,7 @@ def walk(ask: Callable[[bytes, int], Rows], limit: int) -> tuple[list[tuple[str,
     return rows, lengths
 
 
-def told(users: dict[bytes, int]) -> list[tuple[str, int]]:
+def rows_of(users: dict[bytes, int]) -> list[tuple[str, int]]:
     return [(user.decode(), seq) for user in sorted(users) for seq in range(1, users[user] + 1)]
 
 
@@ -79,7 +79,7 @@ SEVERAL = {b"user-%03d" % number: (3, 0, 1, 1, 7)[number % 5] for number in rang
 def test_pages_one_behind_the_other_are_all_rows_in_order(limit: int) -> None:
     ledger = owing(SEVERAL)
     rows, lengths = walk(lambda after, limit: page_of(ledger, after, limit), limit)
-    assert rows == told(SEVERAL)
+    assert rows == rows_of(SEVERAL)
     assert len(rows) == 240
     assert max(lengths) <= limit + 6, "longer only by the rows of the user who fills it"
 
@@ -87,7 +87,7 @@ def test_pages_one_behind_the_other_are_all_rows_in_order(limit: int) -> None:
 def test_no_row_of_a_user_is_lost_at_the_end_of_a_page() -> None:
     ledger = owing({b"a": 1, b"b": 5, b"c": 1})
     page = page_of(ledger, b"", 3)
-    assert [(row["user_id"], row["seq"]) for row in page] == told({b"a": 1, b"b": 5})
+    assert [(row["user_id"], row["seq"]) for row in page] == rows_of({b"a": 1, b"b": 5})
     assert [row["user_id"] for row in page_of(ledger, b"b", 3)] == ["c"]
     assert [row["event_id"] for row in page_of(ledger, b"a", 1)] == [f"b:{seq}:{seq + 2}" for seq in range(1, 6)]
 
@@ -140,7 +140,7 @@ def test_pages_of_all_shards_are_one_page() -> None:
         return joined_cutoffs([page_of(ledger, after, limit) for ledger in shards], limit)
 
     for limit in (1, 5, 100, 1000):
-        assert walk(ask, limit)[0] == told(SEVERAL)
+        assert walk(ask, limit)[0] == rows_of(SEVERAL)
 
 
 def test_the_machine_answers_a_page_later_and_merges_what_the_shards_say() -> None:
@@ -149,5 +149,5 @@ def test_the_machine_answers_a_page_later_and_merges_what_the_shards_say() -> No
     later = machine.survey(query, 0)
     assert type(later) is Later
     assert later.query == query
-    one, other = (page_of(owing({user: 2}), b"", 2) for user in (b"b", b"a"))
-    assert machine.merge(query, [one, other]) == other
+    of_b, of_a = (page_of(owing({user: 2}), b"", 2) for user in (b"b", b"a"))
+    assert machine.merge(query, [of_b, of_a]) == of_a

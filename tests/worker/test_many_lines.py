@@ -14,7 +14,7 @@ BUCKET = 1
 NOW_NS = 10**18
 
 
-def asked(machine: BillingMachine, user_id: bytes, now_ns: int) -> Any:
+def account_shown(machine: BillingMachine, user_id: bytes, now_ns: int) -> Any:
     return machine.read(BUCKET, ("get_account", user_id), now_ns)
 
 
@@ -26,9 +26,9 @@ def test_lines_shown_within_a_moment_are_bounded() -> None:
     for number in range(LINES_MAX):
         machine.apply(BUCKET, (ops.SET_RATE, b"many", 1, -1, -1, b"vm-%d" % number, b"", b"", b"", b""), NOW_NS)
     for _ in range(ROWS_SHOWN_MAX // LINES_MAX):
-        assert len(asked(machine, b"many", NOW_NS)["rates"]) == LINES_MAX
-    refusal = asked(machine, b"many", NOW_NS + ROWS_SHOWN_NS - 1)
+        assert len(account_shown(machine, b"many", NOW_NS)["rates"]) == LINES_MAX
+    refusal = account_shown(machine, b"many", NOW_NS + ROWS_SHOWN_NS - 1)
     assert isinstance(refusal, Refused)
     assert refusal.name == "BUSY"
-    assert asked(machine, b"few", NOW_NS + ROWS_SHOWN_NS - 1)["rates"] == {}
-    assert len(asked(machine, b"many", NOW_NS + ROWS_SHOWN_NS)["rates"]) == LINES_MAX
+    assert account_shown(machine, b"few", NOW_NS + ROWS_SHOWN_NS - 1)["rates"] == {}
+    assert len(account_shown(machine, b"many", NOW_NS + ROWS_SHOWN_NS)["rates"]) == LINES_MAX

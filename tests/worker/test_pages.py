@@ -79,10 +79,10 @@ def test_an_account_opened_or_closed_is_seen_by_the_next_page() -> None:
 
 def test_no_slice_makes_the_order_of_more_than_its_buckets() -> None:
     books = books_of(100, 1000)
-    made: list[int] = []
-    page_of(books, b"", 50, lambda turn: made.append(sum(book.order is not None for book in books.values())))
-    assert made == [*range(SLICE_BUCKETS, 100, SLICE_BUCKETS), *[100] * (len(made) - 100 // SLICE_BUCKETS)]
-    assert made[-1] == 100
+    orders: list[int] = []
+    page_of(books, b"", 50, lambda turn: orders.append(sum(book.order is not None for book in books.values())))
+    assert orders == [*range(SLICE_BUCKETS, 100, SLICE_BUCKETS), *[100] * (len(orders) - 100 // SLICE_BUCKETS)]
+    assert orders[-1] == 100
 
 
 def test_who_stays_is_on_the_page_while_buckets_and_accounts_come_and_go() -> None:

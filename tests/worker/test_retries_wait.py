@@ -67,9 +67,9 @@ def test_a_retry_of_a_call_that_is_being_synced_is_answered_behind_it() -> None:
     assert desk.asker.replies == []
     desk.sync(first)
     desk.sync(desk.write())
-    one, other = desk.asker.replies
-    assert other == {**one, "replayed": True}
-    assert one["balance_nanos"] == 5
+    original, second = desk.asker.replies
+    assert second == {**original, "replayed": True}
+    assert original["balance_nanos"] == 5
     assert len(desk.written) == 2, "the bucket's adoption and the call: the retry wrote nothing"
 
 

@@ -48,8 +48,8 @@ class Start(Desk):
         self.machine.create(BUCKET)
         self.now_ns = MACHINE_CLOCKS.wall_ns() - HOUR * COIN  # an hour ago the accounts were made
         self.startup_hold = StartupHold(RealDisk(), str(directory), hold_above)
-        made = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
-        self.delivery = self.delivery_of(made)
+        chosen = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
+        self.delivery = self.delivery_of(chosen)
 
     def owed(self, bucket_id: int, user: bytes) -> Owed | None:
         call = self.machine.ledger.owed(bucket_id, user)
@@ -137,10 +137,10 @@ async def test_the_log_says_whether_the_restore_or_the_number_is_why_they_wait(
     async with starting(tmp_path, why) as start:
         start.runs_dry(b"u")
         start.serve()
-        (said,) = [record.getMessage() for record in caplog.records if record.name == "billing.worker.startup_hold"]
+        (message,) = [record.getMessage() for record in caplog.records if record.name == "billing.worker.startup_hold"]
         after_restore = "restored from a backup: overdue cutoffs that wait for a release: 1"
         by_number = "overdue cutoffs that wait: 1; look at them, then billing cutoffs release"
-        assert said == (after_restore if why < 0 else by_number)
+        assert message == (after_restore if why < 0 else by_number)
 
 
 async def test_what_becomes_durable_later_is_held_released_and_sent_once(tmp_path: Path, why: int) -> None:
@@ -255,8 +255,8 @@ async def test_the_mark_of_a_restore_says_from_the_first_start_on_when_it_first_
             first_ns = json.loads(mark.read_text()).get(FIRST_SERVED)
             start.serve()
             assert start.startup_hold.overdue == 1
-            told = json.loads(mark.read_text())
-            assert told == {"taken_at_ns": 1, FIRST_SERVED: first_ns or start.now_ns}
+            mark_content = json.loads(mark.read_text())
+            assert mark_content == {"taken_at_ns": 1, FIRST_SERVED: first_ns or start.now_ns}
             start.time_passes()
             start.synced()
             await start.free(b"later")

@@ -19,12 +19,12 @@ def pairs(value_ns: int, count: int = 20_000, tail_ns: int = 0, tail: int = 0) -
         for _ in range(min(times, 1)):
             histogram.record(value)
         if times:
-            index = max(index for index, found in enumerate(histogram.counts) if found)
+            index = max(index for index, counted in enumerate(histogram.counts) if counted)
             histogram.counts[index] = times
     return histogram.sparse()
 
 
-def run_of(number: int = 0, *, per_s: float = 1000.0, p50_ns: int = 2 * MS, **other: Any) -> Run:
+def run_of(number: int = 0, *, per_s: float = 1000.0, p50_ns: int = 2 * MS, **changes: Any) -> Run:
     """A run that is valid and right unless said otherwise."""
     fields: dict[str, Any] = {
         "number": number,
@@ -62,10 +62,10 @@ def run_of(number: int = 0, *, per_s: float = 1000.0, p50_ns: int = 2 * MS, **ot
         ],
         "events": [{"at_s": 0.5, "kind": "move", "text": "bucket 7 <moved>"}],
     }
-    return Run(**{**fields, **other})
+    return Run(**{**fields, **changes})
 
 
-def result_of(*runs: Run, **other: Any) -> Result:
+def result_of(*runs: Run, **changes: Any) -> Result:
     """A result of such runs."""
     fields: dict[str, Any] = {
         "command": "billing loadtest",
@@ -85,4 +85,4 @@ def result_of(*runs: Run, **other: Any) -> Result:
         "memory_accounts": 10_000,
         "runs": list(runs),
     }
-    return Result(**{**fields, **other})
+    return Result(**{**fields, **changes})

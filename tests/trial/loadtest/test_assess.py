@@ -134,5 +134,5 @@ def test_cutoffs_are_claimed_as_time_passes() -> None:
     assert assessment.claims() == []
     assessment.settle(START_NS + 10**9)
     claim = assessment.claims()[0]
-    assert (claim.user_id, [(one.seq, one.at_ns) for one in claim.cutoffs]) == ("dry", [(1, START_NS + 10**9)])
+    assert (claim.user_id, [(cutoff.seq, cutoff.at_ns) for cutoff in claim.cutoffs]) == ("dry", [(1, START_NS + 10**9)])
     assert assessment.soonest_ns() is None

@@ -14,14 +14,16 @@ from shards.system.links import Wire
 
 async def test_an_interruption_is_for_whoever_started_them() -> None:
     child, control = await spawn(list(COMMAND), [])
-    said: asyncio.Queue[Any] = asyncio.Queue()
+    messages: asyncio.Queue[Any] = asyncio.Queue()
     _, wire = await asyncio.get_running_loop().create_connection(
-        lambda: Wire(lambda _, message: said.put_nowait(message), lambda _: said.put_nowait(None), lambda _: None),
+        lambda: Wire(
+            lambda _, message: messages.put_nowait(message), lambda _: messages.put_nowait(None), lambda _: None
+        ),
         sock=control,
     )
     for number in range(2):
         wire.send((number, "check"))
-        assert await said.get() == (number, "failed", "AssertionError: nothing is open yet")
+        assert await messages.get() == (number, "failed", "AssertionError: nothing is open yet")
         os.kill(child.pid, signal.SIGINT)
     wire.close()
     assert await child.wait() == 0

@@ -53,9 +53,9 @@ def test_a_percentile_is_told_only_where_enough_lies_beyond() -> None:
 
 
 def test_histograms_add_up() -> None:
-    one, other, both = recorded([1, 10**6]), recorded([10**6, 10**9]), recorded([1, 10**6, 10**6, 10**9])
-    one.merge(other)
-    assert one.sparse() == both.sparse()
+    merged, second, both = recorded([1, 10**6]), recorded([10**6, 10**9]), recorded([1, 10**6, 10**6, 10**9])
+    merged.merge(second)
+    assert merged.sparse() == both.sparse()
     again = Histogram()
     again.add(both.sparse())
     assert again.counts == both.counts

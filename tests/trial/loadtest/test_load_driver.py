@@ -22,9 +22,9 @@ OPEN, CLOSED = OpenLoop(64), ClosedLoop(64)
 class Server(asyncio.Protocol):
     """Answers every command, after what `faults` holds for its row: an error's map, or "close"."""
 
-    def __init__(self, faults: dict[int, list[Any]], seen: list[int], pause: Callable[[], float]) -> None:
+    def __init__(self, faults: dict[int, list[Any]], rows: list[int], pause: Callable[[], float]) -> None:
         self._faults = faults
-        self._seen = seen
+        self._seen = rows
         self._pause = pause
         self._unpacker = msgpack.Unpacker()
         self._transport: Any = None
@@ -86,8 +86,8 @@ async def settled(
     loop: OpenLoop | ClosedLoop = CLOSED,
     measured: MeasuredSpan = WHOLE_PHASE,
 ) -> tuple[LoadDriver, list[int]]:
-    seen: list[int] = []
-    server = await asyncio.get_running_loop().create_server(lambda: Server(faults or {}, seen, pause), "127.0.0.1", 0)
+    rows: list[int] = []
+    server = await asyncio.get_running_loop().create_server(lambda: Server(faults or {}, rows, pause), "127.0.0.1", 0)
     client = Client(f"127.0.0.1:{server.sockets[0].getsockname()[1]}")
     drivers: list[LoadDriver] = []
 
@@ -106,13 +106,13 @@ async def settled(
         for batch in batches:
             batch.close()
         server.close()
-    return drivers[0], seen
+    return drivers[0], rows
 
 
 async def test_every_row_is_answered_once_and_sent_in_order() -> None:
     columns = columns_of(*[TOP_UP] * 1000)
-    driver, seen = await settled(columns)
-    assert seen == list(range(1000))
+    driver, rows = await settled(columns)
+    assert rows == list(range(1000))
     assert set(columns.state) == {ACTIVE}
     assert list(columns.balance) == [100 + row for row in range(1000)]
     assert (driver.answered, driver.retries, driver.stale, driver.refused, driver.failed) == (1000, 0, 0, 0, 0)
@@ -121,16 +121,16 @@ async def test_every_row_is_answered_once_and_sent_in_order() -> None:
 
 async def test_users_keep_to_their_connection() -> None:
     columns = columns_of(*[TOP_UP] * 600)
-    _, seen = await settled(columns, connections=2)
-    assert [row for row in seen if row % 2 == 0] == list(range(0, 600, 2))
-    assert [row for row in seen if row % 2] == list(range(1, 600, 2))
+    _, rows = await settled(columns, connections=2)
+    assert [row for row in rows if row % 2 == 0] == list(range(0, 600, 2))
+    assert [row for row in rows if row % 2] == list(range(1, 600, 2))
 
 
 async def test_nothing_goes_before_its_moment_and_latency_counts_from_it() -> None:
     columns = columns_of(*[TOP_UP] * 3, due_ns=[0, MS, 60 * MS])
     start_ns = MACHINE_CLOCKS.boot_ns() + 20 * MS
-    driver, seen = await settled(columns, loop=OPEN, measured=MeasuredSpan(start_ns))
-    assert seen == [0, 1, 2]
+    driver, rows = await settled(columns, loop=OPEN, measured=MeasuredSpan(start_ns))
+    assert rows == [0, 1, 2]
     assert all(sent >= start_ns + due for sent, due in zip(columns.sent, columns.due, strict=True))
     assert driver.lateness.total == driver.latency.total == 3
 
@@ -164,8 +164,8 @@ async def test_a_closed_loop_goes_on_until_its_end() -> None:
         for _ in range(50):
             columns.add(0, 0, TOP_UP, 1)
 
-    driver, seen = await settled(columns, loop=ClosedLoop(8, more, end_ns))
-    assert len(seen) == driver.answered > 8
+    driver, rows = await settled(columns, loop=ClosedLoop(8, more, end_ns))
+    assert len(rows) == driver.answered > 8
     assert driver.sent <= len(columns)
 
 
@@ -176,10 +176,10 @@ async def test_what_may_pass_is_tried_again_and_counts_from_its_moment() -> None
         3: ["close"],
     }
     columns = columns_of(*[TOP_UP] * 5)
-    driver, seen = await settled(columns, faults, loop=OPEN)
+    driver, rows = await settled(columns, faults, loop=OPEN)
     assert set(columns.state) == {ACTIVE}
-    assert seen.count(1) == 3
-    assert seen.count(2) >= 2
+    assert rows.count(1) == 3
+    assert rows.count(2) >= 2
     assert driver.retries >= 4
     assert driver.latency.value_at(1.0) >= 200 * MS
     assert driver.failed == 0
@@ -187,9 +187,9 @@ async def test_what_may_pass_is_tried_again_and_counts_from_its_moment() -> None
 
 async def test_what_is_refused_for_good_is_told() -> None:
     columns = columns_of(*[TOP_UP] * 3)
-    driver, seen = await settled(columns, {1: [refusal("INVALID_RATE", False)]})
+    driver, rows = await settled(columns, {1: [refusal("INVALID_RATE", False)]})
     assert list(columns.state) == [ACTIVE, FAILED, ACTIVE]
-    assert seen.count(1) == 1
+    assert rows.count(1) == 1
     assert driver.failed == 1
     assert driver.told[0].startswith("top_up b 5: ")
 
@@ -216,8 +216,8 @@ async def test_a_late_retry_of_a_rate_may_be_stale_and_a_first_try_may_not() -> 
 async def test_questions_carry_no_request_id() -> None:
     columns = columns_of(READ)
     assert columns.request(0) == ("get_account", ["a"])
-    _, seen = await settled(columns)
-    assert seen == [-1]
+    _, rows = await settled(columns)
+    assert rows == [-1]
 
 
 def test_requests_are_told_apart_by_run_and_row() -> None:

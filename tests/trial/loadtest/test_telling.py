@@ -31,7 +31,7 @@ def recorded(value_ns: int, count: int) -> Histogram:
     return histogram
 
 
-def judged(**other: object) -> list[str]:
+def judged(**changes: object) -> list[str]:
     fields: dict[str, object] = {
         "open_loop": True,
         "planned": 1000,
@@ -40,11 +40,11 @@ def judged(**other: object) -> list[str]:
         "lateness": recorded(MS, 1000),
         "cores": 0.5,
     }
-    return faults(**{**fields, **other})  # type: ignore[arg-type]
+    return faults(**{**fields, **changes})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
-    ("other", "text"),
+    ("changes", "text"),
     [
         ({}, ""),
         ({"lateness": recorded(3 * MS, 1000)}, "the load generator was late, not the daemon"),
@@ -55,9 +55,9 @@ def judged(**other: object) -> list[str]:
         ({"latency": recorded(MS, 199)}, "only 199 samples"),
     ],
 )
-def test_a_measurement_is_valid_or_says_why_not(other: dict[str, Any], text: str) -> None:
-    found = judged(**other)
-    assert (len(found), text in "".join(found)) == (int(bool(text)), True)
+def test_a_measurement_is_valid_or_says_why_not(changes: dict[str, Any], text: str) -> None:
+    sentences = judged(**changes)
+    assert (len(sentences), text in "".join(sentences)) == (int(bool(text)), True)
 
 
 def test_a_rate_is_sustained_where_all_was_well() -> None:
@@ -120,11 +120,11 @@ LATE = judged(lateness=recorded(3 * MS, 1000))
 def test_a_generator_that_is_late_is_blamed_itself_and_told_what_it_needs() -> None:
     late = result_of(run_of(), run_of(1, valid=False, invalid_because=LATE))
     assert not late.valid
-    for told in (in_short(late)[0], unusable(late), " ".join(conclusion(late))):
-        assert "1 of 2 measurements was not valid (the load generator was late, not the daemon: " in told
-        assert "it needs more --processes, cores that nothing else uses, or a lower --rate" in told
-        assert "did not keep up" not in told
-        assert "was not sustained" not in told
+    for text in (in_short(late)[0], unusable(late), " ".join(conclusion(late))):
+        assert "1 of 2 measurements was not valid (the load generator was late, not the daemon: " in text
+        assert "it needs more --processes, cores that nothing else uses, or a lower --rate" in text
+        assert "did not keep up" not in text
+        assert "was not sustained" not in text
     assert in_short(late)[0].startswith("Whether the daemon with 2 workers keeps up is not known: ")
     slow = result_of(run_of(p50_ns=60 * MS), run_of(1, valid=False, invalid_because=LATE, p50_ns=900 * MS))
     assert in_short(slow)[0].startswith("The daemon with 2 workers did not keep up: ")
@@ -171,12 +171,12 @@ def test_three_sentences_come_first() -> None:
         (cut_off(19, 20), "kept up", "Too few users were cut off to tell"),
         (cut_off(0, 1), "kept up", "Too few users were cut off to tell"),
     ):
-        told = in_short(result)
-        assert len(told) == 3
-        assert first in told[0]
-        assert second in told[1]
-        assert list(summary(result))[:3] == told
-        assert "Not a nano was wrong" in told[2]
+        sentences = in_short(result)
+        assert len(sentences) == 3
+        assert first in sentences[0]
+        assert second in sentences[1]
+        assert list(summary(result))[:3] == sentences
+        assert "Not a nano was wrong" in sentences[2]
     assert "WRONG" in in_short(result_of(run_of(money=Money(wrong_balances=1))))[2]
 
 
@@ -189,9 +189,9 @@ def test_a_core_is_only_said_to_be_full_where_one_nearly_was() -> None:
 
 
 def test_what_is_told_of_few_answers_is_told_of_all_of_them() -> None:
-    told = in_short(result_of(run_of(latency=pairs(2 * MS, 100))))[0]
-    assert "; all answers came within 2.0 ms" in told
-    assert "99 of 100" not in told
+    sentence = in_short(result_of(run_of(latency=pairs(2 * MS, 100))))[0]
+    assert "; all answers came within 2.0 ms" in sentence
+    assert "99 of 100" not in sentence
 
 
 def test_one_number_for_one_thing() -> None:
@@ -204,16 +204,16 @@ def test_one_number_for_one_thing() -> None:
 
 
 def test_no_cutoff_was_due_is_said() -> None:
-    told = " ".join(conclusion(result_of(run_of(cutoffs=Cutoffs()))))
-    assert "no cutoff was due" in told
-    assert "every one of the 0" not in told
+    text = " ".join(conclusion(result_of(run_of(cutoffs=Cutoffs()))))
+    assert "no cutoff was due" in text
+    assert "every one of the 0" not in text
 
 
 @pytest.mark.parametrize(
-    ("runs", "said"), [(3, "3 runs of 12 s, with preparing and judging about 54 s in all"), (0, "each step takes 12 s")]
+    ("runs", "text"), [(3, "3 runs of 12 s, with preparing and judging about 54 s in all"), (0, "each step takes 12 s")]
 )
-def test_it_says_before_how_long_it_will_take(runs: int, said: str) -> None:
-    assert how_long(Workload(seconds=10.0, warmup_s=2.0), runs).startswith(said)
+def test_it_says_before_how_long_it_will_take(runs: int, text: str) -> None:
+    assert how_long(Workload(seconds=10.0, warmup_s=2.0), runs).startswith(text)
 
 
 def test_wrong_money_comes_before_everything() -> None:
@@ -294,7 +294,7 @@ def test_what_changed_is_told_and_what_is_not_comparable_too() -> None:
     after = result_of(*(run_of(number, cpu_us_per_command=8.0 + number / 10) for number in range(3)), connections=8)
     lines = list(compare(before, after))
     changes = [line.split() for line in lines if line.endswith("CHANGED")]
-    assert [" ".join(words) for words in changes] == ["server CPU a command, µs 10.1 8.1 -19.8% 10–10.2 8–8.2 CHANGED"]
+    assert [" ".join(cells) for cells in changes] == ["server CPU a command, µs 10.1 8.1 -19.8% 10–10.2 8–8.2 CHANGED"]
     assert "not the same: connections: 4 and 8" in lines
     p50 = next(line for line in lines if line.startswith("latency p50, ms"))
     assert p50.split()[3:6] == ["2.007", "2.007", "+0.0%"]

@@ -60,9 +60,9 @@ def test_other_files_are_no_traces(tmp_path: Path) -> None:
     plain.write_text(HEAD + "\n")
     with pytest.raises(TraceError, match=r"plain\.csv"):
         list(read_trace(plain))
-    whole = trace(tmp_path, HEAD, *(f"{second},tenant-1,vm-{second},1,1,1" for second in range(1000))).read_bytes()
+    packed = trace(tmp_path, HEAD, *(f"{second},tenant-1,vm-{second},1,1,1" for second in range(1000))).read_bytes()
     torn = tmp_path / "torn.csv.gz"
-    torn.write_bytes(whole[: len(whole) // 2])
+    torn.write_bytes(packed[: len(packed) // 2])
     with pytest.raises(TraceError, match=r"torn\.csv\.gz"):
         list(read_trace(torn))
     with pytest.raises(TraceError, match="absent"):

@@ -25,16 +25,16 @@ COIN = 10**9
 
 
 def account(*, at_ns: int = 0, nanos: int = 0, per_hour: int = 0) -> Account:
-    made = Account("u")
+    opened = Account("u")
     if nanos:
-        made.top_up(at_ns, nanos)
+        opened.top_up(at_ns, nanos)
     if per_hour:
-        made.set_rate(at_ns, per_hour)
-    return made
+        opened.set_rate(at_ns, per_hour)
+    return opened
 
 
-def instants(made: Account) -> list[int]:
-    return [cutoff.at_ns for cutoff in made.cutoffs]
+def instants(account_seen: Account) -> list[int]:
+    return [cutoff.at_ns for cutoff in account_seen.cutoffs]
 
 
 def arrival(seq: int, at_ns: int, late_ns: int = 1000, event_id: str = "") -> Arrival:
@@ -46,37 +46,37 @@ def arrival(seq: int, at_ns: int, late_ns: int = 1000, event_id: str = "") -> Ar
 
 def test_an_instant_by_hand() -> None:
     # 3 coins at 2 coins an hour last an hour and a half
-    made = account(at_ns=5, nanos=3 * COIN, per_hour=2 * COIN)
-    assert made.view() == View(ACTIVE, 3 * COIN, 2 * COIN, 5 + 5400 * SECOND_NS, 0)
-    made.settle(5 + 5400 * SECOND_NS - 1)
-    assert instants(made) == []
-    made.settle(5 + 5400 * SECOND_NS)
-    assert made.cutoffs == [Expected("u", 1, 5 + 5400 * SECOND_NS)]
-    assert made.view() == View(EXHAUSTED, 0, 2 * COIN, None, 1)
+    user = account(at_ns=5, nanos=3 * COIN, per_hour=2 * COIN)
+    assert user.view() == View(ACTIVE, 3 * COIN, 2 * COIN, 5 + 5400 * SECOND_NS, 0)
+    user.settle(5 + 5400 * SECOND_NS - 1)
+    assert instants(user) == []
+    user.settle(5 + 5400 * SECOND_NS)
+    assert user.cutoffs == [Expected("u", 1, 5 + 5400 * SECOND_NS)]
+    assert user.view() == View(EXHAUSTED, 0, 2 * COIN, None, 1)
 
 
 def test_an_instant_that_does_not_come_out_even_is_rounded_up() -> None:
     # 1 nano at 7 nanos an hour: 514285714285.71... ns
-    made = account(nanos=1, per_hour=7)
-    assert made.view().exhausts_at_ns == 514_285_714_286
-    made.settle(514_285_714_285)
-    assert made.view() == View(ACTIVE, 0, 7, 514_285_714_286, 0)  # a fraction of a nano is still money
-    assert Fraction(made.parts, HOUR_NS) == 1 - Fraction(7 * 514_285_714_285, HOUR_NS)
+    user = account(nanos=1, per_hour=7)
+    assert user.view().exhausts_at_ns == 514_285_714_286
+    user.settle(514_285_714_285)
+    assert user.view() == View(ACTIVE, 0, 7, 514_285_714_286, 0)  # a fraction of a nano is still money
+    assert Fraction(user.parts, HOUR_NS) == 1 - Fraction(7 * 514_285_714_285, HOUR_NS)
 
 
 def test_settling_in_steps_changes_nothing() -> None:
     at_once, in_steps = (account(nanos=1, per_hour=7) for _ in range(2))
     for at_ns in range(0, 514_285_714_286, 77_777_777_777):
         in_steps.settle(at_ns)
-    for made in (at_once, in_steps):
-        made.settle(10**15)
+    for user in (at_once, in_steps):
+        user.settle(10**15)
     assert instants(at_once) == instants(in_steps) == [514_285_714_286]
 
 
 def test_an_instant_beyond_what_fits_is_told_as_nil() -> None:
-    made = account(nanos=2**62, per_hour=1)
-    assert made.view().exhausts_at_ns is None
-    assert made.view().state == ACTIVE
+    user = account(nanos=2**62, per_hour=1)
+    assert user.view().exhausts_at_ns is None
+    assert user.view().state == ACTIVE
 
 
 def test_a_top_up_just_before_saves_and_one_at_the_instant_restores() -> None:
@@ -92,67 +92,67 @@ def test_a_top_up_just_before_saves_and_one_at_the_instant_restores() -> None:
 
 
 def test_nothing_accrues_while_exhausted_and_accrual_resumes_with_money() -> None:
-    made = account(nanos=COIN, per_hour=COIN)
-    made.top_up(5 * HOUR_NS, 2 * COIN)
-    assert instants(made) == [HOUR_NS]
-    assert made.view() == View(ACTIVE, 2 * COIN, COIN, 7 * HOUR_NS, 1)
-    made.settle(8 * HOUR_NS)
-    assert instants(made) == [HOUR_NS, 7 * HOUR_NS]
+    user = account(nanos=COIN, per_hour=COIN)
+    user.top_up(5 * HOUR_NS, 2 * COIN)
+    assert instants(user) == [HOUR_NS]
+    assert user.view() == View(ACTIVE, 2 * COIN, COIN, 7 * HOUR_NS, 1)
+    user.settle(8 * HOUR_NS)
+    assert instants(user) == [HOUR_NS, 7 * HOUR_NS]
 
 
 def test_rates_are_the_sum_of_lines() -> None:
-    made = account(nanos=10 * COIN)
-    made.set_rate(0, 2 * COIN, "vm-1")
-    made.set_rate(0, 3 * COIN, "vm-2")
-    assert made.view().exhausts_at_ns == 2 * HOUR_NS
-    made.set_rate(HOUR_NS, 0, "vm-2")  # 5 coins left at 2 an hour
-    assert made.view() == View(ACTIVE, 5 * COIN, 2 * COIN, HOUR_NS * 7 // 2, 0)
-    made.change_rate(HOUR_NS, -COIN, "vm-1")
-    assert made.view() == View(ACTIVE, 5 * COIN, COIN, 6 * HOUR_NS, 0)
+    user = account(nanos=10 * COIN)
+    user.set_rate(0, 2 * COIN, "vm-1")
+    user.set_rate(0, 3 * COIN, "vm-2")
+    assert user.view().exhausts_at_ns == 2 * HOUR_NS
+    user.set_rate(HOUR_NS, 0, "vm-2")  # 5 coins left at 2 an hour
+    assert user.view() == View(ACTIVE, 5 * COIN, 2 * COIN, HOUR_NS * 7 // 2, 0)
+    user.change_rate(HOUR_NS, -COIN, "vm-1")
+    assert user.view() == View(ACTIVE, 5 * COIN, COIN, 6 * HOUR_NS, 0)
 
 
 def test_each_line_raised_from_zero_while_exhausted_is_cut_off() -> None:
-    made = account(nanos=COIN, per_hour=COIN)
-    made.set_rate(HOUR_NS, COIN, "vm-2")  # time before commands: it runs out first
-    made.set_rate(HOUR_NS + 5, 2 * COIN, "vm-2")  # was not at zero
-    made.set_rate(HOUR_NS + 6, 0, "vm-2")
-    made.set_rate(HOUR_NS + 7, COIN, "vm-2")
-    assert instants(made) == [HOUR_NS, HOUR_NS, HOUR_NS + 7]
-    assert [cutoff.seq for cutoff in made.cutoffs] == [1, 2, 3]
+    user = account(nanos=COIN, per_hour=COIN)
+    user.set_rate(HOUR_NS, COIN, "vm-2")  # time before commands: it runs out first
+    user.set_rate(HOUR_NS + 5, 2 * COIN, "vm-2")  # was not at zero
+    user.set_rate(HOUR_NS + 6, 0, "vm-2")
+    user.set_rate(HOUR_NS + 7, COIN, "vm-2")
+    assert instants(user) == [HOUR_NS, HOUR_NS, HOUR_NS + 7]
+    assert [cutoff.seq for cutoff in user.cutoffs] == [1, 2, 3]
 
 
 def test_a_debit_to_exactly_zero_exhausts_also_at_rate_zero() -> None:
-    made = account(nanos=COIN)
-    assert made.debit(7, COIN) == COIN
-    assert made.view() == View(EXHAUSTED, 0, 0, None, 1)
-    assert instants(made) == [7]
+    user = account(nanos=COIN)
+    assert user.debit(7, COIN) == COIN
+    assert user.view() == View(EXHAUSTED, 0, 0, None, 1)
+    assert instants(user) == [7]
 
 
 def test_debits_of_each_mode() -> None:
-    made = account(nanos=1, per_hour=7)
+    user = account(nanos=1, per_hour=7)
     with pytest.raises(Impossible, match="should have been refused"):
-        made.debit(100 * SECOND_NS, 1)  # less than a nano is there
-    assert made.debit(100 * SECOND_NS, 5, "partial") == 0
-    assert (Fraction(made.parts, HOUR_NS), instants(made)) == (Fraction(0), [100 * SECOND_NS])
-    assert made.debit(101 * SECOND_NS, 5, "force") == 5
-    assert (Fraction(made.parts, HOUR_NS), len(made.cutoffs)) == (Fraction(-5), 1)  # no crossing: it was exhausted
-    made.top_up(102 * SECOND_NS, 5)
-    assert made.view().state == EXHAUSTED
-    made.top_up(103 * SECOND_NS, 1)
-    assert made.view().state == ACTIVE
+        user.debit(100 * SECOND_NS, 1)  # less than a nano is there
+    assert user.debit(100 * SECOND_NS, 5, "partial") == 0
+    assert (Fraction(user.parts, HOUR_NS), instants(user)) == (Fraction(0), [100 * SECOND_NS])
+    assert user.debit(101 * SECOND_NS, 5, "force") == 5
+    assert (Fraction(user.parts, HOUR_NS), len(user.cutoffs)) == (Fraction(-5), 1)  # no crossing: it was exhausted
+    user.top_up(102 * SECOND_NS, 5)
+    assert user.view().state == EXHAUSTED
+    user.top_up(103 * SECOND_NS, 1)
+    assert user.view().state == ACTIVE
 
 
 def test_a_new_account_is_not_cut_off_before_it_had_money() -> None:
-    made = Account("u")
-    assert made.view() == View(EXHAUSTED, 0, 0, None, 0)
-    made.top_up(0, 1)
-    assert list(made.cutoffs) == []
+    user = Account("u")
+    assert user.view() == View(EXHAUSTED, 0, 0, None, 0)
+    user.top_up(0, 1)
+    assert list(user.cutoffs) == []
 
 
 def test_time_does_not_go_back() -> None:
-    made = account(at_ns=10, nanos=1)
+    user = account(at_ns=10, nanos=1)
     with pytest.raises(Impossible, match="goes back"):
-        made.settle(9)
+        user.settle(9)
 
 
 def test_differences_name_the_field() -> None:
@@ -169,9 +169,9 @@ def test_differences_name_the_field() -> None:
 
 def dry() -> Account:
     """Runs out after an hour, and starts another machine ten seconds later."""
-    made = account(nanos=COIN, per_hour=COIN)
-    made.set_rate(HOUR_NS + 10 * SECOND_NS, COIN, "vm-2")
-    return made
+    user = account(nanos=COIN, per_hour=COIN)
+    user.set_rate(HOUR_NS + 10 * SECOND_NS, COIN, "vm-2")
+    return user
 
 
 FIRST, SECOND = arrival(1, HOUR_NS, 3000), arrival(2, HOUR_NS + 10 * SECOND_NS, 1000)
@@ -219,37 +219,37 @@ def test_doubled_is_allowed_and_counted_and_the_first_is_the_one() -> None:
 
 
 def test_what_was_told_to_be_superseded_is_not_expected_and_must_not_come() -> None:
-    made = account(nanos=COIN, per_hour=COIN)
-    made.top_up(HOUR_NS + 5, COIN, "superseded")
-    verdict = judge([made], [])
+    user = account(nanos=COIN, per_hour=COIN)
+    user.top_up(HOUR_NS + 5, COIN, "superseded")
+    verdict = judge([user], [])
     assert (verdict.expected, verdict.superseded, verdict.clean) == (0, 1, True)
-    assert judge([made], [FIRST]).false == [FIRST]
+    assert judge([user], [FIRST]).false == [FIRST]
 
 
 def test_what_was_superseded_when_its_attempt_had_begun_may_come_or_not() -> None:
-    made = account(nanos=COIN, per_hour=COIN)
-    made.top_up(HOUR_NS + 5, COIN, "begun")
-    assert judge([made], [])[:-1] == (0, 0, [], [], [], 0, 1, [])
-    assert judge([made], [FIRST])[:-1] == (1, 1, [], [], [], 0, 0, [3000])
+    user = account(nanos=COIN, per_hour=COIN)
+    user.top_up(HOUR_NS + 5, COIN, "begun")
+    assert judge([user], [])[:-1] == (0, 0, [], [], [], 0, 1, [])
+    assert judge([user], [FIRST])[:-1] == (1, 1, [], [], [], 0, 0, [3000])
 
 
 def test_a_top_up_after_the_delivery_supersedes_nothing() -> None:
-    made = account(nanos=COIN, per_hour=COIN)
-    made.top_up(HOUR_NS + 5, COIN, "delivered")
-    assert judge([made], []).missing == [Expected("u", 1, HOUR_NS)]
-    assert judge([made], [FIRST]).clean
+    user = account(nanos=COIN, per_hour=COIN)
+    user.top_up(HOUR_NS + 5, COIN, "delivered")
+    assert judge([user], []).missing == [Expected("u", 1, HOUR_NS)]
+    assert judge([user], [FIRST]).clean
 
 
 def test_of_several_overtaken_ones_only_those_since_the_last_restore_may_be_absent() -> None:
-    made = account(nanos=COIN, per_hour=COIN)
-    made.top_up(2 * HOUR_NS, COIN, "delivered")  # runs out at 3 hours again
-    made.set_rate(4 * HOUR_NS, COIN, "vm-2")
-    made.top_up(4 * HOUR_NS + 1, COIN, "superseded")
-    assert instants(made) == [HOUR_NS, 3 * HOUR_NS, 4 * HOUR_NS]
+    user = account(nanos=COIN, per_hour=COIN)
+    user.top_up(2 * HOUR_NS, COIN, "delivered")  # runs out at 3 hours again
+    user.set_rate(4 * HOUR_NS, COIN, "vm-2")
+    user.top_up(4 * HOUR_NS + 1, COIN, "superseded")
+    assert instants(user) == [HOUR_NS, 3 * HOUR_NS, 4 * HOUR_NS]
     second = arrival(2, 3 * HOUR_NS)
-    assert judge([made], [FIRST, second])[:-1] == (2, 2, [], [], [], 0, 1, [1000, 3000])
-    assert judge([made], [FIRST])[:-1] == (1, 1, [], [], [], 0, 2, [3000])
-    assert judge([made], [second]).missing == [Expected("u", 1, HOUR_NS)]
+    assert judge([user], [FIRST, second])[:-1] == (2, 2, [], [], [], 0, 1, [1000, 3000])
+    assert judge([user], [FIRST])[:-1] == (1, 1, [], [], [], 0, 2, [3000])
+    assert judge([user], [second]).missing == [Expected("u", 1, HOUR_NS)]
 
 
 def test_percentiles_are_the_nearest_rank() -> None:

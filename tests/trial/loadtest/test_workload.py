@@ -37,9 +37,9 @@ def test_arrivals_come_at_their_rate_and_by_their_seed() -> None:
     assert len(columns) == pytest.approx(20_000, rel=0.05)
     assert list(columns.due) == sorted(columns.due)
     assert 0 <= columns.due[0] < columns.due[-1] < 4 * SECOND_NS
-    again, other = drawn(workload, 5000.0, 4), drawn(workload, 5000.0, 4, run=1)
+    again, other_run = drawn(workload, 5000.0, 4), drawn(workload, 5000.0, 4, run=1)
     assert (columns.due, columns.user, columns.kind, columns.value) == (again.due, again.user, again.kind, again.value)
-    assert columns.due != other.due
+    assert columns.due != other_run.due
 
 
 def test_gaps_are_exponential_or_constant() -> None:
@@ -62,8 +62,8 @@ def test_users_are_drawn_evenly_or_by_zipf() -> None:
     even = drawn(Workload(accounts=10), 10_000.0, 2)
     assert [even.user.count(user) / len(even) for user in range(10)] == pytest.approx([0.1] * 10, abs=0.015)
     zipf = drawn(Workload(accounts=10, skew=1.0), 10_000.0, 2)
-    whole = sum(1 / rank for rank in range(1, 11))
-    expected = [1 / rank / whole for rank in range(1, 11)]
+    harmonic = sum(1 / rank for rank in range(1, 11))
+    expected = [1 / rank / harmonic for rank in range(1, 11)]
     assert [zipf.user.count(user) / len(zipf) for user in range(10)] == pytest.approx(expected, abs=0.015)
 
 
