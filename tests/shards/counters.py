@@ -62,7 +62,7 @@ class Counters:
         )
 
     def due(self, now_ns: int, limit: int) -> bool:
-        coming = [one for one in self._coming() if one[0] <= now_ns and one[2] in self.awake]
+        coming = [event for event in self._coming() if event[0] <= now_ns and event[2] in self.awake]
         for due_ns, since_ns, bucket_id, name in coming[:limit]:
             outcome = self._step(bucket_id, ("fire", name), due_ns)
             self.records.append((bucket_id, json.dumps([due_ns, ["fire", name], outcome]).encode()))
@@ -70,11 +70,11 @@ class Counters:
         return len(coming) > limit
 
     def next_due_ns(self) -> int:
-        coming = [one for one in self._coming() if one[2] in self.awake]
+        coming = [event for event in self._coming() if event[2] in self.awake]
         return coming[0][0] if coming else -1
 
     def bucket_due_ns(self, bucket_id: int, until_ns: int) -> int:
-        return min((one[0] for one in self._coming() if one[2] == bucket_id and one[0] <= until_ns), default=-1)
+        return min((event[0] for event in self._coming() if event[2] == bucket_id and event[0] <= until_ns), default=-1)
 
     def replay(self, bucket_id: int, body: bytes) -> None:
         now_ns, command, outcome = json.loads(body)

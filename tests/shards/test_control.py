@@ -119,13 +119,13 @@ def test_what_is_no_message_is_no_frame_however_deep_it_is() -> None:
 
 
 async def test_a_wire_ends_on_what_is_no_message_and_hands_on_what_came_before() -> None:
-    ours, theirs = socket.socketpair()
+    near, far = socket.socketpair()
     heard: list[Any] = []
     closed = asyncio.Event()
     loop = asyncio.get_running_loop()
     wire = Wire(lambda _, message: heard.append(message), lambda _: closed.set(), lambda _: None, control.to_worker)
-    await loop.create_connection(lambda: wire, sock=ours)
-    theirs.sendall(frame_of(control.Proved(1)) + frame_of(control.Known(1)) + frame_of(control.Proved(2)))
+    await loop.create_connection(lambda: wire, sock=near)
+    far.sendall(frame_of(control.Proved(1)) + frame_of(control.Known(1)) + frame_of(control.Proved(2)))
     await asyncio.wait_for(closed.wait(), 60)
     assert heard == [control.Proved(1)]
-    theirs.close()
+    far.close()

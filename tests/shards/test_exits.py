@@ -66,7 +66,7 @@ def test_every_ending_has_its_code_and_its_words(error: Exception, code: int, te
 
 
 def test_the_codes_are_those_of_the_contract() -> None:
-    assert {one.name: one.value for one in Exit} == {
+    assert {member.name: member.value for member in Exit} == {
         "CLEAN": 0,
         "REFUSED": 1,
         "USAGE": 2,

@@ -174,7 +174,7 @@ def test_a_batch_is_closed_at_its_limit() -> None:
 def test_a_batch_that_decides_who_owns_a_bucket_says_so() -> None:
     """The map is synced in every mode; so what it was told of must be."""
     shard, ear = new_shard(7), Ear()
-    said = []
+    decisions = []
     for step in (
         lambda: shard.receive(ear, 1, 7, ("add", "x", 1), 100),
         lambda: shard.adopt(8, 1),
@@ -185,9 +185,9 @@ def test_a_batch_that_decides_who_owns_a_bucket_says_so() -> None:
         step()
         ready = shard.take_ready()
         assert ready is not None
-        said.append(ready.decides)
+        decisions.append(ready.decides)
         shard.synced(ready)
-    assert said == [False, True, True, False, True]
+    assert decisions == [False, True, True, False, True]
 
 
 def test_replay_of_the_batches_makes_the_same_shard() -> None:

@@ -57,9 +57,9 @@ class PowerContract:
                 journal.append(payload)
             backend.lose_power()
             journal = backend.journal(sync)
-            kept = journal.open(7, OWNER).head
-            assert head <= kept <= len(written)
-            assert list(journal.replay(1)) == written[:kept]
+            recovered_head = journal.open(7, OWNER).head
+            assert head <= recovered_head <= len(written)
+            assert list(journal.replay(1)) == written[:recovered_head]
             journal.close()
 
     @pytest.mark.parametrize("sync", ["interval", "never"])

@@ -51,7 +51,7 @@ class Log:
 
     @property
     def stored_bytes(self) -> int:
-        chunks = sum(len(chunk) for _, kept in self.snapshots.values() for chunk in kept)
+        chunks = sum(len(chunk) for _, chunks_of_snapshot in self.snapshots.values() for chunk in chunks_of_snapshot)
         return sum(map(len, self.payloads.values())) + chunks
 
     @property
@@ -141,7 +141,7 @@ class Memory:
     def _trim(self, log: Log, epoch: int, position: int) -> None:
         self._own(log, epoch)
         limit = min(position, min(log.snapshots)) if len(log.snapshots) == SNAPSHOTS_KEPT else 0
-        for old in [one for one in log.payloads if one <= limit]:
+        for old in [covered for covered in log.payloads if covered <= limit]:
             del log.payloads[old]
 
     def _decide(self, log: Log, version: int, payload: bytes) -> int:
@@ -153,7 +153,7 @@ class Memory:
 
     def _compact(self, log: Log, version: int, payload: bytes) -> None:
         log.snapshots = {version: (log.head, [payload])}
-        for old in [one for one in log.payloads if one <= version]:
+        for old in [covered for covered in log.payloads if covered <= version]:
             del log.payloads[old]
 
 
@@ -336,18 +336,18 @@ class MemoryJournal:
         return batches(start)
 
     def save_snapshot(self, position: int, chunks: Iterable[bytes]) -> None:
-        kept = self._ask("snapshots")
-        if not (kept[-1][0] if kept else -1) <= position <= self._head:
+        snapshots = self._ask("snapshots")
+        if not (snapshots[-1][0] if snapshots else -1) <= position <= self._head:
             raise ValueError(f"position {position} does not lie between the last snapshot's and the head {self._head}")
         self._ask("save", self._epoch, position, list(chunks))
 
     def load_snapshot(self) -> Snapshot | None:
-        kept = self._ask("snapshots")
-        return Snapshot(kept[-1][0], iter(self._ask("chunks", kept[-1][0]))) if kept else None
+        snapshots = self._ask("snapshots")
+        return Snapshot(snapshots[-1][0], iter(self._ask("chunks", snapshots[-1][0]))) if snapshots else None
 
     def trim(self, position: int) -> None:
-        kept = self._ask("snapshots")
-        if position > (kept[-1][0] if kept else -1):
+        snapshots = self._ask("snapshots")
+        if position > (snapshots[-1][0] if snapshots else -1):
             raise ValueError(f"position {position} lies beyond the newest snapshot")
         self._ask("trim", self._epoch, position)
 
@@ -379,14 +379,14 @@ class MemoryMapLog:
 
     def load(self, owner: str) -> tuple[int, list[bytes]]:
         self._client = self._client or Client(self._path)
-        kept = self._ask("snapshots")
-        payloads = [chunk for position, _ in kept for chunk in self._ask("chunks", position)]
+        snapshots = self._ask("snapshots")
+        payloads = [chunk for position, _ in snapshots for chunk in self._ask("chunks", position)]
         _, self.version, _ = self._ask("state")
-        start = kept[-1][0] + 1 if kept else 1
+        start = snapshots[-1][0] + 1 if snapshots else 1
         while start <= self.version:
-            found = self._ask("read", start, self.version)
-            payloads += found
-            start += len(found)
+            rows = self._ask("read", start, self.version)
+            payloads += rows
+            start += len(rows)
         return self.version, payloads
 
     def follow(self, callback: Callable[[int, bytes], None]) -> None:

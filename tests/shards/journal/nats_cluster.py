@@ -65,8 +65,8 @@ class NatsCluster:
 
     def start_server(self, number: int) -> None:
         assert BINARY is not None
-        place = f"{self.directory}/server-{number}"
-        command, environ = [BINARY, "-c", f"{place}.conf", "-l", f"{place}.log"], os.environ | ONE_PROCESSOR
+        path = f"{self.directory}/server-{number}"
+        command, environ = [BINARY, "-c", f"{path}.conf", "-l", f"{path}.log"], os.environ | ONE_PROCESSOR
         self.processes[number] = subprocess.Popen(command, env=environ)
 
     def signal(self, number: int, which: signal.Signals) -> None:
@@ -104,9 +104,9 @@ class NatsCluster:
                 try:
                     payload = json.dumps(wish).encode() if wish else b""
                     answer = connection.request(f"$JS.API.{subject}", payload)
-                    told = json.loads(answer.payload) if not answer.status else {"error": {"err_code": 10008}}
-                    if told.get("error", {}).get("err_code") not in (10008, 10009):
-                        return told
+                    reply = json.loads(answer.payload) if not answer.status else {"error": {"err_code": 10008}}
+                    if reply.get("error", {}).get("err_code") not in (10008, 10009):
+                        return reply
                 except (Unreachable, NoAnswer):
                     pass
                 assert time.monotonic() < deadline, f"{subject} is not answered"
@@ -135,8 +135,8 @@ class NatsCluster:
             self._create(name, config)
 
     def _create(self, name: str, config: dict[str, Any]) -> None:
-        while "error" in (told := self.ask(f"STREAM.CREATE.{name}", config)):
-            assert told["error"]["err_code"] in (10074, 10005, 10028), told  # a server is still settling in
+        while "error" in (reply := self.ask(f"STREAM.CREATE.{name}", config)):
+            assert reply["error"]["err_code"] in (10074, 10005, 10028), reply  # a server is still settling in
             time.sleep(0.05)
 
     def clear(self) -> NatsCluster:
@@ -152,8 +152,8 @@ class NatsCluster:
     def limit(self, name: str, max_bytes: int) -> None:
         """The stream takes so much and no more; -1: anything."""
         config = self.ask(f"STREAM.INFO.{name}")["config"]
-        told = self.ask(f"STREAM.UPDATE.{name}", config | {"max_bytes": max_bytes})
-        assert "error" not in told, told
+        reply = self.ask(f"STREAM.UPDATE.{name}", config | {"max_bytes": max_bytes})
+        assert "error" not in reply, reply
 
     def leader(self, name: str) -> int:
         """The number of the server that leads this stream."""

@@ -28,10 +28,10 @@ class Proxy:
 
     def close(self) -> None:
         self._closing = True
-        for one in [self._listener, *self._sockets]:
+        for sock in [self._listener, *self._sockets]:
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
-            one.close()
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
     def _accept(self) -> None:
         while not self._closing:
@@ -57,6 +57,6 @@ class Proxy:
                     break
                 for piece in pieces:
                     target.sendall(piece)
-        for one in (source, target):
+        for sock in (source, target):
             with suppress(OSError):
-                one.shutdown(socket.SHUT_RDWR)
+                sock.shutdown(socket.SHUT_RDWR)

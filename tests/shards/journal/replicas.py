@@ -26,7 +26,11 @@ def wait_current(servers: NatsCluster, name: str) -> None:
     while True:
         cluster = servers.ask(f"STREAM.INFO.{name}").get("cluster") or {}
         replicas = cluster.get("replicas") or []
-        current = [one for one in replicas if one.get("current") and not one.get("offline") and not one.get("lag")]
+        current = [
+            replica
+            for replica in replicas
+            if replica.get("current") and not replica.get("offline") and not replica.get("lag")
+        ]
         if cluster.get("leader") and len(current) == len(servers.ports) - 1:
             return
         assert time.monotonic() < deadline, f"{name} has replicas that are behind: {cluster}"
@@ -47,21 +51,21 @@ def lead(servers: NatsCluster, name: str, number: int) -> None:
 
 def read_replicas(servers: NatsCluster, name: str) -> list[list[tuple[int, bytes]]]:
     """(sequence, message) of all messages, as each server's replica has them. Nobody publishes meanwhile."""
-    found = []
+    messages_of_servers = []
     for number, url in enumerate(servers.urls):
         lead(servers, name, number)
-        found.append(asyncio.run(_read(url, name)))
+        messages_of_servers.append(asyncio.run(_read(url, name)))
         assert servers.leader(name) == number, "another server has taken the lead meanwhile"
-    return found
+    return messages_of_servers
 
 
 def last_of(servers: NatsCluster, name: str) -> int:
     """The stream's last sequence, as its leader has it."""
     deadline = time.monotonic() + READY_S
-    while "state" not in (told := servers.ask(f"STREAM.INFO.{name}")):
-        assert time.monotonic() < deadline, told
+    while "state" not in (reply := servers.ask(f"STREAM.INFO.{name}")):
+        assert time.monotonic() < deadline, reply
         time.sleep(0.02)
-    return int(told["state"]["last_seq"])
+    return int(reply["state"]["last_seq"])
 
 
 def read_from(url: str, name: str, first: int, last: int) -> list[tuple[int, bytes]]:
@@ -69,10 +73,10 @@ def read_from(url: str, name: str, first: int, last: int) -> list[tuple[int, byt
     deadline = time.monotonic() + READY_S
     while True:
         try:
-            found = asyncio.run(_read_range(url, name, first, last))
-            if not found or found[-1][0] >= last:
-                return found
-            reason = f"it ends at {found[-1][0]}"
+            messages = asyncio.run(_read_range(url, name, first, last))
+            if not messages or messages[-1][0] >= last:
+                return messages
+            reason = f"it ends at {messages[-1][0]}"
         except (nats.errors.Error, OSError, TimeoutError) as error:
             reason = repr(error)
         assert time.monotonic() < deadline, f"{url} does not show {first} to {last} of {name}: {reason}"
@@ -82,12 +86,12 @@ def read_from(url: str, name: str, first: int, last: int) -> list[tuple[int, byt
 async def _read_range(url: str, name: str, first: int, last: int) -> list[tuple[int, bytes]]:
     client = await nats.connect(url, allow_reconnect=False, connect_timeout=5)
     try:
-        found: list[tuple[int, bytes]] = []
+        messages: list[tuple[int, bytes]] = []
         following = first
         while following <= last and (run := await _run(client, name, following)):
-            found += run
-            following = found[-1][0] + 1
-        return [row for row in found if row[0] <= last]
+            messages += run
+            following = messages[-1][0] + 1
+        return [row for row in messages if row[0] <= last]
     finally:
         await client.close()
 
@@ -96,13 +100,13 @@ async def _read(url: str, name: str) -> list[tuple[int, bytes]]:
     client = await nats.connect(url, allow_reconnect=False)
     try:
         state = (await client.jetstream().stream_info(name)).state
-        found: list[tuple[int, bytes]] = []
+        messages: list[tuple[int, bytes]] = []
         following = state.first_seq
         while following <= state.last_seq and state.messages:
-            found += await _run(client, name, following)
-            following = found[-1][0] + 1
-        assert len(found) == state.messages, f"{name} says {state.messages} messages, and shows {len(found)}"
-        return found
+            messages += await _run(client, name, following)
+            following = messages[-1][0] + 1
+        assert len(messages) == state.messages, f"{name} says {state.messages} messages, and shows {len(messages)}"
+        return messages
     finally:
         await client.close()
 
@@ -112,7 +116,7 @@ async def _run(client: Client, name: str, first: int) -> list[tuple[int, bytes]]
     subscription = await client.subscribe(inbox)
     wish = json.dumps({"seq": first, "batch": RUN_MESSAGES}).encode()
     await client.publish(f"$JS.API.DIRECT.GET.{name}", wish, reply=inbox)
-    found: list[tuple[int, bytes]] = []
+    messages: list[tuple[int, bytes]] = []
     while True:
         message = await subscription.next_msg(timeout=ANSWER_S)
         headers = message.headers or {}
@@ -120,5 +124,5 @@ async def _run(client: Client, name: str, first: int) -> list[tuple[int, bytes]]
             if headers.get("Status") not in ("204", "404"):  # the end of the run; no message from there on
                 raise nats.errors.NoRespondersError
             await subscription.unsubscribe()
-            return found
-        found.append((int(headers["Nats-Sequence"]), message.data))
+            return messages
+        messages.append((int(headers["Nats-Sequence"]), message.data))

@@ -55,25 +55,25 @@ class Specimen:
         self.looked = 0
         assert self.look("nothing") == "whole"
 
-    def say(self, found: Recovery) -> tuple[int, int, list[bytes], list[tuple[int, bytes]]]:
+    def say(self, recovery: Recovery) -> tuple[int, int, list[bytes], list[tuple[int, bytes]]]:
         """(head, position of the snapshot, its chunks, the batches behind it), read as the journal reads them."""
         base, chunks = 0, []
-        if found.snapshots:
-            base = snapshot.position_of(found.snapshots[-1])
-            chunks = list(snapshot.Reader(self.disk, f"{DIRECTORY}/{found.snapshots[-1]}").chunks())
-        index = covering(found.segments, base + 1)
-        log = batches(self.disk, DIRECTORY, found.segments[index:], base + 1, found.log.head)
-        return found.log.head, base, chunks, list(log)
+        if recovery.snapshots:
+            base = snapshot.position_of(recovery.snapshots[-1])
+            chunks = list(snapshot.Reader(self.disk, f"{DIRECTORY}/{recovery.snapshots[-1]}").chunks())
+        index = covering(recovery.segments, base + 1)
+        log = batches(self.disk, DIRECTORY, recovery.segments[index:], base + 1, recovery.log.head)
+        return recovery.log.head, base, chunks, list(log)
 
     def look(self, what: str) -> str:
         """Judge the journal as it stands now: "refused" or "whole", and nothing else may it be."""
         self.disk = SimDisk(self.medium, self.rng)
         try:
-            found = examine(self.disk, DIRECTORY, SHARD, self.boot_id)
+            recovery = examine(self.disk, DIRECTORY, SHARD, self.boot_id)
         except (Corrupt, Gap):
             verdict = "refused"
         else:
-            self.compare(self.say(found), what)
+            self.compare(self.say(recovery), what)
             verdict = "whole"
         self.looked += 1
         if self.looked % OPENED_EVERY == 0:
@@ -94,13 +94,13 @@ class Specimen:
                 self.compare((journal.head, max(position, 0), chunks or [], log), what)
             rig.kill()
 
-    def compare(self, said: tuple[int, int, list[bytes], list[tuple[int, bytes]]], what: str) -> None:
+    def compare(self, content_read: tuple[int, int, list[bytes], list[tuple[int, bytes]]], what: str) -> None:
         """All that was answered, by way of whichever snapshot."""
-        assert said[0] == len(self.log), f"{what}: it ends at {said[0]}"
-        self.compare_prefix(said, what)
+        assert content_read[0] == len(self.log), f"{what}: it ends at {content_read[0]}"
+        self.compare_prefix(content_read, what)
 
-    def compare_prefix(self, said: tuple[int, int, list[bytes], list[tuple[int, bytes]]], what: str) -> None:
-        head, base, chunks, log = said
+    def compare_prefix(self, content_read: tuple[int, int, list[bytes], list[tuple[int, bytes]]], what: str) -> None:
+        head, base, chunks, log = content_read
         assert chunks == self.snapshots[base], f"{what}: another snapshot"
         assert log == self.log[base:head], f"{what}: other batches"
 
@@ -119,14 +119,14 @@ def flip(specimen: Specimen, name: str, bits: range) -> Counter[str]:
 def cut_off(specimen: Specimen, name: str, lengths: range) -> Counter[str]:
     """The file cut off at each of these lengths."""
     content = specimen.medium.node(f"{DIRECTORY}/{name}").content
-    whole = bytes(content)
+    intact = bytes(content)
     verdicts: Counter[str] = Counter()
     for length in lengths:
-        content[:] = whole[:length]
+        content[:] = intact[:length]
         verdicts[specimen.look(f"{name} cut off at {length}")] += 1
-    content[:] = whole
+    content[:] = intact
     if name.startswith("segment-"):
-        zeros = len(whole) - used_end(whole, 0)
+        zeros = len(intact) - used_end(intact, 0)
         assert verdicts["whole"] <= zeros, "at most the zeros at the end of the older one"
     elif name == MANIFEST:
         assert verdicts["whole"] == 0
@@ -138,20 +138,20 @@ def cut_off(specimen: Specimen, name: str, lengths: range) -> Counter[str]:
 def zeros_from(specimen: Specimen, name: str, lengths: range) -> set[int]:
     """The newest segment, zeros from each of these offsets on; the heads that were found. A prefix, or refused."""
     content = specimen.medium.node(f"{DIRECTORY}/{name}").content
-    whole = bytes(content)
+    intact = bytes(content)
     heads = set()
     for length in lengths:
-        content[length:] = bytes(len(whole) - length)
+        content[length:] = bytes(len(intact) - length)
         specimen.disk = SimDisk(specimen.medium, specimen.rng)
         try:
-            found = examine(specimen.disk, DIRECTORY, SHARD, specimen.boot_id)
+            recovery = examine(specimen.disk, DIRECTORY, SHARD, specimen.boot_id)
         except (Corrupt, Gap):
-            content[:] = whole
+            content[:] = intact
             continue
-        heads.add(found.log.head)
-        said = specimen.say(found)
-        content[:] = whole
-        specimen.compare_prefix(said, f"zeros from {length}")
+        heads.add(recovery.log.head)
+        content_read = specimen.say(recovery)
+        content[:] = intact
+        specimen.compare_prefix(content_read, f"zeros from {length}")
     return heads
 
 

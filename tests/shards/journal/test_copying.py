@@ -53,8 +53,8 @@ def test_snapshots_up_to_the_position_are_in_it_and_no_later_ones() -> None:
     journal.save_snapshot(20, [b"as of 20"])
     batches += fill(journal, 20, 300)
     journal.save_snapshot(40, [b"as of 40"])
-    made = copied(rig, 30)
-    assert sorted(name for name in made if name.startswith("snapshot")) == ["snapshot-00000000000000000020"]
+    names = copied(rig, 30)
+    assert sorted(name for name in names if name.startswith("snapshot")) == ["snapshot-00000000000000000020"]
     copy = opened(rig)
     snapshot = copy.load_snapshot()
     assert snapshot is not None
@@ -73,12 +73,12 @@ def test_whatever_is_missing_or_changed_in_a_copy_is_recognised_its_last_batch_i
     """Every byte of the copy's last segment that says something, changed in turn; and every file, missing."""
     rig = Rig()
     batches = fill(rig.opened(), 15, 300)
-    made = copied(rig, 15)
+    names = copied(rig, 15)
     rig.lose_power()
-    whole = {name: bytes(rig.medium.node(f"{COPY}/{name}").content) for name in made}
-    damaged: list[tuple[str, int | None]] = [(name, None) for name in made if name != "segment-0000000001"]
-    last = max(name for name in made if name.startswith("segment"))
-    used = len(whole[last].rstrip(b"\0"))
+    intact = {name: bytes(rig.medium.node(f"{COPY}/{name}").content) for name in names}
+    damaged: list[tuple[str, int | None]] = [(name, None) for name in names if name != "segment-0000000001"]
+    last = max(name for name in names if name.startswith("segment"))
+    used = len(intact[last].rstrip(b"\0"))
     damaged += [(last, offset) for offset in range(0, used, 7)]
     silent = []
     for name, offset in damaged:
@@ -86,7 +86,7 @@ def test_whatever_is_missing_or_changed_in_a_copy_is_recognised_its_last_batch_i
         if offset is None:
             rig.medium.remove(path)
         else:
-            data = bytearray(whole[name])
+            data = bytearray(intact[name])
             data[offset] ^= 0x10
             rig.medium.replace(path, bytes(data))
         journal = file_journal(COPY, rig.process(), rig.tick, rig.rng, "always", rig.segment_bytes)
@@ -98,8 +98,8 @@ def test_whatever_is_missing_or_changed_in_a_copy_is_recognised_its_last_batch_i
             if journal.head < 15 or list(journal.replay(1)) != batches:
                 silent.append((name, offset))
         rig.kill()
-        for one, content in whole.items():
-            rig.medium.replace(f"{COPY}/{one}", content)
-        for extra in set(rig.medium.directories[COPY].names) - set(whole):
+        for copied_name, content in intact.items():
+            rig.medium.replace(f"{COPY}/{copied_name}", content)
+        for extra in set(rig.medium.directories[COPY].names) - set(intact):
             rig.medium.remove(f"{COPY}/{extra}")
     assert silent == []

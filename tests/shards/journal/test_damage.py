@@ -90,9 +90,9 @@ def test_no_few_bits_together_make_it_silently_wrong(specimen: Specimen, seed: i
     for _ in range(500):
         name = rng.choice(specimen.names)
         content = specimen.medium.node(f"{DIRECTORY}/{name}").content
-        whole = bytes(content)
-        near = rng.randrange(len(whole))
+        intact = bytes(content)
+        near = rng.randrange(len(intact))
         for _ in range(rng.choice([2, 3, 8])):
-            content[min(near + rng.randrange(200), len(whole) - 1)] ^= rng.randrange(1, 256)
+            content[min(near + rng.randrange(200), len(intact) - 1)] ^= rng.randrange(1, 256)
         specimen.look(f"{name}: bytes near {near}")
-        content[:] = whole
+        content[:] = intact

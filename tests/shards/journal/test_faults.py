@@ -60,39 +60,39 @@ class Told:
         self.open_batch = None
 
 
-def lead(told: Told, journal: FileJournal, life: int) -> None:
+def lead(answers: Told, journal: FileJournal, life: int) -> None:
     """One life. Unavailable is taken as it comes; anything else ends it."""
 
     def attempt(call: Callable[..., object], *arguments: object) -> None:
         try:
             call(*arguments)
         except Unavailable:
-            told.unavailable += 1
-            told.open_batch = None
+            answers.unavailable += 1
+            answers.open_batch = None
 
     journal.open(SHARD, f"life {life}")
-    told.compare(journal)
+    answers.compare(journal)
     for number in range(8):
-        attempt(told.append, journal, 200 + 90 * number)
+        attempt(answers.append, journal, 200 + 90 * number)
         if number % 3 == 0:
             attempt(journal.idle_barrier)
-    attempt(told.append, journal, 9000)
+    attempt(answers.append, journal, 9000)
     head = journal.head
-    if head >= 3 and told.snapshot[0] <= head - 2:
-        attempt(told.save, journal, head - 2)
-        attempt(told.append, journal, 50)
-        if told.snapshot[0] == head - 2:
+    if head >= 3 and answers.snapshot[0] <= head - 2:
+        attempt(answers.save, journal, head - 2)
+        attempt(answers.append, journal, 50)
+        if answers.snapshot[0] == head - 2:
             attempt(journal.trim, head - 2)
-    attempt(told.append, journal, 1500)
+    attempt(answers.append, journal, 1500)
     if life == 1:
         journal.close()
 
 
-def live(rig: Rig, told: Told, life: int, fault: Fault | None = None) -> int:
+def live(rig: Rig, answers: Told, life: int, fault: Fault | None = None) -> int:
     """One life, to its end; how often the fault fired."""
     journal = rig.journal(fault=fault, ballast_bytes=4096)
     try:
-        lead(told, journal, life)
+        lead(answers, journal, life)
     except (Unavailable, Unknown, Unfit, Crashed):  # unfit: a place that cannot be written, at the opening
         assert rig.disk.fired, "nothing was to go wrong in this life"
     rig.kill()
@@ -102,25 +102,25 @@ def live(rig: Rig, told: Told, life: int, fault: Fault | None = None) -> int:
 @cache
 def before_life(life: int) -> bytes:
     """The machine and what was answered, pickled, after the lives before this one, in which nothing goes wrong."""
-    rig, told = Rig(), Told()
+    rig, answers = Rig(), Told()
     for earlier in range(life):
-        live(rig, told, earlier)
-    return pickle.dumps((rig, told))
+        live(rig, answers, earlier)
+    return pickle.dumps((rig, answers))
 
 
 def run(fault: Fault, faulty_life: int, seed: int) -> tuple[int, Told]:
     """The life with the fault and those after it; (how often it fired, what was answered)."""
-    rig, told = pickle.loads(before_life(faulty_life))
+    rig, answers = pickle.loads(before_life(faulty_life))
     rig.rng.seed(seed)
-    fired = live(rig, told, faulty_life, fault)
+    fired = live(rig, answers, faulty_life, fault)
     if fault.what == "power":
         rig.lose_power()
     for life in range(faulty_life + 1, LIVES):
-        live(rig, told, life)
-    told.compare(rig.opened())
+        live(rig, answers, life)
+    answers.compare(rig.opened())
     rig.lose_power()
-    told.compare(rig.opened())
-    return fired, told
+    answers.compare(rig.opened())
+    return fired, answers
 
 
 @pytest.mark.parametrize("life", range(LIVES))
@@ -142,8 +142,8 @@ def test_an_error_at_any_call_loses_nothing_that_was_answered(life: int, what: i
     fired = 1
     while fired:
         call += 1
-        fired, told = run(Fault(call, what, sticky), life, seed=call)
-        unavailable += told.unavailable
+        fired, answers = run(Fault(call, what, sticky), life, seed=call)
+        unavailable += answers.unavailable
     assert call > 80, "the script did little"
     assert bool(unavailable) == (what in (errno.ENOSPC, errno.EDQUOT)), (
         "a full disk, and nothing else, can be waited for"
@@ -229,13 +229,13 @@ def judged(rig: Rig, heads: set[int], snapshot: int) -> tuple[int, list[bytes] |
     """Opens it, whole: what it says, which must be one of the states it may be in."""
     journal = rig.opened()
     assert journal.head in heads
-    said = content(journal)
-    assert said[0] == snapshot
-    sizes = {21: 2000} if len(said[2]) and len(said[2][-1][1]) == 2000 else {}
+    content_read = content(journal)
+    assert content_read[0] == snapshot
+    sizes = {21: 2000} if len(content_read[2]) and len(content_read[2][-1][1]) == 2000 else {}
     first = max(snapshot, 0) + 1
-    assert said[2] == [(n, payload_of(n, sizes.get(n, 400))) for n in range(first, journal.head + 1)]
+    assert content_read[2] == [(n, payload_of(n, sizes.get(n, 400))) for n in range(first, journal.head + 1)]
     rig.kill()
-    return said
+    return content_read
 
 
 @pytest.mark.parametrize("scene", SCENES, ids=lambda scene: scene.__name__)
@@ -256,11 +256,11 @@ def test_recovery_that_ends_at_any_call_and_is_done_again_finds_the_same(
                 assert rig.disk.fired
             fired += rig.disk.fired
             rig.kill()
-        said = judged(rig, heads, snapshot)
+        content_read = judged(rig, heads, snapshot)
         if len(heads) == 1:
-            assert said == reference
+            assert content_read == reference
         rig.lose_power()
-        assert judged(rig, heads, snapshot) == said, "what one opening has shown stays"
+        assert judged(rig, heads, snapshot) == content_read, "what one opening has shown stays"
         if fired < 2:
             assert call > 20
             return

@@ -41,13 +41,13 @@ class Server(threading.Thread):
             client = self.context.wrap_socket(client, server_side=True)
         with client, client.makefile("rb") as lines:
             while line := lines.readline():
-                verb, *words = line.split()
+                verb, *arguments = line.split()
                 if verb == b"PING":
                     client.sendall(b"PONG\r\n")
                 elif verb == b"PUB":
-                    payload = lines.read(int(words[2]) + 2)
-                    if words[0] == b"echo":
-                        client.sendall(b"MSG %s 1 %s\r\n%s" % (words[1], words[2], payload))
+                    payload = lines.read(int(arguments[2]) + 2)
+                    if arguments[0] == b"echo":
+                        client.sendall(b"MSG %s 1 %s\r\n%s" % (arguments[1], arguments[2], payload))
 
 
 class Counted:
@@ -64,17 +64,20 @@ class Counted:
 
 @pytest.fixture(params=["plain", "TLS"])
 def connection(request: pytest.FixtureRequest) -> Iterator[Connection]:
-    theirs = ours = None
+    server_tls = client_tls = None
     if request.param == "TLS":
         authority = trustme.CA()
-        theirs, ours = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
-        authority.issue_cert(HOST).configure_cert(theirs)
-        authority.configure_trust(ours)
-    server = Server(theirs)
+        server_tls, client_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH), ssl.create_default_context()
+        authority.issue_cert(HOST).configure_cert(server_tls)
+        authority.configure_trust(client_tls)
+    server = Server(server_tls)
     server.start()
-    access = Access((Endpoint(HOST, server.port, theirs is not None),), ours, "")
-    with closing(server.listener), closing(Connection(access, "test", REAL.randbits, MACHINE_CLOCKS.boot_ns)) as found:
-        yield found
+    access = Access((Endpoint(HOST, server.port, server_tls is not None),), client_tls, "")
+    with (
+        closing(server.listener),
+        closing(Connection(access, "test", REAL.randbits, MACHINE_CLOCKS.boot_ns)) as connected,
+    ):
+        yield connected
 
 
 def test_a_request_that_nobody_answers_ends_at_its_deadline_and_the_next_one_is_sent_anew(

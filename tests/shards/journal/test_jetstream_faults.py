@@ -58,8 +58,8 @@ def journal_on(
     def connect(purpose: str) -> Any:
         return cluster.connect(purpose, urls)
 
-    seen = Witness(RealDisk(), witness, MACHINE_CLOCKS.boot_ns)
-    return Patient(connect, SHARD, Terms(GRANT_NS, 0), seen, (clock or Clock()).now_ns, MACHINE_CLOCKS.boot_ns)
+    head_witness = Witness(RealDisk(), witness, MACHINE_CLOCKS.boot_ns)
+    return Patient(connect, SHARD, Terms(GRANT_NS, 0), head_witness, (clock or Clock()).now_ns, MACHINE_CLOCKS.boot_ns)
 
 
 def raw(cluster: NatsCluster, name: str) -> list[bytes]:
@@ -127,13 +127,13 @@ def test_grants_never_overlap_in_the_raw_stream(streams: NatsCluster) -> None:
     epochs: dict[int, list[record.Record]] = {}
     walk = record.Walk(SHARD, 0, 0)
     for message in raw(streams, f"J_{SHARD}"):
-        found = record.unpack(message)
-        walk.take(found)
-        epochs.setdefault(found.epoch, []).append(found)
+        unpacked = record.unpack(message)
+        walk.take(unpacked)
+        epochs.setdefault(unpacked.epoch, []).append(unpacked)
     assert list(epochs) == [1, 2, 3, 4, 5]
     for before, after in zip(epochs.values(), list(epochs.values())[1:], strict=False):
-        granted_ns = before[-1].until_ns if before[-1].kind == record.SEAL else max(one.until_ns for one in before)
-        stamped = [one.time_ns for one in after if one.kind == record.BATCH]
+        granted_ns = before[-1].until_ns if before[-1].kind == record.SEAL else max(grant.until_ns for grant in before)
+        stamped = [stamp.time_ns for stamp in after if stamp.kind == record.BATCH]
         assert min(stamped) >= granted_ns
 
 
@@ -301,17 +301,17 @@ def test_a_stream_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(
         journal.append(payload_of(number))
     journal.save_snapshot(5, [b"five"])
     journal.close()
-    kept = raw(streams, f"J_{SHARD}")
+    messages = raw(streams, f"J_{SHARD}")
     for lost in (4, 1):
         streams.make(SHARD)
-        for message in kept[: len(kept) - lost]:
+        for message in messages[: len(messages) - lost]:
             streams.publish(f"J.{SHARD}", message)
         newer = journal_on(streams, witness=witness)
         newer.waits = True
         with pytest.raises(Corrupt, match="its end is lost"):
             newer.open(SHARD, "newer")
     streams.make(SHARD)
-    for message in kept:
+    for message in messages:
         streams.publish(f"J.{SHARD}", message)
     assert journal_on(streams, witness=witness).open(SHARD, "newer").head == 5
 
@@ -320,49 +320,49 @@ def test_a_map_that_has_lost_its_end_is_refused_by_a_host_that_has_seen_it(
     cluster: NatsCluster, data_dir: Path
 ) -> None:
     def opened() -> JetStreamMapLog:
-        seen = Witness(RealDisk(), str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
-        return JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns, seen)
+        head_witness = Witness(RealDisk(), str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
+        return JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns, head_witness)
 
     cluster.make(0)
     log = opened()
     load(log)
     for version, payload in enumerate((b"create", b"assign", b"pin")):
         decide(log, version, payload)
-    kept = raw(cluster, map_log.NAME)
+    messages = raw(cluster, map_log.NAME)
     cluster.make(0)
-    for message in kept[:2]:
+    for message in messages[:2]:
         cluster.publish(map_log.DECISION, message)
-    for one in (log, opened()):
+    for map_log_opened in (log, opened()):
         with pytest.raises(Corrupt, match="M ends at sequence 2; this host has seen sequence 3: its end is lost"):
-            load(one)
-    other = JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns)
-    load(other)
-    decide(other, 2, b"something else")
+            load(map_log_opened)
+    map_log_blind = JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns)
+    load(map_log_blind)
+    decide(map_log_blind, 2, b"something else")
     with pytest.raises(Corrupt, match="M is another at sequence 3 than this host has seen: its end was lost"):
         load(opened())
 
 
 def test_what_a_host_has_seen_of_a_stream_it_does_not_forget(data_dir: Path) -> None:
-    def seen() -> Witness:
+    def witness_of_stream() -> Witness:
         return Witness(RealDisk(), str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
 
-    seen().saw(9, 77)
-    seen().saw(5, 55, at_once=True)  # as the next life of a daemon does, on a stream that has lost its end
+    witness_of_stream().saw(9, 77)
+    witness_of_stream().saw(5, 55, at_once=True)  # as the next life of a daemon does, on a stream that has lost its end
     with pytest.raises(Corrupt, match="this host has seen sequence 9"):
-        seen().check(seen().last_seen(), "J_1", 5, lambda sequence: 55)
-    seen().check(seen().last_seen(), "J_1", 9, lambda sequence: 77)
+        witness_of_stream().check(witness_of_stream().last_seen(), "J_1", 5, lambda sequence: 55)
+    witness_of_stream().check(witness_of_stream().last_seen(), "J_1", 9, lambda sequence: 77)
 
 
 def test_of_a_map_that_was_made_anew_the_one_before_is_no_evidence(data_dir: Path) -> None:
-    seen = Witness(RealDisk(), str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
-    seen.saw(9, 77, at_once=True, nonce="first")
+    head_witness = Witness(RealDisk(), str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
+    head_witness.saw(9, 77, at_once=True, nonce="first")
     with pytest.raises(Corrupt, match="this host has seen sequence 9"):
-        seen.check(seen.last_seen(), "M", 0, lambda sequence: 0, "first")
-    seen.check(seen.last_seen(), "M", 0, lambda sequence: 0, "second")
-    seen.saw(2, 22, at_once=True, nonce="second")
+        head_witness.check(head_witness.last_seen(), "M", 0, lambda sequence: 0, "first")
+    head_witness.check(head_witness.last_seen(), "M", 0, lambda sequence: 0, "second")
+    head_witness.saw(2, 22, at_once=True, nonce="second")
     with pytest.raises(Corrupt, match="this host has seen sequence 2"):
-        seen.check(seen.last_seen(), "M", 1, lambda sequence: 0, "second")
-    seen.check(seen.last_seen(), "M", 2, lambda sequence: 22, "second")
+        head_witness.check(head_witness.last_seen(), "M", 1, lambda sequence: 0, "second")
+    head_witness.check(head_witness.last_seen(), "M", 2, lambda sequence: 22, "second")
 
 
 def test_what_another_process_of_the_host_sees_meanwhile_is_no_end_that_was_lost(
@@ -376,8 +376,8 @@ def test_what_another_process_of_the_host_sees_meanwhile_is_no_end_that_was_lost
             return super().open(path, write=write)
 
     def opened(disk: RealDisk) -> JetStreamMapLog:
-        seen = Witness(disk, str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
-        return JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns, seen)
+        head_witness = Witness(disk, str(data_dir / "seen"), MACHINE_CLOCKS.boot_ns)
+        return JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns, head_witness)
 
     cluster.make(0)
     daemon = opened(RealDisk())
@@ -478,11 +478,11 @@ def snapshots_of(streams: NatsCluster) -> tuple[bytes, bytes, bytes, bytes]:
 
 def put_snapshots(streams: NatsCluster, messages: list[bytes]) -> None:
     """The shard's streams anew, with the same log, and these as what was saved: a piece, its manifest, and again."""
-    kept = raw(streams, f"J_{SHARD}")
+    log_messages = raw(streams, f"J_{SHARD}")
     streams.make(SHARD)
     for subject, message in zip(("", ".whole") * 2, messages, strict=True):
         streams.publish(f"S.{SHARD}{subject}", message)
-    for message in kept:
+    for message in log_messages:
         streams.publish(f"J.{SHARD}", message)
 
 
@@ -520,11 +520,11 @@ class Forgetful:
             proxy.close()
 
     def _answers(self, number: int, data: bytes) -> list[bytes]:
-        told = re.match(STATE_TOLD, data)
-        if told is None or number not in self.by or len(self.said) >= self.times:
+        state = re.match(STATE_TOLD, data)
+        if state is None or number not in self.by or len(self.said) >= self.times:
             return [data]
         self.said.append(number)
-        return [told[1] + b" %d\r\n%b\r\n" % (len(ABSENT), ABSENT)]
+        return [state[1] + b" %d\r\n%b\r\n" % (len(ABSENT), ABSENT)]
 
 
 @pytest.fixture
@@ -545,14 +545,14 @@ def test_a_stream_that_a_new_leader_does_not_know_yet_is_not_taken_for_absent(
     forgetful.by, forgetful.times = by, times
     log = JetStreamMapLog(forgetful.connect("map"), MACHINE_CLOCKS.boot_ns)
     assert load(log) == (0, [])
-    said = len(forgetful.said)
-    assert said > 0
-    forgetful.times += said
-    seen = Witness(RealDisk(), "", MACHINE_CLOCKS.boot_ns)
+    lies_told = len(forgetful.said)
+    assert lies_told > 0
+    forgetful.times += lies_told
+    head_witness = Witness(RealDisk(), "", MACHINE_CLOCKS.boot_ns)
     terms = Terms(GRANT_NS, 0)
-    journal = Patient(forgetful.connect, SHARD, terms, seen, Clock().now_ns, MACHINE_CLOCKS.boot_ns)
+    journal = Patient(forgetful.connect, SHARD, terms, head_witness, Clock().now_ns, MACHINE_CLOCKS.boot_ns)
     assert journal.open(SHARD, OWNER).epoch == 1
-    assert len(forgetful.said) > said
+    assert len(forgetful.said) > lies_told
 
 
 def test_a_stream_that_is_absent_is_named_once_every_server_has_said_so(
@@ -674,22 +674,22 @@ def test_of_two_supervisors_that_decide_at_once_the_second_one_learns_what_the_f
     cluster: NatsCluster,
 ) -> None:
     cluster.make(0)
-    one, two = (JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns) for _ in range(2))
-    told: list[tuple[int, bytes]] = []
-    two.follow(lambda version, payload: told.append((version, payload)))
-    assert load(one) == load(two) == (0, [])
-    assert decide(one, 0, b"create") == 1
+    first, two = (JetStreamMapLog(cluster.connect(), MACHINE_CLOCKS.boot_ns) for _ in range(2))
+    followed: list[tuple[int, bytes]] = []
+    two.follow(lambda version, payload: followed.append((version, payload)))
+    assert load(first) == load(two) == (0, [])
+    assert decide(first, 0, b"create") == 1
     with pytest.raises(Overtaken) as overtaken:
         decide(two, 0, b"create otherwise")
     assert overtaken.value.version == 1
     assert load(two) == (1, [b"create"])
     assert decide(two, 1, b"assign") == 2
     with pytest.raises(Overtaken):
-        decide(one, 1, b"pin")
-    assert load(one) == (2, [b"create", b"assign"])
-    assert decide(one, 2, b"pin") == 3
+        decide(first, 1, b"pin")
+    assert load(first) == (2, [b"create", b"assign"])
+    assert decide(first, 2, b"pin") == 3
     load(two)
-    assert told == [(3, b"pin")]
+    assert followed == [(3, b"pin")]
 
 
 def test_a_map_is_read_from_another_server_where_one_says_nothing(cluster: NatsCluster) -> None:

@@ -100,15 +100,15 @@ def test_an_old_version_of_a_server_that_no_key_names_is_named(cluster: NatsClus
 
     proxy.answers = older
     try:
-        told = faults(guard_of(cluster, [proxy.url]))
-        assert "server-1 is nats-server 2.14.9: install 2.15.1 or newer" in told
+        fault_texts = faults(guard_of(cluster, [proxy.url]))
+        assert "server-1 is nats-server 2.14.9: install 2.15.1 or newer" in fault_texts
     finally:
         proxy.close()
 
 
 def test_what_the_user_may_not_do_is_named_with_its_subjects(cluster: NatsCluster) -> None:
-    told = faults(guard_of(cluster, cluster.urls, "reader:r"))
-    assert told == [
+    fault_texts = faults(guard_of(cluster, cluster.urls, "reader:r"))
+    assert fault_texts == [
         "cluster.credentials_file: the user reader may not publish to M.decision, M.state, S.1, S.1.whole: allow it in "
         "the servers' configuration",
         LATE,
@@ -124,14 +124,14 @@ def test_a_server_that_cannot_be_reached_is_a_warning_and_servers_of_two_cluster
     alone = NatsCluster(tmp_path, 1)
     try:
         alone.start()
-        told = faults(guard_of(cluster, [*cluster.urls, alone.urls[0]], ""))
-        assert len(told) == 1, "without credentials the first server ends it"
-        assert "refuses the credentials" in told[0]
-        said: list[str] = []
-        assert guard_of(alone, [*alone.urls, away], "", Shape(1, 1, 32, "crc32c"))._servers(said) == []
-        assert said == [f"{away} cannot be reached now: what it is, nobody knows from here"]
-        told = guard_of(cluster, [cluster.urls[0], alone.urls[0]])._servers([])
-        assert told == ["cluster.servers: they are of different clusters: server-0 of trial; server-0 of none"]
+        fault_texts = faults(guard_of(cluster, [*cluster.urls, alone.urls[0]], ""))
+        assert len(fault_texts) == 1, "without credentials the first server ends it"
+        assert "refuses the credentials" in fault_texts[0]
+        warnings: list[str] = []
+        assert guard_of(alone, [*alone.urls, away], "", Shape(1, 1, 32, "crc32c"))._servers(warnings) == []
+        assert warnings == [f"{away} cannot be reached now: what it is, nobody knows from here"]
+        fault_texts = guard_of(cluster, [cluster.urls[0], alone.urls[0]])._servers([])
+        assert fault_texts == ["cluster.servers: they are of different clusters: server-0 of trial; server-0 of none"]
     finally:
         alone.close()
 
@@ -147,7 +147,7 @@ def test_plaintext_is_refused_where_tls_is_asked_for_and_beyond_loopback(tmp_pat
     context = ssl.create_default_context()
     authority.configure_trust(context)
 
-    def told(url: str) -> str:
+    def faults_at(url: str) -> str:
         endpoints = (endpoint_of(url),)
         access = Access(endpoints, context, "")
         deadline = time.monotonic() + READY_S
@@ -164,11 +164,11 @@ def test_plaintext_is_refused_where_tls_is_asked_for_and_beyond_loopback(tmp_pat
     try:
         servers.start_server(0)
         asks = f"nats://127.0.0.1:{port} asks for TLS: name it as tls://127.0.0.1:{port}"
-        assert told(f"nats://127.0.0.1:{port}") == f"cluster.credentials_file, cluster.servers: {asks}"
-        plain = told(f"nats://0.0.0.0:{port}")
+        assert faults_at(f"nats://127.0.0.1:{port}") == f"cluster.credentials_file, cluster.servers: {asks}"
+        plain = faults_at(f"nats://0.0.0.0:{port}")
         assert f"cluster.servers: nats://0.0.0.0:{port} is not on loopback: name it as tls://0.0.0.0:{port}" in plain
-        assert f"tls://0.0.0.0:{port} lets everybody in" in told(f"tls://0.0.0.0:{port}")
-        encrypted = told(f"tls://127.0.0.1:{port}")
+        assert f"tls://0.0.0.0:{port} lets everybody in" in faults_at(f"tls://0.0.0.0:{port}")
+        encrypted = faults_at(f"tls://127.0.0.1:{port}")
         assert encrypted.startswith("there are no streams M, J_1, S_1"), encrypted
     finally:
         servers.close()

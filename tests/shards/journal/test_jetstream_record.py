@@ -17,8 +17,8 @@ EXAMPLE = bytes.fromhex(
 
 def record(kind: int, position: int, chain: int, body: bytes = b"", **fields: Any) -> Record:
     before = fields.pop("before", chain)
-    made = Record(kind, 1, 0, 7, 1, position, before, chain, 1000, 2000, body)
-    return made._replace(**fields)
+    plain = Record(kind, 1, 0, 7, 1, position, before, chain, 1000, 2000, body)
+    return plain._replace(**fields)
 
 
 def batch(position: int, before: int, body: bytes, **fields: int) -> Record:
@@ -26,9 +26,9 @@ def batch(position: int, before: int, body: bytes, **fields: int) -> Record:
 
 
 def test_the_example_of_the_format_is_what_is_written_and_read() -> None:
-    made = batch(1, 0, b"hi")
-    assert pack(made) == EXAMPLE
-    assert unpack(EXAMPLE) == made
+    first_batch = batch(1, 0, b"hi")
+    assert pack(first_batch) == EXAMPLE
+    assert unpack(EXAMPLE) == first_batch
 
 
 @pytest.mark.parametrize("bit", range(len(EXAMPLE) * 8))
@@ -47,17 +47,17 @@ def test_a_message_that_is_cut_short_is_none(length: int) -> None:
 
 def test_batches_epochs_beats_and_parts_follow_each_other() -> None:
     walk = Walk(7, 0, 0)
-    one = crc32c(b"one", 0)
-    half, whole = crc32c(b"tw", one), crc32c(b"two", one)
+    after_one = crc32c(b"one", 0)
+    half, after_two = crc32c(b"tw", after_one), crc32c(b"two", after_one)
     assert walk.take(record(EPOCH, 0, 0, b"owner")) is None
     assert walk.take(batch(1, 0, b"one")) == b"one"
-    assert walk.take(record(BEAT, 1, one)) is None
-    assert walk.take(batch(2, one, b"lost", last=0)) is None
-    assert walk.take(batch(2, one, b"tw", last=0)) is None, "part 0 begins anew"
+    assert walk.take(record(BEAT, 1, after_one)) is None
+    assert walk.take(batch(2, after_one, b"lost", last=0)) is None
+    assert walk.take(batch(2, after_one, b"tw", last=0)) is None, "part 0 begins anew"
     assert walk.take(batch(2, half, b"o", part=1)) == b"two"
-    assert walk.take(record(SEAL, 2, whole)) is None
-    assert walk.take(record(EPOCH, 2, whole, b"next", epoch=2)) is None
-    assert walk.take(batch(3, whole, b"three", epoch=2)) == b"three"
+    assert walk.take(record(SEAL, 2, after_two)) is None
+    assert walk.take(record(EPOCH, 2, after_two, b"next", epoch=2)) is None
+    assert walk.take(batch(3, after_two, b"three", epoch=2)) == b"three"
 
 
 @pytest.mark.parametrize(

@@ -130,13 +130,13 @@ def test_an_older_version_of_the_manifest_does_no_harm_even_if_opening_ends_over
 @pytest.mark.parametrize("number", [1, 2, -2, -1])
 def test_a_segment_of_another_log_is_corrupt(rig: Rig, number: int) -> None:
     """Two directories were mixed up: same shard, same positions and sizes, other batches."""
-    other = Rig(seed=2)
-    journal = other.opened()
+    foreign_rig = Rig(seed=2)
+    journal = foreign_rig.opened()
     for position in range(1, 31):
         journal.append(bytes([position]) * 300)
-    assert other.segments() == rig.segments()
+    assert foreign_rig.segments() == rig.segments()
     name = rig.segments()[number]
-    rig.replace(name, other.content(name))
+    rig.replace(name, foreign_rig.content(name))
     refused(rig)
 
 

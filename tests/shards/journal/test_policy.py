@@ -48,14 +48,14 @@ def reboot(rig: Rig) -> None:
 # -- rule 1: something good behind it ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["header", "payload", "end"])
+@pytest.mark.parametrize("part", ["header", "payload", "end"])
 @pytest.mark.parametrize("number", [0, 2, 3])
 @pytest.mark.parametrize("rebooted", [False, True])
-def test_a_damaged_batch_with_a_good_one_behind_it_is_corrupt(place: str, number: int, rebooted: bool) -> None:
+def test_a_damaged_batch_with_a_good_one_behind_it_is_corrupt(part: str, number: int, rebooted: bool) -> None:
     rig = rig_with(5)
     segment = newest(rig)
     batch = segment.batches[number]
-    at = {"header": batch.offset + 20, "payload": batch.payload_at + 7, "end": batch.payload_end + 2}[place]
+    at = {"header": batch.offset + 20, "payload": batch.payload_at + 7, "end": batch.payload_end + 2}[part]
     rig.damage(segment.name, at, b"\xaa\x55")
     if rebooted:
         reboot(rig)
@@ -203,8 +203,8 @@ def test_damage_to_the_last_batch_without_a_new_start_of_the_machine_is_corrupt(
     assert refused(rig).position == 5
 
 
-@pytest.mark.parametrize("kept", [1, 4, 8, 51, 52, 60, 151, 155])
-def test_a_last_batch_cut_short_by_a_kill_is_torn(kept: int) -> None:
+@pytest.mark.parametrize("kept_bytes", [1, 4, 8, 51, 52, 60, 151, 155])
+def test_a_last_batch_cut_short_by_a_kill_is_torn(kept_bytes: int) -> None:
     rig = rig_with(4)
     journal = rig.opened()
     fill(journal, 1)
@@ -212,7 +212,7 @@ def test_a_last_batch_cut_short_by_a_kill_is_torn(kept: int) -> None:
     segment = newest(rig)
     batch = segment.batches[-1]
     assert batch.end - batch.offset == HEADER_BYTES + 104 == 156
-    rig.damage(segment.name, batch.offset + kept, bytes(156 - kept))
+    rig.damage(segment.name, batch.offset + kept_bytes, bytes(156 - kept_bytes))
     journal = rig.opened()
     assert journal.head == 4
     assert "torn" in journal.warnings[0]
@@ -294,9 +294,9 @@ def test_a_read_error_is_not_the_end_of_the_log(error: int) -> None:
 
 
 def trace_of_opening(rig: Rig) -> list[str]:
-    other = Rig(medium=rig.medium.copy())
-    other.opened()
-    return other.disk.trace
+    copied_rig = Rig(medium=rig.medium.copy())
+    copied_rig.opened()
+    return copied_rig.disk.trace
 
 
 # -- the page cache ---------------------------------------------------------------------------------------------------

@@ -124,10 +124,10 @@ def test_a_manifest_comes_back(manifest: Manifest) -> None:
 def test_batches_come_back(payloads: list[bytes], align: int, first: int, chain: int) -> None:
     header = HEADER._replace(align=align, first_position=first, prev_chain=chain, length=65536)
     data = segment(*payloads, header=header, barriers=frozenset({first, first + 2}))
-    found = [batch for batch in walk(data, header) if not batch.flags & BARRIER]
-    assert [data[batch.payload_at : batch.payload_end] for batch in found] == payloads
-    assert [batch.position for batch in found] == list(range(first, first + len(payloads)))
-    assert all(batch.offset % align == 0 for batch in found)
+    batches = [batch for batch in walk(data, header) if not batch.flags & BARRIER]
+    assert [data[batch.payload_at : batch.payload_end] for batch in batches] == payloads
+    assert [batch.position for batch in batches] == list(range(first, first + len(payloads)))
+    assert all(batch.offset % align == 0 for batch in batches)
     assert all(map(is_proof, walk(data, header)))
 
 
@@ -170,13 +170,13 @@ def test_zeros_are_no_batch() -> None:
 def test_a_batch_of_another_segment_salt_chain_or_position_is_none() -> None:
     data = segment(b"hello", b"world")
     assert len(list(walk(data, HEADER))) == 2
-    for other in (
+    for header_unlike in (
         HEADER._replace(segment_id=2),
         HEADER._replace(salt=1),
         HEADER._replace(prev_chain=1),
         HEADER._replace(first_position=2),
     ):
-        assert list(walk(data, other)) == []
+        assert list(walk(data, header_unlike)) == []
 
 
 def test_batches_that_changed_places_are_none() -> None:
@@ -200,11 +200,11 @@ def test_a_length_is_not_believed_before_the_header_is() -> None:
 
 
 def test_a_payload_cannot_pass_for_a_header_without_the_salt() -> None:
-    other = HEADER._replace(salt=HEADER.salt ^ 1)
-    imitation = segment(b"a", b"b", header=other)[BLOCK_BYTES : BLOCK_BYTES + 1024]
+    unsalted = HEADER._replace(salt=HEADER.salt ^ 1)
+    imitation = segment(b"a", b"b", header=unsalted)[BLOCK_BYTES : BLOCK_BYTES + 1024]
     data = segment(imitation)
     assert later_proof(data, HEADER, BLOCK_BYTES) == -1
-    assert later_proof(data, other, BLOCK_BYTES) >= 0
+    assert later_proof(data, unsalted, BLOCK_BYTES) >= 0
 
 
 def test_a_later_proof_is_found_at_any_byte_and_only_if_it_proves() -> None:
@@ -228,9 +228,9 @@ def test_the_used_end_is_behind_the_last_byte_that_is_not_zero(data: bytes, star
 def test_the_used_end_of_much_is_found() -> None:
     data = bytearray(300_000)
     assert used_end(bytes(data), 10) == 10
-    for place in (10, 65_535, 65_536, 200_000, 299_999):
-        data[place] = 1
-        assert used_end(bytes(data), 10) == place + 1
+    for last_used in (10, 65_535, 65_536, 200_000, 299_999):
+        data[last_used] = 1
+        assert used_end(bytes(data), 10) == last_used + 1
 
 
 def test_a_whole_batch_never_ends_in_a_zero() -> None:

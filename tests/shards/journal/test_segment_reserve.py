@@ -79,11 +79,11 @@ def test_the_next_segment_stands_ready_before_it_is_needed() -> None:
     rig = Rig(segment_bytes=SEGMENT)
     journal = rig.opened()
     fill(journal, 50, 200)
-    made = [number for number, call in enumerate(rig.disk.trace) if call == "allocate spare"]
+    allocations = [number for number, call in enumerate(rig.disk.trace) if call == "allocate spare"]
     begun = [number for number, call in enumerate(rig.disk.trace) if call == "rename spare"]
     assert len(begun) > 4
     for earlier, later in pairwise(begun):
-        ready = [number for number in made if earlier < number < later]
+        ready = [number for number in allocations if earlier < number < later]
         assert ready
         between = rig.disk.trace[ready[-1] : later]
         assert any(call.startswith("write segment-") for call in between), "batches were written after it stood ready"

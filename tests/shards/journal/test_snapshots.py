@@ -66,16 +66,16 @@ def test_chunks_that_changed_places_are_malformed() -> None:
     rig = Rig()
     data = written(rig, [b"one!!", b"two!!"])
     first, size = 44, 16 + 5
-    one, two = data[first : first + size], data[first + size : first + 2 * size]
-    rig.replace("x", data[:first] + two + one + data[first + 2 * size :])
+    first_chunk, two = data[first : first + size], data[first + size : first + 2 * size]
+    rig.replace("x", data[:first] + two + first_chunk + data[first + 2 * size :])
     with pytest.raises(Malformed, match="offset 44"):
         snapshot.check(rig.disk, DIRECTORY, "x", 7)
 
 
 def test_a_footer_of_other_chunks_is_malformed_though_every_checksum_is_right() -> None:
     rig = Rig()
-    one, two = written(rig, [b"hello"], "one"), written(Rig(), [b"hullo"])
-    rig.replace("x", two[:-44] + one[-44:])
+    hello, two = written(rig, [b"hello"], "one"), written(Rig(), [b"hullo"])
+    rig.replace("x", two[:-44] + hello[-44:])
     with pytest.raises(Malformed, match="digest"):
         snapshot.check(rig.disk, DIRECTORY, "x", 7)
 
@@ -85,8 +85,14 @@ def test_names_sort_as_positions_and_nothing_else_is_one() -> None:
     names = [snapshot.name_of(position) for position in positions]
     assert names == sorted(names)
     assert [snapshot.position_of(name) for name in names] == positions
-    for other in ("snapshot-1", names[1] + ".tmp", names[1] + ".damaged", "snapshot-" + "x" * 20, "segment-0000000001"):
-        assert snapshot.position_of(other) == -1
+    for wrong_name in (
+        "snapshot-1",
+        names[1] + ".tmp",
+        names[1] + ".damaged",
+        "snapshot-" + "x" * 20,
+        "segment-0000000001",
+    ):
+        assert snapshot.position_of(wrong_name) == -1
 
 
 # -- how one comes to be ---------------------------------------------------------------------------------------------
@@ -139,8 +145,8 @@ def test_segments_go_only_behind_the_older_of_two_snapshots() -> None:
     journal.save_snapshot(35, [b"x"])
     journal.trim(35)
     assert first not in rig.segments()
-    kept = rig.batches(rig.segments()[0])
-    assert kept.header.first_position <= 21 <= kept.batches[-1].position + 1
+    oldest = rig.batches(rig.segments()[0])
+    assert oldest.header.first_position <= 21 <= oldest.batches[-1].position + 1
     removed = [call for call in rig.disk.trace if call.startswith("unlink segment-")]
     assert removed == sorted(removed), "oldest first"
     assert rig.disk.trace[-1] == "fsync_dir data"
@@ -223,14 +229,14 @@ def test_no_good_snapshot_and_the_whole_log_is_enough() -> None:
 
 def test_a_snapshot_of_another_log_is_corrupt() -> None:
     """Two directories were mixed up: same shard, same positions, other batches."""
-    other = Rig(seed=2)
-    journal = other.opened()
+    foreign_rig = Rig(seed=2)
+    journal = foreign_rig.opened()
     fill(journal, 10, 99)
     journal.save_snapshot(8, [b"x"])
     rig = Rig()
     fill(rig.opened(), 10, 100)
     rig.kill()
-    rig.replace(snapshot.name_of(8), other.content(snapshot.name_of(8)))
+    rig.replace(snapshot.name_of(8), foreign_rig.content(snapshot.name_of(8)))
     assert "not taken from this log" in str(refused(rig))
 
 

@@ -69,12 +69,12 @@ async def door(
     end: End = LISTENER, tls: ssl.SSLContext | None = None, peer: Peer | None = None
 ) -> AsyncIterator[tuple[FarDoor, Peer]]:
     peer = peer or Peer()
-    one = FarDoor(end, peer.wire, tls, secrets.randbits)
-    await one.listen("127.0.0.1:0")
+    far_door = FarDoor(end, peer.wire, tls, secrets.randbits)
+    await far_door.listen("127.0.0.1:0")
     try:
-        yield one, peer
+        yield far_door, peer
     finally:
-        one.close()
+        far_door.close()
 
 
 async def until(what: Callable[[], bool]) -> None:
@@ -112,8 +112,8 @@ def test_requests_and_answers_pass_and_a_lost_link_is_dialled_again(
     factory: Callable[[], asyncio.AbstractEventLoop],
 ) -> None:
     async def scene() -> None:
-        async with door() as (one, peer):
-            link, refused = far_link(one.address)
+        async with door() as (far_door, peer):
+            link, refused = far_link(far_door.address)
             link.open()
             await until(lambda: link.is_open)
             caller = Caller()
@@ -126,7 +126,7 @@ def test_requests_and_answers_pass_and_a_lost_link_is_dialled_again(
             assert refused == []
             link.drop()
             await until(lambda: peer.lost == 1)
-            again, _ = far_link(one.address)
+            again, _ = far_link(far_door.address)
             again.open()
             await until(lambda: again.is_open)
             again.close()
@@ -136,9 +136,9 @@ def test_requests_and_answers_pass_and_a_lost_link_is_dialled_again(
 
 def test_what_was_sent_and_not_answered_is_unknown_where_the_peer_is_dropped() -> None:
     async def scene() -> None:
-        async with door() as (one, peer):
+        async with door() as (far_door, peer):
             peer._on_frame = lambda *_: None  # type: ignore[method-assign]  # it hangs
-            link, refused = far_link(one.address)
+            link, refused = far_link(far_door.address)
             link.open()
             await until(lambda: link.is_open)
             link.ask(Caller(), 1, 0, 1, ("add", b""))
@@ -178,8 +178,8 @@ def test_a_peer_that_is_frozen_is_named_and_asked_again_once_it_turns(
 ) -> None:
     async def scene() -> None:
         peer = Slow(frozen=True)
-        async with door(peer=peer) as (one, _):
-            link, refused = far_link(one.address, probe_s=0.01)
+        async with door(peer=peer) as (far_door, _):
+            link, refused = far_link(far_door.address, probe_s=0.01)
             link.open()
             await until(lambda: link.is_open)
             caller = Caller()
@@ -201,8 +201,8 @@ def test_a_peer_that_is_frozen_is_named_and_asked_again_once_it_turns(
             peer.go_on()
             await until(lambda: bool(caller.heard))
             assert caller.heard == [b"again"], "nobody waits for the answers to what was given up"
-            asked = [payload[1] for frame in peer.frames for *_, payload in frame]
-            assert asked == [b"sent", b"sent", b"again"]
+            questions = [payload[1] for frame in peer.frames for *_, payload in frame]
+            assert questions == [b"sent", b"sent", b"again"]
             link.close()
 
     run(scene, factory)
@@ -211,8 +211,8 @@ def test_a_peer_that_is_frozen_is_named_and_asked_again_once_it_turns(
 def test_an_answer_that_takes_long_is_waited_for_while_the_peers_loop_turns() -> None:
     async def scene() -> None:
         peer = Slow(frozen=False)
-        async with door(peer=peer) as (one, _):
-            link, refused = far_link(one.address, probe_s=0.01)
+        async with door(peer=peer) as (far_door, _):
+            link, refused = far_link(far_door.address, probe_s=0.01)
             link.open()
             await until(lambda: link.is_open)
             caller = Caller()
@@ -239,13 +239,13 @@ def test_who_is_no_peer_is_refused_and_named_once_at_both_ends(
     end: End, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scene() -> None:
-        async with door() as (one, peer):
-            link, refused = far_link(one.address, end)
+        async with door() as (far_door, peer):
+            link, refused = far_link(far_door.address, end)
             link.open()
             await until(lambda: bool(link.refused))
             for _ in range(3):
                 with pytest.raises(LinkRefused):
-                    await dial(Far(one.address, 9), 5, end, peer.wire, None, secrets.randbits)
+                    await dial(Far(far_door.address, 9), 5, end, peer.wire, None, secrets.randbits)
             link.ask(Caller(), 1, 0, 1, ("add", b""))
             assert refused[0][2].applied == "no"
             assert reason in str(refused[0][2].reason)
@@ -253,22 +253,22 @@ def test_who_is_no_peer_is_refused_and_named_once_at_both_ends(
 
     with caplog.at_level(logging.WARNING):
         run(scene, uvloop.new_event_loop)
-    told = [record.getMessage() for record in caplog.records]
-    assert len([text for text in told if text.startswith("no link to shard 5") and reason in text]) == 1
-    assert len([text for text in told if text.startswith("shard 5 refused a link from 127.0.0.1")]) == 1
+    messages = [record.getMessage() for record in caplog.records]
+    assert len([text for text in messages if text.startswith("no link to shard 5") and reason in text]) == 1
+    assert len([text for text in messages if text.startswith("shard 5 refused a link from 127.0.0.1")]) == 1
 
 
 @pytest.mark.parametrize(
-    "said", [b"GET / HTTP/1.1\r\n\r\n", (HELLO_BYTES_MAX + 1).to_bytes(4, "little") + b"x" * 100, b"\1\0\0\0\xc0"]
+    "greeting", [b"GET / HTTP/1.1\r\n\r\n", (HELLO_BYTES_MAX + 1).to_bytes(4, "little") + b"x" * 100, b"\1\0\0\0\xc0"]
 )
-def test_a_stranger_is_closed_and_lets_the_door_stand(said: bytes, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_stranger_is_closed_and_lets_the_door_stand(greeting: bytes, caplog: pytest.LogCaptureFixture) -> None:
     async def scene() -> None:
-        async with door() as (one, peer):
-            reader, writer = await asyncio.open_connection(*split_address(one.address))
-            writer.write(said)
+        async with door() as (far_door, peer):
+            reader, writer = await asyncio.open_connection(*split_address(far_door.address))
+            writer.write(greeting)
             assert await reader.read() == b""
             writer.close()
-            link, _ = far_link(one.address)
+            link, _ = far_link(far_door.address)
             link.open()
             await until(lambda: link.is_open)
             assert peer.frames == []
@@ -302,20 +302,20 @@ def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
     """Whoever is not let in is named where it came to, with the reason, whichever end did not believe the other one."""
     files = []
     for name in ("ours", "strange"):
-        authority, place = trustme.CA(), tmp_path / name
-        place.mkdir()
+        authority, directory = trustme.CA(), tmp_path / name
+        directory.mkdir()
         host = authority.issue_cert("host")
-        host.private_key_pem.write_to_path(place / "key.pem")
-        host.cert_chain_pems[0].write_to_path(place / "chain.pem")
-        authority.cert_pem.write_to_path(place / "ca.pem")
-        files.append(Certificates(*(str(place / one) for one in ("chain.pem", "key.pem", "ca.pem"))))
+        host.private_key_pem.write_to_path(directory / "key.pem")
+        host.cert_chain_pems[0].write_to_path(directory / "chain.pem")
+        authority.cert_pem.write_to_path(directory / "ca.pem")
+        files.append(Certificates(*(str(directory / file_name) for file_name in ("chain.pem", "key.pem", "ca.pem"))))
     dialling, listening = contexts(files[0])
     stranger, _ = contexts(files[1]._replace(authority=files[0].authority))
     unbelieving, _ = contexts(files[1])
 
     async def scene() -> None:
-        async with door(tls=listening) as (one, peer):
-            link, _ = far_link(one.address, tls=dialling)
+        async with door(tls=listening) as (far_door, peer):
+            link, _ = far_link(far_door.address, tls=dialling)
             link.open()
             await until(lambda: link.is_open)
             caller = Caller()
@@ -326,7 +326,7 @@ def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
             for tls in (stranger, unbelieving, None):
                 caplog.clear()
                 with pytest.raises((LinkRefused, OSError)):
-                    await dial(Far(one.address, 9), 5, DIALER, peer.wire, tls, secrets.randbits)
+                    await dial(Far(far_door.address, 9), 5, DIALER, peer.wire, tls, secrets.randbits)
                 await until(lambda: NOT_BELIEVED in caplog.text)
             assert len(peer.frames) == 1
 
@@ -335,15 +335,15 @@ def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
 
 def test_a_door_lets_only_so_many_strangers_wait() -> None:
     async def scene() -> None:
-        async with door() as (one, _):
-            address = split_address(one.address)
+        async with door() as (far_door, _):
+            address = split_address(far_door.address)
             crowd = [await asyncio.open_connection(*address) for _ in range(far.GREETED_AT_ONCE_MAX + 8)]
             closed = [asyncio.ensure_future(reader.read()) for reader, _ in crowd]
             await until(lambda: sum(each.done() for each in closed) >= 8)
             for _, writer in crowd:
                 writer.close()
             await until(lambda: all(each.done() for each in closed))
-            link, _ = far_link(one.address)
+            link, _ = far_link(far_door.address)
             link.open()
             await until(lambda: link.is_open)
             link.close()

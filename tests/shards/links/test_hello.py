@@ -20,24 +20,24 @@ def listening(end: End = LISTENER) -> Listening:
     return Listening(end, NONCES[1])
 
 
-def met(one: Dialling, other: Listening) -> None:
+def met(dialler: Dialling, listener: Listening) -> None:
     """The whole exchange."""
-    proof = one.receive(other.receive(one.hello))
+    proof = dialler.receive(listener.receive(dialler.hello))
     assert proof is not None
-    assert one.receive(other.receive(proof)) is None
+    assert dialler.receive(listener.receive(proof)) is None
 
 
 def test_two_ends_of_one_cluster_that_mean_each_other_are_welcome() -> None:
-    one, other = dialling(), listening()
-    met(one, other)
-    assert one.is_welcome
-    assert other.is_welcome
+    dialler, listener = dialling(), listening()
+    met(dialler, listener)
+    assert dialler.is_welcome
+    assert listener.is_welcome
 
 
 def test_without_a_secret_on_both_sides_nothing_is_proved_and_all_else_is_looked_at() -> None:
-    one, other = dialling(DIALER._replace(secret=b"")), listening(LISTENER._replace(secret=b""))
-    met(one, other)
-    assert other.is_welcome
+    dialler, listener = dialling(DIALER._replace(secret=b"")), listening(LISTENER._replace(secret=b""))
+    met(dialler, listener)
+    assert listener.is_welcome
     with pytest.raises(LinkRefused, match="this is shard 5"):
         listening().receive(dialling(shard=4).hello)
 
@@ -61,41 +61,41 @@ def test_who_is_of_another_version_or_cluster_or_means_another_is_told_so(hello:
     assert refused.value.passes == reason.startswith(("shard", "epoch")), "the map will tell the dialer better"
 
 
-@pytest.mark.parametrize("known", [b"", b"of another cluster"])
-def test_each_end_notices_that_the_other_does_not_know_the_secret(known: bytes) -> None:
-    one, other = dialling(), listening(LISTENER._replace(secret=known))
+@pytest.mark.parametrize("guess", [b"", b"of another cluster"])
+def test_each_end_notices_that_the_other_does_not_know_the_secret(guess: bytes) -> None:
+    dialler, listener = dialling(), listening(LISTENER._replace(secret=guess))
     with pytest.raises(LinkRefused, match="dialled does not know the secret"):
-        one.receive(other.receive(one.hello))
-    guessing = dialling(DIALER._replace(secret=known))
-    other = listening()
-    other.receive(guessing.hello)
+        dialler.receive(listener.receive(dialler.hello))
+    guessing = dialling(DIALER._replace(secret=guess))
+    listener = listening()
+    listener.receive(guessing.hello)
     with pytest.raises(LinkRefused, match="dials does not know the secret"):
-        other.receive(Proof(b"\0" * 32))
-    assert not other.is_welcome
+        listener.receive(Proof(b"\0" * 32))
+    assert not listener.is_welcome
 
 
 def test_a_proof_is_good_for_one_exchange_and_for_one_end() -> None:
-    one, other = dialling(), listening()
-    challenge = other.receive(one.hello)
-    proof = one.receive(challenge)
+    dialler, listener = dialling(), listening()
+    challenge = listener.receive(dialler.hello)
+    proof = dialler.receive(challenge)
     assert proof is not None
     later = Listening(LISTENER, b"m" * 16)
-    later.receive(one.hello)
+    later.receive(dialler.hello)
     with pytest.raises(LinkRefused, match="does not know the secret"):
         later.receive(proof)  # overheard the last time
     mirror = listening()
-    mirror.receive(one.hello)
+    mirror.receive(dialler.hello)
     with pytest.raises(LinkRefused, match="does not know the secret"):
         mirror.receive(Proof(challenge.proof))  # type: ignore[union-attr]  # the listener's own, sent back to it
 
 
 def test_what_comes_out_of_turn_is_refused() -> None:
-    one, other = dialling(), listening()
+    dialler, listener = dialling(), listening()
     with pytest.raises(LinkRefused, match="out of turn"):
-        one.receive(Welcome())
+        dialler.receive(Welcome())
     with pytest.raises(LinkRefused, match="out of turn"):
-        other.receive(Proof(b"\0" * 32))
-    met(dialling(), other)
-    for word in (one.hello, Proof(b"\0" * 32)):
+        listener.receive(Proof(b"\0" * 32))
+    met(dialling(), listener)
+    for message in (dialler.hello, Proof(b"\0" * 32)):
         with pytest.raises(LinkRefused, match="out of turn"):
-            other.receive(word)
+            listener.receive(message)

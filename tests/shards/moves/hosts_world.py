@@ -61,14 +61,18 @@ class View:
 
     def take_up(self, records: list[list[Any]]) -> list[NewOwner]:
         """Everything behind its version; the buckets that changed their shard by that."""
-        known = list(self.map.generation)
+        generations_before = list(self.map.generation)
         for record in records[self.version :]:
             if not self.wanted.apply(record) and not self.shares.apply(record):
                 self.map.apply(record)
         self.version = len(records)
         now = enumerate(self.map.generation)
-        changed = [one for one, generation in now if one < len(known) and generation > known[one]]
-        return [NewOwner(0, one, *self.map.owner_of(one)) for one in changed]
+        changed = [
+            bucket
+            for bucket, generation in now
+            if bucket < len(generations_before) and generation > generations_before[bucket]
+        ]
+        return [NewOwner(0, bucket, *self.map.owner_of(bucket)) for bucket in changed]
 
 
 class Journal:
@@ -141,7 +145,7 @@ class World:
         founded = View()
         founded.take_up(self.log)
         for shard, journal in self.journals.items():
-            journal.content = {one: (1, 0, False) for one in founded.map.buckets_of(shard)}
+            journal.content = {bucket: (1, 0, False) for bucket in founded.map.buckets_of(shard)}
 
     # -- the log ----------------------------------------------------------------------------------------------------
 
@@ -239,10 +243,10 @@ class World:
             self.decide(host, ["at", worker.shard, worker.voice.number, "x:1", ""])
 
     def serve(self, worker: Worker) -> None:
-        for one in [one for one in self.messages if one[1] is worker]:  # on the wire before Serve
-            self.messages.remove(one)
-            if isinstance(one[2], NewOwner):
-                worker.map.follow(one[2].bucket_id, one[2].shard_id, one[2].generation)
+        for message in [pending for pending in self.messages if pending[1] is worker]:  # on the wire before Serve
+            self.messages.remove(message)
+            if isinstance(message[2], NewOwner):
+                worker.map.follow(message[2].bucket_id, message[2].shard_id, message[2].generation)
         worker.state = "serving"
         for bucket in worker.map.buckets_of(worker.shard):
             generation = worker.map.generation[bucket]
@@ -277,7 +281,7 @@ class World:
 
     def command(self, bucket: int) -> None:
         """A client's, at a worker that would answer it."""
-        able = [one for host in self.hosts for one in host.workers.values() if bucket in one.held]
+        able = [worker for host in self.hosts for worker in host.workers.values() if bucket in worker.held]
         if not able:
             return
         worker = self.rng.choice(able)
@@ -298,8 +302,8 @@ class World:
             return
         source = self.rng.choice(able)
         moving = {driven.move.bucket_id for driven in host.driven} | host.unwanted
-        buckets = [one for one in host.view.map.buckets_of(source) if one not in moving]
-        target = self.rng.choice([one for one in self.journals if one != source])
+        buckets = [bucket for bucket in host.view.map.buckets_of(source) if bucket not in moving]
+        target = self.rng.choice([shard for shard in self.journals if shard != source])
         if not buckets or target not in host.view.shares.owns:
             return
         bucket = self.rng.choice(buckets)
@@ -310,8 +314,8 @@ class World:
         """Moves that are wanted of buckets here, and that nobody drives; and those that came to nothing are told."""
         wanted = host.view.wanted
         for bucket in list(host.unwanted):
-            known = wanted.of.get(bucket)
-            if known is None or self.decide(host, ["unwanted", bucket, known.generation, ""]):
+            wish = wanted.of.get(bucket)
+            if wish is None or self.decide(host, ["unwanted", bucket, wish.generation, ""]):
                 host.unwanted.discard(bucket)
         if not self.rules.carries_on:
             return
@@ -327,7 +331,7 @@ class World:
         host.count += 1
         number = host.view.version << 32 | host.count << 16 | source
         move = Move(number, bucket, source, target, host.view.map.generation[bucket], self.now_ns)
-        voices = {one: host.view.shares.owns[one].voice for one in (source, target)}
+        voices = {shard_id: host.view.shares.owns[shard_id].voice for shard_id in (source, target)}
         driven = Driven(move, voices, host.workers[source])
         driven.is_carried = is_carried
         host.driven.append(driven)
@@ -351,7 +355,7 @@ class World:
         worker = host.workers.get(shard)
         if worker is None:  # over a link: to whoever serves the shard by the map that this host has
             own = host.view.shares.owns[shard]
-            far = next(one for one in self.hosts if one.name == own.host_id)
+            far = next(candidate for candidate in self.hosts if candidate.name == own.host_id)
             worker = far.workers.get(shard)
         if worker is not None and worker.voice.number == host.view.shares.owns[shard].number:
             self.messages.append((host, worker, message, driven, driven.move.source))
@@ -367,8 +371,8 @@ class World:
             self.catch_up(host)
         driven.record = None
         if view.map.owner_of(bucket) == (shard, generation):
-            told = {*host.workers, driven.move.target}
-            self.act(host, driven, driven.move.on_committed(sorted(told), self.now_ns))
+            shards_told = {*host.workers, driven.move.target}
+            self.act(host, driven, driven.move.on_committed(sorted(shards_told), self.now_ns))
         else:
             self.seen["refused"] += 1
             self.act(host, driven, driven.move.on_refused("another life", self.now_ns))
@@ -380,12 +384,12 @@ class World:
         if not self.messages:
             return
         first = self.rng.choice(self.messages)
-        place = next(index for index, one in enumerate(self.messages) if one[:2] == first[:2])
-        sender, receiver, message, of, source = self.messages[place]
+        oldest = next(index for index, pending in enumerate(self.messages) if pending[:2] == first[:2])
+        sender, receiver, message, of, source = self.messages[oldest]
         if isinstance(receiver, Worker):
             if receiver.host.is_paused and receiver.state != "dead":
                 return
-            del self.messages[place]
+            del self.messages[oldest]
             if receiver.state == "serving":
                 assert isinstance(sender, Host)
                 self.on_order(sender, receiver, message, of, source)
@@ -394,7 +398,7 @@ class World:
             return
         if receiver.is_paused:
             return
-        del self.messages[place]
+        del self.messages[oldest]
         driven = of
         if isinstance(driven, Driven) and driven in receiver.driven:
             assert isinstance(sender, Worker)
@@ -449,20 +453,22 @@ class World:
                 self.changed(worker, order)
                 report(Served(number) if order.shard_id == worker.shard else Known(number))
 
-    def changed(self, worker: Worker, word: NewOwner) -> None:
-        bucket = word.bucket_id
+    def changed(self, worker: Worker, new_owner: NewOwner) -> None:
+        bucket = new_owner.bucket_id
         before = worker.map.owner[bucket]
-        if not worker.map.follow(bucket, word.shard_id, word.generation):
+        if not worker.map.follow(bucket, new_owner.shard_id, new_owner.generation):
             return
         if before == worker.shard:
             worker.leaving.pop(bucket, None)
             worker.frozen.pop(bucket, None)
             worker.held.pop(bucket, None)
             self.write(worker, bucket, None)
-        elif word.shard_id == worker.shard:
+        elif new_owner.shard_id == worker.shard:
             _, generation, content = worker.arrived.pop(bucket, (0, 0, 0))
-            if generation != word.generation:
-                raise Wrong(f"shard {worker.shard} is given bucket {bucket} at {word.generation}, and has {generation}")
+            if generation != new_owner.generation:
+                raise Wrong(
+                    f"shard {worker.shard} is given bucket {bucket} at {new_owner.generation}, and has {generation}"
+                )
             worker.held[bucket] = content
 
     # -- a run ------------------------------------------------------------------------------------------------------
@@ -509,7 +515,7 @@ class World:
         self.now_ns += TICK_NS
         running = [host for host in self.hosts if host.is_up and not host.is_paused]
         action = self.rng.random()
-        deciding = [(host, one) for host in self.hosts for one in host.driven if one.record is not None]
+        deciding = [(host, driven) for host in self.hosts for driven in host.driven if driven.record is not None]
         if not calm and action < 0.02:
             self.strike()
             return
@@ -615,8 +621,8 @@ class World:
         if view.wanted.of:
             raise Wrong(f"wanted still: {view.wanted.of}")
         for bucket, answered in self.answered.items():
-            holders = [(one.shard, one.held[bucket]) for host in self.hosts for one in host.workers.values()
-                       if bucket in one.held]  # fmt: skip
+            holders = [(worker.shard, worker.held[bucket]) for host in self.hosts for worker in host.workers.values()
+                       if bucket in worker.held]  # fmt: skip
             if holders != [(view.map.owner[bucket], answered)]:
                 raise Wrong(
                     f"bucket {bucket}: {holders}, the map says {view.map.owner_of(bucket)}, answered {answered}"

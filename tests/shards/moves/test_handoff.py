@@ -77,7 +77,7 @@ async def test_what_is_aborted_while_the_clock_is_awaited_is_not_taken(target: T
     passed = asyncio.Event()
     asyncio.get_running_loop().call_later(0.001, passed.set)  # behind the target's own look
     await passed.wait()
-    assert not any(isinstance(one, Stored) for one in target.said)
+    assert not any(isinstance(message, Stored) for message in target.said)
     assert target.handoff.is_still()
 
 

@@ -19,15 +19,15 @@ SEEDS_MAX = 1000  # until a faulty rule is caught
 
 
 def test_no_command_is_lost_or_doubled_and_nobody_guesses() -> None:
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for seed in range(SEEDS):
         world = World(seed)
         try:
             world.run()
         except Exception as error:
             raise AssertionError(f"seed {seed}") from error
-        seen = {key: seen.get(key, 0) + count for key, count in world.seen.items()}
-    assert all(seen[key] for key in ("moved", "aborted", "refused", "dropped", "carried")), seen
+        counts = {key: counts.get(key, 0) + count for key, count in world.seen.items()}
+    assert all(counts[key] for key in ("moved", "aborted", "refused", "dropped", "carried")), counts
 
 
 def test_a_host_that_opens_a_journal_too_late_never_serves() -> None:
@@ -40,11 +40,11 @@ def _without(part: str) -> Rules:
     def faulty(bucket_map: BucketMap, shares: Shares, record: list[Any], voices: Mapping[int, Voice]) -> bool:
         target = record[2]
         if part == "life":
-            asked = {shard: shares.owns[shard].voice for shard in voices}
-            is_same = all(asked[shard].number == voice.number for shard, voice in voices.items())
-            return is_same and may_commit(bucket_map, shares, record, asked)
-        left = {shard: voice for shard, voice in voices.items() if (shard == target) != (part == "target")}
-        return may_commit(bucket_map, shares, record, left)
+            voices_owned = {shard: shares.owns[shard].voice for shard in voices}
+            is_same = all(voices_owned[shard].number == voice.number for shard, voice in voices.items())
+            return is_same and may_commit(bucket_map, shares, record, voices_owned)
+        voices_left = {shard: voice for shard, voice in voices.items() if (shard == target) != (part == "target")}
+        return may_commit(bucket_map, shares, record, voices_left)
 
     return Rules(may_commit=faulty)
 
@@ -53,25 +53,28 @@ class Rash(Arrivals):
     """Drops what arrives at once where the map knows another life of the source: it may know an earlier one."""
 
     def aborted(self, bucket_map: BucketMap, shares: Shares) -> list[tuple[int, MoveAbort]]:
-        found = []
-        for (shard, number), one in list(self._arriving.items()):
-            if bucket_map.generation[one.bucket_id] < one.generation and shares.owns[one.source].voice != one.voice:
+        aborts = []
+        for (shard, number), arrival in list(self._arriving.items()):
+            if (
+                bucket_map.generation[arrival.bucket_id] < arrival.generation
+                and shares.owns[arrival.source].voice != arrival.voice
+            ):
                 del self._arriving[shard, number]
-                found.append((shard, MoveAbort(number, one.bucket_id)))
-        return found
+                aborts.append((shard, MoveAbort(number, arrival.bucket_id)))
+        return aborts
 
 
 class Doubting(Arrivals):
     """Drops what is not decided by what the map says now."""
 
     def aborted(self, bucket_map: BucketMap, shares: Shares) -> list[tuple[int, MoveAbort]]:
-        found = [(shard, MoveAbort(number, one.bucket_id)) for (shard, number), one in self._arriving.items()]
+        aborts = [(shard, MoveAbort(number, arrival.bucket_id)) for (shard, number), arrival in self._arriving.items()]
         self._arriving.clear()
-        return found
+        return aborts
 
 
 @pytest.mark.parametrize(
-    ("rules", "known"),  # the seed that is known to catch it
+    ("rules", "known_seed"),  # the seed that is known to catch it
     [
         pytest.param(_without("source"), 40, id="whatever became of the source"),
         pytest.param(_without("target"), 158, id="whatever became of the target"),
@@ -83,9 +86,9 @@ class Doubting(Arrivals):
         pytest.param(Rules(arrivals=Doubting), 1, id="drops what is not decided yet"),
     ],
 )
-def test_a_faulty_rule_is_caught(rules: Rules, known: int) -> None:
+def test_a_faulty_rule_is_caught(rules: Rules, known_seed: int) -> None:
     def hunt() -> None:
-        for seed in (known, *range(SEEDS_MAX)):
+        for seed in (known_seed, *range(SEEDS_MAX)):
             World(seed, rules).run()
 
     with pytest.raises(Wrong):

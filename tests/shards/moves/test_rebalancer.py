@@ -86,7 +86,7 @@ def test_any_plan_is_even_minimal_and_final(
     steps = plan(bucket_map, frozenset(locked))
     assert steps == plan(bucket_map, frozenset(locked)), "the same map makes the same plan"
     assert len({step.bucket_id for step in steps}) == len(steps)
-    assert len(steps) <= sum(max(0, before[one] - wanted[one]) for one in shards), "no move too many"
+    assert len(steps) <= sum(max(0, before[shard] - wanted[shard]) for shard in shards), "no move too many"
     after = carried_out(bucket_map, frozenset(locked))
     assert after == wanted
     assert plan(bucket_map, frozenset(locked)) == []

@@ -19,10 +19,10 @@ __all__ = ["scene"]
 
 
 def of(*records: list[Any]) -> WantedMoves:
-    made = WantedMoves()
+    wanted = WantedMoves()
     for record in records:
-        made.apply(record)
-    return made
+        wanted.apply(record)
+    return wanted
 
 
 def test_a_decision_or_a_word_ends_what_was_wanted_and_a_reason_is_kept() -> None:
@@ -85,8 +85,8 @@ class Unwilling:
     def send(self, order: MoveOrder) -> None:
         assert isinstance(order, MoveOut | MoveAbort)
         self.asked += isinstance(order, MoveOut)
-        said = Unmoved(order.number, "calls in flight") if isinstance(order, MoveOut) else Known(order.number)
-        asyncio.get_running_loop().create_task(self._mover.on_message(self._shard, said))
+        reply = Unmoved(order.number, "calls in flight") if isinstance(order, MoveOut) else Known(order.number)
+        asyncio.get_running_loop().create_task(self._mover.on_message(self._shard, reply))
 
 
 @pytest.fixture

@@ -67,11 +67,11 @@ class Part:
     async def take(self, shard: int) -> bool:
         """By what is known here: False where another was faster."""
         registry = self.registry
-        known = registry.shares.owns.get(shard)
+        own_before = registry.shares.owns.get(shard)
 
         def records() -> list[list[Any]]:
             shares = registry.shares
-            is_newest = shares.owns.get(shard) == known
+            is_newest = shares.owns.get(shard) == own_before
             return [shares.next_own(shard, self.log.node, registry.host_id)] if is_newest else []
 
         return await registry.record_if(records)
@@ -87,13 +87,13 @@ PartOf = Callable[..., Part]
 @pytest.fixture
 async def part(data_dir: Path) -> AsyncIterator[PartOf]:
     server = MemoryServer(str(data_dir / "log"))
-    made: list[Part] = []
+    parts: list[Part] = []
 
     def new(node: str, workers: int = 2) -> Part:
-        made.append(Part(data_dir / f"{node}-{len(made)}", str(data_dir / "log"), node, workers))
-        return made[-1]
+        parts.append(Part(data_dir / f"{node}-{len(parts)}", str(data_dir / "log"), node, workers))
+        return parts[-1]
 
     yield new
-    for one in made:
-        one.close()
+    for part_made in parts:
+        part_made.close()
     server.close()

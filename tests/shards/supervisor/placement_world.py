@@ -103,15 +103,15 @@ class World:
 
     def faults(self, count: int) -> list[Fault]:
         """So many, each some seconds behind the one before it, and all over in the end."""
-        at_ns, found = 20_000 * MS, []
+        at_ns, faults_drawn = 20_000 * MS, []
         for _ in range(count):
             what = self.rng.choice(["kill", "kill", "pause", "cut", "drain"])
             host, for_ns = self.rng.choice("abc"), self.rng.randrange(200, 15_000) * MS
-            found.append(Fault(at_ns, what, host, for_ns))
+            faults_drawn.append(Fault(at_ns, what, host, for_ns))
             if what in ("kill", "drain"):
-                found.append(Fault(at_ns + for_ns, {"kill": "start", "drain": "undrain"}[what], host))
+                faults_drawn.append(Fault(at_ns + for_ns, {"kill": "start", "drain": "undrain"}[what], host))
             at_ns += for_ns + self.rng.randrange(500, 20_000) * MS
-        return sorted(found)
+        return sorted(faults_drawn)
 
     def strike(self, fault: Fault) -> None:
         host = self.hosts[fault.host]
@@ -143,12 +143,12 @@ class World:
         """Raises Wrong."""
         for host in self.hosts.values():
             self.start(host)
-        left = list(faults)
+        faults_left = list(faults)
         end_ns = max([0, *(fault.at_ns + fault.for_ns for fault in faults)]) + CALM_NS
         while self.now_ns < end_ns:
             self.now_ns += TICK_NS
-            while left and left[0].at_ns <= self.now_ns:
-                self.strike(left.pop(0))
+            while faults_left and faults_left[0].at_ns <= self.now_ns:
+                self.strike(faults_left.pop(0))
             for host in self.hosts.values():
                 is_well = host.is_running(self.now_ns) and self.now_ns >= host.cut_ns
                 host.well_ns = -1 if not is_well else self.now_ns if host.well_ns < 0 else host.well_ns

@@ -115,8 +115,8 @@ class Rooms:
 
     def sharing(self, host: Host) -> Sharing:
         assert self.owners is not None
-        beside = self._looked, self.background, self.stopping, host.clocks.boot_ns
-        return Sharing(self.registry, self.owners, self.processes, self.briefing, *beside)
+        hooks = self._looked, self.background, self.stopping, host.clocks.boot_ns
+        return Sharing(self.registry, self.owners, self.processes, self.briefing, *hooks)
 
     async def _looked(self) -> None:
         self.looks += 1
@@ -146,7 +146,7 @@ class Rooms:
     async def serving(self, *shard_ids: int) -> list[ScriptedProcess]:
         """Starts workers, of which it is said that they serve."""
         self.processes.start(dict.fromkeys(shard_ids))
-        await until(lambda: len(self.started) >= len(shard_ids) and all(one.told for one in self.started))
+        await until(lambda: len(self.started) >= len(shard_ids) and all(process.told for process in self.started))
         for shard_id in shard_ids:
             self.processes.set_state(self.workers[shard_id], "serving")
         return self.started[-len(shard_ids) :]

@@ -25,14 +25,14 @@ def recovered(last_instant_ns: int) -> Recovered:
 @pytest.fixture
 async def rooms(part: PartOf) -> AsyncIterator[Rooms]:
     host = part("", 0).joined()
-    made = Rooms(host.registry, host.log, {1, 2})
-    yield made
-    await made.close()
+    supervisor_rooms = Rooms(host.registry, host.log, {1, 2})
+    yield supervisor_rooms
+    await supervisor_rooms.close()
 
 
 async def started(rooms: Rooms) -> list[ScriptedProcess]:
     rooms.processes.start({1: None, 2: None})
-    await until(lambda: len(rooms.started) == 2 and all(one.told for one in rooms.started))
+    await until(lambda: len(rooms.started) == 2 and all(process.told for process in rooms.started))
     return rooms.started
 
 
@@ -47,7 +47,7 @@ async def test_time_begins_behind_the_last_instant_of_every_shard(rooms: Rooms) 
     await beginning
     assert rooms.time.now_ns() >= FUTURE_NS
     await until(lambda: first.heard(Serve) and second.heard(Serve))
-    assert {one.shard_id for one in first.heard(Proved)} == {1, 2}
+    assert {proved.shard_id for proved in first.heard(Proved)} == {1, 2}
 
 
 async def test_nobody_waits_for_a_shard_that_is_held_and_it_is_let_serve_when_it_comes(rooms: Rooms) -> None:
@@ -85,14 +85,14 @@ async def test_where_hosts_share_a_worker_serves_once_the_map_knows_its_life(par
 
 
 async def test_one_whose_shard_was_taken_before_the_map_knew_its_life_never_serves(part: PartOf) -> None:
-    host, other = part("a").joined(), part("b").joined()
+    host, second_host = part("a").joined(), part("b").joined()
     rooms = Rooms(host.registry, host.log, {1, 2}, BESIDE)
     assert rooms.owners is not None
     assert await rooms.owners.take(1, None)
     rooms.processes.start_next(1)
     await until(lambda: rooms.started and rooms.started[0].told)
-    await other.registry.catch_up()
-    assert await other.take(1)
+    await second_host.registry.catch_up()
+    assert await second_host.take(1)
     rooms.started[0].say(recovered(1))
     await rooms.admission.begin_time()
     await until(lambda: host.registry.shares.owns[1].node == "b")

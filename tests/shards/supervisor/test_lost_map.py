@@ -66,15 +66,15 @@ def test_records_that_a_part_of_the_snapshot_holds_already_are_passed_over() -> 
 
 
 def test_the_later_generation_has_a_bucket_unless_nothing_happened_to_its_copy() -> None:
-    found = map_of(
+    bucket_map = map_of(
         {
             1: {1: Held(1, False), 2: Held(4, False), 3: Held(1, False)},
             2: {2: Held(5, False), 3: Held(2, True), 4: Held(2, True)},
         },
         4,
     )
-    assert [tuple(found.owner_of(bucket_id)) for bucket_id in range(1, 5)] == [(1, 1), (2, 5), (1, 1), (2, 2)]
-    (_, block), *rest = records_of(found)
+    assert [tuple(bucket_map.owner_of(bucket_id)) for bucket_id in range(1, 5)] == [(1, 1), (2, 5), (1, 1), (2, 2)]
+    (_, block), *rest = records_of(bucket_map)
     assert isinstance(block, bytes)
     again = BucketMap.decode(block)
     assert (again.ownership_of(1), again.ownership_of(2)) == ({1: 1, 3: 1}, {2: 5, 4: 2})

@@ -55,7 +55,7 @@ class Scene:
         for shard_id, worker in self.workers.items():
             worker.state, worker.pid = "serving", 1000 + shard_id
             owned = self.registry.map.ownership_of(shard_id)
-            figures = {"accounts": 10 * shard_id, "bucket_accounts": [[one, 5] for one in owned]}
+            figures = {"accounts": 10 * shard_id, "bucket_accounts": [[bucket_id, 5] for bucket_id in owned]}
             wire = self.wires[shard_id] = Wire(self.worker_figures, figures, list(owned.items()))
             worker.wire = wire  # type: ignore[assignment]
         self.mover = Mover(self.registry, self.workers, MoveSettings(frozenset(self.workers)), MACHINE_CLOCKS.boot_ns)
@@ -69,12 +69,12 @@ class Scene:
 
 @pytest.fixture
 async def scene(data_dir: Path) -> AsyncIterator[Scene]:
-    made = Scene(data_dir)
+    scene_made = Scene(data_dir)
     executor = SerialExecutor("map", asyncio.get_running_loop())
-    made.registry.use(executor)
-    yield made
+    scene_made.registry.use(executor)
+    yield scene_made
     executor.close()
-    made.registry.close()
+    scene_made.registry.close()
 
 
 async def test_shards_say_their_state_and_what_is_wrong_with_them(scene: Scene) -> None:
@@ -118,10 +118,10 @@ class Peer:
 
 
 async def test_a_shard_of_another_host_has_the_figures_that_its_host_says_and_links_both_ways(scene: Scene) -> None:
-    told = await scene.operator_api.operate(("shards_here",))
-    assert isinstance(told, dict)
-    assert [row["shard_id"] for row in told["rows"]] == [1, 2]
-    there = told["rows"][1] | {"alerts": ("DISK_FULL: changes are refused",), "starts": 3}
+    reply = await scene.operator_api.operate(("shards_here",))
+    assert isinstance(reply, dict)
+    assert [row["shard_id"] for row in reply["rows"]] == [1, 2]
+    there = reply["rows"][1] | {"alerts": ("DISK_FULL: changes are refused",), "starts": 3}
     peer = Peer({"node": "b", "rows": (there,), "links_down": {1: "it cannot be reached"}})
     scene.mover.far = peer  # type: ignore[assignment]
     del scene.workers[2]
@@ -144,11 +144,11 @@ async def test_a_shard_of_another_host_has_the_figures_that_its_host_says_and_li
 
 
 async def test_buckets_of_another_host_have_the_accounts_that_it_counts(scene: Scene) -> None:
-    told = await scene.operator_api.operate(("accounts_here",))
-    assert told == {"accounts": [(one, 5) for one in range(1, BUCKETS + 1)]}
+    reply = await scene.operator_api.operate(("accounts_here",))
+    assert reply == {"accounts": [(bucket_id, 5) for bucket_id in range(1, BUCKETS + 1)]}
     scene.wires[1].figures["bucket_accounts"] = [[2, 5]]  # one that has no account is not named
-    told = await scene.operator_api.operate(("accounts_here",))
-    assert told == {"accounts": [(1, 0), (2, 5), (3, 5), (4, 5)]}
+    reply = await scene.operator_api.operate(("accounts_here",))
+    assert reply == {"accounts": [(1, 0), (2, 5), (3, 5), (4, 5)]}
     scene.wires[1].figures["bucket_accounts"] = [[1, 5], [2, 5]]
     peer = Peer({"accounts": [[1, 99], [3, 8], [4, 9]]}, ("accounts_here",))  # it takes bucket 1 for its own still
     scene.mover.far = peer  # type: ignore[assignment]
@@ -158,9 +158,9 @@ async def test_buckets_of_another_host_have_the_accounts_that_it_counts(scene: S
     peer.here = {"refused": "UNAVAILABLE", "message": "shard 2 is another host's"}
     assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
     scene.wires[1].figures["links_down"] = {2: "it cannot be reached"}
-    asked = list(peer.asked)
+    asked_before = list(peer.asked)
     assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
-    assert peer.asked == asked, "it is not asked"
+    assert peer.asked == asked_before, "it is not asked"
 
 
 async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says_so(scene: Scene) -> None:
@@ -172,7 +172,9 @@ async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says
 
 
 async def test_buckets_say_their_owner_and_accounts_as_their_owner_counts_them(scene: Scene) -> None:
-    scene.wire(1).figures["bucket_accounts"] = [[one, 7] for one in range(1, BUCKETS + 1)]  # it says more than it owns
+    scene.wire(1).figures["bucket_accounts"] = [
+        [bucket_id, 7] for bucket_id in range(1, BUCKETS + 1)
+    ]  # it says more than it owns
     rows = await rows_of(scene, "buckets_info")
     assert [(row["bucket_id"], row["shard_id"], row["state"], row["generation"]) for row in rows] == [
         (1, 1, "active", 1),
@@ -187,12 +189,12 @@ async def test_a_pinned_bucket_stays_and_says_so(scene: Scene) -> None:
     assert await scene.operator_api.operate(("pin_bucket", 2)) == {"bucket_id": 2, "pinned": True}
     rows = await rows_of(scene, "buckets_info")
     assert rows[1]["state"] == "pinned"
-    told = await scene.operator_api.operate(("explain_move", 2, 2))
-    assert isinstance(told, dict)
-    assert (told["waits_for"], told["whose"]) == ("bucket 2 is pinned to shard 1; unpin it first", "the operator")
-    told = await scene.operator_api.operate(("explain_move", 2, 0))
-    assert isinstance(told, dict)
-    assert told["waits_for"] == "it is pinned: the rebalancer never moves it; unpin_bucket frees it"
+    reply = await scene.operator_api.operate(("explain_move", 2, 2))
+    assert isinstance(reply, dict)
+    assert (reply["waits_for"], reply["whose"]) == ("bucket 2 is pinned to shard 1; unpin it first", "the operator")
+    reply = await scene.operator_api.operate(("explain_move", 2, 0))
+    assert isinstance(reply, dict)
+    assert reply["waits_for"] == "it is pinned: the rebalancer never moves it; unpin_bucket frees it"
     assert await scene.operator_api.operate(("move_bucket", 2, 2)) == {
         "refused": "BUCKET_PINNED",
         "message": "bucket 2 is pinned to shard 1; unpin it first",
@@ -213,16 +215,16 @@ async def test_a_pinned_bucket_stays_and_says_so(scene: Scene) -> None:
     ],
 )
 async def test_what_cannot_be_is_refused_by_name(scene: Scene, operation: tuple[Any, ...], name: str) -> None:
-    told = await scene.operator_api.operate(operation)
-    assert isinstance(told, dict)
-    assert told["refused"] == name
+    reply = await scene.operator_api.operate(operation)
+    assert isinstance(reply, dict)
+    assert reply["refused"] == name
 
 
 async def test_a_move_waits_for_a_shard_that_is_down_and_says_whose_it_is(scene: Scene) -> None:
     scene.workers[2].state = "down"
-    told = await scene.operator_api.operate(("explain_move", 1, 2))
-    assert isinstance(told, dict)
-    assert (told["waits_for"], told["whose"]) == ("shard 2 is down", "the shard that is down")
+    reply = await scene.operator_api.operate(("explain_move", 1, 2))
+    assert isinstance(reply, dict)
+    assert (reply["waits_for"], reply["whose"]) == ("shard 2 is down", "the shard that is down")
 
 
 async def test_an_even_load_is_left_alone_and_a_new_weight_makes_a_plan(scene: Scene) -> None:
@@ -249,19 +251,19 @@ async def test_owners_are_checked_against_what_each_worker_holds(scene: Scene) -
     scene.wire(1).held = [(1, 1)]  # it lost bucket 2
     scene.wire(2).held = [*scene.wire(2).held, (1, 1)]  # and the other one has bucket 1, too
     scene.wire(2).faults = ["bucket 4: account u: its lines do not add up"]
-    told = await scene.operator_api.operate(("check_owners",))
-    assert isinstance(told, dict)
-    assert len(told["faults"]) == 3
-    assert told["faults"][0] == "shard 2: bucket 4: account u: its lines do not add up"
+    reply = await scene.operator_api.operate(("check_owners",))
+    assert isinstance(reply, dict)
+    assert len(reply["faults"]) == 3
+    assert reply["faults"][0] == "shard 2: bucket 4: account u: its lines do not add up"
 
 
 async def test_a_worker_that_is_gone_is_a_fault_and_its_buckets_are_left_out(scene: Scene) -> None:
     scene.workers[2].wire, scene.workers[2].state = None, "down"
-    told = await scene.operator_api.operate(("check_owners",))
-    assert told == {"buckets": 2, "moving": 0, "shards": 2, "faults": ["shard 2 does not answer: down"]}
+    reply = await scene.operator_api.operate(("check_owners",))
+    assert reply == {"buckets": 2, "moving": 0, "shards": 2, "faults": ["shard 2 does not answer: down"]}
 
 
 async def rows_of(scene: Scene, question: str) -> list[dict[str, Any]]:
-    told = await scene.operator_api.operate((question,))
-    assert isinstance(told, list)
-    return told
+    reply = await scene.operator_api.operate((question,))
+    assert isinstance(reply, list)
+    return reply

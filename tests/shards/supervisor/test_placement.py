@@ -39,14 +39,14 @@ def placement(host: tuple[str, str] = B, workers: int = 4) -> Placement:
 
 def shares(**owners: tuple[str, str]) -> Shares:
     """Members a, b and c with four workers each; `s1=A`: a owns shard 1, and serves it."""
-    made = Shares()
+    shares_made = Shares()
     for node, host_id in (A, B, C):
-        made.apply(["host", host_id, node, 4])
+        shares_made.apply(["host", host_id, node, 4])
     for name, owner in owners.items():
         shard = int(name[1:])
-        made.apply(["own", shard, 1, *owner])
-        made.apply(["at", shard, 1, f"{owner[0]}:1", ""])
-    return made
+        shares_made.apply(["own", shard, 1, *owner])
+        shares_made.apply(["at", shard, 1, f"{owner[0]}:1", ""])
+    return shares_made
 
 
 def signs(*sequences: int, given_up: bool = False, epoch: int = 1) -> dict[int, LastSign]:
@@ -54,190 +54,190 @@ def signs(*sequences: int, given_up: bool = False, epoch: int = 1) -> dict[int, 
 
 
 def test_what_nobody_owns_is_taken_at_once_and_what_is_heard_of_never() -> None:
-    one, known = placement(), shares(s2=A)
+    rule, shares_known = placement(), shares(s2=A)
     for second in range(60):
-        one.hear(known, signs(0, second + 1), second * SECOND)
-        assert one.next_step(known, set(), set(), second * SECOND) == Take(1)
-        assert one.next_step(known, {1}, set(), second * SECOND) is None
+        rule.hear(shares_known, signs(0, second + 1), second * SECOND)
+        assert rule.next_step(shares_known, set(), set(), second * SECOND) == Take(1)
+        assert rule.next_step(shares_known, {1}, set(), second * SECOND) is None
 
 
 def test_an_owner_that_is_silent_for_a_grant_is_followed_and_the_other_shards_are_left() -> None:
-    one, known = placement(), shares(s1=A, s2=A)
+    rule, shares_known = placement(), shares(s1=A, s2=A)
     for second in range(4):
-        one.hear(known, signs(second, second), second * SECOND)
+        rule.hear(shares_known, signs(second, second), second * SECOND)
     for tenth in range(60):
         now_ns = 3 * SECOND + tenth * SECOND // 10
-        one.hear(known, signs(3, 4 + tenth), now_ns)
+        rule.hear(shares_known, signs(3, 4 + tenth), now_ns)
         expected = Take(1) if tenth >= 21 else None
-        assert one.next_step(known, set(), set(), now_ns) == expected, tenth
+        assert rule.next_step(shares_known, set(), set(), now_ns) == expected, tenth
 
 
 @pytest.mark.parametrize("given_up", [False, True])
 def test_a_new_owner_has_time_for_its_first_record_whatever_the_one_before_it_left(given_up: bool) -> None:
-    one, known = placement(), shares(s1=A)
-    known.apply(["own", 1, 2, *A])
-    left = signs(7, given_up=given_up)
-    one.hear(known, left, 0)
-    one.hear(known, left, GRACE_NS - 1)
-    assert one.next_step(known, set(), set(), GRACE_NS - 1) is None
-    one.hear(known, left, GRACE_NS)
-    assert one.next_step(known, set(), set(), GRACE_NS) == Take(1)
+    rule, shares_known = placement(), shares(s1=A)
+    shares_known.apply(["own", 1, 2, *A])
+    last_signs = signs(7, given_up=given_up)
+    rule.hear(shares_known, last_signs, 0)
+    rule.hear(shares_known, last_signs, GRACE_NS - 1)
+    assert rule.next_step(shares_known, set(), set(), GRACE_NS - 1) is None
+    rule.hear(shares_known, last_signs, GRACE_NS)
+    assert rule.next_step(shares_known, set(), set(), GRACE_NS) == Take(1)
 
 
 def test_an_owner_that_has_served_is_followed_also_by_a_host_that_has_just_begun_or_woken_up() -> None:
     """It hears nothing of the owner, and reads in the map that this one had got as far as to say where it serves."""
-    one, known = placement(), shares(s1=A)
+    rule, shares_known = placement(), shares(s1=A)
     for tenth in range(40):
         now_ns = tenth * SECOND // 10
-        one.hear(known, signs(7), now_ns)
-        assert one.next_step(known, set(), set(), now_ns) == (Take(1) if tenth >= 21 else None), tenth
-    one, known = placement(), shares(s1=A)
-    one.hear(known, signs(7, given_up=True), 0)
-    assert one.next_step(known, set(), set(), 0) == Take(1), "it has given the shard back"
+        rule.hear(shares_known, signs(7), now_ns)
+        assert rule.next_step(shares_known, set(), set(), now_ns) == (Take(1) if tenth >= 21 else None), tenth
+    rule, shares_known = placement(), shares(s1=A)
+    rule.hear(shares_known, signs(7, given_up=True), 0)
+    assert rule.next_step(shares_known, set(), set(), 0) == Take(1), "it has given the shard back"
 
 
 def test_an_owner_that_was_heard_of_and_gives_its_shard_back_is_followed_at_once() -> None:
-    one, known = placement(), shares(s1=A)
-    one.hear(known, signs(7), 0)
-    one.hear(known, signs(8, epoch=2), SECOND)
-    one.hear(known, signs(9, given_up=True, epoch=2), SECOND + 1)
-    assert one.next_step(known, set(), set(), SECOND + 1) == Take(1)
+    rule, shares_known = placement(), shares(s1=A)
+    rule.hear(shares_known, signs(7), 0)
+    rule.hear(shares_known, signs(8, epoch=2), SECOND)
+    rule.hear(shares_known, signs(9, given_up=True, epoch=2), SECOND + 1)
+    assert rule.next_step(shares_known, set(), set(), SECOND + 1) == Take(1)
 
 
 def test_an_own_of_nobody_is_taken_without_any_sign() -> None:
-    one, known = placement(), shares(s1=A)
-    known.apply(["own", 1, 2, "", ""])
-    one.hear(known, signs(7), 0)
-    assert one.next_step(known, set(), set(), 0) == Take(1)
+    rule, shares_known = placement(), shares(s1=A)
+    shares_known.apply(["own", 1, 2, "", ""])
+    rule.hear(shares_known, signs(7), 0)
+    assert rule.next_step(shares_known, set(), set(), 0) == Take(1)
 
 
 def test_a_host_takes_back_what_its_earlier_life_owned_without_waiting_for_its_turn() -> None:
-    one, known = placement(), shares(s1=B, s2=B)
-    one.hear(known, signs(7, 7), 0)
-    assert one.next_step(known, set(), set(), 0) == Take(1)
-    assert one.next_step(known, {1}, set(), 0) == Take(2)
+    rule, shares_known = placement(), shares(s1=B, s2=B)
+    rule.hear(shares_known, signs(7, 7), 0)
+    assert rule.next_step(shares_known, set(), set(), 0) == Take(1)
+    assert rule.next_step(shares_known, {1}, set(), 0) == Take(2)
 
 
 def test_of_two_hosts_the_one_that_serves_less_is_first_and_a_drained_one_last() -> None:
     idle, busy, drained = placement(A), placement(B), placement(C)
-    known = shares(s2=B, s3=B)
-    known.apply(["drained", "c", True])
-    for one in (idle, busy, drained):
-        one.hear(known, signs(0, 1, 1), 0)
-    assert idle.next_step(known, set(), set(), 0) == Take(1)
-    assert busy.next_step(known, {2, 3}, set(), 0) is None
-    assert drained.next_step(known, set(), set(), DRAINED_WAIT_NS - 1) is None
-    assert drained.next_step(known, set(), set(), DRAINED_WAIT_NS) == Take(1)
+    shares_known = shares(s2=B, s3=B)
+    shares_known.apply(["drained", "c", True])
+    for rule in (idle, busy, drained):
+        rule.hear(shares_known, signs(0, 1, 1), 0)
+    assert idle.next_step(shares_known, set(), set(), 0) == Take(1)
+    assert busy.next_step(shares_known, {2, 3}, set(), 0) is None
+    assert drained.next_step(shares_known, set(), set(), DRAINED_WAIT_NS - 1) is None
+    assert drained.next_step(shares_known, set(), set(), DRAINED_WAIT_NS) == Take(1)
 
 
 def test_a_host_takes_no_more_than_it_has_workers_for_and_nothing_that_failed_here() -> None:
-    one, known = placement(workers=1), Shares()
-    one.hear(known, signs(0, 0), 0)
-    assert one.next_step(known, set(), {1}, SECOND) == Take(2)
-    assert one.next_step(known, {2}, set(), SECOND) is None
+    rule, shares_known = placement(workers=1), Shares()
+    rule.hear(shares_known, signs(0, 0), 0)
+    assert rule.next_step(shares_known, set(), {1}, SECOND) == Take(2)
+    assert rule.next_step(shares_known, {2}, set(), SECOND) is None
 
 
 def test_a_shard_that_does_not_come_is_not_looked_for_without_pause() -> None:
-    one, known = placement(workers=2), shares(s2=A)
-    one.hear(known, signs(0, 1), 0)
-    assert one.is_awaiting(known, set(), set(), 0)
-    assert not one.is_awaiting(known, set(), {1}, 0), "it failed here"
-    assert not one.is_awaiting(known, {3, 4}, set(), 0), "all workers are in use"
-    assert one.is_awaiting(known, {3}, set(), AWAITED_NS - 1)
-    assert not one.is_awaiting(known, {3}, set(), AWAITED_NS)
-    one, known = placement(), shares(s1=A, s2=A)
+    rule, shares_known = placement(workers=2), shares(s2=A)
+    rule.hear(shares_known, signs(0, 1), 0)
+    assert rule.is_awaiting(shares_known, set(), set(), 0)
+    assert not rule.is_awaiting(shares_known, set(), {1}, 0), "it failed here"
+    assert not rule.is_awaiting(shares_known, {3, 4}, set(), 0), "all workers are in use"
+    assert rule.is_awaiting(shares_known, {3}, set(), AWAITED_NS - 1)
+    assert not rule.is_awaiting(shares_known, {3}, set(), AWAITED_NS)
+    rule, shares_known = placement(), shares(s1=A, s2=A)
     for second in range(6):
-        one.hear(known, signs(second, second), second * SECOND)
-    assert not one.is_awaiting(known, set(), set(), 5 * SECOND)
-    assert one.next_step(known, set(), set(), 5 * SECOND) == Wish(2)
-    known.apply(["wish", 2, 1, "id-b"])
-    one.hear(known, signs(5, 5), 5 * SECOND)
-    assert one.is_awaiting(known, set(), set(), 5 * SECOND + AWAITED_NS - 1)
-    one.hear(known, signs(6, 6), 6 * SECOND)
-    assert not one.is_awaiting(known, set(), set(), 5 * SECOND + AWAITED_NS), "its owner does not hear"
+        rule.hear(shares_known, signs(second, second), second * SECOND)
+    assert not rule.is_awaiting(shares_known, set(), set(), 5 * SECOND)
+    assert rule.next_step(shares_known, set(), set(), 5 * SECOND) == Wish(2)
+    shares_known.apply(["wish", 2, 1, "id-b"])
+    rule.hear(shares_known, signs(5, 5), 5 * SECOND)
+    assert rule.is_awaiting(shares_known, set(), set(), 5 * SECOND + AWAITED_NS - 1)
+    rule.hear(shares_known, signs(6, 6), 6 * SECOND)
+    assert not rule.is_awaiting(shares_known, set(), set(), 5 * SECOND + AWAITED_NS), "its owner does not hear"
 
 
 def test_a_host_that_ends_names_who_looks_out_for_each_of_its_shards() -> None:
     """The least loaded first, and nobody who is drained; that one takes what is given back before the others do."""
-    one, known = placement(A), shares(s1=A, s2=A, s3=B)
-    assert one.heirs(known) == {1: "id-c", 2: "id-b"}
-    known.apply(["drained", "c", True])
-    assert one.heirs(known) == {1: "id-b", 2: "id-b"}
-    known.apply(["drained", "b", True])
-    assert one.heirs(known) == {}
-    assert placement(C).heirs(known) == {}, "it serves nothing"
-    known.apply(["wish", 1, 1, "id-b"])
-    heir, other = placement(B), placement(C)
-    for taker in (heir, other):
-        taker.hear(known, signs(1, 1, 1), 0)
-        taker.hear(known, signs(2, 2, 2, epoch=2), SECOND)
-    assert heir.is_awaiting(known, {3}, set(), SECOND)
-    assert not other.is_awaiting(known, set(), set(), SECOND)
-    assert heir.next_step(known, {3}, set(), SECOND) is None, "its owner lives"
+    rule, shares_known = placement(A), shares(s1=A, s2=A, s3=B)
+    assert rule.heirs(shares_known) == {1: "id-c", 2: "id-b"}
+    shares_known.apply(["drained", "c", True])
+    assert rule.heirs(shares_known) == {1: "id-b", 2: "id-b"}
+    shares_known.apply(["drained", "b", True])
+    assert rule.heirs(shares_known) == {}
+    assert placement(C).heirs(shares_known) == {}, "it serves nothing"
+    shares_known.apply(["wish", 1, 1, "id-b"])
+    heir, bystander = placement(B), placement(C)
+    for taker in (heir, bystander):
+        taker.hear(shares_known, signs(1, 1, 1), 0)
+        taker.hear(shares_known, signs(2, 2, 2, epoch=2), SECOND)
+    assert heir.is_awaiting(shares_known, {3}, set(), SECOND)
+    assert not bystander.is_awaiting(shares_known, set(), set(), SECOND)
+    assert heir.next_step(shares_known, {3}, set(), SECOND) is None, "its owner lives"
     given_up = {1: LastSign(3, True, 2), 2: LastSign(3, False, 2), 3: LastSign(3, False, 2)}
-    for taker in (heir, other):
-        taker.hear(known, given_up, SECOND + 1)
-    assert heir.next_step(known, {3}, set(), SECOND + 1) == Take(1)
-    assert other.next_step(known, {4}, set(), SECOND + 1) is None
+    for taker in (heir, bystander):
+        taker.hear(shares_known, given_up, SECOND + 1)
+    assert heir.next_step(shares_known, {3}, set(), SECOND + 1) == Take(1)
+    assert bystander.next_step(shares_known, {4}, set(), SECOND + 1) is None
 
 
 def test_a_wish_waits_until_this_host_is_steady_and_nothing_is_on_its_way() -> None:
-    one, known = placement(), shares(s1=A, s2=A)
+    rule, shares_known = placement(), shares(s1=A, s2=A)
     for second in range(10):
-        one.hear(known, signs(second, second), second * SECOND)
+        rule.hear(shares_known, signs(second, second), second * SECOND)
         expected = Wish(2) if second * SECOND >= STEADY_NS else None
-        assert one.next_step(known, set(), set(), second * SECOND) == expected
+        assert rule.next_step(shares_known, set(), set(), second * SECOND) == expected
     now_ns = 9 * SECOND
-    assert one.next_step(known, set(), {4}, now_ns) is None, "what failed here would fail again"
-    known.apply(["wish", 1, 1, "id-c"])
-    assert one.next_step(known, set(), set(), now_ns) is None
-    known.apply(["own", 1, 2, *C])
-    one.hear(known, signs(10, 10), now_ns)
-    assert one.next_step(known, set(), set(), now_ns + SECOND) is None, "c is on its way to shard 1"
-    known.apply(["at", 1, 2, "c:1", ""])
-    assert one.next_step(known, set(), set(), now_ns + SECOND) is None, "one each: no step makes that more even"
-    one.disturbed(now_ns + SECOND)
-    assert one.next_step(shares(s1=A, s2=A), set(), set(), now_ns + 2 * SECOND) is None
+    assert rule.next_step(shares_known, set(), {4}, now_ns) is None, "what failed here would fail again"
+    shares_known.apply(["wish", 1, 1, "id-c"])
+    assert rule.next_step(shares_known, set(), set(), now_ns) is None
+    shares_known.apply(["own", 1, 2, *C])
+    rule.hear(shares_known, signs(10, 10), now_ns)
+    assert rule.next_step(shares_known, set(), set(), now_ns + SECOND) is None, "c is on its way to shard 1"
+    shares_known.apply(["at", 1, 2, "c:1", ""])
+    assert rule.next_step(shares_known, set(), set(), now_ns + SECOND) is None, "one each: no step makes that more even"
+    rule.disturbed(now_ns + SECOND)
+    assert rule.next_step(shares(s1=A, s2=A), set(), set(), now_ns + 2 * SECOND) is None
 
 
 def test_a_drained_host_is_asked_for_all_that_it_has_and_asks_for_nothing() -> None:
-    one, other = placement(B), placement(A)
-    known = shares(s1=A, s2=B, s3=B, s4=B)
-    known.apply(["drained", "a", True])
+    rule, drained_rule = placement(B), placement(A)
+    shares_known = shares(s1=A, s2=B, s3=B, s4=B)
+    shares_known.apply(["drained", "a", True])
     for second in range(10):
-        for each in (one, other):
-            each.hear(known, signs(*[second] * 4), second * SECOND)
-    assert one.next_step(known, {2, 3, 4}, set(), 9 * SECOND) == Wish(1)
-    assert other.next_step(known, {1}, set(), 9 * SECOND) is None
+        for each in (rule, drained_rule):
+            each.hear(shares_known, signs(*[second] * 4), second * SECOND)
+    assert rule.next_step(shares_known, {2, 3, 4}, set(), 9 * SECOND) == Wish(1)
+    assert drained_rule.next_step(shares_known, {1}, set(), 9 * SECOND) is None
 
 
 def test_what_is_said_of_an_older_ownership_changes_nothing() -> None:
-    known = shares(s1=A)
-    known.apply(["own", 1, 2, *B])
+    shares_known = shares(s1=A)
+    shares_known.apply(["own", 1, 2, *B])
     for late in (["at", 1, 1, "a:9", "a:8"], ["wish", 1, 1, "id-c"]):
-        assert known.apply(late)
-    assert known.owns[1] == Own(2, *B)
+        assert shares_known.apply(late)
+    assert shares_known.owns[1] == Own(2, *B)
 
 
 def test_records_stand_for_all_that_was_said() -> None:
-    known = shares(s1=A, s3=C)
-    known.apply(["wish", 3, 1, "id-b"])
-    known.apply(["drained", "b", True])
-    known.apply(["own", 4, 7, "", ""])
+    shares_known = shares(s1=A, s3=C)
+    shares_known.apply(["wish", 3, 1, "id-b"])
+    shares_known.apply(["drained", "b", True])
+    shares_known.apply(["own", 4, 7, "", ""])
     again = Shares()
-    assert all(again.apply(record) for record in known.records())
-    assert vars(again) == vars(known)
+    assert all(again.apply(record) for record in shares_known.records())
+    assert vars(again) == vars(shares_known)
     assert not again.apply(["pin", 3])
 
 
 def test_another_living_host_of_the_same_name_is_named_and_one_that_is_gone_is_replaced() -> None:
-    newcomer, known = Placement("a", "id-new", 4, GRANT_NS), shares(s1=A)
-    newcomer.hear(known, signs(1), 0)
-    assert "another host of this name" in newcomer.why_not_join(known)
-    newcomer.hear(known, signs(1), GRACE_NS)
-    assert newcomer.why_not_join(known) == ""
-    known.apply(["host", "id-new", "a", 4])
-    assert [member.node for member in known.members.values()].count("a") == 1
+    newcomer, shares_known = Placement("a", "id-new", 4, GRANT_NS), shares(s1=A)
+    newcomer.hear(shares_known, signs(1), 0)
+    assert "another host of this name" in newcomer.why_not_join(shares_known)
+    newcomer.hear(shares_known, signs(1), GRACE_NS)
+    assert newcomer.why_not_join(shares_known) == ""
+    shares_known.apply(["host", "id-new", "a", 4])
+    assert [member.node for member in shares_known.members.values()].count("a") == 1
 
 
 async def test_a_host_that_served_nothing_ends_when_another_one_of_its_name_has_joined() -> None:
@@ -246,11 +246,11 @@ async def test_a_host_that_served_nothing_ends_when_another_one_of_its_name_has_
     async def nothing() -> None:
         pass
 
-    known, first = shares(s1=B), placement(A)
-    assert first.why_to_go(known) == ""
-    known.apply(["host", "id-new", "a", 4])
-    assert placement(B).why_to_go(known) == ""
-    registry = SimpleNamespace(placement=first, shares=known, catch_up=nothing)
+    shares_known, first = shares(s1=B), placement(A)
+    assert first.why_to_go(shares_known) == ""
+    shares_known.apply(["host", "id-new", "a", 4])
+    assert placement(B).why_to_go(shares_known) == ""
+    registry = SimpleNamespace(placement=first, shares=shares_known, catch_up=nothing)
     nobody, processes = cast("Any", None), cast("Any", SimpleNamespace(by_shard={}))
     sharing = Sharing(cast("Any", registry), nobody, processes, nobody, nothing, nobody, asyncio.Event(), lambda: 0)
     with pytest.raises(Conflict, match="a has joined, another host of this name"):
@@ -261,14 +261,14 @@ async def test_a_host_that_served_nothing_ends_when_another_one_of_its_name_has_
 @pytest.mark.parametrize("seed", range(6))
 def test_hosts_that_come_and_go_end_with_an_even_load_and_each_shard_once(seed: int) -> None:
     """Three hosts by the rule, over one map: whoever is asked hands over; a host may die, and come back."""
-    rng, known, numbers = random.Random(seed), Shares(), itertools.count(1)
+    rng, shares_known, numbers = random.Random(seed), Shares(), itertools.count(1)
     hosts = {host: placement(host, 12) for host in (A, B, C)}
     epochs = dict.fromkeys(range(1, 13), 0)
     written = dict.fromkeys(range(1, 13), 0)
     dead: set[tuple[str, str]] = set()
     given_back: set[int] = set()
     for node, host_id in hosts:
-        known.apply(["host", host_id, node, 12])
+        shares_known.apply(["host", host_id, node, 12])
     moves = 0
     for step in range(3000):
         now_ns = step * SECOND // 10
@@ -278,26 +278,28 @@ def test_hosts_that_come_and_go_end_with_an_even_load_and_each_shard_once(seed: 
             for host in dead:
                 hosts[host] = placement(host, 12)
             dead, moves = set(), 0
-        for shard, own in known.owns.items():
+        for shard, own in shares_known.owns.items():
             if own.node and (own.node, own.host_id) not in dead and own.links:
                 written[shard] = next(numbers)
-        heard = {one: LastSign(written[one], one in given_back, epochs[one]) for one in written}
+        heard = {
+            shard_id: LastSign(written[shard_id], shard_id in given_back, epochs[shard_id]) for shard_id in written
+        }
         for host, rule in hosts.items():
             if host in dead:
                 continue
-            for shard in [one for one in known.served_by(host[1]) if known.owns[one].wish]:
-                wisher = known.owns[shard].wish
-                known.apply(known.next_own(shard, known.members[wisher].node, wisher))
-            rule.hear(known, heard, now_ns)
-            mine = {one for one in known.served_by(host[1]) if known.owns[one].links}
-            todo = rule.next_step(known, mine, set(), now_ns)
+            for shard in [shard_id for shard_id in shares_known.served_by(host[1]) if shares_known.owns[shard_id].wish]:
+                wisher = shares_known.owns[shard].wish
+                shares_known.apply(shares_known.next_own(shard, shares_known.members[wisher].node, wisher))
+            rule.hear(shares_known, heard, now_ns)
+            mine = {shard_id for shard_id in shares_known.served_by(host[1]) if shares_known.owns[shard_id].links}
+            todo = rule.next_step(shares_known, mine, set(), now_ns)
             if isinstance(todo, Take):
                 moves += 1
-                known.apply(known.next_own(todo.shard, *host))
+                shares_known.apply(shares_known.next_own(todo.shard, *host))
                 epochs[todo.shard] += 1
-                known.apply(["at", todo.shard, known.owns[todo.shard].number, f"{host[0]}:1", ""])
+                shares_known.apply(["at", todo.shard, shares_known.owns[todo.shard].number, f"{host[0]}:1", ""])
             elif isinstance(todo, Wish):
-                known.apply(["wish", todo.shard, known.owns[todo.shard].number, host[1]])
-    assert sorted(len(known.served_by(host[1])) for host in hosts) == [4, 4, 4]
-    assert all(known.owns[shard].links for shard in written)
+                shares_known.apply(["wish", todo.shard, shares_known.owns[todo.shard].number, host[1]])
+    assert sorted(len(shares_known.served_by(host[1])) for host in hosts) == [4, 4, 4]
+    assert all(shares_known.owns[shard].links for shard in written)
     assert moves <= 8, "the host that came back was given its part, and nothing went back and forth"

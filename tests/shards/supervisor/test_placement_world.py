@@ -73,8 +73,8 @@ class Envious(Placement):
     def _wish(self, shares: Shares, served: set[int], now_ns: int) -> Wish | None:
         if any(own.wish or not own.links for own in shares.owns.values()):
             return None
-        others = [shard for shard, own in shares.owns.items() if own.host_id != self.host_id]
-        return Wish(others[0]) if len(others) >= len(served) > 0 else super()._wish(shares, served, now_ns)
+        elsewhere = [shard for shard, own in shares.owns.items() if own.host_id != self.host_id]
+        return Wish(elsewhere[0]) if len(elsewhere) >= len(served) > 0 else super()._wish(shares, served, now_ns)
 
 
 class Shameless(Placement):

@@ -28,7 +28,9 @@ async def drained(part: PartOf) -> AsyncIterator[Drained]:
     host = part("", 0).joined()
     rooms = Rooms(host.registry, host.log, {1})
     owned = host.registry.map.ownership_of(2)
-    await host.registry.record(["weight", 2, 0], *(["assign", one, 1, after + 1] for one, after in owned.items()))
+    await host.registry.record(
+        ["weight", 2, 0], *(["assign", bucket_id, 1, after + 1] for bucket_id, after in owned.items())
+    )
     stays, goes = await rooms.serving(1, 2)
     retiring = asyncio.ensure_future(rooms.retirement.run())
     yield Drained(rooms, stays, goes)
@@ -43,7 +45,7 @@ async def test_what_nobody_needs_goes_and_the_others_hear_of_it(drained: Drained
     assert list(rooms.workers) == [1]
     assert list(rooms.registry.map.weights) == [1]
     assert drained.goes.heard(Stop)
-    assert [one.records for one in drained.stays.heard(ShardsChanged)] == [[["retire", 2]]]
+    assert [message.records for message in drained.stays.heard(ShardsChanged)] == [[["retire", 2]]]
 
 
 async def test_it_waits_for_whoever_needs_the_journal_and_says_why(drained: Drained) -> None:
@@ -64,10 +66,10 @@ async def test_one_that_is_wanted_again_stays(drained: Drained) -> None:
     rooms.mover.begin_rebalance()
     await until(lambda: drained.goes.heard(ReadObstacle))
     rooms.mover.settings = rooms.mover.settings._replace(wanted=frozenset((1, 2)))
-    asked = len(drained.goes.heard(ReadObstacle))
+    asked_before = len(drained.goes.heard(ReadObstacle))
     drained.goes.obstacle = ""
     rooms.mover.begin_rebalance()
     await until(lambda: not rooms.mover.rebalancing)
-    assert len(drained.goes.heard(ReadObstacle)) - asked <= 1
+    assert len(drained.goes.heard(ReadObstacle)) - asked_before <= 1
     assert list(rooms.workers) == [1, 2]
     assert not drained.goes.heard(Stop)

@@ -34,15 +34,15 @@ async def test_of_two_hosts_that_take_a_shard_one_learns_that_it_was_too_late(pa
 
 async def test_each_host_goes_on_from_an_anchor_of_its_own(part: PartOf) -> None:
     a, b = part("a").joined(), part("b").joined()
-    for number, one in enumerate((a, b)):
+    for number, host in enumerate((a, b)):
         block = encode_anchor(Anchor(1, 100 + number, 0, 500), b"%016d" % number)
-        await one.registry.record(one.registry.anchor_record(block))
+        await host.registry.record(host.registry.anchor_record(block))
     assert await a.registry.catch_up()
-    for number, one in enumerate((a, b)):
-        newest = one.registry.newest_anchor
+    for number, host in enumerate((a, b)):
+        newest = host.registry.newest_anchor
         assert newest is not None
         assert newest[0].billing_ns == 100 + number
-        assert one.registry.anchor is None, "that of a host that serves everything"
+        assert host.registry.anchor is None, "that of a host that serves everything"
 
 
 async def test_a_compacted_map_says_the_same(part: PartOf) -> None:
@@ -100,12 +100,12 @@ async def test_hosts_that_would_serve_at_once_wait_for_one_that_serves_everythin
 
 async def test_a_second_host_of_one_name_waits_as_long_as_the_first_is_heard_of(part: PartOf) -> None:
     assert await part("a").joined().take(1)
-    other = part("a")
-    other.log.is_moving = True
+    namesake = part("a")
+    namesake.log.is_moving = True
     for _ in range(3):
-        other.machine.boot_ns += GRACE_NS
+        namesake.machine.boot_ns += GRACE_NS
         with pytest.raises(StandsBy, match="another host of this name"):
-            other.registry.open(BUCKETS, WANTED)
+            namesake.registry.open(BUCKETS, WANTED)
 
 
 async def test_data_whose_buckets_were_moved_are_refused_and_nothing_is_changed(part: PartOf) -> None:
@@ -128,10 +128,10 @@ async def test_what_a_host_records_after_the_others_is_applied_behind_theirs(par
 async def moving(part: PartOf) -> tuple[Part, Part, dict[int, Voice]]:
     """Two hosts that serve a shard each, and whose word counts in a move from the first one's to the second one's."""
     a, b = part("a").joined(), part("b").joined()
-    for one, shard in ((a, 1), (b, 2)):
-        await one.registry.catch_up()
-        assert await one.take(shard)
-        await one.registry.record(["life", shard, 1, 1])
+    for host, shard in ((a, 1), (b, 2)):
+        await host.registry.catch_up()
+        assert await host.take(shard)
+        await host.registry.record(["life", shard, 1, 1])
     await a.registry.catch_up()
     return a, b, {1: Voice(1, 1), 2: Voice(1, 1)}
 

@@ -20,12 +20,12 @@ BESIDE = ShareSettings(2, "127.0.0.1:0", "host-a", "", None)
 SECOND_NS = 1_000_000_000
 
 
-class Beside:
+class TwoHosts:
     """One host, which shares from here on, and another one that a test speaks for."""
 
-    def __init__(self, host: Part, other: Part) -> None:
+    def __init__(self, host: Part, peer: Part) -> None:
         self.host = host
-        self.other = other
+        self.other = peer
         self.rooms = Rooms(host.registry, host.log, {1, 2}, BESIDE)
         self.sharing: Sharing = self.rooms.sharing(host.machine.host())
         self.running = asyncio.ensure_future(self.sharing.run())
@@ -37,70 +37,70 @@ class Beside:
         """It takes one shard after the other, as time goes on."""
         await until(lambda: 1 in self.rooms.workers)
         self.host.machine.boot_ns += 60 * SECOND_NS
-        await until(lambda: len(self.rooms.workers) == 2 and all(one.told for one in self.rooms.started[:2]))
+        await until(lambda: len(self.rooms.workers) == 2 and all(process.told for process in self.rooms.started[:2]))
         for worker in self.rooms.workers.values():
             self.rooms.processes.set_state(worker, "serving")
 
 
 @pytest.fixture
-async def beside(part: PartOf) -> AsyncIterator[Beside]:
-    made = Beside(part("a").joined(), part("b").joined())
-    await made.has_both()
-    yield made
-    made.running.cancel()
-    await made.rooms.close()
+async def two_hosts(part: PartOf) -> AsyncIterator[TwoHosts]:
+    hosts_made = TwoHosts(part("a").joined(), part("b").joined())
+    await hosts_made.has_both()
+    yield hosts_made
+    hosts_made.running.cancel()
+    await hosts_made.rooms.close()
 
 
-async def test_what_is_free_is_taken_and_others_hear_where_it_is_served(beside: Beside) -> None:
-    rooms = beside.rooms
+async def test_what_is_free_is_taken_and_others_hear_where_it_is_served(two_hosts: TwoHosts) -> None:
+    rooms = two_hosts.rooms
     assert rooms.owners is not None
-    assert [beside.owner_of(shard).node for shard in (1, 2)] == ["a", "a"]
-    assert beside.sharing.taken == 2
+    assert [two_hosts.owner_of(shard).node for shard in (1, 2)] == ["a", "a"]
+    assert two_hosts.sharing.taken == 2
     assert not rooms.registry.stands_by
     assert await rooms.owners.confirm(1)
     await rooms.owners.arrived(1, "0.0.0.0:7000", "host-a:7001")
-    await beside.other.registry.catch_up()
-    own = beside.other.registry.shares.owns[1]
+    await two_hosts.other.registry.catch_up()
+    own = two_hosts.other.registry.shares.owns[1]
     assert (own.links, own.direct, own.voice) == ("host-a:7000", "host-a:7001", (1, 1))
 
 
-async def test_what_another_host_has_taken_is_let_go_and_the_others_hear_where_it_is(beside: Beside) -> None:
-    rooms = beside.rooms
-    await beside.other.registry.catch_up()
-    assert await beside.other.take(2)
+async def test_what_another_host_has_taken_is_let_go_and_the_others_hear_where_it_is(two_hosts: TwoHosts) -> None:
+    rooms = two_hosts.rooms
+    await two_hosts.other.registry.catch_up()
+    assert await two_hosts.other.take(2)
     await until(lambda: 2 not in rooms.workers)
-    assert beside.sharing.lost == 1
-    assert beside.owner_of(2).node == "b", "it was not given to anybody else"
-    kept = next(one for one in rooms.started if not one.heard(Stop))
-    places = [["at", 2, beside.other.registry.shares.owns[2].number, "host-b:7000", ""]]
-    await beside.other.registry.record(["life", 2, places[0][2], 1], *places)
-    await until(lambda: kept.heard(ShardsChanged) and 2 in kept.heard(ShardsChanged)[-1].far)
+    assert two_hosts.sharing.lost == 1
+    assert two_hosts.owner_of(2).node == "b", "it was not given to anybody else"
+    remaining = next(process for process in rooms.started if not process.heard(Stop))
+    places = [["at", 2, two_hosts.other.registry.shares.owns[2].number, "host-b:7000", ""]]
+    await two_hosts.other.registry.record(["life", 2, places[0][2], 1], *places)
+    await until(lambda: remaining.heard(ShardsChanged) and 2 in remaining.heard(ShardsChanged)[-1].far)
 
 
-async def test_a_shard_that_another_host_wishes_for_is_that_ones_once_its_worker_has_ended(beside: Beside) -> None:
-    rooms, other = beside.rooms, beside.other.registry
-    ending = next(one for one in rooms.started if one.told and one.pid == rooms.workers[2].pid)
+async def test_a_shard_that_another_host_wishes_for_is_that_ones_once_its_worker_has_ended(two_hosts: TwoHosts) -> None:
+    rooms, peer_registry = two_hosts.rooms, two_hosts.other.registry
+    ending = next(process for process in rooms.started if process.told and process.pid == rooms.workers[2].pid)
     ending.is_deaf = True
-    await other.catch_up()
-    await other.record(["wish", 2, other.shares.owns[2].number, other.host_id])
+    await peer_registry.catch_up()
+    await peer_registry.record(["wish", 2, peer_registry.shares.owns[2].number, peer_registry.host_id])
     await until(lambda: ending.heard(Stop))
-    assert beside.owner_of(2).node == "a"
+    assert two_hosts.owner_of(2).node == "a"
     ending.ends(0)
-    await until(lambda: beside.owner_of(2).node == "b")
-    assert (beside.sharing.handed_over, beside.sharing.lost) == (1, 0)
+    await until(lambda: two_hosts.owner_of(2).node == "b")
+    assert (two_hosts.sharing.handed_over, two_hosts.sharing.lost) == (1, 0)
     assert list(rooms.workers) == [1]
 
 
-async def test_a_host_that_stops_gives_each_shard_back_as_its_worker_ends(beside: Beside) -> None:
-    rooms = beside.rooms
+async def test_a_host_that_stops_gives_each_shard_back_as_its_worker_ends(two_hosts: TwoHosts) -> None:
+    rooms = two_hosts.rooms
     rooms.stopping.set()
-    late = next(one for one in rooms.started if one.told and one.pid == rooms.workers[2].pid)
+    late = next(process for process in rooms.started if process.told and process.pid == rooms.workers[2].pid)
     late.is_deaf = True
-    giving = asyncio.ensure_future(beside.sharing.give_back())
+    giving = asyncio.ensure_future(two_hosts.sharing.give_back())
     ending = asyncio.ensure_future(rooms.processes.stop())
-    await until(lambda: beside.owner_of(1).node == "")
-    assert beside.owner_of(2).wish == beside.other.registry.host_id, "the heir looks out for it"
-    assert beside.owner_of(2).node == "a"
+    await until(lambda: two_hosts.owner_of(1).node == "")
+    assert two_hosts.owner_of(2).wish == two_hosts.other.registry.host_id, "the heir looks out for it"
+    assert two_hosts.owner_of(2).node == "a"
     late.ends(0)
     await asyncio.gather(giving, ending)
-    assert beside.owner_of(2).node == ""
+    assert two_hosts.owner_of(2).node == ""

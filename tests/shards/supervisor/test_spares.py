@@ -24,20 +24,20 @@ COMMAND = [sys.executable, "-c", PROGRAM]
 
 @pytest.fixture
 def listeners() -> Iterator[list[socket.socket]]:
-    made = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
-    yield made
-    for one in made:
-        one.close()
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(2)]
+    yield sockets
+    for listener in sockets:
+        listener.close()
 
 
 async def said_by(child: Child, channel: socket.socket) -> int:
     """The pid that the process tells."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(channel, b"?")
-    told = int(await loop.sock_recv(channel, 100))
+    pid = int(await loop.sock_recv(channel, 100))
     channel.close()
     await child.wait()
-    return told
+    return pid
 
 
 async def test_what_was_started_ahead_is_handed_out_once(listeners: list[socket.socket]) -> None:

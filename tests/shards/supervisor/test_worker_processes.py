@@ -21,15 +21,15 @@ __all__ = ["part"]
 @pytest.fixture
 async def rooms(part: PartOf) -> AsyncIterator[Rooms]:
     host: Part = part("", 0).joined()
-    made = Rooms(host.registry, host.log, {1, 2})
-    yield made
-    await made.close()
+    supervisor_rooms = Rooms(host.registry, host.log, {1, 2})
+    yield supervisor_rooms
+    await supervisor_rooms.close()
 
 
 async def test_each_shard_has_one_process_which_is_started_again_where_it_ends(rooms: Rooms) -> None:
     first, second = await rooms.serving(1, 2)
-    assert [one.command for one in (first, second)] == [["worker", "shard=1"], ["worker", "shard=2"]]
-    assert [one.shard_id for one in first.heard(Begin)] == [1]
+    assert [process.command for process in (first, second)] == [["worker", "shard=1"], ["worker", "shard=2"]]
+    assert [begin.shard_id for begin in first.heard(Begin)] == [1]
     first.ends(70)
     await until(lambda: len(rooms.started) == 3 and rooms.started[2].told)
     assert rooms.events == [(1, "down")]
@@ -75,18 +75,18 @@ async def test_a_process_that_was_loaded_for_the_next_shard_becomes_its_worker(r
     await until(lambda: rooms.started)
     rooms.processes.start_next(2)
     rooms.processes.start_next(1)
-    await until(lambda: len(rooms.started) == 2 and all(one.told for one in rooms.started))
-    assert [one.command for one in rooms.started] == [["worker", "worker=1"], ["worker", "shard=1"]]
-    assert [one.shard_id for one in rooms.started[0].heard(Begin)] == [2]
+    await until(lambda: len(rooms.started) == 2 and all(process.told for process in rooms.started))
+    assert [process.command for process in rooms.started] == [["worker", "worker=1"], ["worker", "shard=1"]]
+    assert [begin.shard_id for begin in rooms.started[0].heard(Begin)] == [2]
 
 
 async def test_processes_are_loaded_for_its_shards_as_long_as_they_are_wanted(rooms: Rooms) -> None:
     await rooms.processes.prepare({1, 2}, lambda: not rooms.started)
-    assert [one.command for one in rooms.started] == [["worker", "shard=1"]]
+    assert [process.command for process in rooms.started] == [["worker", "shard=1"]]
     assert not rooms.started[0].told
     rooms.processes.start(rooms.processes.ports_for({1, 2}))
-    await until(lambda: len(rooms.started) == 2 and all(one.told for one in rooms.started))
-    assert [one.shard_id for one in rooms.started[0].heard(Begin)] == [1]
+    await until(lambda: len(rooms.started) == 2 and all(process.told for process in rooms.started))
+    assert [begin.shard_id for begin in rooms.started[0].heard(Begin)] == [1]
 
 
 async def test_a_port_that_cannot_be_had_is_named_and_nothing_is_started(rooms: Rooms) -> None:
@@ -114,5 +114,5 @@ async def test_all_are_told_and_all_end(rooms: Rooms, data_dir: Path) -> None:
     rooms.processes.tell(Proved(2))
     rooms.stopping.set()
     await rooms.processes.stop()
-    assert [one.heard(Proved) for one in both] == [[Proved(2)], [Proved(2)]]
-    assert [one.is_gone.result() for one in both] == [0, 0]
+    assert [process.heard(Proved) for process in both] == [[Proved(2)], [Proved(2)]]
+    assert [process.is_gone.result() for process in both] == [0, 0]

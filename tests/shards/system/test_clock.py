@@ -85,10 +85,10 @@ def test_the_way_back_is_exact_around_the_end_of_the_correction(anchor: Anchor) 
     end = -(-abs(anchor.correction_ns) * 10**6 // anchor.slew_ppm)
     for boot_ns in range(max(anchor.boot_ns, anchor.boot_ns + end - 3), anchor.boot_ns + end + 4):
         billing_ns = anchor.at(boot_ns)
-        found = anchor.boot_of(billing_ns)
-        assert found <= boot_ns
-        assert anchor.at(found) == billing_ns
-        assert found == anchor.boot_ns or anchor.at(found - 1) < billing_ns
+        back = anchor.boot_of(billing_ns)
+        assert back <= boot_ns
+        assert anchor.at(back) == billing_ns
+        assert back == anchor.boot_ns or anchor.at(back - 1) < billing_ns
     assert anchor.at(anchor.boot_ns + end) == anchor.billing_ns + end + anchor.correction_ns
 
 
@@ -325,9 +325,9 @@ def test_the_real_clocks_go_on() -> None:
 
 @pytest.fixture
 def alarm() -> Iterator[clock.Alarm]:
-    made = clock.Alarm()
-    yield made
-    made.close()
+    alarm_made = clock.Alarm()
+    yield alarm_made
+    alarm_made.close()
 
 
 def test_an_alarm_fires_and_not_before_its_instant(alarm: clock.Alarm) -> None:
@@ -410,8 +410,8 @@ def test_a_step_while_nobody_looked_is_told_with_its_amount_and_only_within_a_bo
     recorded = clock.anchors[0], BOOT
     later_ns = 5000 * SECOND
     for step_ns in (-3600 * SECOND, -STEP_NS_MIN, STEP_NS_MIN, 3600 * SECOND):
-        seen = stepped_while_away(recorded, BOOT, boot_ns + later_ns, wall_ns + later_ns + step_ns)
-        assert seen == step_ns
+        stepped_ns = stepped_while_away(recorded, BOOT, boot_ns + later_ns, wall_ns + later_ns + step_ns)
+        assert stepped_ns == step_ns
     assert stepped_while_away(recorded, BOOT, boot_ns + later_ns, wall_ns + later_ns + STEP_NS_MIN - 1) == 0
     assert stepped_while_away(recorded, b"another boot_id.", boot_ns, wall_ns + 3600 * SECOND) == 0
     assert stepped_while_away(None, BOOT, boot_ns, wall_ns) == 0

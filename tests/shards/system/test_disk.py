@@ -91,13 +91,13 @@ def test_what_is_there_is_not_made_and_what_is_not_there_is_not_opened(path: str
 
 
 def test_a_lock_is_held_by_one_handle_until_that_is_closed(path: str) -> None:
-    disk, other = RealDisk(), RealDisk()
+    disk, second_disk = RealDisk(), RealDisk()
     handle = disk.lock(f"{path}/lock")
     for _ in range(2):
         with pytest.raises(BlockingIOError):
-            other.lock(f"{path}/lock")
+            second_disk.lock(f"{path}/lock")
     disk.close(handle)
-    other.close(other.lock(f"{path}/lock"))
+    second_disk.close(second_disk.lock(f"{path}/lock"))
 
 
 def test_a_lock_ends_with_the_process_that_holds_it(path: str) -> None:

@@ -32,16 +32,16 @@ if os.isatty(0):
 @pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 @pytest.mark.parametrize(("terminal", "group"), [(True, "its own"), (False, "ours")])
 def test_a_terminals_keys_reach_no_child(loop: str, terminal: bool, group: str) -> None:
-    ours, theirs = pty.openpty()
+    near, far = pty.openpty()
     try:
         done = subprocess.run(
             [sys.executable, "-c", STARTS_A_CHILD, loop],
-            stdin=theirs if terminal else subprocess.DEVNULL,
+            stdin=far if terminal else subprocess.DEVNULL,
             capture_output=True, text=True, start_new_session=True, timeout=120, check=True,
         )  # fmt: skip
     finally:
-        os.close(ours)
-        os.close(theirs)
+        os.close(near)
+        os.close(far)
     assert done.stdout == f"{group}\n"
 
 
@@ -55,5 +55,5 @@ def test_a_terminals_keys_reach_no_child(loop: str, terminal: bool, group: str) 
     ],
 )
 def test_a_child_asks_for_huge_pages_unless_somebody_decided_that(tunables: str | None, expected: str) -> None:
-    own = {"HOME": "/"} if tunables is None else {"HOME": "/", "GLIBC_TUNABLES": tunables}
-    assert environment(own) == {"HOME": "/", "GLIBC_TUNABLES": expected}
+    given_environment = {"HOME": "/"} if tunables is None else {"HOME": "/", "GLIBC_TUNABLES": tunables}
+    assert environment(given_environment) == {"HOME": "/", "GLIBC_TUNABLES": expected}

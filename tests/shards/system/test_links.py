@@ -23,10 +23,10 @@ async def wire_to(control: socket.socket) -> Wire:
 
 def test_last_words_arrive_though_the_peer_went_on_talking() -> None:
     async def scene() -> None:
-        ours, peer = socket.socketpair()
-        ours.setblocking(False)
+        near, peer = socket.socketpair()
+        near.setblocking(False)
         peer.settimeout(10)
-        wire = await wire_to(ours)
+        wire = await wire_to(near)
         wire.send(LAST_WORDS)
         wire.part()
         assert wire.is_parting

@@ -25,12 +25,14 @@ class Client:
 
 def full_rig() -> tuple[Rig, Any, Backpressure, list[str]]:
     """A journal on a disk without room for one more segment, and what it was asked to do."""
-    asked: list[str] = []
+    requests: list[str] = []
     rig = Rig(segment_bytes=65_536)
     journal = rig.opened()
     rig.medium.capacity_bytes = rig.medium.used_bytes()
-    backpressure = Backpressure(SHARD, journal, lambda: asked.append("look"), lambda: asked.append("snapshot"), 0.001)
-    return rig, journal, backpressure, asked
+    backpressure = Backpressure(
+        SHARD, journal, lambda: requests.append("look"), lambda: requests.append("snapshot"), 0.001
+    )
+    return rig, journal, backpressure, requests
 
 
 async def test_commands_are_refused_before_an_append_could_fail_and_no_longer_than_need_be() -> None:
@@ -50,34 +52,34 @@ async def test_commands_are_refused_before_an_append_could_fail_and_no_longer_th
 
 
 async def test_it_looks_again_and_begins_one_snapshot_for_each_state_of_the_log() -> None:
-    _, journal, backpressure, asked = full_rig()
+    _, journal, backpressure, requests = full_rig()
     while not backpressure.reason:
         fill(journal, 1, 300)
         backpressure.looked()
     for _ in range(3):
-        asked_before = len(asked)
-        while len(asked) == asked_before:
+        asked_before = len(requests)
+        while len(requests) == asked_before:
             await asyncio.sleep(0.001)
         backpressure.looked()
-    assert asked == ["snapshot", "look", "look", "look"]
+    assert requests == ["snapshot", "look", "look", "look"]
 
 
 async def test_a_batch_that_found_no_room_is_tried_again_and_stops_nothing_orderly() -> None:
-    _, _, backpressure, asked = full_rig()
+    _, _, backpressure, requests = full_rig()
     backpressure.check_stop()
-    backpressure.stick(Unavailable("no room for beginning a new segment"), lambda: asked.append("append"))
+    backpressure.stick(Unavailable("no room for beginning a new segment"), lambda: requests.append("append"))
     assert backpressure.stuck
     assert "no room for beginning" in backpressure.reason
     with pytest.raises(Unavailable):
         backpressure.check_stop()
-    while "append" not in asked:
+    while "append" not in requests:
         await asyncio.sleep(0.001)
     backpressure.looked()
     assert not backpressure.stuck
 
 
 async def test_a_batch_that_was_withdrawn_is_not_waited_for_and_nobody_is_let_in() -> None:
-    _, _, backpressure, asked = full_rig()
+    _, _, backpressure, requests = full_rig()
     backpressure.withdraw(Full("the log is full"))
     assert backpressure.refuses_reads
     client = Client()
@@ -85,7 +87,7 @@ async def test_a_batch_that_was_withdrawn_is_not_waited_for_and_nobody_is_let_in
     assert client.refusals == [(1, Refusal(SHARD, "the log is full", "no"))]
     with pytest.raises(Unavailable):
         backpressure.check_stop()
-    assert asked == []
+    assert requests == []
 
 
 async def test_without_a_grant_commands_and_reads_are_refused_until_it_is_renewed() -> None:

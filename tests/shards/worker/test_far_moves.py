@@ -66,7 +66,7 @@ class Scene:
         self.delivered: list[MoveOrder] = []
         self.asked: list[tuple[Any, Any, Command]] = []
         links: Any = {2: self.link}
-        ask = lambda *asked: self.asked.append(asked)  # noqa: E731
+        ask = lambda *question: self.asked.append(question)  # noqa: E731
         self.far = FarMoves(links, VOICE, self.delivered.append, ask, self.sent.append)
 
     def order(self, order: MoveOrder, token: int = 0) -> Any:
@@ -127,9 +127,9 @@ def test_an_order_that_overtakes_another_ends_its_wait() -> None:
     assert first.reports() == [Unmoved(9, "another order came")]
     scene.far.report(Known(9))
     assert second.reports() == [Known(9)]
-    told = scene.order(NewOwner(9, 3, 2, 2))
+    answering = scene.order(NewOwner(9, 3, 2, 2))
     scene.far.report(Known(9))
-    assert told.reports() == [Known(9)]
+    assert answering.reports() == [Known(9)]
 
 
 def test_a_bucket_leaves_by_an_order_of_its_own_host_alone() -> None:

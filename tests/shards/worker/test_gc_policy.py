@@ -24,7 +24,7 @@ class Thing:
 
 def is_walked(thing: object) -> bool:
     """Whether a full collection looks at it."""
-    return any(one is thing for one in gc.get_objects())
+    return any(tracked is thing for tracked in gc.get_objects())
 
 
 def test_nothing_is_collected_before_it_settles(gc_policy: GcPolicy) -> None:
@@ -45,10 +45,10 @@ def test_what_stands_is_not_walked_and_what_comes_later_is(gc_policy: GcPolicy) 
 def test_frozen_things_are_freed_when_nobody_refers_to_them(gc_policy: GcPolicy) -> None:
     held = [Thing()]
     gc_policy.settle()
-    found = weakref.ref(held[0])
+    reference = weakref.ref(held[0])
     assert not is_walked(held[0])
     held.clear()
-    assert found() is None
+    assert reference() is None
 
 
 def test_survivors_of_a_long_full_collection_are_not_walked_again(gc_policy: GcPolicy) -> None:

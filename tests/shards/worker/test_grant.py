@@ -33,7 +33,7 @@ class Pausing:
         return MACHINE_CLOCKS.wall_ns() + self.paused_ns
 
 
-class Place(NamedTuple):
+class Granted(NamedTuple):
     """A worker whose journal grants it time, and the clock that may run ahead of it."""
 
     scene: WorkerScene
@@ -58,20 +58,20 @@ def scene_on(data_dir: Path, clock: Pausing) -> WorkerScene:
 
 
 @pytest.fixture
-async def place(server: MemoryServer, data_dir: Path) -> AsyncIterator[Place]:
+async def granted(server: MemoryServer, data_dir: Path) -> AsyncIterator[Granted]:
     clock = Pausing()
     scene = scene_on(data_dir, clock)
     await scene.start()
-    yield Place(scene, clock, server)
+    yield Granted(scene, clock, server)
     await scene.stop()
 
 
-async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renewed(place: Place) -> None:
-    scene, caller = place.scene, Caller()
+async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renewed(granted: Granted) -> None:
+    scene, caller = granted.scene, Caller()
     scene.ask(caller, "before", 1, ("add", "x", 5))
     await scene.until(lambda: ("before", 5) in caller.heard)
     granted_ns = scene.worker.journal.granted_ns
-    place.clock.paused_ns += 2 * GRANT_NS
+    granted.clock.paused_ns += 2 * GRANT_NS
     scene.worker.arrived()
     scene.worker.read(caller, "read", 1, ("get", "x"))
     scene.worker.submit(caller, "command", 1, ("add", "x", 7))
@@ -85,37 +85,37 @@ async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renew
     await scene.until(lambda: ("after", 6) in caller.heard)
 
 
-async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_it(place: Place) -> None:
-    scene, caller = place.scene, Caller()
+async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_it(granted: Granted) -> None:
+    scene, caller = granted.scene, Caller()
     scene.ask(caller, "before", 1, ("add", "x", 5))
     await scene.until(lambda: ("before", 5) in caller.heard)
     scene.worker.arrived()
     scene.worker.read(caller, "read", 1, ("get", "x"))
-    place.clock.paused_ns += 2 * GRANT_NS  # between the question and the turn that lets the answer leave
+    granted.clock.paused_ns += 2 * GRANT_NS  # between the question and the turn that lets the answer leave
     await scene.until(lambda: bool(caller.heard[1:] or caller.refused))
     assert [token for token, _ in caller.refused] == ["read"]
     assert caller.heard[1:] == []
 
 
-async def test_nothing_may_leave_that_no_append_has_proved(place: Place) -> None:
-    assert place.scene.worker.may_act()
-    place.clock.paused_ns += 2 * GRANT_NS
-    assert not place.scene.worker.may_act()
-    await place.scene.until(place.scene.worker.may_act)
+async def test_nothing_may_leave_that_no_append_has_proved(granted: Granted) -> None:
+    assert granted.scene.worker.may_act()
+    granted.clock.paused_ns += 2 * GRANT_NS
+    assert not granted.scene.worker.may_act()
+    await granted.scene.until(granted.scene.worker.may_act)
 
 
-async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(place: Place) -> None:
-    scene, caller = place.scene, Caller()
+async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(granted: Granted) -> None:
+    scene, caller = granted.scene, Caller()
     due_ns = scene.worker.fresh_now_ns() + GRANT_NS + GRANT_NS // 2
     scene.ask(caller, "at", 1, ("at", "x", due_ns))
     await scene.until(lambda: bool(caller.heard))
     head = scene.worker.journal.head
-    place.clock.paused_ns += 3 * GRANT_NS
+    granted.clock.paused_ns += 3 * GRANT_NS
     scene.worker._on_alarm()
     assert scene.application.machine.buckets[1].get("x", 0) == 0, "not before another owner can be told from this one"
     await scene.until(lambda: scene.worker.journal.head > head)
     assert scene.application.machine.buckets[1]["x"] == 1
-    assert f'[{due_ns}, ["fire", "x"]' in str(place.server.memory.logs[1].payloads)
+    assert f'[{due_ns}, ["fire", "x"]' in str(granted.server.memory.logs[1].payloads)
 
 
 @pytest.mark.parametrize("fault", ["a limit that nothing announced", "no log for longer than a change of its leader"])
@@ -135,8 +135,8 @@ async def test_nobody_waits_for_a_batch_that_is_not_written_and_the_worker_begin
     memory.is_out_of_reach = True  # not even a beat fits
     scene.ask(caller, "later", 1, ("add", "x", 1))
     scene.worker.read(caller, "later read", 1, ("get", "x"))
-    told = {token: refusal.applied for token, refusal in caller.refused if isinstance(refusal, Unavailable)}
-    assert told == {"lost": "no", "read": "no", "made elsewhere": "unknown", "later": "no", "later read": "no"}
+    applied = {token: refusal.applied for token, refusal in caller.refused if isinstance(refusal, Unavailable)}
+    assert applied == {"lost": "no", "read": "no", "made elsewhere": "unknown", "later": "no", "later read": "no"}
     if not full:
         await scene.until(lambda: memory.beats_refused > 0)
         assert scene.failures == [], "the worker that follows could not take the shard"
@@ -165,7 +165,7 @@ async def test_what_others_own_is_passed_on_also_while_the_worker_waits_to_begin
             passed_on.set()
         writer.close()
 
-    other = await asyncio.start_unix_server(peer, f"{data_dir}/other")
+    peer_server = await asyncio.start_unix_server(peer, f"{data_dir}/other")
     await scene.start()
     link_of = scene.worker.links
     scene.worker.open_links({SHARD + 1: f"{data_dir}/other"}, {}, None)
@@ -180,4 +180,4 @@ async def test_what_others_own_is_passed_on_also_while_the_worker_waits_to_begin
         await passed_on.wait()
     scene.abandon()
     link_of[SHARD + 1].close()
-    other.close()
+    peer_server.close()

@@ -44,13 +44,13 @@ def test_a_quantile_of_a_few_values_is_one_of_them(values: list[int], share: flo
     for value in values:
         tally.add(value)
     assert tally.plain()["latest"] == values[-EXACT_VALUES:]
-    found = tally.quantile(share)
+    quantile = tally.quantile(share)
     if len(values) > EXACT_VALUES:
-        assert found in tally.bounds
+        assert quantile in tally.bounds
         return
-    assert found in values
-    assert sum(value <= found for value in values) >= share * len(values)
-    assert sum(value < found for value in values) < share * len(values)
+    assert quantile in values
+    assert sum(value <= quantile for value in values) >= share * len(values)
+    assert sum(value < quantile for value in values) < share * len(values)
 
 
 def test_a_batch_counts_when_it_is_durable_and_not_before() -> None:

@@ -48,9 +48,9 @@ def scene() -> tuple[Shard, Peer, Backpressure]:
     return shard, Peer(), backpressure
 
 
-def pass_on(shard: Shard, peer: Any, backpressure: Backpressure, *asked: tuple[int, int, Any]) -> None:
+def pass_on(shard: Shard, peer: Any, backpressure: Backpressure, *questions: tuple[int, int, Any]) -> None:
     """A frame of (kind, bucket id, payload), numbered from 0, and what comes of it."""
-    frame = [(number, kind, MSGID, MODE, bucket, payload) for number, (kind, bucket, payload) in enumerate(asked)]
+    frame = [(number, kind, MSGID, MODE, bucket, payload) for number, (kind, bucket, payload) in enumerate(questions)]
     receive_frame(shard, peer, frame, 100, backpressure, lambda *_: False, lambda *_: None)
     ready = shard.take_ready()
     if ready is not None:
@@ -107,8 +107,8 @@ async def test_a_question_to_all_shards_ends_where_one_of_them_is_silent_and_nam
     router.ask_shards(shard, links, [SHARD, *links], ("count",), 0, outcome.set_result, timeout_s=0.01)
     ready = shard.take_ready()
     assert ready is not None
-    for caller, own, reply in ready.replies:
-        caller.answer(own, reply)
+    for caller, reply_token, reply in ready.replies:
+        caller.answer(reply_token, reply)
     survey, token = links[2].asked[0]
     survey.answer(token, 5)
     refusal = await outcome
@@ -152,18 +152,18 @@ async def test_a_silent_worker_is_said_to_be_silent_for_as_long_as_it_is() -> No
         await asyncio.sleep(0.01)
     link.ask(Peer(), (0, 0), READ, BUCKET, ("get", "x"))
     link.flush()
-    said: list[float] = []
-    while len(said) < 3:
+    silences_s: list[float] = []
+    while len(silences_s) < 3:
         await asyncio.sleep(0.01)
-        if said:  # from then on it is refused at once
+        if silences_s:  # from then on it is refused at once
             link.ask(Peer(), (0, 0), READ, BUCKET, ("get", "x"))
         for refusal in refusals:
-            told = re.fullmatch(r"its worker has not answered for (\S+) s", refusal.reason)
-            assert told is not None
-            if not said or float(told[1]) != said[-1]:
-                said.append(float(told[1]))
+            match = re.fullmatch(r"its worker has not answered for (\S+) s", refusal.reason)
+            assert match is not None
+            if not silences_s or float(match[1]) != silences_s[-1]:
+                silences_s.append(float(match[1]))
         refusals.clear()
-    assert said[0] == 2.0
-    assert said == sorted(said), "it grows"
+    assert silences_s[0] == 2.0
+    assert silences_s == sorted(silences_s), "it grows"
     link.close()
     server.close()

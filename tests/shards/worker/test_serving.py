@@ -59,10 +59,10 @@ async def snapshots_after_taking_over(scene: WorkerScene, data_dir: Path) -> int
     await serving.open(lambda: bool(failures))
     snapshotter = serving.worker.snapshotter
     await scene.until(lambda: not snapshotter.running)
-    made = snapshotter.count
+    snapshots = snapshotter.count
     await serving.close()
     assert failures == []
-    return made
+    return snapshots
 
 
 async def test_a_takeover_that_replayed_much_leaves_a_snapshot_for_the_next_one(

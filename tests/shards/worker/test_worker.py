@@ -16,10 +16,10 @@ from tests.shards.worker.hosted import BUCKETS, Caller, WorkerScene
 @pytest.fixture
 async def scene(data_dir: Path) -> AsyncIterator[WorkerScene]:
     """A worker that serves."""
-    made = WorkerScene(data_dir)
-    await made.start()
-    yield made
-    await made.stop()
+    worker_scene = WorkerScene(data_dir)
+    await worker_scene.start()
+    yield worker_scene
+    await worker_scene.stop()
 
 
 async def test_nothing_is_said_before_it_is_durable(scene: WorkerScene) -> None:
@@ -130,11 +130,11 @@ async def test_without_room_changes_are_refused_and_reads_are_not(data_dir: Path
     scene.ask(caller, 1, 1, ("add", "x", 5))
     await scene.until(lambda: bool(caller.heard))
     scene.disk.is_full = True
-    taken = 0
+    taken_in = 0
     while not scene.worker.backpressure.reason:
-        taken += 1
-        scene.ask(caller, taken, 1, ("add", "x" * 60_000, 1))
-        await scene.answered_or_short(caller, 1 + taken)
+        taken_in += 1
+        scene.ask(caller, taken_in, 1, ("add", "x" * 60_000, 1))
+        await scene.answered_or_short(caller, 1 + taken_in)
     scene.ask(caller, "refused", 1, ("add", "x", 5))
     assert [token for token, _ in caller.refused][-1] == "refused"
     refusal = caller.refused[-1][1]
