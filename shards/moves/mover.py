@@ -146,6 +146,15 @@ class Mover:
         self.errors: dict[int, str] = {}  # bucket id -> why its last move came to nothing, the newest last
         self.last_duration_ns = 0
 
+    def take_settings(self, settings: MoveSettings) -> None:
+        """Heeds these from now on: what waits for its turn begins where there is room for it, and the rebalancer, where
+        it is at work, goes on by a new plan.
+        """
+        is_changed, self.settings = settings != self.settings, settings
+        self._room.set()
+        if is_changed and self.rebalancing:
+            self.begin_rebalance()
+
     async def hold(self) -> None:
         """From here on no move begins; returns when none is under way. Those asked for wait for `release`."""
         self._held = True

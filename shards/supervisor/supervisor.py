@@ -294,7 +294,8 @@ class Supervisor:
         worker. What is held is tried again. All else of `settings` must be as it was. A host that does not serve yet
         writes nothing: it will serve by what was taken up.
         """
-        self._settings, self.mover.settings = settings, settings.moves
+        self._settings = settings
+        self.mover.take_settings(settings.moves)
         await self._briefing.tell_configuration(settings.worker, configuration)
         for worker in self.workers.values():
             if worker.state == "held":

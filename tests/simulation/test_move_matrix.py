@@ -327,6 +327,39 @@ def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Mo
     assert moving.end() == (TARGET, 2)
 
 
+@pytest.mark.parametrize("caps", [Caps(), Caps(total=3, sending=3, receiving=3)], ids=["locked", "more at once"])
+def test_a_rebalance_under_way_goes_on_by_what_a_reload_has_changed(moving: Moving, caps: Caps) -> None:
+    """A shard that is locked meanwhile gives no further bucket; of more moves at once there are as many at once."""
+    supervisor, process = moving.world.supervisor, moving.world.supervising
+    assert supervisor is not None
+    assert process is not None
+    mover, registry, most = supervisor.mover, supervisor.registry, [0]
+    locked = frozenset((SOURCE,)) if caps == Caps() else frozenset[int]()
+
+    def rebalance(*records: list[object]) -> None:
+        async def begin() -> None:
+            await registry.record(*records)
+            mover.begin_rebalance()
+
+        process.loop.call_soon(lambda: supervisor.spawn(begin()))
+        moving.world.run(lambda: mover.rebalancing, 60, "a rebalance")
+        moving.world.run(lambda: not mover.rebalancing, 60, "its end")
+
+    rebalance(["weight", TARGET, 0])
+    owned = len(registry.map.buckets_of(SOURCE))
+
+    def fate(direction: str, message: Message) -> list[int]:
+        if isinstance(message, Payload) and mover.settings.caps == Caps() and not mover.settings.locked:
+            mover.take_settings(mover.settings._replace(caps=caps, locked=locked))
+        most.append(sum(one.move is not None for one in mover.running.values()))
+        return [200_000]
+
+    moving.fate = fate
+    rebalance(["weight", TARGET, 1], ["weight", SOURCE, 0])
+    assert max(most) == caps.total
+    assert len(registry.map.buckets_of(SOURCE)) == (owned - 1 if locked else 0)
+
+
 def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(moving: Moving) -> None:
     """Everything ends when the decision was made and before the source hears of it; then the target's data is damaged.
     The source serves nothing of the bucket, and forgets nothing, through snapshots and restarts, until it is mended.
