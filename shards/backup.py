@@ -44,7 +44,7 @@ CUT_TIMEOUT_S = 30.0
 
 
 class OtherHosts(NamedTuple):
-    """What a backup needs of them."""
+    """What a backup needs to know of the other hosts."""
 
     holder: str  # what this host is called there
     clocks_ns: int  # by how much two hosts' clocks may differ
@@ -53,14 +53,14 @@ class OtherHosts(NamedTuple):
 
 
 class _Way(Protocol):
-    """To a shard's worker."""
+    """Sends messages to a shard's worker."""
 
     def send(self, message: Any) -> None:
-        """HoldFiles or Cut."""
+        """Sends HoldFiles or Cut."""
 
 
 class _FarWay:
-    """To a worker of another host."""
+    """Sends messages to a worker of another host."""
 
     def __init__(self, shard_id: int, other_hosts: OtherHosts) -> None:
         self._shard_id = shard_id
@@ -163,7 +163,7 @@ class Backups:
         }
 
     async def _take_up_moves(self) -> None:
-        """What other hosts had decided before their shards were held is known here. Raises ConnectionError."""
+        """Loads the moves that other hosts had decided before their shards were held. Raises ConnectionError."""
         try:
             await self._registry.catch_up()
         except JournalError as error:
@@ -195,7 +195,9 @@ class Backups:
         return way
 
     def _look_at_others(self) -> None:
-        """A shard of another host that has changed its owner, or whose worker lives anew, held nothing since."""
+        """Voids the backup where a shard of another host has changed its owner, or its worker was restarted: nothing
+        was held since.
+        """
         now = {} if self._other_hosts is None else self._other_hosts.lives()
         for shard_id, life in self._far.items():
             if now.get(shard_id) != life:
@@ -221,7 +223,9 @@ class Backups:
             self._answers = {}
 
     def on_message(self, shard_id: int, message: BackupReport) -> None:
-        """A worker's answer. `shard_id`: of the worker that says it, which may have passed another one's answer on."""
+        """Takes a worker's answer. `shard_id` is that of the worker which sent it; it may pass on the answer of another
+        host's shard.
+        """
         error = ""
         if isinstance(message, ShardTold):
             shard_id, error = message.shard_id, message.error
@@ -233,7 +237,7 @@ class Backups:
                 answer.set_result(message)
 
     def on_down(self, shard_id: int) -> None:
-        """A worker has ended: its next life holds nothing."""
+        """A worker has ended. The backup is void where its files were held: the restarted worker does not hold them."""
         if shard_id in self._held:
             self._void = f"the worker of shard {shard_id} ended meanwhile: take the backup again"
         answer = self._answers.get(shard_id)
@@ -246,7 +250,7 @@ class Backups:
         self._lease = asyncio.get_running_loop().call_later(LEASE_S, self._release)
 
     def _release(self) -> None:
-        """Everything goes on."""
+        """Ends the hold: snapshots, trimming and moves go on."""
         if self._lease is not None:
             self._lease.cancel()
             self._lease = None

@@ -53,7 +53,7 @@ def hashed_into(bucket_count: int) -> Callable[[bytes], int]:
 
 
 class Owner(NamedTuple):
-    """Who owns a bucket: the shard and the generation of that ownership."""
+    """The owner of a bucket: its shard, and the generation of that ownership."""
 
     shard_id: int
     generation: int
@@ -97,7 +97,7 @@ class BucketMap:
         return {bucket_id: self.generation[bucket_id] for bucket_id in self.buckets_of(shard_id)}
 
     def check_record(self, record: tuple[object, ...] | list[object]) -> None:
-        """Raises MapConflict where an assignment or a retirement contradicts what is known; changes nothing."""
+        """Raises MapConflict where an assignment or a retirement contradicts the map; changes nothing."""
         match record:
             case ("assign", int(bucket_id), int(shard_id), int(generation)):
                 self._check_bucket(bucket_id)
@@ -112,7 +112,7 @@ class BucketMap:
                     raise MapConflict(f"shard {shard_id} still owns {counted(len(owned), 'bucket')}, first {owned[0]}")
 
     def apply(self, record: tuple[object, ...] | list[object]) -> None:
-        """Changes the map by one record; raises MapConflict where it contradicts what is known."""
+        """Changes the map by one record. Raises MapConflict where the record contradicts it."""
         self.check_record(record)
         match record:
             case ("create", int(count), str(hash_name), [*shards]):
@@ -134,7 +134,9 @@ class BucketMap:
                 raise MapConflict(f"unknown record in the bucket map's journal: {record!r}")
 
     def follow(self, bucket_id: int, shard_id: int, generation: int) -> bool:
-        """In a copy of the map, which may have missed some: takes up an assignment; False where it is known or old."""
+        """Applies an assignment to a copy of the map that may have missed earlier ones; returns False where it is known
+        or outdated.
+        """
         if generation <= self.generation[bucket_id]:
             return False
         self.generation[bucket_id] = generation - 1

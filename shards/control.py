@@ -35,7 +35,7 @@ from shards.system.clock import Anchor
 
 
 class LinkSettings(NamedTuple):
-    """How a worker is linked with those of other hosts, where several serve at once."""
+    """How this worker is linked with workers of other hosts, where several hosts serve at once."""
 
     listen: str  # "host:port" to be dialled at; port 0 takes a free one
     cluster: str  # that the log belongs to
@@ -46,7 +46,7 @@ class LinkSettings(NamedTuple):
 
 
 class WorkerSettings(NamedTuple):
-    """What a worker needs of the configuration."""
+    """The part of the configuration that a worker needs."""
 
     idle_barrier_s: float  # after a commit that none followed, its proof of durability is appended; 0: never
     snapshot_bytes: int  # a snapshot is made when the journal has grown by that much
@@ -57,14 +57,14 @@ def _name_of(class_name: str) -> str:
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=_name_of):
-    """What all messages are."""
+    """Base of all messages."""
 
 
 # -- supervisor → worker: its life ------------------------------------------------------------------------------------
 
 
 class Begin(Message, frozen=True):
-    """The first message. Paths and sockets in it are of this host."""
+    """The first message to a worker. Its paths and sockets are those of this host."""
 
     shard_id: int
     directory: str  # of what this host keeps for itself: sockets, history, notices
@@ -84,26 +84,26 @@ class Begin(Message, frozen=True):
 
 
 class Serve(Message, frozen=True):
-    """Billing time has begun: the worker opens its doors."""
+    """Tells a recovered worker to serve: billing time has begun."""
 
     anchors: list[Anchor]  # ascending; the last one counts, those before it lead to it
 
 
 class Stop(Message, frozen=True):
-    """The orderly end."""
+    """Tells a worker to stop in order."""
 
 
 # -- supervisor → worker: what has changed for all --------------------------------------------------------------------
 
 
 class NewAnchor(Message, frozen=True):
-    """Billing time is bent."""
+    """Billing time changes its pace: the relation between billing time and the boot clock is new."""
 
     anchor: Anchor
 
 
 class ShardsChanged(Message, frozen=True):
-    """Other shards than before."""
+    """The set of shards, or where they are served, has changed."""
 
     records: list[list[Any]]  # of the map's journal, for `BucketMap.apply`
     peers: dict[int, str]
@@ -112,20 +112,22 @@ class ShardsChanged(Message, frozen=True):
 
 
 class Configure(Message, frozen=True):
-    """The configuration has changed, in what may change while it serves."""
+    """The configuration was reloaded; only keys that may change while the daemon serves differ."""
 
     settings: WorkerSettings
     configuration: bytes
 
 
 class Proved(Message, frozen=True):
-    """A shard was recovered and holds what it owns."""
+    """A shard was recovered, and its journal has all buckets that the map gives it."""
 
     shard_id: int
 
 
 class Held(Message, frozen=True, tag="held"):
-    """A shard is held: nobody serves it before an operator has it tried again. reason "": it is tried."""
+    """A shard is held: no worker serves it until an operator has it started again. An empty reason: it is being
+    started.
+    """
 
     shard_id: int
     reason: str
@@ -135,25 +137,25 @@ class Held(Message, frozen=True, tag="held"):
 
 
 class ReadFigures(Message, frozen=True):
-    """Answered with Figures."""
+    """Asks for the worker's counters; answered with Figures."""
 
     number: int
 
 
 class ReadObstacle(Message, frozen=True):
-    """Whether a drained shard may go; answered with Obstacle."""
+    """Asks whether a drained shard may be retired; answered with Obstacle."""
 
     number: int
 
 
 class Examine(Message, frozen=True):
-    """What the shard holds, and whether it agrees with itself; answered with Examined."""
+    """Asks which buckets the shard holds, and whether their content is consistent; answered with Examined."""
 
     number: int
 
 
 class Query(Message, frozen=True):
-    """A question to the application, as a client asks it; answered with QueryReply."""
+    """A query to the application, in the form in which a client sends it; answered with QueryReply."""
 
     number: int
     key: bytes  # of the account it is about; empty: the whole daemon
@@ -161,7 +163,7 @@ class Query(Message, frozen=True):
 
 
 class Answer(Message, frozen=True):
-    """To the Ask of that number."""
+    """The supervisor's answer to the Ask of that number."""
 
     number: int
     reply: Any
@@ -171,7 +173,7 @@ class Answer(Message, frozen=True):
 
 
 class MoveOut(Message, frozen=True):
-    """The source is to freeze and dump a bucket."""
+    """Tells the source of a move to freeze the bucket and dump it."""
 
     number: int  # of the move, in this and every other message about it
     bucket_id: int
@@ -179,7 +181,7 @@ class MoveOut(Message, frozen=True):
 
 
 class MoveIn(Message, frozen=True):
-    """The target is to store a bucket."""
+    """Tells the target of a move to store the bucket."""
 
     number: int
     bucket_id: int
@@ -190,14 +192,14 @@ class MoveIn(Message, frozen=True):
 
 
 class MoveAbort(Message, frozen=True):
-    """The move has come to nothing; said until it is Known."""
+    """The move was aborted. Sent again until the worker answers Known."""
 
     number: int
     bucket_id: int
 
 
 class NewOwner(Message, frozen=True):
-    """The move was decided; said to every worker until it is Known, or Served by the target."""
+    """The move was committed. Sent to every worker until it answers Known, or, from the target, Served."""
 
     number: int
     bucket_id: int
@@ -206,14 +208,16 @@ class NewOwner(Message, frozen=True):
 
 
 class AskShard(Message, frozen=True):
-    """A step of a backup for a shard of another host, to be passed on over this worker's link to it."""
+    """A step of a backup that this worker passes on over its link to a shard of another host."""
 
     shard_id: int
     step: Command
 
 
 class PassOn(Message, frozen=True):
-    """An order about a move, for the worker of a shard on another host; what that says to it comes as FarReport."""
+    """A move order that this worker passes on to a shard of another host; the report of that shard comes back as
+    FarReport.
+    """
 
     shard_id: int  # whose worker it is for
     number: int  # of the move
@@ -223,7 +227,7 @@ class PassOn(Message, frozen=True):
 
 
 class PassAsk(Message, frozen=True):
-    """An operator's wish that only the supervisor of another shard's host carries out; answered with FarAnswer."""
+    """An operator's request that only the supervisor of another shard's host can carry out; answered with FarAnswer."""
 
     shard_id: int
     number: int
@@ -231,13 +235,13 @@ class PassAsk(Message, frozen=True):
 
 
 class HoldFiles(Message, frozen=True):
-    """No snapshot and no trimming while `held`; the beginning is answered with FilesHeld, once it is so."""
+    """While `held`, the worker makes no snapshot and trims nothing. It answers FilesHeld once that is so."""
 
     held: bool
 
 
 class Cut(Message, frozen=True):
-    """Close the batch at one instant; answered with CutAt."""
+    """Tells the worker to close its batch at one instant; answered with CutAt."""
 
     at_ns: int
     stand_ns: int  # stand still from so long before it
@@ -247,20 +251,20 @@ class Cut(Message, frozen=True):
 
 
 class Waiting(Message, frozen=True):
-    """The journal cannot be opened yet."""
+    """The worker cannot open its journal yet."""
 
     reason: str
 
 
 class Progress(Message, frozen=True):
-    """How far recovery is, in parts of the snapshot and batches."""
+    """How far the recovery has come, counted in parts of the snapshot and batches."""
 
     done: int
     total: int
 
 
 class Recovered(Message, frozen=True):
-    """The journal is open and replayed."""
+    """The worker has opened its journal and replayed it."""
 
     last_instant_ns: int  # no instant before it is given out again
     took_ns: int
@@ -270,7 +274,7 @@ class Recovered(Message, frozen=True):
 
 
 class Serving(Message, frozen=True):
-    """The doors are open."""
+    """The worker accepts clients."""
 
     pid: int
     accounts: int
@@ -278,7 +282,7 @@ class Serving(Message, frozen=True):
 
 
 class Failed(Message, frozen=True):
-    """The last message of a worker that ends with a failure."""
+    """The last message of a worker that ends because of a failure."""
 
     code: int  # of its exit
     text: str
@@ -288,21 +292,21 @@ class Failed(Message, frozen=True):
 
 
 class Figures(Message, frozen=True):
-    """Counters, by name."""
+    """The worker's counters by name."""
 
     number: int
     figures: dict[str, Any]
 
 
 class Obstacle(Message, frozen=True):
-    """Why the shard cannot go yet; empty where it can."""
+    """Why the shard cannot be retired yet; an empty text where it can."""
 
     number: int
     text: str
 
 
 class Examined(Message, frozen=True):
-    """What the shard holds."""
+    """Which buckets the shard holds, and the inconsistencies that were found."""
 
     number: int
     held: list[tuple[int, int]]  # (bucket id, generation)
@@ -310,13 +314,13 @@ class Examined(Message, frozen=True):
 
 
 class QueryReply(Message, frozen=True):
-    """A whole reply as the application encodes it for clients, with the question's number as message id."""
+    """A whole reply as the application encodes it for clients; its message id is the number of the Query."""
 
     reply: bytes
 
 
 class Ask(Message, frozen=True):
-    """An operation that only the supervisor carries out."""
+    """An operation that only the supervisor can carry out."""
 
     number: int
     operation: Command
@@ -326,7 +330,7 @@ class Ask(Message, frozen=True):
 
 
 class Payload(Message, frozen=True):
-    """The source's bucket, durable there and frozen."""
+    """The bucket's content, from the source, where the bucket is frozen and the freeze is durable."""
 
     number: int
     block: bytes
@@ -335,33 +339,33 @@ class Payload(Message, frozen=True):
 
 
 class Stored(Message, frozen=True):
-    """The target has it durably."""
+    """The target has the bucket's content durably."""
 
     number: int
     digest: bytes
 
 
 class Served(Message, frozen=True):
-    """The target knows that it owns the bucket, and serves it."""
+    """The target has recorded that it owns the bucket, and serves it."""
 
     number: int
 
 
 class Known(Message, frozen=True):
-    """This worker knows what came of the move."""
+    """The worker has recorded the outcome of the move."""
 
     number: int
 
 
 class Unmoved(Message, frozen=True):
-    """This worker cannot do its part."""
+    """The worker cannot do its part of the move."""
 
     number: int
     reason: str
 
 
 class Holdup(Message, frozen=True):
-    """What the source waits for."""
+    """What the source is waiting for before it dumps the bucket."""
 
     number: int
     reason: str
@@ -372,7 +376,7 @@ MoveReport = Payload | Stored | Served | Known | Unmoved | Holdup  # what worker
 
 
 class Arriving(Message, frozen=True):
-    """Another host moves a bucket here; said before it is Stored. What comes of it stands in the map."""
+    """Another host moves a bucket to a shard of this host; sent before Stored. The map will have the outcome."""
 
     number: int
     bucket_id: int
@@ -382,7 +386,7 @@ class Arriving(Message, frozen=True):
 
 
 class FarReport(Message, frozen=True):
-    """What the worker of a shard on another host says to an order that was passed on to it."""
+    """The report of a worker on another host about a move order that was passed on to it."""
 
     shard_id: int
     voice: tuple[int, int]  # of that worker; (0, 0): it was not reached, and this says so
@@ -390,24 +394,26 @@ class FarReport(Message, frozen=True):
 
 
 class FarAnswer(Message, frozen=True):
-    """To the PassAsk of that number."""
+    """The answer to the PassAsk of that number."""
 
     number: int
     reply: Any
 
 
 class FilesHeld(Message, frozen=True):
-    """No snapshot is made any more, and nothing trimmed."""
+    """From now on this worker makes no snapshot and trims nothing."""
 
 
 class CutAt(Message, frozen=True):
-    """All that is stamped at or before the instant is durable up to this position, and nothing stamped later."""
+    """Everything stamped at or before the instant is durable up to this position, which includes nothing that is
+    stamped later.
+    """
 
     position: int  # -1: it came too late
 
 
 class ShardTold(Message, frozen=True):
-    """What a shard of another host answered to a step of a backup."""
+    """The answer of a shard on another host to a step of a backup."""
 
     shard_id: int
     position: int  # as of CutAt; 0 of other steps

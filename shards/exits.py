@@ -45,7 +45,7 @@ class Exit(IntEnum):
 
 
 class Ending(NamedTuple):
-    """How an error ends a process."""
+    """The exit code and the text with which an error ends a process."""
 
     code: Exit
     prefix: str  # before the text of the error; may be empty
@@ -70,7 +70,7 @@ OF_THE_MOMENT: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errn
 
 
 def ending_of(error: BaseException) -> Ending:
-    """How this error ends a process that cannot go on because of it."""
+    """The ending of a process that cannot go on because of this error."""
     ending = getattr(error, "ending", None)
     if isinstance(ending, Ending):
         return ending
@@ -84,7 +84,7 @@ def ending_of(error: BaseException) -> Ending:
 
 
 def text_of(error: BaseException) -> str:
-    """What a person is told of the error: its prefix and its text, an operating-system error without its number."""
+    """The error as a text for people: its prefix and its message; of an operating-system error without the number."""
     text = str(error)
     if isinstance(error, OSError) and error.strerror and type(error).__str__ is OSError.__str__:
         text = f"{error.filename}: {error.strerror}" if error.filename is not None else error.strerror

@@ -30,7 +30,7 @@ ALL_BUCKETS = 0  # as the bucket id of a query that was left for later: it conce
 
 
 class Machine(Protocol):
-    """The content of all buckets of one shard."""
+    """The state machine of one shard: the content of all its buckets."""
 
     records: list[Record]
     notices: list[Effect]
@@ -42,52 +42,54 @@ class Machine(Protocol):
         """Answers a query about one bucket; may first record what time has made due."""
 
     def survey(self, query: Command, now_ns: int) -> object:
-        """Answers a query about all buckets here, with plain data that can be merged with other shards', or `Later`."""
+        """Answers a query about all buckets of this shard, with plain data that can be merged with that of other
+        shards, or `Later`.
+        """
 
     def due(self, now_ns: int, limit: int) -> bool:
-        """Carries out what time has made due, at most `limit` steps; True when more is due."""
+        """Carries out what is due by now, at most `limit` steps; returns True where more is due."""
 
     def next_due_ns(self) -> int:
-        """The coming instant at which `due` has something to do; -1 when there is none."""
+        """The next instant at which `due` has something to do; -1 where there is none."""
 
     def bucket_due_ns(self, bucket_id: int, until_ns: int) -> int:
-        """The coming instant of one bucket, up to `until_ns`; -1 when there is none."""
+        """The next due instant of one bucket, up to `until_ns`; -1 where there is none."""
 
     def replay(self, bucket_id: int, body: bytes) -> None:
-        """Applies a record again; raises when something else comes out than the record says."""
+        """Applies a recorded command again; raises where the outcome differs from the recorded one."""
 
     def start(self, now_ns: int) -> None:
-        """Recovery is over, and this is the instant; comes once, before the first `arm`, `apply`, `read` or `due`."""
+        """Recovery has ended at this instant. Called once, before the first `arm`, `apply`, `read` or `due`."""
 
     def arm(self, bucket_id: int) -> None:
-        """Lets time pass in a bucket that was created, loaded or replayed, from now on."""
+        """Starts the timers of a bucket that was created, loaded or replayed."""
 
     def arming(self, bucket_id: int) -> Iterator[None]:
         """`arm` in slices: the bucket may be served from the first one on."""
 
     def disarm(self, bucket_id: int) -> None:
-        """Lets time stand still in a bucket: nothing of it comes due until `arm`."""
+        """Stops the timers of a bucket: nothing in it becomes due until `arm`."""
 
     def create(self, bucket_id: int) -> None:
         """Makes an empty bucket."""
 
     def dump(self, bucket_id: int) -> bytes:
-        """The whole bucket as one block; equal states give equal bytes."""
+        """The whole bucket as one block of bytes; equal states give equal bytes."""
 
     def dumping(self, bucket_id: int) -> Generator[None, None, bytes]:
-        """`dump` in slices; the bucket is disarmed and nothing changes it meanwhile."""
+        """`dump` in slices; the bucket is disarmed, and nothing changes it until the last slice."""
 
     def load(self, bucket_id: int, block: bytes) -> None:
-        """Makes the bucket that `dump` wrote; its timers stay still until `arm`."""
+        """Creates the bucket from a block that `dump` made; its timers are stopped until `arm`."""
 
     def loading(self, bucket_id: int, block: bytes) -> Generator[None, None, object]:
-        """The first half of `load`, in slices: what `block` holds, for `put`."""
+        """The first half of `load`, in slices: decodes `block` into what `put` takes."""
 
     def put(self, bucket_id: int, content: Any) -> None:
-        """The second half of `load`."""
+        """The second half of `load`: makes the decoded bucket part of the machine."""
 
     def drop(self, bucket_id: int) -> None:
-        """Forgets a bucket."""
+        """Deletes a bucket."""
 
     def dropping(self, bucket_id: int) -> Iterator[None]:
-        """`drop` in slices: the bucket is forgotten with the first one."""
+        """`drop` in slices; the bucket is gone after the first one."""

@@ -58,7 +58,9 @@ class Certificates(NamedTuple):
 
 
 def contexts(files: Certificates) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """For the dialer and for the listener: both show a certificate, and want one. Raises OSError, ssl.SSLError."""
+    """TLS contexts for the dialer and the listener; each side shows a certificate and requires one. Raises OSError,
+    ssl.SSLError.
+    """
     tls_contexts = []
     for purpose in (ssl.PROTOCOL_TLS_CLIENT, ssl.PROTOCOL_TLS_SERVER):
         context = ssl.SSLContext(purpose)
@@ -72,7 +74,7 @@ def contexts(files: Certificates) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 
 class _Greeting(asyncio.Protocol, ABC):
-    """One connection until a wire takes it over. What comes of it is in `outcome`: nothing, LinkRefused, or OSError."""
+    """One connection until a wire takes it over. Its `outcome` is nothing, a LinkRefused, or an OSError."""
 
     def __init__(self, make_wire: Callable[[], Wire], decode: Callable[[bytes | bytearray], Any]) -> None:
         loop = asyncio.get_running_loop()
@@ -119,11 +121,11 @@ class _Greeting(asyncio.Protocol, ABC):
         self._end(refused)
 
     def refuse(self, reason: str) -> None:
-        """Ends the connection, for this reason."""
+        """Closes the connection for this reason."""
         self._fail(reason)
 
     def give_up(self) -> None:
-        """Ends the connection, unless a wire has it already."""
+        """Closes the connection, unless a wire has taken it over."""
         self._fail("it was given up")
 
     def _fail(self, reason: str) -> None:
@@ -194,7 +196,7 @@ class _ListenerGreeting(_Greeting):
 
 
 class FarDoor:
-    """Where the workers of other hosts reach this one."""
+    """Listens for the workers of other hosts."""
 
     def __init__(
         self,
@@ -204,7 +206,7 @@ class FarDoor:
         randbits: Callable[[int], int],
         bind: Callable[[str, int, int], socket.socket] = bind_tcp,
     ) -> None:
-        """`make_wire`: the protocol of a peer that was let in. `bind`: as that of `shards.system.host.Host`."""
+        """`make_wire` makes the protocol of a peer that was accepted. `bind`: as that of `shards.system.host.Host`."""
         self._end = end
         self._make_wire = make_wire
         self._tls = tls
@@ -218,11 +220,11 @@ class FarDoor:
 
     @property
     def is_crowded(self) -> bool:
-        """Whether nobody else may begin now."""
+        """Whether as many greetings are under way as are allowed."""
         return len(self._greetings) > GREETED_AT_ONCE_MAX
 
     async def listen(self, address: str) -> None:
-        """Lets peers in from now on. Port 0 takes a free one. OSError."""
+        """Accepts peers from now on. Port 0 takes a free port. OSError."""
         host, port = split_address(address)
         listener = self._bind(host, port, 128)
         listener.setblocking(False)
@@ -238,7 +240,7 @@ class FarDoor:
         task.add_done_callback(self._tasks.discard)
 
     async def _accept(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
-        """Accepts by hand: a server that speaks TLS by itself tells nobody whose handshake failed, and why."""
+        """Accepts connections by hand: asyncio's TLS server does not report whose handshake failed, and why."""
         with contextlib.closing(listener):
             while True:
                 try:
@@ -274,7 +276,7 @@ class FarDoor:
         return greeting
 
     def greeted(self, greeting: _ListenerGreeting) -> Callable[[asyncio.Future[None]], None]:
-        """What is to be called with the outcome of a greeting."""
+        """The callback that takes the outcome of a greeting."""
 
         def done(outcome: asyncio.Future[None]) -> None:
             self._greetings.discard(greeting)
@@ -293,7 +295,7 @@ class FarDoor:
         log.warning("shard %d refused a link from %s: %s", self._end.shard, peer, reason)
 
     def close(self) -> None:
-        """Lets nobody in any more. Those who were let in stay."""
+        """Accepts no peer any more. Links that exist stay open."""
         if self._server is not None:
             self._server.close()
         for task in self._tasks:
@@ -337,7 +339,7 @@ def _nonce(randbits: Callable[[int], int]) -> bytes:
 
 
 def _notice_ends(connection: socket.socket) -> None:
-    """Both ends of a link hear soon of a host that is gone."""
+    """Sets keepalives, so that both ends notice within seconds that the other host is gone."""
     with contextlib.suppress(OSError):  # it is gone already
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, GONE_S - 1)):

@@ -35,11 +35,11 @@ _encode = msgspec.msgpack.Encoder().encode
 
 
 class Word(msgspec.Struct, frozen=True, array_like=True, tag=str.lower):
-    """What all messages of the exchange are."""
+    """Base of all messages of the exchange."""
 
 
 class Hello(Word, frozen=True):
-    """Who dials, and whom."""
+    """The dialer names itself and the shard that it wants."""
 
     version: int
     cluster: str
@@ -51,24 +51,24 @@ class Hello(Word, frozen=True):
 
 
 class Challenge(Word, frozen=True):
-    """The listener is the one that was meant, and proves it."""
+    """The listener confirms that it is the shard that was meant, and proves it."""
 
     nonce: bytes
     proof: bytes
 
 
 class Proof(Word, frozen=True):
-    """The dialer's."""
+    """The dialer's proof."""
 
     proof: bytes
 
 
 class Welcome(Word, frozen=True):
-    """Requests may come."""
+    """The listener accepts the link: requests may come."""
 
 
 class Refused(Word, frozen=True):
-    """The listener's last word."""
+    """The listener refuses the link; its last message."""
 
     reason: str
     passes: bool  # see LinkRefused
@@ -105,14 +105,14 @@ class Dialling:
     """The dialer's half: `hello` is sent first."""
 
     def __init__(self, end: End, wanted_shard: int, wanted_epoch: int, nonce: bytes) -> None:
-        """`nonce`: `NONCE_BYTES` that nobody can guess."""
+        """`nonce`: `NONCE_BYTES` of random bytes."""
         self._secret = end.secret
         self.hello = Hello(VERSION, end.cluster, end.shard, end.epoch, wanted_shard, wanted_epoch, nonce)
         self._is_proved = False  # the listener
         self.is_welcome = False
 
     def receive(self, message: Challenge | Welcome | Refused) -> Proof | None:
-        """The listener's message, and what is answered. Raises LinkRefused."""
+        """Takes a message of the listener; returns what to answer. Raises LinkRefused."""
         if isinstance(message, Refused):
             raise LinkRefused(message.reason, passes=message.passes)
         if isinstance(message, Challenge) and not self._is_proved:
@@ -130,7 +130,7 @@ class Listening:
     """The listener's half."""
 
     def __init__(self, end: End, nonce: bytes) -> None:
-        """`nonce`: `NONCE_BYTES` that nobody can guess."""
+        """`nonce`: `NONCE_BYTES` of random bytes."""
         self._end = end
         self._nonce = nonce
         self._hello: Hello | None = None
@@ -142,7 +142,7 @@ class Listening:
         return self._hello is not None
 
     def receive(self, message: Hello | Proof) -> Challenge | Welcome:
-        """The dialer's message, and what is answered. Raises LinkRefused, of which the dialer is to be told."""
+        """Takes a message of the dialer; returns what to answer. Raises LinkRefused, which the dialer is to be sent."""
         end, hello = self._end, self._hello
         if isinstance(message, Hello) and hello is None:
             self._check(message)

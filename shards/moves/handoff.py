@@ -71,33 +71,33 @@ class HandoffHost(Protocol):
         """Takes a request as if it had just come."""
 
     def reply(self, caller: Any, token: Any, reply: object) -> None:
-        """Lets a reply leave with the next batch."""
+        """Sends a reply with the next batch."""
 
     def when_durable(self, function: Callable[[], None]) -> None:
-        """Calls back when all that was recorded until now is durable."""
+        """Calls `function` once everything recorded until now is durable."""
 
     def wake(self) -> None:
-        """Lets the worker's next turn come."""
+        """Schedules a turn of the worker."""
 
 
 class Calls(Protocol):
     """What the handoff needs of the application: calls to the outside, per bucket."""
 
     def pause_calls(self, bucket_id: int) -> None:
-        """Begins no further call for this bucket."""
+        """Begins no further call for accounts of this bucket."""
 
     def calls_in_flight(self, bucket_id: int) -> int:
-        """Calls for this bucket whose outcome is not known yet."""
+        """How many calls for accounts of this bucket have no known outcome yet."""
 
     def take_up(self, bucket_id: int) -> None:
-        """Begins (again) to make what calls this bucket owes."""
+        """Begins, or begins again, to make the calls that this bucket owes."""
 
     def forget_calls(self, bucket_id: int) -> None:
-        """The bucket is another's."""
+        """Forgets the calls of this bucket, which another shard owns now."""
 
 
 class Handoff:
-    """The moves one worker takes part in, and its routes."""
+    """The moves in which one worker takes part, and its routes."""
 
     def __init__(
         self, host: HandoffHost, calls: Calls, send: Callable[[MoveReport], None], boot_ns: Callable[[], int]
@@ -126,7 +126,7 @@ class Handoff:
     # -- the supervisor's messages ----------------------------------------------------------------------------------
 
     def on_message(self, message: MoveOrder) -> None:
-        """What the supervisor says about a move. A word that comes late, or twice, changes nothing."""
+        """Takes a message of the supervisor about a move. A message that comes late or twice changes nothing."""
         number, bucket_id = message.number, message.bucket_id
         match message:
             case MoveOut() | MoveIn():
@@ -151,7 +151,7 @@ class Handoff:
                 assert_never(message)
 
     def is_still(self) -> bool:
-        """Whether no bucket is on its way from here or to here."""
+        """Whether no bucket is moving from or to this shard."""
         return not self._leaving and not self._arriving
 
     def _move_out(self, number: int, bucket_id: int, generation: int) -> None:
@@ -190,7 +190,7 @@ class Handoff:
         asyncio.get_running_loop().call_later(delay_s, self._try_freeze, number, bucket_id, began_ns)
 
     def _is_quiet(self, bucket_id: int) -> bool:
-        """Whether nothing of the bucket comes due while a handoff takes."""
+        """Whether nothing in the bucket becomes due within the time that a handoff takes."""
         until_ns = self._host.fresh_now_ns() + self._handoff_ns
         return self._host.shard.machine.bucket_due_ns(bucket_id, until_ns) < 0
 
@@ -203,7 +203,7 @@ class Handoff:
         self._host.wake()
 
     def _dump(self, number: int, bucket_id: int, slices: Generator[None, None, bytes]) -> None:
-        """Dumps a frozen bucket, a slice a turn of the loop."""
+        """Dumps a frozen bucket, one slice in each turn of the loop."""
         if self._leaving.get(bucket_id) != number:
             return
         began_ns = self._boot_ns()
@@ -232,7 +232,9 @@ class Handoff:
         self._await_instant(order)
 
     def _await_instant(self, order: MoveIn) -> None:
-        """No instant of the bucket may go back: where another host's clock is ahead, it is waited for."""
+        """Waits until this host's clock has reached the bucket's last instant, which another host stamped: instants of
+        a bucket never go back.
+        """
         number, bucket_id, block = order.number, order.bucket_id, order.block
         if self._arriving.get(bucket_id) != number:
             return  # aborted meanwhile
@@ -248,7 +250,7 @@ class Handoff:
     def _load(
         self, number: int, bucket_id: int, generation: int, block: bytes, slices: Generator[None, None, object]
     ) -> None:
-        """Loads a bucket, a slice a turn of the loop; then it is recorded."""
+        """Loads a bucket, one slice in each turn of the loop, and records it."""
         if self._arriving.get(bucket_id) != number:
             return
         began_ns = self._boot_ns()
@@ -263,7 +265,7 @@ class Handoff:
             asyncio.get_running_loop().call_soon(self._load, number, bucket_id, generation, block, slices)
 
     def _chores(self) -> None:
-        """What arming and dropping large buckets left for later, a slice a turn of the loop."""
+        """Does what arming and dropping large buckets has left for later, one slice in each turn of the loop."""
         began_ns = self._boot_ns()
         chores = self._host.shard.chores
         while chores and self._boot_ns() - began_ns < SLICE_NS:
@@ -288,7 +290,7 @@ class Handoff:
         self._chores()
 
     def _changed(self, bucket_id: int, owner: int, generation: int) -> None:
-        """The COMMIT record is durable: the bucket has another owner."""
+        """The COMMIT record is durable: the bucket has its new owner."""
         host, shard = self._host, self._host.shard
         old_owner = host.map.owner[bucket_id]
         if not host.map.follow(bucket_id, owner, generation):
@@ -313,19 +315,23 @@ class Handoff:
         self._chores()
 
     def _measure(self, frozen_ns: int) -> None:
-        """A bucket was given away that stood still since then: the next ones will take as long, or a little less."""
+        """Measures how long a bucket that was given away had been frozen; the next ones are expected to take as long,
+        or a little less.
+        """
         took_ns = self._boot_ns() - frozen_ns if frozen_ns else 0
         self._handoff_ns = max(took_ns, self._handoff_ns * 7 // 8)
 
     def proved(self, shards: set[int]) -> None:
-        """These shards were recovered and hold what they own: what is theirs need not be kept here any longer."""
+        """These shards were recovered, and their journals have their buckets: copies of those buckets need not be kept
+        here any longer.
+        """
         shard = self._host.shard
         for bucket_id in [orphan_id for orphan_id in shard.orphans if self._host.map.owner[orphan_id] in shards]:
             shard.forget(bucket_id)
         self._host.wake()
 
     def close(self) -> None:
-        """Nothing changes the shard from here on: no move, and nothing that waited for one."""
+        """Ends all moves here, and drops the requests that wait for one: nothing changes the shard from now on."""
         self._closed = True
         self._arriving.clear()
         self._leaving.clear()
@@ -349,14 +355,14 @@ class Handoff:
                 self._go_on(request, bucket_id)
 
     def _go_on(self, request: Request, bucket_id: int) -> None:
-        """What waited is carried out; not after the end, when links close: nobody is left to hear of it, and what the
-        last snapshot holds, no batch behind it may hold again.
+        """Carries out the requests that waited. Not after the end, when links close: nobody would get the replies, and
+        a batch must not repeat what the last snapshot holds.
         """
         if not self._closed:
             self._host.request(request, bucket_id)
 
     def hold(self, request: Request, bucket_id: int) -> None:
-        """A request for a bucket with route 0: it waits."""
+        """Keeps a request for a bucket with route 0 until the bucket has an owner."""
         waiting = self._waiting[bucket_id]
         if len(waiting) < WAITING_MAX:
             waiting.append(request)
@@ -365,11 +371,11 @@ class Handoff:
 
     @property
     def redirecting(self) -> bool:
-        """Whether `answered` wants to hear of answers."""
+        """Whether `answered` is to be called for answers."""
         return bool(self._with_old)
 
     def answered(self, link: PeerLink, bucket_id: int) -> None:
-        """A link got an answer to a request for this bucket."""
+        """A peer has answered a request for this bucket."""
         entry = self._with_old.get(bucket_id)
         if entry is None or entry[0] is not link:
             return
@@ -383,7 +389,7 @@ class Handoff:
             self._go_on(request, bucket_id)
 
     def strayed(self, request: Request, bucket_id: int, shard_id: int) -> None:
-        """The peer of `shard_id` says that it does not serve the bucket."""
+        """The worker of `shard_id` has answered that it does not serve the bucket."""
         if bucket_id in self._with_old:
             self._returned[bucket_id].append(request)
         elif self.routes[bucket_id] != shard_id:
@@ -402,7 +408,7 @@ class Handoff:
 
 
 def before_serving(message: MoveOrder, bucket_map: BucketMap | None, send: Callable[[MoveReport], None]) -> None:
-    """The supervisor's message about a move, where the worker does not serve yet; no map: it is still to come."""
+    """Answers a message about a move that comes before the worker serves. `bucket_map` is None before the map has come."""
     match message:
         case NewOwner():
             if bucket_map is not None:

@@ -68,13 +68,13 @@ class Send(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """The record that decides; to be made durable, applied to the map, then `on_committed`."""
+    """The record that decides the move. The caller makes it durable, applies it to the map, and calls `on_committed`."""
 
     record: list[Any]
 
 
 class Ended(NamedTuple):
-    """The move is over. `error` is empty where the target serves."""
+    """The move has ended; `error` is empty where the target serves the bucket."""
 
     error: str
 
@@ -85,15 +85,15 @@ PREPARING, STORING, COMMITTING, COMMITTED, ENDED = "preparing", "storing", "comm
 
 
 def digest_of(block: bytes) -> bytes:
-    """What source and target agree on."""
+    """The digest by which source and target know that they hold the same content."""
     return hashlib.blake2b(block, digest_size=16).digest()
 
 
 class Move:
-    """One move, from the supervisor's side."""
+    """One move, as the supervisor drives it."""
 
     def __init__(self, number: int, bucket_id: int, source: int, target: int, generation: int, now_ns: int) -> None:
-        """`generation`: of the source's ownership. `now_ns`: any clock that the calls of `on_time` use, too."""
+        """`generation` is that of the source's ownership; `now_ns` is of the clock that calls of `on_time` use."""
         self.number = number
         self.bucket_id = bucket_id
         self.source = source
@@ -109,15 +109,15 @@ class Move:
 
     @property
     def is_over(self) -> bool:
-        """Whether nothing is left to be done or said."""
+        """Whether nothing is left to do, and every worker knows the outcome."""
         return self.state == ENDED and not self._untold
 
     def start(self) -> list[Action]:
-        """The first message."""
+        """Returns the first message."""
         return [Send(self.source, MoveOut(self.number, self.bucket_id, self.generation))]
 
     def on_message(self, shard_id: int, message: MoveReport, now_ns: int) -> list[Action]:
-        """A worker's word. Messages of other moves and of other states are ignored."""
+        """Takes a worker's message; messages about other moves, or that do not fit the state, are ignored."""
         if message.number != self.number:
             return []
         is_source, is_target = shard_id == self.source, shard_id == self.target
@@ -157,7 +157,7 @@ class Move:
         return [Commit(["assign", self.bucket_id, self.target, self.generation + 1])]
 
     def on_committed(self, shards: list[int], now_ns: int) -> list[Action]:
-        """The COMMIT record is durable and applied; `shards` have a worker that must hear of it."""
+        """The COMMIT record is durable and applied. `shards`: those with a worker that must be sent the outcome."""
         assert self.state == COMMITTING, self.state
         self.state, self.reason = COMMITTED, "the target takes over"
         outcome = NewOwner(self.number, self.bucket_id, self.target, self.generation + 1)
@@ -168,15 +168,15 @@ class Move:
         return [Send(shard_id, outcome) for shard_id in shards]
 
     def on_refused(self, reason: str, now_ns: int) -> list[Action]:
-        """The log does not have the COMMIT record, and never will: a life of source or target that gave or stored the
-        bucket is over.
+        """The log does not have the COMMIT record and never will: a worker of the source or target that had given or
+        stored the bucket has ended.
         """
         assert self.state == COMMITTING, self.state
         self.state = STORING
         return self.abort(reason, now_ns)
 
     def on_down(self, shard_id: int, now_ns: int) -> list[Action]:
-        """A worker's process has ended. After COMMIT its next life finds the decision in the map."""
+        """A worker has ended. After COMMIT its next process finds the decision in the map."""
         actions: list[Action] = []
         if shard_id in (self.source, self.target) and self.state in (PREPARING, STORING):
             actions = self.abort(f"the worker of shard {shard_id} went away", now_ns)
@@ -185,21 +185,21 @@ class Move:
         return actions
 
     def on_held(self, shard_id: int, _: int) -> list[Action]:
-        """A worker will not be started again. What was decided stands, but nobody has to wait for it any more."""
+        """A worker will not be started again. A decision stands, but the move no longer waits for that worker."""
         if shard_id == self.target and self.state == COMMITTED:
             self.state = ENDED
             return [Ended(f"the worker of shard {shard_id} is held")]
         return []
 
     def on_serving(self, shard_id: int, _: int) -> list[Action]:
-        """A worker serves by the present map."""
+        """A worker has begun to serve by the present map."""
         if shard_id == self.target and self.state == COMMITTED:
             self.state = ENDED
             return [Ended("")]
         return []
 
     def on_time(self, now_ns: int) -> list[Action]:
-        """Time has passed."""
+        """Sends again what was not answered in time, and aborts a move that takes too long."""
         if now_ns >= self._deadline_ns and self.state in (PREPARING, STORING):
             return self.abort(f"took too long while {self.reason}", now_ns)
         if self._outcome is not None and self._untold and now_ns >= self._say_again_ns:
@@ -207,7 +207,7 @@ class Move:
         return []
 
     def abort(self, reason: str, now_ns: int) -> list[Action]:
-        """Before COMMIT: back to the source."""
+        """Aborts the move before COMMIT: the source keeps the bucket."""
         assert self.state in (PREPARING, STORING), f"a move is not aborted while {self.state}"
         self.state = ENDED
         outcome = MoveAbort(self.number, self.bucket_id)

@@ -49,31 +49,33 @@ class FarSide(Protocol):
     """What the mover needs where several hosts serve at once; see `shards.supervisor.far_side`."""
 
     def next_number(self, source: int, /) -> int:
-        """Of a move: no other has it, and it is greater than that of any earlier move of the same bucket."""
+        """A number for a move that no other move has, greater than that of any earlier move of the same bucket."""
 
     def voice_of(self, shard: int, /) -> Voice:
-        """Whose word counts for a shard, as far as is known here."""
+        """The worker whose reports count for a shard, as far as this host knows."""
 
     def is_serving(self, shard: int, /) -> bool:
-        """Whether the map says that the newest life of the shard's worker serves."""
+        """Whether, by the map, the newest worker of the shard serves."""
 
     def leads(self) -> bool:
-        """Whether it is this host that evens out the load."""
+        """Whether this host is the one that evens out the load."""
 
     def why_not(self, shard: int, /) -> str:
-        """Why a shard that is not this host's can take no part in a move; "" where it can."""
+        """Why a shard of another host can take no part in a move; "" where it can."""
 
     def send(self, shard: int, source: int, voice: Voice, order: MoveOrder, /) -> None:
         """Passes an order on to the worker of another host."""
 
     async def ask(self, shard: int, operation: Command, /) -> dict[str, Any]:
-        """What the supervisor of a shard's host answers to an operation, or a refusal; its decisions are known then."""
+        """Sends an operation to the supervisor of a shard's host, and returns its answer or a refusal; what it decided
+        is known here by then.
+        """
 
     async def ask_only(self, shard: int, operation: Command, /) -> dict[str, Any]:
-        """As `ask`, where nothing is decided by it."""
+        """As `ask`, for operations that decide nothing."""
 
     def look_at_arrivals(self) -> None:
-        """Has the copies dropped of buckets that, by the map, can never arrive here any more."""
+        """Lets workers drop the copies of buckets that, by the map, can never arrive here any more."""
 
 
 class Caps(NamedTuple):
@@ -85,7 +87,7 @@ class Caps(NamedTuple):
 
 
 class MoveSettings(NamedTuple):
-    """What the mover heeds; it may change at any time."""
+    """The settings of the mover; a reload may change them."""
 
     wanted: frozenset[int]  # shards; any other one goes as soon as it is empty
     caps: Caps = Caps()
@@ -93,7 +95,7 @@ class MoveSettings(NamedTuple):
 
 
 class Obstacle(NamedTuple):
-    """What stands against a move."""
+    """Why a move cannot begin or end."""
 
     name: str  # of the refusal
     text: str
@@ -101,7 +103,7 @@ class Obstacle(NamedTuple):
 
 
 class Running:
-    """A move that was asked for and is not over."""
+    """A move that was requested and has not ended."""
 
     def __init__(self, bucket_id: int, source: int, target: int) -> None:
         self.bucket_id = bucket_id
@@ -114,7 +116,7 @@ class Running:
 
 
 class Mover:
-    """Moves buckets."""
+    """Drives the moves of buckets."""
 
     def __init__(
         self,
@@ -156,7 +158,7 @@ class Mover:
             self.begin_rebalance()
 
     async def hold(self) -> None:
-        """From here on no move begins; returns when none is under way. Those asked for wait for `release`."""
+        """Begins no further move, and returns once none is under way. Requested moves wait for `release`."""
         self._held = True
         while self._by_number:
             self._room.clear()
@@ -164,11 +166,11 @@ class Mover:
 
     @property
     def is_held(self) -> bool:
-        """Whether no move begins, because files are held still."""
+        """Whether no move begins, because a backup holds the files still."""
         return self._held
 
     def release(self) -> None:
-        """Moves go on."""
+        """Lets moves begin again."""
         self._held = False
         self._room.set()
 
@@ -177,9 +179,9 @@ class Mover:
     async def move(
         self, bucket_id: int, shard_id: int, *, pass_on: bool = True, planned: bool = False, is_wanted: bool = False
     ) -> dict[str, Any]:
-        """Moves a bucket; the reply comes when the target serves. A refusal names what stands against it. `pass_on`:
-        where the source is another host's, that one is asked to. `planned`: by the rebalancer, which comes back to it
-        in any case. `is_wanted`: the map's log has it already.
+        """Moves a bucket; returns the reply once the target serves it. A refusal names the obstacle. `pass_on`: where
+        another host has the source, that host is asked to move it. `planned`: the rebalancer asks, and tries again in
+        any case. `is_wanted`: the map's log has the wish already.
         """
         obstacle = self.obstacle(bucket_id, shard_id)
         if obstacle is not None:
@@ -216,7 +218,7 @@ class Mover:
         return {"bucket_id": bucket_id, "shard_id": owner.shard_id, "generation": owner.generation}
 
     async def _note_wanted(self, running: Running) -> str:
-        """Lets the move outlive this process; why it cannot begin, or ""."""
+        """Records the move in the map's log, so that it outlives this process. Returns why it cannot begin, or ""."""
         bucket_id, source, target = running.bucket_id, running.source, running.target
 
         def records() -> list[list[Any]]:
@@ -239,14 +241,14 @@ class Mover:
         await self._registry.record_surely(records)
 
     def _carry_on_all(self) -> None:
-        """Takes up the moves that are wanted of buckets here, and that nobody drives."""
+        """Takes up the recorded moves of buckets of this host that no process drives."""
         served = {shard_id for shard_id, worker in self._workers.items() if worker.state == "serving"}
         running = self.running.keys() | self._carried.keys()
         for bucket_id in self._registry.wanted.to_carry_on(self._registry.map, served, running):
             self._carried[bucket_id] = asyncio.get_running_loop().create_task(self._carry_on(bucket_id))
 
     async def _carry_on(self, bucket_id: int) -> None:
-        """A move whose driver has ended: until it is made or given up, or is another host's to drive."""
+        """Drives a move whose driver has ended, until it is done, is given up, or is another host's to drive."""
         wanted, reason = self._registry.wanted.of[bucket_id], ""
         log.info("bucket %d is to go to shard %d still: whoever moved it has ended", bucket_id, wanted.shard)
         try:
@@ -263,7 +265,7 @@ class Mover:
             del self._carried[bucket_id]
 
     def obstacle(self, bucket_id: int, shard_id: int, running: Running | None = None) -> Obstacle | None:
-        """What stands against a move, `running`: the move itself, where it was let in already."""
+        """The obstacle to a move, or None; `running` is the move itself where it was admitted already."""
         bucket_map = self._registry.map
         if not 1 <= bucket_id <= bucket_map.bucket_count:
             return Obstacle("UNKNOWN_BUCKET", f"bucket {bucket_id} is not one of 1..{bucket_map.bucket_count}")
@@ -291,11 +293,11 @@ class Mover:
         return None
 
     def is_leaving(self, shard_id: int) -> bool:
-        """Whether a shard is not wanted any more, and goes as soon as it is empty."""
+        """Whether a shard is no longer wanted, and is retired as soon as it is empty."""
         return shard_id not in self.settings.wanted
 
     def touches(self, shard_id: int) -> bool:
-        """Whether a move from or to this shard is not over."""
+        """Whether a move from or to this shard has not ended."""
         return any(shard_id in (running.source, running.target) for running in self.running.values())
 
     def _has_room(self, candidate: Running) -> bool:
@@ -334,7 +336,7 @@ class Mover:
         return error
 
     async def _sweep(self, running: Running, move: Move) -> None:
-        """Until the move is over; that is later than its end, where somebody did not hear of that."""
+        """Resends messages of a move until every worker knows the outcome, which may be after the move has ended."""
         while not move.is_over:
             await asyncio.sleep(SWEEP_S)
             await self._act(running, move.on_time(self._boot_ns()))
@@ -357,7 +359,9 @@ class Mover:
                         running.ended.set_result(error)
 
     async def _commit(self, running: Running, record: list[Any]) -> None:
-        """The decision: durable, then applied, then told; nobody else decides or starts meanwhile."""
+        """Makes the decision durable, applies it, and sends it to the workers; meanwhile nothing else is decided, and
+        no worker starts.
+        """
         move = running.move
         assert move is not None
         async with self._registry.deciding:
@@ -373,13 +377,13 @@ class Mover:
             await self._act(running, move.on_committed(sorted(shards), self._boot_ns()))
 
     async def on_message(self, shard_id: int, message: MoveReport) -> None:
-        """A worker's word about a move."""
+        """Takes a worker's message about a move."""
         running = self._by_number.get(message.number)
         if running is not None and running.move is not None:
             await self._act(running, running.move.on_message(shard_id, message, self._boot_ns()))
 
     async def on_far_report(self, message: FarReport) -> None:
-        """The word of another host's worker."""
+        """Takes a report of another host's worker."""
         report = message.report
         running = self._by_number.get(report.number)
         if running is None:
@@ -389,7 +393,7 @@ class Mover:
         await self.on_message(message.shard_id, report)
 
     async def look_at_map(self) -> None:
-        """The map knows more than before: maybe of another life of a shard's worker, here or elsewhere."""
+        """The map has new records, maybe of a new worker of a shard, here or on another host."""
         if self.far is None:
             return
         self.far.look_at_arrivals()
@@ -406,7 +410,7 @@ class Mover:
             self.begin_rebalance()
 
     async def on_worker(self, shard_id: int, event: str) -> None:
-        """A worker's process has ended ("down"), serves ("serving"), or will not be started again ("held")."""
+        """A worker has ended ("down"), serves ("serving"), or will not be started again ("held")."""
         if event == "serving":
             self._serving.set()
         for running in list(self._by_number.values()):
@@ -418,24 +422,24 @@ class Mover:
     # -- balance ----------------------------------------------------------------------------------------------------
 
     def plan(self) -> list[Step]:
-        """The moves that would make the load even."""
+        """The moves that would even out the load."""
         return plan(self._registry.map, self.settings.locked)
 
     @property
     def rebalancing(self) -> bool:
-        """Whether the rebalancer is at it."""
+        """Whether the rebalancer runs."""
         return self._rebalancing is not None and not self._rebalancing.done()
 
     async def rebalance(self) -> None:
-        """Has the load made even. The wish is in the map's log, and outlives this process; where several hosts serve at
-        once, one of them carries it out, whichever that is by then. Raises JournalError.
+        """Requests that the load be evened out. The request is recorded in the map's log and outlives this process;
+        where several hosts serve at once, the host that leads by then carries it out. Raises JournalError.
         """
         await self._registry.record_if(lambda: [] if self._registry.uneven else [["uneven", True]])
         if self.far is None or self.far.leads():
             self.begin_rebalance()
 
     def even_out(self) -> None:
-        """Begins to, once every worker serves, where that is owed, or a shard is still to go."""
+        """Starts the rebalancer once every worker serves, where that was requested, or a shard is to be drained."""
         if self.far is not None:  # `look_at_map` sees to it
             return
         is_owed = self._registry.uneven or any(map(self.is_leaving, self._registry.map.weights))
@@ -443,11 +447,11 @@ class Mover:
             self.begin_rebalance()
 
     async def next_drained(self) -> int:
-        """A shard of weight 0 that owns nothing any more; waits for one."""
+        """Waits for a shard of weight 0 that owns no bucket any more, and returns it."""
         return await self._drained.get()
 
     def begin_rebalance(self) -> None:
-        """Starts to make the load even; where that is going on, by a new plan."""
+        """Starts the rebalancer; where it runs already, it makes a new plan."""
         self._plans += 1
         if not self.rebalancing:
             self._rebalancing = asyncio.get_running_loop().create_task(self._rebalance())
@@ -473,7 +477,7 @@ class Mover:
                 self._drained.put_nowait(shard_id)
 
     async def _follow(self, steps: Any) -> bool:
-        """Makes the moves of a plan one after the other; False where one was refused, so that a new plan is needed."""
+        """Makes the moves of a plan one after the other; returns False where one was refused, and a new plan is needed."""
         plans = self._plans
         for step in steps:
             if plans != self._plans:
@@ -484,7 +488,7 @@ class Mover:
         return True
 
     def stop(self) -> None:
-        """No further move is begun, and none that is under way is decided."""
+        """Begins no further move, and decides none that is under way."""
         if self._rebalancing is not None:
             self._rebalancing.cancel()
         for task in self._carried.values():
@@ -496,5 +500,5 @@ class Mover:
 
 
 def refusal(name: str, message: str) -> dict[str, Any]:
-    """A refusal as plain data, for the application to make an error of."""
+    """A refusal as plain data, of which the application makes an error."""
     return {"refused": name, "message": message}

@@ -18,7 +18,7 @@ NOTHING: frozenset[int] = frozenset()
 
 
 class Step(NamedTuple):
-    """One bucket to be moved."""
+    """One move of a plan."""
 
     bucket_id: int
     source: int
@@ -26,7 +26,7 @@ class Step(NamedTuple):
 
 
 def shares(bucket_map: BucketMap, locked: Set[int] = NOTHING) -> dict[int, int]:
-    """How many buckets each shard should own; they add up to all."""
+    """How many buckets each shard should own; the shares add up to all buckets."""
     pinned = dict.fromkeys(bucket_map.weights, 0)
     for bucket_id in bucket_map.pinned:
         pinned[bucket_map.owner[bucket_id]] += 1
@@ -43,7 +43,7 @@ def shares(bucket_map: BucketMap, locked: Set[int] = NOTHING) -> dict[int, int]:
 
 
 def _divide(count: int, weights: dict[int, int]) -> dict[int, int]:
-    """`count` by weight, remainders to the largest fractions, then to the lowest shard ids."""
+    """Divides `count` by weight; remainders go to the largest fractions, then to the lowest shard ids."""
     total = sum(weights.values())
     result = {shard_id: count * weight // total for shard_id, weight in weights.items()}
     remaining = count - sum(result.values())
@@ -55,7 +55,7 @@ def _divide(count: int, weights: dict[int, int]) -> dict[int, int]:
 
 
 def plan(bucket_map: BucketMap, locked: Set[int] = NOTHING) -> list[Step]:
-    """The moves that make the load even, in the order to make them."""
+    """The moves that even out the load, in the order in which to make them."""
     wanted = shares(bucket_map, locked)
     owned = {shard_id: bucket_map.buckets_of(shard_id) for shard_id in wanted}
     surplus = {shard_id: len(owned[shard_id]) - wanted[shard_id] for shard_id in wanted}

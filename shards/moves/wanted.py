@@ -20,7 +20,7 @@ from shards.buckets import BucketMap
 
 
 class Wanted(NamedTuple):
-    """Where a bucket is to go."""
+    """A requested move: the target of a bucket."""
 
     shard: int
     generation: int  # of the bucket, when it was asked for
@@ -28,13 +28,13 @@ class Wanted(NamedTuple):
 
 
 class WantedMoves:
-    """What is wanted of which bucket; changed by records alone."""
+    """The requested moves by bucket; only records change them."""
 
     def __init__(self) -> None:
         self.of: dict[int, Wanted] = {}  # bucket id -> what
 
     def apply(self, record: Any) -> bool:
-        """Takes a record up; False where it is one of others, too."""
+        """Applies a record; returns False for a record that other readers of the map apply as well."""
         match record:
             case ["wanted", int(bucket_id), int(shard), int(generation)]:
                 self.of[bucket_id] = Wanted(shard, generation)
@@ -56,7 +56,7 @@ class WantedMoves:
         return True
 
     def records(self) -> list[list[Any]]:
-        """What stands for all records up to now."""
+        """Records that stand for all records until now."""
         records: list[list[Any]] = [
             ["wanted", bucket_id, wanted.shard, wanted.generation] for bucket_id, wanted in self.of.items()
         ]
@@ -64,12 +64,12 @@ class WantedMoves:
         return records + [["unwanted", bucket_id, wanted.generation, wanted.given_up] for bucket_id, wanted in given_up]
 
     def pending(self) -> dict[int, Wanted]:
-        """What was not given up, by bucket."""
+        """The requested moves that were not given up, by bucket."""
         return {bucket_id: wanted for bucket_id, wanted in self.of.items() if not wanted.given_up}
 
     def to_carry_on(self, bucket_map: BucketMap, served: Container[int], running: Container[int]) -> list[int]:
-        """The buckets whose moves this host is to carry on. `served`: the shards that it serves; `running`: the buckets
-        that it moves already.
+        """The buckets whose moves this host has to carry on. `served`: the shards that it serves; `running`: the
+        buckets that it is moving already.
         """
         pending = (bucket_id for bucket_id in self.pending() if bucket_id not in running)
         return [bucket_id for bucket_id in pending if bucket_map.owner[bucket_id] in served]

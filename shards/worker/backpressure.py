@@ -37,7 +37,7 @@ log = logging.getLogger("shards.worker.worker")
 
 
 class Backpressure:
-    """Whether there is room; asked before each command."""
+    """Knows whether the journal has room; asked before each command."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Backpressure:
         snapshot: Callable[[], None],
         retry_s: float = ROOM_RETRY_S,
     ) -> None:
-        """`look()` lets the journal try to get room, and calls `looked` afterwards; `snapshot()` begins one."""
+        """`look()` lets the journal look for room, and calls `looked` afterwards; `snapshot()` begins a snapshot."""
         self.reason = ""  # why commands are refused; empty where they are not
         self.stuck = False  # a batch waits for room, or was withdrawn
         self.lapsed = False  # the journal's grant has run out
@@ -66,11 +66,11 @@ class Backpressure:
         return self.stuck or self.lapsed
 
     def refuse(self, caller: Any, token: Any) -> None:
-        """The answer to a command, or to a read that is refused. It depends on nothing, so it leaves at once."""
+        """Refuses a command or read at once; the refusal depends on no stored state."""
         caller.refuse(token, Refusal(self._shard_id, self.reason, "no"))
 
     def lapse(self) -> None:
-        """The grant has run out, and the journal has not renewed it."""
+        """The grant has run out before the journal renewed it."""
         if not self.lapsed:
             self.lapsed = True
             self.reason = self.reason or LAPSED
@@ -84,7 +84,7 @@ class Backpressure:
             log.warning("shard %d: the journal has renewed the grant of time", self._shard_id)
 
     def looked(self) -> None:
-        """The journal has just taken a batch, or tried to get room."""
+        """The journal has just written a batch, or looked for room."""
         self.stuck, self.tries = False, 0
         no_room = self._journal.no_room
         if no_room and self.reason in ("", LAPSED):
@@ -96,7 +96,7 @@ class Backpressure:
             self._timer = asyncio.get_running_loop().call_later(self._retry_s, self._again)
 
     def stick(self, error: Unavailable, append: Callable[[], None]) -> None:
-        """A batch found no room, or could not reach the log; `append` tries it again in a while."""
+        """A batch found no room, or the log was out of reach; `append` is called again after a while."""
         self.stuck = True
         self.tries += 1
         if self.reason in ("", LAPSED):
@@ -110,7 +110,7 @@ class Backpressure:
         log.error("shard %d: %s; the batch under way is withdrawn", self._shard_id, error.message)
 
     def check_stop(self) -> None:
-        """Raises Unavailable where an orderly stop would wait for room: what is not written was not answered."""
+        """Raises Unavailable where an orderly stop would have to wait for room; what is not written was not answered."""
         if self.stuck:
             raise Unavailable(f"stopped while a batch waited for room: {self.reason}")
 

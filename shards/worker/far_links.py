@@ -24,7 +24,7 @@ log = logging.getLogger("shards.worker.far_links")
 
 
 class _Failing(NamedTuple):
-    """A shard that has not been reached since then."""
+    """Since when a shard has been out of reach, and whether that was logged."""
 
     far: Far
     since_ns: int  # boot clock
@@ -32,10 +32,10 @@ class _Failing(NamedTuple):
 
 
 class FarLinks:
-    """Of the worker of one shard."""
+    """The links between the worker of one shard and workers of other hosts."""
 
     def __init__(self, settings: LinkSettings, shard: int, host: Host) -> None:
-        """Raises OSError, ssl.SSLError where a file cannot be read, or is not what it should be."""
+        """Raises OSError or ssl.SSLError where a file of a secret or certificate cannot be read or is malformed."""
         self._settings = settings
         secret = read_file(host.disk, settings.secret_file).strip() if settings.secret_file else b""
         self._end = End(settings.cluster, shard, settings.epoch, secret)
@@ -50,7 +50,9 @@ class FarLinks:
         self._failing: dict[int, _Failing] = {}
 
     async def listen(self, make_wire: Callable[[], Wire]) -> str:
-        """Lets workers of other hosts in, each over a wire of its own; where they find this one. OSError."""
+        """Accepts workers of other hosts, each over a wire of its own; returns the address at which they reach this
+        worker. OSError.
+        """
         self._door = FarDoor(self._end, make_wire, self._listening, self._randbits, self._bind)
         await self._door.listen(self._settings.listen)
         return self._door.address
@@ -65,7 +67,7 @@ class FarLinks:
         self._failing.pop(shard, None)
 
     def _note_failure(self, shard: int, far: Far, error: OSError) -> None:
-        """A host that cannot be reached for longer than a takeover takes is named once."""
+        """Logs a host once that has been out of reach for longer than a takeover takes."""
         now_ns = self._boot_ns()
         failing = self._failing.get(shard)
         if failing is None or failing.far != far:
@@ -75,6 +77,6 @@ class FarLinks:
             log.warning("shard %d cannot be reached at %s: %s", shard, far.address, text_of(error))
 
     def close(self) -> None:
-        """Lets nobody in any more."""
+        """Accepts no peer any more."""
         if self._door is not None:
             self._door.close()

@@ -47,7 +47,7 @@ _Asker = tuple[PeerCaller, Any]  # and the token of its request
 
 
 class _Answers:
-    """Stands in a link's table for whoever waits for the answers of a kind."""
+    """The caller, in a link's table of requests, for answers of one kind."""
 
     mode = 0
 
@@ -56,11 +56,11 @@ class _Answers:
         self.refuse = take
 
     def flush(self) -> None:
-        """Nothing waits here."""
+        """Does nothing: answers are not staged here."""
 
 
 class FarMoves:
-    """Of one worker."""
+    """What one worker passes on between this host and others, about moves."""
 
     def __init__(
         self,
@@ -70,8 +70,9 @@ class FarMoves:
         ask: Callable[[PeerCaller, Any, Command], None],
         send: Callable[[ToSupervisor], None],
     ) -> None:
-        """`links`: by shard, as they are now. `voice`: this life of the worker. `deliver` takes an order that came from
-        another host, `ask` a wish for this host's supervisor, `send` what is said to that one.
+        """`links`: by shard, as they are now. `voice` identifies this process among all workers of the shard. `deliver`
+        takes a move order from another host, `ask` a request for this host's supervisor, `send` messages for that
+        supervisor.
         """
         self._links = links
         self._voice = voice
@@ -86,7 +87,7 @@ class FarMoves:
     # -- for a worker of another host ---------------------------------------------------------------------------------
 
     def pass_on(self, message: PassOn) -> None:
-        """Sends an order to the worker of another host; it leaves with the next turn."""
+        """Sends a move order to the worker of another host with the next turn."""
         token = message.shard_id, message.number
         link = self._links.get(message.shard_id)
         if link is None:
@@ -95,7 +96,7 @@ class FarMoves:
             link.ask(self._reports, token, MOVE, 0, (message.source, *message.voice, message.order))
 
     def pass_ask(self, message: PassAsk) -> None:
-        """Sends a wish to the supervisor of another host; it leaves with the next turn."""
+        """Sends an operator's request to the supervisor of another host with the next turn."""
         token = message.shard_id, message.number
         link = self._links.get(message.shard_id)
         if link is None:
@@ -122,7 +123,7 @@ class FarMoves:
     # -- from a worker of another host --------------------------------------------------------------------------------
 
     def on_request(self, caller: PeerCaller, token: Any, kind: int, payload: Any) -> None:
-        """What a worker of another host passes on."""
+        """Takes what a worker of another host passes on."""
         if kind == ASK:
             self._ask(caller, token, tuple(payload))
         elif kind == MOVE:
@@ -145,7 +146,7 @@ class FarMoves:
         self._deliver(order)
 
     def report(self, report: MoveReport) -> None:
-        """What this worker says about a move: to whoever gave the order."""
+        """Sends this worker's report about a move to whoever gave the order."""
         asker = None
         if isinstance(report, Known | Served):
             asker = self._telling.pop(report.number, None)

@@ -23,7 +23,7 @@ FULL_NS_MAX = 5_000_000
 
 
 class GcPolicy:
-    """Rules the collector of this process, from `hold_off` to `close`. There is one."""
+    """Controls the garbage collector of this process, from `hold_off` to `close`. A process has one."""
 
     def __init__(self, boot_ns: Callable[[], int], full_ns_max: int = FULL_NS_MAX) -> None:
         """`boot_ns`: the boot clock."""
@@ -35,11 +35,11 @@ class GcPolicy:
         self._since_ns = 0
 
     def hold_off(self) -> None:
-        """No collection until `settle`: a recovery makes no cycles."""
+        """Disables collections until `settle`: a recovery makes no cycles."""
         gc.disable()
 
     def settle(self) -> None:
-        """What is held now is for good."""
+        """Freezes what exists now: it is never collected."""
         gc.freeze()
         if self._on_collection not in gc.callbacks:
             gc.callbacks.append(self._on_collection)
@@ -57,11 +57,11 @@ class GcPolicy:
             gc.freeze()
 
     def figures(self) -> dict[str, Any]:
-        """All of it as plain data."""
+        """Counters as plain data."""
         return {"gc_pauses": self.pauses, "gc_pause_max_ns": self.pause_max_ns, "gc_ns": self.took.plain()}
 
     def close(self) -> None:
-        """Leaves the collector to itself."""
+        """Enables the collector's own schedule again."""
         if self._on_collection in gc.callbacks:
             gc.callbacks.remove(self._on_collection)
         gc.enable()

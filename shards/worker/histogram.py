@@ -50,13 +50,13 @@ class Histogram:
         self.total = 0
 
     def add(self, value: int, count: int = 1) -> None:
-        """Counts a value, or `count` that are equal."""
+        """Counts a value, `count` times."""
         self.counts[bisect_left(self.bounds, value)] += count
         self.total += value * count
 
     def quantile(self, share: float) -> int:
-        """The bound that so great a share of the values does not exceed; 0 before the first value, and twice the last
-        bound where it is beyond that.
+        """The smallest bound that this share of the values does not exceed; 0 before the first value, twice the last
+        bound where the values lie beyond it.
         """
         remaining = share * sum(self.counts)
         for bound, count in zip(self.bounds, self.counts, strict=False):
@@ -66,12 +66,12 @@ class Histogram:
         return 2 * self.bounds[-1]
 
     def plain(self) -> dict[str, Any]:
-        """As plain data, for the wire."""
+        """The histogram as plain data, for the wire."""
         return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.total}
 
 
 class ExactHistogram(Histogram):
-    """A histogram that keeps its newest values, too, for when there are few."""
+    """A histogram that also keeps its newest values, for quantiles of few values."""
 
     __slots__ = ("latest",)
 
@@ -84,7 +84,7 @@ class ExactHistogram(Histogram):
         self.latest.extend([value] * min(count, EXACT_VALUES))
 
     def quantile(self, share: float) -> int:
-        """Exact while every value is kept, else as of any histogram."""
+        """The exact quantile while every value is kept; later as of `Histogram`."""
         if 0 < len(self.latest) == sum(self.counts):
             return exact_quantile(self.latest, share)
         return super().quantile(share)
@@ -94,13 +94,13 @@ class ExactHistogram(Histogram):
 
 
 def exact_quantile(values: Iterable[int], share: float) -> int:
-    """The smallest of the values that so great a share of them does not exceed; there is at least one."""
+    """The smallest of the values that this share of them does not exceed; `values` is not empty."""
     ordered = sorted(values)
     return ordered[max(1, ceil(share * len(ordered))) - 1]
 
 
 class Syncs:
-    """Batches on their way to the disk, at most one at a time."""
+    """Counts and times batches that are being written; at most one at a time."""
 
     __slots__ = ("_boot_ns", "_since_ns", "batches", "records", "sizes", "took")
 
@@ -114,11 +114,11 @@ class Syncs:
         self._since_ns = 0  # since when what is under way is; 0: nothing is
 
     def begin(self) -> None:
-        """A batch or a barrier was handed to the disk, or is handed to it again."""
+        """A batch or barrier was handed to the journal, for the first time or again."""
         self._since_ns = self._since_ns or self._boot_ns()
 
     def end(self, records: int) -> None:
-        """It is durable."""
+        """The batch is durable."""
         self.batches += 1
         self.records += records
         self.took.add(self._boot_ns() - self._since_ns)
@@ -126,11 +126,11 @@ class Syncs:
         self._since_ns = 0
 
     def rest(self) -> None:
-        """What was under way was no batch: an idle barrier."""
+        """What was being written was an idle barrier, and no batch."""
         self._since_ns = 0
 
     def waiting_ns(self) -> int:
-        """How long the batch or barrier under way has been; 0 where none is."""
+        """How long the batch or barrier under way has taken so far; 0 where none is."""
         return self._boot_ns() - self._since_ns if self._since_ns else 0
 
     def figures(self) -> dict[str, Any]:

@@ -107,8 +107,8 @@ async def recover(
     boot_ns: Callable[[], int],
     stopping: asyncio.Event | None = None,
 ) -> Recovered:
-    """Brings a shard to where its journal ends. `progress(done, total)`: parts of the snapshot and batches behind it,
-    counted together. Raises Stopped as soon as it is `stopping`.
+    """Brings a shard to the end of its journal. `progress(done, total)` counts parts of the snapshot and batches behind
+    it together. Raises Stopped as soon as it is `stopping`.
     """
     start, parts, total = 1, 0, journal.head
     snapshot = journal.load_snapshot()
@@ -132,7 +132,7 @@ async def recover(
 
 
 async def _breathe(progress: Callable[[int, int], None], done: int, total: int, stopping: asyncio.Event | None) -> None:
-    """Says how far it is, and lets the process hear what it is told."""
+    """Reports progress, and lets the process handle its messages."""
     progress(done, total)
     await asyncio.sleep(0)
     if stopping is not None and stopping.is_set():
@@ -172,7 +172,7 @@ def check_ownership(shard: Shard, bucket_map: BucketMap, founded: bool, is_new: 
 
 
 def exit_code_of(error: BaseException, application: Hosted | None) -> exits.Exit:
-    """The exit code that an error ends a worker with."""
+    """The exit code of a worker that this error ends."""
     if isinstance(error, Unavailable):
         return exits.Exit.AGAIN
     if application is not None and application.replay_failed(error):

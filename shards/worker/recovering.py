@@ -44,7 +44,7 @@ from shards.worker.recover import Beats, check_ownership, open_journal, recover
 
 
 class Recovering:
-    """One shard until it is served. The serving phase takes these values over."""
+    """The recovery of one shard, until it is served. The serving phase takes its attributes over."""
 
     def __init__(self, begin: Begin, application: Hosted, host: Host, send: Callable[[ToSupervisor], None]) -> None:
         self.begin = begin
@@ -64,7 +64,9 @@ class Recovering:
         self._send = send
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """To where the journal ends; says so. Raises Stopped, Damaged, and the journal's and machine's errors."""
+        """Recovers the shard to the end of its journal, and reports it. Raises Stopped, Damaged, and errors of the
+        journal and the machine.
+        """
         begin, began_ns = self.begin, self._boot_ns()
         pid, boot_ns = self._host.pid(), self._boot_ns
         opened = await open_journal(self.journal, begin.shard_id, pid, boot_ns, stopping, self._on_wait)
@@ -79,7 +81,7 @@ class Recovering:
         self._send(Recovered(self._last_ns, took_ns, *recovered, list(self.journal.warnings)))
 
     def on_message(self, message: ToWorker) -> None:
-        """What is said before the shard is served. Questions that only one that serves can answer are not answered."""
+        """Takes messages of the supervisor before the shard is served. Questions to a serving worker are not answered."""
         match message:
             case Serve():
                 self.clock = BillingClock(message.anchors[0], self._last_ns)
@@ -103,7 +105,7 @@ class Recovering:
                 return
 
     def learn_shards(self, changed: ShardsChanged) -> None:
-        """Other shards than before: the map knows them."""
+        """Applies a change of the set of shards to the map."""
         for record in changed.records:
             self.map.apply(record)
         begin = self.begin
@@ -119,15 +121,17 @@ class Recovering:
         return self.journal.granted_ns > self._stamp_ns()
 
     def _stamp_ns(self) -> int:
-        """What the journal stamps batches with."""
+        """The billing instant with which the journal stamps batches."""
         return 0 if self.clock is None else self.clock.at(self._boot_ns())
 
     def _line_ns(self) -> int:
-        """What the clock says, also while the shard's time stands still because another host's was ahead."""
+        """Billing time by this host's clock, even while the shard's time stands still because another host's clock was
+        ahead.
+        """
         return 0 if self.clock is None else self.clock.ahead(self._boot_ns())
 
     def _on_wait(self, full: Unavailable) -> None:
-        """The journal has no room for a start, or is out of reach."""
+        """Reports that the journal has no room for a start, or is out of reach."""
         self._send(Waiting(str(full)))
 
     def _on_progress(self, done: int, total: int) -> None:

@@ -58,28 +58,30 @@ log = logging.getLogger("shards.worker.router")
 
 
 class Client(Protocol):
-    """What the router needs of a client's connection, beyond `shards.shard.Caller`."""
+    """What the router needs of a client's connection beyond `shards.shard.Caller`."""
 
     mode: int  # how this client wants its replies encoded; opaque here
 
     def answer(self, token: Any, reply: object) -> None:
-        """Encodes a reply into the buffer of what waits for durability."""
+        """Encodes a reply into the buffer of replies that wait for durability."""
 
     def flush(self) -> None:
-        """Lets what waited leave."""
+        """Sends the replies that waited."""
 
     def relay(self, data: bytes) -> None:
-        """Takes one whole reply that another worker encoded, and made durable."""
+        """Takes one whole reply that another worker encoded, and that is durable there."""
 
     def relay_flush(self) -> None:
-        """Lets what was relayed leave."""
+        """Sends the relayed replies."""
 
     def refuse(self, token: Any, reply: object) -> None:
-        """Takes a reply that depends on nothing stored: it leaves at once, whatever waits."""
+        """Sends a reply at once that depends on no stored state, ahead of replies that wait."""
 
 
 class Survey:
-    """A question to all shards: collects their answers, then hands them on. An answer's token is its shard's id."""
+    """Collects the answers of several shards to one question, then hands them on. The token of an answer is the id of
+    its shard.
+    """
 
     mode = 0
 
@@ -94,7 +96,7 @@ class Survey:
         self._timer = asyncio.get_running_loop().call_later(timeout_s, self._on_timeout)
 
     def answer(self, token: object, reply: object) -> None:
-        """One shard's answer, or that it cannot be asked."""
+        """Takes one shard's answer, or why it cannot be asked."""
         if token not in self._silent:
             return  # it is over, without this one
         self._silent.remove(token)
@@ -105,10 +107,10 @@ class Survey:
             self._end(self._answers)
 
     def flush(self) -> None:
-        """Nothing waits here: the answers count when they come."""
+        """Does nothing: an answer counts when it comes."""
 
     def refuse(self, token: object, reply: object) -> None:
-        """This shard cannot answer."""
+        """Takes why a shard cannot answer."""
         self.answer(token, reply)
 
     def _on_timeout(self) -> None:
@@ -130,9 +132,7 @@ def ask_shards(
     done: Callable[[list[Any] | Unavailable], None],
     timeout_s: float = SURVEY_TIMEOUT_S,
 ) -> None:
-    """Puts a question to the shards of `shard_ids`: this one, or others by their ids. `done` gets their answers, or why
-    there are none.
-    """
+    """Puts a question to this shard, others, or both, by their ids. `done` gets the answers, or why there are none."""
     survey = Survey(shard_ids, done, timeout_s)
     for shard_id in shard_ids:
         if shard_id == shard.shard_id:
@@ -142,7 +142,7 @@ def ask_shards(
 
 
 class PeerLink:
-    """This worker's wire to one other worker."""
+    """This worker's link to one other worker."""
 
     def __init__(
         self,
@@ -153,9 +153,9 @@ class PeerLink:
         answered: Callable[[PeerLink, list[int]], None],
         probe_s: float = PROBE_S,
     ) -> None:
-        """`dial`: None where nobody serves the shard. `refuse(caller, token, reply)` lets a reply leave with the next
-        batch. `stray((caller, token, kind, payload), bucket id, shard id)` is called where the peer says that it does
-        not serve the bucket. `answered` is told the buckets of the requests that the peer has no more, in order.
+        """`dial`: None where nobody serves the shard. `refuse(caller, token, reply)` sends a reply with the next batch.
+        `stray((caller, token, kind, payload), bucket id, shard id)` is called where the peer answers that it does not
+        serve the bucket. `answered` is called with the buckets of requests that the peer has answered, in order.
         """
         self.shard_id = shard_id
         self._dial = dial
@@ -229,7 +229,9 @@ class PeerLink:
         self.open()
 
     def _give_up(self, why: str) -> None:
-        """Answers all that was asked and not answered: the peer may have applied what was sent, or may yet."""
+        """Refuses every request that the peer has not answered: as applied "no" where it was never sent or only reads,
+        as "unknown" where the peer may have applied it, or may still do so.
+        """
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
@@ -242,8 +244,8 @@ class PeerLink:
         self._answered(self, [request[3] for request in pending.values()])
 
     def _look(self) -> None:
-        """Finds out whether the peer's loop turns. Looks are counted, not time: where this process itself stood still,
-        a late look counts as one. They go on while it is silent, so that it can be said for how long.
+        """Finds out whether the peer's loop runs. It counts looks and not time: where this process itself stood still,
+        a late look counts once. It goes on while the peer is silent, so that the duration of the silence can be told.
         """
         self._watch = None
         if self._wire is None or not (self._pending or self.is_silent):
@@ -264,7 +266,7 @@ class PeerLink:
         return f"its worker has not answered for {self._probe_s * (self._probes + 1):g} s"
 
     def ask(self, caller: Any, token: Any, kind: int, bucket_id: int, payload: Any) -> None:
-        """Passes a request on; it leaves with `flush`."""
+        """Passes a request on; `flush` sends it."""
         if self._wire is None:
             why = "its worker is not up" if self._dial is not None else "no host serves it"
             if self.held:
@@ -283,7 +285,7 @@ class PeerLink:
         self._outgoing.append((number, kind, token if kind < SURVEY else 0, caller.mode, bucket_id, payload))
 
     def flush(self) -> None:
-        """Sends what was asked for since the last time, as one frame."""
+        """Sends the requests since the last flush as one frame."""
         if self._outgoing and self._wire is not None:
             self._wire.send(self._outgoing)
             self._outgoing = []
@@ -315,7 +317,7 @@ class PeerLink:
         self._answered(self, buckets)
 
     def close(self) -> None:
-        """Ends the link for good."""
+        """Closes the link for good."""
         self._closing = True
         if self._task is not None:
             self._task.cancel()
@@ -325,7 +327,9 @@ class PeerLink:
             self._wire.close()
 
     def drop(self) -> None:
-        """As `close`, where the peer is no more the one that is meant: nothing that was asked of it is waited for."""
+        """Closes the link where it leads to a worker that is no longer the shard's: requests sent over it are not
+        waited for.
+        """
         wire = self._wire
         self.close()
         if wire is not None:
@@ -333,16 +337,16 @@ class PeerLink:
 
 
 class PeerCaller:
-    """The other end: a worker that passes its clients' requests on to this one."""
+    """The other end of a link: a worker that passes its clients' requests on to this one."""
 
     def __init__(self, wire: Wire, encode: Callable[[int, int, object], bytes]) -> None:
-        """`encode(msgid, mode, reply)` makes a whole reply as the client reads it."""
+        """`encode(msgid, mode, reply)` makes a whole reply in the client's encoding."""
         self._wire = wire
         self._encode = encode
         self._staged: list[Any] = []
 
     def answer(self, token: Any, reply: object) -> None:
-        """token: (number, kind, msgid, mode)."""
+        """Stages an answer. `token` is (number, kind, msgid, mode)."""
         number, kind, msgid, mode = token
         staged = self._staged
         staged.append(number)
@@ -359,11 +363,11 @@ class PeerCaller:
         self._wire.send([number, self._encode(msgid, mode, reply)])
 
     def tell(self, token: Any, answer: object) -> None:
-        """Sends one answer at once, as it is."""
+        """Sends one encoded answer at once."""
         self._wire.send([token[0], answer])
 
     def echo(self) -> None:
-        """Answers an empty frame: this process's loop turns."""
+        """Answers an empty frame, which shows that this process's loop runs."""
         self._wire.send([])
 
     def flush(self) -> None:
@@ -382,9 +386,9 @@ def receive_frame(
     on_step: Callable[[PeerCaller, Any, Any], bool],
     special: Callable[[PeerCaller, Any, int, Any], None],
 ) -> None:
-    """Hands a request frame of a peer to the shard, in order, or refuses for want of room. `on_step(caller, token,
-    question)` takes what concerns the shard's files and not its content, and says whether it does. `special(caller,
-    token, kind, payload)` takes what is not the shard's: MOVE and ASK.
+    """Hands the requests of a peer's frame to the shard in order, or refuses them for want of room. `on_step(caller,
+    token, question)` takes a step of a backup and returns whether the question is one. `special(caller, token, kind,
+    payload)` takes MOVE and ASK, which are not for the shard.
     """
     if not frame:
         caller.echo()

@@ -63,7 +63,7 @@ FAULTS_MAX = 100  # of an examination, told
 
 
 class Serving:
-    """One shard that is served."""
+    """The service of one recovered shard."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Serving:
         wire: Wire,
         fail: Callable[[BaseException], None],
     ) -> None:
-        """On the loop of the process. `executor`: of the journal, which has granted time."""
+        """To be called on the loop of the process. `executor` is that of the journal, which has granted time."""
         assert recovered.clock is not None
         begin, journal, application = recovered.begin, recovered.journal, recovered.application
         self._recovered = recovered
@@ -102,7 +102,7 @@ class Serving:
     # -- the beginning ------------------------------------------------------------------------------------------------
 
     def begin(self) -> None:
-        """The shard lives from here on, at the present billing instant."""
+        """Begins to serve the shard at the present billing instant."""
         recovered, worker, shard = self._recovered, self.worker, self._recovered.shard
         worker.begin_beats()
         self._loop.add_signal_handler(signal.SIGUSR1, self._begin_snapshot)
@@ -115,7 +115,7 @@ class Serving:
                 shard.adopt(bucket_id, generation)
 
     async def open(self, has_failed: Callable[[], bool]) -> None:
-        """Lets everybody in, and says so."""
+        """Accepts peers and clients, and reports it."""
         recovered, worker, host = self._recovered, self.worker, self._host
         begin, journal, shard = recovered.begin, recovered.journal, recovered.shard
         ready = shard.take_ready()
@@ -150,7 +150,7 @@ class Serving:
             self.worker.open_links(near, begin.far, None if self._far is None else self._far.dial)
 
     async def _open_far(self) -> str:
-        """Lets the workers of other hosts in; where they find this one."""
+        """Accepts workers of other hosts; returns the address at which they reach this one, or ""."""
         links = self._recovered.begin.links
         if links is None:
             return ""
@@ -164,7 +164,7 @@ class Serving:
     # -- what the supervisor says -------------------------------------------------------------------------------------
 
     def on_message(self, message: ToWorker) -> None:
-        """What is said while the shard is served."""
+        """Takes messages of the supervisor while the shard is served."""
         worker, application = self.worker, self._application
         match message:
             case NewAnchor():
@@ -210,7 +210,7 @@ class Serving:
                 return
 
     async def _examine(self, number: int) -> None:
-        """What this shard holds, and whether each bucket's content agrees with itself; one bucket at a time."""
+        """Reports which buckets this shard holds, and whether the content of each is consistent, one bucket at a time."""
         held = self._recovered.shard.held
         faults: list[str] = []
         for bucket_id in list(held):
@@ -228,7 +228,7 @@ class Serving:
         self._wire.send(Ask(self._number, operation))
 
     def figures(self) -> dict[str, Any]:
-        """What the operator is shown of this shard."""
+        """Counters of this shard for operators."""
         worker, medium = self.worker, self.worker.journal.medium
         snapshotter = worker.snapshotter
         return {
@@ -254,7 +254,7 @@ class Serving:
     # -- the end ------------------------------------------------------------------------------------------------------
 
     async def close(self) -> None:
-        """The orderly end. Raises the journal's errors."""
+        """Stops in order. Raises the journal's errors."""
         worker, journal, application = self.worker, self._recovered.journal, self._application
         await application.stop_listening()
         await worker.quiesce()

@@ -33,7 +33,7 @@ FULL_RETRY_NS = 5_000_000_000  # after one that found no room
 
 
 class Abandoned(Exception):
-    """A snapshot was given up before its last part."""
+    """A snapshot was given up before its last part was written."""
 
 
 class Snapshotter:
@@ -48,8 +48,8 @@ class Snapshotter:
         fail: Callable[[BaseException], None],
         boot_ns: Callable[[], int],
     ) -> None:
-        """`executor`: a thread of its own, not the journal's. `trim_floor()`: the position that the application has
-        reached. `boot_ns`: the boot clock.
+        """`executor`: a thread of its own, not the journal's. `trim_floor()`: the position up to which the application
+        needs nothing of the journal any more. `boot_ns`: the boot clock.
         """
         self._boot_ns = boot_ns
         self._shard = shard
@@ -73,7 +73,9 @@ class Snapshotter:
         self.pause_max_ns = 0  # the longest slice there was
 
     def begin(self) -> None:
-        """Begins a snapshot, unless one is being made, or just found no room, or the journal is held still."""
+        """Begins a snapshot, unless one is under way, the last one has just found no room, or the journal is held
+        still.
+        """
         if self.running or self.held or self._boot_ns() < self.retry_boot_ns:
             return
         self.running = True
@@ -83,12 +85,14 @@ class Snapshotter:
         self._executor.submit(self._on_saved, self._journal.save_snapshot, self._position, self._written())
 
     def look(self, batches: int, grown_bytes: int) -> None:
-        """Begins one where the journal has grown by more than that since the last; looks once in so many batches."""
+        """Begins a snapshot where the journal has grown by more than `grown_bytes` since the last one; looks once in
+        `LOOK_BATCHES` batches.
+        """
         if batches % LOOK_BATCHES == 0 and self._journal.stored_bytes - self.stored_bytes > grown_bytes:
             self.begin()
 
     def _written(self) -> Iterator[bytes]:
-        """The parts as the writing thread takes them; waits for each."""
+        """The parts in the order in which the writing thread takes them; waits for each."""
         parts = self._parts
         while (part := parts.get()) is not None:
             if isinstance(part, Abandoned):
@@ -96,8 +100,8 @@ class Snapshotter:
             yield part
 
     def step(self, position: int, durable: bool) -> bool:
-        """Makes parts while the open batch is empty. `position` is that of the newest batch taken, `durable` whether it
-        is durable already. True while parts are left: the next turn should come soon.
+        """Makes parts while the open batch is empty. `position` is that of the newest batch taken; `durable` says
+        whether that batch is durable. Returns True while parts are left, and the next turn should come soon.
         """
         if not self.running or not self._left:
             return False
@@ -119,7 +123,7 @@ class Snapshotter:
         return bool(self._left)
 
     def synced(self) -> None:
-        """All that was taken is durable: so are the parts made until now."""
+        """Everything taken until now is durable, and so are the parts made of it."""
         if not self.running:
             return
         while self._undurable:
@@ -146,7 +150,7 @@ class Snapshotter:
             self._fail(error)
 
     def is_still(self) -> bool:
-        """Whether no snapshot is being made here and nothing trimmed."""
+        """Whether no snapshot is being made and nothing is being trimmed."""
         return not (self.running or self._trimming)
 
     def _on_trimmed(self, _: object, error: BaseException | None) -> None:

@@ -63,7 +63,7 @@ DialFar = Callable[[int, Far, Callable[[], Wire]], Awaitable[None]]  # (shard, w
 
 
 class Upward(NamedTuple):
-    """What a worker says to its process, and through it to the supervisor."""
+    """How a worker sends messages to its process, and through it to the supervisor."""
 
     ask: Callable[[Any, Any, Command], None]  # (caller, token, operation); the answer comes to the caller
     send: Callable[[ToSupervisor], None]
@@ -71,7 +71,7 @@ class Upward(NamedTuple):
 
 
 def _near(path: str) -> Dial:
-    """To a worker of this host."""
+    """Connects to a worker of this host."""
 
     async def dial(make_wire: Callable[[], Wire]) -> None:
         await asyncio.get_running_loop().create_unix_connection(make_wire, path)
@@ -80,7 +80,7 @@ def _near(path: str) -> Dial:
 
 
 class Worker:
-    """One shard, served. Made after recovery; `open_links` connects it to the others."""
+    """One shard that is served. Made after recovery; `open_links` connects it to the other workers."""
 
     def __init__(
         self,
@@ -140,13 +140,13 @@ class Worker:
     # -- the gate: what doors call ----------------------------------------------------------------------------------
 
     def now_ns(self) -> int:
-        """The billing instant of this turn of the loop; never one that the journal has not granted."""
+        """The billing instant of this turn of the loop; never beyond the time that the journal has granted."""
         if not self._now_ns:
             self._now_ns = self.fresh_now_ns()
         return self._now_ns
 
     def fresh_now_ns(self) -> int:
-        """The billing instant, read anew. Where the grant has run out, it stands still just below its end."""
+        """The billing instant, read anew. Where the grant has run out, it stands still just before the grant's end."""
         now_ns, granted_ns = self.clock.at(self._boot_ns()), self.journal.granted_ns
         if now_ns < granted_ns:
             return now_ns
@@ -154,8 +154,8 @@ class Worker:
         return max(granted_ns - 1, 1)
 
     def may_act(self) -> bool:
-        """Whether the journal's grant holds at this very moment; asked right before something leaves that no append has
-        proved.
+        """Whether the journal's grant holds at this moment; to be asked right before anything is sent that no append
+        has proved.
         """
         granted_ns = self.journal.granted_ns
         if granted_ns == ALL_TIME_NS or self.clock.at(self._boot_ns()) < granted_ns:
@@ -164,25 +164,25 @@ class Worker:
         return False
 
     def grant_left_ns(self) -> int:
-        """For how long the journal's grant lasts from now on; -1 where it lasts for all time."""
+        """How long the journal's grant still lasts; -1 where it lasts for all time."""
         granted_ns = self.journal.granted_ns
         return -1 if granted_ns == ALL_TIME_NS else max(granted_ns - self.clock.at(self._boot_ns()), 0)
 
     def _lapse(self) -> None:
-        """Another owner may live at this instant: the grant is asked for anew, and nothing is done before it is had."""
+        """The grant has run out, and another owner may exist: asks for a new grant, and does nothing before it has one."""
         if not self.backpressure.lapsed:
             self.backpressure.lapse()
             if not self._stopping:
                 self._loop.call_soon(self._on_barrier_time)
 
     def before_turn(self, work: Callable[[], None]) -> None:
-        """Calls `work` once, at the beginning of the next turn, which comes soon; it may submit, read and operate."""
+        """Calls `work` once at the beginning of the next turn, which is scheduled; `work` may submit, read and operate."""
         self._before_turn.append(work)
         if not self._scheduled:
             self._schedule()
 
     def _work_before_turn(self) -> None:
-        """To be called while a turn is scheduled: what is submitted here asks for no other."""
+        """To be called while a turn is scheduled, so that what is submitted here schedules no other."""
         works, self._before_turn = self._before_turn, []
         try:
             for work in works:
@@ -192,11 +192,13 @@ class Worker:
             raise
 
     def arrived(self) -> None:
-        """Requests have just been read: none of them is stamped with an instant before that."""
+        """Requests have just been read: none of them may be stamped with an earlier instant."""
         self._now_ns = 0
 
     def submit(self, caller: Any, token: Any, bucket_id: int, command: Command) -> None:
-        """Carries out a command here or at its owner; the reply comes to `caller` once it is durable."""
+        """Carries out a command here, or passes it on to the owner of its bucket; `caller` gets the reply once it is
+        durable.
+        """
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
             now_ns = self._now_ns or self.now_ns()
@@ -210,8 +212,8 @@ class Worker:
             self._schedule()
 
     def submit_all(self, requests: Sequence[tuple[Any, Any, int, Command]]) -> None:
-        """Carries out commands that were read together, (caller, token, bucket id, command) each, in their order and as
-        `submit` does: what is asked once for a command there is asked once for all of them here.
+        """Carries out commands that were read together, (caller, token, bucket id, command) each, in their order. The
+        same as `submit` for each of them; what is the same for all is done once.
         """
         if self.backpressure.reason:
             for caller, token, bucket_id, command in requests:
@@ -230,7 +232,7 @@ class Worker:
             self._schedule()
 
     def read(self, caller: Any, token: Any, bucket_id: int, query: Command) -> None:
-        """Answers a query about one bucket, here or at its owner."""
+        """Answers a query about one bucket here, or passes it on to the bucket's owner."""
         owner = self._routes[bucket_id]
         if owner == self.shard_id:
             now_ns = self._now_ns or self.now_ns()
@@ -244,14 +246,16 @@ class Worker:
             self._schedule()
 
     def _pass_on(self, owner: int, caller: Any, token: Any, kind: int, bucket_id: int, payload: Command) -> None:
-        """A request for a bucket of another shard; with owner 0, for one whose owner is not decided yet."""
+        """Passes on a request for a bucket of another shard; with owner 0, keeps it until the bucket's owner is
+        decided.
+        """
         if owner:
             self.links[owner].ask(caller, token, kind, bucket_id, payload)
         else:
             self.handoff.hold((caller, token, kind, payload), bucket_id)
 
     def operate(self, caller: Any, token: Any, operation: Command) -> None:
-        """Answers a question about the whole daemon, or carries out an operator's wish."""
+        """Answers a question about the whole daemon, or carries out an operator's request."""
         name = operation[0]
         if name == "route":
             self.shard.reply_with_next(caller, token, self.application.route(operation, self.map))
@@ -266,17 +270,17 @@ class Worker:
         self._schedule()
 
     def reply(self, caller: Any, token: Any, reply: object) -> None:
-        """Lets a reply made elsewhere leave with the next batch."""
+        """Sends a reply that was made elsewhere with the next batch."""
         self.shard.reply_with_next(caller, token, reply)
         self.wake()
 
     def request(self, request: Request, bucket_id: int) -> None:
-        """Takes a request as if it had just come."""
+        """Handles a request as if it had just been received."""
         caller, token, kind, payload = request
         (self.submit if kind == COMMAND else self.read)(caller, token, bucket_id, payload)
 
     def when_durable(self, function: Callable[[], None]) -> None:
-        """Calls back when all that was recorded until now is durable."""
+        """Calls `function` once everything recorded until now is durable."""
         sequence = self.shard.pending_sequence()
         if sequence:
             self._after_sync.append((sequence, function))
@@ -291,8 +295,8 @@ class Worker:
         return outcome
 
     def report(self, bucket_id: int, command: Command) -> object:
-        """Applies what became of something told outside; no instant depends on it. What nobody awaits joins the ride,
-        the batch behind the one that is written, or that of the turn that told it, without a turn of its own.
+        """Applies the outcome of a call; no instant depends on it. A record that nobody awaits goes with the batch
+        behind the one that is being written, or with that of the turn that sent it, and schedules no turn of its own.
         """
         outcome = self.shard.report(bucket_id, command, self._now_ns or self.fresh_now_ns())
         if not self._telling and (self.shard.is_awaited() or not (self._writing or self._ride is not None)):
@@ -386,7 +390,7 @@ class Worker:
             link.flush()
 
     def _rides(self) -> bool:
-        """Whether nobody awaits what was recorded, so that it may wait for the next batch a little longer."""
+        """Whether nobody awaits the recorded entries, so that they may wait a little for a later batch."""
         if self._arrived_from_ride or self._after_sync or self._stopping or self.snapshotter.running:
             rides = False
         else:
@@ -405,7 +409,7 @@ class Worker:
         self._end_ride()
 
     def _end_ride(self) -> None:
-        """What rides is a batch of its own now."""
+        """Writes the entries that waited for a later batch."""
         self._arrived_from_ride = True
         self._guarded_turn()
 
@@ -446,14 +450,14 @@ class Worker:
         self._guarded_turn()
 
     def _is_waited_for_in_vain(self, ready: Ready, error: JournalUnavailable) -> bool:
-        """Whether the batch is withdrawn, not tried again: somebody waits for it, and waiting costs the grant."""
+        """Whether the batch is withdrawn and not tried again: callers wait for it, and waiting costs the grant."""
         if not self.journal.beat_s or not (ready.replies or self.shard.has_replies()):
             return False
         return isinstance(error, Full) or self.backpressure.tries >= TRIES_MAX
 
     def _withdraw(self, error: JournalUnavailable) -> None:
-        """The batch under way is not in the journal, and never will be; what was applied after it is not either. What
-        the shard holds is not what the journal says any more: nothing of it is told, and the worker begins anew.
+        """The batch under way is not in the journal and never will be, nor will what was applied after it. The shard's
+        state is no longer what the journal says: nothing of it is sent, and the worker starts anew.
         """
         self.halted = True
         self.snapshotter.close()
@@ -463,7 +467,7 @@ class Worker:
         self._begin_anew(error)
 
     def _refuse_all(self, replies: list[Reply]) -> None:
-        """Tells these callers, and those whose replies would have come after theirs, that nothing was applied."""
+        """Refuses these callers, and those whose replies would have come after theirs: nothing was applied."""
         refusal = partial(Unavailable, self.shard_id, self.backpressure.reason)
         for reply in [*replies, *self.shard.take_replies()]:
             caller, token, _ = reply
@@ -473,7 +477,7 @@ class Worker:
             caller.refuse(token, refusal("no"))
 
     def _begin_anew(self, error: JournalUnavailable) -> None:
-        """Ends the process, once the one that follows can take the shard: a beat finds room, and a majority."""
+        """Ends the process as soon as its successor can take the shard: when a beat finds room and a majority."""
 
         def beaten(_: object, failure: BaseException | None) -> None:
             self._refuse_all([])  # what came in between
@@ -485,7 +489,7 @@ class Worker:
         self.executor.submit(beaten, self.journal.idle_barrier)
 
     def _await_barrier(self, delay_s: float) -> None:
-        """Lets the next barrier come in so many seconds (0: only with the beat), unless one comes sooner."""
+        """Sets the timer of the next barrier to this delay (0: only with the beat), unless one is due sooner."""
         delay_s = min(delay_s or self.journal.beat_s, self.journal.beat_s or delay_s)
         if not delay_s or self._stopping:
             return
@@ -497,8 +501,8 @@ class Worker:
         self._barrier_timer, self._barrier_ns = self._loop.call_later(delay_s, self._on_barrier_time), at_ns
 
     def _put_barrier_off(self) -> None:
-        """A batch proves the one before it: only a pause behind the last one has to be ended by a barrier. Where
-        batches come fast, the timer is moved once in half its time, not for each.
+        """A batch proves the one before it, so only a pause behind the last batch needs a barrier. Where batches follow
+        each other fast, the timer is moved once in half its time, not for each.
         """
         delay_s = self.settings.idle_barrier_s
         if delay_s and self._is_untold:
@@ -509,24 +513,26 @@ class Worker:
         self._await_barrier(delay_s)
 
     def _on_granted(self) -> None:
-        """The journal holds a batch or a beat of this epoch: time was granted anew, if it grants any."""
+        """The journal has written a batch or a beat of this epoch, and with it renewed its grant, if it grants time."""
         if self.backpressure.lapsed and self.may_act():
             self.backpressure.granted()
             self.application.renewed()
 
     def begin_beats(self) -> None:
-        """From here on the journal is asked to renew its grant in time, where it grants any, and for room."""
+        """Begins to ask the journal in time for a new grant, where it grants time, and for room."""
         self.backpressure.looked()
         self._await_barrier(self.journal.beat_s)
 
     def _refused(self, ready: Ready) -> Ready:
-        """Its reads were made while the grant held, and cannot leave any more: another owner may live by now."""
+        """Refuses reads that were made while the grant held: another owner may exist by now."""
         for caller, token, _ in ready.replies:
             caller.refuse(token, Unavailable(self.shard_id, self.backpressure.reason, "unknown"))
         return ready._replace(replies=[])
 
     def _renew(self, ready: Ready) -> None:
-        """What else this Ready tells was true while the grant held: it leaves once the journal has renewed it."""
+        """Keeps the other effects of this Ready, which were true while the grant held, until the journal has renewed
+        it.
+        """
         self._writing = True
         self._idle.clear()
 
@@ -558,7 +564,7 @@ class Worker:
             self._after_sync.pop(0)[1]()
 
     def _tell(self, notices: list[Effect]) -> None:
-        """To be followed by a turn, or its part that takes what is recorded meanwhile."""
+        """To be followed by a turn, or by the part of one that takes what is recorded meanwhile."""
         self._telling = True
         self.application.tell(notices)
         self._telling = False
@@ -608,19 +614,19 @@ class Worker:
             self._guarded_turn()
 
     def wake(self) -> None:
-        """Lets the next turn come."""
+        """Schedules a turn."""
         self._schedule()
 
     def follow_clock(self) -> None:
-        """After a new anchor: the same billing instant may lie at another boot instant now."""
+        """There is a new anchor: the same billing instant may be at another boot instant now."""
         self._alarm.disarm()
         self._rearm()
 
     # -- peers ------------------------------------------------------------------------------------------------------
 
     def open_links(self, paths: dict[int, str], far: Mapping[int, Far], dial_far: DialFar | None) -> None:
-        """Connects to the other workers and to no others any more: shard id -> path of a socket of this host, or where
-        another host serves it. A shard of the map that is neither has a link over which nobody can be asked.
+        """Connects to these workers and closes links to others: shard id -> path of a socket of this host, or where
+        another host serves the shard. A shard of the map that is in neither has a link that refuses every request.
         """
         shards = self.map.weights if dial_far is not None else paths
         addresses: dict[int, str | Far | None] = {
@@ -644,12 +650,12 @@ class Worker:
             link.open()
 
     def is_linked(self) -> bool:
-        """Whether every other worker of this host can be asked, and can ask."""
+        """Whether there is a link to and from every other worker of this host."""
         near = [link for shard_id, link in self.links.items() if isinstance(self._addresses[shard_id], str)]
         return all(link.is_open for link in near) and len(self._peers) >= len(near)
 
     def links_down(self) -> dict[int, str]:
-        """The shards of other hosts that cannot be asked over their links now, and why."""
+        """The shards of other hosts whose links are down, and why."""
         far = [shard_id for shard_id, address in self._addresses.items() if isinstance(address, Far)]
         return {shard_id: why for shard_id in far if (why := self.links[shard_id].why_down)}
 
@@ -663,7 +669,7 @@ class Worker:
                 self.handoff.answered(link, bucket_id)
 
     def peer_wire(self) -> Wire:
-        """A protocol for another worker that connected to this one."""
+        """The protocol for another worker that has connected to this one."""
         return Wire(self._on_peer_frame, self._on_peer_closed, self._on_peer_open)
 
     def _on_peer_open(self, wire: Wire) -> None:
@@ -685,8 +691,8 @@ class Worker:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def obstacle(self) -> str:
-        """Why this shard cannot go yet, though the map gives it no bucket: its journal does not say so yet, and whoever
-        follows the journal would never hear that the last buckets have left. Empty where it can.
+        """Why this shard cannot be retired yet, though the map gives it no bucket: its journal does not record that
+        yet, so its followers would never learn that the last buckets have left. Empty where it can.
         """
         shard = self.shard
         if present := shard.present():
@@ -696,14 +702,14 @@ class Worker:
         return ""
 
     def halt(self, error: BaseException) -> None:
-        """Nothing is written or answered any more. Where the journal failed under a batch, its callers are told so."""
+        """Stops writing and answering. Where the journal failed under a batch, the batch's callers are refused."""
         self.halted = True
         if isinstance(error, Unknown):
             for caller, token, _ in self._unsynced:
                 caller.refuse(token, Unavailable(self.shard_id, f"under this batch: {error.message}", "unknown"))
 
     async def quiesce(self) -> None:
-        """No more time-caused work; returns when all that was applied is durable and answered."""
+        """Starts nothing that time causes any more; returns once everything applied is durable and answered."""
         self._stopping = True
         for timer in (self._barrier_timer, self._ride):
             if timer is not None:

@@ -20,7 +20,7 @@ from shards.system.links import Wire
 
 
 class Asked(Protocol):
-    """What answers: the worker."""
+    """The worker, which answers."""
 
     def bucket_of(self, key: bytes) -> int:
         """The bucket a key hashes to."""
@@ -33,12 +33,12 @@ class Asked(Protocol):
 
 
 class QueryCaller:
-    """Stands for the supervisor among a worker's callers."""
+    """The caller that stands for the supervisor in a worker."""
 
     def __init__(
         self, wire: Wire, encode: Callable[[int, int, object], bytes], surveys: frozenset[str], mode: int
     ) -> None:
-        """`encode(number, mode, reply)`, `surveys` and `mode`: of the application."""
+        """`encode(number, mode, reply)`, `surveys` and `mode` are those of the application."""
         self.mode = mode
         self._wire = wire
         self._encode = encode
@@ -46,7 +46,7 @@ class QueryCaller:
         self._staged: list[bytes] = []
 
     def ask(self, worker: Asked, number: int, key: bytes, query: Command) -> None:
-        """A question about the account `key`; with an empty key, about the whole daemon."""
+        """Puts a question about the account `key`; with an empty key, about the whole daemon."""
         if key:
             worker.read(self, number, worker.bucket_of(key), query)
         elif query[0] in self._surveys:
@@ -55,22 +55,22 @@ class QueryCaller:
             self.relay(self._encode(number, self.mode, Unavailable(0, f"{query[0]} is not asked this way", "no")))
 
     def answer(self, token: int, reply: object) -> None:
-        """Stages a reply until it is durable."""
+        """Stages a reply until the next `flush`."""
         self._staged.append(self._encode(token, self.mode, reply))
 
     def flush(self) -> None:
-        """Sends what is staged."""
+        """Sends the staged replies."""
         staged, self._staged = self._staged, []
         for data in staged:
             self.relay(data)
 
     def relay(self, data: bytes) -> None:
-        """A reply that another worker encoded and made durable."""
+        """Sends a reply that another worker encoded, and that is durable there."""
         self._wire.send(QueryReply(data))
 
     def relay_flush(self) -> None:
-        """Nothing waits here."""
+        """Does nothing: relayed replies are sent at once."""
 
     def refuse(self, token: int, reply: object) -> None:
-        """A reply that depends on nothing stored."""
+        """Sends a reply at once that depends on no stored state."""
         self.relay(self._encode(token, self.mode, reply))
