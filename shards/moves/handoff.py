@@ -408,7 +408,9 @@ class Handoff:
 
 
 def before_serving(message: MoveOrder, bucket_map: BucketMap | None, send: Callable[[MoveReport], None]) -> None:
-    """Answers a message about a move that comes before the worker serves. `bucket_map` is None before the map has come."""
+    """Answers a message about a move that comes before the worker serves. `bucket_map` is None before the map
+    has come.
+    """
     match message:
         case NewOwner():
             if bucket_map is not None:

@@ -68,7 +68,9 @@ class Send(NamedTuple):
 
 
 class Commit(NamedTuple):
-    """The record that decides the move. The caller makes it durable, applies it to the map, and calls `on_committed`."""
+    """The record that decides the move. The caller makes it durable, applies it to the map, and calls
+    `on_committed`.
+    """
 
     record: list[Any]
 

@@ -477,7 +477,9 @@ class Mover:
                 self._drained.put_nowait(shard_id)
 
     async def _follow(self, steps: Any) -> bool:
-        """Makes the moves of a plan one after the other; returns False where one was refused, and a new plan is needed."""
+        """Makes the moves of a plan one after the other; returns False where one was refused, and a new plan is
+        needed.
+        """
         plans = self._plans
         for step in steps:
             if plans != self._plans:

@@ -34,7 +34,7 @@ AHEAD_RETRY_S = 1.0  # how often a shard whose last instant lies ahead is looked
 
 
 class Admission:
-    """Of one supervisor."""
+    """Lets the workers of one supervisor recover and serve."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Admission:
         owners: Owners | None,
         background: Background,
     ) -> None:
-        """`owners`: where several hosts serve at once."""
+        """`owners`: None where one host serves all shards."""
         self._registry = registry
         self._processes = processes
         self._briefing = briefing
@@ -56,8 +56,8 @@ class Admission:
         self._background = background
 
     async def begin_time(self) -> None:
-        """Begins billing time as soon as it can, and lets those serve that have waited for it. Raises ClockUnfit, and
-        the log's errors.
+        """Begins billing time as soon as every last instant is known, and lets the recovered workers serve. Raises
+        ClockUnfit, and the log's errors.
         """
         while self._awaits_recovery():
             await self._processes.wait_changed()
@@ -68,20 +68,24 @@ class Admission:
             self._let_serve(worker)
 
     def _awaits_recovery(self) -> bool:
-        """Whether billing time cannot begin yet: some last instant is not known, or no shard is here to need it."""
+        """Whether billing time cannot begin yet: where several hosts serve at once, while no worker has recovered; else
+        while a worker that is not late has not.
+        """
         workers = self._processes.by_shard.values()
         if self._owners is not None:
             return not any(worker.state == "recovered" for worker in workers)
         return any(worker.state != "recovered" and not worker.is_late for worker in workers)
 
     async def begin(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> None:
-        """A process is there, to be the shard's worker. `inherited`: what it listens on."""
+        """Sends the first message to a process that has been started for a shard. `inherited`: the sockets that it
+        listens on.
+        """
         self._processes.note_change()
         worker.is_confirmed = False
         await self._briefing.begin(worker, inherited)
 
     def on_recovered(self, worker: WorkerState, recovered: Recovered) -> None:
-        """It has its state, and the last instant of it."""
+        """A worker has recovered its shard, and reports the shard's last instant."""
         worker.last_instant_ns = recovered.last_instant_ns
         for warning in recovered.warnings:
             log.warning("shard %d was recovered, and this was found: %s", worker.shard_id, warning)
@@ -98,7 +102,7 @@ class Admission:
             self._let_serve(worker)
 
     async def _confirm(self, worker: WorkerState, owners: Owners) -> None:
-        """Lets a worker serve, once the map says that this life of it is the newest one."""
+        """Lets a worker serve once the map records it as the newest worker of its shard."""
         starts = worker.starts
         if await owners.confirm(worker.shard_id) and worker.starts == starts:
             worker.is_confirmed = True
@@ -120,7 +124,7 @@ class Admission:
         worker.wire.send(Serve(list(clock.anchors)))
 
     async def on_serving(self, worker: WorkerState, serving: Serving) -> None:
-        """It serves: the map and the other hosts are told, and what waited for it goes on."""
+        """A worker serves: records that in the map, tells other hosts, and lets what waited for it go on."""
         if worker.shard_id not in self._registry.founded:
             await self._registry.record(["founded", worker.shard_id])
         self._processes.serves(worker, serving)

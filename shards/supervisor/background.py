@@ -8,15 +8,15 @@ from typing import Any
 
 
 class Background:
-    """The tasks of one supervisor."""
+    """The background tasks of one supervisor."""
 
     def __init__(self, on_failure: Callable[[BaseException], None]) -> None:
-        """`on_failure` is told each exception that a task ends with."""
+        """`on_failure` is called with each exception that ends a task."""
         self._on_failure = on_failure
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Runs it beside."""
+        """Runs a coroutine as a background task."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._done)
@@ -27,6 +27,6 @@ class Background:
             self._on_failure(error)
 
     def cancel(self) -> None:
-        """Ends what still runs."""
+        """Cancels the tasks that still run."""
         for task in self._tasks:
             task.cancel()

@@ -19,11 +19,11 @@ log = logging.getLogger("shards.supervisor.supervisor")
 
 
 class BillingTime:
-    """Of one daemon."""
+    """The billing time of one daemon."""
 
     def __init__(self, host: Host, slew_ppm_max: int, error_ns_max: int) -> None:
-        """`slew_ppm_max`: how fast it is bent, in millionths. `error_ns_max`: how wrong the clock of a host that shares
-        its log may be; 0: any.
+        """`slew_ppm_max`: how fast billing time may be slewed, in millionths. `error_ns_max`: how wrong the clock of a
+        host that shares its log may be; 0: any.
         """
         self.clock: BillingClock | None = None  # None: it has not begun
         self.offset_ns = 0  # wall time minus billing time, at the last look
@@ -46,7 +46,7 @@ class BillingTime:
         return ahead_ns if self._error_ns_max and ahead_ns > self._error_ns_max else 0
 
     async def begin(self, registry: Registry, last_ns: int) -> None:
-        """Anchors it, no earlier than `last_ns`. Raises ClockUnfit, and the log's errors."""
+        """Anchors billing time, no earlier than `last_ns`. Raises ClockUnfit, and the log's errors."""
         boot_ns, wall_ns = self._host.clocks.paired()
         boot_id = self._host.disk.boot_id()
         begun = restart(registry.newest_anchor, last_ns, boot_id, boot_ns, wall_ns)
@@ -69,8 +69,8 @@ class BillingTime:
         self._steering.begin(boot_ns, wall_ns)
 
     async def steer(self, registry: Registry) -> Anchor | None:
-        """Compares it with wall time, to be called about once a second; the new anchor, which is durable, where it is
-        bent. Raises ClockUnfit, and the log's errors.
+        """Compares billing time with wall time; to be called about once a second. Returns the new anchor, which is
+        durable, where billing time is slewed. Raises ClockUnfit, and the log's errors.
         """
         assert self._steering is not None, "it has not begun"
         boot_ns, wall_ns = self._host.clocks.paired()
@@ -90,6 +90,6 @@ class BillingTime:
 
 
 def _look(registry: Registry, boot_ns: int, wall_ns: int, billing_ns: int) -> None:
-    """Raises ClockUnfit, so that the shards are given up."""
+    """Raises ClockUnfit where the clock is unfit, so that this host gives its shards up."""
     if fault := registry.clock_watch.look(boot_ns, wall_ns, billing_ns):
         raise ClockUnfit(fault)

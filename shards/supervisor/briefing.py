@@ -28,7 +28,7 @@ from shards.system.host import address_of
 
 
 class Briefing:
-    """Of one supervisor."""
+    """Makes what the supervisor sends to its workers."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Briefing:
         owners: Owners | None,
     ) -> None:
         """`configuration`: the application's, as its workers read it. `log`: of the journals and the map. `owners`:
-        where several hosts serve at once.
+        None where one host serves all shards.
         """
         self._data_dir = settings.data_dir
         self._share = settings.share
@@ -53,7 +53,7 @@ class Briefing:
         self._owners = owners
 
     async def begin(self, worker: WorkerState, inherited: list[tuple[str, socket.socket]]) -> None:
-        """The first message to a process; it listens on these sockets."""
+        """The first message to a process, which is to listen on these sockets."""
         async with self._registry.deciding:
             if worker.wire is not None:
                 worker.wire.send(self._begin_of(worker, inherited))
@@ -82,7 +82,9 @@ class Briefing:
         )
 
     def _links_of(self, shard_id: int) -> LinkSettings | None:
-        """How this worker has links to those of other hosts; it begins a life of its own by that."""
+        """The settings by which a worker is linked with workers of other hosts; with them the process gets its own
+        number in the map.
+        """
         share = self._share
         if share is None or self._owners is None:
             return None
@@ -90,23 +92,25 @@ class Briefing:
         return LinkSettings(share.listen_of(shard_id), self._log.cluster, *voice, share.secret_file, share.certificates)
 
     async def tell_configuration(self, settings: WorkerSettings, configuration: bytes) -> None:
-        """Every worker takes this up, and those that begin from here on begin by it."""
+        """Sends a reloaded configuration to every worker, and keeps it for workers that start later."""
         async with self._registry.deciding:
             self._settings, self._configuration = settings, configuration
             self._processes.tell(Configure(settings, configuration))
 
     def tell_shards(self, records: list[list[Any]]) -> None:
-        """What was recorded of shards and weights, and where all are; the caller holds `Registry.deciding`."""
+        """Sends the recorded changes of shards and weights, and where all shards are; the caller holds
+        `Registry.deciding`.
+        """
         self._processes.tell(ShardsChanged(records, self._peers(), self._direct(), self._far()))
 
     def tell_places(self) -> None:
-        """Where the other hosts' shards are by now."""
+        """Sends where the other hosts' shards are served now."""
         self.tell_shards([])
         for shard_id in self._far():
             self._processes.tell(Proved(shard_id))
 
     def direct_of(self, worker: WorkerState) -> str:
-        """Where clients reach this worker alone, as others are told it; "" where they cannot."""
+        """The address at which clients reach only this worker, as other hosts are told it; "" where there is none."""
         address = "" if worker.direct is None else address_of(worker.direct)
         return address if self._share is None else self._share.advertised(address)
 

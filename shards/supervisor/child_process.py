@@ -50,12 +50,14 @@ class WorkerState:
         self.again = asyncio.Event()  # one that is held is to be tried now
 
     def goes_on(self) -> bool:
-        """Whether it is started again where it ends."""
+        """Whether the worker is started again when its process ends."""
         return not self.retired
 
     @property
     def is_late(self) -> bool:
-        """Whether nobody should wait for it: it is held, has no room to start, or has failed more than once."""
+        """Whether nothing should wait for this worker: it is held, has no room to start, or has failed more
+        than once.
+        """
         return self.state in ("held", "waiting") or self.restarts.in_a_row > 1
 
 
@@ -63,7 +65,7 @@ LAST_WORDS_S = 2.0  # its end of the wire closes with it, unless a process that 
 
 
 class SupervisorPort(NamedTuple):
-    """What keeping a worker alive needs of the supervisor."""
+    """What `keep` needs of the supervisor."""
 
     spawn: Spawn
     boot_ns: Callable[[], int]
@@ -76,18 +78,18 @@ class SupervisorPort(NamedTuple):
 
 
 def inherited_by(port: SupervisorPort, direct: socket.socket | None) -> list[tuple[str, socket.socket]]:
-    """The sockets that a worker is to listen on. `direct`: the one that is its shard's alone, if any."""
+    """The sockets on which a worker is to listen. `direct`: the one that is its shard's alone, if any."""
     return [*port.listeners, *([("direct", direct)] if direct is not None else [])]
 
 
 def start_of(port: SupervisorPort, label: str, direct: socket.socket | None) -> tuple[list[str], list[socket.socket]]:
-    """What a worker is started with: the command, and the sockets that it inherits."""
+    """The command that starts a worker, and the sockets that it inherits."""
     command = [*port.command, label]
     return command, [listener for _, listener in inherited_by(port, direct)]
 
 
 async def keep(worker: WorkerState, port: SupervisorPort) -> None:
-    """Keeps one worker alive until the end, or until it is retired."""
+    """Starts one worker again and again, until the daemon stops or the worker is retired."""
     while not port.stopping.is_set() and worker.goes_on():
         code = await _run_once(worker, port)
         served_ns = port.boot_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
@@ -109,7 +111,7 @@ async def keep(worker: WorkerState, port: SupervisorPort) -> None:
 
 
 async def _hold(worker: WorkerState, port: SupervisorPort, code: int) -> None:
-    """Leaves it alone until it is to be tried again, by an operator's word or by itself."""
+    """Starts the worker no more until it is to be tried again, by an operator's request or by itself."""
     worker.exit_code = code if code in (*HELD_AT_ONCE, Exit.AGAIN) else Exit.BUG
     worker.state = "held"
     worker.reason = worker.reason or f"ended with {code}"
@@ -176,7 +178,7 @@ async def _run_once(worker: WorkerState, port: SupervisorPort) -> int:
 
 
 def terminate(worker: WorkerState) -> None:
-    """Ends a process that has not begun to serve, also where it is still being loaded and reads no wire."""
+    """Ends a process that has not begun to serve, even one that is still being loaded and does not read its wire."""
     if worker.process is not None and worker.pid:
         with contextlib.suppress(ProcessLookupError):
             worker.process.terminate()

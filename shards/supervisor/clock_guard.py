@@ -31,7 +31,7 @@ DRIFT_PPM = 500
 
 
 class Line(NamedTuple):
-    """The other host's billing time minus this host's boot clock lies between these, as of a boot instant."""
+    """Bounds of the other host's billing time minus this host's boot clock, as of a boot instant."""
 
     least_ns: int
     most_ns: int
@@ -39,14 +39,14 @@ class Line(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """How wrong the clock may be, or is, by what is worst about it; and what that is, for people."""
+    """How wrong the clock may be, or is, by the worst of the signs; and that sign as a text for people."""
 
     error_ns: int
     text: str
 
 
 class ClockGuard:
-    """Of one host. `error_ns_max` 0: nothing is judged."""
+    """Judges the clock of one host. With `error_ns_max` 0 nothing is judged."""
 
     def __init__(self, error_ns_max: int) -> None:
         self.error_ns_max = error_ns_max
@@ -54,8 +54,8 @@ class ClockGuard:
         self._lines: deque[Line] = deque(maxlen=HEARD_MAX)
 
     def heard(self, shard: int, sent_ns: int, after_ns: int, before_ns: int) -> None:
-        """A record of the host that serves. sent_ns: billing time when it was sent; it was sent after this host's boot
-        instant `after_ns`, and before `before_ns`. One that says nothing newer than the one before it says nothing.
+        """Takes a record of the serving host. `sent_ns`: billing time when it was sent; it was sent after this host's
+        boot instant `after_ns` and before `before_ns`. A record no newer than the one before is ignored.
         """
         known_ns = self._until_ns.get(shard)
         self._until_ns[shard] = sent_ns
@@ -68,23 +68,25 @@ class ClockGuard:
         return len(self._lines) >= HEARD_MIN
 
     def judge(self, kernel: WallError, boot_ns: int, wall_ns: int, billing_ns: int) -> Judgement:
-        """boot_ns, wall_ns: this host's clocks, read together; billing_ns: what it serves by, or would begin with."""
+        """Judges the clock. `boot_ns`, `wall_ns`: this host's clocks, read together; `billing_ns`: the billing time by
+        which it serves, or with which it would begin.
+        """
         judgements = [_of_kernel(kernel), _of_billing_time(wall_ns - billing_ns)]
         if self.is_informed:
             judgements.append(_of_line(min(self._lines, key=_width), boot_ns, wall_ns))
         return max(judgements, key=lambda judgement: judgement.error_ns) if self.error_ns_max else Judgement(0, "")
 
     def is_unfit(self, judgement: Judgement) -> bool:
-        """Whether a host with such a clock serves nothing."""
+        """Whether a host with such a clock must serve nothing."""
         return judgement.error_ns > self.error_ns_max
 
     def is_doubtful(self, judgement: Judgement) -> bool:
-        """Whether somebody should look at it."""
+        """Whether an operator should look at the clock."""
         return judgement.error_ns > self.error_ns_max // 2
 
 
 def seconds(ns: int) -> str:
-    """For people."""
+    """Nanoseconds as seconds, for people."""
     return f"{ns / 1e9:.3f} s"
 
 

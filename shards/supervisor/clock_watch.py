@@ -21,7 +21,7 @@ class ClockUnfit(Exception):
 
 
 class ClockWatch:
-    """Of one host. `error_ns_max` 0: it is never unfit."""
+    """Watches the clock of one host. With `error_ns_max` 0 it is never unfit."""
 
     def __init__(self, clocks: Clocks, error_ns_max: int) -> None:
         self.guard = ClockGuard(error_ns_max)

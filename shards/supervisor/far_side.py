@@ -32,22 +32,22 @@ _COUNT_BITS = _SHARD_BITS = 16  # of the number of a move, behind the version of
 
 
 class Arrivals:
-    """The buckets that other hosts move to shards of this one, until the log says what came of each."""
+    """The buckets that other hosts are moving to shards of this host, until the log has the outcome of each move."""
 
     def __init__(self) -> None:
         self._arriving: dict[tuple[int, int], Arriving] = {}  # (shard, number of the move)
 
     def note(self, shard: int, arriving: Arriving) -> None:
-        """The worker of this shard is about to store a bucket."""
+        """A worker of this host is about to store a bucket."""
         self._arriving[shard, arriving.number] = arriving
 
     def forget(self, shard: int) -> None:
-        """Its worker has ended: the next one knows nothing of what it stored but by the map."""
+        """A worker has ended: its next process knows only what the map says of the buckets that it stored."""
         self._arriving = {key: arrival for key, arrival in self._arriving.items() if key[0] != shard}
 
     def aborted(self, bucket_map: BucketMap, shares: Shares) -> list[tuple[int, MoveAbort]]:
-        """What can never be decided any more, by shard: the log, as it is here, knows a later life of the source. What
-        was decided is forgotten.
+        """The arrivals, by shard, that can no longer be decided: the log, as far as it is known here, has a later
+        worker of the source. Decided arrivals are forgotten.
         """
         aborts = []
         for (shard, number), arrival in list(self._arriving.items()):
@@ -63,12 +63,14 @@ class Arrivals:
 
 
 def is_over(owner: Own | None, voice: Voice) -> bool:
-    """Whether the log, as it is here, knows a later life than this one; it may be behind, and know an earlier one."""
+    """Whether the log, as far as it is known here, has a later worker than this one; where it is behind it may have
+    only an earlier one.
+    """
     return owner is not None and owner.voice > voice
 
 
 class FarSide:
-    """Of one supervisor, where several hosts serve at once."""
+    """The part of one supervisor's moves that concerns other hosts."""
 
     def __init__(self, registry: Registry, workers: Mapping[int, WorkerState], owners: Owners) -> None:
         self._registry = registry
@@ -87,25 +89,25 @@ class FarSide:
         return counted << _SHARD_BITS | source
 
     def voice_of(self, shard: int) -> Voice:
-        """Whose word counts for a shard, as far as is known here."""
+        """The worker whose reports count for a shard, as far as this host knows."""
         owner = self._registry.shares.owns.get(shard)
         return Voice(0, 0) if owner is None else owner.voice
 
     def is_serving(self, shard: int) -> bool:
-        """Whether the map says that the newest life of the shard's worker serves."""
+        """Whether, by the map, the newest worker of the shard serves."""
         owner = self._registry.shares.owns.get(shard)
         return owner is not None and bool(owner.links)
 
     def leads(self) -> bool:
-        """Whether it is this host that evens out the load: the one that serves the first shard."""
+        """Whether this host is the one that evens out the load: the host that serves the first shard."""
         return min(self._registry.map.weights) in self._workers
 
     def why_not(self, shard: int) -> str:
-        """Why a shard that is not this host's can take no part in a move; "" where it can."""
+        """Why a shard of another host can take no part in a move; "" where it can."""
         return self._owners.why_unserved(shard)
 
     def send(self, shard: int, source: int, voice: Voice, order: MoveOrder) -> None:
-        """Passes an order on; silently nothing where no worker here can, as on a wire that is closed."""
+        """Passes an order on. Where no worker of this host can, the order is dropped, as on a closed wire."""
         relay = self._relay(source)
         if relay is not None and relay.wire is not None:
             relay.wire.send(PassOn(shard, order.number, source, voice, msgspec.msgpack.encode(order)))
@@ -117,15 +119,15 @@ class FarSide:
         return min(candidates, key=lambda worker: worker.shard_id != preferred, default=None)
 
     async def ask(self, shard: int, operation: Command) -> dict[str, Any]:
-        """What the supervisor of a shard's host answers to an operation, or a refusal. What it has decided is known
-        here then, if the log can be reached.
+        """Sends an operation to the supervisor of a shard's host; returns its answer or a refusal. What it decided is
+        known here by then, if the log can be reached.
         """
         reply = await self.ask_only(shard, operation)
         await self._owners.catch_up()
         return reply
 
     async def ask_only(self, shard: int, operation: Command) -> dict[str, Any]:
-        """As `ask`, where nothing is decided by it."""
+        """As `ask`, for operations that decide nothing."""
         relay = self._relay(shard)
         if relay is None or relay.wire is None:
             return _unavailable(shard, "no worker of this host can ask")
@@ -140,8 +142,8 @@ class FarSide:
         return dict(reply)
 
     def ask_shard(self, shard: int, step: Command) -> None:
-        """Has a step of a backup taken for a shard of another host; it is answered by ShardTold. ConnectionError: no
-        worker here can pass it on.
+        """Sends a step of a backup to a shard of another host, which answers with ShardTold. ConnectionError: no worker
+        of this host can pass it on.
         """
         relay = self._relay(shard)
         if relay is None or relay.wire is None:
@@ -149,21 +151,23 @@ class FarSide:
         relay.wire.send(AskShard(shard, step))
 
     def on_message(self, shard: int, message: Arriving | FarAnswer) -> None:
-        """The word of a worker here: it is about to store a bucket that another host moves to it, or was answered."""
+        """Takes a worker's message: it is about to store a bucket that another host moves to it, or has the answer to
+        what it passed on.
+        """
         if isinstance(message, Arriving):
             self._arrivals.note(shard, message)
         elif message.number in self._questions and not self._questions[message.number][1].done():
             self._questions[message.number][1].set_result(message.reply)
 
     def look_at_arrivals(self) -> None:
-        """Has the copies dropped of buckets that, by the map, can never arrive here any more."""
+        """Lets workers drop the copies of buckets that, by the map, can never arrive here any more."""
         for shard, abort in self._arrivals.aborted(self._registry.map, self._registry.shares):
             worker = self._workers.get(shard)
             if worker is not None and worker.wire is not None:
                 worker.wire.send(abort)
 
     def on_down(self, shard: int) -> None:
-        """The worker of a shard here has ended: what it passed on is not answered any more."""
+        """A worker of this host has ended: what it passed on gets no answer any more."""
         self._arrivals.forget(shard)
         for relay, answered in self._questions.values():
             if relay == shard and not answered.done():

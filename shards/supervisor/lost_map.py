@@ -29,20 +29,20 @@ from shards.journal import Reader
 
 
 class MapLost(Exception):
-    """The map is gone, or cannot be made again of what there is; the text says what to do."""
+    """The map is gone, or cannot be restored from the shards; the text says what to do."""
 
     ending: ClassVar[exits.Ending] = exits.DAMAGED
 
 
 class Held(NamedTuple):
-    """A bucket as a shard holds it. `untouched`: it arrived by a move, and nothing has happened to it since."""
+    """How a shard holds a bucket. `untouched`: it arrived by a move, and no command has been applied to it since."""
 
     generation: int
     untouched: bool
 
 
 def refuse(shards: Sequence[int]) -> None:
-    """Raises MapLost where these shards are there without a map."""
+    """Raises MapLost where there are shards but no map."""
     if shards:
         listed = f"shard {shards[0]} is" if len(shards) == 1 else f"shards {', '.join(map(str, shards))} are"
         raise MapLost(
@@ -78,8 +78,8 @@ def held_by(reader: Reader) -> dict[int, Held]:
 
 
 def map_of(shards: Mapping[int, Mapping[int, Held]], bucket_count: int) -> BucketMap:
-    """The map that says what the shards hold; `shards`: shard id -> what `held_by` found. Raises MapLost where buckets
-    are missing, or where there are others.
+    """The map that agrees with what the shards hold; `shards`: shard id -> the result of `held_by`. Raises MapLost
+    where a bucket is in no shard, or a shard holds a bucket beyond `bucket_count`.
     """
     bucket_map = BucketMap()
     bucket_map.bucket_count = bucket_count
@@ -103,12 +103,12 @@ def map_of(shards: Mapping[int, Mapping[int, Held]], bucket_count: int) -> Bucke
 
 
 def says_who_owns(payload: bytes) -> bool:
-    """Whether a decision in the map's log founds a map; a host that stands by writes its claim there, too."""
+    """Whether a decision in the map's log founds a map; a host that stands by writes its claim to the same log."""
     return any(record[0] in ("create", "map") for record in msgspec.msgpack.decode(payload))
 
 
 def records_of(bucket_map: BucketMap) -> list[list[object]]:
-    """What the map's log has to say for `bucket_map` to be the map; every shard in it has served."""
+    """The records that make `bucket_map` the map; every shard in it counts as one that has served."""
     return [
         ["map", bucket_map.encode()],
         *(["founded", shard_id] for shard_id in bucket_map.weights),

@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Here(NamedTuple):
-    """What one host says of its shards."""
+    """What one host reports about its own shards."""
 
     node: str
     rows: list[dict[str, Any]]
@@ -45,7 +45,7 @@ class Here(NamedTuple):
 
 
 class OperatorApi:
-    """Answers an operator's questions, and takes his orders."""
+    """Answers operators' questions and carries out their requests."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class OperatorApi:
         self._worker_figures = worker_figures
 
     async def operate(self, operation: Command) -> object:
-        """Carries out an operator's wish."""
+        """Carries out an operator's request."""
         mover, bucket_map = self._mover, self._registry.map
         match operation:
             case ("shards_info",):
@@ -137,7 +137,7 @@ class OperatorApi:
         return sorted(rows, key=lambda row: int(row["shard_id"]))
 
     async def _here(self) -> Here:
-        """What this host says of its own shards."""
+        """What this host reports about its own shards."""
         bucket_map, moves = self._registry.map, self._mover.running.values()
         answers = await self._from_all(self._worker_figures.of)
         down: dict[int, str] = {}
@@ -167,7 +167,9 @@ class OperatorApi:
     async def _answers_elsewhere(
         self, question: Command, elsewhere: dict[int, str], down: Container[int]
     ) -> list[dict[str, Any]]:
-        """What the hosts of shards elsewhere answer, as far as they do. `down`: shards that this host cannot reach."""
+        """The answers of the hosts that serve the other shards, of those that answer. `down`: shards that this host
+        cannot reach.
+        """
         far = self._mover.far
         by_node = {node: shard for shard, node in elsewhere.items() if node and shard not in down}
         if far is None:
@@ -209,7 +211,9 @@ class OperatorApi:
         }
 
     def _alerts(self, worker: Any, figures: dict[str, Any]) -> list[str]:
-        """What an operator should do something about, as `NAME: text`; vshard's alerts, in what they mean here."""
+        """What an operator should act on, as `NAME: text`: vshard's alerts where they have a meaning here, and
+        our own.
+        """
         bucket_map = self._registry.map
         owned = len(bucket_map.buckets_of(worker.shard_id))
         alerts = []
@@ -228,12 +232,12 @@ class OperatorApi:
         return [*alerts, *self._moves_that_failed(worker.shard_id)]
 
     def _moves_that_failed(self, shard_id: int) -> list[str]:
-        """The alert for the last of a shard's buckets that was to move, and did not."""
+        """The alert for the last move of one of the shard's buckets that failed."""
         stuck = [bucket_id for bucket_id in self._errors() if self._registry.map.owner[bucket_id] == shard_id]
         return [f"MOVE_FAILED: bucket {stuck[-1]}: {self._errors()[stuck[-1]]}"] if stuck else []
 
     def _errors(self) -> dict[int, str]:
-        """Why the last move of a bucket came to nothing: of this host's, and of those that the map has as given up."""
+        """Why the last move of each bucket failed: moves of this host, and those that the map has as given up."""
         given_up = {
             bucket_id: wanted.given_up for bucket_id, wanted in self._registry.wanted.of.items() if wanted.given_up
         }
@@ -303,7 +307,7 @@ class OperatorApi:
         }
 
     def _first_unmet(self, bucket_id: int, target: int, ordered: int, planned: dict[int, Any]) -> tuple[str, str]:
-        """The first condition that is not met, and whose it is."""
+        """The first condition of a move that is not met, and who is to meet it."""
         mover = self._mover
         running = mover.running.get(bucket_id)
         if running is not None and running.move is not None:
@@ -336,7 +340,7 @@ class OperatorApi:
     # -- ownership --------------------------------------------------------------------------------------------------
 
     async def _check_owners(self) -> dict[str, Any]:
-        """Every worker says what it holds; moves that run meanwhile are left out."""
+        """Asks every worker what it holds; buckets that are moving meanwhile are left out."""
         moving = set(self._mover.running)
         generations = self._registry.map.generation[:]
         answers = await self._from_all(self._worker_figures.examine)

@@ -30,8 +30,8 @@ log = logging.getLogger("shards.supervisor.sharing")
 
 
 class Owners:
-    """Of one supervisor, where several hosts serve at once. Nothing but `elsewhere` and `without_host` is asked before
-    the registry is open.
+    """Which host serves which shard, for one supervisor where several hosts serve at once. Before the registry is open,
+    only `elsewhere` and `without_host` may be asked.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Owners:
     # -- where the others are -----------------------------------------------------------------------------------------
 
     def far(self) -> dict[int, Far]:
-        """Where the shards of other hosts are reached."""
+        """The addresses of the workers of other hosts' shards."""
         owns, me = self._owns, self._placement.host_id
         return {
             shard: Far(owner.links, owner.number)
@@ -71,16 +71,16 @@ class Owners:
         }
 
     def direct(self) -> dict[int, str]:
-        """Where clients reach the workers of other hosts."""
+        """The addresses at which clients reach the workers of other hosts."""
         owns, me = self._owns, self._placement.host_id
         return {shard: owner.direct for shard, owner in owns.items() if owner.direct and owner.host_id != me}
 
     def lives(self) -> dict[int, tuple[int, int]]:
-        """The shards that other hosts serve, each with the life of its worker."""
+        """The shards that other hosts serve, with the number of each shard's newest worker."""
         return {shard: self._owns[shard].voice for shard in self.far() if shard not in self._workers}
 
     def elsewhere(self) -> dict[int, str]:
-        """The shards that other hosts serve, with the names of these; "" where none is known."""
+        """The shards that other hosts serve, with the names of those hosts; "" where none is known."""
         if self._registry.unopened:
             return {}
         return {
@@ -109,12 +109,14 @@ class Owners:
     # -- what this host owns ------------------------------------------------------------------------------------------
 
     def is_kept(self, shard: int) -> bool:
-        """Whether a shard is this host's still, by the ownership that it began with."""
+        """Whether this host still owns a shard by the ownership with which it began to serve it."""
         owner = self._owns[shard]
         return owner.host_id == self._placement.host_id and owner.number == self._numbers.get(shard)
 
     async def take(self, shard: int, known: Own | None) -> bool:
-        """A shard becomes this host's; False where its owner is not `known` any more. Raises the log's errors."""
+        """Makes this host the owner of a shard; False where the owner is no longer the `known` one. Raises the log's
+        errors.
+        """
         placement = self._placement
 
         def records() -> list[list[object]]:
@@ -129,7 +131,7 @@ class Owners:
         return True
 
     async def wish(self, shard: int, known: Own | None) -> bool:
-        """Asks the owner for a shard; False where that is not `known` any more. Raises the log's errors."""
+        """Asks the owner for a shard; False where the owner is no longer the `known` one. Raises the log's errors."""
 
         def records() -> list[list[object]]:
             owner = self._owns.get(shard)
@@ -138,13 +140,13 @@ class Owners:
         return await self._registry.record_if(records)
 
     def begin_life(self, shard: int) -> Voice:
-        """A process begins to be the shard's worker: the life that it will have. No two processes have the same."""
+        """The number of a process that begins as the shard's worker. No two processes have the same number."""
         self._lives[shard] = max(self._owns[shard].life, self._lives.get(shard, 0)) + 1
         return Voice(self._numbers[shard], self._lives[shard])
 
     async def confirm(self, shard: int) -> bool:
-        """Records the life of a worker that has opened its journal, before it serves: what an earlier life said of a
-        move that is not decided by then never counts. False where the shard is not this host's any more.
+        """Records the number of a worker that has opened its journal, before it serves: reports of an earlier worker
+        about moves that are not decided by then never count. False where the shard is no longer this host's.
         """
         number, life = self._numbers.get(shard), self._lives.get(shard, 0)
 
@@ -157,8 +159,8 @@ class Owners:
         return owner is not None and owner.voice == (number, life)
 
     async def arrived(self, shard: int, links: str, direct: str) -> None:
-        """The worker of this shard serves: others are told where it is reached. Tried until the log takes it.
-        `links`: where it listens; `direct`: as others are told it.
+        """The worker of this shard serves: records at which address, trying until the log takes it. `links`: where it
+        listens for other workers; `direct`: for clients, as other hosts are told it.
         """
         number, life = self._numbers.get(shard), self._lives.get(shard)
 
@@ -169,7 +171,7 @@ class Owners:
         await self._until_recorded(shard, number, records)
 
     async def _until_recorded(self, shard: int, number: int | None, records: Callable[[], list[list[object]]]) -> None:
-        """Tried until the log takes it, as long as this ownership lasts."""
+        """Tries to record this until the log takes it, as long as this ownership lasts."""
         while number is not None and self._numbers.get(shard) == number and not self._stopping.is_set():
             try:
                 await self._registry.record_if(records)
@@ -178,7 +180,7 @@ class Owners:
                 await asyncio.sleep(ROOM_RETRY_S)
 
     async def give(self, shard: int, heir: str) -> None:
-        """The shard is the heir's from here on, or where there is none, nobody's. heir: host id."""
+        """Gives the shard to `heir`, a host id, or to no host where that is empty."""
         number, me = self._numbers.pop(shard, None), self._placement.host_id
 
         def records() -> list[list[object]]:
@@ -195,7 +197,7 @@ class Owners:
             log.warning("that shard %d was given back could not be told: %s", shard, error)
 
     async def name_heirs(self) -> None:
-        """Says which hosts are to look out for what this one is about to give back."""
+        """Records which hosts are to take the shards that this host is about to give back."""
 
         def records() -> list[list[object]]:
             heirs = self._placement.heirs(self._registry.shares)
@@ -205,6 +207,6 @@ class Owners:
             await self._registry.record_if(records)
 
     async def catch_up(self) -> None:
-        """Takes up what others have decided, if the log can be reached."""
+        """Loads what other hosts have decided, if the log can be reached."""
         with contextlib.suppress(JournalError):
             await self._registry.catch_up()

@@ -51,14 +51,16 @@ PAUSE_NS = 500_000_000  # between a shard that arrived and the next wish
 
 
 class Voice(NamedTuple):
-    """One life of a shard's worker: what it has said counts as long as the map knows no later one. Later is greater."""
+    """Identifies one worker process of a shard. Its reports count as long as the map has no later one; a later one is
+    greater.
+    """
 
     number: int  # of the `own` record
     life: int  # of the `life` record; 0: there was none yet
 
 
 class Own(NamedTuple):
-    """Who is to serve a shard. `host_id` tells two hosts of one name apart; node "" : nobody."""
+    """The owner of a shard. `host_id` distinguishes two hosts of the same name; node "" is nobody."""
 
     number: int
     node: str
@@ -70,19 +72,19 @@ class Own(NamedTuple):
 
     @property
     def voice(self) -> Voice:
-        """Whose word counts in a move of a bucket."""
+        """The worker process whose reports count in a move."""
         return Voice(self.number, self.life)
 
 
 class Member(NamedTuple):
-    """A host that takes part."""
+    """A host that serves, or may serve, some of the shards."""
 
     node: str
     workers: int
 
 
 class Shares:
-    """What the map's log says of hosts and their shards; changed by records alone."""
+    """What the map's log says of hosts and their shards; only records change it."""
 
     def __init__(self) -> None:
         self.owns: dict[int, Own] = {}
@@ -90,7 +92,7 @@ class Shares:
         self.drained: set[str] = set()  # nodes
 
     def apply(self, record: Any) -> bool:
-        """Takes a record up; False where it is none of these."""
+        """Applies a record; False where the record is of another kind."""
         match record:
             case ["host", str(host_id), str(node), int(workers)]:
                 self.members = {other_id: member for other_id, member in self.members.items() if member.node != node}
@@ -116,7 +118,7 @@ class Shares:
         return True
 
     def records(self) -> list[list[Any]]:
-        """What stands for all records up to now."""
+        """Records that stand for all records until now."""
         records: list[list[Any]] = [["host", host_id, *member] for host_id, member in self.members.items()]
         records += [["drained", node, True] for node in sorted(self.drained)]
         for shard, owner in self.owns.items():
@@ -130,7 +132,7 @@ class Shares:
         return records
 
     def next_own(self, shard: int, node: str, host_id: str) -> list[Any]:
-        """The record by which this host takes a shard, or with node "" gives it back."""
+        """The record by which this host takes a shard or, with node "", gives it back."""
         known = self.owns.get(shard)
         return ["own", shard, 1 if known is None else known.number + 1, node, host_id]
 
@@ -140,7 +142,7 @@ class Shares:
 
     @property
     def is_used(self) -> bool:
-        """Whether hosts serve at once here, or did."""
+        """Whether several hosts serve at once with this log, or have done so."""
         return bool(self.members)
 
 
@@ -157,10 +159,10 @@ class Wish(NamedTuple):
 
 
 class Placement:
-    """One host's knowledge of the other hosts, and its decisions about shards."""
+    """What one host knows of the others, and its decisions about shards."""
 
     def __init__(self, node: str, host_id: str, workers: int, grant_ns: int) -> None:
-        """`workers`: how many shards it can serve; `grant_ns`: for how long an owner that is silent may be alive."""
+        """`workers`: how many shards this host can serve; `grant_ns`: how long a silent owner may still be alive."""
         self.node = node
         self.host_id = host_id
         self.workers = workers
@@ -175,7 +177,7 @@ class Placement:
         self._changed_ns = 0  # when any shard last changed its owner
 
     def hear(self, shares: Shares, signs: Mapping[int, LastSign], now_ns: int) -> None:
-        """To be called a few times a second, with the newest map."""
+        """Takes the newest signs of the shards' owners; to be called a few times a second, with the newest map."""
         if self._steady_ns < 0:
             self._steady_ns = now_ns
         promised = [(shard, owner.number) for shard, owner in shares.owns.items() if owner.wish == self.host_id]
@@ -199,8 +201,8 @@ class Placement:
                 self._free_ns.pop(shard, None)
 
     def heirs(self, shares: Shares) -> dict[int, str]:
-        """For each shard that this host owns and is about to give back, the host that is to look out for it: of those
-        that are not drained the one that serves least then. Where that host is gone, another one takes the shard.
+        """For each shard that this host is about to give back, the host that is to take it: of those that are not
+        drained, the one that serves least by then. If that host is gone, another one takes the shard.
         """
         loads = {
             host_id: len(shares.served_by(host_id))
@@ -216,7 +218,7 @@ class Placement:
         return heirs
 
     def disturbed(self, now_ns: int) -> None:
-        """A shard of this host failed, or was taken from it: it wishes for nothing for a while."""
+        """A shard of this host failed or was taken from it: it asks for no other shard for a while."""
         self._steady_ns = now_ns
 
     def _is_free(self, owner: Own | None, shard: int, sign: LastSign, now_ns: int) -> bool:
@@ -228,8 +230,8 @@ class Placement:
         return sign.is_given_up or now_ns - self._last[shard][1] >= self._still_ns
 
     def is_awaiting(self, shares: Shares, served: set[int], failed: set[int], now_ns: int) -> bool:
-        """Whether this host is about to take a shard, so that looking again soon is worth it; for `AWAITED_NS` at most,
-        since what does not come by then may not come at all.
+        """Whether this host is about to take a shard, so that it should look again soon; for `AWAITED_NS` at most,
+        since a shard that has not come by then may never come.
         """
         if len(served) >= self.workers:
             return False
@@ -238,11 +240,11 @@ class Placement:
         return any(now_ns - one_ns < AWAITED_NS for one_ns in since_ns)
 
     def is_alive(self, shard: int) -> bool:
-        """Whether another host serves the shard, or is on its way to, as far as was heard."""
+        """Whether, as far as this host knows, another host serves the shard or is about to."""
         return shard in self._last and shard not in self._free_ns
 
     def why_not_join(self, shares: Shares) -> str:
-        """Why this host may not take part: another one of its name is alive. Empty where it may."""
+        """Why this host may not join: another host of its name is alive. Empty where it may."""
         for host_id, member in shares.members.items():
             if member.node == self.node and host_id != self.host_id:
                 alive = [shard for shard in shares.served_by(host_id) if self.is_alive(shard)]
@@ -251,8 +253,8 @@ class Placement:
         return ""
 
     def why_to_go(self, shares: Shares) -> str:
-        """Why this host takes part no more: another host of the same name has joined, which saw no sign of this one,
-        since it served nothing. Empty while it takes part.
+        """Why this host must leave: another host of its name has joined, which saw no sign of this one, since it served
+        nothing. Empty where it may stay.
         """
         names = {member.node for member in shares.members.values()}
         if self.host_id in shares.members or self.node not in names:
@@ -260,8 +262,8 @@ class Placement:
         return f"{self.node} has joined, another host of this name: give each host a cluster.node of its own"
 
     def passed_ns(self, shard: int, sign: LastSign, now_ns: int) -> int:
-        """A billing instant that has surely passed by the clock of the shard's owner, if its clock goes as this one's.
-        now_ns: boot clock.
+        """A billing instant that has certainly passed by the clock of the shard's owner, if that clock runs as fast as
+        this host's. `now_ns`: boot clock.
         """
         since_ns = self._last[shard][1] if shard in self._last else now_ns
         return sign.until_ns - max(0, self._grant_ns - (now_ns - since_ns)) * (not sign.is_given_up)

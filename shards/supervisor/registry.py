@@ -64,7 +64,7 @@ class Conflict(Exception):
 
 
 def claim_of(payloads: list[bytes]) -> Claim:
-    """The serving host, by the map's log."""
+    """The host that serves, by the map's log."""
     claim = Claim()
     for payload in payloads:
         for record in msgspec.msgpack.decode(payload):
@@ -74,7 +74,7 @@ def claim_of(payloads: list[bytes]) -> Claim:
 
 
 def shares_of(payloads: list[bytes]) -> Shares:
-    """Which host serves which shard, by the map's log; nothing where one host serves all."""
+    """Which host serves which shard, by the map's log; empty where one host serves all."""
     shares = Shares()
     for payload in payloads:
         for record in msgspec.msgpack.decode(payload):
@@ -85,7 +85,7 @@ def shares_of(payloads: list[bytes]) -> Shares:
 
 
 def moves_of(payloads: list[bytes]) -> tuple[WantedMoves, bool]:
-    """The moves that were asked for and are not over, by the map's log; and whether the load is being made even."""
+    """The requested moves that have not ended, by the map's log; and whether the load is to be evened out."""
     wanted, is_uneven = WantedMoves(), False
     for payload in payloads:
         for record in msgspec.msgpack.decode(payload):
@@ -96,8 +96,8 @@ def moves_of(payloads: list[bytes]) -> tuple[WantedMoves, bool]:
 
 
 def may_commit(bucket_map: BucketMap, shares: Shares, record: list[Any], voices: Mapping[int, Voice]) -> bool:
-    """Whether a move may be decided: the bucket is where it was, and the lives of both shards' workers which gave and
-    stored it are the newest that the map knows. record: `assign`; voices: shard id -> whose word it was.
+    """Whether a move may be decided: the bucket has the owner that it had, and the workers of both shards that gave and
+    stored it are the newest ones by the map. `record`: the `assign`; `voices`: shard id -> that worker.
     """
     _, bucket_id, _, generation = record
     owns = shares.owns
@@ -106,7 +106,7 @@ def may_commit(bucket_map: BucketMap, shares: Shares, record: list[Any], voices:
 
 
 class StandsBy(Exception):
-    """Another host serves, or this one's clock is unfit; nothing was started."""
+    """Another host serves, or this host's clock is unfit; nothing was started."""
 
     def __init__(self, reason: str, clock: str = "", pause_s: float = STANDBY_POLL_S) -> None:
         super().__init__("; ".join(filter(None, (reason, clock and f"the clock of this host is unfit: {clock}"))))
@@ -115,7 +115,7 @@ class StandsBy(Exception):
 
 
 class Registry:
-    """The map and its journal. `open` first; `record` from then on."""
+    """The map of buckets and its log. Call `open` first, and `record` from then on."""
 
     def __init__(
         self,
@@ -258,7 +258,9 @@ class Registry:
             self._decide_now(changes)
 
     def _check_shares(self) -> None:
-        """Raises Conflict where hosts that serve at once would do less than one that serves everything."""
+        """Raises Conflict where hosts that serve at once could not do what one host that serves everything does with
+        these data.
+        """
         moved = next((bucket_id for bucket_id, generation in enumerate(self.map.generation) if generation > 1), 0)
         if self.shares.is_used:
             moved = 0  # it was moved while several hosts served
@@ -279,7 +281,7 @@ class Registry:
         self._restore(payloads)
 
     async def _reload(self) -> None:
-        """Takes up what others have decided. Raises Fenced where this host serves no more."""
+        """Applies what other hosts have decided. Raises Fenced where this host serves no more."""
         self._version, payloads = await self._called(self._log.load, self._owner)
         old_generations = self.map.generation
         self._restore(payloads)
@@ -290,7 +292,7 @@ class Registry:
         self._check_part()
 
     def _check_part(self) -> None:
-        """Raises Fenced where this host has no part in the log any more."""
+        """Raises Fenced where this host no longer takes part."""
         if self._is_displaced():
             raise Fenced(f"{self.claim.node or 'another host'} serves now")
 
@@ -300,7 +302,9 @@ class Registry:
         return self._standby is not None and (self.claim.host_id != self._standby.host_id or self.shares.is_used)
 
     async def catch_up(self) -> bool:
-        """Takes up what others have decided; whether there was anything. Raises Fenced, and what `load` raises."""
+        """Applies what other hosts have decided; returns whether there was anything. Raises Fenced, and what `load`
+        raises.
+        """
         async with self._recording:
             if await self._called(self._log.is_newest):
                 return False
@@ -326,7 +330,7 @@ class Registry:
             return False
 
     async def record_surely(self, make: Callable[[], list[list[Any]]]) -> bool:
-        """As `record_if`, asked again as long as the log is out of reach. Raises Fenced."""
+        """As `record_if`, tried again as long as the log is out of reach. Raises Fenced."""
         while True:
             try:
                 return await self.record_if(make)
@@ -355,17 +359,17 @@ class Registry:
             await asyncio.sleep(ROOM_RETRY_S)
 
     async def signs(self) -> Mapping[int, LastSign]:
-        """The last sign of every shard's owner. Raises Unavailable, Unknown."""
+        """The last sign of life of every shard's owner. Raises Unavailable, Unknown."""
         return await self._called(self._backend.signs)
 
     @property
     def host_id(self) -> str:
-        """Of this host, where it shares its log."""
+        """The id of this host, where it shares its log."""
         return "" if self._standby is None else self._standby.host_id
 
     @property
     def newest_anchor(self) -> tuple[Anchor, bytes] | None:
-        """The anchor that billing time goes on from on this host, within its boot."""
+        """The anchor from which billing time goes on on this host, within the same boot."""
         return self.anchor if self.placement is None else self._anchors.get(self.host_id)
 
     def anchor_record(self, block: bytes) -> list[Any]:
@@ -442,7 +446,9 @@ class Registry:
         return self._is_displaced()
 
     async def settle(self, settled: dict[int, int]) -> None:
-        """Records up to which batch each shard's application owes nothing, so that another host may begin there."""
+        """Records up to which batch each shard's application has nothing left to tell, so that another host may begin
+        there.
+        """
         if self._standby is None:
             return
         news = _settled(
@@ -452,7 +458,9 @@ class Registry:
             await self.record(*news)
 
     async def give_back(self) -> None:
-        """Tells the hosts that stand by that this one has stopped: they need not wait until it is not heard of."""
+        """Tells the hosts that stand by that this one has stopped, so that they need not wait until its grant has run
+        out.
+        """
         if self._standby is None or self.placement is not None or await self.is_displaced():
             return
         with contextlib.suppress(Unavailable, Unknown, Fenced):
@@ -471,7 +479,7 @@ class Registry:
             self._apply_all(payload)
 
     def changes(self, wanted_weights: dict[int, int]) -> list[list[Any]]:
-        """The records that make shards and weights those that are wanted; every other shard gets weight 0."""
+        """The records that change shards and weights to the wanted ones; every other shard gets weight 0."""
         weights = self.map.weights
         changes: list[list[Any]] = [
             ["weight", shard_id, wanted_weights[shard_id]]
@@ -484,7 +492,7 @@ class Registry:
         return [*changes, ["uneven", True]] if changes else []
 
     def use(self, executor: SerialExecutor) -> None:
-        """From here on, records are written on this thread."""
+        """Writes records on this thread from now on."""
         self._executor = executor
 
     def _apply_all(self, payload: bytes) -> None:
@@ -564,11 +572,11 @@ class Registry:
 
     @property
     def version(self) -> int:
-        """Of the map as it is known here, as its log counts."""
+        """The version of the map that is known here, as its log counts."""
         return self._version
 
     def close(self) -> None:
-        """Gives the map's log and the data directory back."""
+        """Closes the map's log, and unlocks the data directory."""
         self._log.close()
         if self._lock >= 0:
             self._disk.close(self._lock)
@@ -576,7 +584,7 @@ class Registry:
 
 
 def settled_records(settled: dict[int, int]) -> bytes:
-    """The decision that each shard's application owes nothing up to a batch, as the log holds it; empty for none."""
+    """The record that says up to which batch each shard's application has nothing left to tell; empty for none."""
     return msgspec.msgpack.encode(_settled(settled)) if settled else b""
 
 

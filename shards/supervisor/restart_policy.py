@@ -32,7 +32,7 @@ _FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
 
 class RestartPolicy:
-    """The rows of failures, and of kills, of one worker."""
+    """Counts the failures and kills in a row of one worker, and decides when it is started again."""
 
     def __init__(self) -> None:
         self.failures = 0  # in a row
@@ -41,15 +41,17 @@ class RestartPolicy:
 
     @property
     def in_a_row(self) -> int:
-        """How often it has ended in a row without serving as it should."""
+        """How often the worker has ended in a row without serving for long enough."""
         return max(self.failures, self.kills)
 
     def forget(self) -> None:
-        """Begins all rows anew."""
+        """Counts from zero again."""
         self.failures = self.kills = self._holds = 0
 
     def after(self, code: int, served_ns: int) -> float | None:
-        """Seconds until the next start; None: it is held. `served_ns`: how long it had served, 0 where it did not."""
+        """Seconds until the next start; None: the worker is held. `served_ns`: how long it had served; 0 where it did
+        not.
+        """
         if code in HELD_AT_ONCE:
             return None
         if served_ns:
@@ -67,7 +69,7 @@ class RestartPolicy:
         return RESTART_DELAYS_S[self.failures - 1] if self.failures <= len(RESTART_DELAYS_S) else None
 
     def held_for(self, code: int) -> float | None:
-        """Seconds until one that is held now, and ended with `code`, is tried again by itself, once; None: never."""
+        """Seconds until a held worker that ended with `code` is tried again by itself, once; None: never."""
         if code in HELD_AT_ONCE:
             return None
         self._holds += 1

@@ -27,7 +27,7 @@ RETIRE_POLL_S = 0.2  # how often a drained shard is asked whether it may go
 
 
 class Retirement:
-    """Of one supervisor."""
+    """Retires the drained shards of one supervisor."""
 
     def __init__(
         self,
@@ -49,7 +49,7 @@ class Retirement:
         self._waiting: set[int] = set()  # drained shards that are asked whether they may go
 
     async def run(self) -> None:
-        """Lets go what the mover has drained, until cancelled."""
+        """Retires each shard that the mover has drained, until cancelled."""
         while True:
             shard_id = await self._mover.next_drained()
             worker = self._processes.by_shard.get(shard_id)
@@ -70,7 +70,7 @@ class Retirement:
             log.info("shard %d is drained and gone", worker.shard_id)
 
     async def _must_wait(self, worker: WorkerState) -> bool:
-        """Whether the shard cannot go yet. Where it can, the map forgets it and its worker ends."""
+        """Whether the shard cannot be retired yet. Where it can, the map forgets it and its worker ends."""
         shard_id = worker.shard_id
         async with self._registry.deciding:
             if (

@@ -9,7 +9,7 @@ from shards.moves.mover import Caps, MoveSettings
 
 
 class ShareSettings(NamedTuple):
-    """How this host serves beside others."""
+    """How this host serves beside other hosts."""
 
     workers: int  # how many shards it serves at most
     listen: str  # "host:port" for the links of other hosts; the worker of shard k listens at port + k, or at a free one
@@ -18,19 +18,19 @@ class ShareSettings(NamedTuple):
     certificates: tuple[str, str, str] | None  # see `shards.links.far.Certificates`
 
     def listen_of(self, shard: int) -> str:
-        """Where the worker of this shard is to listen."""
+        """The address at which the worker of this shard is to listen for other workers."""
         host, _, port = self.listen.rpartition(":")
         return f"{host}:{int(port) + shard if int(port) else 0}"
 
     def advertised(self, address: str) -> str:
-        """An address of this host as others are told it."""
+        """An address of this host in the form in which other hosts are told it."""
         host, _, port = address.rpartition(":")
         is_any = host in ("0.0.0.0", "[::]", "")
         return f"{self.advertise}:{port}" if address and is_any and self.advertise else address
 
 
 class SupervisorSettings(NamedTuple):
-    """All of it. What may change while the daemon serves: `weights`, `worker`, `caps` and `locked`."""
+    """The settings of the supervisor. A reload may change `weights`, `worker`, `caps` and `locked`."""
 
     data_dir: str
     weights: dict[int, int]  # of the shards that are wanted, by id
@@ -46,5 +46,5 @@ class SupervisorSettings(NamedTuple):
 
     @property
     def moves(self) -> MoveSettings:
-        """What the mover heeds."""
+        """The settings of the mover."""
         return MoveSettings(frozenset(self.weights), self.caps, self.locked)

@@ -46,7 +46,9 @@ log = logging.getLogger("shards.supervisor.sharing")
 
 
 class Sharing:
-    """Of one supervisor. Its worker processes come and go by its word alone."""
+    """Takes and gives up shards for one supervisor where several hosts serve at once; it alone starts and ends their
+    workers.
+    """
 
     def __init__(
         self,
@@ -59,7 +61,7 @@ class Sharing:
         stopping: asyncio.Event,
         boot_ns: Callable[[], int],
     ) -> None:
-        """`looked` is run beside, after each look: the newest of the map is known. `boot_ns`: the boot clock."""
+        """`looked` runs as a background task after each look, with the newest map. `boot_ns`: the boot clock."""
         self._registry = registry
         self._owners = owners
         self._processes = processes
@@ -79,8 +81,8 @@ class Sharing:
     # -- the life -----------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Looks and does until the daemon stops, to be begun once the registry is open. Raises Fenced where one host
-        serves everything now, and Conflict where another one has its name.
+        """Looks and acts until the daemon stops; to be called once the registry is open. Raises Fenced where one host
+        serves everything now, and Conflict where another host has this one's name.
         """
         assert self._registry.placement is not None
         placement, logged = self._registry.placement, ""
@@ -100,7 +102,7 @@ class Sharing:
             await asyncio.sleep(pause_s)
 
     async def _look(self, placement: Placement) -> float:
-        """One look; seconds until the next."""
+        """Looks once and acts; returns the seconds until the next look."""
         registry = self._registry
         looked_ns = self._boot_ns()
         await registry.catch_up()
@@ -128,7 +130,7 @@ class Sharing:
         return HANDOVER_POLL_S
 
     def _is_clock_fit(self, placement: Placement, signs: Mapping[int, LastSign], looked_ns: int) -> bool:
-        """Whether this host may take its first shard, by its own clock and those of the hosts that it hears."""
+        """Whether this host may take its first shard, judged by its own clock and those of the hosts that it hears."""
         registry = self._registry
         fault = registry.clock_fault(placement, signs, looked_ns)
         self.why_idle = f"the clock of this host is unfit: {fault}" if fault else ""
@@ -140,7 +142,7 @@ class Sharing:
         return not self.why_idle
 
     def try_again(self) -> None:
-        """What could not be served here may be tried again, by an operator's word."""
+        """Tries shards again that could not be served here; an operator has asked for it."""
         self._failed.clear()
 
     def _spares_wanted(self, placement: Placement) -> int:
@@ -205,8 +207,8 @@ class Sharing:
         self._ending.discard(shard)
 
     async def give_back(self) -> None:
-        """The daemon stops: each shard is nobody's as soon as its worker has ended, and other hosts take them over one
-        by one. Returns once the log says so of all, or cannot be reached.
+        """The daemon stops: gives each shard back as soon as its worker has ended, so that other hosts take them one by
+        one. Returns once the log says so of all, or cannot be reached.
         """
         self._background.spawn(self._owners.name_heirs())
         workers = list(self._workers.values())

@@ -25,7 +25,7 @@ def _key(command: list[str], inherited: list[socket.socket]) -> tuple[str, ...]:
 
 
 class Spares:
-    """Of one supervisor."""
+    """Worker processes that one supervisor has started and not given a shard yet."""
 
     def __init__(self, spawn: Spawn) -> None:
         self._spawn = spawn
@@ -36,7 +36,7 @@ class Spares:
         return len(self._starting)
 
     async def prepare(self, command: list[str], inherited: list[socket.socket]) -> None:
-        """Starts one, unless it is there. OSError: it cannot be started."""
+        """Starts a process, unless there is one. OSError: it cannot be started."""
         key, loop = _key(command, inherited), asyncio.get_running_loop()
         if key in self._starting:
             return
@@ -60,12 +60,12 @@ class Spares:
             started.result()[1].close()
 
     async def spawn(self, command: list[str], inherited: list[socket.socket]) -> Spawned:
-        """As `shards.system.host.spawn`."""
+        """As `shards.system.host.spawn`; hands out a prepared process where there is one."""
         starting = self._starting.pop(_key(command, inherited), None)
         return await (self._spawn(command, inherited) if starting is None else starting)
 
     async def close(self) -> None:
-        """Ends those that nobody needed."""
+        """Ends the processes that were not needed."""
         unused = list(self._starting.values())
         self._starting.clear()
         for starting in unused:

@@ -36,7 +36,7 @@ STILL_SHARE = 1.01  # of the grant, for clocks that run apart
 
 
 class Claim(NamedTuple):
-    """Who serves. `host_id` tells two hosts of one name apart; node "" : nobody."""
+    """Which host serves. `host_id` distinguishes two hosts of the same name; node "" is nobody."""
 
     node: str = ""
     host_id: str = ""
@@ -45,7 +45,7 @@ class Claim(NamedTuple):
 
 
 class Standby:
-    """What one host has seen of the others."""
+    """What one host that stands by has seen of the others."""
 
     def __init__(self, node: str, host_id: str, grant_ns: int) -> None:
         self.node = node
@@ -58,11 +58,13 @@ class Standby:
         self._last: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since which boot instant
 
     def next_claim(self, current: Claim) -> Claim:
-        """What this host writes to claim."""
+        """The record by which this host claims to serve."""
         return Claim(self.node, self.host_id, current.number + 1, self._epoch)
 
     def why_not(self, claim: Claim, signs: Mapping[int, LastSign], now_ns: int) -> str:
-        """Why this host may not claim now; empty where it may. To be asked a few times a second. now_ns: boot clock."""
+        """Why this host may not claim now; empty where it may. To be asked a few times a second. `now_ns`: boot
+        clock.
+        """
         if self._claim is None or self._claim[0] != claim:
             self._claim, self._is_heard = (claim, now_ns), False
         self._epoch = max((sign.epoch for sign in signs.values()), default=0)
@@ -87,8 +89,8 @@ class Standby:
         return reason if alive else ""
 
     def passed_ns(self, shard: int, sign: LastSign, now_ns: int) -> int:
-        """A billing instant that has surely passed by the clock of the shard's owner, if its clock goes as this one's.
-        now_ns: boot clock.
+        """A billing instant that has certainly passed by the clock of the shard's owner, if that clock runs as fast as
+        this host's. `now_ns`: boot clock.
         """
         since_ns = self._last[shard][1] if shard in self._last else now_ns
         return sign.until_ns - max(0, self._grant_ns - (now_ns - since_ns)) * (not sign.is_given_up)

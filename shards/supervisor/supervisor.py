@@ -153,7 +153,7 @@ class Supervisor:
 
     @property
     def clocks(self) -> Clocks:
-        """Those of this machine."""
+        """The clocks of this machine."""
         return self._host.clocks
 
     @property
@@ -162,26 +162,26 @@ class Supervisor:
         return self.registry.map
 
     def unserved(self) -> list[Unserved]:
-        """What is not served; empty when every bucket is."""
+        """The shards that are not served; empty when every bucket is served."""
         why_idle = "" if self.sharing is None else self.sharing.why_idle
         return unserved_of(self.registry, self.workers, self._owners, why_idle)
 
     def refusing(self) -> list[Unserved]:
-        """What is served and refuses changes, for want of room for its journal."""
+        """The shards that are served and refuse changes, because their journals have no room."""
         return refusing_of(self.workers)
 
     def elsewhere(self) -> dict[int, str]:
-        """The shards that other hosts serve, with the names of these; "" where none is known."""
+        """The shards that other hosts serve, with the names of those hosts; "" where none is known."""
         return {} if self._owners is None else self._owners.elsewhere()
 
     def written_elsewhere(self) -> list[int]:
-        """The shards that other hosts serve; where this host stands by, all shards."""
+        """The shards whose journals other hosts write; where this host stands by, all shards."""
         if self._owners is None:
             return sorted(self._settings.weights) if self.registry.stands_by else []
         return list(self._owners.elsewhere())
 
     async def ask_host(self, node: str, operation: Command) -> dict[str, Any]:
-        """What the supervisor of another host answers, or a refusal."""
+        """The answer of another host's supervisor, or a refusal."""
         shard_id = next((served_id for served_id, its_node in self.elsewhere().items() if its_node == node), 0)
         if self._far_side is None or not shard_id:
             return refusal("UNAVAILABLE", f"{node or 'no host'} serves no shard over which it could be asked")
@@ -193,7 +193,7 @@ class Supervisor:
 
     @property
     def is_stopping(self) -> bool:
-        """Whether the end has begun."""
+        """Whether the orderly stop has begun."""
         return self._stopping.is_set()
 
     async def wait_changed(self) -> None:
@@ -202,14 +202,14 @@ class Supervisor:
 
     @property
     def _exit_code(self) -> int:
-        """Of what has failed; else of a shard that is held."""
+        """The exit code of what has failed, else of a held shard."""
         held = (worker.exit_code for worker in self.workers.values() if worker.state == "held")
         return self._failure or next(held, 0)
 
     # -- the life ---------------------------------------------------------------------------------------------------
 
     async def run(self) -> int:
-        """Serves until `stop`; raises Conflict, or the journal's errors, before anything was started."""
+        """Serves until `stop`. Raises Conflict or the journal's errors before anything was started."""
         wanted = self._settings.bucket_count, lambda: self._settings.weights, self._stopping, self._prepare
         executor = self._host.executor("map", asyncio.get_running_loop())
         self.registry.use(executor)
@@ -240,13 +240,13 @@ class Supervisor:
         return self._exit_code
 
     def _prepare(self) -> None:
-        """This host stands by: it loads a process for each shard, to be there when it takes over."""
+        """Loads a process for each shard while this host stands by, so that a takeover need not wait for it."""
         self._processes.note_change()
         if self._owners is None:
             self.spawn(self._processes.prepare(self._settings.weights, lambda: self.registry.stands_by))
 
     async def _keep_time(self) -> None:
-        """Has billing time begin, steers it, and looks whether this host may still serve."""
+        """Begins and steers billing time, and checks whether this host may still serve."""
         await self._admission.begin_time()
         while True:
             await asyncio.sleep(STEER_INTERVAL_S)
@@ -259,16 +259,18 @@ class Supervisor:
                 self._processes.tell(NewAnchor(anchor))
 
     def spawn(self, coroutine: Coroutine[Any, Any, object]) -> None:
-        """Runs something beside; a bug in it ends the daemon."""
+        """Runs a coroutine as a background task; a bug in it ends the daemon."""
         self._background.spawn(coroutine)
 
     def stop(self, failure: int = Exit.CLEAN) -> None:
-        """Begins the orderly end. `failure`: the exit code, where something has failed."""
+        """Begins the orderly stop. `failure`: the exit code, where something has failed."""
         self._failure = failure or self._failure
         self._stopping.set()
 
     def _end(self, error: BaseException) -> None:
-        """What must not fail has failed. On a log that failed once nothing is tried again."""
+        """Ends the daemon because of an error that must not happen. After a failure of the log nothing is tried
+        again.
+        """
         if self._stopping.is_set() and isinstance(error, Fenced | ClockUnfit):
             return  # it gives its shards up anyway; another host may have taken the first ones over already
         code = exit_code_of(error, None)
@@ -306,7 +308,7 @@ class Supervisor:
             await self._resize(settings.weights)
 
     async def _resize(self, weights: dict[int, int]) -> None:
-        """Makes the shards those that are wanted; the rebalancer does the rest."""
+        """Records the wanted shards; the rebalancer moves the buckets."""
         async with self.registry.deciding:
             records = self.registry.changes(weights)
             if not records:
@@ -322,13 +324,13 @@ class Supervisor:
         self.mover.even_out()
 
     def _on_assigned(self, assigned: list[tuple[int, int, int]]) -> None:
-        """Other hosts have moved buckets: as after a move of this one, every worker is told."""
+        """Other hosts have moved buckets: tells every worker, as after a move by this host."""
         if self._owners is not None:
             for bucket_id, shard_id, generation in assigned:
                 self._processes.tell(NewOwner(0, bucket_id, shard_id, generation))
 
     def _other_hosts(self) -> OtherHosts | None:
-        """What a backup needs of the hosts that serve beside this one."""
+        """What a backup needs of the other hosts."""
         if self._owners is None or self._far_side is None:
             return None
         of_others = self._settings.clock_error_ns_max, self._owners.lives, self._far_side.ask_shard
@@ -382,7 +384,7 @@ class Supervisor:
             worker.wire.send(Answer(question.number, reply))
 
     async def _on_event(self, worker: WorkerState, event: str) -> None:
-        """A worker is down, is held ("held"), or was and is tried again ("tried")."""
+        """A worker has ended, is held ("held"), or was held and is tried again ("tried")."""
         if event == "tried":
             self._processes.tell(Held(worker.shard_id, ""))
             self._processes.note_change()

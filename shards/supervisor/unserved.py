@@ -16,7 +16,7 @@ LAPSED = "its grant of time has run out: the log cannot be reached, and another 
 
 
 class Unserved(NamedTuple):
-    """A shard that is not served, or not in full, or (0) the whole daemon."""
+    """A shard that is not served, or only in part; shard 0 stands for the whole daemon."""
 
     shard_id: int
     # As `WorkerState.state`; or "gone": no process is its worker; "unopened": the map of the buckets is not; "lapsed":
@@ -27,20 +27,20 @@ class Unserved(NamedTuple):
 
     @property
     def text(self) -> str:
-        """For people."""
+        """The shard and the reason, for people."""
         return f"shard {self.shard_id}: {self.why}" if self.shard_id else self.why
 
     @property
     def is_starting(self) -> bool:
-        """Whether it is about to be served."""
+        """Whether the shard is about to be served."""
         return self.state in ("starting", "waiting", "recovering", "recovered")
 
 
 def unserved_of(
     registry: Registry, workers: Mapping[int, WorkerState], owners: Owners | None, why_idle: str
 ) -> list[Unserved]:
-    """What is not served; empty when every bucket is. `owners`: where several hosts serve at once; `why_idle`: why this
-    one takes no shard there, "" where it may.
+    """The shards that are not served; empty when every bucket is served. `owners`: None where one host serves all;
+    `why_idle`: why this host takes no shard, "" where it may.
     """
     if registry.unopened:
         return [Unserved(0, "unopened", registry.unopened)]
@@ -65,7 +65,7 @@ def unserved_of(
 
 
 def refusing_of(workers: Mapping[int, WorkerState]) -> list[Unserved]:
-    """What is served and refuses changes, for want of room for its journal."""
+    """The shards that are served and refuse changes, because their journals have no room."""
     return [
         Unserved(shard_id, "full", f"changes are refused: {worker.figures['no_room']}")
         for shard_id, worker in sorted(workers.items())
@@ -74,6 +74,6 @@ def refusing_of(workers: Mapping[int, WorkerState]) -> list[Unserved]:
 
 
 def share_of(progress: tuple[int, int]) -> str:
-    """How far a recovery is, as " 65 %"; empty where it has not said."""
+    """How far a recovery has come, as " 65 %"; empty where the worker has not reported it."""
     done, total = progress
     return f" {100 * done // total} %" if total else ""

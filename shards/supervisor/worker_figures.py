@@ -17,7 +17,7 @@ EXAMINE_TIMEOUT_S = 60.0  # it looks at every bucket, one at a time, and serves 
 
 
 class Worker(Protocol):
-    """What is asked: the supervisor's view of a worker."""
+    """The supervisor's view of a worker that is asked."""
 
     shard_id: int
     wire: Wire | None
@@ -25,14 +25,14 @@ class Worker(Protocol):
 
 
 class WorkerFigures:
-    """The questions under way."""
+    """The supervisor's questions to its workers that are not answered yet."""
 
     def __init__(self) -> None:
         self._number = 0
         self._waiting: dict[int, tuple[int, asyncio.Future[QuestionReply | None]]] = {}  # number -> (shard, who waits)
 
     async def of(self, worker: Worker) -> dict[str, Any]:
-        """A worker's own figures; empty where it does not answer."""
+        """A worker's own counters; empty where it does not answer."""
         reply = await self._ask(worker, ReadFigures, TIMEOUT_S)
         if not isinstance(reply, Figures):
             return {}
@@ -45,7 +45,7 @@ class WorkerFigures:
         return reply if isinstance(reply, Examined) else None
 
     async def obstacle(self, worker: Worker) -> str:
-        """Why a drained shard cannot go yet; empty where it can."""
+        """Why a drained shard cannot be retired yet; empty where it can."""
         reply = await self._ask(worker, ReadObstacle, TIMEOUT_S)
         return reply.text if isinstance(reply, Obstacle) else "its worker does not answer"
 
@@ -66,13 +66,13 @@ class WorkerFigures:
             self._waiting.pop(number, None)
 
     def on_reply(self, reply: QuestionReply) -> None:
-        """A worker has answered."""
+        """Takes a worker's answer."""
         _, future = self._waiting.get(reply.number, (0, None))
         if future is not None and not future.done():
             future.set_result(reply)
 
     def gone(self, shard_id: int) -> None:
-        """A worker has ended: nobody waits for it any more."""
+        """A worker has ended: its answers are no longer waited for."""
         for asked_id, future in self._waiting.values():
             if asked_id == shard_id and not future.done():
                 future.set_result(None)

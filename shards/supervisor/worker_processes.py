@@ -34,7 +34,7 @@ Ports = dict[int, socket.socket | None]  # that are a shard's alone, by shard; N
 
 
 class WorkerProcesses:
-    """Of one supervisor."""
+    """The worker processes of one supervisor."""
 
     def __init__(self, port: SupervisorPort, background: Background, direct_host: str) -> None:
         """`direct_host`: host of the port that each worker has for itself; "" for none."""
@@ -56,17 +56,17 @@ class WorkerProcesses:
         await self._changed.wait()
 
     def note_change(self) -> None:
-        """Some worker's state has changed."""
+        """Wakes everything that waits for a change of some worker's state."""
         self._changed.set()
 
     def set_state(self, worker: WorkerState, state: str, reason: str = "") -> None:
-        """What a worker is at, as `WorkerState.state` names it, and why."""
+        """Sets a worker's state, one of those of `WorkerState.state`, and the reason for it."""
         worker.state = state
         worker.reason = reason
         self._changed.set()
 
     def serves(self, worker: WorkerState, serving: Serving) -> None:
-        """A worker has begun to serve: it hears which others are held."""
+        """A worker has begun to serve: tells it which other shards are held."""
         worker.serving_since_ns = self._port.boot_ns()
         worker.figures = {"accounts": serving.accounts}
         for other in self.by_shard.values():
@@ -75,7 +75,7 @@ class WorkerProcesses:
         self.set_state(worker, "serving")
 
     def tell(self, message: ToWorker) -> None:
-        """Sends it to every worker that runs."""
+        """Sends a message to every worker that runs."""
         for worker in self.by_shard.values():
             if worker.wire is not None:
                 worker.wire.send(message)
@@ -95,7 +95,7 @@ class WorkerProcesses:
                 log.warning("the worker of shard %d cannot be started ahead of time: %s", shard_id, text_of(error))
 
     def prepare_next(self, count: int) -> None:
-        """Keeps so many processes loaded for the next shards that this host takes."""
+        """Keeps this many processes loaded for shards that this host may take."""
         if len(self._ready) < count and not self._port.stopping.is_set():
             self._labels += 1
             try:
@@ -115,7 +115,7 @@ class WorkerProcesses:
     # -- beginnings ---------------------------------------------------------------------------------------------------
 
     def ports_for(self, shard_ids: Iterable[int]) -> Ports:
-        """A port for each of these shards. OSError that names the one that cannot be had: none was opened then."""
+        """Opens a port for each of these shards. OSError names the port that cannot be had; none was opened then."""
         ports: Ports = {}
         try:
             for shard_id in sorted(shard_ids):
@@ -128,7 +128,7 @@ class WorkerProcesses:
         return ports
 
     def _listen(self, shard_id: int) -> socket.socket | None:
-        """A port that is the shard's alone, where the configuration wants it. OSError that names it."""
+        """Opens the shard's own port, where the configuration asks for one. OSError names it."""
         host = self._direct_host
         if not host:
             return None
@@ -138,12 +138,12 @@ class WorkerProcesses:
             raise OSError(error.errno, error.strerror, f"a port of shard {shard_id} at {host}") from error
 
     def start(self, ports: Ports) -> None:
-        """A worker for each of these shards."""
+        """Starts a worker for each of these shards."""
         for shard_id, direct in ports.items():
             self._keep(WorkerState(shard_id), direct)
 
     def start_next(self, shard_id: int) -> None:
-        """A worker for a shard that this host has taken: a process that was prepared, where there is one."""
+        """Starts a worker for a shard that this host has taken, in a prepared process where there is one."""
         label, direct = self._ready.pop(0) if self._ready else (f"shard={shard_id}", None)
         worker = WorkerState(shard_id)
         worker.label = label
@@ -158,7 +158,7 @@ class WorkerProcesses:
     # -- ends ---------------------------------------------------------------------------------------------------------
 
     async def end(self, worker: WorkerState, patience_s: float) -> None:
-        """Ends a worker in order, and returns once it is gone; one that takes longer than that is killed."""
+        """Stops a worker in order and returns once it has ended; a worker that takes too long is killed."""
         worker.retired = True
         worker.again.set()
         if worker.wire is not None:
@@ -174,28 +174,28 @@ class WorkerProcesses:
         self._changed.set()
 
     def dismiss(self, worker: WorkerState) -> None:
-        """A worker is none of this host's any more, and begins to end; see `until_gone`."""
+        """Begins to stop a worker whose shard is no longer this host's; see `until_gone`."""
         worker.retired = True
         del self.by_shard[worker.shard_id]
         if worker.wire is not None:
             worker.wire.send(Stop())
 
     async def until_gone(self, worker: WorkerState) -> None:
-        """Waits for the end of one that was told to."""
+        """Waits until a worker that was told to stop has ended."""
         if worker.task is not None:
             await worker.task
         if worker.direct is not None:
             worker.direct.close()
 
     def refuse_clients(self) -> None:
-        """No worker is left to answer clients: they are to go elsewhere instead of waiting here."""
+        """Shuts the TCP listeners down: no worker is left to answer, and clients are to connect to another host."""
         for kind, listener in self._port.listeners:
             if kind != "unix":  # one that was shut down could never listen again
                 with contextlib.suppress(OSError):  # it does not listen
                     listener.shutdown(socket.SHUT_RDWR)
 
     async def stop(self) -> None:
-        """Ends all of them; those that take too long are killed."""
+        """Stops all workers; those that take too long are killed."""
         self.tell(Stop())
         for worker in self.by_shard.values():
             if worker.state == "recovering":
@@ -209,5 +209,5 @@ class WorkerProcesses:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def close(self) -> None:
-        """Ends the processes that nobody needed."""
+        """Ends the prepared processes that were not needed."""
         await self._spares.close()

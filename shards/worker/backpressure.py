@@ -110,7 +110,9 @@ class Backpressure:
         log.error("shard %d: %s; the batch under way is withdrawn", self._shard_id, error.message)
 
     def check_stop(self) -> None:
-        """Raises Unavailable where an orderly stop would have to wait for room; what is not written was not answered."""
+        """Raises Unavailable where an orderly stop would have to wait for room; what is not written was not
+        answered.
+        """
         if self.stuck:
             raise Unavailable(f"stopped while a batch waited for room: {self.reason}")
 

@@ -81,7 +81,9 @@ class Recovering:
         self._send(Recovered(self._last_ns, took_ns, *recovered, list(self.journal.warnings)))
 
     def on_message(self, message: ToWorker) -> None:
-        """Takes messages of the supervisor before the shard is served. Questions to a serving worker are not answered."""
+        """Takes messages of the supervisor before the shard is served. Questions to a serving worker are not
+        answered.
+        """
         match message:
             case Serve():
                 self.clock = BillingClock(message.anchors[0], self._last_ns)

@@ -210,7 +210,9 @@ class Serving:
                 return
 
     async def _examine(self, number: int) -> None:
-        """Reports which buckets this shard holds, and whether the content of each is consistent, one bucket at a time."""
+        """Reports which buckets this shard holds, and whether the content of each is consistent, one bucket at
+        a time.
+        """
         held = self._recovered.shard.held
         faults: list[str] = []
         for bucket_id in list(held):

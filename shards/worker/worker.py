@@ -169,14 +169,18 @@ class Worker:
         return -1 if granted_ns == ALL_TIME_NS else max(granted_ns - self.clock.at(self._boot_ns()), 0)
 
     def _lapse(self) -> None:
-        """The grant has run out, and another owner may exist: asks for a new grant, and does nothing before it has one."""
+        """The grant has run out, and another owner may exist: asks for a new grant, and does nothing before it
+        has one.
+        """
         if not self.backpressure.lapsed:
             self.backpressure.lapse()
             if not self._stopping:
                 self._loop.call_soon(self._on_barrier_time)
 
     def before_turn(self, work: Callable[[], None]) -> None:
-        """Calls `work` once at the beginning of the next turn, which is scheduled; `work` may submit, read and operate."""
+        """Calls `work` once at the beginning of the next turn, which is scheduled; `work` may submit, read and
+        operate.
+        """
         self._before_turn.append(work)
         if not self._scheduled:
             self._schedule()
