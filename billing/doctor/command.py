@@ -1,8 +1,8 @@
 """`billing doctor --config FILE`: the examination as a command.
 
-With `--online` it asks a daemon that serves (`billing.cli.online_check`).
+With `--online` it checks a running daemon instead (`billing.cli.online_check`).
 
-Exit codes: 0 no faults, 65 faults were found (each is told), 1 something runs on the directory or a cut was refused,
+Exit codes: 0 no faults, 65 faults were found (each is printed), 1 a daemon runs on the data or a cut was refused,
 74 a file cannot be read, 78 the configuration cannot be used, or names a directory without data.
 """
 
@@ -33,7 +33,7 @@ from shards.journal import JournalError, backends
 from shards.system.disk import Disk, RealDisk
 from shards.system.host import REAL
 
-STEP_BYTES = 1 << 20  # of progress that are worth being shown
+STEP_BYTES = 1 << 20  # the progress bar is drawn again after so many more bytes
 
 
 @click.command(cls=Command)
@@ -107,12 +107,13 @@ def examine_servers(
     progress: Progress,
     stack: ExitStack,
 ) -> None:
-    """Checks the log on servers that `settings` name, and what this host keeps beside it. Raises DaemonRuns, Absent,
-    the journal's Unavailable and Unknown, OSError.
+    """Checks the log on servers that `settings` name, and this host's history and notices. Waits for one grant of time
+    if a daemon may run, to see whether it does. Raises DaemonRuns, Absent, the journal's Unavailable and Unknown,
+    OSError.
     """
     backend = backends.open(settings, REAL)
     signs = backend.signs()
-    if any(sign.sequence and not sign.is_given_up for sign in signs.values()):  # it may live, or have been killed
+    if any(sign.sequence and not sign.is_given_up for sign in signs.values()):  # its daemon may run, or was killed
         threading.Event().wait(-(-backend.grant_ns // 10**9))
 
     def check_still() -> None:
@@ -134,7 +135,7 @@ def examine_servers(
 
 
 def _tell_of_classes(report: Report, class_names: Container[str]) -> None:
-    """Notes which accounts are in a cutoff class that the configuration does not have."""
+    """Adds a note for each cutoff class that has accounts and that the configuration does not have."""
     for name, accounts in sorted(report.classes.items()):
         shown = name.decode(errors="backslashreplace")
         if shown not in class_names:
@@ -156,7 +157,7 @@ def _end(code: int, text: str) -> None:
 
 @contextmanager
 def _progress() -> Iterator[Progress]:
-    """How far it is, on a terminal; else nothing."""
+    """Shows progress bars if standard error is a terminal. Yields the function to call with the progress."""
     if not sys.stderr.isatty():
         yield lambda what, done, total: None
         return

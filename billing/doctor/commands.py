@@ -1,8 +1,8 @@
-"""What each command does to an account, worked out a second time: from the contract, on `state.Account`.
+"""Carries out each command a second time: implemented from the contract, on `state.Account`.
 
-`carry_out` takes an account settled to the command's instant. It either changes it or returns why the command is
-refused: the error's number and the number that its note gives. What follows from the change (crossing zero, being
-restored, thresholds) is the same for all and stands in `replay`.
+`carry_out` expects an account that is settled to the command's instant. It either changes the account or returns why
+the command is refused: the error's number and the number in its note. `replay` handles the consequences that are the
+same for all commands (crossing zero, restores, thresholds).
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ UNKNOWN_HOLD: Final = 205
 LIMIT_EXCEEDED: Final = 206
 ACCOUNT_NOT_CLOSABLE: Final = 207
 
-# The numbers of what may stand against a command.
+# The numbers in the note of LIMIT_EXCEEDED (the limit) and of ACCOUNT_NOT_CLOSABLE (the reason).
 BALANCE, AVAILABLE, _, HOLDS, OPEN_HOLDS, RATE, RATE_LINES, CREDITS = range(8)
 BY_RATE, BY_DEBT, BY_HOLD, BY_CUTOFF = range(4)
 
@@ -61,7 +61,7 @@ Refusal = tuple[int, int]  # the error's number, and the number of its note
 
 
 def carry_out(account: Account, entry: Entry) -> Refusal | None:
-    """Changes the account as the entry's command says; or returns why not, and has changed nothing."""
+    """Applies the entry's command to the account, or returns the refusal and changes nothing."""
     op = entry.op
     if op == TOP_UP:
         return _top_up(account, entry)
@@ -88,14 +88,14 @@ def carry_out(account: Account, entry: Entry) -> Refusal | None:
 
 
 def read_thresholds(packed: bytes) -> tuple[tuple[int, int], ...]:
-    """The thresholds in the key of the command; bytes that are none give a tuple that nothing equals."""
+    """The thresholds in the key of the command. Malformed bytes give ((-1, -1),), which no snapshot has."""
     if len(packed) % _THRESHOLD.size:
         return ((-1, -1),)
     return tuple((kind, value) for kind, value in _THRESHOLD.iter_unpack(packed))
 
 
 def hold_name(request_id: bytes, entry_id: int) -> bytes:
-    """The id of the hold made by a call with this request_id, or by this entry."""
+    """The id of a hold: derived from the request_id of the call that made it, or from its entry if there is none."""
     if not request_id:
         return f"e:{entry_id}".encode()
     try:
@@ -201,7 +201,7 @@ def _put_lease(account: Account, resource: bytes, ends_ns: int) -> None:
 
 
 def end_lease(account: Account, due_ns: int) -> tuple[bytes, int]:
-    """The first line whose lease ends at this instant falls to zero; the resource, and the rate it had."""
+    """Sets the first line, by name, whose lease ends at this instant to zero. Returns the resource and the old rate."""
     resource = sorted(name for name, ends_ns in (account.leases or {}).items() if ends_ns == due_ns)[0]
     rate, rate_seq = account.line(resource)
     _put_line(account, resource, 0, rate_seq)
@@ -258,7 +258,7 @@ def _end_hold(account: Account, entry: Entry) -> Refusal | None:
 
 
 def free_hold(account: Account, name: bytes) -> int:
-    """Ends a hold; its nanos are available again."""
+    """Ends a hold, so that its money is available again; returns its nanos."""
     assert account.holds is not None
     nanos, _ = account.holds.pop(name)
     account.holds = account.holds or None
@@ -267,7 +267,7 @@ def free_hold(account: Account, name: bytes) -> int:
 
 
 def expire_holds(account: Account, due_ns: int) -> list[tuple[bytes, int]]:
-    """Ends all holds that expire at one instant: (id, nanos) of each, in the order of their ids."""
+    """Ends all holds that expire at an instant; returns (id, nanos) of each, in the order of their ids."""
     assert account.holds is not None
     names = sorted(name for name, (_, expires_ns) in account.holds.items() if expires_ns == due_ns)
     return [(name, free_hold(account, name)) for name in names]

@@ -1,10 +1,10 @@
-"""Snapshots of a shard, each part held against the state that its log has made at the part's position.
+"""Compares each part of a shard's snapshots with the state that the log produces at the part's position.
 
-Recovery begins with the newest good snapshot; here the log begins with the oldest, so that all newer ones can be
-compared with what they stand for. Parts are read when their position comes, one at a time.
+Recovery begins with the newest good snapshot. The doctor begins with the oldest, so that it can compare every newer
+snapshot with the replayed log. It reads the parts one at a time, when the replay reaches their position.
 
-How many request ids a bucket keeps is a setting, and only its present value is known. Where a snapshot keeps fewer than
-the log would, that is right only if all its buckets stop at the same number: then the limit was lower at the time.
+The number of request ids that a bucket keeps is a setting of which only the present value is known. A snapshot may keep
+fewer ids than the replay only if all its buckets stop at the same number: then the limit was lower at the time.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from billing.doctor.report import Report
 from billing.doctor.state import Bucket
 from shards.counting import counted
 
-LEAVING_BATCHES = 8  # a bucket may have left in a batch that was not durable yet when a snapshot began without it
+LEAVING_BATCHES = 8  # a snapshot may lack a bucket whose departure follows in the log within so many batches
 
 
 class Comparison:
-    """The snapshots of one shard. `base` is the one that its state begins with, if any."""
+    """Compares the snapshots of one shard. `base`: the snapshot with which the replay begins, if any."""
 
     def __init__(self, log: Log, base: Snapshot | None, report: Report) -> None:
         self._log = log
@@ -37,8 +37,8 @@ class Comparison:
         self._buckets: dict[int, tuple[int, set[int]]] = {}  # its position -> (snapshot, buckets it has a part of)
 
     def load_base(self) -> tuple[dict[int, Bucket], dict[int, int], set[int]]:
-        """(bucket id -> its state in the base, bucket id -> position up to which its records are in that, the untouched
-        ones).
+        """Reads the base: (bucket id -> its state in the base, bucket id -> position up to which the state includes its
+        records, ids of the untouched buckets).
         """
         held: dict[int, Bucket] = {}
         untouched: set[int] = set()
@@ -58,7 +58,7 @@ class Comparison:
         return held, self._loaded_at, untouched
 
     def await_parts(self) -> None:
-        """Notes at which position each part of the other snapshots is to be compared."""
+        """Notes the position at which each part of the other snapshots has to be compared."""
         for number, snapshot in enumerate(self._log.snapshots):
             path = self._path(snapshot)
             if self._base is not None and snapshot.position < self._base.position:
@@ -85,7 +85,7 @@ class Comparison:
         return head
 
     def reach(self, position: int, held: dict[int, Bucket], now_ns: int) -> None:
-        """The log has been walked up to `position`: compares the parts that stand for it."""
+        """Compares the parts of snapshots at `position`, up to which the log has been replayed now."""
         for bucket_id, (_, at) in list(self._missing.items()):
             if bucket_id not in held:
                 del self._missing[bucket_id]
@@ -126,7 +126,9 @@ class Comparison:
             self._report.fault("requests", f"{where} keeps other request ids than its entries say", file=path)
 
     def end(self) -> None:
-        """The log has been walked to its end."""
+        """Reports what remains after the whole log was replayed: missing buckets, too few request ids, parts that are
+        ahead of the log.
+        """
         for bucket_id in sorted(self._missing):
             self._miss(bucket_id)
         for number, fewer in self._fewer.items():
@@ -146,7 +148,7 @@ class Comparison:
             self._fault(self._path(self._log.snapshots[number]), text)
 
     def _part(self, path: str, data: bytes) -> Part | None:
-        """A part, wholly read, with what contradicts itself in it told; None where it cannot be read."""
+        """Parses a whole part, and reports contradictions in it. None, with a fault, if it cannot be read."""
         self._report.count("snapshots", "parts")
         try:
             part = read_part(data)

@@ -1,15 +1,15 @@
-"""The one order that writes: giving up the damaged tail of one journal, so that the shard can start without it.
+"""The only order that writes: cuts the damaged tail off one journal, so that the shard can start without it.
 
-Never automatic. What is cut off may have been answered, so it is done only when a person says so (`--accept-loss`),
-only from the exact position at which the damage begins, and only where nothing stands against the rest: the damage lies
-in the newest segment, and no snapshot holds more than what is left. Then, each step durable before the next:
+It is never automatic. The tail may hold commands that were answered, so the cut is made only if a person accepts the
+loss (`--accept-loss`), only from the exact position at which the damage begins, and only if the rest is consistent: the
+damage is in the newest segment, and no snapshot is ahead of what remains. The steps, each durable before the next:
 
     1  the segment as it is, up to its last byte that is not zero, is copied to `segment-….cut-POSITION`
     2  an audit record, who and when and what, is written to `segment-….cut-POSITION.json`
-    3  the manifest no longer says that the journal was closed cleanly
+    3  the mark of a clean stop is removed from the manifest
     4  everything from the damage on becomes zeros, which is how a log ends
 
-A crash between them leaves a journal that is damaged as before, or cut.
+A crash between two steps leaves a journal that is damaged as before, or cut.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ ZEROS: Final = bytes(1 << 20)
 
 
 class CutRefused(Exception):
-    """It will not be cut; nothing was changed. The text says why."""
+    """The cut is refused, and nothing was changed; the text says why."""
 
 
 def damaged_journal(directories: dict[int, Directory], shard: int | None) -> Directory:
-    """The journal to cut: the damaged one, or the one of `shard` (0: the map's). Raises Refusal."""
+    """The journal to cut: the only damaged one, or the one of `shard` (0: the map's). Raises CutRefused."""
     damaged = {number: directory for number, directory in directories.items() if directory.damage is not None}
     if shard is None:
         if len(damaged) != 1:
@@ -47,7 +47,7 @@ def damaged_journal(directories: dict[int, Directory], shard: int | None) -> Dir
 
 
 def check(directory: Directory, position: int) -> Damage:
-    """The damage that a cut at `position` would give up. Raises Refusal."""
+    """The damage that a cut at `position` would cut off. Raises CutRefused."""
     damage = directory.damage
     assert damage is not None, "only a damaged journal is cut"
     if position != damage.position:
@@ -67,7 +67,7 @@ def check(directory: Directory, position: int) -> Damage:
 
 
 def cut(disk: Disk, directory: Directory, position: int) -> str:
-    """Gives up everything from `position` on; the path of the audit record. Raises Refusal, OSError."""
+    """Cuts off everything from `position` on; returns the path of the audit record. Raises CutRefused, OSError."""
     damage = check(directory, position)
     with File(disk, damage.path) as file:
         end = file.used_end(damage.offset)

@@ -1,8 +1,8 @@
-"""What becomes of cutoffs, worked out a second time: from CONTRACT §4 and the grammar of an account's `Extra`.
+"""The life of cutoffs, implemented a second time: from CONTRACT §4 and the grammar of an account's `Extra`.
 
-The list of an account holds, in order of seq, what is still to be delivered, and always the latest one. `off_seq` is
-the highest seq of which an attempt began and `off_ns` its instant, `on_seq` the highest that a delivered restore made
-good.
+An account's list has, in order of seq, the cutoffs that are still to be delivered, and always the latest one. `off_seq`
+is the highest seq for which an attempt began and `off_ns` that cutoff's instant; `on_seq` is the highest seq that a
+delivered restore has undone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ UNDELIVERED_MAX: Final = 10_000
 
 
 def cross(account: Account, at_ns: int, called_ns: int) -> None:
-    """Available fell to zero, or a line rose from zero on an exhausted account: a cutoff, owed from `called_ns` on."""
+    """Adds a cutoff, owed from `called_ns` on. Called when the available money falls to zero, or when a line rises from
+    zero on an exhausted account.
+    """
     account.seq += 1
     if account.cutoffs and account.cutoffs[-1].status != PENDING:
         account.cutoffs.pop()
@@ -38,9 +40,11 @@ def cross(account: Account, at_ns: int, called_ns: int) -> None:
 
 
 def lift(account: Account, presumed: bool, restores: bool) -> Cutoff | None:
-    """Available rose above zero: what was pending is superseded. The latest cutoff, which the restoring call tells.
+    """Supersedes the pending cutoffs when the available money rises above zero. Returns the latest cutoff, which the
+    note of the restoring entry describes.
 
-    `presumed`: attempts of what is pending may have begun in an earlier life. `restores`: there is a restore URL.
+    `presumed`: attempts of pending cutoffs may have begun in an earlier life of the shard. `restores`: there is a
+    restore URL.
     """
     pending = [cutoff for cutoff in account.cutoffs if cutoff.status == PENDING]
     for cutoff in pending:
@@ -63,13 +67,13 @@ def _began(account: Account, cutoff: Cutoff) -> None:
 
 
 def rest(account: Account) -> None:
-    """An exhausted account's rate is zero: what was delivered has had its effect."""
+    """Marks the latest cutoff as effective if it was delivered. Called when an exhausted account's rate is zero."""
     if account.cutoffs and account.cutoffs[-1].status == DELIVERED:
         account.cutoffs[-1].status = EFFECTIVE
 
 
 def owed(account: Account) -> tuple[str, int, int] | None:
-    """("cutoff" or "restore", seq, exhaustion instant) of the call that is owed now."""
+    """("cutoff" or "restore", seq, exhaustion instant) of the call that is owed now; None if there is none."""
     if not account.cutoffs:
         return None
     if account.exhausted:
@@ -79,7 +83,9 @@ def owed(account: Account) -> tuple[str, int, int] | None:
 
 
 def report(account: Account, entry: Entry) -> str:
-    """What delivery or an operator reported; why it cannot be so, or ""."""
+    """Applies an entry in which delivery or an operator reported about a cutoff or restore. Returns why that cannot
+    have happened, or "".
+    """
     op, seq = entry.op, entry.a
     if op in (RESTORE_STARTED, RESTORE_FAILED, RESTORE_DELIVERED):
         return _restore(account, entry)
@@ -87,7 +93,7 @@ def report(account: Account, entry: Entry) -> str:
     if cutoff is None:
         return f"cutoff {seq} is not among those of the account"
     latest = cutoff is account.cutoffs[-1]
-    unbegun = op == CUTOFF_FAILED and entry.b == 1  # no connection came about
+    unbegun = op == CUTOFF_FAILED and entry.b == 1  # no connection was made
     if op in (CUTOFF_FAILED, CUTOFF_DELIVERED) and seq > account.off_seq and not unbegun:
         return f"an outcome of cutoff {seq}, of which no attempt began"
     if cutoff.status == IN_GRACE:
@@ -127,7 +133,7 @@ def report(account: Account, entry: Entry) -> str:
 
 
 def _restore(account: Account, entry: Entry) -> str:
-    """What delivery reported of a restore; why it cannot be so, or ""."""
+    """Applies a report of delivery about a restore. Returns why that cannot have happened, or ""."""
     op, seq = entry.op, entry.a
     if not account.on_seq < seq <= account.off_seq:
         return f"a restore for cutoff {seq}, where {account.on_seq} of {account.off_seq} are made good"

@@ -1,16 +1,17 @@
-"""One journal as its directory holds it: which files belong to it, whether they fit together, and its batches in order.
+"""Reads the journal in a directory: finds its files, checks that they fit together, and yields its batches in order.
 
-Opening looks at the first block of each segment, at the manifest and at every byte of every snapshot; `batches` then
-walks the log once, in order. At the first place where no right batch begins:
+Opening reads the first block of each segment, the manifest, and every byte of every snapshot; `batches` then reads the
+log once, in order. At the first place where no valid batch begins, it judges what it finds:
 
-- zeros to the end of the newest segment are the end;
-- an unfinished write at the very end, which nobody can have been answered, is a *torn tail*: a note, not a fault. It is
-  one only if nothing was written behind it, the journal was not closed, and the bytes are cut short or the machine was
-  started anew since (RELIABILITY §3.2);
-- all else is *damage*: a fault, with file, offset and position, and the end of what can be checked in this journal.
+- zeros to the end of the newest segment are the end of the log;
+- an unfinished write at the very end, which cannot have been acknowledged, is a *torn tail*: a note, not a fault. It is
+  torn only if nothing was written behind it, the journal was not closed, and the bytes are cut short or the machine has
+  been restarted since (RELIABILITY §3.2);
+- everything else is *damage*: a fault, with file, offset and position. Nothing behind it in the journal can be checked.
 
-A segment ends where the next one begins, whatever its file holds behind that: an opening writes what may have been in
-a cache alone into a new segment, anew. One that does not begin before a newer one was taken over by that as a whole.
+A segment ends at the position where the next one begins, whatever its file holds behind that: an opening of the journal
+writes batches that may have been only in a cache again, into a new segment. A segment that does not begin before a
+newer one is wholly replaced by it.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ MANIFEST: Final = "manifest"
 
 
 class Segment(NamedTuple):
-    """A segment's file; `block` is None where it cannot be read."""
+    """A segment's file. `block` is None if the first block cannot be read."""
 
     path: str
     size: int
@@ -60,9 +61,9 @@ class Directory:
         self.shard = shard
         self.report = report
         self.segments: list[Segment] = []
-        self.snapshots: list[Snapshot] = []  # the right ones, ascending
+        self.snapshots: list[Snapshot] = []  # the valid ones, ascending
         self.manifest: Manifest | None = None
-        self.head = 0  # of what `batches` has yielded
+        self.head = 0  # the position of the last batch that `batches` has yielded
         self.damage: Damage | None = None
         self.bytes_read = 0
         self.last_time_ns = 0  # of the batches yielded
@@ -82,7 +83,7 @@ class Directory:
 
     @property
     def bytes_total(self) -> int:
-        """What `batches` will walk over, zeros included."""
+        """The bytes that `batches` will read, zeros included."""
         return sum(segment.size for segment in self.segments)
 
     def _fault(self, text: str, path: str, offset: int = -1, position: int = -1) -> None:
@@ -146,7 +147,7 @@ class Directory:
 
     def _drop_replaced(self) -> None:
         holding: list[Segment] = []
-        begins = -1  # where the segment that was looked at last does
+        begins = -1  # first position of the segment before this one in the loop
         for segment in reversed(self.segments):
             if segment.block is None or begins < 0 or segment.block.first_position < begins:
                 holding.insert(0, segment)
@@ -159,7 +160,7 @@ class Directory:
 
     @property
     def first_position(self) -> int:
-        """The first position that the log holds or will hold; 0 where there is no readable segment."""
+        """The first position that the log holds or will hold; 0 if the first segment is missing or unreadable."""
         first = self.segments[0].block if self.segments else None
         return first.first_position if first is not None else 0
 
@@ -182,7 +183,7 @@ class Directory:
     # -- the log ----------------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[Batch]:
-        """Every batch in order, without barriers; then the end is judged. To be exhausted once."""
+        """Yields every batch in order, without barriers; then judges the end. Must be exhausted, once."""
         head, chain, time_ns = self.first_position - 1, 0, 0
         chains = {snapshot.position: snapshot for snapshot in self.snapshots}
         epoch = before_life_ns = 0
@@ -223,7 +224,7 @@ class Directory:
                         self._fault("what pads the batch is not zero", segment.path, batch.end, head)
                     if not batch.barrier:
                         self.head, self.last_time_ns = head, time_ns
-                        if not self.life_began_ns and time_ns > before_life_ns:  # not one written anew
+                        if not self.life_began_ns and time_ns > before_life_ns:  # not one written again
                             self.life_began_ns = time_ns
                         self.bytes_read += batch.next_offset - batch.offset
                         self.report.count("files", "batches")
@@ -250,7 +251,9 @@ class Directory:
     def _judge_end(
         self, file: File, segment: Segment, block: Block, seed: int, offset: int, position: int, reason: str
     ) -> None:
-        """What stands behind the last right batch of the newest segment, where `position` would follow at `offset`."""
+        """Judges the bytes from `offset` on, behind the last valid batch of the newest segment: the end, a torn tail,
+        or damage. `position`: the next batch would have this one. `reason`: why no batch begins there.
+        """
         if file.size != block.length:
             text = f"the file has {file.size} bytes, but was made with {block.length}"
             self._damage(segment.path, file.size, position, True, text)

@@ -1,4 +1,4 @@
-"""One entry of the ledger, read a second time: from the grammar in `billing.ledger.entry`, not with its code.
+"""Parses one entry of the ledger a second time: from the grammar in `billing.ledger.entry`, not with its code.
 
     entry   0xF2 | fixed | tails
     fixed   op u8 | flags u16 | refusal u16 | a b c i64 | at_ns i64 | entry_id i64 | amount i64 i64 | accrued u64 i64
@@ -10,8 +10,8 @@
 
 An entry of the first format lacks the leading byte, the line rate, the options and the actor; it begins with its op.
 
-A pair (nanos, frac) is one sum of internal units, nanos * UNIT + frac; frac lies in 0..UNIT-1. Here sums are joined
-on reading, so that everything behind counts in one unit.
+A pair (nanos, frac) is one sum of internal units, nanos * UNIT + frac; frac lies in 0..UNIT-1. `read_entry` joins each
+pair into one integer, so that all code of this room counts in internal units.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 
 UNIT: Final = 3600 * 10**9  # internal units in a nano: nanoseconds in an hour
 WORD_MAX: Final = 2**63 - 1
-SUM_MAX: Final = WORD_MAX * UNIT  # of a balance, either sign
+SUM_MAX: Final = WORD_MAX * UNIT  # the greatest absolute value of a balance
 
 # Flags.
 EXHAUSTED, CROSSED, RESTORED, REFUSED, OPENED, PRESUMED, RULE_ACCRUE, RULE_RESTORE, ACCRUING = (
@@ -44,7 +44,7 @@ COMMANDS: Final = range(TOP_UP, SET_CLASS + 1)
 BY_TIME: Final = range(EXHAUST, GRACE_ENDED + 1)
 REPORTS: Final = range(CUTOFF_STARTED, CUTOFF_RETRY + 1)
 
-# What each operation may carry: the ranges of a, b and c, and whether it has a key and a message. All else is zero.
+# The shape of each operation: the ranges of a, b and c, and whether it may have a key and a message.
 _NONE = (0, 0)
 _AMOUNT = (1, WORD_MAX)
 _LIMIT = (0, WORD_MAX)
@@ -76,7 +76,7 @@ SHAPES: Final[dict[int, Shape]] = {
     CUTOFF_RETRY: (_SEQ, (0, 1), _NONE, False, False),
 }
 
-# The options that an operation may carry: of each tag the least number, an i64; of KIND it is bytes.
+# Operation -> tag of each option that it may have -> the least value, an i64; the value of KIND is bytes.
 TTL_NS, DEFAULT_TTL_NS, EXPIRES_AT_NS, KIND = range(1, 5)
 KIND_BYTES_MAX: Final = 64
 _MILLISECOND_NS: Final = 10**6
@@ -91,16 +91,16 @@ _FIXED = struct.Struct("<xBHHqqqqqqqQqqqqqqqqqqqBBBHBBH")
 _FIRST = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")
 UNSAID: Final = -1  # the line rate in an entry of the first format
 ACTOR_BYTES_MAX: Final = 128
-_LINE_RATE: Final = 15  # of the numbers
+_LINE_RATE: Final = 15  # index of the line rate among the unpacked numbers
 
 
 class Garbled(Exception):
-    """A record that is no entry; the text says why."""
+    """A record cannot be parsed; the text says why."""
 
 
 class Entry(NamedTuple):
-    """An entry; sums in internal units, `exhausts_at_ns` -1 where no exhaustion is coming, `line_rate` UNSAID where the
-    first format did not say it.
+    """An entry, with sums in internal units. `exhausts_at_ns` is -1 if no exhaustion is coming; `line_rate` is UNSAID
+    in an entry of the first format, which does not have it.
     """
 
     op: int
@@ -131,7 +131,7 @@ class Entry(NamedTuple):
 
 
 def read_entry(body: bytes) -> Entry:
-    """The entry in the body of a record, of either format. Raises Garbled."""
+    """Parses the body of a record in either format. Raises Garbled."""
     is_first = body[:1] != bytes((_FORMAT,))
     layout = _FIRST if is_first else _FIXED
     if len(body) < layout.size:
@@ -170,7 +170,7 @@ def read_entry(body: bytes) -> Entry:
 
 
 def misshapen(entry: Entry) -> str:
-    """What the command in an entry carries that no such command can; "" if nothing."""
+    """A text about the first value in an entry that its operation cannot have; "" if there is none."""
     *ranges, has_key, has_message = SHAPES[entry.op]
     for name, value, (least, most) in zip("abc", (entry.a, entry.b, entry.c), ranges, strict=True):
         if not least <= value <= most:
@@ -189,7 +189,9 @@ def misshapen(entry: Entry) -> str:
 
 
 def options_of(packed: bytes) -> dict[int, int] | None:
-    """The numbers that options hold, by tag, of a kind its length; None where they are no options with rising tags."""
+    """Tag -> number of each option; for KIND the length of its bytes. None for malformed options or tags that do not
+    rise.
+    """
     options: dict[int, int] = {}
     for tag, value in _each_option(packed):
         if tag <= max(options, default=0) or not (
@@ -201,7 +203,7 @@ def options_of(packed: bytes) -> dict[int, int] | None:
 
 
 def grace_of(entry: Entry) -> int:
-    """The end of the grace that an entry began or moved, which stands in its note; -1 where it says none."""
+    """The end of the grace that an entry began or moved, from its note; -1 if the entry has none."""
     may_tell = entry.flags & CROSSED or entry.op == SET_CLASS
     if entry.flags & REFUSED or not may_tell or len(entry.note) != 8:
         return -1
@@ -209,12 +211,12 @@ def grace_of(entry: Entry) -> int:
 
 
 def kind_of(packed: bytes) -> bytes:
-    """The kind in the options of a top-up; empty where there is none."""
+    """The kind in the options of a top-up; b"" if there is none."""
     return dict(_each_option(packed)).get(KIND, b"")
 
 
 def _each_option(packed: bytes) -> Iterator[tuple[int, bytes]]:
-    """(tag, value) one after the other; a value that ends behind all is given short of a byte, as (tag, b"")."""
+    """Yields (tag, value) of each option. An option whose value is cut off yields (tag, b"")."""
     at = 0
     while at < len(packed):
         end = at + 2 + packed[at + 1] if at + 1 < len(packed) else len(packed) + 1
@@ -229,6 +231,6 @@ def _strange_options(entry: Entry) -> bool:
 
 
 def coins(amount: int) -> str:
-    """A sum of internal units for people: nanos, and the fraction where there is one."""
+    """A sum of internal units as text for people: nanos, and the fraction if it is not zero."""
     nanos, frac = divmod(amount, UNIT)
     return f"{nanos} nanos" + (f" + {frac}/{UNIT}" if frac else "")

@@ -1,7 +1,7 @@
-"""The examination of a whole data directory, in order: locks, the map, each shard, and what must hold between them.
+"""Examines a whole data directory, in order: locks, the map, each shard, and what must hold between them.
 
-The locks of every journal are taken first and held to the end: a directory in which something runs is not looked at,
-because its files change meanwhile, and nothing can start while it is looked at.
+`hold` takes the locks of every journal first, and they are held to the end. So the doctor never examines a directory in
+which a daemon runs, whose files change meanwhile, and no daemon can start during the examination.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ LOCK: Final = "lock"
 SHARD: Final = "shard-"
 HISTORY: Final = "history"
 
-Progress = Callable[[str, int, int], None]  # what is read, bytes of it done, bytes of it in all
+Progress = Callable[[str, int, int], None]  # path of the log, bytes read so far, bytes in all
 
 
 L = TypeVar("L", bound=Log)
 
 
 class Logs(NamedTuple, Generic[L]):
-    """The journals there are."""
+    """The journals to examine."""
 
-    numbers: list[int]  # of shards, ascending; before them 0, where there is that of the map
-    opened: Callable[[int], L]
-    is_shared: bool  # other hosts may have served shards of it: they have their histories
+    numbers: list[int]  # of shards, ascending; the first is 0 if there is a journal of the map
+    opened: Callable[[int], L]  # opens the journal of a number
+    is_shared: bool  # other hosts may have served some of its shards, and have the histories of these
 
 
 class DaemonRuns(Exception):
-    """Something runs on the directory."""
+    """A daemon runs on the data."""
 
 
 class Absent(Exception):
-    """There is no data directory, or nothing in it."""
+    """There is no data directory, or there are no data in it."""
 
 
 def shards_in(names: list[str]) -> list[int]:
@@ -71,7 +71,7 @@ def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
         except BlockingIOError:
             raise DaemonRuns(f"a daemon runs on {data_dir}: {path} is locked. Stop it, or look at a copy") from None
         except OSError as error:
-            if error.errno == errno.EROFS:  # nothing can run on it either
+            if error.errno == errno.EROFS:  # a daemon cannot run on a read-only file system either
                 continue
             raise
         stack.callback(disk.close, handle)
@@ -80,9 +80,11 @@ def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
 def examine(
     disk: Disk, data_dir: str, ids_max: int, report: Report, progress: Progress, seed: bytes = b""
 ) -> dict[int, Directory]:
-    """Checks everything there is; the journals by shard, 0 the map's. Call `hold` before. Raises OSError.
+    """Checks all data in the directory; returns the journals by shard, with 0 for the map's. The caller must have
+    called `hold`. Raises OSError.
 
-    ids_max: request ids kept a bucket, by the configuration. seed: which accounts' statements are proved.
+    ids_max: the number of request ids that a bucket keeps, by the configuration. seed: selects the accounts whose
+    statements are checked.
     """
     names = disk.listdir(data_dir)
 
@@ -96,7 +98,7 @@ def examine(
 def examine_logs(
     logs: Logs[L], disk: Disk, data_dir: str, ids_max: int, report: Report, progress: Progress, seed: bytes = b""
 ) -> dict[int, L]:
-    """As `examine`, with the journals wherever they are; history and notices are in `data_dir`."""
+    """As `examine`, with the journals that `logs` opens; history and notices are in `data_dir`."""
     directories: dict[int, L] = {}
     owners: OwnerMap | None = None
     shards = [number for number in logs.numbers if number]
@@ -155,7 +157,7 @@ def examine_logs(
 
 
 def why_no_history(disk: Disk, data_dir: str, shards: list[int], *, is_shared: bool) -> str:
-    """Why the history is not held against the journals; empty where it is."""
+    """Why the history cannot be compared with the journals; "" if it can."""
     if not disk.exists(f"{data_dir}/{HISTORY}"):
         return "there is no history"
     if is_shared and not all(disk.exists(path_of(data_dir, shard)) for shard in shards):
@@ -164,7 +166,9 @@ def why_no_history(disk: Disk, data_dir: str, shards: list[int], *, is_shared: b
 
 
 def compare_balances(chains: Chains, statements: Statements, report: Report) -> None:
-    """Whether the rows of all files, each of which is its entry, add up; only where none is at fault."""
+    """Checks that the rows of all files add up to the balances and statements. Skipped, with a note, if rows already
+    have faults.
+    """
     if report.faults["history"]:
         report.not_checked("history", "whether the rows of all files add up to the balances")
         report.not_checked("statements", "rows are not what they must be")
@@ -176,8 +180,8 @@ def compare_balances(chains: Chains, statements: Statements, report: Report) -> 
 def lone_histories(
     disk: Disk, data_dir: str, directories: Mapping[int, Log], owners: OwnerMap | None, chains: Chains, report: Report
 ) -> None:
-    """A history is made of a journal: one without it is a fault, but for that of a shard that was drained and is gone,
-    to which nothing is added any more; a log on servers has no journals of such shards.
+    """Examines the history files whose journal is not among `directories`. Such a file is a fault, unless its shard was
+    drained and removed: then nothing is added to it any more, and a log on servers has no journal of the shard.
     """
     for number in history_files(disk.listdir(f"{data_dir}/{HISTORY}")):
         if number in directories:
@@ -190,7 +194,7 @@ def lone_histories(
 
 
 def missing_shards(owners: OwnerMap, numbers: list[int], data_dir: str, report: Report) -> list[int]:
-    """Shards of the map without a directory; a fault where one has served before."""
+    """The shards of the map that have no journal. Reports a fault for each that has served before."""
     gone = [shard_id for shard_id in sorted(owners.weights) if shard_id not in numbers]
     for shard_id in gone:
         if shard_id in owners.founded:
@@ -199,7 +203,9 @@ def missing_shards(owners: OwnerMap, numbers: list[int], data_dir: str, report: 
 
 
 def missing(directory: Log, path: str, chains: Chains, report: Report) -> None:
-    """A shard with entries has no history file. It is made when the daemon first runs, and the power may go before."""
+    """Reports that a shard with entries has no history file: a note if its journal goes back to position 1, because the
+    power may have failed before the daemon's first run made the file; otherwise a fault.
+    """
     if directory.first_position == 1:
         report.note(f"{path} is not there yet; the next start makes it from the journal, which is whole")
         chains.is_behind = True
@@ -208,6 +214,6 @@ def missing(directory: Log, path: str, chains: Chains, report: Report) -> None:
 
 
 def sum_off(sums: dict[str, int]) -> int:
-    """By how much all balances differ from what all entries sum up to; 0 is right."""
+    """The difference between the sum of all balances and the sum of all entries, in internal units; must be 0."""
     expected = sums["top_ups"] - sums["debits"] - sums["accrued"] + sums["adjustments"] - sums["paid_out"]
     return sums["balances"] - expected

@@ -1,6 +1,6 @@
-"""One file by offset, read ahead: what the readers of this room look at, however large the file is.
+"""Reads one file by offset, ahead, however large the file is. The readers of this room use it.
 
-It opens for reading only and never holds more than one piece and what was asked for.
+It opens the file for reading only, and keeps at most one piece of the file, or what was asked for, in memory.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ PIECE_BYTES = 1 << 20
 
 
 class File:
-    """A file while it is being looked at. OSError wherever it cannot be read: that is never the end of the data."""
+    """A file opened for reading. Every method raises OSError if the file cannot be read: a failed read is never taken
+    for the end of the data.
+    """
 
     def __init__(self, disk: Disk, path: str) -> None:
         self.path = path
@@ -24,7 +26,7 @@ class File:
         self._piece = b""
 
     def at(self, offset: int, length: int) -> bytes:
-        """`length` bytes from `offset` on; fewer only where the file ends."""
+        """`length` bytes from `offset` on; fewer only at the end of the file."""
         start = offset - self._start
         if start >= 0 and start + length <= len(self._piece):
             return self._piece[start : start + length]
@@ -41,7 +43,7 @@ class File:
         return self._piece[:length]
 
     def used_end(self, start: int) -> int:
-        """Offset behind the last byte at or after `start` that is not zero; `start` where all are."""
+        """The offset behind the last byte at or after `start` that is not zero; `start` if all are zero."""
         end = start
         for offset in range(start, self.size, PIECE_BYTES):
             used = len(self.at(offset, PIECE_BYTES).rstrip(b"\0"))
@@ -50,7 +52,7 @@ class File:
         return end
 
     def find(self, pattern: bytes, start: int) -> int:
-        """The first offset at or after `start` at which these bytes stand; -1 where they do not."""
+        """The first offset at or after `start` at which the pattern begins; -1 if it does not occur."""
         overlap = len(pattern) - 1
         offset = start
         while offset < self.size:
@@ -61,7 +63,7 @@ class File:
         return -1
 
     def close(self) -> None:
-        """Gives the handle back. May be repeated."""
+        """Closes the file. Idempotent."""
         if self._handle >= 0:
             self._disk.close(self._handle)
             self._handle = -1

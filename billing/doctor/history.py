@@ -1,16 +1,17 @@
-"""The history, held against the journal: every row is its entry, none is missing, and the rows add up to the balances.
+"""Compares the history with the journal: every row equals its entry, none is missing, and rows add up to the balances.
 
 A file `history/shard-N.sqlite` has a row for each entry with an entry_id that shard N's journal ever held, from batch
-`begins` to batch `position`, in their order (see `billing.history.store` and `billing.history.page`; read here with SQL
-and code of its own). A row is the entry's record itself, so rows and entries are walked side by side: from the first
-batch that the journal still has, each row must be the next entry, to the last field. What is older than the journal is
-held against itself: each page carries a checksum, and what an account's rows say, one after the other, must add up.
-What the file itself says it has lost is noted, and is no fault. Where `history.keep_days` cut an account's rows, its
-opening has the rate lines behind the first row that is left: they must sum to that row's rate, and statements that
-begin with them must agree with the entries (`statements`).
+`begins` to batch `position`, in order (see `billing.history.store` and `billing.history.page`; this module reads it
+with SQL and code of its own). A row is the entry's record itself, so rows and entries are read side by side: from the
+first batch that the journal still has, each row must equal the next entry in every field. Rows older than the journal
+are checked against each other: each page has a checksum, and the successive rows of an account must add up. Losses that
+the file itself records are noted and are no fault. If `history.keep_days` has cut an account's rows, its opening has
+the rate lines behind the first remaining row: they must sum to that row's rate, and statements that begin with them
+must agree with the entries (`statements`).
 
-An account whose bucket moved has rows in several files. `Chains` keeps, for each account and file, the ends of unbroken
-runs of rows, and links them in the end: from the first entry to the last, without a gap, to the account's balance.
+An account whose bucket has moved has rows in several files. `Chains` keeps, for each account and file, the ends of
+unbroken runs of rows, and links the runs at the end: they must lead from the first entry to the last, without a gap, to
+the account's balance.
 """
 
 from __future__ import annotations
@@ -55,14 +56,14 @@ OLDER_VERSIONS: Final = (1, 2, 3, 4)
 MARK_EVERY: Final = 64
 _ENTRY, _LEAVE = 1, 3
 
-_PAGE = struct.Struct("<QI")  # first and count, as the checksum has them
+_PAGE = struct.Struct("<QI")  # first and count, as the checksum covers them
 _LENGTH_BYTES: Final = 4
 _ENVELOPE_BYTES: Final = 7  # kind u8, bucket u16, generation u32
 _OLDER_ROW: Final = 0  # in the place of the kind: a row of an older version of the file
-_OPENING_ROW: Final = 255  # in the place of the operation: a row that a snapshot's account made, and no entry
+_OPENING_ROW: Final = 255  # in the place of the operation: a row made from a snapshot's account, not from an entry
 _HEADS_A_CHUNK: Final = 128
 _HEADS = struct.Struct(f"<{_HEADS_A_CHUNK}Q")
-UNREADABLE: Final = (  # what damaged bytes lead to
+UNREADABLE: Final = (  # the errors that damaged bytes can raise
     sqlite3.Error, TypeError, ValueError, KeyError, OverflowError, IndexError, struct.error, ZstdError, Garbled,
 )  # fmt: skip
 
@@ -71,23 +72,23 @@ Departure = tuple[int, int]  # bucket id, generation
 
 
 class Run(NamedTuple):
-    """Rows of one account in one file whose entry_ids follow each other."""
+    """Consecutive rows of one account in one file, without a gap in their entry_ids."""
 
     first_id: int
-    before: int  # nanos, before the first row and what accrued up to it
+    before: int  # balance in nanos before the first row and before the accrual up to it
     last_id: int
     balance: int  # nanos, after the last row
 
 
 def row_amounts(entry: Entry) -> tuple[int, int, int]:
-    """(amount, accrued, balance after) in nanos, as a row shows them: the differences of floors."""
+    """(amount, accrued, balance after) in nanos, as a row has them: differences of balances rounded down to nanos."""
     after, before = entry.balance // UNIT, (entry.balance - entry.amount) // UNIT
     return after - before, (entry.balance - entry.amount + entry.accrued) // UNIT - before, after
 
 
 class Row(NamedTuple):
-    """A row as it stands in a page. `details`: flags, fraction of the balance, rate, value and resource, as
-    `Statements` takes them; flags is None in a row of an older version that did not keep them.
+    """A row of a page. `details`: flags, fraction of the balance, rate, value and resource, as `Statements` takes them;
+    flags is None in a row of an older version, which did not keep them.
     """
 
     seq: int
@@ -103,11 +104,11 @@ class Row(NamedTuple):
     request_id: bytes
     details: tuple[Any, ...]
     limits: tuple[int, int, int]  # credit limit and holds in nanos, fraction of the amount
-    entry: Entry | None  # None of a row of an older version
+    entry: Entry | None  # None in a row of an older version
 
 
 def details_of(entry: Entry) -> tuple[Any, ...]:
-    """What `Row.details` is of an entry."""
+    """The `Row.details` of an entry's row."""
     value, resource = None, None
     if entry.op in (SET_RATE, CHANGE_RATE, LEASE_EXPIRED):
         resource = entry.key
@@ -123,7 +124,7 @@ def details_of(entry: Entry) -> tuple[Any, ...]:
 
 
 def read_row(seq: int, older: int, record: bytes) -> Row:
-    """The row of a record. Raises what damaged bytes lead to (`UNREADABLE`)."""
+    """Parses a record into a row. Raises the errors in `UNREADABLE` for damaged bytes."""
     if int.from_bytes(record[:_LENGTH_BYTES], "little") != len(record) - _LENGTH_BYTES:
         raise ValueError(f"row {seq} is not as long as it says")
     if record[_LENGTH_BYTES] == _ENTRY:
@@ -144,7 +145,7 @@ def read_row(seq: int, older: int, record: bytes) -> Row:
 
 
 def read_page(first: int, count: int, checksum: int, packed: bytes) -> list[Row]:
-    """The rows of a page that are not deleted. Raises what damaged bytes lead to (`UNREADABLE`)."""
+    """The rows of a page that are not deleted. Raises the errors in `UNREADABLE` for damaged bytes."""
     if crc32c(packed, crc32c(_PAGE.pack(first, count))) != checksum:
         raise ValueError(f"the page of the rows from {first} on is not what was written")
     body = ZstdDecompressor().decompress(packed)
@@ -159,12 +160,12 @@ def read_page(first: int, count: int, checksum: int, packed: bytes) -> list[Row]
 
 
 def path_of(data_dir: str, shard: int) -> str:
-    """Where a shard's history stands."""
+    """The path of a shard's history file."""
     return f"{data_dir}/history/shard-{shard}.sqlite"
 
 
 def history_files(names: list[str]) -> list[int]:
-    """The shards whose files are among these names."""
+    """The shards whose history files are among these names."""
     numbers = [name.removeprefix("shard-").removesuffix(".sqlite") for name in names]
     return [
         int(number) for number, name in zip(numbers, names, strict=True)
@@ -173,7 +174,7 @@ def history_files(names: list[str]) -> list[int]:
 
 
 class Chains:
-    """The runs of all accounts in all files, and what they must lead to."""
+    """Collects the runs of all accounts in all files, and the last entry and balance to which they must lead."""
 
     def __init__(self, report: Report, statements: Statements) -> None:
         self._report = report
@@ -183,14 +184,14 @@ class Chains:
         self.from_first = True  # every file begins with the first batch of its journal
         self.is_behind = False  # some file lacks rows that its journal has
         self.has_cuts = False  # some file deletes rows that are old
-        self.has_losses = False  # some file says that it lacks rows which nobody has any more
+        self.has_losses = False  # some file records that it lacks rows which no file has any more
 
     def add(self, user_id: bytes, run: Run) -> None:
-        """One more run of an account."""
+        """Adds a run of an account."""
         self._runs.setdefault(user_id, []).append(run)
 
     def expect(self, bucket: Bucket) -> None:
-        """The accounts of a bucket as its entries leave them."""
+        """Notes the last entry_id and balance of each account of a bucket, as replayed from the entries."""
         for user_id, account in bucket.accounts.items():
             self._ends[user_id] = account.entry_id, account.balance // UNIT
         for user_id, grave in bucket.graves.items():
@@ -198,7 +199,9 @@ class Chains:
                 self._ends[user_id] = grave.entry_id, 0
 
     def link(self) -> None:
-        """All shards were walked to their ends: links the runs of each account, up to what was expected of it."""
+        """Links the runs of each account, and checks that they lead to the expected end. Call after the logs of all
+        shards were read to their ends.
+        """
         for user_id, (entry_id, balance) in self._ends.items():
             self._report.count("history", "accounts")
             self._link(user_id, sorted(self._runs.pop(user_id, ())), entry_id, balance)
@@ -241,12 +244,12 @@ class Chains:
 
 
 class HistoryFile:
-    """One shard's file while its journal is walked. `open_history` makes one."""
+    """One shard's history file, compared while its journal is read. `open_history` makes it."""
 
     def __init__(
         self, db: sqlite3.Connection, path: str, chains: Chains, report: Report, *, is_retired: bool = False
     ) -> None:
-        """`is_retired`: nobody feeds the file any more."""
+        """`is_retired`: the shard is gone, so nothing is added to the file any more."""
         self._db = db
         self._path = path
         self._chains = chains
@@ -270,19 +273,19 @@ class HistoryFile:
             report.note(f"{path}: {text}")
         chains.has_losses = chains.has_losses or bool(self._losses)
         self._openings = self._read_openings()
-        self._lost = False  # rows and entries no longer go together
+        self._lost = False  # rows can no longer be matched with entries
         self._pages = iter(db.execute("SELECT first, count, checksum, packed FROM pages ORDER BY first"))
-        self._page: list[Row] = []  # what is left of the page at hand, the next row last
-        self._row: Row | None = None  # the one at hand, not looked at yet
+        self._page: list[Row] = []  # the remaining rows of the current page, the next one last
+        self._row: Row | None = None  # the current row, not checked yet
         self._next()
-        self._newest: dict[bytes, int] = {}  # user_id -> seq of the newest row looked at
-        self._open: dict[bytes, Run] = {}  # user_id -> the run that goes on
-        self._given_up: dict[Departure, int] = {}  # what was given up -> the last batch in which it was
+        self._newest: dict[bytes, int] = {}  # user_id -> seq of the newest checked row
+        self._open: dict[bytes, Run] = {}  # user_id -> the run that the next row may continue
+        self._given_up: dict[Departure, int] = {}  # departure -> the last batch in which the bucket was given up
         self._seq = 0
         self._aligned = False
 
     def _read_openings(self) -> dict[int, tuple[int, int, dict[bytes | None, int]]]:
-        """(entry_id, seq, lines) by the number of the account."""
+        """Number of the account -> (entry_id, seq, lines) of its opening. Reports openings with a wrong checksum."""
         openings = {}
         for number, entry_id, seq, packed, checksum in self._db.execute("SELECT * FROM openings"):
             if zlib.crc32(msgpack.packb((number, entry_id, seq, packed))) != checksum:
@@ -294,7 +297,7 @@ class HistoryFile:
     # -- rows -------------------------------------------------------------------------------------------------------
 
     def _next(self) -> None:
-        """Takes the next row to hand: None at the end, and where a page is not what was written; then that is told."""
+        """Makes the next row the current one: None at the end, and, with a fault, at a damaged page."""
         self._row = None
         try:
             while not self._page:
@@ -312,7 +315,7 @@ class HistoryFile:
         self._fault(text, b"")
 
     def _pass_row(self) -> None:
-        """Holds the row at hand against the account's row before, and goes on to the next."""
+        """Checks the current row against the account's row before, and goes on to the next row."""
         assert self._row is not None
         row = self._row
         seq, user_id = row.seq, row.user_id
@@ -350,18 +353,20 @@ class HistoryFile:
         self._open[user_id] = Run(row.entry_id, before, row.entry_id, row.balance)
 
     def _pass_opening(self, number: int, row: Row) -> None:
-        """Holds the opening of an account against the first of its rows that is left, where that is the one at hand."""
+        """Checks the opening of an account against the first remaining row of the account, once that is the current
+        row.
+        """
         opening_id, opening_seq, lines = self._openings[number]
         _, _, user_id, entry_id, *_ = row
         seq, rate = row.seq, row.details[2]
         if seq < opening_seq:
-            return  # a pass that deletes has not come so far
+            return  # this row precedes the opening: the pass that deletes rows has not reached it yet
         del self._openings[number]
         if (entry_id, seq) != (opening_id, opening_seq):
             self._fault(f"the opening is of entry {opening_id} in row {opening_seq}, which is not there", user_id)
         elif rate is not None and sum(lines.values()) != rate:
             self._fault(f"the opening's lines sum to {sum(lines.values())} nanos an hour, not {rate}", user_id)
-        elif None not in lines:  # else some of them are not known
+        elif None not in lines:  # else some lines are unknown
             self._chains.statements.opening(
                 user_id, entry_id, {line: of_line for line, of_line in lines.items() if line is not None}
             )
@@ -373,7 +378,7 @@ class HistoryFile:
     # -- side by side with the journal ------------------------------------------------------------------------------
 
     def take(self, batch: Batch, entries: list[Entry], given_up: list[Departure]) -> None:
-        """The next batch of the journal: its entries that have an entry_id, and the buckets given up in it."""
+        """Compares the next batch of the journal: its entries that have an entry_id, and the buckets given up in it."""
         try:
             self._take(batch, entries, given_up)
         except UNREADABLE as error:
@@ -387,7 +392,7 @@ class HistoryFile:
             return
         for entry in entries:
             if self._cut_ns and entry.at_ns <= self._cut_ns and not (self._aligned and self._is_of(entry)):
-                continue  # its row may be gone
+                continue  # keep_days may have deleted its row
             if not self._aligned:
                 self._align(batch, entry)
             while self._row is not None and not self._is_entry:
@@ -404,16 +409,16 @@ class HistoryFile:
 
     @property
     def _is_entry(self) -> bool:
-        """Whether the row at hand is that of some entry."""
+        """Whether the current row belongs to an entry, not to a snapshot's account."""
         return self._row is not None and self._row.operation != _OPENING_ROW
 
     def _is_of(self, entry: Entry) -> bool:
-        """Whether the row at hand is that of an entry."""
+        """Whether the current row belongs to this entry."""
         row = self._row
         return row is not None and (row.entry_id, row.user_id) == (entry.entry_id, entry.user_id)
 
     def _align(self, batch: Batch, entry: Entry) -> None:
-        """Goes to the row of the first entry that the journal still has."""
+        """Goes forward to the row of the first entry that the journal still has."""
         self._aligned = True
         if batch.position == self.begins and not self._cut_ns:
             return
@@ -429,7 +434,7 @@ class HistoryFile:
         self._report.count("history", "rows compared")
         stored: tuple[object, ...] = row[2:11] if row.entry is None else row.entry
         expected: tuple[object, ...] = entry
-        if row.entry is None:  # an older version of the file kept this of it
+        if row.entry is None:  # an older version of the file kept only these fields
             expected = (
                 entry.user_id, entry.entry_id, entry.at_ns, entry.op, *row_amounts(entry), entry.message,
                 entry.request_id,
@@ -442,7 +447,9 @@ class HistoryFile:
             self._lost = (row.user_id, row.entry_id) != (entry.user_id, entry.entry_id)
 
     def _compare_departures(self, first: int) -> None:
-        """From the departures of a bucket others know that this file has all of a former time."""
+        """Checks the recorded departures of buckets against the buckets that the journal gave up. Other shards' files
+        rely on them: a departure means that this file has all rows of the bucket's time at this shard.
+        """
         rows = self._db.execute("SELECT bucket_id, generation, position FROM departures")
         departures = {(bucket_id, generation): position for bucket_id, generation, position in rows}
         self._report.count("history", "departures", len(departures))
@@ -450,12 +457,12 @@ class HistoryFile:
             if departures.pop(departure, -1) < position:
                 self._fault("the departure of bucket {} at generation {} is missing".format(*departure), b"")
         groups = [self.begins - 1, *(position for (position,) in self._db.execute("SELECT position FROM groups"))]
-        for departure, position in departures.items():  # written with all batches behind those of the group before
+        for departure, position in departures.items():  # written in one group with all batches after the previous group
             if max((group for group in groups if group < position), default=-1) >= first - 1:
                 self._fault("bucket {} did not depart at generation {}".format(*departure), b"")
 
     def _compare_heads(self) -> None:
-        """Where the chain of each account begins."""
+        """Checks the recorded number of each account's newest row, with which the chain of its rows begins."""
         chunks = dict(self._db.execute("SELECT chunk, newest FROM heads"))
         for number, user_id in self._users.items():
             chunk, index = divmod(number, _HEADS_A_CHUNK)
@@ -465,7 +472,9 @@ class HistoryFile:
                 self._fault(text, user_id)
 
     def end(self, first: int, head: int) -> None:
-        """The journal holds the batches `first` to `head`, and all of them were taken."""
+        """Checks the end of the file, and closes it. `first` and `head`: the first and the last batch of the journal,
+        all of which `take` has compared.
+        """
         try:
             self._end(first, head)
         except UNREADABLE as error:
@@ -474,7 +483,9 @@ class HistoryFile:
             self._db.close()
 
     def _compare_ends(self) -> None:
-        """The file says twice where it ends: as such, and with its last transaction; a loss is on record beside."""
+        """Checks that the file's position equals that of its last transaction, or is that of a recorded loss or of the
+        begin.
+        """
         newest = max((position for (position,) in self._db.execute("SELECT position FROM groups")), default=-1)
         recorded = {position for (position,) in self._db.execute("SELECT position FROM losses")} | {self.begins - 1}
         if self.position != newest and not (self.position > newest and self.position in recorded):
@@ -520,8 +531,11 @@ class HistoryFile:
 def open_history(
     disk: Disk, path: str, shard: int, chains: Chains, report: Report, *, is_retired: bool = False
 ) -> HistoryFile | None:
-    """The file of a shard, found whole by SQLite; None with a finding where it is not, or holds nothing yet."""
-    # A log beside the file holds rows that are not in it yet: only then SQLite has to make its own index of it.
+    """Opens the history file of a shard, and checks its version and SQLite's integrity check. None, with a fault or a
+    note, if it cannot be compared, or holds nothing yet.
+    """
+    # If there is a write-ahead log, it holds rows that are not in the file yet, and SQLite must make an index of it.
+    # Without one, the file is opened as immutable.
     log = disk.exists(f"{path}-wal")
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
@@ -558,7 +572,9 @@ def open_history(
 
 
 def rows_of(records: Iterator[tuple[int, int, int, bytes]]) -> tuple[list[Entry], list[Departure]]:
-    """The entries of a batch that have rows, and the buckets given up. What is no entry is another check's business."""
+    """The entries of a batch that have rows, and the buckets given up in it. Skips malformed entries, which `replay`
+    reports.
+    """
     entries, given_up = [], []
     for kind, bucket_id, generation, body in records:
         if kind == _LEAVE and not body:

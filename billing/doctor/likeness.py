@@ -1,8 +1,8 @@
-"""Whether two pictures of a bucket are the same: the one worked out from entries, and the one a snapshot holds.
+"""Compares two states of a bucket: the one replayed from entries, and the one in a snapshot.
 
-Facts are compared by name, account by account; the instant of a cutoff's 2xx only where the snapshot has one, since
-an older version did not keep it. Lines and rate_seqs that are older than their week are no facts any
-more: when they are swept away is the ledger's own business.
+Facts are compared by name, account by account. The instant of a cutoff's 2xx is compared only if the snapshot has one,
+since an older version did not keep it. Lines at zero and their rate_seqs are not compared once they are older than a
+week: the ledger may remove them at any time after that.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final, cast
 from billing.doctor.entry import UNIT, coins
 from billing.doctor.state import IN_GRACE, PENDING, WEEK_NS, Account, Bucket, Grave
 
-Difference = tuple[bytes, str]  # user_id or b"", and what differs
+Difference = tuple[bytes, str]  # user_id or b"", and the text about the difference
 
 _SUMS: Final = frozenset({"balance", "overrun"})
 _PLAIN: Final = (
@@ -24,7 +24,7 @@ _PLAIN: Final = (
 
 
 def facts(account: Account) -> dict[str, object]:
-    """All of an account that counts, by name."""
+    """The facts of an account to compare, by name."""
     named: dict[str, object] = {name: getattr(account, name) for name in _PLAIN}
     named["lines"] = account.lines or {}
     named["leases"] = account.leases or {}
@@ -36,12 +36,12 @@ def facts(account: Account) -> dict[str, object]:
 
 
 def recent(quiet: dict[bytes, tuple[int, int]], at_ns: int) -> dict[bytes, tuple[int, int]]:
-    """The lines at zero that a late rate_seq still meets at this instant."""
+    """The lines at zero whose rate_seq still counts at this instant: those at zero for less than a week."""
     return {name: line for name, line in quiet.items() if at_ns - line[1] < WEEK_NS}
 
 
 def differences(worked_out: Bucket, held: Bucket, now_ns: int) -> Iterator[Difference]:
-    """What a snapshot's picture of a bucket says otherwise than its entries do."""
+    """The differences between a bucket replayed from entries (`worked_out`) and in a snapshot (`held`)."""
     if worked_out.generation != held.generation:
         yield b"", f"generation {held.generation}, by the log {worked_out.generation}"
     for user_id in sorted(worked_out.accounts.keys() | held.accounts.keys()):
@@ -88,7 +88,7 @@ def _shown(name: str, value: object) -> str:
 
 
 def fingerprint(bucket: Bucket) -> bytes:
-    """16 bytes that are equal where all facts of two buckets are, whichever shard they are at."""
+    """16 bytes that are equal for two buckets with equal facts, whichever shards they are at."""
     hashed = hashlib.blake2b(digest_size=16)
     for user_id in sorted(bucket.accounts):
         named = facts(bucket.accounts[user_id])
@@ -102,7 +102,7 @@ def fingerprint(bucket: Bucket) -> bytes:
 
 
 def kept_alike(worked_out: Bucket, held: Bucket) -> bool | None:
-    """Whether the same request ids are kept with the same answers; None where one picture keeps only the newer ones."""
+    """Whether both states keep the same request ids with the same entries; None if one keeps only the newer ones."""
     if worked_out.order == held.order:
         return all(held.request_ids[key] == value for key, value in worked_out.request_ids.items())
     shorter, longer = sorted((worked_out, held), key=lambda bucket: len(bucket.order))
@@ -113,7 +113,9 @@ def kept_alike(worked_out: Bucket, held: Bucket) -> bool | None:
 
 
 def contradictions(bucket: Bucket, pending: int) -> Iterator[Difference]:
-    """Where a snapshot's picture of a bucket contradicts itself."""
+    """The contradictions within one state of a bucket. `pending`: the number of pending cutoffs that its block
+    names.
+    """
     if pending != bucket.pending():
         yield b"", f"{pending} cutoffs counted as pending, {bucket.pending()} are"
     for account in bucket.accounts.values():

@@ -1,8 +1,8 @@
-"""A journal as the examination has it, and one that is no files: read through `shards.journal.Reader`.
+"""The interface of a journal for the examination (`Log`), and a journal on servers (`ReadLog`).
 
-`billing.doctor.directory` reads files with code that it shares with nobody. What a log on servers holds is read by its
-backend, which proves that nothing is missing or altered on the way; entries, states and sums are the doctor's own here
-as there.
+`billing.doctor.directory` reads the files of a journal with code of its own. A log on servers is read through its
+backend (`shards.journal.Reader`), which proves that no batch is missing or altered. Entries, states and sums are
+checked with the doctor's own code in both cases.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import NamedTuple, Protocol, TypeVar
 from billing.doctor.report import Report
 from shards.journal import JournalError, Reader, Unavailable, Unknown
 
-HEAD_BYTES = 64  # of a part of a snapshot, by which is seen what it stands for
+HEAD_BYTES = 64  # the first bytes of a snapshot's part, which include its bucket and position
 
 
 class Batch(Protocol):
-    """One batch that is right."""
+    """One valid batch."""
 
     @property
     def position(self) -> int: ...
@@ -27,7 +27,7 @@ class Batch(Protocol):
 
 
 class Snapshot(Protocol):
-    """One snapshot that is right."""
+    """One valid snapshot."""
 
     @property
     def name(self) -> str: ...
@@ -37,17 +37,17 @@ class Snapshot(Protocol):
 
 
 class Damage(NamedTuple):
-    """Where a log can no longer be followed."""
+    """The place behind which a log cannot be read."""
 
     path: str
     offset: int
-    position: int  # the first batch that is not right
-    newest: bool  # it is in the newest segment
-    batches_behind: int  # in the same segment, recognised by their headers
+    position: int  # of the first batch that is not valid
+    newest: bool  # the damage is in the newest segment
+    batches_behind: int  # batches behind the damage in the same segment, recognised by their headers
 
 
 class Log(Protocol):
-    """One journal; `shard` 0 is the map's. `batches` is to be exhausted once; then `head` and `damage` are known."""
+    """One journal; `shard` 0 is the map's. The caller exhausts `batches` once; then `head` and `damage` are known."""
 
     path: str  # as findings name it
     shard: int
@@ -59,52 +59,52 @@ class Log(Protocol):
 
     @property
     def snapshots(self) -> Sequence[Snapshot]:
-        """The right ones, ascending."""
+        """The valid ones, ascending."""
 
     @property
     def bytes_total(self) -> int:
-        """What `batches` will walk over; 0: not known."""
+        """The bytes that `batches` will read; 0: not known."""
 
     @property
     def first_position(self) -> int:
-        """The first position that the log holds or will hold; 0 where nothing of it can be read."""
+        """The first position that the log holds or will hold; 0 if nothing of it can be read."""
 
     def heads(self, snapshot: Snapshot) -> Iterator[bytes]:
-        """The first HEAD_BYTES of each of its parts."""
+        """The first HEAD_BYTES of each part of a snapshot."""
 
     def part(self, snapshot: Snapshot, index: int) -> bytes:
-        """One of its parts."""
+        """One part of a snapshot, by its index."""
 
     def batches(self) -> Iterator[Batch]:
-        """Every batch in order; then the end is judged."""
+        """Yields every batch in order; then judges the end of the log."""
 
 
 S = TypeVar("S", bound=Snapshot)
 
 
 def base_of(first_position: int, snapshots: Sequence[S]) -> S | None:
-    """The oldest snapshot from which a log goes on; None where it goes back to position 1, or where none fits."""
+    """The oldest snapshot that the log continues without a gap; None if the log begins at 1, or if there is none."""
     if first_position <= 1:
         return None
     return next((snapshot for snapshot in snapshots if snapshot.position >= first_position - 1), None)
 
 
 class Kept(NamedTuple):
-    """A snapshot that a reader shows."""
+    """A snapshot of a `ReadLog`."""
 
     name: str
     position: int
 
 
 class Read(NamedTuple):
-    """A batch that a reader shows."""
+    """A batch of a `ReadLog`."""
 
     position: int
     payload: bytes
 
 
 class ReadLog:
-    """One journal by its reader. Unavailable and Unknown pass through; whatever else is wrong with it is a fault."""
+    """One journal read through its backend. Unavailable and Unknown are raised; every other error becomes a fault."""
 
     def __init__(self, reader: Reader, path: str, shard: int, report: Report) -> None:
         self.path = path
@@ -142,7 +142,7 @@ class ReadLog:
             self._tell(error, snapshot.position)
 
     def part(self, snapshot: Snapshot, index: int) -> bytes:
-        """As `Log.part`; quick where parts are asked for in order. Empty where it cannot be read, which is a fault."""
+        """As `Log.part`; quick if parts are asked for in order. b"", with a fault, if the part cannot be read."""
         at, parts = self._read.get(snapshot.position, (index + 1, iter(())))
         try:
             if index < at:

@@ -1,10 +1,10 @@
-"""The owed notices, as their files have them: each is what was written, and the file goes on from where its journal is.
+"""Checks the files of owed notices: each notice is what was written, and each file joins its journal without a gap.
 
-A file `notices/shard-N.sqlite` has what shard N still has to tell of its journal up to batch `position` (see
-`billing.notices.store`; read here with SQL of its own). Behind `position` it is fed from the journal. So a file that
-ends before the journal begins has lost the batches between; a missing file has lost them where the small file `begun-N`
-shows that notices had begun: nobody is told of that any more, which is a fault. A notice that was told is deleted, so
-which of the journal's entries are still owed cannot be worked out here.
+A file `notices/shard-N.sqlite` has the notices that shard N still owes from its journal up to batch `position` (see
+`billing.notices.store`; this module reads it with SQL of its own). Batches behind `position` are read from the journal
+later. So a file that ends before the journal begins has lost the batches between. A missing file has lost them if the
+small file `begun-N` shows that notices had begun. Notices of lost batches will never be sent, which is a fault. A
+delivered notice is deleted, so this module cannot work out which entries of the journal still owe a notice.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ NOTICES: Final = "notices"
 APPLICATION_ID: Final = 0x424E4F54
 VERSION: Final = 3
 OLDER_VERSIONS: Final = (1, 2)
-MARKS: Final = ("about", "departures", "arrivals", "claims")  # beside what is owed
-_UNREADABLE: Final = (sqlite3.Error, TypeError, ValueError, KeyError, OverflowError)  # what damaged bytes lead to
+MARKS: Final = ("about", "departures", "arrivals", "claims")  # the tables other than that of owed notices
+_UNREADABLE: Final = (sqlite3.Error, TypeError, ValueError, KeyError, OverflowError)  # errors of damaged bytes
 
 
 def notices_of(names: list[str]) -> list[int]:
-    """The shards of which there is a file, or which had begun one, by the names in the directory; ascending."""
+    """The shards that have a file of notices, or had begun one, given the names in the directory; ascending."""
     numbers = {name.removeprefix("shard-").removesuffix(".sqlite") for name in names if name.endswith(".sqlite")}
     numbers |= {name.removeprefix("begun-") for name in names if name.startswith("begun-")}
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
 def examine_notices(disk: Disk, data_dir: str, journals: Mapping[int, Log], report: Report) -> None:
-    """Checks every file of notices; `journals`: those that were walked, by shard. Raises OSError."""
+    """Checks every file of notices. `journals`: the journals that were read, by shard. Raises OSError."""
     directory = f"{data_dir}/{NOTICES}"
     if not disk.exists(directory):
         report.not_checked(NOTICES, "there is no file of notices")
@@ -56,7 +56,7 @@ def examine_notices(disk: Disk, data_dir: str, journals: Mapping[int, Log], repo
 
 
 def _examine_begun(begun: bytes, path: str, journal: Log, report: Report) -> None:
-    """A file that had begun is gone: is all that it may have owed in the journal still?"""
+    """Reports a file that had begun and is gone: a fault unless the journal still has all batches behind its begin."""
     position = int(begun) if begun.isdigit() else 0
     if position + 1 < journal.first_position:
         text = f"it is gone, and had begun behind batch {position}; the journal begins with {journal.first_position}"
@@ -66,7 +66,8 @@ def _examine_begun(begun: bytes, path: str, journal: Log, report: Report) -> Non
 
 
 def _examine_file(disk: Disk, path: str, shard: int, journal: Log | None, report: Report) -> None:
-    # A log beside the file holds rows that are not in it yet: only then SQLite has to make its own index of it.
+    # If there is a write-ahead log, it holds rows that are not in the file yet, and SQLite must make an index of it.
+    # Without one, the file is opened as immutable.
     log = disk.exists(f"{path}-wal")
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     db = sqlite3.connect(f"file:{quoted}?mode=ro{'' if log else '&immutable=1'}", uri=True, isolation_level=None)
@@ -98,7 +99,7 @@ def _examine_file(disk: Disk, path: str, shard: int, journal: Log | None, report
 
 
 def _examine_owed(db: sqlite3.Connection, path: str, position: int, seq_max: int, report: Report) -> int:
-    """Every owed notice is what was written; how many there are."""
+    """Checks that every owed notice is what was written; returns their number."""
     owed = 0
     columns = "seq, bucket_id, generation, user_id, position, at_ns, name, body"
     for *row, checksum in db.execute(f"SELECT {columns}, checksum FROM owed ORDER BY seq"):
@@ -118,7 +119,7 @@ def _examine_owed(db: sqlite3.Connection, path: str, position: int, seq_max: int
 
 
 def _examine_place(path: str, position: int, owed: int, journal: Log | None, report: Report) -> None:
-    """Where a file ends, against where its journal begins and ends."""
+    """Checks the position at which a file ends against the begin and the end of its journal."""
     if journal is None:
         if owed:
             report.fault(NOTICES, f"its journal is gone, and it still has {counted(owed, 'notice')} to tell", file=path)

@@ -1,11 +1,11 @@
-"""Who owns which bucket, from the records of the map's journal: read a second time, and held against the shards.
+"""Parses the records of the map's journal a second time, and compares the owners of buckets with the shards' data.
 
 ["create", count, hash, [shard…]]   buckets dealt out evenly in order, each at generation 1
 ["assign", bucket, shard, generation]   the commit of a move: one generation more
 ["pin", bucket] ["unpin", bucket] ["weight", shard, weight] ["retire", shard] ["founded", shard]
-["uneven", bool]   whether buckets should still move for the load to be even; says nothing of who owns what
-["claim", node, host id, number, epoch]  which of several hosts serves; says nothing of who owns what
-["settled", shard, position]   up to which batch nothing is owed outside; another host begins there
+["uneven", bool]   whether buckets should still move until the load is even; does not change owners
+["claim", node, host id, number, epoch]  which of several hosts serves; does not change owners
+["settled", shard, position]   up to which batch no outside call is owed; another host begins there
 ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
 ["host", host id, node, workers] ["own", shard, number, node, host id] ["at", shard, number, links, direct]
 ["life", shard, number, life] ["wish", shard, number, host id] ["drained", node, bool]   which host serves which shard,
@@ -49,7 +49,7 @@ def _check_anchor(block: bytes) -> None:
 
 
 class OwnerMap:
-    """The map as its records make it. `apply` raises Unreadable for a record that contradicts it."""
+    """The map, built from its records. `apply_all` raises Unreadable for a record that contradicts the map."""
 
     def __init__(self) -> None:
         self.bucket_count = 0
@@ -64,11 +64,11 @@ class OwnerMap:
         return (crc32c(user_id) ^ 0xFFFFFFFF) % self.bucket_count + 1
 
     def facts(self) -> tuple[object, ...]:
-        """All of it, for comparing."""
+        """The whole state of the map, for comparing."""
         return self.bucket_count, self.hash_name, self.weights, self.owner, self.pinned, self.founded
 
     def apply_all(self, packed: bytes) -> int:
-        """The records of one batch, or of a snapshot; how many they are."""
+        """Applies the records of one batch, or of a snapshot; returns their number. Raises Unreadable."""
         try:
             records = msgpack.unpackb(packed, strict_map_key=False)
         except (ValueError, msgpack.UnpackException) as reason:
@@ -146,7 +146,7 @@ class OwnerMap:
 
 
 def examine_map(log: Log, report: Report) -> OwnerMap | None:
-    """Reads the map's journal to its end; None where the owners are unknown."""
+    """Reads the map's journal to its end, and compares its snapshots; None if the owners cannot be known."""
     owners = OwnerMap()
     base = base_of(log.first_position, log.snapshots)
     if base is None and log.first_position > 1:
@@ -193,12 +193,12 @@ def _of_snapshot(log: Log, snapshot: Snapshot) -> OwnerMap:
 def compare_owners(
     owners: OwnerMap, held: dict[int, dict[int, int]], untouched: dict[int, set[int]], report: Report
 ) -> None:
-    """Holds the map against what each shard's own data say it has: `held` is shard id -> bucket id -> generation.
+    """Compares the map with the buckets that each shard's own data hold: `held` is shard id -> bucket id -> generation.
 
-    A shard that is missing in `held` could not be read to its end: nothing is said of its buckets. Beside its owner a
-    bucket may still be with its last one, or with one that a move was never decided for: both give it up at their next
-    start, and are told apart from owners by their generation, or, where another target was given that very generation
-    since, by being `untouched` (shard id -> bucket ids): nothing has happened to the copy.
+    A shard that is missing in `held` could not be read to its end, and nothing is reported about its buckets. Besides
+    its owner, a bucket's last owner, or the target of a move that was never decided, may still hold a copy. Both give
+    it up at their next start. Such copies differ from the owner's in their generation. If another target has received
+    the same generation since, a copy is recognised by being `untouched` (shard id -> bucket ids): no entry followed.
     """
     copies: dict[int, list[tuple[int, int]]] = {}
     for shard, buckets in held.items():

@@ -1,8 +1,9 @@
-"""A bucket as a snapshot holds it, read a second time: from the grammars in `shards.shard`, `billing.ledger.block`,
+"""Parses a bucket in a snapshot a second time: from the grammars in `shards.shard`, `billing.ledger.block`,
 `billing.ledger.book` and `billing.ledger.extra`, not with their code.
 
     part    kind u8 | bucket u16 | generation u32 | position i64 | block
-            kind 2; 3: the bucket is not here; 4: it is as it was moved here, maybe undecided
+            kind 2: the bucket; 3: it is not at this shard; 4: it is unchanged since a move to this shard, which may
+            not be decided
     block   "BOOK" | u16 3 | bucket u32 | pending u32 | ten times: u32 length, bytes
             1 totals, five of 32 bytes   2 lengths of user_ids, u8 a row   3 user_ids   4 rows
             5 free rows, u32 each   6 rows with an extra, u32 each   7 extras, u32 length each
@@ -16,12 +17,12 @@
             | sections: tag u8, length u32; 1 leases: ends i64, u8 name
             | 2 credits: ends, rest nanos, frac, entry_id, amount i64, u8 kind; 3 the class
             | 4 cutoffs that had a grace: seq u32, instant from which it is called i64
-            | 5 cutoffs that had their 2xx: seq u32, instant at which it came i64
-            | 6 those whose restore had it: likewise
+            | 5 cutoffs that had their 2xx: seq u32, instant of the 2xx i64
+            | 6 cutoffs whose restore had its 2xx: seq u32, instant of that 2xx i64
     grave   u8 user_id | settled_ns, entry_id i64 | seq, quiet u32 | u16 length of off
             | quiet: rate_seq, since i64, u8 name | off: an extra with latest cutoff, off_seq, off and on_seq alone
 
-Where an account stands (its row) is no fact about it and is not compared.
+The number of an account's row is no fact about the account, and is not compared.
 """
 
 from __future__ import annotations
@@ -53,25 +54,27 @@ _EXHAUSTED, _HAS_EXTRA, _ACCRUING = 1, 2, 4
 
 
 class Head(NamedTuple):
-    """What stands before the block: the bucket with its generation, and up to where its records are in the block."""
+    """The fields before the block: the bucket, its generation, and the position up to which the block has its
+    records.
+    """
 
     bucket_id: int
     generation: int
     position: int
     is_here: bool
-    is_untouched: bool  # moved here, and nothing has happened to it since: the move may never have been decided
+    is_untouched: bool  # moved here, without an entry since: the move may never have been decided
 
 
 class Part(NamedTuple):
     """A bucket at a position of its shard's log."""
 
     head: Head
-    bucket: Bucket | None  # None where it is not here
-    pending: int  # cutoffs still to be delivered, as the block counts them
+    bucket: Bucket | None  # None if the bucket is not at this shard
+    pending: int  # the block's own count of cutoffs to be delivered
 
 
 class _Bytes:
-    """Bytes from the beginning to the end. Raises Garbled where they end too early."""
+    """Reads bytes from the beginning to the end. Raises Garbled if they end too early."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data
@@ -100,7 +103,7 @@ class _Bytes:
 
 
 def read_head(data: bytes) -> Head:
-    """What stands before the block of a part. Raises Garbled."""
+    """Parses the fields before the block of a part. Raises Garbled."""
     if len(data) < _ENVELOPE.size:
         raise Garbled(f"a part of {len(data)} bytes")
     kind, bucket_id, generation, position = _ENVELOPE.unpack_from(data)
@@ -110,7 +113,7 @@ def read_head(data: bytes) -> Head:
 
 
 def read_part(data: bytes) -> Part:
-    """The bucket in one part of a snapshot. Raises Garbled."""
+    """Parses one part of a snapshot. Raises Garbled."""
     head = read_head(data)
     if not head.is_here:
         return Part(head, None, 0)
@@ -118,7 +121,7 @@ def read_part(data: bytes) -> Part:
 
 
 def read_block(bucket_id: int, generation: int, block: bytes) -> tuple[Bucket, int]:
-    """(the bucket, how many pending cutoffs it says it has) in a block. Raises Garbled."""
+    """Parses a block: (the bucket, the block's own count of pending cutoffs). Raises Garbled."""
     if len(block) < _BLOCK.size:
         raise Garbled(f"a block of {len(block)} bytes")
     magic, version, of_bucket, pending = _BLOCK.unpack_from(block)
@@ -249,7 +252,7 @@ def _read_extra(account: Account, rest: _Bytes) -> None:
 
 
 def _read_instants(account: Account, section: _Bytes, what: str) -> Iterator[tuple[Cutoff, int]]:
-    """Each cutoff that the section names, and its instant."""
+    """Yields each cutoff that the section names, with its instant. Raises Garbled for one that the account lacks."""
     of_seq = {cutoff.seq: cutoff for cutoff in account.cutoffs}
     while section.more:
         seq, at_ns = section.numbers(_INSTANT)

@@ -1,12 +1,12 @@
-"""The entries of one bucket after another, worked out again and held against what they say.
+"""Replays entries with the doctor's own code, and compares each entry with the result.
 
-For each entry: what time had made due before it must have its own entries; then the command is carried out on the
-account as this room knows it, and everything the entry says must be what comes out: amount, accrued, balance, rate,
-exhaustion, state, holds, limit, seq, overrun, and the reason of a refusal. Three things cannot be worked out and are
-taken from the entry: which rules were in force (flags), when a grace ends that it began or moved (note), and whether a
-cutoff's first attempt counts as begun (flag).
+For each entry: everything that fell due before it must have had its own entries. Then the command is carried out on the
+doctor's account, and every field of the entry must equal the result: amount, accrued, balance, rate, exhaustion, state,
+holds, limit, seq, overrun, and the reason of a refusal. Three things cannot be worked out and are taken from the entry:
+the rules in force (flags), the end of a grace that the entry began or moved (note), and whether a cutoff's first
+attempt counts as begun (flag).
 
-At a difference the fault is told once: the account then goes on from the state in the entry, so one wrong entry is one
+A difference is reported once: the account then continues from the state in the entry, so that one wrong entry makes one
 finding.
 """
 
@@ -56,7 +56,7 @@ from billing.doctor.entry import (
 from billing.doctor.report import Report
 from billing.doctor.state import PENDING, WEEK_NS, Account, Bucket, Coming, Grave
 
-# What an entry says of its account, in the order of `_state`.
+# The fields of an entry that are compared, in the order of `_state`.
 SAYS: Final = (
     "entry_id", "amount", "accrued", "balance", "rate", "line rate", "credit limit", "holds", "exhausts_at_ns",
     "exhaustion_seq", "overrun", "refusal", "flags", "note",
@@ -64,7 +64,7 @@ SAYS: Final = (
 SUMS: Final = frozenset({"amount", "accrued", "balance", "overrun"})
 _CUTOFF = struct.Struct("<qqIB")
 _FORFEITED = struct.Struct("<qq")
-_TOLD_FLAGS: Final = PRESUMED | RULE_ACCRUE | RULE_RESTORE  # not worked out, but taken from the entry
+_TOLD_FLAGS: Final = PRESUMED | RULE_ACCRUE | RULE_RESTORE  # taken from the entry, since they cannot be worked out
 _NAMES: Final = {
     EXHAUST: "exhaustion",
     HOLD_EXPIRED: "expiry of a hold",
@@ -78,7 +78,7 @@ Says = tuple[int, int, int, int, int, int, int, int, int, int, int, int, int, by
 
 
 class Replay:
-    """The entries of one shard. `file` and `position` say where the one at hand stands."""
+    """Replays the entries of one shard. `file` and `position`: the place of the current entry, for findings."""
 
     def __init__(self, report: Report, ids_max: int) -> None:
         self.report = report
@@ -92,7 +92,7 @@ class Replay:
         self.report.fault(check, text, file=self.file, position=self.position, account=user_id)
 
     def entry(self, bucket: Bucket, body: bytes) -> Entry | None:
-        """Takes one entry of a bucket; None where it is none."""
+        """Replays and compares one entry of a bucket, and returns it; None, with a fault, if `body` is malformed."""
         try:
             entry = read_entry(body)
         except Garbled as reason:
@@ -154,7 +154,9 @@ class Replay:
         bucket.graves[account.user_id] = grave
 
     def _keep_id(self, bucket: Bucket, entry: Entry, body: bytes) -> None:
-        """One entry for each request_id while it is kept; the oldest go first, as the ledger lets them go."""
+        """Checks that a request_id has one entry while it is kept, and keeps the id. Drops the oldest ids as the ledger
+        does: after a week, or above `ids_max`.
+        """
         self.report.count("requests", "request ids")
         request_ids, order = bucket.request_ids, bucket.order
         key = bytes((len(entry.user_id),)) + entry.user_id + entry.request_id
@@ -175,7 +177,9 @@ class Replay:
     # -- what time causes -------------------------------------------------------------------------------------------
 
     def _pass_missing(self, bucket: Bucket, account: Account, entry: Entry) -> None:
-        """Everything that was due before the entry must have had its own; what has not is told, and done."""
+        """Checks that everything that fell due before the entry has had an entry of its own. Reports what has not, and
+        carries it out.
+        """
         while (due := account.coming()) != (entry.at_ns, entry.op) and due[0] <= entry.at_ns:
             due_ns, op = due
             text = f"no entry of the {_NAMES[op]} that was due at {due_ns}, before the entry at {entry.at_ns}"
@@ -187,10 +191,11 @@ class Replay:
             account.entry_id += len(entries)
 
     def _step(self, account: Account, due_ns: int, op: int, accrue: bool) -> tuple[deque[Coming], int]:
-        """Settles an account to what time causes, and does it; the entries of it, in order, and what accrued.
+        """Settles an account to `due_ns`, and carries out what falls due then. Returns the entries that this causes, in
+        order, and the accrual.
 
-        At a tie the expiries come before the exhaustion that they prevent, and the end of a grace and those of leases,
-        which prevent none, behind it.
+        At a tie, expiries of holds come before the exhaustion, which they can prevent; the ends of a grace and of
+        leases come after it, since they cannot prevent it.
         """
         entries: deque[Coming] = deque()
         above = account.above()
@@ -246,7 +251,7 @@ class Replay:
     # -- commands ---------------------------------------------------------------------------------------------------
 
     def _report(self, account: Account, entry: Entry) -> None:
-        """What delivery reported; it changes no money and settles nothing."""
+        """Replays a report of delivery, which changes no money and does not settle the account."""
         reason = cutoffs.report(account, entry)
         if reason:
             self._fault(reason, account.user_id, "cutoffs")
@@ -286,8 +291,9 @@ class Replay:
     # -- what follows from a change ---------------------------------------------------------------------------------
 
     def _follow(self, account: Account, rules: int, raised: bool, grace_end_ns: int) -> tuple[int, bytes]:
-        """Whether the account crossed zero, either way: (flags, note) of the entry. `grace_end_ns`: what the entry says
-        of a grace that began.
+        """Applies the consequences if the account crossed zero in either direction: (flags, note) for the entry.
+        `rules`: the entry's flags. `raised`: the command raised a line from zero. `grace_end_ns`: the end of a grace
+        that began, from the entry; -1 if none.
         """
         flags, note = 0, b""
         exhausted = account.available <= 0
@@ -321,7 +327,7 @@ class Replay:
         opened: int = 0,
         raised: bool = False,
     ) -> None:
-        """Holds an entry against the account as the change has left it; `before`: the balance before the command."""
+        """Compares an entry with the account after the change. `before`: the balance before the command."""
         if entry.flags & PRESUMED and not (account.exhausted and any(c.status == PENDING for c in account.cutoffs)):
             self._fault("no cutoff was pending that could count as attempted", account.user_id, "cutoffs")
         grace_end_ns = grace_of(entry)
@@ -338,7 +344,7 @@ class Replay:
     def _state(
         self, account: Account, entry: Entry, amount: int, accrued: int, refusal: int, flags: int, note: bytes
     ) -> Says:
-        """What an entry about this account must say now; of a refusal or a report without an entry_id."""
+        """The fields that an entry about this account must have now; entry_id is 0 for a refusal or a report."""
         no_row = flags & REFUSED or entry.op in REPORTS
         exhausts_at_ns = account.exhausts_at()
         flags |= entry.flags & _TOLD_FLAGS | (EXHAUSTED if account.exhausted else 0)
@@ -376,7 +382,7 @@ class Replay:
             account.exhausted = account.available <= 0
 
     def _adopt(self, bucket: Bucket, account: Account, entry: Entry) -> None:
-        """Goes on from an entry that should not be."""
+        """Takes over the state in an entry that should not exist, to continue from it."""
         account.settled_ns = entry.at_ns
         account.balance, account.overrun, account.seq = entry.balance, entry.overrun, entry.seq
         account.exhausted = account.available <= 0
@@ -384,7 +390,7 @@ class Replay:
         self._count(bucket, account, entry.op, entry.amount, entry.accrued)
 
     def _count(self, bucket: Bucket, account: Account, op: int, amount: int, accrued: int) -> None:
-        """Adds what an entry says to the sums of its account and its bucket."""
+        """Adds an entry's amount and accrual to the sums of its account and its bucket."""
         account.net += amount - accrued
         totals = bucket.totals
         totals["accrued"] += accrued
@@ -399,11 +405,11 @@ class Replay:
 
 
 def digest(packed: bytes) -> bytes:
-    """What is kept of a stored answer, to know it again."""
+    """The digest by which an entry that is kept for a request_id is recognised again."""
     return hashlib.blake2b(packed, digest_size=8).digest()
 
 
 def shown(coming: Coming) -> str:
-    """An entry that time causes, in words."""
+    """An entry that time causes, as text for a finding."""
     op, a, b, key = coming
     return f"{_NAMES[op]} ({a}, {b})" if op == THRESHOLD else f"{_NAMES[op]} {key.decode(errors='backslashreplace')!r}"

@@ -1,8 +1,8 @@
-"""What an examination found: faults, notes, and counts of what was looked at, so that "no faults" says of how much.
+"""The result of an examination: faults, notes, and the numbers of checked things, which show what "no faults" means.
 
-A *finding* is a fault: something that must not be. A *note* is something an operator may want to know and that is as it
-should be, such as a torn tail. Findings are all counted, and told up to `TOLD_MAX` for each check, because one cause
-can show in a million places.
+A *finding* is a fault: a state that must not occur. A *note* describes a state that is allowed, but that an operator
+may want to know, such as a torn tail. All findings are counted, but at most `TOLD_MAX` for each check are printed,
+because one cause can appear in a million places.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from shards.counting import counted
 TOLD_MAX: Final = 100
 OWED_MAX: Final = 1000
 
-# Every check, in the order in which it is told, with what it says where nothing is wrong.
+# Every check, in the order of the report, with the text for the case without faults.
 CHECKS: Final[dict[str, str]] = {
     "files": "every file parses, every checksum and link holds",
     "owners": "every bucket has one owner, and the map agrees",
@@ -30,7 +30,7 @@ CHECKS: Final[dict[str, str]] = {
 
 
 class Finding(NamedTuple):
-    """One fault. Its place, as some of `file`, `offset`, `position` and `account`; else "" or -1."""
+    """One fault. `file`, `offset`, `position` and `account` give its place as far as known; otherwise "" or -1."""
 
     check: str
     text: str
@@ -52,7 +52,7 @@ class Finding(NamedTuple):
 
 
 class Owed(NamedTuple):
-    """A call to the outside that is owed, as the entries say."""
+    """An outside call that is owed, according to the entries."""
 
     user_id: str
     bucket_id: int
@@ -62,7 +62,7 @@ class Owed(NamedTuple):
 
 
 class Report:
-    """Filled by the checks, told by the command."""
+    """Collects the results of the checks; the command prints it."""
 
     def __init__(self) -> None:
         self.findings: list[Finding] = []
@@ -84,35 +84,35 @@ class Report:
             self.findings.append(Finding(check, text, file, offset, position, name))
 
     def note(self, text: str) -> None:
-        """Records something that is no fault."""
+        """Records a note, which is no fault."""
         self.notes.append(text)
 
     def not_checked(self, check: str, why: str) -> None:
-        """Says that a check could not be made, or not wholly."""
+        """Records that a check could not be made, or not completely."""
         self.unchecked[check].append(why)
 
     def count(self, check: str, what: str, number: int = 1) -> None:
-        """Adds to how much was looked at."""
+        """Adds to the number of things (`what`) that a check has examined."""
         counts = self.counts[check]
         counts[what] = counts.get(what, 0) + number
 
     def add(self, what: str, amount: int) -> None:
-        """Adds to the sums over all accounts."""
+        """Adds to one of the sums over all accounts, in internal units."""
         self.sums[what] = self.sums.get(what, 0) + amount
 
     def owe(self, owed: Owed) -> None:
-        """Records a call that is owed; it is counted in any case, and told if there are not too many."""
+        """Records an owed call. All are counted; the first `OWED_MAX` are listed."""
         self.count("cutoffs", f"{owed.kind}s owed")
         if len(self.owed) < OWED_MAX:
             self.owed.append(owed)
 
     @property
     def fault_count(self) -> int:
-        """All findings, told or not."""
+        """The number of all findings, printed or not."""
         return sum(self.faults.values())
 
     def summary(self) -> str:
-        """The last line."""
+        """The last line of the report."""
         things = (
             ("accounts", "account", "accounts"),
             ("accounts", "entry", "entries"),
@@ -125,7 +125,7 @@ class Report:
         return f"{looked_at}: {counted(faults, 'fault') if faults else 'no faults'}"
 
     def lines(self) -> list[str]:
-        """The whole report as text: a line a check, then what it found, then notes, then the summary."""
+        """The whole report as text: a line for each check, followed by its findings; then the notes and the summary."""
         lines = []
         for check, text in CHECKS.items():
             faults = self.faults[check]
@@ -145,7 +145,7 @@ class Report:
         return lines
 
     def as_map(self) -> dict[str, object]:
-        """The whole report as plain data."""
+        """The whole report as plain data, for JSON."""
         return {
             "faults": self.fault_count,
             "summary": self.summary(),

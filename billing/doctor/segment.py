@@ -1,4 +1,4 @@
-"""Segments and the manifest, read a second time: from the grammar in `shards.journal.file.record`, not with its code.
+"""Parses segments and the manifest a second time: from the grammar in `shards.journal.file.record`, not with its code.
 
     block   "BWAL" u16 u8 | sync u8 | shard u32 | salt u64 | segment_id u64 | first_position u64 | length u64
             | prev_chain u32 | align u32 | epoch u64 | created_ns i64 | last_time_ns i64 | boot_id 16 | owner 64
@@ -6,8 +6,8 @@
     batch   "\\xb1BAT" | hcrc u32 | chain u32 | length u32 | position u64 | flags u32 | prev_chain u32 | durable u64
             | segment_id u32 | time_ns i64 | payload | "\\xb1END" | zeros up to a multiple of align
 
-`read_batch` says of one place in a file either which whole, right batch stands there or why none does. What that means
-(the end, a torn tail, damage) is judged in `directory`.
+`read_batch` returns the whole, valid batch at a place in a file, or raises the reason why there is none. `directory`
+judges what a missing batch means (the end, a torn tail, damage).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ assert _HEADER.size == HEADER_BYTES
 
 
 class Unreadable(Exception):
-    """These bytes are not what should stand there; the text says why."""
+    """The bytes at a place are not what the format requires; the text says why."""
 
 
 class Block(NamedTuple):
@@ -56,7 +56,7 @@ class Block(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """Which segment is the live one; `head` and `head_chain` only after a clean stop."""
+    """Names the active segment. `head` and `head_chain` are set only after a clean stop."""
 
     clean: int
     shard: int
@@ -69,7 +69,7 @@ class Manifest(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One batch that is right, or a barrier; it ends at `end`, and the following one begins at `next_offset`."""
+    """One valid batch or barrier. It ends at the offset `end`; the following one begins at `next_offset`."""
 
     offset: int
     position: int
@@ -83,7 +83,7 @@ class Batch(NamedTuple):
 
 
 def read_block(data: bytes) -> Block:
-    """The block in the first bytes of a segment. Raises Unreadable."""
+    """Parses the first block of a segment. Raises Unreadable."""
     if len(data) < BLOCK_BYTES:
         raise Unreadable(f"the file has {len(data)} bytes and no whole first block")
     if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
@@ -97,7 +97,7 @@ def read_block(data: bytes) -> Block:
 
 
 def read_manifest(data: bytes) -> Manifest:
-    """A whole manifest file. Raises Unreadable."""
+    """Parses a whole manifest file. Raises Unreadable."""
     if len(data) != MANIFEST_BYTES:
         raise Unreadable(f"the manifest has {len(data)} bytes, not {MANIFEST_BYTES}")
     if crc32c(data[:-4]) != int.from_bytes(data[-4:], "little"):
@@ -112,20 +112,19 @@ def read_manifest(data: bytes) -> Manifest:
 
 
 def write_manifest(manifest: Manifest) -> bytes:
-    """The bytes of a manifest; for `cut` alone."""
+    """The bytes of a manifest. Only `cut` writes one."""
     body = _MANIFEST.pack(b"BMAN", 1, *manifest).ljust(MANIFEST_BYTES - 4, b"\0")
     return body + crc32c(body).to_bytes(4, "little")
 
 
 def salted(block: Block) -> int:
-    """Where the checksum of each batch header of this segment begins."""
+    """The initial value for the checksum of each batch header in this segment, derived from its salt."""
     return crc32c(block.salt.to_bytes(8, "little"))
 
 
 def read_batch(file: File, block: Block, seed: int, offset: int, chain: int, following: int) -> Batch:
-    """The batch at this offset, which goes on from `chain` and has position `following` (a barrier: the one before).
-
-    Raises Unreadable where none stands there.
+    """Parses the batch at an offset. It must continue `chain` and have the position `following`, or, as a barrier, the
+    position before. Raises Unreadable.
     """
     header = file.at(offset, HEADER_BYTES)
     if len(header) < HEADER_BYTES:
@@ -157,7 +156,7 @@ def read_batch(file: File, block: Block, seed: int, offset: int, chain: int, fol
 
 
 def claimed_end(file: File, seed: int, offset: int) -> int:
-    """Where the batch that begins at `offset` would end; -1 where its header is not right."""
+    """The offset at which the batch at `offset` would end, by its header; -1 if the header is not valid."""
     header = file.at(offset, HEADER_BYTES)
     if len(header) == HEADER_BYTES and header[:4] == BATCH_MAGIC:
         _, hcrc, _, length, *_ = _HEADER.unpack(header)
@@ -167,8 +166,9 @@ def claimed_end(file: File, seed: int, offset: int) -> int:
 
 
 def headers_behind(file: File, block: Block, seed: int, offset: int) -> tuple[int, int]:
-    """(how many right headers of this segment stand behind `offset`, offset of the first that proves that all before it
-    had been synced, or -1). They are looked for at every byte: behind damage no length can be believed.
+    """(the number of valid batch headers of this segment behind `offset`, barriers not counted; the offset of the first
+    header that proves that everything before it had been synced, or -1). Headers are searched for at every byte, since
+    behind damage no length can be trusted.
     """
     count, proof = 0, -1
     at = file.find(BATCH_MAGIC, offset + 1)

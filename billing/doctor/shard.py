@@ -1,8 +1,8 @@
-"""One shard: its log from the oldest snapshot on, against the accounts worked out anew and against its snapshots.
+"""Examines one shard: replays its log from the oldest snapshot on, and compares it with its entries and snapshots.
 
 A batch is `u32 count`, then count times `u32 length | kind u8 | bucket u16 | generation u32 | body`. Kind 1 is an
-entry, 2 makes an empty bucket, 3 gives one up, 4 takes one over: its body is the bucket as another shard had it. A part
-of a snapshot stands for all records of its bucket up to the position in it, which may lie behind that of the snapshot.
+entry, 2 makes an empty bucket, 3 gives a bucket up, 4 takes a bucket over, with the other shard's copy as the body. A
+part of a snapshot replaces all records of its bucket up to the part's position, which may be after the snapshot's.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from billing.doctor.state import Account, Bucket
 from billing.doctor.statements import Statements
 
 ENTRY, OWN, LEAVE, RECEIVED = 1, 2, 3, 4
-LATE_NS: Final = 60 * 10**9  # a shard that went on that long must have written what was due
+LATE_NS: Final = 60 * 10**9  # a shard that ran on for so long must have written entries for everything due
 
 _U32 = struct.Struct("<I")
 _RECORD = struct.Struct("<BHI")
@@ -35,14 +35,14 @@ Passed = dict[tuple[int, int], set[bytes]]  # (bucket id, generation) -> fingerp
 
 
 class Moves:
-    """The buckets given up and taken over, with their generations, over all shards."""
+    """Fingerprints of the buckets that shards gave up and took over, by generation."""
 
     def __init__(self) -> None:
         self.left: Passed = {}
         self.arrived: Passed = {}
 
     def compare(self, report: Report) -> None:
-        """A bucket's next owner must have taken over exactly the state that the owner before gave up."""
+        """Checks that each bucket's next owner took over exactly the state that the owner before gave up."""
         for (bucket_id, generation), left in self.left.items():
             arrived = self.arrived.get((bucket_id, generation + 1))
             if arrived is not None:
@@ -70,7 +70,7 @@ def records(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
 
 
 class Shard:
-    """The state of one shard while its log is walked."""
+    """Examines one shard; has the state of its buckets while the log is replayed."""
 
     def __init__(
         self,
@@ -90,14 +90,14 @@ class Shard:
         self._replay = Replay(report, ids_max)
         self._loaded_at: dict[int, int] = {}  # bucket id -> position up to which the base holds its records
         self.untouched: set[int] = set()  # buckets that arrived, without an entry since
-        self._missed: set[int] = set()  # buckets that left while the base began, which tells neither them nor that
+        self._missed: set[int] = set()  # buckets that may have left while the base began, without a part in it
         self.entries = 0
 
     # -- the log ----------------------------------------------------------------------------------------------------
 
     def examine(self, history: HistoryFile | None, progress: Callable[[int], None]) -> bool:
-        """Walks the whole log, the history beside it; False where the log cannot be followed to its end. `progress` is
-        told the bytes walked over, now and then.
+        """Replays the whole log, and compares the history with it. Returns False if the log cannot be read to its end.
+        `progress` is called with the number of bytes read so far, after each batch.
         """
         log, report = self.log, self._report
         base = base_of(log.first_position, log.snapshots)
@@ -132,7 +132,7 @@ class Shard:
         return True
 
     def _compare_rows(self, history: HistoryFile, batch: Batch) -> None:
-        with suppress(Garbled, struct.error):  # told where it is replayed
+        with suppress(Garbled, struct.error):  # `_batch` reports it
             history.take(batch, *rows_of(records(batch.payload)))
 
     def _not_checked(self, why: str) -> None:
@@ -195,7 +195,7 @@ class Shard:
             self._missed.discard(bucket_id)
         elif bucket is None or bucket.generation != generation:
             self._fault("owners", f"bucket {bucket_id} at generation {generation} is given up, and is not here")
-        elif bucket_id not in self.untouched:  # else it may just have been stored, and never decided for
+        elif bucket_id not in self.untouched:  # an untouched copy may be of a move that was never decided
             self._moves.left.setdefault((bucket_id, generation), set()).add(fingerprint(bucket))
         self.untouched.discard(bucket_id)
 
@@ -206,7 +206,7 @@ class Shard:
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def owned(self) -> Iterator[Bucket]:
-        """The buckets here that the map gives to this shard: no leftovers of moves."""
+        """The buckets that the map assigns to this shard, without copies left over from moves."""
         for bucket in self.held.values():
             if self._owners is None or self._owners.owner.get(bucket.bucket_id) == (
                 self.log.shard,
@@ -215,7 +215,9 @@ class Shard:
                 yield bucket
 
     def _end(self) -> None:
-        """What must be true of the state that the log ends with; and what it makes owed and coming."""
+        """Checks the state at the end of the log, and records the calls that are owed and the instants that are
+        coming.
+        """
         report = self._report
         for bucket in self.owned():
             for account in bucket.accounts.values():

@@ -1,11 +1,11 @@
-"""Snapshots, read a second time: from the grammar in `shards.journal.file.snapshot`, not with its code.
+"""Parses snapshots a second time: from the grammar in `shards.journal.file.snapshot`, not with its code.
 
     head    "BSNP" | u16 1 | u16 0 | shard u32 | chain u32 | position u64 | epoch u64 | created_ns i64 | crc u32
     chunk   "\\xb1CHK" | length u32 | crc u32 | hcrc u32 | bytes
     footer  "\\xb1FIN" | count u32 | reached u64 | length u64 | BLAKE2b-128 of all before | crc u32
 
-`examine` reads the whole file once; afterwards single chunks can be read where they are needed, so no snapshot has to
-fit into memory.
+`examine` reads the whole file once. Afterwards its caller can read single chunks by their offsets, so no snapshot has
+to fit into memory.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _DIGEST_AT: Final = 24
 
 
 class Chunk(NamedTuple):
-    """Where the bytes of one chunk stand."""
+    """The place of one chunk's bytes in the file."""
 
     offset: int
     length: int
 
 
 class Snapshot(NamedTuple):
-    """A snapshot file every byte of which is right."""
+    """A snapshot file of which every byte was checked."""
 
     name: str
     shard: int
@@ -47,13 +47,13 @@ class Snapshot(NamedTuple):
 
 
 def position_of(name: str) -> int:
-    """The position that a file name stands for; -1 where it is no snapshot's."""
+    """The position in the name of a snapshot's file; -1 for any other name."""
     digits = name.removeprefix(PREFIX)
     return int(digits) if name.startswith(PREFIX) and len(digits) == 20 and digits.isdecimal() else -1
 
 
 def examine(file: File, name: str) -> Snapshot:
-    """Reads it whole. Raises Unreadable."""
+    """Reads and checks a whole snapshot file. Raises Unreadable."""
     head = file.at(0, _HEAD.size)
     if len(head) < _HEAD.size:
         raise Unreadable(f"the file has {len(head)} bytes and no whole head")

@@ -1,11 +1,12 @@
-"""Accounts as this room works them out: plain objects, one integer of internal units for each sum of money.
+"""The doctor's own accounts: plain objects, with one integer of internal units for each sum of money.
 
-What an account can have is all here, and how time alone changes it: `pass_time`, `coming`. What commands change is in
-`commands` and `cutoffs`.
+This module has all state of an account, and the changes that time alone makes: `pass_time`, `coming`. The changes that
+commands make are in `commands` and `cutoffs`.
 
-    available = balance + credit limit - open holds;  active while it is above zero
-    spent     = rate * time;  of an active account, what exceeds the available is not charged but counted as overrun,
-                and an exhausted one is not charged at all - unless its exhaustion began under the rule "accrue"
+    available = balance + credit limit - open holds;  the account is active while this is above zero
+    spent     = rate * time;  for an active account, the excess over the available money is not charged but counted as
+                overrun; an exhausted account is not charged at all - unless its exhaustion began under the rule
+                "accrue"
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from billing.doctor.entry import (
 )
 
 WEEK_NS: Final = 7 * 24 * 3600 * 10**9
-NEVER: Final = 2**64 - 1  # as an instant: none
+NEVER: Final = 2**64 - 1  # stands for an instant that never comes
 
 PENDING, DELIVERED, EFFECTIVE, SUPERSEDED, IN_GRACE = range(5)
 STATUSES: Final = ("pending", "delivered", "effective", "superseded", "in grace")
@@ -36,7 +37,7 @@ Coming = tuple[int, int, int, bytes]  # op, a, b, key of an entry: a crossed thr
 
 
 class Cutoff:
-    """One cutoff of an account and what became of it."""
+    """One cutoff of an account, with its state."""
 
     __slots__ = (
         *("at_ns", "attempts", "called_ns", "delivered_ns"),
@@ -54,22 +55,22 @@ class Cutoff:
     ) -> None:
         self.seq = seq
         self.at_ns = at_ns
-        self.called_ns = at_ns  # owed from then on: later where a grace was given
+        self.called_ns = at_ns  # the call is owed from then on: later than at_ns if there is a grace
         self.delivered_ns = 0  # when its 2xx came; 0: it has not come, or an older version did not keep it
-        self.restored_ns = 0  # likewise that of its restore
+        self.restored_ns = 0  # when the 2xx of its restore came; 0: likewise
         self.status = status
         self.attempts = attempts
         self.released = released
         self.last_error = last_error
 
     def facts(self) -> tuple[object, ...]:
-        """All of it but when the 2xx of its calls came, for comparing and showing."""
+        """All fields except the instants of the two 2xx, for comparing and showing."""
         when = self.at_ns if self.called_ns == self.at_ns else (self.at_ns, self.called_ns)
         return self.seq, when, STATUSES[self.status], self.attempts, self.released, self.last_error
 
 
 class Credit(NamedTuple):
-    """Money that ends. What ends soonest is spent first, of one end the smaller rest, then the older."""
+    """Credit that ends. The order of the tuples is the order of spending: by end, then the smaller rest, then age."""
 
     ends_ns: int
     rest: int  # internal units
@@ -79,7 +80,7 @@ class Credit(NamedTuple):
 
 
 class Account:
-    """An account between two entries. What few have is None until there is one."""
+    """An account between two entries. Fields that few accounts use are None until they are needed."""
 
     __slots__ = (
         "accruing", "balance", "class_name", "credit_limit_nanos", "credits", "cutoffs", "entry_id", "exhausted",
@@ -99,9 +100,9 @@ class Account:
         self.accruing = False  # the exhaustion that lasts goes on below zero
         self.entry_id = 0
         self.seq = 0
-        self.off_seq = 0  # highest seq of which an attempt began
-        self.off_ns = 0  # and its exhaustion instant: together the name of the restore
-        self.on_seq = 0  # highest one made good by a restore
+        self.off_seq = 0  # highest seq for which an attempt began
+        self.off_ns = 0  # exhaustion instant of off_seq; both together identify the restore
+        self.on_seq = 0  # highest seq that a delivered restore has undone
         self.restore_attempts = 0
         self.restore_error = b""
         self.lines: dict[bytes, tuple[int, int]] | None = None  # resource -> (rate, rate_seq or -1), above zero
@@ -109,33 +110,34 @@ class Account:
         self.quiet: dict[bytes, tuple[int, int]] | None = None  # resource -> (rate_seq, at zero since)
         self.holds: dict[bytes, tuple[int, int]] | None = None  # hold_id -> (nanos, expires_ns or NEVER)
         self.credits: list[Credit] = []  # in the order in which they are spent
-        self.class_name = b""  # of cutoffs; empty: the default
+        self.class_name = b""  # cutoff class; b"": the default
         self.thresholds: tuple[tuple[int, int], ...] = ()  # (kind, value), sorted
         self.cutoffs: list[Cutoff] = []
         self.firing: deque[Coming] | None = None  # entries of this same instant that must come next
-        self.net = 0  # what the entries seen say in all: amounts less what accrued; begins with the balance loaded
+        self.net = 0  # balance loaded from a snapshot, plus amounts, minus accruals of all entries since
 
     @property
     def available(self) -> int:
-        """In internal units; above zero is active."""
+        """The available money in internal units; the account is active while it is above zero."""
         return self.balance + (self.credit_limit_nanos - self.holds_nanos) * UNIT
 
     def exhausts_at(self) -> int:
-        """The first nanosecond at which spending and ended credits have used up everything available; NEVER where none
-        is coming.
+        """The first nanosecond at which spending and ending credits have used up all available money; NEVER if there is
+        none, or if the account is exhausted already.
         """
         return self.falls_to(0, self.rate)
 
     def falls_to(self, floor: int, rate: int) -> int:
-        """The first nanosecond at which available is down to `floor`, at this rate; NEVER where it never is, or is.
+        """The first nanosecond at which `available` is down to `floor`, at this rate. NEVER if that does not happen, or
+        has happened already.
 
-        Up to an end the rate spends either what ends then, or more; so of each end it is enough to know how much of the
-        credits up to it is neither spent nor ended before.
+        The rate spends the credits that end soonest first. So at the end of a credit, the money gone by then is the
+        larger of two sums: what was spent or had ended before, and all credits that have ended up to then.
         """
         above = self.available - floor
         if above <= 0:
             return NEVER
-        gone = before_ns = 0  # spent or ended, up to the last end looked at
+        gone = before_ns = 0  # money spent or ended by `before_ns`, the end of the credit before
         ending = 0
         for credit in self.credits:
             spent = rate * (credit.ends_ns - self.settled_ns)
@@ -154,7 +156,7 @@ class Account:
         return self.settled_ns + whole_ns + (rest > 0)
 
     def take(self, amount: int) -> None:
-        """Takes so much from the credits, as far as they go."""
+        """Takes an amount from the credits, in their order, until they are used up."""
         remaining: list[Credit] = []
         for credit in self.credits:
             used = min(amount, credit.rest)
@@ -164,7 +166,7 @@ class Account:
         self.credits = remaining
 
     def ends_next(self) -> int:
-        """The first end of a credit before which not all of it is spent; NEVER where none is."""
+        """The first instant at which a credit ends that will not be wholly spent by then; NEVER if there is none."""
         rate = self.rate if self.accruing or not self.exhausted else 0
         total = 0
         for credit in self.credits:
@@ -174,11 +176,13 @@ class Account:
         return NEVER
 
     def grace(self) -> Cutoff | None:
-        """The cutoff that is not called yet since its grace is running."""
+        """The cutoff whose grace is running, so that it is not called yet; None if there is none."""
         return next((cutoff for cutoff in self.cutoffs if cutoff.status == IN_GRACE), None)
 
     def pass_time(self, at_ns: int, accrue: bool) -> int:
-        """Accounts for the time up to `at_ns`; what it charged. `accrue`: the rule, should available run out."""
+        """Settles the account to `at_ns`, and returns the amount charged. `accrue`: whether the rule "accrue" is in
+        force, in case the available money runs out meanwhile.
+        """
         spent = self.rate * (at_ns - self.settled_ns)
         self.settled_ns = at_ns
         over = spent if self.exhausted else max(0, spent - self.available)
@@ -194,23 +198,24 @@ class Account:
         return charged
 
     def is_above(self, threshold: tuple[int, int]) -> bool:
-        """Whether this threshold could still be crossed downwards."""
+        """Whether the account is above this threshold, so that it can still fall to it."""
         kind, value = threshold
         if kind == BY_AMOUNT:
             return self.available > value * UNIT
         return self.available > 0 and self.exhausts_at() - self.settled_ns > value
 
     def above(self) -> list[tuple[int, int]]:
-        """The thresholds that could still be crossed."""
+        """The thresholds that the account is above."""
         return [threshold for threshold in self.thresholds if self.is_above(threshold)]
 
     def crossed(self, above: list[tuple[int, int]]) -> list[Coming]:
-        """The entries of those of these thresholds that it is not above of any more."""
+        """The entries for the thresholds in `above` to or below which the account has fallen."""
         return [(THRESHOLD, *threshold, b"") for threshold in above if not self.is_above(threshold)]
 
     def coming(self) -> tuple[int, int]:
-        """(instant, operation) of what time causes next; NEVER where nothing. At a tie an expiry comes first, then the
-        end of a credit, the exhaustion, the end of a grace, the end of a lease, and a threshold.
+        """(instant, operation) of the next entry that time causes; the instant is NEVER if there is none. At a tie the
+        expiry of a hold comes first, then the end of a credit, the exhaustion, the end of a grace, the end of a lease,
+        and a threshold.
         """
         instant, op = self.exhausts_at(), EXHAUST
         if self.exhausted and (waiting := self.grace()) is not None:
@@ -236,7 +241,7 @@ class Account:
         return instant, op
 
     def line(self, resource: bytes) -> tuple[int, int]:
-        """(rate, rate_seq) of a line, as it is known at the instant settled to; (0, -1) of one that is not."""
+        """(rate, rate_seq) of a line at the instant to which the account is settled; (0, -1) for an unknown line."""
         if self.lines and resource in self.lines:
             return self.lines[resource]
         if self.quiet and resource in self.quiet:
@@ -246,13 +251,13 @@ class Account:
         return 0, -1
 
     def line_count(self) -> int:
-        """Lines that are above zero, and those remembered."""
+        """The number of lines above zero, and of lines at zero whose rate_seq still counts."""
         remembered = [seq for seq, since_ns in (self.quiet or {}).values() if self.settled_ns - since_ns < WEEK_NS]
         return len(self.lines or ()) + len(remembered)
 
 
 class Grave:
-    """What outlives a closed account, beside its request ids."""
+    """The state that outlives a closed account, besides its request ids."""
 
     __slots__ = ("entry_id", "off", "quiet", "seq", "settled_ns")
 
@@ -261,11 +266,11 @@ class Grave:
         self.entry_id = entry_id
         self.seq = seq
         self.quiet = quiet
-        # Where machines may be off: latest cutoff, off_seq, off_ns, on_seq.
+        # Set if the user's machines may be switched off: latest cutoff, off_seq, off_ns, on_seq.
         self.off: tuple[Cutoff, int, int, int] | None = None
 
     def quiet_at(self, at_ns: int) -> dict[bytes, tuple[int, int]]:
-        """The lines whose rate_seq still counts."""
+        """The lines whose rate_seq still counts at this instant: those at zero for less than a week."""
         return {resource: line for resource, line in self.quiet.items() if at_ns - line[1] < WEEK_NS}
 
 
@@ -282,13 +287,13 @@ class Bucket:
         self.graves: dict[bytes, Grave] = {}
         self.totals: dict[str, int] = dict.fromkeys(TOTALS, 0)
         self.request_ids: dict[bytes, tuple[int, bytes]] = {}  # user and request id -> (instant, digest of its entry)
-        self.order: deque[bytes] = deque()  # the same, oldest first
+        self.order: deque[bytes] = deque()  # the keys of `request_ids`, oldest first
 
     def expected_balance(self) -> int:
-        """What the balances must add up to."""
+        """The sum that the balances of all accounts must have, in internal units."""
         totals = self.totals
         return totals["top_ups"] - totals["debits"] - totals["accrued"] + totals["adjustments"] - totals["paid_out"]
 
     def pending(self) -> int:
-        """How many cutoffs are still to be delivered."""
+        """The number of cutoffs that are still to be delivered."""
         return sum(cutoff.status == PENDING for account in self.accounts.values() for cutoff in account.cutoffs)

@@ -1,18 +1,18 @@
-"""Statements, of accounts drawn at random: the rows of the history and the entries give the same figures for a period.
+"""Checks, for accounts drawn at random, that history rows and journal entries give the same figures for a period.
 
-The balance of an account at an instant, the accrual of a period and its division into rate lines are worked out twice,
-by code that shares nothing with the daemon's: from the accounts as the journal's entries leave them (`replay`), and
-from the columns that the history keeps for that. Both must be the same, to the internal unit:
+The balance of an account at an instant, the accrual of a period and its division into rate lines are computed twice,
+by code that shares nothing with the daemon's: from the accounts that `replay` makes of the journal's entries, and from
+the columns of the history that are kept for this purpose. Both must be equal, to the internal unit:
 
-    balance   balance - min(rate * time, room), where room is what can be spent before spending pauses; at an entry's
-              instant, before the entry, what that entry says
+    balance   balance - min(rate * time, room), where room is the amount that can be spent before spending pauses; at
+              the instant of an entry, the balance before it according to the entry
     accrued   opening + amounts of the entries in the period - closing
-    lines     where an interval was spent at the account's rate, each line its rate * time; where it was cut short, the
-              differences of floors of spent * running sum of rates / rate, in the order of the lines' names
+    lines     for an interval that was spent at the account's full rate, each line's rate * time; for one that was cut
+              short, the differences of floors of spent * running sum of rates / rate, in the order of the lines' names
 
-Which accounts: those whose keyed hash is lowest, at most `ACCOUNTS_MAX`; which instants: drawn uniformly, for each
-interval between two entries at most one, and of those of an account at most `SAMPLES_MAX`, each as likely as any other.
-Only what the journal still holds can be held against it.
+The accounts are those with the lowest keyed hashes, at most `ACCOUNTS_MAX`. The instants are drawn uniformly: at most
+one in each interval between two entries, and at most `SAMPLES_MAX` for an account, all with the same probability. Only
+periods that the journal still has can be compared.
 """
 
 from __future__ import annotations
@@ -29,14 +29,16 @@ from billing.doctor.state import Account
 
 ACCOUNTS_MAX: Final = 500
 SAMPLES_MAX: Final = 24  # of one account
-ROWS_MAX: Final = 20_000  # of one account; longer ones are left out
-LINES_MAX: Final = 200  # of one account at once; with more, lines are left out
+ROWS_MAX: Final = 20_000  # of one account; accounts with more rows are left out
+LINES_MAX: Final = 200  # of one account at once; with more, its lines are not compared
 
 Lines = dict[bytes, int]  # by resource: nanos per hour, or internal units
 
 
 class Sample(NamedTuple):
-    """An instant of an account as the entries have it; `spent` and `lines` are sums since the stretch began."""
+    """The figures of an account at an instant, from entries. `spent` and `lines` are sums since the begin of the
+    stretch, a run of consecutive entries named by its first entry_id.
+    """
 
     at_ns: int
     balance: int
@@ -46,7 +48,7 @@ class Sample(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A row of the history, sums in internal units. `resource` is None where it set no line."""
+    """A row of the history, with sums in internal units. `resource` is None if the entry set no line."""
 
     entry_id: int
     at_ns: int
@@ -59,7 +61,7 @@ class Row(NamedTuple):
 
 
 def room_of(balance: int, credit_limit_nanos: int, holds_nanos: int, flags: int) -> int:
-    """What an account can spend before spending pauses, or comes to a bound."""
+    """The amount that an account can spend before spending pauses, or before a sum reaches its bound."""
     available = balance + (credit_limit_nanos - holds_nanos) * UNIT
     if not flags & EXHAUSTED:
         return available
@@ -67,7 +69,7 @@ def room_of(balance: int, credit_limit_nanos: int, holds_nanos: int, flags: int)
 
 
 def shares(lines: Lines, rate: int, spent: int) -> Lines:
-    """How `spent` of one interval divides into lines, which sum to `rate`."""
+    """Divides `spent`, the amount of one interval, among `lines`, whose rates sum to `rate`."""
     by_line, running = {}, 0
     for resource in sorted(lines) if spent else ():
         below, running = running, running + lines[resource]
@@ -76,12 +78,12 @@ def shares(lines: Lines, rate: int, spent: int) -> Lines:
 
 
 def added(sums: Lines, more: Lines) -> Lines:
-    """Both together."""
+    """The sums of both, by resource."""
     return {resource: sums.get(resource, 0) + more.get(resource, 0) for resource in sums.keys() | more.keys()}
 
 
 class _Member:
-    """An account behind its last entry, as replayed, and what was drawn of it."""
+    """A drawn account after its last replayed entry, and the samples drawn from it."""
 
     __slots__ = (
         "at_ns",
@@ -106,20 +108,20 @@ class _Member:
 
 
 class Statements:
-    """Collects while the journals and the histories are walked; `compare` in the end."""
+    """Collects figures while journals and histories are read; at the end, `compare` compares them."""
 
     def __init__(self, report: Report, seed: bytes = b"") -> None:
-        """`seed`: which accounts and instants are drawn; up to 64 bytes."""
+        """`seed`: determines the accounts and instants that are drawn; up to 64 bytes."""
         self._report = report
         self._seed = seed
         self._draw = random.Random(seed)
         self._worst: list[tuple[int, bytes]] = []  # a heap: the member with the highest hash first
         self._members: dict[bytes, _Member] = {}
         self._rows: dict[bytes, list[Row] | None] = {}  # None: left out
-        self._openings: dict[bytes, dict[int, Lines]] = {}  # by account, by entry_id: the lines behind it
+        self._openings: dict[bytes, dict[int, Lines]] = {}  # user_id -> entry_id -> the lines after that entry
 
     def _is_member(self, user_id: bytes) -> bool:
-        """Whether the account is one of those drawn, so far."""
+        """Whether the account is one of those drawn so far. May add it, in place of the one with the highest hash."""
         if user_id in self._members:
             return True
         digest = hashlib.blake2b(user_id, digest_size=8, key=self._seed).digest()
@@ -138,7 +140,7 @@ class Statements:
     # -- by the entries ---------------------------------------------------------------------------------------------
 
     def entry(self, entry: Entry, account: Account | None) -> None:
-        """The next entry of a bucket, replayed; `account` as it is behind it, None where it was closed."""
+        """Takes the next replayed entry. `account`: the account after the entry; None if the entry closed it."""
         if entry.entry_id <= 0 or not self._is_member(entry.user_id):
             return
         member = self._members[entry.user_id]
@@ -164,7 +166,7 @@ class Statements:
             member.sums = None
 
     def _pass(self, member: _Member, entry: Entry) -> None:
-        """Time passed from the entry before to this one; maybe an instant between them is drawn."""
+        """Adds the accrual between the entry before and this one; may draw an instant between them."""
         spent = entry.accrued
         if entry.at_ns > member.at_ns:
             member.drawn += 1
@@ -186,8 +188,8 @@ class Statements:
     # -- by the rows ------------------------------------------------------------------------------------------------
 
     def row(self, user_id: bytes, columns: tuple[Any, ...], rare: tuple[int, int, int]) -> None:
-        """A row: `columns` are entry_id, at_ns, amount, balance (in nanos), flags, frac, rate, value and resource;
-        `rare` credit limit and holds in nanos and the fraction of the amount.
+        """Takes a row. `columns`: entry_id, at_ns, amount and balance in nanos, flags, fraction of the balance, rate,
+        value and resource. `rare`: credit limit and holds in nanos, and the fraction of the amount.
         """
         if not self._is_member(user_id):
             return
@@ -203,14 +205,14 @@ class Statements:
         rows.append(Row(entry_id, at_ns, floor_nanos * UNIT + amount_frac, exactly, rate, room, resource, value))
 
     def opening(self, user_id: bytes, entry_id: int, lines: Lines) -> None:
-        """An account's rate lines as of a row, as the history keeps them where it deleted the rows before."""
+        """Takes an account's rate lines after a row, which the history keeps if it has deleted the rows before."""
         if self._is_member(user_id):
             self._openings.setdefault(user_id, {})[entry_id] = lines
 
     # -- in the end -------------------------------------------------------------------------------------------------
 
     def compare(self) -> None:
-        """Holds both against each other."""
+        """Compares the figures from entries with those from rows."""
         for user_id, member in self._members.items():
             rows = self._rows[user_id]
             if not member.samples or not rows:
@@ -218,36 +220,36 @@ class Statements:
             rows.sort()
             openings = self._openings.get(user_id, {})
             newest = max(openings, default=0)
-            rows = [row for row in rows if row.entry_id >= newest]  # of those before, some are gone
+            rows = [row for row in rows if row.entry_id >= newest]  # some of the rows before are deleted
             if any(after.entry_id != before.entry_id + 1 for before, after in pairwise(rows)):
-                continue  # some are lost, which is told where the rows are looked at
+                continue  # some rows are lost, which `history` reports
             self._report.count("statements", "accounts")
             _Periods(self._report, user_id, rows, openings.get(newest)).compare(sorted(member.samples))
 
 
 class _Point(NamedTuple):
-    """An instant as the rows have it; sums since the first row."""
+    """The figures at an instant, from rows; sums since the first row."""
 
     balance: int
-    amounts: int  # of the entries before
+    amounts: int  # sum of the amounts of the entries before
     spent: int
     lines: Lines | None
 
 
 class _Periods:
-    """One account's rows, read from the first to the last."""
+    """Computes figures from one account's rows, from the first to the last, and compares them with samples."""
 
     def __init__(self, report: Report, user_id: bytes, rows: list[Row], opening: Lines | None) -> None:
-        """`opening`: the lines behind the first row, where it is known of them."""
+        """`opening`: the lines after the first row, if known."""
         self._report = report
         self._user_id = user_id
         self._rows = rows
         self._amounts = self._spent = 0
-        self._lines = {} if rows[0].entry_id == 1 else opening  # rates behind the row at hand
+        self._lines = {} if rows[0].entry_id == 1 else opening  # rates after the current row; None: unknown
         self._sums: Lines = {}
 
     def compare(self, samples: list[Sample]) -> None:
-        """Each instant, and the periods between them."""
+        """Compares the balance at each sampled instant, and the periods between these instants."""
         rows = self._rows
         first_ns, last_ns = rows[0].at_ns, rows[-1].at_ns  # what is older or newer is not in the file
         samples = [sample for sample in samples if first_ns < sample.at_ns <= last_ns]
@@ -269,7 +271,7 @@ class _Periods:
             self._compare_period(first, opening, last, closing)
 
     def _at(self, before: Row, row: Row, at_ns: int) -> _Point:
-        """An instant behind the row `before`, not behind the next one."""
+        """The figures at an instant after the row `before`, and not after the next row."""
         spent = min(before.rate * (at_ns - before.at_ns), before.room)
         if row.at_ns == at_ns:
             spent = before.balance - (row.balance - row.amount)
@@ -277,7 +279,7 @@ class _Periods:
         return _Point(before.balance - spent, self._amounts, self._spent + spent, lines)
 
     def _pass(self, before: Row, row: Row) -> None:
-        """Time passed from one row to the next."""
+        """Adds the accrual between one row and the next, and applies the line that the next one set."""
         spent = before.balance - (row.balance - row.amount)
         self._spent += spent
         lines = self._lines
@@ -320,7 +322,7 @@ class _Periods:
 
 
 def _between(first: Lines | None, last: Lines | None) -> Lines:
-    """What was added between two sums; lines that spent nothing are left out."""
+    """The differences of two sums by resource, without lines that spent nothing."""
     before, after = first or {}, last or {}
     added_by_line = {resource: spent - before.get(resource, 0) for resource, spent in after.items()}
     return {resource: spent for resource, spent in added_by_line.items() if spent}
