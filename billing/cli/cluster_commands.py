@@ -37,7 +37,7 @@ def cluster() -> None:
 @cluster.command()
 @config_option
 def check(config_file: str | None) -> None:
-    """Says everything that is wrong with the servers and streams, and exits with 78; or that nothing is."""
+    """Reports every fault of the log's servers and streams, and exits with 78 if there is one."""
     for warning in _backend(config_file).prepare():
         say(f"billing: warning: {warning}")
     put("the log's servers and streams are fit")
@@ -46,7 +46,7 @@ def check(config_file: str | None) -> None:
 @cluster.command()
 @config_option
 def init(config_file: str | None) -> None:
-    """Makes the streams that are missing. What is there already is left as it is, and must be fit."""
+    """Makes the streams that are missing. Existing streams are not changed, and must be fit."""
     streams = _backend(config_file).make()
     put(f"made {', '.join(streams)}" if streams else "all streams are there already")
 
@@ -55,9 +55,9 @@ def init(config_file: str | None) -> None:
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
 def status(config_file: str | None, *, as_json: bool) -> None:
-    """Says which host serves, what moves, and for each shard's journal its leader, size, epoch and last record. Where
-    several hosts serve at once, the daemon of this configuration is asked which links between them are down, and what
-    its histories lack.
+    """Shows which host serves, what moves, and for each shard's journal its leader, size, epoch and last record. If
+    several hosts serve at once, it also asks the daemon of this configuration which links between hosts are down, and
+    what its histories lack.
     """
     backend = _backend(config_file)
     backend.prepare()
@@ -142,7 +142,7 @@ def _what_moves(wanted: WantedMoves, *, is_uneven: bool) -> list[str]:
 @config_option
 @click.argument("node")
 def drain(config_file: str | None, node: str) -> None:
-    """Lets other hosts take the shards of NODE, and NODE take none as long as others can. It goes on running."""
+    """Lets other hosts take the shards of NODE, and NODE take none as long as others can. NODE goes on running."""
     _decide_drained(config_file, node, is_drained=True)
     put(f"{node} is drained: the other hosts ask for its shards, one after the other")
 

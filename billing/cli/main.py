@@ -106,7 +106,7 @@ def config() -> None:
 @config.command()
 @config_option
 def check(config_file: str | None) -> None:
-    """Says everything that is wrong with it, and exits with 78; or that nothing is."""
+    """Reports every fault of the configuration, and exits with 78 if there is one."""
     from billing.config.load import load
 
     file = found_config(config_file, os.environ)

@@ -74,14 +74,14 @@ def list_buckets(target: Target) -> None:
 @click.argument("user")
 @target_options
 def bucket_of(target: Target, user: str) -> None:
-    """Tells the bucket that USER is in."""
+    """Shows the bucket of USER."""
     show(target, ask(target, "bucket_id", user))
 
 
 @buckets.command()
 @target_options
 def route(target: Target) -> None:
-    """Tells who owns each bucket, as clients are told."""
+    """Shows which shard owns each bucket, as clients learn it."""
     show(target, ask(target, "route"))
 
 
@@ -160,7 +160,7 @@ def cutoffs() -> None:
 @one_shard_option
 @target_options
 def list_cutoffs(target: Target, after: str | None, limit: int | None, every: bool, shard_id: int | None) -> None:
-    """Lists the cutoffs that are owed: since when, attempts, and what the last one met."""
+    """Lists the cutoffs that are owed: since when, attempts, and the error of the last attempt."""
     filters = Filters({"shard_id": shard_id}, [] if shard_id is None else ["--shard", str(shard_id)])
     show_pages(target, PENDING_CUTOFFS, after, limit, every, filters=filters)
 
@@ -169,9 +169,10 @@ def list_cutoffs(target: Target, after: str | None, limit: int | None, every: bo
 @click.argument("user")
 @target_options
 def retry(target: Target, user: str) -> None:
-    """Tries the cutoff that is owed for USER at once, and waits for what comes of it, --timeout at most.
+    """Tries the cutoff that is owed for USER at once, and waits for the outcome, --timeout at most.
 
-    Ends with 0 where the endpoint took the call, with 1 where the call failed or has no answer yet: it is tried on.
+    Exits with 0 if the endpoint took the call, with 1 if the call failed or has no answer yet: the daemon then keeps
+    trying.
     """
 
     async def work(client: Client) -> Any:
@@ -203,7 +204,7 @@ def retry(target: Target, user: str) -> None:
 @YES
 @target_options
 def release(target: Target, yes: bool) -> None:
-    """Lets the cutoffs go that the start of the daemon held back; asks first."""
+    """Releases the cutoffs that the daemon held back at its start; asks first."""
     confirmed(lambda: "Every cutoff that was held back is called now: machines will be switched off. Go on?", yes)
     tell(target, "release_cutoffs", ask(target, "release_cutoffs"))
 

@@ -61,7 +61,7 @@ def token() -> None:
 def add(name: str, roles: tuple[str, ...], file: str | None, as_json: bool, config_file: str | None) -> None:
     """Makes a token called NAME and prints it, once: it cannot be shown again.
 
-    The name stands in the record of what was done with the token.
+    The operators' record (billing audit) shows the name beside what was done with the token.
     """
     if not NAME.fullmatch(name):
         raise click.UsageError("a name has 1 to 64 letters, digits or ._-")

@@ -51,9 +51,9 @@ def doctor(
 ) -> None:
     """Proves from what is stored alone that a stopped daemon's data are right.
 
-    Works every account out anew by code that shares nothing with the daemon's, and holds journals, snapshots, history
-    and bucket map against each other. It changes nothing, but with --truncate-at POSITION --accept-loss: that gives up
-    the damaged tail of a journal, keeps a copy of what it cut off, and writes an audit record beside it.
+    Computes every account anew with code that shares nothing with the daemon's, and compares journals, snapshots,
+    history and bucket map with each other. It changes nothing, except with --truncate-at POSITION --accept-loss: that
+    cuts the damaged tail off a journal, keeps a copy of what it cut off, and writes an audit record beside it.
     """
     from billing.config.load import load, log_of, shard_count
 
