@@ -1,13 +1,13 @@
-"""For trying and measuring: the demo, the receiver and the load test.
+"""Tools for trying and measuring: the demo, the receiver and the load test.
 
-The daemon itself uses nothing of it.
+The daemon itself uses nothing of this room.
 
     receiver             a cutoff endpoint, which may misbehave; receiver_command: `billing receiver`
-    receiver_connection  one connection to it; receiver_call: one call; received_calls: all of them; faults: how it
-                         misbehaves
-    arrivals             what a running receiver has received
-    demo                 `billing demo`; demo_scene: what happens in it; demo_screen: what it shows
+    receiver_connection  one connection to the receiver; receiver_call: one call; received_calls: all calls;
+                         faults: the ways in which the receiver misbehaves
+    arrivals             reads from a running receiver which cutoffs have arrived
+    demo                 `billing demo`; demo_scene: the steps of its scene; demo_screen: its output
     loadtest             `billing loadtest`
-    own_daemon           a daemon as child process; log_servers: nats-servers; child_processes: any such process;
-                         handing_over: starts one with sockets that its parent bound
+    own_daemon           a daemon as child process; log_servers: nats-servers; child_processes: any child process;
+                         handing_over: starts a program with sockets that its parent bound
 """

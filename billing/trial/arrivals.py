@@ -1,9 +1,9 @@
-"""What a running receiver has received: its `/received` pages, read as arrivals of cutoffs.
+"""The arrivals of cutoffs at a running receiver, read from its `/received` pages.
 
-A receiver may serve several runs and several purposes; an `ArrivalReader` starts where it stands, keeps to the calls of
-one cutoff URL, and gives each GET out once, repeated ones included. Where the URL has a place for the user id, it is
-read from there. A receiver remembers a limited number of calls: what was forgotten before it was read is an error,
-never silently absent. A receiver that has answered may be made to refuse connections for a while; it is asked again.
+A receiver may serve several runs and several purposes. An `ArrivalReader` reads only the calls of one cutoff URL, and
+returns each GET once; a repeated GET is a GET of its own. The user id is read from its place in the URL. A receiver
+keeps a limited number of calls: if it has forgotten calls that the reader has not read, the reader raises an error. A
+receiver that has answered before may refuse connections for a while, as its fault demands; the reader tries again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from shards.counting import counted
 
 PAGE_CALLS: Final = 5000
 USER_ID: Final = "{user_id}"
-REFUSED_S_MAX: Final = 30.0  # a receiver that answered before and refuses now (`--receiver-faults refuse`, flap)
+REFUSED_S_MAX: Final = 30.0  # how long a receiver that answered before may refuse (`--receiver-faults refuse`, flap)
 REFUSED_PAUSE_S: Final = 0.1
 
 
@@ -34,7 +34,7 @@ class Arrival(NamedTuple):
 
 
 class ReceiverError(Exception):
-    """The receiver does not answer as a receiver, or has forgotten what was not read yet."""
+    """The program at that address is no receiver, or has forgotten calls that were not read yet."""
 
 
 class ArrivalReader:
@@ -49,12 +49,14 @@ class ArrivalReader:
         self._has_answered = False
 
     async def skip(self) -> None:
-        """Leaves out what came until now."""
+        """Skips the calls that have come until now."""
         while await self._page():
             pass
 
     async def fresh(self) -> list[Arrival]:
-        """What came since the last call, oldest first. Raises ReceiverError, aiohttp.ClientError, TimeoutError."""
+        """The arrivals since `fresh` or `skip` was last called, oldest first. Raises ReceiverError,
+        aiohttp.ClientError, TimeoutError.
+        """
         arrivals: list[Arrival] = []
         while calls := await self._page():
             if calls[0]["number"] != self._first:
@@ -73,7 +75,7 @@ class ArrivalReader:
         return calls
 
     async def _fetch(self, wanted: dict[str, str]) -> Any:
-        """The page; None for an answer that is none. Raises aiohttp.ClientError, TimeoutError."""
+        """The page as parsed JSON; None if the status is not 200. Raises aiohttp.ClientError, TimeoutError."""
         async with asyncio.timeout(REFUSED_S_MAX):
             while True:
                 try:
@@ -87,7 +89,9 @@ class ArrivalReader:
 
 
 def target_pattern(cutoff_url: str) -> re.Pattern[str]:
-    """What path and query of the calls of this URL look like; the group is the user id, percent-encoded."""
+    """A pattern of the request targets (path and query) of this URL's calls. Its group is the user id,
+    percent-encoded.
+    """
     parts = urlsplit(cutoff_url)
     target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     if USER_ID not in target:
@@ -97,7 +101,7 @@ def target_pattern(cutoff_url: str) -> re.Pattern[str]:
 
 
 def arrival_of(call: dict[str, Any], pattern: re.Pattern[str]) -> Arrival | None:
-    """A call as the receiver shows it; None if it is no cutoff of the URL that the pattern was made of."""
+    """The arrival that a call of the `/received` page describes; None if the call is no cutoff of the pattern's URL."""
     match = pattern.fullmatch(call["target"])
     if match is None or call["method"] != "GET" or call["exhausted_at_ns"] < 0:
         return None

@@ -1,12 +1,12 @@
-"""Child processes of a tool: started, listened to line by line, and ended by their own process id.
+"""Child processes of a tool: starts them, reads their output line by line, and ends them by their process ids.
 
-Theory. A child runs in a process group of its own inside the tool's session: Ctrl-C in the terminal reaches the tool
-alone, which then ends its children in the order it knows to be right. Whatever a child prints is read at once, so that
-it never waits for us; the last `TAIL_LINES` lines are kept for whoever has to say why it ended.
+Theory. A child runs in a process group of its own inside the tool's session, so Ctrl-C in the terminal reaches the tool
+alone, which then ends its children in the right order. The tool reads a child's output at once, so that the child never
+waits for it, and keeps the last `TAIL_LINES` lines for the message that says why the child ended.
 
-`run_until_signalled` runs such a tool: the first signal cancels it, and its cleaning up is not disturbed by a second.
+`run_until_signalled` runs such a tool: the first signal cancels it, and a second one does not disturb its cleaning up.
 
-`end` asks with SIGTERM and waits; a child that does not go is killed. Nothing is ever signalled by name.
+`Child.end` sends SIGTERM and waits; a child that does not end in time is killed. No process is ever signalled by name.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ENDING_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class ChildError(Exception):
-    """A child process ended, or did not do what it was started for; says what it printed last."""
+    """A child process ended, or did not do what it was started for. The text has the last lines that it printed."""
 
 
 class Child:
@@ -68,7 +68,7 @@ class Child:
 
     @property
     def pid(self) -> int:
-        """Of a child that was started."""
+        """The process id of a child that was started."""
         assert self._process is not None, "it was not started"
         return self._process.pid
 
@@ -77,7 +77,7 @@ class Child:
         return self._process is not None and self._process.returncode is None
 
     async def ended(self) -> int:
-        """Waits until it has ended; its exit code, below zero for a signal."""
+        """Waits until the child has ended. Returns its exit code, or minus the number of the signal that ended it."""
         assert self._process is not None, "it was not started"
         assert self._reading is not None
         code = await self._process.wait()
@@ -85,7 +85,7 @@ class Child:
         return code
 
     async def end(self, wait_s: float = END_WAIT_S) -> int:
-        """SIGTERM, and after `wait_s` seconds SIGKILL; its exit code, 0 if it was never started."""
+        """Sends SIGTERM, and after `wait_s` seconds SIGKILL. Returns the exit code; 0 if it was never started."""
         if self._process is None:
             return 0
         if self.running:
@@ -101,7 +101,7 @@ class Child:
         return code
 
     def complaint(self, what: str) -> ChildError:
-        """An error with the event and the last lines that the child printed."""
+        """An error that says what happened (`what`, such as "ended") and the last lines that the child printed."""
         printed = "".join(f"\n  {line}" for line in self.tail)
         return ChildError(f"{self.name} {what}{'; it printed:' + printed if printed else ''}")
 
@@ -109,7 +109,7 @@ class Child:
         while True:
             try:
                 line = await lines.readline()
-            except ValueError:  # longer than the limit; what was read of it is gone
+            except ValueError:  # the line is longer than the limit; what was read of it is lost
                 continue
             if not line:
                 return
@@ -120,7 +120,7 @@ class Child:
 
 
 def run_until_signalled(work: Coroutine[Any, Any, int]) -> int:
-    """The exit code that `work` returns, or `Exit.INTERRUPTED` where a signal ended it."""
+    """Runs `work`. Returns its exit code, or `Exit.INTERRUPTED` if a signal ended it."""
 
     async def run() -> int:
         loop = asyncio.get_running_loop()

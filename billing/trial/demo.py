@@ -1,8 +1,8 @@
-"""`billing demo`: the real daemon and a receiver, a short scene with three users, and then it stays up.
+"""`billing demo`: starts the real daemon and a receiver, plays a short scene with three users, and then stays up.
 
-What is shown is the real thing: two worker processes, journals on disk, commands over MessagePack-RPC, GETs that arrive
-at another process and are stamped there. Nothing is computed here but the judgement at the end of the scene (see
-`demo_scene`). Data live in a temporary directory and are gone afterwards; an operator's are not touched.
+The demo shows the real daemon: two worker processes, journals on disk, commands over MessagePack-RPC, GETs that arrive
+at another process, which stamps them. This module computes only the judgement at the end of the scene (see
+`demo_scene`). The data live in a temporary directory, which is removed afterwards; an operator's data are not touched.
 
     --once      plays the scene and ends: 0, or 1 where a cutoff was missing, early or false
     --cluster   keeps the log on three nats-servers, started for it
@@ -96,7 +96,9 @@ async def play(
     once: bool,
     pace: float,
 ) -> int:
-    """The scene, and then whatever happens until somebody ends it."""
+    """Plays the scene. If it went right and `once` is false, then shows what happens until somebody ends the demo.
+    Returns the exit code.
+    """
     arrivals: deque[Arrival] = deque(maxlen=ARRIVALS_KEPT)
     scene = Scene(client, screen, arrivals, pace)
     looking = asyncio.create_task(_look(client, reader, screen, arrivals))
@@ -117,7 +119,7 @@ async def play(
 
 
 async def _first(*tasks: asyncio.Task[Any]) -> None:
-    """Waits until one of them is over; raises what it raised."""
+    """Waits until one of the tasks is over. Raises what that task raised."""
     done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
@@ -126,14 +128,14 @@ async def _first(*tasks: asyncio.Task[Any]) -> None:
 async def _look(
     client: Client, reader: ArrivalReader, screen: LiveScreen | PlainScreen, arrivals: deque[Arrival]
 ) -> None:
-    """Shows balances as they are, and GETs as they arrive."""
+    """Shows the balances as they change, and the GETs as they arrive."""
     while True:
         for arrival in await reader.fresh():
             if arrival.user_id in USERS:
                 arrivals.append(arrival)
             screen.arrival(arrival)
         for user_id in USERS:
-            with contextlib.suppress(BillingError):  # not there yet
+            with contextlib.suppress(BillingError):  # the account is not there yet
                 screen.account(await client.get_account(user_id))
         await asyncio.sleep(LOOK_S)
 
@@ -143,7 +145,7 @@ async def _fail_when_broken(daemon: OwnDaemon) -> None:
 
 
 def try_next(rpc: str) -> list[tuple[str, str]]:
-    """Commands for another terminal, with what is needed there to reach this daemon."""
+    """(command, what it shows) of commands for another terminal, with the options that make them reach this daemon."""
     address = "" if rpc == ADDRESS_DEFAULT else f" --address {rpc}"
     billing = command_of(Path(sys.argv[0]), Path.cwd(), os.environ.get("PATH", ""))
     return [
@@ -154,7 +156,7 @@ def try_next(rpc: str) -> list[tuple[str, str]]:
 
 
 def command_of(script: Path, here: Path, path: str) -> str:
-    """How somebody in the directory `here` calls this program, where the shell looks for programs in `path`."""
+    """The command that calls this program from the directory `here`, in a shell whose search path is `path`."""
     if script.name != "billing":
         return shlex.join([sys.executable, "-m", "billing"])
     script = here / script

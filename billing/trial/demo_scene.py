@@ -1,18 +1,19 @@
-"""The scene of the demo: three users, and what becomes of their money.
+"""The scene of the demo: three users, and what happens to their money.
 
-    user_01   is topped up, starts a machine, and runs out; whoever switched the machine off reports rate 0
-    user_02   does the same, is topped up again a second before the instant: saved, and stops the machine
-    user_03   stops the machine, and is debited what is left to the last nano: zero at once
+    user_01   is topped up, starts a machine, and runs out; then the scene, for the receiver, reports rate 0
+    user_02   is topped up, starts a machine, is saved by another top-up a second before it runs out, and stops it
+    user_03   is topped up, starts and stops a machine, and is debited the rest to the last nano: exhausted at once
 
-That report is the receiver's duty after each cutoff: the daemon keeps the reported rate, since a report is a fact, and
-counts what would have been charged as overrun until somebody reports 0. At the end no machine runs, so nothing comes
-behind the verdict.
+A receiver has to report rate 0 after each cutoff. The daemon keeps the reported rate, since a report is a fact,
+and counts what it would have charged as overrun until rate 0 is reported. At the end no machine runs, so no cutoff
+comes after the verdict.
 
 Every machine costs one coin a second, which is one nano a nanosecond, so that each balance can be followed by eye.
 
-`Promises` is how the demo judges itself. It believes the replies: where one named a coming instant and the next one was
-stamped at or after it, the account ran out in between; where a debit answered that it exhausted the account, that was
-the instant. Each must have had its GET, none before its instant, and there must be no other GET.
+`Promises` judges the demo, and trusts the replies. If a reply names a coming instant and the next reply is stamped at
+or after that instant, the account ran out at that instant. If the reply to a debit says that it exhausted the account,
+the account ran out at the instant of that reply. Each of these exhaustions must have had its GET, no GET may come
+before its instant, and there must be no other GET.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from shards.system.clock import MACHINE_CLOCKS
 USERS: Final = ("user_01", "user_02", "user_03")
 MACHINE: Final = "vm-1"
 SECOND_NS: Final = 10**9
-SAVED_BEFORE_NS: Final = SECOND_NS  # at any pace: a busy machine has no more time at a faster one
+SAVED_BEFORE_NS: Final = SECOND_NS  # at any pace: a busy machine is not quicker at a faster pace
 GETS_WAIT_S: Final = 5.0
 FALSE_WAIT_S: Final = 0.3
 
@@ -37,17 +38,17 @@ Account = dict[str, Any]
 
 
 class Screen(Protocol):
-    """Where the scene is shown."""
+    """The screen that shows the scene."""
 
     def say(self, text: str) -> None:
-        """One step of the story."""
+        """Shows one step of the story."""
 
     def account(self, account: Account) -> None:
-        """An account as it stands now."""
+        """Shows an account as of now."""
 
 
 class Score(NamedTuple):
-    """What came of the scene."""
+    """The judgement of the scene: numbers of cutoffs."""
 
     expected: int
     received: int
@@ -67,7 +68,9 @@ class Score(NamedTuple):
 
 
 class Promises:
-    """The cutoffs that follow from replies; hand in those of one account in the order of their instants."""
+    """The cutoffs that follow from replies. The caller hands in the replies of one account in the order of their
+    instants.
+    """
 
     def __init__(self) -> None:
         self.expected: set[tuple[str, int]] = set()
@@ -96,12 +99,12 @@ class Promises:
 
 
 def coins(nanos: int) -> str:
-    """With all nine digits, so that a column of them can be followed while it ticks."""
+    """Coins with all nine digits, so that a column of changing balances stays aligned."""
     return f"{'-' if nanos < 0 else ''}{abs(nanos) // COIN_NANOS}.{abs(nanos) % COIN_NANOS:09}"
 
 
 class Scene:
-    """Plays it once. `pace` 2 takes half as long (and half as much money)."""
+    """Plays the scene once. `pace` 2 takes half as long (and half as much money)."""
 
     def __init__(self, client: Client, screen: Screen, arrivals: Collection[Arrival], pace: float) -> None:
         self.promises = Promises()
@@ -111,7 +114,7 @@ class Scene:
         self._pace = pace
 
     async def play(self) -> Score:
-        """Raises BillingError where the daemon refuses what it should not."""
+        """Plays the scene and judges it. Raises BillingError if the daemon refuses a command that it should accept."""
         for user_id, seconds in zip(USERS, (11.0, 8.0, 6.0), strict=True):
             await self._top_up(user_id, seconds, "is topped up with {}")
             await self._pause(0.4)
@@ -133,7 +136,7 @@ class Scene:
         self._screen.say(f"{user_id} " + story.format(f"{format_coins(nanos)} coins"))
 
     async def _start(self, user_id: str) -> int:
-        """The boot instant at which the money will run out."""
+        """Starts the user's machine. Returns the boot instant at which the money will run out."""
         account = await self._client.set_rate(user_id, "1", resource=MACHINE)
         boot_ns = MACHINE_CLOCKS.boot_ns()
         self._show(account)
@@ -141,7 +144,7 @@ class Scene:
         return boot_ns + int(account["runway_ns"])
 
     async def _report_off(self, user_id: str) -> None:
-        """What the receiver of a cutoff has to do: switch off, and say so."""
+        """Does the duty of a cutoff's receiver: switches the machine off, and reports rate 0."""
         account = await self._client.get_account(user_id)
         self._show(account)
         self._screen.say(
@@ -152,7 +155,7 @@ class Scene:
         self._screen.say(f"{user_id}: its machine is off, and whoever switched it off reports rate 0; overrun stops")
 
     async def _stop(self, user_id: str) -> int:
-        """What is left then, in nanos."""
+        """Stops the user's machine. Returns the remaining balance, in nanos."""
         account = await self._client.set_rate(user_id, "0", resource=MACHINE)
         self._show(account)
         left_nanos: int = account["balance_nanos"]

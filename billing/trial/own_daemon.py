@@ -1,10 +1,11 @@
-"""A daemon of one's own: the real one and the real receiver as child processes, on a directory that goes with them.
+"""A daemon for a tool: the real daemon and the real receiver as child processes, on a directory that is removed with
+them.
 
-For tools that need a daemon to show or to judge something. It runs on the operator's configuration, except for what
-must never be touched by a trial: data live in a new temporary directory, cutoffs go to the receiver started here and
-nowhere else, and nothing is sent to `cutoff.restore_url` or `notify.url`. Where a port is taken by somebody else, a
-free one is used, and `notes` says so. A port is bound once: the daemon's here, which hands the sockets over
-(`handing_over`), and the receiver's by the receiver, which says where it listens.
+It is for tools that need a daemon to show or to judge something. The daemon runs on the operator's configuration,
+except for what a trial must never touch: its data live in a new temporary directory, its cutoffs go to the receiver
+started here and nowhere else, and it sends nothing to `cutoff.restore_url` or `notify.url`. If another process has
+taken a port, a free one is used, and `notes` says so. Each port is bound only once: this module binds the daemon's
+ports and hands the sockets over (`handing_over`); the receiver binds its own port and prints where it listens.
 
     async with OwnDaemon(config_file, environ) as daemon:
         async with Client(daemon.rpc) as client: ...
@@ -36,11 +37,11 @@ from billing.trial.handing_over import handed_over_by
 from billing.trial.log_servers import make_streams, servers
 from shards.system.host import BACKLOG
 
-READY_WAIT_S: Final = 120.0  # of a busy laptop; a child that ends is noticed at once
+READY_WAIT_S: Final = 120.0  # long enough for a busy laptop; a child that ends is noticed at once
 READY_POLL_S: Final = 0.05
 ANY_PORT: Final = "127.0.0.1:0"
 BILLING: Final = (sys.executable, "-m", "billing")
-LISTENING: Final = "listening on "  # before its URL, in the first line of the receiver
+LISTENING: Final = "listening on "  # the receiver's first line: this, and its URL
 
 # Keys that a trial never takes from the configuration.
 SET_ASIDE: Final = {
@@ -59,12 +60,12 @@ SET_ASIDE: Final = {
 
 
 def default_config_file() -> Path | None:
-    """The configuration that a command finds where none is named."""
+    """The configuration file that a command uses if none is named; None if there is none."""
     return config_file(None, os.environ)
 
 
 def answers(address: str) -> bool:
-    """Whether somebody accepts connections there now."""
+    """Whether a process accepts connections at this address now."""
     host, port = parse_listen(address)
     try:
         socket.create_connection((host, port), timeout=1.0).close()
@@ -81,8 +82,8 @@ def receiver_address(config: Config) -> str:
 
 
 class OwnDaemon:
-    """See the module. Inside the block `rpc`, `http`, `admin` and `cutoff` are `host:port`, `config` is the one it runs
-    on, and `pid` the daemon's main process.
+    """See the module. Inside the block `rpc`, `http`, `admin` and `cutoff` are addresses `host:port`, `config` is the
+    daemon's configuration, and `pid` its main process.
     """
 
     def __init__(
@@ -95,9 +96,10 @@ class OwnDaemon:
         free_ports: bool = False,
         log_servers: int = 0,
     ) -> None:
-        """`parent`: where the directory is made; without it, where temporary files are. `receiver_options`: of
-        `billing receiver`. `free_ports`: takes free ones, whatever is configured. `log_servers`: so many nats-servers
-        are started, too, and keep the log. Raises ConfigError where the operator's configuration cannot be run.
+        """`parent`: the directory in which the temporary directory is made; None for the system's default.
+        `receiver_options`: options of `billing receiver`. `free_ports`: whether to use free ports instead of the
+        configured ones. `log_servers`: the number of nats-servers to start, which then keep the log; 0 for a journal in
+        files. Raises ConfigError if the operator's configuration cannot be run.
         """
         wanted = load(file, {**environ, **_as_environment(SET_ASIDE)}).config
         self.notes: list[str] = []
@@ -114,7 +116,7 @@ class OwnDaemon:
         self._children: list[Child] = []
 
     async def __aenter__(self) -> Self:
-        """Starts both and waits until every bucket is served. Raises ChildError."""
+        """Starts receiver and daemon, and waits until every bucket is served. Raises ChildError."""
         try:
             directory = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="billing-", dir=self._parent))
             await self._start_receiver()
@@ -153,7 +155,7 @@ class OwnDaemon:
         await self._stack.aclose()
 
     async def broken(self) -> ChildError:
-        """Waits until one of the processes ends though nobody told it to, and says which."""
+        """Waits until one of the processes ends by itself. Returns an error that names it."""
         endings = {asyncio.create_task(child.ended()): child for child in self._children}
         try:
             done, _ = await asyncio.wait(endings, return_when=asyncio.FIRST_COMPLETED)
@@ -169,7 +171,7 @@ class OwnDaemon:
         self._children.append(child)
 
     async def _start_log(self, directory: Path) -> dict[str, str]:
-        """Starts the servers of the log; the settings that lead to them. Raises ChildError."""
+        """Starts the servers of the log. Returns the settings that make the daemon use them. Raises ChildError."""
         children, urls = servers(directory, self._log_servers, self._environ)
         for child in children:
             await self._start(child)
@@ -183,7 +185,9 @@ class OwnDaemon:
         }
 
     async def _start_receiver(self) -> None:
-        """At its address, or at a free port where that is taken; it says where. Raises ChildError."""
+        """Starts the receiver at its address, or at a free port if that is taken, and reads from its output where it
+        listens. Raises ChildError.
+        """
         for address in (self.cutoff, ANY_PORT):
             listening: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -209,8 +213,8 @@ class OwnDaemon:
         raise child.complaint("does not listen")
 
     def _bound(self, key: str, wanted: str) -> socket.socket:
-        """A listening socket at the wanted address where it is free, else at a free port of the same host; closed with
-        the rest.
+        """A listening socket at the wanted address if that is free, else at a free port of the same host. Leaving the
+        block closes it.
         """
         host, port = parse_listen(wanted)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -252,7 +256,9 @@ def _address_of(listener: socket.socket) -> str:
 
 
 def _loopback_of(config: Config) -> str:
-    """Where the receiver of a trial listens: the port of `cutoff.url` where that is on this host, else a free one."""
+    """The address at which the receiver listens: that of `cutoff.url` if it is plain HTTP on loopback, else a free
+    port.
+    """
     address = receiver_address(config)
     try:
         local = config.cutoff.url.startswith("http://") and parse_listen(address).loopback

@@ -1,10 +1,10 @@
-"""What came to a receiver: counted, and the last calls kept.
+"""The calls that a receiver has received: all are counted, the last ones are kept.
 
-The callback that reads a call only appends its bytes; calls are taken apart later, in batches, because the receiver's
-work before it answers is measured beside the daemon.
+The callback that reads a call only appends its bytes. Calls are parsed later, in batches, because the receiver runs
+beside the daemon that is measured, and its work before an answer would count.
 
-**Limits.** The last `keep` calls and `EVENTS_MAX` event ids are remembered; all that came is counted. It touches no
-file: a log is an open stream.
+**Limits.** The last `keep` calls and the first `EVENTS_MAX` event ids are kept; all calls are counted. This module
+opens no file: the caller hands in a log as an open stream.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _LOOK_S: Final = 0.01
 
 
 class ReceivedCalls:
-    """All calls of one receiver. `on_call` is told of each, at most some 10 ms after it came; `log` gets each as a
-    line of JSON.
+    """All calls of one receiver. `on_call(call)`: called for each call, some 10 ms after it came; `log`: gets each call
+    as a line of JSON.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class ReceivedCalls:
         self._look: asyncio.TimerHandle | None = None
 
     def take_call(self, arrived_ns: int, head: bytes, body: bytes, answered: str) -> None:
-        """Takes a call, to be looked at later. Inside a running loop."""
+        """Appends a call, which is parsed later. Needs a running event loop."""
         self._raw.append((arrived_ns, head, body, answered))
         if self._look is None:
             self._look = asyncio.get_running_loop().call_later(_LOOK_S, self._on_look)
@@ -50,7 +50,7 @@ class ReceivedCalls:
         return list(self._calls_kept)
 
     def counts(self) -> dict[str, int]:
-        """Of all that came."""
+        """Counts over all calls."""
         self._take_apart()
         return {
             "received": self._count,
@@ -62,7 +62,9 @@ class ReceivedCalls:
         }
 
     def lateness_us(self) -> dict[str, float] | None:
-        """Least, median, 99th percentile and most of the cutoffs kept, first attempts only; None: there are none."""
+        """Least, median, 99th percentile and greatest lateness of the cutoffs kept, first attempts only, in
+        microseconds; None if there are none.
+        """
         late = sorted(call.lateness_us for call in self.calls_kept() if call.exhausted_at_ns >= 0 and not call.repeated)
         if not late:
             return None
@@ -74,14 +76,14 @@ class ReceivedCalls:
         }
 
     def clear(self) -> None:
-        """Forgets what came so far."""
+        """Forgets all calls, event ids and counts."""
         self._raw.clear()
         self._calls_kept.clear()
         self._events.clear()
         self._count = self._acknowledged = self._repeated = self._early = self._refused = 0
 
     def close(self) -> None:
-        """Takes apart what came, and looks no more."""
+        """Parses the calls that are left, and stops the timer."""
         if self._look is not None:
             self._look.cancel()
         self._take_apart()

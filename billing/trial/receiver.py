@@ -1,20 +1,22 @@
 """The receiver: a cutoff endpoint for trying, for tests and for measuring.
 
 It takes GETs (cutoffs and restores) and POSTs (notices), stamps each with the instant at which its bytes were read,
-answers 200, and keeps what came. *Lateness* is that instant minus `exhausted_at_ns`, never below zero if the daemon
-keeps its word; `clock` says what time it is (the wall clock by default, which billing time follows up to its slew).
-With secrets, a call whose signature is wrong or missing is answered 401. It can also misbehave: see `faults`.
+answers 200, and keeps the calls. *Lateness* is that instant minus `exhausted_at_ns`; it is never below zero if the
+daemon keeps its promise. `clock` gives the time (the wall clock by default, which billing time follows up to its slew).
+If secrets are given, a call with a wrong or missing signature gets status 401. The receiver can also misbehave: see
+`faults`.
 
-**Cheap on purpose**, since it is measured beside the daemon: a plain `asyncio.Protocol` answers in the callback that
-read the request, which is taken apart only later (`received_calls`). Pipelined requests are answered in order.
+**It is cheap on purpose**, since it runs beside the daemon that is measured: a plain `asyncio.Protocol` answers in the
+callback that read the request, and the request is parsed only later (`received_calls`). Pipelined requests are answered
+in order.
 
     GET /stats       counts, lateness in microseconds (least, p50, p99, most), connections
-    GET /received    ?after=N&limit=N   calls as JSON, oldest first; `next` is where to go on
-    GET /misbehave   ?fault=NAME=VALUE&for_s=S   meets all calls with a fault for so long, then with none
+    GET /received    ?after=N&limit=N   calls as JSON, oldest first; `next` is the `after` of the next page
+    GET /misbehave   ?fault=NAME=VALUE&for_s=S   begins a fault, which ends after S seconds
 
-**Limits.** Those of `receiver_connection` for a request, and of `received_calls` for what is remembered.
+**Limits.** `receiver_connection` limits the size of a request, `received_calls` the number of calls that are kept.
 
-It decides nothing about anybody's machines, and touches no file.
+It switches no machine off, and opens no file.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ _BIND_TRIES: Final = 100
 class Receiver:
     """The endpoint, in this process: `await start()`, then `url`, `calls`, `stats()`, `await close()`.
 
-    `fault` may be changed while it runs. `received` counts and keeps the calls.
+    `fault` may be changed while the receiver runs. `received`: the object that counts and keeps the calls.
     """
 
     def __init__(
@@ -66,19 +68,19 @@ class Receiver:
         self.connections: set[Connection] = set()
         self.connects = 0
         self._received = received or ReceivedCalls()
-        self.take_call = self._received.take_call  # what connections tell
+        self.take_call = self._received.take_call  # called by connections
         self._tls = tls
         self._bound = False
         self._server: asyncio.AbstractServer | None = None
-        self._shut: socket.socket | None = None  # bound but not listening: who connects is refused
+        self._shut: socket.socket | None = None  # bound but not listening: connections are refused
         self._flap: asyncio.TimerHandle | None = None
         self._recovery: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
-        self._changing = asyncio.Lock()  # a change of the fault, or a flap, is whole before the next one begins
+        self._changing = asyncio.Lock()  # a change of the fault, or a flap, is complete before the next one begins
 
     @property
     def url(self) -> str:
-        """`http://host:port`"""
+        """`http://host:port`, or `https://host:port` with TLS."""
         return f"{'https' if self._tls else 'http'}://{self.host}:{self.port}"
 
     @property
@@ -87,18 +89,20 @@ class Receiver:
         return self._received.calls_kept()
 
     def clear(self) -> None:
-        """Forgets what came so far."""
+        """Forgets all calls and their counts."""
         self._received.clear()
 
     async def start(self) -> None:
-        """Listens (port 0 takes a free one, kept from then on), unless the fault is `refuse`."""
+        """Binds the port, and listens unless the fault is `refuse`. Port 0 takes a free port, which the receiver keeps
+        from then on.
+        """
         name = self.fault.name if self.fault else ""
         await self.listen(name != "refuse")
         if name == "flap":
             self._arm_flap()
 
     async def listen(self, listening: bool) -> None:
-        """Listens, or refuses connections and resets those there are."""
+        """Listens if `listening`; else refuses new connections and resets the open ones."""
         if listening == (self._server is not None) and self._bound:
             return
         if self._server is not None:
@@ -118,7 +122,7 @@ class Receiver:
             self._shut = bound
 
     async def close(self) -> None:
-        """Stops and closes every connection."""
+        """Stops listening and closes every connection."""
         for timer in (self._flap, self._recovery):
             if timer is not None:
                 timer.cancel()
@@ -133,7 +137,7 @@ class Receiver:
         await asyncio.sleep(0)
 
     def stats(self) -> dict[str, Any]:
-        """Counts of all that came, and the lateness of the cutoffs kept, first attempts only."""
+        """Counts over all calls, and the lateness of the cutoffs kept, first attempts only."""
         return {
             **self._received.counts(),
             "connections": len(self.connections),
@@ -144,7 +148,7 @@ class Receiver:
     # -- for connections --------------------------------------------------------------------------------------------
 
     def fault_now(self, head: bytes, body: bytes) -> Fault | None:
-        """What this call meets."""
+        """The fault that this call meets; None if it meets none."""
         fault = self.fault
         if fault is None or fault.name in WHOLE:
             return None
@@ -155,18 +159,20 @@ class Receiver:
         return fault if self._meets() else None
 
     def is_served(self, connection: Connection) -> bool:
-        """Whether requests on this connection are looked at now."""
+        """Whether requests on this connection are served now. With the fault `one-at-a-time` only the oldest connection
+        is served.
+        """
         if self.fault is None or self.fault.name != "one-at-a-time":
             return True
         return min(self.connections, key=lambda candidate: candidate.number) is connection
 
     def serve_next(self) -> None:
-        """A connection has ended: another one's requests may be looked at."""
+        """Called when a connection has ended. With the fault `one-at-a-time` it serves the next oldest connection."""
         if self.connections and self.fault is not None and self.fault.name == "one-at-a-time":
             min(self.connections, key=lambda candidate: candidate.number).serve()
 
     def genuine(self, head: bytes, body: bytes) -> bool:
-        """Whether the signature is right, or none is asked for."""
+        """Whether the call's signature is right, or the receiver has no secrets to verify it with."""
         if not self.secrets:
             return True
         headers = headers_of(head)
@@ -180,7 +186,7 @@ class Receiver:
         )
 
     def page(self, target: str) -> bytes | None:
-        """What `/stats`, `/received` and `/misbehave` answer; None for other paths."""
+        """The JSON of `/stats`, `/received` or `/misbehave`; None for other paths."""
         path, _, query = target.partition("?")
         if path == "/stats":
             return json.dumps(self.stats()).encode()
@@ -197,7 +203,7 @@ class Receiver:
         ).encode()
 
     def _misbehave(self, query: str) -> bytes:
-        """Begins a fault that ends by itself; says so, or what is wrong with it."""
+        """Begins a fault that ends by itself. Returns the fault as JSON, or an error as JSON if it cannot be parsed."""
         wanted = {name: values[-1] for name, values in parse_qs(query).items()}
         try:
             fault, for_s = parse_fault(wanted.get("fault", "")), float(wanted.get("for_s", ""))
@@ -208,7 +214,7 @@ class Receiver:
             if timer is not None:
                 timer.cancel()
         self._recovery = loop.call_later(for_s, lambda: self._spawn(self._change(None)))
-        # A little later, so that this answer still leaves where nobody is to listen any more.
+        # A little later, so that this answer still leaves if the fault resets all connections.
         loop.call_later(_SHORTLY_S, lambda: self._spawn(self._change(fault)))
         return json.dumps({"fault": fault.name, "for_s": for_s}).encode()
 
@@ -242,7 +248,7 @@ class Receiver:
                 bound.close()
                 if tries_left == 1:
                     raise
-                await asyncio.sleep(_SHORTLY_S)  # our own socket of before is still being closed
+                await asyncio.sleep(_SHORTLY_S)  # our previous socket is still being closed
             else:
                 self.port = bound.getsockname()[1]
                 self._bound = True
@@ -266,8 +272,8 @@ def _print(line: str) -> None:
 
 
 def run_receiver(receiver: Receiver, out: Callable[[str], object] = _print) -> int:
-    """`billing receiver`: serves until SIGINT or SIGTERM; then one line of statistics. Returns 0. `out` takes lines:
-    where it listens, and the last.
+    """Runs `billing receiver`: serves until SIGINT or SIGTERM. Returns 0. `out(line)`: called with the line that says
+    where it listens, and at the end with a line of statistics.
     """
     import uvloop
 

@@ -1,4 +1,4 @@
-"""One call as the receiver keeps it: taken apart from what came, shown as JSON and as a line."""
+"""One call as the receiver keeps it: parsed from its bytes, and shown as JSON or as a line."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from billing.trial.receiver_connection import headers_of
 
 
 class Call(NamedTuple):
-    """One request that came."""
+    """One request that the receiver got."""
 
-    number: int  # of all that came, from 0
+    number: int  # of all calls, from 0
     arrived_ns: int  # by the receiver's clock
     method: str
     target: str  # path and query as sent
     user_id: str
     event_id: str
     seq: int
-    exhausted_at_ns: int  # -1: none was named
+    exhausted_at_ns: int  # -1: the call names none
     answered: str  # "200", "401", or the name of the fault
     repeated: bool  # the event_id came before
 
@@ -34,7 +34,7 @@ class Call(NamedTuple):
 
 
 def call_of(number: int, arrived_ns: int, head: bytes, body: bytes, answered: str, events: set[str]) -> Call:
-    """A request that came; `events` are the ids that came before."""
+    """Parses a request. `events`: the event ids of earlier calls."""
     method, target = head.decode("latin-1").split(" ", 2)[:2]
     query = {name: values[0] for name, values in parse_qs(target.partition("?")[2], keep_blank_values=True).items()}
     if method == "POST":
@@ -55,7 +55,7 @@ def call_of(number: int, arrived_ns: int, head: bytes, body: bytes, answered: st
 
 
 def _texts(body: bytes) -> dict[str, str]:
-    """The plain values of a JSON object and of its `data`, as texts."""
+    """The strings and integers in a JSON object and in its member `data`, as texts. Empty for any other body."""
     try:
         document = json.loads(body)
     except ValueError:
@@ -72,18 +72,18 @@ def _integer(text: str) -> int:
 
 
 def shown(call: Call) -> dict[str, Any]:
-    """A call as JSON shows it."""
+    """A call as the JSON of `/received` and of the log shows it."""
     lateness = round(call.lateness_us, 1) if call.exhausted_at_ns >= 0 else None
     return {**call._asdict(), "lateness_us": lateness}
 
 
 def _late(lateness_us: float) -> str:
-    """In microseconds; from a second on in seconds."""
+    """A lateness in microseconds, from a second on in seconds."""
     return f"{lateness_us:+,.0f} µs" if abs(lateness_us) < 10**6 else f"{lateness_us / 10**6:+,.1f} s"
 
 
 def line_of(call: Call) -> str:
-    """One line for a terminal: what came, and how long after the exact instant."""
+    """A call as one line for a terminal, with its lateness. Characters that cannot be printed are escaped."""
     late = _late(call.lateness_us) if call.exhausted_at_ns >= 0 else ""
     notes = [f"answered {call.answered}"] * (call.answered != "200") + ["again"] * call.repeated
     parts = [call.method, call.path, call.user_id, f"seq {call.seq}", f"{late:>12}", call.event_id, *notes]

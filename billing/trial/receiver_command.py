@@ -1,4 +1,4 @@
-"""`billing receiver`: the trial endpoint on the command line."""
+"""The command `billing receiver`, which runs the trial endpoint."""
 
 from __future__ import annotations
 

@@ -1,10 +1,11 @@
-"""One connection to the trial receiver: HTTP/1.1 as far as calls need it, answered in order, or misbehaving on demand.
+"""One connection to the trial receiver: the part of HTTP/1.1 that calls need. It answers in order, or misbehaves on
+demand.
 
-Grammar of what is taken (RFC 9112, without chunked bodies): a request line, header lines, an empty line, and as many
-bytes as Content-Length says. Anything else is answered 400, 411, 413, 431 or 501, and the connection closed.
+Grammar of a request (RFC 9112, without chunked bodies): a request line, header lines, an empty line, and as many bytes
+as Content-Length says. Anything else gets status 400, 411, 413, 431 or 501, and the connection is closed.
 
-The instant of arrival is read first of all. While an answer is delayed, what comes behind it waits; above 64 KiB the
-connection is not read.
+The clock is read before anything else is done with the bytes. While an answer is delayed, later requests wait; when
+more than 64 KiB wait, the connection is not read.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _RESET: Final = struct.pack("ii", 1, 0)  # SO_LINGER: closing sends RST
 
 
 class Site(Protocol):
-    """What a connection asks of the receiver it belongs to."""
+    """The parts of the receiver that its connections use."""
 
     connections: set[Connection]
     connects: int
@@ -40,16 +41,16 @@ class Site(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """Made by the server for each that connects."""
+    """The protocol of one connection."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
         self._buffer = b""
         self._arrived_ns = 0
-        self._waiting = False  # for an answer that is delayed, perhaps for ever
+        self._waiting = False  # an answer is delayed, perhaps for ever, or the connection is ending
         self._pouring = False
         self._paused = False
-        self.number = 0  # of all that connected, from 1
+        self.number = 0  # of all connections of the receiver, from 1
         self.transport: asyncio.Transport
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,14 +87,14 @@ class Connection(asyncio.Protocol):
         self.transport.abort()
 
     def recover(self) -> None:
-        """The fault is over: ends the connection where a call on it hangs."""
+        """Called when the fault is over. Ends the connection if a call on it hangs."""
         if self._waiting:
             self.transport.abort()
 
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def serve(self) -> None:
-        """Answers what has come, as far as it can be answered now."""
+        """Answers the complete requests in the buffer, until an answer is delayed or the connection is not served."""
         while not self._waiting and self._buffer and self._site.is_served(self):
             end = self._buffer.find(b"\r\n\r\n")
             if end < 0 or end > HEAD_BYTES_MAX:
@@ -114,7 +115,7 @@ class Connection(asyncio.Protocol):
             self._request(head, body)
 
     def _body_length(self, head: bytes) -> int:
-        """Bytes of body that follow; below zero: the status to refuse with."""
+        """The length of the body in bytes; below zero: minus the status to refuse the request with."""
         if head.count(b" ", 0, head.find(b"\r\n") if b"\r\n" in head else len(head)) != 2:
             return -400
         if not head.startswith((b"GET ", b"POST ")):
@@ -229,6 +230,6 @@ class Connection(asyncio.Protocol):
 
 
 def headers_of(head: bytes) -> dict[bytes, bytes]:
-    """Header lines of a request, names in lower case; of several with one name the last."""
+    """The headers of a request, names in lower case. Of several headers with one name the last one counts."""
     lines = (line.partition(b":") for line in head.split(b"\r\n")[1:])
     return {name.strip().lower(): value.strip() for name, _, value in lines}

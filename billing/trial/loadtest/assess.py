@@ -1,11 +1,11 @@
-"""Runs the model over what was answered, and compares each answer with it.
+"""Runs the model over the answered commands, and compares each answer with the model's.
 
-The model runs when the load is over, so that it costs the measurement nothing. Of one account the answers count in the
-order of their `entry_id`; a question tells the newest entry there was, and comes behind it. Accounts outlive a run:
-the next one goes on from where the model left them.
+The model runs when the load is over, so that it does not disturb the measurement. The commands of one account are
+applied in the order of their `entry_id`. The reply to a `get_account` names the account's newest entry, and is compared
+after that entry. Accounts outlive a run: the next run goes on from their state in the model.
 
-A refused debit leaves no entry, so its place in the order is not known. It is wrong for certain where the account
-always had more than was asked for.
+A refused debit leaves no entry, so its place in the order is unknown. The refusal is certainly wrong if the account
+always had at least the amount that was asked for.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from billing.trial.loadtest.verdict import ACTIVE as ACTIVE_NAME
 from billing.trial.loadtest.verdict import EXHAUSTED as EXHAUSTED_NAME
 from billing.trial.loadtest.verdict import HOUR_NS, Account, Expected, Impossible, View, differences
 
-TOLD_MAX: Final = 20  # differences kept in words; all are counted
+TOLD_MAX: Final = 20  # differences that are kept in words; all are counted
 PROGRESS_ROWS: Final = 20_000
 
 
 class Claims(NamedTuple):
-    """What an account claims about cutoffs, as it travels from process to process. See `verdict.Claim`."""
+    """The cutoffs that an account expects, as sent from process to process. See `verdict.Claim`."""
 
     user_id: str
     cutoffs: list[Expected]
@@ -33,17 +33,19 @@ class Claims(NamedTuple):
 
 
 class Assessment:
-    """The accounts of the model, by the numbers of the columns, and how many answers were other ones."""
+    """The accounts of the model, by their numbers in the columns, and how many answers differed from the model's."""
 
     def __init__(self) -> None:
         self.accounts: dict[int, Account] = {}
         self.wrong_replies = 0
-        self.wrong_balances = 0  # questions answered otherwise than the model
+        self.wrong_balances = 0  # replies to get_account that differ from the model
         self.wrong_refusals = 0
         self.told: list[str] = []
 
     def apply(self, columns: Columns, on_progress: Callable[[int], None] = lambda _: None) -> None:
-        """All answers of a run."""
+        """Applies all answered commands of a run to the model, and compares the answers. `on_progress`: gets the number
+        of rows done.
+        """
         order, starts = _by_user(columns)
         done = reported = 0
         for user in range(len(columns.users)):
@@ -57,18 +59,18 @@ class Assessment:
         on_progress(done)
 
     def settle(self, at_ns: int) -> None:
-        """Lets time pass for all accounts, after which no command came. Nothing happens to those beyond it."""
+        """Lets time pass to `at_ns` for all accounts that have not reached it. No command may have come after it."""
         for account in self.accounts.values():
             if account.settled_ns < at_ns:
                 account.settle(at_ns)
 
     def soonest_ns(self) -> int | None:
-        """The soonest coming exhaustion of all accounts."""
+        """The instant of the next exhaustion among all accounts; None if none is coming."""
         coming = (each.view().exhausts_at_ns for each in self.accounts.values() if each.rate and not each.exhausted)
         return min((due_ns for due_ns in coming if due_ns is not None), default=None)
 
     def claims(self) -> list[Claims]:
-        """Those accounts that expect cutoffs."""
+        """The claims of all accounts that expect cutoffs."""
         return [
             Claims(each.user_id, list(each.cutoffs), list(each.superseded), set(each.overtaken))
             for each in self.accounts.values()
@@ -94,7 +96,7 @@ class Assessment:
                 self._tell([f"{columns.text_of(row)} was refused, though there was always more than that"])
 
     def _row(self, columns: Columns, account: Account, row: int) -> bool:
-        """Whether the model says the same."""
+        """Applies one answered command to its account. Returns whether the model's answer is the same."""
         at_ns, kind = columns.at[row], columns.kind[row]
         try:
             if kind == TOP_UP:
@@ -127,7 +129,7 @@ class Assessment:
 
 
 def _by_user(columns: Columns) -> tuple[array[int], array[int]]:
-    """Rows sorted by user, stable, and where each user's rows begin: a counting sort."""
+    """(rows sorted by user, index at which each user's rows begin). A counting sort, and stable."""
     starts = array("q", bytes(8 * (len(columns.users) + 1)))
     for user in columns.user:
         starts[user + 1] += 1

@@ -1,10 +1,11 @@
-"""Trouble on demand, while the load runs: workers killed, buckets moved, snapshots, an endpoint that misbehaves.
+"""Trouble on demand, while the load runs: kills workers, moves buckets, makes workers write snapshots, and makes the
+endpoint misbehave.
 
-Each is done every so many seconds while the load runs; which worker and which bucket is drawn by seed, and the faults
-of the endpoint come in turn. Whatever is done is noted among the events of the run, and the verdict at the end is the
-same as ever: none of it excuses a nano or a cutoff.
+Each kind of trouble is made at a fixed period. The seed draws the worker and the bucket; the faults of the endpoint
+come in turn. All trouble is noted among the events of the run, and the verdict at the end has the same rules as without
+trouble: none of it excuses a wrong nano or a missing cutoff.
 
-Only processes of the harness's own daemon are killed, and only by their number.
+Only processes of the load test's own daemon are killed, and only by their process ids.
 """
 
 from __future__ import annotations
@@ -28,13 +29,15 @@ from billing.trial.loadtest.signing_in import SignIn
 from billing.trial.loadtest.watch import Watch
 from shards.system.clock import MACHINE_CLOCKS
 
-FAULT_PAUSE_SHARE: Final = 0.5  # of a period the endpoint is well again
+FAULT_PAUSE_SHARE: Final = 0.5  # of a period: for this share a fault lasts, then the endpoint is well again
 SETTLED_S: Final = 1.0  # a worker younger than that is left alone
 READY_WAIT_S: Final = 60.0
 
 
 class Chaos(msgspec.Struct, frozen=True):
-    """What is done, every so many seconds (0: never). `receiver_faults`: names as `billing receiver --fault` takes."""
+    """The periods of each kind of trouble, in seconds (0: never). `receiver_faults`: faults as `billing receiver
+    --fault` takes them.
+    """
 
     kill_worker_every_s: float = 0.0
     move_buckets_every_s: float = 0.0
@@ -44,22 +47,24 @@ class Chaos(msgspec.Struct, frozen=True):
 
     @property
     def disturbs_cutoffs(self) -> bool:
-        """Whether cutoffs may come twice."""
+        """Whether cutoffs may arrive twice because of this trouble."""
         return bool(self.kill_worker_every_s or self.receiver_faults)
 
     def sickness(self) -> Callable[[str], bool] | None:
-        """Which users the endpoint is sick for; None where it is for none, or for all alike."""
+        """A function that tells whether the endpoint is sick for a user; None if no fault concerns only some users."""
         faults = [fault for fault in map(parse_fault, self.receiver_faults) if fault.users < 1]
         return (lambda user_id: any(fault.concerns(user_id) for fault in faults)) if faults else None
 
     @property
     def any(self) -> bool:
-        """Whether there is any."""
+        """Whether any trouble is to be made."""
         return bool(self.disturbs_cutoffs or self.move_buckets_every_s or self.snapshot_every_s)
 
 
 class Trouble:
-    """Does it. `pid`: the daemon's main process, where it is our own. `address` and `receiver`: where they listen."""
+    """Makes the trouble. `pid`: the daemon's main process; None if the load test did not start it. `address` and
+    `receiver`: where the daemon and the receiver listen.
+    """
 
     def __init__(
         self, chaos: Chaos, seed: int, *, pid: int | None, address: str, sign_in: SignIn, receiver: str, watch: Watch
@@ -75,7 +80,7 @@ class Trouble:
         self._watch = watch
 
     async def run(self, until: Awaitable[None]) -> None:
-        """Makes trouble until `until` is over."""
+        """Makes trouble until `until` has finished."""
         chaos = self._chaos
         steps: list[tuple[float, Callable[[], Awaitable[None]]]] = [
             (chaos.kill_worker_every_s, self._kill),

@@ -1,11 +1,11 @@
-"""Commands and what was answered, in columns: some 70 bytes a command, so that a run may have tens of millions.
+"""Commands and their answers, in columns: some 70 bytes a command, so that a run may have tens of millions.
 
-One row is one command. Before it is sent its row has its due instant, user, operation and value;
-when it is answered, the row says so with what the reply told of the account: the entry, its instant, balance, rate,
-coming instant and number of exhaustions. The verdict is made of these columns alone.
+One row is one command. Before the command is sent, its row has its due instant, user, operation and value. When the
+command is answered, the row gets the state of the account from the reply: the entry, its instant, balance, rate, coming
+exhaustion and number of exhaustions. The verdict is made of these columns alone.
 
-Every command that changes anything carries a `request_id` made of the run and its row: sent again, it takes effect
-once. User ids are names by number; a row has the number.
+Every command that changes an account carries a `request_id` made of the run and the row, so that it takes effect once
+even if it is sent again. A row has the user's number, an index of `Columns.users`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from typing import Any, Final
 from billing.trial.loadtest.verdict import BEGUN, SUPERSEDED
 
 TOP_UP: Final = 0  # value: nanos
-RATE: Final = 1  # nanos a second, of the line ""
-LINE_RATE: Final = 2  # nanos an hour, of the line named in the row
-DEBIT: Final = 3  # nanos
+RATE: Final = 1  # value: nanos a second, of the line ""
+LINE_RATE: Final = 2  # value: nanos an hour, of the line named in the row
+DEBIT: Final = 3  # value: nanos
 READ: Final = 4
 NAMES: Final = ("top_up", "set_rate", "set_rate", "debit", "get_account")
 
@@ -28,15 +28,15 @@ ACTIVE: Final = 1  # answered: the account is active
 EXHAUSTED: Final = 2  # answered: the account is exhausted
 REFUSED: Final = 3  # a debit beyond what is available
 STALE: Final = 4  # a late retry of a rate, after a newer one
-FAILED: Final = 5  # refused for good though it should not be, or never answered
+FAILED: Final = 5  # failed for good though it should not, or never answered
 
-NEVER: Final = -1  # no coming instant
+NEVER: Final = -1  # no exhaustion is coming
 HOURS: Final = 3600
 RUN_SHIFT: Final = 40
 
 
 class Columns:
-    """The commands of one run. `users` are the names that numbers stand for; `resources` those of rate lines."""
+    """The commands of one run. `users`: user ids by number; `resources`: names of rate lines by number."""
 
     def __init__(self, run: int, users: list[str], resources: list[str] | None = None) -> None:
         self.run = run
@@ -55,14 +55,14 @@ class Columns:
         self.rate = array("q")  # nanos an hour
         self.exhausts = array("q")
         self.seq = array("I")
-        self.restored: dict[int, str] = {}  # row -> what the reply said of the newest cutoff, where it restored
+        self.restored: dict[int, str] = {}  # row of a top-up that restored -> status of the newest cutoff in the reply
         self._ids = run << RUN_SHIFT
 
     def __len__(self) -> int:
         return len(self.kind)
 
     def add(self, due_ns: int, user: int, kind: int, value: int, line: int = 0) -> int:
-        """Appends a command; its row."""
+        """Appends a command. Returns its row."""
         self.due.append(due_ns)
         self.user.append(user)
         self.kind.append(kind)
@@ -71,7 +71,7 @@ class Columns:
         return len(self.kind) - 1
 
     def seal(self) -> None:
-        """Makes room for the answers of all rows added until now."""
+        """Allocates the answer columns of all rows added until now."""
         missing = len(self.kind) - len(self.state)
         self.state.extend(bytes(missing))
         for column in (self.sent, self.at, self.balance, self.rate, self.exhausts):
@@ -80,7 +80,7 @@ class Columns:
         self.seq.frombytes(bytes(self.seq.itemsize * missing))
 
     def request(self, row: int) -> tuple[str, list[Any]]:
-        """Method and parameters."""
+        """(method, parameters) of a row's command."""
         kind, user = self.kind[row], self.users[self.user[row]]
         if kind == READ:
             return "get_account", [user]
@@ -92,7 +92,7 @@ class Columns:
         return NAMES[kind], [user, self.value[row], options]
 
     def answer(self, row: int, reply: Mapping[str, Any]) -> None:
-        """Keeps what a reply said. KeyError or TypeError for one that is no reply on an account."""
+        """Stores a reply in its row. Raises KeyError or TypeError if the reply is not about an account."""
         self.at[row] = reply["at_ns"]
         self.balance[row] = reply["balance_nanos"]
         self.rate[row] = reply["rate_nanos_per_hour"]
@@ -107,10 +107,10 @@ class Columns:
             self.restored[row] = BEGUN if status == SUPERSEDED and cutoff["attempts"] else status
 
     def rate_per_hour(self, row: int) -> int:
-        """What a rate command set, in nanos an hour."""
+        """The rate that a row's command set, in nanos an hour."""
         return self.value[row] * HOURS if self.kind[row] == RATE else self.value[row]
 
     def text_of(self, row: int) -> str:
-        """A command for a message."""
+        """A row's command as text, for a message."""
         line = self.resources[self.line[row]]
         return f"{NAMES[self.kind[row]]} {self.users[self.user[row]]} {self.value[row]} {line}".rstrip()

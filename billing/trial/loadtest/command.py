@@ -1,8 +1,8 @@
 """`billing loadtest`: offers a load to a daemon, measures what callers would see, and judges every nano and cutoff.
 
-Without `--address` it starts a daemon of its own in a temporary directory, with a receiver for its cutoffs, and both
-are gone afterwards. Ends with exit code 1 on any difference in money or cutoffs, whatever the speed, and on an INVALID
-measurement, which says nothing of the daemon.
+Without `--address` it starts a daemon of its own in a temporary directory, with a receiver for its cutoffs, and removes
+both afterwards. The exit code is 1 on any difference in money or cutoffs, whatever the speed, and on an INVALID
+measurement, which tells nothing about the daemon.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from shards.exits import Exit
 from shards.system.clock import MACHINE_CLOCKS
 
 NICENESS: Final = 10
-AROUND_S: Final = 6  # what a run takes beside its load: preloading, the lead, reading every balance, the last cutoffs
+AROUND_S: Final = 6  # seconds of a run beside its load: preloading, the lead, reading every balance, the last cutoffs
 NO_ACCOUNT: Final = "there is no account to put under load"
-INTERVALS: Final = 1000  # of the curve over time, at most about so many
+INTERVALS: Final = 1000  # about the greatest number of intervals of the curve over time
 
 
 class Options(NamedTuple):
-    """All that was asked for on the command line."""
+    """The options of the command line."""
 
     workload: Workload
     tracing: Tracing | None
@@ -76,7 +76,7 @@ class Options(NamedTuple):
 
 
 async def loadtest(options: Options) -> int:
-    """Runs it all; the exit code."""
+    """Runs the whole load test. Returns the exit code."""
     _look_ahead(options)
     async with contextlib.AsyncExitStack() as stack:
         display = stack.enter_context(Display(options.quiet))
@@ -96,7 +96,7 @@ async def loadtest(options: Options) -> int:
         watch = await stack.enter_async_context(Watch(target.pid, target.admin))
         generators = await stack.enter_async_context(Generators(order, options.processes))
         http = await stack.enter_async_context(aiohttp.ClientSession())
-        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # all else is started: from here on it only watches
+        os.setpriority(os.PRIO_PROCESS, 0, NICENESS)  # the other processes are started; this one only watches now
         opened = await generators.open()
         users, of_trace = sum(part["users"] for part in opened), opened[0]["plan"]
         if not users:
@@ -125,7 +125,7 @@ async def loadtest(options: Options) -> int:
 
 
 def _look_ahead(options: Options) -> None:
-    """Finds what can be found before anything is started. Raises UsageError, TraceError."""
+    """Checks what can be checked before any process is started. Raises UsageError, TraceError."""
     if options.tracing is not None:
         next(read_trace(Path(options.tracing.file)), None)
     elif not options.workload.accounts and not aimed_count(options.workload):
@@ -144,7 +144,7 @@ async def _runs(options: Options, session: Session, result: Result, display: Dis
 
 
 def how_long(workload: Workload, runs: int) -> str:
-    """How long the whole takes, as far as it can be said before it. `runs` 0: not known how many."""
+    """An estimate, in words, of how long the load test takes. `runs`: 0 if their number is not known."""
     each_s = workload.warmup_s + workload.seconds
     if not runs:
         return f"each step takes {each_s:g} s and what is needed to prepare and judge it, some {AROUND_S:g} s"
@@ -190,7 +190,7 @@ def _blank(options: Options, target: Target) -> Result:
 
 
 def options_of(values: dict[str, Any]) -> Options:
-    """The command line's options, by their names there."""
+    """Builds `Options`. `values`: the values of the command line's options, by name. Raises BadParameter."""
     tracing = None
     if values["trace"] is not None:
         seconds = values["seconds"] if values["seconds_given"] else 0.0
@@ -252,7 +252,7 @@ FAILURES = (
 
 
 def carry_out(options: Options) -> int:
-    """Runs it until it is over or a signal ends it."""
+    """Runs the load test until it is over or a signal ends it. Returns the exit code. Raises ClickException."""
     try:
         return run_until_signalled(loadtest(options))
     except BillingError as error:

@@ -1,9 +1,9 @@
-"""What changed between two results beyond the noise of their own runs. Pure.
+"""Compares two results: which figures differ by more than the noise of their own runs. Pure.
 
-A figure changed where all runs of one side lie on one side of all runs of the other, and the medians are further apart
-than the wider of the two spreads. With three runs a side, sides part by chance once in ten times; the second condition
-is what makes that rare. With fewer than three runs on a side nothing is said: neither that a figure changed nor that it
-did not.
+A figure changed if all values of one result are below all values of the other, and the medians are further apart than
+the wider of the two spreads. With three runs each, the first condition holds by chance once in ten times; the second
+one makes that rare. If a result has fewer than three runs, the comparison says neither that a figure changed nor that
+it did not.
 """
 
 from __future__ import annotations
@@ -52,7 +52,9 @@ FIGURES: Final[tuple[tuple[str, str, Figure], ...]] = (
 
 
 def compare(before: Result, after: Result) -> Iterator[str]:
-    """Lines: the differences that make the two hard to compare, then a table of both with the changes."""
+    """The comparison as lines: first the differing conditions, which make the two hard to compare, then a table of the
+    figures of both with the changes.
+    """
     yield from (f"not the same: {line}" for line in differing(before, after))
     for name, result in (("the first", before), ("the second", after)):
         if invalid := sum(not run.valid for run in result.measured):
@@ -90,7 +92,7 @@ def differing(before: Result, after: Result) -> Iterator[str]:
 
 
 def _unlike(name: str, a: object, b: object) -> Iterator[str]:
-    """Where two settings differ; those of one kind that have parts are told part by part."""
+    """The differences of two settings, one line each. Two structs of one type are compared field by field."""
     if a == b:
         return
     if isinstance(a, msgspec.Struct) and isinstance(b, type(a)):
@@ -111,14 +113,14 @@ def _in_words(value: object) -> str:
 
 
 def verdict(before: list[float], after: list[float]) -> str:
-    """What is said of a figure."""
+    """The verdict on a figure, in words."""
     if min(len(before), len(after)) < RUNS_MIN:
         return "too few runs"
     return "CHANGED" if changed(before, after) else "within the noise"
 
 
 def changed(before: list[float], after: list[float]) -> bool:
-    """Whether two sides differ beyond their own noise."""
+    """Whether the values of two results differ beyond their own noise."""
     if min(len(before), len(after)) < RUNS_MIN:
         return False
     apart = max(before) < min(after) or max(after) < min(before)

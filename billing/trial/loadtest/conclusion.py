@@ -1,10 +1,10 @@
-"""The meaning of a result for people who buy machines: plain words, each with the figure that it rests on. Pure.
+"""The meaning of a result for people who buy machines: sentences, each with the figure that it rests on. Pure.
 
-Measured figures are called measured, calculated ones calculated. A rate counts as sustained where its measurement
-was VALID, money was right, and the 99th percentile stayed within the limit (`--p99-ms`). A sweep finds the highest such
-rate; any other run only shows that its own rate is sustained, which says nothing about how many machines a fleet needs:
-only a sweep is reckoned from. Reckoning keeps `HEADROOM` back: a system that is full on
-an ordinary day fails on the first that is not.
+A sentence says whether a figure was measured or calculated. A rate counts as sustained if its measurement was VALID,
+money was right, and the 99th percentile of latency stayed within the limit (`--p99-ms`). A sweep finds the highest such
+rate. Any other run shows only that its own rate is sustained, which does not tell how many workers a fleet needs; so
+capacity is calculated from a sweep only. The calculation plans with the share `HEADROOM` of the sustained rate, because
+a system that is full on an ordinary day fails on the first busier one.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from billing.trial.loadtest.result import Result, Run, histogram_of, histogram_o
 from shards.counting import counted
 
 TOO_FEW: Final = "there were too few answers to tell a 99th percentile"
-HEADROOM: Final = 0.7  # of the sustained rate is planned with
-BUSY: Final = 0.7  # of a core: from there on a command costs what it costs at a full one
+HEADROOM: Final = 0.7  # the share of the sustained rate that capacity is planned with
+BUSY: Final = 0.7  # of a core: above this a command costs as much CPU time as on a full core
 REPORT_EVERY_S: Final = 60
-CUTOFF_BOUND_NS: Final = 50_000_000  # 99 of 100 cutoffs are meant to come within that
+CUTOFF_BOUND_NS: Final = 50_000_000  # 99 of 100 cutoffs are meant to come within this time
 FLEETS: Final = (10_000, 100_000, 1_000_000, 10_000_000)
 
 
 class Need(NamedTuple):
-    """For so many reporting machines: commands a second, and what it takes."""
+    """The need of a fleet of `machines` reporting virtual machines: commands a second, workers and memory."""
 
     machines: int
     per_s: float
@@ -35,23 +35,25 @@ class Need(NamedTuple):
 
 
 def sustained(run: Run, limit_ms: float) -> bool:
-    """Whether a run shows that its rate can be had."""
+    """Whether a run shows that the daemon sustains its rate. If there are too few answers for a 99th percentile, the
+    slowest answer counts.
+    """
     latency = histogram_of(run.latency)
     p99_ns = latency.percentile("99") or (latency.greatest if latency.total else None)
     return run.valid and run.clean and p99_ns is not None and p99_ns <= limit_ms * 1e6
 
 
 def too_much(run: Run, limit_ms: float) -> bool:
-    """Whether a run shows that its rate is more than the daemon can. A few slow answers, too few to tell a 99th
-    percentile, show nothing.
+    """Whether a run shows that its rate is too much for the daemon. A few slow answers, too few for a 99th percentile,
+    show nothing.
     """
     p99_ns = histogram_of(run.latency).percentile("99")
     return run.valid and run.clean and p99_ns is not None and p99_ns > limit_ms * 1e6
 
 
 def sustained_per_s(result: Result) -> float | None:
-    """The highest rate that is shown to be sustained; None where none is. A closed loop shows none: it asks less where
-    the daemon is slow.
+    """The highest rate that the result shows to be sustained; None if it shows none. A closed loop shows none, because
+    it sends fewer commands when the daemon is slow.
     """
     if result.kind == "closed":
         return None
@@ -63,9 +65,8 @@ def sustained_per_s(result: Result) -> float | None:
 
 
 def found_the_limit(result: Result) -> bool:
-    """Whether a sweep ended at what the daemon can: some rate above the knee was offered as planned and was too much. A
-    sweep that ended because its generator could not offer more, or of which steps were too short to tell, has found no
-    limit of the daemon.
+    """Whether a sweep found the limit of the daemon: a rate above the knee was offered as planned and was too much. A
+    sweep found none if its generator could not offer more, or if its steps were too short for a 99th percentile.
     """
     knee = result.knee_per_s
     above = [step for step in result.steps if knee is not None and step.offered_per_s > knee]
@@ -82,18 +83,20 @@ def telling(result: Result) -> list[Run]:
 
 
 def kept_up(result: Result) -> list[Run]:
-    """The runs of which lateness of cutoffs is told: all, but of a sweep only the sustained steps, where there are."""
+    """The runs whose lateness of cutoffs is reported: all runs; of a sweep only the sustained steps, if there are."""
     good = [step for step in result.steps if sustained(step, result.p99_limit_ms)]
     return result.runs or good or result.steps
 
 
 def in_bytes(number: float) -> str:
-    """In MiB or GiB."""
+    """A number of bytes as MiB or GiB."""
     return f"{number / 2**20:,.0f} MiB" if number < 2**30 else f"{number / 2**30:,.1f} GiB"
 
 
 def needs(result: Result) -> list[Need]:
-    """What fleets of virtual machines need, each reporting once a minute; nothing but a sweep tells."""
+    """The needs of the fleets in `FLEETS`, whose machines report once a minute each. Empty unless the result is a sweep
+    that found the limit.
+    """
     rate = result.knee_per_s
     if rate is None or not found_the_limit(result):
         return []
@@ -111,7 +114,7 @@ def needs(result: Result) -> list[Need]:
 
 
 def in_short(result: Result) -> list[str]:
-    """Three sentences for somebody who reads no more: how fast, how late cutoffs were, whether money was right."""
+    """The result in three sentences: how fast the daemon was, how late cutoffs were, whether money was right."""
     workers = counted(result.daemon["workers"], "worker")
     latency = histogram_of_runs(telling(result), "latency")
     p99_ns = latency.percentile("99")
@@ -158,7 +161,7 @@ def _cutoffs_in_short(result: Result) -> str:
     late, meant = lateness.total - within, lateness.total / 100
     if late <= meant:
         return f"{who} in time: {counts}, of {cutoffs}."
-    if late > meant + 3 * meant**0.5 + 1:  # where one in a hundred is late, hardly ever so many are
+    if late > meant + 3 * meant**0.5 + 1:  # hardly ever so many, if one in a hundred is late
         return f"{who} LATE: {counts}, of {cutoffs}."
     return f"Too few users were cut off to tell whether 99 of 100 are in time: {counts}, of {cutoffs}."
 
@@ -172,7 +175,7 @@ def _money_in_short(result: Result) -> str:
 
 
 def expected_cutoffs(result: Result) -> int:
-    """How many had to come, over all runs."""
+    """How many cutoffs had to come, over all runs."""
     return max((run.cutoffs.expected for run in result.measured), default=0)
 
 
@@ -182,7 +185,7 @@ def _in_ms(nanoseconds: float) -> str:
 
 
 def _invalid(result: Result) -> str:
-    """How many measurements are worthless, and why."""
+    """How many measurements were INVALID, and why."""
     runs = result.measured
     invalid = [run for run in runs if not run.valid]
     because = f" ({invalid[0].invalid_because[0]})" if invalid[0].invalid_because else ""
@@ -193,23 +196,23 @@ def _invalid(result: Result) -> str:
 
 
 def unusable(result: Result) -> str:
-    """What is told of a result that says nothing of the daemon."""
+    """The message about an INVALID result, which tells nothing about the daemon."""
     return f"INVALID, which says nothing of how fast the daemon is: {_invalid(result)}"
 
 
 def _is_too_much(result: Result) -> bool:
-    """Whether something shows that the daemon did not keep up: money that was wrong, or a valid run that was slow."""
+    """Whether the result shows that the daemon did not keep up: money was wrong, or a valid run was slow."""
     return not result.clean or _slowest_p99_ns(result) > result.p99_limit_ms * 1e6
 
 
 def _slowest_p99_ns(result: Result) -> float:
-    """The worst 99th percentile of the valid runs; 0 where none has answers enough to tell one."""
+    """The worst 99th percentile of the valid runs; 0 if no run has enough answers for one."""
     p99s_ns = (histogram_of(run.latency).percentile("99") for run in result.measured if run.valid)
     return max((p99_ns for p99_ns in p99s_ns if p99_ns is not None), default=0)
 
 
 def _why_not(result: Result) -> str:
-    """Why a rate is not sustained: money was wrong, or answers were late."""
+    """Why a rate was not sustained: money was wrong, or answers were late."""
     reasons, slowest_ns = [], _slowest_p99_ns(result)
     if slowest_ns > result.p99_limit_ms * 1e6:
         reasons.append(f"the 99th percentile was {_in_ms(slowest_ns)}, above {result.p99_limit_ms:g} ms")
@@ -219,7 +222,7 @@ def _why_not(result: Result) -> str:
 
 
 def _why_unknown(result: Result) -> str:
-    """Why nothing is known of a rate that was neither sustained nor too much."""
+    """Why it is unknown whether the daemon sustains the rate."""
     if not all(run.valid for run in result.measured):
         return _invalid(result)
     slowest_ns = max(histogram_of(run.latency).greatest for run in result.measured)
@@ -227,7 +230,7 @@ def _why_unknown(result: Result) -> str:
 
 
 def conclusion(result: Result) -> Iterator[str]:
-    """Sentences, the verdict first."""
+    """Yields the conclusion as sentences, the verdict first."""
     if not result.clean:
         yield (
             "DO NOT TRUST THIS DAEMON: money or cutoffs came out wrong. No figure below means anything until that is "

@@ -1,9 +1,9 @@
-"""The CPU cost of a command and of a cutoff, from the CPU times of the daemon's processes at four instants.
+"""The CPU cost of a command and of a cutoff, from the CPU times of the daemon's processes at three instants.
 
-Commands and cutoffs share the processes, so their costs have to be told apart. Without commands in the measured time
-all is the cutoffs'. With both, a storm is told apart by its moment (what is used beyond the ordinary from its instant
-to its last arrival), and a steady stream of cutoffs by the warm-up, which has commands only. What cannot be told apart
-is not told: `note` says why.
+Commands and cutoffs share the processes, so their costs have to be separated. If no commands were answered in the
+measured time, all CPU time belongs to the cutoffs. If there are both, the cost of a storm is the CPU time beyond the
+ordinary from its instant to its last arrival; the cost of a steady stream of cutoffs is the CPU time beyond that of the
+warm-up, which has commands only. A cost that cannot be separated is None, and `note` says why.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from billing.trial.loadtest.watch import SERVING, Watch
 from billing.trial.loadtest.workload import Workload
 from shards.system.clock import MACHINE_CLOCKS
 
-SHARE_MIN: Final = 0.25  # of all CPU; what cutoffs add must be more than that to be told
+SHARE_MIN: Final = 0.25  # of all CPU time; a cost of the cutoffs is reported only if their share is at least this
 STORM_BEFORE_NS: Final = 50_000_000
 CUTOFFS_MIN: Final = 100
 
 
 class Cost(NamedTuple):
-    """Microseconds of CPU; None where it cannot be told."""
+    """Microseconds of CPU time; None if unknown."""
 
     us_per_command: float | None
     us_per_cutoff: float | None
@@ -29,10 +29,10 @@ class Cost(NamedTuple):
 
 
 class Costs:
-    """Reads the sums when the warm-up is half over, when it is over, and at the end."""
+    """Reads the CPU times when the warm-up is half over, when it is over, and at the end."""
 
     def __init__(self, watch: Watch, start_ns: int, warm_ns: int, end_ns: int) -> None:
-        """Boot instants: of the start, of the end of the warm-up, and of the end."""
+        """`start_ns`, `warm_ns`, `end_ns`: boot instants of the start, of the end of the warm-up, and of the end."""
         self.half_ns = (start_ns + warm_ns) // 2
         self.warm_ns = warm_ns
         self.end_ns = end_ns
@@ -41,14 +41,14 @@ class Costs:
         self._watch = watch
 
     async def run(self) -> None:
-        """Waits for each of the three instants."""
+        """Waits for each of the three instants, and reads the CPU times then."""
         for instant_ns in (self.half_ns, self.warm_ns, self.end_ns):
             await asyncio.sleep(max(0, instant_ns - MACHINE_CLOCKS.boot_ns()) / 1e9)
             self.marks.append(self._watch.cpu_s())
             self.instants.append(MACHINE_CLOCKS.boot_ns())
 
     def serving_s(self, first: int, last: int) -> float:
-        """CPU between two marks of what commands wait for."""
+        """CPU time of supervisor and workers between two marks."""
         return sum(self.marks[last].get(role, 0.0) - self.marks[first].get(role, 0.0) for role in SERVING)
 
     def seconds(self, first: int, last: int) -> float:
@@ -56,7 +56,7 @@ class Costs:
         return max((self.instants[last] - self.instants[first]) / 1e9, 1e-9)
 
     def cores_by_role(self) -> dict[str, float]:
-        """Cores used in the measured time."""
+        """The cores that each role used in the measured time."""
         if not self.marks:
             return {}
         seconds = self.seconds(1, 2)
@@ -65,7 +65,9 @@ class Costs:
         }
 
     def storm_s(self, from_ns: int, to_ns: int) -> tuple[float, float]:
-        """(CPU, seconds) of serving processes over the samples around a storm."""
+        """(CPU time of supervisor and workers, elapsed time), in seconds, between the samples around a storm. Zeros if
+        there are no such samples.
+        """
         sums: dict[int, float] = {}
         for sample in self._watch.samples:
             if sample.role in SERVING:
@@ -78,7 +80,9 @@ class Costs:
 
 
 def cost_of(costs: Costs, answered: int, cutoffs: int, load: Workload, last_after_s: float | None) -> Cost:
-    """`answered`: commands in the measured time; `cutoffs`: that fell due in it and arrived."""
+    """Computes the costs. `answered`: commands in the measured time; `cutoffs`: those that fell due in it and arrived;
+    `last_after_s`: from the instant of a storm to its last arrival.
+    """
     if len(costs.marks) < 3 or not costs.serving_s(1, 2):
         return Cost(None, None, "the daemon's processes could not be looked at")
     used_s, seconds = costs.serving_s(1, 2), costs.seconds(1, 2)

@@ -1,22 +1,23 @@
 """A generator: one process that sends its share of the load and judges its own accounts.
 
-It is told what to do over the socket that it inherits, one step after the other, and says when each is done:
+The coordinator sends it one step after the other over the socket that it inherits, and it replies when a step is done:
 
     coordinator → generator                    generator → coordinator
     (number, "open", order)                    (number, "progress", answered)
-    (number, "preload", run)                   (number, "done", what came of it)
+    (number, "preload", run)                   (number, "done", result as JSON)
     (number, "aim", run, instant)              (number, "failed", text)
     (number, "drive", run, start, rate)
     (number, "read", run)
     (number, "settle", instant)
 
-`open` connects. `preload` tops up and arms; `aim` brings the armed accounts to their instants, counted from a billing
-instant; `drive` sends the load from a boot instant on and is what is measured; `read` asks for every account and runs
-the model over all answers of the run; `settle` lets time pass in the model and tells which cutoffs there had to be.
+`open` connects. `preload` tops up the accounts and arms those that are to be aimed. `aim` makes each armed account run
+out at its instant, which counts from a billing instant. `drive` sends the load from a boot instant on; only this step
+is measured. `read` asks for every account, and runs the model over all answers of the run. `settle` lets time pass in
+the model, and returns the cutoffs that had to come.
 
-While it drives, nothing else is done here: answers are kept in columns, and the collector of garbage is off. Where it
-may, it takes precedence over other processes: it sleeps most of the time, and what it measures is its own lateness too.
-When the wire closes, the process ends.
+During `drive` the process does nothing else: answers are kept in columns, and the garbage collector is off. If it may,
+the process raises its own priority, because it sleeps most of the time, and its own lateness would spoil the
+measurement. When the wire closes, the process ends.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ PHASE_DEPTH = 512  # open commands a connection in phases that are not measured
 
 
 class Order(msgspec.Struct, frozen=True):
-    """What a generator is for."""
+    """The order of a generator: the daemon, the load, and its share of it."""
 
     address: str
     workload: Workload
@@ -82,7 +83,7 @@ class Generator:
         self._mixed = 0
 
     async def open(self, _: Callable[[int], None]) -> dict[str, Any]:
-        """Connects; how many users and commands there will be."""
+        """Connects. Returns the number of users and, for a trace, the figures of its plan."""
         order = self._order
         if order.tracing is not None:
             self._plan = plan_of(order.tracing, order.workload.seed, order.suffix)
@@ -102,7 +103,7 @@ class Generator:
         }
 
     async def preload(self, on_progress: Callable[[int], None], run: int) -> dict[str, Any]:
-        """Money for all accounts of a run; the aimed ones are armed by it."""
+        """Tops up the accounts of a run, and arms the aimed ones."""
         columns = self._columns = Columns(run, self._users)
         if self._plan is None:
             work.preload(columns, run == 0, self._mixed)
@@ -115,7 +116,7 @@ class Generator:
         return _came_of(driver)
 
     async def aim(self, on_progress: Callable[[int], None], run: int, start_ns: int) -> dict[str, Any]:
-        """Brings the armed accounts to their instants, counted from the billing instant `start_ns`."""
+        """Makes each armed account run out at its instant, which counts from the billing instant `start_ns`."""
         columns = self._columns_of(run)
         offsets = work.aims(self._order.workload, self._order.share, run)
         wanted_ns = {user: start_ns + offset for user, offset in zip(sorted(self._armed), offsets, strict=True)}
@@ -127,7 +128,7 @@ class Generator:
         return {**_came_of(driver), "missed": missed}
 
     async def drive(self, on_progress: Callable[[int], None], run: int, start_ns: int, rate: float) -> dict[str, Any]:
-        """The load, from the boot instant `start_ns` on, at `rate` a second of all processes together."""
+        """Sends the load from the boot instant `start_ns` on. `rate`: commands a second of all processes together."""
         columns, order = self._columns_of(run), self._order
         load = order.workload
         first = len(columns)
@@ -168,7 +169,7 @@ class Generator:
         }
 
     async def read(self, on_progress: Callable[[int], None], run: int) -> dict[str, Any]:
-        """Asks for every account, and compares all answers of the run with the model's."""
+        """Sends `get_account` for every account, and compares all answers of the run with the model's."""
         columns = self._columns_of(run)
         first = len(columns)
         for user in range(len(columns.users)):
@@ -186,7 +187,7 @@ class Generator:
         }
 
     async def settle(self, _: Callable[[int], None], at_ns: int) -> dict[str, Any]:
-        """Which cutoffs there had to be until an instant."""
+        """Lets time pass in the model to an instant. Returns the claims, and the next coming exhaustion."""
         self._assessment.settle(at_ns)
         return {
             "claims": [
@@ -202,12 +203,12 @@ class Generator:
         }
 
     def close(self) -> None:
-        """Ends the connections."""
+        """Closes the connections."""
         for batch in self._batches:
             batch.close()
 
     async def _phase(self, columns: Columns, first: int, on_progress: Callable[[int], None]) -> LoadDriver:
-        """Rows from `first` on, as fast as they are answered."""
+        """Sends the rows from `first` on in a closed loop, as fast as they are answered."""
         driver = self._driver = LoadDriver(columns, self._batches, ClosedLoop(PHASE_DEPTH), first=first)
         await driver.run(on_progress)
         return driver
@@ -273,8 +274,8 @@ def _progress(wire: Wire, number: int) -> Callable[[int], None]:
 
 
 def main(arguments: list[str]) -> None:
-    """The main function of the process; the argument is the number of the wire's descriptor, with which it ends: ^C is
-    for whoever started it.
+    """Runs the process until the wire closes. `arguments`: the number of the wire's descriptor. The process ignores
+    SIGINT, since ^C in the terminal is meant for its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(PermissionError):

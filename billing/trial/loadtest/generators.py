@@ -1,7 +1,7 @@
-"""The generators as one: each step is asked of all processes at once, and what came of it is added up.
+"""All generator processes together: sends each step to all of them at once, and adds up their results.
 
-A generator that ends, or says that a step failed, ends the whole run (`GeneratorError`): numbers of a part of the
-load would look like numbers of all of it.
+If a generator ends, or reports that a step failed, the whole run ends (`GeneratorError`): otherwise the figures of a
+part of the load would look like the figures of all of it.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ END_WAIT_S: Final = 5.0
 
 
 class GeneratorError(Exception):
-    """A generator could not do its work."""
+    """A generator ended, or a step of it failed."""
 
 
 class _Member:
-    """One process."""
+    """One generator process."""
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.answered = 0  # in the step under way
+        self.answered = 0  # commands answered in the step under way
         self.child: Child | None = None
         self.wire: Wire | None = None
         self._requests = 0
@@ -100,11 +100,11 @@ class Generators:
 
     @property
     def pids(self) -> list[int]:
-        """The generators' processes."""
+        """The process ids of the generators."""
         return [member.child.pid for member in self._members if member.child is not None]
 
     async def open(self) -> list[dict[str, Any]]:
-        """Lets each connect."""
+        """Makes each generator connect. Returns their results."""
         of = len(self._members)
         orders = [
             msgspec.json.encode(msgspec.structs.replace(self._order, share=Share(member.number, of)))
@@ -115,11 +115,13 @@ class Generators:
     async def step(
         self, name: str, *arguments: Any, on_progress: Callable[[int], None] = lambda _: None
     ) -> list[dict[str, Any]]:
-        """The same step of all of them; what came of it, one by one. `on_progress` is told the sum of answers."""
+        """Makes all generators do a step. Returns their results, one each. `on_progress(answered)`: called with the sum
+        of answered commands.
+        """
         return await self._all(name, [arguments] * len(self._members), on_progress)
 
     async def claims(self, at_ns: int) -> tuple[list[Claims], int | None]:
-        """Every account that expects cutoffs until an instant, and when the next one is coming."""
+        """(claims of all accounts that expect cutoffs until an instant, the next coming exhaustion or None)."""
         claims: list[Claims] = []
         coming: list[int] = []
         for part in await self.step("settle", at_ns):
@@ -151,12 +153,12 @@ class Generators:
 
 
 def total(parts: Iterable[dict[str, Any]], key: str) -> int:
-    """A number of all processes together."""
+    """The sum of a number over all processes."""
     return sum(part[key] for part in parts)
 
 
 def merged(parts: Iterable[dict[str, Any]], key: str) -> Histogram:
-    """A histogram of all processes together."""
+    """The sum of a histogram over all processes."""
     histogram = Histogram()
     for part in parts:
         histogram.add(part[key])
@@ -164,7 +166,7 @@ def merged(parts: Iterable[dict[str, Any]], key: str) -> Histogram:
 
 
 def merged_intervals(parts: Sequence[dict[str, Any]]) -> list[Histogram]:
-    """The histograms of each interval, of all processes together."""
+    """The histogram of each interval, summed over all processes."""
     count = max((len(part["intervals"]) for part in parts), default=0)
     histograms = [Histogram() for _ in range(count)]
     for part in parts:
@@ -174,6 +176,6 @@ def merged_intervals(parts: Sequence[dict[str, Any]]) -> list[Histogram]:
 
 
 def skew_of(parts: Iterable[dict[str, Any]], skew: Skew) -> None:
-    """Narrows a skew by what each process has learned."""
+    """Narrows a skew by the bounds that each process has found."""
     for part in parts:
         skew.narrow(*part["skew"])

@@ -2,12 +2,13 @@
 
     index  =  (shift << 7) + (value >> shift)        shift = max(0, bit length of value - 8)
 
-so that values below 256 ns have a bucket each and any other is known to 0.8 %. Recording is one addition to one number
-of a list. A load generator does it a hundred thousand times a second, so nothing else is done there: what was greatest
-is known as well as everything else, by its bucket.
+so that each value below 256 ns has its own bucket and any other value is known to 0.8 %. Recording adds one to one
+number of a list. A load generator records a hundred thousand values a second, so recording does nothing else: even the
+greatest value is known only by its bucket.
 
-A bucket is told by the greatest value that it may hold, so that no percentile is told as better than it was. And none
-is told that fewer than `BEYOND_MIN` samples lie beyond: a p99.9 of a thousand samples is one sample.
+A bucket is reported by the greatest value that it may hold, so that no percentile is reported as better than it was. A
+percentile is not reported if fewer than `BEYOND_MIN` samples lie beyond it: a p99.9 of a thousand samples is one
+sample.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class Histogram:
         self.counts[(shift << 7) + (value >> shift) if shift > 0 else value] += 1
 
     def merge(self, other: Self) -> None:
-        """Adds another one's counts."""
+        """Adds the counts of another histogram."""
         self.add(other.sparse())
 
     def add(self, pairs: Iterable[tuple[int, int]]) -> None:
@@ -60,12 +61,12 @@ class Histogram:
             counts[index] += count
 
     def sparse(self) -> list[tuple[int, int]]:
-        """(bucket, count) of all that are not empty."""
+        """(bucket, count) of all buckets that are not empty."""
         return [(index, count) for index, count in enumerate(self.counts) if count]
 
     @property
     def greatest(self) -> int:
-        """The bucket of the greatest value; 0 where there are none."""
+        """The greatest value, as reported by its bucket; 0 for an empty histogram."""
         return max((greatest_of(index) for index, count in enumerate(self.counts) if count), default=0)
 
     @property
@@ -73,12 +74,14 @@ class Histogram:
         return sum(self.counts)
 
     def mean(self) -> float:
-        """Of the buckets' greatest values; 0 where there are none."""
+        """The mean, in which each sample counts as the greatest value of its bucket; 0 for an empty histogram."""
         total = self.total
         return sum(greatest_of(index) * count for index, count in self.sparse()) / total if total else 0.0
 
     def value_at(self, share: float) -> int:
-        """The least bucket that at least this share of the samples does not exceed; 0 where there are none."""
+        """The greatest value of the lowest bucket that at least this share of the samples does not exceed; 0 for an
+        empty histogram.
+        """
         total = self.total
         wanted = max(1, -(-round(total * share * 10**9) // 10**9))
         cumulative = 0
@@ -89,21 +92,21 @@ class Histogram:
         return 0
 
     def up_to(self, value: int) -> int:
-        """How many samples surely do not exceed it, by their buckets."""
+        """How many samples surely do not exceed a value, judged by their buckets."""
         return sum(count for index, count in self.sparse() if greatest_of(index) <= value)
 
     def percentile(self, percent: str) -> int | None:
-        """As `"99.9"`; None where fewer than `BEYOND_MIN` samples lie beyond."""
+        """A percentile, named as `"99.9"`; None if fewer than `BEYOND_MIN` samples lie beyond it."""
         share = float(percent) / 100
         return self.value_at(share) if self.total * (1 - share) >= BEYOND_MIN - 1e-6 else None
 
     def percentiles(self) -> dict[str, int]:
-        """All of `PERCENTILES` that may be told, and `max`."""
+        """All of `PERCENTILES` that may be reported, and `max`."""
         values = {percent: self.percentile(percent) for percent in PERCENTILES}
         return {percent: value for percent, value in values.items() if value is not None} | {"max": self.greatest}
 
     def steps(self) -> Iterator[tuple[int, int]]:
-        """(greatest value of a bucket, samples up to and in it), rising."""
+        """Yields (greatest value of a bucket, number of samples in it and below), rising."""
         cumulative = 0
         for index, count in self.sparse():
             cumulative += count

@@ -1,21 +1,21 @@
-"""Sends the rows of `Columns` and takes their answers: open loop or closed, over a few connections.
+"""Sends the rows of `Columns` and takes their answers: open loop or closed loop, over a few connections.
 
-**Open loop.** A command goes out when it is due, whether or not those before it were answered. Its latency counts from
-that moment, not from when it was really sent: a server that stands still for 400 ms delays every request due in that
-time, and a loop that waits for answers would never send them. Beside it stands the *service time*, from the actual
-sending. How far the sending fell behind the plan is recorded too (`lateness`): a late sender invalidates the
-measurement.
+**Open loop.** A command is sent when it is due, whether or not earlier commands were answered. Its latency counts from
+the instant at which it is due, not from its sending: a server that stands still for 400 ms delays every request that is
+due in that time, and a loop that waits for answers would not even send these. The *service time*, which counts from the
+sending, is recorded as well, and so is the delay of the sending after the plan (`lateness`): a late sender invalidates
+the measurement.
 
-At most `depth` commands a connection are open at once. What waits for room is late by the server's doing: it is counted
-as held back, and not in the lateness.
+At most `depth` commands are open on a connection. A command that waits because so many are open is delayed by the
+server: it is counted as held back, and not recorded in the lateness.
 
-**Closed loop.** `depth` commands a connection are kept open; the next goes when one is answered. There is no latency
-from an intended start then, only service time.
+**Closed loop.** `depth` commands are kept open on a connection; when one is answered, the next one is sent. There is no
+latency from an intended start, only service time.
 
-**Each command has its effect once.** What failed in a way that may pass is sent again after a pause, with the same
-`request_id`; the answer then tells what the first one did. Its latency still counts from its moment. Users keep to one
-connection, so that commands of one user are carried out in their order unless one had to be repeated; the order that
-counts is the daemon's, by `entry_id`.
+**Each command takes effect once.** A command that failed with an error that may pass is sent again after a pause, with
+the same `request_id`; the reply then tells the effect of the first sending. Its latency still counts from the instant
+at which it was due. All commands of a user use one connection, so that they are carried out in their order unless one
+had to be sent again; the model uses the daemon's order, by `entry_id`.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ from billing.trial.loadtest.latency import Histogram
 from billing.trial.loadtest.skew import Skew
 from shards.system.clock import MACHINE_CLOCKS, Alarm
 
-TICK_NS: Final = 250_000  # between two wakings to send, at least
-SEND_MAX: Final = 256  # in one turn of the loop
+TICK_NS: Final = 250_000  # least time between two alarms for sending
+SEND_MAX: Final = 256  # commands sent in one turn of the loop
 RETRY_PAUSE_NS: Final = 100_000_000
 TRIES_MAX: Final = 600
-SILENCE_MAX_NS: Final = 60 * 10**9  # without any answer while something is open: it never comes
-INTERVAL_NS: Final = 10**8  # of the curve over time
+SILENCE_MAX_NS: Final = 60 * 10**9  # after so long without any answer, open commands count as never answered
+INTERVAL_NS: Final = 10**8  # width of an interval of the curve over time
 INTERVALS_MAX: Final = 1200
 TOLD_MAX: Final = 20
 PASSING: Final = frozenset({"UNKNOWN_ACCOUNT"})  # refused only because the first top-up is itself being repeated
 
 
 class OpenLoop(NamedTuple):
-    """Each row goes when it is due."""
+    """Each row is sent when it is due."""
 
     depth: int  # commands that are open on a connection, at most
 
 
 class ClosedLoop(NamedTuple):
-    """The next row goes when one is answered. `more` adds rows to the columns, again and again until the boot instant
-    `end_ns`, at which the loop ends; without it the loop ends with the rows that there are.
+    """When a row is answered, the next one is sent. `more()`: adds rows to the columns; called whenever rows run out,
+    until the boot instant `end_ns`, at which the loop ends. Without `more` the loop ends with the last row.
     """
 
     depth: int  # commands that are kept open on a connection
@@ -60,18 +60,18 @@ class ClosedLoop(NamedTuple):
 
 
 class MeasuredSpan(NamedTuple):
-    """What of a phase is measured."""
+    """The part of a phase that is measured."""
 
-    start_ns: int = 0  # boot instant from which moments count; 0: that at which the phase is run
-    warm_ns: int = 0  # what begins earlier, counted from there, is not in the histograms
-    interval_ns: int = INTERVAL_NS  # of the curve over time
+    start_ns: int = 0  # boot instant from which due instants count; 0: the instant at which the phase is run
+    warm_ns: int = 0  # commands due earlier than this after the start are not in the histograms
+    interval_ns: int = INTERVAL_NS  # width of an interval of the curve over time
 
 
 WHOLE_PHASE: Final = MeasuredSpan()
 
 
 class LoadDriver:
-    """One phase: all rows of the columns from `first` on, and those that a closed loop adds."""
+    """One phase: sends all rows of the columns from `first` on, and the rows that a closed loop adds."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ class LoadDriver:
         self._next = first
         self._in_flight = 0
         self._now_ns = 0
-        self._heard_ns = 0  # when something was last answered
+        self._heard_ns = 0  # when an answer last came
         self._blocked = False
         self._scheduled = False
         self._record: Callable[[int], None] = Histogram().record
@@ -112,7 +112,7 @@ class LoadDriver:
         self._alarm = Alarm()
 
     async def run(self, on_progress: Callable[[int], None] = lambda _: None) -> None:
-        """Sends all and waits until each row is settled."""
+        """Sends all rows and waits until each is answered or has failed. `on_progress`: gets the number answered."""
         self.columns.seal()
         loop = asyncio.get_running_loop()
         self._finished: asyncio.Future[None] = loop.create_future()
@@ -139,7 +139,7 @@ class LoadDriver:
     # -- what the batches call --------------------------------------------------------------------------------------
 
     def on_read(self) -> None:
-        """Answers were read now."""
+        """Called by a batch when it has read answers, before `on_answer` for each of them."""
         now_ns = self._now_ns = self._heard_ns = MACHINE_CLOCKS.boot_ns()
         interval = (now_ns - self.started_ns) // self.interval_ns
         if interval != self._interval and 0 <= interval < INTERVALS_MAX:
@@ -152,7 +152,7 @@ class LoadDriver:
             asyncio.get_running_loop().call_soon(self._pump)
 
     def on_answer(self, row: int, error: BillingError | None, reply: Any) -> None:
-        """One command was answered."""
+        """Called by a batch for each answered command: records the reply and its times, or handles the error."""
         self._in_flight -= 1
         columns = self.columns
         if error is not None:
@@ -187,7 +187,7 @@ class LoadDriver:
             self._again.append((MACHINE_CLOCKS.boot_ns() + RETRY_PAUSE_NS, row))
         else:
             self._fail(row, str(error))
-        if not self._scheduled:  # a connection that was lost reads nothing any more
+        if not self._scheduled:  # a lost connection does not call on_read any more
             self._scheduled = True
             asyncio.get_running_loop().call_soon(self._pump)
 
@@ -198,7 +198,7 @@ class LoadDriver:
             self.told.append(f"{self.columns.text_of(row)}: {why}")
 
     def _give_up(self) -> None:
-        """Nothing was answered for too long: what is open never will be."""
+        """Fails all open rows and all rows not sent yet, because no answer has come for too long."""
         for row in range(self._next):
             if self.columns.state[row] == OPEN and self.columns.sent[row]:
                 self._fail(row, "never answered")
@@ -214,7 +214,7 @@ class LoadDriver:
         self._pump()
 
     def _pump(self) -> None:
-        """Sends what is due and has room, and sees to it that the rest is sent when it is."""
+        """Sends the rows that are due, as many as `depth` allows, and arms the alarm for the next ones."""
         self._scheduled = False
         if self._finished.done():
             return
@@ -284,7 +284,7 @@ class LoadDriver:
 
     @property
     def sent(self) -> int:
-        """Rows that were sent."""
+        """The number of the first row that has not been sent yet."""
         return self._next
 
 

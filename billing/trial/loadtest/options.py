@@ -1,4 +1,4 @@
-"""The command line of `billing loadtest`."""
+"""The command line of `billing loadtest`: its options and subcommands."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _faults(_: click.Context, parameter: click.Parameter, text: str) -> tuple[st
 
 
 def _share(_: click.Context, parameter: click.Parameter, value: str) -> str:
-    """A number from 0 to 1, kept exactly as written."""
+    """Checks that the text is a number from 0 to 1. Returns the text, so that the number stays exact."""
     try:
         share = Fraction(value)
     except (ValueError, ZeroDivisionError):
@@ -243,7 +243,7 @@ def loadtest(context: click.Context, /, **values: Any) -> None:
 
 
 def _check(values: dict[str, Any]) -> None:
-    """Raises UsageError for what makes no sense together."""
+    """Raises UsageError if options contradict each other."""
     running = values["address"] is not None
     for option in ("kill_worker_every", "snapshot_every", "workers", "sync", "directory"):
         if running and values[option]:

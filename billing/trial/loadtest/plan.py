@@ -1,24 +1,25 @@
-"""The plan of a replay: from machines to commands, each with the moment at which it is to be sent.
+"""The plan of a replay: turns machines into commands, each with the instant at which it is due.
 
-A trace second lasts 1/speed of a second, and each rate is the price times speed, so that a machine costs what it would
-have cost: money runs out at the same point of the trace, `speed` times sooner. Prices are exact: 0.04 coins per
+A trace second lasts 1/speed of a second, and each rate is the price times speed, so that a machine costs as much as in
+the trace: money runs out at the same point of the trace, `speed` times sooner. Prices are exact: 0.04 coins per
 vCPU-hour and 0.005 per GB-hour.
 
-A start is `set_rate(user, rate, {resource: vm_id, per: "hour"})`, an end is the same with rate 0; machines that outlive
-the replay are stopped when it ends, so that a daemon is left without rates. A user's top-up follows from the cost of
-his machines in the plan. Of the share that is to run dry (exactly, by seed):
+The start of a machine is `set_rate(user, rate, {resource: vm_id, per: "hour"})`, its end is the same with rate 0.
+Machines that outlive the replay are stopped when it ends, so that the daemon is left without rates. A user's top-ups
+follow from the cost of the user's machines in the plan. Among the users that are to run dry, whose number is exact and
+who are drawn by seed:
 
-    most      get a part of it, run dry, and their machines run on unpaid
+    most      get a part of the cost, run dry, and their machines run on unpaid
     a fourth  are topped up once more afterwards, which restores them; they may run dry again
-    a tenth   get next to nothing, so that machines are started by users who are dry already: a cutoff each
+    a tenth   get next to nothing, so that they start machines when they are dry already: a cutoff each
 
-and of all others half (and all whose machines run for a moment only) get twice the cost at once, and half get it in
-two parts, the second well before the first is spent. Those to run dry are drawn from users whose machines run long
-enough that a command sent a little late does not save them, and they run dry before the last `MARGIN_NS`. Should the
-replay fall far behind its plan all the same, others run dry, or fewer: the verdict follows what was answered, never the
-plan.
+Of all other users, half get twice the cost at once, as do all users whose machines run only for a moment; the rest get
+the cost in two parts, the second well before the first is spent. The users that are to run dry are drawn from those
+whose machines run long enough that a command sent a little late does not save them, and they are to run dry before the
+last `MARGIN_NS`. If the replay falls far behind its plan all the same, other users run dry, or fewer: the verdict
+follows the answers, never the plan.
 
-Pure: the seed decides, and no clock is read. Integers throughout.
+Pure: the seed decides, and no clock is read. All numbers are integers.
 """
 
 from __future__ import annotations
@@ -36,16 +37,18 @@ VCPU_HOUR_NANOS: Final = 40_000_000
 GB_HOUR_NANOS: Final = 5_000_000
 SECOND_NS: Final = 10**9
 HOUR_NS: Final = 3600 * SECOND_NS
-LEAD_NS: Final = SECOND_NS // 2  # the first top-up goes this long before the first machine
+LEAD_NS: Final = SECOND_NS // 2  # the first top-up is due this long before the first machine
 MARGIN_NS: Final = SECOND_NS // 10
-RESERVE_NS: Final = 60 * SECOND_NS  # who is not to run dry has enough for all machines running so long in addition
+RESERVE_NS: Final = 60 * SECOND_NS  # a user not to run dry can also pay all machines for this much longer
 
 TOP_UP: Final = "top_up"
 SET_RATE: Final = "set_rate"
 
 
 class Step(NamedTuple):
-    """A command to be sent `due_ns` after the start of the replay. `value` is nanos, or nanos per hour."""
+    """A command that is due `due_ns` after the start of the replay. `value`: nanos of a top-up, nanos per hour of a
+    rate.
+    """
 
     due_ns: int
     user_id: str
@@ -55,7 +58,7 @@ class Step(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """Steps in the order of sending. `dry` is how many users are to run dry."""
+    """Steps in the order of sending. `dry`: the number of users that are to run dry."""
 
     users: list[str]
     dry: int
@@ -65,7 +68,7 @@ class Plan(NamedTuple):
 
 
 def rate_of(machine: Machine, speed: int) -> int:
-    """What a machine costs, in nanos per hour of the replay. ValueError where the price has a fraction of a nano."""
+    """The price of a machine, in nanos per hour of the replay. Raises ValueError if it has a fraction of a nano."""
     rate = (machine.vcpus * VCPU_HOUR_NANOS + machine.memory_gb * GB_HOUR_NANOS) * speed
     if rate.denominator != 1:
         raise ValueError(f"{machine.vm_id} with {machine.memory_gb} GB has no exact price in nanos")
@@ -82,9 +85,10 @@ def make_plan(
     seed: int,
     suffix: str,
 ) -> Plan:
-    """The plan for `users_max` users drawn from all those of a trace (0: all), up to the trace second `cut_s`.
+    """The plan for `users_max` users drawn from all users of a trace (0: all users), up to the trace second `cut_s`
+    (None: to the end of the trace).
 
-    `suffix` is put behind each user id, so that a daemon can be used again.
+    `suffix` is appended to each user id, so that the next replay on the same daemon has other users.
     """
     rng = random.Random(seed)
     fleets: dict[str, list[Machine]] = {}
@@ -109,7 +113,7 @@ def make_plan(
 
 
 def _steps(user_id: str, fleet: list[Machine], speed: int, end_ns: int, dry: bool, rng: random.Random) -> list[Step]:
-    """All commands for one user, in order: the first top-up, and then whatever comes first."""
+    """All commands for one user, in the order of their due instants, the first top-up first."""
     runs: list[Step] = []
     for machine in fleet:
         start_ns, stop_ns = _span_ns(machine, speed, end_ns)
@@ -141,7 +145,7 @@ def _steps(user_id: str, fleet: list[Machine], speed: int, end_ns: int, dry: boo
 
 
 def _span_ns(machine: Machine, speed: int, end_ns: int) -> tuple[int, int]:
-    """When it starts and stops in the replay."""
+    """The instants at which a machine starts and stops in the replay."""
     start_ns = machine.start_s * SECOND_NS // speed + LEAD_NS
     if machine.duration_s is None:
         return start_ns, end_ns
@@ -149,13 +153,13 @@ def _span_ns(machine: Machine, speed: int, end_ns: int) -> tuple[int, int]:
 
 
 def _runs_ns(fleet: list[Machine], speed: int, end_ns: int) -> int:
-    """From the first start to the last stop of a user's machines."""
+    """The time from the first start to the last stop of a user's machines."""
     spans = [_span_ns(machine, speed, end_ns) for machine in fleet]
     return max(stop_ns for _, stop_ns in spans) - min(start_ns for start_ns, _ in spans)
 
 
 class _Spending:
-    """What one user's machines cost in total, and by when how much of it."""
+    """The cost of one user's machines: in total, and until each instant."""
 
     def __init__(self, runs: list[Step]) -> None:
         lines: dict[str, int] = {}
@@ -170,18 +174,18 @@ class _Spending:
             rate * (later - sooner)
             for rate, sooner, later in zip(self._rates, self._instants, self._instants[1:], strict=False)
         )
-        self._spent = list(accumulate(pieces, initial=0))  # at each instant, in nanos times nanoseconds an hour
+        self._spent = list(accumulate(pieces, initial=0))  # until each instant, in nanos an hour times nanoseconds
         self.total = self._spent[-1] // HOUR_NS
 
     def until(self, at_ns: int) -> int:
-        """What is spent by an instant, in nanos; 0 before the first machine."""
+        """The money spent until an instant, in nanos; 0 before the first machine."""
         at = bisect_right(self._instants, at_ns) - 1
         if at < 0:
             return 0
         return (self._spent[at] + self._rates[at] * (at_ns - self._instants[at])) // HOUR_NS
 
     def instant_of(self, nanos: int) -> int:
-        """When so much is spent (the start, where it is nothing; the end, where it is more than all)."""
+        """The instant at which `nanos` are spent: the first start for 0, the last stop for more than the total."""
         wanted = nanos * HOUR_NS
         at = bisect_right(self._spent, wanted) - 1
         rate = self._rates[at]

@@ -1,8 +1,7 @@
-"""The plots of a report, of `billing.svg`'s making: each is a picture and, below it, what its colours mean.
+"""The plots of a report, made with `billing.svg`: each is a picture with a legend of its colours.
 
-Times are in milliseconds on axes of powers of ten, since a latency that is ten times as long is as far away as the one
-that is ten times as short. Instants are seconds after the start of the run; the warm-up is shown, though no percentile
-counts it.
+Times are in milliseconds on logarithmic axes. Instants are seconds after the start of the run; the warm-up is shown,
+though no percentile counts it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ POINTS_MAX: Final = 600
 
 
 def _power(nanoseconds: float) -> float:
-    """The power of ten that is so many milliseconds: where it stands on an axis."""
+    """The decimal logarithm of a time in milliseconds, at least that of `FLOOR_MS`: its value on an axis."""
     return log10(max(nanoseconds / 1e6, FLOOR_MS))
 
 
@@ -37,7 +36,7 @@ def _duration(power: float) -> str:
 
 
 def _decades(powers: Iterable[float]) -> Axis:
-    """An axis of whole powers of ten around some."""
+    """An axis from a whole power of ten to another, which covers the given powers."""
     values = list(powers) or [0.0]
     low, high = floor(min(values)), max(ceil(max(values)), floor(min(values)) + 1)
     return Axis(low, high, [(power, _duration(power)) for power in range(low, high + 1)])
@@ -63,7 +62,9 @@ def _colour(number: int) -> str:
 
 
 def by_percentile(curves: Sequence[tuple[str, Histogram]]) -> Markup:
-    """Latency by percentile: each step to the right leaves a tenth of the requests beyond."""
+    """The plot of latency by percentile. Each label to the right has a tenth of the requests beyond it that the label
+    before it has.
+    """
     lines = []
     for number, (name, histogram) in enumerate((name, histogram) for name, histogram in curves if histogram.total):
         total = histogram.total
@@ -78,7 +79,7 @@ def by_percentile(curves: Sequence[tuple[str, Histogram]]) -> Markup:
 
 
 def over_time(run: Run) -> Markup:
-    """Latency by when answers came, with what happened meanwhile as upright lines."""
+    """The plot of latency by the instant of the answer, with events as vertical lines."""
     bins = _fewer(run)
     shown: list[tuple[str, list[Point | None]]] = [
         ("half", [(at, _power(p50)) if p50 is not None else None for at, _, p50, _, _ in bins]),
@@ -99,7 +100,9 @@ def over_time(run: Run) -> Markup:
 
 
 def _fewer(run: Run) -> list[tuple[float, int, int | None, int | None, int]]:
-    """Intervals, several as one where there are too many to be seen: the worst of each."""
+    """(instant in s, count, p50, p99, max in ns) of at most `POINTS_MAX` points. A point stands for several intervals
+    if there are too many, with the worst values of these.
+    """
     size = max(1, ceil(len(run.intervals) / POINTS_MAX))
     groups = []
     for begin in range(0, len(run.intervals), size):
@@ -119,7 +122,7 @@ def _fewer(run: Run) -> list[tuple[float, int, int | None, int | None, int]]:
 
 
 def throughput(steps: Sequence[Run]) -> Markup:
-    """What a sweep is for: latency by what was answered a second."""
+    """The plot of a sweep: latency by commands answered a second."""
     lines = []
     for number, (percent, name) in enumerate((("50", "half"), ("99", "99 %"), ("99.9", "99.9 %"))):
         points: list[Point | None] = [
@@ -134,7 +137,7 @@ def throughput(steps: Sequence[Run]) -> Markup:
 
 
 def cutoff_lateness(histogram: Histogram) -> Markup:
-    """How many cutoffs came how long after the exact instant, in bins of equal ratio."""
+    """The plot of how many cutoffs came how long after the exact instant, in bins of equal ratio."""
     bins: dict[int, int] = {}
     for value, count in _counts(histogram):
         number = floor(_power(value) * BINS_A_DECADE)
@@ -160,7 +163,9 @@ def _counts(histogram: Histogram) -> Iterable[tuple[int, int]]:
 
 
 def _by_process(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """Samples of each process, named by its role; those of one role are numbered in the order of their start."""
+    """The samples of each process, by the name of its role. Processes of one role are numbered in the order of their
+    first samples.
+    """
     pids: dict[int, list[dict[str, Any]]] = {}
     for sample in run.samples:
         pids.setdefault(sample["pid"], []).append(sample)
@@ -173,7 +178,7 @@ def _by_process(run: Run) -> dict[str, list[dict[str, Any]]]:
 
 
 def cpu_over_time(run: Run) -> Markup:
-    """Cores used by each process."""
+    """The plot of the cores that each process used."""
     lines = []
     for number, (name, samples) in enumerate(_by_process(run).items()):
         points = [
@@ -187,7 +192,7 @@ def cpu_over_time(run: Run) -> Markup:
 
 
 def memory_over_time(run: Run) -> Markup:
-    """Resident memory of each process."""
+    """The plot of the resident memory of each process."""
     lines = [
         Line(name, _colour(number), [(sample["at_s"], sample["rss_bytes"] / 2**20) for sample in samples])
         for number, (name, samples) in enumerate(_by_process(run).items())

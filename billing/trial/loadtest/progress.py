@@ -1,8 +1,8 @@
-"""What is seen while a load test runs: a bar on a terminal, and elsewhere a line a second, as pgbench prints them:
+"""The display while a load test runs: a bar on a terminal, and elsewhere a line a second, as pgbench prints it:
 
     progress: 12.0 s, 24998 commands/s, 299976 answered
 
-It is told of progress and asks nobody.
+The load test reports its progress by calling `Display.at`.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class Display:
         self._bar.stop()
 
     def say(self, line: str) -> None:
-        """A line that stays."""
+        """Prints a line that stays on the terminal."""
         if not self._quiet:
             self._console.print(line, highlight=False, soft_wrap=True)
 
     def at(self, what: str, done: int, of: int) -> None:
-        """So many of so many are done of what is being done now."""
+        """Reports progress: of the work that is called `what`, `done` of `of` items are done; `of` 0: unknown."""
         now_ns = MACHINE_CLOCKS.boot_ns()
         if what != self._what:
             self._what, self._done = what, 0

@@ -1,7 +1,7 @@
-"""The report: one HTML file with everything in it, for somebody who has to decide how many machines to buy.
+"""The report: one HTML file with everything in it, for a reader who has to decide how many machines to buy.
 
-What it says comes first, in sentences; then the figures they rest on; then the plots; then everything that is needed to
-do it again. It opens without a network, and no script runs in it.
+The conclusion comes first, in sentences; then the figures that it rests on; then the plots; then everything that is
+needed to repeat the test. The file opens without a network, and it contains no script.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ pre { background: var(--code); padding: .8em 1em; border-radius: 6px; overflow-x
 :focus-visible { outline: 3px solid var(--bar); }
 @media (max-width: 640px) { body { margin: 1em auto; } .tick { font-size: 20px; } .line { stroke-width: 3; } }
 """
-NAMES: Final = {  # of what is kept under other names
+NAMES: Final = {  # name in the result -> name in the report
     "host": "host", "system": "system", "python": "Python", "processor": "processor", "cores": "cores",
     "memory_gib": "memory, GiB", "load_before": "load average before", "commit": "commit", "version": "version",
     "workers": "workers", "journal_sync": "journal.sync", "after_exhaustion": "cutoff.after_exhaustion",
@@ -115,7 +115,7 @@ def _body(result: Result, title: str) -> Iterator[str]:
     yield from _needs(result)
     yield "<h2>What was found</h2>"
     for sentence in conclusion(result):
-        if not sentence.startswith((" ", "Capacity")):  # which has its own part
+        if not sentence.startswith((" ", "Capacity")):  # capacity has its own part
             yield f"<p>{escape(sentence)}</p>"
     yield from _figures(result)
     yield from _plots(result)
@@ -146,7 +146,7 @@ def _verdicts(result: Result) -> Iterator[str]:
 
 
 def _big(result: Result) -> Iterator[str]:
-    """The few figures that are looked for first."""
+    """The most important figures, in large type."""
     good = telling(result)
     latency = histogram_of_runs(good, "latency")
     lateness = histogram_of([pair for run in kept_up(result) for pair in run.cutoffs.lateness])

@@ -1,7 +1,7 @@
 """A load test's result as data: the output of `--json`, and the source of all reports.
 
-Histograms are kept as pairs (bucket of `latency`, count), so that a report made later tells the same percentiles. Times
-are named with their units; `at_s` counts from the start of the run, warm-up included.
+Histograms are kept as pairs (bucket of `latency`, count), so that a report made later has the same percentiles. The
+name of a time ends with its unit; `at_s` counts from the start of the run, warm-up included.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ Pairs = list[tuple[int, int]]
 
 
 class Interval(msgspec.Struct):
-    """A tenth of a second or so of the curve over time, by when answers came. None: too few samples to tell."""
+    """An interval of the curve over time, by the instant of the answer; a tenth of a second by default. None: too few
+    samples for the percentile.
+    """
 
     at_s: float
     count: int
@@ -36,14 +38,14 @@ class Interval(msgspec.Struct):
 
 
 class Money(msgspec.Struct):
-    """The verdict on balances and replies. Each is a number of differences but the first two."""
+    """The verdict on balances and replies. All numbers but the first two count differences."""
 
     accounts: int = 0
-    answered: int = 0  # commands whose effect was compared, questions included
+    answered: int = 0  # commands whose reply was compared, get_account included
     wrong_replies: int = 0
     wrong_balances: int = 0
     wrong_refusals: int = 0
-    unanswered: int = 0  # commands and questions that got no usable answer
+    unanswered: int = 0  # commands, get_account included, that got no usable answer
     told: list[str] = []
 
     @property
@@ -52,7 +54,9 @@ class Money(msgspec.Struct):
 
 
 class Cutoffs(msgspec.Struct):
-    """The verdict on cutoffs, of all runs until then; lateness of those of this run's measured time."""
+    """The verdict on the cutoffs of all runs until now. The lateness is that of cutoffs due since the start of this
+    run.
+    """
 
     expected: int = 0
     received: int = 0
@@ -60,10 +64,10 @@ class Cutoffs(msgspec.Struct):
     early: int = 0
     false: int = 0
     doubled: int = 0
-    doubled_is_wrong: bool = False  # nothing happened that excuses a second call
+    doubled_is_wrong: bool = False  # whether no fault was made that excuses a second call
     superseded: int = 0
     lateness: Pairs = []
-    healthy_lateness: Pairs = []  # of users who are well, where the endpoint is sick for others
+    healthy_lateness: Pairs = []  # of users for whom the endpoint is well, if it is sick for others
     last_after_s: float | None = None  # of a storm: from its instant to the last arrival
     told: list[str] = []
 
@@ -139,26 +143,26 @@ class Result(msgspec.Struct):
 
     @property
     def valid(self) -> bool:
-        """Whether the figures tell of the daemon: each run is valid; of a sweep, which its generator may end, the knee
-        is known or each step valid.
+        """Whether the figures describe the daemon: each run is valid. A sweep may end because of its generator; it is
+        valid if its knee is known or each of its steps is valid.
         """
         return self.knee_per_s is not None or all(run.valid for run in self.measured)
 
     @property
     def measured(self) -> list[Run]:
-        """The runs that figures are told of."""
+        """The runs whose figures are reported: of a sweep its steps."""
         return self.runs or self.steps
 
 
 def histogram_of(pairs: Pairs) -> Histogram:
-    """As it was recorded."""
+    """The histogram of these pairs."""
     histogram = Histogram()
     histogram.add(pairs)
     return histogram
 
 
 def histogram_of_runs(runs: list[Run], name: str) -> Histogram:
-    """A histogram of several runs together."""
+    """The sum of a histogram over several runs."""
     histogram = Histogram()
     for run in runs:
         histogram.add(getattr(run, name))
@@ -166,12 +170,12 @@ def histogram_of_runs(runs: list[Run], name: str) -> Histogram:
 
 
 def to_json(result: Result) -> bytes:
-    """For a file."""
+    """The result as indented JSON."""
     return msgspec.json.format(msgspec.json.encode(result), indent=1)
 
 
 def from_json(data: bytes) -> Result:
-    """Raises ValueError for what is no result."""
+    """Parses a result. Raises ValueError if the data are no result."""
     try:
         return msgspec.json.decode(data, type=Result)
     except msgspec.MsgspecError as error:
@@ -179,7 +183,7 @@ def from_json(data: bytes) -> Result:
 
 
 def environment() -> dict[str, Any]:
-    """Where it was measured."""
+    """The host, the system and the commit of this measurement."""
     return {
         "host": platform.node(),
         "system": f"{platform.system()} {platform.release()}",
@@ -201,7 +205,7 @@ def _processor() -> str:
 
 
 def _commit() -> str:
-    """Of the checkout that this code runs from; empty where it is none."""
+    """The commit of the checkout that this code runs from; empty if there is none."""
     if not _has("git"):
         return ""
     here = str(Path(__file__).parent)

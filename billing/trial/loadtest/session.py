@@ -1,11 +1,11 @@
-"""One daemon under load, run after run: prepared, driven, and judged after each.
+"""The runs of a load test on one daemon. Each run has four steps:
 
-    1 preload    money for all accounts; those to run dry are armed, then aimed at their instants
-    2 drive      the load, warm-up first; meanwhile processes and metrics are watched, and trouble is made if wished
-    3 read       every account is asked for, and the model compares every answer with its own
-    4 judge      cutoffs received are held against those expected, until none is missing or no more come
+    1 preload    tops up the accounts; arms the accounts that are to run dry, then aims them at their instants
+    2 drive      sends the load, warm-up first; meanwhile watches processes and metrics, and makes trouble if asked to
+    3 read       asks for every account; the model compares every answer with its own
+    4 judge      compares the cutoffs received with those expected, until none is missing or no more come
 
-Nothing is measured while something is judged, and the model of one run is what the next one goes on from.
+No step is measured while another one judges, and a run goes on from the state of the model after the run before.
 """
 
 from __future__ import annotations
@@ -32,22 +32,24 @@ from billing.trial.loadtest.workload import SECOND_NS, Workload, aimed_count
 from shards.counting import counted
 from shards.system.clock import MACHINE_CLOCKS
 
-START_LEAD_NS: Final = SECOND_NS  # until all generators have heard of the start, however busy the cores are
-PLANNED_A_SECOND: Final = 200_000  # time is left for making the commands as if it went no faster
-AIM_LEAD_NS: Final = 2 * SECOND_NS  # more than that, where accounts are aimed: what comes too late ends the test
-AIMED_A_SECOND: Final = 5_000  # time is left for aiming as if it went no faster
+START_LEAD_NS: Final = SECOND_NS  # time in which all generators learn of the start, however busy the cores are
+PLANNED_A_SECOND: Final = 200_000  # assumed speed of making commands, for the time that is left for it
+AIM_LEAD_NS: Final = 2 * SECOND_NS  # further lead if accounts are aimed, since aiming too late ends the test
+AIMED_A_SECOND: Final = 5_000  # assumed speed of aiming, for the time that is left for it
 ARRIVALS_WAIT_S: Final = 15.0
-TROUBLED_WAIT_S: Final = 75.0  # the longest pause between attempts is 30 s, and its jitter
+TROUBLED_WAIT_S: Final = 75.0  # longer than the longest pause between attempts, which is 30 s and its jitter
 ARRIVALS_POLL_S: Final = 0.25
 FALSE_WAIT_S: Final = 0.5
 TOLD_MAX: Final = 10
-MEMORY_ACCOUNTS_MIN: Final = 20_000  # of fewer, the noise of a process is more than what they take
+MEMORY_ACCOUNTS_MIN: Final = 20_000  # fewer accounts take less memory than the noise of a process
 
-OnProgress = Callable[[str, int, int], None]  # what is done, how many of how many
+OnProgress = Callable[[str, int, int], None]  # (what, done, of): see `Display.at`
 
 
 class Plan(NamedTuple):
-    """What every run of a session has in common. `trace_steps`, `trace_ns`: of a trace, else 0."""
+    """The plan that all runs of a session share. `trace_steps`, `trace_ns`: number of commands and length of a trace;
+    else 0.
+    """
 
     workload: Workload
     chaos: Chaos
@@ -56,7 +58,7 @@ class Plan(NamedTuple):
 
 
 class Session:
-    """See the module. Everything handed in is open."""
+    """See the module. The caller hands in open parts and closes them."""
 
     def __init__(
         self,
@@ -85,11 +87,11 @@ class Session:
         self._runs = 0
 
     async def begin(self) -> None:
-        """Leaves out what the receiver had before."""
+        """Skips the calls that the receiver got before."""
         await self._reader.skip()
 
     async def run(self, rate: float) -> Run:
-        """One run at an offered rate."""
+        """Does one run. `rate`: the offered commands a second."""
         number, self._runs = self._runs, self._runs + 1
         await self._preload(number)
         start_ns = MACHINE_CLOCKS.boot_ns() + START_LEAD_NS
@@ -120,7 +122,9 @@ class Session:
             self.memory_accounts = accounts
 
     async def _aim(self, number: int, start_ns: int) -> None:
-        """Aims at instants counted from what billing time will be at the start."""
+        """Aims the armed accounts. Their instants count from the estimated billing time of the start. Raises
+        GeneratorError.
+        """
         boot_ns, wall_ns = MACHINE_CLOCKS.paired()
         billing_ns = wall_ns + start_ns - boot_ns + self._skew.shift_ns
         parts = await self._generators.step("aim", number, billing_ns)
@@ -159,7 +163,7 @@ class Session:
         return parts, costs
 
     def _planned(self, rate: float) -> int:
-        """About how many commands a run has."""
+        """The approximate number of commands of a run."""
         load = self._plan.workload
         return self._plan.trace_steps or int(rate * (load.warmup_s + load.seconds))
 
@@ -178,7 +182,7 @@ class Session:
         )
 
     async def _read(self, number: int, driven: list[dict[str, Any]]) -> Money:
-        """Questions about every account, and what the model says of all answers until now."""
+        """Asks for every account. Returns the model's verdict on all answers until now."""
         parts = await self._generators.step(
             "read", number, on_progress=lambda done: self._tell("balances", done, self._users)
         )
@@ -193,7 +197,7 @@ class Session:
         )
 
     async def _judge(self, start_ns: int) -> Verdict:
-        """Waits for every cutoff that is expected, and a little for those that are not."""
+        """Waits for all expected cutoffs, and a little longer for unexpected ones. Returns the verdict."""
         is_sick = self._plan.chaos.sickness()
         quiet_s, wait_s = 0.0, TROUBLED_WAIT_S if self._plan.chaos.disturbs_cutoffs else ARRIVALS_WAIT_S
         boot_ns, wall_ns = MACHINE_CLOCKS.paired()

@@ -1,4 +1,4 @@
-"""A result in words and a few figures, for a terminal; the machine-readable `--csv` and `.hgrm` beside it."""
+"""A result as text for a terminal, and in the machine-readable forms of `--csv` and `--hgrm`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from shards.counting import counted
 
 
 def ms(nanoseconds: float | None) -> str:
-    """Milliseconds with three places that count; a dash for what cannot be told."""
+    """Milliseconds with three significant digits; a dash for None."""
     if nanoseconds is None:
         return "–"
     value = nanoseconds / 1e6
@@ -31,14 +31,14 @@ def ms(nanoseconds: float | None) -> str:
 
 
 def percentiles_line(name: str, histogram: Histogram) -> str:
-    """All percentiles that may be told, in milliseconds."""
+    """All percentiles that may be reported, in milliseconds."""
     percentiles = histogram.percentiles()
     parts = [f"{'max' if key == 'max' else 'p' + key} {ms(value)}" for key, value in percentiles.items()]
     return f"{name}: {', '.join(parts)} ms ({counted(histogram.total, 'sample')})"
 
 
 def lines_of(run: Run) -> Iterator[str]:
-    """One run."""
+    """Yields the lines about one run."""
     what = f"{run.offered_per_s:.0f} offered" if run.offered_per_s else "without a rate"
     yield (
         f"run {run.number + 1}: {counted(run.answered, 'command')} in {run.seconds:.1f} s, {run.per_s:.0f} a second "
@@ -73,7 +73,7 @@ def lines_of(run: Run) -> Iterator[str]:
 
 
 def verdict_line(run: Run) -> str:
-    """The verdict about money, in one line; a clean one ends in zeros."""
+    """The verdict on money and cutoffs, in one line."""
     money, cutoffs = run.money, run.cutoffs
     healthy = ""
     if cutoffs.healthy_lateness:
@@ -94,7 +94,7 @@ def verdict_line(run: Run) -> str:
 
 
 def summary(result: Result) -> Iterator[str]:
-    """The whole result."""
+    """Yields the lines of the whole summary."""
     facts, workers = result.daemon, counted(result.daemon["workers"], "worker")
     yield from in_short(result)
     yield ""
@@ -123,7 +123,7 @@ def summary(result: Result) -> Iterator[str]:
 
 
 def spread(result: Result) -> str:
-    """Least, median and most of what runs differ in."""
+    """Least, median and greatest value over the runs: of percentiles of latency, and of the CPU time of a command."""
     parts = []
     for percent in PERCENTILES:
         values = [histogram_of(run.latency).percentile(percent) for run in result.runs]
@@ -137,7 +137,9 @@ def spread(result: Result) -> str:
 
 
 def csv_of(result: Result) -> str:
-    """A row a run or step; times in microseconds, empty where a percentile may not be told."""
+    """The result as CSV: a row for each run or step; times in microseconds. A percentile that may not be reported is
+    empty.
+    """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     columns = ["kind", "number", "offered_per_s", "per_s", "answered", "seconds"]
@@ -165,5 +167,5 @@ def csv_of(result: Result) -> str:
 
 
 def hgrm_of(result: Result) -> str:
-    """Latency from the intended start, of all runs or of the knee, in HdrHistogram's text form."""
+    """The latency from the intended start, of all runs or of a sweep's knee, in HdrHistogram's text form."""
     return hgrm(histogram_of_runs(telling(result), "latency"))

@@ -1,10 +1,11 @@
-"""Raises the offered rate until the daemon does not keep up, and closes in on the knee between.
+"""The sweep: raises the offered rate until the daemon does not keep up, and then narrows down the knee, which is the
+highest rate that the daemon sustains.
 
-A step is sustained where its measurement is valid, money was right, and the 99th percentile stayed within the limit.
-One that is not is tried once more, since a neighbour's noise must not end a sweep; the better of the two counts, and
-both are kept. The rate grows by `GROWTH` from step to step; after the first that is not sustained, the gap to the last
-that was is halved `HALVINGS` times. A generator that becomes too slow ends the sweep as a daemon does: what was
-measured then is no rate of the daemon, and the step says INVALID.
+A step is sustained if its measurement is valid, money was right, and the 99th percentile of latency stayed within the
+limit. A step that is not sustained is tried once more, since the noise of other processes must not end a sweep; the
+better of the two counts, and both are kept. The rate grows by the factor `GROWTH` from step to step. After the first
+rate that is not sustained, the gap to the last sustained one is halved `HALVINGS` times. A generator that becomes too
+slow ends the sweep as a daemon does: the step is marked INVALID, since its rate tells nothing about the daemon.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ STEPS_MAX: Final = 24
 async def sweep(
     session: Session, first_per_s: float, limit_ms: float, result: Result, say: Callable[[str], None]
 ) -> None:
-    """Fills in the steps of a result, and its knee."""
+    """Runs the sweep, and stores its steps and its knee in `result`. `say(line)`: gets a line about each step."""
     good, bad, rate = 0.0, 0.0, first_per_s
     halvings = 0
     while len(result.steps) < STEPS_MAX and halvings <= HALVINGS:

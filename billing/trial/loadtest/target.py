@@ -1,4 +1,4 @@
-"""The daemon that is put under load: one of our own, made for this and gone afterwards, or one that runs already."""
+"""The daemon under load: an own daemon, which the load test starts and removes, or one that runs already."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ RECEIVER_KEEPS = 2_000_000
 
 
 class Target(NamedTuple):
-    """Where it listens. `pid`: its main process, where that is known; `own_daemon`: made by us, so it may be harmed."""
+    """The daemon under load. `address`, `admin`, `receiver`: where it and its receiver listen; `pid`: its main process,
+    None if unknown; `own_daemon`: set if the load test started it, so that chaos may harm it.
+    """
 
     address: str
     admin: str
@@ -45,7 +47,9 @@ class Target(NamedTuple):
 async def own_target(
     stack: contextlib.AsyncExitStack, file: Path | None, workers: int, sync: str, parent: Path | None
 ) -> tuple[Target, list[str]]:
-    """A daemon of our own with its receiver, until the stack is closed; and notes on what is other than configured."""
+    """Starts an own daemon with its receiver, which end when the stack is closed. Returns it, and notes on addresses
+    that differ from the configured ones.
+    """
     environ = dict(os.environ)
     if workers:
         environ["BILLING_SHARDS__WORKERS"] = str(workers)
@@ -67,8 +71,8 @@ async def own_target(
 async def running_target(
     stack: contextlib.AsyncExitStack, address: str, sign_in: SignIn, receiver: str | None, file: Path | None
 ) -> Target:
-    """A daemon that runs already. Its configuration says where its cutoffs go; where nobody listens there, and it is on
-    this host, a receiver is started.
+    """A daemon that runs already. Its cutoffs are read from `receiver`, by default the address of `cutoff.url`; if no
+    process listens there, a receiver is started there, which ends when the stack is closed.
     """
     config = load(file or default_config_file(), os.environ).config
     await _check_may(address, sign_in)
@@ -92,7 +96,7 @@ async def _start_receiver(stack: contextlib.AsyncExitStack, address: str, enviro
 
 
 async def _check_may(address: str, sign_in: SignIn) -> None:
-    """Raises Forbidden where the daemon lets us do less than a load test does."""
+    """Raises Forbidden if the token's roles do not allow all methods that a load test calls."""
     async with sign_in.client(address) as client:
         roles = frozenset((await client.call("hello", errors="map", token=sign_in.token))["roles"])
     refused = sorted({name for name in NAMES if not allowed(METHODS[name], roles)})
@@ -117,7 +121,7 @@ async def _facts(address: str, sign_in: SignIn) -> dict[str, Any]:
 
 
 def _main_pid(facts: dict[str, Any]) -> int | None:
-    """The parent of the workers, where they run on this host and are ours to look at."""
+    """The process id of the workers' parent; None if the workers are not on this host or cannot be read."""
     with contextlib.suppress(psutil.Error):
         parents = {
             psutil.Process(pid).ppid() for pid in facts["worker_pids"] if "billing" in psutil.Process(pid).cmdline()

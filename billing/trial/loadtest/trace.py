@@ -4,11 +4,11 @@
     0,tenant-000001,vm-000001,1,0.75,1159
     299700,tenant-054107,vm-259158,1,1.75,
 
-One line is one machine: when it started (seconds from the start of the trace), whose it is, its name, its size, and
-how long it lived; without a duration it was still running when the trace ended. Lines come in the order of `start_s`.
-Sizes are exact: memory is a fraction, never a float.
+One line is one machine: its start (seconds from the start of the trace), its owner, its name, its size, and how long it
+ran. A machine without a duration was still running when the trace ended. Lines come in the order of `start_s`. Sizes
+are exact: memory is a fraction, never a float.
 
-A line that is anything else is an error that names file and line: half a trace is not replayed.
+Any other line is an error, whose text names file and line, so that half a trace is never replayed.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ COLUMNS: Final = ["start_s", "user_id", "vm_id", "vcpus", "memory_gb", "duration
 
 
 class TraceError(Exception):
-    """A file that is no trace; says where."""
+    """A file is not a valid trace. The text names the file and, if it is known, the line."""
 
 
 class Machine(NamedTuple):
-    """One virtual machine. `duration_s` is None where it outlived the trace."""
+    """One virtual machine. `duration_s`: None if the machine outlived the trace."""
 
     start_s: int
     user_id: str
@@ -40,7 +40,7 @@ class Machine(NamedTuple):
 
 
 def read_trace(path: Path) -> Iterator[Machine]:
-    """The machines of a trace, in the order of their start. Raises TraceError."""
+    """Yields the machines of a trace, in the order of their start. Raises TraceError."""
     line = 1
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
@@ -62,7 +62,7 @@ def read_trace(path: Path) -> Iterator[Machine]:
 
 
 def _machine(row: list[str]) -> Machine:
-    """Raises ValueError."""
+    """Parses a line. Raises ValueError."""
     if len(row) != len(COLUMNS):
         raise ValueError(f"expected {len(COLUMNS)} fields, got {len(row)}")
     start_s, user_id, vm_id, vcpus, memory_gb, duration_s = row

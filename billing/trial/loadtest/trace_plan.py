@@ -1,4 +1,6 @@
-"""What a trace becomes: every process makes the same plan of it, and sends its own users' part."""
+"""The options of a replay, and the plan made of them. Every process makes the same plan of a trace, and sends the part
+of its own users.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ from billing.trial.loadtest.trace import read_trace
 
 
 class Tracing(msgspec.Struct, frozen=True):
-    """How a trace is replayed. `speed`: how many times faster; `users`: drawn from all, 0 for all; `dry`: the share of
-    them that is to run dry, exactly, as "0.3"; `seconds`: of the replay, 0 for the whole trace.
+    """The options of a replay. `speed`: how many times faster than the trace; `users`: how many users are drawn, 0 for
+    all; `dry`: the exact share of these users that is to run dry, as "0.3"; `seconds`: length of the replay, 0 for the
+    whole trace.
     """
 
     file: str
@@ -24,7 +27,9 @@ class Tracing(msgspec.Struct, frozen=True):
 
 
 def plan_of(tracing: Tracing, seed: int, suffix: str) -> Plan:
-    """The plan; `suffix` is put behind each user id. Raises TraceError, and ValueError for what has no exact price."""
+    """Makes the plan. `suffix`: appended to each user id. Raises TraceError, and ValueError for a machine without an
+    exact price.
+    """
     return make_plan(
         read_trace(Path(tracing.file)),
         speed=tracing.speed,

@@ -1,15 +1,15 @@
-"""Whether a measurement is worth anything: VALID or INVALID, and why. Pure.
+"""The validity of a measurement: VALID or INVALID, and why. Pure.
 
-A generator that cannot keep up measures itself. It is believed where
+A generator that cannot keep up measures itself. A measurement is VALID if
 
-    it was on time      99 % of the commands left within `LATENESS_NS` of their moments, or within a tenth of the
-                        latency that is told at the 99th percentile, whichever is more
-    it had room         it used less than `CPU_MAX` of a core in each of its processes
-    it sent everything  every planned command was sent
-    there was enough    at least 200 samples, so that a median can be told
+    the generator was on time      99 % of the commands left within `LATENESS_NS` of the instants at which they were
+                                   due, or within a tenth of the 99th percentile of latency, whichever is more
+    the generator had room         each of its processes used less than `CPU_MAX` of a core
+    the generator sent everything  every planned command was sent
+    there was enough               at least `SAMPLES_MIN` samples, so that a median can be reported
 
-What had to wait for the server, because `--depth` commands were open already, is no fault of the generator: latency
-counts from the intended moment anyway.
+A command that had to wait for the server, because `--depth` commands were open already, is no fault of the generator:
+its latency counts from the instant at which it was due anyway.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ CRITERIA: Final = (
 def faults(
     *, open_loop: bool, planned: int, sent: int, latency: Histogram, lateness: Histogram, cores: float
 ) -> list[str]:
-    """What makes a measurement worthless; empty: it is valid. `cores`: of the busiest generator."""
+    """The reasons why a measurement is INVALID; empty if it is VALID. `cores`: the cores that the busiest generator
+    process used.
+    """
     reasons = []
     if sent < planned:
         were = "was" if planned - sent == 1 else "were"

@@ -1,31 +1,31 @@
 """The verdict: the right behaviour, computed independently, compared with the daemon's.
 
 Theory. An account is fully determined by the commands that were answered and the instants (`at_ns`) of the answers.
-`Account` is the contract's arithmetic written down a second time, sharing no code with the ledger. All is whole
-numbers: a rate of nanos an hour spends, in a nanosecond, 1/HOUR_NS of as many nanos; so money is counted in such parts,
-and the exhaustion instant is
+`Account` implements the contract's arithmetic a second time and shares no code with the ledger. All numbers are
+integers: a rate of R nanos an hour spends R/HOUR_NS nanos in a nanosecond, so money is counted in parts of 1/HOUR_NS
+nano, and the exhaustion instant is
 
-    E  =  settled + ceil(parts / rate)        the first nanosecond at which what was spent is >= what there was
+    E  =  settled + ceil(parts / rate)        the first nanosecond at which the money spent is >= the money available
 
-Time comes before commands: a command at t first lets happen what falls due at E <= t. At E what is left is taken, the
-account is exhausted and nothing accrues until available rises above zero. A cutoff is expected at each E, at each
+Time comes before commands: a command at t is applied after an exhaustion at E <= t. At E the account loses what is
+left, is exhausted, and accrues nothing until available rises above zero. A cutoff is expected at each E, at each
 command that brings available from above zero to zero or below, and for each rate line raised from zero while exhausted.
 
-`judge` holds the expected cutoffs against the GETs that arrived:
+`judge` compares the expected cutoffs with the GETs that arrived:
 
     missing   expected and never received
     early     received before its instant
-    false     received and not expected: another user, number or instant, or one that was told to be superseded
+    false     received and not expected: another user, number or instant, or a cutoff that a reply called superseded
     doubled   received again under the same event_id; allowed, since delivery is at least once, but counted
 
-A cutoff that a top-up overtook is not owed any more. Only the daemon knows whether its first attempt had begun, and it
-tells in the reply to the call that restored: superseded before an attempt it is not expected and must not arrive;
-superseded after one (`BEGUN`) it may arrive or not, for no further attempt starts.
+A cutoff is no longer owed after a top-up has restored the account. Only the daemon knows whether the cutoff's first
+attempt had begun by then, and the reply to the top-up tells it. A cutoff that was superseded before its first attempt
+must not arrive; a cutoff that was superseded after it (`BEGUN`) may arrive or not, since no further attempt starts.
 
-Where the endpoint is made sick for some users, the lateness of the others is told by itself: one user never holds up
-another.
+If the endpoint is made sick for some users, the lateness of the healthy users is reported separately: one user must
+never delay another.
 
-It never reads a clock and never asks the daemon anything: replies and arrivals are handed in.
+This module never reads a clock and never asks the daemon anything: its caller hands in replies and arrivals.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from typing import Final, NamedTuple, Protocol
 from billing.trial.arrivals import Arrival
 
 HOUR_NS: Final = 3600 * 10**9
-INSTANT_NS_MAX: Final = 2**63 - 1  # a coming exhaustion beyond it is told as nil
+INSTANT_NS_MAX: Final = 2**63 - 1  # replies show an exhaustion after this instant as nil
 ACTIVE: Final = "active"
 EXHAUSTED: Final = "exhausted"
 SUPERSEDED: Final = "superseded"  # before its first attempt
@@ -47,7 +47,7 @@ BEGUN: Final = "begun"  # superseded, but its first attempt had started
 
 
 class Impossible(Exception):
-    """Answers that no account could have given in this order."""
+    """The answers of an account are impossible in this order."""
 
 
 class Expected(NamedTuple):
@@ -59,7 +59,7 @@ class Expected(NamedTuple):
 
 
 class View(NamedTuple):
-    """What a reply should say of an account at an instant. Names as in replies."""
+    """The fields of a correct reply about an account. Names as in replies."""
 
     state: str
     balance_nanos: int
@@ -69,7 +69,9 @@ class View(NamedTuple):
 
 
 class Account:
-    """One account by the contract's rules; instants must not decrease from call to call. There may be millions."""
+    """One account by the contract's rules. Instants must not decrease from call to call. There may be millions of
+    accounts.
+    """
 
     __slots__ = (
         "cutoffs",
@@ -87,20 +89,20 @@ class Account:
 
     def __init__(self, user_id: str) -> None:
         self.user_id = user_id
-        self.parts = 0  # what is available, in nanos / HOUR_NS
-        self.least = 0  # the least there ever was, after the first top-up
+        self.parts = 0  # available money, in parts of 1/HOUR_NS nano
+        self.least = 0  # the lowest value of `parts` since the first top-up
         self.rate = 0  # nanos per hour, the sum of the lines
         self.lines: dict[str, int] | int = 0  # resource -> nanos per hour, without those at zero; or of "" alone
         self.exhausted = True  # until the first top-up
         self.settled_ns = 0
         self.cutoffs: Sequence[Expected] = ()
-        self.lifted = 0  # cutoffs there were when available last rose above zero
+        self.lifted = 0  # number of cutoffs when available last rose above zero
         self.superseded: Sequence[int] = ()  # numbers of cutoffs that must not arrive
-        self.overtaken: AbstractSet[int] = frozenset()  # numbers of those that may arrive or not
+        self.overtaken: AbstractSet[int] = frozenset()  # numbers of cutoffs that may arrive or not
 
     def settle(self, at_ns: int) -> None:
-        """Lets time pass up to an instant, with the exhaustion that falls due until then. Impossible if it lies before
-        the last one.
+        """Lets time pass up to an instant, and applies an exhaustion that falls due by then. Raises Impossible if the
+        instant is before the one settled to.
         """
         if at_ns < self.settled_ns:
             raise Impossible(f"{self.user_id}: an instant goes back from {self.settled_ns} to {at_ns}")
@@ -116,8 +118,9 @@ class Account:
         self.settled_ns = at_ns
 
     def top_up(self, at_ns: int, amount_nanos: int, cutoff_status: str = "") -> None:
-        """`cutoff_status` is what the reply said of the newest cutoff where it restored the account: `SUPERSEDED`,
-        `BEGUN`, or anything else for one that was delivered."""
+        """Applies a top-up. `cutoff_status`: if the top-up restored the account, the status of the newest cutoff in the
+        reply: `SUPERSEDED`, `BEGUN`, or any other text for a cutoff that was delivered.
+        """
         self.settle(at_ns)
         if self.exhausted and not self.cutoffs and not self.parts:
             self.least = amount_nanos * HOUR_NS
@@ -158,7 +161,9 @@ class Account:
         self.set_rate(at_ns, self.line(resource) + delta_nanos_per_hour, resource)
 
     def debit(self, at_ns: int, amount_nanos: int, mode: str = "strict") -> int:
-        """An answered one (a refused one changes nothing); the nanos taken, as a floor. Impossible beyond available."""
+        """Applies a debit that was answered (a refused one changes nothing). Returns the nanos taken, rounded down.
+        Raises Impossible if the debit should have been refused.
+        """
         self.settle(at_ns)
         debited = amount_nanos * HOUR_NS
         if mode == "partial":
@@ -172,7 +177,7 @@ class Account:
         return debited // HOUR_NS
 
     def view(self) -> View:
-        """As of the instant settled to."""
+        """The account as of the instant settled to."""
         due_ns = None if self.exhausted or not self.rate else self._due_ns()
         return View(
             EXHAUSTED if self.exhausted else ACTIVE,
@@ -191,7 +196,7 @@ class Account:
 
 
 def differences(user_id: str, what: str, expected: View, reply: Mapping[str, object]) -> list[str]:
-    """One line per field of a reply that is not as it should be."""
+    """One line for each field of a reply that differs from the expected value. `what`: the command."""
     return [
         f"{user_id}: {what} at {reply.get('at_ns')} answered {name} {reply.get(name)!r}, expected {value!r}"
         for name, value in zip(View._fields, expected, strict=True)
@@ -200,7 +205,7 @@ def differences(user_id: str, what: str, expected: View, reply: Mapping[str, obj
 
 
 class Claim(Protocol):
-    """What an account has to say about cutoffs; an `Account`, or what became of one elsewhere."""
+    """The cutoffs that an account expects: an `Account`, or `Claims` sent by another process."""
 
     @property
     def user_id(self) -> str: ...
@@ -213,8 +218,9 @@ class Claim(Protocol):
 
 
 class Verdict(NamedTuple):
-    """All cutoffs of a run. Lists hold those concerned; `lateness_ns` is sorted, of first arrivals only, and only of
-    cutoffs that were due since the instant asked for; `healthy_ns`: the lateness of healthy users beside sick ones.
+    """The judgement of all cutoffs. `missing`, `early`, `false`: the cutoffs and arrivals concerned; `lateness_ns`:
+    sorted, of first arrivals only, and only of cutoffs that were due since the instant `since_ns` of `judge`;
+    `healthy_ns`: the part of it that belongs to healthy users, if the endpoint is sick for others.
     """
 
     expected: int
@@ -238,10 +244,10 @@ def judge(
     since_ns: int = 0,
     is_sick: Callable[[str], bool] | None = None,
 ) -> Verdict:
-    """Compares the expected calls with those that arrived; of repeated arrivals the first counts. `is_sick`: for which
-    users the endpoint fails; None where it does for none.
+    """Compares the expected cutoffs with the arrivals; of repeated arrivals the first counts. `since_ns`: only cutoffs
+    due since then count for lateness; `is_sick(user_id)`: whether the endpoint fails for a user; None if for none.
 
-    Of the cutoffs that one top-up overtook, those before the newest may have gone out or not: one request is under way
+    If one top-up overtook several cutoffs, those before the newest may have been sent or not: one request is under way
     at a time, oldest first.
     """
     owed: dict[tuple[str, int], Expected] = {}

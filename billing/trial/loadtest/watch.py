@@ -1,11 +1,11 @@
-"""What the daemon's processes use, looked at a few times a second: CPU, memory, and what /metrics tells.
+"""Watches the daemon's processes: reads their CPU time and memory, and the daemon's /metrics, twice a second.
 
-CPU is user and system time from /proc, since time on a shared machine is noise and CPU is less so. A process that ends
-keeps what it had used in the sums. The daemon's processes are told apart by what they were started as: the supervisor,
-workers, and those beside them (history and notices), which are counted apart, since no command waits for them.
+CPU time is user and system time from /proc: on a shared machine it is less noisy than elapsed time. The sums keep the
+CPU time of processes that have ended. A process's command line tells its role: the supervisor, a worker, or a process
+beside them (history, notices). The last are summed separately, since no command waits for them.
 
-Events come from the difference between two readings of /metrics: syncs that took long, snapshots, moves, collections of
-garbage, and workers that were started again. They are known to the time between two readings, not better.
+Events come from the difference between two readings of /metrics: slow syncs, snapshots, moves, slow garbage
+collections, and starts of workers. The instant of an event is known only to within the time between two readings.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PERIOD_S: Final = 0.5
 SLOW_SYNC_S: Final = 0.02
 SLOW_COLLECTION_S: Final = 0.01
 
-# All that is read of the page: parsing it whole each time would be felt by what is measured.
+# The only metrics that are parsed: parsing the whole page each time would slow down the measured daemon.
 EVENT_METRICS: Final = (
     "billing_sync_seconds",
     "billing_gc_seconds",
@@ -43,7 +43,7 @@ Series = dict[tuple[str, str, str], float]  # (sample name, shard, bound) -> val
 
 
 class Sample(NamedTuple):
-    """One process at an instant of the boot clock. CPU in seconds since its start, memory resident."""
+    """One process at an instant of the boot clock. `cpu_s`: CPU time since its start; `rss_bytes`: resident memory."""
 
     boot_ns: int
     pid: int
@@ -53,15 +53,17 @@ class Sample(NamedTuple):
 
 
 class Event(NamedTuple):
-    """Something that may explain a peak: what, between which boot instants, and in words."""
+    """An event that may explain a peak. `boot_ns`: when it was noticed; `text`: the event in words."""
 
-    kind: str  # sync, snapshot, move, collection, restart, and what the harness itself does
+    kind: str  # sync, snapshot, move, collection, restart, or a kind that the load test itself notes
     boot_ns: int
     text: str
 
 
 class Watch:
-    """Looks at the processes below `pid` (None: at none) and at the admin address (empty: at none)."""
+    """Watches the process `pid` and its children (None: no processes), and the /metrics of the address `admin` (empty:
+    none).
+    """
 
     def __init__(self, pid: int | None, admin: str) -> None:
         self.samples: list[Sample] = []
@@ -95,7 +97,7 @@ class Watch:
     # -- processes --------------------------------------------------------------------------------------------------
 
     def look(self) -> None:
-        """Takes a sample of each process now."""
+        """Takes a sample of each process."""
         if self._pid is None:
             return
         now_ns = MACHINE_CLOCKS.boot_ns()
@@ -120,7 +122,7 @@ class Watch:
         return WORKER if "worker" in command else BESIDE
 
     def cpu_s(self) -> dict[str, float]:
-        """CPU until now by role, of processes that have ended too."""
+        """CPU time until now by role, including processes that have ended."""
         self.look()
         sums: dict[str, float] = {}
         for sample in self._latest.values():
@@ -128,11 +130,11 @@ class Watch:
         return sums
 
     def serving_cpu_s(self) -> float:
-        """CPU until now of what commands wait for: supervisor and workers."""
+        """CPU time until now of supervisor and workers, which are the processes that commands wait for."""
         return sum(seconds for role, seconds in self.cpu_s().items() if role in SERVING)
 
     def workers_rss_bytes(self) -> int:
-        """Resident memory of all workers that live."""
+        """Resident memory of all running workers."""
         self.look()
         newest = max((sample.boot_ns for sample in self._latest.values()), default=0)
         return sum(
@@ -142,7 +144,7 @@ class Watch:
     # -- events -----------------------------------------------------------------------------------------------------
 
     def note(self, kind: str, text: str) -> None:
-        """Something that the harness itself did now."""
+        """Adds an event that the load test itself has caused now."""
         self.events.append(Event(kind, MACHINE_CLOCKS.boot_ns(), text))
 
     async def _scrape(self) -> None:
@@ -165,7 +167,7 @@ class Watch:
 
 
 def series_of(text: str) -> Series:
-    """The samples of a page of metrics that tell of events."""
+    """Parses the samples of `EVENT_METRICS` in a page of metrics."""
     series: Series = {}
     event_lines = "\n".join(line for line in text.splitlines() if line.startswith(EVENT_METRICS))
     for family in text_string_to_metric_families(event_lines + "\n"):
@@ -175,7 +177,7 @@ def series_of(text: str) -> Series:
 
 
 def events_between(before: Series, after: Series) -> list[tuple[str, str]]:
-    """(kind, words) of what happened between two readings."""
+    """(kind, text) of each event between two readings."""
     events: list[tuple[str, str]] = []
     for kind, metric, above_s, description in (
         ("sync", "billing_sync_seconds", SLOW_SYNC_S, "syncs above"),
@@ -203,7 +205,9 @@ def events_between(before: Series, after: Series) -> list[tuple[str, str]]:
 
 
 def _slow(before: Series, after: Series, metric: str, above_s: float) -> list[tuple[str, int]]:
-    """How many more of a histogram's values lie above a bound, by shard."""
+    """(shard, number of new values above a bound) of a histogram, for shards that have any. The bound is the
+    histogram's lowest one that is at least `above_s`.
+    """
     shards = {shard for name, shard, _ in after if name == f"{metric}_count"}
     slow_by_shard: list[tuple[str, int]] = []
     for shard in sorted(shards):
@@ -221,7 +225,7 @@ def _slow(before: Series, after: Series, metric: str, above_s: float) -> list[tu
 
 
 def as_rows(samples: list[Sample], start_ns: int) -> list[dict[str, Any]]:
-    """Samples as the result keeps them: seconds after the start of the run."""
+    """Samples as the result keeps them, with `at_s`: seconds after the start of the run. Earlier ones are left out."""
     return [
         {**sample._asdict(), "at_s": round((sample.boot_ns - start_ns) / 1e9, 3)}
         for sample in samples

@@ -1,16 +1,17 @@
-"""What is asked of the daemon: pure, seeded, in columns.
+"""The workload: makes the commands for the daemon, in columns. Pure: the seed decides.
 
-**The mix.** Commands arrive at an offered rate (Poisson: exponential gaps; or constant), each one of four kinds drawn
-by weight, for a user drawn uniformly or by Zipf's law (the user of rank k in proportion to k^-s). Accounts of the mix
-are topped up with so much beforehand that none runs dry.
+**The mix.** Commands arrive at an offered rate (Poisson: exponential gaps; or constant). Each command is of one of four
+kinds, drawn by weight, for a user drawn uniformly or by Zipf's law (the user of rank k in proportion to k^-s). Accounts
+of the mix are topped up beforehand with so much money that none runs dry.
 
-**Aimed accounts** run dry at instants that are known to the nanosecond: a rate of one coin a second spends one nano in
-a nanosecond, so a debit of as many nanos as the exhaustion is too late brings it to its instant. They are armed and
-aimed before the measurement and then left alone, so that their cutoffs are caused by time and nothing else: spread
-over the measured time (`exhaust_per_second`), or all at one instant, halfway through it (`storm`).
+**Aimed accounts** run dry at instants that are known to the nanosecond. A rate of one coin a second spends one nano in
+a nanosecond, so a debit of N nanos brings the exhaustion forward by N nanoseconds: it aims the account. Aimed accounts
+are topped up and aimed before the measurement and get no further commands, so that only time causes their cutoffs.
+Their instants are spread over the measured time (`exhaust_per_second`), or are one instant halfway through it
+(`storm`).
 
-Several processes share the work: process p of P has the accounts whose number leaves p when divided by P, and a P-th of
-the rate. So no two processes touch one account, and each can judge its own.
+Several processes share the work: process p of P has the accounts whose number leaves the remainder p when divided by P,
+and 1/P of the rate. So no two processes touch one account, and each can judge its own accounts.
 """
 
 from __future__ import annotations
@@ -29,18 +30,20 @@ from billing.trial.loadtest.plan import Plan
 COIN: Final = 10**9
 SECOND_NS: Final = 10**9
 PRELOAD_NANOS: Final = 1000 * COIN
-AIMED_RATE: Final = COIN  # nanos a second: one in a nanosecond
-AIMED_NANOS: Final = 10**6 * COIN  # eleven days of it
+AIMED_RATE: Final = COIN  # nanos a second: one nano in a nanosecond
+AIMED_NANOS: Final = 10**6 * COIN  # enough for eleven days of that rate
 KINDS: Final = (TOP_UP, RATE, DEBIT, READ)
-AIM_MARGIN_NS: Final = SECOND_NS // 2  # nothing is aimed at so short a time before the end
+AIM_MARGIN_NS: Final = SECOND_NS // 2  # no account is aimed at an instant in this last part of the measured time
 
 
 class Workload(msgspec.Struct, frozen=True):
-    """What is asked for. `mix`: weights of top-ups, rates, debits and reads. `skew`: 0 for uniform, else Zipf's s."""
+    """The parameters of a load. `mix`: weights of top-ups, rates, debits and reads. `skew`: 0 for uniform, else Zipf's
+    s.
+    """
 
     accounts: int = 50_000
-    seconds: float = 10.0  # measured
-    warmup_s: float = 2.0  # before that
+    seconds: float = 10.0  # measured time
+    warmup_s: float = 2.0  # before the measured time
     mix: tuple[int, int, int, int] = (40, 40, 20, 0)
     skew: float = 0.0
     arrivals: str = "poisson"  # or "constant"
@@ -51,29 +54,29 @@ class Workload(msgspec.Struct, frozen=True):
 
 
 class Share(msgspec.Struct, frozen=True):
-    """Process `number` of `of`, from 0."""
+    """The share of one process: process `number` of `of` processes, from 0."""
 
     number: int = 0
     of: int = 1
 
     def count(self, total: int) -> int:
-        """How many of things numbered from 0 to total - 1 are this process's."""
+        """How many of `total` things, numbered from 0, belong to this process."""
         return (total - self.number + self.of - 1) // self.of
 
 
 def names(workload: Workload, share: Share, suffix: str) -> list[str]:
-    """The users of a process: those of the mix, then the aimed ones."""
+    """The user ids of a process: those of the mix, then the aimed ones. `suffix`: appended to each."""
     mixed = [f"u{number}{suffix}" for number in range(share.number, workload.accounts, share.of)]
     return mixed + [f"dry{number}{suffix}" for number in range(share.number, aimed_count(workload), share.of)]
 
 
 def aimed_count(workload: Workload) -> int:
-    """How many accounts run dry in a run, in all processes."""
+    """How many accounts are aimed in a run, over all processes."""
     return workload.storm + round(workload.exhaust_per_second * workload.seconds)
 
 
 def aims(workload: Workload, share: Share, run: int) -> list[int]:
-    """When a process's aimed accounts run dry: nanoseconds after the start of the run."""
+    """The instants at which a process's aimed accounts run dry, in nanoseconds after the start of the run."""
     rng = random.Random(f"{workload.seed}:{run}:aims")
     begin_ns = int(workload.warmup_s * SECOND_NS)
     span_ns = max(1, int(workload.seconds * SECOND_NS) - AIM_MARGIN_NS)
@@ -84,7 +87,10 @@ def aims(workload: Workload, share: Share, run: int) -> list[int]:
 
 
 def preload(columns: Columns, first: bool, mixed: int) -> None:
-    """Top-ups: of the accounts of the mix once, before the first run; of the aimed ones before each."""
+    """Adds the top-ups before a run: the accounts of the mix get theirs before the first run only, the aimed accounts
+    before each run. Before the first run the aimed accounts also get their rate. `mixed`: the number of accounts of the
+    mix.
+    """
     for user in range(0 if first else mixed, len(columns.users)):
         columns.add(0, user, TOP_UP, PRELOAD_NANOS if user < mixed else AIMED_NANOS)
     if first:
@@ -93,8 +99,8 @@ def preload(columns: Columns, first: bool, mixed: int) -> None:
 
 
 def aim(columns: Columns, armed: dict[int, int], wanted_ns: dict[int, int]) -> None:
-    """Debits that bring each armed account (user -> its coming instant) to the instant wanted of it. ValueError where
-    that has gone by.
+    """Adds the debits that aim the armed accounts. `armed`: user -> its coming exhaustion; `wanted_ns`: user -> the
+    instant to aim at. Raises ValueError if an instant cannot be reached by a debit.
     """
     for user, coming_ns in armed.items():
         excess = coming_ns - wanted_ns[user]
@@ -104,7 +110,7 @@ def aim(columns: Columns, armed: dict[int, int], wanted_ns: dict[int, int]) -> N
 
 
 class Mixer:
-    """Draws the commands of the mix for one process and one run, in the order of their moments."""
+    """Draws the commands of the mix for one process and one run, in the order of their due instants."""
 
     def __init__(self, workload: Workload, share: Share, run: int) -> None:
         self._rng = random.Random(f"{workload.seed}:{run}:{share.number}")
@@ -117,11 +123,13 @@ class Mixer:
 
     @property
     def idle(self) -> bool:
-        """Whether there is nothing to draw."""
+        """Whether this process has no commands to draw: no accounts, or no weights."""
         return not self._users or not any(self._workload.mix)
 
     def until(self, columns: Columns, end_ns: int, rate: float) -> None:
-        """All arrivals before an instant, at an offered rate a second of all processes together."""
+        """Adds the commands that are due before an instant. `rate`: offered commands a second of all processes
+        together.
+        """
         if self.idle or not rate:
             return
         rng, gap_ns = self._rng, SECOND_NS * self._share.of / rate
@@ -132,7 +140,7 @@ class Mixer:
             due_ns += rng.expovariate(1.0) * gap_ns if poisson else gap_ns
 
     def more(self, columns: Columns, count: int) -> None:
-        """So many commands without moments, for a closed loop."""
+        """Adds `count` commands without due instants, for a closed loop."""
         for _ in range(0 if self.idle else count):
             self._draw(columns, 0)
 
@@ -153,7 +161,7 @@ def _value(rng: random.Random, kind: int) -> int:
 
 
 def traced(columns: Columns, plan: Plan, share: Share) -> None:
-    """A process's part of a plan made of a trace."""
+    """Adds a process's part of a plan made of a trace: the steps of the users in `columns`."""
     number_of = {user: number for number, user in enumerate(columns.users)}
     lines: dict[str, int] = {"": 0}
     for step in plan.steps:

@@ -19,13 +19,13 @@ FORMATS: Final[dict[str, Callable[[Result], bytes]]] = {
 
 
 def write(result: Result, outputs: Mapping[str, Path]) -> None:
-    """Each format to its file. Raises OSError."""
+    """Writes each format to its file. `outputs`: format -> path. Raises OSError."""
     for kind, path in outputs.items():
         path.write_bytes(FORMATS[kind](result))
 
 
 def read(path: Path) -> Result:
-    """A result that was written as JSON. Raises ValueError and OSError."""
+    """Reads a result that was written as JSON. Raises ValueError and OSError."""
     try:
         return from_json(path.read_bytes())
     except ValueError as error:
