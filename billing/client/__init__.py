@@ -1,14 +1,14 @@
 """The client, under the name by which other projects import it: `from billing.client import Client, InsufficientFunds`.
 
-It needs nothing of the daemon but the table of errors and the check of signatures.
+It loads nothing of the daemon but the table of errors, the check of signatures and the hash of buckets.
 
-    client           `Client`, and what it promises; synchronous: `SyncClient`, for programs without an event loop
-    methods          a method for each procedure; blocking_methods: those that wait; blocking: how they do
-    arguments        what a call takes; result, results: what it answers
-    errors           what it raises
-    batch, fan_out   many commands at once: over one connection, to every owner
-    connection       one connection, and a link that always tries to have one; wire: its bytes
-    routing          which connection a request takes
+    client           `Client`, and what it guarantees; synchronous: `SyncClient`, for programs without an event loop
+    methods          a method for each procedure; blocking_methods: the same, which block; blocking: makes them block
+    arguments        the arguments of calls; result, results: their results
+    errors           the exceptions of calls
+    batch, fan_out   many commands at once, over one connection or over one to every owner
+    connection       one connection, and a link that opens it again and again; wire: MessagePack-RPC as bytes
+    routing          chooses the connection of a request
     receiver         the receiver's side of cutoffs, restores and notices
 """
 

@@ -1,7 +1,7 @@
-"""What a call takes: user ids, and money that is never a bare number.
+"""The arguments of calls: user ids, and money that is never a bare number.
 
-An amount is a decimal text of coins (`"12.5"`), a `Decimal`, or `nanos=12500000000`; anything else is a TypeError
-before anything is sent.
+An amount is a decimal text of coins (`"12.5"`), a `Decimal`, or `nanos=12500000000`; for anything else the call raises
+TypeError before it sends anything.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ ThresholdGiven = Mapping[str, str | Decimal | int]  # one of `amount` (coins), `
 
 
 def money(name: str, coins: object, nanos: int | None, exact: str = "nanos") -> str | int:
-    """An amount as it goes over the wire. `exact`: what the caller names `nanos`. Raises TypeError for a bare number,
-    and where there is none or two.
+    """Converts an amount to its form on the wire. `exact`: the caller's name for the argument `nanos`. Raises TypeError
+    for a bare number, and unless exactly one of `coins` and `nanos` is given.
     """
     if (coins is None) == (nanos is None):
         raise TypeError(f'expected either {name}, as "12.5" or a Decimal, or {exact}')
@@ -34,18 +34,18 @@ def money(name: str, coins: object, nanos: int | None, exact: str = "nanos") -> 
 
 
 def _meant(number: object, exact: str) -> str:
-    """How to write what a bare number can have meant: so many coins, or so many nanos."""
+    """Returns how to write what a bare number may have meant: so many coins, or so many nanos."""
     if isinstance(number, bool) or not isinstance(number, int | float):
         return ""
     coins = format(Decimal(str(number)), "f")
-    if "n" in coins.lower():  # no number at all, or none that ends
+    if "n" in coins.lower():  # NaN or Infinity
         return ""
     nanos = f", or give {number} as {exact} for so many nanos" if isinstance(number, int) else ""
     return f': write "{coins}" for so many coins{nanos}'
 
 
 def thresholds_of(thresholds: Sequence[ThresholdGiven]) -> list[dict[str, Any]]:
-    """Thresholds as they go over the wire. Raises TypeError as `money`."""
+    """Converts thresholds to their form on the wire. Raises TypeError as `money` does."""
     return [
         {"amount": money("amount", each.get("amount"), each.get("amount_nanos"), "amount_nanos")}  # type: ignore[arg-type]
         if "amount" in each or "amount_nanos" in each

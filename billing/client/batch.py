@@ -1,4 +1,4 @@
-"""Many commands written at once, and a callback for each answer: for who sends tens of thousands a second.
+"""Sends many commands at once, with a callback for each answer: for programs that send tens of thousands a second.
 
     async with client.batch(on_answer) as batch:
         batch.send([("top_up", ["user_01", 5]), ("get_account", ["user_02"])], number=0)
@@ -6,16 +6,16 @@
 
     def on_answer(number, error, result): ...
 
-A task and a future for each command cost more than all the rest of a call; here a command costs its encoding, one entry
-in a table, and the decoding of its answer. Commands are told apart by numbers that the caller chooses: any integers of
-which no two are open at once, such as indexes into the caller's own columns.
+A task and a future for each command would cost more than all the rest of a call; here a command costs its encoding, one
+entry in a table, and the decoding of its answer. The caller chooses a number for each command: any integer that no
+other open command has, such as an index into the caller's own columns.
 
 **Each number is answered exactly once**, never from within `add` or `send`: with a result, with the daemon's refusal,
-or with `Unavailable`: its `applied` says whether the command may have had its effect. Nothing is sent twice: the caller
-repeats what its `request_id` makes harmless.
+or with `Unavailable`, whose `applied` says whether the command may have had its effect. A batch sends nothing twice;
+the caller repeats the commands whose `request_id` makes that harmless.
 
-A batch has a connection of its own, which is opened again when it was lost. Commands of one batch reach the daemon in
-the order in which they were added.
+A batch has a connection of its own, and opens it again after a loss. Commands of one batch reach the daemon in the
+order in which they were added.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ class BatchConnection(Connection):
 
     def __init__(self, on_lost: Callable[[Connection], None], on_answer: OnAnswer, on_read: OnRead) -> None:
         super().__init__(on_lost)
-        self._numbers: dict[int, int] = {}  # msgid -> number of what is not answered
+        self._numbers: dict[int, int] = {}  # msgid -> number of an unanswered command
         self._on_answer = on_answer
         self._on_read = on_read
 
     @property
     def open(self) -> int:
-        """Commands that wait for their answer."""
+        """The number of commands that wait for their answer."""
         return len(self._numbers)
 
     def add(self, number: int, method: str, params: Sequence[Any]) -> None:
@@ -81,7 +81,9 @@ class BatchConnection(Connection):
             self.close()
 
     def _other(self, kind: int, msgid: int | None, error: Any, result: Any) -> None:
-        """What is no answer to a numbered command: one to the sign-in, or about the connection itself."""
+        """Takes a message that answers no numbered command: the reply to the sign-in, or an error about the connection
+        itself.
+        """
         if kind != RESPONSE:
             raise ValueError("not a response")
         if msgid is None:
@@ -113,7 +115,7 @@ class Batch:
     ) -> None:
         self._user_on_answer = on_answer
         self._on_read = on_read
-        self._refused = 0  # answered with Unavailable soon, since there was no connection
+        self._refused = 0  # open commands that will get Unavailable in the next turn of the loop
         self._waiting: list[asyncio.Future[None]] = []
         self._link = Link(address, token=token, tls=tls, jitter=jitter, make=self._make)
 
@@ -128,16 +130,16 @@ class Batch:
         self.close()
 
     async def connect(self) -> None:
-        """Waits for a connection, signed in. Raises BillingError where the daemon does not let us in."""
+        """Waits for a connection that is signed in. Raises BillingError where the daemon does not let the client in."""
         await self._link.connected()
 
     def close(self) -> None:
-        """Ends the connection; what is not answered gets `Unavailable`."""
+        """Ends the connection; unanswered commands get `Unavailable`."""
         self._link.close()
 
     @property
     def open(self) -> int:
-        """Commands that wait for their answer."""
+        """The number of commands that wait for their answer."""
         connection = self._link.connection
         return self._refused + (connection.open if isinstance(connection, BatchConnection) else 0)
 
@@ -152,7 +154,7 @@ class Batch:
         asyncio.get_running_loop().call_soon(self._refuse, number, Unavailable(reason))
 
     def flush(self) -> None:
-        """Writes all that was added, as one write."""
+        """Writes all added commands, in one write."""
         if self._link.connection is not None:
             self._link.connection.flush()
 

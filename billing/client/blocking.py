@@ -1,4 +1,4 @@
-"""How a method of the client becomes one that waits for its answer."""
+"""Makes blocking methods of the client's coroutines: such a method returns when its answer is there."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ R = TypeVar("R")
 
 
 class Blocking(ABC):
-    """Whoever has a client, and can wait for what it does."""
+    """A class with blocking methods: it has a client, and can wait for the client's coroutines."""
 
     _client: Methods
 
     @abstractmethod
     def _wait(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        """The result of a coroutine of the client's."""
+        """Runs a coroutine of the client; returns its result."""
 
 
 def blocking(
     method: Callable[Concatenate[Methods, P], Coroutine[Any, Any, R]],
 ) -> Callable[Concatenate[Blocking, P], R]:
-    """The method of a client that waits."""
+    """Returns the blocking form of a client's method."""
 
     @wraps(method)
     def call(self: Blocking, /, *args: P.args, **kwargs: P.kwargs) -> R:

@@ -3,20 +3,22 @@
     async with Client("127.0.0.1:3311") as client:
         account = await client.top_up("user_01", "12.5", request_id="invoice-4711")
 
-Calls made at once travel together, and their answers come in any order. A refusal is raised as its class of
-`billing.client.errors`. Where a connection is lost, or no answer comes in `timeout_s`, that is `Unavailable`, and
-`applied` says whether the call may have had its effect.
+Concurrent calls are written together, and their answers come in any order. A refusal is raised as its class of
+`billing.client.errors`. Where a connection is lost, or no answer comes within `timeout_s`, the call raises
+`Unavailable`, whose `applied` says whether the call may have had its effect.
 
-**A call is repeated only where that is harmless:** with a `request_id`, which makes it take effect once however often
-it arrives, where it only reads, or where it met a bucket that moves (`BUCKET_MOVING`: surely not applied). Then it is
-repeated until `timeout_s` is over; otherwise never.
+**The client repeats a call only where that is harmless:** where the call has a `request_id`, which makes it take effect
+once however often it arrives; where it only reads; or where its bucket was moving (`BUCKET_MOVING`: surely not
+applied). The client repeats such a call, after errors that a retry can help, until `timeout_s` is over.
 
-**Where nobody listens, it says so at once.** Only a connection that there was is waited for.
+**A client that was never connected does not wait:** where nobody listens, its call raises `Unavailable` at once. After
+a lost connection a call waits for the next one.
 
-**It goes straight to the owner** of the user's bucket where it can, by the daemon's own map, and follows buckets that
-move: that is no error, and keeps the order of the calls for a user (see `routing`).
+**A request goes straight to the owner** of the user's bucket where that is possible, by the daemon's own map. The
+client follows buckets that move: a move is no error, and keeps the order of the calls for a user (see `routing`).
 
-Who sends a hundred thousand commands a second uses `batch`: many at once, a callback per answer, no task or future.
+Programs that send a hundred thousand commands a second use `batch`: many at once, a callback per answer, no task or
+future.
 """
 
 import asyncio
@@ -42,7 +44,7 @@ TOKEN_FILE: Final = "BILLING_TOKEN_FILE"
 
 
 class Client(Methods):
-    """A client of one daemon. Usable from one event loop; any number of calls at once."""
+    """A client of one daemon. It belongs to one event loop and makes any number of calls at once."""
 
     def __init__(
         self,
@@ -56,11 +58,12 @@ class Client(Methods):
         jitter: Callable[[], float] = random.random,
         direct: bool = True,
     ) -> None:
-        """`address`: `host:port` or `unix:/path`, or several of one daemon: where one does not answer, the next is
-        tried. `token`, or `token_file`, which holds it; else BILLING_TOKEN or BILLING_TOKEN_FILE of the
-        environment. `tls`: for a daemon with `rpc.tls_cert`; `tls_context` of `billing.client.connection` makes one
-        from files. `timeout_s`: for a call, unless it names its own. `direct`: whether to go straight to the owners of
-        buckets. Raises ValueError for an address that is none, OSError for a file that cannot be read.
+        """`address`: `host:port` or `unix:/path`, or several addresses of one daemon: where one does not answer, the
+        client tries the next. `token`, or the file `token_file` that holds it; without both, BILLING_TOKEN or
+        BILLING_TOKEN_FILE of the environment. `tls`: for a daemon with `rpc.tls_cert`; `tls_context` of
+        `billing.client.connection` makes one from files. `timeout_s`: for a call that names no other. `direct`: whether
+        requests go straight to the owners of buckets. Raises ValueError for a malformed address, OSError for a file
+        that cannot be read.
         """
         self.timeout_s = timeout_s
         token = _token_of(token, token_file, environment)
@@ -78,8 +81,8 @@ class Client(Methods):
         self.close()
 
     async def connect(self, timeout_s: float | None = None, *, tries: int | None = 1) -> None:
-        """Connects; without it, the first call does. Gives up after so many `tries` at every address, or where that is
-        None when the time is over; the error's details say why (`unreached`). Raises BillingError.
+        """Connects; without this, the first call connects. Gives up after `tries` attempts at every address, and when
+        the time is over (`tries` None: only then); the error's details say why (`unreached`). Raises BillingError.
         """
         seconds = self.timeout_s if timeout_s is None else timeout_s
         try:
@@ -91,36 +94,37 @@ class Client(Methods):
             raise self._unreached(seconds) from None
 
     def close(self) -> None:
-        """Ends the connections; calls that are not answered raise `Unavailable`."""
+        """Ends the connections; unanswered calls raise `Unavailable`."""
         self._routing.close()
 
     @property
     def pending(self) -> int:
-        """Requests that wait for their reply."""
+        """The number of requests that wait for their reply."""
         return self._routing.pending
 
     # -- for many commands at once ----------------------------------------------------------------------------------
 
     def send(self, method: str, params: Sequence[Any], on_reply: OnReply) -> None:
-        """Asks without waiting; `on_reply(error, result)` is called exactly once, later. Where there is no connection
-        the error is `Unavailable`, applied "no". It leaves with `flush`, or at the end of this turn of the loop.
+        """Sends a request without waiting; `on_reply(error, result)` is called exactly once, later. Where there is no
+        connection the error is `Unavailable`, applied "no". The request leaves with `flush`, or at the end of this turn
+        of the loop.
         """
         self._routing.send(method, params, on_reply)
 
     def flush(self) -> None:
-        """Lets what was sent leave now."""
+        """Writes the requests that were sent, now."""
         for connection in self._routing.connections:
             connection.flush()
 
     def batch(self, on_answer: OnAnswer, on_read: OnRead = lambda: None) -> Batch:
-        """A connection of its own for many commands at once: see `billing.client.batch`. `on_answer(number, error,
-        result)` is called once for each command, `on_read()` before the answers that one read brought.
+        """Returns a batch, with a connection of its own for many commands at once: see `billing.client.batch`.
+        `on_answer(number, error, result)` is called once for each command, `on_read()` before the answers of each read.
         """
         return self._batch(on_answer, on_read)
 
     def fan_out(self, on_answer: OnAnswer) -> FanOut:
-        """As `batch`, with a connection to each owner: for a great many commands about accounts, none of which a worker
-        has to pass on. See `billing.client.fan_out`.
+        """As `batch`, with a connection to each owner: for very many commands about accounts, so that no worker has to
+        pass a command on. See `billing.client.fan_out`.
         """
         return FanOut(
             self.batch(on_answer), self.route, self._link.address.host, partial(self._batch_at, on_answer=on_answer)
@@ -129,7 +133,7 @@ class Client(Methods):
     # -- one call ---------------------------------------------------------------------------------------------------
 
     async def call(self, method: str, *params: Any, timeout_s: float | None = None, **options: Any) -> Any:
-        """The result of any procedure; options that are None are not sent. Raises BillingError."""
+        """Calls any procedure and returns its result; options that are None are not sent. Raises BillingError."""
         sent_options = {name: value for name, value in options.items() if value is not None}
         arguments: list[Any] = [*params, sent_options] if sent_options else list(params)
         repeatable = "request_id" in sent_options or method in ONLY_READS
@@ -139,7 +143,7 @@ class Client(Methods):
         last_refusal = ""  # why the last attempt was refused
         try:
             async with asyncio.timeout(seconds) as scope:
-                if not self._link.was_connected:  # nobody listens there: no reason to wait for
+                if not self._link.was_connected:  # never connected: one attempt, and no waiting
                     await self._link.connected(1)
                 while True:
                     unknown_before = unknown
@@ -150,7 +154,7 @@ class Client(Methods):
                     except BillingError as error:
                         last_refusal = error.message
                         unknown = unknown_before or error.applied == "unknown"
-                        again = repeatable or type(error) is BucketMoving  # which never was applied
+                        again = repeatable or type(error) is BucketMoving  # a call with that error is never applied
                         if not (again and error.retry) or self._link.closed:
                             raise
                     await asyncio.sleep(pause_s * (1 + self._jitter()))
@@ -172,7 +176,7 @@ class Client(Methods):
 
 
 def _token_of(token: str | None, file: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> str | None:
-    """The token to sign in with, None for none. Raises OSError where the file cannot be read."""
+    """Returns the token to sign in with, None for none. Raises OSError where the file cannot be read."""
     if token is not None:
         return token
     if file is None:

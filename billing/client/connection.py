@@ -1,14 +1,14 @@
-"""The client's side of a connection, and a link that always tries to have one.
+"""The client's side of a connection, and a link that opens a connection again after each loss.
 
 `Connection` speaks MessagePack-RPC: requests out, each with a callback that is called exactly once; no task or future
-per request. What is sent in one turn of the loop leaves as one write.
+per request. The requests of one turn of the loop leave in one write.
 
 `Link` keeps one connection to one address: it connects, signs in, and after a loss connects again with growing pauses.
-A client owns one, and where it routes by bucket (`routing`) one per worker besides.
+A client has one link and, where it routes by bucket (`routing`), one more per worker.
 
-**Nothing is left hanging.** When a connection is lost, every request on it gets `Unavailable`: `applied` is "unknown"
-for requests that were handed to the transport, "no" for all others. Neither sends anything twice: that is for the
-caller to decide.
+**Every request gets a reply.** When a connection is lost, every open request on it gets `Unavailable`: `applied` is
+"unknown" for requests that were passed to the transport, "no" for all others. Neither class sends anything twice: the
+caller decides that.
 """
 
 import asyncio
@@ -44,7 +44,7 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """`host:port`, `[v6]:port` or `unix:/path`; raises ValueError that says so."""
+    """Parses `host:port`, `[v6]:port` or `unix:/path`. Raises a ValueError that names these forms."""
     if text.startswith("unix:") and len(text) > 5:
         return Address("", 0, text[5:])
     host, colon, port = text.rpartition(":")
@@ -58,8 +58,9 @@ def parse_address(text: str) -> Address:
 
 
 def tls_context(ca: str | None = None, certificate: str | None = None, key: str | None = None) -> ssl.SSLContext:
-    """TLS 1.3 for a client: `ca` names the PEM file of whom to believe (None: the system's), `certificate` and `key`
-    those of the client's own. Raises OSError (ssl.SSLError among them) where a file is not what it should be.
+    """Returns a context of TLS 1.3 for a client: `ca` names the PEM file of the authorities to trust (None: the
+    system's), `certificate` and `key` the files of the client's own certificate. Raises OSError (ssl.SSLError among
+    them) for a missing or malformed file.
     """
     context = ssl.create_default_context(ssl.Purpose.SERVER_AUTH, cafile=ca)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
@@ -97,21 +98,21 @@ class Connection(asyncio.Protocol):
         self._scheduled = False
         self._msgid = 0
         self._server_error = ""  # an error of the server about the connection itself
-        self._foreign = ""  # what was wrong with bytes that are no reply
-        self._fences: list[tuple[set[int], Callable[[], None]]] = []  # (msgids not answered yet, whom to call then)
-        self.sent = 0  # requests, ever
+        self._foreign = ""  # why the bytes that came are no reply
+        self._fences: list[tuple[set[int], Callable[[], None]]] = []  # (unanswered msgids, called when none is left)
+        self.sent = 0  # requests sent so far
         self._unpacker: Any = msgpack.Unpacker(
             raw=False, unicode_errors="surrogateescape", strict_map_key=False, max_buffer_size=REPLY_BYTES_MAX
         )
 
     @property
     def pending(self) -> int:
-        """Requests that wait for their reply."""
+        """The number of requests that wait for their reply."""
         return len(self._pending)
 
     def send(self, method: str, params: object, on_reply: OnReply) -> None:
-        """Asks; it leaves with `flush`, or at the end of this turn of the loop. `on_reply(error, result)` is called
-        once, never from within this call.
+        """Sends a request, which leaves with `flush`, or at the end of this turn of the loop. `on_reply(error, result)`
+        is called once, never from within this call.
         """
         pending = self._pending
         if self.transport is None or len(pending) >= PENDING_MAX:
@@ -142,7 +143,7 @@ class Connection(asyncio.Protocol):
         self.flush()
 
     def when_answered(self, function: Callable[[], None]) -> None:
-        """Calls back once everything asked for until now is answered, or the connection is lost."""
+        """Calls `function` once every request sent until now is answered, or the connection is lost."""
         self._fences.append((set(self._pending), function))
 
     def _check_fences(self) -> None:
@@ -154,7 +155,7 @@ class Connection(asyncio.Protocol):
                 fence[1]()
 
     def close(self) -> None:
-        """Ends the connection; what is not answered gets `Unavailable`."""
+        """Ends the connection; unanswered requests get `Unavailable`."""
         if self.transport is not None:
             self.transport.abort()
 
@@ -200,14 +201,14 @@ class Connection(asyncio.Protocol):
 
 
 def _connect_words(error: OSError) -> str:
-    """Why no connection could be made: the system's words, without the address that the caller knows."""
+    """Returns why no connection could be made, in the system's words, without the address, which the caller knows."""
     if isinstance(error, ssl.SSLError) or error.errno is None or not error.strerror:
         return str(error)
     return os.strerror(error.errno) if error.errno in errno.errorcode else error.strerror
 
 
 def foreign_words(data: bytes, error: Exception) -> str:
-    """What answers, where that is no MessagePack-RPC."""
+    """Returns a description of a peer that does not answer in MessagePack-RPC."""
     if data.startswith(b"HTTP/"):
         return "what answers there speaks HTTP and not MessagePack-RPC, as the dashboard does"
     if data[:2] == b"\x15\x03":  # a TLS alert
@@ -216,7 +217,7 @@ def foreign_words(data: bytes, error: Exception) -> str:
 
 
 class Link:
-    """A connection to one address, again and again."""
+    """Keeps a connection to one of its addresses: opens it again after each loss."""
 
     def __init__(
         self,
@@ -228,10 +229,10 @@ class Link:
         changed: Callable[[], None] = lambda: None,
         make: Callable[[Callable[[Connection], None]], Connection] = Connection,
     ) -> None:
-        """Of several addresses, one after the other is tried. `tls`: how to check the daemon and, with a certificate in
-        it, who we are; None: plain TCP. `jitter` gives numbers from 0 to 1; pauses between attempts are stretched by
-        it. `changed` is called when a connection is usable, and when it is lost. `make` makes a connection of what to
-        call when it is lost. Raises ValueError for an address that is none.
+        """Several addresses are tried one after another. `tls`: how to verify the daemon and, with a certificate in it,
+        who the client is; None: plain TCP. `jitter` returns numbers from 0 to 1, which lengthen the pauses between
+        attempts. `changed` is called when a connection is usable, and when it is lost. `make` makes a connection; its
+        argument is to be called when the connection is lost. Raises ValueError for a malformed address.
         """
         if isinstance(address, Address):
             self._addresses = [address]
@@ -239,7 +240,7 @@ class Link:
             self._addresses = [parse_address(each) for each in ([address] if isinstance(address, str) else address)]
         if not self._addresses:
             raise ValueError("expected at least one address")
-        self.address = self._addresses[0]  # of the connection, or what is tried now
+        self.address = self._addresses[0]  # of the connection, or of the current attempt
         self.was_connected = False  # whether there ever was a connection
         self._tls = tls
         self.connection: Connection | None = None  # signed in and usable
@@ -248,13 +249,13 @@ class Link:
         self._changed = changed
         self._make = make
         self._task: asyncio.Task[None] | None = None
-        self._waiting: dict[asyncio.Future[Connection], int | None] = {}  # -> attempts it has left, None: any number
+        self._waiting: dict[asyncio.Future[Connection], int | None] = {}  # -> attempts left; None: any number
         self._last_failure = ""  # why the last attempt failed
         self.closed = False  # for good
 
     async def connected(self, tries: int | None = None) -> Connection:
-        """The connection, once there is one. Raises BillingError where the daemon refuses to let us in, and where
-        `tries` attempts have failed.
+        """Returns the connection, once there is one. Raises BillingError where the daemon does not let the client in,
+        and where `tries` attempts have failed.
         """
         if self.connection is not None:
             return self.connection
@@ -269,11 +270,11 @@ class Link:
             self._waiting.pop(future, None)
 
     def why_not(self) -> str:
-        """Why there is no connection, for a message."""
+        """Returns why there is no connection, for a message."""
         return self._last_failure or "not connected"
 
     def start(self) -> None:
-        """Begins to connect, if it does not."""
+        """Begins to connect, unless the link is connecting already."""
         if self._task is None and not self.closed:
             self._task = asyncio.get_running_loop().create_task(self._connect())
 
@@ -346,7 +347,7 @@ class Link:
             raise
 
     def _take(self, connection: Connection) -> None:
-        """Gives the connection to all that wait."""
+        """Gives the connection to all waiting calls of `connected`."""
         if connection.transport is None:
             raise Unavailable(LOST)  # right after the sign-in: try again
         self.connection = connection
@@ -357,9 +358,9 @@ class Link:
                 future.set_result(connection)
 
     def _count_attempt(self, details: dict[str, str]) -> None:
-        """An attempt failed: tells those that wait for no other. `details`: why (`unreached`), the fault of the
-        certificate that was shown (`untrusted`), and what somebody does who listens there and does not let us in
-        (`listens`).
+        """Counts a failed attempt; waiting calls of `connected` that have no attempt left raise `Unavailable`.
+        `details`: why (`unreached`), the fault of the daemon's certificate (`untrusted`), and what a peer does that
+        listens there and does not let the client in (`listens`).
         """
         for future, attempts_left in list(self._waiting.items()):
             if attempts_left is not None and not future.done():
@@ -368,7 +369,7 @@ class Link:
                     future.set_exception(Unavailable(self._last_failure, applied="no", details=dict(details)))
 
     def _refuse(self, error: BillingError) -> None:
-        """Tells all that wait that there will be none."""
+        """Raises `error` in all waiting calls of `connected`, because there will be no connection."""
         for future in list(self._waiting):
             if not future.done():
                 future.set_exception(error)
@@ -381,7 +382,7 @@ class Link:
             self.start()
 
     def retire(self) -> None:
-        """Ends the connection once everything asked for is answered, and has no other."""
+        """Ends the connection once every request on it is answered; the link opens no other one."""
         self.closed = True
         if self._task is not None:
             self._task.cancel()
@@ -391,7 +392,7 @@ class Link:
             self.connection = None
 
     def close(self) -> None:
-        """Ends the connection, and all attempts to have one."""
+        """Ends the connection, and all attempts to connect."""
         self.closed = True
         if self._task is not None:
             self._task.cancel()

@@ -1,9 +1,9 @@
-"""What a call raises: one exception for each stable error name, so that callers tell them apart by type.
+"""The exceptions of calls: one class for each stable error name, so that callers tell errors apart by type.
 
-`except InsufficientFunds` and never a look at a message. Every one carries what the daemon said: `code`, `name`,
-`message`, `retry` (the same call may succeed later), `applied` ("no": nothing was changed; "unknown": it may have
-been) and `details`, the named facts such as `shortfall_nanos`. A name that this version does not know is raised as
-`BillingError` itself. A test holds the classes equal to the table in `billing.ledger.errors`.
+A caller writes `except InsufficientFunds` and never parses a message. Every exception has what the daemon sent: `code`,
+`name`, `message`, `retry` (the same call may succeed later), `applied` ("no": nothing was changed; "unknown": it may
+have been) and `details`, the named facts such as `shortfall_nanos`. An error name that this version does not know is
+raised as `BillingError` itself. A test compares the classes with the table in `billing.ledger.errors`.
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ _FIXED = ("code", "name", "message", "retry", "applied")
 
 
 class BillingError(Exception):
-    """The answer is no, or there is none."""
+    """The daemon refused the call, or did not answer."""
 
     NAME: ClassVar[str] = ""
 
@@ -29,7 +29,7 @@ class BillingError(Exception):
         applied: str = "no",
         details: Mapping[str, Any] | None = None,
     ) -> None:
-        """Without `name`, that of the class with its code and retry."""
+        """Without `name`, the error has the name, the code and the retry of its class."""
         kind = KINDS.get(self.NAME) if not name else None
         self.name = name or self.NAME
         self.code = kind.code if kind else code
@@ -41,7 +41,7 @@ class BillingError(Exception):
 
 
 def error_of(error: object) -> BillingError:
-    """The exception for an error as it came over the wire: a map, or a string `"NAME: message"`."""
+    """Returns the exception for an error as it came over the wire: a map, or a string `"NAME: message"`."""
     if isinstance(error, dict):
         name = str(error.get("name", ""))
         return CLASSES.get(name, BillingError)(
@@ -107,7 +107,7 @@ class UnknownAccount(BillingError):
 
 
 class InsufficientFunds(BillingError):
-    """More than what is available; `details` has `shortfall_nanos`."""
+    """The amount is more than what is available; `details` has `shortfall_nanos`."""
 
     NAME = "INSUFFICIENT_FUNDS"
 
@@ -119,7 +119,7 @@ class InsufficientRunway(BillingError):
 
 
 class StaleRate(BillingError):
-    """`rate_seq` is not newer than what the line has."""
+    """`rate_seq` is not newer than that of the rate line."""
 
     NAME = "STALE_RATE"
 
@@ -143,25 +143,25 @@ class LimitExceeded(BillingError):
 
 
 class AccountNotClosable(BillingError):
-    """A rate, a debt, a hold or an owed cutoff stands against closing."""
+    """The account cannot be closed while it has a rate, a debt, a hold or an owed cutoff."""
 
     NAME = "ACCOUNT_NOT_CLOSABLE"
 
 
 class UnknownCutoff(BillingError):
-    """Nothing is owed to the cutoff URL for this account."""
+    """The account has no cutoff that is owed to the cutoff URL."""
 
     NAME = "UNKNOWN_CUTOFF"
 
 
 class UnknownCursor(BillingError):
-    """The feed of entries cannot go on behind this cursor: it is of another daemon, or entries were taken back."""
+    """The feed of entries cannot go on behind this cursor: another daemon gave it, or entries were taken back."""
 
     NAME = "UNKNOWN_CURSOR"
 
 
 class Unauthenticated(BillingError):
-    """The connection has to sign in, or its token is not known."""
+    """The client has to sign in, or its token is not known."""
 
     NAME = "UNAUTHENTICATED"
 
@@ -192,13 +192,15 @@ class WrongBucket(BillingError):
 
 
 class TooManyConnections(BillingError):
-    """The worker has as many connections as it takes, in all or from where this one came."""
+    """The worker has as many connections as it accepts, in all or from the origin of this one."""
 
     NAME = "TOO_MANY_CONNECTIONS"
 
 
 class Busy(BillingError):
-    """The worker has too much in flight, or this connection asks more often than it may. Nothing was changed."""
+    """The worker has too many requests in flight, or this connection makes more per second than it may. Nothing was
+    changed.
+    """
 
     NAME = "BUSY"
 
@@ -222,13 +224,13 @@ class BucketPinned(BillingError):
 
 
 class MoveRefused(BillingError):
-    """The move goes to where the bucket is, to a shard that is down, or while another runs."""
+    """The bucket is on the target shard already, the target shard is down, or another move is running."""
 
     NAME = "MOVE_REFUSED"
 
 
 class BackupRefused(BillingError):
-    """A backup cannot begin, or the one that was begun is void; the message says why."""
+    """A backup cannot begin, or the running backup is void; the message says why."""
 
     NAME = "BACKUP_REFUSED"
 

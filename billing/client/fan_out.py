@@ -1,19 +1,19 @@
-"""A batch for each owner: many commands about accounts, each sent straight to the worker that owns the user's bucket.
+"""A batch for each owner: sends many commands about accounts, each straight to the worker that owns the user's bucket.
 
     async with client.fan_out(on_answer) as batches:
         batches.add(0, "top_up", ["user_01", 5])
         batches.flush()
         await batches.answered()
 
-It is used as `billing.client.batch.Batch` is, and keeps its promise: each number is answered exactly once. To pass a
-command on costs a worker two thirds of what it costs to carry one out; here nothing is passed on.
+It is used as `billing.client.batch.Batch` is, with the same guarantee: each number is answered exactly once. Passing a
+command on costs a worker two thirds of carrying it out; with a fan-out no worker has to pass commands on.
 
-The daemon's map is read once, at the beginning. A bucket that moves later is no error: its old owner passes on what
-comes. Commands for a worker without a port of its own, or whose port does not answer at the beginning, and all of them
-where the caller may not ask for the map, go to the address that the client was given.
+The fan-out reads the daemon's map once, at the beginning. A bucket that moves later is no error: its old owner passes
+its commands on. Commands for a worker without a port of its own, or whose port did not answer at the beginning, go to
+the address that the client was given, and so do all commands where the caller may not read the map.
 
-Commands for one user take one connection, hence are carried out in the order in which they were added. Where that
-connection is lost, what comes later is answered with `Unavailable`; it is not sent another way.
+Commands for one user take one connection, so they are carried out in the order in which they were added. While that
+connection is lost, further commands get `Unavailable`; they are not sent over another connection.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from shards.buckets import HASH_NAME, hashed_into
 
 OpenAt = Callable[[Address], Batch]
 
-CONNECT_S: Final = 5.0  # for an owner's port; a client for which it is shut goes through the main address
+CONNECT_S: Final = 5.0  # for an owner's port; if it does not answer, its commands go to the main address
 
 
 class FanOut:
     """See the module. Made by `Client.fan_out`; usable from one event loop."""
 
     def __init__(self, main: Batch, route: Callable[[], Awaitable[Any]], host: str, open_at: OpenAt) -> None:
-        """`route`: asks the daemon for its map; `host`: where `main` goes, for owners that listen everywhere;
-        `open_at`: makes the batch of an address.
+        """`route`: requests the daemon's map; `host`: that of the address of `main`, for owners that listen on all
+        interfaces; `open_at`: makes the batch for an address.
         """
         self._main = main
         self._batches = [main]
@@ -59,7 +59,7 @@ class FanOut:
         return self
 
     async def _map(self) -> dict[str, Any]:
-        """The daemon's map; without owners where the caller may not ask for it. Raises Unavailable."""
+        """Returns the daemon's map; one without owners where the caller may not read it. Raises Unavailable."""
         try:
             route = await self._route()
         except Unavailable:
@@ -85,7 +85,7 @@ class FanOut:
 
     @property
     def open(self) -> int:
-        """Commands that wait for their answer."""
+        """The number of commands that wait for their answer."""
         return sum(batch.open for batch in self._batches)
 
     def add(self, number: int, method: str, params: Sequence[Any]) -> None:
@@ -96,7 +96,7 @@ class FanOut:
             self._main.add(number, method, params)
 
     def flush(self) -> None:
-        """Writes all that was added, as one write an owner."""
+        """Writes all added commands, in one write per owner."""
         for batch in self._batches:
             batch.flush()
 

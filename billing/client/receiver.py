@@ -1,4 +1,4 @@
-"""The receiver's side of cutoffs, restores and notices: whether a call is genuine, and whether anything is left to do.
+"""The receiver's side of cutoffs, restores and notices: checks that a call is genuine, and whether it is still due.
 
     receiver = Receiver(secret)                                     # the text of cutoff.secret_file
 
@@ -8,22 +8,23 @@
         receiver.done(call)
     ...                                                             # answer 204
 
-**Genuine** is what carries a signature made with the secret, over the path and the query of a GET or over the body of a
-POST, and a time that is at most `tolerance_s` from the receiver's own. `target` is path and query as they stand in the
-request line: aiohttp has it as `request.raw_path`, WSGI's servers take the path apart, and `wsgi_target` puts it
+A call is **genuine** if it has a signature made with the secret, over the path and the query of a GET or over the body
+of a POST, and a time that is at most `tolerance_s` from the receiver's own. `target` is path and query as they stand in
+the request line: aiohttp has it as `request.raw_path`; WSGI servers take the path apart, and `wsgi_target` puts it
 together again.
 
 **The rule of seq.** Each cutoff of an account has a greater `seq` than the one before, and a restore has the `seq` of
-the cutoff that it undoes. A call is due where it lies behind everything that was acted on for that user: a greater
-`seq`, or the restore of the newest cutoff. So a call that comes again or late changes nothing, and is answered with
-2xx all the same, because a call that is not answered so comes again.
+the cutoff that it undoes. A call is due if it comes after all calls that were acted on for that user: it has a greater
+`seq`, or it is the restore of the newest cutoff. A call that is not due, because it comes again or late, changes
+nothing. The receiver answers it with 2xx all the same: without a 2xx the daemon would repeat it.
 
-**Notices** come at least once. One is due where its `event_id` was not among the last `EVENT_IDS_MAX`.
+**Notices** come at least once. A notice is due if its `event_id` is not among the last `EVENT_IDS_MAX`.
 
-What was acted on must outlive the receiver: give `Receiver` a mapping that keeps its items in your database. The daemon
-has one call in flight for each user, so nothing here is locked for calls; notices of one user come in order, too.
+The record of what was acted on must outlive the process: give `Receiver` a mapping that keeps its items in your
+database. The daemon has one call in flight for each user, so calls need no lock here; notices of one user come in
+order, too.
 
-Nothing of the daemon is loaded, and no clock is read.
+This module loads nothing of the daemon, and reads no clock.
 """
 
 from __future__ import annotations
@@ -43,11 +44,11 @@ Place = tuple[int, bool]  # seq, and whether the restore of that cutoff was acte
 
 
 class NotGenuine(Exception):
-    """The call is not the daemon's, or too old, or of another kind: answer 401, and do nothing."""
+    """The call is not from the daemon, or is too old, or is of another kind: answer 401, and do nothing."""
 
 
 class Call(NamedTuple):
-    """A cutoff, or the restore that undoes it. `exhausted_at_ns`: when the money ran out, in both."""
+    """A cutoff, or the restore that undoes it. `exhausted_at_ns`: when the money ran out, for both."""
 
     user_id: str
     event_id: str  # the same on each attempt
@@ -57,7 +58,7 @@ class Call(NamedTuple):
 
 
 class Notice(NamedTuple):
-    """One event of an account, see `docs/notices.md`. `data` has what the event is about."""
+    """One event of an account, see `docs/notices.md`. `data`: the facts of the event."""
 
     event_id: str  # the same on each attempt
     type: str
@@ -71,8 +72,9 @@ class Receiver:
     def __init__(
         self, secret: str, places: MutableMapping[str, Place] | None = None, tolerance_s: int = TOLERANCE_S
     ) -> None:
-        """`secret`: the text of the secrets file, with one secret or two. `places`: how far the calls of each user were
-        acted on; without it that is forgotten when the process ends. Raises ValueError for a text without a secret.
+        """`secret`: the text of the secrets file, with one secret or two. `places`: the newest call of each user that
+        was acted on; without a mapping this record ends with the process. Raises ValueError for a text without a
+        secret.
         """
         self._secrets = parse_secrets(secret)
         self._tolerance_s = tolerance_s
@@ -80,7 +82,7 @@ class Receiver:
         self._event_ids: dict[str, None] = {}  # of notices that were acted on, the oldest first
 
     def call(self, target: str, headers: Headers, body: bytes = b"", *, now_s: float) -> Call:
-        """The cutoff or restore that a request is; `body` is that of a POST. Raises NotGenuine."""
+        """Returns the cutoff or restore in a request; `body` is that of a POST. Raises NotGenuine."""
         event_id = self._verified(headers, body or target.encode("latin-1", "replace"), now_s)
         fields: dict[str, Any]
         if body:
@@ -99,7 +101,7 @@ class Receiver:
         return Call(user_id, event_id, seq, exhausted_at_ns, event_id.endswith(_RESTORE))
 
     def notice(self, headers: Headers, body: bytes, *, now_s: float) -> Notice:
-        """The notice that a POST is. Raises NotGenuine."""
+        """Returns the notice in a POST. Raises NotGenuine."""
         event_id = self._verified(headers, body, now_s)
         fields = _object(body)
         kind, timestamp, data = fields.get("type"), fields.get("timestamp"), fields.get("data")
@@ -108,13 +110,13 @@ class Receiver:
         return Notice(event_id, kind, timestamp, data)
 
     def is_due(self, call: Call | Notice) -> bool:
-        """Whether it is still to be acted on. One that is not is answered with 2xx, too."""
+        """Whether the receiver has still to act on the call. A call that is not due is answered with 2xx, too."""
         if isinstance(call, Notice):
             return call.event_id not in self._event_ids
         return (call.seq, call.is_restore) > self._places.get(call.user_id, (0, False))
 
     def done(self, call: Call | Notice) -> None:
-        """It was acted on."""
+        """Records that the call was acted on."""
         if not isinstance(call, Notice):
             if self.is_due(call):
                 self._places[call.user_id] = call.seq, call.is_restore
@@ -124,7 +126,7 @@ class Receiver:
             del self._event_ids[next(iter(self._event_ids))]
 
     def _verified(self, headers: Headers, content: bytes, now_s: float) -> str:
-        """The webhook-id of a call that is genuine."""
+        """Returns the webhook-id of a genuine call. Raises NotGenuine."""
         by_name = {name.lower(): value for name, value in dict(headers).items()}
         event_id, timestamp, signature = (
             by_name.get(name, "").encode("latin-1", "replace")
@@ -136,10 +138,10 @@ class Receiver:
 
 
 def wsgi_target(environ: Mapping[str, Any]) -> str:
-    """Path and query of a request as they were sent. Servers that do not say what was sent (`RAW_URI`, `REQUEST_URI`)
-    have decoded the path, and it is encoded again as the daemon encodes user ids. That leads back to what was sent
-    where nothing else in `cutoff.url` is encoded and no user id in its path has a slash: behind such a server have the
-    user id in the query, or calls by POST.
+    """Returns path and query of a request as they were sent. A server that does not pass on what was sent (`RAW_URI`,
+    `REQUEST_URI`) has decoded the path; this function encodes it again as the daemon encodes user ids. The result is
+    what was sent if nothing else in `cutoff.url` is encoded and no user id in its path has a slash. So behind such a
+    server have the user id in the query, or calls by POST.
     """
     for name in ("RAW_URI", "REQUEST_URI"):
         sent = environ.get(name)

@@ -1,14 +1,14 @@
-"""What calls answer: maps with their fields as attributes, and with money also as exact coins.
+"""The results of calls: maps with their fields as attributes, and with money also as exact coins.
 
     account = await client.get_account("user_01")
     account.balance_nanos       12500000000
     account.balance             Decimal("12.5")
     account["balance_nanos"]    12500000000
-    account.cutoff.seq          a map within is a result of its own
-    account.class_              the field class, which is a word of Python's own
+    account.cutoff.seq          a map within the map is a result, too
+    account.class_              the field class, whose name is a keyword of Python
 
 A `Decimal` never loses a nano: it has as many digits as it needs. Fields of a newer daemon that this version does not
-name are in the map all the same. The classes stand in `billing.client.results`, which is made of the table of methods.
+name are in the map all the same. The classes are in `billing.client.results`, which is made from the table of methods.
 """
 
 from __future__ import annotations
@@ -47,5 +47,5 @@ class Result(dict[str, Any]):
 
 
 def coins(nanos: int) -> Decimal:
-    """Nanos as coins, exactly, whatever the precision of the caller's arithmetic."""
+    """Converts nanos to coins, exactly, whatever the precision of the caller's arithmetic."""
     return Decimal(f"{nanos}e-9")

@@ -1,20 +1,21 @@
-"""Which connection a client's request takes: straight to the worker that owns the user's bucket, where that can be.
+"""Chooses the connection of a client's request: straight to the worker that owns the user's bucket, where possible.
 
-Any worker answers any request, so routing is never needed, only cheaper. A client starts with one connection, to the
-address it was given. A client with many requests (`MAP_AFTER_REQUESTS`) also asks for the map (`route`), opens a
-connection to each owner's own port, and sends an account's requests there; all else, and whatever has no open
-connection of its own, goes the first way. Without ports of their own, or without the right to ask, that is everything.
+Any worker answers any request, so routing is never needed; it only saves work. A client starts with one connection, the
+main connection, to the address it was given. A client with many requests (`MAP_AFTER_REQUESTS`) also requests the map
+(`route`), opens a connection to each owner's own port, and sends an account's requests there. All other requests, and
+those for an owner without an open connection, take the main connection. Where owners have no ports of their own, or the
+client may not read the map, all requests do.
 
-**A move is no error.** The old owner passes on what still comes to it. While it is being asked anything, the client
-asks once in `POLL_S` whether the map has changed: `route` with the version it has is answered with the version alone,
-and only where it is another one with the map. No reply to any other request says anything of routes.
+**A move is no error.** The old owner passes on the requests that still come to it. While the client sends requests, it
+asks once in `POLL_S` whether the map has changed: it calls `route` with the version it has, and the daemon answers with
+the same version alone, or with a new map. Replies to other requests say nothing about routes.
 
-**Order.** Requests for one user are carried out in the order sent, also when the way changes: what is sent for the
-bucket then waits until everything on the old connection has been answered, and takes the new one. That is one round
-trip. After a lost connection nothing is known of the order of what was not answered (`Unavailable`, "unknown").
+**Order.** Requests for one user are carried out in the order sent, also when their connection changes: requests for the
+bucket then wait until everything on the old connection has been answered, and take the new one. That costs one round
+trip. After a lost connection nothing is known about the order of the unanswered requests (`Unavailable`, "unknown").
 
-An entry of the map counts only where its generation is not older than what is known: an answer that comes late, from
-a worker that heard of a move late, turns nothing back.
+An entry of the map counts only if its generation is not older than the one that the client has. So a late answer, from
+a worker that learnt of a move late, reverts nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from billing.client.errors import BillingError, Unavailable
 from billing.client.methods import ABOUT_ACCOUNT
 from shards.buckets import HASH_NAME, bucket_id_of
 
-MAP_AFTER_REQUESTS: Final = 16  # about accounts; a script that makes a call or two is served as well without
+MAP_AFTER_REQUESTS: Final = 16  # about accounts; a script that makes a call or two does not need the map
 POLL_S: Final = 1.0
 
 _ANY_HOST: Final = ("0.0.0.0", "::")
@@ -50,9 +51,7 @@ class Routing:
         jitter: Callable[[], float],
         direct: bool,
     ) -> None:
-        """`direct`: whether owners may be called on ports of their own. Raises ValueError for an address that is
-        none.
-        """
+        """`direct`: whether requests may go to the owners' own ports. Raises ValueError for a malformed address."""
         self.main = Link(address, token=token, tls=tls, jitter=jitter, changed=self._on_main)
         self._token = token
         self._tls = tls
@@ -64,7 +63,7 @@ class Routing:
         self._owners: list[int] = []  # index: bucket id - 1
         self._generations: list[int] = []
         self._ways: list[Connection | None] = []  # index: bucket id - 1; None: the main connection
-        self._held: dict[int, list[Request]] = {}  # of buckets whose way changes: what waits, in order
+        self._held: dict[int, list[Request]] = {}  # -> waiting requests in order, while a bucket's connection changes
         self._held_count = 0
         self._task: asyncio.Task[None] | None = None
         self._poll_now = asyncio.Event()
@@ -72,7 +71,7 @@ class Routing:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def send(self, method: str, params: Sequence[Any], on_reply: OnReply) -> None:
-        """As `Connection.send`, over the connection that is right for it."""
+        """As `Connection.send`, over the connection that the map gives."""
         if method not in ABOUT_ACCOUNT:
             self._send_main(method, params, on_reply)
             return
@@ -100,7 +99,7 @@ class Routing:
             connection.send(method, params, on_reply)
 
     def _index_of(self, params: Sequence[Any]) -> int:
-        """The place of the user's bucket in the map; -1 where no user is named, for the daemon to refuse."""
+        """Returns the index of the user's bucket in the map; -1 where no user is named, which the daemon refuses."""
         user_id = params[0] if params else None
         if type(user_id) is int:
             user_id = str(user_id)
@@ -127,13 +126,13 @@ class Routing:
 
     @property
     def connections(self) -> list[Connection]:
-        """All that are open."""
+        """All open connections."""
         links = (self.main, *self._links.values())
         return [link.connection for link in links if link.connection is not None]
 
     @property
     def pending(self) -> int:
-        """Requests that wait for their reply."""
+        """The number of requests that wait for their reply."""
         return self._held_count + sum(connection.pending for connection in self.connections)
 
     def close(self) -> None:
@@ -146,7 +145,7 @@ class Routing:
     # -- the map ----------------------------------------------------------------------------------------------------
 
     async def _follow(self) -> None:
-        """Keeps the map, until the daemon will not tell it."""
+        """Keeps the map up to date; ends where the daemon refuses `route` for good."""
         while not self.main.closed:
             self._poll_now.clear()
             sent = -1
@@ -160,7 +159,7 @@ class Routing:
                 sent = self._sent()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._poll_now.wait(), POLL_S)
-            while self._sent() == sent and not self._poll_now.is_set():  # nobody asks for anything: the map may wait
+            while self._sent() == sent and not self._poll_now.is_set():  # no request was sent: the map may wait
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._poll_now.wait(), POLL_S)
 
@@ -168,7 +167,7 @@ class Routing:
         return sum(connection.sent for connection in self.connections)
 
     def _learn(self, route: dict[str, Any]) -> None:
-        """Takes in what `route` answered."""
+        """Takes over the map that `route` answered, except entries of older generations."""
         if "owners" not in route or route.get("hash") != HASH_NAME:
             return
         owners, generations = route["owners"], route["generations"]
@@ -184,7 +183,7 @@ class Routing:
         self._settle(range(len(self._ways)))
 
     def _open(self, addresses: dict[int, Address]) -> None:
-        """Keeps a link to each of these, and to no other."""
+        """Keeps a link to each of these addresses, and to no other."""
         for shard_id, address in addresses.items():
             link = self._links.get(shard_id)
             if link is None or link.address != address:
@@ -199,7 +198,7 @@ class Routing:
             self._links.pop(shard_id).retire()
 
     def _on_main(self) -> None:
-        """The main connection is open, or lost: after a loss the whole daemon may have another map."""
+        """Requests the whole map again when the main connection is open again: after a loss it may be another one."""
         if self.main.connection is not None and self._version:
             self._version = 0
             self._poll_now.set()
@@ -210,14 +209,16 @@ class Routing:
 
         return changed
 
-    # -- the ways ---------------------------------------------------------------------------------------------------
+    # -- the connection of each bucket ------------------------------------------------------------------------------
 
     def _way_of(self, index: int) -> Connection | None:
         link = self._links.get(self._owners[index])
         return None if link is None else link.connection
 
     def _settle(self, indexes: Iterable[int]) -> None:
-        """Lets requests for these buckets take the way that is right now, once the old one has answered everything."""
+        """Switches requests for these buckets to the connection that the map gives now, once their old connection has
+        answered everything.
+        """
         ways, held = self._ways, self._held
         leaving: dict[Connection, list[int]] = {}
         for index in indexes:
@@ -243,8 +244,8 @@ class Routing:
 
 
 def owner_addresses(route: dict[str, Any], host: str) -> dict[int, Address]:
-    """The own port of each shard's worker, by shard id, as `route` tells it. `host`: where the daemon was called, which
-    is meant where a worker listens everywhere; empty for a unix socket.
+    """Returns the addresses of the workers with a port of their own, by shard id, from the reply of `route`. `host`:
+    that by which the daemon was reached, for workers that listen on all interfaces; empty for a unix socket.
     """
     addresses = {row["shard_id"]: parse_address(row["address"]) for row in route["shards"] if row["address"]}
     return {

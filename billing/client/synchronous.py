@@ -1,11 +1,11 @@
-"""The client for programs without an event loop: the same methods, each of which waits for its answer.
+"""The client for programs without an event loop: the same methods, each of which blocks until its answer is there.
 
     with SyncClient("127.0.0.1:3311") as client:
         client.top_up("user_01", "12.5", request_id="invoice-4711")
 
 A thread of its own runs the client of `billing.client.client`; any number of threads may call at once, and their calls
-travel together. What is said there of repeats, routes and errors holds here. A client that is not closed ends with the
-program. It is not for use after a fork.
+are written together. Repeats, routes and errors are those of that client. A client that is not closed ends with the
+program. It must not be used after a fork.
 """
 
 from __future__ import annotations
@@ -79,5 +79,5 @@ class SyncClient(BlockingMethods):
         self._loop.close()
 
     def call(self, method: str, *params: Any, timeout_s: float | None = None, **options: Any) -> Any:
-        """The result of any procedure, as `Client.call`."""
+        """Calls any procedure and returns its result, as `Client.call`."""
         return self._wait(self._client.call(method, *params, timeout_s=timeout_s, **options))

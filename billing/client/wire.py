@@ -1,4 +1,4 @@
-"""MessagePack-RPC from the caller's side, as bytes: `billing.api.wire` has the grammar, by which doors read."""
+"""MessagePack-RPC as bytes, for callers; `billing.api.wire`, by which doors decode, has the grammar."""
 
 from typing import Final
 
@@ -9,7 +9,7 @@ REQUEST: Final = 0
 RESPONSE: Final = 1
 MSGID_MAX: Final = 2**32 - 1
 
-# What the decoder raises at bytes that are no acceptable MessagePack. After it the decoder is of no further use.
+# The decoder raises these for bytes that are no acceptable MessagePack; it is of no further use then.
 DECODE_ERRORS: Final = (ValueError, msgpack.UnpackException)
 
 encode_into: Final = msgspec.msgpack.Encoder().encode_into
