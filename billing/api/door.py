@@ -189,7 +189,7 @@ class Door:
         self.handshakes = 0  # connections that have not signed in
         self.drops = 0  # connections ended for garbage, a limit or a deadline
         self.calls = dict.fromkeys(BY_WIRE_NAME, 0)  # wire name -> well-formed requests
-        self.once = {name: {name: 1} for name in BY_WIRE_NAME}  # wire name -> requests by method of a read of one
+        self.once = {name: {name: 1} for name in BY_WIRE_NAME}  # wire name -> the counts of a read with one request
         self.errors: dict[str, int] = {}  # name -> refusals that were answered
         self.latency = RequestLatency()
         self.in_flight = 0  # requests of all connections, as of their last batches

@@ -2,9 +2,10 @@
 
 Most replies are alike: they have the same keys and no others. Such a reply is an `AccountReply`, and the reply to a
 debit a `DebitReply`. Making and encoding such a record costs half as much as a map, whose keys are hashed when it is
-made and walked when it is encoded. The record waits unencoded until its batch is durable, and is then encoded once,
-into the buffer of its client. A reply with other content (a restored cutoff, a hold, a captured or paid-out amount) is
-a map, made by `billing.ledger.entry.answer`. A test compares the content of both forms.
+made and walked when it is encoded. The record waits until its batch goes to the journal, and is then encoded once, into
+the buffer of its client, which leaves when the batch is durable. A reply with other content (a restored cutoff, a hold,
+a captured or paid-out amount) is a map, made by `billing.ledger.entry.answer`. A test compares the content of both
+forms.
 """
 
 from typing import Final

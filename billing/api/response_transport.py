@@ -109,7 +109,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
             self._transport.write(data)
 
     def _note_left(self) -> None:
-        """Counts the requests whose replies have left as answered, and resumes reading where that waited for them."""
+        """Counts the requests whose replies have left as answered, and resumes the reading that waited for this."""
         door, in_flight = self._door, self._writer.in_flight
         reads = self._reads
         if reads.under_way:
@@ -251,7 +251,7 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
 
 
 class Proxy:
-    """Stands for a connection where a request counts as several, or expects no reply (a notification)."""
+    """Stands for a connection in a request that counts as several, or that expects no reply (a notification)."""
 
     __slots__ = ("_connection", "_expects_reply", "_weight", "mode")
 
