@@ -163,13 +163,13 @@ class ResponseTransport(asyncio.BufferedProtocol, ABC):
     # -- the end ----------------------------------------------------------------------------------------------------
 
     def eof_received(self) -> bool:
-        """Keeps the connection of a client that half-closed it until everything is answered."""
+        """Keeps the connection of a client that half-closed it until everything is answered, which TLS does not let."""
         self._eof = True
         if self._writer.state is PARTED:
             return False
         if self._writer.state is OPEN:
             self.end(b"")
-        return True
+        return self._transport is not None and self._transport.get_extra_info("sslcontext") is None
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.connections.discard(self)

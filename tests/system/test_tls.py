@@ -155,6 +155,18 @@ async def test_a_client_does_not_talk_to_a_daemon_that_it_cannot_believe(guarded
     client.close()
 
 
+def test_a_client_that_leaves_in_order_is_nothing_to_warn_of(guarded: Guarded) -> None:
+    context = tls_context(guarded.ca, guarded.metering)
+    with (
+        socket.create_connection(("127.0.0.1", guarded.daemon.rpc_port), timeout=60) as plain,
+        context.wrap_socket(plain, server_hostname="127.0.0.1") as wire,
+    ):
+        wire.sendall(b"\x94\x00\x01\xa4ping\x90")
+        assert b"pong" in wire.recv(100)
+        wire.unwrap().close()  # it has taken leave, too
+    assert "eof_received" not in guarded.daemon.log.read_text()
+
+
 async def test_plain_text_at_the_tls_port_harms_nobody(guarded: Guarded) -> None:
     async with Client(guarded.daemon.address, tls=tls_context(guarded.ca, guarded.metering)) as client:
         reader, writer = await asyncio.open_connection("127.0.0.1", guarded.daemon.rpc_port)
