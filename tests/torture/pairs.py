@@ -126,7 +126,7 @@ class Books:
         options["request_id"] = request_id
         if method in ("set_rate", "change_rate"):
             options["per"] = "hour"
-        told = await door.ask(method, user, *params, options)
+        told = await answered(door, method, user, *params, options)
         self.took(user, told, {"method": method, "user": user, "request_id": request_id, **fields})
         return told
 
@@ -139,15 +139,15 @@ class Books:
     async def verify(self, control: Door) -> None:
         """Every account is what the model says, and its history and statement add up to it; nothing is gone."""
         for user, model in self.models.items():
-            told = await control.ask("get_account", user)
+            told = await answered(control, "get_account", user)
             _compare(told, model.view(user, told["at_ns"]))
-            rows = await control.ask("history", user, {"limit": 1000})
+            rows = await answered(control, "history", user, {"limit": 1000})
             before = self._histories.get(user, [])
             assert rows[len(rows) - len(before) :] == before, f"the history of {user} has changed: {before}\n{rows}"
             assert [row["entry_id"] for row in rows] == list(range(len(rows), 0, -1)), rows
             assert rows[0]["balance_after_nanos"] == _floor(model, user, rows[0]["at_ns"]), rows[0]
             self._histories[user] = rows
-            statement = await control.ask("statement", user, 0, BEHIND)
+            statement = await answered(control, "statement", user, 0, BEHIND)
             _adds_up(statement)
             assert statement["closing_nanos"] == _floor(model, user, statement["to_ns"]), statement
             self._counts["accounts proved"] += 1
@@ -367,13 +367,13 @@ class Play:
         await books.do(door, user, "debit", amount=3 * COIN // 2)
         hold = await books.do(door, user, "hold", amount=2 * COIN)
         await books.do(door, user, "capture", hold_id=hold["hold_id"], amount=COIN // 2)
-        told = await door.ask("get_account", user)
+        told = await answered(door, "get_account", user)
         _compare(told, books.models[user].view(user, told["at_ns"]))
-        rows = await door.ask("history", user)
+        rows = await answered(door, "history", user)
         assert [row["operation"] for row in rows][::-1] == [
             *("top_up", "set_rate", "change_rate", "debit", "hold", "capture")
         ], rows
-        _adds_up(await door.ask("statement", user, 0, BEHIND))
+        _adds_up(await answered(door, "statement", user, 0, BEHIND))
         self._counts["doors"] += 1
 
     def _headers(self) -> dict[str, str]:
@@ -414,7 +414,7 @@ class Play:
         for address in addresses:
             assert address, route
             door = RpcDoor("direct", token, server_of(address, tls))
-            told = await door.ask("get_account", user)
+            told = await answered(door, "get_account", user)
             _compare(told, self.books.models[user].view(user, told["at_ns"]))
             door.close()
             self._counts["direct ports"] += 1
@@ -595,7 +595,7 @@ class Play:
         return found
 
     async def _owed(self, control: Door) -> dict[str, Any] | None:
-        rows = await control.ask("pending_cutoffs")
+        rows = await answered(control, "pending_cutoffs")
         return next((row for row in rows if row["user_id"] == "owing"), None)
 
     async def _is_as_it_was(self, host: Host, owed: dict[str, Any]) -> None:
@@ -609,7 +609,7 @@ class Play:
 
     async def _kill_worker(self, host: Host) -> Host:
         """kill −9 of one; a host that serves then."""
-        rows = await self._control(host).ask("shards_info")
+        rows = await answered(self._control(host), "shards_info")
         killed = next(row["worker_pid"] for row in rows if row["state"] == "serving")
         host.kill(killed)
         self._all_doors[host.name].close()
@@ -697,6 +697,18 @@ async def until(holds: Callable[[], Awaitable[bool]], why: Callable[[], str]) ->
             last = str(error)
         assert time.monotonic() < deadline, f"{why()} {last}"
         await asyncio.sleep(POLL_S)
+
+
+async def answered(door: Door, method: str, *params: Any) -> Any:
+    """The result of one call; what says that it was not carried out, since a shard is on its way, is asked again."""
+    found: list[Any] = []
+
+    async def is_answered() -> bool:
+        found.append(await door.ask(method, *params))
+        return True
+
+    await until(is_answered, why_of(f"{door.name} does not answer {method}"))
+    return found[0]
 
 
 def why_of(text: str) -> Callable[[], str]:
