@@ -435,7 +435,7 @@ class Host(Daemon):
             keys["cluster.tls_cert"], keys["cluster.tls_key"] = f"{files}/server-0.pem", f"{files}/server-0.key"
         if row["advertise"] == "given":
             _, _, port = (self.addresses["rpc"] or "x:3311").rpartition(":")
-            keys["cluster.advertise"] = f"localhost:{port}"
+            keys["cluster.advertise"] = f"{'[::1]' if row['rpc'] in ('v6', 'wide6') else 'localhost'}:{port}"
         return keys
 
     def _classes(self, endpoints: Endpoints) -> dict[str, dict[str, Any]]:
