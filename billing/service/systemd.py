@@ -16,6 +16,8 @@ import socket
 from collections.abc import MutableMapping
 from typing import Final
 
+from shards.system.host import SharedSocket
+
 FIRST_DESCRIPTOR: Final = 3
 DESCRIPTORS_MAX: Final = 16
 
@@ -96,9 +98,9 @@ def handed_over(environ: MutableMapping[str, str]) -> list[tuple[str, socket.soc
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if not meant or not count.isdigit():
         return []
-    handed = []
+    handed: list[tuple[str, socket.socket]] = []
     for index in range(min(int(count), DESCRIPTORS_MAX)):
-        listener = socket.socket(fileno=FIRST_DESCRIPTOR + index)
+        listener = SharedSocket(fileno=FIRST_DESCRIPTOR + index)
         listener.set_inheritable(False)
         listener.setblocking(False)
         handed.append((names[index] if index < len(names) else "", listener))

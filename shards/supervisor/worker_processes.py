@@ -24,7 +24,7 @@ from shards.exits import text_of
 from shards.supervisor.background import Background
 from shards.supervisor.child_process import SupervisorPort, WorkerState, keep, start_of, terminate
 from shards.supervisor.spares import Spares
-from shards.system.host import listen_on
+from shards.system.host import SharedSocket, listen_on
 
 log = logging.getLogger("shards.supervisor.supervisor")
 
@@ -46,6 +46,7 @@ class WorkerProcesses:
         self._ahead: Ports = {}  # of shards that processes were loaded for, and that are not served yet
         self._ready: list[tuple[str, socket.socket | None]] = []  # labels and ports of the next shards' workers
         self._labels = 0
+        self._turned_away_at: set[socket.socket] = set()  # listeners whose clients are not to wait
         self._changed = asyncio.Event()
 
     # -- what is known of them ----------------------------------------------------------------------------------------
@@ -151,6 +152,7 @@ class WorkerProcesses:
         self._changed.set()
 
     def _keep(self, worker: WorkerState, direct: socket.socket | None) -> None:
+        self._await_clients()
         worker.direct = direct
         self.by_shard[worker.shard_id] = worker
         worker.task = asyncio.get_running_loop().create_task(keep(worker, self._port))
@@ -188,11 +190,24 @@ class WorkerProcesses:
             worker.direct.close()
 
     def refuse_clients(self) -> None:
-        """Shuts the TCP listeners down: no worker is left to answer, and clients are to connect to another host."""
+        """Sends clients elsewhere, since no worker is left to answer: shuts the TCP listeners of this process down, and
+        closes connections to a unix socket, which could never listen again, or to a socket of the service manager's, as
+        they come, until there is a worker.
+        """
+        loop = asyncio.get_running_loop()
         for kind, listener in self._port.listeners:
-            if kind != "unix":  # one that was shut down could never listen again
-                with contextlib.suppress(OSError):  # it does not listen
-                    listener.shutdown(socket.SHUT_RDWR)
+            if kind == "unix" or isinstance(listener, SharedSocket):
+                self._turned_away_at.add(listener)
+                loop.add_reader(listener, _turn_away, listener)
+                continue
+            with contextlib.suppress(OSError):  # it does not listen
+                listener.shutdown(socket.SHUT_RDWR)
+
+    def _await_clients(self) -> None:
+        """A worker is to come: clients wait for it."""
+        for listener in self._turned_away_at:
+            asyncio.get_running_loop().remove_reader(listener)
+        self._turned_away_at.clear()
 
     async def stop(self) -> None:
         """Stops all workers; those that take too long are killed."""
@@ -210,4 +225,17 @@ class WorkerProcesses:
 
     async def close(self) -> None:
         """Ends the prepared processes that were not needed."""
+        self._await_clients()
         await self._spares.close()
+
+
+def _turn_away(listener: socket.socket) -> None:
+    """Closes a connection that has come."""
+    try:
+        connection, _ = listener.accept()
+    except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+        return  # it has gone
+    except OSError:  # no descriptors, or it does not listen: whoever comes has to wait
+        asyncio.get_running_loop().remove_reader(listener)
+        return
+    connection.close()

@@ -44,6 +44,10 @@ class Child(Protocol):
         """Ends it at once."""
 
 
+class SharedSocket(socket.socket):
+    """A socket that another process holds as well, and goes on with when this one has ended: it is not shut down."""
+
+
 Spawn = Callable[[list[str], list[socket.socket]], Awaitable[tuple[Child, socket.socket]]]
 
 

@@ -99,7 +99,7 @@ class Rooms:
         self.registry = registry
         self.background = Background(self.failures.append)
         hears = self._begin, self._on_message, self._on_event
-        port = SupervisorPort(self._spawn, REAL.clocks.boot_ns, ["worker"], [], *hears, self.stopping)
+        self.port = port = SupervisorPort(self._spawn, REAL.clocks.boot_ns, ["worker"], [], *hears, self.stopping)
         self.processes = WorkerProcesses(port, self.background, "")
         self.workers = self.processes.by_shard
         weights = dict.fromkeys(wanted, 1)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,6 +15,7 @@ from shards.control import Begin, Held, Proved, Serving, Stop
 from shards.supervisor.background import Background
 from shards.supervisor.child_process import SupervisorPort
 from shards.supervisor.worker_processes import WorkerProcesses
+from shards.system.host import SharedSocket
 from tests.shards.supervisor.hosts import Part, PartOf, part
 from tests.shards.supervisor.rooms import Rooms, until
 
@@ -116,3 +120,45 @@ async def test_all_are_told_and_all_end(rooms: Rooms, data_dir: Path) -> None:
     await rooms.processes.stop()
     assert [process.heard(Proved) for process in both] == [[Proved(2)], [Proved(2)]]
     assert [process.is_gone.result() for process in both] == [0, 0]
+
+
+async def is_turned_away(address: Any) -> bool:
+    """Whether a connection is refused, or closed without a word; else it waits."""
+    family = socket.AF_UNIX if isinstance(address, str) else socket.AF_INET
+    with socket.socket(family) as client:
+        client.setblocking(False)
+        try:
+            async with asyncio.timeout(1):
+                await asyncio.get_running_loop().sock_connect(client, address)
+                return await asyncio.get_running_loop().sock_recv(client, 1) == b""
+        except ConnectionError:
+            return True
+        except TimeoutError:
+            return False
+
+
+async def test_without_a_worker_clients_are_turned_away_everywhere_and_what_others_hold_listens_on(
+    rooms: Rooms, data_dir: Path
+) -> None:
+    with (
+        socket.socket(socket.AF_UNIX) as unix,
+        socket.create_server(("127.0.0.1", 0)) as own,
+        socket.create_server(("127.0.0.1", 0)) as managers,
+    ):
+        unix.bind(f"{data_dir}/door")
+        unix.listen()
+        handed_over = SharedSocket(fileno=os.dup(managers.fileno()))
+        listeners = [("unix", unix), ("tcp", own), ("http", handed_over)]
+        for _, listener in listeners:
+            listener.setblocking(False)
+        rooms.port.listeners.extend(listeners)
+        addresses = [unix.getsockname(), own.getsockname(), managers.getsockname()]
+        rooms.processes.refuse_clients()
+        for _ in range(2):
+            assert [await is_turned_away(address) for address in addresses] == [True] * 3
+        assert managers.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        rooms.processes.start_next(1)
+        assert [await is_turned_away(address) for address in addresses] == [False, True, False], (
+            "they wait for the worker"
+        )
+        handed_over.close()
