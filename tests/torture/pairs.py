@@ -85,7 +85,7 @@ from tests.torture.pair_settings import (
 COIN: Final = 10**9
 HOUR_NS: Final = 3600 * COIN
 BEHIND: Final = 2**63 - 1  # an instant behind all others
-POLL_S: Final = 0.02
+POLL_S: Final = 0.05
 SHORTLY_S: Final = 3.0  # so long a host is asked that may serve nothing
 BURST: Final = 80  # changes at once, which are more than a small segment holds
 AGREED: Final = 6  # answers in a row: each may come from another worker

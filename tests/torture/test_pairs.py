@@ -48,7 +48,9 @@ def test_each_combination_that_cannot_be_is_refused_with_its_sentence(tmp_path: 
 @pytest.mark.skipif(BINARY is None, reason=MISSING)
 def test_rows_of_settings_that_are_most_unlike_each_other_hold(data_dir: Path) -> None:
     campaign = Campaign(data_dir, in_process=True)
-    rows = [row for row in rows_of(with_network=False, candidates=1).rows if row["log"] in ("files", "servers")]
+    every = rows_of(with_network=False, candidates=1).rows
+    cheap = [row for row in every if row["log"] in ("files", "servers") and row["workers"] == "one"]  # starts cost most
+    rows = sorted(cheap, key=lambda row: row["log"] != "servers")
     try:
         for number, row in enumerate(most_unlike(rows, ROWS)):
             assert campaign.play(number, row) == ""
