@@ -82,7 +82,7 @@ $(CLIENTS)/.ready: tests/outsiders/requirements.txt tests/outsiders/requirements
 clients: $(CLIENTS)/.ready
 
 # All three say what they find, whatever the others found; pytest's summary comes last. ruff and mypy, which needs one core
-# for a minute, run beside the tests: what pytest says meanwhile waits in the pipe. Three times as many tests at once as
+# for half a minute, run beside the tests: what pytest says meanwhile waits in the pipe. Three times as many tests at once as
 # there are cores: most of them wait for a daemon, a sync or a timer.
 test: SHELL := bash
 test: $(VENV)/.ready

@@ -47,7 +47,7 @@ def change_of(diff: str) -> Change:
 
 def survivors() -> tuple[dict[str, Change], Counter[str]]:
     """What the last run left alive, by name, and how many there are of each status."""
-    from mutmut.__main__ import status_by_exit_code, walk_mutatable_files  # type: ignore[attr-defined]
+    from mutmut.__main__ import status_by_exit_code, walk_mutatable_files
     from mutmut.mutation.data import SourceFileMutationData
     from mutmut.mutation.diff_apply import get_diff_for_mutant
 
