@@ -25,7 +25,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
@@ -123,8 +123,7 @@ class Passage:
         await self._billing("restore", str(self._directory / name), "--config", str(daemon.config))
 
     async def _billing(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "billing", *arguments]
-        ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=600)
+        ran = await asyncio.to_thread(carried_out, *arguments)
         assert ran.returncode == 0, f"{arguments}: {ran.returncode}\n{ran.stdout}{ran.stderr}"
         return ran.stdout + ran.stderr
 

@@ -88,8 +88,9 @@ class Hosts:
 class Caller:
     """Some users, one call at a time."""
 
-    def __init__(self, name: str, ways: list[Way], seed: str) -> None:
+    def __init__(self, name: str, ways: list[Way], seed: str, pause_s: float = PAUSE_S) -> None:
         self.name = name
+        self._pause_s = pause_s
         self.rng = random.Random(seed)
         self.hosts = Hosts(ways, self.rng)
         self.models: dict[str, Model] = {}
@@ -138,7 +139,7 @@ class Caller:
                     await self.do(user, "set_rate", rate=rng.randrange(1, NANOS_PER_HOUR))
                 case _:
                     await self.do(user, "debit", amount=rng.randrange(1, 10**9))
-            await asyncio.sleep(PAUSE_S)
+            await asyncio.sleep(self._pause_s)
 
     async def spend(self, users: list[str]) -> None:
         """New users whose money lasts until some instant of the coming seconds."""

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
 import sys
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -26,6 +25,7 @@ from billing.doctor.examine import examine, hold
 from billing.doctor.report import Report
 from billing.trial.receiver import Receiver
 from shards.system.disk import RealDisk
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Rpc
@@ -87,11 +87,7 @@ def examined(data_dir: Path) -> None:
 async def prove(daemon: Daemon, load: Load) -> None:
     """The end of a campaign; the daemon runs, and is stopped behind it."""
     assert await asyncio.to_thread(daemon.stop) == 0
-    told = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "billing", "doctor", "--config", str(daemon.config)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    told = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
     assert told.returncode == 0, told.stdout + told.stderr
     port = int(daemon.config.read_text().split("/cutoff")[0].rsplit(":", 1)[1])
     receiver = Receiver("127.0.0.1", port)

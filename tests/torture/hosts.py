@@ -72,7 +72,7 @@ from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.rpc import Lost
-from tests.torture.callers import Caller, Prober, Way, settle
+from tests.torture.callers import PAUSE_S, Caller, Prober, Way, settle
 from tests.torture.callers import Hosts as Doors
 from tests.torture.volume import BOOT_ID
 
@@ -250,7 +250,8 @@ class Campaign:
         self._probed = await _user_of_each_shard(way) if self._at_once else []
         ways = [host.way for host in self.hosts]
         names = [f"user_{number}" for number in range(self._size.callers + 1)]  # the last one spends
-        self.callers = [Caller(name, ways, f"{self._seed}:{name}") for name in names]
+        pause_s = SELDOM_S if self._size.brief else PAUSE_S
+        self.callers = [Caller(name, ways, f"{self._seed}:{name}", pause_s) for name in names]
         walks = [caller.walk(self._stop, USERS_EACH) for caller in self.callers[:-1]]
         self._tasks = [asyncio.create_task(run) for run in (*walks, *(host.prober.run() for host in self.hosts))]
 
@@ -655,7 +656,7 @@ class Size(NamedTuple):
     at_once: bool  # whether all hosts serve
     shards: int
     callers: int
-    brief: bool  # whether a host sleeps or is cut off for no longer than a takeover takes
+    brief: bool  # whether a host sleeps or is cut off for no longer than a takeover takes, and callers call seldom
 
 
 async def campaign(
@@ -689,7 +690,9 @@ def main() -> int:
     parser.add_argument("--at-once", action="store_true", help="all hosts serve, each some of the shards")
     parser.add_argument("--shards", type=int, help=f"{SHARDS} by default, and {SHARDS_AT_ONCE} with --at-once")
     parser.add_argument("--callers", type=int, default=CALLERS, help="of whom each makes a call at a time")
-    parser.add_argument("--brief", action="store_true", help="no longer without the log than a takeover takes")
+    parser.add_argument(
+        "--brief", action="store_true", help="no longer without the log than a takeover takes; few calls"
+    )
     parser.add_argument("--accounts", type=int, default=0, help="beside those of the clients")
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     arguments = parser.parse_args()

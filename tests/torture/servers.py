@@ -47,7 +47,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from billing.trial.receiver import Receiver
 from shards.journal.jetstream import record
@@ -55,8 +55,9 @@ from shards.journal.jetstream.connection import NoAnswer, Unreachable
 from shards.journal.jetstream.streams import EXPECTED, NOT_NOW, WRONG_SEQUENCE
 from tests.shards.journal.nats_cluster import BINARY, MISSING, OPERATOR, WITH_OPERATOR, NatsCluster
 from tests.shards.journal.replicas import last_of, wait_current
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
-from tests.torture.callers import Caller, Way, settle
+from tests.torture.callers import PAUSE_S, Caller, Way, settle
 from tests.torture.hosts import alone, has_network, why_no_network
 from tests.torture.raw_streams import RawStreams
 
@@ -80,7 +81,7 @@ def address_of(number: int) -> str:
 class Campaign:
     """See the module."""
 
-    def __init__(self, directory: Path, seed: int, shards: int) -> None:
+    def __init__(self, directory: Path, seed: int, shards: int, pause_s: float) -> None:
         assert BINARY is not None, MISSING
         self.rng = random.Random(seed)
         self.counts: Counter[str] = Counter()
@@ -91,7 +92,7 @@ class Campaign:
         urls = [f"nats://{address_of(number)}:{port}" for number, port in enumerate(self.servers.ports)]
         self.receiver = Receiver("127.0.0.1", 0)
         self.raw = RawStreams(self.servers, shards)
-        self._directory, self._seed, self._shards = directory, seed, shards
+        self._directory, self._seed, self._shards, self._pause_s = directory, seed, shards, pause_s
         self._urls = urls if has_network() else self.servers.urls
         self._streams = ["M", *(f"{kind}_{shard}" for shard in range(1, shards + 1) for kind in "JS")]
         self.callers: list[Caller] = []
@@ -119,7 +120,8 @@ class Campaign:
         await asyncio.to_thread(self.servers.make_all, self._shards)
         await asyncio.to_thread(self.daemon.start, WAIT_S)
         ways = [Way(self.daemon.rpc_port)]
-        self.callers = [Caller(f"user_{number}", ways, f"{self._seed}:{number}") for number in range(CALLERS + 1)]
+        seeds = {f"user_{number}": f"{self._seed}:{number}" for number in range(CALLERS + 1)}
+        self.callers = [Caller(name, ways, seed, self._pause_s) for name, seed in seeds.items()]
         self._tasks = [asyncio.create_task(one.walk(self._stop, USERS_EACH)) for one in self.callers[:CALLERS]]
 
     async def prove(self) -> None:
@@ -326,8 +328,7 @@ class Campaign:
         return None if told.get("error", {}).get("err_code") in NOT_NOW else told
 
     async def _billing(self, *arguments: str) -> str:
-        command = [sys.executable, "-m", "billing", *arguments]
-        ran = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=WAIT_S)
+        ran = await asyncio.to_thread(carried_out, *arguments)
         assert ran.returncode == 0, f"{arguments}: {ran.returncode}\n{ran.stdout}{ran.stderr}\n{self._said()}"
         return ran.stdout + ran.stderr
 
@@ -341,11 +342,17 @@ def _route(verb: str, number: int) -> None:
     subprocess.run(command, check=True)
 
 
-async def campaign(
-    directory: Path, cycles: int, seed: int, faults: list[str], shards: int, proofs_every: int, seconds: float
-) -> dict[str, int]:
+class How(NamedTuple):
+    """What a campaign costs."""
+
+    proofs_every: int  # so many faults the doctor looks
+    seconds: float  # after these no further fault begins
+    pause_s: float  # between two calls of a client
+
+
+async def campaign(directory: Path, cycles: int, seed: int, faults: list[str], shards: int, how: How) -> dict[str, int]:
     """So many faults, or as many as begin within so many seconds, and the proof. AssertionError."""
-    one, deadline = Campaign(directory, seed, shards), time.monotonic() + seconds
+    one, deadline = Campaign(directory, seed, shards, how.pause_s), time.monotonic() + how.seconds
     turn = [faults[number % len(faults)] for number in range(cycles)]
     one.rng.shuffle(turn)
     try:
@@ -353,7 +360,7 @@ async def campaign(
         for number, fault in enumerate(turn, 1):
             if time.monotonic() < deadline:
                 await one.strike(fault)
-                await one.check(number % proofs_every == 0)
+                await one.check(number % how.proofs_every == 0)
         await one.prove()
     except BaseException:
         print(f"seed {seed}, after {dict(one.counts)}", file=sys.stderr)
@@ -374,6 +381,7 @@ def main() -> int:
     parser.add_argument("--shards", type=int, default=2)
     parser.add_argument("--proofs-every", type=int, default=1, help="the doctor after every so many faults")
     parser.add_argument("--seconds", type=float, default=3600, help="no further fault after so long")
+    parser.add_argument("--pause", type=float, default=PAUSE_S, help="seconds between two calls of a client")
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     arguments = parser.parse_args()
     alone()
@@ -385,8 +393,9 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="servers-", ignore_cleanup_errors=True) as name:
         try:
-            how = arguments.shards, arguments.proofs_every, arguments.seconds
-            told = asyncio.run(campaign(Path(name), arguments.cycles, arguments.seed, faults, *how))
+            how = How(arguments.proofs_every, arguments.seconds, arguments.pause)
+            begun = campaign(Path(name), arguments.cycles, arguments.seed, faults, arguments.shards, how)
+            told = asyncio.run(begun)
         except BaseException:
             traceback.print_exc()
             return 1

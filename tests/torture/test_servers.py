@@ -21,6 +21,7 @@ def test_no_fault_of_a_server_loses_doubles_or_invents_anything() -> None:
     """Without root nothing is cut off."""
     faults = FAULTS if not why_no_network() else FAULTS[:-1]
     command = [sys.executable, "-m", "tests.torture.servers", "--cycles", str(len(faults)), "--proofs-every", "2"]
+    command += ["--pause", "0.1"]
     ended = subprocess.run(
         [*command, "--faults", *faults], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=900
     )
