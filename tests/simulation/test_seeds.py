@@ -14,7 +14,7 @@ from tests.simulation.calls import COMMANDS
 from tests.simulation.campaign import campaign, command_of, outcome_of
 from tests.simulation.run import play, world_of
 
-SEEDS, AT_ONCE = 20, 20
+SEEDS, AT_ONCE = 30, 15
 KINDS = 15  # of faults that fire in so many seeds, at least: half of what there is
 
 FOUND = {  # seed -> what it was; each bug is also a row of `tests.simulation.faulty`, which does not age with the draws
