@@ -133,7 +133,6 @@ def _steps(user_id: str, fleet: list[Machine], speed: int, end_ns: int, dry: boo
         kind = rng.random()
         amount = max(1, min(spending.total * rng.randrange(5, 95) // 100, spending.until(runs[-1].due_ns - MARGIN_NS)))
         amount = 1 if kind < 0.1 else amount
-        amount = 1 if kind < 0.1 else max(1, spending.total * rng.randrange(5, 95) // 100)
         top_ups = [(first_ns, amount)]
         if kind >= 0.75:
             dry_ns = spending.instant_of(amount)

@@ -96,7 +96,7 @@ def test_the_share_that_was_asked_for_runs_dry(seed: int, share: str) -> None:
 
 
 def test_some_are_restored_and_some_start_machines_while_dry() -> None:
-    accounts = played(plan(dry_share=Fraction(1)))
+    accounts = played(plan(dry_share=Fraction(1), seed=2))
     assert any(account.lifted for account in accounts.values())
     assert any(len(account.cutoffs) > 1 and not account.lifted for account in accounts.values())
 
@@ -131,9 +131,10 @@ def test_speed_changes_when_but_not_how_much() -> None:
     assert hours[0] == hours[1]
 
 
-def test_those_to_run_dry_are_no_close_calls() -> None:
+@pytest.mark.parametrize("seed", range(10))
+def test_those_to_run_dry_are_no_close_calls(seed: int) -> None:
     short = [machine(60 * number, f"short-{number}", f"short-{number}", 1) for number in range(40)]
-    chosen = plan([*FLEETS, *short], dry_share=Fraction(1, 2))
+    chosen = plan([*FLEETS, *short], dry_share=Fraction(1, 2), seed=seed)
     last_ns = {step.user_id: step.due_ns for step in chosen.steps}
     for user, account in played(chosen).items():
         if account.cutoffs:
