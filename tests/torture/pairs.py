@@ -692,7 +692,7 @@ async def until(holds: Callable[[], Awaitable[bool]], why: Callable[[], str]) ->
         except DOORS_LEFT as error:
             last = repr(error)
         except Refused as error:
-            if not str(error).startswith(("UNAVAILABLE", "BUSY", "INTERNAL: ")):
+            if not str(error).startswith(("UNAVAILABLE", "BUSY")):
                 raise
             last = str(error)
         assert time.monotonic() < deadline, f"{why()} {last}"
