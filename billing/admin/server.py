@@ -98,10 +98,10 @@ class Site:
         self._making = asyncio.Lock()
 
     def take_up(self, config: Config) -> None:
-        """Applies the tokens file from now on, read again, and under TLS the certificate files."""
+        """Lets callers in from now on by these tokens, and where it speaks TLS, by these certificates."""
         tokens_file = config.rpc.tokens_file
-        self._guard = Guard(read_file(self._disk, tokens_file).decode() if tokens_file else None)
-        if self.entrance is not None and (tls := server_context(config.rpc)) is not None:
+        self._guard = Guard(config.text_of(tokens_file) if tokens_file else None)
+        if self.entrance is not None and (tls := server_context(config)) is not None:
             self.entrance.take_context(tls)
 
     def application(self) -> web.Application:

@@ -14,6 +14,7 @@ This module never writes or creates a file, and its texts repeat no secret.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
 import re
@@ -32,6 +33,7 @@ from billing.config.doors import listens_of
 from billing.config.schema import (
     CLASS_NAME,
     CLASSES_MAX,
+    CONTENTS,
     PATH,
     PUBLIC,
     SECRET,
@@ -61,7 +63,8 @@ _CLASSES = "cutoff.class"
 _DEFAULT_CLASS = "default"
 EVERYWHERE = ("0.0.0.0", "::")  # hosts by which nobody elsewhere can reach this one
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
-NAMED_FILE_CHARACTERS_MAX = 2**20
+NAMED_FILE_BYTES_MAX = 2**20
+UNREAD = f"expected a file that can be read, of {NAMED_FILE_BYTES_MAX:,} bytes at most"
 
 
 class Fault(NamedTuple):
@@ -115,6 +118,7 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
             if wrong.isdisjoint(paths)
         ]
         wrong = {fault.path for fault in faults}
+        config = msgspec.structs.replace(config, files=_read_contents(config, wrong))
         faults += [Fault(path, sources[path], text) for path, text in _contents(config, wrong)]
     if faults:
         raise ConfigError(sorted(faults, key=lambda fault: fault.path))
@@ -410,6 +414,22 @@ def _folders(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("daemon.data_dir",), f"expected {parent} to be on a file system that keeps files: it has no room for any"
 
 
+def _read_contents(config: Config, wrong: set[str]) -> dict[str, bytes]:
+    """What the files of `CONTENTS` hold, by path. Left out are those of keys in `wrong`, and those that cannot be read
+    or are too long.
+    """
+    contents: dict[str, bytes] = {}
+    for path in CONTENTS:
+        section, key = path.split(".")
+        name = getattr(getattr(config, section), key)
+        if name and path not in wrong:
+            with contextlib.suppress(OSError), open(name, "rb") as opened:
+                content = opened.read(NAMED_FILE_BYTES_MAX + 1)
+                if len(content) <= NAMED_FILE_BYTES_MAX:
+                    contents[name] = content
+    return contents
+
+
 def _contents(config: Config, wrong: set[str]) -> Iterator[tuple[str, str]]:
     """Faults inside the files that keys name, found by the parsers of the parts that use them. A parser is imported
     only if its file is configured. `wrong`: the keys that have a fault already.
@@ -418,31 +438,37 @@ def _contents(config: Config, wrong: set[str]) -> Iterator[tuple[str, str]]:
     if rpc.tokens_file and "rpc.tokens_file" not in wrong:
         from billing.api.auth import Guard
 
-        yield from _parsed("rpc.tokens_file", rpc.tokens_file, Guard)
+        yield from _parsed("rpc.tokens_file", rpc.tokens_file, config, Guard)
     if secret_file and "cutoff.secret_file" not in wrong:
         from billing.signature import parse_secrets
 
-        yield from _parsed("cutoff.secret_file", secret_file, parse_secrets)
+        yield from _parsed("cutoff.secret_file", secret_file, config, parse_secrets)
     if rpc.tls_cert and not wrong & {"rpc.tls_cert", "rpc.tls_key"}:
         import ssl
 
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        from billing.api.tls import believe, with_certificate
+
         try:
-            context.load_cert_chain(rpc.tls_cert, rpc.tls_key, password=lambda: "")
+            with_certificate(config)
+        except KeyError as error:
+            yield "rpc.tls_cert", f"{error.args[0]}: {UNREAD}"
         except (OSError, ValueError) as error:
             yield "rpc.tls_cert", f"expected a certificate and, in rpc.tls_key, its key without a password: {error}"
         if rpc.tls_client_ca and "rpc.tls_client_ca" not in wrong:
             try:
-                context.load_verify_locations(rpc.tls_client_ca)
+                believe(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), config)
+            except KeyError:
+                yield "rpc.tls_client_ca", f"{rpc.tls_client_ca}: {UNREAD}"
             except (OSError, ValueError) as error:
                 yield "rpc.tls_client_ca", f"expected certificates in PEM: {error}"
 
 
-def _parsed(path: str, name: str, parse: Callable[[str], object]) -> Iterator[tuple[str, str]]:
+def _parsed(path: str, name: str, config: Config, parse: Callable[[str], object]) -> Iterator[tuple[str, str]]:
     try:
-        with open(name, encoding="utf-8") as opened:
-            parse(opened.read(NAMED_FILE_CHARACTERS_MAX))
+        parse(config.text_of(name))
+    except KeyError:
+        yield path, f"{name}: {UNREAD}"
     except UnicodeDecodeError:
         yield path, f"{name}: expected text in UTF-8"
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         yield path, f"{name}: {error}"

@@ -2,9 +2,10 @@
 
 `RELOADED` names these keys. All other keys keep the value of the daemon's start, also in workers that start later; the
 log names each key that has changed and needs a restart. The files that `rpc.tokens_file`, `rpc.tls_*` and
-`cutoff.secret_file` name are read again at every reload, even if the names have not changed. A configuration that
-cannot be run changes nothing, and the log has all its faults. The same holds if the new values would only fit together
-after the restart. A reload also retries shards that are held (see `shards.supervisor.restart_policy`).
+`cutoff.secret_file` name are read again at every reload, even if the names have not changed, and at no other time: a
+worker that starts later goes by the content that was read last. A configuration that cannot be run changes nothing, and
+the log has all its faults. The same holds if the new values would only fit together after the restart. A reload also
+retries shards that are held (see `shards.supervisor.restart_policy`).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from billing.config.load import ConfigError, combinations_of, load
-from billing.config.schema import Config, declared, shown_text
+from billing.config.schema import CONTENTS, Config, declared, shown_text
 
 log = logging.getLogger("billing.config.reload")
 
@@ -87,13 +88,16 @@ def value_of(config: Config, path: str) -> Any:
 
 
 def with_changes(old: Config, new: Config, paths: list[str]) -> Config:
-    """The old configuration with the new values of these keys."""
-    merged = old
+    """The old configuration with the new values of these keys. A file that both name has its new content; one that only
+    the old configuration names, though a restart is needed for that, keeps its old content.
+    """
+    merged = replace(old, files=old.files | new.files)
     for path in paths:
         section, key = path.split(".") if path != CLASSES else ("cutoff", "classes")
         table = replace(getattr(merged, section), **{key: getattr(getattr(new, section), key)})
         merged = replace(merged, **{section: table})
-    return merged
+    named = {value_of(merged, path) for path in CONTENTS}
+    return replace(merged, files={name: content for name, content in merged.files.items() if name in named})
 
 
 class Reload:

@@ -45,6 +45,9 @@ SHARDS = '"shard …"'
 PUBLIC = "file"
 SECRET = "secret file"  # a file that no other user may read or write
 
+# Keys of [rpc] and [cutoff] that name files which a reload reads again.
+CONTENTS: Final = ("rpc.tokens_file", "rpc.tls_cert", "rpc.tls_key", "rpc.tls_client_ca", "cutoff.secret_file")
+
 # Mark -> the check of a text with this mark. A check raises ValueError, which says what is expected.
 CHECKS: Final[dict[str, Callable[[str], object]]] = {
     LISTEN: check_listen,
@@ -323,7 +326,11 @@ class Log(Section, frozen=True):
 
 
 class Config(Struct, frozen=True):
-    """The whole configuration. Each part receives the section it needs; worker processes receive all of it as JSON."""
+    """The whole configuration. Each part receives the section it needs; worker processes receive all of it as JSON.
+
+    `files` has, by path, what the files of `CONTENTS` held when this was loaded. Whoever needs one takes it from there,
+    so that all processes go by the same content, also one that starts when the file has other content or is gone.
+    """
 
     daemon: Daemon = Daemon()
     shards: Shards = Shards()
@@ -339,6 +346,11 @@ class Config(Struct, frozen=True):
     admin: Admin = Admin()
     history: History = History()
     log: Log = Log()
+    files: dict[str, bytes] = {}
+
+    def text_of(self, path: str) -> str:
+        """What the file of this path held. Raises UnicodeDecodeError."""
+        return self.files[path].decode()
 
     def to_json(self) -> bytes:
         return msgspec.json.encode(self)
@@ -393,7 +405,7 @@ class Key(NamedTuple):
 @cache
 def sections() -> Mapping[str, type[Section]]:
     """The tables of the configuration by name, in the order of declaration."""
-    return get_type_hints(Config)
+    return {name: hint for name, hint in get_type_hints(Config).items() if name != "files"}
 
 
 @cache

@@ -95,7 +95,7 @@ class Service:
                     await visited(admin, PAGES_AFTER_S)
                     web = await asyncio.to_thread(import_module, "billing.admin.server")
                     self._site = web.Site(self._config, self._sampler, self._replies, self._refused_sign_in)
-                    tls = server_context(self._config.rpc) if has_tls else None
+                    tls = server_context(self._config) if has_tls else None
                     tasks.create_task(web.serve_admin(admin, self._site, tls))
         except Exception:
             log.critical("the daemon ends on a bug", exc_info=True)

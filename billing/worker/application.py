@@ -90,7 +90,7 @@ class Billing:
         """
         config, begin, dependencies, machine = self.config, self._begin, self._dependencies, self.machine
         clocks, disk, hold, cutoff = dependencies.clocks, dependencies.disk, self._startup_hold, config.cutoff
-        settings = delivery_settings(cutoff, disk)
+        settings = delivery_settings(config)
         followers = Followers(worker, begin, config, settings, dependencies)
         calls = OutgoingCalls(machine, worker, hold, self._bucket_calls, settings, cutoff.recheck_s, dependencies)
         aggregates = Aggregates(machine.ledger.books, self._classes, calls.is_held)
@@ -109,7 +109,7 @@ class Billing:
         config = self.config = Config.from_json(configuration)
         logging.getLogger().setLevel(config.log.level.upper())
         if self.serving is not None:
-            settings = delivery_settings(config.cutoff, self._dependencies.disk)
+            settings = delivery_settings(config)
             self.serving.doors.configure(config)
             self.serving.calls.configure(settings)
             self.serving.followers.configure(settings)

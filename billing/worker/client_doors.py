@@ -14,7 +14,6 @@ from billing.api.opening import Doors
 from billing.api.tls import server_context
 from billing.config.schema import Config
 from billing.worker.dependencies import WorkerDependencies
-from shards.system.disk import read_file
 from shards.worker.hosting import ServedShard
 
 
@@ -25,12 +24,11 @@ class ClientDoors:
         """Accepts no connection before `listen`. `audit`: the operators' record."""
         self._worker = worker
         self._config = config
-        self._disk = dependencies.disk
         clocks = dependencies.clocks
         limits = limits_of(config.rpc, config.cutoff.concurrency)
         door = self._door = Door(worker, self._guard(), clocks.boot_ns, self._server_info, limits, worker.fail, audit)
         door.start()
-        self._doors = Doors(door, server_context(config.rpc), clocks.wall_ns, secrets.token_bytes)
+        self._doors = Doors(door, server_context(config), clocks.wall_ns, secrets.token_bytes)
 
     def listen(self, listeners: list[tuple[str, socket.socket]]) -> None:
         """Accepts clients on these sockets, of the kinds that `billing.api.opening` lists."""
@@ -42,7 +40,7 @@ class ClientDoors:
         self._config = config
         self._door.take_guard(self._guard())
         self._door.limits = limits_of(config.rpc, config.cutoff.concurrency)
-        if (tls := server_context(config.rpc)) is not None:
+        if (tls := server_context(config)) is not None:
             self._doors.take_tls(tls)
 
     def note_error(self, reply: object) -> None:
@@ -67,7 +65,7 @@ class ClientDoors:
 
     def _guard(self) -> Guard:
         file = self._config.rpc.tokens_file
-        return Guard(read_file(self._disk, file).decode() if file else None)
+        return Guard(self._config.text_of(file) if file else None)
 
     def _server_info(self) -> dict[str, object]:
         worker, config = self._worker, self._config

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any, Final
 
-from billing.config.schema import Cutoff
+from billing.config.schema import Config
 from billing.expirationd.delivery import (
     DELIVERED,
     FAILED_ATTEMPT,
@@ -35,7 +35,6 @@ from billing.worker.machine import BillingMachine
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
 from shards.machine import Effect
-from shards.system.disk import Disk, read_file
 from shards.worker.hosting import ServedShard
 
 DRAIN_DELIVERY_S: Final = 2.0
@@ -50,9 +49,10 @@ _REPORTS: Final = {
 }
 
 
-def delivery_settings(cutoff: Cutoff, disk: Disk) -> DeliverySettings:
-    """The settings of delivery from the configuration; reads the secrets from their file."""
-    secrets = parse_secrets(read_file(disk, cutoff.secret_file).decode()) if cutoff.secret_file else ()
+def delivery_settings(config: Config) -> DeliverySettings:
+    """The settings of delivery from the configuration, with the secrets of their file."""
+    cutoff = config.cutoff
+    secrets = parse_secrets(config.text_of(cutoff.secret_file)) if cutoff.secret_file else ()
     return DeliverySettings(
         url=cutoff.url,
         restore_url=cutoff.restore_url,

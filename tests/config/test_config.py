@@ -466,6 +466,24 @@ async def test_what_needs_a_restart_first_is_not_reloaded(write: Write, caplog: 
     assert [(config.shards.workers, config.shards.bucket_count) for config in taken_up] == [(1, 2)]
 
 
+def test_a_reload_takes_the_content_of_files_of_what_it_takes_up_and_keeps_that_of_the_rest(write: Write) -> None:
+    folder = write("").parent
+    first, second, tokens = "QUFB" * 8, "QkJC" * 8, f"shop:read:{'0' * 64}\n"
+    for name, content in (("secret", first), ("old.tokens", tokens), ("new.tokens", tokens)):
+        (folder / name).write_text(content)
+        (folder / name).chmod(0o600)
+    old = load(write('[cutoff]\nsecret_file = "secret"\n[rpc]\ntokens_file = "old.tokens"\n'), {}).config
+    (folder / "secret").write_text(second)
+    (folder / "old.tokens").unlink()
+    emptied = load(write('[cutoff]\nsecret_file = "secret"\n'), {}).config
+    assert differences(old, emptied) == ([], ["rpc.tokens_file"])
+    kept = with_changes(old, emptied, [])
+    assert kept.files == {kept.cutoff.secret_file: second.encode(), kept.rpc.tokens_file: tokens.encode()}
+    renamed = load(write('[rpc]\ntokens_file = "new.tokens"\n'), {}).config
+    may, _ = differences(kept, renamed)
+    assert with_changes(kept, renamed, may).files == {renamed.rpc.tokens_file: tokens.encode()}
+
+
 # -- classes of cutoffs ------------------------------------------------------------------------------------------------
 
 CLASSES = """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -193,6 +194,36 @@ async def test_the_operators_pages_take_the_new_tokens_as_well(data_dir: Path) -
         tokens.write_text("nonsense")
         await reload(daemon, "nothing has changed")
         assert [page_status(daemon, token) for token in ("old", "new", "shop")] == [401, 200, 200]
+
+
+async def test_whoever_starts_later_goes_by_the_files_as_they_were_taken_up(data_dir: Path) -> None:
+    """Neither what was refused, nor what nobody asked to take up, nor a file that is gone is felt before a restart."""
+    tokens = data_dir / "tokens"
+    tokens_of(tokens, ("prometheus", "read", "old"))
+    with Daemon(data_dir, shards__workers=1, rpc__tokens_file=str(tokens)) as daemon:
+
+        async def worker_pid() -> int:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            await rpc.ask("hello", {"token": "old"})
+            return int((await rpc.ask("shards_info"))[0]["worker_pid"])
+
+        async def until_served_again() -> None:
+            before = await worker_pid()
+            os.kill(before, signal.SIGKILL)
+            async with asyncio.timeout(120):
+                while True:
+                    with contextlib.suppress(Lost, OSError):
+                        if await worker_pid() != before:
+                            return
+                    await asyncio.sleep(0.05)
+
+        tokens.write_text("nonsense")
+        await reload(daemon, "nothing has changed")
+        await until_served_again()
+        tokens.unlink()
+        await reload(daemon, "rpc.tokens_file has changed and needs a restart", rpc__tokens_file="")
+        await until_served_again()
+        assert [page_status(daemon, token) for token in ("old", "new")] == [200, 401]
 
 
 async def test_certificates_are_read_again(data_dir: Path) -> None:
