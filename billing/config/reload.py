@@ -55,6 +55,8 @@ CLASSES: Final = "cutoff.class"  # the URLs in its tables are reloaded, the rest
 # whether there is a value.
 SWITCHES: Final = frozenset({"rpc.tokens_file", "rpc.tls_cert", "rpc.tls_key", "cutoff.restore_url"})
 
+RECORDED: Final = "shards.workers"  # in the map, when a host begins to serve beside others: how many shards it takes
+
 
 def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
     """The keys whose values differ: those that may change while the daemon serves, and those that need a restart."""
@@ -64,7 +66,8 @@ def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
         before, after = value_of(old, path), value_of(new, path)
         if before != after:
             switched = path in SWITCHES and bool(before) is not bool(after)
-            (may if path in RELOADED and not switched else need).append(path)
+            is_recorded = path == RECORDED and bool(old.cluster.listen) and old.journal.is_shared
+            (may if path in RELOADED and not switched and not is_recorded else need).append(path)
     if old.cutoff.classes != new.cutoff.classes:
         (may if _rules(old) == _rules(new) else need).append(CLASSES)
     return may, need

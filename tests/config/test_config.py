@@ -466,6 +466,17 @@ async def test_what_needs_a_restart_first_is_not_reloaded(write: Write, caplog: 
     assert [(config.shards.workers, config.shards.bucket_count) for config in taken_up] == [(1, 2)]
 
 
+@pytest.mark.parametrize(
+    ("listen", "expected"), [("127.0.0.1:0", ([], ["shards.workers"])), ("", (["shards.workers"], []))]
+)
+def test_how_many_shards_a_host_takes_of_several_needs_a_restart(
+    write: Write, listen: str, expected: tuple[list[str], list[str]]
+) -> None:
+    head = '[journal]\nkind = "jetstream"\n[cluster]\nshards = 2\nreplicas = 1\nservers = ["nats://127.0.0.1:4222"]\n'
+    old, new = (load(write(f'{head}listen = "{listen}"\n[shards]\nworkers = {n}\n'), {}).config for n in (2, 3))
+    assert differences(old, new) == expected
+
+
 def test_a_reload_takes_the_content_of_files_of_what_it_takes_up_and_keeps_that_of_the_rest(write: Write) -> None:
     folder = write("").parent
     first, second, tokens = "QUFB" * 8, "QkJC" * 8, f"shop:read:{'0' * 64}\n"
