@@ -31,19 +31,22 @@ def check_online(target: Target) -> bool:
     """
     owners: dict[str, Any] = ask(target, "check_owners")
     alerts = [f"shard {row['shard_id']}: {alert}" for row in ask(target, "shards_info") for alert in row["alerts"]]
+    if not target.as_json:  # at once: a history that does not answer takes nothing away from it
+        buckets, shards = counted(owners["buckets"], "bucket"), counted(owners["shards"], "shard")
+        put(f"{buckets} on {shards}: the owners and the sums were looked at")
+        if owners["moving"]:
+            put(f"left out, since moved meanwhile: {counted(owners['moving'], 'bucket')}")
+        for line in (*alerts, *owners["faults"]):
+            put(line)
     statements = run(target, _statements)
     faults = [*owners["faults"], *statements.faults]
     if target.as_json:
         looked_at = {"accounts": statements.accounts, "periods": statements.periods}
         put(as_json({**owners, "faults": faults, "alerts": alerts, "statements": looked_at}))
         return not faults and not alerts
-    buckets, shards = counted(owners["buckets"], "bucket"), counted(owners["shards"], "shard")
-    put(f"{buckets} on {shards}: the owners and the sums were looked at")
-    if owners["moving"]:
-        put(f"left out, since moved meanwhile: {counted(owners['moving'], 'bucket')}")
     periods, accounts = counted(statements.periods, "pair"), counted(statements.accounts, "account")
     put(f"held against its entries: {periods} of periods of {accounts}")
-    for line in (*alerts, *faults):
+    for line in statements.faults:
         put(line)
     put(counted(len(faults) + len(alerts), "fault") if faults or alerts else "no faults")
     return not faults and not alerts

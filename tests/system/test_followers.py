@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from billing.history.history_reader import MISSING
+from shards.exits import Exit
+from tests.system.commands import carried_out_beside
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.system.test_cutoffs import receiving, until
@@ -97,6 +99,23 @@ async def test_a_shard_goes_only_when_its_history_and_notices_are_through(data_d
                 assert MISSING not in [row["operation"] for row in rows]
             await asyncio.gather(*(rpc.ask("debit", user, 3) for user in users))
             await until(lambda: all(len(kinds_of(told, user)) == 4 for user in users), WAIT_S)
+
+
+async def test_the_doctor_online_tells_what_it_saw_though_a_history_does_not_answer(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1, shards__bucket_count=BUCKETS) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "u", COIN)
+        await history(rpc, "u")
+        (projector,) = followers(daemon, 1)
+        os.kill(projector, signal.SIGSTOP)
+        await rpc.ask("top_up", "u", COIN)
+        try:
+            said = await asyncio.to_thread(carried_out_beside, "doctor", "--online", "--address", daemon.address)
+        finally:
+            os.kill(projector, signal.SIGCONT)
+        assert said.returncode == Exit.UNREACHABLE, said
+        assert "24 buckets on 1 shard: the owners and the sums were looked at" in said.stdout
+        assert "the history cannot be read now" in said.stderr
 
 
 async def test_a_history_that_is_removed_while_it_runs_is_written_anew(data_dir: Path) -> None:
