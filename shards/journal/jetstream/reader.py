@@ -6,6 +6,7 @@ The head is that of the last whole batch that the stream's leader has, so everyt
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 from shards.journal import Corrupt, Gap, Retained
 from shards.journal.jetstream import log, snapshots
@@ -14,6 +15,8 @@ from shards.journal.jetstream.record import FIRST_CHAIN, Malformed
 from shards.journal.jetstream.streams import State, Stream
 
 PATIENCE_S = 10.0
+
+T = TypeVar("T")
 
 
 class JetStreamReader:
@@ -28,15 +31,29 @@ class JetStreamReader:
 
     @property
     def first(self) -> int:
-        state = self._log.state()
-        return log.first_position(self._log, state.first, state.last, self._shard)
+        return self._settled(lambda state: log.first_position(self._log, state.first, state.last, self._shard))
 
     @property
     def head(self) -> int:
         return self._end(self._log.state()).position
 
     def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
+        return self._settled(lambda state: self._replay_from(start, state))
+
+    def _settled(self, look: Callable[[State], T]) -> T:
+        """What a look at the log says. A look that meets a record which the owner has trimmed since the log's bounds
+        were asked for is taken again, with its new bounds.
+        """
         state = self._log.state()
+        while True:
+            try:
+                return look(state)
+            except Gap:
+                before, state = state, self._log.state()
+                if state.first == before.first:
+                    raise
+
+    def _replay_from(self, start: int, state: State) -> Iterator[tuple[int, bytes]]:
         end = self._end(state)
         if not 1 <= start <= end.position + 1:
             raise Gap(f"position {start} is not in {self._log.name}, which ends at {end.position}")

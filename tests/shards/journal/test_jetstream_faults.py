@@ -22,6 +22,7 @@ from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
+from shards.journal.jetstream.streams import State, Stream
 from shards.journal.jetstream.witness import Witness
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
@@ -643,6 +644,37 @@ def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: Na
     assert list(reader.replay(1)) == expected
     with pytest.raises(Gap):
         reader.replay(len(expected) + 2)
+
+
+class TrimmedInBetween(Stream):
+    """A stream whose owner trims it right after somebody has asked for its bounds, once."""
+
+    trims_below = 0
+
+    def state(self) -> State:
+        state = super().state()
+        if self.trims_below:
+            self.purge(self.trims_below)
+            self.trims_below = 0
+        return state
+
+
+def test_a_log_that_is_trimmed_while_somebody_looks_is_looked_at_again(streams: NatsCluster) -> None:
+    journal = journal_on(streams)
+    journal.open(SHARD, OWNER)
+    expected = [(journal.append(payload_of(number)), payload_of(number)) for number in range(1, 9)]
+    reader = JetStreamReader(streams.connect(), SHARD, MACHINE_CLOCKS.boot_ns)
+    bounds = reader._log.state()
+    reader._log = log = TrimmedInBetween(streams.connect(), f"J_{SHARD}", 5.0, MACHINE_CLOCKS.boot_ns)
+    log.trims_below = bounds.first + 3
+    assert reader.first == 3, "the opening and two batches are gone"
+    log.trims_below = bounds.first + 4
+    assert list(reader.replay(6)) == expected[5:]
+    log.trims_below = bounds.first + 5
+    with pytest.raises(Gap):
+        reader.replay(3)
+    reader.close()
+    log.connection.close()
 
 
 # -- the map ----------------------------------------------------------------------------------------------------------
