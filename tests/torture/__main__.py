@@ -30,7 +30,7 @@ from tests.torture.code import code_of
 from tests.torture.pieces import CAMPAIGNS, Piece, all_pieces
 
 PIECE_S_MAX = 3600
-TAIL_BYTES = 6000
+TAIL_BYTES = 20_000  # of what a piece said: more than the ends of logs that it quotes behind its own words
 
 
 class Runner:
