@@ -1,9 +1,10 @@
 """The kinds of log there are, and the one place where a backend is made by its kind.
 
-A backend is a module with `backend(settings, host)`, which returns a `shards.journal.Backend`; a new kind is a package
-and one line of `KINDS`, which the configuration goes by, too. `settings` is plain data, so that it can be handed to
-worker processes: its "kind" chooses the backend, and it is given all that an operator may say of a log on one host, or
-of one that hosts share; the backend takes what it knows. A module is loaded only when its kind is asked for.
+The module of a backend has a function `backend(settings, host)`, which returns a `shards.journal.Backend`. A new kind
+is a package and one line of `KINDS`; the configuration accepts the kinds of that table. `settings` is plain data, so
+that it can be sent to worker processes. Its "kind" chooses the backend. It holds every setting that an operator can
+make for a log of one host, or of several hosts, and each backend reads those that it knows. A module is imported only
+when its kind is asked for.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-if TYPE_CHECKING:  # a command line that opens no log loads none of it
+if TYPE_CHECKING:  # a command that opens no log imports none of this
     from shards.journal import Backend
     from shards.system.host import Host
 
 
 class Kind(NamedTuple):
-    """A kind of log."""
+    """One kind of log: the module of its backend."""
 
     module: str
     is_shared: bool  # several hosts read and write one log of this kind
@@ -30,7 +31,7 @@ KINDS: dict[str, Kind] = {
 
 
 def open(settings: dict[str, Any], host: Host) -> Backend:
-    """The backend that these settings name. Nothing is read or written yet. ValueError: no such kind."""
+    """Returns the backend that these settings name. Reads and writes nothing yet. Raises ValueError (no such kind)."""
     kind = settings["kind"]
     if kind not in KINDS:
         raise ValueError(f"journal.kind {kind!r} is not known")
