@@ -3,10 +3,10 @@
 One directory holds one shard's journal.
 
     record              the bytes of segments and of the manifest; snapshot: those of a snapshot
-    journal             a shard's journal; backend: what makes it; map_log: the map's
-    active_segment      the file that is written to; segment_reserve: room got ahead for the next one
+    journal             a shard's journal; backend: makes journals; map_log: the log of the map
+    active_segment      the file that is written to; segment_reserve: the next one, prepared ahead, and ballast
     retained_snapshots  the two snapshots that are kept
-    recovery            whether the files can be believed; cleanup: what opening does with those of the life before
+    recovery            reads and judges the files; cleanup: what opening does with those of an earlier life
     reader              reads without owning; replay: reads again what is known to be whole
     copying             a copy up to a position; writing: the same, of a log of any kind
 """

@@ -19,14 +19,14 @@ MAP_SEGMENT_BYTES = 1024 * 1024
 
 
 class FileBackend:
-    """See `shards.journal.Backend`."""
+    """Implements `shards.journal.Backend`."""
 
     def __init__(self, settings: dict[str, Any], host: Host) -> None:
         self._directory = settings["directory"]
         self._settings = settings
         self._host = host
 
-    node, cluster, grant_ns = "", "", 0  # a directory is one host's
+    node, cluster, grant_ns = "", "", 0  # a directory belongs to one host
 
     def signs(self) -> dict[int, LastSign]:
         return {}
@@ -48,7 +48,7 @@ class FileBackend:
         return disk.exists(directory) and any(name.startswith(SEGMENT) for name in disk.listdir(directory))
 
     def prepare(self) -> list[str]:
-        return []  # each directory is looked at where its lock is taken
+        return []  # `FileJournal.open` checks each directory when it takes its lock
 
     def _directory_of(self, shard: int) -> str:
         return f"{self._directory}/{f'shard-{shard}' if shard else 'map'}"
@@ -62,5 +62,5 @@ class FileBackend:
 
 
 def backend(settings: dict[str, Any], host: Host) -> Backend:
-    """As `shards.journal.backends` asks for it."""
+    """Returns the backend, for `shards.journal.backends`."""
     return FileBackend(settings, host)

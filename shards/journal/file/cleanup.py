@@ -1,6 +1,6 @@
-"""What opening does with the files of the life before: evidence is kept, what a newer segment replaced goes.
+"""What opening does with the files of an earlier life: keeps evidence, and removes what a newer segment has replaced.
 
-Nothing here is needed for the state to be right. Each step may be lost in a crash or done twice without harm.
+The state is right without any of these steps. Each may be lost in a crash or done twice without harm.
 """
 
 from __future__ import annotations
@@ -12,23 +12,26 @@ from shards.system.disk import Disk, read_file, write_file
 
 
 def keep_torn(disk: Disk, directory: str, name: str, now_ns: int) -> None:
-    """A copy of a torn segment, for people. Once per segment, however often opening it is tried. OSError."""
+    """Copies a torn segment, for people; once per segment, however often opening is tried. Raises OSError."""
     if not any(other.startswith(f"{name}.torn-") for other in disk.listdir(directory)):
         data = read_file(disk, f"{directory}/{name}")
         write_file(disk, f"{directory}/{name}.torn-{now_ns}", data[: used_end(data, 0)])
 
 
 def set_aside(disk: Disk, directory: str, damaged: list[str]) -> list[str]:
-    """Take damaged snapshots out of the row, keeping them for people. Returns warnings. OSError."""
+    """Renames damaged snapshots, so that none is read again and people can look at them. Returns warnings. Raises
+    OSError.
+    """
     for name in damaged:
         disk.rename(f"{directory}/{name}", f"{directory}/{name}.damaged")
     return [f"passed over a damaged snapshot, kept as {directory}/{name}.damaged" for name in damaged]
 
 
 def drop_unfinished(disk: Disk, directory: str, recovery: Recovery) -> None:
-    """Remove segments of openings that did not come to their end, so that trying over and over takes no room. OSError.
+    """Removes segments of openings that did not finish, so that repeated attempts take no room. Raises OSError.
 
-    Each is replaced by a newer one, whose name must be durable first. The one that the manifest names stays for now.
+    A newer segment has replaced each of them, and its name must be durable first. The segment that the manifest names
+    stays for now.
     """
     unfinished = [segment for segment in recovery.replaced if segment.header.segment_id != recovery.named_segment_id]
     if unfinished:
@@ -38,9 +41,10 @@ def drop_unfinished(disk: Disk, directory: str, recovery: Recovery) -> None:
 
 
 def drop_replaced(disk: Disk, directory: str, segments: list[Segment], recovery: Recovery) -> None:
-    """Remove segments of which the newest one took over everything; cut what it took over off the one before. OSError.
+    """Removes segments of which the newest one has taken over every batch, and cuts those that it has taken over off
+    the segment before it. Raises OSError.
 
-    `segments`, the new one last, is brought up to date. The rest of the blocks reserved for the older one go too.
+    `segments`, the new one last, is updated. Cutting also frees the blocks reserved for the older segment.
     """
     for segment in recovery.replaced:
         if segment.header.segment_id == recovery.named_segment_id:

@@ -1,11 +1,11 @@
 """A copy of a journal's files up to one position, made while its owner goes on appending.
 
-Of the source only what cannot change any more is read: batches up to a position that its owner says is durable, whole
-segments before the one it lies in, and snapshots that were finished by then. The caller sees to it that nothing is
-trimmed and no snapshot is made meanwhile.
+Only what cannot change any more is read of the source: batches up to a position that the owner says is durable, whole
+segments before the one in which that position lies, and snapshots that were finished by then. The caller sees to it
+that nothing is trimmed and no snapshot is made meanwhile.
 
-The copy is a journal that was closed cleanly at that position: the manifest says so, with the chain there. So whatever
-is missing or changed in the copy later is recognised when it is opened, its very last batch included.
+The copy is a journal that was closed cleanly at that position: its manifest says so, with the chain there. So `open`
+recognises whatever is missing or changed in the copy later, its very last batch included.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def copy_until(disk: Disk, source: str, target: str, shard: int, position: int) 
 
 
 def _until(path: str, data: bytes, header: SegmentHeader, position: int) -> tuple[bytes, int]:
-    """The segment's bytes up to the end of the batch at `position`, and the chain there."""
+    """Returns the segment's bytes up to the end of the batch at `position`, and the chain there."""
     end, chain, reached = BLOCK_BYTES, header.prev_chain, header.first_position - 1
     for batch in walk(data, header):
         if batch.position > position:
@@ -59,7 +59,9 @@ def _until(path: str, data: bytes, header: SegmentHeader, position: int) -> tupl
 
 
 def _put(disk: Disk, path: str, data: bytes, length: int) -> None:
-    """A new file with this content, zeros up to `length`, synced. Its directory is synced with the manifest's name."""
+    """Creates a synced file of this content, with zeros up to `length`. Its name becomes durable with the
+    manifest's.
+    """
     handle = disk.create(path)
     try:
         write_all(disk, handle, data, 0)

@@ -1,19 +1,19 @@
 """A journal in local files: the embedded backend.
 
-One directory holds one shard's journal: `segment-…` files of batches, `manifest`, `snapshot-…` files, `lock`, and room
-got ahead (`spare`, `ballast`). The bytes are described in `record` and `snapshot`, what may be believed in `recovery`,
-how a full disk is kept between segments in `segment_reserve`. Here is what is done with them:
+One directory holds one shard's journal: `segment-…` files of batches, `manifest`, `snapshot-…` files, `lock`, and
+reserved room (`spare`, `ballast`). `record` and `snapshot` describe the bytes, `recovery` says which of them are
+valid, and `segment_reserve` makes a full disk strike only between segments. The rules of this module:
 
-- Ownership is a lock on the directory, which the kernel holds for a process until its last handle is gone, so an older
+- Ownership is a lock on the directory, which the kernel holds until the last handle of it is closed, so an older
   owner that can still write makes the newer one wait (`Fenced`). The epoch is raised in the new segment's first block
   and in the manifest before `open` returns.
-- Every opening begins a new segment. Nothing is ever appended after what an earlier life wrote, torn or not; and what
-  that life may have left in the cache alone is written into the new segment and synced before anybody hears of it.
-- `append` is one write and one fdatasync. An error of either is the end of this object: what happened is not known, and
-  a second sync could say "done" about data that the first one lost.
-- Old segments are removed only behind the older of two snapshots, the newer of which was read back.
+- Every opening begins a new segment. Nothing is ever appended behind what an earlier life wrote, torn or not. Batches
+  that this life may have left only in a cache are written into the new segment and synced before anybody is told.
+- `append` is one write and, as the sync mode says, one fdatasync. An error of either ends this object: what happened
+  is not known, and a second sync could report success for data that the first one lost.
+- Segments are removed only where all their batches are in the older of two snapshots, both of which were read back.
 
-It never reads a clock or draws a random number itself: both are passed in.
+The module reads no clock and draws no random number: both are passed in.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ from shards.journal.file.segment_reserve import SegmentReserve
 from shards.system.disk import DirectoryRefused, Disk, is_full, private_directory
 
 LOCK = "lock"
-FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # an operator's to mend, and no fault of the disk
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # an operator has to mend these; the disk is sound
 SYNC_MODES = ("always", "interval", "never")
 PAYLOAD_BYTES_MAX = 256 << 20
 RECENT_CHAINS = 1024
@@ -66,15 +66,17 @@ ROOM_RETRY_NS = 1_000_000_000
 
 
 class FileSettings(NamedTuple):
-    """How a journal of files is written. `sync`: one of SYNC_MODES; with "interval" a sync follows the first append
-    that comes `sync_interval_ns` after the last one, and each barrier. `align_bytes`: batches begin at multiples of it;
-    at least a sector, so that no answered one is ever written over.
+    """How a journal of files is written.
+
+    `sync`: one of SYNC_MODES. With "interval", an append syncs where the last sync was at least `sync_interval_ns`
+    before it, and an idle barrier syncs what is left. `align_bytes`: batches begin at multiples of it. It is at least a
+    sector, so that no sector of an acknowledged batch is ever written again.
     """
 
     sync: str = "always"
     sync_interval_ns: int = 1_000_000_000
     segment_bytes: int = 64 << 20
-    ballast_bytes: int = 0  # kept, so that a full disk has room for an opening; 0: none
+    ballast_bytes: int = 0  # a file that is dropped where a full disk has no room for an opening; 0: none
     align_bytes: int = 512
 
 
@@ -82,7 +84,7 @@ DEFAULT_SETTINGS: Final = FileSettings()
 
 
 class FileJournal:
-    """See `shards.journal.Journal`. Not open until `open` returned; after an error of `open` it may be called again."""
+    """Implements `shards.journal.Journal`. After an error of `open`, `open` may be called again."""
 
     _live: ActiveSegment  # from `open` on
 
@@ -95,11 +97,13 @@ class FileJournal:
         now_ns: Callable[[], int],
         salt: Callable[[], int],
     ) -> None:
-        """directory: made 0700 if absent, its parent must exist. now_ns: stamps batches. salt: a random u64 each."""
+        """`directory`: made with mode 0700 if absent; its parent must exist. `now_ns`: the clock that stamps batches.
+        `salt`: returns a random u64 for each segment.
+        """
         if settings.sync not in SYNC_MODES:
             raise ValueError(f"sync must be one of {SYNC_MODES}, not {settings.sync!r}")
         self._directory, self._disk, self._now_ns, self._salt = directory, disk, now_ns, salt
-        self._boot_id = disk.boot_id()  # 16 bytes that change when the machine is started anew
+        self._boot_id = disk.boot_id()  # 16 bytes that change when the machine reboots
         self._sync, self._always = settings.sync, settings.sync == "always"
         self._sync_interval_ns = settings.sync_interval_ns
         self._align = settings.align_bytes
@@ -107,12 +111,12 @@ class FileJournal:
         self._warnings: list[str] = []
         self._ended: JournalError | None = JournalError("the journal is not open", file=directory)
         self._lock = -1
-        self._exchange = threading.Lock()  # held while the active segment is exchanged, or used by another thread
+        self._exchange = threading.Lock()  # held while the active segment is replaced, or another thread syncs it
         self._handle = -1  # of the active segment
         self._shard = 0
         self._owner = b""
         self._epoch = 0
-        self._segments: list[Segment] = []  # ascending, the live one last
+        self._segments: list[Segment] = []  # ascending, the active one last
         self._retained = RetainedSnapshots(disk, directory)
         self._recent: deque[tuple[int, int]] = deque(maxlen=RECENT_CHAINS)  # (position, chain)
         self._head = self._durable = self._barrier = 0
@@ -144,12 +148,12 @@ class FileJournal:
 
     @property
     def medium(self) -> Medium:
-        """Files have no server, and their limit is the disk's."""
+        """Files have no server, and their only limit is that of the disk."""
         return Medium()
 
     @property
     def granted_ns(self) -> int:
-        """The lock keeps any newer owner away, so all time is this one's."""
+        """The lock keeps every newer owner away, so this one may act at any time."""
         return ALL_TIME_NS
 
     @property
@@ -163,7 +167,9 @@ class FileJournal:
     # -- opening -----------------------------------------------------------------------------------------------------
 
     def open(self, shard: int, owner: str) -> Opened:
-        """Raises Unfit when the directory is open to other users, or lies where locks do not hold."""
+        """Raises Unfit also where the directory is open to other users, or on a file system whose locks do
+        not hold.
+        """
         assert self._lock < 0, "it is open already"
         self._shard, self._owner = shard, owner.encode()
         if len(self._owner) > OWNER_BYTES_MAX:
@@ -189,7 +195,7 @@ class FileJournal:
         return Opened(self._epoch, self._head, 0)
 
     def _take(self, recovery: Recovery) -> None:
-        """Write what the earlier life may have left in a cache into a segment of our own, and begin there."""
+        """Begins a segment of this life, with the batches that the earlier life may have left only in a cache."""
         log = recovery.log
         self._room.sweep()
         if log.torn is not None:
@@ -213,7 +219,7 @@ class FileJournal:
         self._make_room()
 
     def _with_ballast(self, step: Callable[[], None]) -> None:
-        """Do it; if there is no room, drop the ballast and do it once more. OSError."""
+        """Calls `step`; where there is no room, drops the ballast and calls it once more. Raises OSError."""
         try:
             step()
         except OSError as error:
@@ -269,7 +275,7 @@ class FileJournal:
         self._make_room()
 
     def _sync_live(self) -> None:
-        """Make all that was written durable; from the thread that appends."""
+        """Makes everything written durable; called by the thread that appends."""
         try:
             self._live.sync()
         except OSError as error:
@@ -277,8 +283,10 @@ class FileJournal:
         self._durable, self._synced_ns = self._head, self._now_ns()
 
     def _switch(self, payload_bytes: int) -> None:
-        """Begin the next segment, with room for such a payload. Raises Unavailable: nothing has changed."""
-        if self._durable < self._head:  # only the newest segment may hold what is not durable
+        """Begins the next segment, with room for a payload of this size. Raises Unavailable where nothing
+        has changed.
+        """
+        if self._durable < self._head:  # only the newest segment may hold batches that are not durable
             self._sync_live()
         try:
             self._room.prepare(length_for(payload_bytes, self._align))
@@ -287,7 +295,9 @@ class FileJournal:
             raise self._failure("beginning a new segment", error) from error
 
     def _begin(self, salt: int, first_position: int, prev_chain: int, body: bytes) -> None:
-        """Make the spare the active segment. OSError: nothing has changed yet. Unknown: the disk failed midway."""
+        """Makes the spare the active segment. Raises OSError where nothing has changed yet, Unknown where the disk
+        failed midway.
+        """
         segment_id, length = self._next_segment_id(), self._room.spare_bytes
         header = SegmentHeader(
             int(self._always), self._shard, salt, segment_id, first_position, length, prev_chain, self._align,
@@ -317,7 +327,7 @@ class FileJournal:
         )  # fmt: skip
 
     def _make_room(self) -> None:
-        """The next segment and the ballast, if there is room for them. Terminal when the disk fails."""
+        """Prepares the next segment and the ballast, where there is room for them. A disk that fails is terminal."""
         try:
             self._room.prepare()
             self._room.take_ballast()
@@ -331,7 +341,7 @@ class FileJournal:
     def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
         if self._ended is not None:
             raise self._ended
-        head = self._head  # read first: what is appended from now on is not looked for
+        head = self._head  # read first: batches appended from now on are not replayed
         segments = reaching(self._segments[:], start, head)
         if not segments:
             raise Gap(f"position {start} is not in the log, which ends at {head}", file=self._directory)
@@ -358,7 +368,7 @@ class FileJournal:
         except OSError as error:
             if is_full(error):
                 with suppress(OSError):
-                    self._room.drop_ballast()  # so that the next one may fit, and trimming free more
+                    self._room.drop_ballast()  # so that the next snapshot may fit, after which trimming frees more
             raise self._failure("saving a snapshot", error) from error
 
     def load_snapshot(self) -> Snapshot | None:
@@ -393,7 +403,9 @@ class FileJournal:
             raise self._end("trimming", error) from error
 
     def _reached(self) -> int:
-        """The head, once it is durable; asked from the thread that saves a snapshot. OSError."""
+        """Returns the head once everything up to it is durable. Called by the thread that saves a snapshot. Raises
+        OSError.
+        """
         with self._exchange:
             head = self._head
             if not self._always:
@@ -401,7 +413,7 @@ class FileJournal:
         return head
 
     def _chain_at(self, position: int) -> int:
-        """The chain after this position: remembered for the last ones, else read again."""
+        """Returns the chain after this position: the last ones are remembered, older ones are read again."""
         for recent_position, chain in [(0, FIRST_CHAIN), *self._recent]:
             if recent_position == position:
                 return chain
@@ -418,7 +430,7 @@ class FileJournal:
                     self._sync_live()
                 self._room.mark(self._manifest(self._segments[-1].header, clean=1))
         except OSError as error:
-            if not is_full(error):  # without room for the mark the stop just does not count as clean
+            if not is_full(error):  # without room for the mark, the stop merely does not count as clean
                 raise self._end("marking a clean stop", error) from error
         finally:
             self._release()
@@ -434,7 +446,7 @@ class FileJournal:
             self._ended = JournalError("the journal was closed", file=self._directory)
 
     def _failure(self, doing: str, error: OSError) -> JournalError:
-        """What an error means where nothing has been changed yet."""
+        """Returns the journal's error for an OSError of a step that has changed nothing yet."""
         if is_full(error):
             return Unavailable(f"the disk is full: no room for {doing}: {error.strerror}", file=self._directory)
         if error.errno in FORBIDDEN:
@@ -442,11 +454,13 @@ class FileJournal:
         return self._end(doing, error)
 
     def _break_off(self) -> None:
-        """How much of a record is in the file is not known: nothing is to follow it, and no stop is a clean one."""
+        """Ends the journal where a write was interrupted. How much of the record is in the file is not known, so
+        nothing may follow it and no stop counts as clean.
+        """
         self._ended = JournalError("a record was broken off", file=self._directory)
 
     def _end(self, doing: str, error: Exception, position: int = -1) -> JournalError:
-        """The disk failed: from now on every call says so."""
+        """Ends the journal because the disk failed, and returns the error that every later call raises."""
         name, offset = (self._live.segment.name, self._live.offset) if position >= 0 else ("", -1)
         file = f"{self._directory}/{name}"
         self._ended = Unknown(f"the disk failed while {doing}: {error}", file=file, offset=offset, position=position)

@@ -1,6 +1,6 @@
 """The map's log in local files: a journal of shard 0, whose lock keeps every other supervisor away.
 
-So nobody can decide beside this one, and `decide` is refused only where the caller has not kept up with itself.
+So no other supervisor can decide, and `decide` raises Overtaken only where its caller names an outdated version.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ MAP = 0  # the number of the map's journal; shards have numbers from 1
 
 
 class FileMapLog:
-    """See `shards.journal.MapLog`."""
+    """Implements `shards.journal.MapLog`."""
 
     def __init__(self, journal: FileJournal) -> None:
         self._journal = journal
@@ -46,7 +46,7 @@ class FileMapLog:
         return journal.head, payloads
 
     def follow(self, callback: Callable[[int, bytes], None]) -> None:
-        """Nobody else can decide while this log is open: `callback` is never called."""
+        """Never calls `callback`: nobody else can decide while this log is open."""
 
     def decide(self, version: int, payload: bytes) -> int:
         if version != self._journal.head:

@@ -1,8 +1,8 @@
 """Reading a journal's files without owning them: no lock is taken and nothing is written.
 
-Its owner may go on meanwhile. So the newest file is read up to its last whole batch, whatever stands behind that (a
-batch that is being written, a torn tail, damage: only opening can tell them apart); every file before it must be whole.
-A file that was trimmed between two looks is a `Gap`. Files are listed anew at each call.
+The owner may go on meanwhile. So the newest segment is read up to its last whole batch, whatever follows that (a batch
+that is being written, a torn tail, damage: only opening can tell them apart), and every segment before it must be
+whole. A segment that is trimmed during a call is a `Gap`. The files are listed anew at each call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from shards.system.disk import Disk, read_file
 
 
 class FileReader:
-    """See `shards.journal.Reader`."""
+    """Implements `shards.journal.Reader`."""
 
     def __init__(self, disk: Disk, directory: str, shard: int) -> None:
         """Raises Absent where there is no such journal."""
@@ -73,7 +73,7 @@ class FileReader:
             raise self._unreadable(error) from error
 
     def close(self) -> None:
-        """Nothing is held between two calls."""
+        """Does nothing: no file is open between two calls."""
 
     def _names(self) -> list[str]:
         try:
@@ -82,7 +82,9 @@ class FileReader:
             raise self._unreadable(error) from error
 
     def _segments(self) -> list[Segment]:
-        """Those that hold the log, ascending; those that a newer one took over as a whole are left out."""
+        """Returns the segments that hold the log, ascending, without those that a newer one has taken over
+        as a whole.
+        """
         holding: list[Segment] = []
         for name in reversed([name for name in self._names() if is_segment(name)]):
             try:

@@ -1,6 +1,6 @@
-"""The bytes of a journal: segments of batches, and the manifest that says which segment is the live one. Pure.
+"""The bytes of a journal: segments of batches, and the manifest, which names the active segment. Pure.
 
-A group commit is the unit: one batch is one write, one checksum, all or nothing. All integers are little-endian.
+The unit is a group commit: one batch is one write and one checksum, all or nothing. All integers are little-endian.
 
     segment   = block, { batch, zero padding to a multiple of `align` }, zeros to `length`
     block     = 4096 bytes: "BWAL", version u16 (1), checksum u8 (1: CRC-32C), sync u8 (1: always), shard u32, salt u64,
@@ -16,19 +16,19 @@ A group commit is the unit: one batch is one write, one checksum, all or nothing
     manifest  = 72 bytes: "BMAN", version u16 (1), clean u16, shard u32, prev_chain u32, epoch u64, segment_id u64,
                 first_position u64, head u64, head_chain u32, zeros, and last crc u32 of all before
 
-What each part is for:
+The purpose of each part:
 
-- `hcrc` is over the header alone, so that `length` is believed only after checking. The salt, random per segment, keeps
-  payload bytes, which strangers choose, from passing for a header.
-- `chain` ties each payload to all before it: a batch that was moved, repeated or carried over does not fit.
+- `hcrc` covers the header alone, so that `length` is checked before it is used. The salt, random per segment, keeps
+  payload bytes, which clients choose, from passing for a header.
+- `chain` ties each payload to all before it: a batch that was moved, repeated or copied from elsewhere does not fit.
 - `durable` is the highest position known to be durable when this batch was written. A batch whose `durable` is the
-  batch before it (see `is_proof`) proves that all bytes before it in its segment had been synced.
-- The end mark is not zero, so a batch whose writing was cut off (its rest is zeros) can be told from a damaged one.
-- Where a newer segment begins at `first_position`, an older one ends, whatever bytes come after that in it.
-- The manifest is replaced before the first batch of a new segment is answered, so a lost newest segment is noticed.
-  `clean` is 1 after a clean stop; then `head` and `head_chain` say where the sequence ends.
+  position before it (see `is_proof`) proves that all bytes before it in its segment had been synced.
+- The end mark is not zero, so a batch whose write was cut off (its rest is zeros) can be told from a damaged one.
+- An older segment ends where a newer one begins (`first_position`), whatever bytes it holds behind that.
+- The manifest is replaced before the first batch of a new segment is acknowledged, so the loss of the newest segment is
+  noticed. `clean` is 1 after a clean stop; then `head` and `head_chain` say where the sequence ends.
 
-Example: the first 168 bytes of a segment, and its first batch, "hello", position 1:
+Example: the fields of a segment's first block (156 bytes), and its first batch, "hello", position 1:
 
     4257414c 0100 01 01 07000000 8877665544332211 0100000000000000  BWAL v1 crc32c always, shard 7, salt, segment 1
     0100000000000000 0020000000000000 00000000 00020000             first position 1, 8192 bytes, chain 0, align 512
@@ -59,7 +59,7 @@ FIRST_CHAIN = 0
 
 _BLOCK = struct.Struct("<4sHBBIQQQQIIQqq16s64s")
 _BATCH = struct.Struct("<4sIIIQIIQIq")
-_BATCH_TAIL = struct.Struct("<IIQIIQIq")  # the header from `chain` on: what hcrc is over
+_BATCH_TAIL = struct.Struct("<IIQIIQIq")  # the header from `chain` on, which hcrc covers
 _MANIFEST = struct.Struct("<4sHHIIQQQQI16x")
 _U32 = struct.Struct("<I")
 _BLOCK_MAGIC = b"BWAL"
@@ -75,15 +75,17 @@ assert _MANIFEST.size + 4 == MANIFEST_BYTES
 
 
 class Malformed(Exception):
-    """A block or manifest that this code did not write, or that changed since."""
+    """A block or manifest that this code did not write, or that was changed since."""
 
 
 class Newer(Malformed):
-    """Sound, and of a format that a newer version wrote."""
+    """The bytes are sound, and a newer version wrote them in a format of its own."""
 
 
 def check_version(what: str, version: int, readable: int) -> None:
-    """Raises Newer. To be asked once checksum and magic are known to be right."""
+    """Raises Newer where a newer version wrote these bytes. To be called once checksum and magic are known
+    to be right.
+    """
     if version > readable:
         raise Newer(
             f"the {what} has format {version}, and this version reads format {readable}: start the version that wrote "
@@ -92,9 +94,9 @@ def check_version(what: str, version: int, readable: int) -> None:
 
 
 class SegmentHeader(NamedTuple):
-    """What stands in the first block of a segment."""
+    """The fields of a segment's first block."""
 
-    sync: int  # 1: each batch is synced before the next is written; 0: not so
+    sync: int  # 1: each batch is synced before the next is written; 0: the mode is "interval" or "never"
     shard: int
     salt: int
     segment_id: int
@@ -110,7 +112,7 @@ class SegmentHeader(NamedTuple):
 
 
 class Manifest(NamedTuple):
-    """Which segment is live, and after a clean stop where the sequence ends in it."""
+    """Names the active segment and, after a clean stop, the position at which the log ends."""
 
     clean: int
     shard: int
@@ -123,7 +125,9 @@ class Manifest(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """One batch or barrier as found: where it begins, what its header says, and where payload and batch end."""
+    """One batch or barrier as it was read: its offset, the fields of its header, and where its payload
+    begins and ends.
+    """
 
     offset: int
     position: int
@@ -141,14 +145,14 @@ class Batch(NamedTuple):
 
 
 def pack_block(header: SegmentHeader) -> bytes:
-    """The first 4096 bytes of a segment."""
+    """Returns the first 4096 bytes of a segment."""
     fields = _BLOCK.pack(_BLOCK_MAGIC, _VERSION, _CRC32C, *header)
     body = fields.ljust(BLOCK_BYTES - 4, b"\0")
     return body + _U32.pack(crc32c(body))
 
 
 def unpack_block(block: bytes) -> SegmentHeader:
-    """Raises Malformed."""
+    """Parses a segment's first block. Raises Malformed."""
     if len(block) < BLOCK_BYTES:
         raise Malformed(f"the file ends within its first block, after {len(block)} bytes")
     body = block[: BLOCK_BYTES - 4]
@@ -164,7 +168,7 @@ def unpack_block(block: bytes) -> SegmentHeader:
 
 
 def pack_manifest(manifest: Manifest) -> bytes:
-    """The whole manifest file."""
+    """Returns the content of the manifest's file."""
     clean, shard, prev_chain, epoch, segment_id, first_position, head, head_chain = manifest
     body = _MANIFEST.pack(
         _MANIFEST_MAGIC, _VERSION, clean, shard, prev_chain, epoch, segment_id, first_position, head, head_chain
@@ -173,7 +177,7 @@ def pack_manifest(manifest: Manifest) -> bytes:
 
 
 def unpack_manifest(data: bytes) -> Manifest:
-    """Raises Malformed."""
+    """Parses the content of the manifest's file. Raises Malformed."""
     if len(data) != MANIFEST_BYTES:
         raise Malformed(f"the manifest has {len(data)} bytes instead of {MANIFEST_BYTES}")
     if _U32.unpack_from(data, MANIFEST_BYTES - 4)[0] != crc32c(data[:-4]):
@@ -187,33 +191,34 @@ def unpack_manifest(data: bytes) -> Manifest:
 
 
 def salt_seed(salt: int) -> int:
-    """Where the CRC of every batch header of a segment with this salt begins."""
+    """Returns the initial value of the CRC of each batch header in a segment with this salt."""
     return crc32c(salt.to_bytes(8, "little"))
 
 
 def pack_batch(
     seed: int, segment_id: int, prev_chain: int, position: int, flags: int, durable: int, time_ns: int, payload: bytes
 ) -> tuple[int, bytes]:
-    """(its chain, the bytes of a whole batch). `seed` comes from `salt_seed`."""
+    """Returns (its chain, the bytes of a whole batch). `seed` comes from `salt_seed`."""
     chain = crc32c(payload, prev_chain)
     tail = _BATCH_TAIL.pack(chain, len(payload), position, flags, prev_chain, durable, segment_id & 0xFFFFFFFF, time_ns)
     return chain, b"".join((_BATCH_MAGIC, _U32.pack(crc32c(tail, seed)), tail, payload, END))
 
 
 def aligned(offset: int, align: int) -> int:
-    """The next multiple of `align`, the offset itself included."""
+    """Returns the next multiple of `align`, or `offset` where it is one."""
     return (offset + align - 1) // align * align
 
 
 def is_proof(batch: Batch) -> bool:
-    """Whether this batch was written only after all bytes before it in its segment had been synced."""
+    """Returns whether this batch was written only after all bytes before it in its segment had been synced."""
     return batch.durable == (batch.position if batch.flags & BARRIER else batch.position - 1)
 
 
 def walk(data: bytes, header: SegmentHeader) -> Iterator[Batch]:
-    """The batches and barriers of a segment in order, each one wholly checked; ends before the first that is not good.
+    """Yields the batches and barriers of a segment in order, each one wholly checked, and ends before the first bad
+    one.
 
-    `data` is the whole file. What the end means is not decided here: see `shards.journal.file.recovery`.
+    `data` is the whole file. `shards.journal.file.recovery` decides what the end means.
     """
     view = memoryview(data)
     seed, low_id, align, size = salt_seed(header.salt), header.segment_id & 0xFFFFFFFF, header.align, len(data)
@@ -243,9 +248,10 @@ def walk(data: bytes, header: SegmentHeader) -> Iterator[Batch]:
 
 
 def later_proof(data: bytes, header: SegmentHeader, after: int) -> int:
-    """Offset of a good batch header somewhere behind `after` that proves the bytes before it were synced; -1 if none.
+    """Returns the offset of a good batch header behind `after` which proves that the bytes before it were synced; -1 if
+    there is none.
 
-    Headers are looked for at every byte, since behind damage no length can be believed.
+    It looks for headers at every byte, because no length can be trusted behind damage.
     """
     seed, low_id = salt_seed(header.salt), header.segment_id & 0xFFFFFFFF
     offset = data.find(_BATCH_MAGIC, after + 1)
@@ -260,7 +266,7 @@ def later_proof(data: bytes, header: SegmentHeader, after: int) -> int:
 
 
 def claimed_end(data: bytes, header: SegmentHeader, offset: int) -> int:
-    """Where the batch that begins at `offset` ends by its header; -1 if that is not good."""
+    """Returns where the batch at `offset` ends according to its header; -1 where the header is bad."""
     tail = data[offset + 8 : offset + HEADER_BYTES]
     if len(tail) == _BATCH_TAIL.size and data[offset : offset + 4] == _BATCH_MAGIC:
         hcrc = _U32.unpack_from(data, offset + 4)[0]
@@ -270,7 +276,7 @@ def claimed_end(data: bytes, header: SegmentHeader, offset: int) -> int:
 
 
 def used_end(data: bytes, start: int) -> int:
-    """Offset behind the last byte from `start` on that is not zero; `start` if there is none."""
+    """Returns the offset behind the last byte from `start` on that is not zero; `start` where all are zero."""
     end = len(data)
     while end > start:
         begin = max(start, end - len(_ZEROS))

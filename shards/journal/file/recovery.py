@@ -1,26 +1,26 @@
-"""What a directory of journal files says, and whether it can be believed. Reads only; `file.journal` acts on it.
+"""Reads a directory of journal files and judges whether they are valid. Writes nothing; `file.journal` acts on it.
 
-The answer is the whole sequence from a good snapshot (or from position 1) to the head, or an exception. The one thing
-that is passed over is a *torn tail*: the last batch, whose write a loss of power or a kill cut off, and which nobody
-was ever answered. Everything else that is not right was durable once, and is refused. At the first place where no good
-batch begins:
+The result is the whole sequence from a good snapshot (or from position 1) to the head, or an exception. Recovery passes
+over one thing only, a *torn tail*: the last batch, whose write was cut off by a loss of power or a kill, and which was
+never acknowledged. Everything else that is wrong was durable once, and is refused. The rules for the first offset at
+which no good batch begins:
 
-1. A good header anywhere behind it whose batch was written only after a sync of all before it (`record.is_proof`; under
-   sync=always that is each one; there, anything behind the end of a batch whose header is good will do), or a
-   following segment: corrupt.
-2. The journal was closed cleanly: corrupt.
-3. The machine has not been started anew since, so the kernel still has every byte that was written, and what stands
-   there is not simply cut short (the rest zeros): corrupt.
-4. Else it is a torn tail.
+1. Corrupt, if a later batch with a good header was written only after a sync of all before it (`record.is_proof`), or
+   another segment follows. Under sync=always each batch was written so; there, any byte behind the end of a batch whose
+   header is good is enough.
+2. Corrupt, if the journal was closed cleanly.
+3. Corrupt, if the machine has not rebooted since, so that the kernel still has every byte that was written, and the
+   batch is not simply cut short (its rest zeros).
+4. Otherwise it is a torn tail.
 5. A read error is an error of its own (OSError), never the end of the log.
 
-Zeros to the end of the segment are the end of the log. Which bytes belong to a segment follows from the one after it:
-it ends where the next begins, so bytes that recovery wrote anew count, and later bytes of the old file do not.
+Zeros to the end of the segment are the end of the log. A segment ends where the next one begins: bytes that recovery
+wrote anew into the next one count, and those of the old file behind that position do not.
 
-Batches at the end that nothing proves durable (`suspects`) were read from a cache that may know more than the disk.
-They are handed to the caller, who must write them anew before anybody is told of them. What proves: a later batch, for
-those before it; the manifest, for the name of the segment that it names. A segment newer than that one is the work of
-an opening or a switch that did not come to its end; all in it is suspect, even though it looks whole.
+Batches at the end that nothing proves durable (`suspects`) may have been read from a cache that holds more than the
+disk. The caller must write them anew before anybody is told of them. A later batch proves those before it; the manifest
+proves that the name of its segment is durable. A segment newer than the manifest's comes from an opening or a switch
+that did not finish; all batches in it are suspects, even where it looks whole.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ from shards.journal.file.replay import Segment, covering
 from shards.system.disk import Disk, read_file
 
 MANIFEST = "manifest"
-TEMPORARY = ".tmp"  # of files that are not finished; swept away by the next opening
+TEMPORARY = ".tmp"  # the ending of unfinished files; the next opening removes them
 PREFIX = "segment-"
 
 
 class Suspect(NamedTuple):
-    """A batch that is there, but perhaps only in a cache: its payload lies in `data` from `start` to `end`."""
+    """A batch that may be in a cache only. Its payload lies in `data` from `start` to `end`."""
 
     time_ns: int
     data: bytes
@@ -66,11 +66,11 @@ class Suspect(NamedTuple):
 
 
 class Log(NamedTuple):
-    """The batches from `start` on, read whole and linked."""
+    """The log from a base (a snapshot, or position 0) to its head, read whole, every link verified."""
 
     head: int
     chain: int
-    durable: int  # proven to be durable up to here
+    durable: int  # the position up to which batches are proven durable
     durable_chain: int
     last_time_ns: int
     suspects: list[Suspect]  # positions durable + 1 … head
@@ -79,24 +79,24 @@ class Log(NamedTuple):
 
 
 class Recovery(NamedTuple):
-    """All that opening needs to know."""
+    """What opening needs to know of a directory."""
 
-    epoch: int  # highest ever; 0: nothing is there
-    segments: list[Segment]  # those that hold the log, ascending
-    replaced: list[Segment]  # those of which a newer one took over everything
-    named_segment_id: int  # id of the one in the manifest; 0: none
+    epoch: int  # the highest of all files; 0: the directory is empty
+    segments: list[Segment]  # that hold the log, ascending
+    replaced: list[Segment]  # of which a newer one has taken over every batch
+    named_segment_id: int  # of the segment that the manifest names; 0: there is no manifest
     log: Log
-    snapshots: list[str]  # names of those to keep, ascending, the last one whole
-    damaged: list[str]  # names of newer ones that are not
+    snapshots: list[str]  # names of snapshots to keep, ascending; the last one is whole
+    damaged: list[str]  # names of newer, damaged snapshots
 
 
 def segment_name(segment_id: int) -> str:
-    """File name of a segment; names sort as ids do."""
+    """Returns the file name of a segment. Names sort as ids do."""
     return f"{PREFIX}{segment_id:010d}"
 
 
 def examine(disk: Disk, directory: str, shard: int, boot_id: bytes) -> Recovery:
-    """Read everything and judge it. Raises Corrupt, Gap; OSError when something cannot be read."""
+    """Reads and judges the whole directory. Raises Corrupt, Gap; OSError where something cannot be read."""
     names = disk.listdir(directory)
     segments = [open_segment(disk, directory, name, shard) for name in names if is_segment(name)]
     manifest = _open_manifest(disk, directory, shard) if MANIFEST in names else None
@@ -141,7 +141,7 @@ def read_log(
     *,
     clean: bool,
 ) -> Log:
-    """Read from the base on (None: from position 1) to the head. Raises Corrupt, Gap; OSError."""
+    """Reads the log from the base on (None: from position 1) to the head. Raises Corrupt, Gap, OSError."""
     start = base.head.position + 1 if base is not None else 1
     if not segments:
         return Log(0, FIRST_CHAIN, 0, FIRST_CHAIN, 0, [], 0, None)
@@ -186,9 +186,11 @@ def read_log(
 
 
 def written_anew(log: Log, seed: int, segment_id: int, align: int) -> bytes:
-    """The suspects as they will stand behind the first block of a new segment, and a barrier behind them.
+    """Returns the bytes of the suspects as they will stand behind the first block of a new segment, and of a barrier
+    behind them.
 
-    That segment must be synced whole before it gets its name: then whoever sees it sees the barrier's proof hold.
+    The caller must sync that whole segment before it gives it its name. Then the barrier's proof holds for whoever sees
+    the segment.
     """
     if not log.suspects:
         return b""
@@ -206,7 +208,9 @@ def written_anew(log: Log, seed: int, segment_id: int, align: int) -> bytes:
 def _read_sealed(
     path: str, data: bytes, segment: Segment, following: Segment, base: snapshot.Checked | None
 ) -> tuple[int, int, list[Suspect]]:
-    """(last position, its chain, the batches) of a segment that another one follows: all up to there must be good."""
+    """Returns (last position, its chain, the batches) of a segment that another one follows: all of it, up to where
+    that one begins, must be good.
+    """
     header = segment.header
     until = following.header.first_position - 1
     position, chain, end = header.first_position - 1, header.prev_chain, BLOCK_BYTES
@@ -232,7 +236,7 @@ def _read_sealed(
 def _read_live(
     path: str, data: bytes, segment: Segment, base: snapshot.Checked | None, boot_id: bytes, clean: bool, is_named: bool
 ) -> Log:
-    """The newest segment: batches, then zeros or a torn tail."""
+    """Reads the newest segment: batches, then zeros or a torn tail."""
     header = segment.header
     if len(data) != header.length:
         raise Corrupt(f"the file has {len(data)} bytes, but was made with {header.length}", file=path, offset=len(data))
@@ -267,7 +271,9 @@ def _read_live(
 def _judge_tail(
     path: str, data: bytes, header: SegmentHeader, offset: int, position: int, *, same_boot: bool, clean: bool
 ) -> Torn:
-    """The rules at the top of this module, for what is not zero behind the last good batch of the newest segment."""
+    """Applies the rules at the top of this module to bytes other than zero behind the last good batch of the newest
+    segment.
+    """
     proof = later_proof(data, header, offset)
     if proof >= 0:
         reason = f"the batch is damaged: one that was written after it was durable follows at offset {proof}"
@@ -289,13 +295,15 @@ def _check_base(path: str, base: snapshot.Checked | None, position: int, chain: 
 
 
 def is_segment(name: str) -> bool:
-    """Whether a file of this name is a segment."""
+    """Returns whether a file of this name is a segment."""
     digits = name[len(PREFIX) :]
     return name.startswith(PREFIX) and len(digits) == 10 and digits.isdecimal()
 
 
 def open_segment(disk: Disk, directory: str, name: str, shard: int) -> Segment:
-    """A segment by its first block. Raises Corrupt where that is not this segment's, or another shard's; OSError."""
+    """Reads the first block of a segment. Raises Corrupt where the block is damaged, or that of another segment or
+    shard; OtherFormat, OSError.
+    """
     path = f"{directory}/{name}"
     handle = disk.open(path)
     try:
@@ -328,8 +336,10 @@ def _open_manifest(disk: Disk, directory: str, shard: int) -> Manifest:
 
 
 def _check_manifest(disk: Disk, directory: str, manifest: Manifest | None, segments: list[Segment]) -> None:
-    """The segment that the manifest names must be there: it was, before the first batch in it was answered."""
-    if manifest is None:  # only before the very first opening has returned
+    """Checks that the segment which the manifest names is there: it was, before the first batch in it was
+    acknowledged.
+    """
+    if manifest is None:  # that is right only before the very first opening has returned
         for segment in segments:
             data = read_file(disk, f"{directory}/{segment.name}")
             if segment.header.first_position != 1 or used_end(data, BLOCK_BYTES) > BLOCK_BYTES:
@@ -348,7 +358,9 @@ def _check_manifest(disk: Disk, directory: str, manifest: Manifest | None, segme
 def _choose_snapshot(
     disk: Disk, directory: str, names: list[str], shard: int
 ) -> tuple[list[str], snapshot.Checked | None, list[tuple[str, str]]]:
-    """(names up to the newest good one, ascending; that one; newer ones that are not good, with the reason)."""
+    """Returns (names of the snapshots up to the newest good one, ascending; that one; the newer, bad ones, each with
+    the reason).
+    """
     snapshot_names = [name for name in names if snapshot.position_of(name) >= 0]
     damaged = []
     while snapshot_names:

@@ -1,7 +1,7 @@
-"""Reading a log again whose segments are known to be whole: from a position on, or the chain at one position.
+"""Reads a log again whose segments are known to be whole: from a position on, or the chain at one position.
 
-Opening has judged all of it before (`shards.journal.file.recovery`). Every checksum and link is looked at again all the
-same: what is not there any more now is damage, wherever it stands.
+Opening has judged all of the log before (`shards.journal.file.recovery`). Every checksum and link is checked again all
+the same: a batch that is bad or missing now is damage, wherever it stands.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shards.system.disk import Disk, read_file
 
 
 class Segment(NamedTuple):
-    """A segment file and what its first block says."""
+    """A segment's file and the fields of its first block."""
 
     name: str
     header: SegmentHeader
@@ -23,7 +23,9 @@ class Segment(NamedTuple):
 
 
 def covering(segments: list[Segment], position: int) -> int:
-    """Index of the segment in which this position lies or will lie; -1 if it lies before all of them."""
+    """Returns the index of the segment in which this position lies or will lie; -1 where it lies before all
+    of them.
+    """
     index = -1
     for number, segment in enumerate(segments):
         if segment.header.first_position <= position:
@@ -32,7 +34,9 @@ def covering(segments: list[Segment], position: int) -> int:
 
 
 def reaching(segments: list[Segment], start: int, head: int) -> list[Segment]:
-    """The segments in which `start` to `head` lie, a later one not; none if `start` is not in the log."""
+    """Returns the segments that hold `start` to `head`, and none behind them; an empty list where `start` is not in the
+    log.
+    """
     index = covering(segments, start)
     if index < 0 or not 1 <= start <= head + 1:
         return []
@@ -40,7 +44,9 @@ def reaching(segments: list[Segment], start: int, head: int) -> list[Segment]:
 
 
 def batches(disk: Disk, directory: str, segments: list[Segment], start: int, head: int) -> Iterator[tuple[int, bytes]]:
-    """(position, payload) from `start` to `head`; `start` must lie in the first segment. Raises Corrupt, OSError."""
+    """Yields (position, payload) from `start` to `head`; `start` must lie in the first segment. Raises Corrupt,
+    OSError.
+    """
     for number, segment in enumerate(segments):
         until = segments[number + 1].header.first_position - 1 if number + 1 < len(segments) else head
         path = f"{directory}/{segment.name}"
@@ -57,7 +63,7 @@ def batches(disk: Disk, directory: str, segments: list[Segment], start: int, hea
 
 
 def chain_at(disk: Disk, directory: str, segments: list[Segment], position: int) -> int:
-    """The chain after this position. Raises ValueError when the log does not hold it, OSError."""
+    """Returns the chain after this position. Raises ValueError where the log does not hold it, OSError."""
     index = covering(segments, position + 1)
     if index >= 0:
         segment = segments[index]

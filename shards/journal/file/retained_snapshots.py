@@ -1,9 +1,9 @@
 """The snapshots of one journal directory: the two newest that are good, and how a new one takes its place.
 
-    1  written under a temporary name and synced         a crash leaves a file that the next opening sweeps away
-    2  read back from the medium and compared
+    1  written under a temporary name and synced         after a crash the next opening removes the file
+    2  read back from the medium and checked
     3  renamed, and the directory synced                 from here on it is the newest
-    4  all but the two newest removed                    in any order; one that comes back after a crash does no harm
+    4  all but the two newest removed                    one that comes back after a crash does no harm
 
 The log behind the older of the two is needed as long as both are kept: should the newer one be damaged later, the older
 one and that log give the same state.
@@ -24,7 +24,7 @@ KEPT = 2
 
 
 class SnapshotFile(NamedTuple):
-    """One snapshot file."""
+    """The file of one snapshot; `size` in bytes."""
 
     position: int
     size: int
@@ -41,13 +41,14 @@ class RetainedSnapshots:
 
     @property
     def newest(self) -> int:
-        """Position of the newest; -1 when there is none."""
+        """Position of the newest one; -1 where there is none."""
         return self._files[-1].position if self._files else -1
 
     @property
     def count(self) -> int:
-        """Chunks of the newest, by the footer that recovery has found right, for telling how far a recovery is; 0 when
-        there is none, and when the footer cannot be read: whoever reads the snapshot itself meets the same disk.
+        """Number of chunks of the newest one, from its footer, which recovery has checked; it serves to report the
+        progress of a recovery. 0 where there is none, or the footer cannot be read: whoever reads the snapshot meets
+        the same error.
         """
         if not self._files:
             return 0
@@ -58,16 +59,18 @@ class RetainedSnapshots:
 
     @property
     def fallback(self) -> int:
-        """Up to here the log may be forgotten: the position of the older of two; 0 when there are fewer."""
+        """The position up to which the log may be forgotten: that of the older of two snapshots; 0 where there are
+        fewer.
+        """
         return self._files[-2].position if len(self._files) >= KEPT else 0
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of all that are kept."""
+        """Bytes of all snapshots that are kept."""
         return sum(file.size for file in list(self._files))
 
     def fill(self, names: list[str]) -> None:
-        """Begin with these files, ascending. OSError."""
+        """Begins with the files of these names, ascending. Raises OSError."""
         self._files = []
         for name in names:
             handle = self._disk.open(f"{self._directory}/{name}")
@@ -77,8 +80,9 @@ class RetainedSnapshots:
                 self._disk.close(handle)
 
     def save(self, head: snapshot.Head, chunks: Iterable[bytes], reached: Callable[[], int]) -> None:
-        """Store one, not older than the newest. Raises Malformed when it reads back otherwise, OSError, and what the
-        iterator raises; in each case the others stand, unless the directory itself could not be synced.
+        """Stores a snapshot, not older than the newest. Raises Malformed where it is read back otherwise than it was
+        written, OSError, and what the iterator raises. In each case the older ones stand, unless the directory itself
+        could not be synced.
         """
         name = snapshot.name_of(head.position)
         path = f"{self._directory}/{name}"
@@ -102,7 +106,7 @@ class RetainedSnapshots:
             del self._files[0]
 
     def load(self) -> Iterator[bytes]:
-        """The chunks of the newest, each checked. Raises Malformed, OSError."""
+        """Yields the chunks of the newest one, each checked. Raises Malformed, OSError."""
         reader = snapshot.Reader(self._disk, f"{self._directory}/{self._files[-1].name}")
         try:
             yield from reader.chunks()

@@ -1,17 +1,18 @@
-"""Room on the disk, got before it is needed: the next segment, and ballast to drop when nothing else is left.
+"""Reserves room on the disk before it is needed: the next segment, and ballast to drop when nothing else is left.
 
 A full disk must strike between segments, never in the middle of a commit. So each segment is a file whose blocks were
 all reserved and synced before its first use, and the next one is prepared ahead under the name `spare`, with the file
-of its manifest beside it. Only `prepare` and `dress` can fail for want of room, and both leave the journal as it was.
-`install` makes the spare the active segment in two steps, each durable before the next:
+of its manifest beside it. When a segment begins, only `prepare` and `dress` can fail because the disk is full, and both
+leave the journal as it was. `install` makes the spare the active segment in two steps, each durable before the next:
 
     1  the spare gets its segment's name     (its content was synced before, so a named segment is always whole)
-    2  the new manifest replaces the old     (from here on, losing that segment is noticed)
+    2  the new manifest replaces the old     (from here on, the loss of that segment is noticed)
 
-A crash between them leaves a segment that holds nothing anybody was answered; the next opening goes on from it.
+A crash between them leaves a segment without an acknowledged batch of its own; the next opening goes on from it.
 
 The ballast is a file that only takes room. Opening drops it when it finds the disk full, so that a journal can be
-opened, read and trimmed even then; it is made again after trimming, or by the next opening that finds room.
+opened, read and trimmed even then, and so does a snapshot that finds no room. It is made again after trimming, or by
+the next opening that finds room.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ BALLAST = "ballast"
 
 
 class SegmentReserve:
-    """The files of a journal directory that hold no batch yet."""
+    """The files of a journal's directory that hold no batch yet."""
 
     def __init__(self, disk: Disk, directory: str, segment_bytes: int, ballast_bytes: int) -> None:
         assert segment_bytes >= 2 * BLOCK_BYTES
@@ -45,11 +46,13 @@ class SegmentReserve:
 
     @property
     def spare_bytes(self) -> int:
-        """Length of the spare; 0 when there is none."""
+        """Length of the spare; 0 where there is none."""
         return self._spare_bytes
 
     def sweep(self) -> None:
-        """Remove what an earlier life left unfinished; to be called once, before anything else. OSError."""
+        """Removes files that an earlier life left unfinished; to be called once, before anything else.
+        Raises OSError.
+        """
         for name in self._disk.listdir(self._directory):
             if name == SPARE or name.endswith(TEMPORARY):
                 self._disk.unlink(f"{self._directory}/{name}")
@@ -57,11 +60,11 @@ class SegmentReserve:
         self._ballast_wanted = True
 
     def prepare(self, length: int = 0) -> None:
-        """Make sure that there is a spare of at least this length (0: the usual one), and room for the manifest that
-        will name it. OSError, is_full among others.
+        """Makes sure that there is a spare of at least this length (0: the usual one), and room for the manifest that
+        will name it. Raises OSError, which may be `is_full`.
         """
         length = max(length, self._segment_bytes)
-        self.is_wanting = True  # unless we come to the end
+        self.is_wanting = True  # unless this call succeeds
         if self._spare_bytes < length:
             if self._spare >= 0:
                 self._close_spare()
@@ -73,7 +76,9 @@ class SegmentReserve:
         self.is_wanting = False
 
     def _reserve(self, name: str, length: int) -> int:
-        """A new file of zeros whose blocks are its own. Its handle. OSError; is_full: it is gone again."""
+        """Creates a file of zeros with all its blocks reserved, and returns its handle. Raises OSError; where that is
+        `is_full`, the file is removed again.
+        """
         path = f"{self._directory}/{name}"
         handle = self._disk.create(path)
         try:
@@ -87,16 +92,19 @@ class SegmentReserve:
         return handle
 
     def dress(self, content: bytes, manifest: Manifest) -> None:
-        """Write the content (first block and perhaps batches) into the spare and the manifest beside the old one.
+        """Writes the content (first block and perhaps batches) into the spare, and the new manifest beside the old one.
 
-        Changes nothing that counts. OSError; is_full, where room once reserved is not kept: it may be called again.
+        The journal's state stays as it was. Raises OSError; where that is `is_full`, on a file system that does not
+        keep reserved room, the call may be repeated.
         """
         write_all(self._disk, self._spare, content, 0)
         self._disk.fdatasync(self._spare)
         self._write_manifest(manifest)
 
     def install(self, name: str) -> int:
-        """Make the dressed spare the active segment of this name; its handle. OSError: not known how far it came."""
+        """Makes the dressed spare the active segment under this name, and returns its handle. Raises OSError, after
+        which it is not known how far it came.
+        """
         self._disk.rename(f"{self._directory}/{SPARE}", f"{self._directory}/{name}")
         self._disk.fsync_dir(self._directory)
         self._replace_manifest()
@@ -104,21 +112,25 @@ class SegmentReserve:
         return handle
 
     def mark(self, manifest: Manifest) -> None:
-        """Replace the manifest alone. OSError: the old one stands, or the new one."""
+        """Replaces the manifest alone. Raises OSError, after which either the old one or the new one stands."""
         if self._manifest < 0:
             self._manifest = self._reserve(MANIFEST + TEMPORARY, MANIFEST_BYTES)
         self._write_manifest(manifest)
         self._replace_manifest()
 
     def take_ballast(self) -> None:
-        """Make the ballast if there is none, unless its room was needed. OSError, is_full among others."""
+        """Creates the ballast if there is none, unless its room was needed. Raises OSError, which may be
+        `is_full`.
+        """
         with self._ballast_lock:
             if not self._ballast and self._ballast_wanted and self._ballast_bytes:
                 self._disk.close(self._reserve(BALLAST, self._ballast_bytes))
                 self._ballast = True
 
     def drop_ballast(self) -> bool:
-        """Give the ballast's room to others, until `want_ballast`; whether there was any. OSError."""
+        """Removes the ballast; it is not made again before `want_ballast`. Returns whether there was one. Raises
+        OSError.
+        """
         with self._ballast_lock:
             self._ballast_wanted = False
             if not self._ballast:
@@ -129,11 +141,11 @@ class SegmentReserve:
             return True
 
     def want_ballast(self) -> None:
-        """Room was made, so the ballast may have some again."""
+        """Lets `take_ballast` make the ballast again, now that there is room."""
         self._ballast_wanted = True
 
     def close(self) -> None:
-        """Give the handles back; the next opening sweeps the files away."""
+        """Closes the handles; the next opening removes the files."""
         self._close_spare()
         self._close_manifest()
 

@@ -1,4 +1,4 @@
-"""Snapshots: everything up to a position as opaque chunks in one file, believed only when every byte of it is right.
+"""Snapshots: the state up to a position as opaque chunks in one file, used only where every byte of it is right.
 
     file    = head, { chunk }, footer
     head    = "BSNP", version u16 (1), 0 u16, shard u32, chain u32, position u64, epoch u64, created_ns i64, crc u32
@@ -9,11 +9,11 @@
 
 `chain` is the journal's chain at `position`, so a snapshot can only be continued by the log it was taken from.
 `reached` is the last durable position when the snapshot was finished: chunks may hold effects up to there, so a log
-that ends earlier has lost something.
+that ends earlier has lost batches.
 
-A snapshot comes to be under a temporary name: written, synced, read back from the medium and compared, and only then
-given its name. Long writes are synced piece by piece, so that the journal's own syncs never wait behind a large one.
-An unfinished file never carries the name of a snapshot, so one that is not right was damaged later.
+A snapshot is written under a temporary name, synced, read back from the medium and checked; only then does it get its
+own name. Every 4 MiB are synced by themselves, so that the journal's own syncs never wait behind a large one. An
+unfinished file never carries the name of a snapshot, so one that is wrong was damaged later.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _DIGEST_AT = _FOOTER.size - 16
 
 
 class Head(NamedTuple):
-    """What stands at the beginning of a snapshot."""
+    """The fields at the beginning of a snapshot."""
 
     shard: int
     chain: int
@@ -65,18 +65,20 @@ class Checked(NamedTuple):
 
 
 def name_of(position: int) -> str:
-    """The file name of the snapshot at this position; names sort as positions do."""
+    """Returns the file name of the snapshot at this position. Names sort as positions do."""
     return f"{PREFIX}{position:020d}"
 
 
 def position_of(name: str) -> int:
-    """The position in a snapshot's file name; -1 if this is none."""
+    """Returns the position in a snapshot's file name; -1 where the name is none of a snapshot."""
     digits = name[len(PREFIX) :]
     return int(digits) if name.startswith(PREFIX) and len(digits) == 20 and digits.isdecimal() else -1
 
 
 def write(disk: Disk, path: str, head: Head, chunks: Iterable[bytes], reached: Callable[[], int]) -> None:
-    """Write and sync a new file. `reached` is asked after the last chunk. OSError; what the iterator raises."""
+    """Writes and syncs a new file. Calls `reached` after the last chunk. Raises OSError, and what the
+    iterator raises.
+    """
     handle = disk.create(path)
     try:
         _write(disk, handle, head, chunks, reached)
@@ -122,7 +124,7 @@ def _write(disk: Disk, handle: int, head: Head, chunks: Iterable[bytes], reached
 
 
 def check(disk: Disk, directory: str, name: str, shard: int) -> Checked:
-    """Read a snapshot whole. Raises Malformed when anything in it is not right, OSError when it cannot be read."""
+    """Reads a snapshot whole. Raises Malformed where anything in it is wrong, OSError where it cannot be read."""
     reader = Reader(disk, f"{directory}/{name}")
     try:
         for _ in reader.chunks():
@@ -135,7 +137,7 @@ def check(disk: Disk, directory: str, name: str, shard: int) -> Checked:
 
 
 def count_of(disk: Disk, path: str) -> int:
-    """How many chunks a snapshot has, by its footer alone; for one that was checked. OSError."""
+    """Returns the number of chunks of a snapshot that was checked before, from its footer alone. Raises OSError."""
     handle = disk.open(path)
     try:
         footer = disk.pread(handle, _FOOTER_BYTES, max(0, disk.size(handle) - _FOOTER_BYTES))
@@ -146,10 +148,10 @@ def count_of(disk: Disk, path: str) -> int:
 
 
 class Reader:
-    """Reads one snapshot from the beginning to the end, checking on the way."""
+    """Reads one snapshot from beginning to end, and checks it on the way."""
 
     def __init__(self, disk: Disk, path: str) -> None:
-        """Opens it and reads its head. Raises Malformed, OSError."""
+        """Opens the file and reads its head. Raises Malformed, OSError."""
         self._disk = disk
         self._handle = disk.open(path)
         self.count = 0
@@ -172,9 +174,9 @@ class Reader:
         self._digest = hashlib.blake2b(data, digest_size=16)
 
     def chunks(self) -> Iterator[bytes]:
-        """Each chunk after its checksum was found right; `count` and `reached` are valid when this is exhausted.
+        """Yields each chunk once its checksum was found right; `count` and `reached` are valid at the end.
 
-        Only exhaustion proves the whole: the digest is the last thing looked at. Raises Malformed, OSError.
+        Only reading to the end proves the whole: the digest is checked last. Raises Malformed, OSError.
         """
         at, crc = _HEAD_BYTES, self._crc
         while True:
@@ -216,7 +218,7 @@ class Reader:
         return data
 
     def close(self) -> None:
-        """Give the file back. May be repeated."""
+        """Closes the file. May be repeated."""
         if self._handle >= 0:
             self._disk.close(self._handle)
             self._handle = -1

@@ -1,11 +1,11 @@
-"""A journal written as files from a `Reader`, for a log of any kind: closed cleanly at a position.
+"""Writes a journal as files from a `Reader` of a log of any kind, as if it was closed cleanly at a position.
 
-    1 snapshots    those that hold nothing behind the position
+    1 snapshots    those that hold no effect behind the position
     2 batches      from behind the older snapshot on, or from position 1, in segments of `SEGMENT_BYTES` and more
-    3 manifest     it was closed at that position, with the chain there
+    3 manifest     says that the journal was closed at that position, with the chain there
 
-The chain is the same in every kind of log, so what is written here goes on where the log went on. Batches are stamped
-with the instant that the caller names: their own stamps are not part of what a reader shows.
+Every kind of log has the same chain, so the files continue it. Batches are stamped with the instant that the caller
+names, because a reader does not show their own stamps.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def _write_snapshot(disk: Disk, target: str, shard: int, reader: Reader, row: Re
 
 
 class _Segments:
-    """Batches gathered into segment files."""
+    """Gathers batches and writes them as segments."""
 
     def __init__(self, disk: Disk, target: str, shard: int, at_ns: int, salt: Callable[[], int]) -> None:
         self._disk, self._target, self._shard, self._at_ns, self._salt = disk, target, shard, at_ns, salt
@@ -84,7 +84,7 @@ class _Segments:
         self._names: list[str] = []
 
     def add(self, position: int, prev_chain: int, payload: bytes) -> int:
-        """The chain behind this batch."""
+        """Takes a batch and returns the chain behind it."""
         self._payloads.append((position, prev_chain, payload))
         self._bytes += len(payload)
         chain = pack_batch(0, 0, prev_chain, position, 0, 0, 0, payload)[0]
@@ -93,7 +93,9 @@ class _Segments:
         return chain
 
     def end(self, following: int, chain: int) -> tuple[list[str], SegmentHeader]:
-        """(the names of all files, the header of the last). Where there is no batch, a segment stands for none."""
+        """Writes the rest. Returns (the names of all files, the header of the last). Without a batch it writes one
+        empty segment.
+        """
         if self._payloads or self._last is None:
             self._write(following, chain)
         assert self._last is not None
