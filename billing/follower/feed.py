@@ -1,8 +1,8 @@
-"""Batches of the journal for a history that is behind: read again in slices, on a thread of its own.
+"""Reads batches again from the journal, in slices, for a follower that is behind. It runs on a thread of its own.
 
-The hot path never waits for it: reading runs beside appending, as the journal's seam allows, and a slice is all that is
-in memory of it (beside what the journal itself reads at once). Where a slice ends and the next one is asked for, the
-reading goes on; where another position is asked for, it begins anew.
+The hot path never waits for it: the journal can be read while it is appended to. One slice is held in memory (beside
+what the journal itself reads at once). A read that begins where the last slice ended continues the same reading; a read
+from any other position starts a new one.
 """
 
 from __future__ import annotations
@@ -18,23 +18,27 @@ SLICE_BYTES: Final = 1 << 20
 
 
 class Slice(NamedTuple):
-    """Batches in order, and whether the journal held no more when the reading began."""
+    """Batches in order as (position, payload); and whether they reach the end that the journal had when the reading
+    began.
+    """
 
     batches: list[tuple[int, bytes]]
     is_last: bool
 
 
 class Feed:
-    """One journal's batches; one slice under way at a time."""
+    """Reads the batches of one journal, one slice at a time: `read` is not called while a slice is being read."""
 
     def __init__(self, journal: Journal | Reader, name: str, executor: ExecutorOf = SerialExecutor) -> None:
         self._journal = journal
         self._reader = executor(name, asyncio.get_running_loop())
         self._replay: Iterator[tuple[int, bytes]] | None = None
-        self._at = -1  # the last batch that the reading gave
+        self._at = -1  # position of the last batch that the reading returned
 
     def read(self, after: int, done: Callable[[Slice | None, BaseException | None], None]) -> None:
-        """Reads from position `after` + 1 on; `done(slice, error)` is called on the loop, the error a JournalError."""
+        """Reads a slice from position `after` + 1 on. `done(slice, error)` is called on the loop; the error is a
+        JournalError.
+        """
         self._reader.submit(done, self._read, after)
 
     def _read(self, after: int) -> Slice:
@@ -52,9 +56,11 @@ class Feed:
         return Slice(batches, True)
 
     def forget(self) -> None:
-        """Nothing is read for now, and no slice is under way: lets go of what the journal has read."""
+        """Drops the reading and what the journal has read ahead for it. Must not be called while a slice is
+        being read.
+        """
         self._replay = None
 
     def close(self) -> None:
-        """Ends the thread, after the slice it reads."""
+        """Ends the thread once the slice that it is reading is read."""
         self._reader.close()

@@ -1,30 +1,31 @@
-"""A worker's end of a follower: hands durable batches to its process, and questions behind them.
+"""A worker's end of a follower: sends durable batches to the follower's process, and questions behind them.
 
-**Order is the whole trick.** Batches and questions travel one wire, in order; a batch is handed over when it is
-durable, in the turn of the loop in which what it holds is answered. So an answer holds every entry answered before its
-question.
+**Batches and questions share one ordered connection.** The worker hands a batch over once it is durable, in the same
+turn of the loop in which it answers the batch's commands. So the answer to a question covers every entry that was
+answered before the question was asked.
 
 **Behind the hot path.** Handing a batch over is one message of bytes that exist already: nothing is done per entry.
-Small batches are gathered for `gather_s` at most, or until somebody asks: a write and a process woken for each would
-cost more than the commands in it.
-What the process has not committed is held up to `unreached_bytes_max`; above that the link stops sending. What is
-missing is then read again from the journal by `feed`; so it is after each start, too. A reading ends at the head of the
-moment when it began, and while it lasts more is appended: so the newest batches are kept meanwhile, a quarter of that
-many bytes, and as soon as what was read reaches the first of them, they are sent and no more is read. Without that, a
-steady load keeps a follower reading for ever. Meanwhile questions wait for the head of the moment they were asked at.
+Small batches are gathered for at most `gather_s` or `GATHER_BYTES`, or until somebody asks: one write and one wake-up
+of the process per batch would cost more than the commands in it. The link sends at most `unreached_bytes_max` that the
+process has not acknowledged, then stops sending; `feed` reads the missing batches from the journal later, as it does
+after each start of the process. A reading ends at the head that the journal had when the reading began, and batches are
+appended meanwhile. So the link keeps the newest batches, up to a quarter of `unreached_bytes_max`. As soon as the
+reading reaches the first of them, the link sends them and reads no more. Without that, a follower under a steady load
+would read for ever. A question asked while the follower catches up waits until the batch that was the head when it was
+asked has been sent.
 
-**Phases.** `DOWN` no process, questions are refused · `STARTING` a process was started and opens its file · `BEHIND` it
-is fed from the journal · `LIVE` each batch is sent as it comes.
+**Phases.** `DOWN`: there is no process, and questions are refused · `STARTING`: a process was started and is opening
+its file · `BEHIND`: it is fed from the journal · `LIVE`: each batch is sent as it comes.
 
-**Nobody hangs.** A question is answered, or refused with UNAVAILABLE: when the process ends, while it waits for its
-restart, after `answer_timeout_s`, and where `questions_max` wait already. A process that has its file open and says
-nothing for `ping_s` is asked whether it is there; from `silent_s` after that on it is *silent*: it counts as down, the
-log and the figures say so, and questions are refused at once, until it says something. It is not ended: it may be in
-the middle of something long, and only somebody who looks at it can tell. A process that ends is started again, later
-each time, until one of them has been live for `STABLE_NS`: on a full disk each is live for a moment, and fails with its
-next commit. One that was killed from outside once it was live has not failed. One that ended on the disk or on damage
-has a suspicious successor (see `store`). Trouble here never ends the worker: the journal has everything, and is not
-trimmed above `trim_floor`.
+**No question waits for ever.** A question is answered, or refused with UNAVAILABLE: when the process ends, while a
+restart is pending, after `answer_timeout_s`, and where `questions_max` wait already. A process that has its file open
+and has sent nothing for `ping_s` gets a Ping. If it sends nothing for `silent_s` after that, it is *silent*: it counts
+as down, the log and the figures report it, and questions are refused at once, until it sends something again. It is not
+killed: it may be in the middle of a long operation, and only an operator can tell. A process that ends is started
+again, each time after a longer delay, until one has been live for `STABLE_NS`: on a full disk every process becomes
+live for a moment and fails with its next commit. A process that was live and was then killed from outside does not
+count as a failure. After one that ended on a disk error or on damage, the next is told to distrust the file (see
+`store`). None of this ever ends the worker: the journal holds all batches, and is not trimmed above `trim_floor`.
 """
 
 from __future__ import annotations
@@ -50,8 +51,8 @@ from shards.system.links import Wire
 
 log = logging.getLogger("billing.follower")
 
-SLIM_ABOVE_BYTES: Final = 16 << 20  # only a bucket that moved makes a batch so large; it is no row, and stays here
-GATHER_S: Final = 0.005  # by default: of a follower that others wait for
+SLIM_ABOVE_BYTES: Final = 16 << 20  # only a moved bucket makes so large a batch; followers make no row of it
+GATHER_S: Final = 0.005  # the default; for followers whose answers somebody waits for
 GATHER_BYTES: Final = 64 << 10
 RESTART_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_NS: Final = 60_000_000_000
@@ -61,14 +62,14 @@ DOWN, STARTING, BEHIND, LIVE = range(4)
 
 
 def command_of(module: str) -> list[str]:
-    """What starts a follower's process, to which the number of its descriptor is appended. In whatever locale, paths
-    are UTF-8 there, as they are for the worker.
+    """The command line that starts a follower's process; the number of its descriptor is appended to it. `utf8=1` makes
+    paths UTF-8 in the process as they are in the worker, whatever the locale.
     """
     return [sys.executable, *(["-I"] if sys.flags.isolated else []), "-X", "utf8=1", "-m", module]
 
 
 def obstacle_of(noun: str, shard_id: int, is_live: bool, reason: str, durable: int, head: int, owes: int) -> str:
-    """Why a shard cannot go yet, for want of one of its followers; empty where it can."""
+    """Why a shard cannot leave this worker yet because of one of its followers; empty where it can."""
     if not is_live:
         return f"the {noun} of shard {shard_id} is behind: {reason}"
     if durable < head:
@@ -79,8 +80,8 @@ def obstacle_of(noun: str, shard_id: int, is_live: bool, reason: str, durable: i
 
 
 def failures_after(failures: int, live_ns: int, from_outside: bool) -> int:
-    """How many processes in a row have failed, after one more has ended, which was live for so long (0: it never was).
-    `from_outside`: somebody killed it.
+    """Returns the number of consecutive failed processes after one more has ended. `live_ns`: how long that one was
+    live (0: it never was); `from_outside`: a signal from outside ended it.
     """
     if live_ns >= STABLE_NS or (live_ns and from_outside):
         return 0
@@ -92,11 +93,11 @@ def _silence(pid: int, seconds: float) -> str:
 
 
 class Limits(NamedTuple):
-    """What is waited for, at most."""
+    """The limits on what a link sends ahead, holds and waits for."""
 
-    unreached_bytes_max: int = 32 << 20  # handed over and not committed; a quarter of it while catching up
-    questions_max: int = 1024  # asked and not answered
-    answer_timeout_s: float = 7.0  # clients wait for 10 s, and are to hear the reason
+    unreached_bytes_max: int = 32 << 20  # sent and not acknowledged; a quarter of it while catching up
+    questions_max: int = 1024  # questions that are not answered yet
+    answer_timeout_s: float = 7.0  # clients time out after 10 s: they get the reason before that
     ping_s: float = 1.5
     silent_s: float = 4.0
 
@@ -105,24 +106,26 @@ DEFAULT_LIMITS: Final = Limits()
 
 
 class FollowerKind(NamedTuple):
-    """What tells the links of one kind of follower from those of another."""
+    """What the links of one kind of follower share."""
 
-    noun: str  # for log and figures
-    command: Sequence[str]  # starts a process, to which the number of its descriptor is appended
-    gather_s: float = GATHER_S  # so long small batches are gathered, at most
+    noun: str  # the kind's name in log messages and figures
+    command: Sequence[str]  # starts a process; the number of its descriptor is appended
+    gather_s: float = GATHER_S  # small batches are gathered for at most this long
     limits: Limits = DEFAULT_LIMITS
 
 
 class FollowedShard(NamedTuple):
-    """A shard that is followed: its journal, which is open, and where its file stands."""
+    """A shard that is followed: its open journal, and the directory of its file."""
 
-    directory: str  # of all files of this kind; its parent exists
+    directory: str  # holds all files of this kind; its parent exists
     shard_id: int
     journal: Journal
 
 
 class _Question(NamedTuple):
-    """Asked and not answered. `head`: of the moment; it is sent once the process was given this batch."""
+    """A question that is not answered yet. `head`: the journal's head when it was asked; the question is sent once the
+    batch at `head` has been sent.
+    """
 
     head: int
     message: messages.Ask
@@ -131,18 +134,20 @@ class _Question(NamedTuple):
 
 
 class FollowerLink:
-    """One follower of one shard. All calls on the loop of its worker; the journal is closed after `close`."""
+    """One follower of one shard. All calls are made on the worker's loop; the journal stays open until `close` has
+    returned.
+    """
 
     def __init__(
         self, kind: FollowerKind, shard: FollowedShard, options: tuple[Any, ...] = (), host: Host = REAL
     ) -> None:
-        """`options`: what the process is told of its kind. `host` has the clocks, starts the process, and has the
-        thread that reads the journal again.
+        """`options`: settings of the kind, passed to the process. `host` provides the clocks, starts the process, and
+        provides the thread that reads the journal.
         """
         noun, command, self._gather_s, self._limits = kind
         self._noun = noun
         self._directory, shard_id, journal = shard
-        self._command = [*command, f"shard={shard_id}"]  # read by people, in a list of processes
+        self._command = [*command, f"shard={shard_id}"]  # for people who read a list of processes
         self._shard_id = shard_id
         self._journal = journal
         self._boot_ns = host.clocks.boot_ns
@@ -154,48 +159,50 @@ class FollowerLink:
         self._closing = asyncio.Event()
         self._phase = DOWN
         self._reason = "it has not been started"  # why it is not live
-        self._head = journal.head  # the last durable batch that is known here
+        self._head = journal.head  # the last durable batch that this link knows of
         self._reached = self._durable = 0
         self._owes = 0
-        self._figures: dict[str, Any] = {}  # what the process said of itself
-        self._watched = self._watched_ns = 0  # a batch, and when it was handed over; 0: none is watched
-        self._lag_ns = 0  # what it took the last batch that was watched
+        self._figures: dict[str, Any] = {}  # the newest figures that the process sent
+        self._watched = self._watched_ns = 0  # the batch whose lag is measured, and when it was handed over; 0: none
+        self._lag_ns = 0  # how long the last such batch took until it was committed
         self._starts = 0
-        self._suspect = False  # the process before ended on the disk, or on damage
-        # of the present process:
+        self._suspect = False  # the process before ended on a disk error or on damage
+        # State of the present process:
         self._life = 0
         self._process: Child | None = None
         self._wire: Wire | None = None
         self._lost = asyncio.Event()
-        self._live_since_ns = 0  # when it was live first; 0: it never was
-        self._has_failed = False  # it said so, or was given up
-        self._is_renewed = False  # it ends for another one, which is told other options
-        self._reading = False  # a slice is being read, maybe still for the process before
+        self._live_since_ns = 0  # when it first became live; 0: it has not
+        self._has_failed = False  # it sent Failed, or this link gave it up
+        self._is_renewed = False  # it is ending so that another one starts with new options
+        self._reading = False  # a slice is being read, perhaps for the process before
         self._sent = 0
         self._sent_bytes = self._reached_bytes = 0
-        self._newest: deque[tuple[int, bytes]] = deque()  # the newest batches without a gap, while it is behind
+        self._newest: deque[tuple[int, bytes]] = deque()  # the newest batches, contiguous; kept while BEHIND
         self._newest_bytes = 0
-        self._gathered: list[messages.Batch] = []  # sent in the sense of `_sent`, but not on the wire yet
+        self._gathered: list[messages.Batch] = []  # counted in `_sent`, but not written to the wire yet
         self._gathered_bytes = 0
         self._gathering: asyncio.TimerHandle | None = None
-        self._heard_ns = self._looked_ns = 0  # when it last said something; when that was last looked at
-        self._pinged_ns = 0  # when it was asked whether it is there, and has not answered yet; else 0
+        self._heard_ns = self._looked_ns = 0  # when it last sent something; when `_watch` last ran
+        self._pinged_ns = 0  # when the Ping was sent that is not answered yet; else 0
         self._is_silent = False
         self._questions: dict[int, _Question] = {}  # by number
-        self._waiting: deque[int] = deque()  # numbers of those not sent yet
+        self._waiting: deque[int] = deque()  # numbers of the questions that are not sent yet
         self._number = 0
 
-    # -- what the worker calls ---------------------------------------------------------------------------------------
+    # -- called by the worker ----------------------------------------------------------------------------------------
 
     def start(self, after_s: float = 0.0) -> None:
-        """Starts the process, so much later, and again whenever it ends, until `close`. Questions wait for it."""
+        """Starts the process after `after_s` seconds, and again whenever it ends, until `close`. Questions wait
+        for it.
+        """
         assert self._task is None
         self._phase = STARTING
         self._task = self._loop.create_task(self._keep(after_s))
 
     def hand(self, position: int, payload: bytes) -> None:
-        """Takes the batch at `position`, which is durable, in the turn of the loop in which it is answered. Every batch
-        that is appended from `start` on, in order; an earlier one does no harm.
+        """Takes the durable batch at `position`, in the turn of the loop in which its commands are answered. The worker
+        hands over every batch appended since `start`, in order; a batch that was handed over before is ignored.
         """
         if position > self._head:
             self._head = position
@@ -214,8 +221,8 @@ class FollowerLink:
             self._catch_up()
 
     def ask(self, question: tuple[Any, ...], done: Callable[[Any], None]) -> None:
-        """Calls `done` with the answer to a question that the follower's kind knows, or with UNAVAILABLE. The answer
-        holds every batch handed over before.
+        """Sends a question that the follower's kind knows, and calls `done` with its answer, or with UNAVAILABLE. The
+        answer covers every batch handed over before the question.
         """
         if self._phase == DOWN:
             done(self._unavailable(self._reason))
@@ -236,8 +243,8 @@ class FollowerLink:
             self._waiting.append(number)
 
     def take_options(self, options: tuple[Any, ...]) -> None:
-        """What the process is told of its kind from now on. Where that differs from what it was told before, it ends in
-        order, and the next one begins at once.
+        """Sets the options that the process is given. If they differ from those before, a process that is running
+        commits, ends and is started again at once.
         """
         if options == self._options:
             return
@@ -253,8 +260,9 @@ class FollowerLink:
         return self._durable
 
     def obstacle(self) -> str:
-        """Why the shard cannot go yet, for want of this follower; empty where it can: all of the journal is in the
-        file, proved, and nothing is left to do with it. To be asked again; what can be hastened is.
+        """Why the shard cannot leave this worker yet because of this follower; empty where it can: the file holds all
+        of the journal, proved, and the follower owes nothing. The caller asks again later; a live process that has
+        unproved batches is told to prove them now.
         """
         is_live = self._phase == LIVE
         if is_live and self._durable < self._head and self._wire is not None:
@@ -281,21 +289,21 @@ class FollowerLink:
         }
 
     def silence(self) -> str:
-        """That its process hangs, for people; empty where it does not."""
+        """A sentence for operators if the process is silent; else empty."""
         return f"the {self._noun}: {self._trouble()}" if self._is_silent else ""
 
     def _since(self, boot_ns: int) -> int:
-        """For how long, from an instant; 0 where there is none."""
+        """The nanoseconds since an instant of the boot clock; 0 where the instant is 0 (none)."""
         return self._boot_ns() - boot_ns if boot_ns else 0
 
     def _trouble(self) -> str:
-        """Why it is not live; empty where it is."""
+        """Why the follower is not live; empty where it is."""
         if self._is_silent and self._process is not None:
             return _silence(self._process.pid, self._since(self._heard_ns) / 1e9)
         return "" if self._phase == LIVE else self._reason
 
     async def close(self) -> None:
-        """Lets what was handed over be written durably, and ends the process. Questions are refused."""
+        """Ends the process once it has made durable what was handed over. Questions are refused."""
         self._closing.set()
         self._refuse_all("the daemon is stopping")
         if self._wire is not None:
@@ -324,7 +332,7 @@ class FollowerLink:
             self._gathering = self._loop.call_later(self._gather_s, self._send_gathered)
 
     def _send_gathered(self) -> None:
-        """Puts what was gathered on the wire, as one write."""
+        """Sends the gathered batches in one write."""
         gathered, self._gathered = self._gathered, []
         self._gathered_bytes = 0
         if self._gathering is not None:
@@ -353,7 +361,9 @@ class FollowerLink:
         self._newest_bytes = 0
 
     def _catch_up(self) -> None:
-        """Sends what was kept, or reads the next slice, unless one is under way, or too much is not committed yet."""
+        """Sends the newest batches that were kept, or else reads the next slice. Does nothing while a slice is being
+        read or too many bytes are not acknowledged.
+        """
         if self._phase != BEHIND or self._reading or self._closing.is_set():
             return
         if self._unreached_bytes <= self._limits.unreached_bytes_max // 4:
@@ -365,7 +375,7 @@ class FollowerLink:
                 self._feed.read(self._sent, partial(self._on_slice, self._life))
 
     def _send_newest(self) -> None:
-        """Sends the newest batches, where the first of them follows what was sent."""
+        """Sends the newest batches if the first of them follows the last batch that was sent."""
         newest = self._newest
         while newest and newest[0][0] <= self._sent:
             self._newest_bytes -= len(newest.popleft()[1])
@@ -382,7 +392,7 @@ class FollowerLink:
         self._send_waiting()
 
     def _send_waiting(self) -> None:
-        """Sends the questions that waited for what was sent by now."""
+        """Sends the waiting questions whose head has been sent."""
         while self._waiting:
             question = self._questions.get(self._waiting[0])
             if question is not None:
@@ -404,7 +414,7 @@ class FollowerLink:
         self._send_waiting()
         self._catch_up()
 
-    # -- what the process says ---------------------------------------------------------------------------------------
+    # -- messages from the process ----------------------------------------------------------------------------------
 
     def _on_frame(self, wire: Wire, message: messages.ToWorker) -> None:
         self._heard_ns, self._pinged_ns = self._boot_ns(), 0
@@ -444,11 +454,11 @@ class FollowerLink:
                 assert_never(message)
 
     def _watch(self, life: int) -> None:
-        """Looks whether the process is there, again and again as long as it lives."""
+        """Checks every `ping_s` whether the process still sends anything, as long as it lives."""
         if life != self._life or self._wire is None:
             return
         now_ns, limits = self._boot_ns(), self._limits
-        slept = now_ns - self._looked_ns > 2e9 * limits.ping_s  # this process did: what it was told is not read yet
+        slept = now_ns - self._looked_ns > 2e9 * limits.ping_s  # this process was suspended: frames may be unread
         self._looked_ns = now_ns
         if self._phase in (BEHIND, LIVE) and not self._is_silent:
             if self._pinged_ns and slept:
@@ -487,7 +497,7 @@ class FollowerLink:
         self._answer(number, self._unavailable(reason))
 
     def _refuse_all(self, reason: str) -> None:
-        """No question waits any more, and none is taken before the next process."""
+        """Refuses all questions, and new ones until the next process is started."""
         self._reason = reason
         self._phase = DOWN
         self._waiting.clear()
@@ -497,7 +507,7 @@ class FollowerLink:
     def _unavailable(self, reason: str) -> Refused:
         return Refused("UNAVAILABLE", f"the {self._noun} cannot be read now: {reason}")
 
-    # -- its life ----------------------------------------------------------------------------------------------------
+    # -- process life ------------------------------------------------------------------------------------------------
 
     async def _keep(self, after_s: float) -> None:
         failures = 0
@@ -520,7 +530,7 @@ class FollowerLink:
                 await asyncio.wait_for(self._closing.wait(), delay_s)
 
     async def _run_once(self) -> int:
-        """One process from start to end; its exit code, or that it cannot be started."""
+        """Runs one process from start to end. Returns its exit code, or `Exit.AGAIN` if it cannot be started."""
         self._lost.clear()
         self._live_since_ns, self._has_failed, self._is_renewed = 0, False, False
         self._life += 1
@@ -546,7 +556,7 @@ class FollowerLink:
 
     def _on_connected(self, wire: Wire) -> None:
         self._wire = wire
-        self._gathered, self._gathered_bytes = [], 0  # was meant for a process before
+        self._gathered, self._gathered_bytes = [], 0  # these were for the process before
         self._sent = self._sent_bytes = self._reached_bytes = 0
         self._heard_ns = self._looked_ns = self._boot_ns()
         self._pinged_ns, self._is_silent = 0, False
@@ -560,12 +570,12 @@ class FollowerLink:
         reason = self._reason if self._phase == DOWN else "its process ended"
         self._wire = None
         self._is_silent = False
-        self._figures = {}  # nobody knows it any more
+        self._figures = {}  # without a process there are no figures
         self._refuse_all(reason)
         self._lost.set()
 
     def _give_up(self, reason: str) -> None:
-        """Ends this process; the next one may fare better."""
+        """Ends this process after a failure, by closing its connection; another one is started."""
         self._has_failed = True
         self._refuse_all(reason)
         if self._wire is not None:
@@ -573,7 +583,7 @@ class FollowerLink:
         self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
 
     def _kill(self, life: int) -> None:
-        """Ends a process that does not end by itself."""
+        """Kills the process if it is still that of `life`: it did not end by itself."""
         if life == self._life and self._process is not None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.kill()

@@ -1,10 +1,10 @@
-"""What a worker and a follower say to each other over a `shards.system.links.Wire`, as typed messages.
+"""The messages between a worker and a follower over a `shards.system.links.Wire`.
 
-A message is an array: its number, then its fields in the order of the class. `Batch(position=7, payload=b"…")` is
-`[1, 7, b"…"]`. Each end decodes with the union of what it may be told; whatever else arrives is no message and ends the
-wire. Both ends are of one version: a worker starts its followers from its own program.
+A message is an array: its number, then its fields in the order of the class. `Batch(position=7, payload=b"…")` is `[1,
+7, b"…"]`. Each end decodes with the union of the messages that it accepts; anything else is a protocol error and ends
+the connection. Both ends have the same version: a worker starts its followers from its own program.
 
-Fields whose type is `Any` belong to the kind of follower; arrays in them arrive as lists.
+The types of fields annotated `Any` are defined by the kind of follower; arrays in them arrive as lists.
 """
 
 from __future__ import annotations
@@ -16,47 +16,47 @@ import msgspec
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
-    """What all messages are."""
+    """The base of all messages."""
 
 
 # -- worker → follower ------------------------------------------------------------------------------------------------
 
 
 class Open(Message, frozen=True, tag=0):
-    """First of all."""
+    """The first message: open the file of this shard."""
 
     directory: str
     shard_id: int
-    first: int  # the journal holds the batches from this one
-    head: int  # to this one
-    suspect: bool  # the process before ended on the disk or on damage
-    options: tuple[Any, ...]  # of the kind
+    first: int  # the first batch that the journal holds
+    head: int  # the last one
+    suspect: bool  # the process before ended on a disk error or on damage
+    options: tuple[Any, ...]  # settings of the kind
 
 
 class Batch(Message, frozen=True, tag=1):
-    """In order, from the position after that of Opened."""
+    """The next batch; the first one is at the position after that of Opened."""
 
     position: int
     payload: bytes
 
 
 class Ask(Message, frozen=True, tag=2):
-    """A question; answered with Answer or Refused."""
+    """A question; the follower replies with Answer or Refused."""
 
     number: int
-    question: tuple[Any, ...]  # as the kind knows it
+    question: tuple[Any, ...]  # defined by the kind
 
 
 class Close(Message, frozen=True, tag=3):
-    """Commit, make durable, end; so does a closed wire."""
+    """Commit, make durable, and end. A closed connection means the same."""
 
 
 class Settle(Message, frozen=True, tag=4):
-    """Commit, and prove it, now."""
+    """Commit and prove the file now."""
 
 
 class Ping(Message, frozen=True, tag=5):
-    """Say how far the file is: whether it answers at all is not known."""
+    """Send Reached at once: the worker has heard nothing for a while."""
 
 
 # -- follower → worker ------------------------------------------------------------------------------------------------
@@ -65,28 +65,28 @@ class Ping(Message, frozen=True, tag=5):
 class Opened(Message, frozen=True, tag=16):
     """The file is open."""
 
-    position: int  # it ends with this batch
+    position: int  # the last batch in it
     remarks: list[str]  # for the operator's log
 
 
 class Reached(Message, frozen=True, tag=17):
-    """How far the file is."""
+    """The progress of the file."""
 
-    position: int  # committed up to here
-    payload_bytes: int  # so much of payload, in this life of the process
-    durable: int  # proved up to here
-    owes: int  # so many things are still to be done by this shard's follower
+    position: int  # the last committed batch
+    payload_bytes: int  # payload received since the process started, committed or not
+    durable: int  # the last proved batch
+    owes: int  # the tasks that the follower must still finish before its shard may leave
 
 
 class Answer(Message, frozen=True, tag=18):
-    """To the question of that number."""
+    """The answer to the question with this number."""
 
     number: int
     answer: Any
 
 
 class Refused(Message, frozen=True, tag=19):
-    """The question of that number cannot be answered now."""
+    """The question with this number cannot be answered now."""
 
     number: int
     reason: str
@@ -95,28 +95,28 @@ class Refused(Message, frozen=True, tag=19):
 class Failed(Message, frozen=True, tag=20):
     """The last message of a follower that ends with a failure."""
 
-    code: int  # of its exit
+    code: int  # the exit code
     reason: str
 
 
 class Remark(Message, frozen=True, tag=22):
-    """For the operator's log."""
+    """A text for the operator's log."""
 
     text: str
 
 
 class Told(Message, frozen=True, tag=21):
-    """For the operator."""
+    """Figures for the operator."""
 
     figures: dict[str, Any]
 
 
 class Logged(Message, frozen=True, tag=23):
-    """A record of the process's own log, which has no other way out."""
+    """A record of the process's own log; the process writes to no log itself."""
 
     level: int
     logger: str
-    template: str  # as it stands in the program, by which the operator's advice is found
+    template: str  # unformatted, as in the source: the advice for operators is looked up by it
     values: tuple[Any, ...]
 
 
@@ -128,7 +128,7 @@ to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode
 
 
 def hand_on(message: Logged) -> None:
-    """Gives a record of a follower's log to this process's own."""
+    """Passes a record of a follower's log to the logging of this process."""
     logger = logging.getLogger(message.logger)
     if logger.isEnabledFor(message.level):
         record = (message.logger, message.level, "", 0, message.template, message.values, None)

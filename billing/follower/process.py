@@ -1,13 +1,14 @@
-"""What the processes of all followers have in common: one wire to the process that started it, timers, and an end
-(`Process`); and those of one shard: one file that its worker feeds (`Follower`).
+"""What the processes of all followers share: a connection to the process that started them, timers, and an orderly end
+(`Process`); and for those of one shard a file that the worker feeds (`Follower`).
 
-The process inherits its wire as a descriptor and ends when that closes; terminal signals are the business of whoever
-started it, not its own. What it logs goes over the wire, to a log that has the form which is configured. Whatever goes
-wrong with a file ends it, after it has told why and with which exit code; what goes wrong with a question refuses that
-question alone. After an error the process exits without closing its files: SQLite would copy its log into one and
-remove the log, which may be the only good copy.
+The process inherits its connection as a descriptor and ends when the connection closes. It ignores the terminal's
+signals: whoever started it handles them. Its log records go over the connection, to a log in the configured format. Any
+error with a file ends the process, after it has reported the reason and the exit code; an error with a question refuses
+that question alone. After an error the process exits without closing its files: closing makes SQLite copy its
+write-ahead log into the file and remove the log, which may be the only good copy.
 
-A kind of follower says what it opens, what it does with a batch and with a question, and how long its batches may wait.
+Each kind of follower implements how its file is opened, how batches and questions are handled, and how long batches may
+wait for their commit.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from shards.system.disk import Disk, private_directory
 from shards.system.links import Decode, Wire
 
 CHECKPOINT_S: Final = 10.0
-CHECKPOINT_RETRY_S: Final = 1.0  # a reader of another process stood in the way
-LAST_WORDS_S: Final = 1.0  # the other end has them, and has closed
+CHECKPOINT_RETRY_S: Final = 1.0  # after a reader in another process stood in the way
+LAST_WORDS_S: Final = 1.0  # for the other end to read the last message and close
 
 _PLAIN: Final = logging.Formatter()
 
 
 class Process(ABC):
-    """One wire, timers, and an end."""
+    """A process with one connection, named timers, and an orderly end."""
 
     def __init__(self, disk: Disk, clocks: Clocks, decode: Decode) -> None:
-        """`decode`: makes messages of what comes over the wire."""
-        self.ended = asyncio.Event()  # nothing is left to do, and what was said has left
+        """`decode` turns received bytes into messages."""
+        self.ended = asyncio.Event()  # set once all work is done and all messages are sent
         self._closed = asyncio.Event()
         self.exit_code = 0
         self.disk = disk
@@ -60,20 +61,20 @@ class Process(ABC):
 
     @abstractmethod
     def on_message(self, message: Any) -> None:
-        """What comes over the wire. Trouble with it ends the process."""
+        """Handles a message from the other end. An exception ends the process."""
 
     @abstractmethod
     def close(self) -> None:
-        """Writes what was taken, makes it durable, and closes all files. Not called after an error."""
+        """Commits what was taken, makes it durable, and closes all files. Not called after an error."""
 
     async def finish(self) -> None:
-        """Ends what the kind has under way, before its files are closed."""
+        """Ends the work that is under way, before the files are closed. By default there is none."""
         return
 
     # -- the wire ----------------------------------------------------------------------------------------------------
 
     def wire(self) -> Wire:
-        """The protocol for the other end."""
+        """Returns the protocol of the connection."""
         return Wire(self._on_frame, self._on_closed, self._on_connected, self._decode)
 
     def _on_connected(self, wire: Wire) -> None:
@@ -93,17 +94,17 @@ class Process(ABC):
         self.end(None)
 
     def send(self, message: messages.Message) -> None:
-        """Says something to whoever started the process, if that is still there."""
+        """Sends a message to the other end, unless the connection is closed."""
         if self._wire is not None:
             self._wire.send(message)
 
     def tell(self, figures: dict[str, Any]) -> None:
-        """Tells the operator's figures."""
+        """Sends figures for the operator."""
         self.send(messages.Told(figures))
 
     def pass_on(self, record: logging.LogRecord) -> bool:
-        """Hands a record of the log over; False where nobody is there to take it. Values that are neither numbers nor
-        text go as their text, and what was raised as that of the template.
+        """Sends a log record to the other end; False where the connection is closed. Arguments that are neither numbers
+        nor text are sent as text. A record with an exception is sent as one formatted text.
         """
         if self._wire is None:
             return False
@@ -118,12 +119,12 @@ class Process(ABC):
 
     @property
     def is_ending(self) -> bool:
-        """Whether nothing is begun any more."""
+        """Whether the process is ending: no new work is begun then."""
         return self._ending
 
     def later(self, name: str, delay_s: float, work: Callable[[], object]) -> None:
-        """Calls `work` once, in so many seconds, unless work of this name is ahead already. Trouble with it ends the
-        process, as trouble with a message does.
+        """Calls `work` once, in `delay_s` seconds, unless a timer of this name is set already. An exception in it ends
+        the process, as one in a message does.
         """
         if name in self._timers or self._ending:
             return
@@ -139,15 +140,15 @@ class Process(ABC):
         self._timers[name] = self._loop.call_later(delay_s, fire)
 
     def cancel(self, name: str) -> None:
-        """No work of this name is ahead."""
+        """Cancels the timer of this name, if one is set."""
         if (timer := self._timers.pop(name, None)) is not None:
             timer.cancel()
 
     # -- the end -----------------------------------------------------------------------------------------------------
 
     def end(self, error: BaseException | None) -> None:
-        """Ends the process; without an error in good order. Batches that were handed over are durable in the journal,
-        so they are committed even if the worker is gone.
+        """Ends the process: in good order if there is no error. Batches that were handed over are durable in the
+        journal, so they are committed even if the worker is gone.
         """
         if self._ending:
             return
@@ -174,7 +175,7 @@ class Process(ABC):
 
 
 class Follower(Process):
-    """One wire to a worker, one file."""
+    """The process of one shard: one connection to its worker, one file."""
 
     def __init__(self, disk: Disk, clocks: Clocks) -> None:
         super().__init__(disk, clocks, messages.to_follower)
@@ -189,24 +190,24 @@ class Follower(Process):
 
     @abstractmethod
     def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[FollowerStore, list[str]]:
-        """Opens the file, and brings it into its journal; also remarks. `suspect`: the process before ended on the disk
-        or on damage; `options`: of the kind.
+        """Opens the file, and checks it against the journal. Returns the store, and remarks for the operator.
+        `suspect`: the process before ended on a disk error or on damage; `options`: settings of the kind.
         """
 
     @abstractmethod
     def on_batch(self, position: int, payload: bytes) -> None:
-        """Takes the batch after the last one, and sees to it that it is committed soon."""
+        """Takes the next batch, and arranges for its commit."""
 
     @abstractmethod
     def on_ask(self, number: int, question: tuple[Any, ...]) -> None:
-        """Answers a question, or refuses it, now or later."""
+        """Answers or refuses a question, at once or later."""
 
     @abstractmethod
     def flush(self) -> bool:
-        """Commits what was taken; False where there is nothing."""
+        """Commits the batches that were taken; False where there are none."""
 
     def owes(self) -> int:
-        """How many things this follower has still to do before its shard may go."""
+        """The number of tasks that this follower must still finish before its shard may leave."""
         return 0
 
     # -- the wire ----------------------------------------------------------------------------------------------------
@@ -248,16 +249,18 @@ class Follower(Process):
         self.send(messages.Refused(number, reason))
 
     def remark(self, text: str) -> None:
-        """Says something for the operator's log."""
+        """Sends a text for the operator's log."""
         self.send(messages.Remark(text))
 
     def tell_reached(self) -> None:
-        """Tells how far the file is."""
+        """Reports the progress of the file."""
         if (store := self.store) is not None:
             self.send(messages.Reached(store.position, self._bytes, store.durable, self.owes()))
 
     def checkpoint(self) -> bool:
-        """Commits what was taken, makes it durable and proves it; False where that has to wait, and comes later."""
+        """Commits what was taken, makes it durable and proves it. Returns False if a reader stood in the way: it is
+        then tried again in `CHECKPOINT_RETRY_S`.
+        """
         store = self.store
         assert store is not None
         self.cancel("checkpoint")
@@ -276,7 +279,7 @@ class Follower(Process):
 
 
 def make_directory(disk: Disk, path: str) -> None:
-    """Makes the directory of followers' files, unless it is there. Raises DirectoryRefused, OSError."""
+    """Creates the directory of followers' files, unless it exists. Raises DirectoryRefused, OSError."""
     try:
         private_directory(disk, path)
     except FileExistsError:  # another follower made it just now
@@ -284,8 +287,8 @@ def make_directory(disk: Disk, path: str) -> None:
 
 
 class ToStarter(logging.Handler):
-    """Hands what is logged on the loop to who started the process; what nobody there takes goes to standard error as it
-    stands.
+    """A log handler that sends the records of the loop's thread to the other end. Records of other threads, and those
+    that cannot be sent, go to standard error.
     """
 
     def __init__(self, process: Process) -> None:
@@ -299,7 +302,7 @@ class ToStarter(logging.Handler):
 
 
 async def serve(connection: socket.socket, make: Callable[[], Process]) -> int:
-    """The life of a process, on a wire to who started it; its exit code."""
+    """Runs a process on a connection to whoever started it, to its end. Returns the exit code."""
     connection.setblocking(False)
     process = make()
     await asyncio.get_running_loop().create_connection(process.wire, sock=connection)
@@ -308,11 +311,11 @@ async def serve(connection: socket.socket, make: Callable[[], Process]) -> int:
 
 
 def run(descriptor: int, niceness: int, make: Callable[[], Process]) -> None:
-    """The main function of such a process, which ends with it."""
+    """The main function of a follower's process. Exits at once, without closing files, if the exit code is not 0."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     os.nice(niceness)
-    gc.freeze()  # what is loaded is for good: no collection walks it, also not the one at the end
+    gc.freeze()  # loaded modules stay: no collection needs to walk them, not even the last one
 
     def logging_to_starter() -> Process:
         process = make()
@@ -322,4 +325,4 @@ def run(descriptor: int, niceness: int, make: Callable[[], Process]) -> None:
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         code = runner.run(serve(socket.socket(fileno=descriptor), logging_to_starter))
         if code:
-            os._exit(code)  # not by way of the interpreter's end, which would close the file
+            os._exit(code)  # a normal interpreter exit would close the file

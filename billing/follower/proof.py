@@ -26,7 +26,7 @@ from shards.system.disk import Disk
 
 HEADER: Final = struct.Struct(">4I8s8s")
 FRAME_BYTES: Final = 24
-SPAN_BYTES: Final = 1 << 20  # read from the medium at once
+SPAN_BYTES: Final = 1 << 20  # bytes per read from the medium
 FRAMES_AT_ONCE: Final = 64
 
 
@@ -35,7 +35,7 @@ class Unproved(Exception):
 
 
 class Log(NamedTuple):
-    """What a write-ahead log holds: where in it the newest version of each page begins."""
+    """The contents of a write-ahead log: the offset of the newest version of each page."""
 
     salts: bytes
     page_bytes: int
@@ -43,7 +43,7 @@ class Log(NamedTuple):
 
 
 def salts_of(disk: Disk, path: str) -> bytes:
-    """What tells one filling of a log from the next; empty where there is no log."""
+    """Returns the salts, which differ each time that SQLite restarts the log; empty where there is no log."""
     if not disk.exists(path):
         return b""
     handle = disk.open(path)
@@ -55,7 +55,7 @@ def salts_of(disk: Disk, path: str) -> bytes:
 
 
 def read_log(disk: Disk, path: str, frames: int) -> Log:
-    """The first `frames` frames of a log, all of which SQLite holds for committed. Raises Unproved, OSError."""
+    """Reads the first `frames` frames of a log, which SQLite reports as committed. Raises Unproved, OSError."""
     handle = disk.open(path)
     try:
         header = disk.pread(handle, HEADER.size, 0)
@@ -84,7 +84,7 @@ def read_log(disk: Disk, path: str, frames: int) -> Log:
 
 
 def prove_checkpoint(disk: Disk, path: str, log: Log) -> None:
-    """The database file has on the medium what the log holds of each page. Raises Unproved, OSError."""
+    """Checks that the database file on the medium holds the log's version of each page. Raises Unproved, OSError."""
     page_bytes = log.page_bytes
     handle = disk.open(f"{path}-wal")
     try:
@@ -99,7 +99,7 @@ def prove_checkpoint(disk: Disk, path: str, log: Log) -> None:
 
 
 def differs(disk: Disk, path: str) -> bool:
-    """Whether the page cache shows another content of a file than the medium holds. Raises OSError."""
+    """Whether the page cache and the medium hold different contents of a file. Raises OSError."""
     handle = disk.open(path)
     try:
         size = disk.size(handle)
@@ -112,7 +112,7 @@ def differs(disk: Disk, path: str) -> bool:
 
 
 def copy_from_medium(disk: Disk, source: str, target: str) -> None:
-    """Makes `target`, synced and proved, out of what the medium holds of `source`. Raises Unproved, OSError."""
+    """Copies `source`, as the medium holds it, to `target`, which is synced and proved. Raises Unproved, OSError."""
     if disk.exists(target):
         disk.unlink(target)
     handle = disk.create(target)
@@ -131,7 +131,9 @@ def copy_from_medium(disk: Disk, source: str, target: str) -> None:
 
 
 def _runs(numbers: list[int], most: int) -> Iterator[tuple[int, int]]:
-    """(first, count) of the runs of rising numbers that follow each other, each at most so long."""
+    """Yields (first, count) of each run of consecutive numbers in a rising list; a run has at most `most`
+    numbers.
+    """
     starts = [
         0,
         *(at for at, (number, following) in enumerate(pairwise(numbers), 1) if following != number + 1),

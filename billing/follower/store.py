@@ -1,22 +1,23 @@
-"""The SQLite file of one follower: made whole, opened with suspicion, made durable, proved. History and notices each
-add their own tables and what a batch does to them.
+"""The SQLite file of one follower: how it is created, checked when opened, made durable and proved. History and notices
+each add their own tables, and what a batch writes to them.
 
-    about       one row: shard, position (last batch that is in the file; -1: not settled yet), and what the kind adds
+    about       one row: shard, position (the last batch in the file; -1: not set yet), and columns of the kind
 
-**What is durable.** A commit survives kill -9. It survives the loss of power, and lets the journal be trimmed, once
-`checkpoint` has said so: the log was synced, its pages were copied into the file, the file was synced, and the pages
-were read back from the medium (`proof`). The log is begun anew by the next transaction only, so what it holds is
-always what is not proved.
+**Durability.** A commit survives kill -9. It survives a loss of power, and lets the journal be trimmed, only after
+`checkpoint` has returned True: the log was synced, its pages were copied into the file, the file was synced, and the
+pages were read back from the medium (`proof`). SQLite restarts the log only with the next transaction after that, so
+the log always holds whatever is not proved.
 
-**Who writes.** One process, the follower of the shard; its transactions open with a look at whether the position is
-still the one this process knows, so an orphan of an earlier life cannot write beside its successor. Others only read.
+**One writer.** The follower's process of the shard is the only one. Each transaction begins with a check that the
+position in the file is still the one this process knows, so an orphaned process of an earlier start cannot write beside
+its successor. Other processes only read.
 
 **Suspicion.** `opened` compares the log in the page cache with the log on the medium. Where they differ, or the caller
-knows that the process before ended on the disk or on a damaged page, it opens a copy that was read from the medium,
-lets SQLite apply the log to it, looks at every page, and only then puts the copy in the place of the file. A copy that
-does not hold is kept under `damaged-…` for people, and the kind makes a new file of what is good in it.
+knows that the process before ended on a disk error or a damaged page, it makes a copy that is read from the medium,
+lets SQLite apply the log to the copy, checks every page, and only then replaces the file by the copy. A copy that fails
+the check is kept as `damaged-…` for inspection, and the kind makes a new file of what is sound in it.
 
-**Ends.** A store that failed is never closed: closing lets SQLite copy its log into the file and remove it. The
+**Failure.** A store that failed is never closed: closing makes SQLite copy its log into the file and remove it. The
 process exits instead.
 """
 
@@ -33,25 +34,29 @@ from shards.exits import Exit
 from shards.journal import Corrupt
 from shards.system.disk import DirectoryRefused, Disk
 
-BUSY_TIMEOUT_S = 10.0  # how long a transaction waits for an orphan's last one
+BUSY_TIMEOUT_S = 10.0  # how long a transaction waits for the last one of an orphaned process
 CACHE_KIB: Final = 32 * 1024
-SIDES: Final = ("-wal", "-shm", "-journal")  # what SQLite keeps beside a file, by the file's name
+SIDES: Final = ("-wal", "-shm", "-journal")  # suffixes of the files that SQLite keeps beside a database
 
 
 class StoreError(Exception):
-    """The file cannot be used, and why; nothing was changed. `code`: the exit code of a process that this ends."""
+    """The file cannot be used; the text says why. Nothing was changed. `code`: the exit code of a process that this
+    ends.
+    """
 
     code = Exit.BUG
 
 
 class Overtaken(StoreError):
-    """Another process has written to the file, or the file is another one by now. Opening it again is all it takes."""
+    """Another process has written to the file, or the file was replaced. It is enough to open the file again."""
 
     code = Exit.AGAIN
 
 
 class Damaged(StoreError):
-    """What was read is not what was written. The next process opens a copy, and makes a new file of what is good."""
+    """The file does not hold what was written to it. The next process opens a copy, and makes a new file of what is
+    sound.
+    """
 
     code = Exit.DAMAGED
 
@@ -62,29 +67,29 @@ class Ahead(StoreError):
     code = Exit.DAMAGED
 
 
-# What a damaged file leads to, among other things (`code_of` tells): SQLite's own words may then be no text.
+# Errors that a damaged file can cause; `code_of` tells whether damage was the cause. SQLite's own text may not decode.
 UNREADABLE: Final = (sqlite3.DatabaseError, Damaged, UnicodeDecodeError)
 
-Filling = Callable[[sqlite3.Connection], None]  # writes what a new file holds at first
+Filling = Callable[[sqlite3.Connection], None]  # writes the first rows of a new file
 
 
 class Kind(NamedTuple):
-    """What tells the files of one follower from those of another."""
+    """The format of one kind of follower's files."""
 
-    noun: str  # for messages
+    noun: str  # the kind's name in messages
     application_id: int
     version: int
     schema: tuple[str, ...]
-    older: tuple[int, ...] = ()  # versions that are converted
+    older: tuple[int, ...] = ()  # older versions, which are converted when opened
 
 
 def file_of(directory: str, shard: int) -> str:
-    """Where a shard's file stands."""
+    """The path of a shard's file."""
     return f"{directory}/shard-{shard}.sqlite"
 
 
 def shard_files(directory: str, disk: Disk) -> dict[int, str]:
-    """shard -> path of all files of followers in a directory."""
+    """Returns {shard: path} of all followers' files in a directory."""
     paths = {}
     for name in disk.listdir(directory):
         number = name.removeprefix("shard-").removesuffix(".sqlite")
@@ -94,22 +99,22 @@ def shard_files(directory: str, disk: Disk) -> dict[int, str]:
 
 
 class ShardFile(NamedTuple):
-    """The file of one shard's follower, as it is opened: where it is, and what it is to follow from."""
+    """Where the file of one shard's follower is, and which batches the shard's journal holds."""
 
-    directory: str  # of all files of this kind
+    directory: str  # holds all files of this kind
     shard: int
-    first: int  # the shard's journal holds the batches from this one
-    head: int  # to this one; it is empty where this is `first` - 1
+    first: int  # the first batch that the shard's journal holds
+    head: int  # the last one; `first` - 1 if the journal is empty
     disk: Disk
 
     @property
     def path(self) -> str:
-        """As `file_of` names it."""
+        """The path that `file_of` gives."""
         return file_of(self.directory, self.shard)
 
 
 def code_of(error: BaseException) -> int:
-    """The exit code that an error ends a follower's process with."""
+    """The exit code of a follower's process that this error ends."""
     if isinstance(error, StoreError):
         return error.code
     if isinstance(error, DirectoryRefused):
@@ -121,23 +126,24 @@ def code_of(error: BaseException) -> int:
     if isinstance(error, sqlite3.Error):
         name = getattr(error, "sqlite_errorname", "")
         if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB", "SQLITE_READONLY")) or name == "SQLITE_ERROR":
-            return Exit.DAMAGED  # also where a table or column is gone, or the header forbids what every file allows
+            return Exit.DAMAGED  # also if a table or column is missing, or the header forbids writing
         if name.startswith(("SQLITE_IOERR", "SQLITE_CANTOPEN")):
             return Exit.DISK
     return Exit.BUG
 
 
 def reason_of(error: BaseException) -> str:
-    """An error as an operator reads it."""
+    """The text of an error for an operator."""
     if isinstance(error, StoreError | Unproved | DirectoryRefused):
         return str(error)
     return f"{type(error).__name__}: {error}"
 
 
 def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[int] = ()) -> sqlite3.Connection:
-    """A connection to a file that exists, for reading or for both. Raises sqlite3.Error, StoreError.
+    """Opens a connection to a file that exists, read-only or (`write`) for writing, too. Raises sqlite3.Error,
+    StoreError.
 
-    `versions`: of the format, that are taken; by default the present one alone.
+    `versions`: the versions of the format that are accepted; by default the present one alone.
     """
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     db = sqlite3.connect(
@@ -157,9 +163,9 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
 
 
 def refuse_ahead(path: str, kind: Kind, head: int, ends_agree: Callable[[sqlite3.Connection], bool]) -> None:
-    """Raises shards.journal.Corrupt where a file holds batches that its journal, which ends with `head`, does not have:
-    the journal has lost them. To be called before the shard serves. What cannot be read, or does not agree with itself
-    on where it ends, is the follower's business: the file is damaged, and nothing is proved.
+    """Raises shards.journal.Corrupt if a file holds batches behind `head`, the last one of its journal: the journal has
+    lost them. Called before the shard serves. A file that cannot be read, or whose own records of its end differ
+    (`ends_agree`), proves nothing about the journal: it is damaged, and the follower deals with it.
     """
     is_ahead, position = False, -1
     with suppress(StoreError, sqlite3.Error, UnicodeDecodeError):
@@ -180,17 +186,18 @@ def refuse_ahead(path: str, kind: Kind, head: int, ends_agree: Callable[[sqlite3
 
 
 def make(path: str, kind: Kind, disk: Disk, fill: Filling) -> None:
-    """A new file under its name, only once it is whole, synced and proved. `fill` writes what it holds at first, in one
-    transaction. What stands beside the name from a file that was moved away is removed: it would corrupt this one.
+    """Creates a file. It gets its name only once it is complete, synced and proved. `fill` writes the first rows, in
+    the transaction that creates the tables. Logs beside the name, left from a file that was moved away, are removed
+    first: SQLite would apply them to this file.
     """
     new_path = f"{path}.new"
     _remove(disk, new_path, *(new_path + side for side in SIDES))
-    disk.close(disk.create(new_path))  # with this project's mode, before SQLite makes it with another
+    disk.close(disk.create(new_path))  # with this project's file mode, before SQLite creates it with another
     db = sqlite3.connect(new_path, isolation_level=None)
     try:
         db.execute(f"PRAGMA application_id = {kind.application_id}")
         db.execute(f"PRAGMA user_version = {kind.version}")
-        db.execute("PRAGMA journal_mode = WAL")  # the file's for good
+        db.execute("PRAGMA journal_mode = WAL")  # is stored in the file
         db.execute("BEGIN")
         for statement in kind.schema:
             db.execute(statement)
@@ -202,7 +209,9 @@ def make(path: str, kind: Kind, disk: Disk, fill: Filling) -> None:
 
 
 def put_in_place(aside: str, path: str, disk: Disk) -> None:
-    """Gives a whole database file its name, durably, once it is synced and proved. Raises Unproved, OSError."""
+    """Renames a complete database file to `path`, durably, once it is synced and proved. Raises Unproved,
+    OSError.
+    """
     handle = disk.open(aside, write=True)
     try:
         disk.fsync(handle)
@@ -210,15 +219,15 @@ def put_in_place(aside: str, path: str, disk: Disk) -> None:
         disk.close(handle)
     if differs(disk, aside):
         raise Unproved(f"{aside} was written and synced, but the medium does not hold it")
-    # A log of the file that this one replaces holds nothing that this one does not.
+    # The log of the replaced file can go: this file holds everything that is in it.
     disk.rename(aside, path)
     _remove(disk, *(path + side for side in SIDES))
     disk.fsync_dir(os.path.dirname(path))
 
 
 def _put_in_place_alone(aside: str, path: str, disk: Disk) -> None:
-    """As `put_in_place`, where what stands beside the name is of another file: were it there for a moment under the new
-    one, a loss of power would leave SQLite to write that file's pages into this one. So it goes first.
+    """Does what `put_in_place` does, where the logs beside `path` belong to a different file: they are removed first.
+    If power failed between rename and removal, SQLite would otherwise write that file's pages into this one.
     """
     _remove(disk, *(path + side for side in SIDES))
     disk.fsync_dir(os.path.dirname(path))
@@ -228,9 +237,9 @@ def _put_in_place_alone(aside: str, path: str, disk: Disk) -> None:
 def opened(
     path: str, kind: Kind, disk: Disk, suspect: bool, rows_are_sound: Callable[[sqlite3.Connection], bool]
 ) -> str:
-    """Looks at a file before it is used: "" where it may be; else what a new one is to be made of: the file itself
-    where it is of an older version, a copy of it where it is damaged, which stays as evidence. See the module. Raises
-    StoreError, Unproved, sqlite3.Error, OSError.
+    """Checks a file before it is used. Returns "" if it may be used; else the path that a new file is to be made from:
+    the file itself if it is of an older version, or, if it is damaged, a copy of it that is kept as evidence. See the
+    module. Raises StoreError, Unproved, sqlite3.Error, OSError.
     """
     log, copy = f"{path}-wal", f"{path}.new"
     suspect = suspect or (disk.exists(log) and differs(disk, log))
@@ -256,13 +265,13 @@ def opened(
 
 
 def is_sound(path: str, kind: Kind, rows_are_sound: Callable[[sqlite3.Connection], bool]) -> bool:
-    """Whether SQLite finds no fault in a file's pages, and the kind none in its rows, after SQLite has applied the log
-    beside it. The log is gone then.
+    """Lets SQLite apply the log to a file, and returns whether SQLite finds its pages sound and the kind its rows. The
+    log is removed by that.
     """
     try:
         db = connect(path, kind, write=True, versions=(kind.version, *kind.older))
         try:
-            db.execute("UPDATE about SET shard = shard")  # fails where a damaged header lets nobody write
+            db.execute("UPDATE about SET shard = shard")  # fails if a damaged header forbids writing
             db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             is_present = db.execute("PRAGMA user_version").fetchone() == (kind.version,)
             if is_present and not set(kind.schema) <= {sql for (sql,) in db.execute("SELECT sql FROM sqlite_master")}:
@@ -273,11 +282,11 @@ def is_sound(path: str, kind: Kind, rows_are_sound: Callable[[sqlite3.Connection
     except UNREADABLE as error:
         if code_of(error) == Exit.DISK:
             raise
-        return False  # whatever else SQLite has against a copy that nobody else uses is in its bytes
+        return False  # nobody else uses the copy, so any other SQLite error comes from its bytes
 
 
 def _keep(copy: str, path: str, disk: Disk) -> str:
-    """Gives the copy of a damaged file the name under which it is kept; that name."""
+    """Renames the copy of a damaged file to the name under which it is kept, and returns that name."""
     kept_path = _unused(path, "damaged", disk)
     disk.rename(copy, kept_path)
     _remove(disk, *(copy + side for side in SIDES))
@@ -288,8 +297,8 @@ def _keep(copy: str, path: str, disk: Disk) -> str:
 def make_of(
     path: str, source: str, kind: Kind, disk: Disk, salvage: Callable[[sqlite3.Connection], str], fill_new: Filling
 ) -> str:
-    """Makes a file of what is good in `source`, or a new one (`fill_new`) where nothing can be read of that; what came
-    of it, for the operator.
+    """Makes a file of what is sound in `source`, or, where nothing of it can be read, a new one (`fill_new`). Returns
+    what came of it, as text for the operator.
     """
     outcomes: list[str] = []
     try:
@@ -303,7 +312,7 @@ def make_of(
 
 
 def keep_copy(db: sqlite3.Connection, path: str, why: str, disk: Disk) -> str:
-    """Keeps a copy of a file that is about to lose something; its name."""
+    """Keeps a copy of a file that is about to lose rows. Returns the copy's path."""
     kept_path = _unused(path, why, disk)
     copy_to(db, f"{path}.new", disk)
     put_in_place(f"{path}.new", kept_path, disk)
@@ -311,7 +320,7 @@ def keep_copy(db: sqlite3.Connection, path: str, why: str, disk: Disk) -> str:
 
 
 def copy_to(db: sqlite3.Connection, target: str, disk: Disk) -> None:
-    """Writes what a connection sees to a new file. Neither synced nor proved."""
+    """Writes the database of a connection to a new file. The file is neither synced nor proved."""
     _remove(disk, *(target + side for side in ("", *SIDES)))
     disk.close(disk.create(target))
     copy = sqlite3.connect(target)
@@ -330,22 +339,22 @@ def _unused(path: str, why: str, disk: Disk) -> str:
 
 
 class FollowerStore:
-    """The writing side. Any exception ends it, and its process with it: what is committed and proved stands, what is
-    not comes again from the journal.
+    """The writer of the file. Any exception ends it and its process: what is committed and proved stays, anything else
+    is read from the journal again.
     """
 
     def __init__(self, path: str, kind: Kind, shard: int, disk: Disk) -> None:
-        """Opens a file that is there, and proves what its log holds. Raises StoreError, Unproved, sqlite3.Error,
+        """Opens an existing file, and proves what its log holds. Raises StoreError, Unproved, sqlite3.Error,
         OSError.
         """
         self.path = path
         self.kind = kind
         self.shard = shard
         self._disk = disk
-        self.durable = 0  # the journal is needed from the batch after this one
+        self.durable = 0  # the last proved batch: the journal is needed from the next one on
         self.position = -1
         self._identity = disk.identity(path)
-        self._proved: tuple[bytes, int] = b"", 0  # the log's salts, and how many frames of it are proved
+        self._proved: tuple[bytes, int] = b"", 0  # the log's salts, and how many of its frames are proved
         self.db = db = connect(path, kind, write=True)
         for pragma in ("synchronous = NORMAL", "wal_autocheckpoint = 0", f"cache_size = -{CACHE_KIB}"):
             db.execute(f"PRAGMA {pragma}")
@@ -356,11 +365,11 @@ class FollowerStore:
         self.checkpoint()
 
     def read_where(self) -> None:
-        """Where the file ends; what is remembered of it is read anew."""
+        """Reads the position from the file again, replacing the one in memory."""
         (self.position,) = self.db.execute("SELECT position FROM about").fetchone()
 
     def begin(self) -> None:
-        """Opens a transaction. Raises Overtaken."""
+        """Begins a transaction. Raises Overtaken."""
         self.db.execute("BEGIN IMMEDIATE")
         if self._disk.exists(self.path):
             self._check_identity()
@@ -369,18 +378,18 @@ class FollowerStore:
             raise Overtaken(f"{self.path} is at batch {position}, not {self.position}: another process writes to it")
 
     def commit(self, position: int) -> None:
-        """Ends a transaction that brings the file up to a batch."""
+        """Commits the transaction that brings the file up to the batch at `position`."""
         self.write_where(position)
         self.db.execute("COMMIT")
         self.position = position
 
     def write_where(self, position: int) -> None:
-        """Writes that the file ends with this batch, in the open transaction."""
+        """Writes `position` as the last batch in the file, in the open transaction."""
         self.db.execute("UPDATE about SET position = ?", (position,))
 
     def checkpoint(self) -> bool:
-        """Makes what is committed durable and proves it; False where a reader stands in the way: then later. Raises
-        Unproved, Overtaken (the file was removed, or another one put in its place), sqlite3.Error, OSError.
+        """Makes what is committed durable and proves it. Returns False if a reader stands in the way: to be tried
+        again. Raises Unproved, Overtaken (the file was removed or replaced), sqlite3.Error, OSError.
         """
         assert not self.db.in_transaction
         self._check_name()
@@ -397,7 +406,9 @@ class FollowerStore:
         return True
 
     def _check_name(self) -> None:
-        """Somebody may have removed the file under its writer, who has all of it still: then it is written anew."""
+        """Raises Overtaken if the file was removed or replaced while in use. A removed file is first written again,
+        from this process's connection, which still has all of it.
+        """
         disk = self._disk
         if not disk.exists(self.path):
             new_path = f"{self.path}.new"
@@ -411,13 +422,15 @@ class FollowerStore:
             raise Overtaken(f"{self.path} was replaced while it was in use")
 
     def close(self) -> None:
-        """Makes everything durable, and closes. Not to be called after an error."""
+        """Makes everything durable, and closes the file. Must not be called after an error."""
         self.checkpoint()
         self.db.close()
 
 
 def lost_batches(position: int, first: int) -> int:
-    """How many batches are neither in a file that ends at `position` nor in a journal that begins with `first`."""
+    """The number of batches that are neither in a file that ends at `position` nor in a journal that begins with
+    `first`.
+    """
     return max(0, first - 1 - position) if position >= 0 else 0
 
 
