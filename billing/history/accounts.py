@@ -1,11 +1,11 @@
-"""Who has rows in a history file, and which is the newest of each: the ends of the chains.
+"""The accounts that have rows in a history file, and the newest row of each: the ends of the chains.
 
-    users   number, user_id: who has rows, numbered from 1
-    heads   chunk, newest: of the accounts `chunk * CHUNK` and following the seq of the newest row, each a u64; 0: none
+    users   number, user_id: the accounts with rows, numbered from 1
+    heads   chunk, newest: the seqs of the newest rows of the accounts from `chunk * CHUNK` on, each a u64; 0: no row
 
-A new row changes the end of one chain, so a group of rows changes nearly as many ends as it has rows. Therefore they
-stand in chunks: a transaction writes each chunk that it touches once, as one blob, and not each end as a row of its
-own. Example: the newest row of account 130 stands in chunk 1, in the bytes 16 to 23.
+A new row changes the end of one chain, so a group of rows changes nearly as many ends as it has rows. Therefore the
+ends are stored in chunks: a transaction writes each chunk that it changes once, as one blob, instead of one row per
+end. Example: the seq of the newest row of account 130 is in chunk 1, in bytes 16 to 23.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from collections.abc import Iterable
 from itertools import islice
 from typing import Final
 
-USERS_MAX: Final = 250_000  # accounts whose numbers are remembered; of others they are looked up
-CHUNKS_MAX: Final = 20_000  # chunks that are remembered
+USERS_MAX: Final = 250_000  # accounts whose numbers are cached; others are looked up in the file
+CHUNKS_MAX: Final = 20_000  # chunks that are cached
 CHUNK: Final = 128  # accounts; a power of two
 CHUNK_SHIFT: Final = 7
 assert CHUNK == 1 << CHUNK_SHIFT
@@ -31,7 +31,7 @@ _CHUNK_FORM: Final = struct.Struct(f"<{CHUNK}Q")
 
 
 def chain_end_of(db: sqlite3.Connection, user_id: bytes) -> tuple[int, int] | None:
-    """(number of an account, seq of its newest row) as the file has it; None where it has no rows."""
+    """Returns (number of an account, seq of its newest row) from the file; None where the account has no rows."""
     row = db.execute(NUMBER, (user_id,)).fetchone()
     if row is None:
         return None
@@ -42,8 +42,9 @@ def chain_end_of(db: sqlite3.Connection, user_id: bytes) -> tuple[int, int] | No
 
 
 class Accounts:
-    """The writer's side. What `project` needs is in two dicts, `numbers` by user_id and `chunks` by number; what is
-    missing in them `number_of` and `chunk_of` put there. `touched`: the chunks that changed since `write`.
+    """The writer's cache of `users` and `heads`. `project` reads two dicts: `numbers` by user_id and `chunks` by chunk
+    number. `number_of` and `chunk_of` load what is missing in them. `touched`: the chunks that changed since the last
+    `write`.
     """
 
     def __init__(self, db: sqlite3.Connection, users_max: int = USERS_MAX) -> None:
@@ -54,7 +55,7 @@ class Accounts:
         self.touched: set[int] = set()
 
     def number_of(self, user_id: bytes) -> int:
-        """The number of an account that is not remembered, or new. In an open transaction."""
+        """Returns the number of an account that is not cached, and adds a new account. Needs an open transaction."""
         row = self._db.execute(NUMBER, (user_id,)).fetchone()
         if row is None:
             row = (self._db.execute("INSERT INTO users (user_id) VALUES (?)", (user_id,)).lastrowid,)
@@ -62,13 +63,13 @@ class Accounts:
         return number
 
     def chunk_of(self, chunk: int) -> array[int]:
-        """A chunk that is not remembered, or new."""
+        """Returns a chunk that is not cached, or a new one."""
         row = self._db.execute(_CHUNK, (chunk,)).fetchone()
         newest = self.chunks[chunk] = array("Q", bytes(CHUNK * 8) if row is None else _CHUNK_FORM.unpack(row[0]))
         return newest
 
     def advance(self, user_id: bytes, seq: int) -> tuple[int, int]:
-        """Makes a row the newest of its account: (number, the newest before)."""
+        """Makes a row the newest of its account. Returns (number, seq of the row that was the newest)."""
         number = self.numbers.get(user_id) or self.number_of(user_id)
         chunk, index = number >> CHUNK_SHIFT, number & (CHUNK - 1)
         newest = self.chunks.get(chunk) or self.chunk_of(chunk)
@@ -77,7 +78,7 @@ class Accounts:
         return number, older
 
     def set_newest(self, ends: Iterable[tuple[bytes, int]]) -> None:
-        """Sets the ends of chains, 0 where an account has no row any more; then it is no account of the file."""
+        """Sets the ends of chains. 0 means that the account has no row any more: it is removed from the file."""
         for user_id, seq in ends:
             number, _ = self.advance(user_id, seq)
             if not seq:
@@ -85,17 +86,17 @@ class Accounts:
                 del self.numbers[user_id]
 
     def write(self) -> None:
-        """Brings the file up to what is here, in an open transaction; forgets what is too much to remember."""
+        """Writes all changes to the file, in an open transaction, and shrinks the cache to its limits."""
         rows = [(chunk, _CHUNK_FORM.pack(*self.chunks[chunk])) for chunk in sorted(self.touched)]
         self._db.executemany("INSERT OR REPLACE INTO heads VALUES (?, ?)", rows)
         self.touched.clear()
         for user_id in list(islice(self.numbers, max(0, len(self.numbers) - self._users_max))):
-            del self.numbers[user_id]  # who was met first
+            del self.numbers[user_id]  # the ones cached first
         for chunk in list(islice(self.chunks, max(0, len(self.chunks) - CHUNKS_MAX))):
             del self.chunks[chunk]
 
     def forget(self) -> None:
-        """Nothing is remembered: the file has changed."""
+        """Empties the cache, after the file was changed otherwise."""
         self.numbers.clear()
         self.chunks.clear()
         self.touched.clear()

@@ -1,11 +1,12 @@
-"""Which batch of the journal a row of a history file came from: so a cursor of the feed means the same on any host.
+"""The batch of the journal from which each row of a history file came: so a cursor of the feed means the same on any
+host.
 
-    batches   position, seq: the last row of the batches up to this one; for each batch that has a row
+    batches   position, seq: the seq of the last row of batches up to `position`; a line for each batch that has a row
 
-The table stands in the files of shards whose journal several hosts share. Its first line is the end of the file when
-the table was made, whether that batch has a row or not: what came before is known by its row's number alone. Lines are
-written in the transaction of their rows, and go with them where the file is cut back. Where a gap was filled
-(`mending`), its last batch has a line whether it has a row or not.
+The table is in the files of shards whose journal several hosts share. Its first line is the end of the file when the
+table was created, whether that batch has a row or not: rows before it are known by their seq alone. Lines are written
+in the transaction of their rows, and removed with them where the file is cut back. Where a gap was filled (`mending`),
+the last batch of the gap has a line whether it has a row or not.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _LAST: Final = "SELECT coalesce(max(position), -1) FROM batches"
 
 
 class Line(NamedTuple):
-    """Of the table."""
+    """A line of the table."""
 
     position: int
     seq: int
@@ -41,36 +42,38 @@ def are_kept(db: sqlite3.Connection) -> bool:
 
 
 def keep(db: sqlite3.Connection, position: int, seq: int) -> None:
-    """Makes the table in the open transaction of a file that ends with this batch and this row."""
+    """Creates the table, in the open transaction. `position` and `seq`: the last batch and the last row of the
+    file.
+    """
     db.execute(_CREATE)
     db.execute(INSERT, (position, seq))
 
 
 def first_line(db: sqlite3.Connection) -> Line:
-    """The end of the file when the table was made."""
+    """Returns the first line: the end of the file when the table was created."""
     return Line._make(db.execute(_FIRST).fetchone())
 
 
 def line_up_to(db: sqlite3.Connection, position: int) -> Line | None:
-    """The last line up to a batch; None where the batches up to there are not known."""
+    """Returns the last line at or before the batch `position`; None where the file does not know these batches."""
     row = db.execute(_UP_TO, (position,)).fetchone()
     return None if row is None else Line._make(row)
 
 
 def lines(db: sqlite3.Connection, first: int, last: int) -> Iterator[Line]:
-    """Those of batches `first` to `last`, in order."""
+    """Yields the lines of the batches `first` to `last`, in order."""
     return map(Line._make, db.execute(_BETWEEN, (first, last)))
 
 
 def batch_of(db: sqlite3.Connection, seq: int) -> int:
-    """The batch that a row came from; if that is unknown, the last batch that it can have come from."""
+    """Returns the batch that a row came from; if that is unknown, the last batch that it can have come from."""
     line = first_line(db)
     return line.position if seq <= line.seq else Places(db, b"", b"").behind(seq).sequence
 
 
 def row_of(db: sqlite3.Connection, position: int, rows: int) -> int | None:
-    """The seq of the last row that was had where all batches before `position` were, and so many rows of that one; None
-    where the file does not know.
+    """Returns the seq of the last row that a reader has if it has read all batches before `position`, and `rows` rows
+    of that one; None where the file does not know.
     """
     line_before = db.execute(_BEFORE, (position,)).fetchone()
     if line_before is None:
@@ -84,20 +87,20 @@ def row_of(db: sqlite3.Connection, position: int, rows: int) -> int | None:
 
 
 class Places:
-    """The places behind rows of one file, asked for in the order of their seqs."""
+    """The places behind rows of one file. Callers ask for them in the order of the rows' seqs."""
 
     def __init__(self, db: sqlite3.Connection, identity: bytes, log: bytes) -> None:
-        """`identity` of the file, `log` of the log."""
+        """`identity`: of the file; `log`: the identity of the log."""
         self._db = db
         self._identity = identity
         self._log = log
         first = db.execute(_FIRST).fetchone()
-        self._first, self._unknown = first  # up to this row the batches are not known, but for the end of the last
-        self._before = first  # the last line whose rows end before the row that was asked for
-        self._batch: tuple[int, int] | None = None  # the line behind it
+        self._first, self._unknown = first  # up to this row the batches are not known, except the end of the last
+        self._before = first  # the last line whose rows end before the requested row
+        self._batch: tuple[int, int] | None = None  # the next line
 
     def behind(self, seq: int) -> Place:
-        """The place of whoever has had this row and all before it."""
+        """Returns the place of a reader that has read this row and all before it."""
         if seq < self._unknown:
             return Place(self._identity, seq)
         if seq == self._unknown:
@@ -111,11 +114,11 @@ class Places:
         return Place(self._log, self._batch[0], seq - self._before[1])
 
     def at_the_end_of(self, position: int) -> Place:
-        """The place of whoever has had everything up to this batch."""
+        """Returns the place of a reader that has read everything up to this batch."""
         return Place(self._log, position + 1, 0)
 
     def _found_before(self, seq: int) -> tuple[int, int]:
-        """The last line whose rows end before a row: seqs rise with positions, so halving finds it."""
+        """Returns the last line whose rows end before the row `seq`, by bisection: seqs rise with positions."""
         low, high = self._before[0], self._db.execute(_LAST).fetchone()[0]
         nearest: tuple[int, int] = self._before
         while low <= high:

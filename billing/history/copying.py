@@ -1,16 +1,15 @@
-"""A copy of one shard's history, made while its projector goes on writing.
+"""Copies the history of one shard while its projector goes on writing.
 
-SQLite's own online copy: what it holds is one state between two transactions. It may be ahead of the journal that is
-copied beside it, and is cut back then (`copy_history`).
+SQLite's online backup makes the copy: it holds one state between two transactions. It may be ahead of the journal that
+is copied beside it, and is then cut back (`copy_history`).
 
-It may be behind as well: a projector is fed a little later than commands are answered, and may have been ended or
-stopped; of a shard that another host serves, this one's file may not be there yet. The log holds what a projector has
-not proved, but the journal in a backup begins behind a snapshot, so the copy takes the rest from the log itself and
-ends with the journal's last batch (`copy_up_to`). What neither has any more is missing, and said to be, in every
-answer.
+It may also be behind: a projector is fed a little later than commands are answered, and may not be running; and of a
+shard that another host serves, this host's file may not exist yet. The log holds whatever a projector has not proved,
+but the journal in a backup begins behind a snapshot. So the copy takes the rest from the log itself, and ends with the
+journal's last batch (`copy_up_to`). Batches that neither file nor log has are missing, and every answer reports that.
 
-The copy has an identity of its own (see `cursor`), because a daemon that is restored from it makes other entries from
-there on than the one that goes on.
+The copy gets its own identity (see `cursor`), because a daemon that is restored from it writes other entries from there
+on than the one that goes on.
 """
 
 from __future__ import annotations
@@ -30,12 +29,12 @@ ROWS_AT_ONCE = 20_000
 
 
 def copy_history(disk: Disk, source: str, target: str, shard: int, head: int) -> bool:
-    """Copies the file `source` of a shard to `target`, which must not exist, and syncs it; False where there is none.
-    `head`: the last batch of the journal beside the copy. Raises StoreError, OSError.
+    """Copies the file `source` of a shard to `target`, which must not exist, and syncs it. Returns False where there is
+    no such file. `head`: the last batch of the journal beside the copy. Raises StoreError, OSError.
     """
     if not disk.exists(source):
         return False
-    disk.close(disk.create(target))  # with this project's mode, before SQLite makes it with another
+    disk.close(disk.create(target))  # with this project's file mode, before SQLite creates it with another
     try:
         with (
             closing(sqlite3.connect(f"file:{quote(source)}?mode=ro", uri=True)) as origin,
@@ -65,9 +64,10 @@ def copy_up_to(
     is_shared: bool,
     renew: Callable[[], None],
 ) -> bool:
-    """Makes the history of a shard in the directory `target`, out of the file in `source`, if there is one, and of the
-    shard's log; False where the log is empty. `cut`: the shard and the last batch that counts; `is_shared` as
-    `open_store` takes it; `renew` is called now and then. Raises StoreError, sqlite3.Error, JournalError, OSError.
+    """Makes the history of a shard in the directory `target`, from its file in `source`, if there is one, and from the
+    shard's log. Returns False where the log is empty. `cut`: the shard and the last batch to include; `is_shared`: see
+    `open_store`; `renew` is called after each `ROWS_AT_ONCE` rows. Raises StoreError, sqlite3.Error, JournalError,
+    OSError.
     """
     shard, position = cut
     if not position:

@@ -1,23 +1,24 @@
 """The feed of all entries: the rows of all files of a directory, once each, and those of an account in their order.
 
-A page takes from each file the rows behind the cursor, in the file's order, and merges them by their instants. A row
-stays back, and with it what follows in its file, until the row of its account's entry before is out: that one stands in
-another file where the account's bucket moved between the two. Which row that is is known without a list of moves,
-because the entry_ids of an account follow each other.
+A page takes the rows behind the cursor from each file, in the file's order, and merges them by their instants. A row,
+and with it all rows behind it in its file, waits until the row of its account's preceding entry has been returned: that
+row is in another file if the account's bucket moved between the two entries. Because the entry_ids of an account are
+consecutive, no list of moves is needed to find it.
 
-**A row that is in no file** is either lost (its file was damaged, or cut by `history.keep_days`) or not written yet by
-a follower that is behind. So the caller asks all shards first how far their files are, which makes them write what is
-durable, and gives the answers as `bounds`: no row above them is taken. A page that meets a row whose entry before is
-in no file ends there and says so (`Feed.waits`); the caller asks all shards a second time, and then again with the same
-bounds and `all_written`: the bounds were made after the missing entries, so whatever exists of these is in the files by
-then, and the row goes out. Without a missing row one round is enough.
+**A row that is in no file** is either lost (its file was damaged, or `history.keep_days` deleted the row) or not
+written yet by a follower that is behind. So the caller first asks each shard for its newest row, which makes the shard
+commit what is durable, and passes the answers as `bounds`: no row above them is returned. A page that meets a row whose
+preceding entry is in no file ends there and reports it (`Feed.waits`). The caller then asks all shards a second time,
+and asks for the page again with the same bounds and `all_written`. The bounds were made after the missing entries, so
+if these exist at all, they are in the files by then, and the row is returned. Without a missing row one round is
+enough.
 
-**A cursor is refused** (`UnknownCursor`) where a file that it names is not here, is another one by now, or has taken
-back or deleted rows behind it: whoever goes on then would lose entries, or have entries that never were. Whoever begins
-does so behind the newest row that was deleted: an older one that its account keeps is no part of the feed any more,
-since a cursor behind it could not be told from one that has not had what was deleted.
+**A cursor is refused** (`UnknownCursor`) where a file that it names does not exist here, was replaced by another one,
+or has taken back or deleted rows behind the cursor: a reader that went on would lose entries, or keep entries that were
+undone. A reader that begins starts behind the newest row that was deleted. Older rows which their accounts keep are not
+part of the feed any more, since a cursor behind such a row would look like one that lacks the deleted rows.
 
-It only reads.
+The module only reads.
 """
 
 from __future__ import annotations
@@ -37,22 +38,24 @@ from billing.ledger.entry import text
 from shards.exits import Exit
 
 Dbs = Mapping[int, sqlite3.Connection]  # by shard
-Bounds = Mapping[int, int]  # shard -> the last sequence that is taken
+Bounds = Mapping[int, int]  # shard -> the last row to return
 
 
 class UnknownCursor(Exception):
-    """The feed cannot go on behind this cursor, and why."""
+    """The feed cannot continue from this cursor; the text says why."""
 
 
 class Elsewhere(StoreError):
-    """The file of another shard is damaged. The feed waits for its repair: a page without its rows would lose them."""
+    """The file of another shard is damaged. The feed waits for its repair: a page without its rows would lose
+    them.
+    """
 
     code = Exit.AGAIN
 
 
 @contextmanager
 def _of(shard: int, own_shard: int) -> Iterator[None]:
-    """Damage that is found in the file of another shard becomes Elsewhere."""
+    """Turns damage that is found in the file of another shard into Elsewhere."""
     try:
         yield
     except UNREADABLE as error:
@@ -63,8 +66,8 @@ def _of(shard: int, own_shard: int) -> Iterator[None]:
 
 
 class Feed(NamedTuple):
-    """A page of the feed: rows, each with the cursor behind it. `waits`: it ended at a row whose entry before is in no
-    file; `bounds`: up to where it read each file.
+    """A page of the feed: rows, each with the cursor behind it. `waits`: the page ended at a row whose preceding entry
+    is in no file; `bounds`: by shard, the last row up to which the page reads.
     """
 
     rows: list[Shown]
@@ -73,14 +76,14 @@ class Feed(NamedTuple):
 
 
 class _Head(NamedTuple):
-    """The next row of a file, and what it stays back for."""
+    """The next row of a file, and the row that has to be returned before it."""
 
     row: Row
-    needs: tuple[int, int] | None  # (shard, sequence) of the row that goes before it
+    needs: tuple[int, int] | None  # (shard, seq) of the row that has to be returned before it
 
 
 class _File:
-    """What is left to be taken of one file."""
+    """The rows of one file that are still to be returned."""
 
     def __init__(self, db: sqlite3.Connection, sequence: int, bound: int) -> None:
         self.head: _Head | None = None
@@ -90,8 +93,8 @@ class _File:
 
 
 def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_written: bool) -> Feed:
-    """At most `limit` rows behind `cursor`; see the module. Raises UnknownCursor, Elsewhere, Damaged, sqlite3.Error,
-    StoreError, OSError.
+    """Returns at most `limit` rows behind `cursor`; see the module. Raises UnknownCursor, Elsewhere, Damaged,
+    sqlite3.Error, StoreError, OSError.
     """
     dbs = reader.by_shard()
     try:
@@ -115,8 +118,8 @@ def page(reader: HistoryReader, cursor: str, limit: int, bounds: Bounds, *, all_
 def _merged(
     own_shard: int, dbs: Dbs, files: dict[int, _File], places: dict[int, Place], limit: int, all_written: bool
 ) -> tuple[list[Shown], bool]:
-    """The rows of a page, and whether one waits that is needed before; `places` goes on with them. `own_shard`: the
-    shard whose process reads.
+    """Returns the rows of a page, and whether a row waits for one that is in no file. Advances `places`. `own_shard`:
+    the shard whose process reads.
     """
     rows: list[Shown] = []
     waits = False
@@ -146,20 +149,20 @@ def _merged(
 
 
 _DELETED: Final = "SELECT coalesce(max(seq), 0) FROM cuts"
-NOWHERE: Final = -1  # in the place of a shard: the row is in no file
+NOWHERE: Final = -1  # instead of a shard: the row is in no file
 
 
 def _next(own_shard: int, dbs: Dbs, shard: int, file: _File, all_written: bool) -> _Head | None:
-    """The next row of a file; None behind the last."""
-    row = next((row for row in file.rows if row.operation != OPENING_ROW), None)  # which is no entry
+    """Returns the next row of a file; None behind the last."""
+    row = next((row for row in file.rows if row.operation != OPENING_ROW), None)  # an opening row is no entry
     if row is None:
         return None
     before_id = row.entry_id - 1
-    if not before_id or row.generation == 1:  # a bucket of the first generation was never elsewhere
+    if not before_id or row.generation == 1:  # a bucket of the first generation has always been here
         return _Head(row, None)
     if row.older:
         older = file.older.row(row.older)
-        if older is None or older.entry_id == before_id:  # else it was here, and is deleted
+        if older is None or older.entry_id == before_id:  # None: it was here, and was deleted
             return _Head(row, None)
     for other, db in dbs.items():
         if other != shard:
@@ -176,19 +179,21 @@ def _newest(db: sqlite3.Connection) -> int:
 
 
 def begin_of(db: sqlite3.Connection) -> int:
-    """The row behind which the feed begins: the newest one that `history.keep_days` deleted; 0 where none was."""
+    """Returns the seq of the row behind which the feed begins: the newest one that `history.keep_days` deleted,
+    or 0.
+    """
     deleted: int = db.execute(_DELETED).fetchone()[0]
     return deleted
 
 
 def identity_of(db: sqlite3.Connection) -> bytes:
-    """What the file is called in cursors at present."""
+    """Returns the file's present identity in cursors."""
     identity: bytes = db.execute("SELECT identity FROM identities WHERE seq_max IS NULL").fetchone()[0]
     return identity
 
 
 def checked(shard: int, db: sqlite3.Connection | None, place: Place) -> Place:
-    """A place in a file, in the file as it is now. Raises UnknownCursor."""
+    """Returns a place in a file with the file's present identity. Raises UnknownCursor."""
     if db is None:
         raise UnknownCursor(f"there is no history of shard {shard} here: the cursor is of another daemon")
     row = db.execute("SELECT seq_max FROM identities WHERE identity = ?", (place.identity,)).fetchone()

@@ -1,16 +1,16 @@
-"""One shard's part of a page of the feed of all entries, where hosts share the journal: each has files of its own.
+"""One shard's part of a page of the feed of all entries, where hosts share the journal and each has its own files.
 
-A host's files of the shards that others serve may be a little behind, so the worker that is asked asks every shard for
-the rows behind the cursor (`part`), and puts them together: by their instants, and each account's in their order. A row
-whose account's entry before stands in another shard's file (its bucket moved between the two) is said to `follow` that
-one; where those are, each shard is asked a second time (`where`). What `where` does not find in any file then is lost,
-since whatever a bucket's former owner wrote was durable before the bucket left.
+A host's files of the shards that others serve may be a little behind. So the worker that is asked for a page asks every
+shard for its rows behind the cursor (`part`) and merges them: by their instants, and each account's in their order. A
+row whose account's preceding entry is in another shard's file (its bucket moved between the two) is marked `follows`;
+to find those entries, each shard is asked a second time (`locate`). An entry that no shard locates is lost, since
+everything that a bucket's former owner wrote was durable before the bucket left.
 
-A place is one in the journal (`cursor`, `batches`), which means the same to every host. Rows that came into the file
-before it kept their batches have places in the file, which means something on this host alone: whoever stops reading
-among these begins again after a takeover, and is told so.
+A place is one in the journal (`cursor`, `batches`), which means the same on every host. Rows that were written before
+the file recorded their batches have places in the file, which are valid on this host alone: a reader that stops among
+these has to begin again after a takeover, and is told so.
 
-It only reads.
+The module only reads.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from billing.ledger.entry import text
 
 
 class PartRow(NamedTuple):
-    """A row of the feed. `place`: behind it. `follows`: its account's entry before is not in this file."""
+    """A row of the feed. `place`: behind the row. `follows`: the account's preceding entry is not in this file."""
 
     at_ns: int
     place: Place
@@ -39,8 +39,8 @@ class PartRow(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Rows of one shard. `begins`: the place in front of them, None for the beginning; `ends`: where the file ends,
-    None where it has more.
+    """Rows of one shard. `begins`: the place before them, None for the beginning; `ends`: the end of the file, None
+    where the file has more rows.
     """
 
     shard: int
@@ -50,8 +50,8 @@ class Part(NamedTuple):
 
 
 def part(db: sqlite3.Connection, shard: int, log: bytes, place: Place | None, limit: int, position: int) -> Part:
-    """At most `limit` rows behind `place`, None being the beginning. `log`: what the log is called in cursors;
-    `position`: the last batch that is in the file. Raises UnknownCursor, Damaged, sqlite3.Error.
+    """Returns at most `limit` rows behind `place`; None is the beginning. `log`: the identity of the log in cursors;
+    `position`: the last batch in the file. Raises UnknownCursor, Damaged, sqlite3.Error.
     """
     places = batches.Places(db, identity_of(db), log)
     seq = begin_of(db) if place is None else _row_behind(db, shard, log, place, position)
@@ -59,7 +59,7 @@ def part(db: sqlite3.Connection, shard: int, log: bytes, place: Place | None, li
     older = Pages(db)
     for row in Pages(db).following(seq, 1 << 62):
         if row.operation == OPENING_ROW:
-            continue  # which is no entry
+            continue  # an opening row is no entry
         if len(rows) == limit:
             return Part(shard, place, rows, None)
         shown = {"user_id": text(row.user_id), **as_map(row)}
@@ -68,7 +68,9 @@ def part(db: sqlite3.Connection, shard: int, log: bytes, place: Place | None, li
 
 
 def locate(db: sqlite3.Connection, log: bytes, wanted: Iterable[tuple[bytes, int]]) -> list[tuple[bytes, int, Place]]:
-    """Those entries (user_id, entry_id) that are in the file, and the place behind each. Raises as `part`."""
+    """Returns those of the entries (user_id, entry_id) that are in the file, each with the place behind it. Raises the
+    errors of `part`.
+    """
     located = []
     for user_id, entry_id in wanted:
         _, rows = rows_of(db, user_id, entry_id + 1, 1)
@@ -79,16 +81,16 @@ def locate(db: sqlite3.Connection, log: bytes, wanted: Iterable[tuple[bytes, int
 
 
 def _follows(row: Row, pages: Pages) -> bool:
-    if row.entry_id == 1 or row.generation == 1:  # a bucket of the first generation was never elsewhere
+    if row.entry_id == 1 or row.generation == 1:  # a bucket of the first generation has always been here
         return False
     if not row.older:
         return True
     older = pages.row(row.older)
-    return older is not None and older.entry_id != row.entry_id - 1  # where it is None, it was here, and is deleted
+    return older is not None and older.entry_id != row.entry_id - 1  # None: it was here, and was deleted
 
 
 def _row_behind(db: sqlite3.Connection, shard: int, log: bytes, place: Place, position: int) -> int:
-    """The seq of the last row that a reader at this place has had. Raises UnknownCursor."""
+    """Returns the seq of the last row that a reader at this place has read. Raises UnknownCursor."""
     if not place.is_of_log:
         return checked(shard, db, place).sequence
     if place.identity != log:

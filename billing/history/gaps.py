@@ -1,16 +1,17 @@
-"""What a history file lacks of its journal, and batches made again out of one, for a file that lacks them.
+"""The batches of its journal that a history file lacks; and batches rebuilt from one file for another that lacks them.
 
-Where several hosts share a log, each has a file of every shard, and a host that was away for longer than the log goes
-back has a gap in its files. Another host's file has what came in it: a row is its entry's record as the journal had it
-(`page`), and the table `batches` says which batch each came from. So a batch can be made again, as far as histories
-are concerned, and be taken as one of the log.
+Where several hosts share a log, each has a file of every shard. A host that was away for longer than the log reaches
+back has a gap in its files. The file of another host has the rows of these batches: a row is its entry's record as it
+was in the journal (`page`), and the table `batches` says which batch each row came from. So a batch can be rebuilt, as
+far as histories need it, and be taken like one from the log.
 
-**What a file can give.** What stands behind the first line of its `batches`, since of rows before that the batches are
-not known; all of these together stand for the batches up to there, so whoever lacks all of them may have them. Nothing
-that it lacks itself, and nothing from before a row that `history.keep_days` has deleted. So two files with gaps give
-each other what they can, and what neither has stays missing.
+**What a file can give.** The batches behind the first line of its `batches`: of rows before that line the batches are
+not known. All rows up to that line together stand for all batches up to it, so they can be given to a file that lacks
+all of these batches. A file gives no batch that it lacks itself, and none at or before one whose row
+`history.keep_days` has deleted. So two files with gaps complete each other as far as they can, and batches that neither
+has stay missing.
 
-It only reads. A page that is not what was written, and rows that are not all there, are Damaged: then nothing is given.
+The module only reads. If the checksum of a page fails, or rows are missing, it raises Damaged and gives nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +31,13 @@ _LOSSES: Final = "SELECT DISTINCT position FROM losses ORDER BY position"
 _LOST_BEFORE: Final = "SELECT 1 FROM losses WHERE position <= ?"
 _DEPARTED: Final = "SELECT bucket_id, generation, position FROM departures WHERE position >= ?"
 
-Batches = list[tuple[int, bytes]]  # position and payload of those with rows, in order
+Batches = list[tuple[int, bytes]]  # position and payload of each batch with rows, in order
 
 
 class Gap(NamedTuple):
-    """Batches that a file lacks, the first and the last of them. The first ones may be known to have no rows."""
+    """The first and the last of consecutive batches that a file lacks. The first ones may be known to have no
+    rows.
+    """
 
     first: int
     last: int
@@ -46,22 +49,22 @@ class Gap(NamedTuple):
 class Given(NamedTuple):
     """Some of a shard's batches, as histories need them, in one message."""
 
-    first: int  # the giver has all from this one
-    last: int  # to this one
+    first: int  # the giver has all batches from this one
+    last: int  # up to this one
     batches: Batches
-    rows: int  # how many rows of the last of these were given so far; 0: all
-    is_end: bool  # all up to `last` was given
-    departures: list[tuple[int, int, int]]  # at the end: bucket, generation, and a batch at or behind its departure
+    rows: int  # how many rows of the last batch were given so far; 0: all
+    is_end: bool  # all batches up to `last` were given
+    departures: list[tuple[int, int, int]]  # if `is_end`: bucket, generation, and a batch at or behind its departure
     checksum: int  # of the batches
 
     @property
     def is_sound(self) -> bool:
-        """Whether the batches are what was sent."""
+        """Whether the batches match the checksum."""
         return checksum_of(self.batches) == self.checksum
 
 
 def checksum_of(part: Batches) -> int:
-    """A CRC-32C of positions, lengths and payloads."""
+    """Returns a CRC-32C of positions, lengths and payloads."""
     checksum = 0
     for position, payload in part:
         checksum = crc32c(payload, crc32c(b"%d %d " % (position, len(payload)), checksum))
@@ -69,7 +72,9 @@ def checksum_of(part: Batches) -> int:
 
 
 def gaps_of(db: sqlite3.Connection) -> list[Gap]:
-    """What a file lacks, in order, as far as it is known where that would stand. Raises sqlite3.Error."""
+    """Returns the gaps of a file, in order, as far as the positions of their ends are known. Raises
+    sqlite3.Error.
+    """
     begins, position = db.execute("SELECT begins, position FROM about").fetchone()
     if position < 0 or not batches.are_kept(db):
         return []
@@ -77,7 +82,7 @@ def gaps_of(db: sqlite3.Connection) -> list[Gap]:
     for (lost,) in db.execute(_LOSSES).fetchall():
         line_before = batches.line_up_to(db, lost)
         if line_before is None or line_before.position == lost:
-            continue  # rows that stood among others
+            continue  # single rows within a batch are lost
         if gaps and line_before.position <= gaps[-1].last:
             gaps[-1] = Gap(gaps[-1].first, max(gaps[-1].last, lost))
         else:
@@ -86,8 +91,8 @@ def gaps_of(db: sqlite3.Connection) -> list[Gap]:
 
 
 def given_of(db: sqlite3.Connection, after: int, rows: int, last: int, bytes_max: int) -> Given | None:
-    """Batches for a file that has all up to `after`, and `rows` rows of the next one, and lacks the others up to
-    `last`; None where this file has none of them. About `bytes_max` bytes, more where one row has. Raises Damaged,
+    """Returns batches for a file that has all up to `after`, and `rows` rows of the next one, and lacks the others up
+    to `last`; None where this file has none of them. About `bytes_max` bytes, more if one row has more. Raises Damaged,
     sqlite3.Error.
     """
     begins, position = db.execute("SELECT begins, position FROM about").fetchone()
@@ -107,7 +112,7 @@ def given_of(db: sqlite3.Connection, after: int, rows: int, last: int, bytes_max
 
 
 def _whole_from(db: sqlite3.Connection, after: int, rows: int, last: int, begins: int) -> int:
-    """The first batch that can be given to whoever wants those behind `after` up to `last`."""
+    """Returns the first batch that can be given to a file that lacks those behind `after` up to `last`."""
     line = batches.first_line(db)
     (cut,) = db.execute("SELECT coalesce(max(seq), 0) FROM cuts").fetchone()
     if cut:
@@ -121,9 +126,9 @@ def _whole_from(db: sqlite3.Connection, after: int, rows: int, last: int, begins
 def batches_of(
     db: sqlite3.Connection, first: int, rows_before: int, last: int, bytes_max: int, *, may_lack: bool = False
 ) -> tuple[Batches, int, bool]:
-    """The batches `first` to `last` of a file, made again, but for the first `rows_before` rows of the first one; about
-    `bytes_max` bytes. Also how many rows of the last of them were given so far, 0: all; and whether all up to `last`
-    was given. `may_lack`: rows of them may have been deleted. Raises Damaged, sqlite3.Error.
+    """Rebuilds the batches `first` to `last` of a file, without the first `rows_before` rows of the first one; about
+    `bytes_max` bytes. Returns them, how many rows of the last of them were given so far (0: all), and whether all up to
+    `last` was given. `may_lack`: rows may have been deleted. Raises Damaged, sqlite3.Error.
     """
     line_before = batches.line_up_to(db, first - 1)
     seq = 0 if line_before is None else line_before.seq
@@ -155,7 +160,7 @@ def batches_of(
 
 
 def _records(db: sqlite3.Connection, seq: int) -> Iterator[tuple[int, bytes]]:
-    """The seq and the record of each row behind one. Raises Damaged."""
+    """Yields the seq and the record of each row behind `seq`. Raises Damaged."""
     for page in Pages(db).behind(seq):
         for at, record in enumerate(page.records(), page.first):
             if record and at > seq:

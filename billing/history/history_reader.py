@@ -1,27 +1,28 @@
-"""An account's rows out of all files of a directory: its shard's own, and those of shards its bucket was at before.
+"""Reads an account's rows from all files of a directory: its shard's own, and those of the shards its bucket was at
+before.
 
-The rows of one file are a chain, newest first; those of several are merged by entry_id, which rises by one for an
-account wherever it is. The own file is read through its writer's connection, so all that was handed over before the
-question is seen. The others are fed by other processes, maybe later.
+The rows of an account in one file are a chain, newest first. The chains of several files are merged by entry_id, which
+rises by one for an account wherever it is. The own file is read through its writer's connection, so everything handed
+over before the question is seen. The other files are fed by other processes, perhaps later.
 
-**Whole or said.** Entry_ids follow each other from 1 on, so rows that are missing are seen, wherever they were lost. In
-the place of each gap stands one row of the operation `missing`: its entry_id is the id of the first missing entry, its
-amount is the difference between the balances of its two neighbours, and `whole_from_ns` is the instant from which the
-history is whole again (where the newest rows are missing, the instant of the newest entry, which the caller passes in).
-Where `history.keep_days` deleted them, its operation is `opening`. Whether they may only be late is known from the
-departures: ownership passed from generation to generation, one at a time, so once the departures of all generations
-before the present one are in the files, so is every row made under them (`missing`). The files are read one by one, so
-who wants to know asks for the departures first, and then reads the rows; and does both again where another file has
-taken the place of one meanwhile (`replaced`), which may not be as far yet.
+**Complete, or reported as incomplete.** Entry_ids are consecutive from 1, so missing rows are noticed, wherever they
+were lost. One row of the operation `missing` replaces each gap: its entry_id is that of the first missing entry, its
+amount is the difference between the balances of the two neighbours, and `whole_from_ns` is the instant from which the
+history is complete again (where the newest rows are missing, the instant of the newest entry, which the caller passes
+in). Where `history.keep_days` deleted the rows, its operation is `opening`. The departures tell whether missing rows
+may only be late. Ownership of a bucket passed from generation to generation, one at a time. So once the departures of
+all generations before the present one are in the files, so is every row made under them (`missing`). The files are read
+one by one, so a caller that needs to know asks for the departures first and reads the rows afterwards. It repeats both
+if another file has replaced one meanwhile (`replaced`), which may not be as far yet.
 
-Every row that is read is held against its page's checksum, its account and its neighbours; what does not hold is
+Every row that is read is checked against its page's checksum, its account and its neighbours; a row that fails raises
 `Damaged`.
 
-A damaged file of another shard is that shard's business: what stands in it counts as missing here, and is said to be,
-as long as nobody has mended it (its own process where it finds the damage, or `billing rebuild`).
+A damaged file of another shard is repaired by that shard's process where it finds the damage, or by `billing rebuild`.
+Until then its rows count as missing here, and are reported as missing.
 
-It only reads. A file of another shard is opened when it is first seen, and let go when its name stands for another
-file.
+The module only reads. It opens the file of another shard when it first sees it, and closes it when its name refers to a
+different file.
 """
 
 from __future__ import annotations
@@ -45,9 +46,9 @@ from shards.system.disk import Disk
 
 T = TypeVar("T")
 
-MISSING: Final = "missing"  # the operation of a row that stands for rows which are lost
+MISSING: Final = "missing"  # the operation of a row that replaces lost rows
 
-EVERYWHERE: Final = 2  # a generation of which rows may stand in any file
+EVERYWHERE: Final = 2  # a generation whose rows may be in any file
 
 _FROM_MARK: Final = "SELECT seq FROM marks WHERE number = ? AND entry_id >= ? ORDER BY entry_id LIMIT 1"
 _LAST_MARK: Final = "SELECT coalesce(max(entry_id), 0) FROM marks WHERE number = ?"
@@ -66,8 +67,8 @@ class Page(NamedTuple):
 
 
 def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> tuple[Row | None, list[Row]]:
-    """At most `limit` rows of an account in one file with an entry_id below `before`, newest first; and the row above
-    them, where the file has one. Raises Damaged.
+    """Returns at most `limit` rows of an account in one file with an entry_id below `before`, newest first; and the row
+    above them, where the file has one. Raises Damaged.
 
     Walks at most `projection.MARK_EVERY` rows beside those it returns.
     """
@@ -95,9 +96,10 @@ def rows_of(db: sqlite3.Connection, user_id: bytes, before: int, limit: int) -> 
 
 
 def newest_id_before(db: sqlite3.Connection, user_id: bytes, at_ns: int) -> int:
-    """The entry_id of an account's newest row before an instant in one file; 0 where there is none. Raises Damaged.
+    """Returns the entry_id of an account's newest row before an instant in one file; 0 where there is none. Raises
+    Damaged.
 
-    Halves the marks, and then walks from the first one that is not before the instant: about as many rows as lie
+    Bisects the marks, and then walks from the first one that is not before the instant: about as many rows as lie
     between two marks.
     """
     chain_end = chain_end_of(db, user_id)
@@ -125,8 +127,8 @@ def newest_id_before(db: sqlite3.Connection, user_id: bytes, at_ns: int) -> int:
 
 
 def as_map(row: Row) -> Shown:
-    """The row as `history` answers it; the same as `entry.history_row` makes of the entry. Of a row that an older
-    version of the file had, rates and actor are not known: None.
+    """Returns the row as `history` answers it, equal to what `entry.history_row` makes of the entry. For a row from an
+    older version of the file, rates and actor are unknown: None.
     """
     is_rate = row.operation in ops.OF_LINES
     if row.operation == OPENING_ROW:
@@ -156,7 +158,7 @@ def as_map(row: Row) -> Shown:
 
 
 def _opening_map(row: Row) -> Shown:
-    """The row for an account's entries up to an entry that a snapshot had."""
+    """Returns the row that stands for all entries of an account up to the entry that a snapshot had."""
     return {
         "entry_id": row.entry_id,
         "at_ns": row.at_ns,
@@ -174,7 +176,7 @@ def _opening_map(row: Row) -> Shown:
 
 
 class Newest(NamedTuple):
-    """The caller's knowledge of an account's newest entry; zeros where that is nothing."""
+    """An account's newest entry, as far as the caller knows it; zeros where it does not."""
 
     entry_id: int = 0
     balance_nanos: int = 0
@@ -187,7 +189,9 @@ NOTHING: Final = Newest()
 def missing_row(
     first_id: int, last_id: int, older: Shown | None, newer: Shown | None, newest: Newest, openings: Collection[int]
 ) -> Shown:
-    """What stands for the entries from `first_id` to `last_id`, between the rows before and behind them."""
+    """Returns the row that replaces the entries from `first_id` to `last_id`. `older` and `newer`: its two
+    neighbours.
+    """
     is_cut = last_id + 1 in openings and (newer is None or newer["operation"] != OPENING)
     fate = "were deleted by history.keep_days" if is_cut else "are missing"
     opening_nanos = 0 if older is None else older["balance_after_nanos"]
@@ -218,8 +222,8 @@ def page_of(
     newest: Newest,
     openings: Collection[int] = frozenset(),
 ) -> Page:
-    """The rows below `before`, newest first, at most `limit`, with a row in the place of each gap. `above`: the row
-    that comes before them, where there is one; `newest`: the least entry_id that an account's newest row can have;
+    """Returns the rows below `before`, newest first, at most `limit`, with a row in the place of each gap. `above`: the
+    row that comes before them, where there is one; `newest`: an entry of the account that the rows must reach;
     `openings`: the entry_ids before which rows were deleted.
     """
     newest_id = max(newest.entry_id, rows[0]["entry_id"] if rows else 0)
@@ -238,7 +242,7 @@ def page_of(
 
 
 class HistoryReader:
-    """All files of one directory, read from the process that writes one of them."""
+    """Reads all files of one directory, in the process that writes one of them."""
 
     def __init__(self, directory: str, shard: int, own_db: sqlite3.Connection, disk: Disk) -> None:
         """`own_db`: the writer's connection to the file of `shard`."""
@@ -247,12 +251,12 @@ class HistoryReader:
         self._own_db = own_db
         self._disk = disk
         self._other_files: dict[int, tuple[tuple[int, int], sqlite3.Connection]] = {}  # shard -> identity, connection
-        self.replaced = 0  # files of others that were let go since others took their places
-        self._complete: dict[int, int] = {}  # bucket id -> generation up to which nothing is missing
-        self.damaged: set[int] = set()  # shards whose files were found damaged, since it was cleared
+        self.replaced = 0  # how many files of other shards were closed because another file took their name
+        self._complete: dict[int, int] = {}  # bucket id -> generation up to which no rows are missing
+        self.damaged: set[int] = set()  # shards whose files were found damaged; callers clear it
 
     def _open_others(self) -> None:
-        """Opens the files of others as they are now. Raises sqlite3.Error, StoreError, OSError."""
+        """Opens the present files of the other shards. Raises sqlite3.Error, StoreError, OSError."""
         files = {}
         for shard, path in shard_files(self._directory, self._disk).items():
             if shard != self.shard:
@@ -262,13 +266,15 @@ class HistoryReader:
                 db.close()
                 del self._other_files[shard]
                 self.replaced += 1
-                self._complete.clear()  # the file in its place may not be as far yet
+                self._complete.clear()  # the new file may not be as far yet
         for shard in files.keys() - self._other_files.keys():
             identity, path = files[shard]
             self._other_files[shard] = identity, connect(path, KIND)
 
     def _read(self, generation: int, read: Callable[[sqlite3.Connection], T]) -> list[T]:
-        """What `read` gives of each file in which an account's rows may stand, but of others that are damaged."""
+        """Returns the results of `read` on each file in which an account's rows may be, except damaged files of other
+        shards.
+        """
         results = [read(self._own_db)]
         if generation <= 1:
             return results
@@ -283,12 +289,14 @@ class HistoryReader:
         return results
 
     def by_shard(self) -> dict[int, sqlite3.Connection]:
-        """The files by shard, as they are now, the own one among them. Raises sqlite3.Error, StoreError, OSError."""
+        """Returns the present files by shard, the own one included. Raises sqlite3.Error, StoreError, OSError."""
         self._open_others()
         return {self.shard: self._own_db} | {shard: db for shard, (_, db) in self._other_files.items()}
 
     def missing(self, bucket_id: int, generation: int) -> list[int]:
-        """The generations before this one whose rows may not all be in the files yet; empty when nothing is missing."""
+        """Returns the earlier generations whose rows may not all be in the files yet; empty where none are
+        missing.
+        """
         if generation <= self._complete.get(bucket_id, 1):
             return []
         query = "SELECT generation FROM departures WHERE bucket_id = ?"
@@ -300,13 +308,13 @@ class HistoryReader:
         return missing
 
     def lacks(self) -> bool:
-        """Whether some file is known to lack batches of its journal. Raises as `history` does."""
+        """Whether some file is known to lack batches of its journal. Raises the errors of `history`."""
         return any(lacking for (lacking,) in self._read(EVERYWHERE, lambda db: db.execute(_LACKS).fetchone()))
 
     def history(self, generation: int, user_id: bytes, before: int, limit: int, newest: Newest = NOTHING) -> Page:
-        """The account's rows below `before`, newest first, at most `limit`, as `history` answers them. A bucket of the
-        first generation was never elsewhere: then only the own file is read, whatever became of others. `newest`: the
-        least entry_id that the account's newest row can have. Raises Damaged, sqlite3.Error, StoreError, OSError.
+        """Returns the account's rows below `before`, newest first, at most `limit`, as `history` answers them. A bucket
+        of the first generation has never been elsewhere: then only the own file is read, whatever the state of the
+        others. `newest`: an entry that the rows must reach. Raises Damaged, sqlite3.Error, StoreError, OSError.
         """
         above, rows = self.rows(generation, user_id, before, limit)
         shown_above = None if above is None else as_map(above)
@@ -318,8 +326,8 @@ class HistoryReader:
         return page_of(shown_above, shown, before, limit, newest, openings)
 
     def rows(self, generation: int, user_id: bytes, before: int, limit: int) -> tuple[Row | None, list[Row]]:
-        """The account's rows below `before`, newest first, at most `limit`; and the row above them, where there is one.
-        Raises as `history` does.
+        """Returns the account's rows below `before`, newest first, at most `limit`; and the row above them, where there
+        is one. Raises the errors of `history`.
         """
         rows: list[Row] = []
         aboves: list[Row] = []
@@ -330,17 +338,21 @@ class HistoryReader:
         return min(aboves, key=lambda row: row.entry_id, default=None), rows[:limit]
 
     def newest_id_before(self, generation: int, user_id: bytes, at_ns: int) -> int:
-        """The entry_id of the account's newest row before an instant; 0 where there is none. Raises as `history`."""
+        """Returns the entry_id of the account's newest row before an instant; 0 where there is none. Raises the errors
+        of `history`.
+        """
         return max(self._read(generation, lambda db: newest_id_before(db, user_id, at_ns)))
 
     def openings(self, generation: int, user_id: bytes) -> list[Opening]:
-        """The account's openings where rows were deleted, the newest first. Raises as `history` does."""
+        """Returns the account's openings, where rows were deleted, the newest first. Raises the errors of
+        `history`.
+        """
         by_file = self._read(generation, lambda db: openings_of(db, user_id))
         openings = [opening for of_file in by_file for opening in of_file]
         return sorted(openings, reverse=True, key=lambda opening: opening.entry_id)
 
     def close(self) -> None:
-        """Closes the other files."""
+        """Closes the files of the other shards."""
         for _, db in self._other_files.values():
             db.close()
         self._other_files.clear()

@@ -1,11 +1,12 @@
-"""A worker's end of its history: a follower's link (`follower.link`) to a projector, and what it is asked.
+"""A worker's end of its history: a follower's link (`follower.link`) to a projector, and the questions to it.
 
+question                                                  answer
 (bucket_id, generation, user_id, before, limit, newest)   rows of an account
-(REACHED,)                                                (shard, sequence): how far the file is, all written
+(REACHED,)                                                (shard, seq of the newest row), once all is committed
 (PERIOD, bucket_id, generation, user_id, asked, standing)  a period or an instant of an account
-(ENTRIES, cursor, limit, bounds, all_written)             (rows, waits, bounds) of the feed, or why there are none
+(ENTRIES, cursor, limit, bounds, all_written)             (rows, waits, bounds) of the feed, or the reason for none
 (PART, place, limit)                                      this shard's part of a page (`feed_part.Part`), or why not
-(WHERE, [(user_id, entry_id), …])                         (shard, [(user_id, entry_id, place), …]) of those in the file
+(WHERE, [(user_id, entry_id), …])                         (shard, [(user_id, entry_id, place), …]) of those found
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from billing.ledger.errors import Refused
 from shards.system.host import REAL, Host
 
 COMMAND: Final = command_of("billing.history.projector")
-GATHER_S: Final = 0.25  # nobody waits for the file but who asks, and whoever asks has it written first
+GATHER_S: Final = 0.25  # only a question waits for the file, and a question has everything sent and committed first
 
 REACHED: Final = "reached"
 ENTRIES: Final = "entries"
@@ -37,8 +38,8 @@ class HistorySettings(NamedTuple):
     """Settings that a worker sends to its projector, which opens its file with them."""
 
     accept_loss: bool = False  # a file that is ahead of the journal is cut back instead of refused
-    keep_days: int = 0  # rows go once a later one of their account is older than so many days; 0: never
-    log: bytes = b""  # where other hosts have files of the same journal, as `cursor.identity_of_log` has it; else empty
+    keep_days: int = 0  # rows are deleted once a later one of their account is older than this; 0: never
+    log: bytes = b""  # `cursor.identity_of_log`, if other hosts have files of the same journal; else empty
 
 
 DEFAULT_SETTINGS: Final = HistorySettings()
@@ -47,8 +48,8 @@ DEFAULT_SETTINGS: Final = HistorySettings()
 def opened(
     shard: FollowedShard, settings: HistorySettings, *, command: Sequence[str] = COMMAND, host: Host = REAL
 ) -> HistoryLink:
-    """The link of a shard, not started yet. Raises shards.journal.Corrupt where its file is ahead of the journal and
-    that is not accepted.
+    """Returns the link of a shard, not started yet. Raises shards.journal.Corrupt where its file is ahead of the
+    journal and that is not accepted.
     """
     if not settings.accept_loss:
         refuse_ahead(file_of(shard.directory, shard.shard_id), KIND, shard.journal.head, ends_agree)
@@ -56,7 +57,7 @@ def opened(
 
 
 class FeedPage(NamedTuple):
-    """A page of the feed of all entries; `waits` and `bounds` as `billing.history.entries.Feed` has them."""
+    """A page of the feed of all entries; `waits` and `bounds` as in `billing.history.entries.Feed`."""
 
     rows: Rows
     waits: bool
@@ -64,7 +65,7 @@ class FeedPage(NamedTuple):
 
 
 class HistoryLink(FollowerLink):
-    """The history of one shard."""
+    """The link to the history of one shard."""
 
     def __init__(
         self,
@@ -88,8 +89,9 @@ class HistoryLink(FollowerLink):
         done: Callable[[Rows | Refused], None],
     ) -> None:
         """Calls `done` with the rows of an account, newest first, at most `limit`, with an entry_id below `before`; or
-        with UNAVAILABLE. The answer holds every batch handed over before. `generation`: at which the shard holds the
-        bucket. `newest`: entry_id, balance in nanos and instant of an entry that the answer must reach, zeros for none.
+        with UNAVAILABLE. The answer covers every batch handed over before. `generation`: the generation under which the
+        shard holds the bucket. `newest`: entry_id, balance in nanos and instant of an entry that the answer must reach,
+        zeros for none.
         """
         question = (bucket_id, generation, user_id, before, limit, newest)
         self.ask(question, lambda answer: done(answer if isinstance(answer, Refused) else list(answer)))
@@ -118,14 +120,14 @@ class HistoryLink(FollowerLink):
         self.ask((ENTRIES, cursor, limit, bounds, all_written), answered)
 
     def part(self, place: tuple[bytes, int, int] | None, limit: int, done: Callable[[Any], None]) -> None:
-        """Calls `done` with this shard's part of a page of the feed (`feed_part.Part`, as plain data), a text that says
-        why the place is unknown, or UNAVAILABLE.
+        """Calls `done` with this shard's part of a page of the feed (`feed_part.Part`, as plain data), with the text of
+        why the place is unknown, or with UNAVAILABLE.
         """
         self.ask((PART, place, limit), done)
 
     def locate(self, wanted: Sequence[tuple[bytes, int]], done: Callable[[Any], None]) -> None:
-        """Calls `done` with the shard and those of these entries (user_id, entry_id) that are in the file, the place
-        behind each with it, as plain data; or with UNAVAILABLE.
+        """Calls `done` with the shard and those of the entries (user_id, entry_id) that are in the file, each with the
+        place behind it, as plain data; or with UNAVAILABLE.
         """
         self.ask((WHERE, wanted), done)
 
@@ -139,12 +141,12 @@ class HistoryLink(FollowerLink):
         done: Callable[[object], None],
     ) -> None:
         """Calls `done` with the answer to `question`, or with a refusal. `question`: `(STATEMENT, from_ns, to_ns,
-        by_resource, limit, now_ns)` or `(BALANCE_AT, at_ns, now_ns)`. `standing`: the account as
-        `period_reader.Standing` has it. The rest as of `history`.
+        by_resource, limit, now_ns)` or `(BALANCE_AT, at_ns, now_ns)`. `standing`: the fields of a
+        `period_reader.Standing`. The other parameters are those of `history`.
         """
 
         def answered(answer: Any) -> None:
-            if isinstance(answer, str):  # why it cannot be answered as it was asked
+            if isinstance(answer, str):  # why this question cannot be answered
                 answer = Refused("LIMIT_EXCEEDED", answer)
             done(answer)
 

@@ -1,8 +1,8 @@
-"""Looks after what this host's history files lack, beside a replica: finds it, lets it be filled, and says so.
+"""Finds the gaps in this host's history files, has them filled, and reports on them. Runs beside a replica.
 
-All files are looked at, also those of shards that this host serves; one is filled at a time (`mending`), on a thread of
-its own. Whatever does not come about is tried again, less often each time, and at once when other hosts are there than
-before.
+It checks all files, including those of shards that this host serves. One file is filled at a time (`mending`), on a
+thread of its own. A failed attempt is repeated after a growing pause, and at once when the main process sends a new
+list of hosts or shards.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from billing.history.tables import KIND
 from shards.counting import counted
 from shards.system.serial_executor import SerialExecutor
 
-LOOK_S: Final = 1.0  # how often it is looked what files lack
-ASK_S: Final = 20.0  # so long an answer of another host is waited for
-AGAIN_NS: Final = (2 * 10**9, 10 * 10**9, 60 * 10**9, 600 * 10**9, 3600 * 10**9)  # where nothing came of it, in turn
-UNREADABLE: Final = (StoreError, Unproved, sqlite3.Error, OSError)  # what reading and filling a file may end with
+LOOK_S: Final = 1.0  # how often the files are checked for gaps
+ASK_S: Final = 20.0  # how long an answer of another host is waited for
+AGAIN_NS: Final = (2 * 10**9, 10 * 10**9, 60 * 10**9, 600 * 10**9, 3600 * 10**9)  # the pauses after failures, in turn
+UNREADABLE: Final = (StoreError, Unproved, sqlite3.Error, OSError)  # the errors of reading and filling a file
 
 log = logging.getLogger("billing.history.replica")
 
 
 class Mender:
-    """Of one process."""
+    """Finds and fills the gaps of all history files of this host; part of one replica process."""
 
     def __init__(
         self,
@@ -45,8 +45,8 @@ class Mender:
         release: Callable[[int], None],
         changed: Callable[[], None],
     ) -> None:
-        """On the loop of the process. `release(shard)` closes what the process has of a file that is replaced;
-        `changed` is called where `lacks` has changed.
+        """Runs on the loop of `process`. `release(shard)` closes the process's own connection to a file that is about
+        to be replaced; `changed` is called when `lacks` has changed.
         """
         self._changed = changed
         self._process = process
@@ -55,20 +55,21 @@ class Mender:
         self._release = release
         self._directory = ""
         self._hosts: list[str] = []
-        self._shard = 0  # whose file is looked at or filled now
-        self.replaced = 0  # whose file is being replaced: nobody here writes to it; 0: none
-        self._waits: dict[int, tuple[int, int]] = {}  # shards that lack something -> tries, boot instant of the next
-        self.lacks: dict[int, str] = {}  # the same -> what, and what becomes of it, for people
-        self._warned: set[int] = set()  # the same, of which it was said that nothing comes of it
+        self._shard = 0  # the shard whose file is being checked or filled; 0: none
+        self.replaced = 0  # the shard whose file is being replaced, which this process must not write; 0: none
+        self._waits: dict[int, tuple[int, int]] = {}  # shard with a gap -> failures, boot instant of the next attempt
+        self.lacks: dict[int, str] = {}  # shard with a gap -> the gap and what is being done about it, for operators
+        self._warned: set[int] = set()  # shards with a gap of which a failure was logged
         self._number = 0
         self._answers: dict[
             int, tuple[str, SimpleQueue[Any]]
-        ] = {}  # number of a question -> host, and who waits for it
-        self._silent: set[str] = set()  # hosts that have not answered, about the file that is filled now
+        ] = {}  # number of a question -> host, and the queue that the thread waits on
+        self._silent: set[str] = set()  # hosts that have not answered about the file being filled
 
     def follow(self, directory: str, hosts: list[str]) -> None:
-        """Where the files are, and who can be asked from now on. What came to nothing is tried again at once: who
-        serves what has changed, and so who can be reached. A host that serves nothing yet reaches nobody.
+        """Sets the directory of the files, and the hosts that can be asked from now on. Failed attempts are repeated at
+        once: the shards' owners have changed, and with them the hosts that can be reached. A host that serves no shard
+        cannot reach the others.
         """
         self._waits.clear()
         self._directory, self._hosts = directory, hosts
@@ -84,7 +85,7 @@ class Mender:
         self._look_at([shard for shard in sorted(files) if self._waits.get(shard, (0, 0))[1] <= now_ns])
 
     def _look_at(self, due: list[int]) -> None:
-        """Looks at the files of these shards, one after the other."""
+        """Checks the files of these shards for gaps, one after the other."""
         self._shard = due.pop(0) if due else 0
         if self._shard:
             path = file_of(self._directory, self._shard)
@@ -95,7 +96,9 @@ class Mender:
     def _on_loop(
         self, done: Callable[[Any, BaseException | None], None]
     ) -> Callable[[Any, BaseException | None], None]:
-        """`done`, whose trouble ends the process, as an error does that says nothing of a file."""
+        """Wraps `done` so that the process ends if `done` fails, or if the error does not come from reading or filling
+        a file.
+        """
 
         def answered(result: Any, error: BaseException | None) -> None:
             if self._process.is_ending:
@@ -111,7 +114,7 @@ class Mender:
 
     def _on_gaps(self, due: list[int], gaps: list[Gap] | None, error: BaseException | None) -> None:
         shard = self._shard
-        if not gaps:  # a file that cannot be read is its writer's business
+        if not gaps:  # also if the file cannot be read: its writer deals with that
             self._waits.pop(shard, None)
             self._warned.discard(shard)
             if self.lacks.pop(shard, None) is not None:
@@ -161,7 +164,7 @@ class Mender:
     # -- for the thread ----------------------------------------------------------------------------------------------
 
     def _ask(self, host: str, shard: int, after: int, rows: int, last: int, bytes_max: int) -> Given | None:
-        """As `mending` asks, on its thread."""
+        """The `ask` of `mending`; called on its thread."""
         answer: SimpleQueue[Any] = SimpleQueue()
         self._loop.call_soon_threadsafe(self._send, Wanted(0, host, (shard, after, rows, last, bytes_max)), answer)
         fields = answer.get()
@@ -181,7 +184,7 @@ class Mender:
         self._process.later(f"answer {number}", ASK_S, partial(self.got, Got(number, None, False)))
 
     def got(self, message: Got) -> None:
-        """What another host gives, or that it has not answered."""
+        """Takes the answer of another host, or the fact that it has not answered."""
         self._process.cancel(f"answer {message.number}")
         if message.number in self._answers:
             host, answer = self._answers.pop(message.number)
@@ -190,7 +193,7 @@ class Mender:
             answer.put(message.given)
 
     def _let_go(self) -> None:
-        """On the thread: returns once nobody here has the file."""
+        """Called on the thread: returns once this process has closed the file."""
         released: SimpleQueue[None] = SimpleQueue()
         self._loop.call_soon_threadsafe(self._replace, released)
         released.get()
@@ -204,7 +207,7 @@ class Mender:
         released.put(None)
 
     async def finish(self) -> None:
-        """Returns once nothing is under way any more: nobody answers what is asked now."""
+        """Ends all open questions, as unanswered, and returns once the thread has nothing left to do."""
         for number in list(self._answers):
             self.got(Got(number, None, False))
         await self._executor.call(lambda: None)

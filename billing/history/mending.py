@@ -1,28 +1,30 @@
-"""Fills the gap of a history file with what other hosts have of it, where several share the log.
+"""Fills the gaps of a history file with the batches that other hosts have, where several hosts share the log.
 
-Theory. A host that was away for longer than the log goes back has a gap in its files (`gaps`), and only a host that was
-there has what came in it. Whatever the log holds is taken from the log; so what is asked for was trimmed, lies behind
-every owner that could still be fenced, and is the same in every file that has it: a position of a shard's journal was
-written once, in one epoch, and a file takes only what was durable.
+Theory. A host that was away for longer than the log reaches back has a gap in its files (`gaps`); only a host that was
+present has the rows of these batches. Batches that the log still holds are taken from the log. So the batches that are
+asked for were trimmed: no owner, fenced or not, can still write there, and they are the same in every file that has
+them. A position of a shard's journal was written once, in one epoch, and a file takes only durable batches.
 
-**Who may answer.** Any host that has a link, which has proved that it is of the same cluster (`shards.links.hello`),
-so its positions are of the same streams. It answers out of its own file and says from where to where it has all: of two
-hosts with gaps each gets what the other has, and what no host has stays missing, and is said to be.
+**Who may answer.** Any host that has a link, which has proved that it belongs to the same cluster
+(`shards.links.hello`), so its positions are those of the same streams. It answers from its own file, with the range of
+batches that it has in full. Two hosts with gaps each get what the other has; batches that no host has stay missing, and
+are reported.
 
-**What is believed.** A batch is made of rows whose pages proved themselves where they stood, travels with a checksum,
-has to parse, and has to go on: an account's entries follow each other while its bucket is this shard's, and the balance
-before an entry is the one that the entry before it left, at both ends of the gap, too. Else nothing is taken
-(`Unlike`): one of the two files is wrong, and no program can know which. Another host may have what fits.
+**What is accepted.** A batch is built of rows whose pages passed their checksums in the giver's file, and travels with
+a checksum. It must parse, and it must continue the accounts: an account's entries are consecutive while its bucket is
+this shard's, and the balance before an entry equals the balance after the one before, at both ends of the gap, too.
+Otherwise nothing is taken (`Unlike`): one of the two files is wrong, and no program can know which. Another host may
+have batches that fit.
 
-**How it is taken in.** A copy of the file is cut off before the gap; it takes the batches of the gap, and then those
-that came behind it out of the file itself, while that is written on. Only the last of these are copied with the file's
-lock held; then the copy takes its name (`rename`), with another identity for the rows behind the gap. Whenever that is
-broken off, by an error or by the loss of power, the file is the old one, or the new one: the log of the old one is
-empty by then, and whoever wrote to the old one sees before his next transaction that it was replaced (`Overtaken`), and
-opens the new one. A message has `PART_BYTES`; no more than two are in memory. What it costs beside is the room of a
-second file.
+**How the gap is filled.** A copy of the file is cut off before the gap. It takes the batches of the gap, and then those
+behind the gap from the file itself, which is written meanwhile. Only the last of these are copied while the file is
+locked; then the copy is renamed to the file's name, with a new identity for the rows behind the gap. If an error or a
+loss of power interrupts this, the file is either the old or the new one: the log of the old one is empty by then. A
+process that was writing to the old file notices before its next transaction that the file was replaced (`Overtaken`),
+and opens the new one. A message holds about `PART_BYTES`; at most two messages are in memory. The copy needs the disk
+space of a second file.
 
-It blocks: it is run on a thread of its own, and asks through `ask`.
+The module blocks: it runs on a thread of its own, and asks other hosts through `ask`.
 """
 
 from __future__ import annotations
@@ -51,27 +53,27 @@ from shards.batch import LENGTH
 from shards.exits import Exit
 from shards.system.disk import Disk
 
-PART_BYTES: Final = 256 * 1024  # of rows in one message
-ROWS_AT_ONCE: Final = 20_000  # in one transaction
+PART_BYTES: Final = 256 * 1024  # rows in one message
+ROWS_AT_ONCE: Final = 20_000  # rows per transaction
 LOCK_TRIES: Final = 20
 LOCK_TIMEOUT_MS: Final = 1_000
 _OPENED: Final = "SELECT user_id FROM openings JOIN users USING (number) WHERE seq > ?"
 _IDENTITY: Final = "SELECT identity FROM identities WHERE seq_max IS NULL"
 
-Ask = Callable[[str, int, int, int, int, int], Given | None]  # host, shard, and the rest as of `gaps.given_of`
+Ask = Callable[[str, int, int, int, int, int], Given | None]  # host, shard, and the parameters of `gaps.given_of`
 
 
 class Mended(NamedTuple):
-    """What became of the gaps of a file."""
+    """The result of filling the gaps of a file."""
 
     filled: list[Gap]
-    left: list[Gap]  # what no host has
-    hosts: list[str]  # whose rows were taken
+    left: list[Gap]  # gaps that no host can fill
+    hosts: list[str]  # the hosts whose rows were taken
     rows: int
 
 
 class NotNow(StoreError):
-    """It did not come about, and may another time: a host stopped answering, or the file was being read or changed."""
+    """The gap was not filled, but may be later: a host stopped answering, or the file was being read or changed."""
 
     code = Exit.AGAIN
 
@@ -79,10 +81,10 @@ class NotNow(StoreError):
 def mend(
     disk: Disk, directory: str, shard: int, hosts: Sequence[str], ask: Ask, let_go: Callable[[], None]
 ) -> Mended | None:
-    """Fills the gaps of a shard's file with what the hosts have; None where none of them has any of it. `ask` gives
-    None also where a host does not answer. `let_go` is called before the file is replaced: what this process has of it
-    is closed by then. Raises StoreError (NotNow, Unlike), Unproved, sqlite3.Error, OSError; then the file is what it
-    was.
+    """Fills the gaps of a shard's file with batches of the hosts. Returns None where no host has any of them. `ask`
+    returns None also where a host does not answer. `let_go` is called before the file is replaced, and returns once
+    this process has closed it. Raises StoreError (NotNow, Unlike), Unproved, sqlite3.Error, OSError; the file is
+    unchanged then.
     """
     sources, unlike = _Hosts(shard, list(hosts), ask), None
     while True:
@@ -123,20 +125,20 @@ def _mend(disk: Disk, path: str, shard: int, sources: _Hosts, let_go: Callable[[
 
 
 class _Hosts:
-    """Those that are asked, about one shard."""
+    """The hosts that are asked for batches of one shard."""
 
     def __init__(self, shard: int, hosts: list[str], ask: Ask) -> None:
         self._shard = shard
         self._hosts = hosts
         self._ask = ask
-        self._last = ""  # whose rows were taken last
+        self._last = ""  # the host whose rows were taken last
 
     def refuse_last(self) -> None:
-        """What the last one gave does not fit: it is asked no more. Another one may have what does."""
+        """Drops the host whose batches were taken last: they do not fit. Another host may have batches that do."""
         self._hosts.remove(self._last)
 
     def nearest(self, after: int, last: int) -> tuple[int, str] | None:
-        """The first batch behind `after` up to `last` that some host has, and the host that has it."""
+        """Returns the first batch behind `after` up to `last` that some host has, and that host."""
         best: tuple[int, str] | None = None
         for host in self._hosts:
             offer = self._ask(host, self._shard, after, 0, last, 1)
@@ -147,7 +149,7 @@ class _Hosts:
         return best
 
     def part(self, host: str, after: int, rows: int, last: int) -> Given:
-        """The next part of what a host has behind `after`. Raises NotNow, Unlike."""
+        """Returns the next batches that a host has behind `after`. Raises NotNow, Unlike."""
         part = self._ask(host, self._shard, after, rows, last, PART_BYTES)
         if part is None or part.first != after + 1:
             raise NotNow(f"{host} does not give on from batch {after + 1}")
@@ -160,27 +162,27 @@ class _Hosts:
 
 
 class _Newest(NamedTuple):
-    """What is looked at of an account's newest row."""
+    """The fields of an account's newest row that the next row is checked against."""
 
     seq: int = 0
     entry_id: int = 0
     balance: int = 0
-    generation: int = 0  # 0: not known
+    generation: int = 0  # 0: unknown
 
 
 class _Chains:
     """The newest row of each account in a file that is being filled."""
 
     def __init__(self, db: sqlite3.Connection, seq: int) -> None:
-        """`seq`: of the last row that is there."""
+        """`seq`: of the last row in the file."""
         self._db = db
         self._newest: dict[bytes, _Newest] = {}
         self._seq = seq
-        self._lost = 0  # the last row before the last batch that is missing
-        self.may_skip = False  # of any account rows may have been deleted
+        self._lost = 0  # the last row before the newest gap
+        self.may_skip = False  # rows of any account may have been deleted
 
     def check(self, payload: bytes) -> int:
-        """How many rows a batch has, each of which goes on with its account. Raises Unlike."""
+        """Returns the number of rows in a batch, after checking that each continues its account. Raises Unlike."""
         try:
             return self._check(payload)
         except (AssertionError, ValueError, IndexError, struct.error) as error:
@@ -217,17 +219,17 @@ class _Chains:
         return _Newest() if row is None else _Newest(row.seq, row.entry_id, row.balance, row.generation)
 
     def flushed(self) -> None:
-        """All that was checked is in the file."""
+        """Called when all rows that were checked are in the file: they can be looked up there from now on."""
         if len(self._newest) > USERS_MAX:
             self._newest.clear()
 
     def lost(self) -> None:
-        """What comes now does not follow on what was there."""
+        """Notes that batches are missing here: the next rows need not continue those before."""
         self._lost = self._seq
 
 
 class _Filling:
-    """A copy of a file, which gets what the file lacks."""
+    """A copy of a file, to which the missing batches are added."""
 
     def __init__(self, disk: Disk, shard: int, own_db: sqlite3.Connection, aside: str, sources: _Hosts) -> None:
         self._disk = disk
@@ -236,7 +238,7 @@ class _Filling:
         self._aside = aside
         self.store = Store(aside, shard, disk)
         self._chains = _Chains(self.store.db, 0)
-        self._at = self._seq = 0  # the last batch that is in it; the last row before the first gap
+        self._at = self._seq = 0  # the last batch in the copy; the last row before the first gap
         self._begins = self.store.begins
         self._losses: list[tuple[int, str]] = []
         self._departures: list[tuple[int, int, int]] = []
@@ -245,18 +247,20 @@ class _Filling:
         self._known = self._state()
         self.filled: list[Gap] = []
         self.left: list[Gap] = []
-        self.hosts: list[str] = []  # whose rows were taken
-        self.rows = 0  # of other hosts
+        self.hosts: list[str] = []  # the hosts whose rows were taken
+        self.rows = 0  # how many rows came from other hosts
 
     def _state(self) -> tuple[object, ...]:
-        """What of the file changes only where rows are taken back or deleted."""
+        """Returns the parts of the file that change only where rows are taken back or deleted."""
         return *self._own_db.execute(_IDENTITY).fetchone(), *self._own_db.execute("SELECT * FROM cuts").fetchall()
 
     def _head(self) -> int:
         return int(self._own_db.execute("SELECT position FROM about").fetchone()[0])
 
     def fill(self, gaps: list[Gap]) -> None:
-        """All of the file up to now, with what other hosts have of its gaps; durable, and proved."""
+        """Writes all batches of the file up to now, and those of its gaps that other hosts have; durable, and
+        proved.
+        """
         line_before = batches.line_up_to(self._own_db, gaps[0].first - 1)
         self._at, self._seq = gaps[0].first - 1, 0 if line_before is None else line_before.seq
         self._begins = 1 if gaps[0].first == 1 else self._begins
@@ -273,7 +277,7 @@ class _Filling:
         self.keep_up()
         self._openings = self._found_openings()
         cut = self._own_db.execute("SELECT seq, at_ns FROM cuts").fetchone()
-        if cut is not None and cut[0] > self._seq:  # rows behind the gaps have other numbers now
+        if cut is not None and cut[0] > self._seq:  # rows behind the gaps have new seqs in the copy
             line = batches.line_up_to(self.store.db, batches.batch_of(self._own_db, cut[0]))
             self._cut = (0 if line is None else line.seq), cut[1]
         if not self.store.checkpoint() or differs(self._disk, self._aside):
@@ -291,7 +295,7 @@ class _Filling:
             self._take_from(host, gap.last)
 
     def _lose(self, last: int) -> None:
-        """Nobody has the batches up to this one."""
+        """Notes that no host has the batches up to `last`."""
         lost = Gap(self._at + 1, last)
         self.left.append(lost)
         self._chains.lost()
@@ -304,7 +308,7 @@ class _Filling:
         self._flush(last)
 
     def _take_from(self, host: str, last: int) -> None:
-        """What a host has behind what is there, as far as it has all."""
+        """Takes the batches that a host has behind the copy's end, up to the first one that the host lacks."""
         first, after, rows = self._at + 1, self._at, 0
         if host not in self.hosts:
             self.hosts.append(host)
@@ -321,11 +325,11 @@ class _Filling:
         self.filled.append(Gap(first, part.last))
 
     def keep_up(self) -> None:
-        """Takes what the file has behind its gaps, as far as it is written."""
+        """Takes the batches that the file has behind its gaps, as far as they are committed."""
         self._keep(self._head())
 
     def _keep(self, last: int) -> None:
-        """The file's own batches up to this one."""
+        """Takes the file's own batches up to `last`."""
         first, rows_before = self._at + 1, 0
         is_end = first > last
         while not is_end:
@@ -353,7 +357,7 @@ class _Filling:
         self._at = position
 
     def _found_openings(self) -> list[tuple[int, int, int, Lines]]:
-        """The openings of rows behind the first gap, under the numbers that these have now."""
+        """Returns the openings of rows behind the first gap, with the numbers that these rows have in the copy."""
         renumbered, db = list[tuple[int, int, int, Lines]](), self.store.db
         for (user_id,) in self._own_db.execute(_OPENED, (self._seq,)).fetchall():
             for opening in openings_of(self._own_db, user_id):
@@ -363,7 +367,9 @@ class _Filling:
         return renumbered
 
     def finish(self) -> None:
-        """The file will not be changed any more: the rest of it, and what it lacks from now on. Raises NotNow."""
+        """Takes the rest of the file, which nobody changes any more, and writes which batches it still lacks. Raises
+        NotNow.
+        """
         if self._state() != self._known:
             raise NotNow("rows of the file were taken back or deleted meanwhile")
         self.keep_up()
@@ -374,10 +380,10 @@ class _Filling:
 
 
 def _replace(disk: Disk, path: str, aside: str, identity: tuple[int, int], filling: _Filling) -> None:
-    """Puts the filled copy in the place of the file, which nobody writes to meanwhile, and whose log is empty.
+    """Renames the filled copy to the file's name, while nobody writes to the file, and its log is empty.
 
-    The file that is gone stays open for reading: whoever closes one for writing and is the last would remove the log
-    that stands by its name, which is another's by then.
+    The caller keeps a read-only connection to the replaced file open. If `lock` were the last connection, closing it
+    would make SQLite remove the log by the file's name, and by then that log belongs to the new file.
     """
     lock = connect(path, KIND, write=True)
     try:
@@ -396,7 +402,7 @@ def _replace(disk: Disk, path: str, aside: str, identity: tuple[int, int], filli
 
 
 def _lock(disk: Disk, path: str, lock: sqlite3.Connection, filling: _Filling) -> None:
-    """Lets nobody write to a file, all of whose log has been copied into it. Raises NotNow, Unproved."""
+    """Locks a file against writers once its log has been copied into it completely. Raises NotNow, Unproved."""
     for _ in range(LOCK_TRIES):
         filling.keep_up()
         lock.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
@@ -404,7 +410,7 @@ def _lock(disk: Disk, path: str, lock: sqlite3.Connection, filling: _Filling) ->
         if not _size(disk, f"{path}-wal"):
             return
         lock.execute("ROLLBACK")
-    if differs(disk, path):  # its writer takes what is in no log any more for proved
+    if differs(disk, path):  # its writer takes pages that are no longer in the log for proved
         raise Unproved(f"{path} was written and synced, but the medium does not hold it")
     raise NotNow("others read or write the file all the time")
 

@@ -1,4 +1,4 @@
-"""A page of the history: rows that follow each other in a file, each the entry's record as the journal has it. Pure.
+"""A page of the history: consecutive rows of a file, each of them the entry's record as the journal has it. Pure.
 
     page    first u64 (the seq of its first row), count u32, checksum, packed
     packed  the body, compressed: a Zstandard frame (RFC 8878)
@@ -8,15 +8,15 @@
             user_id and `Row`'s fields from entry_id to actor, then credit limit, holds, fraction of the amount.
             An opening row of `restoring` is written so, too
 
-`older` is the seq of the account's row before. `start` is where in the records a row begins; it ends at the start of
-the next row, and a deleted row has no bytes. The checksum is a CRC-32C of first and count, then of `packed`. All
-numbers are little-endian. Example: a page whose first row is 9 and which holds two rows of 230 bytes begins its body
-with older of row 9, older of row 10, 0, 230.
+`older` is the seq of the account's preceding row. `start` is the offset in the records at which a row begins; the row
+ends at the start of the next one, and a deleted row has no bytes. The checksum is a CRC-32C of first and count, then of
+`packed`. All numbers are little-endian. Example: the body of a page whose first row is 9, and which holds two rows of
+230 bytes, begins with older of row 9, older of row 10, 0, 230.
 
 Compression costs less than writing the bytes it saves, as most of an entry is zeros or equal to its neighbours. Because
-the entry is kept whole, whatever a statement will have to show can be shown: nothing is chosen here. What a row shows
-is defined by `entry.history_row`, in floors of nanos. `row_of` makes the same out of the parts (nanos, frac) with small
-integers only:
+the whole entry is stored, a later version of the statement can show any of its fields. What a row shows is defined by
+`entry.history_row`, in nanos rounded down. `row_of` computes the same from the parts (nanos, frac) with small integers
+only:
 
     balance before = balance - amount           its fraction borrows one where balance_frac < amount_frac
     amount shown   = amount_nanos               + that borrow
@@ -42,9 +42,9 @@ from billing.ledger.money import NANO
 from shards.batch import ENTRY, ENVELOPE, LENGTH
 
 PAGE_ROWS: Final = 32
-LEVEL: Final = -1  # of the compression: a third of the work of level 1, and a tenth more bytes
-OLDER_ROW: Final = 0  # in the place of the kind of a record
-OPENING_ROW: Final = 255  # in the place of an operation: what a snapshot had of an account (`restoring`)
+LEVEL: Final = -1  # compression level: a third of the work of level 1, and a tenth more bytes
+OLDER_ROW: Final = 0  # instead of the kind of a record
+OPENING_ROW: Final = 255  # instead of an operation: an account's state in a snapshot (`restoring`)
 RECORD_HEAD_BYTES: Final = LENGTH.size + ENVELOPE.size
 _HEAD: Final = struct.Struct("<QI")
 _OLDER_BYTES: Final = 8
@@ -52,8 +52,8 @@ _START_BYTES: Final = 4
 
 
 class Row(NamedTuple):
-    """An entry as the history has it. Of a row that an older version of the file had, what it lacks is None: `flags`,
-    `frac` and all behind them; and `generation` is 0.
+    """An entry as the history has it. A row from an older version of the file has None in `flags` and `frac` and the
+    fields that it lacks, and 0 in `generation`.
     """
 
     seq: int
@@ -68,15 +68,15 @@ class Row(NamedTuple):
     message: bytes
     request_id: bytes
     flags: int | None
-    frac: int | None  # of the balance
-    rate: int | None  # the account's from then on
-    value: int | None  # what the command set (`entry.value_of`), of a line its rate from then on
+    frac: int | None  # fraction of the balance
+    rate: int | None  # the account's rate from then on
+    value: int | None  # the value that the command set (`entry.value_of`); for a line, its rate from then on
     resource: bytes | None  # the line, or the cutoff class or the thresholds (packed) that were set
     actor: bytes
     credit_limit: int  # nanos
     holds: int  # nanos
     amount_frac: int
-    generation: int  # at which the shard held the bucket
+    generation: int  # the generation under which the shard held the bucket
 
 
 def name_of(operation: int) -> str:
@@ -85,7 +85,9 @@ def name_of(operation: int) -> str:
 
 
 class Part:
-    """Rows that will be pages: their records as runs of bytes, and of each row where it begins and its older one."""
+    """Rows that are not in a page yet: their records as runs of bytes, and for each row its start and its older
+    row.
+    """
 
     __slots__ = ("older", "runs", "size", "starts")
 
@@ -96,7 +98,7 @@ class Part:
         self.older: list[int] = []
 
     def take(self, payload: bytes, start: int, end: int) -> None:
-        """Adds the bytes of rows whose starts are there already."""
+        """Adds the bytes of rows whose starts were added before."""
         if end > start:
             self.runs.append(payload[start:end])
             self.size += end - start
@@ -109,7 +111,7 @@ class Part:
 
 
 class Page(NamedTuple):
-    """As it stands in the file."""
+    """A page as it is stored in the file."""
 
     first: int
     length: int  # rows
@@ -118,11 +120,11 @@ class Page(NamedTuple):
 
     @property
     def is_sound(self) -> bool:
-        """Whether it is what was written."""
+        """Whether the page matches its checksum."""
         return checksum_of(self.first, self.length, self.packed) == self.checksum
 
     def open(self) -> OpenPage:
-        """Its rows. Only where it is sound."""
+        """Returns the page with its rows decompressed. The page must be sound."""
         return OpenPage(self.first, self.length, decompress(self.packed))
 
 
@@ -134,7 +136,7 @@ class OpenPage(NamedTuple):
     body: bytes
 
     def row(self, seq: int) -> Row | None:
-        """One of its rows; None where it is deleted."""
+        """Returns one of its rows; None where it is deleted."""
         body, index = self.body, seq - self.first
         starts_at = self.length * _OLDER_BYTES
         base = starts_at + self.length * _START_BYTES
@@ -148,25 +150,25 @@ class OpenPage(NamedTuple):
         return row_of(body, base + start, seq, older)
 
     def rows(self) -> Iterator[Row]:
-        """Those that are not deleted, in order."""
+        """Yields the rows that are not deleted, in order."""
         for seq in range(self.first, self.first + self.length):
             row = self.row(seq)
             if row is not None:
                 yield row
 
     def records(self) -> list[bytes]:
-        """The record of each row; of a deleted one an empty one."""
+        """Returns the record of each row; an empty one for a deleted row."""
         index = _index_struct(self.length).unpack_from(self.body)
         base = _index_struct(self.length).size
         starts = [*index[self.length :], len(self.body) - base]
         return [self.body[base + starts[at] : base + starts[at + 1]] for at in range(self.length)]
 
     def older(self) -> tuple[int, ...]:
-        """The `older` of each row."""
+        """Returns the `older` of each row."""
         return _index_struct(self.length).unpack_from(self.body)[: self.length]
 
     def without(self, seqs: Sequence[int]) -> Page | None:
-        """The page after these rows were deleted; None where none is left."""
+        """Returns the page without these rows; None where no row is left."""
         records = self.records()
         for seq in seqs:
             records[seq - self.first] = b""
@@ -191,12 +193,12 @@ def _index_struct(count: int) -> struct.Struct:
 
 
 def checksum_of(first: int, length: int, packed: bytes) -> int:
-    """The checksum of a page."""
+    """Returns the checksum of a page."""
     return crc32c(packed, crc32c(_HEAD.pack(first, length)))
 
 
 def pages_of(part: Part, first: int) -> list[Page]:
-    """The rows of a part as pages, the first row as `first`."""
+    """Returns the rows of a part as pages; `first` is the seq of the first row."""
     records, starts, older = b"".join(part.runs), part.starts, part.older
     pages = []
     for low in range(0, len(starts), PAGE_ROWS):
@@ -219,7 +221,7 @@ _TAILS: Final = ("user_id", "key", "request_id", "message", "options", "actor", 
 
 
 def _record_struct() -> struct.Struct:
-    """A whole record up to its tails: its length, kind and generation, the wanted numbers of the entry in it, the
+    """Returns the layout of a record up to its tails: its length, generation, the wanted numbers of the entry, and the
     lengths of its tails. It is derived from the entry's own format, so the two cannot drift apart.
     """
     numbers = FIELDS[: FIELDS.index("user_id")]
@@ -236,14 +238,16 @@ def _record_struct() -> struct.Struct:
 
 
 _RECORD: Final = _record_struct()
-_KEPT: Final = frozenset((ops.SET_CLASS, ops.SET_THRESHOLDS))  # whose key says what they set
-_PLAIN: Final = frozenset((ops.TOP_UP, ops.DEBIT, ops.ADJUST, ops.EXHAUST))  # which set no value
+_KEPT: Final = frozenset((ops.SET_CLASS, ops.SET_THRESHOLDS))  # operations that set a value which is in the key
+_PLAIN: Final = frozenset((ops.TOP_UP, ops.DEBIT, ops.ADJUST, ops.EXHAUST))  # operations that set no value
 _decode: Final = msgspec.msgpack.Decoder().decode
 _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def row_of(records: bytes, at: int, seq: int, older: int) -> Row:
-    """The row whose record begins at `at`. Raises AssertionError, ValueError, struct.error where there is none."""
+    """Returns the row whose record begins at `at`. Raises AssertionError, ValueError, struct.error where there
+    is none.
+    """
     if records[at + LENGTH.size] != ENTRY or records[at + RECORD_HEAD_BYTES] != FORMAT:
         return _former_row(records, at, seq, older)
     (
@@ -279,7 +283,9 @@ def row_of(records: bytes, at: int, seq: int, older: int) -> Row:
 
 
 def _former_row(records: bytes, at: int, seq: int, older: int) -> Row:
-    """The row of a record whose entry is of the first format, or which is a row of an older version of the file."""
+    """Returns the row of a record that holds an entry of the first format, or a row of an older version of the
+    file.
+    """
     (length,) = LENGTH.unpack_from(records, at)
     end = at + LENGTH.size + length
     assert end <= len(records), "a record ends behind its page"
@@ -292,6 +298,8 @@ def _former_row(records: bytes, at: int, seq: int, older: int) -> Row:
 
 
 def record_of_older_row(fields: Sequence[Any]) -> bytes:
-    """The record of a row of an older version of the file: `Row`'s fields from user_id to amount_frac."""
+    """Returns the record of a row of an older version of the file. `fields`: those of `Row` from user_id to
+    amount_frac.
+    """
     packed = _encode(fields)
     return LENGTH.pack(1 + len(packed)) + bytes((OLDER_ROW,)) + packed

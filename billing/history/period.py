@@ -1,18 +1,18 @@
 """A period of one account: the opening balance, the changes by time and by entries, and the closing balance. Pure.
 
-**The account between two entries.** Whatever changes an account's rate or state is an entry: exhaustions, expiries and
+**The account between two entries.** Every change of an account's rate or state is an entry: exhaustions, expiries and
 thresholds included. So from one entry to the next the account spends at one rate, and what it has spent `t` later is
 
-    min(rate * t, room)        room: what can still be spent before spending pauses, or comes to a bound
+    min(rate * t, room)        room: what can still be spent before spending pauses, or the balance reaches its bound
 
-which at the next entry is that entry's own accrual, to the internal unit. `Point` is an account from an entry
-on; `Interval` is the time from one point to the next.
+which at the next entry is that entry's own accrual, to the internal unit. A `Point` is the account from an entry on; an
+`Interval` is the time from one point to the next.
 
-**A period** takes in the instants from `from_ns` up to, not including, `to_ns`. It opens with the balance *at* from,
-after all that has accrued by then and before the entries of that instant, and closes alike at `to_ns`. So each entry
-and each nanosecond of accrual is in exactly one of consecutive periods, the closing of one is the opening of the next,
-and the sums of parts are the whole: in internal units, and in nanos as well, since what is shown in nanos is always a
-difference of two balances, each rounded down.
+**A period** covers the instants from `from_ns` up to, but not including, `to_ns`. It opens with the balance *at*
+`from_ns`, after everything that accrued before and before the entries of that instant, and closes in the same way at
+`to_ns`. So each entry and each nanosecond of accrual is in exactly one of consecutive periods, the closing balance of
+one is the opening balance of the next, and the sums of the parts equal the whole: in internal units, and in nanos as
+well, since every amount in nanos is a difference of two balances, each rounded down.
 
     opening + credits - debits - accrued = closing
 
@@ -23,14 +23,14 @@ their names share what was spent: each has the difference of two floors of runni
     floor(spent * (rates up to and with the line) / rate) - floor(spent * (rates before it) / rate)
 
 which is the line's own rate times t where nothing was cut short, never falls as `spent` rises, and sums to `spent`. So
-lines sum to the account's accrual in every period, and each line's parts to its whole.
+the lines sum to the account's accrual in every period, and the parts of each line to its whole.
 
-**What is not known is said.** Where entries are lost, one point of the operation `missing` stands in their place and
-bridges the balances, and nothing accrues before it; a point of an older version of the history has no rate, and what
-accrued behind it is spread evenly; what no known line has spent stands under the resource None. `whole_from_ns` is the
-instant from which on nothing of the kind is left.
+**Unknown parts are reported.** Where entries are lost, one point of the operation `missing` replaces them and bridges
+the balances; nothing accrues before it. A point from an older version of the history has no rate, and the accrual
+behind it is spread evenly. Spending of no known line counts for the resource None. `whole_from_ns` is the instant from
+which on everything is known.
 
-Money in internal units unless a name says nanos.
+Amounts of money are in internal units unless a name says nanos.
 """
 
 from __future__ import annotations
@@ -39,38 +39,38 @@ from typing import Final, NamedTuple
 
 from billing.ledger.money import INT64_MAX, NANO
 
-MISSING: Final = "missing"  # the operation that stands for entries which are lost
-OPENING: Final = "opening"  # and the one that stands for entries which history.keep_days deleted, or a snapshot had
+MISSING: Final = "missing"  # the operation of a point that replaces lost entries
+OPENING: Final = "opening"  # of one that replaces entries which history.keep_days deleted, or a snapshot had
 NO_ENTRIES: Final = frozenset((MISSING, OPENING))
 EXPIRED: Final = "credit_expired"
 BALANCE_MAX: Final = INT64_MAX * NANO
 
-Resource = bytes | None  # None: of no line that is known
+Resource = bytes | None  # None: no known line
 Lines = dict[Resource, int]  # nanos per hour
 
 
 def by_name(resource: Resource) -> tuple[bool, bytes]:
-    """The key by which lines are sorted: what is of no known line comes first."""
+    """The key by which lines are sorted: None, the resource of no known line, comes first."""
     return resource is not None, resource or b""
 
 
 class Point(NamedTuple):
-    """An account from one of its entries on."""
+    """The state of an account from one of its entries on."""
 
     entry_id: int
     at_ns: int
     operation: str
-    amount: int  # signed, by the entry itself
+    amount: int  # signed; the change by the entry itself, without accrual
     balance: int
     rate: int | None  # nanos per hour; None where it is not known
-    room: int  # what can still be spent from here on; 0 while spending pauses
+    room: int  # what the account can still spend from here on; 0 while spending pauses
     resource: Resource = None  # the line that the entry set
-    line_rate: int | None = None  # and its rate from here on, where it is known
-    is_exact: bool = True  # what has accrued before it is known to the internal unit
+    line_rate: int | None = None  # the rate of that line from here on; None where it is not known
+    is_exact: bool = True  # the accrual before it is known to the internal unit
 
     @property
     def before(self) -> int:
-        """The balance before the entry, after what time took until then."""
+        """The balance right before the entry, after the accrual up to it."""
         return self.balance - self.amount
 
 
@@ -78,7 +78,7 @@ NOTHING: Final = Point(0, 0, "", 0, 0, 0, 0)  # before the first entry
 
 
 def room_of(balance: int, credit_limit_nanos: int, holds_nanos: int, *, exhausted: bool, accruing: bool) -> int:
-    """What an account in this state can spend before spending pauses, or comes to a bound."""
+    """Returns what an account in this state can spend before spending pauses, or the balance reaches its bound."""
     available = balance + (credit_limit_nanos - holds_nanos) * NANO
     if not exhausted:
         return max(0, available)
@@ -86,7 +86,9 @@ def room_of(balance: int, credit_limit_nanos: int, holds_nanos: int, *, exhauste
 
 
 def missing(before: Point, after: Point) -> Point:
-    """What stands for the entries between these two: at the instant of the later one, and up to its `before`."""
+    """Returns the point that replaces the entries between two others: at the instant of the later one, with a balance
+    equal to that one's `before`.
+    """
     return Point(
         before.entry_id + 1, after.at_ns, MISSING, after.before - before.balance, after.before, 0, 0, is_exact=False
     )
@@ -101,13 +103,13 @@ class Interval(NamedTuple):
 
     @property
     def spent(self) -> int:
-        """What has accrued by its end."""
+        """The accrual of the whole interval."""
         if self.after is None:
             return self._by_rate(self.end_ns)
         return 0 if self.after.operation == MISSING else self.start.balance - self.after.before
 
     def spent_at(self, at_ns: int) -> int:
-        """What of it has accrued at an instant within, ends included."""
+        """The accrual from its start to an instant within, ends included."""
         start, after = self.start, self.after
         if at_ns >= self.end_ns:
             return self.spent
@@ -121,7 +123,7 @@ class Interval(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether what accrues in it is known to the internal unit, all the time."""
+        """Whether the accrual is known to the internal unit, at every instant of the interval."""
         return self.start.rate is not None and (self.after is None or self.after.is_exact)
 
     def _by_rate(self, at_ns: int) -> int:
@@ -138,13 +140,15 @@ class Line(NamedTuple):
 
 
 class Period(NamedTuple):
-    """See the module. `first_id` and `last_id` are of the entries within, 0 where there is none."""
+    """See the module. `first_id` and `last_id`: the entry_ids of the first and the last entry within; 0 where there is
+    none.
+    """
 
     from_ns: int
     to_ns: int
     opening: int
     credits: int
-    debits: int  # what expired included
+    debits: int  # including what expired
     expired: int
     accrued: int
     closing: int
@@ -169,12 +173,12 @@ class Period(NamedTuple):
 
 
 class LineSums:
-    """What each line has spent. A line costs something when it changes, and where spending is cut short; not while
-    time passes: `_clock` counts the nanoseconds in which all lines spent their own rates.
+    """The sums of what each line has spent. A line costs work when it changes and where spending is cut short, not
+    while time passes: `_clock` counts the nanoseconds in which all lines spent their own rates.
     """
 
     def __init__(self, lines: Lines) -> None:
-        """`lines` sum to the account's rate at the start."""
+        """`lines`: their sum is the account's rate at the start."""
         self._lines = dict(lines)
         self._since = dict.fromkeys(lines, 0)
         self._accrued: Lines = dict.fromkeys(lines, 0)
@@ -182,8 +186,8 @@ class LineSums:
         self._total = sum(lines.values())
 
     def pass_time(self, from_ns: int, to_ns: int, first: int, last: int) -> None:
-        """A part of an interval, from so many nanoseconds behind its start to so many; by then the account had spent
-        `first` and `last` of it.
+        """Adds a part of an interval. `from_ns` and `to_ns`: nanoseconds since the interval's start; `first` and
+        `last`: what the account had spent of it by then.
         """
         if first == self._total * from_ns and last == self._total * to_ns:
             self._clock += to_ns - from_ns
@@ -191,7 +195,9 @@ class LineSums:
             self._share(first, last)
 
     def _share(self, first: int, last: int) -> None:
-        """The account's spending of an interval went on from `first` to `last`, not at the pace of its rate."""
+        """Distributes the account's spending from `first` to `last` in an interval over the lines, where it was not
+        rate times time.
+        """
         rate, running = self._total, 0
         if not rate:
             self._add(None, last - first)
@@ -205,7 +211,7 @@ class LineSums:
         self._accrued[resource] = self._accrued.get(resource, 0) + spent
 
     def take(self, before: Point, point: Point) -> None:
-        """An entry that may have set a line; behind what is not known, no line is known."""
+        """Takes an entry that may have set a line. Behind a point without a known rate, no line is known."""
         rate, resource = point.rate, point.resource
         if rate is None or point.operation == MISSING:
             rate = rate or 0
@@ -220,7 +226,7 @@ class LineSums:
             self._set(None, self._lines.get(None, 0) + rate - self._total)
 
     def name(self, lines: Lines) -> None:
-        """From here on the rate is that of these lines, which were not known before."""
+        """Sets the lines, which were not known before and make up the rate from here on."""
         for resource in self._lines.keys() - lines.keys():
             self._set(resource, 0)
         for resource, rate in lines.items():
@@ -242,7 +248,7 @@ class LineSums:
         return len(self._accrued)
 
     def close(self, accrued: int, accrued_nanos: int) -> tuple[Line, ...]:
-        """The lines in the order of their names; their nanos sum to the account's."""
+        """Returns the lines in the order of their names; their nanos sum to the account's."""
         for resource in list(self._lines):
             self._set(resource, self._lines[resource])
         rest = accrued - sum(self._accrued.values())
@@ -258,15 +264,17 @@ class LineSums:
 
 
 class Tally:
-    """Adds a period up: `take` each of its entries, oldest first, then `close`."""
+    """Adds a period up: call `take` for each of its entries, oldest first, then `close`."""
 
     def __init__(self, from_ns: int, to_ns: int, former: Point, lines: Lines | None = None) -> None:
-        """`former`: the newest point before `from_ns`, or NOTHING. `lines`: of that moment, to itemise by them."""
+        """`former`: the newest point before `from_ns`, or NOTHING. `lines`: the lines at that point, to itemise the
+        period by; None: do not itemise.
+        """
         assert from_ns <= to_ns, "a period upside down"
         self.from_ns, self.to_ns = from_ns, to_ns
         self._former = former
         self._sums = None if lines is None else LineSums(lines)
-        self._begun_ns = from_ns  # up to here all is added
+        self._begun_ns = from_ns  # everything up to this instant is added
         self._opening: int | None = None
         self._accrued = self._credits = self._debits = self._expired = 0
         self._credits_nanos = self._debits_nanos = self._expired_nanos = 0
@@ -275,11 +283,11 @@ class Tally:
 
     @property
     def resources(self) -> int:
-        """How many lines it is itemised by, so far."""
+        """The number of lines in the itemisation so far."""
         return 0 if self._sums is None else len(self._sums)
 
     def take(self, point: Point) -> None:
-        """The next entry of the period."""
+        """Takes the next entry of the period."""
         assert self.from_ns <= point.at_ns < self.to_ns, "an entry outside its period"
         before, amount = self._former, point.amount
         self._pass(Interval(before, point.at_ns, point), point.at_ns)
@@ -303,12 +311,14 @@ class Tally:
             self._entries += 1
 
     def name(self, lines: Lines) -> None:
-        """Behind the entry that was taken last, these are the lines; it is itemised by them from there on."""
+        """Sets the lines behind the entry that was taken last; the period is itemised by them from there on."""
         if self._sums is not None:
             self._sums.name(lines)
 
     def _pass(self, interval: Interval, to_ns: int) -> None:
-        """Time passes, up to `to_ns`. The first interval of a period begins before it, all others within."""
+        """Adds the accrual up to `to_ns`. The first interval of a period begins before the period, all others within
+        it.
+        """
         first, start = 0, interval.start
         if self._opening is None:
             first = interval.spent_at(self._begun_ns)
@@ -322,7 +332,7 @@ class Tally:
         self._begun_ns = to_ns
 
     def close(self, after: Point | None) -> Period:
-        """The period; `after` is the point behind it, None where there is none yet."""
+        """Returns the period. `after`: the first point behind it, None where there is none yet."""
         end_ns = self.to_ns if after is None else after.at_ns
         interval = Interval(self._former, end_ns, after)
         self._pass(interval, self.to_ns)

@@ -1,20 +1,20 @@
-"""Periods and past balances of an account, out of its rows: the reads, their order, and the answer.
+"""Periods and past balances of an account, computed from its rows: which rows are read, in which order, and the answer.
 
-A statement reads its account's rows from the first of the period to its last, in pages, and beside them only the row
-before and the row behind; what came before is not read, however old the account is. Where it is itemised by resource it
-first walks back from the beginning of the period, until the lines it has met sum to the account's rate (lines are never
-below zero, so all others are at zero then), or until it comes to an opening, which says them all (`openings`). Lines of
-which no row says when they were set (an older version kept none, or the row is lost) are told from those that the
-ledger knows now, if no row since then sets them.
+A statement reads the rows of the account from the first of the period to its last, in pages, and besides only the row
+before and the row behind the period; older rows are not read, however old the account is. Where it is itemised by
+resource, it first walks back from the beginning of the period, until the lines it has met sum to the account's rate
+(lines are never below zero, so all others are zero then), or until an opening, which holds all lines (`openings`). A
+line whose setting is in no row (an older version did not record it, or the row is lost) gets the rate that the ledger
+has now, if no row since then sets the line.
 
-The rows of an account are a chain by entry_id, whose instants never fall. The place of an instant in it is found by
-halving over the marks of each file (`HistoryReader.newest_id_before`).
+The rows of an account are a chain by entry_id, whose instants never fall. The row at an instant is found by bisecting
+the marks of each file (`HistoryReader.newest_id_before`).
 
-The newest state of the account comes with the question, from the ledger: it stands for the newest row where that is
-missing, or is of an older version of the file and has no rate.
+The newest state of the account comes with the question, from the ledger. It replaces the newest row where that is
+missing, or is from an older version of the file and has no rate.
 
-Nothing here waits: a question is a generator, which yields between pages so that the process can take batches in and
-answer others meanwhile. Its value is the answer, and whether no row was missing.
+Nothing here waits: a question is a generator, which yields between pages so that the process can take batches and
+answer other questions meanwhile. It returns the answer, and whether no row was missing.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ from billing.ledger.entry import ACCRUING, EXHAUSTED, text
 from billing.ledger.money import INT64_MAX, NANO
 
 PAGE_ROWS: Final = 2_000
-ENTRIES_MAX: Final = 1_000_000  # in one period; longer ones are asked for in parts, which join
-WALK_ROWS_MAX: Final = 1_000_000  # walked back for lines; what is not found then is of no line that is known
+ENTRIES_MAX: Final = 1_000_000  # in one period; the caller asks for longer ones in parts, which join
+WALK_ROWS_MAX: Final = 1_000_000  # how far to walk back for lines; the rest of the rate is of no known line
 RESOURCES_MAX: Final = 100_000
 
 Shown = dict[str, Any]
 _CLOSED: Final = ops.NAMES[ops.CLOSE]
-Answer = tuple[Shown, bool]  # and whether no row was missing
+Answer = tuple[Shown, bool]  # the second: whether no row was missing
 Steps = Generator[None, None, Answer]
 
 
 class Standing(NamedTuple):
-    """An account as its newest entry left it, as the ledger has it; all zeros of one that never was."""
+    """An account as its newest entry left it, from the ledger; all zeros for an account that was never opened."""
 
     entry_id: int = 0
     at_ns: int = 0
@@ -63,18 +63,18 @@ class Standing(NamedTuple):
     rate: int = 0
     credit_limit_nanos: int = 0
     holds_nanos: int = 0
-    flags: int = 0  # EXHAUSTED and ACCRUING, as of an entry
-    lines: Sequence[tuple[bytes, int]] = ()  # (resource, nanos per hour); empty too where they were not asked for
+    flags: int = 0  # EXHAUSTED and ACCRUING, as in an entry
+    lines: Sequence[tuple[bytes, int]] = ()  # (resource, nanos per hour); also empty where the question needs none
 
     @property
     def balance(self) -> int:
-        """In internal units."""
+        """The balance in internal units."""
         return self.balance_nanos * NANO + self.balance_frac
 
 
 class Misplaced(AssertionError):
-    """A row stands where none of its instant may be. Where a former owner of the bucket wrote rows while the account's
-    were read, reading them again is all it takes; else it is a bug.
+    """A row's instant contradicts its place among the account's rows. If a former owner of the bucket wrote rows while
+    the account's were read, it is enough to read them again; else it is a bug.
     """
 
 
@@ -83,7 +83,7 @@ class TooLong(Exception):
 
 
 def point_of(row: Row) -> Point:
-    """An account from this row on."""
+    """Returns the account's state from this row on."""
     name, frac = name_of(row.operation), row.frac
     if row.flags is None or frac is None or row.rate is None:
         return Point(
@@ -94,7 +94,7 @@ def point_of(row: Row) -> Point:
     exhausted, accruing = bool(row.flags & EXHAUSTED), bool(row.flags & ACCRUING)
     return Point(
         row.entry_id, row.at_ns, name,
-        (row.amount - (frac < row.amount_frac)) * NANO + row.amount_frac,  # as `page.row_of` shows it
+        (row.amount - (frac < row.amount_frac)) * NANO + row.amount_frac,  # undoes the rounding of `page.row_of`
         exactly, row.rate,
         room_of(exactly, row.credit_limit, row.holds, exhausted=exhausted, accruing=accruing),
         resource, row.value if resource is not None else None,
@@ -126,35 +126,39 @@ class Chain:
         self.is_whole = True  # no row was missing so far
 
     def newest_id_before(self, at_ns: int) -> int:
-        """The entry_id of the newest row before an instant; 0 where there is none."""
+        """Returns the entry_id of the newest row before an instant; 0 where there is none."""
         return self._reader.newest_id_before(self._generation, self._user_id, at_ns)
 
     def rows(self, first_id: int, last_id: int) -> list[Row]:
-        """Those with these entry_ids, oldest first; at most `PAGE_ROWS` of them may lie between."""
+        """Returns the rows with these entry_ids, oldest first; the range may have at most `PAGE_ROWS`."""
         count = last_id - first_id + 1
         newest_first = self._reader.rows(self._generation, self._user_id, last_id + 1, count)[1]
         return [row for row in reversed(newest_first) if row.entry_id >= first_id]
 
     def row_behind(self, entry_id: int) -> list[Row]:
-        """The first row behind this entry_id, wherever it is: also behind a gap. None or one."""
+        """Returns the first row behind this entry_id, even behind a gap: a list of none or one."""
         above, _ = self._reader.rows(self._generation, self._user_id, entry_id + 1, 1)
         return [] if above is None else [above]
 
     def point_at(self, entry_id: int) -> Point:
-        """The point of a row, NOTHING for 0."""
+        """Returns the point of the newest row up to `entry_id`; NOTHING where there is none, or for 0."""
         if entry_id <= 0:
             return NOTHING
         rows = self._reader.rows(self._generation, self._user_id, entry_id + 1, 1)[1]
         return self._completed(point_of(rows[0])) if rows else NOTHING
 
     def _completed(self, point: Point) -> Point:
-        """A row of an older file that is the account's newest: what it lacks, the ledger knows."""
+        """Returns the point; if it is the account's newest and lacks a rate (an older file), with the state from the
+        ledger.
+        """
         if point.rate is None and point.entry_id == self.newest.entry_id:
             return _standing_point(self.newest, point.amount, point.operation)
         return point
 
     def points(self, former: Point, rows: list[Row]) -> Iterator[tuple[Point, Row | None]]:
-        """The points of these rows behind `former`, each with its row; one without a row in the place of a gap."""
+        """Yields the points of these rows, which follow `former`, each with its row; and one without a row in the place
+        of a gap.
+        """
         before = former
         for row in rows:
             point = self._completed(point_of(row))
@@ -165,8 +169,8 @@ class Chain:
             before = point
 
     def gap_row(self, before: Point, gap: Point, row: Row | None) -> Shown:
-        """What is shown of a gap behind `before`, and in front of `row` where there is one: as `history` shows it, but
-        that what accrued within is in its amount, up to the entry behind it.
+        """Returns the row that is shown for a gap between `before` and `row` (None at the end). It is the one that
+        `history` shows, except that its amount includes what accrued within the gap, up to the entry behind it.
         """
         openings = {opening.entry_id for opening in self._reader.openings(self._generation, self._user_id)}
         last_id = self.newest.entry_id if row is None else row.entry_id - (gap.entry_id < row.entry_id)
@@ -177,7 +181,7 @@ class Chain:
         return shown | {"amount_nanos": closing_nanos - opening_nanos, "balance_after_nanos": closing_nanos}
 
     def last_gap(self, last: Point) -> Point | None:
-        """What stands for the newest entries where their rows are missing."""
+        """Returns the point that replaces the newest entries where their rows are missing; else None."""
         if last.entry_id >= self.newest.entry_id or not self.newest.entry_id:
             return None
         self.is_whole = False
@@ -185,8 +189,8 @@ class Chain:
         return _standing_point(self.newest, amount, MISSING)
 
     def lines_at(self, former: Point) -> Generator[None, None, Lines]:
-        """The rate lines behind a point, walking back from it to where they are known. What no known line has, None
-        has.
+        """Returns the rate lines behind a point, walking back from it until they are known. The rest of the rate is
+        under None.
         """
         openings = self._reader.openings(self._generation, self._user_id)
         while True:
@@ -197,11 +201,11 @@ class Chain:
             before, openings = openings, self._reader.openings(self._generation, self._user_id)
             if openings == before:
                 return (yield from self._named_by_standing(former, lines))
-            # What the walk needed was deleted on the way; the new opening says it.
+            # The rows that the walk needed were deleted meanwhile; the new opening has their lines.
 
     def _named_by_standing(self, former: Point, lines: Lines) -> Generator[None, None, Lines]:
-        """These lines behind `former`, where no row says of some when they were set: a line that no row behind it sets
-        has had the rate since then that the ledger knows.
+        """Replaces the unknown rest of `lines` behind `former` by lines that the ledger has now: a line that no row
+        behind `former` sets has had its present rate since then.
         """
         left: Lines = {resource: rate for resource, rate in self.newest.lines if rate and resource not in lines}
         at_id, end_id = former.entry_id, self.newest.entry_id
@@ -227,10 +231,10 @@ class Chain:
         return named | {None: rest} if rest else named
 
     def _lines_back_to(self, former: Point, opening: Opening | None) -> Generator[None, None, Lines]:
-        """See `lines_at`: walks until the lines that were met sum to the rate, to the opening, or to a gap."""
+        """See `lines_at`: walks back until the lines it met sum to the rate, or to the opening, or to a gap."""
         rates: dict[bytes, int] = {}
         changes: dict[bytes, int] = {}  # the accrual of lines without a recorded rate, since the last recorded one
-        unsaid: Point | None = None  # it changed a line by the difference to the account's rate before it
+        unsaid: Point | None = None  # a point that changed a line without recording its rate
         wanted, known, at_id = former.rate or 0, 0, former.entry_id
         end_id = max(0, at_id - WALK_ROWS_MAX)
         while at_id > end_id and (known < wanted or changes or unsaid):
@@ -238,7 +242,7 @@ class Chain:
             for row in reversed(rows):
                 point = point_of(row)
                 if point.entry_id != at_id or point.rate is None or point.operation == _CLOSED:
-                    return _with_rest(rates, wanted)  # nothing before it says anything of these lines
+                    return _with_rest(rates, wanted)  # no row before it can set these lines
                 at_id -= 1
                 if unsaid is not None and unsaid.resource is not None:
                     change = (unsaid.rate or 0) - point.rate
@@ -269,15 +273,15 @@ def _with_rest(rates: dict[bytes, int], wanted: int) -> Lines:
 
 
 def _says_lines(point: Point) -> bool:
-    """Whether the lines behind a point are known where those before it were."""
+    """Whether the lines behind a point are known if those before it are."""
     return point.rate is not None and point.operation not in NO_ENTRIES
 
 
 def statement(
     chain: Chain, user_id: bytes, from_ns: int, to_ns: int, by_resource: bool, limit: int, now_ns: int
 ) -> Steps:
-    """What `statement` answers; at most `limit` of its entries are in the answer, and rows in the place of those that
-    are not there. Raises TooLong, Misplaced.
+    """Makes the answer to `statement`, with at most `limit` of its entries and of the rows that replace missing ones.
+    Raises TooLong, Misplaced.
     """
     asked_to_ns = to_ns
     from_ns, to_ns = min(from_ns, now_ns), min(to_ns, now_ns)
@@ -293,7 +297,7 @@ def statement(
     at_id = first_id
     while at_id <= last_id:
         page_end = min(last_id, at_id + PAGE_ROWS - 1)
-        gap: tuple[Point, Point] | None = None  # behind which point, and what stands for it
+        gap: tuple[Point, Point] | None = None  # the point before the gap, and the point that replaces it
         for point, row in chain.points(former, chain.rows(at_id, page_end)):
             if point.at_ns >= to_ns or point.at_ns < from_ns:
                 raise Misplaced(f"entry {point.entry_id} stands in the wrong place")
@@ -322,7 +326,7 @@ def statement(
 
 
 def shown(user_id: bytes, period: Period, is_open: bool, entries: list[Shown]) -> Shown:
-    """A period as `statement` answers it."""
+    """Returns a period as `statement` answers it."""
     answer: Shown = {
         "user_id": user_id.decode(),
         "from_ns": period.from_ns,
@@ -356,7 +360,7 @@ def shown(user_id: bytes, period: Period, is_open: bool, entries: list[Shown]) -
 
 
 def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
-    """What `balance_at` answers: the account at an instant, behind the entries of that instant."""
+    """Makes the answer to `balance_at`: the account at an instant, after the entries of that instant."""
     yield
     is_ahead = at_ns > now_ns
     at_ns = min(at_ns, now_ns)
@@ -390,7 +394,7 @@ def balance_at(chain: Chain, user_id: bytes, at_ns: int, now_ns: int) -> Steps:
 
 
 def _standing_of(chain: Chain, former: Point, after: Point | None) -> tuple[int | None, int | None, str | None]:
-    """Credit limit, open holds and state behind a point, before the next."""
+    """Returns credit limit, open holds and state between a point and the next one; None where they are not known."""
     if not former.entry_id:
         return (0, 0, "unopened") if after is None or after.operation != MISSING else (None, None, None)
     if former.operation == _CLOSED:

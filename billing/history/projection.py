@@ -1,17 +1,16 @@
-"""A journal's batch as rows of the history. Pure; and fast, because it runs once for every entry there is.
+"""Turns a batch of the journal into rows of the history. Pure, and written for speed: it runs once per entry.
 
-A row is the entry's record as it stands in the batch (`page`), so nothing is worked out here that a reader can work out
-later: of each entry only its entry_id and its user are looked at, and the bytes are taken over in runs, as long as
-records that are rows follow each other.
+A row is the entry's record as it is in the batch (`page`); a reader computes everything else later. Only the entry_id
+and the user of each entry are parsed, and the bytes are copied in runs, one for consecutive records that are rows.
 
-`seq` counts the rows of one file from 1; `older` is the seq of the same account's row before, 0 for the first: so the
-rows of an account are a chain from the newest to the oldest, which is the order they are asked for in, and writing one
-never touches another page of the file than the last. So that one need not walk a long chain from its end, every
-`MARK_EVERY`th entry is marked.
+`seq` counts the rows of one file from 1; `older` is the seq of the same account's preceding row, 0 for the first. So
+the rows of an account are a chain from the newest to the oldest, which is the order in which they are asked for, and
+writing a row changes no page of the file but the last. Every `MARK_EVERY`th entry of an account is marked, so that a
+reader need not walk a long chain from its end.
 
-Refused entries and reports of deliveries carry no entry_id and are no rows. Of the records of the shard itself two
-matter: from LEAVE another shard's reader knows that this file has all of a bucket's former time; RECEIVED says which
-buckets have just come.
+Refused entries and reports of deliveries have no entry_id and are no rows. Of the shard's own records two matter: a
+LEAVE tells the readers of other shards that this file has all rows of a bucket's time here; a RECEIVED says which
+bucket has just arrived.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ MARK_EVERY: Final = 64  # by entry_id; a power of two
 
 
 def _wanted_struct() -> struct.Struct:
-    """A whole record up to its tails, of which its length, the entry_id and the length of the user_id are wanted."""
+    """Returns the layout of a record up to its tails: its length, the entry_id, and the length of the user_id."""
     codes = FIXED.format[2:]
     assert FIXED.format[:2] == "<B"
     form = (
@@ -38,7 +37,7 @@ def _wanted_struct() -> struct.Struct:
     return struct.Struct(f"{LENGTH.format}{ENVELOPE.size + 1}x{''.join(form)}")
 
 
-PLACE_MASK: Final = CHUNK - 1  # of a number: the place in its chunk
+PLACE_MASK: Final = CHUNK - 1  # the bits of an account's number that are its index in the chunk
 _WANTED: Final = _wanted_struct()
 _LENGTH_BYTES: Final = LENGTH.size
 _BODY_AT: Final = RECORD_HEAD_BYTES
@@ -46,21 +45,23 @@ assert ENVELOPE.format.startswith("<B"), "a record opens with the byte that says
 
 
 class Group:
-    """What one transaction will write: the rows of any number of batches, and what follows from them."""
+    """The rows of any number of batches that one transaction will write, and the other changes that follow from
+    them.
+    """
 
     __slots__ = ("arrived", "ends", "left", "marks", "part")
 
     def __init__(self) -> None:
-        self.part = Part()  # rows that are in no page yet
+        self.part = Part()  # rows that are not in a page yet
         self.marks: list[tuple[int, int, int]] = []  # (number, entry_id, seq)
-        self.left: list[tuple[int, int]] = []  # (bucket id, generation) given away
-        self.arrived: list[int] = []  # buckets that came
-        self.ends: list[tuple[int, int]] = []  # (position, seq) of the last row of each batch, where that is kept
+        self.left: list[tuple[int, int]] = []  # (bucket id, generation) of the buckets given away
+        self.arrived: list[int] = []  # buckets that arrived
+        self.ends: list[tuple[int, int]] = []  # (position, seq) of the last row of each batch, where `batches` is kept
 
 
 def project(payload: bytes, seq: int, accounts: Accounts, group: Group) -> int:
-    """Adds a batch's rows to `group`, the first as seq + 1, and makes each the newest of its account; returns the seq
-    of the last. Raises AssertionError, IndexError, ValueError or struct.error where the bytes are no batch.
+    """Adds the rows of a batch to `group`, the first as seq + 1, and makes each the newest of its account. Returns the
+    seq of the last row. Raises AssertionError, IndexError, ValueError or struct.error where the bytes are no batch.
     """
     part, mark = group.part, group.marks.append
     number_of, chunk_of, change = accounts.numbers.get, accounts.chunks.get, accounts.touched.add
@@ -68,7 +69,7 @@ def project(payload: bytes, seq: int, accounts: Accounts, group: Group) -> int:
     unpack_from, tails_after = _WANTED.unpack_from, _WANTED.size
     (count,) = LENGTH.unpack_from(payload)
     at = run_at = _LENGTH_BYTES
-    shift = part.size - run_at  # from a place in the payload to the same one in the part
+    shift = part.size - run_at  # from an offset in the payload to the same record's offset in the part
     for _ in range(count):
         if payload[at + _LENGTH_BYTES] == ENTRY and payload[at + _BODY_AT] == FORMAT:
             length, entry_id, user_len = unpack_from(payload, at)
@@ -102,18 +103,20 @@ def project(payload: bytes, seq: int, accounts: Accounts, group: Group) -> int:
 
 
 def _other(payload: bytes, at: int, group: Group) -> tuple[int, int, bytes]:
-    """The length of a record that is no entry of the present format; entry_id and user where it is one of the first."""
+    """Returns (length, entry_id, user_id) of a record that is no entry of the present format; 0 and b"" where it is no
+    row. Adds departures and arrivals to `group`.
+    """
     (length,) = LENGTH.unpack_from(payload, at)
     end = at + _LENGTH_BYTES + int(length)
     assert end <= len(payload), "a record ends behind its batch"
-    if payload[at + _LENGTH_BYTES] == OLDER_ROW:  # of another file
+    if payload[at + _LENGTH_BYTES] == OLDER_ROW:  # rebuilt from another host's file
         row = row_of(payload, at, 0, 0)
         return length, row.entry_id, row.user_id
     kind, bucket_id, generation = ENVELOPE.unpack_from(payload, at + _LENGTH_BYTES)
     if kind == ENTRY:
         entry = unpack(payload[at + _BODY_AT : end])
         return length, entry[_ENTRY_ID], entry[_USER_ID]
-    if kind == LEAVE and length == ENVELOPE.size:  # a longer one: a move came to nothing
+    if kind == LEAVE and length == ENVELOPE.size:  # a longer one: a move was cancelled
         group.left.append((bucket_id, generation))
     elif kind == RECEIVED:
         group.arrived.append(bucket_id)

@@ -1,10 +1,10 @@
-"""The process that writes one shard's history, a follower: `python -m billing.history.projector FD`.
+"""The follower process that writes one shard's history: `python -m billing.history.projector FD`.
 
 It takes batches into the open group, commits the group after `GROUP_WAIT_S` or `GROUP_ROWS_MAX` rows, and makes the
 file durable every `CHECKPOINT_S` or `CHECKPOINT_ROWS_MAX` rows, so that the journal may be trimmed. Before it answers a
-question it commits, so the answer holds every batch that came before.
+question it commits, so the answer covers every batch that came before.
 
-It yields to commands where cores are short (`NICENESS`): it may lag, they may not.
+It has a lower priority than the workers (`NICENESS`): where cores are short, it lags behind rather than they.
 """
 
 from __future__ import annotations
@@ -29,20 +29,20 @@ from shards.exits import Exit
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
 
-GROUP_WAIT_S: Final = 0.5  # whoever asks has it committed before that
+GROUP_WAIT_S: Final = 0.5  # a question commits the group earlier
 GROUP_ROWS_MAX: Final = 20_000
 CHECKPOINT_ROWS_MAX: Final = 500_000
 FORMER_POLL_S: Final = 0.02
-FORMER_WAIT_NS: Final = 5 * 10**9  # so long a question waits for what a former owner of the bucket has yet to write
-ARRIVED_NS: Final = 10 * 10**9  # so long behind a bucket's arrival that may still come, where some file lacks batches
-FORMER_END_NS: Final = 60 * 10**9  # after that long what is missing is answered as missing, no longer refused
+FORMER_WAIT_NS: Final = 5 * 10**9  # how long a question waits for rows that a bucket's former owner has yet to write
+ARRIVED_NS: Final = 10 * 10**9  # how long after a bucket's arrival such rows are awaited, if some file lacks batches
+FORMER_END_NS: Final = 60 * 10**9  # after that, answers report the rows as missing instead of being refused
 NICENESS: Final = 5
-FAILURES: Final = (sqlite3.Error, StoreError, OSError)  # of a file that is asked
-GARBAGE_THRESHOLD: Final = 100_000  # rows come and go by the thousand and make no cycles: collect rarely
+FAILURES: Final = (sqlite3.Error, StoreError, OSError)  # errors of reading a file
+GARBAGE_THRESHOLD: Final = 100_000  # thousands of rows are allocated and freed, without cycles: collect rarely
 
 
 class Projector(Follower):
-    """One wire, one file."""
+    """The process of one shard: one connection to its worker, one file."""
 
     def __init__(self, disk: Disk, clocks: Clocks) -> None:
         super().__init__(disk, clocks)
@@ -50,9 +50,9 @@ class Projector(Follower):
         self._reader: HistoryReader | None = None
         self._rows_at_checkpoint = 0
         self._keep_days = 0
-        self._log = b""  # what the log is called in cursors, where hosts share it
-        self._arrived_ns: dict[int, int] = {}  # bucket -> boot instant at which it came, as far as this process knows
-        self._awaited: dict[int, tuple[int, int]] = {}  # bucket -> generation that is awaited, since which boot instant
+        self._log = b""  # the log's identity in cursors, where hosts share it
+        self._arrived_ns: dict[int, int] = {}  # bucket -> boot instant of its arrival, if this process has seen it
+        self._awaited: dict[int, tuple[int, int]] = {}  # bucket -> awaited generation, boot instant since when
 
     @property
     def store(self) -> Store | None:
@@ -83,7 +83,7 @@ class Projector(Follower):
             self.later("write", GROUP_WAIT_S, self._write)
 
     def _write(self) -> None:
-        """Commits the open group, and plans the checkpoint that makes it durable."""
+        """Commits the open group, and schedules the checkpoint that makes it durable."""
         store = self._store
         assert store is not None
         if not self.flush():
@@ -104,7 +104,7 @@ class Projector(Follower):
         self._rows_at_checkpoint = self._store.seq
         return is_proved
 
-    # -- what is given up --------------------------------------------------------------------------------------------
+    # -- retention ---------------------------------------------------------------------------------------------------
 
     def _begin_to_prune(self) -> None:
         assert self._store is not None
@@ -112,7 +112,7 @@ class Projector(Follower):
         self._prune(prune(self._store, self._reader, self.clocks.wall_ns() - self._keep_days * DAY_NS))
 
     def _prune(self, slices: Iterator[None]) -> None:
-        """The next slice of a pass; batches and questions come between two of them."""
+        """Runs the next slice of a pass; batches and questions come between two slices."""
         self._write()
         try:
             next(slices)
@@ -195,9 +195,9 @@ class Projector(Follower):
         asked_ns: int,
         retry: Callable[[], None],
     ) -> None:
-        """Answers, unless former owners of the bucket may still write what is missing: then `retry`, a little later.
-        `outcome`: the answer, and whether it is whole; `missing`: the generations of these owners. That an account's
-        rows are whole does not end the wait for those of others in its bucket.
+        """Answers a question, or calls `retry` a little later while former owners of the bucket may still write missing
+        rows. `outcome`: the answer, and whether it is complete; `missing`: the generations of these owners. A complete
+        answer about one account does not end the wait for the rows of others in its bucket.
         """
         answer, is_whole = outcome
         now_ns = self.clocks.boot_ns()
@@ -222,10 +222,10 @@ class Projector(Follower):
             )
 
     def _may_come(self, bucket_id: int, generation: int) -> list[int]:
-        """The generations before this one whose rows may still come. Asked before the rows are read: those of a former
-        owner that departed by then are all there, while one that departs in between may have written rows that were
-        not read. Where hosts share the journal and some file is known to lack batches, as where this host was away for
-        longer than the log goes back, they are not awaited but of a bucket that has just come.
+        """Returns the earlier generations whose rows may still come. It is called before the rows are read: the rows of
+        a former owner that had departed by then are all present, while an owner that departs in between may have
+        written rows that were not read. Where hosts share the journal and some file is known to lack batches (this host
+        was away for longer than the log reaches back), their rows are awaited only if the bucket has just arrived.
         """
         assert self._reader is not None
         missing = self._reader.missing(bucket_id, generation)
@@ -234,7 +234,7 @@ class Projector(Follower):
         return [] if missing and self._log and not is_new and self._reader.lacks() else missing
 
     def _begin_period(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
-        """A question about a period or an instant of one account."""
+        """Begins the answer to a question about a period or an instant of one account."""
         _, bucket_id, generation, user_id, (name, *arguments), standing = question
         assert self._reader is not None
         self._write()
@@ -250,8 +250,8 @@ class Projector(Follower):
     def _go_on(
         self, number: int, question: tuple[Any, ...], steps: Steps, at_start: tuple[list[int], int], asked_ns: int
     ) -> None:
-        """The next step of such a question; batches and other questions come between two of them. `at_start`, before
-        the first step: whose rows may still come, and how many files had been replaced.
+        """Runs the next step of such an answer; batches and other questions come between two steps. `at_start`: the
+        generations whose rows may still come, and the count of replaced files, both before the first step.
         """
         retry = partial(self._begin_period, number, question, asked_ns)
         assert self._reader is not None
@@ -279,8 +279,8 @@ class Projector(Follower):
         self._answer_whole(number, (answer, is_whole), question[1], missing, asked_ns, retry)
 
     def _fail(self, number: int, error: sqlite3.Error | StoreError | OSError) -> None:
-        """Refuses the answer to a question. Raises what tells of damage: the next process makes a new file of what is
-        good in this one.
+        """Refuses a question because of an error. Raises the error if it shows damage: the next process makes a new
+        file of the sound rows of this one.
         """
         if code_of(error) == Exit.DAMAGED:
             raise error
@@ -292,7 +292,7 @@ class Projector(Follower):
 
 
 def main(arguments: list[str]) -> None:
-    """The main function of the process; the last argument is the number of the wire's descriptor."""
+    """The main function of the process; the last argument is the number of the connection's descriptor."""
     gc.set_threshold(GARBAGE_THRESHOLD)
     run(int(arguments[-1]), NICENESS, lambda: Projector(RealDisk(), MACHINE_CLOCKS))
 

@@ -1,26 +1,26 @@
-"""The process that keeps this host's histories of the shards that other hosts serve: `python -m billing.history.replica
-FD`.
+"""The process that writes this host's histories of the shards that other hosts serve: `python -m
+billing.history.replica FD`.
 
-Theory. Where several hosts serve at once, each has a history file of every shard: the projector of a shard writes that
-of the host which serves it, and this process writes those of the shards elsewhere, out of their journals, which every
-host can read. So the rows of a bucket that moves here are here already, and so are those of a shard that this host
-takes over, whatever became of the host before; and a journal that has lost its end is known by a file that is ahead of
-it (`billing.follower.store.Ahead`).
+Theory. Where several hosts serve at once, each has a history file of every shard. The projector of a shard writes the
+file on the host that serves the shard; on the other hosts this process writes it, from the journal, which every host
+can read. So the rows of a bucket that moves here are here already, and so are those of a shard that this host takes
+over, whatever happened to the host before. A journal that has lost its end shows in a file that is ahead of it
+(`billing.follower.store.Ahead`).
 
-**A file that lacks something**, since this host was away for longer than the log goes back, is filled with what other
-hosts have (`billing.history.mending`), on another thread, also where its shard is served here: then its projector finds
-that the file was replaced. While no host has the missing batches, it asks again, less often each time, and at once when
-shards have changed their hosts. It gives other hosts what its own files have.
+**A file with gaps**, because this host was away for longer than the log reaches back, is filled with the batches of
+other hosts (`billing.history.mending`) on another thread, even if its shard is served here: its projector then finds
+that the file was replaced. While no host has the missing batches, the process asks again, after growing pauses, and at
+once when shards have changed their hosts. It gives other hosts the batches that its own files have.
 
-It looks at the last sign of every journal each `LOOK_S`, and reads what a file lacks in slices, on a thread of its own;
-a slice is one transaction, so a batch is in the file once, whoever is killed when. What the log does not have any more
-is put on record as lost, as in any history.
+It reads the last sign of every journal each `LOOK_S`, and reads what a file lacks in slices, on a thread of its own. A
+slice is one transaction, so a batch takes effect once, whichever process is killed and whenever. Batches that the log
+does not have any more are recorded as lost, as in any history.
 
-**One writer a file.** The supervisor says which shards are elsewhere (`Follow`); one that this host is about to serve
-is let go before its worker begins. Should two processes write one file all the same, the second notices that its
-position has changed (`Overtaken`): that process ends, and a new one begins.
+**One writer per file.** The supervisor says which shards are elsewhere (`Follow`). The file of a shard that this host
+is about to serve is closed before its worker begins. Should two processes write to one file all the same, the second
+notices that the position has changed (`Overtaken`): it ends, and a new one begins.
 
-It yields to everything else where cores are short (`NICENESS`), and nobody waits for it but a question about a bucket
+It has a lower priority than workers and projectors (`NICENESS`). Nothing waits for it except a question about a bucket
 that came from elsewhere a moment ago (`billing.history.projector`).
 """
 
@@ -55,9 +55,9 @@ from shards.system.host import REAL
 from shards.system.serial_executor import ExecutorOf, SerialExecutor
 
 LOOK_S: Final = 0.5
-TELL_NS: Final = 10**9  # it says what it follows that often, also where a look takes longer
-AGAIN_S: Final = 2.0  # until a log that could not be read is read again
-ASIDE_NS: Final = 30 * 10**9  # and a journal that a file is ahead of, or that is damaged
+TELL_NS: Final = 10**9  # at least how often it reports what it follows, even while a look takes longer
+AGAIN_S: Final = 2.0  # the pause before a log that could not be read is read again
+ASIDE_NS: Final = 30 * 10**9  # the same for a journal that a file is ahead of, or that is damaged
 NICENESS: Final = 10
 
 log = logging.getLogger("billing.history.replica")
@@ -66,14 +66,14 @@ Done = Callable[[Any, BaseException | None], None]
 
 
 class Copy(NamedTuple):
-    """The history of one shard elsewhere."""
+    """The history of one shard that another host serves."""
 
     store: Store
     feed: Feed
 
 
 class Replica(Process):
-    """One wire, a file for each shard elsewhere."""
+    """The process: one connection to the main process, and a file for each shard elsewhere."""
 
     def __init__(
         self,
@@ -82,7 +82,7 @@ class Replica(Process):
         log_of: Callable[[dict[str, Any]], Backend],
         executor: ExecutorOf = SerialExecutor,
     ) -> None:
-        """`log_of` opens the log that its settings name; it is used on the executor's thread alone."""
+        """`log_of` opens the log that its settings name; the log is used on the executor's thread alone."""
         super().__init__(disk, clocks, to_replica)
         self._log_of = log_of
         self._thread = executor("replica", self._loop)
@@ -91,14 +91,14 @@ class Replica(Process):
         self._readers: dict[int, Reader] = {}
         self._copies: dict[int, Copy] = {}
         self._signs: Mapping[int, LastSign] = {}
-        self._behind: deque[int] = deque()  # shards whose files lack something, in this look
+        self._behind: deque[int] = deque()  # shards whose files were behind their journals in this look
         self._is_looking = False
-        self._told_ns = 0  # boot instant, when it last said what is followed
-        self._aside_ns: dict[int, int] = {}  # shards that could not be followed -> boot instant until which they rest
-        self._troubles: dict[int, str] = {}  # what was said of a shard, or of all (0), since it was last followed
+        self._told_ns = 0  # boot instant of the last report
+        self._aside_ns: dict[int, int] = {}  # shard that could not be followed -> boot instant of the next attempt
+        self._troubles: dict[int, str] = {}  # shard, or 0 for all -> the error logged since it was last followed
         self._mender = Mender(self, executor("mend", self._loop), self._release, self._tell)
 
-    # -- what it is told ---------------------------------------------------------------------------------------------
+    # -- messages ----------------------------------------------------------------------------------------------------
 
     def on_message(self, message: Follow | Read | Got) -> None:
         if isinstance(message, Read):
@@ -124,7 +124,9 @@ class Replica(Process):
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def _on_loop(self, done: Done) -> Done:
-        """`done`, whose trouble ends the process; nothing where that is ending."""
+        """Wraps `done` so that an exception in it ends the process, and it is not called once the process is
+        ending.
+        """
 
         def answered(result: Any, error: BaseException | None) -> None:
             if not self.is_ending:
@@ -165,7 +167,7 @@ class Replica(Process):
         return self._signs[shard].position > (0 if copy is None else copy.store.position)
 
     def _next(self) -> None:
-        """The next slice, of the shard that waits for the longest time."""
+        """Reads the next slice, of the shard that has waited longest."""
         assert self._order is not None
         if self.clocks.boot_ns() - self._told_ns > TELL_NS:
             self._tell()
@@ -189,14 +191,16 @@ class Replica(Process):
             self.later("look", pause_s, self._look)
 
     def _tell(self) -> None:
-        """Says which shards are followed; whoever hears nothing for long takes this process for one that hangs."""
+        """Reports which shards are followed. The main process treats a replica that is silent for long as
+        hanging.
+        """
         assert self._order is not None
         self._told_ns = self.clocks.boot_ns()
         followed = [] if 0 in self._troubles else [*set(self._order.shards).difference(self._troubles)]
         self.tell({"followed": followed, "lacks": self._mender.lacks})
 
     def _bounds_of(self, shard: int) -> tuple[Reader, int, int]:
-        """The shard's log, its first batch and its last one."""
+        """Returns the reader of the shard's log, the log's first batch and its last one."""
         if shard not in self._readers:
             assert self._backend is not None
             self._readers[shard] = self._backend.reader(shard)
@@ -225,8 +229,8 @@ class Replica(Process):
 
     def _on_slice(self, shard: int, copy: Copy, journal_slice: Slice | None, error: BaseException | None) -> None:
         if self._copies.get(shard) is not copy:
-            pass  # it was let go meanwhile
-        elif isinstance(error, Gap):  # it was trimmed: what is lost is put on record when the file is opened again
+            pass  # the file was closed meanwhile
+        elif isinstance(error, Gap):  # the log was trimmed: the loss is recorded when the file is opened again
             self._copies.pop(shard).store.close()
         elif error is not None:
             copy.feed.forget()
@@ -257,10 +261,10 @@ class Replica(Process):
             log.error("the history of %s cannot be followed: %s", which, text)
         self._troubles[shard] = text
 
-    # -- what files lack ---------------------------------------------------------------------------------------------
+    # -- gaps of other hosts -----------------------------------------------------------------------------------------
 
     def _read(self, request: Read) -> None:
-        """Gives another host what it lacks and a file here has."""
+        """Answers another host with the batches that it lacks and a file here has."""
         assert self._order is not None
         shard, *question = request.question
         path = file_of(self._order.directory, shard)
@@ -275,7 +279,7 @@ class Replica(Process):
             self.send(messages.Answer(request.number, answer))
 
     def _release(self, shard: int) -> None:
-        """The file of this shard is about to be replaced."""
+        """Closes the file of this shard, which is about to be replaced."""
         copy = self._copies.pop(shard, None)
         if copy is not None and not self.is_ending:
             copy.store.close()
@@ -286,7 +290,7 @@ class Replica(Process):
     # -- files -------------------------------------------------------------------------------------------------------
 
     def _checkpoint(self) -> None:
-        """Makes what was taken durable, and proves it."""
+        """Makes durable and proves what was taken."""
         for copy in self._copies.values():
             if copy.store.durable < copy.store.position and not copy.store.checkpoint():
                 self.later("checkpoint", CHECKPOINT_S, self._checkpoint)
@@ -295,7 +299,7 @@ class Replica(Process):
         self._prune(self._pruned())
 
     def _prune(self, slices: Iterator[None]) -> None:
-        """The next slice of a pass over all files; others are read and written between two of them."""
+        """Runs the next slice of a pass over all files; files are read and written between two slices."""
         try:
             next(slices)
         except StopIteration:
@@ -318,7 +322,7 @@ class Replica(Process):
                     if self._copies.get(shard) is not copy:
                         break
             except retention.Postponed:
-                continue  # to the next pass
+                continue  # until the next pass
             finally:
                 reader.close()
 
@@ -328,7 +332,7 @@ class Replica(Process):
 
 
 def main(arguments: list[str]) -> None:
-    """The main function of the process; the last argument is the number of the wire's descriptor."""
+    """The main function of the process; the last argument is the number of the connection's descriptor."""
     gc.set_threshold(GARBAGE_THRESHOLD)
     make_replica = partial(Replica, RealDisk(), MACHINE_CLOCKS, partial(backends.open, host=REAL))
     run(int(arguments[-1]), NICENESS, make_replica)

@@ -1,11 +1,11 @@
-"""The main process's end of the replica: starts its process, and tells it which shards it is to follow.
+"""The main process's end of the replica: starts its process, and tells it which shards to follow.
 
-A process that ends is started again, later each time, until one of them has lived for a while; one that ended on the
-disk or on damage has a suspicious successor (`billing.follower.store`). What it was doing when it ended is done again
-from where its files stand.
+A process that ends is started again, each time after a longer delay, until one has lived for a while. After one that
+ended on a disk error or on damage, the next is told to distrust its files (`billing.follower.store`). Interrupted work
+is done again from where the files end.
 
-What a file lacks it asks other hosts for, and they ask it: questions and answers pass here, and between the main
-processes over a link of one of their workers.
+The replica asks other hosts for the batches that its files lack, and they ask it. Questions and answers pass through
+here, and between the main processes over a link of one of their workers.
 """
 
 from __future__ import annotations
@@ -26,37 +26,39 @@ from shards.system.links import Wire
 
 COMMAND: Final = command_of("billing.history.replica")
 
-BATCHES: Final = "history_batches"  # an operation: what is in `Read`; answered with {"given": …}
-READ_S: Final = 10.0  # so long another host waits for this one's process
+BATCHES: Final = "history_batches"  # an operation with the fields of `Read.question`; answered with {"given": …}
+READ_S: Final = 10.0  # how long a question of another host waits for this host's process
 
-SILENT_NS: Final = 30_000_000_000  # it says something each second, and waits for the log's servers for 10 s at most
+SILENT_NS: Final = 30_000_000_000  # it reports each second, and waits for the log's servers for at most 10 s
 
 log = logging.getLogger("billing.history.replica")
 
 
 class Follow(messages.Message, frozen=True, tag=32):
-    """What the process is to do from now on; all but `shards` is the same each time."""
+    """The order to the process from now on; all fields but `suspect`, `shards` and `hosts` are the same each
+    time.
+    """
 
-    directory: str  # of the history files
-    log: dict[str, Any]  # as `shards.journal.backends` takes it
-    keep_days: int  # see `history.keep_days`
-    suspect: bool  # the process before ended on the disk or on damage
-    shards: list[int]  # those of other hosts
-    hosts: list[str]  # that can be asked for what a file lacks, by name
+    directory: str  # holds the history files
+    log: dict[str, Any]  # settings for `shards.journal.backends`
+    keep_days: int  # `history.keep_days`
+    suspect: bool  # the process before ended on a disk error or on damage
+    shards: list[int]  # shards that other hosts serve
+    hosts: list[str]  # names of the hosts that can be asked for missing batches
 
 
 class Read(messages.Message, frozen=True, tag=33):
-    """Another host asks for batches; answered with `Answer` (what `gaps.given_of` gives) or `Refused`."""
+    """Another host asks for batches; answered with `Answer` (the result of `gaps.given_of`) or `Refused`."""
 
     number: int
-    question: tuple[int, int, int, int, int]  # shard, after, rows, last, bytes_max, as of `gaps.given_of`
+    question: tuple[int, int, int, int, int]  # shard, after, rows, last, bytes_max: see `gaps.given_of`
 
 
 class Got(messages.Message, frozen=True, tag=34):
-    """To `Wanted`."""
+    """The answer to `Wanted`."""
 
     number: int
-    given: Any  # as the other host gave it; None where it has nothing, or has not answered
+    given: Any  # the answer of the other host; None where it has none of them, or has not answered
     has_answered: bool
 
 
@@ -65,7 +67,7 @@ class Wanted(messages.Message, frozen=True, tag=35):
 
     number: int
     host: str
-    question: tuple[int, int, int, int, int]  # as of `Read`
+    question: tuple[int, int, int, int, int]  # as in `Read`
 
 
 to_replica: Final = msgspec.msgpack.Decoder(Follow | Read | Got).decode
@@ -73,42 +75,45 @@ from_replica: Final = msgspec.msgpack.Decoder(messages.ToWorker | Wanted).decode
 
 
 class ReplicaLink:
-    """Of one daemon."""
+    """The link of one daemon to its replica."""
 
     def __init__(
         self, directory: str, log: dict[str, Any], keep_days: int, spawn: Spawn, boot_ns: Callable[[], int]
     ) -> None:
-        """`directory`: of the history files; its parent exists. The rest as `Follow` has it."""
+        """`directory`: of the history files; its parent exists. `log` and `keep_days`: see `Follow`."""
         self._order = Follow(directory, log, keep_days, False, [], [])
-        self.ask: Callable[[str, tuple[Any, ...]], Awaitable[dict[str, Any]]] = _nobody  # an operation, of a host
+        self.ask: Callable[[str, tuple[Any, ...]], Awaitable[dict[str, Any]]] = _nobody  # sends an operation to a host
         self._reading: dict[int, asyncio.Future[Any]] = {}  # questions of other hosts, by number
         self._number = 0
         self._asking: set[asyncio.Task[None]] = set()
         self._lacks: dict[int, str] = {}
         self._spawn = spawn
         self._boot_ns = boot_ns
-        self._wanted = asyncio.Event()  # there is a shard to follow
+        self._wanted = asyncio.Event()  # set once there is a shard to follow, or another host asks
         self._task: asyncio.Task[None] | None = None
         self._wire: Wire | None = None
         self._lost = asyncio.Event()
-        self._reason = ""  # why the process ended, in its own words
-        self._followed: list[int] = []  # as it said last
-        self._heard_ns = 0  # boot instant, when it said so
+        self._reason = ""  # why the process ended, as it reported
+        self._followed: list[int] = []  # the shards in its last report
+        self._heard_ns = 0  # boot instant of that report
 
     def followed(self) -> dict[int, bool]:
-        """Whether each of the shards is followed, as far as its journal can be read. A process that has said nothing
-        for `SILENT_NS` hangs, and follows none.
+        """Returns, for each of the shards, whether it is followed, as far as its journal can be read. A process that
+        has been silent for `SILENT_NS` counts as hanging, and follows none.
         """
         followed = self._followed if self._boot_ns() - self._heard_ns < SILENT_NS else []
         return {shard: shard in followed for shard in self._order.shards}
 
     def lacks(self) -> dict[int, str]:
-        """For people: by shard with a gap, what this host's history of it lacks, and whether that is coming."""
+        """Returns, for operators, {shard: text}: which batches this host's history of the shard lacks, and whether they
+        are coming.
+        """
         return self._lacks
 
     def follow(self, shards: Collection[int], hosts: Collection[str] = ()) -> None:
-        """Lets it follow these shards and no others from now on, and fill gaps of this host's files, whoever serves
-        their shards, with what these hosts have. It is started once there is a shard to follow.
+        """Makes the process follow these shards and no others from now on, and fill the gaps of this host's files,
+        whoever serves their shards, with the batches of these hosts. The process is started once there is a shard to
+        follow.
         """
         shard_ids, host_names = sorted(shards), sorted(hosts)
         if (shard_ids, host_names) == (self._order.shards, self._order.hosts):
@@ -124,7 +129,9 @@ class ReplicaLink:
         self._task = self._task or asyncio.get_running_loop().create_task(self._keep())
 
     async def read(self, operation: tuple[Any, ...]) -> dict[str, Any]:
-        """What this host's files have for another host: `(BATCHES, *Read.question)`, answered as there."""
+        """Returns what this host's files have for another host. `operation`: `(BATCHES, *Read.question)`; the reply is
+        that of the operation.
+        """
         self._start()
         if self._wire is None:
             return _refusal("the process that reads the histories is starting")
@@ -144,7 +151,7 @@ class ReplicaLink:
             self._wire.send(Got(wanted.number, reply.get("given"), "given" in reply))
 
     async def close(self) -> None:
-        """Lets it write what it has durably, and ends it."""
+        """Ends the process once it has made its files durable."""
         for task in self._asking:
             task.cancel()
         if self._task is not None:
@@ -165,7 +172,7 @@ class ReplicaLink:
             await asyncio.sleep(delay_s)
 
     async def _run_once(self) -> int:
-        """One process from start to end; its exit code, or that it cannot be started."""
+        """Runs one process from start to end. Returns its exit code, or `Exit.AGAIN` if it cannot be started."""
         self._lost.clear()
         self._reason = ""
         try:
@@ -180,7 +187,7 @@ class ReplicaLink:
             await self._lost.wait()
         finally:
             if self._wire is not None:
-                self._wire.close()  # which ends it in good order
+                self._wire.close()  # the process then ends in good order
             else:
                 parent_end.close()
             try:

@@ -1,14 +1,15 @@
-"""What is neither in a history file nor in the journal any more, brought back from a backup and from a snapshot.
+"""Restores rows that are neither in a history file nor in the journal any more, from a backup and from a snapshot.
 
 **From a backup** (`merge`): its file of the same shard has rows up to the batch at which it was taken. A new file gets
-those first, then of the present file's rows each that goes on with its account: an entry that both have is taken once.
-Where the two do not go together (an account's balance before its next entry is not the one that its last entry left),
-they are of different daemons, and nothing is changed.
+those first, then every row of the present file that continues its account: an entry that both files have is taken once.
+If an account's balance before its next entry differs from the balance after its last one, the two files are of
+different daemons, and nothing is changed.
 
-**From a snapshot** (`open_accounts`): the oldest one that is kept knows how each account stood when the journal began.
-An account whose entries up to then are in no file gets an *opening row* for the last of them: it gives the account's
-state from then on (balance, rate and its lines, limits), and not the effect of the entry. So balances and statements
-from then on are exact, and answers that reach further back say from when they are whole.
+**From a snapshot** (`open_accounts`): the oldest snapshot that is kept has the state of each account when the journal
+began. An account that has no row in the file, and whose entry in the snapshot is in no other file, gets an *opening
+row* for that entry. It holds the account's state from then on (balance, rate and its lines, limits), but not the effect
+of the entry. So balances and statements from then on are exact, and answers about earlier times say from when they are
+complete.
 """
 
 from __future__ import annotations
@@ -33,20 +34,20 @@ from shards.batch import ENVELOPE, LEAVE, POSITION
 from shards.counting import counted
 from shards.system.disk import Disk
 
-AT_ONCE: Final = 10_000  # opening rows in one transaction
+AT_ONCE: Final = 10_000  # opening rows per transaction
 
 
 class Unlike(StoreError):
-    """A backup and the present file do not go together."""
+    """A backup and the present file, or batches of two hosts, contradict each other."""
 
 
 # -- from a backup -----------------------------------------------------------------------------------------------------
 
 
 def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
-    """Makes the file of a shard again from a backup's file and what is in the present one, if there is one; says what
-    came of it. `first`: the oldest batch that the journal holds. The file is sound (`store.open_store`), and nobody
-    writes to it. Raises StoreError (Unlike), Unproved, sqlite3.Error, OSError.
+    """Makes the file of a shard again from a backup's file and the present one, if there is one. Returns what came of
+    it, as text. `first`: the oldest batch that the journal holds. The file must be sound (`store.open_store`), and
+    nobody may write to it. Raises StoreError (Unlike), Unproved, sqlite3.Error, OSError.
     """
     present = connect(path, KIND) if disk.exists(path) else None
     old = connect(backup, KIND)
@@ -60,7 +61,7 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
             if begun <= begins:
                 return f"it begins with batch {begun}, and the backup with {begins}: nothing is to be brought back"
             if position + 1 >= first:
-                present.close()  # the journal has all that comes behind the backup
+                present.close()  # the journal has all batches behind the backup
                 present = None
             else:
                 kept_path = keep_copy(present, path, "replaced", disk)
@@ -93,7 +94,7 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
 
 
 def _take_all(writer: Writer, old: sqlite3.Connection, present: sqlite3.Connection | None) -> None:
-    """The rows of a backup, then those of the present file that go on with them."""
+    """Writes the rows of a backup, then those of the present file that continue them."""
     newest: dict[bytes, tuple[int, int]] = {}  # user_id -> entry_id and balance of the newest row
     for row, record in good_rows(old):
         writer.take(Good(row.seq, row.user_id, row.entry_id, record))
@@ -119,14 +120,14 @@ def _take_all(writer: Writer, old: sqlite3.Connection, present: sqlite3.Connecti
 
 
 class Standing(NamedTuple):
-    """An account as a snapshot has it."""
+    """The state of an account in a snapshot."""
 
     row: Row
     lines: Lines
 
 
 def standings_of(chunks: Iterable[bytes]) -> Iterator[Standing]:
-    """The accounts in the chunks of a snapshot that have entries."""
+    """Yields the accounts in the chunks of a snapshot that have entries."""
     for chunk in chunks:
         kind, bucket_id, generation = ENVELOPE.unpack_from(chunk)
         if kind == LEAVE:
@@ -154,8 +155,8 @@ def _lines_of(account: Account) -> Lines:
 
 
 def open_accounts(store: Store, reader: HistoryReader, chunks: Iterable[bytes]) -> int:
-    """Writes an opening row for each account of a snapshot of which no file has a row up to its entry there, and whose
-    first row would otherwise say nothing of the time before; how many. All of the journal is in the store.
+    """Writes an opening row for each account of a snapshot that has no row in the store, and whose entry in the
+    snapshot is in no file. Returns how many. The store must hold all batches of the journal.
     """
     count = 0
     standings: list[Standing] = []
@@ -181,7 +182,7 @@ def _has(reader: HistoryReader, row: Row) -> bool:
 
 
 def _open(store: Store, standings: list[Standing]) -> None:
-    """Writes opening rows behind the last row, with their lines."""
+    """Appends opening rows, and their lines."""
     part = Part()
     for standing in standings:
         part.add(0, record_of_older_row(standing.row[2:-1]))

@@ -1,21 +1,21 @@
-"""`history.keep_days`: gives up the oldest rows of a history file, so that what is kept still answers rightly.
+"""`history.keep_days`: deletes the oldest rows of a history file, in such a way that the rest still answers correctly.
 
-A row may go once a later row of its account in the file is older than the limit: the balance at any instant since the
-limit follows from that later one. So an account keeps of its rows before the limit the newest, and no other, however
-long its machines have been running: the rates of their lines are kept beside that row, as its opening (`openings`).
-What goes is always the beginning of an account's rows in a file; its chain ends where the kept ones begin, and readers
-show an opening in the place of what is gone.
+A row may be deleted once a later row of its account in the file is older than the limit: the balance at any instant
+since the limit follows from that later one. So an account keeps, of its rows before the limit, only the newest, however
+long its machines have been running: the rates of their lines are stored beside that row, as its opening (`openings`).
+The deleted rows are always the beginning of an account's rows in a file; its chain ends where the kept ones begin, and
+readers show an opening in the place of the deleted ones.
 
-**Statements since the limit stay exact**, also where an account's rows stand in several files, of which each is cut by
-itself. Of all openings of an account, call the newest one T. What was deleted lies below T, since a file deletes only
-below its own opening; so all rows behind T are there, and whoever asks about an instant since the limits begins at T or
-behind it and comes to T before any gap. When a file makes an opening above T, its walk back comes to T in the same way;
-so the newest opening has always been exact. One that is made below T may not be, and is never come to.
+**Statements since the limit stay exact**, even where an account's rows are in several files, each of which is cut by
+itself. Of all openings of an account, call the newest one T. The deleted rows lie below T, since a file deletes only
+below its own opening; so all rows behind T are present. A question about an instant since the limits begins at T or
+behind it, and reaches T before any gap. When a file makes an opening above T, its walk back reaches T in the same way;
+so the newest opening has always been exact. An opening that is made below T may not be exact, and is never reached.
 
-A pass looks at all rows before the limit in two walks: one finds the row that each account keeps, the other deletes;
-between them the openings are written. All go in slices, each a transaction of its own, between which batches and
-questions are served. A pass that is broken off is begun anew by the next process. `cuts` says how far rows are gone, so
-that the feed refuses whoever has not had them.
+A pass reads all rows before the limit in two walks: the first finds the row that each account keeps, the second
+deletes; between them the openings are written. Each walk goes in slices, each a transaction of its own, between which
+batches and questions are served. A pass that is interrupted is begun again by the next process. `cuts` records the last
+deleted row, so that the feed refuses a reader that has not read all deleted rows.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from billing.history.projection import MARK_EVERY
 from billing.history.store import Pages, Store
 from shards.exits import Exit
 
-FIRST_S: Final = 1.0  # behind the start of a process
+FIRST_S: Final = 1.0  # after the start of a process
 EVERY_S: Final = 3_600.0
-AGAIN_S: Final = 30.0  # another shard's file could not be read, as while it is converted
+AGAIN_S: Final = 30.0  # after another shard's file could not be read, e.g. while it is converted
 SLICE_ROWS: Final = 5_000
 SLICE_OPENINGS: Final = 200
 DAY_NS: Final = 86_400 * 10**9
@@ -47,12 +47,13 @@ NewestOld = dict[bytes, tuple[int, int]]  # user_id -> (seq, entry_id) of its ne
 
 
 class Postponed(Exception):
-    """Another file cannot be read just now, and nothing is deleted until it can be; why."""
+    """Another file cannot be read just now, and nothing is deleted until it can be; the text says why."""
 
 
 def prune(store: Store, reader: HistoryReader, limit_ns: int) -> Iterator[None]:
-    """Deletes what may go for the limit; yields between slices, before which what the store was handed is committed.
-    `reader`: of all files, through the store's connection. Raises Postponed, and what the store raises.
+    """Deletes the rows that the limit allows to delete. Yields between slices; before each slice, all batches that the
+    store has taken are committed. `reader`: reads all files, through the store's connection. Raises Postponed, and the
+    store's errors.
     """
     newest_old: NewestOld = {}
     end = 0
@@ -76,7 +77,7 @@ def prune(store: Store, reader: HistoryReader, limit_ns: int) -> Iterator[None]:
 
 
 def _open(store: Store, reader: HistoryReader, newest_old: NewestOld) -> Iterator[None]:
-    """Writes the openings of the rows before which something will be deleted."""
+    """Writes the openings of the rows before which rows will be deleted."""
     remaining = iter(newest_old.items())
     while some := list(islice(remaining, SLICE_OPENINGS)):
         openings = []
@@ -94,7 +95,7 @@ def _open(store: Store, reader: HistoryReader, newest_old: NewestOld) -> Iterato
 
 
 def _lines(reader: HistoryReader, user_id: bytes, entry_id: int) -> Generator[None, None, Lines]:
-    """The rate lines of an account behind one of its rows."""
+    """Returns the rate lines of an account behind one of its rows."""
     chain = Chain(reader, EVERYWHERE, user_id, Standing())
     reader.damaged.clear()
     try:
@@ -109,7 +110,7 @@ def _lines(reader: HistoryReader, user_id: bytes, entry_id: int) -> Generator[No
 
 
 def _slices(store: Store, end: int) -> Iterator[list[Row]]:
-    """The rows up to `end`, in the order of the journal; each slice is read when it is asked for."""
+    """Yields the rows up to `end`, in the order of the journal; each slice is read when it is asked for."""
     at = 0
     while rows := list(islice(Pages(store.db).following(at, end), SLICE_ROWS)):
         yield rows

@@ -1,14 +1,14 @@
-"""Makes a new history file of what is good in another one: a damaged copy, or a file of an older version.
+"""Makes a new history file of the sound rows of another one: a damaged copy, or a file of an older version.
 
-A row is good where the checksum of its page says so, or, in an older version, its own (version 1 had none: its rows are
-taken as they are) and its user is known. Good rows keep their seq, so that what is missing between them stays visible;
-users, chains and marks are worked out anew.
+A row is sound if its page matches its checksum; in an older version, if the row matches its own (version 1 had no
+checksums: its rows are taken as they are) and its user is known. Sound rows keep their seq, so that rows missing
+between them stay noticeable; users, chains and marks are built anew.
 
-Where the journal reaches back to the end of a transaction of the damaged file, the rows behind that are left to the
-journal, which makes them again: only what is damaged before that is lost.
+Where the journal reaches back to the end of a transaction of the damaged file, the rows behind that are not taken,
+since they are made again from the journal: only damaged rows before that are lost.
 
-SQLite gives up at a page that does not hold. Rows are therefore read by key, and after a failure the search goes on
-behind it: by steps that double, then back by halves, to the first key that can be read again.
+SQLite fails at a page that it cannot read. Rows are therefore read by key, and after a failure the search goes on
+behind it: by steps that double, then by bisection, to the first key that can be read again.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Good(NamedTuple):
 
 
 def salvage(db: sqlite3.Connection, source: str, shard: int, first: int, kind: Kind) -> str:
-    """Fills `db`, a new file in its first transaction, from `source`; says what came of it. `first`: the oldest batch
-    that the journal holds. Raises StoreError, sqlite3.Error.
+    """Fills `db`, a new file in its first transaction, from `source`. Returns what came of it, as text. `first`: the
+    oldest batch that the journal holds. Raises StoreError, sqlite3.Error.
     """
     old = connect(source, kind, versions=(kind.version, *kind.older))
     try:
@@ -70,7 +70,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     reached = [group for group in groups if group[0] >= first - 1]
     if reached:
         position, seq_max = min(reached)
-    cut = max((seq for seq, _ in _numbers(old, "SELECT seq, at_ns FROM cuts")), default=0)  # deleted up to there
+    cut = max((seq for seq, _ in _numbers(old, "SELECT seq, at_ns FROM cuts")), default=0)  # the last deleted row
     is_older = old.execute("PRAGMA user_version").fetchone() != (kind.version,)
     writer = Writer(db)
     last = lost = 0
@@ -107,7 +107,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
 
 
 class Writer:
-    """Writes rows that rise by their seq: pages, chains, marks, users."""
+    """Writes rows in the order of rising seqs: pages, chains, marks, users."""
 
     def __init__(self, db: sqlite3.Connection) -> None:
         self._db = db
@@ -118,7 +118,7 @@ class Writer:
         self.last_seq = 0
 
     def take(self, good: Good) -> None:
-        """The next row."""
+        """Adds the next row."""
         count = len(self._part.starts)
         if count == PAGE_ROWS or good.seq != self._first + count:
             self._write_page()
@@ -138,7 +138,7 @@ class Writer:
             self._accounts.write()
 
     def finish(self) -> None:
-        """The last page, and the ends of the chains."""
+        """Writes the last page, and the ends of the chains."""
         self._write_page()
         self._accounts.write()
 
@@ -149,18 +149,18 @@ def _rows(old: sqlite3.Connection) -> Iterator[Good]:
 
 
 def good_rows(old: sqlite3.Connection) -> Iterator[tuple[Row, bytes]]:
-    """The good rows of a file of the present version, each with its record."""
+    """Yields the sound rows of a file of the present version, each with its record."""
     for columns in _by_key(old, "SELECT first, count, checksum, packed FROM pages", "first"):
         try:
             if (sound := Page._make(columns)).is_sound:
                 page = sound.open()
                 yield from zip(page.rows(), filter(None, page.records()), strict=True)
-        except (TypeError, OverflowError, struct.error):  # a value of another type than was written
+        except (TypeError, OverflowError, struct.error):  # a damaged value of another type
             continue
 
 
 def _older_rows(old: sqlite3.Connection) -> Iterator[Good]:
-    """The good rows of a file of an older version, as records."""
+    """Yields the sound rows of a file of an older version, as records."""
     names = {name for _, name, *_ in _plain(old, "PRAGMA table_info(entries)")}
     has_checksum = "checksum" in names
     columns = [name if name in names else "NULL" for name in OLDER_COLUMNS]
@@ -175,20 +175,20 @@ def _older_rows(old: sqlite3.Connection) -> Iterator[Good]:
 
 
 def _shown(fields: list[Any]) -> list[Any]:
-    """Columns from at_ns to actor as a row has them now."""
+    """Converts the columns from at_ns to actor into the form that a row has now."""
     at_ns, operation, amount, accrued, balance, message, request_id, *known, actor = fields
-    if accrued < 0:  # it was two's complement
+    if accrued < 0:  # stored as two's complement
         accrued += 1 << 64
     return [at_ns, operation, amount, accrued, balance, message or b"", request_id or b"", *known, actor or b""]
 
 
 def _numbers(db: sqlite3.Connection, query: str) -> list[tuple[int, ...]]:
-    """The rows of a small table that hold whole numbers and nothing else: a damaged value may be of any type."""
+    """Returns those rows of a small table that hold integers only: a damaged value may be of any type."""
     return [row for row in _plain(db, query) if all(type(value) is int for value in row)]
 
 
 def _plain(db: sqlite3.Connection, query: str) -> list[Any]:
-    """The rows of a small table; none where it is damaged."""
+    """Returns the rows of a small table; none where it is damaged."""
     try:
         return db.execute(query).fetchall()
     except (sqlite3.DatabaseError, UnicodeDecodeError):
@@ -196,7 +196,7 @@ def _plain(db: sqlite3.Connection, query: str) -> list[Any]:
 
 
 def _by_key(db: sqlite3.Connection, query: str, key: str) -> Iterator[Any]:
-    """All rows of a table that can be read, in the order of its integer key, which is the first column."""
+    """Yields all rows of a table that can be read, in the order of its integer key, which is the first column."""
     following = f"{query} WHERE {key} >= ? ORDER BY {key} LIMIT ?"
     at, most = 0, AT_ONCE
     while at <= KEY_MAX:
@@ -215,7 +215,9 @@ def _by_key(db: sqlite3.Connection, query: str, key: str) -> Iterator[Any]:
 
 
 def _behind_damage(db: sqlite3.Connection, following: str, at: int) -> int:
-    """The least key above `at` from which a row can be read again, or beyond `KEY_MAX`."""
+    """Returns a key above `at`, found by doubling steps and bisection, from which a row can be read again; beyond
+    `KEY_MAX` where none can.
+    """
 
     def reads(key: int) -> bool:
         try:

@@ -1,38 +1,38 @@
 """The file of one shard's history: a follower's file (`follower.store`) with a row for each entry.
 
-    about       one row: shard, position (last batch that is in it; -1: not settled), begins (first batch it is made of)
+    about       one row: shard, position (the last batch in it; -1: not set yet), begins (the first batch it is made of)
     users       number, user_id
     heads       the newest row of each user: see `accounts`
     pages       the rows, in the order of the journal, some dozens at a time: see `page`
     marks       (number, entry_id) -> seq, for every `MARK_EVERY`th entry
-    departures  (bucket_id, generation) that this shard gave away, and the position at the end of its transaction
+    departures  (bucket_id, generation) that this shard gave away, and the position at the end of that transaction
     groups      (position, seq) at the end of the last `GROUPS_KEPT` transactions: where it can be cut back to
-    losses      position, text: what is in neither the file nor the journal, and why
-    identities  identity, seq_max: what this file is called in cursors of the feed (`cursor`); the one without seq_max
-                is the present one, those before it stand for the rows up to their seq_max
-    cuts        (seq, at_ns) of the newest row deleted by `history.keep_days`; none, where none was
-    openings    the rate lines behind the oldest row kept of an account of which rows were deleted (`openings`)
+    losses      position, text: batches that are in neither the file nor the journal, and why
+    identities  identity, seq_max: the file's identities in cursors of the feed (`cursor`); the one without seq_max is
+                the present one, earlier ones stand for the rows up to their seq_max
+    cuts        (seq, at_ns): the newest row that `history.keep_days` deleted, and the limit; no row where none was
+    openings    the rate lines at the oldest row that an account keeps, where rows were deleted (`openings`)
     batches     where several hosts share the journal: which batch a row came from (`batches`)
 
-**Exactly once.** A group of batches and the position of its last one are one transaction.
+**Exactly once.** A group of batches and the position of its last one are written in one transaction.
 
-**Behind its journal** it is fed. Where the journal does not reach back to its position, what lies between is lost: that
-is put on record, and readers see it in the rows: their entry_ids have a gap. **Ahead of its journal** it proves that
-the journal lost batches: `Ahead` names both positions, and nothing is changed. Only where the caller accepts that loss
-(a weaker `journal.sync` after the loss of power; the operator's word) is it cut back to a group that the journal knows,
-and a copy of what it was is kept beside it. Rows that are cut back may have been read, and others will have their
-numbers: so the file gets another identity.
+**Behind its journal**, the file is fed. Where the journal does not reach back to its position, the batches between are
+lost: that is recorded, and readers see it in the rows, because their entry_ids have a gap. **Ahead of its journal**,
+the file proves that the journal lost batches: `Ahead` names both positions, and nothing is changed. Only where the
+caller accepts that loss (a weaker `journal.sync` and a loss of power; the operator's word), the file is cut back to a
+group that the journal has, and a copy of the file is kept beside it. Rows that are cut back may have been read, and
+other rows will get their numbers: so the file gets another identity.
 
-**Pages prove themselves.** Each carries a checksum, which whoever reads it checks. **Where the file ends** is written
-twice, in `about` and in the newest of `groups`, which also says how many rows that is. Where they disagree, where rows
-stand behind that end, or are missing before it and nothing on record says so, the file is damaged. Else batches would
-be taken twice, or a number be given to two rows, and nothing could tell them apart later.
+**Pages prove themselves.** Each has a checksum, which every reader checks. **The end of the file** is written twice, in
+`about` and in the newest of `groups`, which also has the number of rows. If these disagree, or if rows are found behind
+that end, or are missing before it and no record says so, the file is damaged. Otherwise batches could be taken twice,
+or two rows get the same number, and nothing could tell them apart later.
 
-Why a chain, in the order of the journal: kept together by user, 50,000 entries a second of users at random dirty 50,000
-of SQLite's pages a second; as they come in, a few thousand. Measured with 100,000 users, an entry as a row of its own
+Why a chain, in the order of the journal: kept together by user, 50,000 entries a second of random users dirty 50,000 of
+SQLite's pages a second; in order of arrival, a few thousand. Measured with 100,000 users, an entry as a row of its own
 costs 2.5 µs of SQLite this way, 6 to 9 with an index over (user, entry_id), 11 to 14 clustered by it, and those two
-grow with the file. Why pages of records: taking apart an entry that the worker has just put together, binding eighteen
-columns and packing them again is most of what a row of its own costs, and few rows are ever asked for.
+grow with the file. Why pages of records: parsing an entry that the worker has just packed, binding eighteen columns and
+packing them again is most of the cost of an SQLite row per entry, and few rows are ever asked for.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ from shards.system.disk import Disk
 __all__ = ["Pages", "Store", "file_of", "open_store"]
 
 GROUPS_KEPT: Final = 4096
-INSERT_ROWS: Final = 32 * PAGE_ROWS  # rows go into the open transaction by so many
+INSERT_ROWS: Final = 32 * PAGE_ROWS  # rows per write into the open transaction
 
 INSERT_PAGE: Final = "INSERT INTO pages VALUES (?, ?, ?, ?)"
 _DELETE_MARK: Final = "DELETE FROM marks WHERE number = (SELECT number FROM users WHERE user_id = ?) AND entry_id = ?"
@@ -76,8 +76,8 @@ _BEHIND: Final = "SELECT * FROM pages WHERE first > ? ORDER BY first LIMIT 1"
 
 
 class Pages:
-    """The pages of one file, read. It remembers the last one, as the rows of an account are often neighbours; so it is
-    for one question, not longer. All methods raise Damaged where a page is not what was written, and sqlite3.Error.
+    """Reads the pages of one file. It caches the last one, as the rows of an account are often neighbours; so an object
+    serves one question only. All methods raise Damaged where a page does not match its checksum, and sqlite3.Error.
     """
 
     def __init__(self, db: sqlite3.Connection) -> None:
@@ -94,7 +94,7 @@ class Pages:
         return page.open()
 
     def row(self, seq: int) -> Row | None:
-        """A row by its seq; None where it is not there."""
+        """Returns a row by its seq; None where it is not in the file."""
         page = self._page
         if not page.first <= seq < page.first + page.length:
             holding = self._of(_HOLDING, seq)
@@ -104,13 +104,15 @@ class Pages:
         return page.row(seq)
 
     def chain(self, seq: int) -> Iterator[Row]:
-        """The row of this seq, and those of its account before it, newest first, as far as they are there."""
+        """Yields the row of this seq and the earlier rows of its account, newest first, as far as they are in
+        the file.
+        """
         while seq and (row := self.row(seq)) is not None:
             yield row
             seq = row.older
 
     def behind(self, seq: int) -> Iterator[OpenPage]:
-        """The pages with rows behind this one, in order; each is read when it is asked for."""
+        """Yields the pages with rows behind `seq`, in order; each is read when it is asked for."""
         page = self._of(_HOLDING, seq)
         if page is not None and page.first + page.length - 1 > seq:
             yield page
@@ -120,7 +122,7 @@ class Pages:
             at = page.first
 
     def following(self, seq: int, end: int) -> Iterator[Row]:
-        """The rows behind this one up to `end`, in order."""
+        """Yields the rows behind `seq` up to `end`, in order."""
         for page in self.behind(seq):
             for row in page.rows():
                 if row.seq > end:
@@ -130,11 +132,11 @@ class Pages:
 
 
 def rows_are_sound(db: sqlite3.Connection) -> bool:
-    """Whether every page of a file of this version is what was written, no row is missing between the others, and the
+    """Whether every page of a file of this version matches its checksum, no row is missing between the others, and the
     chain of each account leads from its newest row over all of them.
     """
     if db.execute("PRAGMA user_version").fetchone() != (KIND.version,):
-        return True  # older rows are looked at one by one when they are converted
+        return True  # older rows are checked one by one when they are converted
     may_lack = db.execute("SELECT (SELECT count(*) FROM losses) + (SELECT count(*) FROM cuts)").fetchone() != (0,)
     if not ends_agree(db):
         return False
@@ -159,10 +161,10 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
 def open_store(
     file: ShardFile, *, suspect: bool, accept_loss: bool = False, is_shared: bool = False
 ) -> tuple[Store, list[str]]:
-    """The store of a shard, brought into its journal, and remarks for the operator. A missing file is made; a damaged
-    file, or one of an older version, is made anew from its good pages. The position to feed it from is the one after
-    the store's. `is_shared`: other hosts have files of the same journal, so that rows are known by their batches, too.
-    Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
+    """Opens the store of a shard and aligns it with its journal. Returns it, and remarks for the operator. A missing
+    file is created; a damaged one, or one of an older version, is made anew from its sound pages. The store is fed from
+    the batch after its position. `is_shared`: other hosts have files of the same journal, so the batch of each row is
+    recorded. Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
     """
     _, shard, first, head, disk = file
     path = file.path
@@ -191,15 +193,15 @@ def open_store(
 
 
 def name_anew(db: sqlite3.Connection, seq_max: int | None = None) -> None:
-    """Gives the file another identity. `seq_max`: up to which row those before it still stand for the same rows; None
-    for a file that has none yet.
+    """Gives the file another identity. `seq_max`: the last row up to which the earlier identities still stand for the
+    same rows; None for a file that has no identity yet.
     """
     db.execute("UPDATE identities SET seq_max = min(coalesce(seq_max, ?1), ?1)", (seq_max,))
     db.execute("INSERT INTO identities VALUES (randomblob(?), NULL)", (IDENTITY_BYTES,))
 
 
 def _salvaged(db: sqlite3.Connection, source: str, shard: int, first: int) -> str:
-    """What is good in another file, under an identity of its own: the rows' numbers may mean others now."""
+    """Takes over the sound rows of another file, under a new identity: the same numbers may mean other rows now."""
     name_anew(db)
     return salvage(db, source, shard, first, KIND)
 
@@ -210,13 +212,13 @@ def _fill_new(db: sqlite3.Connection, shard: int) -> None:
 
 
 class Store(FollowerStore):
-    """The writing side; see `FollowerStore`."""
+    """The writer of a history file; see `FollowerStore`."""
 
     def __init__(self, path: str, shard: int, disk: Disk, *, users_max: int = USERS_MAX) -> None:
         self._users_max = users_max
         self._group = Group()
-        self._inserted = 0  # rows of it that are in the transaction already
-        self.arrived: set[int] = set()  # buckets that came with what was taken; whoever wants to know clears it
+        self._inserted = 0  # rows of the group that are in the transaction already
+        self.arrived: set[int] = set()  # buckets that arrived with the batches taken; the caller clears it
         super().__init__(path, KIND, shard, disk)
         self._keeps_batches = batches.are_kept(self.db)
 
@@ -233,7 +235,7 @@ class Store(FollowerStore):
         self._last_taken = self.position  # the last batch in the open group
 
     def settle(self, first: int, head: int, *, accept_loss: bool = False) -> list[str]:
-        """Brings the file into a journal that holds the batches `first` to `head`; remarks. Raises Ahead."""
+        """Aligns the file with a journal that holds the batches `first` to `head`. Returns remarks. Raises Ahead."""
         remarks = []
         if self.position < 0:
             self.db.execute("UPDATE about SET begins = ?, position = ?", (first, first - 1))
@@ -257,18 +259,22 @@ class Store(FollowerStore):
             raise Ahead(f"{text}: the journal has lost what lies between, or is an older copy")
         kept_path = keep_copy(self.db, self.path, "ahead", self._disk)
         self.cut_back_to(head)
-        if self.position < first - 1:  # the journal does not reach back to it: all begins anew with the journal
+        if self.position < first - 1:  # the journal does not reach back to it: the file begins anew with the journal
             self._cut(first - 1, 0, begins=first)
         return f"{text}: it was cut back to batch {self.position}, and {kept_path} keeps what it was"
 
     def cut_back_to(self, head: int) -> None:
-        """Gives up what lies behind the batch `head`: the file ends with the last transaction that ended before it."""
+        """Deletes all rows behind the batch `head`: the file then ends with the last transaction that ended at or
+        before it.
+        """
         if self.position > head:
             groups = self.db.execute("SELECT position, seq FROM groups WHERE position <= ?", (head,)).fetchall()
             self._cut(*max([(self.begins - 1, 0), *groups]), begins=self.begins)
 
     def cut_out(self, position: int, seq: int, begins: int) -> None:
-        """Gives up what lies behind a batch that ended with this row, and is not taken from the journal alone again."""
+        """Deletes all rows behind the batch `position`, whose last row is `seq`. They are not taken from the journal
+        alone again.
+        """
         self._cut(position, seq, begins=begins)
 
     def note_filled(
@@ -279,8 +285,8 @@ class Store(FollowerStore):
         opening_rows: list[tuple[int, int, int, Lines]],
         cut: tuple[int, int] | None,
     ) -> None:
-        """What the file lacks from now on, which buckets have left it, openings as in `open_with`, and the newest row
-        that was deleted, with the limit for which it was. Nothing waits for `flush`.
+        """Writes which batches the file lacks from now on, the departures of buckets, openings as in `open_with`, and
+        the newest deleted row with the limit of its deletion. No rows may wait for `flush`.
         """
         self.open_with(opening_rows)
         db = self.db
@@ -296,13 +302,13 @@ class Store(FollowerStore):
         self.begins = begins
 
     def take_identity(self) -> None:
-        """Gives the file another identity; readers of what it holds may go on."""
+        """Gives the file another identity; cursors of its present rows stay valid."""
         self.begin()
         name_anew(self.db, self.seq)
         self.commit(self.position)
 
     def keep_batches(self) -> None:
-        """Keeps from now on which batch a row came from."""
+        """Records from now on which batch a row came from."""
         if not self._keeps_batches:
             self.begin()
             batches.keep(self.db, self.position, self.seq)
@@ -310,15 +316,17 @@ class Store(FollowerStore):
             self._keeps_batches = True
 
     def open_with(self, opening_rows: list[tuple[int, int, int, Lines]]) -> None:
-        """Keeps the openings (number, entry_id, seq, lines) of rows whose account's older ones are about to go."""
+        """Writes openings (number, entry_id, seq, lines), for rows whose account's older ones are about to be
+        deleted.
+        """
         self.begin()
         for number, entry_id, seq, lines in opening_rows:
             openings.put(self.db, number, entry_id, seq, lines)
         self.commit(self.position)
 
     def append_rows(self, pages: list[Page], rows: list[tuple[bytes, int]]) -> None:
-        """Writes rows that no batch made, each the only one of its account: their pages, and (user_id, entry_id) of
-        each. Nothing waits for `flush`.
+        """Writes rows that come from no batch, each the only one of its account: their pages, and (user_id, entry_id)
+        of each. No rows may wait for `flush`.
         """
         assert pages[0].first == self.seq + 1
         self.begin()
@@ -331,20 +339,20 @@ class Store(FollowerStore):
                 self.db.execute("INSERT INTO marks VALUES (?, ?, ?)", (number, entry_id, self.seq))
         self._accounts.write()
         self._paged = self.seq
-        if self._keeps_batches:  # what follows is counted from behind these
+        if self._keeps_batches:  # rows that follow are counted from here
             self.db.execute(batches.INSERT, (self.position, self.seq))
         self._note_end(self.position)
         self.commit(self.position)
 
     def note_loss(self, text: str) -> None:
-        """Puts on record what is in neither file nor journal."""
+        """Records a loss: rows that are in neither file nor journal."""
         self.begin()
         self.db.execute("INSERT INTO losses VALUES (?, ?)", (self.position, text))
         self.commit(self.position)
 
     def delete(self, seqs: list[int], marks: list[tuple[bytes, int]], limit_ns: int) -> None:
-        """Deletes rows that are older than a limit, by their rising seqs, and their marks (user_id, entry_id). Nothing
-        waits for `flush`.
+        """Deletes rows that are older than a limit, by their rising seqs, and their marks (user_id, entry_id). No rows
+        may wait for `flush`.
         """
         db = self.db
         self.begin()
@@ -364,7 +372,7 @@ class Store(FollowerStore):
         db.execute("BEGIN IMMEDIATE")
         ends: dict[bytes, int] = {}
         for row in Pages(db).following(seq, self.seq):
-            ends.setdefault(row.user_id, row.older if row.older <= seq else 0)  # else it was deleted, as all before it
+            ends.setdefault(row.user_id, row.older if row.older <= seq else 0)  # else it was deleted, and all before it
         self._accounts.set_newest(ends.items())
         self._accounts.write()
         db.execute("DELETE FROM pages WHERE first > ?", (seq,))  # a page ends where its transaction does
@@ -384,7 +392,7 @@ class Store(FollowerStore):
 
     @property
     def rows_open(self) -> int:
-        """Rows that wait for `flush`."""
+        """The number of rows that wait for `flush`."""
         return self._inserted + len(self._group.part.starts)
 
     def take(self, position: int, payload: bytes) -> None:
@@ -393,8 +401,8 @@ class Store(FollowerStore):
         self.take_again(position, payload)
 
     def take_again(self, position: int, payload: bytes) -> None:
-        """Adds a batch as another file had it, or the next part of such a batch; batches before it that were not taken
-        have no rows.
+        """Adds a batch rebuilt from another file, or the next part of one. Batches before it that were not taken have
+        no rows.
         """
         if not self.db.in_transaction:
             self.begin()
@@ -409,7 +417,9 @@ class Store(FollowerStore):
             self._insert()
 
     def pass_over(self, position: int, *, is_known: bool = False) -> None:
-        """Goes on behind this batch. Batches that are skipped are missing, or with `is_known` have no rows."""
+        """Continues behind the batch `position`. The skipped batches are missing, or, with `is_known`, have no
+        rows.
+        """
         if not self.db.in_transaction:
             self.begin()
         self._last_taken = position
@@ -417,7 +427,7 @@ class Store(FollowerStore):
             self._group.ends.append((position, self.seq))
 
     def _insert(self) -> None:
-        """Rows into the open transaction as pages, while they are in the processor's cache."""
+        """Writes the rows into the open transaction as pages, while they are in the processor's cache."""
         group = self._group
         self.db.executemany(INSERT_PAGE, pages_of(group.part, self._paged + 1))
         self.db.executemany("INSERT INTO marks VALUES (?, ?, ?)", group.marks)
@@ -454,6 +464,6 @@ class Store(FollowerStore):
         self._slot = (slot,)
 
     def close(self) -> None:
-        """Commits, makes it durable, and closes."""
+        """Commits, makes the file durable, and closes it."""
         self.flush()
         super().close()

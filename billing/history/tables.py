@@ -1,6 +1,6 @@
-"""The tables of a history's file, and whether they agree on where it ends: what a worker needs to know of it.
+"""The tables of a history file, and whether they agree on where it ends: the part of `store` that a worker needs.
 
-`store` tells what stands in the tables, `openings` in that of the same name.
+`store` describes the tables, `openings` describes its own.
 """
 
 from __future__ import annotations
