@@ -1,17 +1,18 @@
-"""Reading the operators' record: all files of all processes, from a cursor on, bounded in memory.
+"""Reads the operators' record: the files of all processes, from a cursor on, with bounded memory.
 
-Each process's files, in the order of their numbers and the one without a number last, are one sequence of lines that
-only grows at its end (see `trail`). A reader has had each sequence up to some place, so a cursor is those places: who
-stores it with the rows gets each record exactly once, also of records that are written while he reads. Records of
-different processes are merged by their instants; those of one stay in their order, whatever wall time did.
+The files of each process, in the order of their numbers and the one without a number last, are one sequence of lines
+that grows only at its end (see `trail`). A reader has read each sequence up to some place, and a cursor holds these
+places. A reader that stores the cursor with the rows gets each record exactly once, even records that are written while
+it reads. Records of different processes are merged by their instants; those of one process keep their order, even if
+the wall clock was set back.
 
     cursor = base64url of a JSON object: process -> [number of the file, offset behind the line, CRC-32 of the line]
 
-The file without a number has the one that it will get. A cursor is refused (`UnknownCursor`) if a file that it names is
-gone or has no such line: it came from another daemon, or the oldest file was removed.
+In cursors, the file without a number has the number that it will get. A cursor is refused (`UnknownCursor`) if a file
+that it names is gone or has no such line: it came from another daemon, or the oldest file was removed.
 
-A line that is no record (its writer was killed within it) is answered as the act `unreadable`, at the instant of the
-record before. The last line of a file that is being written is not read before its end.
+A line that is no record (its writer was killed while writing it) is returned as the act `unreadable`, at the instant of
+the record before. An incomplete last line of a file that is being written is not read.
 """
 
 from __future__ import annotations
@@ -34,11 +35,13 @@ _KEYS: Final = ("at_ns", "actor", "act", "details")
 
 
 class UnknownCursor(Exception):
-    """The record cannot be read on behind this cursor, and why."""
+    """The record cannot be read on from this cursor; the text says why."""
 
 
 class Place(NamedTuple):
-    """Behind a line of one process's files; `checksum` is that line's, 0 before the first line of a file."""
+    """The place behind a line of one process's files; `checksum`: of that line, 0 before the first line of a
+    file.
+    """
 
     number: int
     offset: int
@@ -46,7 +49,7 @@ class Place(NamedTuple):
 
 
 class _Line(NamedTuple):
-    """A line, the instant it is merged by, and the place behind it."""
+    """A line, the instant by which it is merged, and the place behind it."""
 
     at_ns: int
     name: str
@@ -55,20 +58,20 @@ class _Line(NamedTuple):
 
 
 class TrailReader:
-    """All files of one directory."""
+    """Reads all files of one directory."""
 
     def __init__(self, disk: Disk, directory: str) -> None:
         self._disk = disk
         self._directory = directory
 
     def page(self, cursor: str, limit: int, actor: str | None = None, act: str | None = None) -> list[Record]:
-        """At most `limit` records behind `cursor`, each with the cursor behind it; only those of `actor`, of `act`.
-        It waits for the disk. Raises UnknownCursor, OSError.
+        """Returns at most `limit` records behind `cursor`, each with the cursor behind it; only those of `actor` and of
+        `act`, unless None. Waits for the disk. Raises UnknownCursor, OSError.
         """
         return list(islice(self.records(cursor, actor, act), limit))
 
     def records(self, cursor: str = "", actor: str | None = None, act: str | None = None) -> Iterator[Record]:
-        """All of them, as `page` has them."""
+        """Yields all records behind `cursor`, as `page` returns them."""
         places = _decode(cursor)
         names = self._processes()
         strangers = places.keys() - set(names)
@@ -95,7 +98,7 @@ class TrailReader:
         return sorted(names)
 
     def _lines(self, name: str, place: Place | None) -> Iterator[_Line]:
-        """The lines of one process behind a place. Raises UnknownCursor, OSError."""
+        """Yields the lines of one process behind a place. Raises UnknownCursor, OSError."""
         at_ns = 0
         while (opened := self._open(name, place)) is not None:
             number, handle, is_last = opened
@@ -112,17 +115,19 @@ class TrailReader:
             finally:
                 self._disk.close(handle)
             if is_last:
-                return  # what has come meanwhile is read behind the cursor
+                return  # lines written meanwhile are read from the cursor next time
             place = Place(number + 1, 0, 0)
 
     def _numbers(self, name: str) -> list[int]:
-        """The numbers of a process's files, ascending; the last is that which the one without a number will get."""
+        """Returns the numbers of a process's files, ascending; the last is the one that the file without a number will
+        get.
+        """
         numbers = numbered(self._disk, self._directory, name)
         return [*numbers, max(numbers, default=0) + 1]
 
     def _open(self, name: str, place: Place | None) -> tuple[int, int, bool] | None:
-        """(number, handle, whether it is the last) of the file to read on in; None where it is not there yet. Raises
-        UnknownCursor, OSError.
+        """Opens the file in which to read on. Returns (number, handle, whether it is the last); None where it does not
+        exist yet. Raises UnknownCursor, OSError.
         """
         while True:
             numbers = self._numbers(name)
@@ -135,14 +140,14 @@ class TrailReader:
                 handle = self._disk.open(path)
             except FileNotFoundError:
                 if numbers == self._numbers(name):
-                    return None  # it was ended just now, or never begun, and the next one is not there yet
+                    return None  # the file was just rotated or never created, and the next one does not exist yet
                 continue
             if not is_last or numbers == self._numbers(name):
                 return number, handle, is_last
-            self._disk.close(handle)  # it got its number between the two looks
+            self._disk.close(handle)  # the file was rotated between the two listings
 
     def _check(self, handle: int, name: str, place: Place) -> None:
-        """Raises UnknownCursor where the line before a place is not the one that it is of."""
+        """Raises UnknownCursor if the line before a place does not match the place's checksum."""
         begin = max(0, place.offset - LINE_BYTES_MAX)
         data = self._disk.pread(handle, place.offset - begin, begin)
         line = data[:-1].rpartition(b"\n")[2]
@@ -152,7 +157,7 @@ class TrailReader:
             raise UnknownCursor(f"the record of {name} is not the one that the cursor is of: begin again")
 
     def _lines_of(self, handle: int, offset: int) -> Iterator[tuple[bytes, int]]:
-        """(line, the offset behind it) of each whole line."""
+        """Yields (line, the offset behind it) of each complete line."""
         rest = b""
         at = offset
         while chunk := self._disk.pread(handle, CHUNK_BYTES, at):
@@ -164,7 +169,7 @@ class TrailReader:
 
 
 def _parsed(data: bytes) -> Record | None:
-    """The record of a line; None where it is none."""
+    """Returns the record of a line; None where the line is none."""
     try:
         record = json.loads(data)
         fields: Record = {key: record[key] for key in _KEYS}
@@ -179,7 +184,7 @@ def _encode(places: dict[str, Place]) -> str:
 
 
 def _decode(text: str) -> dict[str, Place]:
-    """The places of a cursor. Raises UnknownCursor."""
+    """Returns the places of a cursor. Raises UnknownCursor."""
     if not text:
         return {}
     try:

@@ -1,10 +1,10 @@
-"""One process's hand in the operators' record: threads that wait for the disk, and a bound on refused sign-ins.
+"""Writes and reads the operators' record for one process, on threads of its own.
 
-An act begins once its record is on the disk. Where the disk takes no record, the act begins all the same, since an
-operator has to be able to act on a full disk, and a warning says so.
+An act begins once its record is durable. If the disk takes no record, the act begins all the same, since an operator
+must be able to act on a full disk, and a warning reports it.
 
-Who guesses tokens must not fill the disk: of the sign-ins refused within a minute `REFUSALS_A_MINUTE` have a record of
-their own, the next record counts those in between (`and_more`).
+Guessing tokens must not fill the disk: within a minute, `REFUSALS_A_MINUTE` refused sign-ins have a record of their
+own, and the next record counts the others (`and_more`).
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ log = logging.getLogger("billing.audit")
 
 REFUSALS_A_MINUTE: Final = 30
 MINUTE_NS: Final = 60 * 10**9
-READS_MAX: Final = 16  # pages that are asked for at once
-WAITING_MAX: Final = 1_000  # records on their way to the disk; an act beyond them has none, and a warning
+READS_MAX: Final = 16  # page requests at the same time
+WAITING_MAX: Final = 1_000  # records waiting for the disk; an act beyond them gets a warning instead of a record
 
 
 class TooManyReads(Exception):
-    """As many pages are being read as may be."""
+    """As many pages as allowed are being read already."""
 
 
 class Recorder:
-    """See the module."""
+    """The writer and reader of one process; see the module."""
 
     def __init__(
         self,
@@ -42,11 +42,11 @@ class Recorder:
         wall_now_ns: Callable[[], int],
         executor_of: ExecutorOf = SerialExecutor,
     ) -> None:
-        """`name`: of this process. `executor_of`: makes the thread that waits for the disk."""
+        """`name`: of this process. `executor_of` makes the threads that wait for the disk."""
         self._executor_of = executor_of
         self._trail = Trail(disk, f"{data_dir}/{DIRECTORY}", name)
         self._name = name
-        self._executor: SerialExecutor | None = None  # made with the first record
+        self._executor: SerialExecutor | None = None  # created with the first record
         self._reader = TrailReader(disk, f"{data_dir}/{DIRECTORY}")
         self._reading: SerialExecutor | None = None  # made with the first question: an act waits for no page
         self._reads = 0
@@ -56,7 +56,9 @@ class Recorder:
         self._refusals = 0
 
     def record(self, actor: str, act: str, details: dict[str, Any], then: Callable[[], None] = lambda: None) -> None:
-        """Writes a record; `then` is called once it is durable."""
+        """Writes a record, and calls `then` once it is durable. If it cannot be written, logs a warning and calls
+        `then`, too.
+        """
         if self._waiting >= WAITING_MAX:
             log.warning("%s by %r has no record; records that wait for the disk: %d", act, actor, self._waiting)
             then()
@@ -75,7 +77,7 @@ class Recorder:
         self._executor.submit(done, self._trail.append, record)
 
     def refused_sign_in(self, origin: str) -> None:
-        """Somebody at `origin` showed a token that is not known."""
+        """Records that a client at `origin` sent an unknown token."""
         now_ns = self._now_ns()
         details: dict[str, Any] = {"from": origin}
         if now_ns - self._minute_ns >= MINUTE_NS:
@@ -89,8 +91,8 @@ class Recorder:
     def read(
         self, cursor: str, limit: int, actor: str, act: str, done: Callable[[list[Record] | Exception], None]
     ) -> None:
-        """Calls `done` with a page of all processes' records, see `reading`, or with why there is none: UnknownCursor,
-        OSError or TooManyReads. An empty `actor` or `act`: whatever it is.
+        """Calls `done` with a page of all processes' records (see `reading`), or with the reason for none:
+        UnknownCursor, OSError or TooManyReads. An empty `actor` or `act` matches all.
         """
         if self._reads >= READS_MAX:
             done(TooManyReads(f"{READS_MAX} pages of the record are being read already"))
@@ -108,7 +110,7 @@ class Recorder:
         self._reading.submit(on_page, self._reader.page, cursor, limit, actor or None, act or None)
 
     async def close(self) -> None:
-        """Waits for what is on its way, and ends the threads."""
+        """Waits for pending reads and writes, and ends the threads."""
         if self._reading is not None:
             await self._reading.call(list)
             self._reading.close()

@@ -9,17 +9,17 @@ from typing import Any, Final
 from shards.system.disk import Disk, private_directory, read_file, write_all
 
 FILE_BYTES_MAX: Final = 1 << 20
-FILES_KEPT: Final = 16  # of each process, beside the one that is written
+FILES_KEPT: Final = 16  # per process, beside the one being written
 DIRECTORY: Final = "audit"
 
 Record = dict[str, Any]
 
 
 class Trail:
-    """The file that one process appends to. It waits for the disk."""
+    """The file that one process appends to. Its methods wait for the disk."""
 
     def __init__(self, disk: Disk, directory: str, name: str) -> None:
-        """`directory`: of all files; made with the first record. `name`: of this process."""
+        """`directory`: holds the files of all processes; created with the first record. `name`: of this process."""
         self._disk = disk
         self._directory = directory
         self._name = name
@@ -72,7 +72,7 @@ class Trail:
 
 
 def numbered(disk: Disk, directory: str, name: str) -> list[int]:
-    """The numbers of the files of a process that were ended, ascending."""
+    """Returns the numbers of a process's rotated files, ascending."""
     numbers = [
         text.removeprefix(f"{name}.").removesuffix(".jsonl")
         for text in disk.listdir(directory)
@@ -82,15 +82,15 @@ def numbered(disk: Disk, directory: str, name: str) -> list[int]:
 
 
 def copy_trails(disk: Disk, source: str, target: str) -> list[str]:
-    """Copies the files of all processes, as they are at one moment each, from one directory to another, which is there;
-    their names. What is written meanwhile is not in the copy. Raises OSError.
+    """Copies the files of all processes from one directory to another, which must exist; each process's files as of one
+    moment. Returns their names. Records written meanwhile are not in the copy. Raises OSError.
     """
     names = sorted({name.split(".")[0] for name in disk.listdir(source) if name.endswith(".jsonl")})
     return [file for name in names for file in _copy_of_one(disk, source, target, name)]
 
 
 def _copy_of_one(disk: Disk, source: str, target: str, name: str) -> list[str]:
-    """One process's files; again where one of them got its number in between."""
+    """Copies the files of one process. Reads them again if one was rotated meanwhile."""
     while True:
         numbers = numbered(disk, source, name)
         contents = {}

@@ -1,9 +1,9 @@
-"""Backups: a copy of everything as of one instant, taken while the daemon serves; and put back.
+"""Backups: a copy of everything as of one instant, taken while the daemon serves; and its restoration.
 
-    files    what a backup is on disk
+    files    the files of a backup on disk
     command  `billing backup` and `billing restore`
-    rebuild  `billing rebuild`: the files of history and notices, made again
+    rebuild  `billing rebuild`: makes the files of history and notices again
 
-`shards.backup` holds the files still, `shards.journal.file.copying` copies a journal, and
-`billing.worker.startup_hold` says what a restored daemon is careful about.
+`shards.backup` keeps the files from changing meanwhile, `shards.journal.file.copying` copies a journal, and
+`billing.worker.startup_hold` defines what a restored daemon holds back.
 """

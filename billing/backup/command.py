@@ -1,7 +1,8 @@
-"""`billing backup` and `billing restore`: a copy of everything, taken while the daemon serves, and put back.
+"""`billing backup` and `billing restore`: copy everything while the daemon serves, and restore such a copy.
 
-Both run on the daemon's host and as its user, since they work on its files; `backup` talks to the daemon only to have
-them held still. The copy is then proved as `billing doctor` proves a data directory, unless told not to.
+Both run on the daemon's host and as its user, since they work on its files; `backup` asks the daemon only to keep the
+files from being trimmed or moved. The copy is then proved as `billing doctor` proves a data directory, unless the
+caller leaves the proof out.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
         check_free(disk, str(directory.absolute()))
     except NoBackup as error:
         raise click.ClickException(f"no backup was made: {error}") from None
-    cut = ask(target, "backup", "begin")  # the first question, since it is the one that asks for the highest role
+    cut = ask(target, "backup", "begin")  # the first request, since it needs the highest role
     renewed_ns = MACHINE_CLOCKS.boot_ns()
 
     def renew() -> None:
@@ -62,7 +63,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
         ask(target, "backup", "cancel")
         raise click.ClickException(f"no backup was made: {reason_of(error)}") from None
     try:
-        ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is none then
+        ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is invalid then
         ids_max = ask(target, "server_info")["request_ids_per_bucket"]
     except BaseException:
         discard_tree(work)
@@ -109,7 +110,9 @@ def restore_command(directory: Path, config_file: str | None) -> None:
 
 
 def _lines_on_notices(about: dict[str, Any], url: str) -> Iterator[str]:
-    """What becomes of the notices that were owed at the instant of a backup, of which `backup.json` says `about`."""
+    """Yields lines about the notices that were owed at the instant of a backup. `about`: the contents of its
+    `backup.json`.
+    """
     owed = sum(row["owed"] for row in about.get(NOTICES, {}).values())
     if NOTICES not in about:
         if url:
@@ -121,13 +124,15 @@ def _lines_on_notices(about: dict[str, Any], url: str) -> Iterator[str]:
 
 
 def _prove(disk: Disk, work: str, target: str, ids_max: int) -> None:
-    """The doctor's word on the copy in `work`, which is to be `target`; ends the command where that is no good one."""
+    """Lets the doctor prove the copy in `work`, which will be renamed to `target`; ends the command if it finds a
+    fault.
+    """
     from billing.doctor.examine import examine
     from billing.doctor.report import Report
 
     report = Report()
     examine(disk, work, ids_max, report, lambda what, done, total: None)
-    final_path = work if report.fault_count else target  # a good copy has that name right afterwards
+    final_path = work if report.fault_count else target  # a sound copy gets its final name right afterwards
     for line in report.lines():
         put(line.replace(work, final_path))
     if report.fault_count:

@@ -1,23 +1,24 @@
-"""What a backup of the daemon is on disk: made from a serving data directory, and made into one again.
+"""The files of a backup: how they are made from a serving data directory, and how they are restored to one.
 
-    DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, what its reader shows.
-                                  Also those of shards that were drained and are gone, which no map counts
+    DIRECTORY/map, shard-1, …     journals as files, cut at one instant; of another kind of log, the batches that its
+                                  reader gives. Also those of drained shards, which the map does not count any more
     DIRECTORY/history             the statements, up to the batch that each shard's journal ends with
-    DIRECTORY/notices             what was still to be told then, up to the batch that each shard's journal ends with
+    DIRECTORY/notices             the notices that were owed then, up to the batch that each shard's journal ends with
     DIRECTORY/audit               the operators' record of this host, where there is one
-    DIRECTORY/backup.json         which instant, up to which positions, how many notices are owed, and length and digest
-                                  of every file
+    DIRECTORY/backup.json         the instant, the positions, how many notices are owed, and length and digest of every
+                                  file
 
-`backup.json` is written last: a directory without it is no backup. A restored directory has one file more, `restored`:
-while it is there, every start holds what is overdue back until `release_cutoffs`, since top-ups may have come after
-the instant of the backup, and to switch their machines off would be wrong.
+`backup.json` is written last: a directory without it is no backup. A restored directory has one more file, `restored`:
+while it exists, every start holds overdue cutoffs back until `release_cutoffs`, since top-ups may have come after the
+instant of the backup, and it would be wrong to switch those users' machines off.
 
-What is owed in `notices` is told by the restored daemon as after a restart, under the ids that it had. The daemon that
-went on after the backup may have told it, too: at least once is the promise. Into the log of a cluster goes, with the
-map, up to which batch everything was told, for hosts that have no file.
+The restored daemon sends the notices in `notices` as after a restart, under the ids that they had. The daemon that went
+on after the backup may have sent them, too: delivery is at least once. A restore into the log of a cluster also writes
+into the map up to which batch everything was sent, for hosts that have no file.
 
-Either way the target is made under another name and renamed when it is whole, proved and durable. What was begun and
-is refused is removed again: under that name stands what is being made, what was cut off, or a copy that is not good.
+Either way the target is made under another name, and renamed once it is complete, proved and durable. If the attempt is
+refused, the directory under that name is removed. One that remains is being made, was interrupted, or is a copy that
+failed its proof.
 """
 
 from __future__ import annotations
@@ -54,13 +55,13 @@ INT64_MAX = (1 << 63) - 1
 
 
 class NoBackup(Exception):
-    """What was named is no whole backup, or cannot be put where it was asked to; nothing was changed there."""
+    """The directory is no complete backup, or the target cannot be used; nothing was changed there."""
 
 
 def copy(disk: Disk, cut: dict[str, Any], target: str, renew: Callable[[], None]) -> tuple[str, list[str]]:
-    """Copies the files of a `backup("begin")` reply to a directory beside `target`, whose path it returns, with remarks
-    for the operator; `finish` gives it its name. `renew` is called between files. Raises NoBackup, the journal's
-    errors, StoreError, Unproved, sqlite3.Error, OSError.
+    """Copies the files of a `backup("begin")` reply to a directory beside `target`. Returns its path, and remarks for
+    the operator; `finish` renames it. `renew` is called between files. Raises NoBackup, the journal's errors,
+    StoreError, Unproved, sqlite3.Error, OSError.
     """
     work = check_free(disk, target)
     with _begun(disk, work):
@@ -121,8 +122,8 @@ def _copy(disk: Disk, cut: dict[str, Any], work: str, renew: Callable[[], None])
 
 
 def _gone(disk: Disk, cut: dict[str, Any]) -> dict[int, int]:
-    """The shards that were drained and are gone, of which this host has files still, each with the last batch of its
-    journal; `INT64_MAX` where the log has none. Histories of users who have left them begin there.
+    """Returns the drained shards of which this host still has files, each with the last batch of its journal;
+    `INT64_MAX` where the log has none. Histories of users who have left them begin there.
     """
     source, log = cut["data_dir"], backends.open(cut["log"], REAL)
     shard_ids = set(shard_files(f"{source}/history", disk)) if disk.exists(f"{source}/history") else set()
@@ -140,7 +141,7 @@ def _gone(disk: Disk, cut: dict[str, Any]) -> dict[int, int]:
 def _copy_histories(
     disk: Disk, cut: dict[str, Any], gone: dict[int, int], work: str, renew: Callable[[], None]
 ) -> Iterator[str]:
-    """Copies the histories; the names of the files made."""
+    """Copies the histories. Yields the names of the files made."""
     source = cut["data_dir"]
     private_directory(disk, f"{work}/history")
     reader_of, is_files = backends.open(cut["log"], REAL).reader, cut["log"]["kind"] == "file"
@@ -158,7 +159,7 @@ def _copy_histories(
 
 @contextmanager
 def _begun(disk: Disk, work: str) -> Iterator[None]:
-    """Makes the directory that a target is made in, and removes it again where nothing came of it."""
+    """Creates the directory in which a target is made, and removes it after an exception."""
     try:
         private_directory(disk, work)
         yield
@@ -168,7 +169,9 @@ def _begun(disk: Disk, work: str) -> Iterator[None]:
 
 
 def check_free(disk: Disk, target: str) -> str:
-    """The directory that a copy for `target` is made in. Raises NoBackup where that, or `target`, is there already."""
+    """Returns the directory in which a copy for `target` is made. Raises NoBackup where that, or `target`,
+    exists.
+    """
     if disk.exists(target):
         raise NoBackup(f"{target} is there already: a backup is made in a directory of its own")
     work = target + UNFINISHED
@@ -177,15 +180,15 @@ def check_free(disk: Disk, target: str) -> str:
 
 
 def finish(disk: Disk, work: str, target: str) -> None:
-    """The copy is good: it gets its name, durably. OSError."""
+    """Renames a copy that passed its proof to its final name, durably. Raises OSError."""
     disk.rename(work, target)
     disk.fsync_dir(_parent(target))
 
 
 def restore(disk: Disk, source: str, target: str, log: dict[str, Any], record: Record) -> dict[str, Any]:
-    """Makes the data directory `target`, which must be empty or not be there, from a backup; what `backup.json` says.
-    Where `log` is of another kind than files, the journals go there, and its streams must be empty, too. `record` is
-    added to the operators' record that came with the backup.
+    """Makes the data directory `target`, which must be empty or not exist, from a backup. Returns the contents of
+    `backup.json`. If `log` is of another kind than files, the journals go there, and its streams must be empty, too.
+    `record` is added to the operators' record that came with the backup.
 
     Raises NoBackup, the journal's errors, OSError.
     """
@@ -231,7 +234,7 @@ def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dic
 
 
 def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
-    """The journals go into the log's streams."""
+    """Writes the journals into the log's streams."""
     backend = backends.open(log | {"directory": work}, REAL)
     assert isinstance(backend, JetStreamBackend)
     private_directory(disk, f"{work}/run")
@@ -252,7 +255,7 @@ def _journal_name(shard: int) -> str:
 
 
 def read_list(disk: Disk, source: str) -> dict[str, Any]:
-    """What `backup.json` says. Raises NoBackup."""
+    """Returns the contents of `backup.json`. Raises NoBackup."""
     try:
         about = json.loads(read_file(disk, f"{source}/{LIST}"))
         if about["format"] != FORMAT:

@@ -1,15 +1,15 @@
-"""`billing rebuild`: the files of history and notices, made again from what there is, while the daemon does not run.
+"""`billing rebuild`: makes the files of history and notices again while the daemon does not run.
 
-For every shard whose journal is there, the ones that are gone from the map included, the file is opened as its own
-process would open it, with suspicion: a damaged file is made anew from its good pages, a missing file is made, and all
-later entries are read from the journal, to its end. So the followers of a shard that an older version let go too early
-are brought through, too: what they owed is taken over by the others at the next start.
+For every shard whose journal exists, including shards that are gone from the map, the file is opened with suspicion, as
+its own process would open it: a damaged file is made anew from its sound pages, a missing file is created, and all
+later entries are read from the journal, to its end. So the followers of a shard that an older version removed too early
+also reach the journal's end: the other shards take over the notices that they owed at the next start.
 
-What neither file nor journal has is brought back from a backup (`--from-backup`), and how accounts stood when the
-journal began from the oldest snapshot that is kept (`billing.history.restoring`).
+Rows that neither file nor journal has are restored from a backup (`--from-backup`); the states of accounts when the
+journal began, from the oldest snapshot that is kept (`billing.history.restoring`).
 
-A file that is ahead of its journal proves that the journal lost batches. It is cut back with `--accept-loss` alone;
-what it was is kept beside it as `ahead-…`.
+A file that is ahead of its journal proves that the journal lost batches. It is cut back with `--accept-loss` alone; a
+copy of it is kept beside it as `ahead-…`.
 
 Where the log is shared (`journal.kind = "jetstream"`), the shards are those that the log holds, and the files are this
 host's; another host may serve meanwhile.
@@ -80,7 +80,7 @@ def rebuild(
         is_shared = config.journal.is_shared
         shards_here = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
         held = sorted(number for number in {*shards_here, *range(1, shard_count(config) + 1)} if backend.holds(number))
-        if map_too:  # before the map's lock is taken below: the map's log takes it itself
+        if map_too:  # before `hold` below takes the map's lock, which the map's log takes itself
             put(rebuild_map(backend, held, config.shards.bucket_count))
         if is_shared:
             shards_here = held if disk.exists(data_dir) else []
@@ -105,8 +105,8 @@ def rebuild(
 
 
 def hold_host(disk: Disk, data_dir: str, stack: ExitStack) -> None:
-    """Takes the lock of the daemon of this host until the stack is closed, where the log is shared and no journal has a
-    lock. Raises DaemonRuns.
+    """Takes the lock of this host's daemon until the stack is closed; for a shared log, whose journals have no locks.
+    Raises DaemonRuns.
     """
     path = f"{data_dir}/{LOCK}"
     if disk.exists(path):
@@ -117,8 +117,8 @@ def hold_host(disk: Disk, data_dir: str, stack: ExitStack) -> None:
 
 
 def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:
-    """Makes the map again from what the shards hold; a line that says what was done. Raises MapLost, also where the map
-    is there; BatchCorrupt; JournalError.
+    """Makes the map again from the buckets that the shards hold. Returns a line about it. Raises MapLost, also where
+    the map exists; BatchCorrupt; JournalError.
     """
     log = backend.map_log(MACHINE_CLOCKS.wall_ns)
     try:
@@ -147,8 +147,8 @@ def rebuild_shard(
     backup: str = "",
     is_shared: bool = False,
 ) -> Iterator[str]:
-    """Brings the files of one shard to the end of its journal; lines that say what was done. `backup`: a directory that
-    `billing backup` wrote. `is_shared`: other hosts have files of the same journal. Raises StoreError (Ahead,
+    """Brings the files of one shard to the end of its journal. Yields lines about what was done. `backup`: a directory
+    that `billing backup` wrote. `is_shared`: other hosts have files of the same journal. Raises StoreError (Ahead,
     Unlike), Unproved, sqlite3.Error, JournalError, OSError.
     """
     directory = f"{data_dir}/history"
@@ -194,7 +194,7 @@ def rebuild_shard(
 
 
 def _open_accounts(disk: Disk, directory: str, rows: history.Store, reader: Reader) -> int:
-    """How many accounts got an opening row from the oldest snapshot."""
+    """Writes opening rows from the oldest snapshot. Returns how many accounts got one."""
     snapshots = reader.snapshots()
     if not snapshots:
         return 0

@@ -1,11 +1,11 @@
-"""Moving in: accounts out of CSV, JSON lines and Tarantool's own files, as commands to a daemon that serves.
+"""Import: accounts from CSV, JSON lines and Tarantool's own files, as commands to a serving daemon.
 
-An import that was interrupted is run again as it was, and adds nothing twice.
+An interrupted import is run again unchanged, and adds nothing twice.
 
-    mapping           which of Tarantool's spaces hold what (pure)
+    mapping           which of Tarantool's spaces and fields hold users, coins and history (pure)
     tarantool_log     `.snap` and `.xlog` files as rows (pure)
-    tarantool_spaces  those rows replayed to tuples by space (pure)
-    sources           accounts, of whatever file is given
-    plan              commands, of an account
+    tarantool_spaces  replays those rows to the tuples of each space (pure)
+    sources           reads accounts from any of these files
+    plan              the commands for an account
     command           `billing import`
 """

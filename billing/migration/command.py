@@ -1,9 +1,9 @@
-"""`billing import FILE …`: accounts out of CSV, JSON lines or Tarantool's files, into the daemon that serves.
+"""`billing import FILE …`: imports accounts from CSV, JSON lines or Tarantool's files into the serving daemon.
 
-The file's name says what it is: `.csv`, `.jsonl` or `.ndjson`, `.snap` and `.xlog`. Of Tarantool, give the snapshot and
-the logs behind it. `--dry-run` reads everything and calls nobody. An import that was interrupted is run again as it was
-(see `billing.migration.plan`). What is not taken stands on standard error, a line each, and ends the command with 1;
-all else was imported.
+The suffix of a file's name says its format: `.csv`, `.jsonl` or `.ndjson`, `.snap` and `.xlog`. For Tarantool, give the
+snapshot and the logs behind it. `--dry-run` reads everything and sends nothing. An interrupted import is run again
+unchanged (see `billing.migration.plan`). Lines that are not imported are listed on standard error, and the exit code is
+1 then; all others were imported.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ from billing.migration.sources import (
 from billing.migration.tarantool_log import LogError
 from shards.counting import counted
 
-WINDOW: Final = 20_000  # commands sent and not answered
-CHUNK: Final = 500  # accounts whose commands leave as one write to each owner
-SHOWN_MAX: Final = 1000  # lines not taken that are shown; the count is always right
+WINDOW: Final = 20_000  # commands sent that are not answered yet
+CHUNK: Final = 500  # accounts whose commands are sent in one write per owner
+SHOWN_MAX: Final = 1000  # how many refused lines are listed; the count includes all
 
 TARANTOOL: Final = (".snap", ".xlog")
 JSON_LINES: Final = (".jsonl", ".ndjson")
 
 
 class Outcome(NamedTuple):
-    """What came of an import."""
+    """The result of an import."""
 
     accounts: int
     commands: int
@@ -135,7 +135,7 @@ def import_(
 
 
 def balances_of(accounts: Iterable[Account]) -> str:
-    """What balances and credit limits were understood to be, in a sentence; empty where there are none."""
+    """A sentence about the balances and credit limits that were read; empty where there are none."""
     balances = [account.balance_nanos for account in accounts if account.balance_nanos]
     limits = [account.credit_limit_nanos for account in accounts if account.credit_limit_nanos is not None]
     parts = [
@@ -147,7 +147,7 @@ def balances_of(accounts: Iterable[Account]) -> str:
 
 
 def rates_of(accounts: Iterable[Account]) -> str:
-    """What rates were understood to be, in a sentence; empty where there are none."""
+    """A sentence about the rates that were read; empty where there are none."""
     lines = dict.fromkeys(PER, 0)
     hourly = 0
     for account in accounts:
@@ -160,7 +160,7 @@ def rates_of(accounts: Iterable[Account]) -> str:
 
 
 def read(files: Iterable[Path], mapping: Mapping) -> Iterator[Item]:
-    """Everything that the files say. Raises LogError, ValueError and OSError."""
+    """Yields everything that the files contain. Raises LogError, ValueError and OSError."""
     tarantool = []
     for path in files:
         if path.suffix in TARANTOOL:
@@ -180,7 +180,7 @@ def read(files: Iterable[Path], mapping: Mapping) -> Iterator[Item]:
 
 @contextmanager
 def text_of(path: Path) -> Iterator[IO[str]]:
-    """A file of lines. Raises ValueError with the file where it is not UTF-8."""
+    """Opens a text file. Raises ValueError that names the file where it is not UTF-8."""
     with click.open_file(str(path), encoding="utf-8-sig") as lines:
         try:
             yield lines
@@ -196,7 +196,7 @@ def contents(path: Path) -> bytes:
 
 
 def why_not(account: Account, method: str, error: BillingError, label: str) -> str:
-    """Why a command of an account was not taken."""
+    """The reason why a command for an account was refused, as text."""
     if isinstance(error, RequestIdConflict):
         return (
             f"{account.user_id} was imported before as {label!r} with another {method}, which stands "
@@ -206,8 +206,8 @@ def why_not(account: Account, method: str, error: BillingError, label: str) -> s
 
 
 async def check_memory(client: Client, accounts: list[Account]) -> None:
-    """Refuses an import that the daemon would not remember whole: run again after an interruption, it would do twice
-    what was forgotten. A caller who may not ask is not held up.
+    """Refuses an import with more request ids than the daemon remembers: run again after an interruption, it would do
+    twice what was forgotten. Passes if the caller's token may not ask.
     """
     try:
         info = await client.server_info()
@@ -223,7 +223,7 @@ async def check_memory(client: Client, accounts: list[Account]) -> None:
 
 
 async def carry_out(client: Client, accounts: list[Account], label: str) -> Outcome:
-    """Sends all commands, at most `WINDOW` of them unanswered, and counts what came of them."""
+    """Sends all commands, at most `WINDOW` of them unanswered, and counts the results."""
     await check_memory(client, accounts)
     sent: list[tuple[Account, str]] = []
     refused: list[NotTaken] = []
@@ -269,6 +269,6 @@ COMMANDS: dict[str, click.Command] = {"import": import_}
 
 
 def _empty(count: int) -> str:
-    """What is told of users who have nothing that could be imported."""
+    """A sentence about users who have nothing to import."""
     have = "has" if count == 1 else "have"
     return f"{counted(count, 'user')} {have} no money, no limit and no rate: the first top-up opens the account"

@@ -6,15 +6,16 @@ A mapping file is TOML; each key and table may be left out. Fields are names, or
     space = "balance"
     user = "username"
     coins = "coins"
-    unit = "1"                  # how many coins one of them is: "0.01" where the field counts hundredths
+    unit = "1"                  # the coins in one unit of the field: "0.01" where it counts hundredths
 
     [history]
     space = "billing"
     user = "username"
-    after = "balance_after"     # what the row left, in the same unit
+    after = "balance_after"     # the balance after the row, in the same unit
 
-The history is not imported, since an account's entries are what this daemon did. With the table `history` it is
-compared: of each user the row with the greatest primary key must have left what the balance has.
+The history is not imported, since an account's entries record what this daemon did. If the file has the table
+`history`, balances are compared with it: for each user, the row with the greatest primary key must have the same
+balance as the space of balances.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 
 class Mapping(NamedTuple):
-    """See the module. `unit` is coins; `has_history`: whether balances are held against a history."""
+    """See the module. `unit`: in coins; `has_history`: whether balances are compared with a history."""
 
     space: str = "balance"
     user: str = "username"
@@ -44,7 +45,7 @@ _PLACES: Final = {
 
 
 def mapping_of(text: str, name: str) -> Mapping:
-    """The mapping that a file describes. Raises ValueError that names every fault."""
+    """Returns the mapping that a file describes. Raises ValueError that names every fault."""
     try:
         tables = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

@@ -1,11 +1,11 @@
-"""The commands that make an account of the daemon what a source says of it. Pure.
+"""The commands that give an account of the daemon the state that a source describes. Pure.
 
-In this order: the money, the credit limit, the rates; so that a user who has money is never exhausted by the import.
+Their order is the money, the credit limit, the rates; so that a user who has money is never exhausted by the import.
 Each command carries a `request_id` made of the import's label and of what it does. The daemon keeps request ids for
-seven days, so an import that was interrupted may be run again within that time: what was carried out is answered from
-memory, with `replayed`. The same label with another amount for the same user is refused as `REQUEST_ID_CONFLICT`:
-nobody's money is added twice because a file was edited in between. A bucket remembers a limited number of ids, so what
-each would get is counted before anything is sent (`most_of_a_bucket`).
+seven days, so an interrupted import may be run again within that time: commands that were carried out get their stored
+answers, with `replayed`. The same label with another amount for the same user is refused as `REQUEST_ID_CONFLICT`:
+money is not added twice because a file was edited in between. A bucket remembers a limited number of ids, so the ids of
+each bucket are counted before anything is sent (`most_of_a_bucket`).
 """
 
 from __future__ import annotations
@@ -28,15 +28,17 @@ def is_empty(account: Account) -> bool:
 
 
 def refusal_of(account: Account) -> NotTaken | None:
-    """Why an account is not imported: an exhausted account is cut off, and an import switches nobody off."""
+    """Returns why an account is not imported, else None: an exhausted account would be cut off, and an import switches
+    nobody off.
+    """
     available = account.balance_nanos + (account.credit_limit_nanos or 0)
     return NotTaken(account.location, IN_DEBT) if available <= 0 and not is_empty(account) else None
 
 
 def commands_of(account: Account, label: str, message: str) -> Iterator[Command]:
-    """The commands of one account that is neither empty nor refused."""
+    """Yields the commands of one account that is neither empty nor refused."""
     user, nanos = account.user_id, account.balance_nanos
-    opening = nanos if nanos > 0 else 1  # only a top-up opens an account; a nano too much is taken away again
+    opening = nanos if nanos > 0 else 1  # only a top-up opens an account; the extra nano is taken away below
     yield "top_up", [user, opening, {"request_id": f"{label}:balance", "message": message}]
     if account.credit_limit_nanos is not None:
         yield "set_credit_limit", [user, account.credit_limit_nanos, {"request_id": f"{label}:credit_limit"}]
@@ -48,7 +50,7 @@ def commands_of(account: Account, label: str, message: str) -> Iterator[Command]
 
 
 def most_of_a_bucket(accounts: Iterable[Account], bucket_count: int) -> int:
-    """How many commands, each with a request id, the bucket gets that gets the most."""
+    """Returns the largest number of commands, each with a request id, for any one bucket."""
     counts, bucket_of = [0] * bucket_count, hashed_into(bucket_count)
     for account in accounts:
         number = 1 + (account.credit_limit_nanos is not None) + (account.balance_nanos <= 0) + len(account.rates)
@@ -57,6 +59,6 @@ def most_of_a_bucket(accounts: Iterable[Account], bucket_count: int) -> int:
 
 
 def _short(request_id: str) -> str:
-    """A request id of at most 64 bytes; a longer one is named by its digest."""
+    """Returns a request id of at most 64 bytes: the digest of a longer one."""
     raw = request_id.encode()
     return request_id if len(raw) <= 64 else sha256(raw).hexdigest()

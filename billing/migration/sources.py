@@ -1,4 +1,4 @@
-"""What a file says of accounts: CSV, JSON lines, or Tarantool's files, each as `Account`s and as lines not taken. Pure.
+"""Reads accounts from a file of CSV, JSON lines, or Tarantool: `Account`s, and the lines that cannot be imported. Pure.
 
 CSV has a header line; JSON lines are one object each. Columns or keys, all but `user_id` optional:
 
@@ -6,12 +6,12 @@ CSV has a header line; JSON lines are one object each. Columns or keys, all but 
     balance         coins, a decimal text or a whole number; may be negative
     credit_limit    coins
     resource, rate, per     one rate line (coins a second, `minute` or `hour`); further rows of the same user add lines
-    rate_per_hour           CSV only, in the place of rate and per; likewise rate_per_minute and rate_per_second
+    rate_per_hour           CSV only, instead of rate and per; likewise rate_per_minute and rate_per_second
     rates           JSON only: a list of {"resource", "rate", "per"}
 
-Of Tarantool, a `Mapping` says which space and fields hold users and coins: `balance.username` and `balance.coins` where
-nothing else is said. The other spaces are counted; a history that the mapping names is held against the balances.
-A line that cannot be taken is never dropped in silence: it becomes a `NotTaken` with its place and the reason.
+For Tarantool, a `Mapping` says which space and fields hold users and coins; by default `balance.username` and
+`balance.coins`. The tuples of other spaces are counted; balances are compared with a history if the mapping names one.
+A line that cannot be imported is never dropped silently: it becomes a `NotTaken` with its location and the reason.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from shards.counting import counted
 COINS_DIGITS_MAX: Final = 9
 NANOS_MAX: Final = 2**63 - 1
 PER: Final = ("second", "minute", "hour")
-_COINS = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)")  # no exponent: 1.2346E+9 is what a spreadsheet has rounded
-REMEMBERED: Final = 4096  # numbers that are read once: price lists have few rates, and many users the same balance
+_COINS = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)")  # no exponent: 1.2346E+9 was rounded by a spreadsheet
+REMEMBERED: Final = 4096  # cached numbers: price lists have few rates, and many users the same balance
 COLUMNS: Final = ("user_id", "balance", "credit_limit", "resource", "rate", "per")
 
 
@@ -47,7 +47,7 @@ class RateLine(NamedTuple):
 
 
 class Account(NamedTuple):
-    """What is known of one user. `balance_nanos` 0 and `credit_limit_nanos` None: nothing was said."""
+    """The data of one user. `balance_nanos` 0 and `credit_limit_nanos` None: not given."""
 
     location: str
     user_id: str
@@ -57,7 +57,7 @@ class Account(NamedTuple):
 
 
 class NotTaken(NamedTuple):
-    """A line that is not imported: where it stands, and why."""
+    """A line that is not imported: its location, and the reason."""
 
     location: str
     reason: str
@@ -74,7 +74,7 @@ Item = Account | NotTaken | LeftOut
 
 
 def from_csv(lines: Iterable[str], name: str) -> Iterator[Item]:
-    """Accounts of a CSV file with a header line. Raises ValueError where the header is not one."""
+    """Yields the accounts of a CSV file with a header line. Raises ValueError for a bad header."""
     reader = csv.reader(lines, strict=True)
     try:
         header = next(reader, [])
@@ -114,7 +114,7 @@ def from_csv(lines: Iterable[str], name: str) -> Iterator[Item]:
 
 
 def from_json_lines(lines: Iterable[str], name: str) -> Iterator[Item]:
-    """Accounts of a file with one JSON object a line; empty lines do not count."""
+    """Yields the accounts of a file with one JSON object per line; empty lines are ignored."""
     for number, line in enumerate(lines, start=1):
         location = f"{name}:{number}"
         if not line.strip():
@@ -138,7 +138,9 @@ def from_json_lines(lines: Iterable[str], name: str) -> Iterator[Item]:
 
 
 def merged(items: Iterable[Item]) -> Iterator[Item]:
-    """Accounts of which each user has one: rates of several lines together, a second balance or limit refused."""
+    """Yields one account per user: with the rates of all its lines; a second balance or limit, or a second rate of a
+    resource, becomes a `NotTaken`.
+    """
     accounts: dict[str, Account] = {}
     for item in items:
         if not isinstance(item, Account):
@@ -161,7 +163,9 @@ def merged(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iterator[Item]:
-    """Accounts out of a snapshot and the logs that follow it, in this order. Raises LogError and ValueError."""
+    """Yields the accounts of a snapshot and the logs that follow it, in this order. Raises LogError and
+    ValueError.
+    """
     spaces = Spaces()
     for name, data in files:
         log = Log(data, name)
@@ -193,7 +197,9 @@ def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iter
 
 
 def _newest(spaces: Spaces, mapping: Mapping) -> dict[Any, Any]:
-    """What the newest row of the history left, by user. Raises ValueError where a named history is not there."""
+    """Returns {user: balance after the user's newest row} from the history. Raises ValueError where a named history
+    does not exist.
+    """
     if not mapping.has_history:
         return {}
     space = spaces.named(mapping.history_space)
@@ -204,7 +210,7 @@ def _newest(spaces: Spaces, mapping: Mapping) -> dict[Any, Any]:
 
 
 def _last_of(space: Space, user_at: int, after_at: int) -> dict[Any, Any]:
-    newest: dict[Any, tuple[Any, Any]] = {}  # user -> primary key and what was left
+    newest: dict[Any, tuple[Any, Any]] = {}  # user -> primary key and balance of the newest row
     for key, row in space.tuples.items():
         if len(row) <= max(user_at, after_at) or not isinstance(row[user_at], str | int):
             continue
@@ -218,7 +224,7 @@ def _last_of(space: Space, user_at: int, after_at: int) -> dict[Any, Any]:
 
 
 def _scaled(coins: Any, unit: Decimal) -> Any:
-    """So many units in coins; what is no number stays, to be named."""
+    """Converts units to coins; returns anything that is no number unchanged, for the error message."""
     if unit == 1 or isinstance(coins, bool) or not isinstance(coins, int | Decimal):
         return coins
     return coins * unit
@@ -278,7 +284,9 @@ def _text_of(nanos: int) -> str:
 
 
 def _nanos(value: Any, what: str) -> int | None:
-    """Nanos of coins given as text, whole number or exact decimal; None where nothing is said. Raises ValueError."""
+    """Returns nanos of coins given as text, integer or exact decimal; None where nothing is given. Raises
+    ValueError.
+    """
     if value is None or value == "":
         return None
     if isinstance(value, bool) or not isinstance(value, str | int | Decimal):

@@ -1,20 +1,20 @@
 """Tarantool's `.snap` and `.xlog` files, as the rows they hold. Pure: bytes in, rows out.
 
-A file is a text header, then blocks, then an end marker that a file being written lacks:
+A file is a text header, then blocks, then an end marker, which a file being written lacks:
 
-    header      "SNAP" | "XLOG" LF "0.13" LF "Key: value" LF … LF LF
+    header      "SNAP" | "XLOG" LF "0.12" | "0.13" LF "Key: value" LF … LF LF
     block       magic (4 bytes) | length | previous CRC | CRC | padding up to 19 bytes, then `length` bytes
                 d5 ba 0b ab     the bytes are rows
                 d5 ba 0b ba     the bytes are rows, compressed with Zstandard
     end         d5 10 ad ed
 
-`length` and the CRCs are MessagePack integers, the padding is a MessagePack string. The CRC is CRC-32C (initial
-value 0, no final xor) of the block's bytes as they stand in the file. A row is two MessagePack maps, header and body,
-keyed by Tarantool's protocol numbers (`IPROTO_*`). Source: Tarantool's documentation, "File formats", checked against
-files that Tarantool 2.6 wrote.
+`length` and the CRCs are MessagePack integers, the padding is a MessagePack string. The CRC is CRC-32C (initial value
+0, no final xor) of the block's bytes as they are in the file. A row is two MessagePack maps, header and body, keyed by
+Tarantool's protocol numbers (`IPROTO_*`). Source: Tarantool's documentation, "File formats", checked against files that
+Tarantool 2.6 wrote.
 
-A block that ends before its length, or a missing end marker, is where a running Tarantool had got to: the rows before
-it are good, and `Log.is_whole` is false. A wrong CRC or magic is damage and raises `LogError`, which names the offset.
+An incomplete last block, or a missing end marker, is where a running Tarantool had got to: the rows before it are good,
+and `Log.is_whole` is false. A wrong CRC or magic is damage and raises `LogError`, which names the offset.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAGIC_COMPRESSED: Final = b"\xd5\xba\x0b\xba"
 MAGIC_END: Final = b"\xd5\x10\xad\xed"
 BLOCK_HEADER_BYTES: Final = 19
 HEADER_BYTES_MAX: Final = 64 * 1024
-BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024  # of one block, unpacked
+BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024  # in one block, unpacked
 
 REQUEST_TYPE: Final = 0x00
 REPLICA_ID: Final = 0x02
@@ -41,12 +41,12 @@ _CLOCK: Final = re.compile(rb"(\d+): (\d+)")
 
 
 class LogError(Exception):
-    """A file that is no Tarantool log, or is damaged."""
+    """The file is no Tarantool log, or is damaged."""
 
 
 class Row(NamedTuple):
-    """One request as Tarantool logged it. `kind` is its IPROTO request type, `lsn` its number at the
-    replica that made it (in a snapshot, only a count).
+    """One request as Tarantool logged it. `kind`: its IPROTO request type; `lsn`: its number at the replica that made
+    it (in a snapshot, only a count).
     """
 
     kind: int
@@ -56,8 +56,8 @@ class Row(NamedTuple):
 
 
 class Log:
-    """The rows of one file. `kind` is "SNAP" or "XLOG"; `clock` says for each replica the number of its newest row
-    that is held by a snapshot, or stands before a log; `whole` is known once `rows` has ended.
+    """The rows of one file. `kind` is "SNAP" or "XLOG". `clock`: for each replica, the number of its newest row that a
+    snapshot includes, or that precedes a log. `is_whole` is valid once `rows` has ended.
     """
 
     def __init__(self, data: bytes, name: str = "the file") -> None:
@@ -130,7 +130,9 @@ class Log:
 
 
 def decompressed(block: bytes) -> bytes:
-    """A compressed block's rows. Raises LogError for bytes that are not Zstandard's, or unpack to too much."""
+    """Returns the rows of a compressed block. Raises LogError for bytes that are not Zstandard's, or unpack to too
+    much.
+    """
     import zstandard
 
     try:

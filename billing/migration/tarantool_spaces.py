@@ -1,11 +1,12 @@
-"""Rows of Tarantool's logs, replayed to the tuples of their spaces. Pure.
+"""Replays the rows of Tarantool's logs to the tuples of their spaces. Pure.
 
-A snapshot's rows insert; a log's rows insert, replace, update, upsert and delete. Spaces and primary keys are learnt
-from the system spaces `_space` (280) and `_index` (288), which every snapshot holds; a log alone, without the snapshot
-it follows, therefore knows only the spaces that were made within it, and rows of other spaces are counted as unknown.
+A snapshot's rows insert; a log's rows insert, replace, update, upsert and delete. Spaces and primary keys are read from
+the system spaces `_space` (280) and `_index` (288), which every snapshot contains. A log alone, without the snapshot
+that it follows, therefore defines only the spaces that were created within it, and rows of other spaces are counted as
+unknown.
 
-Rows of a log that the snapshot already holds, by the clock of its header, are passed over. Operations of updates:
-`=` `+` `-` `&` `|` `^` `!` `#`; field numbers from the index base that the row carries, names from the space's format.
+Rows of a log that the snapshot already includes, by the clock of its header, are skipped. Operations of updates: `=`
+`+` `-` `&` `|` `^` `!` `#`; field numbers count from the index base in the row, names are those of the space's format.
 """
 
 from __future__ import annotations
@@ -42,11 +43,13 @@ class Space:
         self.tuples: dict[Any, Tuple] = {}
 
     def key_of(self, row: Tuple) -> Any:
-        """The primary key of a tuple, hashable."""
+        """Returns the primary key of a tuple, hashable."""
         return tuple(_hashable(row[part]) for part in self.key_parts)
 
     def field(self, wanted: int | str, base: int) -> int:
-        """The place of a field in a tuple. `wanted`: a name, or a number counted from `base`. Raises LogError."""
+        """Returns the index of a field in a tuple. `wanted`: a name, or a number counted from `base`. Raises
+        LogError.
+        """
         if isinstance(wanted, str):
             if wanted not in self.fields:
                 raise LogError(f"space {self.name} has no field {wanted!r}")
@@ -60,10 +63,10 @@ class Spaces:
     def __init__(self) -> None:
         self.by_id: dict[int, Space] = {}
         self.unknown_rows = 0
-        self.clock: dict[int, int] = {}  # of each replica, the newest row that was applied
+        self.clock: dict[int, int] = {}  # replica -> the newest row of it that was applied
 
     def named(self, name: str) -> Space | None:
-        """The space of that name."""
+        """Returns the space of this name; None where there is none."""
         return next((space for space in self.by_id.values() if space.name == name), None)
 
     def replay(self, log: Log) -> None:
@@ -136,7 +139,7 @@ def _apply(space: Space, row: Row) -> None:
 
 
 def updated(space: Space, row: Tuple, operations: list[list[Any]], base: int) -> Tuple:
-    """A tuple after operations of an update. Raises LogError for an operation that is not known."""
+    """Returns a tuple after the operations of an update. Raises LogError for an unknown operation."""
     changed = list(row)
     for sign, field, *arguments in operations:
         at = space.field(field, base)

@@ -1,18 +1,19 @@
-"""A copy of what all shards still have to tell, for a backup, made while their notifiers go on.
+"""A copy of the notices that all shards still owe, for a backup, made while their notifiers go on.
 
-**As of one instant.** The copy of a shard's file ends with the batch at which the backup cuts its journal: what came
-behind that is taken out again, and what the notifier had not taken yet is read from the journal. So the copy needs
-nothing of the journal beside it. What was told before the copy was made is not owed in it; what is told later is told
-again by a daemon that is restored from it, under the same id.
+**As of one instant.** The copy of a shard's file ends with the batch at which the backup cuts its journal: notices of
+later batches are removed from it, and batches that the notifier had not taken yet are read from the journal. So the
+copy needs nothing of the journal beside it. Notices that were acknowledged before the copy was made are not owed in it.
+A daemon that is restored from it sends those acknowledged later again, under the same ids.
 
-**All files together.** A notice whose bucket has moved is copied from one shard's file into another's, which proves
-that, and then it is deleted in the first. Files that are read one after the other might hold it in neither. So all are
-held as they are before the first is copied: what is written into a file that a reader holds cannot be proved, and what
-is not proved is deleted nowhere.
+**All files together.** A notice whose bucket has moved is copied from one shard's file into another's; once the other
+file is proved, the notice is deleted from the first. Files that are read one after the other might hold it in neither.
+So all files are held by read transactions before the first is copied: what is written to a file with a reader cannot be
+proved, and nothing is deleted before it is proved elsewhere.
 
-**Of a shard that another host serves** there is no file here. Its copy begins behind the batch up to which that host is
-known to have told everything, and takes what the log holds since: some of it was told already. Where nothing is known
-of that, as of a shard that has just begun to be served, and this host tells notices, it takes all that the log holds.
+**A shard that another host serves** has no file here. Its copy begins behind the batch up to which that host is known
+to have sent everything, and takes all later batches of the log: some of their notices were sent already. Where no such
+batch is known, as for a shard that has just begun to be served, and this host sends notices, the copy takes everything
+that the log holds.
 """
 
 from __future__ import annotations
@@ -36,36 +37,38 @@ class CutShard(NamedTuple):
     """A shard whose journal is cut for a backup."""
 
     shard: int
-    position: int  # its last batch
+    position: int  # the journal's last batch
     is_here: bool  # this host serves it
-    settled: int  # the batch up to which other hosts are known to have told everything; −1: none is
+    settled: int  # the batch up to which other hosts are known to have sent everything; −1: none is known
 
 
 class BackupCut(NamedTuple):
-    """The instant of a backup, at which the journals of all shards are cut. No bucket moves until it is over."""
+    """The instant of a backup, at which the journals of all shards are cut. No bucket moves until the backup
+    has ended.
+    """
 
     at_ns: int  # wall time
     shards: Sequence[CutShard]
-    reader_of: Callable[[int], Reader]  # of a shard's journal
-    is_apart: bool  # several hosts serve, so that files of shards may be other hosts'
+    reader_of: Callable[[int], Reader]  # opens a shard's journal
+    is_apart: bool  # several hosts serve: files of shards may be on other hosts
 
 
 class Copied(NamedTuple):
-    """What became of the notices of a shard."""
+    """The copy of one shard's notices."""
 
     shard: int
     owed: int
-    settled: int  # as `Store.settled`
-    names: list[str]  # of the files made
+    settled: int  # see `Store.settled`
+    names: list[str]  # names of the files made
     remarks: list[str]  # for the operator
 
 
 def copy_notices(
     disk: Disk, source: str, target: str, cut: BackupCut, file_id: Callable[[], int], renew: Callable[[], None]
 ) -> list[Copied]:
-    """Copies the files in `source` to the directory `target`, which is made where there is anything to copy, and syncs
-    them; nothing of a shard that has nobody to tell. `file_id` makes names of files, 62 random bits each; `renew` is
-    called now and then. Raises StoreError, Unproved, JournalError, OSError.
+    """Copies the files in `source` to the directory `target`, and syncs them; no file for a shard that sends no
+    notices. `target` is created if there is anything to copy. `file_id` makes identities of files, 62 random bits each;
+    `renew` is called now and then. Raises StoreError, Unproved, JournalError, OSError.
     """
     copied = []
     try:
@@ -98,11 +101,11 @@ def copy_notices(
 
 
 def _held(path: str) -> sqlite3.Connection:
-    """A connection that sees the file as it is now, for as long as it is open."""
+    """Returns a connection that sees the present state of the file as long as it is open."""
     db = connect(path, KIND)
     try:
         db.execute("BEGIN")
-        db.execute("SELECT position FROM about").fetchone()  # a transaction begins to see with its first query
+        db.execute("SELECT position FROM about").fetchone()  # SQLite takes a transaction's snapshot at its first query
     except BaseException:
         db.close()
         raise
@@ -110,12 +113,12 @@ def _held(path: str) -> sqlite3.Connection:
 
 
 def _copy(db: sqlite3.Connection, source: str, file: ShardFile, renew: Callable[[], None]) -> None:
-    """Copies what a connection sees, without what came behind the cut."""
+    """Copies the database of a connection, without the notices of batches behind the cut."""
     target, shard, _, position, disk = file
     if disk.exists(begun_of(source, shard)):
         write_file(disk, begun_of(target, shard), read_file(disk, begun_of(source, shard)))
     path = file.path
-    disk.close(disk.create(path))  # with this project's mode, before SQLite makes it with another
+    disk.close(disk.create(path))  # with this project's file mode, before SQLite creates it with another
     with closing(sqlite3.connect(path)) as copy:
         db.backup(copy, pages=PAGES_A_STEP, progress=lambda status, remaining, total: renew())
     store = Store(target, shard, disk)

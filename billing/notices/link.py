@@ -1,7 +1,7 @@
 """A worker's end of its notices: a follower's link (`follower.link`) to a notifier.
 
-The link hands every durable batch to the notifier, reads again what that has missed, starts it again where it ends, and
-keeps the journal for it. The worker's own share is one message a batch, of bytes that exist already.
+The link hands every durable batch to the notifier, reads again what the notifier has missed, restarts it when it ends,
+and keeps the journal for it. The worker's own share is one message per batch, of bytes that exist already.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ def opened(
     command: Sequence[str] = COMMAND,
     host: Host = REAL,
 ) -> FollowerLink | None:
-    """Starts the link, before anything is answered. Returns None where `notify.url` is empty: pending notices are
-    discarded then, and a URL configured later is told of later events alone. `settled`: the batch up to which any host
-    is known to have told everything; −1: none is.
+    """Starts the link, before anything is answered. Returns None where `notify.url` is empty: owed notices are
+    discarded then, and a URL configured later gets notices of later events alone. `settled`: the batch up to which any
+    host is known to have sent everything; −1: none is known.
     """
     directory, shard_id, journal = shard
     disk = host.disk
@@ -56,10 +56,10 @@ def opened(
 
 
 def settled_untold(settled: int, head: int) -> int:
-    """The batch up to which nothing is owed where nobody is told, −1 where that is of no interest. `settled`: up to
-    which any host is known to have told everything when this one began, −1: none has ever told anything. `head`: the
-    journal's last batch.
+    """Returns the batch up to which nothing is owed where no notices are sent; −1 where nobody needs to know.
+    `settled`: the batch up to which any host was known to have sent everything when this one began, −1: none has ever
+    sent anything. `head`: the journal's last batch.
 
-    What happens while `notify.url` is empty is nobody's to hear of, on whatever host it is named again.
+    Events that happen while `notify.url` is empty make no notices, on whatever host a URL is configured again.
     """
     return head if settled >= 0 else -1

@@ -1,4 +1,4 @@
-"""Which entries are told, and how: from a packed entry to the JSON bodies of its notices. Pure.
+"""Turns a packed entry into the JSON bodies of its notices. Pure.
 
     account.debited          a debit, or the capture of a hold
     account.debit_refused    a debit that was refused
@@ -9,13 +9,13 @@
     account.restored         available rose above zero again
     rate.lease_expired       a rate line ended, because nobody reported it again in time
 
-An entry makes none, one or two of them, the operation before what it led to. A body is what Standard Webhooks asks
-for (`type`, `timestamp`, `data`), in which `timestamp` is the entry's instant in UTC, and `data` names the account as
-it is after the entry: all amounts in nanos, floors, as in replies.
+An entry makes none, one or two of them, the operation before its consequence. A body has the form of Standard Webhooks
+(`type`, `timestamp`, `data`): `timestamp` is the entry's instant in UTC, and `data` describes the account as it is
+after the entry, with all amounts in nanos, rounded down, as in replies.
 
 A notice has a *name*, unique per user and the same whenever it is made from the same entry again: entry_id and kind;
-of a refused debit, which has no entry_id, its instant and its place in the journal. With the user before it, it is the
-`webhook-id`; like an event_id it holds no full stop.
+for a refused debit, which has no entry_id, its instant and its place in the journal. The user and the name make the
+`webhook-id`; like an event_id it contains no full stop.
 
 For example entry 7 of user `ü`, a debit: the name is `7:account-debited`, the webhook-id `%C3%BC:7:account-debited`.
 """
@@ -55,7 +55,7 @@ ACCOUNT_RESTORED: Final = "account.restored"
 LEASE_EXPIRED: Final = "rate.lease_expired"
 
 _TOLD: Final = frozenset((ops.DEBIT, ops.CAPTURE, ops.TOP_UP, ops.THRESHOLD, ops.LEASE_EXPIRED))
-_RATES: Final = (ops.SET_RATE, ops.CHANGE_RATE)  # a line raised on an exhausted account owes a cutoff, and no notice
+_RATES: Final = (ops.SET_RATE, ops.CHANGE_RATE)  # a line raised on an exhausted account owes a cutoff, but no notice
 _SECOND_NS: Final = 10**9
 _encode: Final = msgspec.json.Encoder().encode
 
@@ -70,7 +70,9 @@ class Notice(NamedTuple):
 
 
 def notices_of(packed: bytes, bucket_id: int, location: str) -> list[Notice]:
-    """The notices of a packed entry, in order. `location`: where it stands in all journals, without a full stop."""
+    """Returns the notices of a packed entry, in order. `location`: its place among all journals, without a full
+    stop.
+    """
     op, flags = cause_at(packed)
     if op not in _TOLD and not flags & (CROSSED | RESTORED):
         return []
@@ -92,13 +94,13 @@ def notices_of(packed: bytes, bucket_id: int, location: str) -> list[Notice]:
 
 
 def webhook_id(user_id: bytes, name: str) -> str:
-    """What a receiver knows a notice by: printable ASCII, without a full stop."""
+    """Returns the id by which a receiver identifies a notice: printable ASCII, without a full stop."""
     return f"{quote_from_bytes(user_id, safe='').replace('.', '%2E')}:{name}"
 
 
 def _what_happened(entry: Entry, packed: bytes) -> list[tuple[str, dict[str, object]]]:
     kinds: list[tuple[str, dict[str, object]]] = []
-    moved = entry.balance_nanos - (entry.balance - entry.amount) // NANO  # in floors, as the history shows it
+    moved = entry.balance_nanos - (entry.balance - entry.amount) // NANO  # balances rounded down, as in the history
     if entry.op in (ops.DEBIT, ops.CAPTURE):
         kinds.append((DEBITED, {"amount_nanos": -moved}))
     elif entry.op == ops.TOP_UP:
@@ -146,7 +148,7 @@ def _body(entry: Entry, kind: str, bucket_id: int, fields: dict[str, object]) ->
 
 @lru_cache(maxsize=4)
 def _moment(seconds: int) -> str:
-    """A second in UTC; the notices of a moment share it."""
+    """Formats a second in UTC; cached, since the notices of one second share it."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 

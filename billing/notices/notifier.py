@@ -1,18 +1,20 @@
-"""The process that tells one shard's notices, a follower: `python -m billing.notices.notifier FD`.
+"""The follower process that sends one shard's notices: `python -m billing.notices.notifier FD`.
 
-It gets every durable batch, or reads behind where it was away. What is owed stands in its file (`store`); the next few
-are in memory (`window`), and go out by the same delivery as cutoffs: at once, then after 0.2 s, 0.5 s and so on, one in
-flight per user, with connections and a breaker of their own. A 2xx is recorded in the file within `GROUP_WAIT_S`.
+It gets every durable batch, or reads the batches that it missed from the journal. Its file holds the owed notices
+(`store`); the next few are in memory (`window`). They are sent by the same delivery as cutoffs: at once, then after 0.2
+s, 0.5 s and so on, one in flight per user, with connections and a circuit breaker of their own. A 2xx is recorded in
+the file within `GROUP_WAIT_S`.
 
-**Behind cutoffs.** Nothing of this runs in the worker, which only passes batches on; and the process is the one that
-yields where cores are short (`NICENESS`). However many notices are owed, no cutoff waits for one.
+**Behind cutoffs.** Nothing of this runs in the worker, which only hands batches over, and the process has a lower
+priority (`NICENESS`). However many notices are owed, no cutoff waits for one.
 
-**Order across moves.** The notices of a bucket that came wait until what its former shards owe of it was taken over,
-however slow those are (`store.claim`); and what was taken over from here is deleted here once others have proved it.
-Where the files of shards are on several hosts, none of this is done: each shard tells what its own journal holds, also
-of a bucket that has left, and a bucket that came waits for nothing; so no takeover can lose what was taken over.
-A shard that is gone for good, or was restored from an older copy, may never say that it gave the bucket away: after
-`CLAIM_END_NS` the wait ends (`store.give_up`), the operator's log says so, and what comes later is told when it comes.
+**Order across moves.** The notices of a bucket that arrived wait until those that its former shards owe were taken
+over, however slow those shards are (`store.claim`). Notices that other shards took over from here are deleted here once
+the others have proved them. Where the files of shards are on several hosts, none of this is done: each shard sends the
+notices of its own journal, even those of a bucket that has left, and a bucket that arrived waits for nothing; so no
+takeover can lose notices that were taken over. A shard that is gone for good, or was restored from an older copy, may
+never record that it gave the bucket away: after `CLAIM_END_NS` the wait ends (`store.give_up`), the operator's log
+reports it, and notices that are recorded later are sent late.
 """
 
 from __future__ import annotations
@@ -48,9 +50,9 @@ GROUP_WAIT_S: Final = 0.02  # from a batch, or a 2xx, to its commit
 GROUP_ROWS_MAX: Final = 5_000
 CHECKPOINT_S: Final = 5.0
 TELL_S: Final = 1.0
-CLAIM_S: Final = 0.1  # how often it is looked for what a former shard of a bucket owed, while that is awaited
-CLAIM_LATE_S: Final = 10.0  # and once it is not awaited any more
-CLAIM_END_NS: Final = 3600 * 10**9  # so long a process waits for it, at most
+CLAIM_S: Final = 0.1  # how often the files of a bucket's former shards are checked, while notices of theirs are awaited
+CLAIM_LATE_S: Final = 10.0  # the same after the wait has ended
+CLAIM_END_NS: Final = 3600 * 10**9  # the wait's limit
 SLICE: Final = 256
 SENDERS: Final = 16
 NICENESS: Final = 10
@@ -59,7 +61,7 @@ NOTICE: Final = "notice"
 
 
 class Notifier(Follower):
-    """One wire, one file, one endpoint."""
+    """The process of one shard: one connection to its worker, one file, one endpoint."""
 
     def __init__(self, disk: Disk, clocks: Clocks, rng: random.Random, endpoint_of: EndpointOf = Endpoint) -> None:
         super().__init__(disk, clocks)
@@ -68,8 +70,8 @@ class Notifier(Follower):
         self._store: Store | None = None
         self._delivery: Delivery | None = None
         self._window = Window()
-        self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when what its former shards owe is awaited
-        self._owed = 0  # what the file owed when it was last counted
+        self._awaited_ns: dict[int, int] = {}  # bucket -> boot instant since when its former shards are awaited
+        self._owed = 0  # notices owed in the file when last counted
         self._figures: dict[str, Any] = {}
         self._ahead_ns = self.clocks.wall_ns() - self.clocks.boot_ns()
 
@@ -78,7 +80,7 @@ class Notifier(Follower):
         return self._store
 
     def _now_ns(self) -> int:
-        """Near the wall clock, and never going back."""
+        """The wall clock at the start plus the time since: it never goes back."""
         return self.clocks.boot_ns() + self._ahead_ns
 
     # -- batches -----------------------------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ class Notifier(Follower):
         self.later("claim", 0, self._claim)
         self.later("claim late", CLAIM_LATE_S, self._claim_late)
         self.later("tell", 0, self._tell)
-        self.later("checkpoint", 0, self.checkpoint)  # of what an earlier process claimed
+        self.later("checkpoint", 0, self.checkpoint)  # proves what an earlier process claimed
         return self._store, remarks
 
     def on_batch(self, position: int, payload: bytes) -> None:
@@ -143,9 +145,7 @@ class Notifier(Follower):
             self.tell_reached()
 
     def flush(self) -> bool:
-        """Commits the open group, and has its notices told and made durable. It may be asked for by a timer, a question
-        or the end.
-        """
+        """Commits the open group, and schedules the sending of its notices and a checkpoint."""
         self.cancel("write")
         if self._store is None or not self._store.flush():
             return False
@@ -167,7 +167,9 @@ class Notifier(Follower):
         return self._owed
 
     def _tell(self) -> None:
-        """Counts what is owed, by the file as it is now: others take over and delete, too."""
+        """Reports the figures. It counts what is owed in the file, since `claim` and `delete_claimed` change
+        that, too.
+        """
         store, delivery = self._store, self._delivery
         assert store is not None
         assert delivery is not None
@@ -192,10 +194,12 @@ class Notifier(Follower):
             self.tell_reached()
         self.later("tell", TELL_S, self._tell)
 
-    # -- what goes next ----------------------------------------------------------------------------------------------
+    # -- sending -----------------------------------------------------------------------------------------------------
 
     def _fill(self) -> None:
-        """Takes a slice of what is owed into the window, and comes again while there is more and room for it."""
+        """Puts the next owed notices into the window, and calls itself again while there are more and the window has
+        room.
+        """
         store, window, delivery = self._store, self._window, self._delivery
         assert store is not None
         assert delivery is not None
@@ -211,7 +215,7 @@ class Notifier(Follower):
             self.later("fill", 0, self._fill)
 
     def _is_ours(self, row: Row) -> bool:
-        """Whether it is to be told from here, and now."""
+        """Whether this process is to send the notice now."""
         assert self._store is not None
         return (row[1], row[2]) not in self._store.departed and row[1] not in self._store.pending
 
@@ -221,8 +225,8 @@ class Notifier(Follower):
         return following.body
 
     def _owed_of(self, bucket_id: int, user_id: bytes) -> Owed | None:
-        """The next notice of an account. It is due since its instant, which is billing time and may be ahead of the
-        wall clock where that was set back: then it is due now.
+        """Returns the next notice of an account. It is due since its instant, which is billing time and may be ahead of
+        the wall clock if that was set back: then it is due now.
         """
         following = self._window.first(bucket_id, user_id)
         if following is None or self.is_ending:
@@ -248,7 +252,9 @@ class Notifier(Follower):
     # -- moves -------------------------------------------------------------------------------------------------------
 
     def _claim(self) -> None:
-        """Takes over what the former shards of buckets that came owe, as soon as these have recorded the departure."""
+        """Takes over the notices that former shards owe of buckets that arrived, as soon as these have recorded the
+        departure.
+        """
         store = self._store
         assert store is not None
         if not store.pending:
@@ -273,13 +279,13 @@ class Notifier(Follower):
             self.later("claim", CLAIM_S, self._claim)
 
     def _claim_late(self) -> None:
-        """The same for buckets whose wait has ended."""
+        """Does the same for buckets whose wait has ended."""
         store = self._store
         assert store is not None
         self.flush()
         for bucket_id in list(store.given_up):
             if store.claim(bucket_id):
-                self._window.drop(bucket_id)  # its notices stand under other numbers now
+                self._window.drop(bucket_id)  # its notices have new seqs now
                 self._fill()
                 self.later("checkpoint", CHECKPOINT_S, self.checkpoint)
         if store.given_up:
@@ -292,7 +298,7 @@ class Notifier(Follower):
 
 
 def main(arguments: list[str]) -> None:
-    """The main function of the process; the last argument is the number of the wire's descriptor."""
+    """The main function of the process; the last argument is the number of the connection's descriptor."""
     run(int(arguments[-1]), NICENESS, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random()))
 
 

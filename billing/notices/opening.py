@@ -1,11 +1,11 @@
-"""Makes, finds again, and mends the file of one shard's owed notices (`store`).
+"""Creates, opens and repairs the file of one shard's owed notices (`store`).
 
-A file that never was begins behind the journal's last batch: the URL in `notify.url` is told of events from then on.
-Where several hosts share the log, the map holds the batch up to which everything was told (`settled`), and a host that
-takes over begins there: what was told since the map heard of it is told again under the same id.
+A shard's first file begins behind the journal's last batch: the URL in `notify.url` gets notices of events from then
+on. Where several hosts share the log, the map holds the batch up to which everything was sent (`settled`), and a host
+that takes over begins there: notices that were sent after the map was updated are sent again under the same ids.
 
-A file that is gone or damaged is made anew as far as the journal reaches: what was told already is told again under the
-same id. `begun-N`, a small file beside it, tells the one from the other.
+A file that is missing or damaged is made anew as far as the journal reaches back: notices that were sent already are
+sent again under the same ids. `begun-N`, a small file beside it, distinguishes a missing file from a first one.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from shards.system.disk import Disk, private_directory, read_file, write_file
 
 
 def begun_of(directory: str, shard: int) -> str:
-    """The small file that records the first batch of a shard's notices."""
+    """The path of the small file that records the batch behind which a shard's notices begin."""
     return f"{directory}/begun-{shard}"
 
 
 def ensure_file(file: ShardFile, file_id: int, now_ns: int, begin: int | None = None) -> str:
-    """Makes the file if there is none. A shard's first file begins behind the batch `begin`: the last batch that
-    another host has settled, by default the journal's last. A file that is gone is made anew from the journal's first
-    batch, and the consequence is returned. `file_id`: what a new one is called; `now_ns`: wall time.
+    """Creates the file if there is none. A shard's first file begins behind the batch `begin`: the last batch that
+    another host has settled, by default the journal's last. A missing file is made anew from the journal's first batch
+    on. Returns a remark about that, or "". `file_id`: the identity of a new file; `now_ns`: wall time.
     """
     directory, shard, first, head, disk = file
     try:
@@ -36,7 +36,7 @@ def ensure_file(file: ShardFile, file_id: int, now_ns: int, begin: int | None = 
         private_directory(disk, directory)
     path, begun = file.path, begun_of(directory, shard)
     if disk.exists(path):
-        if not disk.exists(begun):  # of an older version
+        if not disk.exists(begun):  # made by an older version
             write_file(disk, begun, b"0")
         return ""
     position, made_ns, remark = head if begin is None else begin, 0, ""
@@ -62,8 +62,8 @@ def _fill(db: sqlite3.Connection, shard: int, position: int, file_id: int, made_
 
 
 def skip(directory: str, shard: int, settled: int, disk: Disk) -> bool:
-    """Forgets a file that ends before the batch `settled`, since another host has told everything up to there; whether
-    there was one.
+    """Removes a file that ends before the batch `settled`, since another host has sent everything up to there. Returns
+    whether it removed one.
     """
     path = file_of(directory, shard)
     if settled < 0 or not disk.exists(path):
@@ -80,7 +80,7 @@ def skip(directory: str, shard: int, settled: int, disk: Disk) -> bool:
 
 
 def abandon(directory: str, shard: int, disk: Disk) -> bool:
-    """Gives up what a shard owes, where nobody is to be told any more; False where there was nothing."""
+    """Removes the file of a shard that sends no more notices; False where there was none."""
     path = file_of(directory, shard)
     if not disk.exists(path):
         return False
@@ -91,7 +91,7 @@ def abandon(directory: str, shard: int, disk: Disk) -> bool:
 
 
 def rows_are_sound(db: sqlite3.Connection) -> bool:
-    """Whether every row of a file of this version is what was written."""
+    """Whether every row of a file of this version matches its checksum."""
     if db.execute("PRAGMA user_version").fetchone() != (KIND.version,):
         return True  # not all rows have a checksum
     tables = ("about", "owed", "departures", "arrivals", "claims")
@@ -101,9 +101,9 @@ def rows_are_sound(db: sqlite3.Connection) -> bool:
 def open_store(
     file: ShardFile, *, suspect: bool, file_id: int, now_ns: int, accept_loss: bool = False
 ) -> tuple[Store, list[str]]:
-    """The store of a shard, brought into its journal, and remarks for the operator. The file is there (`found`); where
-    it is damaged or of an older version, a new one is made of it and of the journal. Raises StoreError (Ahead),
-    Unproved, sqlite3.Error, OSError.
+    """Opens the store of a shard and aligns it with its journal. Returns it, and remarks for the operator. A missing
+    file is created (`ensure_file`); a damaged one, or one of an older version, is made anew from its sound rows, and is
+    then fed from the journal. Raises StoreError (Ahead), Unproved, sqlite3.Error, OSError.
     """
     directory, shard, first, head, disk = file
     path = file.path
@@ -111,7 +111,7 @@ def open_store(
     if remark := ensure_file(file, file_id, now_ns):
         remarks.append(remark)
     elif source := opened(path, KIND, disk, suspect, rows_are_sound):
-        end = first - 1 if source != path else head  # a damaged file is made again as far as the journal reaches
+        end = first - 1 if source != path else head  # a damaged file is made again as far as the journal reaches back
         made_ns = now_ns if source != path else 0
         remark = make_of(
             path,
@@ -128,7 +128,9 @@ def open_store(
 
 
 def _salvage(db: sqlite3.Connection, source: str, shard: int, end: int, file_id: int, made_ns: int) -> str:
-    """Fills `db` with what is good in `source` up to the batch `end`, or to its own end; says what came of it."""
+    """Fills `db` with the sound rows of `source` up to the batch `end`, or to its own end. Returns what came of it, as
+    text.
+    """
     old = connect(source, KIND, versions=(KIND.version, *KIND.older))
     salvaged = 0
     try:
@@ -153,8 +155,8 @@ def _salvage(db: sqlite3.Connection, source: str, shard: int, end: int, file_id:
 
 
 def _numbers(db: sqlite3.Connection, table: str, columns: str, version: int) -> list[tuple[int, ...]]:
-    """These columns of the good rows of a table of whole numbers. Version 1 had not all of them: they are 0 there. Rows
-    of versions 1 and 2 have no checksum, and are good where all values are whole numbers.
+    """Returns these columns of the sound rows of a table of integers. Columns that version 1 did not have are 0. Rows
+    of versions 1 and 2 have no checksum, and are sound if all values are integers.
     """
     names = [name.strip() for name in columns.split(",")]
     present = [name for _, name, *_ in _readable(db, f"PRAGMA table_info({table})")]
@@ -167,7 +169,7 @@ def _numbers(db: sqlite3.Connection, table: str, columns: str, version: int) -> 
 
 
 def _readable(db: sqlite3.Connection, query: str) -> list[Any]:
-    """The rows up to the first page that cannot be read."""
+    """Returns the rows up to the first page that cannot be read."""
     rows: list[Any] = []
     with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
         rows.extend(iter(db.execute(query)))

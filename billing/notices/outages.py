@@ -1,4 +1,4 @@
-"""What the log says of an endpoint that takes no notices: it is not the one that switches machines off."""
+"""Log messages about an endpoint that takes no notices. It is not the endpoint that switches machines off."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ log = logging.getLogger("billing.notices")
 
 
 class OfNotices:
-    """The `Words` of a delivery of notices."""
+    """The log messages of a delivery of notices."""
 
     def began(self, origin: str, error: str, waiting: int) -> None:
         log.warning("%s takes no notices (%s) and is probed; users who wait: %d", origin, error, waiting)

@@ -1,8 +1,9 @@
-"""What a notice looks like on the wire: one POST with the headers of Standard Webhooks. Pure.
+"""The request of a notice: one POST with the headers of Standard Webhooks. Pure.
 
 POST /notices HTTP/1.1
 Host: cloud.example
 User-Agent: billing
+Accept: */*
 Content-Type: application/json
 Content-Length: 391
 webhook-id: u1:7:account-debited
@@ -18,7 +19,9 @@ from billing.expirationd.request import target_of, webhook_headers
 
 
 class NoticeTemplate:
-    """`notify.url`, taken apart once; raises ValueError for a bad URL. `body_of(user_id, seq)`: what to post."""
+    """The parsed `notify.url`; raises ValueError for a bad URL. `body_of(user_id, seq)` returns the body of a
+    notice.
+    """
 
     __slots__ = ("_body_of", "_head", "_secrets", "origin")
 
@@ -32,7 +35,9 @@ class NoticeTemplate:
         self._body_of = body_of
 
     def request(self, user_id: bytes, event_id: str, seq: int, at_ns: int, timestamp_s: int) -> bytes:
-        """The whole POST. event_id: the webhook-id; timestamp_s: of this attempt, seconds since the epoch."""
+        """Returns the complete POST. `event_id`: the webhook-id; `timestamp_s`: of this attempt, seconds since the
+        epoch.
+        """
         body = self._body_of(user_id, seq)
         headers = webhook_headers(self._secrets, event_id.encode("ascii"), timestamp_s, body)
         return b"%b%d\r\n%b%b" % (self._head, len(body), headers, body)

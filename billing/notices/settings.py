@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 
 class NoticeSettings(NamedTuple):
-    """How the notices of a shard are told. Times in seconds."""
+    """How the notices of a shard are sent. Times in seconds."""
 
-    url: str  # as `billing.addresses.check_url` takes it; "": nobody is told
+    url: str  # see `billing.addresses.check_url`; "": no notices are sent
     secrets: tuple[bytes, ...] = ()  # each signs every notice
-    timeout_s: float = 10.0  # from a notice's writing to its status
+    timeout_s: float = 10.0  # from writing a request to the status of its answer
     connect_timeout_s: float = 3.0
     accept_loss: bool = False  # a file that is ahead of the journal is cut back instead of refused
     is_apart: bool = False  # files of other shards may be other hosts': each shard tells what its own journal holds

@@ -1,38 +1,40 @@
 """The file of one shard's owed notices: a follower's file (`follower.store`), written by the shard's notifier alone.
 
-    about       one row: shard, position (the last batch that is in it), seq (the highest that was ever given),
-                file_id (no two files ever made have the same), made_ns (wall instant at which it was made anew,
-                because its past was lost; 0: it was not)
-    owed        seq, bucket_id, generation, user_id, position, at_ns, name, body: not acknowledged yet; checksum.
-                position: of the batch that made it; 0 where it was taken over, since this journal does not have it
-    departures  (bucket_id, generation, position, pending) that this shard gave away; pending: what the bucket's shards
-                before still owed had not been taken over here
-    arrivals    (bucket_id, generation, position, pending, arrived_ns) that this shard was given, and has still;
-                pending: 1 its notices wait for what former shards owe, 2 they wait no more, and that may still come
-    claims      (bucket_id, file_id, seq, proved): of that file's notices of the bucket, those up to seq stand here now
+    about       one row: shard, position (the last batch in it), seq (the highest that was ever given), file_id (unique
+                among all files ever made), made_ns (wall instant at which it was made anew because its past was lost;
+                0: it was not)
+    owed        seq, bucket_id, generation, user_id, position, at_ns, name, body, checksum; a notice not acknowledged yet.
+                position: of the batch that made it; 0 if it was taken over, since this journal does not have the batch
+    departures  (bucket_id, generation, position, pending) of buckets that this shard gave away; pending: notices that
+                the bucket's earlier shards owed had not been taken over here
+    arrivals    (bucket_id, generation, position, pending, arrived_ns) of buckets that this shard received and still
+                has; pending 1: its notices wait for those that former shards owe; 2: they wait no more, but those may
+                still come
+    claims      (bucket_id, file_id, seq, proved): that file's notices of the bucket up to seq were copied to this file
 
-Each row of each table has a checksum, since nothing else would show that a changed one is wrong: a batch would be left
-out, or an order be broken, and nobody could tell.
+Every row has a checksum, since nothing else would show that a changed one is wrong: a batch would be skipped, or an
+order be broken, unnoticed.
 
 **What is owed.** Every notice of every batch from the file's beginning on, less those acknowledged. Batches and the
-position of the last one are one transaction, so a notice is owed exactly once; an acknowledgement is committed behind
-the answer, so after kill -9 the last few are posted again, under the same id.
+position of the last one are written in one transaction, so a notice is owed exactly once. An acknowledgement is
+committed after the answer, so after kill -9 the last few notices are posted again, under the same ids.
 
-**A bucket that moves** leaves its owed notices behind, in the file of the shard that recorded them. Until its new
-shard has them, the bucket's own notices wait there: order is promised per account, however slow the former shard is.
-The new shard copies them (`claim`) once the departure is on record in some file: then every notice of that time is. If
-that shard had not taken over what its predecessors owed, their departures must be on record, too. What a claim says is
-believed by others once it is `proved`: then the former shard deletes what was copied (`delete_claimed`). Nobody writes
-to a file of another shard. The wait ends without a departure at once where a file of another shard had to be made anew
-after the bucket came, since the departure may be lost for good; else when the notifier's patience ends (`give_up`):
-what is on record by then is taken over, and what comes later is taken over when it comes, late rather than never.
+**A bucket that moves** leaves its owed notices behind, in the file of the shard that recorded them. Until its new shard
+has them, the bucket's own notices wait there: order is promised per account, however slow the former shard is. The new
+shard copies them (`claim`) once the departure is recorded in some file: every notice of that time is then recorded,
+too. If the former shard had not taken over the notices of its predecessors, their departures must also be recorded.
+Other shards rely on a claim once it is `proved`: then the former shard deletes the copied notices (`delete_claimed`).
+No process writes to the file of another shard. The wait ends without a recorded departure in two cases: at once, where
+a file of another shard had to be made anew after the bucket arrived, since the departure may be lost for good; and when
+the notifier's limit is reached (`give_up`): then the notices recorded so far are taken over, and later ones are taken
+over when they are recorded, late rather than never.
 
-**Where these files are on several hosts** (`is_apart`), what is owed of a bucket that left stays its former shard's to
-tell, and a bucket that came waits for nothing.
+**Where these files are on several hosts** (`is_apart`), the former shard of a bucket goes on sending the notices that
+it owes, and a bucket that arrived waits for nothing.
 
-**On disk** is where a backlog grows, by some 800 bytes a notice, never in memory. The journal is needed from
-`durable` on. Behind its journal the file is fed; ahead of it it is refused (`Ahead`). How a file comes to be,
-and what becomes of one that is gone or damaged, is in `opening`.
+**A backlog grows on the disk**, by some 800 bytes per notice, never in memory. The journal is needed from the batch
+after `durable` on. Behind its journal the file is fed; ahead of it, it is refused (`Ahead`). `opening` describes how a
+file is created, and how a missing or damaged one is replaced.
 """
 
 from __future__ import annotations
@@ -94,8 +96,8 @@ KIND: Final = Kind(
             checksum INTEGER NOT NULL, PRIMARY KEY (bucket_id, file_id)) WITHOUT ROWID""",
     ),
 )
-ELSEWHERE: Final = 0  # position of a notice that was taken over: a batch of another shard's journal made it
-LOOKED_AT_ONCE: Final = 1000  # notices of buckets that left, held against their checksums
+ELSEWHERE: Final = 0  # position of a notice that was taken over, which a batch of another journal made
+LOOKED_AT_ONCE: Final = 1000  # how many notices of buckets that left are checked at once
 INSERT: Final = "INSERT INTO owed VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 FOUND: Final = "INSERT INTO about VALUES (?, ?, ?, ?, ?, ?)"
 DEPARTED: Final = "INSERT OR REPLACE INTO departures VALUES (?, ?, ?, ?, ?)"
@@ -107,28 +109,28 @@ _encode: Final = msgspec.msgpack.Encoder().encode
 
 
 def checksum_of(row: Sequence[Any]) -> int:
-    """The checksum of a row: its columns in their order, without the checksum."""
+    """Returns the checksum of a row: of its columns in their order, without the checksum."""
     return crc32(_encode(row))
 
 
 def signed(*row: Any) -> tuple[Any, ...]:
-    """A row with its checksum."""
+    """Returns the row with its checksum."""
     return (*row, checksum_of(row))
 
 
 def is_signed(row: Sequence[Any]) -> bool:
-    """Whether a row, its checksum the last column, is what was written."""
+    """Whether a row matches the checksum in its last column."""
     return bool(row[-1] == checksum_of(row[:-1]))
 
 
 def ends_agree(db: sqlite3.Connection) -> bool:
-    """Whether what the file says of its end is what was written."""
+    """Whether the row of `about` matches its checksum."""
     return all(map(is_signed, db.execute("SELECT * FROM about")))
 
 
 class Elsewhere(StoreError):
-    """The file of another shard is damaged. What it owes is waited for until it is mended: by its own process, or by
-    `billing rebuild` where its shard is gone.
+    """The file of another shard is damaged. Its notices are awaited until the file is repaired: by its own process, or
+    by `billing rebuild` where its shard is gone.
     """
 
     code = Exit.AGAIN
@@ -136,7 +138,7 @@ class Elsewhere(StoreError):
 
 @contextmanager
 def _elsewhere(path: str) -> Iterator[None]:
-    """Damage that is found in the file of another shard becomes Elsewhere."""
+    """Turns damage that is found in the file of another shard into Elsewhere."""
     try:
         yield
     except UNREADABLE as error:
@@ -146,18 +148,20 @@ def _elsewhere(path: str) -> Iterator[None]:
 
 
 class Store(FollowerStore):
-    """The writing side; see `FollowerStore`."""
+    """The writer of the file; see `FollowerStore`."""
 
     def __init__(self, directory: str, shard: int, disk: Disk) -> None:
-        """Opens the file, which `found` has made. Raises StoreError, Unproved, sqlite3.Error, OSError."""
+        """Opens an existing file (`opening.ensure_file` creates it). Raises StoreError, Unproved, sqlite3.Error,
+        OSError.
+        """
         self.directory = directory
         super().__init__(file_of(directory, shard), KIND, shard, disk)
-        self.is_apart = False  # the files of other shards may be other hosts'
+        self.is_apart = False  # the files of other shards may be on other hosts
 
     def read_where(self) -> None:
         db = self.db
         ((_, self.position, seq, self.file_id, self.made_ns),) = self._signed(db, "SELECT * FROM about")
-        self.seq = max(seq, db.execute("SELECT coalesce(max(seq), 0) FROM owed").fetchone()[0])  # it may be new
+        self.seq = max(seq, db.execute("SELECT coalesce(max(seq), 0) FROM owed").fetchone()[0])  # the file may be new
         departures = self._signed(db, "SELECT * FROM departures")
         self.departed: set[tuple[int, int]] = {(bucket_id, generation) for bucket_id, generation, *_ in departures}
         arrivals = self._signed(db, "SELECT * FROM arrivals")
@@ -170,15 +174,15 @@ class Store(FollowerStore):
         self._rows: list[tuple[Any, ...]] = []
         self._acknowledged: list[tuple[int]] = []
         self._last_taken = self.position
-        self._looked_seq = 0  # up to here the notices of buckets that left were looked at
-        self._changes: list[tuple[str, tuple[int, ...]]] = []  # of departures and arrivals
+        self._looked_seq = 0  # the notices of buckets that left were checked up to this seq
+        self._changes: list[tuple[str, tuple[int, ...]]] = []  # statements on departures and arrivals
 
     def write_where(self, position: int) -> None:
         about = self.shard, position, self.seq, self.file_id, self.made_ns
         self.db.execute("UPDATE about SET position = ?, seq = ?, checksum = ?", (*about[1:3], checksum_of(about)))
 
     def settle(self, first: int, head: int, *, accept_loss: bool = False) -> list[str]:
-        """Brings the file into a journal that holds the batches `first` to `head`; remarks. Raises Ahead."""
+        """Aligns the file with a journal that holds the batches `first` to `head`. Returns remarks. Raises Ahead."""
         db, remarks = self.db, []
         if self.position > head:
             text = f"{self.path} goes up to batch {self.position}, its journal only up to {head}"
@@ -197,7 +201,9 @@ class Store(FollowerStore):
         return remarks
 
     def cut_back_to(self, head: int) -> None:
-        """Gives up what batches behind `head` made. What was taken over from other shards stays: no batch made it."""
+        """Deletes everything that batches behind `head` made. Notices taken over from other shards stay: no batch of
+        this journal made them.
+        """
         if self.position <= head:
             return
         self.begin()
@@ -209,7 +215,9 @@ class Store(FollowerStore):
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def take(self, position: int, payload: bytes, now_ns: int) -> list[int]:
-        """Adds the batch at `position`, the one after the last; the buckets that left with it. `now_ns`: wall time."""
+        """Adds the batch at `position`, the one after the last. Returns the buckets that left with it. `now_ns`: wall
+        time.
+        """
         assert position == self._last_taken + 1, f"batch {position} after {self._last_taken}"
         left_buckets = []
         for index, (kind, bucket_id, generation, body) in enumerate(split_batch(payload)):
@@ -223,7 +231,7 @@ class Store(FollowerStore):
                 if not self.is_apart:
                     self.pending[bucket_id] = generation
                 self.given_up.pop(bucket_id, None)
-                self.departed.discard((bucket_id, generation))  # a move that had come to nothing is tried again
+                self.departed.discard((bucket_id, generation))  # a cancelled move is tried again
                 forget_departure = "DELETE FROM departures WHERE bucket_id = ? AND generation = ?"
                 self._changes.append((forget_departure, (bucket_id, generation)))
                 self._changes.append((ARRIVED, signed(bucket_id, generation, position, int(not self.is_apart), now_ns)))
@@ -244,16 +252,16 @@ class Store(FollowerStore):
         return left_buckets
 
     def acknowledge(self, seq: int) -> None:
-        """This notice had its 2xx; recorded with the next `flush`."""
+        """Notes that this notice was answered with 2xx; committed with the next `flush`."""
         self._acknowledged.append((seq,))
 
     @property
     def changes(self) -> int:
-        """What waits for `flush`."""
+        """The number of notices and acknowledgements that wait for `flush`."""
         return len(self._rows) + len(self._acknowledged)
 
     def flush(self) -> bool:
-        """Commits; False where there was nothing."""
+        """Commits; False where there was nothing to commit."""
         if self._last_taken == self.position and not self._acknowledged:
             return False
         db = self.db
@@ -270,14 +278,15 @@ class Store(FollowerStore):
     # -- reading -----------------------------------------------------------------------------------------------------
 
     def owed(self) -> int:
-        """How many notices are owed by this file."""
+        """The number of notices in this file that are owed."""
         return int(self.db.execute("SELECT count(*) FROM owed").fetchone()[0])
 
     def settled(self) -> int:
-        """The batch up to which everything was told; −1 while anything is owed that was taken over from another shard.
+        """The batch up to which all notices were sent; −1 while any notice is owed that was taken over from another
+        shard.
 
-        Positions rise with seqs, but of buckets that came: a claim puts their notices behind others of later batches.
-        Within such a bucket they rise all the same.
+        Positions rise with seqs, except for buckets that arrived: a claim puts their notices behind others of later
+        batches. Within such a bucket they rise all the same.
         """
         first_rows = [self.db.execute("SELECT position FROM owed ORDER BY seq LIMIT 1").fetchone()]
         first = "SELECT position FROM owed WHERE bucket_id = ? ORDER BY generation, seq LIMIT 1"
@@ -288,21 +297,23 @@ class Store(FollowerStore):
         return min([self.position, *(int(oldest[0]) - 1 for oldest in first_rows if oldest is not None)])
 
     def oldest_ns(self) -> int:
-        """The instant of what is owed longest; 0 where nothing is."""
+        """The instant of the owed notice with the lowest seq; 0 where none is owed."""
         oldest = self.db.execute("SELECT at_ns FROM owed ORDER BY seq LIMIT 1").fetchone()
         return 0 if oldest is None else int(oldest[0])
 
     def after(self, seq: int, limit: int) -> list[Row]:
-        """Owed notices behind `seq`, in order. All of it is committed. Raises Damaged."""
+        """Returns at most `limit` owed notices behind `seq`, in order; all of them are committed. Raises Damaged."""
         return self._sound("SELECT * FROM owed WHERE seq > ? ORDER BY seq LIMIT ?", (seq, limit))
 
     def of_user(self, user_id: bytes, after: int, up_to: int, limit: int) -> list[Row]:
-        """The same of one user, up to `up_to`."""
+        """Returns at most `limit` owed notices of one user, behind `after` and up to `up_to`, in order. Raises
+        Damaged.
+        """
         query = "SELECT * FROM owed WHERE user_id = ? AND seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
         return self._sound(query, (user_id, after, up_to, limit))
 
     def _sound(self, query: str, values: tuple[int | bytes, ...]) -> list[Row]:
-        """The rows of a query without their positions, each as it was written. Raises Damaged."""
+        """Returns the rows of a query without their positions. Raises Damaged where a checksum fails."""
         rows: list[Row] = []
         for *row, checksum in self.db.execute(query, values):
             if checksum != checksum_of(row):
@@ -314,9 +325,10 @@ class Store(FollowerStore):
     # -- moves -------------------------------------------------------------------------------------------------------
 
     def claim(self, bucket_id: int) -> bool:
-        """Takes over what former shards of a bucket that is here still owe of it; False while the departure from one of
-        them is not on record. Afterwards the bucket's own notices stand behind what came, under new seqs, and others
-        believe it once it is proved (`checkpoint`). All batches taken are committed before.
+        """Takes over the notices that former shards of a bucket of this shard still owe. Returns False while the
+        departure from one of them is not recorded. Afterwards the bucket's own notices are behind those taken over,
+        under new seqs; other shards rely on the claim once it is proved (`checkpoint`). All batches taken must be
+        committed.
         """
         generation = self.here[bucket_id]
         other_dbs: list[sqlite3.Connection] = []
@@ -334,8 +346,8 @@ class Store(FollowerStore):
         return True
 
     def give_up(self, bucket_id: int) -> None:
-        """Ends the wait of a bucket for a departure that is not on record: takes over what former shards of it owe now,
-        as far as that can be read, and lets its own notices go. `claim` goes on asking for the rest.
+        """Ends the wait of a bucket for a departure that is not recorded: takes over the notices that its former shards
+        owe now, as far as they can be read, and releases its own notices. `claim` is called again later for the rest.
         """
         generation = self.here[bucket_id]
         other_dbs: list[sqlite3.Connection] = []
@@ -366,8 +378,8 @@ class Store(FollowerStore):
     def _owed_elsewhere(
         self, bucket_id: int, generation: int, other_dbs: list[sqlite3.Connection]
     ) -> tuple[list[tuple[Any, ...]], list[tuple[int, int]]]:
-        """Rows of the bucket that another shard owes and nobody has taken over, in order; (file_id, seq) of the last of
-        each file.
+        """Returns the bucket's rows that its former shards owe and nobody has taken over, in order; and (file_id, seq)
+        of the last one in each file.
         """
         files = [self.db, *other_dbs]
         claimed: dict[int, int] = {}
@@ -397,7 +409,7 @@ class Store(FollowerStore):
         claims: list[tuple[int, int]],
         pending: int,
     ) -> None:
-        """Puts what came before the bucket's own notices. `pending`: as `arrivals` has it from now on."""
+        """Writes the inherited notices before the bucket's own. `pending`: the new value in `arrivals`."""
         db = self.db
         self.begin()
         query = "SELECT * FROM owed WHERE bucket_id = ? AND generation = ? ORDER BY seq"
@@ -410,7 +422,7 @@ class Store(FollowerStore):
         db.executemany(delete_former, [(bucket_id, row[2], row[0]) for row in inherited if row[1] == bucket_id])
         db.execute("DELETE FROM owed WHERE bucket_id = ? AND generation = ?", (bucket_id, generation))
         behind = [(*row[:4], ELSEWHERE, *row[5:]) for row in inherited]
-        for _, _, _, *rest in [*behind, *own_rows]:  # held against their checksums before, since they get others here
+        for _, _, _, *rest in [*behind, *own_rows]:  # their old checksums were checked before; they get new ones here
             self.seq += 1
             db.execute(INSERT, signed(self.seq, bucket_id, generation, *rest))
         for file_id, seq in claims:
@@ -424,7 +436,7 @@ class Store(FollowerStore):
             self.given_up[bucket_id] = generation
 
     def publish_claims(self) -> None:
-        """What was claimed is proved by now: the former shards may delete it."""
+        """Marks all claims as proved, after a checkpoint: the former shards may delete the notices."""
         assert not self.db.in_transaction
         if claims := self._signed(self.db, "SELECT * FROM claims WHERE proved = 0"):
             self.begin()
@@ -432,8 +444,9 @@ class Store(FollowerStore):
             self.commit(self.position)
 
     def delete_claimed(self) -> int:
-        """Deletes what other shards have taken over, and have proved; and what had its 2xx before its bucket was taken
-        over, where this file was set back since and owes it again. How many notices. Raises Damaged.
+        """Deletes the notices that other shards have taken over and proved; and those that were acknowledged before
+        their bucket was taken over, where this file was set back since and owes them again. Returns how many. Raises
+        Damaged.
         """
         self._look_at_departed()
         other_dbs: list[sqlite3.Connection] = []
@@ -464,9 +477,9 @@ class Store(FollowerStore):
         return deleted
 
     def _taken_over(self, db: sqlite3.Connection) -> list[tuple[int, int]]:
-        """Bucket and generation of each arrival in another shard's file that has taken over the notices owed before,
-        and has proved them. Not where this file was made after the arrival: what it owed may not have been awaited then
-        (`_may_be_lost`), and is not known to be told.
+        """Returns (bucket, generation) of each arrival in another shard's file that has taken over all earlier notices,
+        and has proved them. An arrival before this file was made is left out: what this file owed may not have been
+        awaited then (`_may_be_lost`), and is not known to be sent.
         """
         unproved = {row[0] for row in self._signed(db, "SELECT * FROM claims WHERE proved = 0")}
         arrivals = []
@@ -476,8 +489,8 @@ class Store(FollowerStore):
         return arrivals
 
     def _look_at_departed(self) -> None:
-        """Holds notices that other shards are to take over against their checksums, the next ones with each call: the
-        others wait for a damaged one, and nobody but this process can mend it. Raises Damaged.
+        """Checks the checksums of notices that other shards are to take over, the next ones with each call: a damaged
+        one makes the other shards wait, and only this process can repair it. Raises Damaged.
         """
         query = """SELECT owed.* FROM owed JOIN departures USING (bucket_id, generation) WHERE seq > ?
             ORDER BY seq LIMIT ?"""
@@ -485,36 +498,38 @@ class Store(FollowerStore):
         self._looked_seq = rows[-1][0] if len(rows) == LOOKED_AT_ONCE else 0
 
     def has_departed(self) -> bool:
-        """Whether the file still has notices of buckets that are another shard's."""
+        """Whether the file still has notices of buckets that have left."""
         query = "SELECT 1 FROM owed JOIN departures USING (bucket_id, generation) LIMIT 1"
         return self.db.execute(query).fetchone() is not None
 
     def _open_others(self, other_dbs: list[sqlite3.Connection]) -> None:
-        """Adds the files of the other shards. Raises Elsewhere."""
+        """Adds connections to the files of the other shards. Raises Elsewhere."""
         for shard, path in sorted(shard_files(self.directory, self._disk).items()):
             if shard != self.shard:
                 with _elsewhere(path):
                     other_dbs.append(connect(path, KIND))
 
     def _read(self, db: sqlite3.Connection, query: str, *values: int) -> list[Any]:
-        """The rows of a query on this file or on that of another shard. Raises Elsewhere."""
+        """Returns the rows of a query on this file or another shard's. Raises Elsewhere."""
         if db is self.db:
             return db.execute(query, values).fetchall()
         with _elsewhere("a file of another shard"):
             return db.execute(query, values).fetchall()
 
     def _signed(self, db: sqlite3.Connection, query: str, *values: int) -> list[tuple[int, ...]]:
-        """The rows of a query for whole rows of whole numbers, without their checksums. Raises Elsewhere, Damaged."""
+        """Returns the rows of a query for whole rows of integers, without their checksums. Raises Elsewhere,
+        Damaged.
+        """
         rows = self._read(db, query, *values)
         if not all(is_signed(row) and all(type(value) is int for value in row) for row in rows):
             self._refuse(db, "a row is not what was written")
         return [row[:-1] for row in rows]
 
     def _refuse(self, db: sqlite3.Connection, what: str) -> NoReturn:
-        """What was read is not what was written. Raises Damaged, or Elsewhere for the file of another shard."""
+        """Raises Damaged, or Elsewhere for the file of another shard: what was read is not what was written."""
         raise Damaged(what) if db is self.db else Elsewhere(f"a file of another shard is damaged: {what}")
 
     def close(self) -> None:
-        """Commits, makes it durable, and closes."""
+        """Commits, makes the file durable, and closes it."""
         self.flush()
         super().close()

@@ -1,12 +1,12 @@
-"""What of the owed notices is in memory: the next few of some users, in order. Pure.
+"""The owed notices that are in memory: the next few of some users, in order. Pure.
 
-The file holds all; the window is filled from it in the order of `seq` up to `cursor`, and holds the first `each_max`
-notices of at most `users_max` users. Of a user with more behind (`more`), those up to the cursor are read again by
-user when the first are done. So an endpoint that is down costs a bounded number of notices here, and one user whose
-notices are refused holds up nobody but, with `users_max` of his kind, the rest.
+The file holds all of them. The window is filled from it in the order of `seq` up to `cursor`, and holds the first
+`each_max` notices of at most `users_max` users. A user whose further notices were passed over has `more`: those up to
+the cursor are read again, by user, when the first ones are done. So an endpoint that is down costs a bounded amount of
+memory, and a user whose notices are refused delays no other user, unless there are `users_max` of them.
 
-**Invariants.** A user's notices stand in the order of seq, none is passed over: either it is here, or it is behind the
-cursor, or its user has `more`.
+**Invariants.** A user's notices are in the order of seq, and none is lost: each owed notice is in the window, or behind
+the cursor, or its user has `more`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Row = tuple[int, int, int, bytes, int, str, bytes]  # seq, bucket_id, generation
 
 
 class Next(NamedTuple):
-    """One notice as it waits here."""
+    """One waiting notice."""
 
     seq: int
     at_ns: int
@@ -37,12 +37,12 @@ class Queue:
     def __init__(self, bucket_id: int) -> None:
         self.bucket_id = bucket_id
         self.waiting: deque[Next] = deque()
-        self.last_seq = 0  # of all that were ever put here
+        self.last_seq = 0  # the last seq that was ever put here
         self.more = False
 
 
 class Window:
-    """Users with notices in memory."""
+    """The users with notices in memory."""
 
     def __init__(self, users_max: int = USERS_MAX, each_max: int = EACH_MAX) -> None:
         self.users_max = users_max
@@ -52,11 +52,11 @@ class Window:
 
     @property
     def has_room(self) -> bool:
-        """Whether a further user can be taken in."""
+        """Whether one more user fits."""
         return len(self.queues) < self.users_max
 
     def put(self, row: Row) -> bool:
-        """Takes the next row behind the cursor; True where its user is new here."""
+        """Takes the next row behind the cursor. Returns True if its user was not in the window."""
         seq, bucket_id, _, user_id, at_ns, name, body = row
         assert seq > self.cursor, "a row is taken once"
         self.cursor = seq
@@ -72,16 +72,18 @@ class Window:
         return is_new
 
     def skip(self, seq: int) -> None:
-        """Passes a row that is not to be told from here, or not now."""
+        """Passes over a row that is not to be sent from here, or not now."""
         self.cursor = max(self.cursor, seq)
 
     def first(self, bucket_id: int, user_id: bytes) -> Next | None:
-        """The user's next notice."""
+        """Returns the user's next notice; None where there is none, or it belongs to another bucket."""
         queue = self.queues.get(user_id)
         return queue.waiting[0] if queue is not None and queue.bucket_id == bucket_id and queue.waiting else None
 
     def done(self, user_id: bytes, seq: int) -> Queue | None:
-        """The user's next notice had its answer; the queue, where more of it is to be read (`refill`)."""
+        """Removes the user's next notice after its 2xx. Returns the queue if more of it has to be read
+        (`refill`).
+        """
         queue = self.queues.get(user_id)
         if queue is None or not queue.waiting or queue.waiting[0].seq != seq:
             return None
@@ -94,7 +96,7 @@ class Window:
         return None
 
     def refill(self, user_id: bytes, rows: list[Row]) -> None:
-        """What the file has of a user behind `last_seq` and up to the cursor, at most `each_max` rows."""
+        """Adds the user's rows behind `last_seq` and up to the cursor, at most `each_max`."""
         queue = self.queues[user_id]
         for seq, _, _, _, at_ns, name, body in rows:
             queue.waiting.append(Next(seq, at_ns, name, body))
@@ -104,6 +106,6 @@ class Window:
             del self.queues[user_id]
 
     def drop(self, bucket_id: int) -> None:
-        """The bucket is another shard's."""
+        """Removes the users of a bucket that has left, or whose notices have new seqs."""
         for user_id in [user_id for user_id, queue in self.queues.items() if queue.bucket_id == bucket_id]:
             del self.queues[user_id]
