@@ -48,7 +48,7 @@ class Recorder:
         self._name = name
         self._executor: SerialExecutor | None = None  # created with the first record
         self._reader = TrailReader(disk, f"{data_dir}/{DIRECTORY}")
-        self._reading: SerialExecutor | None = None  # made with the first question: an act waits for no page
+        self._reading: SerialExecutor | None = None  # created with the first read: no act waits for a page
         self._reads = 0
         self._now_ns = wall_now_ns
         self._waiting = 0

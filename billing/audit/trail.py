@@ -50,7 +50,7 @@ class Trail:
             return
         self._handle = disk.open(self._path, write=True)
         self._size = disk.size(self._handle)
-        if self._size and disk.pread(self._handle, 1, self._size - 1) != b"\n":  # its writer was killed within a line
+        if self._size and disk.pread(self._handle, 1, self._size - 1) != b"\n":  # its writer was killed
             write_all(disk, self._handle, b"\n", self._size)
             self._size += 1
 

@@ -13,4 +13,4 @@ class NoticeSettings(NamedTuple):
     timeout_s: float = 10.0  # from writing a request to the status of its answer
     connect_timeout_s: float = 3.0
     accept_loss: bool = False  # a file that is ahead of the journal is cut back instead of refused
-    is_apart: bool = False  # files of other shards may be other hosts': each shard tells what its own journal holds
+    is_apart: bool = False  # several hosts serve: each shard sends the notices of its own journal

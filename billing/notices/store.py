@@ -3,7 +3,7 @@
     about       one row: shard, position (the last batch in it), seq (the highest that was ever given), file_id (unique
                 among all files ever made), made_ns (wall instant at which it was made anew because its past was lost;
                 0: it was not)
-    owed        seq, bucket_id, generation, user_id, position, at_ns, name, body, checksum; a notice not acknowledged yet.
+    owed        seq, bucket_id, generation, user_id, position, at_ns, name, body, checksum: not acknowledged yet.
                 position: of the batch that made it; 0 if it was taken over, since this journal does not have the batch
     departures  (bucket_id, generation, position, pending) of buckets that this shard gave away; pending: notices that
                 the bucket's earlier shards owed had not been taken over here
