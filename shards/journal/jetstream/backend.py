@@ -1,9 +1,9 @@
 """The backend of JetStream: a journal, a map and readers over connections of their own.
 
 Settings: `servers` (URLs), `credentials_file` ("" for none), `tls_ca` ("" for the system's), `node`, `shards`,
-`replicas`, `bucket_count`, `hash_name`, `retain_bytes`, `grant_ns`, and `directory`, in which this host keeps what it
-has seen of each stream, and of which cluster that was. For a worker also `seen`: what the supervisor saw of the last
-sequences while it stood by (the boot clock is the same), so that stillness is not waited for a second time.
+`replicas`, `bucket_count`, `hash_name`, `retain_bytes`, `grant_ns`, and `directory`, in which this host keeps the
+cluster's identity and what it has seen of each stream. For a worker also `seen`: the last sequences that the supervisor
+saw while it stood by (the boot clock is the same), so that the worker need not wait again until a stream stands still.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from shards.system.disk import read_file, write_file
 from shards.system.host import Host
 
 WATCH_PATIENCE_S = 1.0
-IDENTITY = "cluster"  # below the directory: of which cluster this host's data are
+IDENTITY = "cluster"  # the file in `directory` that names the cluster of this host's data
 
 
 class JetStreamBackend:
-    """See `shards.journal.Backend`."""
+    """Implements `shards.journal.Backend`."""
 
     def __init__(self, settings: dict[str, Any], host: Host) -> None:
         self._settings = settings
@@ -41,7 +41,7 @@ class JetStreamBackend:
         self._watched: Connection | None = None
         self._cluster = ""
         self._sequences: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since when (boot clock)
-        self._witnesses: dict[str, Witness] = {}  # by what follows `seen-` in their files' names
+        self._witnesses: dict[str, Witness] = {}  # the part of the file's name behind `seen-` -> witness
 
     @property
     def node(self) -> str:
@@ -62,7 +62,7 @@ class JetStreamBackend:
         for shard in range(1, self._settings["shards"] + 1):
             newest = newest_of(Stream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns), shard)
             sign = signs[shard] = sign_of(newest)
-            if newest is not None and self._cluster:  # else somebody only looks, who changes nothing
+            if newest is not None and self._cluster:  # otherwise the caller only reads, and writes no file
                 self._witness(str(shard)).saw(newest[0], newest[1].chain)
             last_seen = self._sequences.get(shard)
             if last_seen is None or last_seen[0] != sign.sequence:
@@ -70,7 +70,7 @@ class JetStreamBackend:
         return signs
 
     def status(self) -> list[dict[str, Any]]:
-        """For people, a row for each shard's journal. Raises Unavailable, Corrupt."""
+        """Returns a row for each shard's journal, for people. Raises Unavailable, Corrupt."""
         rows = []
         with closing(self._connect("status")) as connection:
             for shard in range(1, self._settings["shards"] + 1):
@@ -134,17 +134,18 @@ class JetStreamBackend:
         return warnings
 
     def make(self) -> list[str]:
-        """Makes the streams that are missing; their names. Raises Unfit, Unavailable."""
+        """Makes the streams that are missing and returns their names. Raises Unfit, Unavailable."""
         return self._guard().make(self._drawn(), self._drawn)
 
     def _drawn(self) -> str:
         return f"{self._host.randbits(64):016x}"
 
     def fill(self, shards: int, reader_of: Callable[[int], Reader], at_ns: int, decided: bytes = b"") -> None:
-        """Fills the streams, which must hold nothing, from another log: shards 1 to `shards`, and the map as shard 0.
+        """Fills the streams, which must be empty, from another log: those of shards 1 to `shards`, and the map from
+        shard 0.
 
-        `at_ns`: the billing instant that everything is stamped with. `decided`: one more decision, at the end of the
-        map; empty for none. Raises Unfit, and what the readers raise.
+        `at_ns`: the billing instant that stamps all records. `decided`: one more decision for the end of the map; empty
+        for none. Raises Unfit, and what the readers raise.
         """
         if shards != self._settings["shards"]:
             raise Unfit(f"cluster.shards: the backup has {shards} shards, the cluster {self._settings['shards']}")
@@ -190,5 +191,5 @@ class JetStreamBackend:
 
 
 def backend(settings: dict[str, Any], host: Host) -> Backend:
-    """As `shards.journal.backends` asks for it."""
+    """Returns the backend, for `shards.journal.backends`."""
     return JetStreamBackend(settings, host)

@@ -1,4 +1,4 @@
-"""The client's side of the NATS protocol, without I/O: bytes in, events out; what to send as bytes.
+"""The client's side of the NATS protocol, without I/O: bytes in, events out; requests in, bytes out.
 
     server → client                                         event
     INFO {json}                                             Info
@@ -14,7 +14,7 @@
 Example: `HPUB J.1 _IN.x.1 45 50`, a header of 45 bytes that ends with an empty line, then `hello` and CRLF.
 
 A line has at most `LINE_BYTES_MAX` bytes, a payload `PAYLOAD_BYTES_MAX`; anything else is a `ProtocolError`, after
-which the connection is of no use. Verbs are taken in any case, as the protocol has it.
+which the connection cannot be used. Verbs are case-insensitive, as in the protocol.
 """
 
 from __future__ import annotations
@@ -31,17 +31,19 @@ PING, PONG = b"PING\r\n", b"PONG\r\n"
 
 
 class ProtocolError(Exception):
-    """The server does not speak the protocol."""
+    """The server's bytes break the protocol."""
 
 
 class Info(NamedTuple):
-    """What the server says of itself, once at the beginning and whenever it changes."""
+    """The server's description of itself, sent at the beginning and whenever it changes."""
 
     fields: dict[str, Any]
 
 
 class Message(NamedTuple):
-    """A message for one of our subscriptions. `status`: that of its header line, 0 where there is none."""
+    """A message for one of the client's subscriptions. `status`: the number in its header line; 0 where
+    there is none.
+    """
 
     subject: str
     status: int
@@ -50,15 +52,15 @@ class Message(NamedTuple):
 
 
 class Ping(NamedTuple):
-    """To be answered with PONG."""
+    """The client has to answer it with PONG."""
 
 
 class Pong(NamedTuple):
-    """Everything sent before our PING was taken."""
+    """The server has processed everything that the client sent before its PING."""
 
 
 class Failure(NamedTuple):
-    """What the server refuses; most often it hangs up behind it."""
+    """An error of the server, which most often closes the connection behind it."""
 
     text: str
 
@@ -67,14 +69,14 @@ Event = Info | Message | Ping | Pong | Failure
 
 
 class Decoder:
-    """Splits what comes from a server into events. After a ProtocolError it must not be fed again."""
+    """Splits the bytes of a server into events. After a ProtocolError it must not be fed again."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
-        self._awaited: tuple[str, int, int] | None = None  # of a message: subject, bytes of its header, bytes in all
+        self._awaited: tuple[str, int, int] | None = None  # a message: subject, bytes of its header, bytes in all
 
     def feed(self, data: bytes) -> list[Event]:
-        """The events that are whole now. Raises ProtocolError."""
+        """Returns the events that `data` completes. Raises ProtocolError."""
         self._buffer += data
         events: list[Event] = []
         while True:
@@ -139,7 +141,7 @@ class Decoder:
 
 
 def _headers(block: bytes) -> tuple[int, dict[str, str]]:
-    """(status, headers) of a header block; of a name that occurs twice the last one counts."""
+    """Returns (status, headers) of a header block; the last of several headers with one name counts."""
     first, *lines = block.decode(errors="replace").split("\r\n")
     fields = first.split(None, 2)
     if not fields or fields[0] != HEADER_LINE.decode() or (len(fields) > 1 and not fields[1].isdecimal()):
@@ -155,17 +157,17 @@ def _headers(block: bytes) -> tuple[int, dict[str, str]]:
 
 
 def connect(fields: Mapping[str, object]) -> bytes:
-    """CONNECT with these fields."""
+    """Returns CONNECT with these fields."""
     return b"CONNECT " + msgspec.json.encode(fields) + b"\r\n"
 
 
 def subscribe(subject: str, sid: int) -> bytes:
-    """SUB to a subject, which may end in a wildcard."""
+    """Returns SUB to a subject, which may end in a wildcard."""
     return f"SUB {subject} {sid}\r\n".encode()
 
 
 def publish(subject: str, reply: str, payload: bytes, headers: Mapping[str, str]) -> bytes:
-    """A message; what comes back comes to `reply`."""
+    """Returns a message as PUB, or as HPUB where it has headers; the server's answer is sent to `reply`."""
     if not headers:
         return b"".join((f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload, b"\r\n"))
     lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())

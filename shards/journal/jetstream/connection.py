@@ -1,11 +1,11 @@
 """One blocking connection to whichever of the log's servers answers, and requests over it.
 
-It is used by one thread at a time, which it blocks: the thread of a serial executor. Every request has a reply subject
-of its own, so an answer that comes late, or twice, is an answer to nothing. A server that does not answer within the
-deadline is left for the next one: a request that was sent over a connection that died is in doubt (`NoAnswer`), one
-that could not be sent is not (`Unreachable`).
+One thread at a time uses it and is blocked by it: the thread of a serial executor. Every request has a reply subject of
+its own, so an answer that comes late, or twice, is ignored. A server that does not answer within the deadline is left
+for the next one. A request that was sent over a connection that died is in doubt (`NoAnswer`); one that could not be
+sent is not (`Unreachable`).
 
-Deadlines are short, of one or two seconds: what takes longer is looked for elsewhere.
+Deadlines are short, of one or two seconds: after that, another server is asked.
 """
 
 from __future__ import annotations
@@ -34,11 +34,13 @@ class Unreachable(Exception):
 
 
 class NoAnswer(Exception):
-    """The request was sent, and what came of it is not known."""
+    """The request was sent, and its outcome is not known."""
 
 
 class Denied(Exception):
-    """A server is there, and does not let us in: the credentials, or the encryption, are not those that it asks for."""
+    """A server answers and refuses this client: its credentials, its permissions or its encryption are not those that
+    the server demands.
+    """
 
 
 class Endpoint(NamedTuple):
@@ -53,7 +55,7 @@ class Endpoint(NamedTuple):
 
 
 class Access(NamedTuple):
-    """How to get in: the servers, and what to show them."""
+    """The servers, and the credentials to present to them."""
 
     endpoints: tuple[Endpoint, ...]
     tls: ssl.SSLContext | None
@@ -61,7 +63,7 @@ class Access(NamedTuple):
 
 
 def endpoint_of(url: str) -> Endpoint:
-    """ValueError where it is no such URL."""
+    """Parses the URL of a server. Raises ValueError."""
     parts = urlsplit(url)
     if parts.scheme not in ("nats", "tls") or not parts.hostname or parts.path not in ("", "/") or parts.username:
         raise ValueError(f"expected nats://host:port or tls://host:port, got {url}")
@@ -69,10 +71,12 @@ def endpoint_of(url: str) -> Endpoint:
 
 
 class Connection:
-    """See the module. Connects when it is first asked, and anew after each loss."""
+    """Connects at the first request, and anew after each loss; see the module."""
 
     def __init__(self, access: Access, name: str, randbits: Callable[[int], int], boot_ns: Callable[[], int]) -> None:
-        """`name`: for the servers' lists. `boot_ns`: a clock that never goes back, for deadlines."""
+        """`name`: shown in the servers' lists of connections. `boot_ns`: a clock that never goes back, for
+        deadlines.
+        """
         self._access = access
         self._name = name
         self._boot_ns = boot_ns
@@ -81,23 +85,23 @@ class Connection:
         self._next = randbits(16) % len(access.endpoints)
         self._number = 0
         self._socket: socket.socket | None = None
-        self._timeout_s = 0.0  # of the socket
+        self._timeout_s = 0.0  # of the socket; 0: none was set
         self._decoder = codec.Decoder()
         self._events: list[codec.Event] = []
-        self.info: dict[str, Any] = {}  # what the server that we are connected to says of itself
-        self.server = ""  # its URL
+        self.info: dict[str, Any] = {}  # the description of the server that it is connected to
+        self.server = ""  # the URL of that server
 
     def dial(self, endpoint: Endpoint) -> socket.socket:
-        """A connection to this server, on which nothing was said yet. Raises OSError."""
+        """Returns a connection to this server on which nothing was sent yet. Raises OSError."""
         return socket.create_connection((endpoint.host, endpoint.port), CONNECT_TIMEOUT_S)
 
     def pause(self, seconds: float) -> None:
-        """Lets time pass, before something is asked again."""
+        """Waits before a request is repeated."""
         self._never.wait(seconds)
 
     @property
     def servers(self) -> int:
-        """How many there are to ask, one after the other."""
+        """The number of servers that can be asked, one after the other."""
         return len(self._access.endpoints)
 
     def request(
@@ -107,13 +111,15 @@ class Connection:
         headers: Mapping[str, str] | None = None,
         timeout_s: float = ANSWER_TIMEOUT_S,
     ) -> codec.Message:
-        """The first answer. Raises Unreachable, NoAnswer, Denied."""
+        """Sends a request and returns the first answer. Raises Unreachable, NoAnswer, Denied."""
         deadline_ns = self._boot_ns() + int(timeout_s * 1e9)
         token = self._send(subject, payload, headers or {})
         return self._await(token, deadline_ns)
 
     def collect(self, subject: str, payload: bytes, timeout_s: float = ANSWER_TIMEOUT_S) -> Iterator[codec.Message]:
-        """All answers, the last one being one with a status. `timeout_s`: for each. Raises as `request` does."""
+        """Sends a request and yields all answers; the last one has a status. `timeout_s`: for each answer. Raises what
+        `request` raises.
+        """
         token = self._send(subject, payload, {})
         while True:
             message = self._await(token, self._boot_ns() + int(timeout_s * 1e9))
@@ -122,8 +128,10 @@ class Connection:
                 return
 
     def gather(self, subject: str, payload: bytes, enough: int) -> list[codec.Message]:
-        """The answers of several servers to one question: until none has come for a while, and `enough` of them have or
-        the time is up; with a status, nobody answers. Raises Unreachable, NoAnswer where the connection dies, Denied.
+        """Sends a request that several servers answer, and returns the answers.
+
+        It stops when no answer has come for GATHER_QUIET_S and at least `enough` have, at the deadline, or at an answer
+        with a status (nobody answers). Raises Unreachable, NoAnswer where the connection is lost, Denied.
         """
         token = self._send(subject, payload, {})
         answers: list[codec.Message] = []
@@ -142,7 +150,9 @@ class Connection:
             answers.append(message)
 
     def look_at_each(self) -> Iterator[tuple[Endpoint, dict[str, Any] | None]]:
-        """Each server, and what it says of itself; None where it cannot be reached. Raises Denied."""
+        """Yields each server with its description of itself, or with None where it cannot be reached.
+        Raises Denied.
+        """
         for number, endpoint in enumerate(self._access.endpoints):
             self.close()
             self._next = number
@@ -155,14 +165,14 @@ class Connection:
         self.close()
 
     def close(self) -> None:
-        """Hangs up; the next request connects anew."""
+        """Closes the connection; the next request connects anew."""
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.close()
             self._socket = None
 
     def leave(self) -> None:
-        """Hangs up; the next request is sent over the next server that can be reached."""
+        """Closes the connection; the next request goes to the next server that can be reached."""
         self.close()
         self._next = (self._next + 1) % len(self._access.endpoints)
 
@@ -187,7 +197,9 @@ class Connection:
             raise NoAnswer(f"{self.server} did not answer: {error}") from error
 
     def _answer(self, token: str, deadline_ns: int) -> codec.Message:
-        """The next answer to one request. Raises OSError (TimeoutError at the deadline), ProtocolError, Denied."""
+        """Returns the next answer to one request. Raises OSError (TimeoutError at the deadline),
+        ProtocolError, Denied.
+        """
         while True:
             event = self._event(deadline_ns)
             if isinstance(event, codec.Message) and event.subject == token:
@@ -195,8 +207,8 @@ class Connection:
             self._heed(event)
 
     def _heed(self, event: codec.Event) -> None:
-        """An event that is no answer. Raises ConnectionError where the server hangs up, Denied where it did not take
-        what was sent last, or lets us hear no answers.
+        """Handles an event that is no answer. Raises ConnectionError where the server reports an error, and Denied
+        where the error is that this user may not publish or subscribe.
         """
         if isinstance(event, codec.Ping):
             assert self._socket is not None
@@ -209,7 +221,7 @@ class Connection:
             raise ConnectionError(event.text)
 
     def _event(self, deadline_ns: int) -> codec.Event:
-        """The next one. Raises OSError (TimeoutError at the deadline), ProtocolError."""
+        """Returns the next event. Raises OSError (TimeoutError at the deadline), ProtocolError."""
         assert self._socket is not None
         while not self._events:
             left_s = (deadline_ns - self._boot_ns()) / 1e9
@@ -226,11 +238,12 @@ class Connection:
         return self._events.pop(0)
 
     def _wait_at_most(self, left_s: float) -> None:
-        """The socket's next call ends by itself within this time, and not before half of it.
+        """Sets the socket's timeout, so that its next call ends by itself within this time, and not before half of it.
 
-        Each record is one exchange on a thread that slept in between, so system calls are most of what it costs. The
-        time is told to the kernel (SO_RCVTIMEO, SO_SNDTIMEO), which saves a poll before each call, and only where the
-        one it knows does not do. Over TLS the kernel's would make `ssl` ask again for ever: there it is Python's.
+        Each record is one exchange on a thread that slept in between, so system calls are most of its cost. A timeout
+        of the kernel (SO_RCVTIMEO, SO_SNDTIMEO) saves a poll before each call, and it is set only where the present one
+        does not do. Over TLS the kernel's timeouts would make `ssl` repeat its calls for ever: there, Python's timeout
+        is set.
         """
         if left_s / 2 <= self._timeout_s <= left_s:
             return
@@ -265,7 +278,7 @@ class Connection:
         raise Unreachable(f"no server of the log can be reached: {'; '.join(reasons)}")
 
     def _enter(self, endpoint: Endpoint) -> None:
-        """Raises OSError, ProtocolError, Denied."""
+        """Connects to one server and logs in. Raises OSError, ProtocolError, Denied."""
         deadline_ns = self._boot_ns() + int((CONNECT_TIMEOUT_S + ANSWER_TIMEOUT_S) * 1e9)
         self._socket = self.dial(endpoint)
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

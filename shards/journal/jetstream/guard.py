@@ -1,21 +1,24 @@
-"""Whether the log's servers and streams are fit, before anything starts; and making the streams.
+"""Checks before anything starts that the log's servers and streams are fit; and makes the streams.
 
-All faults are found at once, each with the key or the setting concerned and what mends it. What is asked for:
+One check reports all faults at once, each with the key or the setting concerned and its remedy. It demands:
 
-- every server that can be reached, whether it is named in `cluster.servers` or not, is of version 2.15.1 at least, has
-  JetStream, and belongs to one cluster with the others; TLS to every one that is not on loopback, and nobody gets in
-  there without credentials or a certificate;
-- our user may publish to every subject that the daemon writes to or asks at, and hear the answers;
-- a stream `J_k` and `S_k` for each shard and `M` for the map, with the settings of `wanted`: so many replicas, in
-  files, nothing forgotten by age or number, no message deleted singly, refused rather than forgotten where it is full;
-- one cluster: the same identity, number of shards, number of buckets and hash in the metadata of every stream;
-- every server syncs each message (`jetstream.sync_interval: always`). A client sees that only where the servers export
-  their report to its account (`$SYS.REQ.SERVER.PING.JSZ`);
-- `cluster.replicas = 1` only where it is said in so many words.
+- Every server that is named in `cluster.servers` and can be reached is of version 2.15.1 or newer, has JetStream, and
+  belongs to one cluster with the others; servers of that cluster that are not named have such a version, too. The
+  connection to every server that is not on loopback is over TLS, and such a server demands credentials or a
+  certificate.
+- Our user may publish to every subject that the daemon writes to or sends requests to, and receive the answers.
+- There are streams `J_k` and `S_k` for each shard and `M` for the map, with the settings of `wanted`: the number of
+  replicas, storage in files, no limit of age or number, no deletion of single messages, and new messages refused, not
+  old ones discarded, where a stream is full.
+- There is one cluster: the metadata of every stream has the same identity, number of shards, number of buckets and
+  hash.
+- Every server syncs each message (`jetstream.sync_interval: always`). A client sees that only where the servers export
+  their report to its account (`$SYS.REQ.SERVER.PING.JSZ`).
 
-A limit of a stream that leaves no room for what is retained is said as a warning: it will be reached, and changes
-refused. What a client cannot see is one, too: a server that cannot be reached now, and syncing that is not exported.
-Nor can it see that nobody but this daemon may publish to `J.>`, `S.>` and `M.>`.
+Warnings name the rest: `cluster.replicas = 1`; a limit of a stream that leaves no room for what is retained, so that it
+will be reached and changes refused; and what a client cannot see, a server that cannot be reached now, or a sync
+setting that is not exported. A client cannot see either that nobody but this daemon may publish to `J.>`, `S.>` and
+`M.>`.
 """
 
 from __future__ import annotations
@@ -36,15 +39,15 @@ from shards.journal.jetstream.streams import ABSENT_S, NO_STREAM, Refused, Strea
 
 VERSION_MIN = (2, 15, 1)
 PATIENCE_S = 5.0
-HEADER_BYTES_MAX = 1024  # of a message of NATS, which its limit counts as well
+HEADER_BYTES_MAX = 1024  # of a message of NATS; its limit of size includes the header
 IDENTITY, SHARDS, BUCKETS, HASH = "billing.cluster", "billing.shards", "billing.bucket_count", "billing.hash"
-# Answered by every server of a cluster: to any account, and to those that it is exported to.
+# Every server of a cluster answers these: the first to any account, the second to accounts that it is exported to.
 SERVERS_REPORT, STORAGE_REPORT = "$SYS.REQ.ACCOUNT.PING.CONNZ", "$SYS.REQ.SERVER.PING.JSZ"
 USER_REPORT = "$SYS.REQ.USER.INFO"
 
 
 class Shape(NamedTuple):
-    """What the cluster is made of, fixed once it is made."""
+    """The properties that a cluster is made with, and that its streams must have."""
 
     shards: int
     replicas: int
@@ -53,12 +56,12 @@ class Shape(NamedTuple):
 
 
 def names(shards: int) -> list[str]:
-    """Every stream there is."""
+    """Returns the names of all streams."""
     return [MAP, *(f"{kind}_{shard}" for shard in range(1, shards + 1) for kind in ("J", "S"))]
 
 
 def wanted(name: str, shape: Shape, identity: str) -> dict[str, Any]:
-    """The settings of a stream."""
+    """Returns the settings that a stream must have."""
     kind, _, number = name.partition("_")
     subjects = {"J": [f"J.{number}"], "S": [f"S.{number}", f"S.{number}.whole"], MAP: [f"{MAP}.>"]}[kind]
     return {
@@ -88,7 +91,7 @@ CHECKED = ("subjects", "retention", "storage", "discard", "max_age", "max_msgs",
 
 
 class Guard:
-    """Looks at everything over one connection."""
+    """Checks servers, permissions and streams over one connection."""
 
     def __init__(
         self,
@@ -98,16 +101,16 @@ class Guard:
         boot_ns: Callable[[], int],
         retain_bytes: int = 0,
     ) -> None:
-        """`retain_bytes`: of each journal, kept behind the snapshots that replace it."""
+        """`retain_bytes`: how much of each journal is kept behind the snapshots that replace it."""
         self._connection = connection
         self._endpoints = endpoints
         self._shape = shape
         self._boot_ns = boot_ns
         self._retain_bytes = retain_bytes
-        self._absent_s = ABSENT_S  # of the first stream that is absent: the others are asked for after that time
+        self._absent_s = ABSENT_S  # how long to ask for the first absent stream; 0 for the others, asked after that
 
     def check(self) -> tuple[str, list[str]]:
-        """(the cluster's identity, warnings). Raises Unfit with all faults, a line each; Unavailable."""
+        """Returns (the cluster's identity, warnings). Raises Unfit with all faults, a line each; Unavailable."""
         warnings: list[str] = []
         faults = self._servers(warnings)
         identity = ""
@@ -126,10 +129,10 @@ class Guard:
         return identity, warnings
 
     def make(self, identity: str, made_of: Callable[[], str]) -> list[str]:
-        """Makes the streams that are missing, of this identity where none is there yet; their names. `made_of`: a text
-        that no stream has had.
+        """Makes the streams that are missing and returns their names.
 
-        Raises Unfit where something is there and is another; Unavailable.
+        `identity`: of the new streams, where no stream exists yet. `made_of`: returns a text that no stream has had.
+        Raises Unfit where something that exists does not fit; Unavailable.
         """
         faults = self._servers([])
         if faults:
@@ -156,7 +159,7 @@ class Guard:
         return made_names
 
     def _servers(self, warnings: list[str]) -> list[str]:
-        """Faults of the servers that can be seen without a stream. Raises Unfit, Unavailable."""
+        """Returns the faults of the servers that can be seen without a stream. Raises Unfit, Unavailable."""
         faults = [
             f"cluster.servers: {endpoint} is not on loopback: name it as tls://{endpoint.host}:{endpoint.port}"
             for endpoint in self._endpoints
@@ -199,7 +202,9 @@ class Guard:
         return faults
 
     def _versions(self) -> dict[str, str]:
-        """name -> version of every server that there is, those that nobody named included. Raises Unavailable."""
+        """Returns name -> version of all servers of the cluster, also of those that the configuration does not name.
+        Raises Unavailable.
+        """
         versions = {}
         for report in self._reports(SERVERS_REPORT, {"limit": 1}):
             server = report.get("server", {})
@@ -207,7 +212,9 @@ class Guard:
         return versions
 
     def _reports(self, subject: str, wish: dict[str, Any]) -> list[dict[str, Any]]:
-        """What each server answers; nothing where the user may not ask, or nobody answers. Raises Unavailable."""
+        """Returns the answers of the servers; none where the user may not ask, or nobody answers. Raises
+        Unavailable.
+        """
         try:
             answers = self._connection.gather(subject, msgspec.json.encode(wish), self._shape.replicas)
             return [msgspec.json.decode(answer.payload, type=dict[str, Any]) for answer in answers]
@@ -217,14 +224,14 @@ class Guard:
             raise Unavailable(f"the log cannot be reached: {error}") from error
 
     def _user(self) -> list[str]:
-        """What our user may not do, and must."""
+        """Returns a fault for each permission that this client's user lacks."""
         try:
             answer = self._connection.request(USER_REPORT)
             user_info = (
                 {} if answer.status else msgspec.json.decode(answer.payload, type=dict[str, Any]).get("data", {})
             )
         except (Denied, NoAnswer, Unreachable, msgspec.DecodeError):
-            return []  # what it is asked for below says what is not allowed
+            return []  # the requests that follow show what is not allowed
         user, permissions = user_info.get("user") or "everybody", user_info.get("permissions") or {}
         return [
             f"cluster.credentials_file: the user {user} {fault}: allow it in the servers' configuration"
@@ -241,7 +248,7 @@ class Guard:
             raise
 
     def _streams(self, faults: list[str], warnings: list[str]) -> str:
-        """The identity that the streams have in common; what is wrong with them is added to the lists."""
+        """Returns the identity that the streams have in common; adds their faults and warnings to the lists."""
         missing: list[str] = []
         identities: dict[str, list[str]] = {}
         for name in names(self._shape.shards):
@@ -292,7 +299,9 @@ class Guard:
         return faults
 
     def _storage(self, faults: list[str]) -> list[str]:
-        """Warnings of what the servers do not tell of their storage; what is wrong with it is added to `faults`."""
+        """Returns warnings of what the servers do not tell of their storage; adds what is wrong with it to
+        `faults`.
+        """
         synced: dict[str, bool] = {}
         for report in self._reports(STORAGE_REPORT, {"config": True}):
             settings = report.get("data", {}).get("config", {})
@@ -312,7 +321,7 @@ class Guard:
 
 
 def _faults_of(server: str, info: dict[str, Any]) -> list[str]:
-    """Faults of what a server says of itself."""
+    """Returns the faults of a server, by its description of itself."""
     faults = _too_old(server, str(info.get("version", "0")))
     if not info.get("jetstream"):
         faults.append(f"{server} has JetStream switched off: give it a [jetstream] section")

@@ -1,18 +1,18 @@
 """A shard's journal in the streams `J_<shard>` and `S_<shard>`.
 
-**Ownership is time.** Each record says until which billing instant its owner may act (`until_ns`), `grant_ns` ahead of
-the moment it was sent; where none is due otherwise, a beat says it. A newer owner waits until the stream's last
-sequence has stood still for 1.01 `grant_ns` of its own boot clock, or is a seal; then it publishes its epoch at exactly
-that sequence, and begins at the last `until_ns`. An older one that wakes up finds its sequence taken: `Fenced`. So
-every billing instant belongs to one epoch, whatever the clocks of two hosts say to each other.
+**Ownership is time.** Each record names the billing instant up to which its owner may act (`until_ns`), `grant_ns`
+after the moment at which it was sent; where no other record is due, a beat renews it. A newer owner waits until the
+stream's last sequence has stood still for 1.01 `grant_ns` of its own boot clock, or is a seal. Then it publishes its
+epoch behind exactly that sequence, and begins at the last `until_ns`. An older owner that wakes up finds its sequence
+taken: `Fenced`. So every billing instant belongs to one epoch, however far the clocks of two hosts differ.
 
 **One publish in flight**, each at the sequence behind the last (`publisher`), so a record that is there proves all
-before it. A batch of more than a record holds is written in parts, and is there once its last one is.
+before it. A batch that is too large for one record is written in parts, and exists once its last part does.
 
 **A host remembers the end of each stream that it has seen.** A stream that ends before the remembered sequence, or has
-another record there, has lost its end. No chain can show that: `Corrupt`, not served.
+another record there, has lost its end. No chain can show that, so `open` raises Corrupt.
 
-Three connections, since three threads may be at it: one appends, one saves snapshots and trims, one reads.
+There are three connections for three threads: one appends, one saves snapshots and trims, one reads.
 """
 
 from __future__ import annotations
@@ -55,24 +55,24 @@ from shards.journal.jetstream.witness import Witness
 
 PAYLOAD_BYTES_MAX = 256 << 20
 OWNER_BYTES_MAX = 64
-RECENT = 4096  # places of the last batches that are remembered
-STILL_SHARE = 1.01  # of the grant, for clocks that run apart
-NO_ROOM_SHARE = 0.9  # of the stream's limit: what is behind it is for beats and for what time causes
-MESSAGE_OVERHEAD_BYTES = 100  # what a stream keeps beside a message, about
-LOOK_BYTES = 4 << 20  # so much is appended between two looks at the stream's size, at most
-LOOK_NS = 1_000_000_000  # and so long it takes, at most: somebody may have limited it
+RECENT = 4096  # the last batches whose places are remembered
+STILL_SHARE = 1.01  # of the grant, because the clocks of two hosts run at different rates
+NO_ROOM_SHARE = 0.9  # of the stream's limit; the rest is for beats and for records that time causes
+MESSAGE_OVERHEAD_BYTES = 100  # about what a stream stores beside each message
+LOOK_BYTES = 4 << 20  # the size of the stream is read again after so many bytes,
+LOOK_NS = 1_000_000_000  # or with the first record after so long: somebody may have limited it
 OPEN_PATIENCE_S, PATIENCE_S = 2.0, 10.0
 
 
 class Terms(NamedTuple):
-    """What a journal is kept under."""
+    """The settings of a journal."""
 
     grant_ns: int
-    retain_bytes: int  # of the log, kept behind the snapshots that replace it
+    retain_bytes: int  # of the log, kept although a snapshot replaces them
 
 
 class JetStreamJournal:
-    """See `shards.journal.Journal`. After an error of `open` it may be called again."""
+    """Implements `shards.journal.Journal`. After an error of `open`, `open` may be called again."""
 
     def __init__(
         self,
@@ -85,8 +85,8 @@ class JetStreamJournal:
         still: tuple[int, int] | None = None,
         line_ns: Callable[[], int] | None = None,
     ) -> None:
-        """`connect(purpose)`: a connection that nobody else uses. now_ns: billing time, 0 before it has begun.
-        `still`: a last sequence of the stream, and the boot instant since which it has been seen to be the last.
+        """`connect(purpose)`: returns a connection that nobody else uses. `now_ns`: billing time; 0 before it has
+        begun. `still`: a last sequence of the stream, and the boot instant since which it has been seen to be the last.
         `line_ns`: see `shards.journal.Backend.journal`.
         """
         self._terms, self._witness, self._now_ns, self._boot_ns = terms, witness, now_ns, boot_ns
@@ -96,7 +96,7 @@ class JetStreamJournal:
         self._shard = shard
         self._subject = f"J.{shard}"
         self._ended: JournalError | None = JournalError(f"the journal {self._name} is not open")
-        self._still = still  # the last sequence, and since which boot instant it has stood still
+        self._still = still  # (the last sequence, the boot instant since which it has stood still)
         self._epoch = self._head = self._last_time_ns = self._granted_ns = self._asked_ns = 0
         self._chain = FIRST_CHAIN
         self._first = 1
@@ -104,7 +104,7 @@ class JetStreamJournal:
         self._log_bytes = self._looked_bytes = self._looked_ns = self._bytes_max = 0
         self._manifests: list[snapshots.Manifest] = []
         self._no_room = ""
-        self._leader = ""  # of the stream, when it was looked at last
+        self._leader = ""  # of the stream, when its state was last read
         self._round_trip_ns = 0  # of the last record
         self._warnings: list[str] = []
         self._is_open = False
@@ -196,7 +196,9 @@ class JetStreamJournal:
             raise Fenced(f"the owner of epoch {newest.epoch} may live still: {self._name} moved a moment ago")
 
     def _choose(self, state: State, end: log.Place) -> list[snapshots.Manifest]:
-        """The snapshots up to the newest one that is whole, and from which the log is."""
+        """Returns the snapshots up to the newest whole one. Raises Corrupt where a snapshot does not fit
+        this log.
+        """
         self._warnings = []
         try:
             manifests = snapshots.manifests_of(self._saved, self._shard)
@@ -243,7 +245,7 @@ class JetStreamJournal:
     def idle_barrier(self) -> None:
         if self._ended is not None:
             raise self._ended
-        now_ns = self._now_ns()  # 0: while the shard recovers, the beat only says that somebody is at it
+        now_ns = self._now_ns()  # 0: the shard recovers, and the beat only says that its owner lives
         if not now_ns or self._granted_ns - now_ns <= self._terms.grant_ns * 3 // 4 or self._no_room:
             self._put(BEAT, 1, 0, self._head, self._chain, self._chain, self._last_time_ns, b"")
             if self._no_room:
@@ -253,7 +255,7 @@ class JetStreamJournal:
     def _put(
         self, kind: int, last: int, part: int, position: int, prev_chain: int, chain: int, time_ns: int, body: bytes
     ) -> None:
-        """Publishes one record, and takes what it grants."""
+        """Publishes one record, and renews the grant with it."""
         now_ns = self._now_ns()
         until_ns = max(self._granted_ns, self._line_ns() + self._terms.grant_ns) if now_ns else self._granted_ns
         if kind == SEAL:
@@ -276,7 +278,9 @@ class JetStreamJournal:
         self._log_bytes += len(record) + MESSAGE_OVERHEAD_BYTES
 
     def _intruder(self, taken: Taken) -> JournalError:
-        """Who has written where our next record was to stand: a newer owner, or somebody who is none."""
+        """Returns the error for a record of somebody else at the next sequence: Fenced where a newer owner wrote it,
+        Corrupt where it is no record of this shard.
+        """
         try:
             record = log.record_of(taken.stored, self._shard, self._name)
         except Corrupt as corrupt:
@@ -288,7 +292,7 @@ class JetStreamJournal:
         return error
 
     def _look(self) -> None:
-        """Looks at the stream's size now and then, and remembers how far this host has seen it."""
+        """Records how far this host has seen the stream, and now and then reads the stream's size."""
         self._witness.saw(self._publisher.sequence, self._chain)
         now_ns = self._boot_ns()
         nearly_full = not self._no_room and 0 < self._bytes_max * NO_ROOM_SHARE < self._log_bytes
@@ -297,7 +301,7 @@ class JetStreamJournal:
             try:
                 self._measure(self._log.glance())
             except (Unreachable, NoAnswer, NotNow, Refused, Denied):
-                self._leader = ""  # looked at again with the next one
+                self._leader = ""  # read again after LOOK_NS
 
     def _measure(self, state: State) -> None:
         self._log_bytes = self._looked_bytes = state.stored_bytes
@@ -313,13 +317,15 @@ class JetStreamJournal:
     def replay(self, start: int) -> Iterator[tuple[int, bytes]]:
         if self._ended is not None:
             raise self._ended
-        head, last = self._head, self._publisher.sequence  # read first: what is appended from now on is not looked for
+        head, last = self._head, self._publisher.sequence  # read first: batches appended from now on are not replayed
         if not self._first <= start <= head + 1:
             raise Gap(f"position {start} is not in {self._name}, which holds {self._first} to {head}")
         return log.replayed(self._read, self._shard, self._locate(self._read, start - 1), last, head)
 
     def _locate(self, stream: Stream, position: int) -> log.Place:
-        """Where a position ends; the last ones are remembered, the others looked for."""
+        """Returns where a position ends: the last ones and those of snapshots are remembered, others are
+        searched for.
+        """
         if position == 0 and self._first == 1:
             return log.Place(0, 0, FIRST_CHAIN)
         recent = list(self._recent)
@@ -346,7 +352,7 @@ class JetStreamJournal:
             previous = self._saved.last_of(manifest_subject)
             if previous is not None:
                 epoch = snapshots.unpack_manifest(previous.payload, self._shard).epoch
-                if epoch > self._epoch:  # what it has trimmed, a recovery from ours would look for
+                if epoch > self._epoch:  # a recovery from our snapshot would need records that this epoch has trimmed
                     raise self._end(Fenced(f"epoch {epoch} saves snapshots of shard {self._shard}"))
             digest = hashlib.blake2b(digest_size=16)
             first, number, length = publisher.sequence + 1, 0, 0

@@ -1,7 +1,7 @@
-"""A shard's journal in its stream, read: where a position stands, and what follows it.
+"""Reads a shard's journal in its stream: finds positions, and replays the batches behind one.
 
-Every record that is looked at is checked, and every record of a replay is held against the one before it (`Walk`). A
-sequence that jumps is a hole: trimmed where the reading begins, damage anywhere else.
+Every record that is read is checked, and every record of a replay is checked against the one before it (`Walk`). Where
+the sequence jumps, records are missing: they were trimmed where the reading begins, and are damage anywhere else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from shards.journal.jetstream.streams import Stored, Stream
 
 
 class Place(NamedTuple):
-    """Where a position ends: the sequence of the record that made it whole, and the chain there."""
+    """The end of a position: the sequence of the record that completed its batch, and the chain there."""
 
     position: int
     sequence: int
@@ -23,7 +23,7 @@ class Place(NamedTuple):
 
 
 def record_of(stored: Stored, shard: int, stream: str) -> Record:
-    """Raises Corrupt, which names the sequence."""
+    """Decodes a message as a record of this shard. Raises Corrupt, which names the sequence."""
     try:
         record = unpack(stored.payload)
         if record.shard != shard:
@@ -34,7 +34,7 @@ def record_of(stored: Stored, shard: int, stream: str) -> Record:
 
 
 def record_at(stream: Stream, sequence: int, shard: int) -> Record:
-    """The record at this sequence. Raises Gap (it is gone), Corrupt, Unavailable."""
+    """Returns the record at this sequence. Raises Gap (it is gone), Corrupt, Unavailable."""
     stored = stream.message(sequence)
     if stored is None:
         raise Gap(f"{stream.name}: sequence {sequence} is missing")
@@ -42,13 +42,13 @@ def record_at(stream: Stream, sequence: int, shard: int) -> Record:
 
 
 def newest_of(stream: Stream, shard: int) -> tuple[int, Record] | None:
-    """The newest record and its sequence; None where there is none. Raises Corrupt, Unavailable."""
+    """Returns the newest record and its sequence; None where there is none. Raises Corrupt, Unavailable."""
     stored = stream.last_of(f"J.{shard}")
     return None if stored is None else (stored.sequence, record_of(stored, shard, stream.name))
 
 
 def sign_of(newest: tuple[int, Record] | None) -> LastSign:
-    """What the newest record says of the shard's owner."""
+    """Returns the sign of the shard's owner in its newest record."""
     if newest is None:
         return LastSign(0, True)
     sequence, record = newest
@@ -57,10 +57,12 @@ def sign_of(newest: tuple[int, Record] | None) -> LastSign:
 
 
 def end_of(stream: Stream, first: int, last: int, shard: int) -> tuple[Place, Record]:
-    """The last whole batch at or before the record at `last`, and that record. Raises Gap, Corrupt, Unavailable."""
+    """Returns the end of the last whole batch at or before the record at `last`, and that record. Raises Gap, Corrupt,
+    Unavailable.
+    """
     newest = record = record_at(stream, last, shard)
     sequence = last
-    while record.kind == BATCH and not record.last:  # parts that no last one followed
+    while record.kind == BATCH and not record.last:  # parts of a batch that was never completed
         begun = record_at(stream, sequence - record.part, shard)
         sequence -= record.part + 1
         if sequence < first:
@@ -70,7 +72,7 @@ def end_of(stream: Stream, first: int, last: int, shard: int) -> tuple[Place, Re
 
 
 def locate(stream: Stream, first: int, last: int, position: int, shard: int) -> Place:
-    """Where this position ends, by halving what lies between two sequences. Raises Gap where it is not there any more,
+    """Returns where this position ends, by binary search between two sequences. Raises Gap where it was trimmed,
     Corrupt, Unavailable.
     """
     if position == 0 and first <= 1:
@@ -95,7 +97,7 @@ def locate(stream: Stream, first: int, last: int, position: int, shard: int) -> 
 
 
 def first_position(stream: Stream, first: int, last: int, shard: int) -> int:
-    """The oldest position that a replay can begin with. Raises Corrupt, Unavailable."""
+    """Returns the oldest position that a replay can begin with. Raises Corrupt, Unavailable."""
     if first > last:
         return 1
     record = record_at(stream, first, shard)
@@ -103,13 +105,14 @@ def first_position(stream: Stream, first: int, last: int, shard: int) -> int:
 
 
 def _epoch_at(stream: Stream, sequence: int, shard: int) -> int:
-    """The epoch of the record at this sequence; 0 where there is none any more. Raises Corrupt, Unavailable."""
+    """Returns the epoch of the record at this sequence; 0 where it was trimmed. Raises Corrupt, Unavailable."""
     stored = stream.message(sequence) if sequence else None
     return 0 if stored is None else record_of(stored, shard, stream.name).epoch
 
 
 def replayed(stream: Stream, shard: int, after: Place, last: int, until: int) -> Iterator[tuple[int, bytes]]:
-    """(position, payload) behind `after`, up to position `until`, which the record at `last` is at or beyond.
+    """Yields (position, payload) behind `after`, up to position `until`; the record at `last` is at `until` or beyond
+    it.
 
     Raises Corrupt, Gap, Unavailable.
     """

@@ -1,13 +1,13 @@
-"""The map in the stream `M`: any supervisor decides, at the sequence behind everything that it knows.
+"""The map in the stream `M`. Any supervisor may decide, at the sequence behind the last one that it has read.
 
     M.decision   decision   "BJD\\x01", version u64, chain u32, crc u32, then what was decided
     M.state      state      "BJT\\x01", version u64, chain u32, crc u32, then what stands for all up to `version`
     chain = CRC-32C of what was decided, going on from the chain of the version before; the first goes on from 0
     crc   = CRC-32C of everything else in the message
 
-Versions count from 1 without a gap. A state carries the version and chain of the last decision before it; below the
-newest state everything is forgotten. Nobody owns the map: two supervisors that decide at once are told apart by the
-sequence, and the second one is `Overtaken`.
+Versions count from 1 without a gap. A state carries the version and chain of the last decision before it; messages
+below the newest state are purged. Nobody owns the map: of two supervisors that decide at once, the stream takes the
+message of the first at the next sequence, and the second one is `Overtaken`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from shards.journal.jetstream.streams import Refused, Stored, Stream, opening
 from shards.journal.jetstream.witness import NOTHING, Witness
 
 NAME, DECISION, STATE = "M", "M.decision", "M.state"
-MADE = "billing.made"  # in the metadata of a stream: different for each that was ever made
+MADE = "billing.made"  # a key of a stream's metadata, whose value no other stream was ever made with
 LOAD_PATIENCE_S, PATIENCE_S = 2.0, 10.0
 
 _HEAD = struct.Struct("<4sQI")
@@ -34,13 +34,13 @@ _MAGIC = {DECISION: b"BJD\x01", STATE: b"BJT\x01"}
 
 
 def pack(subject: str, version: int, chain: int, payload: bytes) -> bytes:
-    """The message for this subject."""
+    """Returns the message for this subject."""
     head = _HEAD.pack(_MAGIC[subject], version, chain)
     return b"".join((head, _U32.pack(crc32c(payload, crc32c(head))), payload))
 
 
 def unpack(stored: Stored) -> tuple[int, int, bytes]:
-    """(version, chain, payload). Raises Corrupt."""
+    """Returns (version, chain, payload) of a message. Raises Corrupt."""
     message = stored.payload
     where = f"{NAME}, sequence {stored.sequence}"
     if len(message) < _HEAD_BYTES or stored.subject not in _MAGIC:
@@ -55,13 +55,13 @@ def unpack(stored: Stored) -> tuple[int, int, bytes]:
 
 
 class Decisions:
-    """Follows the messages of the map one after the other."""
+    """Checks the messages of the map one after the other."""
 
     def __init__(self) -> None:
         self.version = self.chain = self.sequence = 0
 
     def take(self, stored: Stored) -> tuple[int, bytes, bool]:
-        """(version, payload, whether it is a state that stands for all before). Raises Corrupt."""
+        """Returns (version, payload, whether it is a state, which replaces all before it). Raises Corrupt."""
         version, chain, payload = unpack(stored)
         is_state = stored.subject == STATE
         if self.sequence and stored.sequence != self.sequence + 1:
@@ -76,13 +76,15 @@ class Decisions:
 
 
 class JetStreamMapLog:
-    """See `shards.journal.MapLog`. What this host has seen of the map's end it must find again."""
+    """Implements `shards.journal.MapLog`. A stream that does not hold the end which this host has seen is
+    Corrupt.
+    """
 
     def __init__(self, connection: Connection, boot_ns: Callable[[], int], witness: Witness | None = None) -> None:
-        """`witness`: where this host remembers the end of the stream; None: nowhere."""
+        """`witness`: remembers the end of the stream for this host; None: nobody does."""
         self._connection = connection
         self._witness = witness
-        self._nonce = ""  # what tells this stream from one that was made in its place
+        self._nonce = ""  # the stream's value of MADE, which tells it from a stream made in its place
         self._boot_ns = boot_ns
         self._stream = Stream(connection, NAME, LOAD_PATIENCE_S, boot_ns)
         self._decisions = Decisions()
@@ -162,7 +164,7 @@ class JetStreamMapLog:
 
     def compact(self, version: int, payload: bytes) -> None:
         if version != self._decisions.version:
-            return  # somebody has decided since: the next occasion comes
+            return  # another supervisor has decided since; the map is compacted another time
         message = pack(STATE, version, self._decisions.chain, payload)
         try:
             sequence = self._publisher.put(STATE, message)
@@ -179,7 +181,9 @@ class JetStreamMapLog:
 
 
 class MapReader:
-    """See `shards.journal.Reader`: the map's decisions as positions, its state as the only snapshot."""
+    """Implements `shards.journal.Reader`: the map's decisions are its positions, the map's state its only
+    snapshot.
+    """
 
     def __init__(self, connection: Connection, boot_ns: Callable[[], int]) -> None:
         self._connection = connection

@@ -1,7 +1,7 @@
-"""What a user of the log's servers must be allowed, and whether it is. Pure.
+"""The permissions that the daemon's user needs on the log's servers, and which of them are missing. Pure.
 
 A user's permissions, as the servers tell them, are patterns that are allowed (none: everything) and patterns that are
-denied, for publishing and for subscribing. A pattern is a subject in which `*` stands for one word, and `>` at the end
+denied, for publishing and for subscribing. A pattern is a subject in which `*` stands for one token, and `>` at the end
 for one or more.
 """
 
@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-INBOX = "_INBOX.any.1"  # where answers come to
-SHOWN = 4  # of the subjects that are lacking
+INBOX = "_INBOX.any.1"  # a subject like those that answers are sent to
+SHOWN = 4  # how many missing subjects a fault names
 
 _OF_EACH = (
     *("$JS.API.STREAM.INFO.{}", "$JS.API.STREAM.MSG.GET.{}", "$JS.API.STREAM.PURGE.{}", "$JS.API.DIRECT.GET.{}"),
@@ -21,7 +21,7 @@ _OF_MAP = ("M.decision", "M.state")
 
 
 def needed(streams: Iterable[str]) -> list[str]:
-    """The subjects that the daemon publishes to, of streams `M`, `J_1`, `S_1` and so on."""
+    """Returns the subjects that the daemon publishes to, for streams such as `M`, `J_1` and `S_1`."""
     subjects = ["$JS.API.INFO"]
     for stream in streams:
         kind, _, number = stream.partition("_")
@@ -31,7 +31,7 @@ def needed(streams: Iterable[str]) -> list[str]:
 
 
 def faults_of(permissions: Mapping[str, Any], streams: Iterable[str]) -> list[str]:
-    """What is not allowed, and must be."""
+    """Returns a text for each kind of permission that is needed and missing."""
     faults = []
     lacking = [subject for subject in needed(streams) if not _may(permissions.get("publish"), subject)]
     if lacking:
@@ -50,7 +50,7 @@ def _may(rule: Mapping[str, Any] | None, subject: str) -> bool:
 
 
 def covers(pattern: str, subject: str) -> bool:
-    """Whether the subject is one of those that the pattern stands for."""
+    """Returns whether the pattern matches the subject."""
     tokens = subject.split(".")
     for at, token in enumerate(pattern.split(".")):
         if token == ">":

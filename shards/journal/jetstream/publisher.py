@@ -1,16 +1,18 @@
-"""Publishing behind a known last sequence, one message in flight, until it is known what came of it.
+"""Publishes behind a known last sequence, one message in flight, and retries until the outcome is known.
 
-    answer                                  what is done
-    acknowledged                            it is there
-    none, or the connection died            the same bytes at the same sequence again, over another server: in doubt now
-    nobody leads, or not now                again
-    wrong last sequence                     what stands there is read: ours was taken earlier; another's is `Superseded`
-    no room                                 `Full`, unless it is in doubt: then it goes on, the room may come
-    refused                                 `Unknown`
+    answer                                  what the publisher does
+    acknowledged                            returns the sequence
+    none, or the connection died            retries the same bytes at the same sequence with another server; the message
+                                            is in doubt from here on
+    no leader, no server, not now, denied   retries
+    wrong last sequence                     reads the message there: where it is ours, it was written before, and its
+                                            sequence is returned; another's is `Taken`; where there is none, retries
+    no room                                 raises `Full`; retries where the message is in doubt, since room may come
+    refused                                 raises `Unknown`
 
-Where nothing was ever in doubt, `Unavailable` after `PATIENCE_S`: surely not written. Where it is, `Lost` after
-`DOUBT_S`: only a new reading of the stream can tell. What says nothing but that we live (`put` with `matters` false)
-stays in doubt instead: it is `Unavailable` after `PATIENCE_S`, and whatever is published next settles it first.
+A message that was never in doubt is `Unavailable` after `PATIENCE_S`: surely not written. One in doubt is `Lost` after
+`DOUBT_S`: only reading the stream anew can tell. A message that says nothing but that the owner lives (`put` with
+`matters` false) may stay in doubt: it is `Unavailable` after `PATIENCE_S`, and the next `put` settles it first.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ DOUBT_S = 10.0
 
 
 class Taken(Exception):
-    """Another message stands where ours should."""
+    """A message of somebody else stands at the sequence of ours."""
 
     def __init__(self, stored: Stored) -> None:
         super().__init__(f"sequence {stored.sequence} holds another's message")
@@ -34,17 +36,19 @@ class Taken(Exception):
 
 
 class Publisher:
-    """See the module. `sequence`: the last one of the stream, as far as is known here."""
+    """Publishes to one stream; see the module. `sequence`: the stream's last one, as far as this publisher knows."""
 
     def __init__(self, stream: Stream, sequence: int, boot_ns: Callable[[], int]) -> None:
         self._stream = stream
         self.sequence = sequence
         self._boot_ns = boot_ns
-        self.doubts = 0  # how often an answer was missing
-        self._unsettled: tuple[str, bytes] | None = None  # may be there as the next sequence
+        self.doubts = 0  # how often no answer came
+        self._unsettled: tuple[str, bytes] | None = None  # a message in doubt: it may stand at the next sequence
 
     def put(self, subject: str, message: bytes, matters: bool = True) -> int:
-        """Publishes, and returns the sequence. Raises Full, Unavailable, Lost, Unknown, Taken; see the module."""
+        """Publishes a message and returns its sequence. Raises Full, Unavailable, Lost, Unknown, Taken; see
+        the module.
+        """
         if self._unsettled is not None:
             self._put(*self._unsettled, False, True)
             self._unsettled = None

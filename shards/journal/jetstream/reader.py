@@ -1,6 +1,6 @@
-"""Reading a shard's streams without owning them: nothing is published, and its owner goes on meanwhile.
+"""Reads a shard's streams without owning them: it publishes nothing, and the owner may go on meanwhile.
 
-The head is that of the last whole batch that the stream's leader has, so everything shown is on a majority.
+The head is the last whole batch that the stream's leader shows, so everything that is read is on a majority.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ T = TypeVar("T")
 
 
 class JetStreamReader:
-    """See `shards.journal.Reader`, for a shard; that of the map is in `map_log`."""
+    """Implements `shards.journal.Reader` for a shard; `map_log.MapReader` is that of the map."""
 
     def __init__(self, connection: Connection, shard: int, boot_ns: Callable[[], int]) -> None:
         self._connection = connection
         self._shard = shard
         self._log = Stream(connection, f"J_{shard}", PATIENCE_S, boot_ns)
         self._saved = Stream(connection, f"S_{shard}", PATIENCE_S, boot_ns)
-        self._replayed: log.Place | None = None  # the end of the last replay: the next one may go on there
+        self._replayed: log.Place | None = None  # the end of the last replay, where the next one may begin
 
     @property
     def first(self) -> int:
@@ -41,8 +41,8 @@ class JetStreamReader:
         return self._settled(lambda state: self._replay_from(start, state))
 
     def _settled(self, look: Callable[[State], T]) -> T:
-        """What a look at the log says. A look that meets a record which the owner has trimmed since the log's bounds
-        were asked for is taken again, with its new bounds.
+        """Calls `look` with the state of the log and returns its result. Where the owner has trimmed a record that
+        `look` reads, it calls `look` again with the new state.
         """
         state = self._log.state()
         while True:

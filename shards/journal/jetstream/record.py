@@ -2,18 +2,18 @@
 
     record  = "BJS\\x01", kind u8, last u8, part u16, shard u32, epoch u64, position u64, prev_chain u32, chain u32,
               time_ns i64, until_ns i64, length u32, crc u32, then `length` bytes
-    crc     = CRC-32C of all before it, and of the bytes behind it
+    crc     = CRC-32C of all fields before it, and of the bytes behind it
     chain   = CRC-32C of the bytes, going on from prev_chain; the chain before position 1 is 0. A journal in files with
               the same payloads has the same chain
-    kind    = 1 batch    bytes: a part of a batch, `part` counting from 0; the batch is there once its `last` part is
-              2 epoch    bytes: the owner's name. From here on records are of this epoch
-              3 beat     the owner lives, and takes no position
-              4 seal     the owner has stopped: only an epoch may follow
+    kind    = 1 batch    bytes: a part of a batch, `part` counting from 0; the batch exists once its `last` part does
+              2 epoch    bytes: the owner's name. The records behind it are of this epoch
+              3 beat     no bytes. The owner lives; a beat takes no position
+              4 seal     the owner has stopped; only an epoch may follow
     All integers are little-endian.
 
-`until_ns` is the billing instant up to which, exclusive, the owner may act. `time_ns` is the newest instant stamped.
-Epoch, beat and seal carry the position and chain of the last whole batch before them. A batch of which a part failed is
-begun anew with part 0, or given up: parts that no last one followed are nothing.
+`until_ns` is the billing instant up to which, exclusive, the owner may act. `time_ns` is the stamp of the batch, in
+other records of the last batch. Epoch, beat and seal carry the position and chain of the last whole batch before them.
+A batch of which a part failed is begun anew with part 0, or given up: parts without a last one are ignored.
 
 Example, "hi" as batch 1 of shard 7 in epoch 1, stamped 1000, granted until 2000 (62 bytes):
 
@@ -41,7 +41,7 @@ PART_BYTES_MAX = RECORD_BYTES_MAX - HEAD_BYTES
 
 
 class Malformed(Exception):
-    """A message in another form than the one above, or one that does not follow its predecessor."""
+    """A message that is not in this format, or does not follow the one before it."""
 
 
 class Record(NamedTuple):
@@ -61,14 +61,14 @@ class Record(NamedTuple):
 
 
 def pack(record: Record) -> bytes:
-    """The message."""
+    """Returns the message."""
     body = record.body
     packed = _HEAD.pack(_MAGIC, *record[:-1], len(body))
     return b"".join((packed, _U32.pack(crc32c(body, crc32c(packed))), body))
 
 
 def unpack(message: bytes) -> Record:
-    """Raises Malformed where it is no record, or was changed."""
+    """Parses a message. Raises Malformed where it is no record, or was changed."""
     if len(message) < HEAD_BYTES:
         raise Malformed(f"a message of {len(message)} bytes is no record")
     magic, *head, length = _HEAD.unpack_from(message)
@@ -84,8 +84,8 @@ def unpack(message: bytes) -> Record:
 
 
 class Walk:
-    """Follows records one after the other, and says which batches they make. Begins behind `position`, whose chain is
-    `chain`; `epoch` 0: not known, the first record says.
+    """Checks records one after the other and joins their parts to batches. It begins behind `position`, whose chain is
+    `chain`. `epoch` 0: not known; the first record tells it.
     """
 
     def __init__(self, shard: int, position: int, chain: int, epoch: int = 0) -> None:
@@ -97,10 +97,12 @@ class Walk:
         self.until_ns = 0
         self.sealed = False
         self._parts: list[bytes] = []
-        self._chain = chain  # behind the parts
+        self._chain = chain  # behind the last part
 
     def take(self, record: Record) -> bytes | None:
-        """The payload that this record makes whole, if any. Raises Malformed."""
+        """Returns the payload of the batch that this record completes; None where it completes none. Raises
+        Malformed.
+        """
         if record.shard != self.shard:
             raise Malformed(f"the record belongs to shard {record.shard}, not to {self.shard}")
         if record.time_ns < self.time_ns:

@@ -1,8 +1,8 @@
-"""Streams filled from what a `Reader` shows of another log: the way of a backup into the log of a cluster.
+"""Fills streams from a `Reader` of another log: so a backup is restored into the log of a cluster.
 
-The streams must have been made, and hold nothing. A shard's log begins with an epoch of nobody, which names the
-position and chain that it goes on from; then come the batches, then the snapshots, and a seal, so that its next owner
-need not wait. The map begins with its state. Batches are stamped with the instant that the caller names.
+The streams must exist and be empty. A shard's log begins with an epoch, which names the position and chain that the log
+continues, and a seal. Then the journal is opened, and gets the batches, the snapshots, and a seal, so that its next
+owner need not wait. The map begins with its state. Batches are stamped with the instant that the caller names.
 """
 
 from __future__ import annotations
@@ -27,8 +27,10 @@ OWNER = b"restored from a backup"
 def fill_shard(
     connection: Connection, journal: JetStreamJournal, shard: int, reader: Reader, boot_ns: Callable[[], int]
 ) -> None:
-    """Fills `J_<shard>` and `S_<shard>`. `journal`: of that shard, not open yet, whose clock says the instant of all
-    stamps. Raises Unfit where the streams are not empty, and what the reader and the journal raise.
+    """Fills `J_<shard>` and `S_<shard>`.
+
+    `journal`: that of the shard, not open yet; its clock returns the instant of all stamps. Raises Unfit where the
+    streams are not empty, and what the reader and the journal raise.
     """
     log, saved = (Stream(connection, f"{kind}_{shard}", PATIENCE_S, boot_ns) for kind in "JS")
     for stream in (log, saved):
@@ -48,7 +50,9 @@ def fill_shard(
 
 
 def fill_map(connection: Connection, reader: Reader, boot_ns: Callable[[], int], decided: bytes = b"") -> None:
-    """Fills `M`, with one more decision at its end. Raises Unfit where it is not empty, and what the reader raises."""
+    """Fills `M`, and adds `decided` as one more decision. Raises Unfit where `M` is not empty, and what the reader
+    raises.
+    """
     stream = Stream(connection, map_log.NAME, PATIENCE_S, boot_ns)
     if stream.state().last:
         raise Unfit("M is not empty: a backup is restored into streams that were just made only")

@@ -1,19 +1,19 @@
-"""Snapshots in a stream of their own: pieces of at most 256 KB, and a manifest behind them that makes them one.
+"""Snapshots in a stream of their own: messages of at most 256 KiB with a piece each, and a manifest behind them.
 
     S.k        piece      "BJP\\x01", shard u32, epoch u64, position u64, number u32, crc u32, then a piece of the whole
     S.k.whole  manifest   "BJM\\x01", shard u32, epoch u64, position u64, chain u32, sequence u64, reached u64,
                           first u64, pieces u32, length u64, previous u64, digest 16 bytes, crc u32
-    whole   = { length u32, chunk }            cut into pieces wherever they are full
+    whole   = { length u32, chunk }            cut into pieces of PIECE_BYTES_MAX, also within a chunk
     crc     = CRC-32C of everything else in the message; digest = BLAKE2b-128 of the whole
 
 `chain` and `sequence` are those of the journal's batch at `position`; `first` is the sequence of piece 0, `previous`
 that of the manifest before, 0 for none. The manifest is published last, behind its pieces, so an unfinished snapshot
-has none; its pieces go with the next purge. Two owners cannot mix their pieces: each is published at the sequence
+has none; a later purge deletes its pieces. Two owners cannot mix their pieces: each is published at the sequence
 behind the last. Two snapshots are kept.
 
-A piece that is damaged makes its snapshot one that is passed over for the one before (`Malformed`). Pieces that are
-whole, and not those of the manifest, cannot come of damage: somebody has put an older snapshot under a newer manifest,
-and nothing of that stream is believed (`Corrupt`).
+Where a piece is damaged, its snapshot is passed over for the one before (`Malformed`). Pieces that are sound but do not
+belong to the manifest cannot come of damage: somebody has put an older snapshot under a newer manifest, and nothing of
+that stream is used (`Corrupt`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PIECE_BYTES_MAX = RECORD_BYTES_MAX - _PIECE_HEAD_BYTES
 
 
 class Manifest(NamedTuple):
-    """What makes the pieces before it a snapshot."""
+    """The description of a snapshot, which makes the pieces before it one."""
 
     shard: int
     epoch: int
@@ -56,13 +56,13 @@ class Manifest(NamedTuple):
 
 
 def pack_manifest(manifest: Manifest) -> bytes:
-    """The message."""
+    """Returns the message of a manifest."""
     packed = _MANIFEST.pack(_MANIFEST_MAGIC, *manifest)
     return packed + _U32.pack(crc32c(packed))
 
 
 def unpack_manifest(message: bytes, shard: int) -> Manifest:
-    """Raises Malformed."""
+    """Parses the message of a manifest. Raises Malformed."""
     if len(message) != _MANIFEST.size + 4 or _U32.unpack(message[-4:])[0] != crc32c(message[:-4]):
         raise Malformed("the checksum or length of a snapshot's manifest is wrong")
     magic, *fields = _MANIFEST.unpack(message[:-4])
@@ -75,13 +75,13 @@ def unpack_manifest(message: bytes, shard: int) -> Manifest:
 
 
 def pack_piece(shard: int, epoch: int, position: int, number: int, piece: bytes) -> bytes:
-    """The message."""
+    """Returns the message of a piece."""
     packed = _PIECE.pack(_PIECE_MAGIC, shard, epoch, position, number)
     return b"".join((packed, _U32.pack(crc32c(piece, crc32c(packed))), piece))
 
 
 def pieces_of(chunks: Iterable[bytes], digest: hashlib.blake2b) -> Iterator[bytes]:
-    """The whole, cut into pieces as it comes; `digest` is brought up to date."""
+    """Yields the snapshot in pieces as its chunks come, and updates `digest`."""
     pending = bytearray()
     for chunk in chunks:
         pending += _U32.pack(len(chunk))
@@ -97,12 +97,12 @@ def pieces_of(chunks: Iterable[bytes], digest: hashlib.blake2b) -> Iterator[byte
 
 
 def subjects_of(shard: int) -> tuple[str, str]:
-    """(of pieces, of manifests)."""
+    """Returns (the subject of pieces, that of manifests)."""
     return f"S.{shard}", f"S.{shard}.whole"
 
 
 def manifests_of(stream: Stream, shard: int) -> list[Manifest]:
-    """The manifests of what is kept, oldest first. Raises Malformed, Unavailable."""
+    """Returns the manifests of the snapshots that are kept, oldest first. Raises Malformed, Unavailable."""
     manifests: list[Manifest] = []
     stored = stream.last_of(subjects_of(shard)[1])
     while stored is not None and len(manifests) < KEPT:
@@ -113,7 +113,7 @@ def manifests_of(stream: Stream, shard: int) -> list[Manifest]:
 
 
 def chunks_of(stream: Stream, manifest: Manifest) -> Iterator[bytes]:
-    """The chunks, each of whose bytes was checked; only exhaustion proves the whole. Raises Malformed, Corrupt,
+    """Yields the chunks, each of checked bytes; only reading to the end proves the whole. Raises Malformed, Corrupt,
     Unavailable.
     """
     digest = hashlib.blake2b(digest_size=16)

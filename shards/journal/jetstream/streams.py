@@ -1,12 +1,12 @@
-"""What is asked of one stream: its state, a message, a run of messages, a publish at a sequence, a purge.
+"""Requests to one stream: its state, a message, a run of messages, a publish at a sequence, a purge.
 
-Reading is repeated until an answer comes, for `patience_s`, and until every server was asked: leaders change, and
-servers restart. A publish is asked once; whoever publishes resolves the doubt that is left. Single messages and the
-state come from the stream's leader, so they are not older than anything that was acknowledged; runs come from any
-replica.
+Reads are retried until an answer comes, for `patience_s`, and until every server was asked: leaders change, and servers
+restart. A publish is sent once; its caller resolves the doubt that is left. Single messages and the state come from the
+stream's leader, so they are not older than anything that was acknowledged; runs come from any replica.
 
-A server that has just become the leader of JetStream may not know yet of a stream that exists. That there is no such
-stream is believed only once it was said for `absent_s`, and over a connection to each server that can be reached.
+A server that has just become the leader of JetStream may not know yet of a stream that exists. So a stream counts as
+absent only once servers have said so for `absent_s`, and as many times as there are servers, each time over a
+connection to the next one.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from shards.journal.jetstream.connection import Connection, Denied, NoAnswer, Un
 T = TypeVar("T")
 
 API = "$JS.API"
-RUN_MESSAGES, RUN_BYTES = 256, 4 << 20  # of one answer to a run
+RUN_MESSAGES, RUN_BYTES = 256, 4 << 20  # at most, in one answer to a run
 RETRY_S = 0.05
-ABSENT_S = 3.0  # so long a stream must be said to be absent, until it is
+ABSENT_S = 3.0  # how long servers must say that a stream is absent before it counts as absent
 EXPECTED = "Nats-Expected-Last-Sequence"
 
 # Errors of JetStream, by their number.
 NOT_NOW = frozenset({10008, 10009, 10164})  # no leader at this moment, or another publish is being settled
 FULL = frozenset({10002, 10023, 10028, 10047})  # a limit of the account or of a server is reached
-NOT_STORED = 10077  # the leader has not stored it: a limit of the stream, or its storage failed under it
-LIMIT = "maximum"  # begins the description of the former; the replicas may have stored what the latter tells of
+NOT_STORED = 10077  # the leader has not stored a message: a limit of the stream was reached, or its storage failed
+LIMIT = "maximum"  # is in the description of a limit; where storage failed, the replicas may have stored the message
 WRONG_SEQUENCE = 10071
 NO_MESSAGE, NO_STREAM = 10037, 10059
 
@@ -43,15 +43,15 @@ class NotNow(Exception):
 
 
 class NoRoom(Exception):
-    """A limit of the stream is reached: surely not written."""
+    """A limit of the stream is reached: the message was surely not written."""
 
 
 class Superseded(Exception):
-    """The stream's last sequence is not the expected one: surely not written by this request."""
+    """The stream's last sequence is not the expected one: the message was surely not written by this request."""
 
 
 class Refused(Exception):
-    """The servers say no, and will say so again. `code`: the number of the error."""
+    """The servers refuse the request, and would refuse it again. `code`: JetStream's number of the error."""
 
     def __init__(self, text: str, code: int) -> None:
         super().__init__(text)
@@ -60,8 +60,8 @@ class Refused(Exception):
 
 @contextmanager
 def opening() -> Iterator[None]:
-    """What servers refuse while a log is opened, as the seam's errors. Raises Unfit where an operator has to mend the
-    configuration or make the streams, else Unknown.
+    """Raises the journal's errors for what servers refuse while a log is opened: Unfit where an operator has to change
+    the configuration or make the streams, otherwise Unknown.
     """
     try:
         yield
@@ -74,7 +74,7 @@ def opening() -> Iterator[None]:
 
 
 class State(NamedTuple):
-    """A stream, as its leader has it."""
+    """The state of a stream, according to its leader."""
 
     first: int  # sequence of the first message; last + 1 where there is none
     last: int
@@ -109,26 +109,30 @@ class Stream:
         self._boot_ns = boot_ns
 
     def state(self) -> State:
-        """Raises Unavailable, Refused (NO_STREAM: there is none), Denied."""
+        """Returns the state of the stream. Raises Unavailable, Refused (NO_STREAM: there is none), Denied."""
         return self._patiently(self.glance)
 
     def glance(self) -> State:
-        """As `state`, asked once. Raises Unreachable, NoAnswer, NotNow, Refused, Denied."""
+        """Returns what `state` returns, and asks only once. Raises Unreachable, NoAnswer, NotNow, Refused,
+        Denied.
+        """
         answer = self._api(f"STREAM.INFO.{self.name}", {})
         state = answer["state"]
         first = state["first_seq"] if state["messages"] else state["last_seq"] + 1
         return State(first, state["last_seq"], state["bytes"], answer["config"], answer.get("cluster") or {})
 
     def message(self, sequence: int) -> Stored | None:
-        """One message; None where it is not there. Raises as `state` does."""
+        """Returns the message at this sequence; None where there is none. Raises what `state` raises."""
         return self._fetch({"seq": sequence})
 
     def last_of(self, subject: str) -> Stored | None:
-        """The newest message of a subject."""
+        """Returns the newest message of a subject; None where there is none. Raises what `state` raises."""
         return self._fetch({"last_by_subj": subject})
 
     def run(self, sequence: int) -> list[Stored]:
-        """Messages from this sequence on, ascending; none where a replica has none yet. Raises Unavailable, Denied."""
+        """Returns messages from this sequence on, ascending; an empty list where the replica that answers has none yet.
+        Raises Unavailable, Denied.
+        """
 
         def ask() -> list[Stored]:
             wish = {"seq": sequence, "batch": RUN_MESSAGES, "max_bytes": RUN_BYTES}
@@ -144,11 +148,13 @@ class Stream:
         return self._patiently(ask)
 
     def walk(self, sequence: int, last: int) -> Iterator[Stored]:
-        """Every message from `sequence` to `last`; a hole shows as a sequence that jumps. Raises Unavailable."""
+        """Yields every message from `sequence` to `last`; where messages are missing, the sequence jumps. Raises
+        Unavailable, Denied.
+        """
         waited_ns = 0
         while sequence <= last:
             messages = self.run(sequence)
-            if not messages:  # a replica that is behind the leader, or messages that are gone
+            if not messages:  # the replica is behind the leader, or the messages are gone
                 waited_ns = waited_ns or self._boot_ns()
                 if self._boot_ns() - waited_ns > self.patience_s * 1e9:
                     raise Unavailable(f"sequence {sequence} of {self.name} is not shown by any replica")
@@ -162,9 +168,10 @@ class Stream:
                 sequence = stored.sequence + 1
 
     def publish(self, subject: str, payload: bytes, expected: int) -> int:
-        """Publishes behind the sequence `expected`; the new last one. Asked once.
+        """Publishes behind the sequence `expected` and returns the new last one. Asks only once.
 
         Raises Unreachable, NotNow, NoRoom, Superseded, Refused: surely not written by this request. NoAnswer: in doubt.
+        Denied.
         """
         answer = self.connection.request(subject, payload, {EXPECTED: str(expected)})
         if answer.status:
@@ -172,11 +179,13 @@ class Stream:
         return int(self._checked(answer.payload)["seq"])
 
     def purge(self, below: int) -> None:
-        """Forgets all messages below this sequence. Raises Unavailable."""
+        """Deletes all messages below this sequence. Raises Unavailable, Refused, Denied."""
         self._patiently(lambda: self._api(f"STREAM.PURGE.{self.name}", {"seq": below}))
 
     def create(self, config: dict[str, Any]) -> None:
-        """Makes the stream; one that is there with the same settings is left as it is. Raises Unavailable, Refused."""
+        """Makes the stream; one with the same settings that exists is left as it is. Raises Unavailable, Refused,
+        Denied.
+        """
         self._patiently(lambda: self._api(f"STREAM.CREATE.{self.name}", config))
 
     # -- asking -----------------------------------------------------------------------------------------------------

@@ -1,16 +1,17 @@
-"""What this host has seen of a stream, kept beside it: so a stream that has lost its end is told from a short one.
+"""Remembers on this host the end of a stream that it has seen, so that a stream that has lost its end is recognised.
 
     witness   = sequence u64, chain u32, nonce_crc u32, crc u32   one file per stream, in this host's own data directory
-    nonce_crc = CRC-32C of what tells the stream from one that was made in its place; 0 where that makes no difference
+    nonce_crc = CRC-32C of a nonce in the stream's metadata, which a stream made in its place does not have; 0 for
+                journals
 
-It is written every so often and never synced: it is evidence, and evidence that is missing proves nothing. The sequence
-in it was acknowledged. So a stream that ends before that sequence, or has another chain there, has lost records that
-were answered. A host that stands by sees a stream as well as one that serves. What was seen once stays seen: the file
-never goes back, but for a stream that was made anew. Only the map may be that, for it can be made again from the shards
-(`billing rebuild --map`); of a journal that was made anew everything is lost, whatever it is called.
+The file is written now and then, for most records at most once a second, and never synced: it is evidence, and missing
+evidence proves nothing. The sequence in it was acknowledged. So a stream that ends before that sequence, or has another
+chain there, has lost acknowledged records. A host that stands by sees a stream as well as one that serves. The sequence
+in the file never falls, except for a stream that was made anew. Only the map may be made anew, because it can be built
+from the shards (`billing rebuild --map`); where a journal was made anew, all its records are lost.
 
-Several processes of a host write one file, so what it names is read before the stream is asked where it ends: what
-another process sees in between is no end that was lost.
+Several processes of a host write one file. So the file is read before the stream is asked where it ends: otherwise a
+newer sequence that another process writes in between would look like a lost end.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _FORM = struct.Struct("<QIII")
 
 
 class Seen(NamedTuple):
-    """A sequence that was there, and the chain at it; sequence 0: nothing is known."""
+    """A sequence that a stream has held, and the chain at it; sequence 0: nothing is known."""
 
     sequence: int
     chain: int
@@ -41,17 +42,19 @@ NOTHING = Seen(0, 0)
 
 
 class Witness:
-    """Of one stream. A path of "" remembers nothing."""
+    """Remembers the end of one stream. With the path "" it remembers nothing."""
 
     def __init__(self, disk: Disk, path: str, boot_ns: Callable[[], int]) -> None:
         self._disk = disk
         self._path = path
         self._boot_ns = boot_ns
         self._written_ns = -EVERY_NS
-        self._known: Seen | None = None  # what the file names; None: it was not read yet
+        self._known: Seen | None = None  # the content of the file; None: not read yet
 
     def saw(self, sequence: int, chain: int, at_once: bool = False, nonce: str = "") -> None:
-        """This sequence is there; the log's chain at it is this. OSErrors are passed over: it is evidence only."""
+        """Records that the stream holds this sequence, with this chain. Ignores OSErrors, because the file is evidence
+        only.
+        """
         now_ns = self._boot_ns()
         if not self._path or (now_ns - self._written_ns < EVERY_NS and not at_once):
             return
@@ -73,7 +76,7 @@ class Witness:
             return
 
     def check(self, witnessed: Seen, stream: str, last: int, chain_at: Callable[[int], int], nonce: str = "") -> None:
-        """Raises Corrupt where the stream, which has ended with `last` since, does not hold what was seen."""
+        """Raises Corrupt where a stream that ends with `last` does not hold what this host has seen."""
         sequence, chain, _ = witnessed
         if not sequence or witnessed.nonce_crc != _crc_of(nonce):
             return
@@ -87,7 +90,7 @@ class Witness:
             raise Corrupt(f"{stream} is another at sequence {sequence} than this host has seen: its end was lost")
 
     def last_seen(self) -> Seen:
-        """What the file names. To be asked before the stream is asked where it ends."""
+        """Returns what the file names. To be called before the stream is asked where it ends."""
         try:
             if not self._path or not self._disk.exists(self._path):
                 return NOTHING
