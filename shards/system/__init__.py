@@ -1,8 +1,8 @@
-"""The only modules that touch the machine: clock, disk, processes, sockets between them, the thread that waits.
+"""The only modules that touch the machine: clocks, disk, processes, sockets between them, the thread that waits.
 
 They are passed in, so that a simulation can pass others.
 
-    clock            the three clocks, and billing time
+    clock            wall clock and boot clock, and billing time
     disk             files, and what is durable
     host             these and child processes, as one value that is passed in
     links            frames on the wires between processes

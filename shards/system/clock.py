@@ -1,24 +1,23 @@
 """Time: the only module of the daemon that reads a clock.
 
-Theory. Three clocks are at hand. *Wall time* says which day it is, but is stepped by operators, NTP and broken
-batteries. The *boot clock* (CLOCK_BOOTTIME) only goes forward, at the pace of wall time and through a suspend, but
-starts at nothing in each boot. *Billing time*, which everything else here means by "now", is a function of the boot
-clock alone:
+Theory. There are three clocks. *Wall time* says which day it is, but operators, NTP and broken batteries step it. The
+*boot clock* (CLOCK_BOOTTIME) only goes forward, at the pace of wall time and through a suspend, but starts at zero in
+each boot. *Billing time*, which everything else here means by "now", is a function of the boot clock alone:
 
     billing(boot)  =  billing_ns + elapsed + corrected(elapsed)          elapsed = boot - boot_ns >= 0
     corrected      =  +- min(|correction_ns|, elapsed * slew_ppm // 10**6), with the sign of correction_ns
 
-One such line with one bend in it is an `Anchor`. It needs nobody to end it: once the correction is worked off, it runs
-at the pace of the boot clock. The supervisor compares billing time with wall time about once a second (`Steering`)
-and, when they have come apart, makes the next anchor. That one begins on the line of the one before it, at a *stated
-boot instant a little ahead*, so that every process of the daemon, told in time, bends at the same nanosecond.
+One such line with one bend in it is an `Anchor`. Nobody has to end it: once the correction is worked off, it runs at
+the pace of the boot clock. The supervisor compares billing time with wall time about once a second (`Steering`) and,
+when they have diverged, makes the next anchor. That one begins on the line of the one before it, at a *stated boot
+instant a little ahead*. Every process of the daemon is told in time, and so bends at the same nanosecond.
 
-Invariants: billing time never goes back, never jumps, and departs from the boot clock by at most `slew_ppm`; a step of
-the wall clock is a value in a report and changes nobody's balance by more than the slew. Conversion from a billing
-instant to the boot instant of an alarm rounds up, so that nothing that waits for an instant is woken before it.
+Invariants: billing time never goes back, never jumps, and departs from the pace of the boot clock by at most
+`slew_ppm`. A step of the wall clock is reported, and changes no balance by more than the slew. The conversion from a
+billing instant to the boot instant of an alarm rounds up, so that nothing that waits for an instant is woken before it.
 
-It never decides what happens at an instant, and nothing in its pure half (`Anchor` to `restart`) reads a clock: the
-reading half at the end of the file passes instants in.
+This module never decides what happens at an instant. Its pure half (`Anchor` to `stepped_while_away`) reads no clock;
+instants are passed in.
 
 A recorded anchor is 48 bytes, little endian:
 
@@ -43,9 +42,9 @@ from typing import NamedTuple
 SLEW_PPM_MAX = 500
 SLEW_LEAD_NS = 1_000_000_000  # from making an anchor to its effect: time to record it and to tell every worker
 SLEW_LEAD_NS_MAX = 10_000_000_000
-DEAD_BAND_NS = 1_000_000  # billing time this near to wall time is left alone
-STEP_NS_MIN = 10_000_000  # wall time that moves this much against the boot clock between two looks has been stepped
-BEHIND_NS_MAX = 5_000_000_000  # a new boot's wall time this far behind the journal is alarming
+DEAD_BAND_NS = 1_000_000  # billing time this near to wall time is not corrected
+STEP_NS_MIN = 10_000_000  # wall time that moves this much against the boot clock between two readings was stepped
+BEHIND_NS_MAX = 5_000_000_000  # wall time that is further behind the journal after a reboot raises an alarm
 INSTANT_NS_MAX = 2**63 - 1
 
 _MILLION = 10**6
@@ -55,24 +54,26 @@ RECORD_BYTES = _RECORD.size
 
 
 class AnchorDamaged(ValueError):
-    """Recorded bytes that are no anchor."""
+    """Recorded bytes are no anchor."""
 
 
 class Anchor(NamedTuple):
     """One line of the map from boot to billing time: four plain integers, passed between processes as they are."""
 
-    boot_ns: int  # takes effect here
-    billing_ns: int  # what billing time is there
-    correction_ns: int  # signed; what is to be worked off from there on
+    boot_ns: int  # the boot instant at which it takes effect
+    billing_ns: int  # billing time at that instant
+    correction_ns: int  # signed; to be worked off from that instant on
     slew_ppm: int  # how fast: 0..500 nanoseconds of correction in a millisecond of elapsed time
 
     def at(self, boot_ns: int) -> int:
-        """Billing instant at a boot instant >= self.boot_ns (before that: the line prolonged without slew)."""
+        """Returns the billing instant at a boot instant >= self.boot_ns (before that: the line prolonged
+        without slew).
+        """
         elapsed_ns = boot_ns - self.boot_ns
         return self.billing_ns + elapsed_ns + self.corrected_ns(elapsed_ns)
 
     def corrected_ns(self, elapsed_ns: int) -> int:
-        """The signed part of the correction that is worked off `elapsed_ns` after the anchor took effect."""
+        """Returns how much of the correction, signed, is worked off `elapsed_ns` after the anchor took effect."""
         if elapsed_ns <= 0 or not self.correction_ns:
             return 0
         reach_ns = elapsed_ns * self.slew_ppm // _MILLION
@@ -81,7 +82,9 @@ class Anchor(NamedTuple):
         return max(-reach_ns, self.correction_ns)
 
     def boot_of(self, billing_ns: int) -> int:
-        """First boot instant >= self.boot_ns with billing time >= `billing_ns`: the exact inverse, rounded up."""
+        """Returns the first boot instant >= self.boot_ns with billing time >= `billing_ns`: the exact inverse, rounded
+        up.
+        """
         wanted_ns = billing_ns - self.billing_ns
         if wanted_ns <= 0:
             return self.boot_ns
@@ -98,7 +101,7 @@ class Anchor(NamedTuple):
         return self.boot_ns + elapsed_ns
 
     def check(self) -> Anchor:
-        """Itself, when every field is in range; AssertionError otherwise."""
+        """Returns the anchor itself where every field is in range. Raises AssertionError."""
         assert 0 <= self.slew_ppm <= SLEW_PPM_MAX, f"an anchor slews by {self.slew_ppm} ppm"
         assert 0 <= self.boot_ns <= INSTANT_NS_MAX, f"out of range: {self}"
         assert 0 <= self.billing_ns <= INSTANT_NS_MAX, f"out of range: {self}"
@@ -107,14 +110,14 @@ class Anchor(NamedTuple):
 
 
 def encode_anchor(anchor: Anchor, boot_id: bytes) -> bytes:
-    """The 48 bytes to record; boot_id: 16 bytes. To be durable before the anchor takes effect."""
+    """Returns the 48 bytes to record, which must be durable before the anchor takes effect. `boot_id`: 16 bytes."""
     assert len(boot_id) == 16, "a boot_id has 16 bytes"
     boot_ns, billing_ns, correction_ns, slew_ppm = anchor.check()
     return _RECORD.pack(_MAGIC, slew_ppm, boot_id, boot_ns, billing_ns, correction_ns)
 
 
 def decode_anchor(record: bytes) -> tuple[Anchor, bytes]:
-    """(anchor, boot_id) out of recorded bytes; raises AnchorDamaged."""
+    """Returns (anchor, boot_id) from recorded bytes. Raises AnchorDamaged."""
     if len(record) != _RECORD.size or record[:4] != _MAGIC:
         raise AnchorDamaged(f"no anchor: {len(record)} bytes beginning with {record[:4]!r}")
     _, slew_ppm, boot_id, boot_ns, billing_ns, correction_ns = _RECORD.unpack(record)
@@ -125,10 +128,10 @@ def decode_anchor(record: bytes) -> tuple[Anchor, bytes]:
 
 
 class BillingClock:
-    """The map as one process follows it: the anchor in effect and, at most, the one to come.
+    """The map from boot to billing time as one process follows it: the anchor in effect and, at most, one to come.
 
-    Instants given out by `at` never decrease, even where an anchor arrives after it should have taken effect, and are
-    never less than `last_ns`: the last instant that this process finds in its journal.
+    Instants that `at` returns never decrease, even where an anchor arrives after it should have taken effect. They are
+    never less than `last_ns`, which begins as the last instant in the process's journal.
     """
 
     __slots__ = ("_coming", "_current", "_last_ns", "_switch_ns")
@@ -141,16 +144,18 @@ class BillingClock:
 
     @property
     def anchors(self) -> tuple[Anchor, ...]:
-        """The anchor in effect and the one to come, if any: what a process that starts now follows, in order."""
+        """The anchor in effect and the one to come, if any, in this order. A process that starts now
+        follows these.
+        """
         return (self._current,) if self._coming is None else (self._current, self._coming)
 
     @property
     def last_ns(self) -> int:
-        """The latest billing instant given out; 0 before the first."""
+        """The latest billing instant that `at` has returned; before that, the one that the clock began with."""
         return self._last_ns
 
     def at(self, boot_ns: int) -> int:
-        """Billing instant at `boot_ns`, never less than one given out before."""
+        """Returns the billing instant at `boot_ns`, never less than one returned before."""
         if boot_ns >= self._switch_ns:
             self._switch()
         anchor = self._current
@@ -164,22 +169,23 @@ class BillingClock:
         return now_ns
 
     def ahead(self, boot_ns: int) -> int:
-        """Billing instant at a coming boot instant, as far as is known now; changes nothing."""
+        """Returns the billing instant at a coming boot instant, as far as anchors are known now. Changes nothing."""
         if self._coming is not None and boot_ns >= self._switch_ns:
             return self._coming.at(boot_ns)
         return self._current.at(boot_ns)
 
     def boot_of(self, billing_ns: int) -> int:
-        """First boot instant at which billing time is at least `billing_ns`, as far as is known now.
+        """Returns the first boot instant at which billing time is at least `billing_ns`, as far as anchors are known
+        now.
 
-        To be asked again after `follow`: an anchor that slows billing down puts it off.
+        To be called again after `follow`: an anchor that slows billing time down makes that boot instant later.
         """
         if self._coming is not None and billing_ns > self._coming.billing_ns:
             return self._coming.boot_of(billing_ns)
         return self._current.boot_of(billing_ns)
 
     def follow(self, anchor: Anchor) -> None:
-        """Takes the next anchor, which has to begin on the line followed so far; one that is not newer is ignored."""
+        """Takes the next anchor, which has to begin on the line followed so far; ignores one that is not newer."""
         newest = self._coming or self._current
         if anchor == newest or anchor.boot_ns < newest.boot_ns:
             return
@@ -195,15 +201,15 @@ class BillingClock:
 
 
 class Steered(NamedTuple):
-    """What one look at the wall clock showed."""
+    """The result of comparing billing time with the wall clock once."""
 
     anchor: Anchor | None  # to be recorded, then followed by every process; None: nothing to correct
     offset_ns: int  # wall time minus billing time
-    step_ns: int  # by how much the wall clock was stepped since the look before; 0: it was not
+    step_ns: int  # by how much the wall clock was stepped since the last comparison; 0: it was not
 
 
 class Steering:
-    """Keeps billing time near wall time, for the one process that decides (the supervisor)."""
+    """Keeps billing time near wall time, in the one process that decides (the supervisor)."""
 
     def __init__(self, clock: BillingClock, slew_ppm_max: int = SLEW_PPM_MAX, lead_ns: int = SLEW_LEAD_NS) -> None:
         assert 0 < slew_ppm_max <= SLEW_PPM_MAX
@@ -214,11 +220,11 @@ class Steering:
         self._wall_minus_boot_ns: int | None = None
 
     def begin(self, boot_ns: int, wall_ns: int) -> None:
-        """Both clocks at the beginning: a step before the first `steer` is told as one, too."""
+        """Takes both clocks at the beginning, so that a step before the first `steer` is reported, too."""
         self._wall_minus_boot_ns = wall_ns - boot_ns
 
     def steer(self, boot_ns: int, wall_ns: int) -> Steered:
-        """One look at both clocks, read together. `self.clock` follows the anchor that it returns already."""
+        """Compares both clocks, read together. Where it returns an anchor, `self.clock` follows it already."""
         wall_minus_boot_ns = wall_ns - boot_ns
         step_ns = 0 if self._wall_minus_boot_ns is None else wall_minus_boot_ns - self._wall_minus_boot_ns
         self._wall_minus_boot_ns = wall_minus_boot_ns
@@ -244,20 +250,22 @@ class Restart(NamedTuple):
     """Where billing time begins in this life of the daemon."""
 
     anchor: Anchor
-    same_boot: bool  # the recorded map went on counting
+    same_boot: bool  # the machine has not rebooted, and the recorded map goes on
     behind_ns: int  # how far wall time lies behind the last journalled instant, in a new boot; 0: it does not
-    alarm: bool  # it lies so far behind that somebody should look
+    alarm: bool  # wall time lies so far behind that an operator should look
 
 
 def restart(recorded: tuple[Anchor, bytes] | None, last_ns: int, boot_id: bytes, boot_ns: int, wall_ns: int) -> Restart:
-    """The first anchor of a life, out of what the last one left: its newest recorded anchor with that one's boot_id,
-    and the last instant in any journal (0: none). Within one boot the recorded map goes on and wall time has no say;
-    in another boot it is wall time, never less than the last instant.
+    """Returns the first anchor of a life of the daemon.
+
+    `recorded`: the newest recorded anchor of the last life, with its boot_id. `last_ns`: the last instant in any
+    journal; 0: none. Within one boot the recorded map goes on, and wall time has no influence. In another boot billing
+    time begins at wall time, but never before `last_ns`.
     """
     assert 0 <= last_ns <= INSTANT_NS_MAX
     if recorded is not None:
         anchor, recorded_boot_id = recorded
-        # It may have been recorded and not reached yet; one further ahead than any lead comes from some other clock.
+        # It may not have taken effect yet; one further ahead than any lead comes from some other clock.
         if recorded_boot_id == boot_id and anchor.boot_ns - boot_ns <= SLEW_LEAD_NS_MAX:
             if boot_ns < anchor.boot_ns or anchor.at(boot_ns) < last_ns:
                 anchor = Anchor(boot_ns, max(anchor.at(boot_ns), last_ns), 0, 0)
@@ -267,9 +275,11 @@ def restart(recorded: tuple[Anchor, bytes] | None, last_ns: int, boot_id: bytes,
 
 
 def stepped_while_away(recorded: tuple[Anchor, bytes] | None, boot_id: bytes, boot_ns: int, wall_ns: int) -> int:
-    """By how much the wall clock was stepped since the newest recorded anchor, which says what it stood at against the
-    boot clock: both are slewed alike, so only a step moves one against the other. 0: it was not, or it is not known,
-    since the machine was started anew.
+    """Returns by how much the wall clock was stepped since the newest recorded anchor; 0: it was not, or that is not
+    known, because the machine has rebooted.
+
+    The anchor says how far wall time was from the boot clock when it was made. Both are slewed alike, so only a step
+    changes their distance.
     """
     if recorded is None or recorded[1] != boot_id:
         return 0
@@ -284,9 +294,9 @@ _BOOTTIME = time.CLOCK_BOOTTIME
 
 
 class WallError(NamedTuple):
-    """How far from the true time the wall clock may be."""
+    """How far the wall clock may be from the true time."""
 
-    is_disciplined: bool  # some time service keeps it; else nobody knows, and the other field says nothing
+    is_disciplined: bool  # a time service keeps the clock; otherwise `max_ns` says nothing
     max_ns: int
 
 
@@ -294,14 +304,14 @@ EXACT = WallError(True, 0)
 
 
 class Clocks(NamedTuple):
-    """The two clocks of a machine. Whoever needs one is handed these, so that a simulation can hand in its own."""
+    """The two clocks of a machine. They are passed in, so that a simulation can pass its own."""
 
     boot_ns: Callable[[], int]  # nanoseconds of this boot, suspends included; durations are measured with it, too
     wall_ns: Callable[[], int]  # nanoseconds since the Unix epoch: for steering and for showing, never for billing
     wall_error: Callable[[], WallError] = lambda: EXACT
 
     def paired(self) -> tuple[int, int]:
-        """(boot_ns, wall_ns) read as one: of five tries, the one that nothing came between."""
+        """Returns (boot_ns, wall_ns) read as one: of five tries, the one that took the shortest time."""
         best_ns, pair = INSTANT_NS_MAX, (0, 0)
         for _ in range(5):
             before_ns = self.boot_ns()
@@ -313,7 +323,7 @@ class Clocks(NamedTuple):
 
 
 def boot_id() -> bytes:
-    """The 16 bytes by which the kernel names this boot."""
+    """Returns the 16 bytes by which the kernel names this boot."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
         return bytes.fromhex(file.read().strip().replace("-", ""))
 
@@ -344,8 +354,9 @@ _STA_UNSYNC = 0x40
 
 
 def machine_wall_error() -> WallError:
-    """What the kernel was told by whoever keeps its clock, such as chronyd; it grows by 500 ppm until it is told
-    again. A machine that does not answer (a sandbox forbids the call) is as one whose clock nobody keeps.
+    """Returns the error bound that the kernel has from whoever keeps its clock, such as chronyd. It grows by 500 ppm
+    until it is set again. A kernel that does not answer (a sandbox forbids the call) counts as one whose clock nobody
+    keeps.
     """
     timex = _Timex()  # modes 0: changes nothing
     if _adjtimex(ctypes.byref(timex)) < 0 or timex.status & _STA_UNSYNC:
@@ -353,14 +364,14 @@ def machine_wall_error() -> WallError:
     return WallError(True, timex.maxerror * 1000)
 
 
-# Those of the machine this runs on.
+# The clocks of this machine.
 MACHINE_CLOCKS = Clocks(partial(time.clock_gettime_ns, _BOOTTIME), time.time_ns, machine_wall_error)
 
 
 class Alarm:
-    """A file descriptor that becomes readable at a boot instant: for `loop.add_reader`, because event loops count only
-    milliseconds. It is a timerfd on CLOCK_BOOTTIME, set to absolute instants: never early, also not after a suspend.
-    To be closed.
+    """A file descriptor that becomes readable at a boot instant, for `loop.add_reader`: event loops count only
+    milliseconds. It is a timerfd on CLOCK_BOOTTIME, set to absolute instants, and never early, also not after a
+    suspend. Whoever makes it must close it.
     """
 
     def __init__(self) -> None:
@@ -369,13 +380,15 @@ class Alarm:
             raise OSError(ctypes.get_errno(), "timerfd_create: " + os.strerror(ctypes.get_errno()))
         self._spec = array("l", [0, 0, 0, 0])  # a `struct itimerspec`: no interval, then the instant in s and ns
         self._address = self._spec.buffer_info()[0]
-        self.armed_ns = -1  # boot instant it is set for; -1: not set
+        self.armed_ns = -1  # the boot instant that it is set for; -1: not set
 
     def fileno(self) -> int:
         return self._fd
 
     def arm(self, boot_ns: int) -> None:
-        """Sets it for a boot instant, which replaces the one before; an instant that has passed fires at once."""
+        """Sets the alarm for a boot instant, which replaces the one before. It fires at once where the instant has
+        passed.
+        """
         if boot_ns != self.armed_ns:
             self._set(max(boot_ns, 1))  # 0 would disarm
             self.armed_ns = boot_ns
@@ -386,7 +399,9 @@ class Alarm:
             self.armed_ns = -1
 
     def acknowledge(self) -> bool:
-        """Makes the descriptor unreadable again; whether it had fired. It is not armed then."""
+        """Makes the descriptor unreadable again and returns whether it had fired; in that case the alarm is no longer
+        set.
+        """
         try:
             os.read(self._fd, 8)
         except BlockingIOError:

@@ -1,12 +1,13 @@
-"""The disk: the only module that touches files. Everything that must survive goes through `Disk`.
+"""The disk. Every file of the daemon's own formats that must survive is written through `Disk`.
 
 `RealDisk` is the operating system. Tests put a simulated disk in its place that forgets, tears and fails. The protocol
-is small on purpose: each method is one system call that can fail or be the last one before a crash, and says nothing
-about durability but what POSIX promises: data after `fsync` or `fdatasync`, names after `fsync_dir`.
+is small on purpose: each method is one operation that can fail or be the last one before a crash, and promises no more
+durability than POSIX does: of data after `fsync` or `fdatasync`, of names after `fsync_dir`.
 
 Errors are plain OSError (errno matters: ENOSPC and EDQUOT mean full, everything else means broken). Nothing here
-retries. File handles are small ints that mean nothing outside the disk that gave them. New files are 0600, new
-directories 0700, and no handle is inherited by a child, except that a lock lives as long as any process holds it.
+retries. File handles are small ints that mean nothing outside the disk that returned them. New files are 0600, new
+directories 0700. No handle is inherited by a program that this process starts; a lock is held until its last handle is
+closed, in whatever process.
 """
 
 from __future__ import annotations
@@ -34,100 +35,111 @@ __all__ = [
     "write_file",
 ]
 
-DIRECT_BYTES = 4096  # reads past the page cache begin, and end, at a multiple of this
+DIRECT_BYTES = 4096  # the buffer of a read past the page cache is a multiple of this long
 NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs"})
 
 
 class DirectoryRefused(Exception):
-    """A data directory is not fit for one: open to other users, not a directory, or on a network file system."""
+    """A directory cannot hold data: it is open to other users, no directory, or on a network file system."""
 
     ending: ClassVar[exits.Ending] = exits.CONFIG
 
 
 class Disk(Protocol):
-    """What a disk can do. Paths are as the operating system takes them; all lengths and offsets are bytes."""
+    """The operations of a disk. Paths are as the operating system takes them; all lengths and offsets are in bytes.
+    Every method may raise OSError.
+    """
 
     def create(self, path: str) -> int:
-        """A new empty file for reading and writing; FileExistsError if there is one."""
+        """Creates an empty file and opens it for reading and writing. Raises FileExistsError if there is one."""
 
     def open(self, path: str, *, write: bool = False) -> int:
-        """An existing file for reading, or for both; FileNotFoundError if there is none."""
+        """Opens an existing file for reading, with `write` also for writing. Raises FileNotFoundError if
+        there is none.
+        """
 
     def close(self, handle: int) -> None:
-        """Give the handle back. Promises nothing about durability."""
+        """Closes the handle. Says nothing about durability."""
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> int:
-        """Write at the offset; the number of bytes written, which may be fewer than given (see write_all)."""
+        """Writes at the offset. Returns the number of bytes written, which may be less than given (see
+        write_all).
+        """
 
     def pread(self, handle: int, length: int, offset: int) -> bytes:
-        """Read at the offset; fewer bytes only at the end of the file."""
+        """Reads at the offset. Returns fewer bytes only at the end of the file, or where more than 2 GiB
+        are asked for.
+        """
 
     def size(self, handle: int) -> int:
-        """Length of the file."""
+        """Returns the length of the file."""
 
     def allocate(self, handle: int, length: int) -> None:
-        """Make the file at least this long, zero-filled, its blocks reserved: writing there needs no more room."""
+        """Makes the file at least this long, filled with zeros, and reserves its blocks: writing there needs no more
+        room.
+        """
 
     def truncate(self, handle: int, length: int) -> None:
-        """Cut the file to this length."""
+        """Sets the length of the file: cuts it, or extends it with zeros for which no room is reserved."""
 
     def fdatasync(self, handle: int) -> None:
-        """The file's data, and its length if that changed, are on the medium."""
+        """Makes the file's data durable, and its length if that has changed."""
 
     def fsync(self, handle: int) -> None:
-        """The file's data and attributes are on the medium. Not its name: see fsync_dir."""
+        """Makes the file's data and attributes durable, but not its name: see fsync_dir."""
 
     def fsync_dir(self, path: str) -> None:
-        """All names created, renamed or removed in this directory until now are on the medium."""
+        """Makes durable which names were created, renamed or removed in this directory until now."""
 
     def drop_cache(self, handle: int) -> None:
-        """Ask that the next read of this (synced) file come from the medium. A wish, not a promise."""
+        """Asks the kernel to take the next read of this (synced) file from the medium. It need not do so."""
 
     def read_medium(self, path: str, offset: int, length: int) -> bytes:
-        """What the medium holds of a file, read past the page cache; fewer bytes only at the end of the file.
+        """Returns what the medium holds of a file, read past the page cache; fewer bytes only at the end of the file.
 
         `offset` and `length` are multiples of 512. Where a file system offers no such read, the cache is dropped first.
         """
 
     def identity(self, path: str) -> tuple[int, int]:
-        """What tells the file under this name from any other one: device and inode."""
+        """Returns device and inode, which tell the file under this name from any other one."""
 
     def rename(self, source: str, target: str) -> None:
-        """Atomically, replacing the target; within one directory."""
+        """Renames a file within one directory, atomically; replaces the target."""
 
     def unlink(self, path: str) -> None:
-        """Remove the name."""
+        """Removes the name."""
 
     def exists(self, path: str) -> bool:
-        """Whether the name is there."""
+        """Returns whether the name exists."""
 
     def listdir(self, path: str) -> list[str]:
-        """The names in a directory, sorted."""
+        """Returns the names in a directory, sorted."""
 
     def mkdir(self, path: str) -> None:
-        """A new directory, 0700; FileExistsError if there is one."""
+        """Makes a directory of mode 0700. Raises FileExistsError if there is one."""
 
     def mode(self, path: str) -> int:
-        """st_mode of what is there, type and permission bits."""
+        """Returns st_mode: the type and the permission bits."""
 
     def lock(self, path: str) -> int:
-        """Take the lock that this file stands for (made if absent) and hold it until the handle is closed.
+        """Takes the lock that this file stands for (creating the file if absent) and holds it until the handle is
+        closed.
 
-        BlockingIOError if another handle anywhere holds it, an orphaned child's included.
+        Raises BlockingIOError if another handle holds it, in whatever process, also in an orphaned child.
         """
 
     def free_bytes(self, path: str) -> int:
-        """Room left for this user on the file system of this path."""
+        """Returns the room left for this user on the file system of this path."""
 
     def filesystem(self, path: str) -> str:
-        """Type of the file system of this path, such as "ext4" or "tmpfs"; "" if it cannot be told."""
+        """Returns the type of the file system of this path, such as "ext4" or "tmpfs"; "" if it cannot be told."""
 
     def boot_id(self) -> bytes:
-        """16 bytes that differ after each start of the machine: the caches that held unsynced writes are gone."""
+        """Returns 16 bytes that differ after each boot, when the caches that held unsynced writes are gone."""
 
 
 class RealDisk:
-    """The operating system's files (Linux)."""
+    """The files of the operating system (Linux)."""
 
     def create(self, path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -173,11 +185,11 @@ class RealDisk:
         try:
             handle = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
         except OSError as error:
-            if error.errno != errno.EINVAL:  # the file system has no reads past its cache
+            if error.errno != errno.EINVAL:  # EINVAL: the file system has no reads past its cache
                 raise
             return self._read_dropped(path, offset, length)
         try:
-            with mmap.mmap(-1, -(-length // DIRECT_BYTES) * DIRECT_BYTES) as buffer:  # memory aligned as it must be
+            with mmap.mmap(-1, -(-length // DIRECT_BYTES) * DIRECT_BYTES) as buffer:  # O_DIRECT wants aligned memory
                 read_bytes = 0
                 with memoryview(buffer) as view:
                     while read_bytes < length and not read_bytes % DIRECT_BYTES:
@@ -254,12 +266,16 @@ class RealDisk:
 
 
 def is_full(error: OSError) -> bool:
-    """Whether the error means that there is no room (ENOSPC, or a quota), rather than that the disk is broken."""
+    """Returns whether the error means that there is no room (ENOSPC, or a quota), and not that the disk is
+    broken.
+    """
     return error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def write_all(disk: Disk, handle: int, data: bytes, offset: int) -> None:
-    """Write all of the data at the offset, going on after short writes. OSError: how much was written is not known."""
+    """Writes all of the data at the offset, going on after short writes. After an OSError it is not known how much was
+    written.
+    """
     written = disk.pwrite(handle, data, offset)
     while written < len(data):
         count = disk.pwrite(handle, data[written:], offset + written)
@@ -269,12 +285,14 @@ def write_all(disk: Disk, handle: int, data: bytes, offset: int) -> None:
 
 
 def keeps_files(path: str) -> bool:
-    """Whether the file system of this directory has room for files at all; that of /proc has none. OSError."""
+    """Returns whether the file system of this directory has room for files at all; that of /proc has none. Raises
+    OSError.
+    """
     return os.statvfs(path).f_blocks > 0
 
 
 def read_all(disk: Disk, handle: int) -> bytes:
-    """The whole content of an open file."""
+    """Returns the whole content of an open file."""
     size = disk.size(handle)
     data = disk.pread(handle, size, 0)
     while len(data) < size:  # one read takes at most 2 GiB
@@ -286,7 +304,7 @@ def read_all(disk: Disk, handle: int) -> bytes:
 
 
 def read_file(disk: Disk, path: str) -> bytes:
-    """The whole content of a file; FileNotFoundError if there is none."""
+    """Returns the whole content of a file. Raises FileNotFoundError if there is none."""
     handle = disk.open(path)
     try:
         return read_all(disk, handle)
@@ -295,9 +313,10 @@ def read_file(disk: Disk, path: str) -> bytes:
 
 
 def write_file(disk: Disk, path: str, data: bytes) -> None:
-    """Replace a small file atomically and durably: after return the new content stands, after a crash old or new.
+    """Replaces a small file atomically and durably: after the return it has the new content, after a crash the old or
+    the new one.
 
-    OSError: the old content still stands, unless the very last step (making the new name durable) failed.
+    After an OSError the old content still stands, unless the last step (making the new name durable) failed.
     """
     temporary = path + ".tmp"
     if disk.exists(temporary):
@@ -313,9 +332,10 @@ def write_file(disk: Disk, path: str, data: bytes) -> None:
 
 
 def private_directory(disk: Disk, path: str) -> list[str]:
-    """Make sure that this directory exists, durably, for this user alone. Returns warnings for an operator.
+    """Makes sure that this directory exists, durably, and is open to this user alone. Returns warnings for an operator.
 
-    Its parent must exist. Raises DirectoryRefused when others may enter it or it lies on a network file system.
+    Its parent must exist. Raises DirectoryRefused where it is no directory, is open to others, or lies on a network
+    file system.
     """
     if not disk.exists(path):
         disk.mkdir(path)
@@ -334,12 +354,12 @@ def private_directory(disk: Disk, path: str) -> list[str]:
 
 
 def discard_tree(path: str) -> None:
-    """Remove a directory and all that is in it, as far as that can be done: for what was begun and is not wanted."""
+    """Removes a directory and all that is in it, as far as possible: for work that was begun and is not wanted."""
     shutil.rmtree(path, ignore_errors=True)
 
 
 def _unescaped(field: str) -> str:
-    """A mountinfo field: blanks and backslashes come as three octal digits (proc(5))."""
+    """Decodes a field of mountinfo, in which blanks and backslashes are three octal digits (proc(5))."""
     for code, character in (("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")):
         field = field.replace(code, character)
     return field

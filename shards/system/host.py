@@ -1,7 +1,7 @@
-"""What the daemon's processes have of the operating system, beside the sockets of the event loop.
+"""The operating system as the daemon's processes use it, beside the sockets of the event loop.
 
-It is passed in as one value. A simulation passes clocks of its own, a forgetful disk, and processes that end at any
-step. Nothing here decides anything.
+It is passed in as one value, `Host`. A simulation passes clocks of its own, a forgetful disk, and processes that end at
+any step. Nothing here decides anything.
 """
 
 from __future__ import annotations
@@ -22,37 +22,41 @@ from shards.system.serial_executor import SerialExecutor
 TUNABLES = "GLIBC_TUNABLES"
 HUGE_PAGES = "glibc.malloc.hugetlb"
 SEND_BUFFER_BYTES = 64 * 1024  # of payload; the kernel doubles it for its own needs
-# Connections that the kernel holds until they are accepted. A restart brings all clients back at once; who does not fit
-# asks again after 1, 3 and 7 s. `create_server` has to be given it too: it sets a number of its own (100).
+# Connections that the kernel holds until they are accepted. A restart brings all clients back at once; a client that
+# does not fit retries after 1, 3 and 7 s. `create_server` has to be given this too, or it sets its own default (100).
 BACKLOG = 4096
 
 
 class Child(Protocol):
-    """A process that was started."""
+    """A process that this one has started."""
 
     @property
     def pid(self) -> int:
-        """Its number, for people."""
+        """Its process id, for people."""
 
     async def wait(self) -> int:
-        """Returns its exit code once it has ended; negative where a signal ended it."""
+        """Waits until the process has ended and returns its exit code; negative where a signal ended it."""
 
     def terminate(self) -> None:
-        """Asks it to end in its own time; one that does not listen yet ends at once. ProcessLookupError: it is gone."""
+        """Asks the process to end in its own time; one that does not handle the signal yet ends at once. Raises
+        ProcessLookupError where it is gone.
+        """
 
     def kill(self) -> None:
-        """Ends it at once."""
+        """Ends the process at once."""
 
 
 class SharedSocket(socket.socket):
-    """A socket that another process holds as well, and goes on with when this one has ended: it is not shut down."""
+    """A socket that another process holds as well and goes on using when this one has ended, so nobody may shut it
+    down.
+    """
 
 
 Spawn = Callable[[list[str], list[socket.socket]], Awaitable[tuple[Child, socket.socket]]]
 
 
 class Host(NamedTuple):
-    """One process's way to the operating system."""
+    """The operating system as one process uses it."""
 
     clocks: Clocks
     disk: Disk
@@ -61,16 +65,16 @@ class Host(NamedTuple):
     sockets: Callable[[str], SocketDirectory]
     spawn: Spawn
     exit: Callable[[int], NoReturn]
-    inherited: Callable[[int], socket.socket]  # the socket that a number stands for in a started process
+    inherited: Callable[[int], socket.socket]  # the socket of a descriptor that a started process has inherited
     pid: Callable[[], int]
-    randbits: Callable[[int], int]  # so many random bits
+    randbits: Callable[[int], int]  # an integer of this many random bits
     bind: Callable[[str, int, int], socket.socket]  # as `bind_tcp`
 
 
 def in_foreground() -> bool:
-    """Whether the keys of a terminal, on one of descriptors 0 to 2, send signals to this process. Elsewhere, as under
-    systemd, children stay in its session: the kernel weighs processes of one session by their niceness, and sessions
-    alike.
+    """Returns whether the keys of a terminal, on one of descriptors 0 to 2, send signals to this process. Where they do
+    not, as under systemd, children stay in its session: the kernel weighs processes of one session by their niceness,
+    and sessions alike.
     """
     for descriptor in range(3):
         with contextlib.suppress(OSError):  # it is closed, or no terminal of this session
@@ -80,13 +84,13 @@ def in_foreground() -> bool:
 
 
 def environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a child's environment is, where this process has `environ`: the same, and its C library asks for pages of
-    2 MiB (mallopt, GLIBC_TUNABLES), unless whoever started this process decides that.
+    """Returns the environment of a child, where this process has `environ`: the same, with a setting (GLIBC_TUNABLES)
+    by which its C library asks for pages of 2 MiB, unless whoever started this process has set that already.
 
-    Accounts are looked up at random, in rows and indexes that malloc hands out: with a million of them each look-up
-    misses the processor's cache of page addresses several times, with pages of 4 KiB. The kernel gives what is asked
-    for where /sys/kernel/mm/transparent_hugepage/enabled says `madvise`, as most distributions set it; with `always`
-    nothing changes, and other C libraries do not look.
+    Accounts are looked up at random, in rows and indexes that malloc hands out. With a million of them and pages of 4
+    KiB, each look-up misses the processor's cache of page addresses (TLB) several times. The kernel gives such pages
+    where /sys/kernel/mm/transparent_hugepage/enabled says `madvise`, as most distributions set it; with `always`
+    nothing changes, and other C libraries ignore the setting.
     """
     tunables = environ.get(TUNABLES, "")
     if HUGE_PAGES in tunables:
@@ -95,10 +99,12 @@ def environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
-    """Starts a process: `command`, and the number of its end of a control socket, whose other end is returned. It
-    inherits that and the sockets named, nothing else. Where a terminal's ^C reaches this process, it does not reach the
-    child, which is told over its socket: an interpreter that is being loaded would print a trace. OSError: it cannot be
-    started.
+    """Starts `command`, to which it adds the number of the child's end of a control socket. Returns the child and the
+    other end.
+
+    The child inherits that end and the sockets of `inherited`, nothing else. Where a terminal's ^C reaches this
+    process, it does not reach the child, which is told over its socket: an interpreter that is loading would print a
+    trace. Raises OSError where the process cannot be started.
     """
     parent_end, child_end = socket.socketpair()
     parent_end.setblocking(False)
@@ -120,17 +126,21 @@ async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Chi
 
 
 def inherited(descriptor: int) -> socket.socket:
-    """The socket of an inherited descriptor, which a child that outlives this process must not hold on to."""
+    """Returns the socket of an inherited descriptor, and keeps it from children of this process, which may
+    outlive it.
+    """
     inherited_socket = socket.socket(fileno=descriptor)
     inherited_socket.set_inheritable(False)
     return inherited_socket
 
 
 def bound_peers(listener: socket.socket) -> None:
-    """What connections of this TCP listener inherit. A peer who is gone without a word is noticed: probed after 30 s of
-    silence, every 10 s, and given up after 30 s without an acknowledgement. Not sooner, since a peer that takes nothing
-    for so long is the door's to drop. And the kernel keeps little for a peer that does not read: left alone, it takes
-    megabytes, and all of that is worked for before anybody else has a turn.
+    """Sets what connections of this TCP listener inherit.
+
+    A peer that is gone without a word is noticed: it is probed after 30 s of silence, every 10 s, and given up after 30
+    s without an acknowledgement. It is not given up sooner, since it is for the door to drop a peer that takes nothing
+    for so long. The kernel also keeps little for a peer that does not read: by itself it takes megabytes, and all the
+    work for these is done before anybody else has a turn.
     """
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -140,8 +150,9 @@ def bound_peers(listener: socket.socket) -> None:
 
 
 def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
-    """A TCP socket of the family that the host's address has; a name with both is bound as IPv4. Port 0 takes a free
-    one. It listens, or where `backlog` is 0 refuses connections until somebody listens on it. OSError.
+    """Returns a TCP socket of the family of the host's address; a name with both families is bound as IPv4. Port 0
+    takes a free one. The socket listens; where `backlog` is 0, it refuses connections until somebody listens on it.
+    Raises OSError.
     """
     infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     family, _, _, _, address = min(infos, key=lambda info: info[0] != socket.AF_INET)
@@ -160,7 +171,7 @@ def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
 
 
 def listen_on(host: str) -> socket.socket:
-    """A listening socket on a port that the kernel chooses. OSError."""
+    """Returns a listening socket on a port that the kernel chooses. Raises OSError."""
     listener = bind_tcp(host, 0, 1024)
     listener.setblocking(False)
     bound_peers(listener)
@@ -168,7 +179,7 @@ def listen_on(host: str) -> socket.socket:
 
 
 def split_address(text: str) -> tuple[str, int]:
-    """Host and port of `host:port` or `[v6]:port`. ValueError where it is neither."""
+    """Returns host and port of `host:port` or `[v6]:port`. Raises ValueError where `text` is neither."""
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isdecimal() or int(port) > 65_535:
         raise ValueError(f"expected host:port, got {text}")
@@ -176,7 +187,7 @@ def split_address(text: str) -> tuple[str, int]:
 
 
 def address_of(listener: socket.socket) -> str:
-    """Where a TCP socket listens, as `host:port` or `[v6]:port`."""
+    """Returns the address at which a TCP socket listens, as `host:port` or `[v6]:port`."""
     host, port = listener.getsockname()[:2]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 

@@ -1,14 +1,14 @@
-"""The wires between processes: frames on a unix socket or a socket pair.
+"""The wires between processes: frames on a unix socket, a socket pair or a TCP connection.
 
 A frame is `u32 length` (little-endian) and that many bytes of MessagePack. Decoding a frame is one call on bytes of
-known length, so a broken peer cannot make this process allocate more than it sent. Everything that is sent in one turn
-of the loop leaves as one write.
+known length, so a broken peer cannot make this process allocate more than it sent. uvloop joins all writes of one turn
+of the loop into one.
 
-Three kinds of traffic use it: workers pass requests on to each other (`PeerLink` and `PeerCaller` of
-`shards.worker.router`), also to those of other hosts, over TCP (`shards.links.far`); the supervisor talks with each
-worker over a socket pair that the worker inherits (`shards.control`), and workers talk with the processes of their
-histories and notices. `decode` makes a message out of the bytes of a frame: `untyped` takes whatever MessagePack says,
-with tuples for arrays; a protocol of typed messages brings its own.
+Three kinds of traffic use it. Workers pass requests on to each other (`PeerLink` and `PeerCaller` of
+`shards.worker.router`), also to those of other hosts, over TCP (`shards.links.far`). The supervisor talks with each
+worker over a socket pair that the worker inherits (`shards.control`). Workers talk with the processes of their
+histories and notices. `decode` makes a message of the bytes of a frame: `untyped` takes any MessagePack, with tuples
+for arrays; a protocol of typed messages has a decoder of its own.
 """
 
 from __future__ import annotations
@@ -25,35 +25,35 @@ import msgpack
 import msgspec
 
 FRAME_BYTES_MAX = 64 * 1024 * 1024
-WRITE_BUFFER_BYTES_MAX = 64 * 1024 * 1024  # a peer that does not read for that long is cut off
+WRITE_BUFFER_BYTES_MAX = 64 * 1024 * 1024  # a peer that leaves more unread is disconnected
 _LENGTH = struct.Struct("<I")
-# What decoding raises. TypeError: a map as key of a map; RecursionError: arrays in arrays without end.
+# The errors of decoding. TypeError: a map as key of a map; RecursionError: arrays nested too deep.
 UNDECODABLE = (ValueError, TypeError, RecursionError, msgpack.UnpackException, msgspec.MsgspecError)
 _encode = msgspec.msgpack.Encoder().encode
-_unpack = msgpack.unpackb  # its limits are the length of the frame
+_unpack = msgpack.unpackb  # the length of the frame limits what it allocates
 Decode = Callable[[bytes | bytearray], Any]
 
 
 class FrameError(Exception):
-    """The peer sent what is no frame."""
+    """The peer sent bytes that are no frame."""
 
 
 def untyped(body: bytes | bytearray) -> Any:
-    """Any MessagePack; arrays come as tuples."""
+    """Decodes any MessagePack; arrays become tuples."""
     return _unpack(body, use_list=False, strict_map_key=False)
 
 
 class FrameDecoder:
-    """Bytes in, decoded frames out; no I/O."""
+    """Splits bytes into frames and decodes them. No I/O."""
 
     def __init__(self, decode: Decode = untyped, bytes_max: int = FRAME_BYTES_MAX) -> None:
-        """`bytes_max`: of one frame, from a peer that is not known yet."""
+        """`bytes_max`: the limit of one frame, lower for a peer that is not known yet."""
         self._buffer = bytearray()
         self._decode = decode
         self._bytes_max = bytes_max
 
     def feed(self, data: bytes) -> Iterator[Any]:
-        """The frames that `data` completes; raises FrameError."""
+        """Yields the decoded frames that `data` completes. Raises FrameError."""
         buffer, decode = self._buffer, self._decode
         buffer += data
         offset, size = 0, len(buffer)
@@ -75,7 +75,7 @@ class FrameDecoder:
 
 
 def frame_of(message: Any) -> bytes:
-    """A message as one frame."""
+    """Encodes a message as one frame. Raises FrameError where it is too large."""
     body = _encode(message)
     if len(body) > FRAME_BYTES_MAX:
         raise FrameError(f"a message of {len(body)} bytes")
@@ -83,7 +83,7 @@ def frame_of(message: Any) -> bytes:
 
 
 class Wire(asyncio.Protocol):
-    """Frames over a stream; `on_frame` gets each message, `on_closed` comes once."""
+    """Frames over a stream: calls `on_frame` for each message, and `on_closed` once."""
 
     def __init__(
         self,
@@ -106,7 +106,7 @@ class Wire(asyncio.Protocol):
 
     @property
     def is_open(self) -> bool:
-        """Whether something that is sent now has a chance to arrive."""
+        """Whether a message that is sent now may arrive."""
         return self._transport is not None and not self._transport.is_closing()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -122,7 +122,9 @@ class Wire(asyncio.Protocol):
             self.close()
 
     def pause_writing(self) -> None:
-        """The peer has not read 64 MiB: it hangs. It is cut off, and what was asked of it is answered as unknown."""
+        """Closes the connection: the peer hangs, for it has left 64 MiB unread. Requests to it are answered
+        as unknown.
+        """
         if self._transport is not None:
             self._transport.abort()
 
@@ -131,49 +133,50 @@ class Wire(asyncio.Protocol):
         self._on_closed(self)
 
     def send(self, message: Any) -> None:
-        """Sends one message; silently nothing where the wire is closed (`on_closed` has said so)."""
+        """Sends one message; does nothing where the wire is closed, which `on_closed` has reported."""
         if self._transport is not None:
             self._transport.write(frame_of(message))
 
     def send_all(self, messages: Iterable[Any]) -> None:
-        """Sends several, as one write."""
+        """Sends several messages as one write."""
         if self._transport is not None:
             self._transport.write(b"".join(map(frame_of, messages)))
 
     def part(self) -> None:
-        """Sends nothing more, and closes once the peer has read it all and closed. A process that simply ends, with
-        something unread in its socket, makes the kernel tell its peer of a reset, before the last words.
+        """Ends sending; the wire closes once the peer has read everything and closed. To be called before the process
+        ends: where something in its socket is unread then, the kernel sends a reset, and the peer may lose the last
+        messages.
         """
         if self._transport is not None:
             self._parting, self._transport = self._transport, None
             self._parting.write_eof()
 
     def abort(self) -> None:
-        """Closes at once: what was sent and has not left is lost."""
+        """Closes at once; what was sent and has not left is lost."""
         transport = self._transport or self._parting
         if transport is not None:
             transport.abort()
 
     def close(self) -> None:
-        """Closes after what was sent has left."""
+        """Closes once what was sent has left."""
         transport = self._transport or self._parting
         if transport is not None:
             transport.close()
 
 
 class SocketDirectory:
-    """Unix sockets by name in a directory whose path may be longer than the 107 bytes a socket address has."""
+    """Unix sockets by name in a directory whose path may be longer than the 107 bytes of a socket address."""
 
     def __init__(self, path: str) -> None:
         self._handle = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         self._inodes: dict[str, int] = {}  # name -> its inode
 
     def address(self, name: str) -> str:
-        """What to connect to, from this process."""
+        """Returns the path at which this process connects to a socket."""
         return f"/proc/self/fd/{self._handle}/{name}"
 
     def listen(self, name: str) -> socket.socket:
-        """A listening socket in place of whatever an earlier process left under that name."""
+        """Returns a listening socket; it replaces what an earlier process left under that name."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name, dir_fd=self._handle)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -191,7 +194,7 @@ class SocketDirectory:
         return os.stat(name, dir_fd=self._handle, follow_symlinks=False).st_ino
 
     def close(self) -> None:
-        """Removes the names that nobody has taken since, and gives the directory back."""
+        """Removes the names that no other process has taken since, and closes the directory."""
         for name, inode in self._inodes.items():
             with contextlib.suppress(OSError):
                 if self._inode(name) == inode:

@@ -1,8 +1,7 @@
 """The one thread that waits for the disk.
 
-A loop must never wait for a sync, and a journal has at most one append outstanding: so each journal has one thread
-that does its jobs one after the other and reports each to the loop. Errors are reported like results; nothing is
-retried here.
+A loop must never wait for a sync, and a journal has at most one append outstanding. So each journal has one thread that
+does its jobs one after the other and reports each to the loop. It reports errors like results, and retries nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ Job = tuple[Callable[..., Any], tuple[Any, ...], Callable[[Any, BaseException | 
 
 
 class SerialExecutor:
-    """Runs jobs in order on a thread of its own; `done(result, error)` is called on the loop."""
+    """Runs jobs in order on a thread of its own, and calls `done(result, error)` of each on the loop."""
 
     def __init__(self, name: str, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
@@ -28,7 +27,7 @@ class SerialExecutor:
     def submit(
         self, done: Callable[[Any, BaseException | None], None], function: Callable[..., Any], *arguments: Any
     ) -> None:
-        """Queues a job; its callers keep at most a handful outstanding, so the queue needs no limit of its own."""
+        """Queues a job. The queue needs no limit, because callers keep at most a handful of jobs outstanding."""
         self._jobs.put((function, arguments, done))
 
     def _run(self) -> None:
@@ -45,11 +44,11 @@ class SerialExecutor:
                 return
 
     def queue(self) -> SimpleQueue[Any]:
-        """A queue of the loop's, in whose `get` a job may wait."""
+        """Returns a queue that the loop fills, and in whose `get` a job may wait."""
         return SimpleQueue()
 
     async def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Runs a job and waits for it without blocking the loop."""
+        """Runs a job and waits for it without blocking the loop. Returns its result, or raises its error."""
         future: asyncio.Future[Any] = self._loop.create_future()
 
         def done(result: Any, error: BaseException | None) -> None:
@@ -64,7 +63,7 @@ class SerialExecutor:
         return await future
 
     def close(self) -> None:
-        """Ends the thread after the jobs that were queued."""
+        """Waits for the jobs that are queued, and ends the thread."""
         self._jobs.put(None)
         self._thread.join()
 
