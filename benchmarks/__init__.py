@@ -1,1 +1,3 @@
-"""Measurements: one command each; they print figures and never judge. See RESULTS.md."""
+"""Measurements: one command each. They print figures and do not judge them, except where a module says so. See
+RESULTS.md.
+"""

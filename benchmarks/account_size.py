@@ -1,8 +1,8 @@
-"""What one account takes in a worker's memory, by what it has: the ledger alone, in a process of its own for each kind.
+"""Memory of one account in a worker, by kind of account: the ledger alone, in a process of its own for each kind.
 
-An account has money and one rate line. It grows by a line that is named by its resource (as reports of machines are),
-and by the request ids that the daemon remembers for seven days, one of the top-up and one of the rate. Resident memory
-above that of a ledger without accounts, divided by their number.
+An account has money and one rate line. It is larger if the line is named by its resource (as the reports of machines
+name it), and if the daemon remembers request ids, for seven days: here one of the top-up and one of the rate. The
+figure is the resident memory above that of a ledger without accounts, divided by the number of accounts.
 
     python -m benchmarks.account_size
 """
@@ -29,7 +29,9 @@ KINDS = {
 
 
 def bytes_an_account(kind: str, accounts: int) -> float:
-    """Of this process, which must have made no others before."""
+    """Returns the resident bytes per account, measured in this process, which must have created no accounts
+    before.
+    """
     resource, of_top_up, of_rate = KINDS[kind]
     ledger = Ledger(Rules(False, 10**6, False), lambda ref, due_ns: due_ns)
     for bucket_id in range(1, BUCKETS + 1):

@@ -1,4 +1,4 @@
-"""Durable commands a second, and what each costs the server in CPU.
+"""Durable commands a second, and the server's CPU per command.
 
 Starts the real daemon in a directory of its own, creates accounts, then keeps `--depth` commands in flight on each of
 `--connections` connections (closed loop: this measures cost, not latency under an offered rate). The frames are made
@@ -8,9 +8,9 @@ before the clock starts. Mix: 40 % top_up, 40 % set_rate, 20 % debit, users draw
     python -m benchmarks.commands --workers 2 --connections 2          plain clients: half is passed on
     python -m benchmarks.commands --workers 1 --depth 1 --accounts 1000
 
-CPU is that of the daemon's main process and its workers, user and system, from /proc; the generator's and that of the
-history's processes are not in it (`benchmarks.history` measures these). The floors: the same frames against a null
-server, in the same run; an append and fdatasync of one small batch.
+CPU is that of the daemon's main process and its workers, user and system, from /proc, without the generator and the
+processes of the history (`benchmarks.history` measures these). The floors are the same frames against a null server, in
+the same run, and an append and fdatasync of one small batch.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ COIN = 10**9
 
 
 class Server(Protocol):
-    """What a generator asks."""
+    """The part of a server that a generator needs."""
 
     rpc_port: int
 
     def cpu_seconds(self) -> float:
-        """CPU that it has used until now."""
+        """The CPU seconds that the server has used so far."""
 
 
 class Generator(asyncio.Protocol):
-    """One connection: keeps `depth` frames in flight, notes how long each took and every error."""
+    """One connection: keeps `depth` frames in flight, and records each latency and every error."""
 
     def __init__(self, frames: list[bytes], depth: int, total: int | None = None) -> None:
         self.frames = frames
@@ -63,7 +63,7 @@ class Generator(asyncio.Protocol):
         self.fill()
 
     def fill(self) -> None:
-        """Sends what may be in flight."""
+        """Sends frames until `depth` are in flight."""
         now = time.perf_counter()
         out = []
         while not self.stopping and self.sent - self.answered < self.depth:
@@ -96,12 +96,12 @@ class Generator(asyncio.Protocol):
 
 
 async def connected(protocol: asyncio.Protocol, port: int) -> None:
-    """Gives it a connection to this port."""
+    """Connects a protocol to this port."""
     await asyncio.get_running_loop().create_connection(lambda: protocol, "127.0.0.1", port)
 
 
 def mixed_frames(accounts: int, count: int, seed: int) -> list[bytes]:
-    """`count` requests with msgids 0, 1, 2, …"""
+    """Returns `count` requests with msgids 0, 1, 2, …"""
     rng = random.Random(seed)
     frames = []
     for msgid in range(count):
@@ -118,13 +118,13 @@ def mixed_frames(accounts: int, count: int, seed: int) -> list[bytes]:
 
 
 async def opened(server: Server, accounts: int) -> None:
-    """Opens these accounts, with a thousand coins each."""
+    """Opens this number of accounts, with a thousand coins each."""
     frames = [msgpack.packb([0, index, "top_up", [f"user_{index:07d}", 1000 * COIN]]) for index in range(accounts)]
     await run(server, [frames], 2048, None)
 
 
 def preload(server: Server, accounts: int) -> None:
-    """The same where no loop runs."""
+    """Does what `opened` does, for a caller without a running loop."""
     asyncio.Runner(loop_factory=uvloop.new_event_loop).run(opened(server, accounts))
 
 
@@ -135,7 +135,9 @@ async def run(
     seconds: float | None,
     ports: list[int] | None = None,
 ) -> dict[str, Any]:
-    """Runs one measurement; without `seconds`, each frame is sent once. One connection a set of frames, to its port."""
+    """Runs one measurement; without `seconds`, each frame is sent once. Each set of frames has a connection, to its
+    port.
+    """
     generators = []
     for frames, port in zip(frame_sets, ports or [server.rpc_port] * len(frame_sets), strict=True):
         generator = Generator(frames, depth, None if seconds else len(frames))
@@ -170,7 +172,7 @@ async def run(
 
 
 async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Starts daemon and null server, loads the daemon, measures both in turns, `--runs` times."""
+    """Starts daemon and null server, creates the accounts, and measures both in turns, `--runs` times."""
     runs = []
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name, null_server() as null:
         Path(name).chmod(0o700)

@@ -1,8 +1,9 @@
-"""Many connections with one command in flight each: what a command costs when nothing can be batched on its connection.
+"""Many connections with one command in flight each: the cost of a command when nothing can be batched on its
+connection.
 
-Two servers are asked with the same frames over the same number of connections, in turns: the daemon, and a null server
-(the door alone, constant replies), which is the floor: what the kernel and the door cost for one read and one write a
-command. The generator is a plain loop over `epoll`, so that it does not set the pace.
+Two servers get the same frames over the same number of connections, in turns: the daemon, and a null server (the door
+alone, constant replies). The null server is the floor: what the kernel and the door cost for one read and one write per
+command. The generator is a plain loop over `epoll`, so that it does not limit the rate.
 
     python -m benchmarks.connections --connections 1000 --seconds 4 --runs 5
 """
@@ -29,7 +30,9 @@ LOOK_S = 50e-6
 
 
 def drive(server: Server, frames: list[bytes], connections: int, seconds: float) -> dict[str, Any]:
-    """One command in flight on each connection for so long; figures of the time after a warm-up of a quarter."""
+    """Keeps one command in flight on each connection. Returns figures of `seconds` after a warm-up of a quarter of
+    that.
+    """
     poller = select.epoll()
     sockets = {}
     for _ in range(connections):
@@ -76,9 +79,9 @@ def drive(server: Server, frames: list[bytes], connections: int, seconds: float)
 
 
 def paced(port: int, frames: list[bytes], connections: int, seconds: float, per_s: float) -> dict[str, float]:
-    """An open loop: so many commands a second, due evenly, over connections in turn, whatever is still unanswered.
-    Latencies count from the instant that a command was due, and are too long by up to `LOOK_S` and the kernel's slack;
-    those of the first quarter are left out.
+    """An open loop: `per_s` commands a second, evenly spaced, over the connections in turn, however many are
+    unanswered. Latencies count from the instant at which a command was due, and are too long by up to `LOOK_S` and the
+    kernel's timer slack; the first fifth of them is left out as warm-up.
     """
     poller = select.epoll()
     order = [socket.create_connection(("127.0.0.1", port)) for _ in range(connections)]
@@ -99,7 +102,7 @@ def paced(port: int, frames: list[bytes], connections: int, seconds: float, per_
             connection.send(frames[sent % count])
             sent += 1
             continue
-        time.sleep(LOOK_S)  # epoll itself would wait in whole milliseconds
+        time.sleep(LOOK_S)  # epoll can only wait for whole milliseconds
         for number, _ in poller.poll(0.0):
             connection, unpacker = readers[number]
             unpacker.feed(connection.recv(65_536))

@@ -1,15 +1,16 @@
-"""An endpoint that was away comes back: how fast does the backlog go, and is anybody called who was saved meanwhile?
+"""An endpoint returns after an outage: how fast is the backlog sent, and is anybody called who was topped up meanwhile?
 
-First a storm of `--storm` at one instant with the endpoint there, which says what rate a storm has. Then the endpoint
-is stopped, `--pending` accounts run out, one in ten of them is topped up while it is away, and it is started again; one
-in a hundred is topped up while the backlog drains. Afterwards, by the receiver's record and the ledger's:
+First, `--storm` accounts run out at one instant while the endpoint is up, which gives the rate of a storm. Then the
+endpoint is stopped, `--pending` accounts run out, and one in ten of them is topped up meanwhile. The endpoint is
+started again, and one in a hundred is topped up while the backlog drains. The figures compare the receiver's record
+with the ledger:
 
-    drained_per_second  from the first to the last cutoff that came; `of_storm` is its ratio to the storm's
-    called_but_saved    topped up while the endpoint was away, and called all the same
+    drained_per_second  from the first to the last cutoff that arrived; `of_storm` is its ratio to the storm's
+    called_but_saved    topped up while the endpoint was down, and called all the same
     off_but_active, on_but_exhausted, early     as in `benchmarks.cutoff_race`
     lost                neither topped up nor called
 
-The last four must be 0, and the exit code says so.
+All but those of the first line must be 0; the exit code is 1 otherwise.
 
     python -m benchmarks.cutoff_drain --pending 100000
 """
@@ -34,7 +35,7 @@ LEAD_S = 4
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One measurement from start to end."""
+    """Runs one measurement from start to end."""
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         directory = Path(name)
         directory.chmod(0o700)
@@ -69,7 +70,7 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
         await rpc.ask("top_up", user, COIN)
         await asyncio.sleep(arguments.pending / 20_000 / len(draining))
     await nothing_owed(rpc)
-    await asyncio.sleep(1.0)  # restores
+    await asyncio.sleep(1.0)  # lets the restores arrive
     saved = {*away, *draining}
     calls = endpoint.calls()
     called = {call["user_id"] for call in calls}
@@ -95,7 +96,7 @@ async def _there(endpoint: Endpoint) -> bool:
 
 
 async def _storm(rpc: Rpc, count: int) -> None:
-    rate = COIN // 10  # nanos a second: one nano is ten nanoseconds
+    rate = COIN // 10  # nanos a second: one nano lasts ten nanoseconds
     users = [f"storm_{number}" for number in range(count)]
     await many(rpc, [("top_up", user, 100 * COIN) for user in users])
     accounts = await many(rpc, [("set_rate", user, rate) for user in users])

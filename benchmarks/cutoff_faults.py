@@ -1,9 +1,10 @@
-"""Commands beside an endpoint that misbehaves: how far does their p99 move?
+"""The p99 of commands while a cutoff endpoint misbehaves.
 
-One daemon, `--commands` a second for `--seconds`, each twentieth of which exhausts an account; in turns with a well
-endpoint and with one fault after the other (`billing receiver` lists them), `--rounds` times. After each fault the
-backlog is waited for. A row a fault: p50 and p99 in milliseconds with the well endpoint before it and with the fault,
-medians of the rounds, and how far p99 moved; `well` is that of two turns with a well endpoint, the noise.
+One daemon gets `--commands` a second for `--seconds`, each twentieth of which exhausts an account; in turns with a
+healthy endpoint and with one fault after the other (`billing receiver` lists them), `--rounds` times. After each turn
+the benchmark waits until the backlog is sent. One row per fault: p50 and p99 in milliseconds with the healthy endpoint
+before it and with the fault, medians of the rounds, and the change of p99. The row `well` compares two turns with a
+healthy endpoint: the noise.
 
     python -m benchmarks.cutoff_faults --directory /dev/shm      without the disk's part in p99
 """
@@ -28,7 +29,7 @@ FAULTS = "refuse,hang,drip,status=503,status=429:1,reset,slow=300"
 
 
 async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All faults, `rounds` times."""
+    """Measures all faults, `rounds` times."""
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         directory = Path(name)
         directory.chmod(0o700)

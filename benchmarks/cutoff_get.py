@@ -1,12 +1,12 @@
-"""What a cutoff's GET costs: CPU microseconds in the sending process, by several ways of using aiohttp.
+"""The CPU microseconds of a cutoff's GET in the sending process, by several ways of using aiohttp.
 
-From top to bottom: `session.get` as everybody writes it; the same session with everything optional switched off;
-aiohttp's request and response classes without a session; a held aiohttp connection and its parser (what delivery
-does); a bare protocol on a keep-alive socket (the floor of the loop). Then delivery as a whole: outbox, what is owed,
-the bytes, the exchange and both reports, unsigned and signed.
+From top to bottom: `session.get` with its defaults; the same session with everything optional switched off; aiohttp's
+request and response classes without a session; a held aiohttp connection and its parser; a bare protocol on a
+keep-alive socket (the floor of the loop). Then delivery as a whole, unsigned and signed: outbox, query of what is owed,
+request bytes, exchange and both reports.
 
 The receiver is `billing receiver` in a process of its own. Each way sends `--count` GETs over `--connections` kept-open
-connections, and a tenth as many over a single one (where waking up for each answer is what costs).
+connections, and a tenth as many over a single one (where the wake-up for each answer dominates the cost).
 
     python -m benchmarks.cutoff_get [--count 20000] [--connections 64]
 """
@@ -36,7 +36,7 @@ Call = Callable[[int], Awaitable[None]]
 
 
 class LeanRequest(aiohttp.ClientRequest):
-    """Without Accept, Accept-Encoding and User-Agent."""
+    """A request without Accept, Accept-Encoding and User-Agent."""
 
     def update_auto_headers(self, skip_auto_headers: object) -> None:
         return None
@@ -47,7 +47,7 @@ def check(status: int) -> None:
 
 
 class Bare(asyncio.Protocol):
-    """A connection and the answer to come."""
+    """A connection, and the future of its next answer."""
 
     transport: asyncio.WriteTransport
     answer: asyncio.Future[bytes]
@@ -60,7 +60,7 @@ class Bare(asyncio.Protocol):
 
 
 class Ways:
-    """Each way of sending: an `open` that returns `call`, which sends one GET."""
+    """The ways of sending: each method returns a function that sends one GET."""
 
     def __init__(self, base: str) -> None:
         self.base = base
@@ -197,7 +197,7 @@ class Ways:
 
 
 async def cost_us(call: Call, count: int, connections: int) -> tuple[float, float]:
-    """(CPU, elapsed) microseconds a GET."""
+    """Returns (CPU, elapsed) microseconds per GET."""
     numbers = iter(range(count))
 
     async def sender() -> None:
@@ -242,13 +242,13 @@ def main() -> None:
 
 @contextmanager
 def receiver() -> Iterator[str]:
-    """Where `billing receiver` answers, in a process of its own, until the end of the block."""
+    """Runs `billing receiver` in a process of its own until the end of the block; gives its base URL."""
     with child_process(receive) as pipe:
         yield f"http://127.0.0.1:{int(pipe.recv().rsplit(':', 1)[1])}"
 
 
 def receive(pipe: Pipe) -> None:
-    """Its process."""
+    """The main function of that process."""
     run_receiver(Receiver(), pipe.send)
 
 

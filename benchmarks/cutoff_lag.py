@@ -1,17 +1,17 @@
-"""How late a cutoff is: from the exact instant of exhaustion to the GET's arrival at the endpoint.
+"""The lateness of a cutoff: from the exact instant of exhaustion to the GET's arrival at the endpoint.
 
-Starts the real daemon and the receiver (a process of its own that stamps arrival) on `--armed` accounts armed far
-ahead, then lets `--per-second` accounts a second run dry for `--seconds`, beside `--commands` top-ups a second, and
-reports lateness and CPU per cutoff. That is the CPU of all processes of the daemon, histories included, over the time
-measured, less that of a control: as long, just before, with the same commands and no cutoff.
+Starts the receiver (a process of its own that stamps arrivals) and the real daemon, with `--armed` accounts that run
+out far in the future. Then `--per-second` accounts a second run out for `--seconds`, beside `--commands` top-ups a
+second. Reports lateness and CPU per cutoff. CPU is that of all processes of the daemon, histories included, over the
+time measured, less that of a control run of the same length, just before, with the same commands and no cutoffs.
 
     python -m benchmarks.cutoff_lag --per-second 20 --seconds 20                       isolated
     python -m benchmarks.cutoff_lag --armed 1000000 --per-second 100 --seconds 30 --commands 5000
     python -m benchmarks.cutoff_lag --storm 10000                                      all at one instant
     python -m benchmarks.cutoff_lag --servers                                          the log on three nats-servers
 
-Lateness is by the wall clock of the receiver against `exhausted_at_ns`; billing time follows the same clock to within
-its dead band of a millisecond.
+Lateness is the receiver's wall clock minus `exhausted_at_ns`; billing time follows the same clock to within its dead
+band of a millisecond.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from tests.shards.journal.nats_cluster import NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
-SETTLE_S = 3.0  # histories catch up
-QUIET_S = 15.0  # once after many accounts were opened, some ten seconds later, a daemon works for a while
-REST_S = 20.0  # after a start each timer is compared with the ledger
+SETTLE_S = 3.0  # lets the histories catch up
+QUIET_S = 15.0  # some ten seconds after many accounts were opened, the daemon is busy for a while, once
+REST_S = 20.0  # after a start, the daemon compares each timer with the ledger
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One measurement from start to end."""
+    """Runs one measurement from start to end."""
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name, ExitStack() as stack:
         directory = Path(name)
         directory.chmod(0o700)
@@ -72,7 +72,7 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
     await many(rpc, [("top_up", user, COIN) for user in users])
     await many(rpc, [("top_up", f"other_{index}", 1) for index in range(10_000)])
     span = 3.0 if arguments.storm else arguments.seconds + 1.0
-    # What is left after the rates are set is brought to its instant by debits, to the nanosecond.
+    # After the rates are set, debits and top-ups move each exhaustion to its instant.
     lead_ns = int((span + QUIET_S + SETTLE_S + 4) * COIN) + count * 100_000
     target = (await rpc.ask("server_info"))["now_ns"] + lead_ns
     await _aim(rpc, users, target, 0 if arguments.storm else COIN * arguments.seconds / count, lead_ns)
@@ -112,8 +112,10 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endp
 
 
 async def _aim(rpc: Rpc, users: list[str], first_ns: int, step_ns: float, lead_ns: int) -> None:
-    """Gives each user a rate and then takes or adds what brings the exhaustion to its instant, to the nanosecond."""
-    rate = COIN // 10  # nanos a second: one nano is ten nanoseconds
+    """Sets a rate for each user, and then debits or tops up the amount that moves the exhaustion to its instant.
+    Instants are exact to the ten nanoseconds that one nano lasts.
+    """
+    rate = COIN // 10  # nanos a second: one nano lasts ten nanoseconds
     await many(rpc, [("top_up", user, lead_ns // 10 + COIN) for user in users])
     accounts = await many(rpc, [("set_rate", user, rate) for user in users])
     fixes = []

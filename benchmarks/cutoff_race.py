@@ -1,15 +1,15 @@
-"""Top-ups within milliseconds of the instant: does the endpoint end up with what the ledger says, for every user?
+"""Top-ups within milliseconds of the exhaustion: does the endpoint's last state of every user agree with the ledger?
 
 `--users` accounts run out one after the other, `--per-second` of them a second; each is topped up at a random instant
-within `--spread-ms` of its own, to either side. Afterwards, by the receiver's record and the ledger's:
+within `--spread-ms` before or after its exhaustion. The figures compare the receiver's record with the ledger:
 
-    called_but_saved    users whose top-up was stamped before their instant and who got a GET all the same
-    off_but_active      users of whom the endpoint was last told that they are off, and who are not
-    on_but_exhausted    the other way round
-    early               cutoffs that arrived before their instant
-    misjudged           top-ups stamped before the instant that say `restored`, or at it and do not
+    called_but_saved    users whose top-up was stamped before their exhaustion and who got a GET all the same
+    off_but_active      users whose last call to the endpoint was a cutoff, and who are active
+    on_but_exhausted    users whose last call was a restore, and who are exhausted
+    early               cutoffs that arrived before the exhaustion
+    misjudged           top-ups stamped before it that say `restored`, or at or after it that do not
 
-All must be 0, and the exit code says so.
+All must be 0; the exit code is 1 otherwise.
 
     python -m benchmarks.cutoff_race --users 100000
 """
@@ -36,7 +36,7 @@ RATE = COIN // 10  # nanos a second
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """One race from start to end."""
+    """Runs one race from start to end."""
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         directory = Path(name)
         directory.chmod(0o700)
@@ -51,7 +51,7 @@ async def _race(arguments: argparse.Namespace, daemon: Daemon, endpoint: Endpoin
     rng = random.Random(arguments.seed)
     rpc = await Rpc.connect(daemon.rpc_port)
     users = [f"race_{number}" for number in range(arguments.users)]
-    lead_s = 4 + len(users) / 5_000  # while the rates are being set, nobody runs out
+    lead_s = 4 + len(users) / 5_000  # nobody runs out while the rates are being set
     span_s = len(users) / arguments.per_second
     coins = [int((lead_s + span_s * rng.random()) * RATE) for _ in users]
     await many(rpc, [("top_up", user, amount) for user, amount in zip(users, coins, strict=True)])

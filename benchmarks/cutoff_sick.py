@@ -1,15 +1,16 @@
-"""A tenth of the users is sick: how late are the cutoffs of the others, and how slow are commands?
+"""Calls fail for a tenth of the users: the lateness of the others' cutoffs, and the latency of commands.
 
-One daemon and one receiver. In turns, `--rounds` times for each kind of sickness: `--seconds` in which nobody is sick,
-and as many in which the endpoint fails for one user in ten, in that way. Either turn has `--users` fresh users who run
-dry by time alone, evenly spread over it, beside `--commands` top-ups a second; the sick ones stay owed to the end of
-their turn, and are paid for then. A row a kind, medians of its rounds: lateness of the healthy from the exact instant
-to the arrival of their call, and commands' latency, both without and beside sick users, in milliseconds.
+One daemon and one receiver. For each kind of failure, `--rounds` times, two turns of `--seconds`: one without failures,
+and one in which the endpoint fails for one user in ten, in that way. Each turn has `--users` new users who run out by
+time alone, evenly spread over it, beside `--commands` top-ups a second. The calls of the sick users stay owed to the
+end of their turn; then these users are topped up. One row per kind, medians of its rounds: the lateness of the healthy
+from the exact instant to the arrival of their call, and the latency of commands, both without and with sick users, in
+milliseconds.
 
     python -m benchmarks.cutoff_sick                              some ten minutes: 7 kinds
     python -m benchmarks.cutoff_sick --seconds 8 --users 800 --sick mixed,hang
 
-`--markdown` writes the table as it stands in RESULTS.
+`--markdown` prints the table of RESULTS.
 """
 
 from __future__ import annotations
@@ -42,22 +43,22 @@ KINDS = {
         f"{name}@{1 / 60:.6f}" for name in ("hang", "gateway=5000", "status=500", "status=409:3600", "reset", "drip")
     ),
 }
-LEAD_S = 3.0  # until the first of a turn runs dry: all of them have money and a rate by then
+LEAD_S = 3.0  # until the first user of a turn runs out: by then all of them have money and a rate
 SETTLE_S = 2.0
 
 
 class Turn(NamedTuple):
-    """What one turn came to, in milliseconds."""
+    """The result of one turn; quantiles in milliseconds."""
 
     lateness: dict[str, float]
     commands: dict[str, float]
     cpu_s: float
     healthy: int
-    uncalled: int  # healthy users whose call had not come by the end
+    uncalled: int  # healthy users whose call had not arrived by the end
 
 
 async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """All kinds, `rounds` times."""
+    """Measures all kinds, `rounds` times."""
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:
         directory = Path(name)
         directory.chmod(0o700)
@@ -141,7 +142,7 @@ def _first_word(kind: str) -> str:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """As it stands in RESULTS."""
+    """Returns the rows as the table of RESULTS."""
     lines = ["| sick for a tenth | healthy p50, without and beside | p99 | × | commands p99 | moved | CPU s |"]
     lines.append("| --- | --- | --- | --- | --- | --- | --- |")
     for row in rows:

@@ -1,6 +1,7 @@
-"""A cutoff endpoint in a process of its own, and the daemon that calls it: what the benchmarks of cutoffs share.
+"""A cutoff endpoint in a process of its own, and the calls to a daemon: what the benchmarks of cutoffs share.
 
-The receiver stamps what comes with the wall clock as it reads it. What it received is asked for after the measurement.
+The receiver stamps each call with the wall clock as it reads it. A benchmark asks it for the calls after the
+measurement.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from tests.system.ports import free_port
 from tests.system.rpc import Rpc
 
 COIN = 10**9
-KEEP = 1_000_000  # calls remembered
+KEEP = 1_000_000  # calls that the receiver keeps
 
 
 class Endpoint:
-    """`billing receiver` as a child; it may be away for a while and come back on the same port."""
+    """`billing receiver` as a child process; it can be stopped and started again on the same port."""
 
     def __init__(self) -> None:
         self.port = free_port()
@@ -31,12 +32,12 @@ class Endpoint:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Starts to answer."""
+        """Starts the process."""
         command = [sys.executable, "-m", "billing", "receiver", "--listen", f"127.0.0.1:{self.port}", "--quiet"]
         self._process = subprocess.Popen([*command, "--keep", str(KEEP)], stdout=subprocess.DEVNULL)
 
     def stop(self) -> None:
-        """Is gone, and has forgotten what came."""
+        """Ends the process; the calls that it received are lost."""
         if self._process is not None:
             self._process.terminate()
             self._process.wait()
@@ -50,7 +51,7 @@ class Endpoint:
         self.stop()
 
     def page(self, path: str, **query: object) -> Any:
-        """One of the receiver's own pages; RuntimeError where it does not do what is asked."""
+        """Requests one of the receiver's own pages. Raises RuntimeError where it answers with an error."""
         text = urllib.parse.urlencode(query)
         with urllib.request.urlopen(f"{self.url}{path}?{text}", timeout=20) as answer:
             reply = json.load(answer)
@@ -59,7 +60,7 @@ class Endpoint:
         return reply
 
     def calls(self) -> list[dict[str, Any]]:
-        """All that came, in order."""
+        """Returns all calls received, in order."""
         calls: list[dict[str, Any]] = []
         while part := self.page("/received", after=len(calls), limit=10_000)["calls"]:
             calls += part
@@ -75,8 +76,8 @@ async def many(rpc: Rpc, calls: list[tuple[Any, ...]], at_once: int = 2000) -> l
 
 
 async def top_ups(port: int, per_second: int, seconds: float, exhausted: list[str] | None = None) -> list[float]:
-    """An open loop of top-ups at a constant rate; returns latencies from the intended start, sorted, in seconds.
-    Each twentieth of them takes a coin from one of `exhausted`, as long as there are any: that owes a cutoff.
+    """An open loop of top-ups at a constant rate; returns latencies from the intended start, sorted, in seconds. Each
+    twentieth command debits a coin from one of `exhausted` instead, as long as there are any, which causes a cutoff.
     """
     rpc = await Rpc.connect(port)
     rng = random.Random(7)
@@ -106,21 +107,23 @@ async def top_ups(port: int, per_second: int, seconds: float, exhausted: list[st
 
 
 async def nothing_owed(rpc: Rpc, wait_s: float = 60.0) -> None:
-    """Returns when the daemon owes no cutoff any more; fails after `wait_s`."""
+    """Returns once the daemon owes no cutoff. Raises TimeoutError after `wait_s`."""
     async with asyncio.timeout(wait_s):
         while await rpc.ask("pending_cutoffs"):
             await asyncio.sleep(0.05)
 
 
 def quantiles(values: list[float], scale: float) -> dict[str, float]:
-    """Least, median, 99th percentile and greatest of sorted values."""
+    """Returns minimum, median, 99th percentile and maximum of sorted values, each times `scale`."""
     count = len(values)
     picks = {"min": 0, "p50": count // 2, "p99": count * 99 // 100, "max": count - 1}
     return {name: round(values[index] * scale, 2) for name, index in picks.items()}
 
 
 def disagreements(calls: list[dict[str, Any]], active: set[str]) -> dict[str, int]:
-    """How the endpoint's picture (the last call of each user; `/off` and `/on`) differs from the ledger's at rest."""
+    """Counts the users whose last call to the endpoint (`/off` or `/on`) contradicts the ledger, and the early cutoffs.
+    `active`: the users who are active in the ledger.
+    """
     last = {call["user_id"]: call["target"].partition("?")[0] for call in calls}
     return {
         "off_but_active": sum(path == "/off" and user in active for user, path in last.items()),

@@ -1,12 +1,12 @@
-"""A million accounts in 3000 buckets go from one worker to two under load; then everything is held against a run in
-which nothing moved.
+"""A million accounts in 3000 buckets are spread from one worker to two under load; the result is compared with a run
+without moves.
 
     python -m benchmarks.even_out --accounts 1000000 --commands 200000
 
-Both runs get the same commands through `billing.client`. Compared are balance and last entry_id of every account that a
-command touched and of as many others, and the history of some; a stopped daemon's files prove the rest (`billing
-doctor`). Beside them, users run out of money all the while: each must get exactly one cutoff, not before its instant.
-The exit code says whether all of it is so.
+Both runs get the same commands through `billing.client`. Balance and last entry_id are compared for every account that
+a command touched and for a sample of all accounts, and the histories of some; `billing doctor` proves the rest from the
+stopped daemon's files. Meanwhile, other users run out of money: each must get exactly one cutoff, not before its
+instant. The exit code is 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ HISTORIES = 300
 
 
 def commands(accounts: int, count: int) -> list[tuple[str, list[Any]]]:
-    """The same for every run."""
+    """Returns the commands, the same for every run."""
     rng = random.Random(5)
     return [
         (rng.choice(("top_up", "debit")), [f"user_{rng.randrange(accounts):07d}", rng.randrange(1, 1000)])
@@ -48,7 +48,7 @@ def commands(accounts: int, count: int) -> list[tuple[str, list[Any]]]:
 
 
 class Script:
-    """Sends a list of commands, so many in flight, each user's in order."""
+    """Sends a list of commands, `DEPTH` of them in flight."""
 
     def __init__(self, client: Client, todo: list[tuple[str, list[Any]]]) -> None:
         self._client = client
@@ -81,7 +81,7 @@ class Script:
 
 
 async def spend(client: Client, due: dict[str, int], stop: asyncio.Event, number: int = 0) -> None:
-    """Users whose money lasts for some tenths of a second, a hundred a second."""
+    """Opens a hundred users a second whose money lasts for some tenths of a second."""
     while not stop.is_set():
         user = f"spender_{number}"
         number += 1
@@ -91,7 +91,7 @@ async def spend(client: Client, due: dict[str, int], stop: asyncio.Event, number
 
 
 async def even(daemon: Daemon) -> float:
-    """Asks for two workers; seconds until each owns half."""
+    """Configures two workers; returns the seconds until each owns half of the buckets."""
     began = time.perf_counter()
     daemon.config.write_text(daemon.config.read_text().replace("workers = 1", "workers = 2"))
     assert daemon.process is not None
@@ -109,7 +109,7 @@ async def even(daemon: Daemon) -> float:
 
 
 async def one_run(directory: Path, arguments: argparse.Namespace, moves: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What came of it: balances and histories, and figures."""
+    """Returns the balances and histories at the end, and the figures of the run."""
     port = free_port()
     receiver = Receiver("127.0.0.1", port)
     await receiver.start()

@@ -1,4 +1,4 @@
-"""What all benchmarks have in common: arguments, quantiles, and how figures are printed."""
+"""What benchmarks share: arguments, quantiles, and the printing of figures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser, runs: int = 5, seconds: float = 4.0) -> None:
-    """The arguments that every benchmark takes."""
+    """Adds the arguments that most benchmarks take."""
     parser.add_argument("--seconds", type=float, default=seconds, help="of each run, warm-up not counted")
     parser.add_argument("--runs", type=int, default=runs, help="the medians of these are the result")
     parser.add_argument("--seed", type=int, default=1)
@@ -19,7 +19,9 @@ def add_arguments(parser: argparse.ArgumentParser, runs: int = 5, seconds: float
 
 
 def quantile(values: Iterable[float], share: float) -> float:
-    """The smallest of the values that is above so great a share of them. ValueError where there are none."""
+    """Returns the value at index `share` times their number, sorted. `share`: 0 to 1. Raises ValueError where there are
+    none.
+    """
     ordered = sorted(values)
     if not ordered:
         raise ValueError("nothing was measured")
@@ -27,7 +29,7 @@ def quantile(values: Iterable[float], share: float) -> float:
 
 
 def quantiles_ms(latencies: Iterable[float]) -> dict[str, float]:
-    """p50, p99 and p99.9 of seconds, as milliseconds. ValueError where there are none."""
+    """Returns p50, p99 and p99.9 of seconds, as milliseconds. Raises ValueError where there are none."""
     ordered = sorted(latencies)
     return {
         name: round(quantile(ordered, share) * 1e3, 3)
@@ -36,12 +38,12 @@ def quantiles_ms(latencies: Iterable[float]) -> dict[str, float]:
 
 
 def medians(runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The median of each figure; KeyError where a run lacks one."""
+    """Returns the median of each figure. Raises KeyError where a run lacks one."""
     return {key: statistics.median(run[key] for run in runs) for key in runs[0]}
 
 
 def show(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], result: dict[str, Any]) -> None:
-    """Prints runs and result, one line each, or as JSON."""
+    """Prints the runs and the result, one line each, or as JSON."""
     if arguments.json:
         print(json.dumps({"arguments": vars(arguments), "runs": list(runs), "median": result}, indent=1))
         return
@@ -49,7 +51,7 @@ def show(arguments: argparse.Namespace, runs: Sequence[dict[str, Any]], result: 
 
 
 def show_each(arguments: argparse.Namespace, kinds: dict[str, list[dict[str, Any]]]) -> None:
-    """The same for several kinds of runs, each with its medians."""
+    """Prints several kinds of runs like `show`, each with its medians."""
     if arguments.json:
         by_kind = {kind: {"runs": runs, "median": medians(runs)} for kind, runs in kinds.items()}
         print(json.dumps({"arguments": vars(arguments), "kinds": by_kind}, indent=1))

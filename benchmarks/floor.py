@@ -1,8 +1,8 @@
-"""The floors that figures are printed beside: what a machine takes for the bare minimum, measured in the same run.
+"""The floors that figures are compared with: the machine's cost for the bare minimum, measured in the same run.
 
-`null_server`: the door over a worker that does nothing, as a process of its own. The same frames cost it what the
-kernel and the decoding of requests and encoding of replies cost. `sync_ms`: an append and fdatasync of a batch of one
-command to a file got ahead, nothing around it.
+`null_server`: the door over a worker that does nothing, as a process of its own. For the same frames it has only the
+costs of the kernel, of decoding requests and of encoding replies. `sync_ms`: an append and fdatasync of a batch of one
+command to a preallocated file, and nothing else.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ DOORS = {"rpc": "billing.api.msgpack_rpc", "tarantool": "billing.api.iproto.conn
 
 
 class NullGate:
-    """Answers what one turn of the loop brought at the end of it."""
+    """Answers all requests of one turn of the loop at its end."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[Any, Any]] = []
 
     def arrived(self) -> None:
-        """This gate stamps nothing."""
+        """Does nothing: this gate takes no timestamps."""
 
     def bucket_of(self, key: bytes) -> int:
         return bucket_id_of(key, 3000)
@@ -81,7 +81,7 @@ class NullGate:
 
 
 def serve(pipe: Pipe, door: str) -> None:
-    """The server process with one door: tells its port, then its CPU seconds whenever it is asked."""
+    """The server process with one door: sends its port, then its CPU seconds whenever it is asked."""
 
     async def run() -> None:
         over = Door(NullGate(), Guard(), time.monotonic_ns, dict)
@@ -103,8 +103,8 @@ def serve(pipe: Pipe, door: str) -> None:
 
 @contextmanager
 def child_process(target: Callable[..., None], *arguments: object) -> Iterator[Pipe]:
-    """A process that runs `target(pipe, *arguments)` until the end of the block; the other end of its pipe, on which
-    a process that has ended is an EOFError.
+    """Runs `target(pipe, *arguments)` in a process until the end of the block. Gives the other end of the pipe, which
+    raises EOFError once the process has ended.
     """
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe()
@@ -119,32 +119,32 @@ def child_process(target: Callable[..., None], *arguments: object) -> Iterator[P
 
 
 class NullServer:
-    """Has of a daemon what a generator needs: `rpc_port` and `cpu_seconds`."""
+    """A null server with the attributes of a daemon that a generator needs: `rpc_port` and `cpu_seconds`."""
 
     def __init__(self, pipe: Pipe) -> None:
         self._pipe = pipe
         self.rpc_port: int = pipe.recv()
 
     def usage(self) -> tuple[float, float]:
-        """CPU seconds that it has used until now: user, system."""
+        """The CPU seconds that it has used so far: user, system."""
         self._pipe.send(None)
         user, system = self._pipe.recv()
         return user, system
 
     def cpu_seconds(self) -> float:
-        """Both."""
+        """The sum of both."""
         return sum(self.usage())
 
 
 @contextmanager
 def null_server(door: str = "rpc") -> Iterator[NullServer]:
-    """One of `DOORS`, served until the end of the block."""
+    """Runs a null server behind one of `DOORS` until the end of the block."""
     with child_process(serve, door) as pipe:
         yield NullServer(pipe)
 
 
 def sync_ms(directory: str, count: int = 200, payload_bytes: int = 239) -> float:
-    """The median of one append and fdatasync, milliseconds."""
+    """Returns the median milliseconds of an append and fdatasync."""
     with tempfile.TemporaryDirectory(dir=directory) as name:
         handle = os.open(f"{name}/floor", os.O_RDWR | os.O_CREAT, 0o600)
         try:

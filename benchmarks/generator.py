@@ -1,13 +1,13 @@
-"""What the load generator can do: commands a second on one core, against a server that does nothing.
+"""The capacity of the load generator: commands a second on one core, against a server that does nothing.
 
-The server is a process of its own that answers each request with the same account, as cheaply as it can; the generator
+The server is a process of its own that answers each request with the same account, as cheaply as it can. The generator
 is that of `billing loadtest`: it draws, encodes, sends, decodes, records latencies, and keeps every answer in columns.
 
     python -m benchmarks.generator                            as fast as it goes
     python -m benchmarks.generator --rate 100000 --seconds 5  open loop at a rate: was it on time?
-    python -m benchmarks.generator --record                   what recording one latency costs
+    python -m benchmarks.generator --record                   the cost of recording one latency
 
-CPU is the generator's own, from getrusage, so that a busy machine changes little.
+CPU is the generator's own, from getrusage, so that a busy machine has little effect.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from shards.system.clock import MACHINE_CLOCKS
 
 
 class NullServer(asyncio.Protocol):
-    """Answers every request with `REPLY`: looks for where requests begin, and decodes nothing but the msgid."""
+    """Answers every request with `REPLY`; reads only its msgid."""
 
     def __init__(self) -> None:
         self._unpacker: Any = msgpack.Unpacker(raw=True, max_buffer_size=64 << 20, strict_map_key=False)
@@ -53,7 +53,7 @@ class NullServer(asyncio.Protocol):
 
 
 def serve(port: Any) -> None:
-    """The server's process."""
+    """The main function of the server's process."""
 
     async def run() -> None:
         server = await asyncio.get_running_loop().create_server(NullServer, "127.0.0.1", 0)
@@ -64,7 +64,7 @@ def serve(port: Any) -> None:
 
 
 async def measure(arguments: argparse.Namespace, port: int) -> dict[str, Any]:
-    """One measurement."""
+    """Runs one measurement."""
     workload = Workload(accounts=arguments.accounts, seconds=arguments.seconds, warmup_s=0.0, closed=not arguments.rate)
     columns = Columns(0, names(workload, Share(), ""))
     mixer = Mixer(workload, Share(), 0)
@@ -108,7 +108,7 @@ async def measure(arguments: argparse.Namespace, port: int) -> dict[str, Any]:
 
 
 def record(count: int = 1_000_000) -> dict[str, float]:
-    """Nanoseconds for recording one latency, the loop around it taken off."""
+    """Returns the nanoseconds for recording one latency, without the loop around it."""
     histogram, values = Histogram(), [(number * 7919) % 50_000_000 for number in range(count)]
     took = []
     for _ in range(5):

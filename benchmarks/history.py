@@ -1,16 +1,15 @@
-"""What the history costs behind the hot path: CPU of its projector per entry, how far it lags, and what a page takes.
+"""The cost of the history behind the hot path: CPU of the projector per entry, its lag, and the time of an answer.
 
-A journal (unsynced, so that the disk's speed is not what is measured) is appended to and handed over at `--rate`
-entries a second, in batches of 10 ms, for accounts drawn uniformly; the projector is the real process, its file on
-the real disk, commits and checkpoints in it. Before the clock starts every account has an entry, and `--before`
-entries more are there, so the file has its size. Then the same journal is read again by a history that has nothing:
-that is the speed of catching up. The floor is the plain insertion of such pages at the end of one table, with nothing
-else around.
+A journal (unsynced, so that the disk's speed is not measured) is appended to, and its batches are handed over, at
+`--rate` entries a second, in batches of 10 ms, for accounts drawn uniformly. The projector is the real process, its
+file is on the real disk, and commits and checkpoints are included. Before the clock starts, every account has an entry,
+and there are `--before` more, so the file has its size. Then a history without a file reads the same journal: the speed
+of catching up. The floor is the plain insertion of the same pages at the end of one table, and nothing else.
 
     python -m benchmarks.history --accounts 100000 --rate 50000 --seconds 20
 
-CPU is that of the projector process, user and system, from /proc. Lag is from handing a batch over to hearing that it
-is committed, at most, as the worker sees it; a question does not wait for that, it has the open group committed.
+CPU is that of the projector process, user and system, from /proc. Lag is the time from handing a batch over until the
+worker hears that it is committed. A question does not wait for that: it makes the projector commit the open group.
 """
 
 from __future__ import annotations
@@ -52,7 +51,7 @@ ACTOR = b"metering"
 
 
 class Entries:
-    """Batches of entries of accounts at random, each account's entry_ids rising."""
+    """Makes batches of entries of random accounts, each account's entry_ids rising."""
 
     def __init__(self, accounts: int, seed: int = 1) -> None:
         self._rng = random.Random(seed)
@@ -62,12 +61,12 @@ class Entries:
         self.count = 0
 
     def batch(self, entries: int) -> bytes:
-        """For accounts drawn uniformly."""
+        """Returns a batch for accounts drawn uniformly."""
         randrange, accounts = self._rng.randrange, len(self._ids)
         return self._batch([randrange(accounts) for _ in range(entries)])
 
     def first_batches(self, entries: int) -> Iterator[bytes]:
-        """One entry of each account."""
+        """Yields batches with one entry of each account."""
         for start in range(0, len(self._ids), entries):
             yield self._batch(range(start, min(start + entries, len(self._ids))))
 
@@ -91,14 +90,14 @@ class Entries:
 
 
 def journal_at(directory: Path) -> FileJournal:
-    """Open; never synced."""
+    """Returns an open journal that is never synced."""
     journal = FileJournal(str(directory), RealDisk(), FileSettings("never"), now_ns=time.time_ns, salt=lambda: 7)
     journal.open(0, "benchmark")
     return journal
 
 
 async def reach(link: HistoryLink, position: int) -> None:
-    """Returns when the history has committed this batch."""
+    """Returns once the history has committed this batch."""
     while link.figures()["history_position"] < position:
         await asyncio.sleep(0.005)
 
@@ -106,7 +105,7 @@ async def reach(link: HistoryLink, position: int) -> None:
 async def steady(
     link: HistoryLink, journal: FileJournal, entries: Entries, rate: int, seconds: float
 ) -> dict[str, Any]:
-    """Hands over at the rate, and watches."""
+    """Appends and hands over batches at the rate, and records CPU and lag."""
     per_batch = rate // BATCHES_PER_SECOND
     handed: deque[tuple[int, float]] = deque()
     lags: list[float] = []
@@ -140,7 +139,7 @@ async def steady(
 
 
 async def page_ms(link: HistoryLink, user: bytes, limit: int) -> float:
-    """What a page takes, from asking to the answer; the median of 20."""
+    """Returns the milliseconds from a question for rows to its answer; the median of 20."""
     times = []
     for _ in range(20):
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -152,7 +151,9 @@ async def page_ms(link: HistoryLink, user: bytes, limit: int) -> float:
 
 
 def floor_us(path: Path, entries: Entries) -> dict[str, float]:
-    """Reading the entries' bytes alone, and inserting them as pages at the end of one table alone; CPU per entry."""
+    """Returns the CPU per entry of parsing the entries alone, and of inserting them as pages into one table
+    alone.
+    """
     payloads = [entries.batch(500) for _ in range(400)]
     db = sqlite3.connect(path, isolation_level=None)
     for statement in ("PRAGMA journal_mode = WAL", "PRAGMA synchronous = NORMAL", *KIND.schema):
@@ -172,7 +173,7 @@ def floor_us(path: Path, entries: Entries) -> dict[str, float]:
 
 
 async def measure(home: Path, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All of it."""
+    """Runs the whole measurement."""
     entries = Entries(arguments.accounts)
     journal = journal_at(home / "journal")
     link = HistoryLink(FollowedShard(str(home / "history"), 0, journal))

@@ -1,4 +1,4 @@
-"""Durable commands a second over HTTP, and what each costs the server in CPU.
+"""Durable commands a second over HTTP, and the server's CPU per command.
 
 Starts the real daemon in a directory of its own, creates accounts, then keeps one request in flight on each of
 `--connections` kept connections (closed loop). The requests are made before the clock starts: 40 % top_up, 40 %
@@ -7,8 +7,9 @@ set_rate, 20 % debit, users drawn uniformly, seeded, each with an Idempotency-Ke
     python -m benchmarks.http_commands --workers 1                64 connections, one worker
     python -m benchmarks.http_commands --workers 1 --keys
 
-CPU is that of the daemon's main process and its workers, from /proc. `per_core` is how many commands such a cost leaves
-room for on one core that does nothing else: commands a second tell what generator and neighbours left of the machine.
+CPU is that of the daemon's main process and its workers, from /proc. `per_core` is how many such commands fit into one
+second of a core that does nothing else; commands a second depend on what the generator and other processes leave of the
+machine.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from benchmarks.figures import add_arguments, medians, quantiles_ms, show
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 
-REFUSED = b"HTTP/1.1 402 "  # a debit beyond what there is
+REFUSED = b"HTTP/1.1 402 "  # a debit beyond the available amount
 
 
 class Caller(asyncio.Protocol):
-    """One connection, one request in flight: notes how long each took, and what was not answered well."""
+    """One connection, one request in flight: records each latency, and unexpected answers."""
 
     def __init__(self, requests: list[bytes]) -> None:
         self.requests = requests
@@ -77,7 +78,7 @@ class Caller(asyncio.Protocol):
 
 
 def requests(accounts: int, count: int, seed: int, keys: bool) -> list[bytes]:
-    """`count` requests."""
+    """Returns `count` requests."""
     rng = random.Random(seed)
     requests_made = []
     for number in range(count):
@@ -96,7 +97,7 @@ def requests(accounts: int, count: int, seed: int, keys: bool) -> list[bytes]:
 
 
 async def run(daemon: Daemon, port: int, arguments: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """One measurement."""
+    """Runs one measurement."""
     callers = []
     for number in range(arguments.connections):
         frames = requests(arguments.accounts, arguments.requests, seed * 10_000 + number, arguments.keys)

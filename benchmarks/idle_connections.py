@@ -1,18 +1,18 @@
-"""What idle and hostile connections cost: bytes each of the worker's memory, and what others' commands notice of them.
+"""The cost of idle and hostile connections: bytes of the worker's memory for each, and the effect on others' commands.
 
-Ten connections ask for 5,000 commands a second, with nobody beside them, and then beside each kind of company in turn:
+Ten connections send 5,000 commands a second, first alone, and then beside each kind of other clients in turn:
 
-    idle     so many connections that asked once and say nothing more
-    flood    clients that connect, send the beginning of a frame, and go away, as fast as one process can
+    idle     `--connections` connections that asked once and send nothing more
+    flood    clients that connect, send the beginning of a frame, and disconnect, as fast as one process can
     slow     a thousand clients that send a byte of a frame each, ten times a second
     deaf     a hundred clients that ask for much and never read
-    spin     a process that only counts, and knows nothing of the daemon: what sharing the machine does (the floor)
+    spin     a process that only counts, and never connects to the daemon: the effect of sharing the machine (the floor)
 
     python -m benchmarks.idle_connections --seconds 3
 
-The worker is given one shard. Bytes are those of its resident set, before and after, divided by the connections; those
-of a deaf one are of a daemon that has had no company before, whose memory they would be given. Measured is from when
-the company is there, and a company that is gone by the end is an error.
+The worker has one shard. Bytes are its resident set after less before, divided by the connections. Those of a deaf
+client are measured in a new daemon, since one that had other clients before would reuse their memory. A measurement
+begins once the other clients have reported that they run; it is an error if they have ended before it is over.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from benchmarks.floor import child_process
 from tests.system.daemon import Daemon
 
 PING = msgpack.packb([0, 7, "ping", []])
-FIRST = 500  # idle connections that are not counted
+FIRST = 500  # idle connections opened first, and not counted
 DEAF = 100
-COME_S = 60.0  # a company that has not come by then does not come
+COME_S = 60.0  # how long to wait for the other clients' process
 ASKED = msgpack.packb([0, 2, "methods", []]) * 1000
 
-Here = Callable[[], None]  # to be called when the company is there
+Here = Callable[[], None]  # reports that the other clients run
 
 
 def connect(port: int, receive_bytes: int = 0) -> socket.socket:
@@ -58,7 +58,7 @@ def connect(port: int, receive_bytes: int = 0) -> socket.socket:
 
 
 def silent(connections: list[socket.socket]) -> None:
-    """RuntimeError where one of them was closed, or was told something."""
+    """Raises RuntimeError if one of the connections was closed or has received something."""
     poller = select.poll()
     for connection in connections:
         poller.register(connection, select.POLLIN)
@@ -67,7 +67,7 @@ def silent(connections: list[socket.socket]) -> None:
 
 
 def idle(port: int, count: int) -> list[socket.socket]:
-    """Connections that asked once, all answered."""
+    """Returns connections that asked once and got their answers."""
     connections = []
     for _ in range(count):
         connection = connect(port)
@@ -79,7 +79,7 @@ def idle(port: int, count: int) -> list[socket.socket]:
 
 
 def flood(port: int, here: Here) -> None:
-    """Until it is ended."""
+    """Runs until the process is ended."""
     while True:
         with contextlib.suppress(OSError), connect(port) as connection:
             connection.sendall(b"\x94\x00\x01")
@@ -87,7 +87,7 @@ def flood(port: int, here: Here) -> None:
 
 
 def slow(port: int, here: Here) -> None:
-    """Until it is ended: each at its own time within the tenth of a second."""
+    """Runs for 100 s, or until the process is ended; the clients are spread evenly over the tenth of a second."""
     frame = msgpack.packb([0, 1, "top_up", ["slow", 1]])
     connections = [connect(port) for _ in range(1000)]
     here()
@@ -102,7 +102,7 @@ def slow(port: int, here: Here) -> None:
 
 
 def deaf(port: int, here: Here) -> None:
-    """Until it is ended, or none is left: asks whenever it may, never reads."""
+    """Runs until the process is ended, or no connection is left. Sends whenever it can, never reads."""
     poller = select.poll()
     connections, ahead = {}, dict[int, int]()
     for _ in range(DEAF):
@@ -117,14 +117,14 @@ def deaf(port: int, here: Here) -> None:
                 poller.unregister(number)
                 connections.pop(number).close()
                 continue
-            with contextlib.suppress(OSError):  # whole frames, one after the other
+            with contextlib.suppress(OSError):  # continues where the last send stopped: whole frames only
                 at = ahead.get(number, 0)
                 ahead[number] = (at + connections[number].send(memoryview(ASKED)[at:])) % len(ASKED)
         time.sleep(0.01)
 
 
 def spin(port: int, here: Here) -> None:
-    """Until it is ended."""
+    """Runs until the process is ended."""
     here()
     for _ in itertools.count():
         pass
@@ -134,7 +134,9 @@ KINDS = {"flood": flood, "slow": slow, "deaf": deaf, "spin": spin}
 
 
 def be(pipe: Pipe, kind: str, port: int) -> None:
-    """The company's process, nicer than the daemon; says when it is there."""
+    """The main function of the other clients' process, of lower priority than the daemon; reports once that it
+    runs.
+    """
     os.nice(10)
     is_reported = False
 
@@ -149,7 +151,7 @@ def be(pipe: Pipe, kind: str, port: int) -> None:
 
 @contextlib.contextmanager
 def company(kind: str, port: int) -> Iterator[None]:
-    """A process of this kind beside what is measured."""
+    """Runs a process of this kind during the block."""
     with child_process(be, kind, port) as pipe:
         if not pipe.poll(COME_S):
             raise RuntimeError(f"{kind} did not come within {COME_S} s")
@@ -161,7 +163,7 @@ def company(kind: str, port: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def served(arguments: argparse.Namespace) -> Iterator[tuple[Daemon, psutil.Process]]:
-    """A daemon with its accounts, and its one worker."""
+    """Starts a daemon with its accounts; gives it and its one worker."""
     with tempfile.TemporaryDirectory(prefix="billing-", dir=arguments.directory) as name:
         Path(name).chmod(0o700)
         with Daemon(Path(name), shards__workers=1, journal__segment_bytes=64 << 20) as daemon:
@@ -170,7 +172,7 @@ def served(arguments: argparse.Namespace) -> Iterator[tuple[Daemon, psutil.Proce
 
 
 def deaf_bytes(arguments: argparse.Namespace) -> int:
-    """What a client that never reads takes of the worker's memory."""
+    """Returns the bytes of the worker's memory per client that never reads."""
     with served(arguments) as (daemon, worker):
         before = worker.memory_info().rss
         with company("deaf", daemon.rpc_port):
@@ -181,14 +183,14 @@ def deaf_bytes(arguments: argparse.Namespace) -> int:
 def measured(
     daemon: Daemon, worker: psutil.Process, frames: list[bytes], arguments: argparse.Namespace
 ) -> dict[str, Any]:
-    """One round of all kinds."""
+    """Runs one round of all kinds."""
     seconds = arguments.seconds
 
     def p99() -> float:
         return paced(daemon.rpc_port, frames, 10, seconds, arguments.per_second)["p99_ms"]
 
     figures: dict[str, Any] = {"alone_p99_ms": p99()}
-    resting = idle(daemon.rpc_port, FIRST)  # so that what was freed before is in use again
+    resting = idle(daemon.rpc_port, FIRST)  # these reuse the memory that was freed before
     before = worker.memory_info().rss
     resting += idle(daemon.rpc_port, arguments.connections - FIRST)
     figures["idle_bytes"] = round((worker.memory_info().rss - before) / (arguments.connections - FIRST))

@@ -1,17 +1,17 @@
-"""The log on three nats-servers on this machine, beside the log in files, in the same run and in turns.
+"""The log on three nats-servers on this machine, compared with the log in files, in the same run and in turns.
 
     python -m benchmarks.log_on_servers
 
 Three figures of each kind of log:
 
     a batch         the journal alone, one appended after the other: 100 entries of 160 bytes each. CPU of the thread
-                    that appends (`batch_cpu_us`), and of it a hundredth (`entry_cpu_us`)
+                    that appends (`batch_cpu_us`), and a hundredth of it (`entry_cpu_us`)
     one in flight   the whole daemon, one worker, one command at a time: p50, p99
-    many            the same with `--depth` in flight: commands a second, CPU of the daemon a command
+    many            the same with `--depth` in flight: commands a second, CPU of the daemon per command
 
-With servers, `servers_cpu_us_per_command` is what all three of them use beside it, on the same cores: they take from
-the commands a second here what would be other machines' elsewhere. `floor_sync_ms` is one append and fdatasync to the
-disk that all of them write to; each server does one for each batch.
+With servers, `servers_cpu_us_per_command` is the CPU of all three of them. They share the cores with the daemon, so the
+commands a second are fewer than with servers on other machines. `floor_sync_ms` is one append and fdatasync to the disk
+that all of them write to; each server does one for each batch.
 """
 
 from __future__ import annotations
@@ -42,18 +42,18 @@ MANY = ("commands_per_s", "p50_ms", "p99_ms", "server_cpu_us_per_command", "serv
 
 
 class Servers(Daemon):
-    """A daemon, with the CPU of the log's servers to be told apart."""
+    """A daemon, with the CPU of the log's servers counted separately."""
 
     cluster: NatsCluster | None = None
 
     def servers_cpu_seconds(self) -> float:
-        """What the servers have used until now."""
+        """The CPU seconds that the servers have used so far."""
         assert self.cluster is not None
         return sum(cpu_seconds_of(process.pid) for process in self.cluster.processes if process is not None)
 
 
 def appended(journal: Journal, batches: int) -> dict[str, float]:
-    """So many batches, one after the other; the journal's clock begins and ends with it."""
+    """Appends `batches` batches, one after the other, to a journal that it opens and closes. Returns figures."""
     payload = bytes(range(256)) * (ENTRIES * ENTRY_BYTES // 256)
     journal.open(SHARD, "benchmark")
     for _ in range(batches // 10):
@@ -73,7 +73,7 @@ def appended(journal: Journal, batches: int) -> dict[str, float]:
 
 
 def daemon_of(kind: str, directory: Path, cluster: NatsCluster, number: int) -> Servers:
-    """One worker, on a new log of this kind."""
+    """Returns a daemon with one worker, on a new log of this kind."""
     data_directory = directory / f"{kind}-{number}"
     data_directory.mkdir(mode=0o700)
     keys: dict[str, object] = {"shards.workers": 1, "journal.segment_bytes": 64 << 20}
@@ -92,12 +92,14 @@ def daemon_of(kind: str, directory: Path, cluster: NatsCluster, number: int) -> 
 
 
 def backend_of(daemon: Daemon) -> Backend:
-    """The log that a daemon's configuration names."""
+    """Opens the log that a daemon's configuration names."""
     return backends.open(log_of(load(daemon.config, {}).config), REAL)
 
 
 async def served(daemon: Servers, frames: list[bytes], depth: int, seconds: float) -> dict[str, Any]:
-    """Commands to a daemon, so many in flight, and the servers' CPU where there are any."""
+    """Sends commands to a daemon, `depth` in flight. Returns the figures, with the servers' CPU where there are
+    any.
+    """
     if daemon.cluster is None:
         return await run(daemon, [frames], depth, seconds)
     before, began = daemon.servers_cpu_seconds(), time.perf_counter()
@@ -109,7 +111,7 @@ async def served(daemon: Servers, frames: list[bytes], depth: int, seconds: floa
 async def measure(
     arguments: argparse.Namespace, cluster: NatsCluster, directory: Path
 ) -> dict[str, list[dict[str, Any]]]:
-    """kind -> its runs."""
+    """Returns {kind: the figures of its runs}."""
     runs: dict[str, list[dict[str, Any]]] = {FILES: [], SERVERS: []}
     for number in range(arguments.runs):
         for kind, mine in runs.items():

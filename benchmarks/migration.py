@@ -1,9 +1,9 @@
-"""How long a million accounts take to move in: `billing import` of CSV and of a snapshot that Tarantool wrote.
+"""How long the import of a million accounts takes: `billing import` of CSV and of a snapshot that Tarantool wrote.
 
-Both files are made first: the CSV with a balance and one rate line an account, so two commands each; the snapshot by
-the `tarantool` in PATH, with spaces as `docs/coming-from-tarantool.md` has them. Each is imported into an empty daemon
-by the command that people type. Seconds are those of the whole command: reading, sending, waiting for the last
-durable answer. CPU is of the command, and of the daemon with its history.
+Both files are made first: the CSV with a balance and one rate line per account, so two commands each; the snapshot by
+the `tarantool` in PATH, with the spaces of `docs/coming-from-tarantool.md`. Each is imported into an empty daemon by
+the command that users run. Seconds are those of the whole command: reading, sending, waiting for the last durable
+answer. CPU is that of the command, and that of the daemon with its history.
 
     python -m benchmarks.migration --accounts 1000000
 """
@@ -39,7 +39,7 @@ os.exit(0)
 
 
 def csv_file(directory: Path, accounts: int) -> Path:
-    """A line an account: money, and one machine by the hour."""
+    """Writes a CSV file with one line per account: a balance, and one machine billed by the hour."""
     path = directory / "accounts.csv"
     with path.open("w") as file:
         file.write("user_id,balance,resource,rate,per\n")
@@ -49,14 +49,14 @@ def csv_file(directory: Path, accounts: int) -> Path:
 
 
 def snapshot_file(directory: Path, accounts: int) -> Path:
-    """What Tarantool wrote of as many tuples."""
+    """Lets Tarantool write a snapshot with one tuple per account."""
     (directory / "make.lua").write_text(SNAPSHOT)
     subprocess.run(["tarantool", "make.lua", str(accounts)], cwd=directory, check=True, capture_output=True)
     return max(directory.glob("*.snap"))
 
 
 def imported(path: Path, directory: Path, accounts: int) -> dict[str, Any]:
-    """One import of the file into a daemon of its own."""
+    """Imports the file once, into a daemon of its own. Returns figures."""
     with Daemon(directory, journal__segment_bytes=64 * 1024 * 1024) as daemon:
         command = [sys.executable, "-m", "billing", "import", str(path), "--address", daemon.address]
         before, daemon_s, began = (

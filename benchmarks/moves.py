@@ -1,13 +1,13 @@
-"""What moves cost: the pause of a bucket, what others notice of it, and passing on.
+"""The cost of moves: the pause of a bucket, the effect on other buckets, and the passing on of commands.
 
     python -m benchmarks.moves pause       a bucket of 1,000 accounts moves to and fro under 5,000 commands/s
     python -m benchmarks.moves passing     CPU per command through a worker that owns nothing, against direct
     python -m benchmarks.moves slices      the longest slice of dump, load, arm, drop of a bucket of --accounts
 
-`pause` goes through `billing.client`, at an offered rate: a call's latency counts from when it was due to be sent. The
-pause of one move is the longest latency of any call for that bucket that was due while it moved; a move during which
-none was due is not among them (`seen`). CPU is that of the main process and the workers, user and system, from /proc.
-What two workers cost against one is told by `benchmarks.scaling`.
+`pause` sends through `billing.client`, at an offered rate: a call's latency counts from when it was due to be sent. The
+pause of one move is the longest latency of any call for that bucket that was due while it moved; a move during which no
+call was due is left out (`seen` counts the others). CPU is that of the main process and the workers, user and system,
+from /proc. `benchmarks.scaling` compares two workers with one.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
 BUCKETS = 3000
-ACCOUNTS = 20_000  # of `passing`
+ACCOUNTS = 20_000  # for `passing`
 
 
 class Offered:
-    """Calls at a fixed rate through one client, whatever the answers take; latencies by kind of bucket."""
+    """Sends calls at a fixed rate through one client, however long the answers take; latencies by kind of bucket."""
 
     def __init__(self, client: Client, rate: int, moved_users: list[str], other_users: list[str], seed: int) -> None:
         self._client = client
@@ -48,7 +48,7 @@ class Offered:
         self._moved_users, self._other_users = moved_users, other_users
         self._rng = random.Random(seed)
         self.latencies: dict[str, list[tuple[float, float]]] = {"ours": [], "others": []}  # (due, seconds)
-        self.late: list[float] = []  # seconds by which this process itself sent too late
+        self.late: list[float] = []  # seconds by which this process sent each call late
         self.errors: list[Any] = []
         self.open = 0
 
@@ -83,13 +83,13 @@ class Offered:
             self._client.send("set_rate", [user, self._rng.randrange(1000)], on_reply)
 
     def take(self) -> dict[str, list[tuple[float, float]]]:
-        """The latencies since the last time."""
+        """Returns the latencies since the last call, and forgets them."""
         latencies, self.latencies = self.latencies, {"ours": [], "others": []}
         return latencies
 
 
 def users_of(bucket_id: int, count: int) -> list[str]:
-    """User ids that hash to one bucket."""
+    """Returns user ids that hash to one bucket."""
     users: list[str] = []
     number = 0
     while len(users) < count:
@@ -100,7 +100,7 @@ def users_of(bucket_id: int, count: int) -> list[str]:
 
 
 async def pause(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One bucket to and fro, and a phase without moves before it."""
+    """Moves one bucket to and fro, after a phase without moves."""
     moved_users = users_of(477, arguments.accounts)
     other_users = [f"other_{number}" for number in range(10_000)]
     operator = await Rpc.connect(daemon.rpc_port)
@@ -125,7 +125,7 @@ async def pause(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
             await asyncio.sleep(arguments.seconds / arguments.moves)
         seconds = time.perf_counter() - began_all
         stop.set()
-        await task  # every call is answered
+        await task  # waits until every call is answered
         moved = offered.take()
     took = [ended - began for began, ended in spans]
     during = [[took_s for due, took_s in moved["ours"] if began <= due <= ended] for began, ended in spans]
@@ -152,7 +152,7 @@ async def pause(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 async def passing(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
-    """All buckets are shard 1's; its port, then that of shard 2, which passes everything on; alternating."""
+    """Shard 1 owns all buckets; sends to its port and to that of shard 2, which passes everything on, in turns."""
     rpc = await Rpc.connect(daemon.rpc_port)
     async with asyncio.timeout(60):
         while [row["buckets"] for row in await rpc.ask("shards_info")] != [BUCKETS, 0]:
@@ -176,7 +176,7 @@ async def passing(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, An
 
 
 def slices(accounts: int) -> dict[str, Any]:
-    """CPU of the longest slice, and of all, of each part of a move."""
+    """Returns the CPU of the longest slice, and of all slices, of each part of a move."""
     machine = BillingMachine(Rules(False, 2000, False))
     machine.create(7)
     machine.start(10**18)

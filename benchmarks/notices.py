@@ -1,8 +1,8 @@
-"""What the notices cost behind everything else: CPU of recording one, of taking it up for sending, and of what its 2xx
-leaves behind; without the POST itself, which `benchmarks.session_get` measures for cutoffs.
+"""The cost of notices behind everything else: CPU of recording a notice, of reading it for sending, and of its
+acknowledgement; without the POST itself, which `benchmarks.cutoff_get` measures for cutoffs.
 
-Batches of top-ups and debits of accounts at random go through a notifier's store as its process does it: committed by
-groups, read back in slices, acknowledged, checkpointed and proved in the end; the file on the real disk.
+Batches of top-ups, debits and rates of random accounts go through a notifier's store as its process does it: committed
+in groups, read back in slices, acknowledged, checkpointed and proved in the end. The file is on the real disk.
 
     python -m benchmarks.notices --notices 50000 --group 100
 
@@ -29,7 +29,7 @@ SLICE = 256
 
 
 def measure(store: Store, payloads: list[bytes], notices: int) -> dict[str, float]:
-    """Microseconds a notice: recording, reading, acknowledging, making durable."""
+    """Returns the microseconds per notice of recording, reading, acknowledging, and making durable."""
     spent = dict.fromkeys(("record", "read", "acknowledge", "checkpoint"), 0.0)
 
     def timed(name: str, work: Callable[[], Any]) -> Any:
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     entries = Entries(arguments.accounts)
-    noticed_share = 3 / 5  # of the entries: top-ups and debits, not rates
+    noticed_share = 3 / 5  # of the entries: top-ups and debits make notices, rates do not
     payloads = [
         entries.batch(round(arguments.group / noticed_share)) for _ in range(arguments.notices // arguments.group)
     ]

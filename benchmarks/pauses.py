@@ -1,13 +1,13 @@
 """The longest pause of a worker's loop: a million accounts, load, and snapshots all the time.
 
 A daemon filled as `benchmarks.stock` does is offered `--rate` commands a second, evenly, while snapshots are made as
-the journal grows by `--snapshot-bytes`. What is told, of the workers' own figures:
+the journal grows by `--snapshot-bytes`. The figures come from the workers' own metrics:
 
     beat_p50_ms …   by how much a beat of the loop, ten a second, came late: how long anything would have waited
     gc_max_ms       the longest garbage collection (it grew with the accounts before these were frozen)
     slice_max_ms    the longest slice of a snapshot
 
-and as the floor the same beat on the loop of a process that does nothing, beside it: what the machine itself delays.
+The floor is the same beat on the loop of an idle process beside it: the delay of the machine itself.
 
     python -m benchmarks.pauses --seconds 600
 """
@@ -35,9 +35,9 @@ from shards.system.clock import MACHINE_CLOCKS
 from shards.worker.histogram import Histogram, Pulse
 from tests.system.daemon import Daemon
 
-FRAMES = 500_000  # more than can be in flight: a frame carries its msgid
+FRAMES = 500_000  # more than can be in flight, since each frame has its own msgid
 SAMPLE_S = 10.0
-SETTLE_S = 65.0  # until the longest pause that a worker tells is no longer one of its start
+SETTLE_S = 65.0  # until the workers' longest pause is no longer one of their start
 PAUSE, GC_PAUSE, SLICE, SNAPSHOTS, LAG = (
     WORKER[figure][0]
     for figure in ("pause_max_ns", "gc_pause_max_ns", "snapshot_pause_max_ns", "snapshots", "loop_lag_ns")
@@ -46,19 +46,21 @@ LINE = re.compile(r"^(billing_[a-z_]+)(?:\{([^}]*)\})? ([0-9.eE+-]+)$", re.MULTI
 
 
 def metrics(daemon: Daemon) -> list[tuple[str, str, float]]:
-    """(name, labels, value) of all metrics."""
+    """Returns (name, labels, value) of all metrics."""
     with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=10) as answer:
         page = answer.read().decode()
     return [(name, labels or "", float(value)) for name, labels, value in LINE.findall(page)]
 
 
 def greatest(samples: list[tuple[str, str, float]], name: str) -> float:
-    """The greatest value of one metric over all workers; seconds, or whatever it is. ValueError where there is none."""
+    """Returns the greatest value of one metric over all workers, in its own unit. Raises ValueError where there is
+    none.
+    """
     return max(value for sample_name, _, value in samples if sample_name == name)
 
 
 def total(samples: list[tuple[str, str, float]], name: str) -> float:
-    """One metric summed over all workers. ValueError where there is none."""
+    """Returns one metric summed over all workers. Raises ValueError where there is none."""
     values = [value for sample_name, _, value in samples if sample_name == name]
     if not values:
         raise ValueError(f"the daemon has no metric {name}")
@@ -66,7 +68,7 @@ def total(samples: list[tuple[str, str, float]], name: str) -> float:
 
 
 async def floor_pulse(seconds: float) -> tuple[Histogram, int]:
-    """The beat on a loop that does nothing else; the tally, and its longest pause."""
+    """Runs the beat on a loop that does nothing else. Returns its histogram, and its longest pause."""
     pulse = Pulse(MACHINE_CLOCKS.boot_ns)
     longest = 0
     remaining_s = seconds
@@ -79,13 +81,13 @@ async def floor_pulse(seconds: float) -> tuple[Histogram, int]:
 
 
 def pulse_in_a_process(seconds: float) -> tuple[list[int], int]:
-    """The same, to be called in a process of its own."""
+    """Does what `floor_pulse` does; to be called in a process of its own. Returns the histogram's counts."""
     tally, longest = uvloop.run(floor_pulse(seconds))
     return tally.counts, longest
 
 
 async def offer(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The load, and what the workers say of their loops meanwhile."""
+    """Offers the load. Returns the figures of the workers' loops meanwhile."""
     commands = Paced(mixed_frames(arguments.accounts, FRAMES, arguments.seed), arguments.rate * TICK_S)
     await connected(commands, daemon.rpc_port)
     await commands.run(2.0)
@@ -122,7 +124,7 @@ async def offer(daemon: Daemon, arguments: argparse.Namespace) -> dict[str, Any]
 
 
 def beats(before: list[tuple[str, str, float]], after: list[tuple[str, str, float]]) -> dict[str, float]:
-    """Upper bounds of p50, p99 and p99.9 of the beats between two readings, of all workers."""
+    """Returns upper bounds of p50, p99 and p99.9 of the beats between two readings, of all workers."""
     counts: dict[float, float] = {}
     for sign, samples in ((-1, before), (1, after)):
         for name, labels, value in samples:

@@ -1,8 +1,8 @@
-"""How long `billing reconcile` takes, with a million machines against a daemon of a million accounts that serves.
+"""How long `billing reconcile` takes, with a million machines against a serving daemon of a million accounts.
 
 Fills the real daemon (each account has money and a rate, so an armed timer), writes an inventory with a line for each
-account, of which every 100,000th names another rate, and runs the command as people do. Told are its seconds, its CPU,
-the CPU of the daemon meanwhile, and the most memory that the command had; and that it found what was put in.
+account, of which every 100,000th names another rate, and runs the command as users do. It prints the command's seconds,
+CPU and peak memory, and the CPU of the daemon meanwhile; it fails if the command does not find these differences.
 
     python -m benchmarks.reconcile --accounts 1000000
 """
@@ -26,12 +26,12 @@ import uvloop
 from benchmarks.restart import daemon_in, fill
 from tests.system.daemon import Daemon
 
-RATE_NANOS_PER_HOUR = 1000 * 3600  # as `fill` sets it: 1,000 nanos a second
+RATE_NANOS_PER_HOUR = 1000 * 3600  # the rate that `fill` sets: 1,000 nanos a second
 OTHER_EVERY = 100_000
 
 
 def write_inventory(path: Path, accounts: int) -> int:
-    """A line for each account; how many of them name another rate."""
+    """Writes a line for each account. Returns how many of them name another rate."""
     with path.open("w") as out:
         out.write("user,resource,rate\n")
         for index in range(accounts):
@@ -41,7 +41,7 @@ def write_inventory(path: Path, accounts: int) -> int:
 
 
 def reconciled(daemon: Daemon, inventory: Path) -> dict[str, Any]:
-    """What the command says and takes."""
+    """Runs the command once. Returns its result and cost."""
     command = [sys.executable, "-m", "billing", "reconcile", str(inventory), "--json", "--address", daemon.address]
     before, cpu = resource.getrusage(resource.RUSAGE_CHILDREN), daemon.cpu_seconds()
     begun = time.monotonic()
@@ -61,7 +61,7 @@ def reconciled(daemon: Daemon, inventory: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """By hand."""
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--accounts", type=int, default=1_000_000)
     parser.add_argument("--workers", type=int, default=2)

@@ -7,9 +7,9 @@ snapshot, and starts it again: once per run, ended by kill −9 each time, so th
     python -m benchmarks.restart --accounts 1000000 --tail 1000000
     python -m benchmarks.restart --keep /var/tmp/million     # fills it once, measures it again and again
 
-Seconds are what each worker says of itself (opening the journal, checks included, to the last entry replayed), and
-from the start of the daemon until it says that it serves. The rate of replay leaves out what the same start takes
-without a tail. A start that was not from a snapshot, or did not replay the tail, is an error.
+Seconds are those that each worker logs (from opening the journal, checks included, to the last entry replayed), and
+those from the start of the daemon until it reports that it serves. The rate of replay leaves out the time of the same
+start without a tail. A start that was not from a snapshot, or did not replay the tail, is an error.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ RECOVERED = re.compile(
 
 
 def daemon_in(directory: Path, workers: int, snapshot_bytes: int = 1 << 40) -> Daemon:
-    """The daemon of this directory; a snapshot is made after so much growth, and at a clean stop."""
+    """Returns the daemon of this directory; it makes a snapshot after `snapshot_bytes` of growth, and at a
+    clean stop.
+    """
     return Daemon(
         directory,
         shards__workers=workers,
@@ -48,7 +50,7 @@ def daemon_in(directory: Path, workers: int, snapshot_bytes: int = 1 << 40) -> D
 
 
 async def fill(daemon: Daemon, accounts: int) -> None:
-    """Money and a rate for each account; none runs out while it is measured."""
+    """Gives each account money and a rate; none runs out during the measurement."""
     for method, amount in (("top_up", 1000 * COIN), ("set_rate", 1000)):
         for first in range(0, accounts, 200_000):
             frames = [
@@ -59,7 +61,7 @@ async def fill(daemon: Daemon, accounts: int) -> None:
 
 
 def timed_start(daemon: Daemon, shards: int, tail: int) -> dict[str, Any]:
-    """Starts it; seconds to ready, and of each worker."""
+    """Starts the daemon. Returns the seconds until it is ready, and those of each worker."""
     before = daemon.log.stat().st_size if daemon.log.exists() else 0
     began = time.perf_counter()
     daemon.start(wait_s=120)
@@ -80,7 +82,7 @@ def timed_start(daemon: Daemon, shards: int, tail: int) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def filled(arguments: argparse.Namespace) -> AsyncIterator[Path]:
-    """A directory with the accounts and a snapshot of them: `--keep`, or one that is thrown away afterwards."""
+    """Gives a directory with the accounts and a snapshot of them: `--keep`, or one that is removed afterwards."""
     with contextlib.ExitStack() as stack:
         directory = arguments.keep
         if directory is None:
@@ -97,7 +99,7 @@ async def filled(arguments: argparse.Namespace) -> AsyncIterator[Path]:
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Fills where nothing is, then measures."""
+    """Fills the directory if it is empty, then measures."""
     async with filled(arguments) as directory:
         daemon = daemon_in(directory, arguments.workers)
         try:
@@ -119,11 +121,11 @@ async def _measure(arguments: argparse.Namespace, daemon: Daemon) -> dict[str, A
             await run(daemon, [frames], 2048, None)
         daemon.kill()
         tail = await asyncio.to_thread(timed_start, daemon, arguments.workers, arguments.tail)
-        assert await asyncio.to_thread(daemon.stop, 120) == 0  # a snapshot again, for the next time
+        assert await asyncio.to_thread(daemon.stop, 120) == 0  # leaves a snapshot for the next time
         alone_s = [statistics.median(times) for times in zip(*(start["worker_s"] for start in starts), strict=True)]
         spent_s = sum(tail["worker_s"]) - sum(alone_s)
         result["tail"] = tail
-        if spent_s > 0:  # else the tail is too short to be told from a start without one
+        if spent_s > 0:  # else the tail is too short to make a difference
             result["tail"] = tail | {"entries_per_s_and_worker": round(tail["records"] / spent_s)}
     return result
 

@@ -1,4 +1,4 @@
-"""What the door alone costs: a worker that does nothing behind a real one, so the floor of every figure with a worker.
+"""The cost of the door alone, over a worker that does nothing: the floor of every figure with a worker.
 
 A server process runs the door on uvloop over a gate that answers each read's requests at its end with one constant map
 (the size of a real reply). This process sends the same frames, pipelined, over a loopback connection, and prints
@@ -25,15 +25,15 @@ from billing.api.iproto import protocol
 
 
 def rpc(msgid: int, method: str, params: list[Any]) -> tuple[bytes, bytes]:
-    """A request of MessagePack-RPC, and its reply."""
+    """Returns a request of MessagePack-RPC, and its reply."""
     return msgpack.packb([0, msgid, method, params]), msgpack.packb([1, msgid, None, REPLY])
 
 
 def iproto(sync: int, method: str, params: list[Any]) -> tuple[bytes, bytes]:
-    """A CALL of Tarantool's protocol, and its reply."""
+    """Returns a CALL of Tarantool's protocol, and its reply."""
     body = {protocol.FUNCTION_NAME: method, protocol.TUPLE: params}
     packet = msgpack.packb({protocol.REQUEST_TYPE: protocol.CALL, protocol.SYNC: sync}) + msgpack.packb(body)
-    size = b"\xce" + len(packet).to_bytes(4, "big")  # as most connectors write it
+    size = b"\xce" + len(packet).to_bytes(4, "big")  # the encoding of most connectors
     return size + packet, protocol.values(sync, b"\x91" + msgpack.packb(REPLY))
 
 
@@ -50,7 +50,7 @@ MADE = {"rpc": (rpc, 0), "tarantool": (iproto, protocol.GREETING_BYTES)}
 async def load(
     door: str, port: int, method: str, options: dict[str, object], pipeline: int, seconds: float
 ) -> tuple[int, float]:
-    """Keeps `pipeline` requests in flight; (operations, seconds)."""
+    """Sends bursts of `pipeline` requests, each after the replies to the last. Returns (operations, seconds)."""
     request_of, greeting_bytes = MADE[door]
     params = ["user_012345", 1_000_000] + ([options] if options else [])
     requests = [request_of(number, method, params) for number in range(pipeline)]

@@ -1,9 +1,9 @@
-"""What a worker costs when there are two, each asked directly by clients that know who owns what.
+"""The cost of a command with two workers, each called directly by clients that know the owner of every bucket.
 
 Two daemons, one with one worker and one with two, same accounts, in turns. Frames go straight to the owner of their
-bucket, as `route` tells it. The figure is commands per CPU second of the busier of the two workers, against that of the
-one worker alone: 1.0 would be scaling without loss. (Machines with two cores run generator and workers on the same
-cores, so the commands a second say little.)
+bucket, according to `route`. The figure is commands per CPU second of the busier of the two workers, divided by that of
+the one worker alone: 1.0 is scaling without loss. (Machines with two cores run generator and workers on the same cores,
+so the commands a second mean little.)
 
     python -m benchmarks.scaling --seconds 4 --runs 5
 """
@@ -28,7 +28,7 @@ from tests.system.rpc import Rpc
 
 
 async def routed(daemon: Daemon, frames: list[bytes]) -> list[tuple[int, int, list[bytes]]]:
-    """Of each worker its process, its port, and the frames for buckets that it owns, with msgids anew."""
+    """Returns for each worker its pid, its port, and the frames for the buckets that it owns, with msgids from 0."""
     client = await Rpc.connect(daemon.rpc_port)
     route, shards = await client.ask("route"), await client.ask("shards_info")
     client.close()
@@ -46,7 +46,9 @@ async def routed(daemon: Daemon, frames: list[bytes]) -> list[tuple[int, int, li
 
 
 async def one_run(daemon: Daemon, frames: list[bytes], depth: int, seconds: float) -> tuple[float, float]:
-    """Commands a second of all workers, and commands per CPU second of the worker that used more CPU."""
+    """Returns the commands a second of all workers, and the commands per CPU second of the worker that used
+    more CPU.
+    """
     workers = await routed(daemon, frames)
     generators = []
     for _, port, mine in workers:
@@ -75,7 +77,7 @@ async def one_run(daemon: Daemon, frames: list[bytes], depth: int, seconds: floa
 
 
 async def measure(arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    """Both daemons in turns."""
+    """Measures both daemons in turns."""
     frames = mixed_frames(arguments.accounts, arguments.frames, arguments.seed)
     runs = []
     with tempfile.TemporaryDirectory(dir=arguments.directory) as name:

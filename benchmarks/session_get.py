@@ -1,9 +1,9 @@
-"""Where the CPU of a plain `session.get` goes, by aiohttp's parts.
+"""The CPU of a plain `session.get`, by aiohttp's parts.
 
-The receiver is a process of its own. While the GETs run, a timer of the process's CPU time (SIGPROF) looks at the stack
-each `--every-us`; a look counts for the innermost of the parts below that stands in it. What is in none of them is the
-session's own code or the loop's. Work in C counts for whoever called it. The timer's own cost is told as the difference
-to a run without it.
+The receiver is a process of its own. While the GETs run, a timer of the process's CPU time (SIGPROF) samples the stack
+every `--every-us`; a sample counts for the innermost of the parts below on the stack. Samples in none of them belong to
+the session's own code or the loop. Work in C counts for its caller. The timer's own cost is the difference to a run
+without it.
 
     python -m benchmarks.session_get [--count 40000] [--connections 64]
 """
@@ -22,7 +22,7 @@ import uvloop
 
 from benchmarks.cutoff_get import HEADERS, E, check, receiver
 
-# part: (end of a file's name, functions; empty: all of them)
+# part -> (end of a file's name, functions of it; empty: all)
 PARTS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
     "URL, parsed and encoded": [("yarl/_url.py", ()), ("yarl/_parse.py", ()), ("yarl/_quoting_py.py", ())],
     "request object": [("aiohttp/client_reqrep.py", ("__init__", "update_host", "update_version", "update_auth"))],
@@ -50,7 +50,7 @@ PARTS: dict[str, list[tuple[str, tuple[str, ...]]]] = {
 
 
 def part_of(frame: FrameType | None) -> str:
-    """The innermost part on a stack."""
+    """Returns the innermost part on a stack."""
     while frame is not None:
         file, function = frame.f_code.co_filename, frame.f_code.co_name
         for part, places in PARTS.items():
@@ -64,7 +64,7 @@ def part_of(frame: FrameType | None) -> str:
 
 
 async def gets(base: str, count: int, connections: int) -> float:
-    """CPU microseconds a GET."""
+    """Returns the CPU microseconds per GET."""
     numbers = iter(range(count))
     async with aiohttp.ClientSession() as session:
 

@@ -1,10 +1,10 @@
-"""What a great many accounts cost: memory, the start, rest, and each command.
+"""The cost of very many accounts: memory, the start, idling, and each command.
 
 Two daemons, one with `--few` accounts and one with `--accounts`, both filled as `benchmarks.stock` does: each account
-with money, one rate line, and so an armed timer. Of the second one: resident memory of its workers an account, above
-that of workers that hold none; seconds from the start of the process until it says that it serves, from the snapshot;
-share of a core while nothing is due. Then the same commands (drawn from all accounts of each) to both in turns: CPU per
-command at the great number against the small one.
+with money, one rate line, and so an armed timer. Of the second one: resident memory of its workers per account, above
+that of workers that hold none; seconds from the start of the process until it reports that it serves, from the
+snapshot; share of a core while nothing is due. Then the same mix of commands (drawn from all accounts of each) to both
+in turns: CPU per command with many accounts, divided by that with few.
 
     python -m benchmarks.size --accounts 1000000
     python -m benchmarks.size --accounts 10000000 --workers 2      takes some minutes to fill, and 2.5 GB
@@ -28,11 +28,11 @@ from benchmarks.stock import fill
 from tests.system.daemon import Daemon
 
 REST_S = 10.0
-SETTLE_S = 30.0  # after a start each account's timer is compared with the ledger once; that is not rest
+SETTLE_S = 30.0  # after a start, the daemon compares each account's timer with the ledger once; it is not idle then
 
 
 def resident_bytes(daemon: Daemon) -> int:
-    """Of all workers."""
+    """Returns the resident bytes of all workers."""
     kib = 0
     for pid in daemon.worker_pids():
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -42,7 +42,7 @@ def resident_bytes(daemon: Daemon) -> int:
 
 
 def commands(daemon: Daemon, accounts: int, arguments: argparse.Namespace) -> dict[str, Any]:
-    """One run of commands to all of its accounts."""
+    """Runs commands for all of the daemon's accounts once. Returns figures."""
     frames = mixed_frames(accounts, arguments.frames, arguments.seed)
     return asyncio.Runner(loop_factory=uvloop.new_event_loop).run(
         run(daemon, [frames], arguments.depth, arguments.seconds)

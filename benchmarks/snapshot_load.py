@@ -1,9 +1,9 @@
-"""What clients notice of a snapshot of a million accounts that is made while they are served.
+"""The effect on clients of a snapshot of a million accounts that is made while they are served.
 
-Commands are offered at a steady rate whatever the daemon does (open loop: each is timed from when it was to be sent),
-and beside them a `ping` every millisecond on a connection of its own, which waits for nothing but the worker's loop:
-its longest answer is the longest pause. First no snapshot is made, then one after the other; a snapshot is under way
-while its unfinished file stands in a shard's directory, and only commands sent meanwhile are counted.
+Commands are offered at a steady rate, whatever the daemon does (open loop: a latency counts from when the command was
+due), and beside them a `ping` every millisecond on a connection of its own, which waits for nothing but the worker's
+loop: its longest latency is the longest pause. The first run makes no snapshots, the second one after the other. A
+snapshot is under way while its unfinished file is in a shard's directory, and only commands sent meanwhile are counted.
 
     python -m benchmarks.snapshot_load --keep /var/tmp/million     # as benchmarks.restart fills it
 """
@@ -28,7 +28,7 @@ TICK_S = 0.001
 
 
 class Paced(asyncio.Protocol):
-    """Sends frames on one connection when they are due, and notes (when, how long) of each."""
+    """Sends frames on one connection when they are due, and records (when due, latency) of each, in seconds."""
 
     def __init__(self, frames: list[bytes], per_tick: float) -> None:
         self._frames = frames
@@ -50,7 +50,7 @@ class Paced(asyncio.Protocol):
             assert error is None or error.startswith("INSUFFICIENT_FUNDS"), error
 
     async def run(self, seconds: float) -> None:
-        """Offers for so long, then waits for the last answers."""
+        """Sends for `seconds`, then waits for the last answers."""
         began = time.perf_counter()
         ticks, self._before = 0, self._sent
         while (now := time.perf_counter()) - began < seconds:
@@ -72,7 +72,7 @@ class Paced(asyncio.Protocol):
 
 
 async def settled(daemon: Daemon) -> None:
-    """Returns when the daemon has nothing to do any more: timers are armed, the history has caught up."""
+    """Returns once the daemon is idle: timers are armed, the history has caught up."""
     quiet = 0
     while quiet < 3:
         before = daemon.cpu_seconds(beside=True)
@@ -81,7 +81,7 @@ async def settled(daemon: Daemon) -> None:
 
 
 async def watch(daemon: Daemon, spans: list[tuple[float, float]]) -> None:
-    """Notes from when to when a snapshot was under way."""
+    """Adds to `spans` the begin and end of each snapshot."""
     shards = list((daemon.directory / "data").glob("shard-*"))
     since = 0.0
     while True:
@@ -96,7 +96,7 @@ async def watch(daemon: Daemon, spans: list[tuple[float, float]]) -> None:
 
 
 def quantiles(timed: list[tuple[float, float]], spans: list[tuple[float, float]] | None) -> dict[str, float]:
-    """Of what was sent within the spans; of all where there are none to look at."""
+    """Returns quantiles of the commands that were due within the spans; of all where `spans` is None."""
     chosen = sorted(took for due, took in timed if spans is None or any(begin <= due <= end for begin, end in spans))
     return {
         "count": len(chosen),
@@ -106,7 +106,7 @@ def quantiles(timed: list[tuple[float, float]], spans: list[tuple[float, float]]
 
 
 async def offer(daemon: Daemon, arguments: argparse.Namespace) -> tuple[Paced, Paced, list[tuple[float, float]]]:
-    """Commands and pings for `--seconds`; the snapshots made meanwhile."""
+    """Sends commands and pings for `--seconds`. Returns both, and the spans of the snapshots made meanwhile."""
     commands = Paced(mixed_frames(arguments.accounts, 100_000, 1), arguments.rate * TICK_S)
     pings = Paced([msgpack.packb([0, msgid, "ping", []]) for msgid in range(100_000)], 1)
     for protocol in (commands, pings):
@@ -124,7 +124,7 @@ async def offer(daemon: Daemon, arguments: argparse.Namespace) -> tuple[Paced, P
 
 
 async def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Both runs on the same data."""
+    """Does both runs on the same data."""
     async with filled(arguments) as directory:
         result: dict[str, Any] = {}
         for name, snapshot_bytes in (("without", 1 << 40), ("with", arguments.snapshot_bytes)):

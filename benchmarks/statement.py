@@ -1,10 +1,10 @@
-"""What a statement and a past balance take, of an account with many entries among others.
+"""The cost of a statement and of a past balance, for an account with many entries among others.
 
 A history file is made as a projector makes it: `--entries` entries of one account, interleaved with as many of
-`--others` accounts, so that an account's rows lie apart. Then the same questions are answered that a projector is
-asked: the statement over all of it, with and without lines, that of a hundredth in its middle, and balances at random
-instants. CPU is this process's; a yield between two pages, where a projector would take in batches, costs nothing
-here. The floor is reading the account's rows, each held against its checksum, and nothing else.
+`--others` accounts, so that an account's rows lie apart. Then it answers the same questions as a projector: the
+statement over all of it, with and without lines, that of a hundredth in its middle, and balances at random instants.
+CPU is this process's; a yield between two pages, where a projector would take batches, costs nothing here. The floor is
+reading the account's rows, each checked against its checksum, and nothing else.
 
     python -m benchmarks.statement --entries 100000
 """
@@ -41,7 +41,7 @@ MACHINES = 40
 
 
 class FilledHistory:
-    """A file, and the state in which it left the account."""
+    """A history file, and the state of the account at its end."""
 
     def __init__(self, home: Path, entries: int, other_users: int, seed: int) -> None:
         draw = random.Random(seed)
@@ -75,7 +75,7 @@ class FilledHistory:
         self.reader = HistoryReader(str(home), 0, self.store.db, RealDisk())
 
     def chain(self) -> Chain:
-        """As a projector makes one for each question."""
+        """Returns a new chain, as a projector makes one for each question."""
         return Chain(self.reader, 1, USER, self.standing)
 
 
@@ -98,7 +98,7 @@ def _run(steps: Steps) -> dict[str, Any]:
 
 
 def _cpu_ms(work: Callable[[], object], runs: int) -> float:
-    """The median of so many runs."""
+    """Returns the median CPU milliseconds of `runs` runs."""
     times_ms = []
     for _ in range(runs):
         begun = time.process_time()
@@ -108,7 +108,7 @@ def _cpu_ms(work: Callable[[], object], runs: int) -> float:
 
 
 def measure(history: FilledHistory, runs: int, seed: int) -> dict[str, float]:
-    """Milliseconds of CPU of each question."""
+    """Returns the CPU milliseconds of each question."""
     draw = random.Random(seed)
     middle_ns = (START_NS + history.last_ns) // 2
     part_ns = (history.last_ns - START_NS) // 200
@@ -136,7 +136,7 @@ def measure(history: FilledHistory, runs: int, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Prints a line a figure."""
+    """The command line: prints one line per figure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--entries", type=int, default=100_000)
     parser.add_argument("--others", type=int, default=1_000)

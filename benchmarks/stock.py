@@ -1,9 +1,9 @@
-"""A data directory in which a great many accounts stand, made without a million requests.
+"""A data directory with very many accounts, made without a million requests.
 
-The real daemon founds the directory and stops. Then, per shard and in a process of its own, the real journal is opened
-and the real ledger carries out one `top_up` and one `set_rate` an account; what comes of it is saved as the snapshot of
-the journal's head, as a clean stop would. From there on the daemon starts as from any snapshot. History holds nothing
-of these accounts' beginnings.
+The real daemon creates the directory and stops. Then, per shard and in a process of its own, the real journal is opened
+and the real ledger applies one `top_up` and one `set_rate` per account; the resulting state is saved as a snapshot at
+the journal's head, as a clean stop would. From then on the daemon starts as from any snapshot. The history has no
+entries of how these accounts began.
 
     users    user_0000000, user_0000001, …
     money    so much that none runs out within a year, all at different instants
@@ -33,12 +33,12 @@ YEAR_S = 365 * 86_400
 
 
 def user_of(number: int) -> bytes:
-    """The id of the account with this number."""
+    """Returns the id of the account with this number."""
     return b"user_%07d" % number
 
 
 def fill(daemon: Daemon, accounts: int, shards: int) -> None:
-    """Founds the directory of a daemon that is not running, and fills it. `shards`: as it is configured."""
+    """Creates the data directory of a daemon that is not running, and fills it. `shards`: the number configured."""
     daemon.start()
     assert daemon.stop() == 0
     spawn = multiprocessing.get_context("spawn")
@@ -52,7 +52,7 @@ def fill(daemon: Daemon, accounts: int, shards: int) -> None:
 
 
 def populate(shard: Shard, accounts: int, now_ns: int) -> None:
-    """Opens in a shard those of the accounts whose buckets it holds; leaves nothing recorded."""
+    """Opens those of the accounts whose buckets the shard holds; leaves no records to be written."""
     machine = shard.machine
     assert isinstance(machine, BillingMachine)
     apply, held = machine.ledger.apply, shard.held

@@ -1,8 +1,8 @@
-"""What the timing wheel costs: insert, re-arm and fire, in CPU microseconds each, with a million accounts armed.
+"""The cost of the timing wheel: insert, re-arm and fire, in CPU microseconds each, with a million accounts armed.
 
 The accounts are armed over 30 days, as balances are. The owner is two columns; its calls and the benchmark's own loop
 are measured alone and subtracted. `fire` is everything that happens to an account on its way from a slot of level 0 to
-the answer of `advance`: out of the slot, through the heap, two questions to the owner and one message.
+the result of `advance`: out of the slot, through the heap, two calls of `due_of` and one of `moved`.
 
     python -m benchmarks.wheel [--accounts 1000000]
 """
@@ -16,13 +16,13 @@ from collections.abc import Callable
 
 from billing.expirationd.wheel import Wheel
 
-FOUND: dict[str, dict[str, float]] = {}  # what was shown, for --json
+FOUND: dict[str, dict[str, float]] = {}  # the figures shown, for --json
 DAY_NS = 86_400 * 10**9
 LIMIT = 1024
 
 
 class Owner:
-    """Coming instants and places of live filings, as columns."""
+    """The coming instants and the filed instants of all accounts, as columns."""
 
     def __init__(self, accounts: int) -> None:
         self.due_ns = array("q", [-1]) * accounts
@@ -76,7 +76,7 @@ def main() -> None:
     alone_us = cpu_us(accounts, insert_alone)
     show("insert", accounts, cpu_us(accounts, insert), alone_us)
 
-    # The sweep that follows a doubling of the filings; afterwards the figures below are the wheel's alone.
+    # The sweep that a tripling of the filings causes, so that the figures below do not include it.
     def sweep() -> None:
         while 0 <= wheel.next_due_ns() <= start_ns + 60 * 10**9:
             wheel.advance(max(wheel.next_due_ns(), wheel.position_ns), owner.due_of, owner.moved, LIMIT)

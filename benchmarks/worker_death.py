@@ -1,10 +1,10 @@
-"""How long a caller waits for UNAVAILABLE after a worker has died, when it asks through another one.
+"""How long a caller waits for UNAVAILABLE after a worker has died, when it calls through another worker.
 
     python -m benchmarks.worker_death --deaths 20
 
 A client of worker 1 calls for a user of shard 2 every millisecond while worker 2 is killed (-9). Every call that was in
-flight then, or was sent until shard 2 answered again, counts: from when it was sent, or from the kill where that is
-later, to its answer.
+flight then, or was sent until shard 2 answered again, and was refused, counts: the time to its answer from its sending,
+or from the kill where that is later.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.system.rpc import Rpc
 
 
 async def deaths(daemon: Daemon, count: int) -> dict[str, Any]:
-    """So many kills, one after the other."""
+    """Kills the worker `count` times, one after the other. Returns figures."""
     operator = await Rpc.connect(daemon.rpc_port)
     route = await operator.ask("route")
     port = int(route["shards"][0]["address"].rsplit(":", 1)[1])
