@@ -1,26 +1,27 @@
-"""A backup while serving: up to which positions the logs may be copied, so that together they are one instant.
+"""A backup while serving: finds the positions up to which the logs may be copied, so that the copies show one instant.
 
-It is taken in four steps; the supervisor does three, and the process that takes the backup copies:
+A backup has four steps. The supervisor does three, and the process that takes the backup copies:
 
-    1 hold   no bucket moves, no snapshot begins and nothing is trimmed from here on
-    2 cut    an instant is chosen, a little ahead; each worker stands still from just before it until it has passed,
-             closes its open batch, and answers the position up to which everything stamped at or before that instant
-             is durable, and nothing stamped later is there. Where one was too late, another instant is chosen
-    3 copy   the caller copies each journal up to its position, the map's with the rest
-    4 end    all goes on
+    1 hold   from here on no bucket moves, no snapshot begins and nothing is trimmed
+    2 cut    the supervisor chooses an instant a little ahead. Each worker stands still from just before it until it
+             has passed, closes its open batch, and answers with the position up to which everything stamped at or
+             before that instant is durable, and nothing stamped later is there. Where a worker was too late, the
+             supervisor chooses another instant
+    3 copy   the caller copies each journal up to its position, and the map's log up to its own
+    4 end    moves, snapshots and trimming go on
 
 **Other hosts.** Where several serve at once, the steps for a shard of another host go over a worker's link to it, and
-the copy is made from the log, which this host reads as well as the shard's owner. A worker whose files are held takes
-part in no move, whichever host drives it, and is held once those are over in which it does. The cut is an instant of
-billing time, which two hosts reach at moments that differ as their clocks do; so it is chosen further ahead. A shard
-whose host changes meanwhile makes the backup void.
+the copy is made from the log, which this host can read like the shard's owner. A worker that holds its files takes part
+in no move, whichever host drives the move; it begins to hold once its present moves are over. The cut is an instant of
+billing time, which two hosts reach at different moments, as their clocks differ; so it is chosen further ahead. A shard
+that changes its host meanwhile makes the backup void.
 
     ("hold_files", holder)   ("let_go", holder)   ("cut", at_ns, stand_ns)     the steps, as they pass over a link
 
-**Nobody waits.** Commands are served as ever, but for the moment of the cut (2 ms, more where cores are short); only
-snapshots, trimming and moves rest. A caller that is gone does not keep them from it: without `renew` the hold ends
-after `LEASE_S`, on every host. A worker that ended meanwhile held nothing in its new life, so the backup is void, and
-`end` says so. A worker's side of the steps stands in `shards.worker.holds`.
+**Nobody waits.** Commands are served as ever, except at the moment of the cut (2 ms, more where cores are short); only
+snapshots, trimming and moves rest. A caller that is gone cannot keep them resting: without `renew` the hold ends after
+`LEASE_S`, on every host. A worker that ends meanwhile holds nothing in its new life, so the backup is void, and `end`
+says so. `shards.worker.holds` has a worker's side of the steps.
 """
 
 from __future__ import annotations
@@ -44,12 +45,12 @@ CUT_TIMEOUT_S = 30.0
 
 
 class OtherHosts(NamedTuple):
-    """What a backup needs to know of the other hosts."""
+    """The other hosts, as a backup uses them."""
 
-    holder: str  # what this host is called there
-    clocks_ns: int  # by how much two hosts' clocks may differ
-    lives: Callable[[], dict[int, tuple[int, int]]]  # the shards that they serve, each with the life of its worker
-    ask: Callable[[int, Command], None]  # a step, for a shard; its answer comes as ShardTold. Raises ConnectionError
+    holder: str  # this host's name on the others
+    clocks_ns: int  # by how much the clocks of two hosts may differ
+    lives: Callable[[], dict[int, tuple[int, int]]]  # shards that other hosts serve -> the life of the worker
+    ask: Callable[[int, Command], None]  # sends a step to a shard, which answers ShardTold. Raises ConnectionError
 
 
 class _Way(Protocol):
@@ -87,7 +88,9 @@ class Backups:
         now_ns: Callable[[], int],
         other_hosts: OtherHosts | None = None,
     ) -> None:
-        """`workers`: shard id -> what has `state` and `wire`. `other_hosts`: where several hosts serve at once."""
+        """`workers`: shard id -> an object with `state` and `wire`. `other_hosts`: where several hosts
+        serve at once.
+        """
         self._other_hosts = other_hosts
         self._far: dict[int, tuple[int, int]] = {}  # shards of other hosts that are held -> the life of their worker
         self._registry = registry
@@ -96,14 +99,16 @@ class Backups:
         self._data_dir = data_dir
         self._log_settings = log_settings
         self._now_ns = now_ns
-        self._answers: dict[int, asyncio.Future[BackupReport]] = {}  # shard id -> of the message it was sent last
+        self._answers: dict[int, asyncio.Future[BackupReport]] = {}  # shard id -> the answer to its last message
         self._held: set[int] = set()
         self._void = ""
         self._lease: asyncio.TimerHandle | None = None
-        self._busy = False  # a backup is beginning, or going on
+        self._busy = False  # a backup begins, or is under way
 
     async def operate(self, operation: Command) -> object:
-        """`("backup", "begin" | "renew" | "end" | "cancel")`; a reply, or a refusal as plain data."""
+        """Carries out `("backup", "begin" | "renew" | "end" | "cancel")`. Returns a reply, or a refusal as
+        plain data.
+        """
         step = operation[1]
         if step == "begin":
             if self._busy:
@@ -123,7 +128,7 @@ class Backups:
         if step == "renew":
             self._renew()
             self._tell_far(HoldFiles(True))
-        void = self._void if step != "cancel" else ""  # a copy that nobody wants may be void
+        void = self._void if step != "cancel" else ""  # a cancelled copy may be void
         if step in ("end", "cancel") or void:
             self._release()
         return _refusal(void) if void else {"step": step}
@@ -139,7 +144,7 @@ class Backups:
         await self._ask_all(ways, HoldFiles(True), STILL_TIMEOUT_S)
         if self._other_hosts is not None:
             await self._take_up_moves()
-        async with self._registry.deciding:  # the map is cut first: nothing in it may speak of a batch behind the cut
+        async with self._registry.deciding:  # the map is cut first, so that it names no batch behind the cut
             head, settled = self._registry.version, dict(self._registry.settled)
         at_ns, positions = await self._cut(ways)
         self._renew()
@@ -195,8 +200,8 @@ class Backups:
         return way
 
     def _look_at_others(self) -> None:
-        """Voids the backup where a shard of another host has changed its owner, or its worker was restarted: nothing
-        was held since.
+        """Voids the backup where a shard of another host has changed its owner, or its worker was restarted: the new
+        worker has held nothing.
         """
         now = {} if self._other_hosts is None else self._other_hosts.lives()
         for shard_id, life in self._far.items():
@@ -205,7 +210,7 @@ class Backups:
 
     def _tell_far(self, message: HoldFiles) -> None:
         for shard_id in self._far:
-            with contextlib.suppress(ConnectionError):  # its lease ends there by itself
+            with contextlib.suppress(ConnectionError):  # the lease on that host ends by itself
                 assert self._other_hosts is not None
                 _FarWay(shard_id, self._other_hosts).send(message)
 

@@ -1,14 +1,15 @@
-"""What a shard's journal holds: batches of records, as bytes.
+"""The payload of a shard's journal: batches of records, as bytes.
 
 A batch is `u32 count`, then count × (`u32 length`, record); a record is `kind u8 | bucket u16 | generation u32`
 (little-endian) and a body:
 
-    ENTRY     1   body: what the machine recorded
+    ENTRY     1   body: an entry of the machine
     OWN       2   body: empty; the bucket is made, empty, at this generation
     LEAVE     3   body: empty where this shard has given the bucket away; 1 where a move to it came to nothing
     RECEIVED  4   body: the whole bucket as the machine dumps it, moved here at this generation
 
-The checksums are the journal's; a batch that does not parse behind a good one is damage all the same, and `Corrupt`.
+The journal has the checksums. A batch that has a good checksum and does not parse is damage all the same:
+`BatchCorrupt`.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class BatchCorrupt(Exception):
 
 
 def split_batch(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The records of a batch: (kind, bucket id, generation, body)."""
+    """Yields the records of a batch: (kind, bucket id, generation, body). Raises BatchCorrupt."""
     if len(payload) < 4:
         raise BatchCorrupt(f"a batch of {len(payload)} bytes")
     (count,) = LENGTH.unpack_from(payload)
@@ -60,9 +61,9 @@ def join_batch(
     entries: Sequence[tuple[int, bytes]],
     prefix: Mapping[int, bytes],
 ) -> bytes:
-    """A batch: the shard's own records (kind, bucket id, generation, body), then entries (bucket id, body).
+    """Returns a batch: the shard's own records (kind, bucket id, generation, body), then entries (bucket id, body).
 
-    `prefix`: bucket id -> the packed envelope of its entries, made once per ownership and not once per record.
+    `prefix`: bucket id -> the packed envelope of its entries, packed once per ownership and not once per record.
     """
     parts = [LENGTH.pack(len(own_records) + len(entries))]
     for kind, bucket_id, generation, body in own_records:
@@ -74,7 +75,7 @@ def join_batch(
 
 
 def slim(payload: bytes) -> bytes:
-    """The batch without what a follower has no use for: a moved bucket stands whole in a record, and may be large."""
+    """Returns the batch without the content of moved buckets, which may be large and which followers do not need."""
     records = []
     for kind, bucket_id, generation, body in split_batch(payload):
         content = b"" if kind == RECEIVED else body

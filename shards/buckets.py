@@ -5,10 +5,10 @@ one of `vshard.router.bucket_id_strcrc32`: CRC-32C with initial value 0xFFFFFFFF
 count, plus one. Buckets are numbered 1..count; with 3000 buckets the key `1` is in bucket 477.
 
 Ownership is a pair (shard, **generation**), never a status alone. The generation of a bucket rises by one with every
-change of owner, so whatever carries a lower one (a late message, an old backup) is recognised and refused.
+change of owner, so a late message or an old backup, which carries a lower one, is recognised and refused.
 
-`BucketMap` is the supervisor's durable knowledge of the owners, as a pure value: it is changed only by records
-(`apply`) that were made durable first, and it can be written as one block (`encode`) for a snapshot.
+`BucketMap` is the supervisor's durable knowledge of the owners, as a pure value. Only records that were made durable
+first change it (`apply`), and it can be written as one block (`encode`) for a snapshot.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import msgspec
 
 from shards.counting import counted
 
-HASH_NAME = "crc32c-noxor"  # written into the data directory; a start with another one is refused
+HASH_NAME = "crc32c-noxor"  # recorded in the map; data with another hash is refused
 BUCKET_COUNT_MAX = 65_535  # a bucket id is two bytes in every format
 GENERATION_MAX = 2**32 - 1
 
@@ -37,12 +37,12 @@ STATES = (ACTIVE, PINNED, SENDING, RECEIVING, SENT, GARBAGE)
 
 
 def bucket_id_of(key: bytes, bucket_count: int) -> int:
-    """The bucket of `key` (its UTF-8 bytes), 1..bucket_count."""
+    """Returns the bucket of `key` (its UTF-8 bytes), 1..bucket_count."""
     return hashed_into(bucket_count)(key)
 
 
 def hashed_into(bucket_count: int) -> Callable[[bytes], int]:
-    """`bucket_id_of` for so many buckets: one call where a key is hashed for every request."""
+    """Returns `bucket_id_of` as a function of the key alone, for callers that hash a key for every request."""
     crc32c = _crc32c.crc32c
 
     def bucket_of(key: bytes) -> int:
@@ -84,16 +84,16 @@ class BucketMap:
         self.pinned: set[int] = set()
 
     def owner_of(self, bucket_id: int) -> Owner:
-        """The present owner of a bucket."""
+        """Returns the present owner of a bucket."""
         return Owner(self.owner[bucket_id], self.generation[bucket_id])
 
     def buckets_of(self, shard_id: int) -> list[int]:
-        """The buckets a shard owns, ascending."""
+        """Returns the buckets that a shard owns, ascending."""
         owner = self.owner
         return [bucket_id for bucket_id in range(1, self.bucket_count + 1) if owner[bucket_id] == shard_id]
 
     def ownership_of(self, shard_id: int) -> dict[int, int]:
-        """bucket id -> generation, of one shard."""
+        """Returns bucket id -> generation of the buckets that a shard owns."""
         return {bucket_id: self.generation[bucket_id] for bucket_id in self.buckets_of(shard_id)}
 
     def check_record(self, record: tuple[object, ...] | list[object]) -> None:
@@ -162,7 +162,9 @@ class BucketMap:
             raise MapConflict(f"bucket {bucket_id} does not exist (1..{self.bucket_count})")
 
     def check(self, bucket_count: int) -> None:
-        """Raises MapConflict when the configuration asks for other buckets than the data directory has."""
+        """Raises MapConflict where the configuration's number of buckets, or this version's hash, is not that of the
+        data directory.
+        """
         if bucket_count != self.bucket_count:
             raise MapConflict(
                 f"shards.bucket_count is {bucket_count}, but the data directory was made with {self.bucket_count}; "
@@ -172,7 +174,7 @@ class BucketMap:
             raise MapConflict(f"the data directory hashes with {self.hash_name}, this version with {HASH_NAME}")
 
     def encode(self) -> bytes:
-        """The whole map as one block."""
+        """Returns the whole map as one block."""
         return msgspec.msgpack.encode(
             (
                 self.bucket_count,
@@ -186,7 +188,7 @@ class BucketMap:
 
     @classmethod
     def decode(cls, block: bytes) -> BucketMap:
-        """The map that `encode` wrote."""
+        """Returns the map of a block that `encode` wrote."""
         new = cls()
         count, hash_name, weights, owner, generation, pinned = msgspec.msgpack.decode(block)
         new.bucket_count = count
@@ -201,11 +203,11 @@ class BucketMap:
 def check_single_owner(
     bucket_map: BucketMap, held: dict[int, Iterable[tuple[int, int]]], left_out: Set[int] = frozenset()
 ) -> list[str]:
-    """What contradicts "each bucket has exactly one owner".
+    """Returns a line for each contradiction to "each bucket has exactly one owner".
 
-    `held` gives per shard the (bucket id, generation) it serves by its own journal. Returns one line per fault: a
-    bucket served by two, by none, by another than the map says, or at another generation (an older backup). Nothing is
-    said of the buckets `left_out`.
+    `held`: shard id -> the (bucket id, generation) pairs that it serves by its own journal. A fault is a bucket that
+    two shards serve, or none, or another than the map says, or that is at another generation (an older backup). Buckets
+    in `left_out` are not checked.
     """
     faults = []
     holders: dict[int, tuple[int, int]] = {}
@@ -230,9 +232,9 @@ def check_single_owner(
 
 
 def route_of(bucket_map: BucketMap, addresses: Mapping[int, str], version: int) -> dict[str, object]:
-    """What a smart client is told: owner and generation of every bucket (index 0 is bucket 1), and where each shard's
-    own port is (None: it has none). The version alone where the asker has that one. A version says nothing but whether
-    two maps are equal; 0 is none.
+    """Returns the routing table for a smart client: owner and generation of every bucket (index 0 is bucket 1), and the
+    address of each shard's own port (None: it has none). Where the client has this `version` already, it returns the
+    version alone. A version only shows whether two maps are equal; 0 stands for no map.
     """
     ports = repr([(shard_id, addresses.get(shard_id)) for shard_id in bucket_map.weights]).encode()
     map_version = 0

@@ -68,19 +68,19 @@ class Begin(Message, frozen=True):
 
     shard_id: int
     directory: str  # of what this host keeps for itself: sockets, history, notices
-    founded: bool  # the map has seen this shard serve before
+    founded: bool  # the map records that this shard has served before
     bucket_map: bytes
     peers: dict[int, str]  # shard id -> name of its socket in `directory`/run
     listeners: list[tuple[str, int]]  # (kind, inherited descriptor); kind: "tcp", "unix", "direct", "http", …
-    direct: dict[int, str]  # shard id -> "host:port" that only its worker answers
-    journal: dict[str, Any]  # as `shards.journal.backends` takes it
+    direct: dict[int, str]  # shard id -> "host:port" of its own port, which only its worker answers
+    journal: dict[str, Any]  # settings for `shards.journal.backends`
     settings: WorkerSettings
-    configuration: bytes  # the application's own, opaque here
-    proved: list[int]  # shards that were recovered and hold what they own
-    settled: int  # batch up to which the application owes nothing outside, as any host has said; −1: not known
+    configuration: bytes  # of the application, opaque here
+    proved: list[int]  # shards that were recovered and hold all buckets that the map gives them
+    settled: int  # position up to which the application owes nothing outside, by any host's record; −1: not known
     far: dict[int, Far]  # shards that other hosts serve
     links: LinkSettings | None  # None: no other host serves anything
-    log: str  # which log it is, where hosts share one; "" where none does
+    log: str  # the identity of a log that hosts share; "" where they share none
 
 
 class Serve(Message, frozen=True):
@@ -125,8 +125,8 @@ class Proved(Message, frozen=True):
 
 
 class Held(Message, frozen=True, tag="held"):
-    """A shard is held: no worker serves it until an operator has it started again. An empty reason: it is being
-    started.
+    """A shard is held: no worker serves it until an operator has it started again. An empty reason: it is being started
+    again.
     """
 
     shard_id: int
@@ -188,7 +188,7 @@ class MoveIn(Message, frozen=True):
     generation: int  # that it will have there
     block: bytes
     digest: bytes
-    at_ns: int  # billing instant at the source, behind all that happened to it there
+    at_ns: int  # billing instant at the source, after every change of the bucket there
 
 
 class MoveAbort(Message, frozen=True):
@@ -221,8 +221,8 @@ class PassOn(Message, frozen=True):
 
     shard_id: int  # whose worker it is for
     number: int  # of the move
-    source: int  # the shard that the bucket leaves,
-    voice: tuple[int, int]  # and the life of its worker that the move is of, as `own` number and `life`
+    source: int  # the shard that the bucket leaves
+    voice: tuple[int, int]  # the life of the source's worker in which the move began, as `own` number and `life`
     order: bytes  # a MoveOrder, encoded
 
 
@@ -244,7 +244,7 @@ class Cut(Message, frozen=True):
     """Tells the worker to close its batch at one instant; answered with CutAt."""
 
     at_ns: int
-    stand_ns: int  # stand still from so long before it
+    stand_ns: int  # how long before `at_ns` the worker begins to stand still
 
 
 # -- worker → supervisor: its life ------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ class Payload(Message, frozen=True):
     number: int
     block: bytes
     digest: bytes
-    at_ns: int  # billing instant behind all that happened to it
+    at_ns: int  # billing instant after every change of the bucket
 
 
 class Stored(Message, frozen=True):
@@ -409,15 +409,15 @@ class CutAt(Message, frozen=True):
     stamped later.
     """
 
-    position: int  # -1: it came too late
+    position: int  # -1: the order came too late
 
 
 class ShardTold(Message, frozen=True):
     """The answer of a shard on another host to a step of a backup."""
 
     shard_id: int
-    position: int  # as of CutAt; 0 of other steps
-    error: str  # why there is no answer; "": there is
+    position: int  # as in CutAt; 0 for other steps
+    error: str  # why the shard has not answered; "": it has
 
 
 # -- unions -----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""What a bucket's content must be able to do, for a shard to keep it alive.
+"""The interface between a shard and the application: the state machine in each bucket.
 
 A shard knows buckets, records and instants; it never looks inside a bucket. An application gives it a `Machine`: a
 deterministic state machine per bucket. The same state and the same command at the same instant give the same outcome,
 byte for byte, and `replay` checks just that. A machine reads no clock, touches no file and waits for nothing.
 
-Outputs are collected in two lists that the shard drains: `records` (the journal must hold them before anything leaves)
-and `notices` (they are told outside after that). The shard empties these lists; they stay the same objects.
+A machine adds its outputs to two lists: `records`, which the journal must hold before any reply leaves, and `notices`,
+which are sent to the outside after that. The shard empties these lists; they stay the same objects.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ Effect = tuple[Any, ...]  # (kind, depends_ns, bucket id, …); depends_ns: see 
 
 
 class Later(NamedTuple):
-    """A machine's reply to a query that it cannot answer from memory or at once: the application will, see
-    `Hosted.answer`.
+    """The reply of a machine to a query that it cannot answer from memory, or not at once. The application answers
+    `query` instead, see `Hosted.answer`.
     """
 
     query: Command
 
 
-ALL_BUCKETS = 0  # as the bucket id of a query that was left for later: it concerns all of them
+ALL_BUCKETS = 0  # the bucket id of a query for later that concerns all buckets
 
 
 class Machine(Protocol):
@@ -59,7 +59,9 @@ class Machine(Protocol):
         """Applies a recorded command again; raises where the outcome differs from the recorded one."""
 
     def start(self, now_ns: int) -> None:
-        """Recovery has ended at this instant. Called once, before the first `arm`, `apply`, `read` or `due`."""
+        """Begins service at this instant, after recovery. Called once, before the first `arm`, `apply`, `read` or
+        `due`.
+        """
 
     def arm(self, bucket_id: int) -> None:
         """Starts the timers of a bucket that was created, loaded or replayed."""
@@ -74,7 +76,7 @@ class Machine(Protocol):
         """Makes an empty bucket."""
 
     def dump(self, bucket_id: int) -> bytes:
-        """The whole bucket as one block of bytes; equal states give equal bytes."""
+        """Returns the whole bucket as one block of bytes; equal states give equal bytes."""
 
     def dumping(self, bucket_id: int) -> Generator[None, None, bytes]:
         """`dump` in slices; the bucket is disarmed, and nothing changes it until the last slice."""

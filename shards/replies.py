@@ -16,10 +16,12 @@ class Caller(Protocol):
         """Encodes a reply into the caller's buffer; nothing leaves yet."""
 
     def flush(self) -> None:
-        """What was answered may leave now."""
+        """Lets the replies that were answered until now leave."""
 
     def refuse(self, token: object, reply: object) -> None:
-        """Sends a reply that depends on nothing stored, at once; what was answered and not flushed stays behind."""
+        """Sends a reply that depends on no stored state, at once; replies that were answered and not flushed stay
+        behind.
+        """
 
 
 class Moving(NamedTuple):

@@ -1,7 +1,7 @@
 """One shard without I/O: requests in, a `Ready` out.
 
-A shard is a journal and the buckets in it. This is the part of it that computes; it owns no socket, file or clock.
-Whoever drives it has five duties, in this order:
+A shard is a journal and the buckets in it. `Shard` is the part that computes; it owns no socket, file or clock. Its
+driver has five duties, in this order:
 
     1 append   `ready.payload` to the journal
     2 sync     it (`append` of the journal's seam does both)
@@ -9,20 +9,21 @@ Whoever drives it has five duties, in this order:
     4 send     the replies and notices of that `ready`
     5 re-arm   the timer for `next_due_ns()`
 
-**Invariant: sync, then speak.** What a reply or a notice tells is in the journal, durably, before it leaves. Reads wait
-with the others: a read may have seen what is not durable yet. At most one `Ready` is out at a time, so one sync serves
-all that arrived meanwhile (group commit), and a later batch is never written before an earlier one is durable.
+**Invariant: sync, then speak.** The state that a reply or a notice tells of is durable in the journal before it leaves.
+Reads wait like commands, because a read may have seen state that is not durable yet. At most one `Ready` is out at a
+time. So one sync serves all requests that arrived meanwhile (group commit), and a later batch is never written before
+an earlier one is durable.
 
-One kind of notice may leave earlier (`take_early`): one that time alone caused follows, by replay, from the records
+Notices that time alone caused may leave earlier (`take_early`). Such a notice follows, by replay, from the records
 before it, so it waits only until the last *command* that determined it is durable. Instants rise from command to
-command, so "stamped before the first command not yet durable" decides it. What became of something told outside
-(`report`) determines no instant, so nothing waits for that.
+command, so that command is durable if its instant is before that of the first command not yet durable. The outcome of a
+call to the outside (`report`) determines no instant, so no notice waits for its record.
 
-**What may ride.** A record is awaited where a reply, a notice that is not early, or an owner's decision leaves behind
-it. Records that nobody awaits (`is_awaited`) may ride with a later batch of the driver's choice: after a crash time
-causes them again, or the machine presumes them.
+**What may ride.** A record is awaited where a reply, a notice that is not early, or a decision about an owner leaves
+once it is durable. Records that nobody awaits (`is_awaited`) may ride with a later batch of the driver's choice: after
+a crash time causes them again, or the machine presumes them.
 
-`shards.batch` defines the bytes of a batch. The map says who owns a bucket that is held (`shards.moves.move`).
+`shards.batch` defines the bytes of a batch. The map decides which shard owns a bucket (`shards.moves.move`).
 """
 
 from __future__ import annotations
@@ -46,35 +47,35 @@ from shards.batch import (
 from shards.machine import ALL_BUCKETS, Command, Effect, Later, Machine
 from shards.replies import Caller, Moving, Reply, WrongBucket
 
-COMMAND = 0  # what a request is: a change of one bucket,
-READ = 1  # or a question about one bucket
-WAITING_MAX = 4096  # requests that wait for a bucket on its way out; more are answered with Moving
-BATCH_RECORDS_MAX = 8_192  # a batch is closed here; what comes after is in the next
-RIDING_MAX = 256  # records that nobody awaits may ride; with so many they are worth a batch of their own
+COMMAND = 0  # a request that changes one bucket
+READ = 1  # a request that reads one bucket
+WAITING_MAX = 4096  # requests that may wait for one bucket that is being moved; more are answered with Moving
+BATCH_RECORDS_MAX = 8_192  # a batch with so many records is closed; later ones are in the next
+RIDING_MAX = 256  # so many records that nobody awaits get a batch of their own
 
 
 Waiting = tuple[Caller, object, int, Command]  # caller, token, COMMAND or READ, payload
 
 
 class MadeElsewhere(tuple[Caller, object, object]):
-    """A reply that tells of something that is not in this shard, and only leaves in its turn."""
+    """A reply that was made outside this shard, and leaves in its turn with those of the shard."""
 
     __slots__ = ()
 
 
 class Ready(NamedTuple):
-    """The records to be made durable, and the messages that leave once they are."""
+    """Records to be made durable, and the messages that leave once they are."""
 
     sequence: int
-    payload: bytes  # empty where nothing was recorded: then nothing has to be appended
+    payload: bytes  # empty where nothing was recorded, so that nothing has to be appended
     records: int
     replies: list[Reply]
     notices: list[Effect]
-    decides: bool  # who owns a bucket: to be synced in every mode, since the map is
+    decides: bool  # has records of ownership, which are synced in every mode because the map's log is
 
 
 class _Still(NamedTuple):
-    """A bucket that is here and not served."""
+    """A bucket that is here and is not served."""
 
     generation: int
     waiting: list[Waiting]
@@ -85,7 +86,7 @@ class _Batch(NamedTuple):
     records: int
     replies: list[Reply]
     notices: list[Effect]
-    from_ns: int  # instant of its first command, -1 where it has none
+    from_ns: int  # instant of its first command; -1 where it has none
     decides: bool
 
 
@@ -97,13 +98,13 @@ class Shard:
         self.machine = machine
         self.held: dict[int, int] = {}  # bucket id -> generation
         self._prefix: dict[int, bytes] = {}  # bucket id -> envelope of its entries
-        self._loaded_at: dict[int, int] = {}  # during recovery: bucket id -> position its snapshot part was taken at
-        self._own_records: list[tuple[int, int, int, bytes]] = []  # (kind, bucket, generation, body) of this layer
-        self._frozen: dict[int, _Still] = {}  # buckets on their way out
-        self._arrived: dict[int, _Still] = {}  # buckets moved here, but not yet decided
-        self.orphans: dict[int, tuple[int, bytes]] = {}  # (generation, content) of what is another's
-        self._untouched: set[int] = set()  # of recovery: moved here, and nothing has happened to them since
-        self.chores: deque[Iterator[None]] = deque()  # what arming and dropping large buckets leave for later
+        self._loaded_at: dict[int, int] = {}  # in recovery: bucket id -> position at which its snapshot part was taken
+        self._own_records: list[tuple[int, int, int, bytes]] = []  # (kind, bucket id, generation, body): not entries
+        self._frozen: dict[int, _Still] = {}  # buckets that are being moved away
+        self._arrived: dict[int, _Still] = {}  # buckets that were moved here, where the move is not decided yet
+        self.orphans: dict[int, tuple[int, bytes]] = {}  # bucket id -> (generation, content), of buckets of others
+        self._untouched: set[int] = set()  # buckets that recovery finds moved here, without an entry since
+        self.chores: deque[Iterator[None]] = deque()  # slices of arming and dropping large buckets, still to be run
         self._replies: list[Reply] = []
         self.later: list[tuple[Caller, object, int, Command]] = []  # (caller, token, bucket, query), for the driver
         self._sealed: deque[_Batch] = deque()
@@ -114,11 +115,11 @@ class Shard:
     # -- requests ---------------------------------------------------------------------------------------------------
 
     def receive(self, caller: Caller, token: object, bucket_id: int, command: Command, now_ns: int) -> None:
-        """Applies a command at once; its reply comes with the next Ready."""
+        """Applies a command at once; its reply is in the next Ready."""
         self.receive_all(((caller, token, bucket_id, command),), now_ns)
 
     def receive_all(self, requests: Iterable[tuple[Caller, object, int, Command]], now_ns: int) -> None:
-        """Applies commands, (caller, token, bucket id, command) each, at once and in order; their replies come with the
+        """Applies commands, (caller, token, bucket id, command) each, at once and in order; their replies are in the
         next Ready.
         """
         held, apply, records = self.held, self.machine.apply, self.machine.records
@@ -133,19 +134,21 @@ class Shard:
                 self._seal()
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """Applies a command that no client waits for; returns what came of it."""
+        """Applies a command that no client waits for, and returns its outcome."""
         if bucket_id in self.held and self._open_from_ns < 0:
             self._open_from_ns = now_ns
         return self.report(bucket_id, command, now_ns)
 
     def report(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """Applies the outcome of something told outside, on which no instant depends; returns what came of it."""
+        """Applies the outcome of a call to the outside, on which no instant depends, and returns what the machine
+        replies.
+        """
         if bucket_id not in self.held:
             return WrongBucket(bucket_id, self.shard_id)
         return self.machine.apply(bucket_id, command, now_ns)
 
     def read(self, caller: Caller, token: object, bucket_id: int, query: Command, now_ns: int) -> None:
-        """Answers a query with the next Ready."""
+        """Answers a query about one bucket, in the next Ready."""
         if bucket_id not in self.held:
             self._elsewhere(caller, token, READ, bucket_id, query)
             return
@@ -159,13 +162,13 @@ class Shard:
         still = self._frozen.get(bucket_id) or self._arrived.get(bucket_id)
         if still is None:
             self._replies.append((caller, token, WrongBucket(bucket_id, self.shard_id)))
-        elif len(still.waiting) < WAITING_MAX:  # of one that arrived: somebody heard of the decision before this shard
+        elif len(still.waiting) < WAITING_MAX:  # where it arrives, the caller has heard of the COMMIT before this shard
             still.waiting.append((caller, token, kind, payload))
         else:
             self._replies.append((caller, token, Moving(bucket_id)))
 
     def survey(self, caller: Caller, token: object, query: Command, now_ns: int) -> None:
-        """Answers a query about all buckets of this shard with the next Ready."""
+        """Answers a query about all buckets of this shard, in the next Ready."""
         reply = self.machine.survey(query, now_ns)
         if type(reply) is Later:
             self.later.append((caller, token, ALL_BUCKETS, reply.query))
@@ -173,21 +176,23 @@ class Shard:
             self._replies.append((caller, token, reply))
 
     def reply_with_next(self, caller: Caller, token: object, reply: object) -> None:
-        """Lets a reply made elsewhere leave with the next Ready: when all that was applied before is durable."""
+        """Lets a reply that was made elsewhere leave with the next Ready, when all that was applied before
+        is durable.
+        """
         self._replies.append(MadeElsewhere((caller, token, reply)))
 
     def tick(self, now_ns: int, limit: int) -> bool:
-        """Carries out what time has made due; True when the limit cut it short."""
+        """Carries out what time has made due. Returns True where `limit` left some of it."""
         return self.machine.due(now_ns, limit)
 
     def next_due_ns(self) -> int:
-        """The coming instant at which `tick` has something to do; -1 when there is none."""
+        """Returns the next instant at which `tick` has something to do; -1 where there is none."""
         return self.machine.next_due_ns()
 
     # -- ownership --------------------------------------------------------------------------------------------------
 
     def adopt(self, bucket_id: int, generation: int) -> None:
-        """Makes an empty bucket of this shard; recorded, and armed at once."""
+        """Creates an empty bucket of this shard, records that, and starts its timers."""
         assert bucket_id not in self.held, f"bucket {bucket_id} is held already"
         self.machine.create(bucket_id)
         self._hold(bucket_id, generation)
@@ -195,12 +200,14 @@ class Shard:
         self.machine.arm(bucket_id)
 
     def freeze(self, bucket_id: int) -> None:
-        """Source: from here on no command and no instant changes the bucket; requests for it wait."""
+        """Source of a move: from here on no command and no instant changes the bucket; requests for it wait."""
         self._frozen[bucket_id] = _Still(self.held.pop(bucket_id), [])
         self.machine.disarm(bucket_id)
 
     def thaw(self, bucket_id: int, now_ns: int) -> None:
-        """Source: the move came to nothing; what waited is carried out, in order."""
+        """Source of a move that was aborted: serves the bucket again, and carries out the requests that waited, in
+        order.
+        """
         self.held[bucket_id], waiting = self._frozen.pop(bucket_id)
         self._begin_chore(self.machine.arming(bucket_id))
         self._carry_out(bucket_id, waiting, now_ns)
@@ -210,7 +217,9 @@ class Shard:
             (self.receive if kind == COMMAND else self.read)(caller, token, bucket_id, payload, now_ns)
 
     def leave(self, bucket_id: int) -> list[Waiting]:
-        """Source: the bucket is another's; forgets it and hands over what waited, in order."""
+        """Source of a move that was committed: drops the bucket, which has another owner, and returns the requests that
+        waited, in order.
+        """
         frozen = self._frozen.pop(bucket_id, None)
         generation = self.held.pop(bucket_id) if frozen is None else frozen.generation
         self._own_records.append((LEAVE, bucket_id, generation, b""))
@@ -219,7 +228,9 @@ class Shard:
         return [] if frozen is None else frozen.waiting
 
     def take_in(self, bucket_id: int, generation: int, block: bytes, content: object = None) -> None:
-        """Target: stores a moved bucket, which stays still until `activate`; `content` where `block` is loaded."""
+        """Target of a move: stores the bucket, which is not served until `activate`. `content`: the decoded `block`,
+        where the caller has decoded it already.
+        """
         assert bucket_id not in self.held, f"bucket {bucket_id} is here already"
         assert bucket_id not in self._arrived, f"bucket {bucket_id} is here already"
         if content is None:
@@ -230,14 +241,14 @@ class Shard:
         self._own_records.append((RECEIVED, bucket_id, generation, block))
 
     def activate(self, bucket_id: int, now_ns: int) -> None:
-        """Target: the bucket is this shard's; serves it and lets time pass in it."""
+        """Target of a move that was committed: serves the bucket and lets time pass in it."""
         generation, waiting = self._arrived.pop(bucket_id)
         self._hold(bucket_id, generation)
         self._begin_chore(self.machine.arming(bucket_id))
         self._carry_out(bucket_id, waiting, now_ns)
 
     def reject(self, bucket_id: int) -> None:
-        """Target: the move came to nothing; forgets what it stored."""
+        """Target of a move that was aborted: drops the bucket that it stored."""
         generation, waiting = self._arrived.pop(bucket_id)
         self._own_records.append((LEAVE, bucket_id, generation, CAME_TO_NOTHING))
         self._begin_chore(self.machine.dropping(bucket_id))
@@ -249,11 +260,11 @@ class Shard:
             self.chores.append(slices)
 
     def is_arriving(self, bucket_id: int) -> bool:
-        """Whether the bucket is stored here and not decided yet."""
+        """Returns whether the bucket is stored here and its move is not decided yet."""
         return bucket_id in self._arrived
 
     def is_frozen(self, bucket_id: int) -> bool:
-        """Whether the bucket is on its way out."""
+        """Returns whether the bucket is being moved away."""
         return bucket_id in self._frozen
 
     def _hold(self, bucket_id: int, generation: int) -> None:
@@ -263,7 +274,7 @@ class Shard:
     # -- the Ready --------------------------------------------------------------------------------------------------
 
     def take_early(self) -> list[Effect]:
-        """Notices that need no sync of their own, because all that determined them is durable.
+        """Returns notices that need no sync of their own, because all that determined them is durable.
 
         A notice's second field, depends_ns, is the instant of the last command that determined it.
         """
@@ -282,7 +293,9 @@ class Shard:
         return early
 
     def take_ready(self) -> Ready | None:
-        """What came since the last one, a batch at most; None when there is nothing, or while one is out."""
+        """Returns what was recorded and answered since the last Ready, at most a batch; None where there is nothing, or
+        while a Ready is out.
+        """
         if self._flight is not None:
             return None
         if not self._sealed:
@@ -294,11 +307,11 @@ class Shard:
         return Ready(self._sequence, batch.payload, batch.records, batch.replies, batch.notices, batch.decides)
 
     def has_replies(self) -> bool:
-        """Whether there are replies that no Ready has taken yet."""
+        """Returns whether there are replies that no Ready has taken yet."""
         return bool(self._replies or self.later or any(batch.replies for batch in self._sealed))
 
     def take_replies(self) -> list[Reply]:
-        """The replies that no Ready has taken yet, for a driver that takes no Ready any more."""
+        """Returns the replies that no Ready has taken yet, for a driver that takes no more of them."""
         remaining: list[Reply] = []
         for replies in [*(batch.replies for batch in self._sealed), self._replies]:
             remaining += replies
@@ -306,27 +319,29 @@ class Shard:
         return remaining
 
     def pending_sequence(self) -> int:
-        """The sequence of the Ready with which all that was recorded until now is durable; 0 where it is already."""
+        """Returns the sequence of the Ready with which all that is recorded by now becomes durable; 0 where it is
+        durable already.
+        """
         if self.machine.records or self._own_records:
             return self._sequence + len(self._sealed) + 1
         return self._sequence + len(self._sealed) if self._sealed or self._flight is not None else 0
 
     def cut(self) -> None:
-        """Closes the open batch, if anything is in it: what is applied from here on is in later ones."""
+        """Closes the open batch, if it has records: what is applied from here on is in later batches."""
         if self.machine.records or self._own_records:
             self._seal()
 
     def has_more(self) -> bool:
-        """Whether a Ready could be taken, were none out."""
+        """Returns whether `take_ready` would return a Ready if none were out."""
         return bool(self._sealed or self.machine.records or self._replies or self._own_records or self.machine.notices)
 
     def is_awaited(self) -> bool:
-        """Whether anybody waits for the next Ready, or it holds enough to be worth a batch."""
+        """Returns whether anybody waits for the next Ready, or its records are enough for a batch of their own."""
         waited = self._sealed or self._replies or self._own_records or self.machine.notices
         return bool(waited) or len(self.machine.records) >= RIDING_MAX
 
     def _seal(self) -> None:
-        """Closes the open batch; what comes from now on is in the next."""
+        """Closes the open batch: what is applied from here on is in the next one."""
         machine = self.machine
         payload = b""
         decides = bool(self._own_records)
@@ -341,7 +356,7 @@ class Shard:
         self._open_from_ns = -1
 
     def synced(self, ready: Ready) -> None:
-        """The batch of `ready` is durable; its replies and notices may leave."""
+        """Takes note that the batch of `ready` is durable, so that its replies and notices may leave."""
         assert self._flight is not None, "an answer while no batch is out"
         assert ready.sequence == self._sequence, "an answer for a batch that is not out"
         self._flight = None
@@ -349,9 +364,9 @@ class Shard:
     # -- recovery and snapshots -------------------------------------------------------------------------------------
 
     def replay(self, position: int, payload: bytes) -> int:
-        """Applies the batch at `position` of the journal again; returns how many records it has.
+        """Applies the batch at `position` of the journal again; returns the number of its records.
 
-        A bucket that came from a snapshot part taken at or behind `position` holds its records already.
+        A bucket whose part of a snapshot was taken at `position` or later holds its records already.
         """
         count = 0
         machine, held, loaded, untouched = self.machine, self.held, self._loaded_at, self._untouched
@@ -378,7 +393,7 @@ class Shard:
                     untouched.add(bucket_id)
                 self._hold(bucket_id, generation)
             elif kind == LEAVE:
-                if held.pop(bucket_id, None) is not None:  # else a snapshot began between leaving and its durability
+                if held.pop(bucket_id, None) is not None:  # else the snapshot was begun before this LEAVE was durable
                     machine.drop(bucket_id)
                 self._prefix.pop(bucket_id, None)
                 untouched.discard(bucket_id)
@@ -387,11 +402,15 @@ class Shard:
         return count
 
     def is_untouched(self, bucket_id: int) -> bool:
-        """After recovery: whether the bucket was moved here, and nothing tells that the move was decided."""
+        """Returns, after recovery, whether the bucket was moved here and no record shows that the move was
+        committed.
+        """
         return bucket_id in self._untouched
 
     def serve(self, now_ns: int, orphans: Iterable[int] = ()) -> None:
-        """Ends the recovery: lays aside what is another's, and lets time pass in every other bucket from here on."""
+        """Ends the recovery: sets aside `orphans`, buckets that have another owner, and lets time pass in all others
+        from here on.
+        """
         self._loaded_at.clear()
         self.machine.start(now_ns)
         for bucket_id in orphans:
@@ -402,15 +421,16 @@ class Shard:
             self.machine.arm(bucket_id)
 
     def forget(self, bucket_id: int) -> None:
-        """An orphan's owner has proved that it holds the bucket."""
+        """Drops an orphan, whose owner has proved that it holds the bucket."""
         self._own_records.append((LEAVE, bucket_id, self.orphans.pop(bucket_id)[0], b""))
         self._untouched.discard(bucket_id)
 
     def dump(self, bucket_id: int, position: int) -> bytes:
-        """A bucket as one part of a snapshot; it holds all its records up to `position` and none after.
+        """Returns a bucket as one part of a snapshot, with all its records up to `position` and none after.
 
-        So it is called when nothing is recorded but in batches up to there (`is_drained`): right after `take_ready`.
-        Of a bucket that is not here (any more) the part says just that. RECEIVED is one that may never be decided for.
+        To be called while all records are in batches up to `position` (`is_drained`), which is right after
+        `take_ready`. Of a bucket that is not here (any more) the part says just that. The kind RECEIVED stands for a
+        bucket whose move may never be committed.
         """
         assert self.is_drained(), "a part of a snapshot must not hold what no batch has"
         generation = self.present().get(bucket_id)
@@ -421,16 +441,18 @@ class Shard:
         return ENVELOPE.pack(kind, bucket_id, generation) + POSITION.pack(position) + content
 
     def present(self) -> dict[int, int]:
-        """bucket id -> generation of all that a snapshot must hold: also of what is on its way, and of orphans."""
+        """Returns bucket id -> generation of all buckets that a snapshot must hold, also frozen and arriving ones and
+        orphans.
+        """
         unserved = self.orphans | self._frozen | self._arrived
         return self.held | {bucket_id: bucket[0] for bucket_id, bucket in unserved.items()} if unserved else self.held
 
     def is_drained(self) -> bool:
-        """Whether every record has been taken in a Ready."""
+        """Returns whether every record has been taken in a Ready."""
         return not (self.machine.records or self._own_records or self._sealed)
 
     def load(self, part: bytes) -> int:
-        """Takes in one part that `dump` wrote; returns its bucket id."""
+        """Loads one part that `dump` wrote; returns its bucket id."""
         kind, bucket_id, generation = ENVELOPE.unpack_from(part)
         (position,) = POSITION.unpack_from(part, ENVELOPE.size)
         self._loaded_at[bucket_id] = position
