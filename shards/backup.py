@@ -40,7 +40,7 @@ from shards.worker.holds import LEASE_S
 
 MS = 1_000_000
 ATTEMPTS_NS = ((20 * MS, 2 * MS), (50 * MS, 5 * MS), (100 * MS, 20 * MS), (500 * MS, 100 * MS), (1000 * MS, 400 * MS))
-STILL_TIMEOUT_S = 120.0  # for a snapshot, or a move, that is being made
+STILL_TIMEOUT_S = 120.0  # how long a snapshot or a move that is under way may take to end
 CUT_TIMEOUT_S = 30.0
 
 
@@ -228,8 +228,8 @@ class Backups:
             self._answers = {}
 
     def on_message(self, shard_id: int, message: BackupReport) -> None:
-        """Takes a worker's answer. `shard_id` is that of the worker which sent it; it may pass on the answer of another
-        host's shard.
+        """Takes a worker's answer. `shard_id`: that of the worker which sent it; the answer may be that of another
+        host's shard, which the worker passes on.
         """
         error = ""
         if isinstance(message, ShardTold):

@@ -5,7 +5,7 @@ A batch is `u32 count`, then count × (`u32 length`, record); a record is `kind 
 
     ENTRY     1   body: an entry of the machine
     OWN       2   body: empty; the bucket is made, empty, at this generation
-    LEAVE     3   body: empty where this shard has given the bucket away; 1 where a move to it came to nothing
+    LEAVE     3   body: empty where this shard has given the bucket away; 1 where a move to this shard was aborted
     RECEIVED  4   body: the whole bucket as the machine dumps it, moved here at this generation
 
 The journal has the checksums. A batch that has a good checksum and does not parse is damage all the same:

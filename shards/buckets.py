@@ -26,7 +26,7 @@ HASH_NAME = "crc32c-noxor"  # recorded in the map; data with another hash is ref
 BUCKET_COUNT_MAX = 65_535  # a bucket id is two bytes in every format
 GENERATION_MAX = 2**32 - 1
 
-# The states of a bucket on a shard, by the names vshard gives them.
+# The states of a bucket on a shard, by vshard's names.
 ACTIVE = "active"
 PINNED = "pinned"
 SENDING = "sending"

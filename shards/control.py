@@ -1,7 +1,7 @@
 """Every message between the supervisor and its workers: what each says, and how it looks on the control wire.
 
     supervisor → worker     Begin, Serve, Stop                            its life
-                            NewAnchor, ShardsChanged, Configure, Proved, Held     what has changed for all
+                            NewAnchor, ShardsChanged, Configure, Proved, Held     changes, told to all workers
                             ReadFigures, ReadObstacle, Examine, Query     questions, each with a number
                             Answer                                        to a worker's Ask
                             MoveOut, MoveIn, MoveAbort, NewOwner          see `shards.moves.move`
@@ -9,15 +9,16 @@
                             HoldFiles, Cut, AskShard                      see `shards.backup`
     worker → supervisor     Waiting, Progress, Recovered, Serving, Failed
                             Figures, Obstacle, Examined, QueryReply       the answers, each with its question's number
-                            Ask                                           an operator's wish that came in by a door
+                            Ask                                           a request that only the supervisor can do
                             Payload, Stored, Served, Known, Unmoved, Holdup
-                            Arriving, FarReport, FarAnswer                of, and by, workers of other hosts
-                            FilesHeld, CutAt, ShardTold
+                            Arriving, FarReport, FarAnswer                of moves and requests of other hosts
+                            FilesHeld, CutAt, ShardTold                   see `shards.backup`
 
 A message is an array: its name, then its fields in the order of the class. `Stop()` is `["stop"]`, and
-`MoveAbort(number=7, bucket_id=3)` is `["move_abort", 7, 3]`. Each end decodes with the union of what it may be told,
-so a message that is unknown, of the wrong direction, too short or of wrong types is a `msgspec.ValidationError`, never
-a message. Both ends are of one version: the supervisor starts its workers from its own program.
+`MoveAbort(number=7, bucket_id=3)` is `["move_abort", 7, 3]`. Each end decodes with the union of the messages that it
+may receive. So a message that is unknown, of the wrong direction, too short or of wrong types is a
+`msgspec.ValidationError`, never a message. Both ends are of one version: the supervisor starts its workers from its own
+program.
 
 Fields whose type is `Any` belong to the application; nothing here looks at them, and arrays in them arrive as lists.
 """
@@ -37,10 +38,10 @@ from shards.system.clock import Anchor
 class LinkSettings(NamedTuple):
     """How this worker is linked with workers of other hosts, where several hosts serve at once."""
 
-    listen: str  # "host:port" to be dialled at; port 0 takes a free one
-    cluster: str  # that the log belongs to
+    listen: str  # "host:port" at which other workers dial this one; port 0 takes a free one
+    cluster: str  # the identity of the cluster that the log belongs to
     epoch: int  # of the shard's `own` record in the map
-    life: int  # that this process will be recorded with
+    life: int  # the number under which the map will record this process
     secret_file: str  # "": none
     certificates: tuple[str, str, str] | None  # files, see `shards.links.far.Certificates`
 
@@ -48,8 +49,8 @@ class LinkSettings(NamedTuple):
 class WorkerSettings(NamedTuple):
     """The part of the configuration that a worker needs."""
 
-    idle_barrier_s: float  # after a commit that none followed, its proof of durability is appended; 0: never
-    snapshot_bytes: int  # a snapshot is made when the journal has grown by that much
+    idle_barrier_s: float  # how long after the last commit `idle_barrier` proves it durable; 0: with the next beat
+    snapshot_bytes: int  # a snapshot is made when the journal has grown by so many bytes
 
 
 def _name_of(class_name: str) -> str:
@@ -67,7 +68,7 @@ class Begin(Message, frozen=True):
     """The first message to a worker. Its paths and sockets are those of this host."""
 
     shard_id: int
-    directory: str  # of what this host keeps for itself: sockets, history, notices
+    directory: str  # where this host keeps files of its own: sockets, history, notices
     founded: bool  # the map records that this shard has served before
     bucket_map: bytes
     peers: dict[int, str]  # shard id -> name of its socket in `directory`/run
@@ -158,7 +159,7 @@ class Query(Message, frozen=True):
     """A query to the application, in the form in which a client sends it; answered with QueryReply."""
 
     number: int
-    key: bytes  # of the account it is about; empty: the whole daemon
+    key: bytes  # of the account that the query concerns; empty: the whole daemon
     query: Command
 
 
@@ -219,7 +220,7 @@ class PassOn(Message, frozen=True):
     FarReport.
     """
 
-    shard_id: int  # whose worker it is for
+    shard_id: int  # the shard whose worker is to get the order
     number: int  # of the move
     source: int  # the shard that the bucket leaves
     voice: tuple[int, int]  # the life of the source's worker in which the move began, as `own` number and `life`
@@ -266,7 +267,7 @@ class Progress(Message, frozen=True):
 class Recovered(Message, frozen=True):
     """The worker has opened its journal and replayed it."""
 
-    last_instant_ns: int  # no instant before it is given out again
+    last_instant_ns: int  # the last billing instant in the journal: the shard's time never goes back before it
     took_ns: int
     parts: int  # of a snapshot, loaded
     records: int  # replayed
@@ -371,8 +372,8 @@ class Holdup(Message, frozen=True):
     reason: str
 
 
-MoveOrder = MoveOut | MoveIn | MoveAbort | NewOwner  # what the supervisor says about a move
-MoveReport = Payload | Stored | Served | Known | Unmoved | Holdup  # what workers say about one
+MoveOrder = MoveOut | MoveIn | MoveAbort | NewOwner  # from the supervisor to workers
+MoveReport = Payload | Stored | Served | Known | Unmoved | Holdup  # from workers to the supervisor
 
 
 class Arriving(Message, frozen=True):
@@ -389,7 +390,7 @@ class FarReport(Message, frozen=True):
     """The report of a worker on another host about a move order that was passed on to it."""
 
     shard_id: int
-    voice: tuple[int, int]  # of that worker; (0, 0): it was not reached, and this says so
+    voice: tuple[int, int]  # the life of that worker; (0, 0): it was not reached, which `report` says
     report: MoveReport
 
 

@@ -265,7 +265,7 @@ def restart(recorded: tuple[Anchor, bytes] | None, last_ns: int, boot_id: bytes,
     assert 0 <= last_ns <= INSTANT_NS_MAX
     if recorded is not None:
         anchor, recorded_boot_id = recorded
-        # It may not have taken effect yet; one further ahead than any lead comes from some other clock.
+        # The anchor may not have taken effect yet; one further ahead than any lead comes from another clock.
         if recorded_boot_id == boot_id and anchor.boot_ns - boot_ns <= SLEW_LEAD_NS_MAX:
             if boot_ns < anchor.boot_ns or anchor.at(boot_ns) < last_ns:
                 anchor = Anchor(boot_ns, max(anchor.at(boot_ns), last_ns), 0, 0)

@@ -101,7 +101,7 @@ class Wire(asyncio.Protocol):
 
     @property
     def is_parting(self) -> bool:
-        """Whether the last message of `part` may still be on its way."""
+        """Whether `part` was called and the wire has not closed yet."""
         return self._parting is not None
 
     @property

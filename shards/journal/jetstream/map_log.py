@@ -1,8 +1,8 @@
 """The map in the stream `M`. Any supervisor may decide, at the sequence behind the last one that it has read.
 
-    M.decision   decision   "BJD\\x01", version u64, chain u32, crc u32, then what was decided
-    M.state      state      "BJT\\x01", version u64, chain u32, crc u32, then what stands for all up to `version`
-    chain = CRC-32C of what was decided, going on from the chain of the version before; the first goes on from 0
+    M.decision   decision   "BJD\\x01", version u64, chain u32, crc u32, then the decision
+    M.state      state      "BJT\\x01", version u64, chain u32, crc u32, then the map as of `version`
+    chain = CRC-32C of the decision, going on from the chain of the version before; the first goes on from 0
     crc   = CRC-32C of everything else in the message
 
 Versions count from 1 without a gap. A state carries the version and chain of the last decision before it; messages
