@@ -48,7 +48,7 @@ def commands(accounts: int, count: int) -> list[tuple[str, list[Any]]]:
 
 
 class Script:
-    """Sends a list of commands, `DEPTH` of them in flight."""
+    """Sends a list of commands, `DEPTH` of them in flight, those of each user in order."""
 
     def __init__(self, client: Client, todo: list[tuple[str, list[Any]]]) -> None:
         self._client = client

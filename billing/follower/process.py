@@ -57,7 +57,7 @@ class Process(ABC):
         self._ending = False
         self._timers: dict[str, asyncio.TimerHandle] = {}
 
-    # -- what a kind says --------------------------------------------------------------------------------------------
+    # -- implemented by each kind ------------------------------------------------------------------------------------
 
     @abstractmethod
     def on_message(self, message: Any) -> None:
@@ -115,7 +115,7 @@ class Process(ABC):
         self.send(messages.Logged(record.levelno, record.name, template, values))
         return True
 
-    # -- work that waits ---------------------------------------------------------------------------------------------
+    # -- timers ------------------------------------------------------------------------------------------------------
 
     @property
     def is_ending(self) -> bool:
@@ -181,7 +181,7 @@ class Follower(Process):
         super().__init__(disk, clocks, messages.to_follower)
         self._bytes = 0
 
-    # -- what a kind says --------------------------------------------------------------------------------------------
+    # -- implemented by each kind ------------------------------------------------------------------------------------
 
     @property
     @abstractmethod
@@ -190,8 +190,8 @@ class Follower(Process):
 
     @abstractmethod
     def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[FollowerStore, list[str]]:
-        """Opens the file, and checks it against the journal. Returns the store, and remarks for the operator.
-        `suspect`: the process before ended on a disk error or on damage; `options`: settings of the kind.
+        """Opens the file, and aligns it with the journal. Returns the store, and remarks for the operator. `suspect`:
+        the process before ended on a disk error or on damage; `options`: settings of the kind.
         """
 
     @abstractmethod

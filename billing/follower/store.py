@@ -365,7 +365,7 @@ class FollowerStore:
         self.checkpoint()
 
     def read_where(self) -> None:
-        """Reads the position from the file again, replacing the one in memory."""
+        """Reads from the file where it ends, and replaces everything that is cached of the file."""
         (self.position,) = self.db.execute("SELECT position FROM about").fetchone()
 
     def begin(self) -> None:

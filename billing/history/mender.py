@@ -76,7 +76,7 @@ class Mender:
         if not self._shard:
             self._process.later("mend", LOOK_S, self._look)
 
-    # -- looking -----------------------------------------------------------------------------------------------------
+    # -- finding gaps ------------------------------------------------------------------------------------------------
 
     def _look(self) -> None:
         process = self._process
@@ -161,7 +161,7 @@ class Mender:
         self._changed()
         self._look_at(due)
 
-    # -- for the thread ----------------------------------------------------------------------------------------------
+    # -- called on the thread of `mending` ---------------------------------------------------------------------------
 
     def _ask(self, host: str, shard: int, after: int, rows: int, last: int, bytes_max: int) -> Given | None:
         """The `ask` of `mending`; called on its thread."""

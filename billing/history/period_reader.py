@@ -233,7 +233,7 @@ class Chain:
     def _lines_back_to(self, former: Point, opening: Opening | None) -> Generator[None, None, Lines]:
         """See `lines_at`: walks back until the lines it met sum to the rate, or to the opening, or to a gap."""
         rates: dict[bytes, int] = {}
-        changes: dict[bytes, int] = {}  # the accrual of lines without a recorded rate, since the last recorded one
+        changes: dict[bytes, int] = {}  # line -> sum of its rate changes by entries that record no line rate
         unsaid: Point | None = None  # a point that changed a line without recording its rate
         wanted, known, at_id = former.rate or 0, 0, former.entry_id
         end_id = max(0, at_id - WALK_ROWS_MAX)

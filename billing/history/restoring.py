@@ -95,7 +95,7 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
 
 def _take_all(writer: Writer, old: sqlite3.Connection, present: sqlite3.Connection | None) -> None:
     """Writes the rows of a backup, then those of the present file that continue them."""
-    newest: dict[bytes, tuple[int, int]] = {}  # user_id -> entry_id and balance of the newest row
+    newest: dict[bytes, tuple[int, int]] = {}  # user_id -> entry_id and balance of its newest row
     for row, record in good_rows(old):
         writer.take(Good(row.seq, row.user_id, row.entry_id, record))
         newest[row.user_id] = row.entry_id, row.balance
