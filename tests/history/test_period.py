@@ -20,14 +20,14 @@ from shards.batch import ENTRY
 from tests.history.books import Life, check, lives, run
 from tests.history.tampering import rewritten, rows
 from tests.history.test_store import batch_of, opened, reader_of
-from tests.ledger.bank import HOUR, Bank
+from tests.ledger.driver import HOUR, LedgerDriver
 
 USER = b"u"
 
 
-def life_of(bank: Bank, user: str = "u") -> Life:
-    bank.entries()
-    entries = [(packed, Entry._make(unpack(packed))) for packed in bank.journal]
+def life_of(driver: LedgerDriver, user: str = "u") -> Life:
+    driver.entries()
+    entries = [(packed, Entry._make(unpack(packed))) for packed in driver.journal]
     return Life([packed for packed, entry in entries if entry.entry_id and entry.user_id == user.encode()])
 
 
@@ -51,35 +51,35 @@ def test_pieces_of_random_lives_sum_to_the_whole_at_25_000_cuts() -> None:
 
 
 def test_a_machine_that_ran_through_a_period_without_an_entry_is_in_it() -> None:
-    bank = Bank()
-    bank.top_up("u", 1000, at=0)
-    bank.set_rate("u", HOUR, at=100, resource="vm")
-    bank.set_rate("u", 0, at=900, resource="vm")
-    period = life_of(bank).period(200, 700)
+    driver = LedgerDriver()
+    driver.top_up("u", 1000, at=0)
+    driver.set_rate("u", HOUR, at=100, resource="vm")
+    driver.set_rate("u", 0, at=900, resource="vm")
+    period = life_of(driver).period(200, 700)
     assert (period.opening_nanos, period.accrued_nanos, period.closing_nanos) == (900, 500, 400)
     assert (period.entries, period.first_id) == (0, 0)
     assert lines_of(period) == {b"vm": 500 * NANO}
 
 
 def test_an_entry_at_an_edge_is_in_the_period_that_begins_there() -> None:
-    bank = Bank()
-    bank.top_up("u", 1000, at=0)
-    bank.set_rate("u", HOUR, at=100)
-    bank.debit("u", 50, at=300)
-    life = life_of(bank)
+    driver = LedgerDriver()
+    driver.top_up("u", 1000, at=0)
+    driver.set_rate("u", HOUR, at=100)
+    driver.debit("u", 50, at=300)
+    life = life_of(driver)
     before, behind = life.period(0, 300), life.period(300, 301)
     assert (before.debits_nanos, before.accrued_nanos, before.closing_nanos) == (0, 200, 800)
     assert (behind.opening_nanos, behind.debits_nanos, behind.accrued_nanos, behind.closing_nanos) == (800, 50, 1, 749)
 
 
 def test_at_the_exhaustion_lines_share_what_was_left_in_the_order_of_their_names() -> None:
-    bank = Bank()
-    bank.top_up("u", 100, at=0)
-    bank.set_rate("u", 2 * HOUR, at=0, resource="b")
-    bank.set_rate("u", HOUR, at=0, resource="a")
-    bank.view("u", at=1000)  # 100 / 3 ns: exhausted at 34, when 2 nanos of the last nanosecond's 3 could not be paid
-    life = life_of(bank)
-    assert bank.operations("u")[-1] == ("exhaust", 34)
+    driver = LedgerDriver()
+    driver.top_up("u", 100, at=0)
+    driver.set_rate("u", 2 * HOUR, at=0, resource="b")
+    driver.set_rate("u", HOUR, at=0, resource="a")
+    driver.view("u", at=1000)  # 100 / 3 ns: exhausted at 34, when 2 nanos of the last nanosecond's 3 could not be paid
+    life = life_of(driver)
+    assert driver.operations("u")[-1] == ("exhaust", 34)
     whole_period = life.period(0, 500)
     assert (whole_period.accrued, whole_period.closing) == (100 * NANO, 0)
     third = 100 * NANO // 3
@@ -90,19 +90,19 @@ def test_at_the_exhaustion_lines_share_what_was_left_in_the_order_of_their_names
 
 
 def test_with_arrears_what_accrues_behind_the_exhaustion_is_in_its_period() -> None:
-    bank = Bank(accrue=True)
-    bank.top_up("u", 100, at=0)
-    bank.set_rate("u", HOUR, at=0)
-    bank.view("u", at=500)
-    period = life_of(bank).period(200, 400)
+    driver = LedgerDriver(accrue=True)
+    driver.top_up("u", 100, at=0)
+    driver.set_rate("u", HOUR, at=0)
+    driver.view("u", at=500)
+    period = life_of(driver).period(200, 400)
     assert (period.opening_nanos, period.accrued_nanos, period.closing_nanos) == (-100, 200, -300)
 
 
 def test_fractions_of_a_nano_are_neither_lost_nor_made() -> None:
-    bank = Bank()
-    bank.top_up("u", 10**6, at=0)
-    bank.set_rate("u", 3600, at=0)  # one nano a second
-    life = life_of(bank)
+    driver = LedgerDriver()
+    driver.top_up("u", 10**6, at=0)
+    driver.set_rate("u", 3600, at=0)  # one nano a second
+    life = life_of(driver)
     thirds = [life.period(number * 333_333_333, (number + 1) * 333_333_333) for number in range(3000)]
     assert {piece.accrued for piece in thirds} == {333_333_333 * 3600}
     assert {piece.accrued_nanos for piece in thirds} == {0, 1}
@@ -111,11 +111,11 @@ def test_fractions_of_a_nano_are_neither_lost_nor_made() -> None:
 
 def test_twelve_months_are_the_year() -> None:
     month = 30 * 24 * 3600 * 10**9
-    bank = Bank()
-    bank.top_up("u", 10**15, at=5)
+    driver = LedgerDriver()
+    driver.top_up("u", 10**15, at=5)
     for number in range(40):
-        bank.set_rate("u", 7 * 10**9 + number, at=5 + number * month // 3, resource=f"vm-{number % 4}")
-    life = life_of(bank)
+        driver.set_rate("u", 7 * 10**9 + number, at=5 + number * month // 3, resource=f"vm-{number % 4}")
+    life = life_of(driver)
     check(life, [number * month for number in range(13)])
 
 
@@ -218,12 +218,12 @@ def test_a_statement_out_of_the_file_is_that_of_all_points(tmp_path: Path, seed:
 
 
 def test_a_statement_far_back_in_a_long_history_reads_little_of_it(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 10**9, at=0)
-    bank.set_rate("u", HOUR // 1000, at=1, resource="vm")
+    driver = LedgerDriver()
+    driver.top_up("u", 10**9, at=0)
+    driver.set_rate("u", HOUR // 1000, at=1, resource="vm")
     for number in range(5000):
-        bank.top_up("u", 1, at=10 + number)
-    file = File(tmp_path, life_of(bank), USER)
+        driver.top_up("u", 1, at=10 + number)
+    file = File(tmp_path, life_of(driver), USER)
     statements_run: list[str] = []
     file.store.db.set_trace_callback(statements_run.append)
     answer = file.statement(1000, 1100, limit=3)
@@ -235,16 +235,16 @@ def test_a_statement_far_back_in_a_long_history_reads_little_of_it(tmp_path: Pat
 
 
 def test_the_past_of_an_account_that_was_closed_and_opened_again(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 100, at=10)
-    bank.set_credit_limit("u", 7, at=20)
-    bank.hold("u", 5, at=30, request_id="h")
-    bank.release("u", "r:h", at=40)
-    bank.set_rate("u", HOUR, at=50)
-    bank.set_rate("u", 0, at=60)
-    bank.close("u", at=70)
-    bank.top_up("u", 3, at=80)
-    file = File(tmp_path, life_of(bank), USER)
+    driver = LedgerDriver()
+    driver.top_up("u", 100, at=10)
+    driver.set_credit_limit("u", 7, at=20)
+    driver.hold("u", 5, at=30, request_id="h")
+    driver.release("u", "r:h", at=40)
+    driver.set_rate("u", HOUR, at=50)
+    driver.set_rate("u", 0, at=60)
+    driver.close("u", at=70)
+    driver.top_up("u", 3, at=80)
+    file = File(tmp_path, life_of(driver), USER)
     keys = ("state", "balance_nanos", "credit_limit_nanos", "holds_nanos", "available_nanos", "rate_nanos_per_hour")
     then = {at_ns: tuple(file.balance_at(at_ns)[key] for key in keys) for at_ns in (9, 10, 25, 30, 55, 65, 70, 79, 80)}
     assert then == {
@@ -269,10 +269,10 @@ def test_the_past_of_an_account_that_was_closed_and_opened_again(tmp_path: Path)
 
 
 def test_a_period_to_come_goes_up_to_now(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 100, at=10)
-    bank.set_rate("u", HOUR, at=20)
-    file = File(tmp_path, life_of(bank), USER)
+    driver = LedgerDriver()
+    driver.top_up("u", 100, at=10)
+    driver.set_rate("u", HOUR, at=20)
+    file = File(tmp_path, life_of(driver), USER)
     answer, _ = answer_of(statement(file.chain(), USER, 0, 10**6, False, 9, 50))
     assert (answer["to_ns"], answer["up_to_now"], answer["closing_nanos"], answer["resources"]) == (50, True, 70, None)
     ahead, _ = answer_of(statement(file.chain(), USER, 60, 10**6, False, 9, 50))
@@ -286,13 +286,13 @@ def test_a_period_to_come_goes_up_to_now(tmp_path: Path) -> None:
 
 
 def test_rows_that_are_lost_are_bridged_and_said(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 1000, at=10)
-    bank.set_rate("u", HOUR, at=20, resource="vm")
-    bank.debit("u", 5, at=30)
-    bank.top_up("u", 7, at=40)
-    bank.debit("u", 9, at=50)
-    life = life_of(bank)
+    driver = LedgerDriver()
+    driver.top_up("u", 1000, at=10)
+    driver.set_rate("u", HOUR, at=20, resource="vm")
+    driver.debit("u", 5, at=30)
+    driver.top_up("u", 7, at=40)
+    driver.debit("u", 9, at=50)
+    life = life_of(driver)
     file = File(tmp_path, life, USER, life.packed[:2] + life.packed[4:])
     answer, is_whole = answer_of(statement(file.chain(), USER, 0, 60, True, 9, INT64_MAX))
     assert not is_whole
@@ -311,11 +311,11 @@ def test_rows_that_are_lost_are_bridged_and_said(tmp_path: Path) -> None:
 
 
 def test_newest_rows_that_are_lost_are_bridged_by_what_the_ledger_knows(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 1000, at=10)
-    bank.set_rate("u", HOUR, at=20, resource="vm")
-    bank.debit("u", 5, at=30)
-    life = life_of(bank)
+    driver = LedgerDriver()
+    driver.top_up("u", 1000, at=10)
+    driver.set_rate("u", HOUR, at=20, resource="vm")
+    driver.debit("u", 5, at=30)
+    life = life_of(driver)
     file = File(tmp_path, life, USER, life.packed[:2])
     answer, is_whole = answer_of(statement(file.chain(), USER, 0, 60, False, 9, INT64_MAX))
     assert not is_whole
@@ -339,11 +339,11 @@ def as_older_version(store: Store, last_id: int = INT64_MAX) -> None:
 
 
 def test_rows_of_an_older_version_are_summed_and_said(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 1000, at=10)
-    bank.set_rate("u", HOUR, at=20, resource="vm")
-    bank.debit("u", 5, at=40)
-    file = File(tmp_path, life_of(bank), USER)
+    driver = LedgerDriver()
+    driver.top_up("u", 1000, at=10)
+    driver.set_rate("u", HOUR, at=20, resource="vm")
+    driver.debit("u", 5, at=40)
+    file = File(tmp_path, life_of(driver), USER)
     as_older_version(file.store)
     answer, is_whole = answer_of(statement(file.chain(), USER, 0, 30, True, 9, INT64_MAX))
     assert (is_whole, answer["accrued_nanos"], answer["closing_nanos"], answer["whole_from_ns"]) == (True, 10, 990, 30)
@@ -354,15 +354,15 @@ def test_rows_of_an_older_version_are_summed_and_said(tmp_path: Path) -> None:
 
 
 def test_lines_from_before_an_upgrade_are_those_that_the_ledger_knows(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 10**6, at=10)
+    driver = LedgerDriver()
+    driver.top_up("u", 10**6, at=10)
     for number, name in enumerate(("kept", "ended", "changed", "late")):
-        bank.set_rate("u", (number + 1) * HOUR, at=20, resource=name)
-    bank.debit("u", 5, at=40)
-    bank.set_rate("u", 0, at=50, resource="ended")
-    bank.set_rate("u", 9 * HOUR, at=60, resource="changed")
-    bank.debit("u", 5, at=70)
-    file = File(tmp_path, life_of(bank), USER)
+        driver.set_rate("u", (number + 1) * HOUR, at=20, resource=name)
+    driver.debit("u", 5, at=40)
+    driver.set_rate("u", 0, at=50, resource="ended")
+    driver.set_rate("u", 9 * HOUR, at=60, resource="changed")
+    driver.debit("u", 5, at=70)
+    file = File(tmp_path, life_of(driver), USER)
     as_older_version(file.store, last_id=4)
     newest = standing_of(file.life)._replace(lines=[(b"kept", HOUR), (b"changed", 9 * HOUR), (b"late", 4 * HOUR)])
 
@@ -394,6 +394,6 @@ def test_a_period_of_too_many_entries_is_refused_with_what_to_do(tmp_path: Path)
 
 
 def life_of_one() -> Life:
-    bank = Bank()
-    bank.top_up("u", 1, at=1)
-    return life_of(bank)
+    driver = LedgerDriver()
+    driver.top_up("u", 1, at=1)
+    return life_of(driver)

@@ -25,7 +25,7 @@ from tests.history.scene import Scene
 from tests.history.test_entries import end_of
 from tests.history.test_period import File, answer_of, life_of, standing_of
 from tests.history.test_store import batch_of, opened, reader_of
-from tests.ledger.bank import HOUR, Bank
+from tests.ledger.driver import HOUR, LedgerDriver
 from tests.shards.system.unsynced import UnsyncedDisk
 
 
@@ -120,10 +120,10 @@ def test_rows_in_several_files_are_cut_apart_and_statements_since_then_stay_exac
 
 
 def test_a_row_stands_where_the_history_was_cut_and_says_from_when_it_is_whole(tmp_path: Path) -> None:
-    bank = Bank()
+    driver = LedgerDriver()
     for number in range(10):
-        bank.top_up("u", 100, at=10 * number)
-    file = File(tmp_path, life_of(bank), b"u")
+        driver.top_up("u", 100, at=10 * number)
+    file = File(tmp_path, life_of(driver), b"u")
     prune_all(file, 55)
     page = file.reader.history(1, b"u", INT64_MAX, 100)
     assert [row["entry_id"] for row in page.rows] == [10, 9, 8, 7, 6, 1]
@@ -142,12 +142,12 @@ def test_a_row_stands_where_the_history_was_cut_and_says_from_when_it_is_whole(t
 
 
 def test_the_command_s_columns_sum_to_the_period_s_also_over_a_cut(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 1000, at=0)
-    bank.set_rate("u", HOUR, at=5)
+    driver = LedgerDriver()
+    driver.top_up("u", 1000, at=0)
+    driver.set_rate("u", HOUR, at=5)
     for number in range(1, 10):
-        bank.debit("u", 10, at=10 * number)
-    file = File(tmp_path, life_of(bank), b"u")
+        driver.debit("u", 10, at=10 * number)
+    file = File(tmp_path, life_of(driver), b"u")
     uncut = file.statement(0, 100)
     prune_all(file, 55)
     cut, _ = answer_of(statement(file.chain(), b"u", 0, 100, False, 100, INT64_MAX))
@@ -161,14 +161,14 @@ def test_the_command_s_columns_sum_to_the_period_s_also_over_a_cut(tmp_path: Pat
 
 
 def test_a_machine_that_has_run_for_a_year_keeps_no_row_of_then(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 10**12, at=0)
-    bank.set_rate("u", HOUR, at=10, resource="gone")
-    bank.set_rate("u", 0, at=20, resource="gone")
-    bank.set_rate("u", 3 * HOUR, at=30, resource="vm")
+    driver = LedgerDriver()
+    driver.top_up("u", 10**12, at=0)
+    driver.set_rate("u", HOUR, at=10, resource="gone")
+    driver.set_rate("u", 0, at=20, resource="gone")
+    driver.set_rate("u", 3 * HOUR, at=30, resource="vm")
     for number in range(20):
-        bank.top_up("u", 1, at=100 + number)
-    file = File(tmp_path, life_of(bank), b"u")
+        driver.top_up("u", 1, at=100 + number)
+    file = File(tmp_path, life_of(driver), b"u")
     prune_all(file, 105)
     prune_all(file, 115)
     assert ids_of(file.store)[0] == 4 + 15
@@ -178,12 +178,12 @@ def test_a_machine_that_has_run_for_a_year_keeps_no_row_of_then(tmp_path: Path) 
 
 
 def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 10**12, at=0)
-    bank.set_rate("u", HOUR, at=10, resource="vm")
+    driver = LedgerDriver()
+    driver.top_up("u", 10**12, at=0)
+    driver.set_rate("u", HOUR, at=10, resource="vm")
     for number in range(20):
-        bank.top_up("u", 1, at=100 + number)
-    file = File(tmp_path, life_of(bank), b"u")
+        driver.top_up("u", 1, at=100 + number)
+    file = File(tmp_path, life_of(driver), b"u")
     prune_all(file, 110)
     uncut = file.statement(111, 118)
     tampering.row_added(file.store.db, 22, lambda entry: entry._replace(entry_id=23))
@@ -200,15 +200,15 @@ def test_openings_live_through_the_making_of_a_new_file_and_a_false_one_is_seen(
 
 
 def test_nothing_is_deleted_while_another_file_cannot_be_read(tmp_path: Path) -> None:
-    bank = Bank()
-    bank.top_up("u", 10**12, at=0)
-    bank.set_rate("u", HOUR, at=10, resource="vm")
+    driver = LedgerDriver()
+    driver.top_up("u", 10**12, at=0)
+    driver.set_rate("u", HOUR, at=10, resource="vm")
     for number in range(20):
-        bank.top_up("u", 1, at=100 + number)
+        driver.top_up("u", 1, at=100 + number)
     other_file = opened(tmp_path, shard=1)
     other_file.db.execute("PRAGMA user_version = 3")  # its own process has not converted it yet
     other_file.close()
-    file = File(tmp_path, life_of(bank), b"u")
+    file = File(tmp_path, life_of(driver), b"u")
     with pytest.raises(Postponed, match="version"):
         prune_all(file, 110)
     assert len(ids_of(file.store)) == 22

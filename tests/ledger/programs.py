@@ -37,8 +37,8 @@ from billing.ledger.entry import (
 from billing.ledger.errors import NAME_OF_CODE, Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import NANO
-from tests.ledger.bank import carried_out
 from tests.ledger.drawing import START, USERS, Drawing
+from tests.ledger.driver import carried_out
 from tests.ledger.model import Model
 from tests.ledger.model_account import HOUR, Op, Refusal
 

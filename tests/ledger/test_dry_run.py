@@ -12,7 +12,7 @@ from billing.ledger import commands as ops
 from billing.ledger.commands import Command
 from billing.ledger.entry import answer
 from billing.ledger.errors import Refused
-from tests.ledger.bank import BUCKET, HOUR, Bank
+from tests.ledger.driver import BUCKET, HOUR, LedgerDriver
 
 CALLS = [
     (ops.TOP_UP, 50, 0, 0, b""),
@@ -39,19 +39,19 @@ def outcome(carry_out: Callable[[int, int, Command], Any], command: Command, at:
         return refused.as_map()
 
 
-def lived(seed: int) -> Bank:
-    """A bank with an account that is active, one that ran out, one that is closed, and one that never was."""
+def lived(seed: int) -> LedgerDriver:
+    """A ledger with an account that is active, one that ran out, one that is closed, and one that never was."""
     draw = random.Random(seed)
-    bank = Bank(restore=True, accrue=draw.random() < 0.5)
+    driver = LedgerDriver(restore=True, accrue=draw.random() < 0.5)
     for user in ("active", "out", "closed"):
-        bank.top_up(user, 100, at=0, request_id="first")
-    bank.hold("active", 10, at=1, request_id="h")
-    bank.set_rate("active", HOUR // 10, at=2, resource="vm", seq=draw.randrange(9))
-    bank.set_rate("out", HOUR * 5, at=3)
-    bank.view("out", at=60)
-    bank.report(ops.CUTOFF_STARTED, "out", 1, at=61)
-    bank.close("closed", at=62)
-    return bank
+        driver.top_up(user, 100, at=0, request_id="first")
+    driver.hold("active", 10, at=1, request_id="h")
+    driver.set_rate("active", HOUR // 10, at=2, resource="vm", seq=draw.randrange(9))
+    driver.set_rate("out", HOUR * 5, at=3)
+    driver.view("out", at=60)
+    driver.report(ops.CUTOFF_STARTED, "out", 1, at=61)
+    driver.close("closed", at=62)
+    return driver
 
 
 @pytest.mark.parametrize("user", [b"active", b"out", b"closed", b"nobody"])
@@ -60,12 +60,12 @@ def lived(seed: int) -> Bank:
 def test_it_answers_what_the_call_then_answers_and_changes_nothing(
     user: bytes, call: tuple[int, int, int, int, bytes], request_id: bytes
 ) -> None:
-    bank = lived(sum(user) + call[0])
+    driver = lived(sum(user) + call[0])
     op, a, b, c, key = call
     command = (op, user, a, b, c, key, request_id, b"", b"", b"shop")
-    before, records, effects = bank.state(), list(bank.ledger.records), list(bank.ledger.notices)
-    filed = list(bank.filed)
-    rehearsed = outcome(bank.ledger.rehearse, command, 100)
-    assert bank.state() == before
-    assert (bank.ledger.records, bank.ledger.notices, bank.filed) == (records, effects, filed)
-    assert rehearsed == outcome(bank.ledger.apply, command, 100)
+    before, records, effects = driver.state(), list(driver.ledger.records), list(driver.ledger.notices)
+    filed = list(driver.filed)
+    rehearsed = outcome(driver.ledger.rehearse, command, 100)
+    assert driver.state() == before
+    assert (driver.ledger.records, driver.ledger.notices, driver.filed) == (records, effects, filed)
+    assert rehearsed == outcome(driver.ledger.apply, command, 100)

@@ -16,7 +16,7 @@ from billing.ledger.commands import Command
 from billing.ledger.entry import FIXED, Entry, answer, cause_of, event_id, hold_id, pack, text, unpack
 from billing.ledger.errors import KINDS, NAME_OF_CODE, Refused
 from billing.ledger.money import INT64_MAX, NANO
-from tests.ledger.bank import HOUR, Bank
+from tests.ledger.driver import HOUR, LedgerDriver
 
 INT64 = st.integers(-(2**63), INT64_MAX)
 FRAC = st.integers(0, NANO - 1)
@@ -40,9 +40,9 @@ def test_what_is_packed_is_unpacked(entry: Entry) -> None:
 
 
 def test_an_entry_byte_by_byte() -> None:
-    bank = Bank()
-    bank.top_up("7", 5, at=10)
-    (packed,) = (packed for _, packed in bank.ledger.records)
+    driver = LedgerDriver()
+    driver.top_up("7", 5, at=10)
+    (packed,) = (packed for _, packed in driver.ledger.records)
     fixed = struct.pack(
         "<BBHHqqqqqqqQqqqqqqqqqqqBBBHBBH",
         *(0xF2, 1, 16, 0, 5, 0, 0, 10, 1, 5, 0, 0, 0, 5, 0, 0, 0, 0, 0, -1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0),
@@ -68,9 +68,9 @@ def test_a_number_that_leaves_its_field_is_never_written() -> None:
 
 
 def test_the_reply_is_the_map_of_the_contract() -> None:
-    bank = Bank()
-    bank.top_up("Ünal", 10**9, at=0)
-    assert bank.set_rate("Ünal", 7200 * 10**6, at=5) == {
+    driver = LedgerDriver()
+    driver.top_up("Ünal", 10**9, at=0)
+    assert driver.set_rate("Ünal", 7200 * 10**6, at=5) == {
         "user_id": "Ünal",
         "bucket_id": 3,
         "state": "active",
@@ -89,9 +89,9 @@ def test_the_reply_is_the_map_of_the_contract() -> None:
 
 
 def test_get_account_adds_rates_cutoff_and_overrun() -> None:
-    bank = Bank()
-    reply = bank.top_up("u", 5, at=0)
-    view = bank.view("u", at=0)
+    driver = LedgerDriver()
+    reply = driver.top_up("u", 5, at=0)
+    view = driver.view("u", at=0)
     assert view | reply == view
     assert view.keys() - reply.keys() == {
         "rates",
@@ -108,11 +108,11 @@ def test_get_account_adds_rates_cutoff_and_overrun() -> None:
 
 
 def test_first_and_replayed_answer_come_out_of_the_same_entry() -> None:
-    bank = Bank()
-    bank.top_up("u", 5, at=0)
+    driver = LedgerDriver()
+    driver.top_up("u", 5, at=0)
     command = (ops.DEBIT, b"u", 5, 0, 0, b"", b"r", b"m", b"", b"")
-    entry = bank.ledger.apply(3, 1, command)
-    again = bank.ledger.apply(3, 2, command)
+    entry = driver.ledger.apply(3, 1, command)
+    again = driver.ledger.apply(3, 2, command)
     assert Entry._make(again)._replace(flags=entry[1]) == entry
     assert answer(entry, 3) | {"replayed": True} == answer(again, 3)
 
@@ -131,34 +131,34 @@ def test_first_and_replayed_answer_come_out_of_the_same_entry() -> None:
     ],
 )
 def test_what_is_answered_is_the_entry_that_is_recorded(command: Command) -> None:
-    bank = Bank()
-    bank.top_up("u", 50, at=0)
-    bank.set_rate("u", HOUR // 3, at=0)
-    entry = bank.ledger.apply(3, 1, command)
-    assert unpack(bank.ledger.records[-1][1]) == entry
+    driver = LedgerDriver()
+    driver.top_up("u", 50, at=0)
+    driver.set_rate("u", HOUR // 3, at=0)
+    entry = driver.ledger.apply(3, 1, command)
+    assert unpack(driver.ledger.records[-1][1]) == entry
 
 
 def test_floors_below_zero_are_shown_as_floors() -> None:
-    bank = Bank(accrue=True)
-    bank.top_up("u", 1, at=0)
-    bank.set_rate("u", HOUR // 2, at=0)
-    assert bank.view("u", at=3)["balance_nanos"] == -1  # -0.5
-    reply = bank.debit("u", 1, at=3, mode="force")
+    driver = LedgerDriver(accrue=True)
+    driver.top_up("u", 1, at=0)
+    driver.set_rate("u", HOUR // 2, at=0)
+    assert driver.view("u", at=3)["balance_nanos"] == -1  # -0.5
+    reply = driver.debit("u", 1, at=3, mode="force")
     assert (reply["balance_nanos"], reply["debited_nanos"]) == (-2, 1)
 
 
 def test_a_row_of_the_history() -> None:
-    bank = Bank()
-    bank.top_up("u", 100, at=0, message="invoice 7", request_id="r")
-    bank.set_rate("u", HOUR * 3 // 2, at=0)
-    bank.debit("u", 10, at=3)
-    assert bank.rows("u")[0] == {
+    driver = LedgerDriver()
+    driver.top_up("u", 100, at=0, message="invoice 7", request_id="r")
+    driver.set_rate("u", HOUR * 3 // 2, at=0)
+    driver.debit("u", 10, at=3)
+    assert driver.rows("u")[0] == {
         "entry_id": 1, "at_ns": 0, "operation": "top_up", "amount_nanos": 100, "accrued_nanos": 0,
         "balance_before_nanos": 0, "balance_after_nanos": 100, "message": "invoice 7", "request_id": "r",
         "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": 0, "value_nanos": None,
         "thresholds": None, "class": None, "actor": "",
     }  # fmt: skip
-    assert bank.rows("u")[2] == {
+    assert driver.rows("u")[2] == {
         "entry_id": 3, "at_ns": 3, "operation": "debit", "amount_nanos": -10, "accrued_nanos": 5,
         "balance_before_nanos": 95, "balance_after_nanos": 85, "message": "", "request_id": None,
         "resource": None, "line_rate_nanos_per_hour": None, "rate_nanos_per_hour": HOUR * 3 // 2, "value_nanos": None,
@@ -266,17 +266,17 @@ def test_a_refusal_shows_its_name_and_sentence_in_a_traceback() -> None:
 
 
 def test_a_row_says_what_was_set_and_by_whom() -> None:
-    bank = Bank()
-    bank.top_up("u", 100, at=0, actor="shop")
-    bank.set_rate("u", 5, at=1, resource="vm", actor="metering")
-    bank.change_rate("u", 3, at=2, resource="vm", actor="metering")
-    bank.set_rate("u", 2, at=2)
-    bank.set_credit_limit("u", 7, at=3, message="agreed")
-    bank.hold("u", 9, at=4, ttl=5, request_id="h")
-    bank.set_thresholds("u", [(0, 105)], at=8)
-    bank.view("u", at=9)
+    driver = LedgerDriver()
+    driver.top_up("u", 100, at=0, actor="shop")
+    driver.set_rate("u", 5, at=1, resource="vm", actor="metering")
+    driver.change_rate("u", 3, at=2, resource="vm", actor="metering")
+    driver.set_rate("u", 2, at=2)
+    driver.set_credit_limit("u", 7, at=3, message="agreed")
+    driver.hold("u", 9, at=4, ttl=5, request_id="h")
+    driver.set_thresholds("u", [(0, 105)], at=8)
+    driver.view("u", at=9)
     shown = ("operation", "resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor")
-    assert [tuple(row[name] for name in shown) for row in bank.rows("u")] == [
+    assert [tuple(row[name] for name in shown) for row in driver.rows("u")] == [
         ("top_up", None, None, 0, None, "shop"),
         ("set_rate", "vm", 5, 5, None, "metering"),
         ("change_rate", "vm", 8, 8, None, "metering"),
@@ -286,16 +286,16 @@ def test_a_row_says_what_was_set_and_by_whom() -> None:
         ("set_thresholds", None, None, 10, 105, ""),
         ("hold_expired", None, None, 10, 9, "time"),
     ]
-    assert bank.rows("u")[4]["message"] == "agreed"
+    assert driver.rows("u")[4]["message"] == "agreed"
 
 
 def test_a_row_says_all_thresholds_that_were_set() -> None:
-    bank = Bank()
-    bank.top_up("u", 100, at=0)
-    bank.set_thresholds("u", [(1, 60), (0, 5), (0, 20)], at=1)
-    bank.set_thresholds("u", [(1, 60)], at=2)
-    bank.set_thresholds("u", [], at=3)
-    assert [(row["value_nanos"], row["thresholds"]) for row in bank.rows("u")] == [
+    driver = LedgerDriver()
+    driver.top_up("u", 100, at=0)
+    driver.set_thresholds("u", [(1, 60), (0, 5), (0, 20)], at=1)
+    driver.set_thresholds("u", [(1, 60)], at=2)
+    driver.set_thresholds("u", [], at=3)
+    assert [(row["value_nanos"], row["thresholds"]) for row in driver.rows("u")] == [
         (None, None),
         (20, [{"amount_nanos": 5}, {"amount_nanos": 20}, {"runway_ns": 60}]),
         (None, [{"runway_ns": 60}]),
@@ -304,15 +304,15 @@ def test_a_row_says_all_thresholds_that_were_set() -> None:
 
 
 def test_a_retry_by_another_actor_is_the_same_call_and_other_options_are_another() -> None:
-    bank = Bank()
+    driver = LedgerDriver()
     first = (ops.TOP_UP, b"u", 5, 0, 0, b"", b"r", b"", b"", b"one")
-    entry = bank.ledger.apply(3, 0, first)
-    again = bank.ledger.apply(3, 1, (*first[:-1], b"another"))
+    entry = driver.ledger.apply(3, 0, first)
+    again = driver.ledger.apply(3, 1, (*first[:-1], b"another"))
     assert Entry._make(again).actor == Entry._make(entry).actor == b"one"
     options = ops.pack_options({7: b"x"})
     assert ops.unpack_options(options) == {7: b"x"}
     with pytest.raises(Refused, match="REQUEST_ID_CONFLICT"):
-        bank.ledger.apply(3, 2, (*first[:-2], options, b"one"))
+        driver.ledger.apply(3, 2, (*first[:-2], options, b"one"))
 
 
 @pytest.mark.parametrize("broken", [b"\x01", b"\x01\x02x", b"\x01\x00\x02"])

@@ -17,7 +17,7 @@ from billing.ledger.money import (
     parse_rate,
     parse_signed_amount,
 )
-from tests.ledger.bank import BUCKET, HOUR, Bank, refusal
+from tests.ledger.driver import BUCKET, HOUR, LedgerDriver, refusal
 
 NO_AMOUNT = " must be an integer of nanos or a decimal string of coins"
 NO_DECIMAL = " must be an integer of nanos, or a decimal string of coins, at most 9 digits after the point"
@@ -66,24 +66,24 @@ def test_a_rate_beyond_its_bound_and_a_unknown_per_are_said(parse: Callable[...,
 
 
 @pytest.fixture
-def bank() -> Bank:
+def driver() -> LedgerDriver:
     """`u` has 100 nanos and a credit limit of 5, 10 of them held, a line with a rate_seq; `out` is exhausted."""
-    bank = Bank(restore=True)
-    bank.top_up("u", 100, at=0)
-    bank.set_credit_limit("u", 5, at=0)
-    bank.set_rate("u", 5, at=0, resource="vm", seq=7)
-    bank.hold("u", 10, at=0, request_id="h")
-    bank.top_up("out", 50, at=0)
-    bank.debit("out", 50, at=0, request_id="r")
-    bank.top_up("rich", INT64_MAX, at=0)
-    bank.debit("rich", 1, at=0, mode="force")
-    return bank
+    driver = LedgerDriver(restore=True)
+    driver.top_up("u", 100, at=0)
+    driver.set_credit_limit("u", 5, at=0)
+    driver.set_rate("u", 5, at=0, resource="vm", seq=7)
+    driver.hold("u", 10, at=0, request_id="h")
+    driver.top_up("out", 50, at=0)
+    driver.debit("out", 50, at=0, request_id="r")
+    driver.top_up("rich", INT64_MAX, at=0)
+    driver.debit("rich", 1, at=0, mode="force")
+    return driver
 
 
-def open_many(bank: Bank) -> None:
-    bank.top_up("u", 10**6, at=0)
+def open_many(driver: LedgerDriver) -> None:
+    driver.top_up("u", 10**6, at=0)
     for number in range(999):
-        bank.hold("u", 1, at=0, request_id=f"{number}")
+        driver.hold("u", 1, at=0, request_id=f"{number}")
 
 
 # (user, method, arguments, options), what str() says, and the details beside bucket_id and at_ns.
@@ -108,41 +108,41 @@ SAID = [
 
 @pytest.mark.parametrize(("call", "text", "details"), SAID)
 def test_what_stands_against_a_command_is_said_with_its_numbers(
-    bank: Bank, call: tuple[str, str, tuple[Any, ...], dict[str, Any]], text: str, details: dict[str, Any]
+    driver: LedgerDriver, call: tuple[str, str, tuple[Any, ...], dict[str, Any]], text: str, details: dict[str, Any]
 ) -> None:
     user, method, arguments, options = call
-    refused = refusal(getattr(bank, method), user, *arguments, at=1, **options)
+    refused = refusal(getattr(driver, method), user, *arguments, at=1, **options)
     assert str(refused) == text
     assert refused.details == {**details, "bucket_id": BUCKET, "at_ns": 1}
 
 
 def test_a_hold_whose_request_id_was_let_go_before_it_says_so() -> None:
-    bank = Bank(ids=1)
-    bank.top_up("u", 100, at=0)
-    bank.hold("u", 1, at=0, request_id="h")
-    bank.top_up("u", 1, at=0, request_id="other")
-    refused = refusal(bank.hold, "u", 1, at=1, request_id="h")
+    driver = LedgerDriver(ids=1)
+    driver.top_up("u", 100, at=0)
+    driver.hold("u", 1, at=0, request_id="h")
+    driver.top_up("u", 1, at=0, request_id="other")
+    refused = refusal(driver.hold, "u", 1, at=1, request_id="h")
     assert str(refused) == "REQUEST_ID_CONFLICT: a hold made with this request_id is still open"
     assert refused.details == {"bucket_id": BUCKET, "at_ns": 1}
 
 
-def test_what_never_reaches_an_account_is_said_without_an_instant(bank: Bank) -> None:
+def test_what_never_reaches_an_account_is_said_without_an_instant(driver: LedgerDriver) -> None:
     for call in (
-        lambda: bank.debit("nobody", 1, at=1),
-        lambda: bank.view("nobody", at=1),
-        lambda: bank.report(ops.CUTOFF_STARTED, "nobody", 1, at=1),
+        lambda: driver.debit("nobody", 1, at=1),
+        lambda: driver.view("nobody", at=1),
+        lambda: driver.report(ops.CUTOFF_STARTED, "nobody", 1, at=1),
     ):
         refused = refusal(call)
         assert (str(refused), refused.details) == ("UNKNOWN_ACCOUNT: there is no such account", {})
-    refused = refusal(bank.report, ops.CUTOFF_STARTED, "u", 1, at=1)
+    refused = refusal(driver.report, ops.CUTOFF_STARTED, "u", 1, at=1)
     assert (str(refused), refused.details) == ("UNKNOWN_CUTOFF: no such cutoff is owed", {})
-    refused = refusal(bank.debit, "out", 51, at=1, request_id="r")
+    refused = refusal(driver.debit, "out", 51, at=1, request_id="r")
     conflict = "REQUEST_ID_CONFLICT: this request_id was used with other parameters or another method"
     assert (str(refused), refused.details) == (conflict, {})
 
 
-def test_the_number_of_holds_is_a_limit_with_a_name(bank: Bank) -> None:
-    open_many(bank)
-    refused = refusal(bank.hold, "u", 1, at=1)
+def test_the_number_of_holds_is_a_limit_with_a_name(driver: LedgerDriver) -> None:
+    open_many(driver)
+    refused = refusal(driver.hold, "u", 1, at=1)
     assert str(refused) == "LIMIT_EXCEEDED: open_holds would leave its bounds"
     assert refused.details == {"limit": "open_holds", "bucket_id": BUCKET, "at_ns": 1}

@@ -14,7 +14,7 @@ from billing.ledger.entry import Entry, pack, text, unpack
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notice import notices_of, webhook_id
-from tests.ledger.bank import Bank
+from tests.ledger.driver import LedgerDriver
 
 COIN = 10**9
 HOUR_NS = 3600 * COIN
@@ -137,13 +137,13 @@ def test_other_operations_are_not_told(op: int) -> None:
 
 
 def test_who_has_a_grace_is_told_when_the_call_comes() -> None:
-    bank = Bank(classes={b"gold": CutoffClass(grace_ns=1000)})
+    driver = LedgerDriver(classes={b"gold": CutoffClass(grace_ns=1000)})
     for user, name in (("plain", ""), ("gold", "gold")):
-        bank.top_up(user, 5, at=0)
-        bank.set_class(user, name, at=0)
-        bank.debit(user, 5, at=7)
-    bank.entries()
-    notices_made = [notice for packed in bank.journal for notice in notices_of(packed, 3, "1-1")]
+        driver.top_up(user, 5, at=0)
+        driver.set_class(user, name, at=0)
+        driver.debit(user, 5, at=7)
+    driver.entries()
+    notices_made = [notice for packed in driver.journal for notice in notices_of(packed, 3, "1-1")]
     exhaustions = [
         (notice.user_id, json.loads(notice.body)["data"]) for notice in notices_made if "exhausted" in notice.name
     ]

@@ -18,7 +18,7 @@ from markupsafe import Markup, escape
 from billing import svg
 from billing.ledger import commands as ops
 from billing.ledger.classes import CutoffClass
-from tests.ledger.bank import Bank
+from tests.ledger.driver import LedgerDriver
 
 COIN: Final = 10**9
 HOUR_NS: Final = 3_600 * 10**9
@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
     hour: float
     label: str
-    call: Callable[[Bank, int], Any]
+    call: Callable[[LedgerDriver, int], Any]
 
 
 class Subject(NamedTuple):
@@ -63,23 +63,23 @@ class Subject(NamedTuple):
     classes: Mapping[bytes, CutoffClass] = {}
 
 
-def top_up(coins: float, comment: str = "", **more: Any) -> Callable[[Bank, int], Any]:
+def top_up(coins: float, comment: str = "", **more: Any) -> Callable[[LedgerDriver, int], Any]:
     """Adds money."""
-    return lambda bank, at: bank.top_up(USER, int(coins * COIN), at=at, **more)
+    return lambda driver, at: driver.top_up(USER, int(coins * COIN), at=at, **more)
 
 
-def rate(coins_an_hour: float, **more: Any) -> Callable[[Bank, int], Any]:
+def rate(coins_an_hour: float, **more: Any) -> Callable[[LedgerDriver, int], Any]:
     """Sets the rate of the line `vm`."""
-    return lambda bank, at: bank.set_rate(USER, int(coins_an_hour * COIN), at=at, resource="vm", **more)
+    return lambda driver, at: driver.set_rate(USER, int(coins_an_hour * COIN), at=at, resource="vm", **more)
 
 
 def _lease(hours: float) -> bytes:
     return ops.number_option(ops.TTL_NS, int(hours * HOUR_NS))
 
 
-def _capture(bank: Bank, at: int) -> Any:
-    (held,) = bank.view(USER, at=at)["holds"]
-    return bank.capture(USER, held["hold_id"], COIN, at=at)
+def _capture(driver: LedgerDriver, at: int) -> Any:
+    (held,) = driver.view(USER, at=at)["holds"]
+    return driver.capture(USER, held["hold_id"], COIN, at=at)
 
 
 SUBJECTS: Final = (
@@ -112,7 +112,7 @@ SUBJECTS: Final = (
         16,
         (
             Step(0, "4 coins", top_up(4)),
-            Step(0, "", lambda bank, at: bank.set_credit_limit(USER, 2 * COIN, at=at)),
+            Step(0, "", lambda driver, at: driver.set_credit_limit(USER, 2 * COIN, at=at)),
             Step(0, "", rate(0.5)),
         ),
         {"balance_nanos": "balance", "available_nanos": "available"},
@@ -124,7 +124,7 @@ SUBJECTS: Final = (
         (
             Step(0, "6 coins", top_up(6)),
             Step(0, "", rate(0.25)),
-            Step(4, "hold 3", lambda bank, at: bank.hold(USER, 3 * COIN, at=at)),
+            Step(4, "hold 3", lambda driver, at: driver.hold(USER, 3 * COIN, at=at)),
             Step(10, "capture 1", _capture),
         ),
         {"balance_nanos": "balance", "available_nanos": "available"},
@@ -157,7 +157,7 @@ SUBJECTS: Final = (
         16,
         (
             Step(0, "3 coins", top_up(3)),
-            Step(0, "", lambda bank, at: bank.set_class(USER, "business", at=at)),
+            Step(0, "", lambda driver, at: driver.set_class(USER, "business", at=at)),
             Step(0, "", rate(0.5)),
         ),
         {"available_nanos": "available", "overrun_nanos": "overrun"},
@@ -170,9 +170,9 @@ SUBJECTS: Final = (
         (
             Step(0, "6 coins", top_up(6)),
             Step(0, "", rate(0.5)),
-            Step(4, "from", lambda bank, at: None),
+            Step(4, "from", lambda driver, at: None),
             Step(8, "+ 3 coins", top_up(3)),
-            Step(12, "to", lambda bank, at: None),
+            Step(12, "to", lambda driver, at: None),
         ),
         {"balance_nanos": "balance"},
     ),
@@ -188,13 +188,13 @@ class Played(NamedTuple):
 
 def play(subject: Subject, *, accrue: bool) -> Played:
     """Plays the script to its end."""
-    bank = Bank(accrue=accrue, classes=dict(subject.classes))
+    driver = LedgerDriver(accrue=accrue, classes=dict(subject.classes))
     fields = subject.accruing if accrue else subject.curves
     curves: dict[str, list[tuple[float, float]]] = {field: [] for field in fields}
     marks: list[tuple[float, str]] = []
 
     def look(at_ns: int, hour: float) -> None:
-        view = bank.view(USER, at=at_ns)
+        view = driver.view(USER, at=at_ns)
         for field, points in curves.items():
             points.append((hour, view[field] / COIN))
 
@@ -206,10 +206,12 @@ def play(subject: Subject, *, accrue: bool) -> Played:
             look(at_ns - 1, hour)
         for step in subject.steps:
             if step.hour == hour:
-                step.call(bank, at_ns)
+                step.call(driver, at_ns)
                 marks += [(hour, step.label)] if step.label else []
         look(at_ns, hour)
-    marks += [(row["at_ns"] / HOUR_NS, EVENTS[name]) for row in bank.rows(USER) if (name := row["operation"]) in EVENTS]
+    marks += [
+        (row["at_ns"] / HOUR_NS, EVENTS[name]) for row in driver.rows(USER) if (name := row["operation"]) in EVENTS
+    ]
     return Played(curves, marks)
 
 

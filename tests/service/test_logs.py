@@ -22,7 +22,7 @@ from billing.config.schema import Log
 from billing.ledger.ledger import ReplayDifference
 from billing.service.events import EVENTS
 from billing.service.logs import Discretion, Lines, is_journal, set_up
-from tests.ledger.bank import Bank
+from tests.ledger.driver import LedgerDriver
 
 HELD = "shard %d is held until a reload or a restart: %s"
 
@@ -182,9 +182,9 @@ def test_json_is_one_object_a_line_with_the_events_fields(tmp_path: Path) -> Non
 
 def difference() -> str:
     """An error that shows a whole entry, with the user and what a client wrote."""
-    bank = Bank()
-    bank.top_up("alice@example.com", 100, at=0, request_id="invoice-17", message="paid by alice")
-    return str(ReplayDifference(bank.ledger.records[0][1], None))
+    driver = LedgerDriver()
+    driver.top_up("alice@example.com", 100, at=0, request_id="invoice-17", message="paid by alice")
+    return str(ReplayDifference(driver.ledger.records[0][1], None))
 
 
 @pytest.mark.parametrize("user_ids", ["hashed", "hidden"])

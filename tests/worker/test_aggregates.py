@@ -8,30 +8,30 @@ from types import FrameType
 from billing.ledger import commands as ops
 from billing.ledger.classes import CutoffClass
 from billing.worker.aggregates import EXTRA_WORK, ROUND_NS, WORK_MAX, Aggregates
-from tests.ledger.bank import BUCKET, HOUR, Bank
+from tests.ledger.driver import BUCKET, HOUR, LedgerDriver
 
 EXTRAS = WORK_MAX // EXTRA_WORK // 2  # in a bucket: a step comes through one, and half of the next
 
 
-def ran_dry(count: int) -> Bank:
+def ran_dry(count: int) -> LedgerDriver:
     """`count` users whose money ran out at 10, 11, …, each spending a nano a nanosecond; and one who has plenty."""
-    bank = Bank()
+    driver = LedgerDriver()
     for number in range(count):
-        bank.top_up(f"u{number}", 10 + number, at=0)
-        bank.set_rate(f"u{number}", HOUR, at=0)
-        bank.debit(f"u{number}", 1, at=10 + number, mode="partial")
-    bank.top_up("rich", 10**9, at=0)
-    bank.set_rate("rich", HOUR, at=0)
-    return bank
+        driver.top_up(f"u{number}", 10 + number, at=0)
+        driver.set_rate(f"u{number}", HOUR, at=0)
+        driver.debit(f"u{number}", 1, at=10 + number, mode="partial")
+    driver.top_up("rich", 10**9, at=0)
+    driver.set_rate("rich", HOUR, at=0)
+    return driver
 
 
 def test_overrun_is_what_the_accounts_show_now() -> None:
-    bank = ran_dry(5)
-    census = Aggregates(bank.ledger.books)
+    driver = ran_dry(5)
+    census = Aggregates(driver.ledger.books)
     census.step(1000)
     figures = census.figures(1000)
     users = [f"u{number}" for number in range(5)]
-    shown = [bank.ledger.view(BUCKET, user.encode(), 1000)["overrun_nanos"] for user in users]
+    shown = [driver.ledger.view(BUCKET, user.encode(), 1000)["overrun_nanos"] for user in users]
     assert figures["overrun_nanos"] == sum(shown) == sum(1000 - (10 + number) for number in range(5))
     assert figures["overrun_nanos_per_hour"] == 5 * HOUR
     assert figures["overrun_accounts"] == 5
@@ -40,9 +40,9 @@ def test_overrun_is_what_the_accounts_show_now() -> None:
 
 
 def test_what_is_held_back_is_not_the_oldest_that_is_owed() -> None:
-    bank = ran_dry(3)
+    driver = ran_dry(3)
     held = {(BUCKET, b"u0"), (BUCKET, b"u1")}
-    census = Aggregates(bank.ledger.books, is_held=lambda bucket_id, user_id: (bucket_id, user_id) in held)
+    census = Aggregates(driver.ledger.books, is_held=lambda bucket_id, user_id: (bucket_id, user_id) in held)
     census.step(1000)
     assert census.figures(1000)["oldest_owed_ns"] == 1000 - 12
     held.add((BUCKET, b"u2"))
@@ -51,23 +51,23 @@ def test_what_is_held_back_is_not_the_oldest_that_is_owed() -> None:
 
 
 def test_whose_overrun_grows_fastest_is_named() -> None:
-    bank = ran_dry(3)
-    census = Aggregates(bank.ledger.books)
-    bank.set_rate("u1", 2 * HOUR, at=900)
-    bank.set_rate("rich", 9 * HOUR, at=900)  # has money
+    driver = ran_dry(3)
+    census = Aggregates(driver.ledger.books)
+    driver.set_rate("u1", 2 * HOUR, at=900)
+    driver.set_rate("rich", 9 * HOUR, at=900)  # has money
     census.step(1000)
     assert census.figures(1000)["overrun_dearest"] == (2 * HOUR, "u1")
-    bank.set_rate("u1", 0, at=1000)
+    driver.set_rate("u1", 0, at=1000)
     for user in ("u0", "u2"):
-        bank.set_rate(user, 0, at=1000)
+        driver.set_rate(user, 0, at=1000)
     census.step(1000)
     assert census.figures(1000)["overrun_dearest"] == (0, "")
 
 
 def test_a_rate_at_zero_ends_it_and_what_there_was_stays() -> None:
-    bank = ran_dry(1)
-    bank.set_rate("u0", 0, at=30)
-    census = Aggregates(bank.ledger.books)
+    driver = ran_dry(1)
+    driver.set_rate("u0", 0, at=30)
+    census = Aggregates(driver.ledger.books)
     census.step(1000)
     assert census.figures(1000)["overrun_nanos"] == 20
     assert census.figures(1000)["overrun_nanos_per_hour"] == 0
@@ -89,49 +89,49 @@ def test_a_step_is_short_however_many_there_are_and_a_round_counts_all() -> None
 
 
 def test_nothing_owed_is_told_apart_from_owed_just_now() -> None:
-    bank = Bank()
-    census = Aggregates(bank.ledger.books)
+    driver = LedgerDriver()
+    census = Aggregates(driver.ledger.books)
     census.step(5)
     assert census.figures(5)["oldest_owed_ns"] == -1
 
 
 def test_accounts_in_a_class_that_is_gone_are_counted() -> None:
-    bank = Bank(classes={b"gold": CutoffClass(grace_ns=50), b"slow": CutoffClass()})
+    driver = LedgerDriver(classes={b"gold": CutoffClass(grace_ns=50), b"slow": CutoffClass()})
     for user, name in (("a", "gold"), ("b", "gold"), ("c", "slow"), ("d", "")):
-        bank.top_up(user, 10, at=0)
-        bank.set_class(user, name, at=0)
-    for configured, count in ((bank.rules.classes, 0), ({b"slow": CutoffClass()}, 2), ({}, 3)):
-        census = Aggregates(bank.ledger.books, configured)
+        driver.top_up(user, 10, at=0)
+        driver.set_class(user, name, at=0)
+    for configured, count in ((driver.rules.classes, 0), ({b"slow": CutoffClass()}, 2), ({}, 3)):
+        census = Aggregates(driver.ledger.books, configured)
         census.step(5)
         assert census.figures(5)["unknown_class_accounts"] == count
 
 
 def test_a_cutoff_is_owed_since_the_end_of_its_grace() -> None:
-    bank = Bank(classes={b"gold": CutoffClass(grace_ns=50)})
-    bank.top_up("u", 10, at=0)
-    bank.set_class("u", "gold", at=0)
-    bank.debit("u", 10, at=5)
-    census = Aggregates(bank.ledger.books)
+    driver = LedgerDriver(classes={b"gold": CutoffClass(grace_ns=50)})
+    driver.top_up("u", 10, at=0)
+    driver.set_class("u", "gold", at=0)
+    driver.debit("u", 10, at=5)
+    census = Aggregates(driver.ledger.books)
     for now_ns, owed_ns in ((54, -1), (55, 0), (60, 5)):
-        bank.view("u", at=now_ns)
+        driver.view("u", at=now_ns)
         census.step(now_ns)
         assert census.figures(now_ns)["oldest_owed_ns"] == owed_ns
 
 
 def test_what_overrun_grew_by_never_falls_and_begins_with_the_process() -> None:
-    bank = ran_dry(2)
-    census = Aggregates(bank.ledger.books)
+    driver = ran_dry(2)
+    census = Aggregates(driver.ledger.books)
     census.step(1000)  # the first round: what there was before this process counts for nobody
     assert census.figures(1000)["overrun_grown_nanos"] == 0
     census.step(1000)
     census.step(1400)
     assert census.figures(1400)["overrun_grown_nanos"] == 2 * 400
     for user in ("u0", "u1"):
-        bank.set_rate(user, 0, at=1500)
-    (seq,) = (row["seq"] for row in bank.pending() if row["user_id"] == "u0")
+        driver.set_rate(user, 0, at=1500)
+    (seq,) = (row["seq"] for row in driver.pending() if row["user_id"] == "u0")
     for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED):
-        bank.report(op, "u0", seq, at=1550)
-    bank.close("u0", at=1600)
+        driver.report(op, "u0", seq, at=1550)
+    driver.close("u0", at=1600)
     for _ in range(2):
         census.step(1700)
     closed = census.figures(1700)
@@ -140,14 +140,14 @@ def test_what_overrun_grew_by_never_falls_and_begins_with_the_process() -> None:
 
 
 def test_the_first_overrun_of_a_bucket_that_was_looked_at_before_counts_whole() -> None:
-    bank = Bank()
-    bank.top_up("rich", 10**9, at=0)
-    census = Aggregates(bank.ledger.books)
+    driver = LedgerDriver()
+    driver.top_up("rich", 10**9, at=0)
+    census = Aggregates(driver.ledger.books)
     for _ in range(2):
         census.step(5)
-    bank.top_up("u", 10, at=10)
-    bank.set_rate("u", HOUR, at=10)
-    bank.debit("u", 1, at=20, mode="partial")
+    driver.top_up("u", 10, at=10)
+    driver.set_rate("u", HOUR, at=10)
+    driver.debit("u", 1, at=20, mode="partial")
     for _ in range(2):
         census.step(120)
     assert census.figures(120)["overrun_grown_nanos"] == census.figures(120)["overrun_nanos"] == 100

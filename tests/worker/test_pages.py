@@ -19,7 +19,7 @@ from billing.worker.pages import (
     joined_accounts,
     named_page,
 )
-from tests.ledger.bank import BUCKET, HOUR, Bank
+from tests.ledger.driver import BUCKET, HOUR, LedgerDriver
 
 Books = dict[int, Book]
 
@@ -118,9 +118,9 @@ def test_the_order_that_is_kept_is_not_part_of_the_bucket_as_a_block() -> None:
 ALL = Selection()
 
 
-def rows_of(bank: Bank, now_ns: int, after: bytes = b"", limit: int = 100, selection: Selection = ALL) -> Any:
-    """A page of rows of the bank's one bucket."""
-    slices = account_page(bank.ledger, now_ns, after, limit, selection)
+def rows_of(driver: LedgerDriver, now_ns: int, after: bytes = b"", limit: int = 100, selection: Selection = ALL) -> Any:
+    """A page of rows of the one bucket."""
+    slices = account_page(driver.ledger, now_ns, after, limit, selection)
     while True:
         try:
             next(slices)
@@ -128,21 +128,21 @@ def rows_of(bank: Bank, now_ns: int, after: bytes = b"", limit: int = 100, selec
             return end.value
 
 
-def spending_bank() -> Bank:
+def spending_driver() -> LedgerDriver:
     """`a` runs out at 100, `b` at 1000, `c` never, `d` did at 10."""
-    bank = Bank()
+    driver = LedgerDriver()
     for user, amount, rate in (("a", 100, 1), ("b", 1000, 1), ("c", 50, 0), ("d", 10, 1)):
-        bank.top_up(user, amount, at=0)
-        bank.set_rate(user, rate * HOUR, at=0)
-    bank.view("d", 20)
-    return bank
+        driver.top_up(user, amount, at=0)
+        driver.set_rate(user, rate * HOUR, at=0)
+    driver.view("d", 20)
+    return driver
 
 
 def test_a_row_says_how_the_account_stands_at_that_instant() -> None:
-    bank = spending_bank()
+    driver = spending_driver()
     shown = [
         (row["user_id"], row["state"], row["balance_nanos"], row["rate_nanos_per_hour"], row["exhausts_at_ns"])
-        for row in rows_of(bank, 40)
+        for row in rows_of(driver, 40)
     ]
     assert shown == [
         ("a", "active", 60, HOUR, 100),
@@ -150,17 +150,17 @@ def test_a_row_says_how_the_account_stands_at_that_instant() -> None:
         ("c", "active", 50, 0, None),
         ("d", "exhausted", 0, HOUR, None),
     ]
-    before = block.dump(bank.ledger.books[BUCKET])
-    (row,) = rows_of(bank, 300, limit=1)  # nobody has noticed yet that it ran out at 100
+    before = block.dump(driver.ledger.books[BUCKET])
+    (row,) = rows_of(driver, 300, limit=1)  # nobody has noticed yet that it ran out at 100
     assert (row["state"], row["balance_nanos"], row["exhausts_at_ns"]) == ("exhausted", 0, None)
-    assert block.dump(bank.ledger.books[BUCKET]) == before, "a question changes nothing"
+    assert block.dump(driver.ledger.books[BUCKET]) == before, "a question changes nothing"
 
 
 def test_only_who_is_asked_for_is_on_the_page() -> None:
-    bank = spending_bank()
+    driver = spending_driver()
 
     def names(selection: Selection, after: bytes = b"", limit: int = 100) -> list[str]:
-        return [row["user_id"] for row in rows_of(bank, 40, after, limit, selection)]
+        return [row["user_id"] for row in rows_of(driver, 40, after, limit, selection)]
 
     assert names(Selection("exhausted")) == ["d"]
     assert names(Selection("active")) == ["a", "b", "c"]
@@ -171,36 +171,36 @@ def test_only_who_is_asked_for_is_on_the_page() -> None:
 
 
 def test_only_who_ran_out_and_still_has_a_rate_overruns() -> None:
-    bank = spending_bank()
-    bank.top_up("e", 5, at=10)
-    bank.debit("e", 5, at=20)  # has no money, and no rate either
+    driver = spending_driver()
+    driver.top_up("e", 5, at=10)
+    driver.debit("e", 5, at=20)  # has no money, and no rate either
     selection = Selection(overrunning=1)
-    assert [row["user_id"] for row in rows_of(bank, 40, selection=selection)] == ["d"]
-    assert [row["user_id"] for row in rows_of(bank, 100, selection=selection)] == ["a", "d"], "a ran out unnoticed"
-    bank.set_rate("d", 0, at=100)
-    assert [row["user_id"] for row in rows_of(bank, 100, selection=selection)] == ["a"]
+    assert [row["user_id"] for row in rows_of(driver, 40, selection=selection)] == ["d"]
+    assert [row["user_id"] for row in rows_of(driver, 100, selection=selection)] == ["a", "d"], "a ran out unnoticed"
+    driver.set_rate("d", 0, at=100)
+    assert [row["user_id"] for row in rows_of(driver, 100, selection=selection)] == ["a"]
 
 
 def test_rates_and_holds_are_added_where_they_are_asked_for() -> None:
-    bank = Bank()
-    bank.top_up("a", 100, at=0)
-    bank.set_rate("a", 7, at=0, resource="vm-1")
-    bank.hold("a", 30, at=0, request_id="h")
-    (row,) = rows_of(bank, 0)
+    driver = LedgerDriver()
+    driver.top_up("a", 100, at=0)
+    driver.set_rate("a", 7, at=0, resource="vm-1")
+    driver.hold("a", 30, at=0, request_id="h")
+    (row,) = rows_of(driver, 0)
     assert (row["available_nanos"], "rates" in row, "holds" in row) == (70, False, False)
-    (row,) = rows_of(bank, 0, selection=Selection(shown=("rates", "holds")))
+    (row,) = rows_of(driver, 0, selection=Selection(shown=("rates", "holds")))
     assert row["rates"] == {"vm-1": 7}
     assert row["holds"] == [{"hold_id": "r:h", "amount_nanos": 30, "expires_at_ns": None}]
 
 
 def test_filters_find_the_few_among_many_in_slices() -> None:
-    bank = Bank()
+    driver = LedgerDriver()
     for number in range(2 * SLICE_ACCOUNTS + 10):
-        bank.top_up(f"{number:06d}", 10, at=0)
+        driver.top_up(f"{number:06d}", 10, at=0)
     few = ["000003", f"{SLICE_ACCOUNTS + 1:06d}", f"{2 * SLICE_ACCOUNTS + 9:06d}"]
     for user in few:
-        bank.debit(user, 10, at=1)
-    slices = account_page(bank.ledger, 2, b"", 10, Selection("exhausted"))
+        driver.debit(user, 10, at=1)
+    slices = account_page(driver.ledger, 2, b"", 10, Selection("exhausted"))
     assert next(slices) is None
     assert next(slices) is None
     with pytest.raises(StopIteration) as end:
@@ -209,13 +209,13 @@ def test_filters_find_the_few_among_many_in_slices() -> None:
 
 
 def test_a_page_of_too_many_lines_says_so() -> None:
-    bank = Bank()
+    driver = LedgerDriver()
     for number in range(6):
-        bank.top_up(str(number), 10**9, at=0)
+        driver.top_up(str(number), 10**9, at=0)
         for line in range(LINES_SHOWN_MAX // 5):
-            bank.set_rate(str(number), 1, at=0, resource=f"vm-{line}")
-    assert len(rows_of(bank, 0, limit=5, selection=Selection(shown=("rates",)))) == 5
-    assert "ask for fewer accounts" in rows_of(bank, 0, limit=6, selection=Selection(shown=("rates",)))
+            driver.set_rate(str(number), 1, at=0, resource=f"vm-{line}")
+    assert len(rows_of(driver, 0, limit=5, selection=Selection(shown=("rates",)))) == 5
+    assert "ask for fewer accounts" in rows_of(driver, 0, limit=6, selection=Selection(shown=("rates",)))
 
 
 def test_one_page_is_made_of_all_shards() -> None:

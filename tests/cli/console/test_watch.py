@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from billing.cli.console.watch import picture, watch
-from tests.ledger.bank import Bank
+from tests.ledger.driver import LedgerDriver
 
 HOUR = 3600 * 10**9
 
@@ -24,12 +24,12 @@ def drawn(account: dict[str, Any], passed_ns: int) -> dict[str, str]:
 
 @pytest.mark.parametrize("passed_ns", [0, 1, 999_999_999, 10**9, 1_500_000_001, 4 * 10**9])
 def test_the_balance_ticks_as_the_ledger_says(passed_ns: int) -> None:
-    bank = Bank()
-    bank.top_up("u", 3 * 10**9, at=0)
-    bank.set_rate("u", 10**9 * 3600 * 7 // 9, at=0)
-    account = {"cutoff": None, **bank.view("u", at=0)}
+    driver = LedgerDriver()
+    driver.top_up("u", 3 * 10**9, at=0)
+    driver.set_rate("u", 10**9 * 3600 * 7 // 9, at=0)
+    account = {"cutoff": None, **driver.view("u", at=0)}
     shown = drawn(account, passed_ns)
-    exact = bank.view("u", at=passed_ns)["balance_nanos"]
+    exact = driver.view("u", at=passed_ns)["balance_nanos"]
     assert (
         abs(round(float(shown["balance"]) * 10**9) - exact) <= 1
     )  # a picture floors the spent, the ledger what is left
@@ -37,15 +37,15 @@ def test_the_balance_ticks_as_the_ledger_says(passed_ns: int) -> None:
 
 
 async def test_it_asks_again_when_the_instant_has_come() -> None:
-    bank = Bank()
-    bank.top_up("u", 10**9, at=0)
-    bank.set_rate("u", HOUR, at=0)
+    driver = LedgerDriver()
+    driver.top_up("u", 10**9, at=0)
+    driver.set_rate("u", HOUR, at=0)
     calls: list[int] = []
 
     async def ask() -> dict[str, Any]:
         calls.append(len(calls))
         at = 10**9 - 150_000_000 if len(calls) == 1 else 10**9
-        return {"cutoff": None, **bank.view("u", at=at)}
+        return {"cutoff": None, **driver.view("u", at=at)}
 
     out = Console(file=io.StringIO(), width=120, force_terminal=True)
     async with asyncio.timeout(20):

@@ -1,9 +1,9 @@
 """A ledger with one bucket, spoken to as a client would speak, for tests that read like the contract.
 
-    bank.top_up("u", 100, at=0)["balance_nanos"] == 100
+    driver.top_up("u", 100, at=0)["balance_nanos"] == 100
 
 Rates are nanos per hour unless `per_ns` is said: then nanos per nanosecond, so that money and instants are small
-numbers. `bank.rows("u")` is the history, `bank.cutoffs("u")` what became owed, `bank.refused(...)` the error of a
+numbers. `driver.rows("u")` is the history, `driver.cutoffs("u")` what became owed, `driver.refused(...)` the error of a
 call that must be refused.
 """
 
@@ -32,7 +32,7 @@ def carried_out(ledger: Ledger, bucket_id: int, command: ops.Command, at: int) -
     return answer(ledger.apply(bucket_id, at, command), bucket_id)
 
 
-class Bank:
+class LedgerDriver:
     """See the module."""
 
     def __init__(
