@@ -21,7 +21,7 @@ from billing.cli.finding import RULE
 from billing.cli.listing import ELSEWHERE, MODULE_OF, SECTIONS
 from billing.cli.main import root
 from billing.config.schema import Config, declared
-from tests.doctor.yard import Yard
+from tests.doctor.builder import DataDirectoryBuilder
 from tests.system.commands import carried_out
 
 HEAVY = ("pydantic", "aiohttp", "uvloop", "asyncio", "msgpack", "msgspec", "rich", "sqlite3", "billing.config.schema")
@@ -249,8 +249,8 @@ def test_a_reader_who_has_seen_enough_is_no_failure(line: str) -> None:
 
 
 def test_a_verdict_is_the_same_whoever_reads_it(data_dir: Path, tmp_path: Path) -> None:
-    yard = Yard(data_dir, shards=1)
-    yard.close()
+    builder = DataDirectoryBuilder(data_dir, shards=1)
+    builder.close()
     config = tmp_path / "config.toml"
     config.write_text(f'[daemon]\ndata_dir = "{data_dir}"\n')
     assert unread("doctor", "--config", str(config)) == (0, "")

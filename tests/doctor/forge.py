@@ -14,7 +14,7 @@ from billing.ledger.entry import Entry, pack, unpack
 from shards.batch import ENTRY, ENVELOPE, LENGTH, split_batch
 from shards.journal.file.journal import FileJournal, FileSettings
 from shards.journal.file.snapshot import Reader, position_of
-from tests.doctor.yard import DISK, SEGMENT_BYTES, Yard
+from tests.doctor.builder import DISK, SEGMENT_BYTES, DataDirectoryBuilder
 
 Record = tuple[int, int, int, bytes]  # kind, bucket id, generation, body
 OnRecords = Callable[[int, list[Record]], list[Record]]  # position, records of the batch -> those to write
@@ -37,14 +37,14 @@ def joined(records: list[Record]) -> bytes:
 
 
 def forge(
-    yard: Yard,
+    builder: DataDirectoryBuilder,
     shard: int,
     on_records: OnRecords = lambda position, records: records,
     on_part: Callable[[bytes], bytes | None] = lambda part: part,
     time_of: Callable[[int], int] = lambda position: 0,
 ) -> None:
     """Writes the journal of a closed shard anew. `on_part`: None leaves a part of a snapshot out."""
-    path = f"{yard.path}/shard-{shard}"
+    path = f"{builder.path}/shard-{shard}"
     snapshots: dict[int, list[bytes]] = {}
     for name in DISK.listdir(path):
         if position_of(name) >= 0:
@@ -72,7 +72,9 @@ def max_position(parts: list[bytes], position: int) -> int:
     return max([position, *(int.from_bytes(part[7:15], "little") for part in parts)])
 
 
-def forge_entries(yard: Yard, shard: int, change: OnEntry, time_of: Callable[[int], int] = lambda position: 0) -> int:
+def forge_entries(
+    builder: DataDirectoryBuilder, shard: int, change: OnEntry, time_of: Callable[[int], int] = lambda position: 0
+) -> int:
     """Writes the journal anew with `change`d entries, packed by the real code; how many were changed."""
     count = 0
 
@@ -90,5 +92,5 @@ def forge_entries(yard: Yard, shard: int, change: OnEntry, time_of: Callable[[in
             written += [(kind, bucket_id, generation, pack(entry)) for entry in entries]
         return written
 
-    forge(yard, shard, on_records, time_of=time_of)
+    forge(builder, shard, on_records, time_of=time_of)
     return count

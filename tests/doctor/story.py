@@ -8,33 +8,33 @@ import pytest
 
 from billing.doctor.report import Finding, Report
 from billing.ledger import commands as ops
-from tests.doctor.yard import COIN, HOUR_NS, SECOND_NS, Yard
+from tests.doctor.builder import COIN, HOUR_NS, SECOND_NS, DataDirectoryBuilder
 
 USER = b"7"
 
 
-def scene(data_dir: Path) -> Yard:
+def scene(data_dir: Path) -> DataDirectoryBuilder:
     """One shard, one user with a story, in whose course nearly everything happens; a snapshot before its end."""
-    yard = Yard(data_dir, shards=1, trims=False)
-    yard.pay(USER, 10 * COIN, b"first")
-    yard.thresholds(USER, (ops.BY_AMOUNT, 5 * COIN), (ops.BY_RUNWAY, HOUR_NS))
-    yard.rate(USER, 5 * COIN + 7)
-    yard.debit(USER, COIN, request_id=b"second")
-    yard.wait(3 * HOUR_NS)  # both thresholds, and the exhaustion
-    yard.report(ops.CUTOFF_STARTED, USER, 1)
-    yard.report(ops.CUTOFF_DELIVERED, USER, 1)
-    yard.pay(USER, 40 * COIN)
-    yard.report(ops.RESTORE_STARTED, USER, 1)
-    yard.report(ops.RESTORE_DELIVERED, USER, 1)
-    yard.do((ops.HOLD, USER, 3 * COIN, SECOND_NS, 0, b"", b"hold", b"", b"", b""))
-    yard.wait(2 * SECOND_NS)
+    builder = DataDirectoryBuilder(data_dir, shards=1, trims=False)
+    builder.pay(USER, 10 * COIN, b"first")
+    builder.thresholds(USER, (ops.BY_AMOUNT, 5 * COIN), (ops.BY_RUNWAY, HOUR_NS))
+    builder.rate(USER, 5 * COIN + 7)
+    builder.debit(USER, COIN, request_id=b"second")
+    builder.wait(3 * HOUR_NS)  # both thresholds, and the exhaustion
+    builder.report(ops.CUTOFF_STARTED, USER, 1)
+    builder.report(ops.CUTOFF_DELIVERED, USER, 1)
+    builder.pay(USER, 40 * COIN)
+    builder.report(ops.RESTORE_STARTED, USER, 1)
+    builder.report(ops.RESTORE_DELIVERED, USER, 1)
+    builder.do((ops.HOLD, USER, 3 * COIN, SECOND_NS, 0, b"", b"hold", b"", b"", b""))
+    builder.wait(2 * SECOND_NS)
     with pytest.raises(Exception, match="INSUFFICIENT_FUNDS"):
-        yard.debit(USER, 1000 * COIN)
-    yard.workers[1].snapshot()
-    yard.rate(USER, 0)
-    yard.do((ops.ADJUST, USER, -COIN, 0, 0, b"", b"", b"a mistake", b"", b""))
-    yard.debit(USER, 100 * COIN, ops.PARTIAL)
-    return yard.close()
+        builder.debit(USER, 1000 * COIN)
+    builder.workers[1].snapshot()
+    builder.rate(USER, 0)
+    builder.do((ops.ADJUST, USER, -COIN, 0, 0, b"", b"", b"a mistake", b"", b""))
+    builder.debit(USER, 100 * COIN, ops.PARTIAL)
+    return builder.close()
 
 
 def findings_of(report: Report, check: str) -> list[Finding]:

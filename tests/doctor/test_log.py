@@ -12,7 +12,7 @@ from billing.doctor.log import ReadLog
 from billing.doctor.report import Report
 from shards.journal import Corrupt, Gap, Lost, Reader, Retained, Unavailable
 from shards.journal.file.reader import FileReader
-from tests.doctor.yard import DISK, Yard, busy
+from tests.doctor.builder import DISK, DataDirectoryBuilder, busy
 
 PROVED_ALIKE = ("owners", "accounts", "conservation", "requests", "history", "statements", "snapshots")
 
@@ -54,35 +54,35 @@ class Broken:
         self._reader.close()
 
 
-def read(yard: Yard, error: Exception | None = None, where: str = "") -> Report:
-    """What the doctor says of the yard, read by readers; shard 1's is broken so."""
+def read(builder: DataDirectoryBuilder, error: Exception | None = None, where: str = "") -> Report:
+    """What the doctor says of the data directory, read by readers; shard 1's is broken so."""
     report = Report()
 
     def opened(number: int) -> ReadLog:
         name = f"{SHARD}{number}" if number else MAP
-        reader: Reader = FileReader(DISK, f"{yard.path}/{name}", number)
+        reader: Reader = FileReader(DISK, f"{builder.path}/{name}", number)
         if error is not None and number == 1:
             reader = Broken(reader, error, where)
         return ReadLog(reader, name, number, report)
 
-    logs = Logs([0, *yard.shards], opened, True)
-    examine_logs(logs, DISK, yard.path, yard.rules.request_ids_per_bucket, report, lambda what, done, total: None)
+    logs = Logs([0, *builder.shards], opened, True)
+    examine_logs(logs, DISK, builder.path, builder.rules.request_ids_per_bucket, report, lambda what, done, total: None)
     return report
 
 
-def busy_yard(data_dir: Path, *, trims: bool) -> Yard:
-    yard = Yard(data_dir, trims=trims)
-    busy(yard, 7, 1500, upheavals=0.02)
-    yard.wait(1)
-    for worker in yard.workers.values():
+def busy_builder(data_dir: Path, *, trims: bool) -> DataDirectoryBuilder:
+    builder = DataDirectoryBuilder(data_dir, trims=trims)
+    busy(builder, 7, 1500, upheavals=0.02)
+    builder.wait(1)
+    for worker in builder.workers.values():
         worker.snapshot()
-    return yard.close()
+    return builder.close()
 
 
 @pytest.mark.parametrize("trims", [False, True])
 def test_by_readers_the_same_is_proved_as_from_files(data_dir: Path, trims: bool) -> None:
-    yard = busy_yard(data_dir, trims=trims)
-    from_files, by_readers = yard.examine(), read(yard)
+    builder = busy_builder(data_dir, trims=trims)
+    from_files, by_readers = builder.examine(), read(builder)
     assert by_readers.findings == from_files.findings == []
     assert by_readers.sums == from_files.sums
     for check in PROVED_ALIKE:
@@ -102,7 +102,7 @@ def test_by_readers_the_same_is_proved_as_from_files(data_dir: Path, trims: bool
 def test_what_is_damaged_is_a_fault_and_nothing_behind_it_is_proved(
     data_dir: Path, error: Exception, where: str, text: str
 ) -> None:
-    report = read(busy_yard(data_dir, trims=False), error, where)
+    report = read(busy_builder(data_dir, trims=False), error, where)
     assert any(finding.check == "files" and text in finding.text for finding in report.findings), report.lines()
     if where != "chunks":
         assert any("shard 1" in why for why in report.unchecked["accounts"])
@@ -111,4 +111,4 @@ def test_what_is_damaged_is_a_fault_and_nothing_behind_it_is_proved(
 @pytest.mark.parametrize("error", [Unavailable("nobody answers"), Lost("the connection is lost")])
 def test_a_log_that_cannot_be_reached_proves_nothing(data_dir: Path, error: Exception) -> None:
     with pytest.raises(type(error)):
-        read(busy_yard(data_dir, trims=False), error, "replay")
+        read(busy_builder(data_dir, trims=False), error, "replay")

@@ -14,21 +14,21 @@ from billing.doctor.report import Report
 from billing.follower.store import ShardFile
 from billing.notices.opening import begun_of, open_store
 from billing.notices.store import KIND, checksum_of
+from tests.doctor.builder import COIN, DISK, DataDirectoryBuilder, busy
 from tests.doctor.story import USER, findings_of
-from tests.doctor.yard import COIN, DISK, Yard, busy
 
 NOTICES = 40
 
 
-def owing(data_dir: Path, *, trims: bool = False, behind: int = 0) -> Yard:
-    """A yard of one shard whose payments are owed to somebody who does not answer; closed. `behind`: so many batches
-    are not in the file.
+def owing(data_dir: Path, *, trims: bool = False, behind: int = 0) -> DataDirectoryBuilder:
+    """A data directory of one shard whose payments are owed to somebody who does not answer; closed. `behind`: so many
+    batches are not in the file.
     """
-    yard = Yard(data_dir, shards=1, history=True, trims=trims, segment_bytes=8192)
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True, trims=trims, segment_bytes=8192)
     DISK.mkdir(f"{data_dir}/notices")
     for number in range(NOTICES):
-        yard.pay(USER, 100 + number)
-    journal = yard.workers[1].journal
+        builder.pay(USER, 100 + number)
+    journal = builder.workers[1].journal
     store, _ = open_store(ShardFile(f"{data_dir}/notices", 1, 1, 0, DISK), suspect=False, file_id=7, now_ns=1)
     for position, payload in journal.replay(1):
         if position <= journal.head - behind:
@@ -37,20 +37,20 @@ def owing(data_dir: Path, *, trims: bool = False, behind: int = 0) -> Yard:
     store.close()
     for _ in range(3 if trims else 0):
         for _ in range(30):
-            yard.pay(USER, COIN)
-        yard.workers[1].snapshot()
-    return yard.close()
+            builder.pay(USER, COIN)
+        builder.workers[1].snapshot()
+    return builder.close()
 
 
-def changed(yard: Yard, statement: str, *, signs: bool = False) -> Report:
+def changed(builder: DataDirectoryBuilder, statement: str, *, signs: bool = False) -> Report:
     """The report after this statement was carried out on the file of shard 1; `signs`: by a writer that is wrong."""
-    db = sqlite3.connect(f"{yard.path}/notices/shard-1.sqlite")
+    db = sqlite3.connect(f"{builder.path}/notices/shard-1.sqlite")
     db.execute(statement)
     if signs:
         sign(db)
     db.commit()
     db.close()
-    return yard.examine()
+    return builder.examine()
 
 
 def sign(db: sqlite3.Connection) -> None:
@@ -80,9 +80,9 @@ def test_a_file_behind_what_the_journal_still_has_is_a_fault(data_dir: Path) -> 
 def test_a_file_that_is_gone_is_a_fault_where_the_journal_does_not_have_what_it_owed(
     data_dir: Path, trims: bool
 ) -> None:
-    yard = owing(data_dir, trims=trims)
-    Path(f"{yard.path}/notices/shard-1.sqlite").unlink()
-    report = yard.examine()
+    builder = owing(data_dir, trims=trims)
+    Path(f"{builder.path}/notices/shard-1.sqlite").unlink()
+    report = builder.examine()
     assert len(findings_of(report, "notices")) == int(trims)
     assert trims or any("makes it anew from batch 1" in note for note in report.notes)
 
@@ -98,17 +98,17 @@ def test_a_file_ahead_of_its_journal_proves_that_the_journal_lost_batches(data_d
 def test_a_file_whose_journal_is_gone_is_a_fault_where_it_has_still_something_to_tell(
     data_dir: Path, owed: int
 ) -> None:
-    yard = owing(data_dir)
-    path = Path(f"{yard.path}/notices/shard-1.sqlite")
+    builder = owing(data_dir)
+    path = Path(f"{builder.path}/notices/shard-1.sqlite")
     path.rename(path.with_name("shard-9.sqlite"))
-    Path(begun_of(f"{yard.path}/notices", 1)).unlink()
+    Path(begun_of(f"{builder.path}/notices", 1)).unlink()
     db = sqlite3.connect(path.with_name("shard-9.sqlite"))
     db.execute("UPDATE about SET shard = 9")
     sign(db)
     db.execute(f"DELETE FROM owed WHERE seq > {owed}")
     db.commit()
     db.close()
-    texts = [finding.text for finding in findings_of(yard.examine(), "notices")]
+    texts = [finding.text for finding in findings_of(builder.examine(), "notices")]
     assert texts == ([f"its journal is gone, and it still has {owed} notices to tell"] if owed else [])
 
 
@@ -144,10 +144,10 @@ def test_what_a_wrong_writer_wrote_is_a_fault(data_dir: Path, statement: str, te
 
 def test_no_flipped_byte_of_any_file_ends_the_doctor_with_a_bug(data_dir: Path) -> None:
     """Whatever file of a data directory is damaged, the doctor ends with a report."""
-    yard = Yard(data_dir, history=True, trims=False, bucket_count=4)
+    builder = DataDirectoryBuilder(data_dir, history=True, trims=False, bucket_count=4)
     DISK.mkdir(f"{data_dir}/notices")
-    busy(yard, 3, 60, upheavals=0.05)
-    for shard, worker in yard.workers.items():
+    busy(builder, 3, 60, upheavals=0.05)
+    for shard, worker in builder.workers.items():
         worker.snapshot()
         store, _ = open_store(
             ShardFile(f"{data_dir}/notices", shard, 1, 0, DISK), suspect=False, file_id=shard, now_ns=1
@@ -156,10 +156,10 @@ def test_no_flipped_byte_of_any_file_ends_the_doctor_with_a_bug(data_dir: Path) 
             store.take(position, payload, 1)
         store.flush()
         store.close()
-    yard.close()
-    assert yard.examine().findings == []
+    builder.close()
+    assert builder.examine().findings == []
     draw = random.Random(11)
-    paths = sorted(path for path in Path(yard.path).rglob("*") if path.is_file() and path.stat().st_size)
+    paths = sorted(path for path in Path(builder.path).rglob("*") if path.is_file() and path.stat().st_size)
     assert {path.parent.name for path in paths} >= {"map", "shard-1", "history", "notices"}
     for path in paths:
         original = path.read_bytes()
@@ -168,10 +168,10 @@ def test_no_flipped_byte_of_any_file_ends_the_doctor_with_a_bug(data_dir: Path) 
             flipped = bytearray(original)
             flipped[offset] ^= 1 << draw.randrange(8)
             path.write_bytes(flipped)
-            assert yard.examine().lines(), f"{path} offset {offset}"
+            assert builder.examine().lines(), f"{path} offset {offset}"
         path.write_bytes(original[: used // 2])
-        report = yard.examine()
+        report = builder.examine()
         assert report.lines()
         assert report.findings or path.suffix != ".sqlite", f"{path} cut in half"
         path.write_bytes(original)
-    assert yard.examine().findings == []
+    assert builder.examine().findings == []

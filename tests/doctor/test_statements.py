@@ -14,32 +14,32 @@ from billing.history.openings import put
 from billing.history.retention import prune
 from billing.history.store import Store
 from shards.system.disk import RealDisk
+from tests.doctor.builder import COIN, HOUR_NS, RULES, SECOND_NS, DataDirectoryBuilder, busy
 from tests.doctor.story import findings_of
-from tests.doctor.yard import COIN, HOUR_NS, RULES, SECOND_NS, Yard, busy
 from tests.history.tampering import entry_changed, rows
 
 USER = b"7"
 
 
-def spent(data_dir: Path, *, trims: bool = False) -> Yard:
+def spent(data_dir: Path, *, trims: bool = False) -> DataDirectoryBuilder:
     """A user with three machines that come and go, whose money runs out and comes again; closed."""
-    yard = Yard(data_dir, shards=1, history=True, trims=trims, segment_bytes=8192)
-    yard.pay(USER, COIN)
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True, trims=trims, segment_bytes=8192)
+    builder.pay(USER, COIN)
     for number in range(60):
-        yard.rate(USER, 1000 + number, resource=b"vm-%d" % (number % 3))
-        yard.wait(7 * SECOND_NS + number)
+        builder.rate(USER, 1000 + number, resource=b"vm-%d" % (number % 3))
+        builder.wait(7 * SECOND_NS + number)
         if number % 20 == 19:
-            yard.wait(10_000 * HOUR_NS)  # runs out
-            yard.workers[1].snapshot()
-            yard.pay(USER, COIN)
-    return yard.close()
+            builder.wait(10_000 * HOUR_NS)  # runs out
+            builder.workers[1].snapshot()
+            builder.pay(USER, COIN)
+    return builder.close()
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_random_accounts_and_periods_agree(data_dir: Path, seed: int) -> None:
-    yard = Yard(data_dir, rules=RULES._replace(accrue=seed % 2 == 0), history=True)
-    busy(yard, seed, 1200, upheavals=0.02)
-    report = yard.close().examine()
+    builder = DataDirectoryBuilder(data_dir, rules=RULES._replace(accrue=seed % 2 == 0), history=True)
+    busy(builder, seed, 1200, upheavals=0.02)
+    report = builder.close().examine()
     assert report.findings == []
     counts = report.counts["statements"]
     assert counts["accounts"] > 3
@@ -57,56 +57,58 @@ def test_over_exhaustions_and_what_the_journal_forgot(data_dir: Path, trims: boo
     assert counts["lines"] > 20
 
 
-def altered(yard: Yard, change: Callable[[sqlite3.Connection], object]) -> Report:
+def altered(builder: DataDirectoryBuilder, change: Callable[[sqlite3.Connection], object]) -> Report:
     """The report after the history says something else, its older part, which the journal does not have any more."""
-    db = sqlite3.connect(f"{yard.path}/history/shard-1.sqlite")
+    db = sqlite3.connect(f"{builder.path}/history/shard-1.sqlite")
     change(db)
     db.commit()
     db.close()
-    return yard.examine()
+    return builder.examine()
 
 
 def test_lines_that_do_not_sum_to_the_rate_are_found(data_dir: Path) -> None:
-    yard = spent(data_dir, trims=True)
-    report = altered(yard, lambda db: entry_changed(db, 9, lambda entry: entry._replace(line_rate=entry.line_rate + 1)))
+    builder = spent(data_dir, trims=True)
+    report = altered(
+        builder, lambda db: entry_changed(db, 9, lambda entry: entry._replace(line_rate=entry.line_rate + 1))
+    )
     assert "the lines sum to" in findings_of(report, "statements")[0].text
 
 
 def test_a_line_under_another_name_is_found(data_dir: Path) -> None:
-    yard = spent(data_dir, trims=True)
+    builder = spent(data_dir, trims=True)
 
     def renamed(db: sqlite3.Connection) -> None:
         for row in rows(db)[:11]:
             if row.resource == b"vm-0":
                 entry_changed(db, row.seq, lambda entry: entry._replace(key=b"!"))
 
-    report = altered(yard, renamed)
+    report = altered(builder, renamed)
     assert findings_of(report, "statements")
 
 
-def cut(data_dir: Path) -> tuple[Yard, Store]:
+def cut(data_dir: Path) -> tuple[DataDirectoryBuilder, Store]:
     """A user with three machines that run and run, of whose rows `history.keep_days` deleted the older half, those that
     set their rates among them; the journal has all entries.
     """
-    yard = Yard(data_dir, shards=1, history=True, trims=False)
-    yard.pay(USER, 1000 * COIN)
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True, trims=False)
+    builder.pay(USER, 1000 * COIN)
     for number in range(3):
-        yard.rate(USER, 1000 + number, resource=b"vm-%d" % number)
+        builder.rate(USER, 1000 + number, resource=b"vm-%d" % number)
     for _ in range(40):
-        yard.wait(7 * SECOND_NS)
-        yard.pay(USER, 1)
-    yard.close()
-    store = Store(f"{yard.path}/history/shard-1.sqlite", 1, RealDisk())
+        builder.wait(7 * SECOND_NS)
+        builder.pay(USER, 1)
+    builder.close()
+    store = Store(f"{builder.path}/history/shard-1.sqlite", 1, RealDisk())
     limit_ns = rows(store.db)[19].at_ns
-    for _ in prune(store, HistoryReader(f"{yard.path}/history", 1, store.db, RealDisk()), limit_ns):
+    for _ in prune(store, HistoryReader(f"{builder.path}/history", 1, store.db, RealDisk()), limit_ns):
         pass
-    return yard, store
+    return builder, store
 
 
 def test_statements_begin_with_the_lines_of_the_opening_where_rows_were_deleted(data_dir: Path) -> None:
-    yard, store = cut(data_dir)
+    builder, store = cut(data_dir)
     store.close()
-    report = yard.examine()
+    report = builder.examine()
     assert report.findings == []
     assert report.counts["statements"]["lines"] > 10
 
@@ -119,8 +121,8 @@ def test_statements_begin_with_the_lines_of_the_opening_where_rows_were_deleted(
     ],
 )
 def test_an_opening_of_other_lines_is_found(data_dir: Path, lines: dict[bytes | None, int], text: str) -> None:
-    yard, store = cut(data_dir)
+    builder, store = cut(data_dir)
     number, entry_id, seq, _, _ = store.db.execute("SELECT * FROM openings").fetchone()
     put(store.db, number, entry_id, seq, lines)
     store.close()
-    assert any(text in finding.text for finding in yard.examine().findings)
+    assert any(text in finding.text for finding in builder.examine().findings)

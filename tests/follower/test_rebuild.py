@@ -10,8 +10,8 @@ from click.testing import CliRunner, Result
 
 from billing.backup.rebuild import rebuild
 from billing.cli.main import root
+from tests.doctor.builder import COIN, DataDirectoryBuilder
 from tests.doctor.story import USER
-from tests.doctor.yard import COIN, Yard
 
 
 def run(data_dir: Path, tmp_path: Path, *options: str) -> Result:
@@ -21,25 +21,25 @@ def run(data_dir: Path, tmp_path: Path, *options: str) -> Result:
 
 
 def test_a_history_that_is_gone_is_made_again_of_the_journal(data_dir: Path, tmp_path: Path) -> None:
-    yard = Yard(data_dir, shards=2, history=True)
+    builder = DataDirectoryBuilder(data_dir, shards=2, history=True)
     for number in range(1, 30):
-        yard.pay(USER, number)
-    yard.close()
+        builder.pay(USER, number)
+    builder.close()
     for path in (data_dir / "history").iterdir():
         path.unlink()
     result = run(data_dir, tmp_path)
     assert result.exit_code == 0, result.output
     assert "shard-1: history: whole up to batch" in result.output
     assert "shard-2: history: whole up to batch" in result.output
-    report = yard.examine()
+    report = builder.examine()
     assert report.findings == []
     assert report.counts["history"]["rows compared"] == 29
 
 
 def test_it_is_a_command_of_history_too_but_for_a_user_of_that_name(data_dir: Path, tmp_path: Path) -> None:
-    yard = Yard(data_dir, shards=1, history=True)
-    yard.pay(USER, COIN)
-    yard.close()
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
+    builder.pay(USER, COIN)
+    builder.close()
     config = tmp_path / "config.toml"
     config.write_text(f'[daemon]\ndata_dir = "{data_dir}"\n')
     rebuilt = CliRunner().invoke(root, ["history", "rebuild", "--shard", "1", "--config", str(config)])
@@ -50,11 +50,11 @@ def test_it_is_a_command_of_history_too_but_for_a_user_of_that_name(data_dir: Pa
 
 
 def test_a_history_ahead_of_its_journal_is_cut_back_only_with_the_word_for_it(data_dir: Path, tmp_path: Path) -> None:
-    yard = Yard(data_dir, shards=1, history=True)
-    yard.pay(USER, COIN)
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
+    builder.pay(USER, COIN)
     shutil.copytree(data_dir / "shard-1", tmp_path / "before")
-    yard.pay(USER, COIN)
-    yard.close()
+    builder.pay(USER, COIN)
+    builder.close()
     shutil.rmtree(data_dir / "shard-1")
     shutil.copytree(tmp_path / "before", data_dir / "shard-1")
     refused = run(data_dir, tmp_path)
@@ -63,16 +63,16 @@ def test_a_history_ahead_of_its_journal_is_cut_back_only_with_the_word_for_it(da
     accepted = run(data_dir, tmp_path, "--accept-loss")
     assert accepted.exit_code == 0, accepted.output
     assert "it was cut back to batch" in accepted.output
-    assert yard.examine().findings == []
+    assert builder.examine().findings == []
     evidence = sqlite3.connect(data_dir / "history" / "ahead-1-shard-1.sqlite")
     assert evidence.execute("SELECT position FROM about").fetchone() == (3,)
     evidence.close()
 
 
 def test_nothing_is_touched_while_a_daemon_runs(data_dir: Path, tmp_path: Path) -> None:
-    yard = Yard(data_dir, shards=1, history=True)
-    yard.pay(USER, COIN)
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
+    builder.pay(USER, COIN)
     result = run(data_dir, tmp_path)
     assert result.exit_code == 1
     assert "a daemon runs on" in result.output
-    yard.close()
+    builder.close()

@@ -17,7 +17,7 @@ from billing.history.period import OPENING
 from billing.history.period_reader import Chain, Standing, balance_at, statement
 from billing.history.store import Store, rows_are_sound
 from billing.ledger.money import INT64_MAX
-from tests.doctor.yard import COIN, DISK, SECOND_NS, Yard
+from tests.doctor.builder import COIN, DISK, SECOND_NS, DataDirectoryBuilder
 from tests.follower.test_rebuild import run
 from tests.history import tampering
 from tests.history.test_period import answer_of
@@ -30,28 +30,28 @@ class Shop:
 
     def __init__(self, data_dir: Path, tmp_path: Path) -> None:
         self.data_dir, self.tmp_path = data_dir, tmp_path
-        self.yard = yard = Yard(data_dir, shards=1, history=True, segment_bytes=8192)
-        yard.pay(QUIET, 1000 * COIN)
-        yard.rate(QUIET, 3600, resource=b"vm-1")
-        yard.rate(QUIET, 1800, resource=b"vm-2")
+        self.builder = builder = DataDirectoryBuilder(data_dir, shards=1, history=True, segment_bytes=8192)
+        builder.pay(QUIET, 1000 * COIN)
+        builder.rate(QUIET, 3600, resource=b"vm-1")
+        builder.rate(QUIET, 1800, resource=b"vm-2")
         for number in range(30):
-            yard.wait(SECOND_NS)
-            yard.pay(BUSY, 100 + number)
-        self.backed_up_ns = yard.now_ns
+            builder.wait(SECOND_NS)
+            builder.pay(BUSY, 100 + number)
+        self.backed_up_ns = builder.now_ns
         self.flush()
         shutil.copytree(data_dir / "history", tmp_path / "backup" / "history")
         for _ in range(4):
             for number in range(30):
-                yard.wait(SECOND_NS)
-                yard.pay(BUSY, 200 + number)
-            yard.workers[1].snapshot()
-        yard.close()
-        self.end_ns = yard.now_ns
-        assert yard.workers[1].journal.first > 1
+                builder.wait(SECOND_NS)
+                builder.pay(BUSY, 200 + number)
+            builder.workers[1].snapshot()
+        builder.close()
+        self.end_ns = builder.now_ns
+        assert builder.workers[1].journal.first > 1
         self.before = {user: self.history(user) for user in (QUIET, BUSY)}
 
     def flush(self) -> None:
-        store = self.yard.workers[1].store
+        store = self.builder.workers[1].store
         assert store is not None
         store.flush()
         store.checkpoint()
@@ -139,7 +139,7 @@ def test_answers_that_reach_before_the_opening_say_from_when_they_are_whole(shop
 def test_the_doctor_notes_what_was_opened_and_finds_no_fault(shop: Shop) -> None:
     shop.lose()
     shop.rebuild()
-    report = shop.yard.examine()
+    report = shop.builder.examine()
     assert report.findings == []
     assert report.counts["history"]["accounts that begin with a snapshot"] >= 1
     assert any("got the beginning from a snapshot" in note for note in report.notes)
@@ -156,24 +156,24 @@ def test_an_opening_is_no_entry_of_the_feed(shop: Shop) -> None:
 
 
 def test_a_history_that_is_gone_is_whole_again_where_journal_and_backup_meet(data_dir: Path, tmp_path: Path) -> None:
-    yard = Yard(data_dir, shards=1, history=True, segment_bytes=8192)
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True, segment_bytes=8192)
     for number in range(40):
-        yard.pay(QUIET, 100 + number)
+        builder.pay(QUIET, 100 + number)
     for _ in range(3):
-        yard.workers[1].snapshot()
+        builder.workers[1].snapshot()
         for number in range(40):
-            yard.pay(BUSY, 100 + number)
-    store = yard.workers[1].store
+            builder.pay(BUSY, 100 + number)
+    store = builder.workers[1].store
     assert store is not None
     store.flush()
     store.checkpoint()
     shutil.copytree(data_dir / "history", tmp_path / "backup" / "history")
-    yard.pay(QUIET, 5)
-    yard.close()
+    builder.pay(QUIET, 5)
+    builder.close()
     path = data_dir / "history" / "shard-1.sqlite"
     path.unlink()
     assert run(data_dir, tmp_path, "--from-backup", str(tmp_path / "backup")).exit_code == 0
-    report = yard.examine()
+    report = builder.examine()
     assert report.findings == []
     assert not any("lost" in note for note in report.notes)
     again = Store(str(path), 1, DISK)
@@ -197,7 +197,7 @@ def test_what_a_backup_has_stands_before_what_the_file_has_and_the_rest_is_said(
     assert rows[gap + 1 :] == shop.before[BUSY][-len(rows) + gap + 1 :]
     assert rows[gap]["whole_from_ns"] == rows[gap - 1]["at_ns"]
     assert shop.statement(BUSY, 0, shop.backed_up_ns - SECOND_NS)["whole_from_ns"] is None
-    report = shop.yard.examine()
+    report = shop.builder.examine()
     assert report.findings == []
     assert any("are in neither" in note for note in report.notes)
     assert "nothing is to be brought back" in shop.rebuild("--from-backup", str(shop.tmp_path / "backup"))
@@ -209,11 +209,11 @@ def test_a_backup_of_another_daemon_is_refused_and_nothing_changes(shop: Shop, t
     before = shop.path.read_bytes()
     foreign_backup = tmp_path / "other"
     foreign_backup.mkdir()
-    yard = Yard(foreign_backup, shards=1, history=True)
+    builder = DataDirectoryBuilder(foreign_backup, shards=1, history=True)
     entries = len(shop.before[BUSY]) - len([row for row in shop.history(BUSY) if row["operation"] != MISSING])
     for _ in range(entries):
-        yard.pay(BUSY, 1)
-    yard.close()
+        builder.pay(BUSY, 1)
+    builder.close()
     result = run(shop.data_dir, shop.tmp_path, "--from-backup", str(foreign_backup))
     assert result.exit_code != 0
     assert "of another daemon" in result.output

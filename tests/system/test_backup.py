@@ -17,7 +17,7 @@ from billing.backup.command import _prove
 from billing.trial.faults import Fault
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
-from tests.doctor.yard import Yard
+from tests.doctor.builder import DataDirectoryBuilder
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
@@ -264,9 +264,9 @@ def test_what_is_proved_of_a_good_copy_is_told_under_the_name_that_it_gets(
 ) -> None:
     work = data_dir / "copy.unfinished"
     (work / "history").mkdir(mode=0o700, parents=True)
-    yard = Yard(work, shards=1)
-    yard.pay(b"u", COIN)
-    yard.close()
+    builder = DataDirectoryBuilder(work, shards=1)
+    builder.pay(b"u", COIN)
+    builder.close()
     _prove(RealDisk(), str(work), str(data_dir / "copy"), 50)
     told = capsys.readouterr().out
     assert f"{data_dir}/copy/history/shard-1.sqlite is not there yet" in told

@@ -1,7 +1,7 @@
 """Data directories made by the real code in this process: map and shards, journals and snapshots, no daemon.
 
-A `Yard` keeps time itself (billing time is passed in everywhere), so a day costs nothing. `busy` drives it with seeded
-random commands of every kind, at instants that seek the edges.
+A `DataDirectoryBuilder` keeps time itself (billing time is passed in everywhere), so a day costs nothing. `busy` drives
+it with seeded random commands of every kind, at instants that seek the edges.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ CLASSES = {b"gold": CutoffClass(grace_ns=HOUR_NS, restore=True), b"slow": Cutoff
 RULES = Rules(accrue=False, request_ids_per_bucket=50, restore=True, classes=CLASSES)
 
 
-class Asker:
+class ReplyRecorder:
     """Keeps the last reply."""
 
     def __init__(self) -> None:
@@ -60,14 +60,14 @@ class Asker:
 class Worker:
     """One shard, its machine and its journal, driven by hand."""
 
-    def __init__(self, yard: Yard, shard_id: int) -> None:
-        self.yard = yard
-        self.journal = yard.journal(f"shard-{shard_id}", yard.segment_bytes)
-        self.machine = BillingMachine(yard.rules)
+    def __init__(self, builder: DataDirectoryBuilder, shard_id: int) -> None:
+        self.builder = builder
+        self.journal = builder.journal(f"shard-{shard_id}", builder.segment_bytes)
+        self.machine = BillingMachine(builder.rules)
         self.shard = Shard(shard_id, self.machine)
         self.notices: list[Effect] = []
         self.store: Store | None = None
-        self.journal.open(shard_id, "yard")
+        self.journal.open(shard_id, "test")
         is_new = self.journal.head == 0
         start = 1
         snapshot = self.journal.load_snapshot()
@@ -77,15 +77,15 @@ class Worker:
                 self.shard.load(part)
         for position, payload in self.journal.replay(start):
             self.shard.replay(position, payload)
-        self.shard.serve(yard.now_ns)
-        if yard.history:
-            file = ShardFile(f"{yard.path}/history", shard_id, start, self.journal.head, DISK)
+        self.shard.serve(builder.now_ns)
+        if builder.history:
+            file = ShardFile(f"{builder.path}/history", shard_id, start, self.journal.head, DISK)
             self.store, _ = open_store(file, suspect=False)
             for position, payload in self.journal.replay(self.store.position + 1):
                 self.store.take(position, payload)
             self.store.flush()
         if is_new:
-            for bucket_id in yard.buckets_of(shard_id):
+            for bucket_id in builder.buckets_of(shard_id):
                 self.shard.adopt(bucket_id, 1)
             self.commit()
 
@@ -106,17 +106,17 @@ class Worker:
         position = self.journal.head
         buckets = sorted(self.shard.present())
         parts = [self.shard.dump(bucket_id, position) for bucket_id in buckets[::2]]
-        self.yard.pay(b"between", 1)
+        self.builder.pay(b"between", 1)
         self.commit()
         parts += [self.shard.dump(bucket_id, self.journal.head) for bucket_id in buckets[1::2]]
         self.journal.save_snapshot(position, parts)
         if self.store is not None:
             self.store.flush()
-        if self.yard.trims:
+        if self.builder.trims:
             self.journal.trim(position)
 
 
-class Yard:
+class DataDirectoryBuilder:
     """A data directory under construction. `workers[1]` … are its shards."""
 
     def __init__(
@@ -141,7 +141,7 @@ class Yard:
         self.now_ns = START_NS
         self.shards = list(range(1, shards + 1))
         self.map = self.journal("map", SEGMENT_BYTES)
-        self.map.open(0, "yard")
+        self.map.open(0, "test")
         self.record(["create", bucket_count, HASH_NAME, self.shards])
         self.workers = {shard_id: Worker(self, shard_id) for shard_id in self.shards}
         self.record(*(["founded", shard_id] for shard_id in self.shards))
@@ -173,15 +173,15 @@ class Yard:
     def do(self, command: Command) -> dict[str, object]:
         """A command now; its reply, once durable (of a report of delivery there is none: {}). Raises Refused."""
         worker = self.worker_of(command[1])
-        asker = Asker()
-        worker.shard.receive(asker, None, bucket_id_of(command[1], self.bucket_count), command, self.now_ns)
+        recorder = ReplyRecorder()
+        worker.shard.receive(recorder, None, bucket_id_of(command[1], self.bucket_count), command, self.now_ns)
         worker.commit()
-        if isinstance(asker.reply, Refused):
-            raise asker.reply
+        if isinstance(recorder.reply, Refused):
+            raise recorder.reply
         if command[0] >= ops.CUTOFF_STARTED:
             return {}
-        assert isinstance(asker.reply, dict), asker.reply
-        return asker.reply
+        assert isinstance(recorder.reply, dict), recorder.reply
+        return recorder.reply
 
     def pay(self, user_id: bytes, nanos: int, request_id: bytes = b"") -> dict[str, object]:
         return self.do((ops.TOP_UP, user_id, nanos, 0, 0, b"", request_id, b"", b"", b""))
@@ -222,7 +222,7 @@ class Yard:
 
     # -- ends -------------------------------------------------------------------------------------------------------
 
-    def close(self) -> Yard:
+    def close(self) -> DataDirectoryBuilder:
         """Everything is closed as at a clean stop."""
         for worker in self.workers.values():
             worker.commit()
@@ -237,7 +237,7 @@ class Yard:
         """The same directory, opened again."""
         self.close()
         self.map = self.journal("map", SEGMENT_BYTES)
-        self.map.open(0, "yard")
+        self.map.open(0, "test")
         self.workers = {shard_id: Worker(self, shard_id) for shard_id in self.shards}
 
     def examine(self) -> Report:
@@ -253,7 +253,7 @@ def examined(data_dir: str, ids_max: int = 50) -> Report:
     return report
 
 
-def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 0.01) -> None:
+def busy(builder: DataDirectoryBuilder, seed: int, steps: int, users: int = 12, upheavals: float = 0.01) -> None:
     """Random commands of every kind, moves, snapshots and restarts."""
     draw = random.Random(seed)
     names = [b"%d" % number for number in range(users - 2)] + ["Ünal".encode(), b"x" * 128]
@@ -272,7 +272,7 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
             [10, 10, 14, 5, 5, 8, 6, 4, 5, 5, 3],
         )[0]
         if kind == "pay":
-            ends_ns = (-1, -1, 0, yard.now_ns + 1, yard.now_ns + HOUR_NS, yard.now_ns + DAY_NS)[amount % 6]
+            ends_ns = (-1, -1, 0, builder.now_ns + 1, builder.now_ns + HOUR_NS, builder.now_ns + DAY_NS)[amount % 6]
             options = ops.top_up_options(ends_ns, (b"", b"promo")[amount % 2])
             return (ops.TOP_UP, user, amount, 0, 0, b"", request, message, options, b"")
         if kind == "debit":
@@ -308,8 +308,8 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
     def delivery() -> Command:
         user = draw.choice(names)
         op = draw.choice(range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1))
-        worker = yard.worker_of(user)
-        owed = worker.machine.ledger.owed(bucket_id_of(user, yard.bucket_count), user)
+        worker = builder.worker_of(user)
+        owed = worker.machine.ledger.owed(bucket_id_of(user, builder.bucket_count), user)
         seq = owed.seq if owed is not None else draw.randrange(1, 4)
         failed = op in (ops.CUTOFF_FAILED, ops.RESTORE_FAILED)
         b = draw.randrange(2) if op in (ops.CUTOFF_RETRY, ops.CUTOFF_FAILED) else 0
@@ -317,24 +317,24 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
 
     def edge(user: bytes) -> int:
         """How long until something is due for this account, or one nanosecond beside that."""
-        bucket_id = bucket_id_of(user, yard.bucket_count)
-        book = yard.worker_of(user).machine.ledger.books[bucket_id]
+        bucket_id = bucket_id_of(user, builder.bucket_count)
+        book = builder.worker_of(user).machine.ledger.books[bucket_id]
         if user not in book.slots:
             return 0
-        view = yard.worker_of(user).machine.ledger.view(bucket_id, user, yard.now_ns)
+        view = builder.worker_of(user).machine.ledger.view(bucket_id, user, builder.now_ns)
         due_ns = view[draw.choice(["exhausts_at_ns", "cutoff_at_ns"])]
-        return max(0, due_ns - yard.now_ns + draw.choice([-1, 0, 0, 1])) if isinstance(due_ns, int) else 0
+        return max(0, due_ns - builder.now_ns + draw.choice([-1, 0, 0, 1])) if isinstance(due_ns, int) else 0
 
     def move() -> None:
-        source, target = draw.sample(yard.shards, 2)
-        held = sorted(yard.workers[source].shard.held)
+        source, target = draw.sample(builder.shards, 2)
+        held = sorted(builder.workers[source].shard.held)
         if held:
-            yard.move(draw.choice(held), source, target)
+            builder.move(draw.choice(held), source, target)
 
     def snapshot() -> None:
-        yard.workers[draw.choice(yard.shards)].snapshot()
+        builder.workers[draw.choice(builder.shards)].snapshot()
 
-    events: list[Callable[[], None]] = [yard.restart, snapshot, *([move] if len(yard.shards) > 1 else [])]
+    events: list[Callable[[], None]] = [builder.restart, snapshot, *([move] if len(builder.shards) > 1 else [])]
     for _ in range(steps):
         chance = draw.random()
         if chance < upheavals:
@@ -344,13 +344,13 @@ def busy(yard: Yard, seed: int, steps: int, users: int = 12, upheavals: float = 
             wait = edge(draw.choice(names)) if draw.random() < 0.5 else span
             if wait < 30 * DAY_NS:
                 if draw.random() < 0.3:
-                    yard.now_ns += wait  # timers are late
+                    builder.now_ns += wait  # timers are late
                 else:
-                    yard.wait(wait)
+                    builder.wait(wait)
         else:
             chosen = delivery() if chance < 0.4 else command()
             try:
-                reply = yard.do(chosen)
+                reply = builder.do(chosen)
             except Refused:
                 continue
             if "hold_id" in reply:
