@@ -12,7 +12,7 @@ import pytest
 
 from billing.trial.faults import BOMB_BYTES, Fault, Misbehaviour
 from shards.system.clock import MACHINE_CLOCKS
-from tests.expirationd.desk import LONG_S, QUICK, Desk, Raw, receiving, sending, settings
+from tests.expirationd.fake_obligations import LONG_S, QUICK, FakeObligations, Raw, receiving, sending, settings
 
 TLS = Path(__file__).parent / "tls"
 
@@ -34,36 +34,36 @@ TLS = Path(__file__).parent / "tls"
     ],
 )
 async def test_no_success_is_tried_again_with_the_same_event_until_it_is_one(fault: Fault, error: str) -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     async with (
         receiving(fault=fault) as receiver,
-        sending(desk, settings(receiver.url, timeout_s=0.3 if "no answer" in error else LONG_S)) as delivery,
+        sending(obligations, settings(receiver.url, timeout_s=0.3 if "no answer" in error else LONG_S)) as delivery,
     ):
-        desk.exhaust(delivery, b"u")
-        await desk.until(lambda: len(desk.errors()) >= 3)
-        assert error in desk.errors()
-        assert set(desk.errors()) <= {error, "connection was closed while idle"}
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(lambda: len(obligations.errors()) >= 3)
+        assert error in obligations.errors()
+        assert set(obligations.errors()) <= {error, "connection was closed while idle"}
         receiver.fault = None
-        await desk.until(desk.nothing_owed)
+        await obligations.until(obligations.nothing_owed)
         assert len({(call.event_id, call.seq, call.exhausted_at_ns) for call in receiver.calls}) == 1
         assert {call.path for call in receiver.calls} == {"/"}
-        assert desk.outcomes(b"u")[-2:] == ["started", "delivered"]
-        assert desk.outcomes(b"u").count("started") == len(receiver.calls)
+        assert obligations.outcomes(b"u")[-2:] == ["started", "delivered"]
+        assert obligations.outcomes(b"u").count("started") == len(receiver.calls)
 
 
 @pytest.mark.parametrize("name", ["hang-body", "endless", "gzip-bomb"])
 async def test_2xx_is_success_whatever_its_body_does(name: str) -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     async with receiving(fault=Fault(name)) as receiver:
         tracemalloc.start()
         body_s = 0.05 if name == "hang-body" else 60.0  # what is endless ends by its bytes
-        async with sending(desk, settings(receiver.url, body_s=body_s)) as delivery:
+        async with sending(obligations, settings(receiver.url, body_s=body_s)) as delivery:
             for number in range(12):
-                desk.exhaust(delivery, b"u%d" % number)
-            await desk.until(desk.nothing_owed)
-            assert desk.errors() == []
+                obligations.exhaust(delivery, b"u%d" % number)
+            await obligations.until(obligations.nothing_owed)
+            assert obligations.errors() == []
             assert len(receiver.calls) == 12
-            await desk.until(lambda: delivery.endpoints[0].connections <= 5)
+            await obligations.until(lambda: delivery.endpoints[0].connections <= 5)
             assert receiver.connects >= 12  # none of these connections is used again
         _, peak = tracemalloc.get_traced_memory()
         tracemalloc.stop()
@@ -72,84 +72,90 @@ async def test_2xx_is_success_whatever_its_body_does(name: str) -> None:
 
 async def test_what_is_packed_stays_packed() -> None:
     """A kilobyte is within the limit, the megabyte in it would not be: the connection is used again."""
-    desk = Desk()
+    obligations = FakeObligations()
     packed = gzip.compress(bytes(2**20))
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-    async with Raw(head + packed) as raw, sending(desk, settings(raw.url, body_s=LONG_S, warm=0)) as delivery:
+    async with Raw(head + packed) as raw, sending(obligations, settings(raw.url, body_s=LONG_S, warm=0)) as delivery:
         for _ in range(3):
-            desk.exhaust(delivery, b"u")
-            await desk.until(desk.nothing_owed)
+            obligations.exhaust(delivery, b"u")
+            await obligations.until(obligations.nothing_owed)
         assert delivery.endpoints[0].connects == 1
 
 
 async def test_refused_starts_no_attempt_so_a_top_up_still_saves_the_user() -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     async with receiving(fault=Fault("refuse")) as receiver:
         chosen = settings(receiver.url + "/off", restore_url=receiver.url + "/on")
-        async with sending(desk, chosen) as delivery:
-            desk.exhaust(delivery, b"saved")
-            desk.exhaust(delivery, b"cut")
-            await desk.until(lambda: len(desk.errors()) >= 6)
-            assert set(desk.errors()) == {"connection refused"}
-            assert desk.started == set()
-            desk.top_up(delivery, b"saved")
+        async with sending(obligations, chosen) as delivery:
+            obligations.exhaust(delivery, b"saved")
+            obligations.exhaust(delivery, b"cut")
+            await obligations.until(lambda: len(obligations.errors()) >= 6)
+            assert set(obligations.errors()) == {"connection refused"}
+            assert obligations.started == set()
+            obligations.top_up(delivery, b"saved")
             await receiver.listen(True)
-            await desk.until(desk.nothing_owed)
+            await obligations.until(obligations.nothing_owed)
             assert [(call.user_id, call.path) for call in receiver.calls] == [("cut", "/off")]
 
 
 async def test_a_name_that_does_not_resolve() -> None:
-    desk = Desk()
-    async with sending(desk, settings("http://nowhere.invalid/", connect_timeout_s=5.0)) as delivery:
-        desk.exhaust(delivery, b"u")
-        await desk.until(lambda: len(desk.errors()) >= 1)
-        assert desk.errors()[0] in ("the name does not resolve", "no connection within 5 s")
-        assert desk.started == set()
+    obligations = FakeObligations()
+    async with sending(obligations, settings("http://nowhere.invalid/", connect_timeout_s=5.0)) as delivery:
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(lambda: len(obligations.errors()) >= 1)
+        assert obligations.errors()[0] in ("the name does not resolve", "no connection within 5 s")
+        assert obligations.started == set()
 
 
 async def test_a_dead_endpoint_is_probed_and_its_backlog_drained_when_it_is_back() -> None:
-    desk = Desk()
-    async with receiving(fault=Fault("status", 503)) as receiver, sending(desk, settings(receiver.url)) as delivery:
+    obligations = FakeObligations()
+    async with (
+        receiving(fault=Fault("status", 503)) as receiver,
+        sending(obligations, settings(receiver.url)) as delivery,
+    ):
         for number in range(500):
-            desk.exhaust(delivery, b"u%d" % number)
-        await desk.until(lambda: delivery.outbox.lanes[0].shut)
+            obligations.exhaust(delivery, b"u%d" % number)
+        await obligations.until(lambda: delivery.outbox.lanes[0].shut)
         before = len(receiver.calls)
-        await desk.until(lambda: len(receiver.calls) >= before + 3)
+        await obligations.until(lambda: len(receiver.calls) >= before + 3)
         assert len(receiver.calls) < 30  # probes, not 500 users
         assert len(delivery.outbox) == 500
         receiver.fault = None
-        await desk.until(desk.nothing_owed)
+        await obligations.until(obligations.nothing_owed)
         acknowledged = [call.user_id for call in receiver.calls if call.answered == "200"]
         assert sorted(acknowledged) == sorted(f"u{number}" for number in range(500))
 
 
 async def test_retry_after_is_kept_up_to_its_limit_and_by_its_user_alone() -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     async with (
         receiving(fault=Fault("status", 429, 3600)) as receiver,
-        sending(desk, settings(receiver.url)) as delivery,
+        sending(obligations, settings(receiver.url)) as delivery,
     ):
-        desk.exhaust(delivery, b"u")
-        await desk.until(lambda: len(desk.errors()) == 1)
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(lambda: len(obligations.errors()) == 1)
         receiver.fault = None
-        desk.exhaust(delivery, b"other")
-        await desk.until(desk.nothing_owed)
+        obligations.exhaust(delivery, b"other")
+        await obligations.until(obligations.nothing_owed)
         first, of_other, again = receiver.calls
         assert [call.user_id for call in (first, of_other, again)] == ["u", "other", "u"]
         assert again.arrived_ns - first.arrived_ns >= QUICK.retry_after_max_ns
 
 
 async def test_a_flapping_endpoint_gets_everything_in_the_end() -> None:
-    desk = Desk()
-    async with receiving(fault=Fault("flap", 0.15)) as receiver, sending(desk, settings(receiver.url)) as delivery:
+    obligations = FakeObligations()
+    async with (
+        receiving(fault=Fault("flap", 0.15)) as receiver,
+        sending(obligations, settings(receiver.url)) as delivery,
+    ):
         count = 0
-        while not desk.errors() or count < 300:
+        while not obligations.errors() or count < 300:
             for _ in range(30):
-                desk.exhaust(delivery, b"u%d" % count)
+                obligations.exhaust(delivery, b"u%d" % count)
                 count += 1
-            await desk.until(lambda: delivery.outbox.in_flight < 4 or bool(desk.errors()))
+            await obligations.until(lambda: delivery.outbox.in_flight < 4 or bool(obligations.errors()))
             await asyncio.sleep(0.01)
-        await desk.until(desk.nothing_owed)
+        await obligations.until(obligations.nothing_owed)
         assert {call.user_id for call in receiver.calls} == {f"u{number}" for number in range(count)}
 
 
@@ -157,17 +163,17 @@ async def test_a_flapping_endpoint_gets_everything_in_the_end() -> None:
     "name", ["lost", "reset", "hang", "drip=80", "status=500", "status=404", "hang-body", "endless"]
 )
 async def test_a_share_of_faults_harms_only_the_calls_that_meet_them(name: str) -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     what, _, value = name.partition("=")
     fault = Fault(what, float(value or 0))
     timed = what in ("hang", "drip")
     async with (
         receiving(misbehaviour=Misbehaviour(fault, 0.2, random.Random(3))) as receiver,
-        sending(desk, settings(receiver.url, timeout_s=0.3 if timed else LONG_S)) as delivery,
+        sending(obligations, settings(receiver.url, timeout_s=0.3 if timed else LONG_S)) as delivery,
     ):
         for number in range(60):
-            desk.exhaust(delivery, b"u%d" % number)
-        await desk.until(desk.nothing_owed)
+            obligations.exhaust(delivery, b"u%d" % number)
+        await obligations.until(obligations.nothing_owed)
         well = [call for call in receiver.calls if call.answered == "200" or what in ("hang-body", "endless")]
         users = sorted(call.user_id for call in well)
         assert (sorted(set(users)) if timed else users) == sorted(f"u{number}" for number in range(60))
@@ -175,16 +181,16 @@ async def test_a_share_of_faults_harms_only_the_calls_that_meet_them(name: str) 
 
 async def test_a_connection_closed_while_idle_is_tried_again_at_once_and_counted() -> None:
     """The close arrives only after the request was written: nobody can know, so it is another attempt."""
-    desk = Desk()
-    async with receiving() as receiver, sending(desk, settings(receiver.url, warm=0)) as delivery:
-        desk.exhaust(delivery, b"u")
-        await desk.until(desk.nothing_owed)
+    obligations = FakeObligations()
+    async with receiving() as receiver, sending(obligations, settings(receiver.url, warm=0)) as delivery:
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(obligations.nothing_owed)
         receiver.fault = Fault("lost")
-        desk.exhaust(delivery, b"u")
-        await desk.until(lambda: bool(desk.errors()))
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(lambda: bool(obligations.errors()))
         receiver.fault = None
-        await desk.until(desk.nothing_owed)
-        assert desk.errors() == ["connection was closed while idle"]
+        await obligations.until(obligations.nothing_owed)
+        assert obligations.errors() == ["connection was closed while idle"]
         assert [call.seq for call in receiver.calls] == [1, 2, 2]
         assert (delivery.started, delivery.dropped) == (3, 1)
 
@@ -198,34 +204,34 @@ async def test_a_connection_closed_while_idle_is_tried_again_at_once_and_counted
     ],
 )
 async def test_tls(certificate: str, host: str, error: str) -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(TLS / certificate)
     trust = ssl.create_default_context(cafile=str(TLS / certificate))
     async with receiving(tls=server) as receiver:
         url = f"https://{host}:{receiver.port}/off"
-        async with sending(desk, settings(url, tls=trust, connect_timeout_s=5.0)) as delivery:
-            desk.exhaust(delivery, b"u")
+        async with sending(obligations, settings(url, tls=trust, connect_timeout_s=5.0)) as delivery:
+            obligations.exhaust(delivery, b"u")
             if error:
-                await desk.until(lambda: bool(desk.errors()))
-                assert set(desk.errors()) == {error}
+                await obligations.until(lambda: bool(obligations.errors()))
+                assert set(obligations.errors()) == {error}
                 assert receiver.calls == []
             else:
-                await desk.until(desk.nothing_owed)
-                assert desk.errors() == []
+                await obligations.until(obligations.nothing_owed)
+                assert obligations.errors() == []
 
 
 async def test_a_certificate_that_nobody_trusts_is_refused() -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     server.load_cert_chain(TLS / "valid.pem")
     async with (
         receiving(tls=server) as receiver,
-        sending(desk, settings(receiver.url, connect_timeout_s=5.0)) as delivery,
+        sending(obligations, settings(receiver.url, connect_timeout_s=5.0)) as delivery,
     ):
-        desk.exhaust(delivery, b"u")
-        await desk.until(lambda: bool(desk.errors()))
-        assert desk.errors()[0].startswith("TLS: ")
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(lambda: bool(obligations.errors()))
+        assert obligations.errors()[0].startswith("TLS: ")
         assert receiver.calls == []
 
 
@@ -277,34 +283,34 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 )
 async def test_answers_byte_by_byte(answer: bytes, error: str) -> None:
     """What follows decides nothing about it: the second user is cut off, whatever the first answer left behind."""
-    desk = Desk()
-    async with Raw(answer, close=True) as raw, sending(desk, settings(raw.url)) as delivery:
-        desk.exhaust(delivery, b"first")
-        await desk.until(lambda: bool(desk.errors()) or desk.nothing_owed())
-        assert desk.errors()[:1] == ([error] if error else [])
+    obligations = FakeObligations()
+    async with Raw(answer, close=True) as raw, sending(obligations, settings(raw.url)) as delivery:
+        obligations.exhaust(delivery, b"first")
+        await obligations.until(lambda: bool(obligations.errors()) or obligations.nothing_owed())
+        assert obligations.errors()[:1] == ([error] if error else [])
         raw.answers = [OK]
-        desk.exhaust(delivery, b"second")
-        await desk.until(desk.nothing_owed)
+        obligations.exhaust(delivery, b"second")
+        await obligations.until(obligations.nothing_owed)
 
 
 async def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one() -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     twice = OK + b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-    async with Raw(twice, b"HTTP/1.1 404 No\r\n\r\n") as raw, sending(desk, settings(raw.url)) as delivery:
-        desk.exhaust(delivery, b"first")
-        await desk.until(desk.nothing_owed)
-        desk.exhaust(delivery, b"second")
-        await desk.until(lambda: bool(desk.errors()))
-        assert desk.outcomes(b"second")[:2] == ["started", "failed"]
+    async with Raw(twice, b"HTTP/1.1 404 No\r\n\r\n") as raw, sending(obligations, settings(raw.url)) as delivery:
+        obligations.exhaust(delivery, b"first")
+        await obligations.until(obligations.nothing_owed)
+        obligations.exhaust(delivery, b"second")
+        await obligations.until(lambda: bool(obligations.errors()))
+        assert obligations.outcomes(b"second")[:2] == ["started", "failed"]
 
 
 async def test_cookies_are_not_kept() -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: session=1; Path=/\r\nContent-Length: 0\r\n\r\n"
-    async with Raw(answer) as raw, sending(desk, settings(raw.url)) as delivery:
+    async with Raw(answer) as raw, sending(obligations, settings(raw.url)) as delivery:
         for _ in range(2):
-            desk.exhaust(delivery, b"u")
-            await desk.until(desk.nothing_owed)
+            obligations.exhaust(delivery, b"u")
+            await obligations.until(obligations.nothing_owed)
         assert len(raw.requests) == 2
         assert b"ookie" not in b"".join(raw.requests)
 
@@ -321,12 +327,12 @@ async def test_cookies_are_not_kept() -> None:
     ],
 )
 async def test_retry_after_in_all_its_forms(value: str, least_ns: int) -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     value = value.replace("{in an hour}", formatdate(MACHINE_CLOCKS.wall_ns() / 1e9 + 3600, usegmt=True))
     refusal = f"HTTP/1.1 503 Later\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n".encode()
-    async with Raw(refusal, OK) as raw, sending(desk, settings(raw.url)) as delivery:
+    async with Raw(refusal, OK) as raw, sending(obligations, settings(raw.url)) as delivery:
         before_ns = MACHINE_CLOCKS.wall_ns()
-        desk.exhaust(delivery, b"u")
-        await desk.until(desk.nothing_owed)
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(obligations.nothing_owed)
         assert MACHINE_CLOCKS.wall_ns() - before_ns >= least_ns
         assert len(raw.requests) == 2

@@ -3,27 +3,27 @@
 from billing.expirationd.delivery import OfClass
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
-from tests.expirationd.desk import Desk, receiving, sending, settings
+from tests.expirationd.fake_obligations import FakeObligations, receiving, sending, settings
 
 SECRETS = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 
 
 async def test_each_class_is_called_at_its_own_urls_signed_over_their_path_and_query() -> None:
-    desk = Desk()
-    desk.classes = {b"g": "gold", b"s": "silver", b"n": "nowhere"}
+    obligations = FakeObligations()
+    obligations.classes = {b"g": "gold", b"s": "silver", b"n": "nowhere"}
     async with receiving(secrets=SECRETS) as receiver:
         url = receiver.url
         gold = OfClass("gold", f"{url}/gold/off?zone=3", f"{url}/gold/on")
         classes = (gold, OfClass("silver", "", f"{url}/silver/on"))
         chosen = settings(f"{url}/off", restore_url=f"{url}/on", secrets=SECRETS, classes=classes)
-        async with sending(desk, chosen) as delivery:
+        async with sending(obligations, chosen) as delivery:
             for user in (b"u", b"g", b"s", b"n"):
-                desk.exhaust(delivery, user)
-            await desk.until(desk.nothing_owed)
+                obligations.exhaust(delivery, user)
+            await obligations.until(obligations.nothing_owed)
             for user in (b"u", b"g", b"s", b"n"):
-                desk.cutoffs[user] = [next(seq for who, seq in desk.started if who == user)]
-                desk.top_up(delivery, user)
-            await desk.until(desk.nothing_owed)
+                obligations.cutoffs[user] = [next(seq for who, seq in obligations.started if who == user)]
+                obligations.top_up(delivery, user)
+            await obligations.until(obligations.nothing_owed)
         called = sorted((call.user_id, call.path, call.answered) for call in receiver.calls)
         assert called == [
             ("g", "/gold/off", "200"), ("g", "/gold/on", "200"),
@@ -36,58 +36,58 @@ async def test_each_class_is_called_at_its_own_urls_signed_over_their_path_and_q
 
 
 async def test_an_endpoint_that_is_down_holds_up_its_own_class_alone_even_beside_another_on_one_server() -> None:
-    desk = Desk()
-    desk.classes = {b"g%d" % number: "gold" for number in range(50)}
+    obligations = FakeObligations()
+    obligations.classes = {b"g%d" % number: "gold" for number in range(50)}
     async with receiving(fault=Fault("status", 500)) as dead, receiving() as well:
         chosen = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", ""),))
-        async with sending(desk, chosen) as delivery:
+        async with sending(obligations, chosen) as delivery:
             for number in range(50):
-                desk.exhaust(delivery, b"u%d" % number)
-            await desk.until(lambda: delivery.outbox.lanes[0].shut)
-            for user in desk.classes:
-                desk.exhaust(delivery, user)
-            await desk.until(lambda: not any(desk.cutoffs.get(user) for user in desk.classes))
+                obligations.exhaust(delivery, b"u%d" % number)
+            await obligations.until(lambda: delivery.outbox.lanes[0].shut)
+            for user in obligations.classes:
+                obligations.exhaust(delivery, user)
+            await obligations.until(lambda: not any(obligations.cutoffs.get(user) for user in obligations.classes))
             assert len(well.calls) == 50
             assert [outage["endpoint"] for outage in delivery.outages.plain()] == [dead.url]
             assert not delivery.outbox.lanes[1].shut
             assert len(delivery.outbox) == 50, "the others wait for their own endpoint"
     one_server = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{dead.url}/gold", ""),))
-    async with sending(Desk(), one_server) as delivery:
+    async with sending(FakeObligations(), one_server) as delivery:
         assert len(delivery.outbox.lanes) == 2
 
 
 async def test_who_changes_class_while_a_call_is_owed_is_called_where_the_new_class_says() -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     async with receiving(fault=Fault("status", 500)) as dead, receiving() as well:
         chosen = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", ""),))
-        async with sending(desk, chosen) as delivery:
+        async with sending(obligations, chosen) as delivery:
             for number in range(10):
-                desk.exhaust(delivery, b"u%d" % number)
-            await desk.until(lambda: delivery.outbox.lanes[0].shut)
-            desk.classes[b"u5"] = "gold"
+                obligations.exhaust(delivery, b"u%d" % number)
+            await obligations.until(lambda: delivery.outbox.lanes[0].shut)
+            obligations.classes[b"u5"] = "gold"
             delivery.notify(1, b"u5", class_name="gold")
-            await desk.until(lambda: not desk.cutoffs[b"u5"])
+            await obligations.until(lambda: not obligations.cutoffs[b"u5"])
             assert [call.user_id for call in well.calls] == ["u5"]
 
 
 async def test_a_class_without_a_restore_url_has_no_restores() -> None:
-    async with receiving() as receiver, sending(Desk(), settings(receiver.url)) as delivery:
+    async with receiving() as receiver, sending(FakeObligations(), settings(receiver.url)) as delivery:
         assert delivery.calls("cutoff", "gold")
         assert not delivery.calls("restore", "gold")
 
 
 async def test_calls_are_counted_by_kind_also_where_only_a_class_has_a_url_for_it() -> None:
-    desk = Desk()
-    desk.classes = {b"g": "gold"}
+    obligations = FakeObligations()
+    obligations.classes = {b"g": "gold"}
     async with receiving() as receiver:
         gold = OfClass("gold", f"{receiver.url}/gold/off", f"{receiver.url}/gold/on")
-        async with sending(desk, settings(f"{receiver.url}/off", classes=(gold,))) as delivery:
+        async with sending(obligations, settings(f"{receiver.url}/off", classes=(gold,))) as delivery:
             for user in (b"g", b"u"):
-                desk.exhaust(delivery, user)
-            await desk.until(desk.nothing_owed)
-            desk.cutoffs[b"g"] = [next(seq for user, seq in desk.started if user == b"g")]
-            desk.top_up(delivery, b"g")
-            await desk.until(desk.nothing_owed)
+                obligations.exhaust(delivery, user)
+            await obligations.until(obligations.nothing_owed)
+            obligations.cutoffs[b"g"] = [next(seq for user, seq in obligations.started if user == b"g")]
+            obligations.top_up(delivery, b"g")
+            await obligations.until(obligations.nothing_owed)
             figures = delivery.figures()
             assert figures["calls_started"] == figures["calls_delivered"] == {"cutoff": 2, "restore": 1}
             assert figures["calls_failed"] == {"cutoff": 0, "restore": 0}

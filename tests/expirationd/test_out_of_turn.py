@@ -11,7 +11,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.expirationd.desk import Desk, sending, settings
+from tests.expirationd.fake_obligations import FakeObligations, sending, settings
 from tests.system.ports import free_port
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -55,31 +55,33 @@ async def speaking(
 
 
 async def test_a_second_answer_in_a_later_segment_ends_the_connection_and_answers_nobody() -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     url, speakers, server = await speaking([], lambda speaker: OK if speaker is speakers[0] else NO)
-    async with sending(desk, settings(url)) as delivery:
-        desk.exhaust(delivery, b"first")
-        await desk.until(desk.nothing_owed)
+    async with sending(obligations, settings(url)) as delivery:
+        obligations.exhaust(delivery, b"first")
+        await obligations.until(obligations.nothing_owed)
         speakers[0].transport.write(OK)  # once more, and nobody asked
-        await desk.until(lambda: speakers[0].ended)
-        desk.exhaust(delivery, b"second")
-        await desk.until(lambda: bool(desk.errors()))
-        assert desk.outcomes(b"second")[:2] == ["started", "failed"], "the second answer was not taken for its own"
+        await obligations.until(lambda: speakers[0].ended)
+        obligations.exhaust(delivery, b"second")
+        await obligations.until(lambda: bool(obligations.errors()))
+        assert obligations.outcomes(b"second")[:2] == ["started", "failed"], (
+            "the second answer was not taken for its own"
+        )
         assert len(speakers[0].requests) == 1
     server.close()
 
 
 async def test_an_answer_before_the_call_is_not_taken_for_its_answer() -> None:
-    desk = Desk()
+    obligations = FakeObligations()
     url, speakers, server = await speaking([OK], lambda _: NO)
-    async with sending(desk, settings(url)) as delivery:
+    async with sending(obligations, settings(url)) as delivery:
         delivery.endpoints[0].open_ahead()
-        await desk.until(lambda: bool(speakers) and speakers[0].ended)
-        desk.exhaust(delivery, b"u")
-        await desk.until(lambda: bool(desk.errors()))
-        assert desk.errors()[0] == "status 404"
+        await obligations.until(lambda: bool(speakers) and speakers[0].ended)
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(lambda: bool(obligations.errors()))
+        assert obligations.errors()[0] == "status 404"
         assert speakers[0].requests == []
-        assert not desk.nothing_owed()
+        assert not obligations.nothing_owed()
     server.close()
 
 
@@ -96,7 +98,7 @@ async def until_heard(stream: asyncio.StreamReader, needle: bytes) -> None:
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is not installed")
 async def test_tls_that_is_negotiated_anew_in_the_middle_of_a_call_costs_at_most_the_connection() -> None:
     """OpenSSL's own server asks for it while the answer is awaited, under TLS 1.2, which still knows it."""
-    desk, port = Desk(), free_port()
+    obligations, port = FakeObligations(), free_port()
     command = ["openssl", "s_server", "-tls1_2", "-crlf", "-accept", f"127.0.0.1:{port}", "-cert", str(CERTIFICATE)]
     server = await asyncio.create_subprocess_exec(
         *command, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
@@ -106,19 +108,19 @@ async def test_tls_that_is_negotiated_anew_in_the_middle_of_a_call_costs_at_most
         await until_heard(heard, b"ACCEPT")
         trust = ssl.create_default_context(cafile=str(CERTIFICATE))
         chosen = settings(f"https://localhost:{port}/off", tls=trust, connect_timeout_s=30.0, timeout_s=30.0)
-        async with sending(desk, chosen) as delivery:
-            desk.exhaust(delivery, b"u")
+        async with sending(obligations, chosen) as delivery:
+            obligations.exhaust(delivery, b"u")
             await until_heard(heard, b"GET /off")
             stdin.write(b"R\n")
             for _ in range(20):  # calls that ended with their connection come again
                 stdin.write(b"HTTP/1.1 204 No Content\n\n")
                 await stdin.drain()
-                if desk.nothing_owed() or desk.errors():
+                if obligations.nothing_owed() or obligations.errors():
                     break
                 await asyncio.sleep(0.05)
-            await desk.until(lambda: desk.nothing_owed() or bool(desk.errors()))
-            assert set(desk.errors()) <= {"connection lost before an answer"}
-            assert desk.broken == []
+            await obligations.until(lambda: obligations.nothing_owed() or bool(obligations.errors()))
+            assert set(obligations.errors()) <= {"connection lost before an answer"}
+            assert obligations.broken == []
     finally:
         server.terminate()
         await server.wait()

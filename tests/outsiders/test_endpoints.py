@@ -26,7 +26,7 @@ import pytest
 
 from billing.expirationd.endpoint import FEW, MANY
 from tests.conftest import REPOSITORY
-from tests.expirationd.desk import Desk, sending, settings
+from tests.expirationd.fake_obligations import FakeObligations, sending, settings
 from tests.system.ports import free_port
 
 APPS = Path(__file__).parent / "endpoints"
@@ -151,24 +151,24 @@ async def test_no_server_swallows_a_call(
 ) -> None:
     port, server = served
     own_s = await asyncio.to_thread(own_time_s, port)
-    desk, late_s = Desk(), []
+    obligations, late_s = FakeObligations(), []
     chosen = settings(f"http://127.0.0.1:{port}/", concurrency=64, warm=WARM)
-    async with sending(desk, chosen) as first, sending(desk, chosen) as second:
+    async with sending(obligations, chosen) as first, sending(obligations, chosen) as second:
         for number in range(CALLS):
             delivery = (first, second)[number % 3 == 2]
             began = time.perf_counter()
-            desk.exhaust(delivery, b"u%d" % number)
-            await desk.until(desk.nothing_owed)
+            obligations.exhaust(delivery, b"u%d" % number)
+            await obligations.until(obligations.nothing_owed)
             late_s.append(time.perf_counter() - began)
         serves = first.endpoints[0].serves
         assert serves != MANY or server.many is not False
         if server.many is True and serves != FEW:  # a busy machine may look like a server that serves few
-            await desk.until_shown(first, WARM)
-            await desk.until(lambda: first.endpoints[0].connections >= WARM)
+            await obligations.until_shown(first, WARM)
+            await obligations.until(lambda: first.endpoints[0].connections >= WARM)
         for number in range(40):
-            desk.exhaust((first, second)[number % 2], b"many%d" % number)
+            obligations.exhaust((first, second)[number % 2], b"many%d" % number)
         began = time.perf_counter()
-        await desk.until(desk.nothing_owed)
+        await obligations.until(obligations.nothing_owed)
         together_s = time.perf_counter() - began
     record_property("own_ms", round(own_s * 1000, 1))
     record_property("late_ms", [round(s * 1000, 1) for s in late_s])

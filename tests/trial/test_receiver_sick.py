@@ -6,7 +6,7 @@ import pytest
 
 from billing.expirationd.endpoint import FEW
 from billing.trial.faults import ODD, Fault, parse_fault
-from tests.expirationd.desk import Desk, receiving, sending, settings
+from tests.expirationd.fake_obligations import FakeObligations, receiving, sending, settings
 
 USERS = [f"u{number}" for number in range(40)]
 
@@ -38,13 +38,13 @@ def test_groups_that_cannot_be(text: str) -> None:
 
 
 async def test_a_gateway_answers_504_in_its_own_time() -> None:
-    desk, fault = Desk(), parse_fault("gateway=20")
-    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url)) as delivery:
-        desk.exhaust(delivery, b"u")
-        await desk.until(lambda: desk.errors() != [])
-        assert desk.errors()[0] == "status 504"
+    obligations, fault = FakeObligations(), parse_fault("gateway=20")
+    async with receiving(fault=fault) as receiver, sending(obligations, settings(receiver.url)) as delivery:
+        obligations.exhaust(delivery, b"u")
+        await obligations.until(lambda: obligations.errors() != [])
+        assert obligations.errors()[0] == "status 504"
         receiver.fault = None
-        await desk.until(desk.nothing_owed)
+        await obligations.until(obligations.nothing_owed)
 
 
 @pytest.mark.parametrize(
@@ -52,48 +52,54 @@ async def test_a_gateway_answers_504_in_its_own_time() -> None:
     ["hang@0.25", "gateway=50@0.1+reset@0.1+hang@0.1", "status=409:3600@0.25", "reset@0.25", "drip=50@0.25"],
 )
 async def test_sick_users_alone_are_not_delivered(text: str) -> None:
-    desk, fault = Desk(), parse_fault(text)
-    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url, timeout_s=0.3)) as delivery:
+    obligations, fault = FakeObligations(), parse_fault(text)
+    async with (
+        receiving(fault=fault) as receiver,
+        sending(obligations, settings(receiver.url, timeout_s=0.3)) as delivery,
+    ):
         for user in USERS:
-            desk.exhaust(delivery, user.encode())
+            obligations.exhaust(delivery, user.encode())
         sick = sick_of(fault)
-        await desk.until(lambda: {user.decode() for user, owed in desk.cutoffs.items() if owed} == sick)
+        await obligations.until(lambda: {user.decode() for user, owed in obligations.cutoffs.items() if owed} == sick)
         receiver.fault = None
         if "3600" not in text:
-            await desk.until(desk.nothing_owed)
+            await obligations.until(obligations.nothing_owed)
 
 
 @pytest.mark.parametrize("name", ODD)
 async def test_an_odd_answer_with_2xx_is_a_success(name: str) -> None:
-    desk = Desk()
-    async with receiving(fault=Fault(name)) as receiver, sending(desk, settings(receiver.url)) as delivery:
+    obligations = FakeObligations()
+    async with receiving(fault=Fault(name)) as receiver, sending(obligations, settings(receiver.url)) as delivery:
         for user in USERS:
-            desk.exhaust(delivery, user.encode())
-        await desk.until(desk.nothing_owed)
-        assert desk.errors() == []
+            obligations.exhaust(delivery, user.encode())
+        await obligations.until(obligations.nothing_owed)
+        assert obligations.errors() == []
         assert len(receiver.calls) == len(USERS)
 
 
 async def test_a_receiver_that_serves_one_connection_at_a_time_gets_every_call() -> None:
-    desk = Desk()
-    async with receiving(fault=Fault("one-at-a-time")) as receiver, sending(desk, settings(receiver.url)) as delivery:
+    obligations = FakeObligations()
+    async with (
+        receiving(fault=Fault("one-at-a-time")) as receiver,
+        sending(obligations, settings(receiver.url)) as delivery,
+    ):
         for user in USERS:
-            desk.exhaust(delivery, user.encode())
-        await desk.until(desk.nothing_owed)
+            obligations.exhaust(delivery, user.encode())
+        await obligations.until(obligations.nothing_owed)
         for _ in range(5):
-            desk.exhaust(delivery, b"alone")
-            await desk.until(desk.nothing_owed)
-        assert desk.errors() == []
+            obligations.exhaust(delivery, b"alone")
+            await obligations.until(obligations.nothing_owed)
+        assert obligations.errors() == []
 
 
 async def test_calls_that_hang_take_no_turn_from_others_where_a_server_was_taken_for_one_of_few() -> None:
-    desk, fault = Desk(), parse_fault("hang@0.5")
+    obligations, fault = FakeObligations(), parse_fault("hang@0.5")
     sick = sick_of(fault)
     limits = dict(concurrency=len(USERS), timeout_s=600.0)
-    async with receiving(fault=fault) as receiver, sending(desk, settings(receiver.url, **limits)) as delivery:
+    async with receiving(fault=fault) as receiver, sending(obligations, settings(receiver.url, **limits)) as delivery:
         endpoint = delivery.endpoints[0]
         endpoint.serves = FEW  # as a machine may make it look that stands still again and again
         for user in sorted(USERS, key=lambda user: user not in sick):  # who hangs comes first
-            desk.exhaust(delivery, user.encode())
-        await desk.until(lambda: {user.decode() for user, owed in desk.cutoffs.items() if owed} == sick)
+            obligations.exhaust(delivery, user.encode())
+        await obligations.until(lambda: {user.decode() for user, owed in obligations.cutoffs.items() if owed} == sick)
         assert endpoint.serves != FEW, "it answered beside calls that it had before: it serves more"

@@ -23,7 +23,7 @@ from billing.worker.machine import BillingMachine
 from billing.worker.startup_hold import FIRST_SERVED, RESTORED, StartupHold
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
-from tests.expirationd.desk import Desk, receiving, settings
+from tests.expirationd.fake_obligations import FakeObligations, receiving, settings
 
 BUCKET = 1
 COIN = 10**9
@@ -38,7 +38,7 @@ REPORTS = {
 }
 
 
-class Start(Desk):
+class Start(FakeObligations):
     """A worker that comes up: its ledger, its delivery to a receiver, and what it holds back."""
 
     def __init__(self, directory: Path, receiver: Receiver, hold_above: int) -> None:

@@ -1,6 +1,6 @@
-"""What surrounds delivery in its tests: a desk that knows what is owed and writes down what it is told.
+"""What surrounds delivery in its tests: obligations that know what is owed and write down what is reported to them.
 
-It does for cutoffs what the ledger does, in a few lines: an exhaustion owes a cutoff, a top-up takes back what was not
+`FakeObligations` does for cutoffs what the ledger does, in a few lines: an exhaustion owes a cutoff, a top-up takes back what was not
 started and owes a restore for what was. The sockets are real.
 """
 
@@ -30,7 +30,7 @@ QUICK = Pace(
 LONG_S = 20.0  # after which a test that waits is broken
 
 
-class Desk:
+class FakeObligations:
     """Owed cutoffs and restores by user, and every report in order."""
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class Desk:
         now_ns: Callable[[], int] = MACHINE_CLOCKS.wall_ns,
         may_act: Callable[[], bool] = lambda: True,
     ) -> Delivery:
-        """A delivery of what this desk owes, not started yet."""
+        """A delivery of these obligations, not started yet."""
         obligations = Obligations(self.owed, self.report, may_act)
         return Delivery(
             obligations, chosen, now_ns, self.failed, DeliveryDependencies(MACHINE_CLOCKS, random.Random(1))
@@ -135,15 +135,15 @@ def settings(url: str, **changes: Any) -> DeliverySettings:
 
 
 @asynccontextmanager
-async def sending(desk: Desk, chosen: DeliverySettings) -> AsyncIterator[Delivery]:
+async def sending(obligations: FakeObligations, chosen: DeliverySettings) -> AsyncIterator[Delivery]:
     """A delivery that runs; at the end, it must not have failed."""
-    delivery = desk.delivery_of(chosen)
+    delivery = obligations.delivery_of(chosen)
     delivery.start()
     try:
         yield delivery
     finally:
         await delivery.close()
-    assert desk.broken == []
+    assert obligations.broken == []
 
 
 @asynccontextmanager
