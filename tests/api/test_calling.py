@@ -26,8 +26,8 @@ ADMIN = Grant("operator", frozenset({"admin"}))
 READER = Grant("reader", frozenset({"read"}))
 
 
-class Desk:
-    """A door of no protocol: it writes down what its session is answered."""
+class RecordingClient:
+    """A client of no protocol: it writes down what its session is answered."""
 
     def __init__(self, house: House, grant: Grant | None = ADMIN) -> None:
         self.replies: list[tuple[int, object]] = []
@@ -47,40 +47,40 @@ class Desk:
 
 
 async def test_a_call_goes_to_the_owner_and_its_reply_comes_once_durable(house: House) -> None:
-    desk = Desk(house)
+    client = RecordingClient(house)
     house.gate.holds_back = True
-    desk.session.arrived()
-    desk.session.call(1, "top_up", ["ann", "5", {"request_id": "r1"}])
-    desk.session.call(2, b"get_account", ["ann"])
-    desk.session.call(3, "shards_info", None)
+    client.session.arrived()
+    client.session.call(1, "top_up", ["ann", "5", {"request_id": "r1"}])
+    client.session.call(2, b"get_account", ["ann"])
+    client.session.call(3, "shards_info", None)
     assert [kind for kind, _ in house.gate.asked] == ["submit", "read", "operate"]
     assert house.gate.commands[0][1:3] == (b"ann", 5 * 10**9)
-    assert (desk.session.in_flight, house.door.in_flight) == (3, 3)
+    assert (client.session.in_flight, house.door.in_flight) == (3, 3)
     caller = house.gate.waiting[0][0]
     caller.answer(1, {"user_id": "ann"})
-    assert desk.replies == [], "a staged reply left before it was durable"
+    assert client.replies == [], "a staged reply left before it was durable"
     caller.flush()
-    assert desk.replies == [(1, {"user_id": "ann"})]
-    assert (desk.flushes, desk.session.in_flight) == (1, 2)
+    assert client.replies == [(1, {"user_id": "ann"})]
+    assert (client.flushes, client.session.in_flight) == (1, 2)
 
 
 async def test_a_listing_counts_by_its_weight_until_it_is_answered(house: House) -> None:
-    desk = Desk(house)
-    desk.session.call(1, "history", ["ann"])
-    desk.session.call(2, "get_account", ["ann"])
+    client = RecordingClient(house)
+    client.session.call(1, "history", ["ann"])
+    client.session.call(2, "get_account", ["ann"])
     assert house.door.in_flight == LISTING_WEIGHT + 1
-    await house.until(lambda: len(desk.replies) == 2)
-    assert (house.door.in_flight, desk.session.in_flight) == (0, 0)
+    await house.until(lambda: len(client.replies) == 2)
+    assert (house.door.in_flight, client.session.in_flight) == (0, 0)
 
 
 async def test_what_cannot_be_called_is_refused_at_once(house: House) -> None:
-    desk = Desk(house, READER)
-    assert desk.ask("top_up", "ann", 5).name == "FORBIDDEN"
-    assert desk.ask("no_such", "ann").name == "UNKNOWN_METHOD"
-    assert desk.ask("get_account").name == "INVALID_PARAMS"
-    assert desk.ask("get_account", "").name == "INVALID_USER_ID"
-    assert desk.ask("ping") == "pong"
-    assert desk.ask("bucket_id", "ann") == house.gate.bucket_of(b"ann")
+    client = RecordingClient(house, READER)
+    assert client.ask("top_up", "ann", 5).name == "FORBIDDEN"
+    assert client.ask("no_such", "ann").name == "UNKNOWN_METHOD"
+    assert client.ask("get_account").name == "INVALID_PARAMS"
+    assert client.ask("get_account", "").name == "INVALID_USER_ID"
+    assert client.ask("ping") == "pong"
+    assert client.ask("bucket_id", "ann") == house.gate.bucket_of(b"ann")
     assert house.gate.asked == []
     assert house.door.errors["FORBIDDEN"] == 1
 
@@ -88,14 +88,14 @@ async def test_what_cannot_be_called_is_refused_at_once(house: House) -> None:
 async def test_nothing_happens_before_the_sign_in() -> None:
     digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
     async with open_house(guard=Guard(f"metering:charge:{digest}\n")) as house:
-        desk = Desk(house, None)
+        client = RecordingClient(house, None)
         for name in ("top_up", "get_account", "methods", "no_such"):
-            assert desk.ask(name, "ann", 5).name == "UNAUTHENTICATED"
-        assert desk.ask("hello", {"token": "wrong"}).name == "UNAUTHENTICATED"
-        assert desk.session.grant is None
-        assert desk.ask("hello", {"token": "test"}) == {"name": "metering", "roles": ["charge"], "errors": "map"}
-        assert desk.ask("top_up", "ann", 5).name == "FORBIDDEN"
-        desk.session.call(1, "debit", ["ann", 5])
+            assert client.ask(name, "ann", 5).name == "UNAUTHENTICATED"
+        assert client.ask("hello", {"token": "wrong"}).name == "UNAUTHENTICATED"
+        assert client.session.grant is None
+        assert client.ask("hello", {"token": "test"}) == {"name": "metering", "roles": ["charge"], "errors": "map"}
+        assert client.ask("top_up", "ann", 5).name == "FORBIDDEN"
+        client.session.call(1, "debit", ["ann", 5])
         assert house.gate.commands == [(4, b"ann", 5, 0, 0, b"", b"", b"", b"", b"metering")]
 
 
@@ -103,10 +103,10 @@ async def test_a_token_that_is_not_known_is_on_record(house: House, data_dir: Pa
     digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
     recorder = Recorder(RealDisk(), str(data_dir), "shard-1", lambda: 7)
     house.door = Door(house.gate, Guard(f"metering:charge:{digest}\n"), lambda: 1, dict, audit=recorder)
-    desk = Desk(house)
-    desk.session.origin = "192.0.2.7"
-    assert desk.ask("hello", {"token": "wrong"}).name == "UNAUTHENTICATED"
-    desk.ask("hello", {"token": "test"})
+    client = RecordingClient(house)
+    client.session.origin = "192.0.2.7"
+    assert client.ask("hello", {"token": "wrong"}).name == "UNAUTHENTICATED"
+    client.ask("hello", {"token": "test"})
     await recorder.close()
     (row,) = TrailReader(RealDisk(), f"{data_dir}/audit").page("", 9)
     assert (row["act"], row["details"]) == ("sign_in_refused", {"from": "192.0.2.7"})
@@ -115,9 +115,9 @@ async def test_a_token_that_is_not_known_is_on_record(house: House, data_dir: Pa
 async def test_a_record_has_what_was_asked_for_and_no_option_that_nobody_gave(house: House, data_dir: Path) -> None:
     recorder = Recorder(RealDisk(), str(data_dir), "shard-1", lambda: 7)
     house.door = Door(house.gate, Guard(None), lambda: 1, dict, audit=recorder)
-    desk = Desk(house)
+    client = RecordingClient(house)
     for method, params in (("rebalance", []), ("move_bucket", [5, 2]), ("retry_cutoff", ["ann"])):
-        desk.session.call(1, method, params)
+        client.session.call(1, method, params)
     await recorder.close()
     rows = TrailReader(RealDisk(), f"{data_dir}/audit").page("", 9)
     assert [(row["act"], row["details"]) for row in rows] == [
@@ -129,27 +129,27 @@ async def test_a_record_has_what_was_asked_for_and_no_option_that_nobody_gave(ho
 
 async def test_a_full_worker_refuses_commands_and_questions() -> None:
     async with open_house(Limits(in_flight_total_max=2)) as house:
-        desk = Desk(house)
+        client = RecordingClient(house)
         house.gate.holds_back = True
-        desk.session.call(1, "top_up", ["ann", 5])
-        desk.session.call(2, "top_up", ["ann", 5])
+        client.session.call(1, "top_up", ["ann", 5])
+        client.session.call(2, "top_up", ["ann", 5])
         for name in ("top_up", "debit"):
-            refusal = desk.ask(name, "ann", 5)
+            refusal = client.ask(name, "ann", 5)
             assert (refusal.name, refusal.retry, refusal.applied) == ("BUSY", True, "no")
         house.gate.release()
-        desk.replies.clear()
-        desk.session.call(3, "top_up", ["ann", 5])
-        assert desk.replies == []
+        client.replies.clear()
+        client.session.call(3, "top_up", ["ann", 5])
+        assert client.replies == []
 
 
 async def test_what_shards_say_is_a_refusal_under_its_name(house: House) -> None:
-    desk = Desk(house)
+    client = RecordingClient(house)
     house.gate.replies["get_account"] = Unavailable(2, "its worker went away", "unknown")
     house.gate.replies["explain"] = Moving(7)
-    desk.session.call(1, "get_account", ["ann"])
-    desk.session.call(2, "explain", ["ann"])
-    await house.until(lambda: len(desk.replies) == 2)
-    away, moving = (reply for _, reply in desk.replies)
+    client.session.call(1, "get_account", ["ann"])
+    client.session.call(2, "explain", ["ann"])
+    await house.until(lambda: len(client.replies) == 2)
+    away, moving = (reply for _, reply in client.replies)
     assert isinstance(away, Refused)
     assert isinstance(moving, Refused)
     assert (away.name, away.applied, away.details) == ("UNAVAILABLE", "unknown", {"shard_id": 2})
@@ -176,15 +176,15 @@ def test_the_refusal_of_another_worker_is_one_here(msgid: int) -> None:
 
 
 async def test_replies_of_other_workers_count_and_leave_as_they_are(house: House) -> None:
-    desk = Desk(house)
+    client = RecordingClient(house)
     house.gate.holds_back = True
-    desk.session.call(5, "top_up", ["ann", 5])
+    client.session.call(5, "top_up", ["ann", 5])
     session = house.gate.waiting.pop()[0]
     session.relay(encode_reply(5, session.mode, {"user_id": "ann"}))
-    assert desk.flushes == 0
+    assert client.flushes == 0
     session.relay_flush()
-    assert [(token, plain(reply)) for token, reply in desk.replies] == [(5, {"user_id": "ann"})]
-    assert (desk.flushes, house.door.in_flight) == (1, 0)
+    assert [(token, plain(reply)) for token, reply in client.replies] == [(5, {"user_id": "ann"})]
+    assert (client.flushes, house.door.in_flight) == (1, 0)
 
 
 def test_a_result_has_both_forms() -> None:
@@ -195,10 +195,10 @@ def test_a_result_has_both_forms() -> None:
 
 
 async def test_a_bug_behind_the_gate_ends_the_worker(house: House) -> None:
-    desk = Desk(house)
+    client = RecordingClient(house)
     house.gate.broken = AssertionError("a broken invariant")
     for name in ("top_up", "accounts"):
         with pytest.raises(AssertionError):
-            desk.session.call(1, name, ["ann", 5] if name == "top_up" else [])
+            client.session.call(1, name, ["ann", 5] if name == "top_up" else [])
     assert house.bugs == [house.gate.broken] * 2
     await asyncio.sleep(0)

@@ -1,7 +1,7 @@
 """What surrounds delivery in its tests: obligations that know what is owed and write down what is reported to them.
 
-`FakeObligations` does for cutoffs what the ledger does, in a few lines: an exhaustion owes a cutoff, a top-up takes back what was not
-started and owes a restore for what was. The sockets are real.
+`FakeObligations` does for cutoffs what the ledger does, in a few lines: an exhaustion owes a cutoff, a top-up takes
+back what was not started and owes a restore for what was. The sockets are real.
 """
 
 import asyncio

@@ -34,8 +34,8 @@ class Socket(asyncio.Transport):
         self.done.append("abort")
 
 
-class Desk:
-    """An owner that gathers, or not."""
+class FakeOwner:
+    """The owner of a line, which gathers, or not."""
 
     def __init__(self, gathering: bool) -> None:
         self.loop = asyncio.get_running_loop()
@@ -67,20 +67,20 @@ class Desk:
         self.lost += 1
 
 
-def asked_line(desk: Desk) -> tuple[Line, Socket, list[Any]]:
+def asked_line(owner: FakeOwner) -> tuple[Line, Socket, list[Any]]:
     """A line with a request, and what became of it."""
-    line, socket, answers = Line(desk), Socket(), list[Any]()
+    line, socket, answers = Line(owner), Socket(), list[Any]()
     line.connection_made(socket)
     line.ask(b"GET", 4096, answers.append)
     return line, socket, answers
 
 
 async def test_what_was_read_is_taken_when_all_have_been_read() -> None:
-    desk = Desk(gathering=True)
-    line, _, answers = asked_line(desk)
+    owner = FakeOwner(gathering=True)
+    line, _, answers = asked_line(owner)
     line.data_received(OK[:-1])
     line.data_received(OK[-1:])
-    assert (answers, desk.gathered) == ([], [line]), "it was taken at once, or is gathered twice"
+    assert (answers, owner.gathered) == ([], [line]), "it was taken at once, or is gathered twice"
     line.take_gathered()
     assert [answer.status for answer in answers] == [200]
     line.take_gathered()
@@ -88,8 +88,8 @@ async def test_what_was_read_is_taken_when_all_have_been_read() -> None:
 
 
 async def test_what_comes_behind_an_answer_is_no_answer_to_the_next_request() -> None:
-    desk = Desk(gathering=True)
-    line, _, answers = asked_line(desk)
+    owner = FakeOwner(gathering=True)
+    line, _, answers = asked_line(owner)
     line.data_received(OK)
     line.data_received(OK)  # nobody asked for it
     line.take_gathered()
@@ -98,8 +98,8 @@ async def test_what_comes_behind_an_answer_is_no_answer_to_the_next_request() ->
 
 
 async def test_a_line_that_is_idle_takes_at_once_what_nobody_asked_for() -> None:
-    desk = Desk(gathering=True)
-    line, socket, _ = asked_line(desk)
+    owner = FakeOwner(gathering=True)
+    line, socket, _ = asked_line(owner)
     line.data_received(OK)
     line.take_gathered()
     assert line.usable
@@ -109,8 +109,8 @@ async def test_a_line_that_is_idle_takes_at_once_what_nobody_asked_for() -> None
 
 @pytest.mark.parametrize("end", ["close", "lost"])
 async def test_an_answer_that_has_come_counts_whatever_happens_to_the_line(end: str) -> None:
-    desk = Desk(gathering=True)
-    line, socket, answers = asked_line(desk)
+    owner = FakeOwner(gathering=True)
+    line, socket, answers = asked_line(owner)
     line.data_received(OK)
     if end == "close":
         line.late = True
@@ -121,12 +121,12 @@ async def test_an_answer_that_has_come_counts_whatever_happens_to_the_line(end: 
     line.connection_lost(None)
     await asyncio.sleep(0)
     assert [answer.status for answer in answers] == [200]
-    assert desk.lost == 1
+    assert owner.lost == 1
 
 
 async def test_where_nothing_is_gathered_an_answer_is_taken_at_once() -> None:
-    desk = Desk(gathering=False)
-    line, _, answers = asked_line(desk)
+    owner = FakeOwner(gathering=False)
+    line, _, answers = asked_line(owner)
     line.data_received(OK)
     assert [answer.status for answer in answers] == [200]
     assert line.usable

@@ -14,7 +14,7 @@ BUCKET = 5
 NOW_NS = 1_700_000_000 * 10**9
 
 
-class Asker:
+class ReplyRecorder:
     """Keeps the replies that left."""
 
     def __init__(self) -> None:
@@ -30,20 +30,20 @@ class Asker:
         self.answer(token, reply)
 
 
-class Desk:
+class ShardDriver:
     """One shard whose disk is the test: `write` takes what is to be written, `sync` is its return."""
 
     def __init__(self) -> None:
         self.shard = Shard(1, BillingMachine(Rules(accrue=False, request_ids_per_bucket=10, restore=False)))
         self.shard.serve(NOW_NS)
         self.shard.adopt(BUCKET, 1)
-        self.asker = Asker()
+        self.recorder = ReplyRecorder()
         self.written: list[object] = []
         self.sync(self.write())
 
     def ask(self, op: int, amount: int, request_id: bytes) -> None:
         command = (op, b"u", amount, 0, 0, b"", request_id, b"", b"", b"")
-        self.shard.receive(self.asker, None, BUCKET, command, NOW_NS)
+        self.shard.receive(self.recorder, None, BUCKET, command, NOW_NS)
 
     def write(self) -> Ready | None:
         ready = self.shard.take_ready()
@@ -59,41 +59,41 @@ class Desk:
 
 
 def test_a_retry_of_a_call_that_is_being_synced_is_answered_behind_it() -> None:
-    desk = Desk()
-    desk.ask(ops.TOP_UP, 5, b"r")
-    first = desk.write()
-    desk.ask(ops.TOP_UP, 5, b"r")
-    assert desk.write() is None, "nothing leaves while the first is unsynced"
-    assert desk.asker.replies == []
-    desk.sync(first)
-    desk.sync(desk.write())
-    original, second = desk.asker.replies
+    driver = ShardDriver()
+    driver.ask(ops.TOP_UP, 5, b"r")
+    first = driver.write()
+    driver.ask(ops.TOP_UP, 5, b"r")
+    assert driver.write() is None, "nothing leaves while the first is unsynced"
+    assert driver.recorder.replies == []
+    driver.sync(first)
+    driver.sync(driver.write())
+    original, second = driver.recorder.replies
     assert second == {**original, "replayed": True}
     assert original["balance_nanos"] == 5
-    assert len(desk.written) == 2, "the bucket's adoption and the call: the retry wrote nothing"
+    assert len(driver.written) == 2, "the bucket's adoption and the call: the retry wrote nothing"
 
 
 def test_a_retry_in_the_same_batch_is_answered_with_it() -> None:
-    desk = Desk()
-    desk.ask(ops.TOP_UP, 5, b"r")
-    desk.ask(ops.TOP_UP, 5, b"r")
-    desk.sync(desk.write())
-    assert [reply["replayed"] for reply in desk.asker.replies] == [False, True]
+    driver = ShardDriver()
+    driver.ask(ops.TOP_UP, 5, b"r")
+    driver.ask(ops.TOP_UP, 5, b"r")
+    driver.sync(driver.write())
+    assert [reply["replayed"] for reply in driver.recorder.replies] == [False, True]
 
 
 def test_so_does_the_retry_of_a_refusal_and_a_conflict() -> None:
-    desk = Desk()
-    desk.ask(ops.TOP_UP, 5, b"")
-    desk.sync(desk.write())
-    desk.asker.replies.clear()
-    desk.ask(ops.DEBIT, 9, b"r")
-    first = desk.write()
-    desk.ask(ops.DEBIT, 9, b"r")
-    desk.ask(ops.DEBIT, 8, b"r")
-    assert desk.write() is None
-    desk.sync(first)
-    desk.sync(desk.write())
-    refused, again, conflict = desk.asker.replies
+    driver = ShardDriver()
+    driver.ask(ops.TOP_UP, 5, b"")
+    driver.sync(driver.write())
+    driver.recorder.replies.clear()
+    driver.ask(ops.DEBIT, 9, b"r")
+    first = driver.write()
+    driver.ask(ops.DEBIT, 9, b"r")
+    driver.ask(ops.DEBIT, 8, b"r")
+    assert driver.write() is None
+    driver.sync(first)
+    driver.sync(driver.write())
+    refused, again, conflict = driver.recorder.replies
     assert isinstance(refused, Refused)
     assert again.as_map() == refused.as_map() | {"replayed": True}
     assert conflict.name == "REQUEST_ID_CONFLICT"

@@ -43,7 +43,7 @@ class Link:
         self.asked.append((caller, token, kind, payload))
 
 
-class Asker:
+class ReplyRecorder:
     """A worker of another host, over its link to this one: what it was told."""
 
     def __init__(self) -> None:
@@ -70,9 +70,9 @@ class Scene:
         self.far = FarMoves(links, VOICE, self.delivered.append, ask, self.sent.append)
 
     def order(self, order: MoveOrder, token: int = 0) -> Any:
-        asker: Any = Asker()
-        self.far.on_request(asker, token, MOVE, (1, *SOURCES, msgspec.msgpack.encode(order)))
-        return asker
+        recorder: Any = ReplyRecorder()
+        self.far.on_request(recorder, token, MOVE, (1, *SOURCES, msgspec.msgpack.encode(order)))
+        return recorder
 
 
 def test_an_order_is_passed_on_and_what_comes_back_names_the_life_that_said_it() -> None:
@@ -109,15 +109,15 @@ def test_a_wish_is_passed_on_and_answered_or_refused_by_name() -> None:
 
 def test_what_the_target_says_goes_to_whoever_gave_the_order_and_all_else_to_its_own_supervisor() -> None:
     scene = Scene()
-    asker = scene.order(IN)
+    recorder = scene.order(IN)
     assert scene.sent == [Arriving(9, 3, 2, 1, SOURCES)], "its own supervisor looks into the map for it"
     assert scene.delivered == [IN]
     scene.far.report(Payload(9, b"block", b"digest", 5))  # of a move that this host drives
     scene.far.report(Known(9))
-    assert asker.told == []
+    assert recorder.told == []
     scene.far.report(Stored(9, b"digest"))
     scene.far.report(Stored(9, b"digest"))
-    assert asker.reports() == [Stored(9, b"digest")], "once"
+    assert recorder.reports() == [Stored(9, b"digest")], "once"
     assert scene.sent[1:] == [Payload(9, b"block", b"digest", 5), Known(9), Stored(9, b"digest")]
 
 
@@ -134,13 +134,13 @@ def test_an_order_that_overtakes_another_ends_its_wait() -> None:
 
 def test_a_bucket_leaves_by_an_order_of_its_own_host_alone() -> None:
     scene = Scene()
-    asker = scene.order(MoveOut(9, 3, 1))
-    assert asker.reports() == [Unmoved(9, "a bucket leaves by an order of its own host alone")]
+    recorder = scene.order(MoveOut(9, 3, 1))
+    assert recorder.reports() == [Unmoved(9, "a bucket leaves by an order of its own host alone")]
     assert scene.delivered == []
 
 
 def test_a_wish_of_another_host_is_this_hosts_supervisors_to_answer() -> None:
     scene = Scene()
-    asker: Any = Asker()
-    scene.far.on_request(asker, 1, ASK, ["move_bucket_here", 3, 2])
-    assert scene.asked == [(asker, 1, ("move_bucket_here", 3, 2))]
+    recorder: Any = ReplyRecorder()
+    scene.far.on_request(recorder, 1, ASK, ["move_bucket_here", 3, 2])
+    assert scene.asked == [(recorder, 1, ("move_bucket_here", 3, 2))]
