@@ -36,7 +36,7 @@ from tests.api.iproto.streams import converse as converse_iproto
 from tests.api.test_any_bytes import converse
 from tests.conftest import REPOSITORY
 from tests.fuzz.mutation import mended_snapshot, mutated
-from tests.shards.journal.rig import DIRECTORY, SHARD
+from tests.shards.journal.journal_machine import DIRECTORY, SHARD
 from tests.shards.journal.specimen import STATES, Specimen
 from tests.simulation.disk import SimDisk
 

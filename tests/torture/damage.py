@@ -15,7 +15,7 @@ import sys
 import traceback
 from collections import Counter
 
-from tests.shards.journal.rig import DIRECTORY
+from tests.shards.journal.journal_machine import DIRECTORY
 from tests.shards.journal.specimen import STATES, Specimen, cut_off, flip, zeros_from
 
 SEGMENT_BYTES = 32_768  # two of them

@@ -16,7 +16,7 @@ from shards.journal.file.record import used_end
 from shards.journal.file.recovery import MANIFEST, Recovery, examine
 from shards.journal.file.replay import batches, covering
 from tests.shards.journal.contract import content as said_by
-from tests.shards.journal.rig import DIRECTORY, SHARD, Rig
+from tests.shards.journal.journal_machine import DIRECTORY, SHARD, JournalMachine
 from tests.simulation.disk import SECTOR_BYTES, SimDisk
 
 STATES = ("lost power", "killed", "closed")
@@ -30,25 +30,28 @@ class Specimen:
         self.state = state
         self.segment_bytes = segment_bytes
         rng = random.Random(state)
-        rig = Rig(seed=3, segment_bytes=segment_bytes)
-        journal = rig.opened()
+        machine = JournalMachine(seed=3, segment_bytes=segment_bytes)
+        journal = machine.opened()
         self.snapshots: dict[int, list[bytes]] = {0: []}
         self.log: list[tuple[int, bytes]] = []
-        while len(rig.segments()) < 2 or journal.head < rig.batches(rig.segments()[1]).header.first_position + 2:
+        while (
+            len(machine.segments()) < 2
+            or journal.head < machine.batches(machine.segments()[1]).header.first_position + 2
+        ):
             payload = rng.randbytes(rng.randrange(300, 500))
             self.log.append((journal.append(payload), payload))
             if journal.head in (1, 3):
                 self.snapshots[journal.head] = [rng.randbytes(200), rng.randbytes(100)]
                 journal.save_snapshot(journal.head, self.snapshots[journal.head])
         journal.idle_barrier()
-        journal.close() if state == "closed" else rig.kill()
+        journal.close() if state == "closed" else machine.kill()
         if state == "lost power":
-            rig.lose_power()
-        self.medium = rig.medium
-        rig.remove("spare")
-        if "lock" in rig.names():
-            rig.remove("lock")
-        self.names = rig.names()
+            machine.lose_power()
+        self.medium = machine.medium
+        machine.remove("spare")
+        if "lock" in machine.names():
+            machine.remove("lock")
+        self.names = machine.names()
         self.rng = random.Random(1)
         self.disk = SimDisk(self.medium, self.rng)
         self.boot_id = self.disk.boot_id()
@@ -82,17 +85,17 @@ class Specimen:
 
     def open(self, what: str, verdict: str) -> None:
         """The whole of opening comes to the same verdict, twice."""
-        rig = Rig(medium=self.medium.copy(), segment_bytes=self.segment_bytes)
+        machine = JournalMachine(medium=self.medium.copy(), segment_bytes=self.segment_bytes)
         for _ in range(2):
             try:
-                journal = rig.opened()
+                journal = machine.opened()
             except (Corrupt, Gap):
                 assert verdict == "refused", what
             else:
                 assert verdict == "whole", what
                 position, chunks, log = said_by(journal)
                 self.compare((journal.head, max(position, 0), chunks or [], log), what)
-            rig.kill()
+            machine.kill()
 
     def compare(self, content_read: tuple[int, int, list[bytes], list[tuple[int, bytes]]], what: str) -> None:
         """All that was answered, by way of whichever snapshot."""

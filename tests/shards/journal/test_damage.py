@@ -16,7 +16,7 @@ from collections import Counter
 
 import pytest
 
-from tests.shards.journal.rig import DIRECTORY
+from tests.shards.journal.journal_machine import DIRECTORY
 from tests.shards.journal.specimen import STATES, Specimen, cut_off, flip, sectors, zeros_from
 from tests.simulation.disk import SECTOR_BYTES
 

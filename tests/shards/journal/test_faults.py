@@ -19,7 +19,7 @@ import pytest
 from shards.journal import JournalError, Unavailable, Unfit, Unknown
 from shards.journal.file.journal import FileJournal
 from tests.shards.journal.contract import content
-from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill, payload_of
+from tests.shards.journal.journal_machine import DIRECTORY, SHARD, JournalMachine, fill, payload_of
 from tests.simulation.disk import Crashed, Fault
 
 LIVES = 3
@@ -88,38 +88,38 @@ def lead(answers: Told, journal: FileJournal, life: int) -> None:
         journal.close()
 
 
-def live(rig: Rig, answers: Told, life: int, fault: Fault | None = None) -> int:
+def live(machine: JournalMachine, answers: Told, life: int, fault: Fault | None = None) -> int:
     """One life, to its end; how often the fault fired."""
-    journal = rig.journal(fault=fault, ballast_bytes=4096)
+    journal = machine.journal(fault=fault, ballast_bytes=4096)
     try:
         lead(answers, journal, life)
     except (Unavailable, Unknown, Unfit, Crashed):  # unfit: a place that cannot be written, at the opening
-        assert rig.disk.fired, "nothing was to go wrong in this life"
-    rig.kill()
-    return rig.disk.fired
+        assert machine.disk.fired, "nothing was to go wrong in this life"
+    machine.kill()
+    return machine.disk.fired
 
 
 @cache
 def before_life(life: int) -> bytes:
     """The machine and what was answered, pickled, after the lives before this one, in which nothing goes wrong."""
-    rig, answers = Rig(), Told()
+    machine, answers = JournalMachine(), Told()
     for earlier in range(life):
-        live(rig, answers, earlier)
-    return pickle.dumps((rig, answers))
+        live(machine, answers, earlier)
+    return pickle.dumps((machine, answers))
 
 
 def run(fault: Fault, faulty_life: int, seed: int) -> tuple[int, Told]:
     """The life with the fault and those after it; (how often it fired, what was answered)."""
-    rig, answers = pickle.loads(before_life(faulty_life))
-    rig.rng.seed(seed)
-    fired = live(rig, answers, faulty_life, fault)
+    machine, answers = pickle.loads(before_life(faulty_life))
+    machine.rng.seed(seed)
+    fired = live(machine, answers, faulty_life, fault)
     if fault.what == "power":
-        rig.lose_power()
+        machine.lose_power()
     for life in range(faulty_life + 1, LIVES):
-        live(rig, answers, life)
-    answers.compare(rig.opened())
-    rig.lose_power()
-    answers.compare(rig.opened())
+        live(machine, answers, life)
+    answers.compare(machine.opened())
+    machine.lose_power()
+    answers.compare(machine.opened())
     return fired, answers
 
 
@@ -163,78 +163,80 @@ def test_an_end_at_any_call_loses_nothing_that_was_answered(life: int, what: str
 # -- recovery --------------------------------------------------------------------------------------------------------
 
 
-def before(seed: int, fault: Fault | None = None) -> tuple[Rig, FileJournal]:
+def before(seed: int, fault: Fault | None = None) -> tuple[JournalMachine, FileJournal]:
     """Batches 1 to 20 in several segments, two snapshots; not yet ended."""
-    rig = Rig(seed)
-    journal = rig.opened(fault=fault)
+    machine = JournalMachine(seed)
+    journal = machine.opened(fault=fault)
     fill(journal, 12, 400)
     journal.save_snapshot(5, [b"five"])
     journal.save_snapshot(11, [b"eleven"])
     fill(journal, 8, 400)
-    return rig, journal
+    return machine, journal
 
 
-def fresh(seed: int) -> Rig:
-    return Rig(seed)
+def fresh(seed: int) -> JournalMachine:
+    return JournalMachine(seed)
 
 
-def killed(seed: int) -> Rig:
-    rig, _ = before(seed)
-    rig.kill()
-    return rig
+def killed(seed: int) -> JournalMachine:
+    machine, _ = before(seed)
+    machine.kill()
+    return machine
 
 
-def closed(seed: int) -> Rig:
-    rig, journal = before(seed)
+def closed(seed: int) -> JournalMachine:
+    machine, journal = before(seed)
     journal.close()
-    return rig
+    return machine
 
 
-def torn(seed: int) -> Rig:
+def torn(seed: int) -> JournalMachine:
     """The power was lost within the write of batch 21."""
-    rig, journal = before(seed)
+    machine, journal = before(seed)
     fill(journal, 1, 2000)
-    rig, journal = before(seed, Fault(rig.disk.calls - 1, "power"))
+    machine, journal = before(seed, Fault(machine.disk.calls - 1, "power"))
     with pytest.raises(Crashed):
         fill(journal, 1, 2000)
-    assert rig.disk.trace[-1].startswith("write segment-")
-    return rig
+    assert machine.disk.trace[-1].startswith("write segment-")
+    return machine
 
 
-def cached(seed: int) -> Rig:
+def cached(seed: int) -> JournalMachine:
     """The sync of batch 21 failed: the cache has it, the medium does not."""
-    rig, journal = before(seed)
+    machine, journal = before(seed)
     fill(journal, 1, 400)
-    rig, journal = before(seed, Fault(rig.disk.calls, errno.EIO))
+    machine, journal = before(seed, Fault(machine.disk.calls, errno.EIO))
     with pytest.raises(Unknown):
         fill(journal, 1, 400)
-    assert rig.disk.trace[-1].startswith("fdatasync segment-")
-    rig.kill()
-    return rig
+    assert machine.disk.trace[-1].startswith("fdatasync segment-")
+    machine.kill()
+    return machine
 
 
-def damaged(seed: int) -> Rig:
+def damaged(seed: int) -> JournalMachine:
     """The newer snapshot rotted."""
-    rig = killed(seed)
-    rig.medium.flip(f"{DIRECTORY}/{rig.names('snapshot-')[-1]}", 700)
-    return rig
+    machine = killed(seed)
+    machine.medium.flip(f"{DIRECTORY}/{machine.names('snapshot-')[-1]}", 700)
+    return machine
 
 
-SCENES: dict[Callable[[int], Rig], set[int]] = {
+SCENES: dict[Callable[[int], JournalMachine], set[int]] = {
     fresh: {0}, killed: {20}, closed: {20}, torn: {20, 21}, cached: {20, 21}, damaged: {20},
 }  # fmt: skip
 
 
-def judged(rig: Rig, heads: set[int], snapshot: int) -> tuple[int, list[bytes] | None, list[tuple[int, bytes]]]:
+def judged(
+    machine: JournalMachine, heads: set[int], snapshot: int
+) -> tuple[int, list[bytes] | None, list[tuple[int, bytes]]]:
     """Opens it, whole: what it says, which must be one of the states it may be in."""
-    journal = rig.opened()
+    journal = machine.opened()
     assert journal.head in heads
     content_read = content(journal)
     assert content_read[0] == snapshot
     sizes = {21: 2000} if len(content_read[2]) and len(content_read[2][-1][1]) == 2000 else {}
     first = max(snapshot, 0) + 1
     assert content_read[2] == [(n, payload_of(n, sizes.get(n, 400))) for n in range(first, journal.head + 1)]
-    rig.kill()
+    machine.kill()
     return content_read
 
 
@@ -246,21 +248,21 @@ def test_recovery_that_ends_at_any_call_and_is_done_again_finds_the_same(
     heads, snapshot = SCENES[scene], {fresh: -1, damaged: 5}.get(scene, 11)
     reference = judged(scene(1), heads, snapshot)
     for call in range(1, 300):
-        rig = scene(call)
+        machine = scene(call)
         fired = 0
         for attempt in (call, 1 + call // 2, call):  # and again, at an earlier call and at the same one
-            journal = rig.journal(fault=Fault(attempt, what))
+            journal = machine.journal(fault=Fault(attempt, what))
             try:
                 journal.open(SHARD, "recovering")
             except (Crashed, Unknown, Unavailable):
-                assert rig.disk.fired
-            fired += rig.disk.fired
-            rig.kill()
-        content_read = judged(rig, heads, snapshot)
+                assert machine.disk.fired
+            fired += machine.disk.fired
+            machine.kill()
+        content_read = judged(machine, heads, snapshot)
         if len(heads) == 1:
             assert content_read == reference
-        rig.lose_power()
-        assert judged(rig, heads, snapshot) == content_read, "what one opening has shown stays"
+        machine.lose_power()
+        assert judged(machine, heads, snapshot) == content_read, "what one opening has shown stays"
         if fired < 2:
             assert call > 20
             return
@@ -272,21 +274,21 @@ def test_a_record_that_was_broken_off_is_followed_by_nothing_and_no_stop_is_clea
     call: Callable[[FileJournal], object],
 ) -> None:
     """The log may end otherwise than the journal knows; the next start would hold a clean stop for damage."""
-    rig = Rig()
-    journal = rig.opened()
+    machine = JournalMachine()
+    journal = machine.opened()
     journal.append(b"first")
 
     def out_of_memory(path: str, node: object) -> None:
         raise MemoryError
 
-    looking, rig.disk.on_sync = rig.disk.on_sync, out_of_memory
+    looking, machine.disk.on_sync = machine.disk.on_sync, out_of_memory
     with pytest.raises(MemoryError):
         call(journal)
-    rig.disk.on_sync = looking
+    machine.disk.on_sync = looking
     with pytest.raises(JournalError, match="broken off"):
         journal.append(b"third")
     journal.close()
-    again = rig.opened()
+    again = machine.opened()
     assert [payload for _, payload in again.replay(1)] in ([b"first"], [b"first", b"second"])
 
 

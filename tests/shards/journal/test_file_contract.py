@@ -14,7 +14,7 @@ from tests.shards.journal.contract import JournalContract
 from tests.shards.journal.contract_beside import BesideContract
 from tests.shards.journal.contract_machine import PowerContract, RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
-from tests.shards.journal.rig import START_NS, Rig, file_journal
+from tests.shards.journal.journal_machine import START_NS, JournalMachine, file_journal
 from tests.simulation.disk import SimDisk
 
 
@@ -24,12 +24,12 @@ class SimulatedFiles:
     can_lose_power = True
 
     def __init__(self) -> None:
-        self.rig = Rig(segment_bytes=16_384)
+        self.machine = JournalMachine(segment_bytes=16_384)
         self.disks: list[SimDisk] = []
 
     def journal(self, sync: str = "always") -> FileJournal:
-        journal = self.rig.journal(sync=sync)
-        self.disks.append(self.rig.disk)
+        journal = self.machine.journal(sync=sync)
+        self.disks.append(self.machine.disk)
         return journal
 
     def kill(self) -> None:
@@ -37,16 +37,16 @@ class SimulatedFiles:
             disk.kill()
 
     def lose_power(self) -> None:
-        self.rig.lose_power()
+        self.machine.lose_power()
 
     def fill(self) -> None:
-        self.rig.medium.capacity_bytes = self.rig.medium.used_bytes()
+        self.machine.medium.capacity_bytes = self.machine.medium.used_bytes()
 
     def free(self) -> None:
-        self.rig.medium.capacity_bytes = None
+        self.machine.medium.capacity_bytes = None
 
     def step_clock(self, by_ns: int) -> None:
-        self.rig.now_ns += by_ns
+        self.machine.now_ns += by_ns
 
 
 class Process(RealDisk):

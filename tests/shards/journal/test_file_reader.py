@@ -6,17 +6,17 @@ import pytest
 
 from shards.journal import Absent, Corrupt, Gap, Retained
 from shards.journal.file.reader import FileReader
-from tests.shards.journal.rig import DIRECTORY, SHARD, Rig, fill, payload_of
+from tests.shards.journal.journal_machine import DIRECTORY, SHARD, JournalMachine, fill, payload_of
 
 
-def reader_of(rig: Rig) -> FileReader:
-    return FileReader(rig.process(), DIRECTORY, SHARD)
+def reader_of(machine: JournalMachine) -> FileReader:
+    return FileReader(machine.process(), DIRECTORY, SHARD)
 
 
 def test_it_shows_what_its_owner_goes_on_appending() -> None:
-    rig = Rig()
-    journal = rig.opened()
-    owner = rig.disk
+    machine = JournalMachine()
+    journal = machine.opened()
+    owner = machine.disk
     expected = fill(journal, 10)
     reader = FileReader(owner, DIRECTORY, SHARD)
     assert (reader.first, reader.head) == (1, 10)
@@ -31,9 +31,9 @@ def test_it_shows_what_its_owner_goes_on_appending() -> None:
 
 
 def test_snapshots_are_shown_with_where_they_belong_and_trimming_is_a_gap() -> None:
-    rig = Rig()
-    journal = rig.opened()
-    reader = FileReader(rig.disk, DIRECTORY, SHARD)
+    machine = JournalMachine()
+    journal = machine.opened()
+    reader = FileReader(machine.disk, DIRECTORY, SHARD)
     assert reader.snapshots() == []
     for position in (100, 200, 300):
         fill(journal, 100)
@@ -52,28 +52,28 @@ def test_snapshots_are_shown_with_where_they_belong_and_trimming_is_a_gap() -> N
 
 
 def test_a_batch_that_is_not_whole_yet_is_not_shown_and_one_that_was_is_damage() -> None:
-    rig = Rig()
-    fill(rig.opened(), 40)
-    rig.kill()
-    newest = rig.batches(rig.segments()[-1])
-    rig.damage(newest.name, newest.batches[-1].offset + 60, b"\xff\xff")
-    reader = reader_of(rig)
+    machine = JournalMachine()
+    fill(machine.opened(), 40)
+    machine.kill()
+    newest = machine.batches(machine.segments()[-1])
+    machine.damage(newest.name, newest.batches[-1].offset + 60, b"\xff\xff")
+    reader = reader_of(machine)
     assert reader.head == newest.batches[-1].position - 1
-    oldest = rig.batches(rig.segments()[0])
-    rig.damage(oldest.name, oldest.batches[1].offset + 60, b"\xff\xff")
+    oldest = machine.batches(machine.segments()[0])
+    machine.damage(oldest.name, oldest.batches[1].offset + 60, b"\xff\xff")
     with pytest.raises(Corrupt):
-        list(reader_of(rig).replay(1))
+        list(reader_of(machine).replay(1))
 
 
 def test_a_damaged_snapshot_is_none() -> None:
-    rig = Rig()
-    journal = rig.opened()
+    machine = JournalMachine()
+    journal = machine.opened()
     fill(journal, 3)
     journal.save_snapshot(2, [b"two"])
     journal.save_snapshot(3, [b"three"])
-    rig.kill()
-    rig.damage(rig.names("snapshot-")[-1], 60, b"\xff\xff\xff")
-    reader = reader_of(rig)
+    machine.kill()
+    machine.damage(machine.names("snapshot-")[-1], 60, b"\xff\xff\xff")
+    reader = reader_of(machine)
     assert [row.position for row in reader.snapshots()] == [2]
     assert isinstance(reader.snapshots()[0], Retained)
     with pytest.raises(Corrupt):
@@ -81,9 +81,9 @@ def test_a_damaged_snapshot_is_none() -> None:
 
 
 def test_there_is_no_journal_where_there_is_no_directory() -> None:
-    rig = Rig()
-    rig.opened()
+    machine = JournalMachine()
+    machine.opened()
     with pytest.raises(Absent, match=f"^there is no directory {DIRECTORY}/none$"):
-        FileReader(rig.disk, f"{DIRECTORY}/none", SHARD)
+        FileReader(machine.disk, f"{DIRECTORY}/none", SHARD)
     with pytest.raises(Absent, match=f"^there is no directory {DIRECTORY}/nowhere$"):
-        FileReader(rig.disk, f"{DIRECTORY}/nowhere/shard-1", SHARD)
+        FileReader(machine.disk, f"{DIRECTORY}/nowhere/shard-1", SHARD)

@@ -16,8 +16,8 @@ from tests.shards.journal.contract import Backend, JournalContract
 from tests.shards.journal.contract_beside import BesideContract
 from tests.shards.journal.contract_machine import RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
+from tests.shards.journal.journal_machine import SHARD, START_NS
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
-from tests.shards.journal.rig import SHARD, START_NS
 
 GRANT_NS = 200_000_000
 

@@ -27,9 +27,9 @@ from shards.journal.jetstream.witness import Witness
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.shards.journal.contract import OWNER, payload_of
+from tests.shards.journal.journal_machine import SHARD, START_NS
 from tests.shards.journal.nats_cluster import READY_S, NatsCluster
 from tests.shards.journal.proxy import Proxy
-from tests.shards.journal.rig import SHARD, START_NS
 from tests.shards.journal.test_jetstream_contract import GRANT_NS, Patient, cluster
 
 __all__ = ["cluster"]

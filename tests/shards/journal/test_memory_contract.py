@@ -11,8 +11,8 @@ from tests.shards.journal.contract import OWNER, JournalContract
 from tests.shards.journal.contract_beside import BesideContract
 from tests.shards.journal.contract_machine import RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
+from tests.shards.journal.journal_machine import START_NS
 from tests.shards.journal.memory import GRANT_NS, MemoryJournal, MemoryServer
-from tests.shards.journal.rig import START_NS
 
 
 class InMemory:

@@ -10,7 +10,7 @@ import pytest
 from shards.journal import Full, Unavailable
 from shards.replies import Unavailable as Refusal
 from shards.worker.backpressure import Backpressure
-from tests.shards.journal.rig import SHARD, Rig, fill
+from tests.shards.journal.journal_machine import SHARD, JournalMachine, fill
 
 
 class Client:
@@ -23,20 +23,20 @@ class Client:
         self.refusals.append((token, reply))
 
 
-def full_rig() -> tuple[Rig, Any, Backpressure, list[str]]:
+def full_machine() -> tuple[JournalMachine, Any, Backpressure, list[str]]:
     """A journal on a disk without room for one more segment, and what it was asked to do."""
     requests: list[str] = []
-    rig = Rig(segment_bytes=65_536)
-    journal = rig.opened()
-    rig.medium.capacity_bytes = rig.medium.used_bytes()
+    machine = JournalMachine(segment_bytes=65_536)
+    journal = machine.opened()
+    machine.medium.capacity_bytes = machine.medium.used_bytes()
     backpressure = Backpressure(
         SHARD, journal, lambda: requests.append("look"), lambda: requests.append("snapshot"), 0.001
     )
-    return rig, journal, backpressure, requests
+    return machine, journal, backpressure, requests
 
 
 async def test_commands_are_refused_before_an_append_could_fail_and_no_longer_than_need_be() -> None:
-    rig, journal, backpressure, _ = full_rig()
+    machine, journal, backpressure, _ = full_machine()
     while not backpressure.reason:
         fill(journal, 1, 300)  # raises Unavailable where it would come too late
         backpressure.looked()
@@ -45,14 +45,14 @@ async def test_commands_are_refused_before_an_append_could_fail_and_no_longer_th
     assert client.refusals == [(5, Refusal(SHARD, backpressure.reason, "no"))]
     assert "the disk is full" in backpressure.reason
     assert fill(journal, 20, 300), "what time causes still has room"
-    rig.medium.capacity_bytes = None
+    machine.medium.capacity_bytes = None
     journal.idle_barrier()
     backpressure.looked()
     assert backpressure.reason == ""
 
 
 async def test_it_looks_again_and_begins_one_snapshot_for_each_state_of_the_log() -> None:
-    _, journal, backpressure, requests = full_rig()
+    _, journal, backpressure, requests = full_machine()
     while not backpressure.reason:
         fill(journal, 1, 300)
         backpressure.looked()
@@ -65,7 +65,7 @@ async def test_it_looks_again_and_begins_one_snapshot_for_each_state_of_the_log(
 
 
 async def test_a_batch_that_found_no_room_is_tried_again_and_stops_nothing_orderly() -> None:
-    _, _, backpressure, requests = full_rig()
+    _, _, backpressure, requests = full_machine()
     backpressure.check_stop()
     backpressure.stick(Unavailable("no room for beginning a new segment"), lambda: requests.append("append"))
     assert backpressure.stuck
@@ -79,7 +79,7 @@ async def test_a_batch_that_found_no_room_is_tried_again_and_stops_nothing_order
 
 
 async def test_a_batch_that_was_withdrawn_is_not_waited_for_and_nobody_is_let_in() -> None:
-    _, _, backpressure, requests = full_rig()
+    _, _, backpressure, requests = full_machine()
     backpressure.withdraw(Full("the log is full"))
     assert backpressure.refuses_reads
     client = Client()
@@ -91,7 +91,7 @@ async def test_a_batch_that_was_withdrawn_is_not_waited_for_and_nobody_is_let_in
 
 
 async def test_without_a_grant_commands_and_reads_are_refused_until_it_is_renewed() -> None:
-    backpressure = Backpressure(SHARD, Rig().opened(), lambda: None, lambda: None)
+    backpressure = Backpressure(SHARD, JournalMachine().opened(), lambda: None, lambda: None)
     assert (backpressure.reason, backpressure.refuses_reads) == ("", False)
     backpressure.lapse()
     assert "grant" in backpressure.reason
@@ -103,14 +103,14 @@ async def test_without_a_grant_commands_and_reads_are_refused_until_it_is_renewe
 
 
 async def test_a_lack_of_room_outlives_a_grant_that_was_renewed() -> None:
-    rig, journal, backpressure, _ = full_rig()
+    machine, journal, backpressure, _ = full_machine()
     backpressure.lapse()
     while "disk" not in backpressure.reason:
         fill(journal, 1, 300)
         backpressure.looked()
     backpressure.granted()
     assert "the disk is full" in backpressure.reason
-    rig.medium.capacity_bytes = None
+    machine.medium.capacity_bytes = None
     journal.idle_barrier()
     backpressure.looked()
     assert backpressure.reason == ""

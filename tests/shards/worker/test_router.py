@@ -12,7 +12,7 @@ from shards.worker import router
 from shards.worker.backpressure import Backpressure
 from shards.worker.router import receive_frame
 from tests.shards.counters import Counters
-from tests.shards.journal.rig import SHARD, Rig
+from tests.shards.journal.journal_machine import SHARD, JournalMachine
 
 BUCKET, ELSEWHERE, MSGID, MODE = 7, 8, 70, 0
 
@@ -44,7 +44,7 @@ def scene() -> tuple[Shard, Peer, Backpressure]:
     ready = shard.take_ready()
     assert ready is not None
     shard.synced(ready)
-    backpressure = Backpressure(SHARD, Rig().opened(), lambda: None, lambda: None)
+    backpressure = Backpressure(SHARD, JournalMachine().opened(), lambda: None, lambda: None)
     return shard, Peer(), backpressure
 
 

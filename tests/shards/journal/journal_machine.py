@@ -16,7 +16,7 @@ SHARD = 7
 START_NS = 1_727_000_000_000_000_000
 
 
-class Rig:
+class JournalMachine:
     """One machine with one journal directory; processes come and go."""
 
     def __init__(self, seed: int = 1, *, medium: Medium | None = None, segment_bytes: int = 8192) -> None:
