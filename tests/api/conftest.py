@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 import uvloop
 
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 
 
 def pytest_asyncio_loop_factories(
@@ -18,6 +18,6 @@ def pytest_asyncio_loop_factories(
 
 
 @pytest.fixture
-async def house() -> AsyncIterator[House]:
-    async with open_house() as opened:
+async def harness() -> AsyncIterator[DoorHarness]:
+    async with open_harness() as opened:
         yield opened

@@ -156,7 +156,7 @@ class Wire:
         return answered == (None, "pong")
 
 
-class House:
+class DoorHarness:
     """A door on a loopback socket, with the world around it."""
 
     def __init__(self, limits: Limits, guard: Guard) -> None:
@@ -206,17 +206,19 @@ class House:
 
 
 @asynccontextmanager
-async def open_house(limits: Limits | None = None, guard: Guard | None = None, path: str = "") -> AsyncIterator[House]:
-    """A house on a free loopback port, or on a unix socket at `path`."""
-    house = House(limits or Limits(), guard or Guard())
+async def open_harness(
+    limits: Limits | None = None, guard: Guard | None = None, path: str = ""
+) -> AsyncIterator[DoorHarness]:
+    """A harness on a free loopback port, or on a unix socket at `path`."""
+    harness = DoorHarness(limits or Limits(), guard or Guard())
     loop = asyncio.get_running_loop()
     if path:
-        house.server = await loop.create_unix_server(lambda: Connection(house.door), path)
-        house.address = path
+        harness.server = await loop.create_unix_server(lambda: Connection(harness.door), path)
+        harness.address = path
     else:
-        house.server = await loop.create_server(lambda: Connection(house.door), "127.0.0.1", 0)
-        house.address = house.server.sockets[0].getsockname()[:2]
+        harness.server = await loop.create_server(lambda: Connection(harness.door), "127.0.0.1", 0)
+        harness.address = harness.server.sockets[0].getsockname()[:2]
     try:
-        yield house
+        yield harness
     finally:
-        house.close()
+        harness.close()

@@ -12,7 +12,7 @@ import pytest
 from billing.api.auth import Grant, Guard, TokensError
 from billing.api.door import Limits
 from billing.api.methods import METHODS
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_methods import RIGHT
 
 
@@ -91,27 +91,27 @@ def test_what_a_connection_may_do_before_it_signs_in(peer: Peer, tokens: str | N
     assert Guard(tokens).greet(peer) == grant  # type: ignore[arg-type]
 
 
-async def test_loopback_without_tokens_may_do_everything(house: House) -> None:
-    wire = await house.connect()
+async def test_loopback_without_tokens_may_do_everything(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     assert (await wire.call("adjust", "u", 5, "why"))[0] is None
     assert await wire.call("hello") == (None, {"name": "local", "roles": ["admin"], "errors": "string"})
 
 
 async def test_a_unix_socket_without_tokens_may_do_everything(data_dir: Path) -> None:
-    async with open_house(path=str(data_dir / "rpc.sock")) as house:
-        assert (await (await house.connect()).call("adjust", "u", 5, "why"))[0] is None
+    async with open_harness(path=str(data_dir / "rpc.sock")) as harness:
+        assert (await (await harness.connect()).call("adjust", "u", 5, "why"))[0] is None
 
 
 async def test_the_daemons_own_user_needs_no_token_on_the_unix_socket(data_dir: Path) -> None:
-    async with open_house(guard=Guard(TOKENS), path=str(data_dir / "rpc.sock")) as house:
-        wire = await house.connect()
+    async with open_harness(guard=Guard(TOKENS), path=str(data_dir / "rpc.sock")) as harness:
+        wire = await harness.connect()
         assert (await wire.call("adjust", "u", 5, "why"))[0] is None
-        assert house.door.handshakes == 0
+        assert harness.door.handshakes == 0
 
 
 async def test_with_tokens_nothing_but_hello_and_ping_before_sign_in() -> None:
-    async with open_house(guard=Guard(TOKENS)) as house:
-        wire = await house.connect()
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        wire = await harness.connect()
         for name, row in METHODS.items():
             if name not in {"hello", "ping"}:
                 error, _ = await wire.call(name, *(RIGHT[field.name] for field in row.required))
@@ -121,14 +121,14 @@ async def test_with_tokens_nothing_but_hello_and_ping_before_sign_in() -> None:
         assert (await wire.call("ping")) == (None, "pong")
         wire.send(msgpack.packb([2, "top_up", ["u", 5]]))
         assert await wire.alive()
-        assert house.gate.asked == []
+        assert harness.gate.asked == []
 
 
 @pytest.mark.parametrize("token", ["meter", "shop", "root"])
 async def test_each_method_is_open_to_the_roles_that_may_call_it_and_to_no_other(token: str) -> None:
     roles = {"meter": {"charge", "read"}, "shop": {"top_up"}, "root": {"charge", "read", "top_up", "admin"}}[token]
-    async with open_house(guard=Guard(TOKENS)) as house:
-        wire = await house.connect()
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        wire = await harness.connect()
         assert (await wire.call("hello", {"token": token}))[0] is None
         for name, row in METHODS.items():
             if name == "hello":
@@ -141,20 +141,20 @@ async def test_each_method_is_open_to_the_roles_that_may_call_it_and_to_no_other
 
 
 async def test_a_sign_in_and_what_follows_may_come_in_one_read() -> None:
-    async with open_house(guard=Guard(TOKENS)) as house:
-        wire = await house.connect()
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        wire = await harness.connect()
         calls = [msgpack.packb([0, 0, "hello", [{"token": "shop", "errors": "map"}]])]
         calls += [msgpack.packb([0, msgid, "top_up", ["u", msgid]]) for msgid in range(1, 2000)]
         wire.send(b"".join(calls))
         replies = await wire.replies(2000)
         assert replies[0][3] == {"name": "shop", "roles": ["top_up"], "errors": "map"}
         assert [reply[:3] for reply in replies] == [[1, msgid, None] for msgid in range(2000)]
-        assert house.door.handshakes == 0
+        assert harness.door.handshakes == 0
 
 
 async def test_a_wrong_token_is_one_guess() -> None:
-    async with open_house(guard=Guard(TOKENS)) as house:
-        wire = await house.connect()
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        wire = await harness.connect()
         wire.send(msgpack.packb([0, 5, "hello", [{"token": "wrong", "errors": "map"}]]))
         wire.send(msgpack.packb([0, 6, "hello", [{"token": "root"}]]))
         reply = await wire.reply()
@@ -164,52 +164,52 @@ async def test_a_wrong_token_is_one_guess() -> None:
 
 
 async def test_before_sign_in_a_frame_may_have_4_kib() -> None:
-    async with open_house(guard=Guard(TOKENS)) as house:
-        wire = await house.connect()
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        wire = await harness.connect()
         wire.send(b"\x94\x00\x01\xa5hello\x91\x81\xa5token\xc6\x00\x00\x20\x00" + b"x" * 5000)
         assert (await wire.reply())[2].startswith("FRAME_TOO_LARGE: ")
         assert await wire.is_closed()
 
 
 async def test_a_sign_in_has_a_deadline() -> None:
-    async with open_house(guard=Guard(TOKENS)) as house:
-        late, early = await house.connect(), await house.connect()
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        late, early = await harness.connect(), await harness.connect()
         assert (await early.call("hello", {"token": "meter"}))[0] is None
         assert await late.alive()
-        house.clock.pass_s(5)
-        house.door.sweep()
+        harness.clock.pass_s(5)
+        harness.door.sweep()
         assert (await late.reply())[2] == "UNAUTHENTICATED: no sign-in in time"
         assert await late.is_closed()
         assert await early.alive()
 
 
 async def test_only_so_many_may_be_signing_in_at_once() -> None:
-    async with open_house(Limits(handshakes_max=2), Guard(TOKENS)) as house:
-        first, second = await house.connect(), await house.connect()
+    async with open_harness(Limits(handshakes_max=2), Guard(TOKENS)) as harness:
+        first, second = await harness.connect(), await harness.connect()
         assert await first.alive()
         assert await second.alive()
-        third = await house.connect()
+        third = await harness.connect()
         assert (await third.reply())[2].startswith("TOO_MANY_CONNECTIONS: ")
         assert (await first.call("hello", {"token": "meter"}))[0] is None
-        fourth = await house.connect()
+        fourth = await harness.connect()
         assert (await fourth.call("hello", {"token": "meter"}))[0] is None
 
 
 async def test_a_command_carries_who_caused_it(data_dir: Path) -> None:
-    async with open_house(guard=Guard(TOKENS)) as house:
-        wire = await house.connect()
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        wire = await harness.connect()
         await wire.call("hello", {"token": "shop"})
         assert (await wire.call("top_up", "u", 5))[0] is None
         await wire.call("hello", {"token": "root"})
         assert (await wire.call("adjust", "u", 5, "why"))[0] is None
         names = [Guard(TOKENS).sign_in(token) for token in (b"shop", b"root")]
-        assert [command[-1] for command in house.gate.commands] == [grant.actor for grant in names if grant]
-    async with open_house(guard=Guard(TOKENS), path=str(data_dir / "rpc.sock")) as house:
-        assert (await (await house.connect()).call("top_up", "u", 5))[0] is None
-        assert house.gate.commands[-1][-1] == b"uid:%d" % os.geteuid()
-    async with open_house() as house:
-        assert (await (await house.connect()).call("top_up", "u", 5))[0] is None
-        assert house.gate.commands[-1][-1] == b""
+        assert [command[-1] for command in harness.gate.commands] == [grant.actor for grant in names if grant]
+    async with open_harness(guard=Guard(TOKENS), path=str(data_dir / "rpc.sock")) as harness:
+        assert (await (await harness.connect()).call("top_up", "u", 5))[0] is None
+        assert harness.gate.commands[-1][-1] == b"uid:%d" % os.geteuid()
+    async with open_harness() as harness:
+        assert (await (await harness.connect()).call("top_up", "u", 5))[0] is None
+        assert harness.gate.commands[-1][-1] == b""
 
 
 def test_who_was_let_in_may_stay_while_the_same_token_stands_with_the_same_roles() -> None:

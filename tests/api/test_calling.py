@@ -20,7 +20,7 @@ from billing.audit.recorder import Recorder
 from billing.ledger.errors import Refused
 from shards.replies import Moving, Unavailable
 from shards.system.disk import RealDisk
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 
 ADMIN = Grant("operator", frozenset({"admin"}))
 READER = Grant("reader", frozenset({"read"}))
@@ -29,10 +29,10 @@ READER = Grant("reader", frozenset({"read"}))
 class RecordingClient:
     """A client of no protocol: it writes down what its session is answered."""
 
-    def __init__(self, house: House, grant: Grant | None = ADMIN) -> None:
+    def __init__(self, harness: DoorHarness, grant: Grant | None = ADMIN) -> None:
         self.replies: list[tuple[int, object]] = []
         self.flushes = 0
-        self.session = Session(house.door, lambda token, reply: self.replies.append((token, reply)), self._flushed)
+        self.session = Session(harness.door, lambda token, reply: self.replies.append((token, reply)), self._flushed)
         self.session.grant = grant
 
     def _flushed(self) -> None:
@@ -46,17 +46,17 @@ class RecordingClient:
         return reply
 
 
-async def test_a_call_goes_to_the_owner_and_its_reply_comes_once_durable(house: House) -> None:
-    client = RecordingClient(house)
-    house.gate.holds_back = True
+async def test_a_call_goes_to_the_owner_and_its_reply_comes_once_durable(harness: DoorHarness) -> None:
+    client = RecordingClient(harness)
+    harness.gate.holds_back = True
     client.session.arrived()
     client.session.call(1, "top_up", ["ann", "5", {"request_id": "r1"}])
     client.session.call(2, b"get_account", ["ann"])
     client.session.call(3, "shards_info", None)
-    assert [kind for kind, _ in house.gate.asked] == ["submit", "read", "operate"]
-    assert house.gate.commands[0][1:3] == (b"ann", 5 * 10**9)
-    assert (client.session.in_flight, house.door.in_flight) == (3, 3)
-    caller = house.gate.waiting[0][0]
+    assert [kind for kind, _ in harness.gate.asked] == ["submit", "read", "operate"]
+    assert harness.gate.commands[0][1:3] == (b"ann", 5 * 10**9)
+    assert (client.session.in_flight, harness.door.in_flight) == (3, 3)
+    caller = harness.gate.waiting[0][0]
     caller.answer(1, {"user_id": "ann"})
     assert client.replies == [], "a staged reply left before it was durable"
     caller.flush()
@@ -64,31 +64,31 @@ async def test_a_call_goes_to_the_owner_and_its_reply_comes_once_durable(house: 
     assert (client.flushes, client.session.in_flight) == (1, 2)
 
 
-async def test_a_listing_counts_by_its_weight_until_it_is_answered(house: House) -> None:
-    client = RecordingClient(house)
+async def test_a_listing_counts_by_its_weight_until_it_is_answered(harness: DoorHarness) -> None:
+    client = RecordingClient(harness)
     client.session.call(1, "history", ["ann"])
     client.session.call(2, "get_account", ["ann"])
-    assert house.door.in_flight == LISTING_WEIGHT + 1
-    await house.until(lambda: len(client.replies) == 2)
-    assert (house.door.in_flight, client.session.in_flight) == (0, 0)
+    assert harness.door.in_flight == LISTING_WEIGHT + 1
+    await harness.until(lambda: len(client.replies) == 2)
+    assert (harness.door.in_flight, client.session.in_flight) == (0, 0)
 
 
-async def test_what_cannot_be_called_is_refused_at_once(house: House) -> None:
-    client = RecordingClient(house, READER)
+async def test_what_cannot_be_called_is_refused_at_once(harness: DoorHarness) -> None:
+    client = RecordingClient(harness, READER)
     assert client.ask("top_up", "ann", 5).name == "FORBIDDEN"
     assert client.ask("no_such", "ann").name == "UNKNOWN_METHOD"
     assert client.ask("get_account").name == "INVALID_PARAMS"
     assert client.ask("get_account", "").name == "INVALID_USER_ID"
     assert client.ask("ping") == "pong"
-    assert client.ask("bucket_id", "ann") == house.gate.bucket_of(b"ann")
-    assert house.gate.asked == []
-    assert house.door.errors["FORBIDDEN"] == 1
+    assert client.ask("bucket_id", "ann") == harness.gate.bucket_of(b"ann")
+    assert harness.gate.asked == []
+    assert harness.door.errors["FORBIDDEN"] == 1
 
 
 async def test_nothing_happens_before_the_sign_in() -> None:
     digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
-    async with open_house(guard=Guard(f"metering:charge:{digest}\n")) as house:
-        client = RecordingClient(house, None)
+    async with open_harness(guard=Guard(f"metering:charge:{digest}\n")) as harness:
+        client = RecordingClient(harness, None)
         for name in ("top_up", "get_account", "methods", "no_such"):
             assert client.ask(name, "ann", 5).name == "UNAUTHENTICATED"
         assert client.ask("hello", {"token": "wrong"}).name == "UNAUTHENTICATED"
@@ -96,14 +96,14 @@ async def test_nothing_happens_before_the_sign_in() -> None:
         assert client.ask("hello", {"token": "test"}) == {"name": "metering", "roles": ["charge"], "errors": "map"}
         assert client.ask("top_up", "ann", 5).name == "FORBIDDEN"
         client.session.call(1, "debit", ["ann", 5])
-        assert house.gate.commands == [(4, b"ann", 5, 0, 0, b"", b"", b"", b"", b"metering")]
+        assert harness.gate.commands == [(4, b"ann", 5, 0, 0, b"", b"", b"", b"", b"metering")]
 
 
-async def test_a_token_that_is_not_known_is_on_record(house: House, data_dir: Path) -> None:
+async def test_a_token_that_is_not_known_is_on_record(harness: DoorHarness, data_dir: Path) -> None:
     digest = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
     recorder = Recorder(RealDisk(), str(data_dir), "shard-1", lambda: 7)
-    house.door = Door(house.gate, Guard(f"metering:charge:{digest}\n"), lambda: 1, dict, audit=recorder)
-    client = RecordingClient(house)
+    harness.door = Door(harness.gate, Guard(f"metering:charge:{digest}\n"), lambda: 1, dict, audit=recorder)
+    client = RecordingClient(harness)
     client.session.origin = "192.0.2.7"
     assert client.ask("hello", {"token": "wrong"}).name == "UNAUTHENTICATED"
     client.ask("hello", {"token": "test"})
@@ -112,10 +112,12 @@ async def test_a_token_that_is_not_known_is_on_record(house: House, data_dir: Pa
     assert (row["act"], row["details"]) == ("sign_in_refused", {"from": "192.0.2.7"})
 
 
-async def test_a_record_has_what_was_asked_for_and_no_option_that_nobody_gave(house: House, data_dir: Path) -> None:
+async def test_a_record_has_what_was_asked_for_and_no_option_that_nobody_gave(
+    harness: DoorHarness, data_dir: Path
+) -> None:
     recorder = Recorder(RealDisk(), str(data_dir), "shard-1", lambda: 7)
-    house.door = Door(house.gate, Guard(None), lambda: 1, dict, audit=recorder)
-    client = RecordingClient(house)
+    harness.door = Door(harness.gate, Guard(None), lambda: 1, dict, audit=recorder)
+    client = RecordingClient(harness)
     for method, params in (("rebalance", []), ("move_bucket", [5, 2]), ("retry_cutoff", ["ann"])):
         client.session.call(1, method, params)
     await recorder.close()
@@ -128,33 +130,33 @@ async def test_a_record_has_what_was_asked_for_and_no_option_that_nobody_gave(ho
 
 
 async def test_a_full_worker_refuses_commands_and_questions() -> None:
-    async with open_house(Limits(in_flight_total_max=2)) as house:
-        client = RecordingClient(house)
-        house.gate.holds_back = True
+    async with open_harness(Limits(in_flight_total_max=2)) as harness:
+        client = RecordingClient(harness)
+        harness.gate.holds_back = True
         client.session.call(1, "top_up", ["ann", 5])
         client.session.call(2, "top_up", ["ann", 5])
         for name in ("top_up", "debit"):
             refusal = client.ask(name, "ann", 5)
             assert (refusal.name, refusal.retry, refusal.applied) == ("BUSY", True, "no")
-        house.gate.release()
+        harness.gate.release()
         client.replies.clear()
         client.session.call(3, "top_up", ["ann", 5])
         assert client.replies == []
 
 
-async def test_what_shards_say_is_a_refusal_under_its_name(house: House) -> None:
-    client = RecordingClient(house)
-    house.gate.replies["get_account"] = Unavailable(2, "its worker went away", "unknown")
-    house.gate.replies["explain"] = Moving(7)
+async def test_what_shards_say_is_a_refusal_under_its_name(harness: DoorHarness) -> None:
+    client = RecordingClient(harness)
+    harness.gate.replies["get_account"] = Unavailable(2, "its worker went away", "unknown")
+    harness.gate.replies["explain"] = Moving(7)
     client.session.call(1, "get_account", ["ann"])
     client.session.call(2, "explain", ["ann"])
-    await house.until(lambda: len(client.replies) == 2)
+    await harness.until(lambda: len(client.replies) == 2)
     away, moving = (reply for _, reply in client.replies)
     assert isinstance(away, Refused)
     assert isinstance(moving, Refused)
     assert (away.name, away.applied, away.details) == ("UNAVAILABLE", "unknown", {"shard_id": 2})
     assert (moving.name, moving.details) == ("BUCKET_MOVING", {"bucket_id": 7})
-    assert house.door.errors == {"UNAVAILABLE": 1, "BUCKET_MOVING": 1}
+    assert harness.door.errors == {"UNAVAILABLE": 1, "BUCKET_MOVING": 1}
 
 
 @pytest.mark.parametrize("msgid", [0, 1, 127, 128, 255, 256, 65_535, 65_536, 2**32 - 1])
@@ -175,16 +177,16 @@ def test_the_refusal_of_another_worker_is_one_here(msgid: int) -> None:
     assert reply.as_map() == refused.as_map()
 
 
-async def test_replies_of_other_workers_count_and_leave_as_they_are(house: House) -> None:
-    client = RecordingClient(house)
-    house.gate.holds_back = True
+async def test_replies_of_other_workers_count_and_leave_as_they_are(harness: DoorHarness) -> None:
+    client = RecordingClient(harness)
+    harness.gate.holds_back = True
     client.session.call(5, "top_up", ["ann", 5])
-    session = house.gate.waiting.pop()[0]
+    session = harness.gate.waiting.pop()[0]
     session.relay(encode_reply(5, session.mode, {"user_id": "ann"}))
     assert client.flushes == 0
     session.relay_flush()
     assert [(token, plain(reply)) for token, reply in client.replies] == [(5, {"user_id": "ann"})]
-    assert (client.flushes, house.door.in_flight) == (1, 0)
+    assert (client.flushes, harness.door.in_flight) == (1, 0)
 
 
 def test_a_result_has_both_forms() -> None:
@@ -194,11 +196,11 @@ def test_a_result_has_both_forms() -> None:
     assert bytes(packed(raw)) == bytes(packed(account)) == encode(account)
 
 
-async def test_a_bug_behind_the_gate_ends_the_worker(house: House) -> None:
-    client = RecordingClient(house)
-    house.gate.broken = AssertionError("a broken invariant")
+async def test_a_bug_behind_the_gate_ends_the_worker(harness: DoorHarness) -> None:
+    client = RecordingClient(harness)
+    harness.gate.broken = AssertionError("a broken invariant")
     for name in ("top_up", "accounts"):
         with pytest.raises(AssertionError):
             client.session.call(1, name, ["ann", 5] if name == "top_up" else [])
-    assert house.bugs == [house.gate.broken] * 2
+    assert harness.bugs == [harness.gate.broken] * 2
     await asyncio.sleep(0)

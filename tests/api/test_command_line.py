@@ -30,7 +30,7 @@ from billing.cli.vocabulary import procedure_of, words_of
 from billing.config.load import ConfigError
 from billing.ledger import commands
 from billing.ledger.errors import Refused
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_auth import TOKENS
 from tests.system.ports import free_port
 
@@ -119,27 +119,27 @@ FORECAST = {"steps": [{"at_ns": 5, "cutoffs": 3}], "peak_per_second": 3, "endpoi
 ANSWERED_BY_THE_DOOR = {"ping": "ping", "info": "server_info", "methods": "methods", "buckets of": "bucket_id"}
 
 
-async def run(house: House, line: str, **environ: str) -> Result:
+async def run(harness: DoorHarness, line: str, **environ: str) -> Result:
     """A command line, as from another process: the loop goes on meanwhile."""
     name, *arguments = line.split()
-    address = house.address if isinstance(house.address, str) else f"{house.address[0]}:{house.address[1]}"
+    address = harness.address if isinstance(harness.address, str) else f"{harness.address[0]}:{harness.address[1]}"
     variables = {"BILLING_ADDRESS": address, **environ}
     return await asyncio.to_thread(CliRunner().invoke, ALL[name], arguments, env=variables)
 
 
 @pytest.mark.parametrize(("line", "command"), CHANGES)
-async def test_what_a_command_sends(house: House, line: str, command: tuple[Any, ...]) -> None:
-    result = await run(house, line)
+async def test_what_a_command_sends(harness: DoorHarness, line: str, command: tuple[Any, ...]) -> None:
+    result = await run(harness, line)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert house.gate.commands == [command]
+    assert harness.gate.commands == [command]
 
 
 @pytest.mark.parametrize(("line", "question"), QUESTIONS)
-async def test_what_a_question_sends(house: House, line: str, question: tuple[Any, ...]) -> None:
-    house.gate.replies["forecast"] = dict(FORECAST)
-    result = await run(house, line)
+async def test_what_a_question_sends(harness: DoorHarness, line: str, question: tuple[Any, ...]) -> None:
+    harness.gate.replies["forecast"] = dict(FORECAST)
+    result = await run(harness, line)
     assert (result.exit_code, result.stderr) == (0, "")
-    assert [what for _, what in house.gate.asked] == [question]
+    assert [what for _, what in harness.gate.asked] == [question]
 
 
 @pytest.mark.parametrize(
@@ -154,13 +154,13 @@ async def test_what_a_question_sends(house: House, line: str, question: tuple[An
     ],
 )
 async def test_a_rate_is_shown_in_the_unit_in_which_it_was_given(
-    house: House, command_line: str, nanos_per_hour: int, shown: str
+    harness: DoorHarness, command_line: str, nanos_per_hour: int, shown: str
 ) -> None:
     reply = {"user_id": "u", "rate_nanos_per_hour": nanos_per_hour}
     for name in (commands.SET_RATE, commands.CHANGE_RATE):
-        house.gate.replies[str(name)] = reply
-    house.gate.replies["dry_run"] = reply
-    output = (await run(house, command_line)).stdout
+        harness.gate.replies[str(name)] = reply
+    harness.gate.replies["dry_run"] = reply
+    output = (await run(harness, command_line)).stdout
     assert [line.split("  ", 1)[1].strip() for line in output.splitlines() if line.startswith("rate")] == [shown]
 
 
@@ -181,36 +181,36 @@ DELIVERED = AGAIN | {"owes": None, "cutoff": {"attempts": 3, "delivered_at_ns": 
     ],
 )
 async def test_an_operator_who_tries_a_cutoff_again_is_told_what_came_of_it(
-    house: House, explained: list[dict[str, Any]], code: int, text: str
+    harness: DoorHarness, explained: list[dict[str, Any]], code: int, text: str
 ) -> None:
     states = iter(explained)
-    house.gate.replies["explain"] = lambda _: next(states)
-    result = await run(house, "cutoffs retry u --zone UTC")
+    harness.gate.replies["explain"] = lambda _: next(states)
+    result = await run(harness, "cutoffs retry u --zone UTC")
     assert (result.exit_code, result.stdout, result.stderr) == (code, text, "")
-    methods = [what[0] for _, what in house.gate.asked]
+    methods = [what[0] for _, what in harness.gate.asked]
     assert methods == ["retry_cutoff", *["explain"] * len(explained)]
 
 
-async def test_a_call_without_an_answer_is_not_waited_for_longer_than_timeout(house: House) -> None:
-    house.gate.replies["explain"] = AGAIN | {"why": "A call is under way, for 3.0 s so far."}
-    result = await run(house, "cutoffs retry u --timeout 1s")
+async def test_a_call_without_an_answer_is_not_waited_for_longer_than_timeout(harness: DoorHarness) -> None:
+    harness.gate.replies["explain"] = AGAIN | {"why": "A call is under way, for 3.0 s so far."}
+    result = await run(harness, "cutoffs retry u --timeout 1s")
     assert (result.exit_code, result.stdout) == (
         1, "It was tried, and has no answer after 1 s. A call is under way, for 3.0 s so far.\n"
     )  # fmt: skip
-    assert json.loads((await run(house, "cutoffs retry u --timeout 1s --json")).stdout)["owes"] == {"call": "cutoff"}
+    assert json.loads((await run(harness, "cutoffs retry u --timeout 1s --json")).stdout)["owes"] == {"call": "cutoff"}
 
 
-async def test_what_the_door_answers_itself(house: House) -> None:
-    assert (await run(house, "ping")).stdout == "pong\n"
-    assert (await run(house, "buckets of 1")).stdout == "477\n"
-    assert re.search(r"^limits +in flight per connection max 4,096$", (await run(house, "info")).stdout, re.M)
-    output = (await run(house, "methods")).stdout
+async def test_what_the_door_answers_itself(harness: DoorHarness) -> None:
+    assert (await run(harness, "ping")).stdout == "pong\n"
+    assert (await run(harness, "buckets of 1")).stdout == "477\n"
+    assert re.search(r"^limits +in flight per connection max 4,096$", (await run(harness, "info")).stdout, re.M)
+    output = (await run(harness, "methods")).stdout
     assert all(name in output for name in METHODS)
 
 
-async def test_an_account_is_shown_for_people(house: House) -> None:
-    house.gate.replies["get_account"] = ACCOUNT
-    output = (await run(house, "account u --tz Europe/Moscow")).stdout
+async def test_an_account_is_shown_for_people(harness: DoorHarness) -> None:
+    harness.gate.replies["get_account"] = ACCOUNT
+    output = (await run(harness, "account u --tz Europe/Moscow")).stdout
     shown = dict(re.split(" {2,}", line, maxsplit=1) for line in output.splitlines() if line[0] != " ")
     assert shown["balance"] == "-12,345.5"
     assert shown["rate"] == "3,600 per hour"
@@ -231,17 +231,17 @@ async def test_an_account_is_shown_for_people(house: House) -> None:
         ({"state": "exhausted"}, "runs out at  it has no money left"),
     ],
 )
-async def test_it_is_said_when_the_money_runs_out(house: House, changes: dict[str, Any], text: str) -> None:
-    house.gate.replies["get_account"] = {"state": "active", "exhausts_at_ns": None, "runway_ns": None, **changes}
-    output = (await run(house, "account u --tz UTC")).stdout
+async def test_it_is_said_when_the_money_runs_out(harness: DoorHarness, changes: dict[str, Any], text: str) -> None:
+    harness.gate.replies["get_account"] = {"state": "active", "exhausts_at_ns": None, "runway_ns": None, **changes}
+    output = (await run(harness, "account u --tz UTC")).stdout
     assert text in [re.sub(" {2,}", "  ", line) for line in output.splitlines()]
 
 
-async def test_an_account_that_was_closed_is_not_called_exhausted(house: House) -> None:
-    house.gate.replies[str(commands.CLOSE)] = {
+async def test_an_account_that_was_closed_is_not_called_exhausted(harness: DoorHarness) -> None:
+    harness.gate.replies[str(commands.CLOSE)] = {
         "user_id": "u", "state": "exhausted", "exhausts_at_ns": None, "runway_ns": None, "paid_out_nanos": 8 * 10**9
     }  # fmt: skip
-    output = (await run(house, "close u --yes")).stdout
+    output = (await run(harness, "close u --yes")).stdout
     assert [re.sub(" {2,}", "  ", line) for line in output.splitlines()] == ["user  u", "state  closed", "paid out  8"]
 
 
@@ -249,10 +249,10 @@ async def test_an_account_that_was_closed_is_not_called_exhausted(house: House) 
     ("moves", "output"),
     [(0, "nothing moves: the load is even\n"), (1, "1 bucket will move\n"), (2, "2 buckets will move\n")],
 )
-async def test_a_rebalance_says_how_much_moves(house: House, moves: int, output: str) -> None:
-    house.gate.replies["rebalance"] = {"moves": moves}
-    assert (await run(house, "rebalance")).stdout == output
-    assert json.loads((await run(house, "rebalance --json")).stdout) == {"moves": moves}
+async def test_a_rebalance_says_how_much_moves(harness: DoorHarness, moves: int, output: str) -> None:
+    harness.gate.replies["rebalance"] = {"moves": moves}
+    assert (await run(harness, "rebalance")).stdout == output
+    assert json.loads((await run(harness, "rebalance --json")).stdout) == {"moves": moves}
 
 
 @pytest.mark.parametrize(
@@ -262,54 +262,54 @@ async def test_a_rebalance_says_how_much_moves(house: House, moves: int, output:
         ("--never", "No notice of a low balance is sent."),
     ],
 )
-async def test_thresholds_are_said_again(house: House, line: str, text: str) -> None:
-    assert (await run(house, f"thresholds u {line}")).stdout.rstrip().endswith(text)
-    assert text not in (await run(house, f"thresholds u {line} --json")).stdout
+async def test_thresholds_are_said_again(harness: DoorHarness, line: str, text: str) -> None:
+    assert (await run(harness, f"thresholds u {line}")).stdout.rstrip().endswith(text)
+    assert text not in (await run(harness, f"thresholds u {line} --json")).stdout
 
 
-async def test_json_is_the_reply_as_it_came(house: House) -> None:
-    house.gate.replies["get_account"] = ACCOUNT
-    assert json.loads((await run(house, "account u --json")).stdout) == ACCOUNT
-    house.gate.replies["history"] = [{"request_id": b"\xff"}]
-    assert json.loads((await run(house, "history u --json")).stdout) == [{"request_id": "ff"}]
+async def test_json_is_the_reply_as_it_came(harness: DoorHarness) -> None:
+    harness.gate.replies["get_account"] = ACCOUNT
+    assert json.loads((await run(harness, "account u --json")).stdout) == ACCOUNT
+    harness.gate.replies["history"] = [{"request_id": b"\xff"}]
+    assert json.loads((await run(harness, "history u --json")).stdout) == [{"request_id": "ff"}]
 
 
-async def test_rows_are_a_table(house: House) -> None:
-    house.gate.replies["history"] = [
+async def test_rows_are_a_table(harness: DoorHarness) -> None:
+    harness.gate.replies["history"] = [
         {"entry_id": 2, "at_ns": 10**9 + 5, "amount_nanos": -1, "message": "two\x1b[31m"},
         {"entry_id": 1, "at_ns": 4, "amount_nanos": 1234 * 10**9, "message": "one"},
     ]
-    assert (await run(house, "history u --tz UTC")).stdout.splitlines() == [
+    assert (await run(harness, "history u --tz UTC")).stdout.splitlines() == [
         "entry  at, UTC                       amount  message",
         "    2  1970-01-01 00:00:01     -0.000000001  two\N{REPLACEMENT CHARACTER}[31m",
         "    1  1970-01-01 00:00:00  1,234            one",
     ]
-    wide = (await run(house, "history u --tz UTC --wide")).stdout
+    wide = (await run(harness, "history u --tz UTC --wide")).stdout
     assert "1970-01-01 00:00:01.000000005" in wide
-    assert (await run(house, "history u --csv")).stdout.splitlines() == [
+    assert (await run(harness, "history u --csv")).stdout.splitlines() == [
         "entry_id,at,amount_coins,message",
         "2,1970-01-01T00:00:01.000000005Z,-0.000000001,two\x1b[31m",
         "1,1970-01-01T00:00:00.000000004Z,1234,one",
     ]
-    house.gate.replies["history"] = []
-    assert (await run(house, "history u")).stdout == "nothing\n"
+    harness.gate.replies["history"] = []
+    assert (await run(harness, "history u")).stdout == "nothing\n"
 
 
-async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house: House) -> None:
-    house.gate.replies[str(commands.DEBIT)] = Refused(
+async def test_a_refusal_ends_with_1_and_stands_on_standard_error(harness: DoorHarness) -> None:
+    harness.gate.replies[str(commands.DEBIT)] = Refused(
         "INSUFFICIENT_FUNDS", "too little", {"shortfall_nanos": 7, "available_nanos": 1234 * 10**9}
     )
-    result = await run(house, "debit u 2000")
+    result = await run(harness, "debit u 2000")
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr == "billing: INSUFFICIENT_FUNDS: 0.000000007 coins are missing; 1,234 are available\n"
-    house.gate.replies["explain"] = Refused("UNKNOWN_ACCOUNT", "none", {})
-    result = await run(house, "explain shut")
+    harness.gate.replies["explain"] = Refused("UNKNOWN_ACCOUNT", "none", {})
+    result = await run(harness, "explain shut")
     message = "billing: UNKNOWN_ACCOUNT: there is no account shut; one that was closed has a `billing history`\n"
     assert (result.exit_code, result.stderr) == (1, message)
-    result = await run(house, "debit u 2000 --json")
+    result = await run(harness, "debit u 2000 --json")
     assert (result.exit_code, result.stdout) == (1, "")
     assert json.loads(result.stderr)["shortfall_nanos"] == 7
-    result = await run(house, "top-up u 0")
+    result = await run(harness, "top-up u 0")
     assert (result.exit_code, result.stderr) == (1, "billing: INVALID_AMOUNT: amount must be above zero\n")
 
 
@@ -322,24 +322,24 @@ async def test_a_refusal_ends_with_1_and_stands_on_standard_error(house: House) 
     ],
 )
 async def test_a_daemon_that_is_not_there_ends_with_3_without_waiting_for_one(
-    house: House, address: str, reason: str
+    harness: DoorHarness, address: str, reason: str
 ) -> None:
     # the wait would outlast the test's own
     address = address.format(port=free_port())
     async with asyncio.timeout(60):
-        result = await run(house, "top-up u 1 --timeout 1d", BILLING_ADDRESS=address)
+        result = await run(harness, "top-up u 1 --timeout 1d", BILLING_ADDRESS=address)
     assert result.exit_code == 3
     assert result.stderr.startswith(f"billing: UNAVAILABLE: no daemon answers at {address} (BILLING_ADDRESS): {reason}")
     assert "`billing serve` starts one" in result.stderr
     assert "may have been" not in result.stderr
 
 
-async def test_no_answer_ends_with_3_and_says_what_is_not_known(house: House) -> None:
-    house.gate.holds_back = True
-    result = await run(house, "top-up u 1 --timeout 1s")
+async def test_no_answer_ends_with_3_and_says_what_is_not_known(harness: DoorHarness) -> None:
+    harness.gate.holds_back = True
+    result = await run(harness, "top-up u 1 --timeout 1s")
     assert result.exit_code == 3
     assert result.stderr == "billing: UNAVAILABLE: no answer within 1 s (it may have been carried out)\n"
-    result = await run(house, "account u --timeout 1s")  # which changes nothing
+    result = await run(harness, "account u --timeout 1s")  # which changes nothing
     assert (result.exit_code, result.stderr) == (3, "billing: UNAVAILABLE: no answer within 1 s\n")
 
 
@@ -347,7 +347,7 @@ async def test_no_answer_ends_with_3_and_says_what_is_not_known(house: House) ->
     ("greeting", "text"),
     [(b"HTTP/1.1 400 Bad Request\r\n\r\n", "speaks HTTP"), (b"\x15\x03\x03\x00\x02\x02\x46", "speaks TLS")],
 )
-async def test_what_is_no_daemon_is_called_what_it_is(house: House, greeting: bytes, text: str) -> None:
+async def test_what_is_no_daemon_is_called_what_it_is(harness: DoorHarness, greeting: bytes, text: str) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1)
         writer.write(greeting)
@@ -358,7 +358,7 @@ async def test_what_is_no_daemon_is_called_what_it_is(house: House, greeting: by
     async with server:
         port = server.sockets[0].getsockname()[1]
         async with asyncio.timeout(60):
-            result = await run(house, "ping --timeout 1d", BILLING_ADDRESS=f"127.0.0.1:{port}")
+            result = await run(harness, "ping --timeout 1d", BILLING_ADDRESS=f"127.0.0.1:{port}")
     assert result.exit_code == 3
     assert text in result.stderr
     assert "Traceback" not in result.stderr
@@ -384,18 +384,18 @@ async def closing(greeting: bytes) -> asyncio.Server:
     ],
 )
 async def test_who_listens_and_lets_nobody_in_is_no_daemon_that_is_not_there(
-    house: House, greeting: bytes, option: str, text: str
+    harness: DoorHarness, greeting: bytes, option: str, text: str
 ) -> None:
     async with await closing(greeting) as server:
         port = server.sockets[0].getsockname()[1]
-        result = await run(house, f"ping {option} --address 127.0.0.1:{port}")
+        result = await run(harness, f"ping {option} --address 127.0.0.1:{port}")
     assert result.exit_code == 3
     assert result.stderr.startswith(f"billing: UNAVAILABLE: something listens at 127.0.0.1:{port}, but ")
     assert text in result.stderr
     assert "billing serve" not in result.stderr
 
 
-async def test_a_call_that_makes_no_sense_ends_with_2(house: House) -> None:
+async def test_a_call_that_makes_no_sense_ends_with_2(harness: DoorHarness) -> None:
     for line in (
         "ping --address nowhere",
         "top-up u",
@@ -406,21 +406,21 @@ async def test_a_call_that_makes_no_sense_ends_with_2(house: House) -> None:
         "account u --json --csv",
         "ping --timeout -1",
     ):
-        result = await run(house, line)
+        result = await run(harness, line)
         assert (result.exit_code, result.stdout) == (2, ""), line
-    assert house.gate.asked == []
+    assert harness.gate.asked == []
 
 
 async def test_a_token_comes_from_a_file(tmp_path: Path) -> None:
     token = tmp_path / "token"
     token.write_text("shop\n")
-    async with open_house(guard=Guard(TOKENS)) as house:
-        nobody = await run(house, "top-up u 1")
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        nobody = await run(harness, "top-up u 1")
         assert nobody.exit_code == 4
         assert "this daemon asks for a token; --token-file FILE or BILLING_TOKEN_FILE names one" in nobody.stderr
-        assert (await run(house, f"top-up u 1 --token-file {token}")).exit_code == 0
-        assert (await run(house, "top-up u 1", BILLING_TOKEN_FILE=str(token))).exit_code == 0
-        denied = await run(house, f"adjust u 1 why --token-file {token}")
+        assert (await run(harness, f"top-up u 1 --token-file {token}")).exit_code == 0
+        assert (await run(harness, "top-up u 1", BILLING_TOKEN_FILE=str(token))).exit_code == 0
+        denied = await run(harness, f"adjust u 1 why --token-file {token}")
         assert (denied.exit_code, denied.stderr.startswith("billing: FORBIDDEN: ")) == (4, True)
 
 
@@ -428,19 +428,19 @@ async def test_a_token_that_is_not_known_is_said_to_be_so_and_where_it_came_from
     wrong, right = tmp_path / "wrong", tmp_path / "right"
     wrong.write_text("no such token\n")
     right.write_text("shop\n")
-    async with open_house(guard=Guard(TOKENS)) as house:
+    async with open_harness(guard=Guard(TOKENS)) as harness:
         for line, environ, where in (
             (f"top-up u 1 --token-file {wrong}", {}, str(wrong)),
             ("top-up u 1", {"BILLING_TOKEN_FILE": str(wrong)}, f"{wrong} (BILLING_TOKEN_FILE)"),
             ("top-up u 1", {"BILLING_TOKEN": "no such"}, "BILLING_TOKEN"),
             ("top-up u 1", {"BILLING_TOKEN": "no such", "BILLING_TOKEN_FILE": str(right)}, "BILLING_TOKEN"),
         ):
-            result = await run(house, line, **environ)
+            result = await run(harness, line, **environ)
             assert result.exit_code == 4
             assert f"UNAUTHENTICATED: the token in {where} is not known to this daemon" in result.stderr
             assert "no such" not in result.stderr.replace(str(wrong), "")
-        assert house.gate.asked == []
-        answered = await run(house, f"top-up u 1 --token-file {right}", BILLING_TOKEN="no such")
+        assert harness.gate.asked == []
+        answered = await run(harness, f"top-up u 1 --token-file {right}", BILLING_TOKEN="no such")
         assert answered.exit_code == 0, "what is given on the line goes before the environment"
 
 
@@ -463,7 +463,9 @@ def in_terminal(columns: int, *arguments: str) -> list[str]:
 
 
 @pytest.mark.parametrize("columns", [80, 60])
-async def test_nothing_of_a_history_or_an_explanation_is_wider_than_the_terminal(house: House, columns: Any) -> None:
+async def test_nothing_of_a_history_or_an_explanation_is_wider_than_the_terminal(
+    harness: DoorHarness, columns: Any
+) -> None:
     names = ("amount_nanos", "accrued_nanos", "balance_before_nanos", "balance_after_nanos")
     row = {
         "entry_id": 7,
@@ -478,12 +480,12 @@ async def test_nothing_of_a_history_or_an_explanation_is_wider_than_the_terminal
         "value_nanos": None,
         "actor": "metering",
     }
-    house.gate.replies["history"] = [row, {**row, "entry_id": 6}]
+    harness.gate.replies["history"] = [row, {**row, "entry_id": 6}]
     outbox = {"state": "waits", "next_attempt_in_ns": 10**10}
     owes = {"call": "cutoff", "seq": 1, "attempts": 2, "last_error": "500 " + "x" * 200}
     account = {**ACCOUNT, "available_nanos": 0, "overrun_nanos": 10**18, "rates": {"vm-" * 30: 10**15}}
-    house.gate.replies["explain"] = {**account, "owes": owes, "outbox": outbox, "why": "Its call waits. " * 9}
-    address = f"{house.address[0]}:{house.address[1]}"
+    harness.gate.replies["explain"] = {**account, "owes": owes, "outbox": outbox, "why": "Its call waits. " * 9}
+    address = f"{harness.address[0]}:{harness.address[1]}"
     for command, shown in (("history", "123,456,789.123456789"), ("explain", "Its rate of 3,600 per hour is")):
         lines = await asyncio.to_thread(in_terminal, columns, command, "u", "--address", address)
         assert [line for line in lines if len(line) > columns] == []
@@ -549,11 +551,11 @@ def nowhere() -> str:
 
 @pytest.mark.parametrize(("line", "question"), QUESTIONS)
 async def test_a_connection_may_stand_before_the_command_it_is_for(
-    house: House, line: str, question: tuple[Any, ...]
+    harness: DoorHarness, line: str, question: tuple[Any, ...]
 ) -> None:
     """The daemon that the line names is asked, and not the one of the environment, which is not there."""
-    house.gate.replies["forecast"] = dict(FORECAST)
-    host, port = house.address
+    harness.gate.replies["forecast"] = dict(FORECAST)
+    host, port = harness.address
     name, *arguments = line.split()
     for words_of_line in (
         ["--address", f"{host}:{port}", name, *arguments],
@@ -565,7 +567,7 @@ async def test_a_connection_may_stand_before_the_command_it_is_for(
             CliRunner().invoke, root, words_of_line, env={"BILLING_ADDRESS": nowhere()}, catch_exceptions=False
         )
         assert (result.exit_code, result.stderr) == (0, ""), words_of_line
-    assert [what for _, what in house.gate.asked] == [question] * 4
+    assert [what for _, what in harness.gate.asked] == [question] * 4
 
 
 @pytest.mark.parametrize(
@@ -594,14 +596,14 @@ def test_what_a_load_test_would_take_is_refused_by_what_looks_at_its_results(tmp
     assert "compare takes no --seed" in result.stderr
 
 
-async def test_a_group_hands_its_options_to_what_it_does_by_itself(house: House) -> None:
-    result = await run(house, "cutoffs --limit 3 --after u --json")
+async def test_a_group_hands_its_options_to_what_it_does_by_itself(harness: DoorHarness) -> None:
+    result = await run(harness, "cutoffs --limit 3 --after u --json")
     assert (result.exit_code, result.stdout) == (0, "[]\n")
-    assert house.gate.asked[-1][1] == ("pending_cutoffs", b"u", 3)
+    assert harness.gate.asked[-1][1] == ("pending_cutoffs", b"u", 3)
 
 
 @pytest.mark.parametrize("name", sorted({*METHODS} - {"hello", "backup", "check_owners", "dry_run"}))
-async def test_each_procedure_is_a_command_by_its_own_name_too(house: House, name: str) -> None:
+async def test_each_procedure_is_a_command_by_its_own_name_too(harness: DoorHarness, name: str) -> None:
     for spelled in {name, name.replace("_", "-")}:
         result = CliRunner().invoke(root, [spelled, "--help"])
         assert result.exit_code == 0, result.output
@@ -648,9 +650,9 @@ def test_one_rule_finds_the_configuration_and_by_it_the_daemon(tmp_path: Path) -
         listening(file, {})
 
 
-async def test_a_configuration_says_where_to_call(house: House, tmp_path: Path) -> None:
+async def test_a_configuration_says_where_to_call(harness: DoorHarness, tmp_path: Path) -> None:
     file = tmp_path / "own.toml"
-    file.write_text('[rpc]\nlisten = "{}:{}"\n'.format(*house.address))
+    file.write_text('[rpc]\nlisten = "{}:{}"\n'.format(*harness.address))
     for environ in ({}, {"BILLING_ADDRESS": nowhere()}):
         result = await asyncio.to_thread(CliRunner().invoke, root, ["ping", "--config", str(file)], env=environ)
         assert (result.exit_code, result.stdout) == (0, "pong\n")
@@ -663,37 +665,37 @@ async def test_a_configuration_says_where_to_call(house: House, tmp_path: Path) 
 # -- pages -----------------------------------------------------------------------------------------------------------
 
 
-async def test_a_page_says_that_there_are_more_and_how_to_get_them(house: House) -> None:
-    house.gate.replies["accounts"] = [{"user_id": "a b"}, {"user_id": "c"}]
-    result = await run(house, "accounts --limit 2 --ids")
+async def test_a_page_says_that_there_are_more_and_how_to_get_them(harness: DoorHarness) -> None:
+    harness.gate.replies["accounts"] = [{"user_id": "a b"}, {"user_id": "c"}]
+    result = await run(harness, "accounts --limit 2 --ids")
     assert result.stdout.split() == ["user", "a", "b", "c"]
     assert result.stderr == "More follow: accounts --ids --after c, or --all.\n"
     assert (
         "accounts --state active --within 3600000000000ns --after c"
-        in (await run(house, "accounts --limit 2 --state active --within 1h")).stderr
+        in (await run(harness, "accounts --limit 2 --state active --within 1h")).stderr
     )
-    house.gate.replies["accounts"] = []
-    assert (await run(house, "accounts --limit 2")).stderr == ""
+    harness.gate.replies["accounts"] = []
+    assert (await run(harness, "accounts --limit 2")).stderr == ""
 
 
-async def test_accounts_are_listed_with_how_it_stands_with_them(house: House) -> None:
+async def test_accounts_are_listed_with_how_it_stands_with_them(harness: DoorHarness) -> None:
     names = ("state", "balance_nanos", "rate_nanos_per_hour")
-    house.gate.replies["accounts"] = [{"user_id": "u", **{name: ACCOUNT[name] for name in names}}]
-    assert (await run(house, "accounts --tz UTC")).stdout.splitlines() == [
+    harness.gate.replies["accounts"] = [{"user_id": "u", **{name: ACCOUNT[name] for name in names}}]
+    assert (await run(harness, "accounts --tz UTC")).stdout.splitlines() == [
         "user  state        balance  rate per hour",
         "u     exhausted  -12,345.5          3,600",
     ]
-    house.gate.replies["accounts"] = []
-    assert (await run(house, "accounts --state active --with rates")).stdout == "nothing\n"
-    assert house.gate.operations[-1] == ("accounts", b"", 1000, "active", -1, ("rates",), b"", 0)
+    harness.gate.replies["accounts"] = []
+    assert (await run(harness, "accounts --state active --with rates")).stdout == "nothing\n"
+    assert harness.gate.operations[-1] == ("accounts", b"", 1000, "active", -1, ("rates",), b"", 0)
 
 
 # -- what cannot be undone -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("line", ["close u", "cutoffs release"])
-async def test_what_cannot_be_undone_is_only_done_when_it_is_meant(house: House, line: str) -> None:
-    result = await run(house, line)
+async def test_what_cannot_be_undone_is_only_done_when_it_is_meant(harness: DoorHarness, line: str) -> None:
+    result = await run(harness, line)
     assert (result.exit_code, result.stdout) == (2, "")
     assert "--yes" in result.stderr
-    assert house.gate.asked == []
+    assert harness.gate.asked == []

@@ -6,7 +6,7 @@ import pytest
 
 from billing.api.connection_limits import ASIDE, fit
 from billing.api.door import Limits
-from tests.api.outside import open_house
+from tests.api.outside import open_harness
 
 
 @pytest.mark.parametrize("descriptors", [128, 300, 1024, 4096, 65_536, 1_048_576])
@@ -23,13 +23,13 @@ def test_enough_descriptors_change_nothing() -> None:
 
 
 async def test_beyond_those_that_are_told_nobody_is_told() -> None:
-    async with open_house(Limits(connections_max=2, refused_max=1)) as house:
-        first, second = await house.connect(), await house.connect()
+    async with open_harness(Limits(connections_max=2, refused_max=1)) as harness:
+        first, second = await harness.connect(), await harness.connect()
         assert await first.alive()
         assert await second.alive()
-        last_told = await house.connect()
+        last_told = await harness.connect()
         assert (await last_told.reply())[2].startswith("TOO_MANY_CONNECTIONS: ")
-        untold = await house.connect()
+        untold = await harness.connect()
         assert await untold.is_closed()
-        assert len(house.door.connections) == 3
+        assert len(harness.door.connections) == 3
         assert await first.alive()

@@ -21,7 +21,7 @@ import pytest
 from billing.api.door import Limits
 from billing.api.msgpack_rpc import Connection
 from shards.system.host import bound_peers
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 
 COST_BYTES_MAX = 256 * 1024
 CLIENTS = 8
@@ -42,19 +42,19 @@ ASKED: dict[str, list[Any]] = {
 }
 
 
-def deaf(house: House) -> list[socket.socket]:
+def deaf(harness: DoorHarness) -> list[socket.socket]:
     """Clients whose kernels take little."""
     clients = []
     for _ in range(CLIENTS):
         client = socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(house.address)
+        client.connect(harness.address)
         client.setblocking(False)
         clients.append(client)
     return clients
 
 
-async def ask_until_nobody_listens(house: House, clients: list[socket.socket], requests: bytes) -> None:
+async def ask_until_nobody_listens(harness: DoorHarness, clients: list[socket.socket], requests: bytes) -> None:
     """Sends for as long as anything is taken, whole frames one after the other."""
     quiet, ahead = 0, dict.fromkeys(clients, 0)
     while quiet < 3:
@@ -64,14 +64,14 @@ async def ask_until_nobody_listens(house: House, clients: list[socket.socket], r
                 sent_bytes = client.send(memoryview(requests)[at:])
                 ahead[client] = (at + sent_bytes) % len(requests)
                 sent += sent_bytes
-        await house.settle()
+        await harness.settle()
         quiet = 0 if sent else quiet + 1
 
 
-def send_queues(house: House) -> list[int]:
+def send_queues(harness: DoorHarness) -> list[int]:
     """What the kernel holds of each connection's replies, in bytes of its memory."""
     queues = []
-    for connection in cast(set[Connection], house.door.connections):
+    for connection in cast(set[Connection], harness.door.connections):
         assert connection._transport is not None
         plain = connection._transport.get_extra_info("socket")
         queues.append(struct.unpack("9I", plain.getsockopt(socket.SOL_SOCKET, SO_MEMINFO, 36))[SEND_QUEUE])
@@ -81,30 +81,30 @@ def send_queues(house: House) -> list[int]:
 @pytest.mark.parametrize("kind", ASKED)
 async def test_a_client_that_never_reads_costs_little(kind: str) -> None:
     patient = Limits(write_stall_ns=3_600 * 10**9, frame_deadline_ns=3_600 * 10**9)
-    async with open_house(patient) as house:  # on a busy machine, too, nobody is dropped
-        assert house.server is not None
-        for listener in house.server.sockets:
+    async with open_harness(patient) as harness:  # on a busy machine, too, nobody is dropped
+        assert harness.server is not None
+        for listener in harness.server.sockets:
             bound_peers(listener)
-        house.gate.asked = deque(maxlen=1)  # the fake's own memory
-        house.gate.replies |= {"1": REPLY, "get_account": REPLY, "4": msgspec.Raw(msgspec.msgpack.encode(REPLY))}
+        harness.gate.asked = deque(maxlen=1)  # the fake's own memory
+        harness.gate.replies |= {"1": REPLY, "get_account": REPLY, "4": msgspec.Raw(msgspec.msgpack.encode(REPLY))}
         requests = b"".join(msgpack.packb([0, number, *ASKED[kind]]) for number in range(200))
         requests *= SENT_BYTES // len(requests) + 1
-        warm = deaf(house)  # what is made once, for all, is made
-        await ask_until_nobody_listens(house, warm, requests)
+        warm = deaf(harness)  # what is made once, for all, is made
+        await ask_until_nobody_listens(harness, warm, requests)
         clients = []
         gc.collect()
         tracemalloc.start()
         try:
-            clients = deaf(house)
-            await ask_until_nobody_listens(house, clients, requests)
+            clients = deaf(harness)
+            await ask_until_nobody_listens(harness, clients, requests)
             gc.collect()
             held, peak = tracemalloc.get_traced_memory()
         finally:
             tracemalloc.stop()
-        queues = send_queues(house)
+        queues = send_queues(harness)
         assert len(queues) == 2 * CLIENTS, "nobody was dropped yet"
         assert min(queues) > 30_000, "the kernel is full"
-        assert all(connection._stalled_since_ns for connection in cast(set[Connection], house.door.connections))
+        assert all(connection._stalled_since_ns for connection in cast(set[Connection], harness.door.connections))
         assert held / CLIENTS + max(queues) <= COST_BYTES_MAX
         assert peak / CLIENTS + max(queues) <= COST_BYTES_MAX, "nor before it stood there"
         for client in (*warm, *clients):

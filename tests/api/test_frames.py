@@ -12,7 +12,7 @@ import msgpack
 import pytest
 
 from billing.ledger.commands import SET_RATE, TOP_UP
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 
 TOP_UP_U_5 = (TOP_UP, b"u", 5, 0, 0, b"", b"", b"", b"", b"")
 
@@ -44,37 +44,37 @@ TOP_UP_U_5 = (TOP_UP, b"u", 5, 0, 0, b"", b"", b"", b"", b"")
         pytest.param(b"\x94\x00\x01\xa6top_up\x93\xa1u\x05\xde\x00\x01\xa7message\xc0", id="map 16, nil option"),
     ],
 )
-async def test_one_request_in_many_forms(house: House, frame: bytes) -> None:
-    wire = await house.connect()
-    assert await wire.ask(frame) == [1, 1, None, {"user_id": "u", "bucket_id": house.gate.bucket_of(b"u")}]
-    assert house.gate.asked == [("submit", TOP_UP_U_5)]
+async def test_one_request_in_many_forms(harness: DoorHarness, frame: bytes) -> None:
+    wire = await harness.connect()
+    assert await wire.ask(frame) == [1, 1, None, {"user_id": "u", "bucket_id": harness.gate.bucket_of(b"u")}]
+    assert harness.gate.asked == [("submit", TOP_UP_U_5)]
 
 
 @pytest.mark.parametrize("msgid", [0, 1, 127, 128, 65_535, 2**31, 2**32 - 1])
-async def test_any_unsigned_32_bit_msgid_comes_back(house: House, msgid: int) -> None:
-    wire = await house.connect()
+async def test_any_unsigned_32_bit_msgid_comes_back(harness: DoorHarness, msgid: int) -> None:
+    wire = await harness.connect()
     assert await wire.ask(msgpack.packb([0, msgid, "ping", []])) == [1, msgid, None, "pong"]
 
 
-async def test_the_reply_to_ping_is_these_bytes(house: House) -> None:
-    wire = await house.connect()
+async def test_the_reply_to_ping_is_these_bytes(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     wire.send(b"\x94\x00\x01\xa4ping\x90")
     assert await wire.reader.readexactly(9) == b"\x94\x01\x01\xc0\xa4pong"
 
 
 @pytest.mark.parametrize("params", [b"\xc0", b"\x90", b"\x80", b"\x91\x80", b"\x91\xc0", b"\x91\x90"])
-async def test_params_may_be_nil_or_empty_in_any_way(house: House, params: bytes) -> None:
-    wire = await house.connect()
+async def test_params_may_be_nil_or_empty_in_any_way(harness: DoorHarness, params: bytes) -> None:
+    wire = await harness.connect()
     assert await wire.ask(b"\x94\x00\x09\xa4ping" + params) == [1, 9, None, "pong"]
 
 
-async def test_options_carry_texts_in_any_form(house: House) -> None:
-    wire = await house.connect()
+async def test_options_carry_texts_in_any_form(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     frame = (
         b"\x94\x00\x01\xa8set_rate\x93\x2a\x07\x83\xc4\x03per\xa4hour\xaarequest_id\xc4\x02\xff\x00\xa8resource\xa2vm"
     )
     assert (await wire.ask(frame))[2] is None
-    assert house.gate.commands == [(SET_RATE, b"42", 7, -1, -1, b"vm", b"\xff\x00", b"", b"", b"")]
+    assert harness.gate.commands == [(SET_RATE, b"42", 7, -1, -1, b"vm", b"\xff\x00", b"", b"", b"")]
 
 
 @pytest.mark.parametrize(
@@ -123,12 +123,14 @@ async def test_options_carry_texts_in_any_form(house: House) -> None:
         (b"\x94\x00\x03\xa8set_rate\x93\xa1u\x05\x81\xa3per\xa3day", "INVALID_RATE"),
     ],
 )
-async def test_a_bad_request_gets_its_error_and_nothing_else_happens(house: House, frame: bytes, name: str) -> None:
-    wire = await house.connect()
+async def test_a_bad_request_gets_its_error_and_nothing_else_happens(
+    harness: DoorHarness, frame: bytes, name: str
+) -> None:
+    wire = await harness.connect()
     kind, msgid, error, result = await wire.ask(frame)
     assert (kind, msgid, result) == (1, 3, None)
     assert error.startswith(name + ": ")
-    assert house.gate.asked == []
+    assert harness.gate.asked == []
     assert await wire.alive()
 
 
@@ -154,11 +156,11 @@ NOT_TAKEN = [
 @pytest.mark.parametrize("step", [1, 1000, 1 << 20])
 @pytest.mark.parametrize("value", NOT_TAKEN)
 async def test_a_value_that_is_not_taken_is_refused_to_its_request_and_the_connection_lives(
-    house: House, value: bytes, step: int
+    harness: DoorHarness, value: bytes, step: int
 ) -> None:
     if step == 1 and len(value) > 8192:
         step = 37
-    wire = await house.connect()
+    wire = await harness.connect()
     stream = (
         b"\x94\x00\x01\xa4ping\x90"
         + (b"\x94\x00\xce\x00\x01\x00\x02\xa6top_up\x93\xa1u\x05\x81\xa7message" + value)
@@ -174,35 +176,35 @@ async def test_a_value_that_is_not_taken_is_refused_to_its_request_and_the_conne
     assert replies[0x10002][2].startswith("INVALID_PARAMS: a text may have 4096 bytes")
     assert replies[4][2].startswith("INVALID_PARAMS: ")
     assert replies[5][2] is None
-    assert house.gate.asked == [("submit", TOP_UP_U_5)]
+    assert harness.gate.asked == [("submit", TOP_UP_U_5)]
     assert await wire.alive()
 
 
-async def test_a_frame_that_is_passed_over_has_the_deadline_of_any_other(house: House) -> None:
-    wire = await house.connect()
+async def test_a_frame_that_is_passed_over_has_the_deadline_of_any_other(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     wire.send(b"\x94\x00\x01\xa6top_up\x92\xa1u" + LONG[:-1])
-    await house.settle()
-    house.clock.now_ns += 11_000_000_000
-    house.door.sweep()
+    await harness.settle()
+    harness.clock.now_ns += 11_000_000_000
+    harness.door.sweep()
     assert (await wire.reply())[2].startswith("PROTOCOL_ERROR: a frame was left unfinished")
     assert await wire.is_closed()
 
 
-async def test_a_user_id_may_be_a_whole_float(house: House) -> None:
-    wire = await house.connect()
+async def test_a_user_id_may_be_a_whole_float(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     reply = await wire.ask(b"\x94\x00\x01\xa6top_up\x92\xcb\x41\xe0" + bytes(6) + b"\x05")  # 2**31
     assert reply[3]["user_id"] == "2147483648"
 
 
-async def test_notifications_are_applied_without_a_reply_and_unknown_ones_ignored(house: House) -> None:
-    wire = await house.connect()
+async def test_notifications_are_applied_without_a_reply_and_unknown_ones_ignored(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     wire.send(b"\x93\x02\xa6top_up\x92\xa1u\x05")
     wire.send(
         b"\x93\x02\xa6nobody\x90\x93\x02\x05\xc0\x93\x02\xa6top_up\x92\xa1u\x00\x93\x02\xa4ping\x90\x93\x02\xa7methods\xc0"
     )
     assert await wire.alive()
-    await house.settle()
-    assert house.gate.asked == [("submit", TOP_UP_U_5)]
+    await harness.settle()
+    assert harness.gate.asked == [("submit", TOP_UP_U_5)]
     assert await wire.alive()
 
 
@@ -239,20 +241,20 @@ async def test_notifications_are_applied_without_a_reply_and_unknown_ones_ignore
         b"\x94\x00\x01\xa4ping\xdd\xff\xff\xff\xff",
     ],
 )
-async def test_garbage_gets_one_error_and_the_end_and_harms_nobody_else(house: House, garbage: bytes) -> None:
-    wire, neighbour = await house.connect(), await house.connect()
+async def test_garbage_gets_one_error_and_the_end_and_harms_nobody_else(harness: DoorHarness, garbage: bytes) -> None:
+    wire, neighbour = await harness.connect(), await harness.connect()
     wire.send(b"\x94\x00\x01\xa6top_up\x92\xa1u\x05" + garbage + b"\x94\x00\x02\xa6top_up\x92\xa1u\x05")
     assert (await wire.reply())[:3] == [1, 1, None]  # what came before it is answered
     kind, msgid, error, result = await wire.reply()
     assert (kind, msgid, result) == (1, None, None)
     assert error.startswith(("PROTOCOL_ERROR: ", "FRAME_TOO_LARGE: "))
     assert await wire.is_closed()
-    assert house.gate.asked == [("submit", TOP_UP_U_5)]  # and what came after it is not carried out
+    assert harness.gate.asked == [("submit", TOP_UP_U_5)]  # and what came after it is not carried out
     assert await neighbour.alive()
 
 
-async def test_an_error_is_a_string_until_a_client_asks_for_maps(house: House) -> None:
-    wire = await house.connect()
+async def test_an_error_is_a_string_until_a_client_asks_for_maps(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     assert (await wire.call("top_up", "u", 0))[0] == "INVALID_AMOUNT: amount must be above zero"
     assert (await wire.call("hello", {"errors": "map"}))[1]["errors"] == "map"
     assert (await wire.call("top_up", "u", 0))[0] == {
@@ -267,25 +269,25 @@ async def test_an_error_is_a_string_until_a_client_asks_for_maps(house: House) -
     assert (await wire.call("hello", {"errors": "list"}))[0].startswith("INVALID_PARAMS: ")
 
 
-async def test_an_unknown_option_is_named_but_never_its_bytes(house: House) -> None:
-    wire = await house.connect()
+async def test_an_unknown_option_is_named_but_never_its_bytes(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     error, _ = await wire.call("debit", "u", 5, {"modus": "strict"})
     assert error == "INVALID_PARAMS: unknown option: modus; options are mode, request_id, message"
     error, _ = await wire.call("debit", "u", 5, {b"\x1b[31m\xff": 1})
     assert error.startswith("INVALID_PARAMS: unknown option: an option without a plain name; ")
 
 
-async def test_a_frame_may_come_byte_by_byte(house: House) -> None:
-    wire = await house.connect()
+async def test_a_frame_may_come_byte_by_byte(harness: DoorHarness) -> None:
+    wire = await harness.connect()
     for byte in b"\x94\x00\x01\xa6top_up\x93\xa1u\x05\x81\xa7message\xa2hi" * 2:
         wire.send(bytes([byte]))
         await wire.writer.drain()
     assert [(await wire.reply())[:3] for _ in range(2)] == [[1, 1, None]] * 2
-    assert house.gate.commands == [(TOP_UP, b"u", 5, 0, 0, b"", b"", b"hi", b"", b"")] * 2
+    assert harness.gate.commands == [(TOP_UP, b"u", 5, 0, 0, b"", b"", b"hi", b"", b"")] * 2
 
 
 async def test_a_unix_socket_serves_the_same(data_dir: Path) -> None:
-    async with open_house(path=str(data_dir / "rpc.sock")) as house:
-        wire = await house.connect()
+    async with open_harness(path=str(data_dir / "rpc.sock")) as harness:
+        wire = await harness.connect()
         assert (await wire.ask(b"\x94\x00\x01\xa6top_up\x92\xa1u\x05"))[:3] == [1, 1, None]
-        assert house.gate.asked == [("submit", (*TOP_UP_U_5[:-1], b"uid:%d" % os.geteuid()))]
+        assert harness.gate.asked == [("submit", (*TOP_UP_U_5[:-1], b"uid:%d" % os.geteuid()))]

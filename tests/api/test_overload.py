@@ -17,7 +17,7 @@ from billing.api.door import Limits
 from billing.api.origins import TELL_INTERVAL_NS, origin_of
 from billing.api.token_bucket import FRAME_BYTES_MIN, SMALLEST_PIECE_BYTES, TokenBucket, piece_bytes
 from billing.ledger.errors import KINDS
-from tests.api.outside import SECOND_NS, House, Wire, open_house
+from tests.api.outside import SECOND_NS, DoorHarness, Wire, open_harness
 
 OVER = SMALLEST_PIECE_BYTES // FRAME_BYTES_MIN  # requests beyond a limit per second, at most
 
@@ -36,8 +36,8 @@ def top_ups(count: int, user: str = "u") -> bytes:
     return b"".join(msgpack.packb([0, msgid, "top_up", [user, msgid + 1]]) for msgid in range(count))
 
 
-async def connect_from(house: House, host: str) -> Wire:
-    reader, writer = await asyncio.open_connection(*house.address, local_addr=(host, 0))
+async def connect_from(harness: DoorHarness, host: str) -> Wire:
+    reader, writer = await asyncio.open_connection(*harness.address, local_addr=(host, 0))
     return Wire(reader, writer)
 
 
@@ -55,28 +55,28 @@ def turned_away(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 async def test_one_address_gets_no_more_connections_than_its_own_and_others_get_theirs() -> None:
-    async with open_house(Limits(connections_per_origin_max=2)) as house:
-        first, second = await house.connect(), await house.connect()
+    async with open_harness(Limits(connections_per_origin_max=2)) as harness:
+        first, second = await harness.connect(), await harness.connect()
         assert await first.alive()
         assert await second.alive()
-        third = await house.connect()
+        third = await harness.connect()
         assert await refused(third)
-        elsewhere = await connect_from(house, "127.0.0.2")
+        elsewhere = await connect_from(harness, "127.0.0.2")
         assert await elsewhere.alive()
         third.writer.close()
         first.writer.close()
-        await house.until(lambda: len(house.door.connections) == 2)
-        again = await house.connect()
+        await harness.until(lambda: len(harness.door.connections) == 2)
+        again = await harness.connect()
         assert await again.alive()
         elsewhere.writer.close()
 
 
 async def test_a_flood_of_one_origin_leaves_room_for_all_others() -> None:
-    async with open_house(Limits(connections_per_origin_max=2, connections_max=30)) as house:
-        flood = [await house.connect() for _ in range(200)]
-        await house.until(lambda: house.door.drops == 198)
-        assert len(house.door.connections) < 30, "what is turned away and lingers takes nobody else's place"
-        elsewhere = await connect_from(house, "127.0.0.2")
+    async with open_harness(Limits(connections_per_origin_max=2, connections_max=30)) as harness:
+        flood = [await harness.connect() for _ in range(200)]
+        await harness.until(lambda: harness.door.drops == 198)
+        assert len(harness.door.connections) < 30, "what is turned away and lingers takes nobody else's place"
+        elsewhere = await connect_from(harness, "127.0.0.2")
         assert await elsewhere.alive()
         assert await flood[0].alive()
         assert await flood[1].alive()
@@ -85,23 +85,23 @@ async def test_a_flood_of_one_origin_leaves_room_for_all_others() -> None:
 
 async def test_over_the_unix_socket_a_user_is_an_origin(tmp_path: Path) -> None:
     path = tmp_path / "socket"
-    async with open_house(Limits(connections_per_origin_max=2), path=str(path)) as house:
+    async with open_harness(Limits(connections_per_origin_max=2), path=str(path)) as harness:
         for _ in range(2):
-            assert await (await house.connect()).alive()
-        assert await refused(await house.connect())
+            assert await (await harness.connect()).alive()
+        assert await refused(await harness.connect())
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 async def test_another_user_of_the_unix_socket_has_connections_of_its_own() -> None:
     path = Path("/tmp") / f"billing-test-{os.getpid()}.socket"
     try:
-        async with open_house(Limits(connections_per_origin_max=1), path=str(path)) as house:
+        async with open_harness(Limits(connections_per_origin_max=1), path=str(path)) as harness:
             path.chmod(0o666)
-            assert await (await house.connect()).alive()
+            assert await (await harness.connect()).alive()
             command = [sys.executable, "-I", "-c", AS_ANOTHER, str(path)]
             done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, timeout=20)
             assert msgpack.unpackb(done.stdout) == [1, 7, None, "pong"]
-            assert await refused(await house.connect())
+            assert await refused(await harness.connect())
     finally:
         path.unlink(missing_ok=True)
 
@@ -122,21 +122,21 @@ def test_what_an_origin_is(address: str, origin: str) -> None:
 
 
 async def test_turning_away_is_told_at_once_and_then_once_a_minute(caplog: pytest.LogCaptureFixture) -> None:
-    async with open_house(Limits(connections_per_origin_max=1)) as house:
-        admitted = await house.connect()
+    async with open_harness(Limits(connections_per_origin_max=1)) as harness:
+        admitted = await harness.connect()
         assert await admitted.alive()
         for _ in range(5):
-            assert await refused(await house.connect())
+            assert await refused(await harness.connect())
         warning = "connections turned away: 1, the last one from 127.0.0.1: too many from there"
         assert turned_away(caplog) == [warning]
-        house.clock.pass_s(TELL_INTERVAL_NS / SECOND_NS - 1)
-        house.door.sweep()
+        harness.clock.pass_s(TELL_INTERVAL_NS / SECOND_NS - 1)
+        harness.door.sweep()
         assert len(turned_away(caplog)) == 1
-        house.clock.pass_s(1)
-        house.door.sweep()
+        harness.clock.pass_s(1)
+        harness.door.sweep()
         assert turned_away(caplog)[1:] == [warning.replace("1", "4", 1)]
-        house.clock.pass_s(1000)
-        house.door.sweep()
+        harness.clock.pass_s(1000)
+        harness.door.sweep()
         assert len(turned_away(caplog)) == 2
 
 
@@ -144,12 +144,12 @@ async def test_turning_away_is_told_at_once_and_then_once_a_minute(caplog: pytes
 
 
 async def test_more_in_flight_than_the_worker_takes_is_refused_at_once(caplog: pytest.LogCaptureFixture) -> None:
-    async with open_house(Limits(in_flight_max=8, in_flight_total_max=10)) as house:
-        house.gate.holds_back = True
-        first, second, third = [await house.connect() for _ in range(3)]
+    async with open_harness(Limits(in_flight_max=8, in_flight_total_max=10)) as harness:
+        harness.gate.holds_back = True
+        first, second, third = [await harness.connect() for _ in range(3)]
         first.send(top_ups(8))
         second.send(top_ups(4))
-        await house.until(lambda: len(house.gate.asked) == 12)
+        await harness.until(lambda: len(harness.gate.asked) == 12)
         third.send(msgpack.packb([0, 1, "hello", [{"errors": "map"}]]))
         await third.reply()
         for msgid, (method, params) in enumerate([("top_up", ["u", 1]), ("get_account", ["u"]), ("history", ["u"])], 2):
@@ -157,57 +157,57 @@ async def test_more_in_flight_than_the_worker_takes_is_refused_at_once(caplog: p
             assert (error["name"], error["retry"], error["applied"]) == ("BUSY", True, "no")
         third.send(msgpack.packb([2, "top_up", ["u", 1]]))  # nobody is told, and nothing is done
         assert await third.alive()
-        assert len(house.gate.asked) == 12
+        assert len(harness.gate.asked) == 12
         third.send(msgpack.packb([0, 9, "shards_info", []]))  # the operator's questions are carried out
-        await house.until(lambda: house.gate.asked[-1] == ("operate", ("shards_info",)))
-        house.gate.holds_back = False
-        house.gate.release()
+        await harness.until(lambda: harness.gate.asked[-1] == ("operate", ("shards_info",)))
+        harness.gate.holds_back = False
+        harness.gate.release()
         assert (await third.reply())[1] == 9
         assert (await third.call("top_up", "u", 1))[0] is None
-        assert house.door.in_flight == 0
-        assert house.door.figures()["requests_in_flight"] == 0
-        assert house.door.errors["BUSY"] == 3
-        house.door.sweep()
+        assert harness.door.in_flight == 0
+        assert harness.door.figures()["requests_in_flight"] == 0
+        assert harness.door.errors["BUSY"] == 3
+        harness.door.sweep()
     assert sum("requests refused: " in record.getMessage() for record in caplog.records) == 1
 
 
 async def test_what_is_in_flight_is_counted_until_it_is_answered_whoever_is_left_to_hear_it() -> None:
-    async with open_house(Limits(in_flight_max=600, trial_in_flight_max=600)) as house:
-        house.gate.holds_back = True
-        gone, listing = await house.connect(), await house.connect()
+    async with open_harness(Limits(in_flight_max=600, trial_in_flight_max=600)) as harness:
+        harness.gate.holds_back = True
+        gone, listing = await harness.connect(), await harness.connect()
         gone.send(top_ups(5))
         listing.send(msgpack.packb([0, 1, "history", ["u"]]) + msgpack.packb([2, "top_up", ["u", 1]]))
-        await house.until(lambda: len(house.gate.asked) == 7)
-        assert house.door.in_flight == 5 + 256 + 1
+        await harness.until(lambda: len(harness.gate.asked) == 7)
+        assert harness.door.in_flight == 5 + 256 + 1
         plain = gone.writer.get_extra_info("socket")
         plain.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         gone.writer.transport.abort()
-        await house.until(lambda: len(house.door.connections) == 1)
-        assert house.door.in_flight == 5 + 256 + 1
-        house.gate.release()
-        assert house.door.in_flight == 0
+        await harness.until(lambda: len(harness.door.connections) == 1)
+        assert harness.door.in_flight == 5 + 256 + 1
+        harness.gate.release()
+        assert harness.door.in_flight == 0
 
 
 # -- until a client has shown that it reads ----------------------------------------------------------------------------
 
 
 async def test_a_client_on_trial_has_little_in_flight_and_one_that_reads_has_all() -> None:
-    async with open_house(Limits(trial_in_flight_max=8, trial_bytes=10_000)) as house:
-        wire = await house.connect()
-        house.gate.holds_back = True
+    async with open_harness(Limits(trial_in_flight_max=8, trial_bytes=10_000)) as harness:
+        wire = await harness.connect()
+        harness.gate.holds_back = True
         wire.send(top_ups(600))
-        await house.until(lambda: len(house.gate.asked) == 8)
-        await house.settle()
-        assert len(house.gate.asked) == 8
-        house.gate.holds_back = False
-        house.gate.release()
+        await harness.until(lambda: len(harness.gate.asked) == 8)
+        await harness.settle()
+        assert len(harness.gate.asked) == 8
+        harness.gate.holds_back = False
+        harness.gate.release()
         assert [reply[1] for reply in await wire.replies(600)] == list(range(600))
         assert await wire.alive()
-        house.gate.asked.clear()
-        house.gate.holds_back = True
+        harness.gate.asked.clear()
+        harness.gate.holds_back = True
         wire.send(top_ups(500))
-        await house.until(lambda: len(house.gate.asked) == 500)
-        house.gate.release()
+        await harness.until(lambda: len(harness.gate.asked) == 500)
+        harness.gate.release()
         assert len(await wire.replies(500)) == 500
 
 
@@ -215,13 +215,13 @@ async def test_a_client_on_trial_has_little_in_flight_and_one_that_reads_has_all
 
 
 async def test_a_connection_that_asks_too_often_is_refused_what_is_too_much() -> None:
-    async with open_house(Limits(requests_per_s_max=100)) as house:
-        wire, neighbour = await house.connect(), await house.connect()
+    async with open_harness(Limits(requests_per_s_max=100)) as harness:
+        wire, neighbour = await harness.connect(), await harness.connect()
         wire.send(top_ups(1000))
         replies = await wire.replies(1000)
         carried_out = [reply[1] for reply in replies if reply[2] is None]
         assert 100 <= len(carried_out) <= 100 + OVER
-        assert len(carried_out) == len(house.gate.commands)
+        assert len(carried_out) == len(harness.gate.commands)
         assert carried_out == list(range(len(carried_out))), "the first ones, in order"
         refusals = {reply[2] for reply in replies if reply[2]}
         assert refusals == {"BUSY: this connection asks more than 100 times a second"}
@@ -229,22 +229,22 @@ async def test_a_connection_that_asks_too_often_is_refused_what_is_too_much() ->
         assert (await neighbour.call("top_up", "u", 1))[0] is None
         wire.send(msgpack.packb([2, "top_up", ["u", 1]]) * 50)
         assert await wire.alive()
-        assert len(house.gate.commands) == len(carried_out) + 1
+        assert len(harness.gate.commands) == len(carried_out) + 1
 
 
 async def test_over_time_no_more_is_carried_out_than_the_limit_allows() -> None:
-    async with open_house(Limits(requests_per_s_max=100)) as house:
-        wire = await house.connect()
+    async with open_harness(Limits(requests_per_s_max=100)) as harness:
+        wire = await harness.connect()
         for _ in range(10):
             wire.send(top_ups(500))
             await wire.replies(500)
-            house.clock.pass_s(0.5)
-        assert 100 + 9 * 50 <= len(house.gate.commands) <= 100 + 9 * 50 + OVER
+            harness.clock.pass_s(0.5)
+        assert 100 + 9 * 50 <= len(harness.gate.commands) <= 100 + 9 * 50 + OVER
 
 
 async def test_what_is_wrong_counts_too() -> None:
-    async with open_house(Limits(requests_per_s_max=50)) as house:
-        wire = await house.connect()
+    async with open_harness(Limits(requests_per_s_max=50)) as harness:
+        wire = await harness.connect()
         wire.send(msgpack.packb([0, 1, "top_up", ["u", -5]]) * 200)
         names = [reply[2].partition(":")[0] for reply in await wire.replies(200)]
         assert 50 <= names.count("INVALID_AMOUNT") <= 50 + OVER
@@ -252,12 +252,12 @@ async def test_what_is_wrong_counts_too() -> None:
 
 
 async def test_a_client_within_its_limit_never_hears_of_it() -> None:
-    async with open_house(Limits(requests_per_s_max=100)) as house:
-        wire = await house.connect()
+    async with open_harness(Limits(requests_per_s_max=100)) as harness:
+        wire = await harness.connect()
         for _ in range(30):
             wire.send(top_ups(50))
             assert [reply[2] for reply in await wire.replies(50)] == [None] * 50
-            house.clock.pass_s(0.5)
+            harness.clock.pass_s(0.5)
 
 
 def test_a_token_bucket_fills_up_to_a_second() -> None:

@@ -30,7 +30,7 @@ class Upper(asyncio.Protocol):
         self.transport.write(bytes(data).upper())
 
 
-class House(NamedTuple):
+class EntranceHarness(NamedTuple):
     port: int
     entrance: TlsEntrance
     turned_away: list[str]
@@ -58,7 +58,7 @@ class House(NamedTuple):
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
+async def harness(tmp_path: Path) -> AsyncIterator[EntranceHarness]:
     authority = trustme.CA()
     context, trust = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert("localhost").configure_cert(context)
@@ -67,51 +67,51 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     entrance = TlsEntrance(context, turned_away.append, handshakes_max=MOST)
     listener = socket.create_server(("127.0.0.1", 0))
     listening = Listener(listener, entrance, Upper)
-    yield House(listener.getsockname()[1], entrance, turned_away, trust)
+    yield EntranceHarness(listener.getsockname()[1], entrance, turned_away, trust)
     listening.close()
     entrance.close()
 
 
-async def test_who_shakes_hands_gets_in_beside_a_crowd_that_says_nothing(house: House) -> None:
-    crowd = [house.silent() for _ in range(5 * MOST)]
+async def test_who_shakes_hands_gets_in_beside_a_crowd_that_says_nothing(harness: EntranceHarness) -> None:
+    crowd = [harness.silent() for _ in range(5 * MOST)]
     async with asyncio.timeout(WAIT_S):
-        while len(house.turned_away) < 4 * MOST:
+        while len(harness.turned_away) < 4 * MOST:
             await asyncio.sleep(0.005)
-    assert house.entrance.under_way == MOST
-    assert await house.answer_to(b"hello") == b"HELLO"
-    assert set(house.turned_away) == {"127.0.0.1"}
+    assert harness.entrance.under_way == MOST
+    assert await harness.answer_to(b"hello") == b"HELLO"
+    assert set(harness.turned_away) == {"127.0.0.1"}
     for client in crowd:
         client.close()
-    await house.until(0)
+    await harness.until(0)
 
 
-async def test_the_oldest_makes_room_and_is_closed(house: House) -> None:
-    crowd = [house.silent() for _ in range(MOST)]
-    await house.until(MOST)
-    last = house.silent()
+async def test_the_oldest_makes_room_and_is_closed(harness: EntranceHarness) -> None:
+    crowd = [harness.silent() for _ in range(MOST)]
+    await harness.until(MOST)
+    last = harness.silent()
     loop = asyncio.get_running_loop()
     crowd[0].setblocking(False)
     async with asyncio.timeout(WAIT_S):
         with contextlib.suppress(ConnectionResetError):
             assert await loop.sock_recv(crowd[0], 1) == b""
-    assert house.entrance.under_way == MOST
+    assert harness.entrance.under_way == MOST
     for client in (*crowd, last):
         client.close()
-    await house.until(0)
+    await harness.until(0)
 
 
-async def test_garbage_and_silence_end_the_handshake_and_are_not_counted_any_more(house: House) -> None:
-    with house.silent() as garbage:
+async def test_garbage_and_silence_end_the_handshake_and_are_not_counted_any_more(harness: EntranceHarness) -> None:
+    with harness.silent() as garbage:
         garbage.sendall(b"GET / HTTP/1.1\r\n\r\n" * 4)
-        await house.until(0)
-    house.entrance.handshake_s = 0.05
-    with house.silent():
-        await house.until(1)
-        await house.until(0)
-    assert house.turned_away == []
-    assert await house.answer_to(b"still there") == b"STILL THERE"
+        await harness.until(0)
+    harness.entrance.handshake_s = 0.05
+    with harness.silent():
+        await harness.until(1)
+        await harness.until(0)
+    assert harness.turned_away == []
+    assert await harness.answer_to(b"still there") == b"STILL THERE"
 
 
-async def test_many_at_once_are_all_served(house: House) -> None:
-    echoes = await asyncio.gather(*(house.answer_to(b"client %d" % number) for number in range(MOST)))
+async def test_many_at_once_are_all_served(harness: EntranceHarness) -> None:
+    echoes = await asyncio.gather(*(harness.answer_to(b"client %d" % number) for number in range(MOST)))
     assert echoes == [b"CLIENT %d" % number for number in range(MOST)]

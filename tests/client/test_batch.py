@@ -11,7 +11,7 @@ from billing.client import Client, InsufficientFunds, Unavailable
 from billing.client.errors import BillingError
 from billing.ledger.commands import DEBIT
 from billing.ledger.errors import Refused
-from tests.api.outside import open_house
+from tests.api.outside import open_harness
 from tests.client.test_client import address_of, open_liar, request
 
 COIN = 10**9
@@ -39,9 +39,9 @@ class Answers:
 
 async def test_commands_are_answered_by_their_numbers() -> None:
     answers = Answers()
-    async with open_house() as house:
-        house.gate.replies[str(DEBIT)] = Refused("INSUFFICIENT_FUNDS", "no", {"shortfall_nanos": 5})
-        async with Client(address_of(house)).batch(answers.on_answer, answers.on_read) as batch:
+    async with open_harness() as harness:
+        harness.gate.replies[str(DEBIT)] = Refused("INSUFFICIENT_FUNDS", "no", {"shortfall_nanos": 5})
+        async with Client(address_of(harness)).batch(answers.on_answer, answers.on_read) as batch:
             batch.send([("top_up", [f"u{number}", COIN]) for number in range(3000)], number=100)
             assert answers.results == {}
             assert batch.open == 3000
@@ -58,14 +58,14 @@ async def test_commands_are_answered_by_their_numbers() -> None:
 
 
 async def test_commands_of_a_batch_keep_their_order() -> None:
-    async with open_house() as house, Client(address_of(house)).batch(Answers().on_answer) as batch:
+    async with open_harness() as harness, Client(address_of(harness)).batch(Answers().on_answer) as batch:
         for number in range(300):
             batch.add(number, "top_up", ["u", number + 1])
             if number % 50 == 0:
                 batch.flush()
         batch.flush()
         await batch.answered()
-        assert [command[2] for command in house.gate.commands] == list(range(1, 301))
+        assert [command[2] for command in harness.gate.commands] == list(range(1, 301))
 
 
 async def test_what_was_under_way_when_the_connection_broke_is_unknown_and_the_batch_goes_on() -> None:

@@ -18,13 +18,13 @@ from billing.client.connection import Address, parse_address
 from billing.client.errors import CLASSES, BillingError, error_of
 from billing.ledger.commands import TOP_UP
 from billing.ledger.errors import KINDS, Refused
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_auth import TOKENS
 from tests.system.ports import free_port
 
 
-def address_of(house: House) -> str:
-    return f"{house.address[0]}:{house.address[1]}"
+def address_of(harness: DoorHarness) -> str:
+    return f"{harness.address[0]}:{harness.address[1]}"
 
 
 Session = Callable[[msgpack.Unpacker, asyncio.StreamReader, asyncio.StreamWriter, int], Awaitable[None]]
@@ -65,32 +65,32 @@ async def request(unpacker: msgpack.Unpacker, reader: asyncio.StreamReader) -> A
         unpacker.feed(data)
 
 
-async def test_a_call_is_answered(house: House) -> None:
-    async with Client(address_of(house)) as client:
+async def test_a_call_is_answered(harness: DoorHarness) -> None:
+    async with Client(address_of(harness)) as client:
         assert await client.top_up("ü", "12.5", request_id="r", message="m") == {
             "user_id": "ü",
-            "bucket_id": house.gate.bucket_of("ü".encode()),
+            "bucket_id": harness.gate.bucket_of("ü".encode()),
         }
         assert await client.ping() == "pong"
         assert await client.bucket_id(1) == 477
-    assert house.gate.commands == [(TOP_UP, "ü".encode(), 12_500_000_000, 0, 0, b"", b"r", b"m", b"", b"")]
+    assert harness.gate.commands == [(TOP_UP, "ü".encode(), 12_500_000_000, 0, 0, b"", b"r", b"m", b"", b"")]
 
 
-async def test_calls_made_at_once_travel_together(house: House) -> None:
-    async with Client(address_of(house)) as client:
+async def test_calls_made_at_once_travel_together(harness: DoorHarness) -> None:
+    async with Client(address_of(harness)) as client:
         replies = await asyncio.gather(*(client.top_up(user, nanos=5) for user in range(3000)))
     assert [reply["user_id"] for reply in replies] == [str(user) for user in range(3000)]
 
 
-async def test_a_refusal_is_raised_by_its_name_with_its_details(house: House) -> None:
-    house.gate.replies["2"] = None
-    async with Client(address_of(house)) as client:
+async def test_a_refusal_is_raised_by_its_name_with_its_details(harness: DoorHarness) -> None:
+    harness.gate.replies["2"] = None
+    async with Client(address_of(harness)) as client:
         with pytest.raises(InvalidAmount) as caught:
             await client.debit("u", nanos=0)
         assert (caught.value.name, caught.value.code, caught.value.retry, caught.value.applied) == (
             *("INVALID_AMOUNT", 105, False, "no"),
         )
-        house.gate.replies["get_account"] = Refused("INSUFFICIENT_FUNDS", "no", {"shortfall_nanos": 7})
+        harness.gate.replies["get_account"] = Refused("INSUFFICIENT_FUNDS", "no", {"shortfall_nanos": 7})
         with pytest.raises(InsufficientFunds, match="INSUFFICIENT_FUNDS: no") as short:
             await client.get_account("u")
         assert short.value.details == {"shortfall_nanos": 7}
@@ -136,21 +136,21 @@ def test_what_is_no_address(text: str) -> None:
 
 
 async def test_a_unix_socket_is_an_address(data_dir: Path) -> None:
-    async with open_house(path=str(data_dir / "rpc.sock")) as house, Client(f"unix:{house.address}") as client:
+    async with open_harness(path=str(data_dir / "rpc.sock")) as harness, Client(f"unix:{harness.address}") as client:
         assert await client.ping() == "pong"
 
 
 async def test_a_token_signs_in_and_a_wrong_one_says_so_at_once() -> None:
-    async with open_house(guard=Guard(TOKENS)) as house:
-        async with Client(address_of(house), token="shop") as client:
+    async with open_harness(guard=Guard(TOKENS)) as harness:
+        async with Client(address_of(harness), token="shop") as client:
             assert (await client.top_up("u", nanos=5))["user_id"] == "u"
         with pytest.raises(Unauthenticated):
-            await Client(address_of(house), token="wrong").connect()
+            await Client(address_of(harness), token="wrong").connect()
 
 
-async def test_batches_have_a_callback_for_each_command_and_no_task(house: House) -> None:
+async def test_batches_have_a_callback_for_each_command_and_no_task(harness: DoorHarness) -> None:
     answers: list[tuple[Any, Any]] = []
-    async with Client(address_of(house)) as client:
+    async with Client(address_of(harness)) as client:
         tasks_before = len(asyncio.all_tasks())
         for amount in range(5):
             client.send("top_up", ["u", amount], lambda *answer: answers.append(answer))
@@ -158,12 +158,12 @@ async def test_batches_have_a_callback_for_each_command_and_no_task(house: House
         assert client.pending == 5
         assert len(asyncio.all_tasks()) == tasks_before
         assert answers == []
-        await house.until(lambda: len(answers) == 5)
+        await harness.until(lambda: len(answers) == 5)
         assert client.pending == 0
     refused = [error for error, _ in answers if error is not None]
     assert [type(error) for error in refused] == [InvalidAmount]
     client.send("ping", [], lambda *answer: answers.append(answer))
-    await house.until(lambda: len(answers) == 6)
+    await harness.until(lambda: len(answers) == 6)
     assert (type(answers[5][0]), answers[5][0].applied) == (Unavailable, "no")
 
 
@@ -248,22 +248,22 @@ async def test_who_has_no_answer_in_time_is_told_why_the_last_attempt_was_refuse
         assert caught.value.applied == "unknown"
 
 
-async def test_a_refusal_is_not_repeated(house: House) -> None:
-    async with Client(address_of(house)) as client:
-        house.gate.replies["get_account"] = Refused("UNKNOWN_ACCOUNT", "no")
+async def test_a_refusal_is_not_repeated(harness: DoorHarness) -> None:
+    async with Client(address_of(harness)) as client:
+        harness.gate.replies["get_account"] = Refused("UNKNOWN_ACCOUNT", "no")
         with pytest.raises(CLASSES["UNKNOWN_ACCOUNT"]):
             await client.get_account("u")
-    assert len(house.gate.asked) == 1
+    assert len(harness.gate.asked) == 1
 
 
-async def test_no_answer_in_time_is_unknown_and_its_late_answer_harms_nobody(house: House) -> None:
-    house.gate.holds_back = True
-    async with Client(address_of(house)) as client:
+async def test_no_answer_in_time_is_unknown_and_its_late_answer_harms_nobody(harness: DoorHarness) -> None:
+    harness.gate.holds_back = True
+    async with Client(address_of(harness)) as client:
         with pytest.raises(Unavailable, match=r"no answer within 1 s") as caught:
             await client.call("top_up", "u", 5, timeout_s=1.0)
         assert caught.value.applied == "unknown"
-        house.gate.holds_back = False
-        house.gate.release()
+        harness.gate.holds_back = False
+        harness.gate.release()
         assert (await client.top_up("v", nanos=5))["user_id"] == "v"
 
 
@@ -328,12 +328,12 @@ async def test_what_the_server_said_of_the_connection_is_told() -> None:
             await client.top_up("u", nanos=5)
 
 
-async def test_closing_leaves_nothing_hanging(house: House) -> None:
-    house.gate.holds_back = True
-    client = Client(address_of(house))
+async def test_closing_leaves_nothing_hanging(harness: DoorHarness) -> None:
+    harness.gate.holds_back = True
+    client = Client(address_of(harness))
     await client.connect()
     top_up = asyncio.ensure_future(client.top_up("u", nanos=5))
-    await house.until(lambda: house.gate.asked)
+    await harness.until(lambda: harness.gate.asked)
     client.close()
     with pytest.raises(Unavailable) as caught:
         await top_up

@@ -13,30 +13,30 @@ import pytest
 
 from billing.api.auth import Guard
 from billing.client import Client, InsufficientFunds, SyncClient, Unauthenticated, Unavailable
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_auth import TOKENS
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 
 
-def address_of(house: House) -> str:
-    return f"{house.address[0]}:{house.address[1]}"
+def address_of(harness: DoorHarness) -> str:
+    return f"{harness.address[0]}:{harness.address[1]}"
 
 
-async def test_where_an_address_does_not_answer_the_next_one_is_tried(house: House) -> None:
-    async with Client([f"127.0.0.1:{free_port()}", address_of(house)], timeout_s=60.0) as client:
+async def test_where_an_address_does_not_answer_the_next_one_is_tried(harness: DoorHarness) -> None:
+    async with Client([f"127.0.0.1:{free_port()}", address_of(harness)], timeout_s=60.0) as client:
         assert await client.ping() == "pong"
 
 
-async def test_a_call_goes_on_at_the_next_address_under_its_request_id(house: House) -> None:
-    async with open_house() as first:
+async def test_a_call_goes_on_at_the_next_address_under_its_request_id(harness: DoorHarness) -> None:
+    async with open_harness() as first:
         first.gate.holds_back = True
-        async with Client([address_of(first), address_of(house)], jitter=lambda: 0.0) as client:
+        async with Client([address_of(first), address_of(harness)], jitter=lambda: 0.0) as client:
             top_up = asyncio.ensure_future(client.top_up("u", "5", request_id="r1"))
             await first.until(lambda: first.gate.commands)
             first.close()
             assert (await top_up).user_id == "u"
-    assert house.gate.commands == first.gate.commands
+    assert harness.gate.commands == first.gate.commands
 
 
 async def test_where_nobody_listens_at_any_address_it_says_so_at_once() -> None:
@@ -51,7 +51,7 @@ async def test_where_nobody_listens_at_any_address_it_says_so_at_once() -> None:
 async def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
     held = tmp_path / "token"
     held.write_text("shop\n")
-    async with open_house(guard=Guard(TOKENS)) as house:
+    async with open_harness(guard=Guard(TOKENS)) as harness:
         ways: list[dict[str, Any]] = [
             {"token_file": held, "environment": {"BILLING_TOKEN": "wrong"}},
             {"environment": {"BILLING_TOKEN_FILE": str(held)}},
@@ -59,10 +59,10 @@ async def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> N
             {"token": "shop", "environment": {"BILLING_TOKEN": "wrong"}},
         ]
         for way in ways:
-            async with Client(address_of(house), **way) as client:
+            async with Client(address_of(harness), **way) as client:
                 assert (await client.top_up("u", "5")).user_id == "u"
         with pytest.raises(Unauthenticated):
-            await Client(address_of(house), environment={"BILLING_TOKEN": "wrong"}).connect()
+            await Client(address_of(harness), environment={"BILLING_TOKEN": "wrong"}).connect()
 
 
 def test_a_program_without_a_loop_calls_from_any_thread(tmp_path: Path) -> None:

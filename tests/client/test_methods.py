@@ -17,7 +17,7 @@ from billing.api.values import Enum, WordSet
 from billing.client import Client, SyncClient, arguments, results
 from billing.client.result import Result
 from billing.client.results import Standing
-from tests.api.outside import House
+from tests.api.outside import DoorHarness
 from tests.api.test_methods import RIGHT
 from tests.client import method_stubs, stubs
 from tests.client.method_stubs import MONEY, ROWS, name_of
@@ -38,7 +38,7 @@ def arguments_of(row: Method) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
-async def test_a_method_takes_what_its_row_says(house: House, row: Method) -> None:
+async def test_a_method_takes_what_its_row_says(harness: DoorHarness, row: Method) -> None:
     method = getattr(Client, row.name)
     assert iscoroutinefunction(method)
     fields = {name_of(field): field for field in (*row.required, *row.options)}
@@ -53,11 +53,11 @@ async def test_a_method_takes_what_its_row_says(house: House, row: Method) -> No
                 if f"'{choice}'" in parameters[name].annotation.replace('"', "'")
             ]
             assert choices == list(field.type.choices), name
-    async with Client(f"{house.address[0]}:{house.address[1]}") as client:
+    async with Client(f"{harness.address[0]}:{harness.address[1]}") as client:
         await getattr(client, row.name)(**arguments_of(row))
     if row.kind != LOCAL:
         options = {field.name: RIGHT[field.name] for field in row.options}
-        assert house.gate.asked[0][1] == row.parse([*(RIGHT[field.name] for field in row.required), options])
+        assert harness.gate.asked[0][1] == row.parse([*(RIGHT[field.name] for field in row.required), options])
     assert signature(getattr(SyncClient, row.name)) == signature(method)
 
 
@@ -111,13 +111,13 @@ def test_what_an_amount_may_be(coins: Any, nanos: Any, wire: Any) -> None:
 @pytest.mark.parametrize(
     ("coins", "nanos"), [(5, None), (5.0, None), (True, None), (None, None), ("5", 5), (None, 5.0), (None, True)]
 )
-async def test_a_bare_number_is_no_amount_and_nothing_is_sent(house: House, coins: Any, nanos: Any) -> None:
-    async with Client(f"{house.address[0]}:{house.address[1]}") as client:
+async def test_a_bare_number_is_no_amount_and_nothing_is_sent(harness: DoorHarness, coins: Any, nanos: Any) -> None:
+    async with Client(f"{harness.address[0]}:{harness.address[1]}") as client:
         with pytest.raises(TypeError, match=r"nanos|amount"):
             await client.top_up("u", coins, nanos=nanos)
         with pytest.raises(TypeError):
             await client.set_thresholds("u", [{"amount": 5}])
-    assert house.gate.asked == []
+    assert harness.gate.asked == []
 
 
 @pytest.mark.parametrize(

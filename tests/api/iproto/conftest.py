@@ -1,5 +1,5 @@
 """The same world outside as that of the other doors."""
 
-from tests.api.conftest import house
+from tests.api.conftest import harness
 
-__all__ = ["house"]
+__all__ = ["harness"]

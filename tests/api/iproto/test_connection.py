@@ -17,7 +17,7 @@ from billing.api.door import LIMITS
 from billing.api.iproto import protocol
 from billing.api.iproto.connection import connection_factory
 from billing.ledger import commands as ops
-from tests.api.outside import House, open_house
+from tests.api.outside import DoorHarness, open_harness
 
 TOKENS = "".join(
     f"{name}:{role}:{hashlib.sha256(name.encode()).hexdigest()}:{protocol.proof_of(name.encode()).hex()}\n"
@@ -60,9 +60,9 @@ class Connector:
 
 
 @asynccontextmanager
-async def connector(house: House) -> AsyncIterator[Connector]:
+async def connector(harness: DoorHarness) -> AsyncIterator[Connector]:
     server = await asyncio.get_running_loop().create_server(
-        connection_factory(house.door, lambda: 0, lambda count: bytes(range(count))), "127.0.0.1", 0
+        connection_factory(harness.door, lambda: 0, lambda count: bytes(range(count))), "127.0.0.1", 0
     )
     reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
     tarantool = Connector(reader, writer)
@@ -75,13 +75,13 @@ async def connector(house: House) -> AsyncIterator[Connector]:
 
 
 @pytest.fixture
-async def guarded() -> AsyncIterator[House]:
-    async with open_house(guard=Guard(TOKENS)) as opened:
+async def guarded() -> AsyncIterator[DoorHarness]:
+    async with open_harness(guard=Guard(TOKENS)) as opened:
         yield opened
 
 
-async def test_a_call_is_answered_under_its_sync_once_durable(house: House) -> None:
-    async with connector(house) as tarantool:
+async def test_a_call_is_answered_under_its_sync_once_durable(harness: DoorHarness) -> None:
+    async with connector(harness) as tarantool:
         tarantool.call("top_up", "ann", "5", sync=7)
         tarantool.send(protocol.SELECT, {protocol.SPACE_ID: 281}, 8)
         tarantool.send(protocol.ID, {}, 9)
@@ -89,21 +89,21 @@ async def test_a_call_is_answered_under_its_sync_once_durable(house: House) -> N
     assert replies[7][1][0]["user_id"] == "ann"
     assert replies[8] == (0, [])
     assert replies[9][0] == 0
-    assert house.gate.commands[0][1:3] == (b"ann", 5 * 10**9)
+    assert harness.gate.commands[0][1:3] == (b"ann", 5 * 10**9)
 
 
-async def test_nothing_else_is_carried_out(house: House) -> None:
-    async with connector(house) as tarantool:
+async def test_nothing_else_is_carried_out(harness: DoorHarness) -> None:
+    async with connector(harness) as tarantool:
         for kind in (2, 3, 4, 5, 8, 9, 11, 13, 65, 66, 200):  # INSERT … EVAL … EXECUTE, PREPARE, JOIN, SUBSCRIBE
             tarantool.send(kind, {0x27: "return 1"})
             reply = await tarantool.reply()
             assert (reply[0], reply[2]) == (0x8000 | protocol.ER_UNKNOWN_REQUEST_TYPE, f"Unknown request type {kind}")
         tarantool.call("box.schema.space.create", "x")
         assert (await tarantool.reply())[2] == "Procedure 'box.schema.space.create' is not defined"
-    assert house.gate.asked == []
+    assert harness.gate.asked == []
 
 
-async def test_before_the_sign_in_nothing_is_done(guarded: House) -> None:
+async def test_before_the_sign_in_nothing_is_done(guarded: DoorHarness) -> None:
     async with connector(guarded) as tarantool:
         tarantool.call("top_up", "ann", "5")
         assert (await tarantool.reply())[0] == 0x8000 | protocol.ER_ACCESS_DENIED
@@ -118,7 +118,7 @@ async def test_before_the_sign_in_nothing_is_done(guarded: House) -> None:
     assert len(guarded.gate.commands) == 1
 
 
-async def test_a_role_holds_here_as_at_every_door(guarded: House) -> None:
+async def test_a_role_holds_here_as_at_every_door(guarded: DoorHarness) -> None:
     async with connector(guarded) as tarantool:
         tarantool.sign_in("reader")
         tarantool.call("top_up", "ann", "5")
@@ -130,7 +130,7 @@ async def test_a_role_holds_here_as_at_every_door(guarded: House) -> None:
 
 @pytest.mark.parametrize(("name", "token"), [("operator", "Operator"), ("nobody", "nobody"), ("guest", "")])
 async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_it(
-    guarded: House, name: str, token: str
+    guarded: DoorHarness, name: str, token: str
 ) -> None:
     async with connector(guarded) as tarantool:
         tarantool.sign_in(name, token)
@@ -142,8 +142,8 @@ async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_i
     assert guarded.door.handshakes == 0
 
 
-async def test_garbage_is_answered_once_and_ends_this_connection_alone(house: House) -> None:
-    async with connector(house) as broken, connector(house) as whole_one:
+async def test_garbage_is_answered_once_and_ends_this_connection_alone(harness: DoorHarness) -> None:
+    async with connector(harness) as broken, connector(harness) as whole_one:
         broken.writer.write(b"GET / HTTP/1.1\r\n\r\n" + b"\xc1" * 100)
         assert (await broken.reply())[0] == 0x8000 | protocol.ER_INVALID_MSGPACK
         assert await broken.is_closed()
@@ -151,7 +151,7 @@ async def test_garbage_is_answered_once_and_ends_this_connection_alone(house: Ho
         assert (await whole_one.reply())[2] == ["pong"]
 
 
-async def test_half_a_packet_and_half_a_sign_in_have_a_deadline(guarded: House) -> None:
+async def test_half_a_packet_and_half_a_sign_in_have_a_deadline(guarded: DoorHarness) -> None:
     async with connector(guarded) as silent, connector(guarded) as half:
         half.sign_in("operator")
         assert (await half.reply())[0] == 0
@@ -165,10 +165,10 @@ async def test_half_a_packet_and_half_a_sign_in_have_a_deadline(guarded: House) 
         assert await half.is_closed()
 
 
-async def test_the_procedures_of_the_system_it_replaces(house: House) -> None:
+async def test_the_procedures_of_the_system_it_replaces(harness: DoorHarness) -> None:
     account = {"available_nanos": 550 * 10**9, "outcome": "ok"}
-    house.gate.replies[str(ops.DEBIT)] = account
-    async with connector(house) as tarantool:
+    harness.gate.replies[str(ops.DEBIT)] = account
+    async with connector(harness) as tarantool:
         tarantool.call("decrease_balance", "ann", 200)
         assert (await tarantool.reply())[2] == ["остаток средств: 550"]
         tarantool.call("decrease_balance", "ann", 200.0, kind=protocol.CALL_16)
@@ -179,4 +179,4 @@ async def test_the_procedures_of_the_system_it_replaces(house: House) -> None:
         assert (await tarantool.reply())[2].startswith("INVALID_AMOUNT")
         tarantool.call("vshard.router.callrw", 477, "write", "top_up", ["ann", "5"], {"timeout": 1})
         assert (await tarantool.reply())[0] == 0
-    assert [command[2] for command in house.gate.commands] == [200 * 10**9, 200 * 10**9, 500 * 10**9, 5 * 10**9]
+    assert [command[2] for command in harness.gate.commands] == [200 * 10**9, 200 * 10**9, 500 * 10**9, 5 * 10**9]
