@@ -34,7 +34,7 @@ class Clock:
         self.now_ns += int(seconds * SECOND_NS)
 
 
-class Gate:
+class FakeGate:
     """A worker that carries out nothing: it writes down every request, and answers each in the next turn of the loop
     (as after a sync), or when `release` is called. `replies` may name another reply for a request, or what makes it.
     """
@@ -160,7 +160,7 @@ class DoorHarness:
     """A door on a loopback socket, with the world around it."""
 
     def __init__(self, limits: Limits, guard: Guard) -> None:
-        self.gate = Gate()
+        self.gate = FakeGate()
         self.clock = Clock()
         self.bugs: list[BaseException] = []
         self.door = Door(

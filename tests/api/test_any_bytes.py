@@ -17,7 +17,7 @@ from billing.api.door import Door, Limits
 from billing.api.methods import METHODS, parse
 from billing.api.msgpack_rpc import Connection
 from billing.ledger.errors import KINDS, Refused
-from tests.api.outside import Clock, Gate
+from tests.api.outside import Clock, FakeGate
 
 
 class Pipe:
@@ -55,7 +55,7 @@ class Pipe:
     resume_reading = pause_reading
 
 
-class SyncGate(Gate):
+class SyncFakeGate(FakeGate):
     """Answers when it is told to, without a loop."""
 
     def __init__(self) -> None:
@@ -65,7 +65,7 @@ class SyncGate(Gate):
 
 def converse(stream: bytes, cuts: list[int]) -> tuple[list[Any], list[Any], bool]:
     """(replies in no order, what the gate was asked, whether it was ended) of a connection, its input in pieces."""
-    gate, pipe = SyncGate(), Pipe()
+    gate, pipe = SyncFakeGate(), Pipe()
     connection = Connection(Door(gate, Guard(), Clock(), dict, Limits(trial_in_flight_max=4096)))  # none has to wait
     connection.connection_made(pipe)  # type: ignore[arg-type]
     edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})

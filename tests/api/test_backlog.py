@@ -19,7 +19,7 @@ from billing.api.door import Door
 from billing.api.listener import ACCEPTS_AT_ONCE, Listener, PlainEntrance
 from billing.api.opening import Doors
 from shards.system.host import BACKLOG, bind_tcp
-from tests.api.outside import Gate
+from tests.api.outside import FakeGate
 
 MAX_BACKLOG_AT = 28  # tcpi_sacked of a listening socket (Linux, tcp_get_info): the most that its queue takes
 
@@ -34,7 +34,7 @@ def server_context() -> ssl.SSLContext:
 @pytest.mark.parametrize("is_tls", [False, True], ids=["plain", "tls"])
 @pytest.mark.parametrize("kind", ["tcp", "http", "tarantool"])
 async def test_the_queue_is_as_long_as_it_was_meant_to_be(kind: str, is_tls: bool, listens: bool) -> None:
-    door = Door(Gate(), Guard(), time.monotonic_ns, dict)
+    door = Door(FakeGate(), Guard(), time.monotonic_ns, dict)
     doors = Doors(door, server_context() if is_tls else None, time.time_ns, os.urandom)
     listener = bind_tcp("127.0.0.1", 0, BACKLOG if listens else 0)
     queue = listener.dup()
@@ -47,7 +47,7 @@ async def test_the_queue_is_as_long_as_it_was_meant_to_be(kind: str, is_tls: boo
 
 
 async def test_clients_are_connected_before_the_worker_has_a_turn() -> None:
-    door = Door(Gate(), Guard(), time.monotonic_ns, dict)
+    door = Door(FakeGate(), Guard(), time.monotonic_ns, dict)
     doors = Doors(door, None, time.time_ns, os.urandom)
     listener = bind_tcp("127.0.0.1", 0, 0)
     address = listener.getsockname()
@@ -64,7 +64,7 @@ async def test_clients_are_connected_before_the_worker_has_a_turn() -> None:
 
 @pytest.mark.parametrize("kind", ["tcp", "unix"])
 async def test_a_turn_of_the_loop_accepts_several(kind: str, data_dir: Path) -> None:
-    door = Door(Gate(), Guard(), time.monotonic_ns, dict)
+    door = Door(FakeGate(), Guard(), time.monotonic_ns, dict)
     doors = Doors(door, None, time.time_ns, os.urandom)
     if kind == "unix":
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -110,7 +110,7 @@ async def test_replies_are_not_put_together_by_the_kernel() -> None:
 
 
 async def test_no_more_are_under_way_than_there_is_room_for_and_all_are_known_at_the_stop() -> None:
-    door = Door(Gate(), Guard(), time.monotonic_ns, dict)
+    door = Door(FakeGate(), Guard(), time.monotonic_ns, dict)
     doors = Doors(door, None, time.time_ns, os.urandom)
     crowd = list[socket.socket]()
     for kind in ("tcp", "direct", "tcp"):

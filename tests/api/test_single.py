@@ -15,7 +15,7 @@ from billing.api.auth import Guard
 from billing.api.door import Door, Limits
 from billing.api.methods import Method
 from billing.api.msgpack_rpc import SINGLE_BYTES_MAX, Connection
-from tests.api.outside import Clock, Gate
+from tests.api.outside import Clock, FakeGate
 from tests.conftest import REPOSITORY
 
 BILLING = str(REPOSITORY / "billing")
@@ -63,7 +63,7 @@ class Socket(asyncio.Transport):
         self.ended = True
 
 
-class TellingGate(Gate):
+class TellingGate(FakeGate):
     """Says how many requests were handed over at once."""
 
     def __init__(self) -> None:
@@ -79,7 +79,7 @@ class OneClient:
     """A connection, with what it is answered."""
 
     def __init__(self, limits: Limits) -> None:
-        self.gate, self.clock = Gate(), Clock()
+        self.gate, self.clock = FakeGate(), Clock()
         self.gate.holds_back = True
         self.door = Door(self.gate, Guard(), self.clock, dict, limits)
         self.connection = Connection(self.door)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from billing.api.auth import Guard
 from billing.api.door import Door, Limits
 from billing.api.http.server import HttpDoor
-from tests.api.outside import Clock, Gate
+from tests.api.outside import Clock, FakeGate
 
 WALL_NS = 1_764_335_000 * 10**9
 
@@ -74,7 +74,7 @@ class Shop:
     """See the module."""
 
     def __init__(self, limits: Limits, guard: Guard) -> None:
-        self.gate = Gate()
+        self.gate = FakeGate()
         self.clock = Clock()
         self.bugs: list[BaseException] = []
         self.door = Door(self.gate, guard, self.clock, lambda: {"version": "0"}, limits, self.bugs.append)
