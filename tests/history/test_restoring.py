@@ -25,7 +25,7 @@ from tests.history.test_period import answer_of
 QUIET, BUSY = b"7", b"12"  # one without entries since the journal begins, one with
 
 
-class Shop:
+class TrimmedShard:
     """A shard whose journal has forgotten its beginning; its history as it was, its backup, and answers."""
 
     def __init__(self, data_dir: Path, tmp_path: Path) -> None:
@@ -95,64 +95,66 @@ class Shop:
 
 
 @pytest.fixture
-def shop(data_dir: Path, tmp_path: Path) -> Shop:
-    return Shop(data_dir, tmp_path)
+def shard(data_dir: Path, tmp_path: Path) -> TrimmedShard:
+    return TrimmedShard(data_dir, tmp_path)
 
 
-def test_an_account_without_an_entry_since_the_journal_begins_is_opened_with_what_the_snapshot_has(shop: Shop) -> None:
-    since_ns, until_ns = shop.end_ns - 10 * SECOND_NS, shop.end_ns
-    whole_statement = shop.statement(QUIET, since_ns, until_ns)
-    then = shop.balance_at(QUIET, since_ns)
-    shop.lose()
-    assert "got the beginning from the oldest snapshot" in shop.rebuild()
-    opening, lost = shop.history(QUIET)
-    newest = shop.before[QUIET][0]
+def test_an_account_without_an_entry_since_the_journal_begins_is_opened_with_what_the_snapshot_has(
+    shard: TrimmedShard,
+) -> None:
+    since_ns, until_ns = shard.end_ns - 10 * SECOND_NS, shard.end_ns
+    whole_statement = shard.statement(QUIET, since_ns, until_ns)
+    then = shard.balance_at(QUIET, since_ns)
+    shard.lose()
+    assert "got the beginning from the oldest snapshot" in shard.rebuild()
+    opening, lost = shard.history(QUIET)
+    newest = shard.before[QUIET][0]
     assert (opening["operation"], opening["entry_id"], opening["at_ns"]) == (OPENING, 3, newest["at_ns"])
     assert opening["balance_after_nanos"] == newest["balance_after_nanos"]
     assert opening["whole_from_ns"] == newest["at_ns"]
     assert (lost["operation"], lost["entry_id"], lost["whole_from_ns"]) == (MISSING, 1, newest["at_ns"])
-    assert shop.statement(QUIET, since_ns, until_ns) == whole_statement
+    assert shard.statement(QUIET, since_ns, until_ns) == whole_statement
     assert {line["resource"] for line in whole_statement["resources"]} == {"vm-1", "vm-2"}
     assert whole_statement["accrued_nanos"] > 0
-    assert shop.balance_at(QUIET, since_ns) == then
+    assert shard.balance_at(QUIET, since_ns) == then
     assert then["whole_from_ns"] is None
 
 
-def test_answers_that_reach_before_the_opening_say_from_when_they_are_whole(shop: Shop) -> None:
-    shop.lose()
-    shop.rebuild()
-    whole_from_ns = shop.before[QUIET][0]["at_ns"]
-    answer = shop.statement(QUIET, 0, shop.end_ns)
+def test_answers_that_reach_before_the_opening_say_from_when_they_are_whole(shard: TrimmedShard) -> None:
+    shard.lose()
+    shard.rebuild()
+    whole_from_ns = shard.before[QUIET][0]["at_ns"]
+    answer = shard.statement(QUIET, 0, shard.end_ns)
     assert answer["whole_from_ns"] == whole_from_ns
     exact = {name: int(value) for name, value in answer["exact"].items()}
     sums = exact["opening"] + exact["credits"] - exact["debits"] - exact["expired"] - exact["accrued"]
     assert sums == exact["closing"]
-    assert shop.balance_at(QUIET, whole_from_ns - 1)["whole_from_ns"] == whole_from_ns
-    rows = shop.history(BUSY)
+    assert shard.balance_at(QUIET, whole_from_ns - 1)["whole_from_ns"] == whole_from_ns
+    rows = shard.history(BUSY)
     assert rows[-1]["operation"] == MISSING
-    assert rows[:-1] == shop.before[BUSY][: len(rows) - 1]
+    assert rows[:-1] == shard.before[BUSY][: len(rows) - 1]
     assert rows[-1]["whole_from_ns"] == rows[-2]["at_ns"]
-    assert shop.statement(BUSY, 0, shop.end_ns)["whole_from_ns"] == rows[-2]["at_ns"]
-    assert shop.statement(BUSY, rows[-2]["at_ns"] + 1, shop.end_ns)["whole_from_ns"] is None
+    assert shard.statement(BUSY, 0, shard.end_ns)["whole_from_ns"] == rows[-2]["at_ns"]
+    assert shard.statement(BUSY, rows[-2]["at_ns"] + 1, shard.end_ns)["whole_from_ns"] is None
 
 
-def test_the_doctor_notes_what_was_opened_and_finds_no_fault(shop: Shop) -> None:
-    shop.lose()
-    shop.rebuild()
-    report = shop.builder.examine()
+def test_the_doctor_notes_what_was_opened_and_finds_no_fault(shard: TrimmedShard) -> None:
+    shard.lose()
+    shard.rebuild()
+    report = shard.builder.examine()
     assert report.findings == []
     assert report.counts["history"]["accounts that begin with a snapshot"] >= 1
     assert any("got the beginning from a snapshot" in note for note in report.notes)
-    assert "got the beginning" not in shop.rebuild(), "they are opened once"
+    assert "got the beginning" not in shard.rebuild(), "they are opened once"
 
 
-def test_an_opening_is_no_entry_of_the_feed(shop: Shop) -> None:
-    shop.lose()
-    shop.rebuild()
-    feed = shop.ask(lambda reader: feed_page(reader, "", 10_000, {}, all_written=True))
+def test_an_opening_is_no_entry_of_the_feed(shard: TrimmedShard) -> None:
+    shard.lose()
+    shard.rebuild()
+    feed = shard.ask(lambda reader: feed_page(reader, "", 10_000, {}, all_written=True))
     assert not feed.waits
     assert {row["operation"] for row in feed.rows} == {"top_up"}
-    assert len(feed.rows) == len(shop.history(BUSY)) - 1 + sum(row["user_id"] != "12" for row in feed.rows)
+    assert len(feed.rows) == len(shard.history(BUSY)) - 1 + sum(row["user_id"] != "12" for row in feed.rows)
 
 
 def test_a_history_that_is_gone_is_whole_again_where_journal_and_backup_meet(data_dir: Path, tmp_path: Path) -> None:
@@ -184,37 +186,37 @@ def test_a_history_that_is_gone_is_whole_again_where_journal_and_backup_meet(dat
     again.close()
 
 
-def test_what_a_backup_has_stands_before_what_the_file_has_and_the_rest_is_said(shop: Shop) -> None:
-    shop.lose()
-    shop.rebuild()
-    output = shop.rebuild("--from-backup", str(shop.tmp_path / "backup"))
+def test_what_a_backup_has_stands_before_what_the_file_has_and_the_rest_is_said(shard: TrimmedShard) -> None:
+    shard.lose()
+    shard.rebuild()
+    output = shard.rebuild("--from-backup", str(shard.tmp_path / "backup"))
     assert "are in neither" in output
     assert "replaced-1-shard-1.sqlite keeps what it was" in output
-    assert shop.history(QUIET) == shop.before[QUIET], "all of it was in the backup"
-    rows = shop.history(BUSY)
+    assert shard.history(QUIET) == shard.before[QUIET], "all of it was in the backup"
+    rows = shard.history(BUSY)
     (gap,) = [at for at, row in enumerate(rows) if row["operation"] == MISSING]
-    assert rows[:gap] == shop.before[BUSY][:gap]
-    assert rows[gap + 1 :] == shop.before[BUSY][-len(rows) + gap + 1 :]
+    assert rows[:gap] == shard.before[BUSY][:gap]
+    assert rows[gap + 1 :] == shard.before[BUSY][-len(rows) + gap + 1 :]
     assert rows[gap]["whole_from_ns"] == rows[gap - 1]["at_ns"]
-    assert shop.statement(BUSY, 0, shop.backed_up_ns - SECOND_NS)["whole_from_ns"] is None
-    report = shop.builder.examine()
+    assert shard.statement(BUSY, 0, shard.backed_up_ns - SECOND_NS)["whole_from_ns"] is None
+    report = shard.builder.examine()
     assert report.findings == []
     assert any("are in neither" in note for note in report.notes)
-    assert "nothing is to be brought back" in shop.rebuild("--from-backup", str(shop.tmp_path / "backup"))
+    assert "nothing is to be brought back" in shard.rebuild("--from-backup", str(shard.tmp_path / "backup"))
 
 
-def test_a_backup_of_another_daemon_is_refused_and_nothing_changes(shop: Shop, tmp_path: Path) -> None:
-    shop.lose()
-    shop.rebuild()
-    before = shop.path.read_bytes()
+def test_a_backup_of_another_daemon_is_refused_and_nothing_changes(shard: TrimmedShard, tmp_path: Path) -> None:
+    shard.lose()
+    shard.rebuild()
+    before = shard.path.read_bytes()
     foreign_backup = tmp_path / "other"
     foreign_backup.mkdir()
     builder = DataDirectoryBuilder(foreign_backup, shards=1, history=True)
-    entries = len(shop.before[BUSY]) - len([row for row in shop.history(BUSY) if row["operation"] != MISSING])
+    entries = len(shard.before[BUSY]) - len([row for row in shard.history(BUSY) if row["operation"] != MISSING])
     for _ in range(entries):
         builder.pay(BUSY, 1)
     builder.close()
-    result = run(shop.data_dir, shop.tmp_path, "--from-backup", str(foreign_backup))
+    result = run(shard.data_dir, shard.tmp_path, "--from-backup", str(foreign_backup))
     assert result.exit_code != 0
     assert "of another daemon" in result.output
-    assert shop.path.read_bytes() == before
+    assert shard.path.read_bytes() == before

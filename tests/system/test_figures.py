@@ -11,7 +11,7 @@ import msgpack
 import psutil
 import pytest
 
-from tests.api.http.shop import request
+from tests.api.http.harness import request
 from tests.api.iproto.test_streams import call
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port

@@ -6,10 +6,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from tests.api.http.shop import Shop, open_shop
+from tests.api.http.harness import HttpHarness, open_harness
 
 
 @pytest.fixture
-async def shop() -> AsyncIterator[Shop]:
-    async with open_shop() as opened:
+async def harness() -> AsyncIterator[HttpHarness]:
+    async with open_harness() as opened:
         yield opened

@@ -11,7 +11,7 @@ import pytest
 from billing.api.auth import Guard
 from billing.api.http.feed import EVENTS, JSON, NDJSON, wanted
 from billing.ledger.errors import Refused
-from tests.api.http.shop import Shop, Wire, open_shop, request
+from tests.api.http.harness import HttpHarness, Wire, open_harness, request
 from tests.api.http.test_server import TOKENS
 
 
@@ -66,48 +66,48 @@ def test_the_last_event_goes_before_the_cursor_of_the_address() -> None:
 
 
 @pytest.mark.parametrize("query", ["after=x", "limit=0", "limit=1001", "limit=x", "limit=%C2%B2", "follow=yes"])
-async def test_what_makes_no_sense_is_refused(shop: Shop, query: str) -> None:
-    answer = await shop.ask("GET", f"/v1/entries?{query}")
+async def test_what_makes_no_sense_is_refused(harness: HttpHarness, query: str) -> None:
+    answer = await harness.ask("GET", f"/v1/entries?{query}")
     assert (answer.status, answer.json["name"]) == (400, "INVALID_PARAMS")
 
 
-async def test_a_page_of_json_says_where_to_go_on_even_behind_the_newest(shop: Shop) -> None:
-    shop.gate.replies["entries"] = [row(1), row(2)]
-    answer = await shop.ask("GET", "/v1/entries?cursor=c0&limit=2", Accept=JSON)
-    assert shop.gate.operations[-1] == ("entries", b"c0", 2)
+async def test_a_page_of_json_says_where_to_go_on_even_behind_the_newest(harness: HttpHarness) -> None:
+    harness.gate.replies["entries"] = [row(1), row(2)]
+    answer = await harness.ask("GET", "/v1/entries?cursor=c0&limit=2", Accept=JSON)
+    assert harness.gate.operations[-1] == ("entries", b"c0", 2)
     assert answer.json["next_cursor"] == "c2"
     assert [(entry["cursor"], entry["amount"]) for entry in answer.json["entries"]] == [("c1", "1"), ("c2", "2")]
-    shop.gate.replies["entries"] = []
-    assert (await shop.ask("GET", "/v1/entries?cursor=c2", Accept=JSON)).json == {"entries": [], "next_cursor": "c2"}
+    harness.gate.replies["entries"] = []
+    assert (await harness.ask("GET", "/v1/entries?cursor=c2", Accept=JSON)).json == {"entries": [], "next_cursor": "c2"}
 
 
-async def test_lines_come_page_by_page_up_to_the_newest(shop: Shop) -> None:
+async def test_lines_come_page_by_page_up_to_the_newest(harness: HttpHarness) -> None:
     pages = {b"": [row(1), row(2)], b"c2": [row(3)], b"c3": []}
-    shop.gate.replies["entries"] = lambda operation: pages[operation[1]]
-    wire = await shop.connect()
+    harness.gate.replies["entries"] = lambda operation: pages[operation[1]]
+    wire = await harness.connect()
     wire.writer.write(request("GET", "/v1/entries"))
     lines = Lines(wire)
     assert "Content-Type: application/x-ndjson" in await lines.head()
     rows = [json.loads(line) for line in (await lines.until(b"the end")).splitlines()]
     assert [row["entry_id"] for row in rows] == [1, 2, 3]
     assert (await wire.ask(request("GET", "/v1/ping"))).status == 200, "the connection goes on"
-    assert [operation[1] for operation in shop.gate.operations] == [b"", b"c2", b"c3"]
+    assert [operation[1] for operation in harness.gate.operations] == [b"", b"c2", b"c3"]
 
 
-async def test_a_limit_ends_the_lines(shop: Shop) -> None:
-    shop.gate.replies["entries"] = [row(1)]
-    wire = await shop.connect()
+async def test_a_limit_ends_the_lines(harness: HttpHarness) -> None:
+    harness.gate.replies["entries"] = [row(1)]
+    wire = await harness.connect()
     wire.writer.write(request("GET", "/v1/entries?limit=3&follow=true"))
     lines = Lines(wire)
     await lines.head()
     assert len((await lines.until(b"the end")).splitlines()) == 3
-    assert [operation[2] for operation in shop.gate.operations] == [3, 2, 1]
+    assert [operation[2] for operation in harness.gate.operations] == [3, 2, 1]
 
 
-async def test_events_go_on_behind_the_last_one_that_was_had_and_wait_for_more(shop: Shop) -> None:
+async def test_events_go_on_behind_the_last_one_that_was_had_and_wait_for_more(harness: HttpHarness) -> None:
     pages: dict[bytes, Any] = {b"c1": [row(2)], b"c2": []}
-    shop.gate.replies["entries"] = lambda operation: pages[operation[1]]
-    wire = await shop.connect()
+    harness.gate.replies["entries"] = lambda operation: pages[operation[1]]
+    wire = await harness.connect()
     wire.writer.write(request("GET", "/v1/entries?cursor=old", Accept=EVENTS, Last_Event_ID="c1"))
     lines = Lines(wire)
     assert "Content-Type: text/event-stream" in await lines.head()
@@ -116,8 +116,8 @@ async def test_events_go_on_behind_the_last_one_that_was_had_and_wait_for_more(s
     assert (id_line, event_line) == ("id: c2", "event: entry")
     assert json.loads(data_line.removeprefix("data: "))["amount"] == "2"
     pages[b"c2"] = Refused("UNAVAILABLE", "a shard is starting")  # which passes
-    asked_before = len(shop.gate.operations)
-    await shop.until(lambda: len(shop.gate.operations) > asked_before + 1)
+    asked_before = len(harness.gate.operations)
+    await harness.until(lambda: len(harness.gate.operations) > asked_before + 1)
     pages[b"c3"] = Refused("UNKNOWN_CURSOR", "entries were taken back")
     pages[b"c2"] = [row(3)]
     assert (await lines.until(b"\n\n")).startswith("id: c3\n")
@@ -125,31 +125,31 @@ async def test_events_go_on_behind_the_last_one_that_was_had_and_wait_for_more(s
     assert await lines.until(b"the end") == ""
 
 
-async def test_an_unknown_cursor_is_a_problem_and_no_stream(shop: Shop) -> None:
-    shop.gate.replies["entries"] = Refused("UNKNOWN_CURSOR", "it is of another daemon")
+async def test_an_unknown_cursor_is_a_problem_and_no_stream(harness: HttpHarness) -> None:
+    harness.gate.replies["entries"] = Refused("UNKNOWN_CURSOR", "it is of another daemon")
     for accept in (NDJSON, EVENTS, JSON):
-        answer = await shop.ask("GET", "/v1/entries?cursor=x", Accept=accept)
+        answer = await harness.ask("GET", "/v1/entries?cursor=x", Accept=accept)
         assert (answer.status, answer.json["name"]) == (410, "UNKNOWN_CURSOR")
 
 
-async def test_a_stream_ends_when_the_worker_stops_reading(shop: Shop) -> None:
-    shop.gate.replies["entries"] = []
-    wire = await shop.connect()
+async def test_a_stream_ends_when_the_worker_stops_reading(harness: HttpHarness) -> None:
+    harness.gate.replies["entries"] = []
+    wire = await harness.connect()
     wire.writer.write(request("GET", "/v1/entries", Accept=EVENTS))
     lines = Lines(wire)
     await lines.head()
     await lines.until(b"\n\n")
-    shop.door.drain()
+    harness.door.drain()
     assert await lines.until(b"the end") == ""
 
 
 async def test_a_stream_ends_when_its_token_is_revoked() -> None:
     tokens = TOKENS.replace("charge", "read")
-    async with open_shop(guard=Guard(tokens)) as shop:
-        shop.gate.replies["entries"] = []
-        wire = await shop.connect()
+    async with open_harness(guard=Guard(tokens)) as harness:
+        harness.gate.replies["entries"] = []
+        wire = await harness.connect()
         wire.writer.write(request("GET", "/v1/entries?follow=true", Authorization="Bearer test"))
         lines = Lines(wire)
         await lines.head()
-        shop.door.take_guard(Guard(tokens.replace("9f86d081", "00000000")))
+        harness.door.take_guard(Guard(tokens.replace("9f86d081", "00000000")))
         assert await lines.until(b"the end") == ""

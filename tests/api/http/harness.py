@@ -70,7 +70,7 @@ def request(verb: str, path: str, body: Any = None, **headers: str) -> bytes:
     return f"{verb} {path} HTTP/1.1\r\n{lines}\r\n".encode() + content
 
 
-class Shop:
+class HttpHarness:
     """See the module."""
 
     def __init__(self, limits: Limits, guard: Guard) -> None:
@@ -105,13 +105,13 @@ class Shop:
 
 
 @asynccontextmanager
-async def open_shop(limits: Limits | None = None, guard: Guard | None = None) -> AsyncIterator[Shop]:
+async def open_harness(limits: Limits | None = None, guard: Guard | None = None) -> AsyncIterator[HttpHarness]:
     """A door on a free loopback port."""
-    shop = Shop(limits or Limits(), guard or Guard())
-    http = HttpDoor(shop.door, lambda: WALL_NS)
-    shop.server = await asyncio.get_running_loop().create_server(http.connection, "127.0.0.1", 0)
-    shop.address = shop.server.sockets[0].getsockname()[:2]
+    harness = HttpHarness(limits or Limits(), guard or Guard())
+    http = HttpDoor(harness.door, lambda: WALL_NS)
+    harness.server = await asyncio.get_running_loop().create_server(http.connection, "127.0.0.1", 0)
+    harness.address = harness.server.sockets[0].getsockname()[:2]
     try:
-        yield shop
+        yield harness
     finally:
-        shop.close()
+        harness.close()
