@@ -13,7 +13,7 @@ from billing.api.iproto import protocol
 from billing.api.iproto.connection import TarantoolConnection
 from billing.ledger import commands as ops
 from tests.api.outside import Clock
-from tests.api.test_any_bytes import Pipe, SyncGate
+from tests.api.test_any_bytes import Pipe, SyncFakeGate
 
 Told = tuple[int, int, Any]  # type, SYNC, data or error
 
@@ -39,7 +39,7 @@ def salt_of(count: int) -> bytes:
 
 def converse(stream: bytes, cuts: list[int], guard: Guard) -> tuple[list[Told], list[Any], bool]:
     """(replies as they came, what the gate was asked, whether it was ended) of a connection, its input in pieces."""
-    gate, pipe = SyncGate(), TarantoolPipe()
+    gate, pipe = SyncFakeGate(), TarantoolPipe()
     gate.replies[str(ops.DEBIT)] = {"available_nanos": 550 * 10**9, "outcome": "ok"}
     door = Door(gate, guard, Clock(), dict, Limits(trial_in_flight_max=4096))
     connection = TarantoolConnection(door, salt_of)
