@@ -49,7 +49,7 @@ class LinkSettings(NamedTuple):
 class WorkerSettings(NamedTuple):
     """The part of the configuration that a worker needs."""
 
-    idle_barrier_s: float  # how long after the last commit `idle_barrier` proves it durable; 0: with the next beat
+    idle_barrier_s: float  # how long after the last commit `idle_barrier` proves it durable; 0: only with a beat
     snapshot_bytes: int  # a snapshot is made when the journal has grown by so many bytes
 
 
