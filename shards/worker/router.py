@@ -8,7 +8,8 @@ the same wire, and B applies a wire's frames in order: the order of a connection
 
     request frame   [(number, kind, msgid, mode, bucket id, payload), …]; empty: a probe
     answer frame    [number, answer, number, answer, …]; empty: to a probe
-    answer          bytes for the client | (WRONG,) | any object (to a SURVEY, MOVE or ASK)
+    answer          bytes for the client | (WRONG,)
+                    to a SURVEY, MOVE or ASK: any object but bytes | bytes: an Unavailable, encoded
 
 `number` is A's own; `kind` is COMMAND, READ (one bucket) or SURVEY (all buckets of a shard; A merges the answers), and
 between hosts MOVE and ASK, by which one supervisor reaches the worker, or the supervisor, of the other.
@@ -34,6 +35,8 @@ import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any, Protocol
 
+import msgspec
+
 from shards.links.hello import LinkRefused
 from shards.replies import Unavailable, WrongBucket
 from shards.shard import COMMAND, READ, Shard
@@ -55,6 +58,9 @@ SURVEY_TIMEOUT_S = 9.0  # of a question to all shards: a client waits for ten se
 Dial = Callable[[Callable[[], Wire]], Awaitable[None]]
 
 log = logging.getLogger("shards.worker.router")
+
+_encode = msgspec.msgpack.Encoder().encode
+_to_refusal = msgspec.msgpack.Decoder(tuple[int, str, str]).decode
 
 
 class Client(Protocol):
@@ -306,7 +312,7 @@ class PeerLink:
             buckets.append(bucket_id)
             answer = frame[index + 1]
             if kind >= SURVEY:
-                caller.answer(token, answer)
+                caller.answer(token, self._refusal_of(answer) if type(answer) is bytes else answer)
             elif type(answer) is bytes:
                 caller.relay(answer)
                 touched[caller] = None
@@ -315,6 +321,13 @@ class PeerLink:
         for caller in touched:
             caller.relay_flush()
         self._answered(self, buckets)
+
+    def _refusal_of(self, data: bytes) -> Unavailable:
+        """Why the peer has no answer to a SURVEY, MOVE or ASK."""
+        try:
+            return Unavailable(*_to_refusal(data))
+        except msgspec.MsgspecError:  # encoded for a client, as by a host of an older version
+            return Unavailable(self.shard_id, "its worker refuses at this moment", "unknown")
 
     def close(self) -> None:
         """Closes the link for good."""
@@ -353,14 +366,14 @@ class PeerCaller:
         if type(reply) is WrongBucket:
             staged.append((WRONG,))
         elif kind >= SURVEY:
-            staged.append(reply)
+            staged.append(_encode(reply) if type(reply) is Unavailable else reply)
         else:
             staged.append(self._encode(msgid, mode, reply))
 
     def refuse(self, token: Any, reply: object) -> None:
         """Sends one answer at once."""
-        number, _, msgid, mode = token
-        self._wire.send([number, self._encode(msgid, mode, reply)])
+        number, kind, msgid, mode = token
+        self._wire.send([number, _encode(reply) if kind >= SURVEY else self._encode(msgid, mode, reply)])
 
     def tell(self, token: Any, answer: object) -> None:
         """Sends one encoded answer at once."""

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
 from typing import Any
+
+import pytest
 
 from shards.replies import Unavailable, WrongBucket
 from shards.shard import COMMAND, READ, Shard
+from shards.system.links import Wire
 from shards.worker import router
 from shards.worker.backpressure import Backpressure
-from shards.worker.router import receive_frame
+from shards.worker.router import ASK, MOVE, SURVEY, PeerCaller, PeerLink, receive_frame
 from tests.shards.counters import Counters
 from tests.shards.journal.journal_machine import SHARD, JournalMachine
 
@@ -165,5 +169,73 @@ async def test_a_silent_worker_is_said_to_be_silent_for_as_long_as_it_is() -> No
         refusals.clear()
     assert silences_s[0] == 2.0
     assert silences_s == sorted(silences_s), "it grows"
+    link.close()
+    server.close()
+
+
+REFUSAL = Unavailable(2, "the log is full", "no")
+
+
+async def linked(answer: Callable[[PeerCaller, Any, int], None]) -> tuple[PeerLink, asyncio.Server]:
+    """A link to a peer which treats each request so: `answer(caller, token, kind)`."""
+    loop = asyncio.get_running_loop()
+
+    def on_frame(wire: Wire, frame: Any) -> None:
+        caller = PeerCaller(wire, lambda msgid, mode, reply: b"for the client")
+        for number, kind, msgid, mode, _, _ in frame:
+            answer(caller, (number, kind, msgid, mode), kind)
+        caller.flush()
+
+    nothing = lambda _: None  # noqa: E731
+    server = await loop.create_server(lambda: Wire(on_frame, nothing, nothing), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+
+    async def dial(wire: Any) -> None:
+        await loop.create_connection(wire, "127.0.0.1", port)
+
+    link = PeerLink(2, dial, lambda *_: None, lambda *_: None, lambda *_: None)
+    link.open()
+    while not link.is_open:
+        await asyncio.sleep(0.01)
+    return link, server
+
+
+class Answered(Peer):
+    """Whoever asks over a link: `all` is done with so many answers."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.all: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._count = count
+
+    def answer(self, token: Any, reply: object) -> None:
+        super().answer(token, reply)
+        if len(self.answers) == self._count:
+            self.all.set_result(None)
+
+
+@pytest.mark.parametrize("way", ["refuse", "answer"])
+async def test_a_peer_that_refuses_what_is_not_for_a_client_is_understood_to_refuse_it(way: str) -> None:
+    link, server = await linked(lambda caller, token, _: getattr(caller, way)(token, REFUSAL))
+    asker = Answered(3)
+    for kind in (SURVEY, MOVE, ASK):
+        link.ask(asker, (kind,), kind, 0, ("count",))
+    link.flush()
+    await asker.all
+    assert asker.answers == [(kind, REFUSAL) for kind in (SURVEY, MOVE, ASK)]
+    assert {type(reply) for _, reply in asker.answers} == {Unavailable}
+    link.close()
+    server.close()
+
+
+async def test_a_refusal_as_an_older_version_encodes_it_is_one() -> None:
+    link, server = await linked(lambda caller, token, _: caller.tell(token, b"for a client"))
+    asker = Answered(1)
+    link.ask(asker, (0,), ASK, 0, ("shards_here",))
+    link.flush()
+    await asker.all
+    ((_, refusal),) = asker.answers
+    assert isinstance(refusal, Unavailable)
+    assert (refusal.shard_id, refusal.applied) == (2, "unknown")
     link.close()
     server.close()
