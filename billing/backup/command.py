@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
@@ -24,7 +24,7 @@ from billing.cli.output import put
 from billing.cli.places import DIRECTORY, Misplaced, there
 from billing.follower.proof import Unproved
 from billing.follower.store import UNREADABLE, StoreError, reason_of
-from shards.exits import Exit
+from shards.exits import Exit, ending_of
 from shards.journal import JournalError
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import Disk, RealDisk, discard_tree
@@ -61,7 +61,7 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
         work, remarks = copy(disk, cut, str(directory.absolute()), renew)
     except (NoBackup, JournalError, StoreError, Unproved, *UNREADABLE, OSError) as error:
         ask(target, "backup", "cancel")
-        raise click.ClickException(f"no backup was made: {reason_of(error)}") from None
+        _end(f"no backup was made: {reason_of(error)}", error)
     try:
         ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is invalid then
         ids_max = ask(target, "server_info")["request_ids_per_bucket"]
@@ -102,11 +102,17 @@ def restore_command(directory: Path, config_file: str | None) -> None:
         record = {"at_ns": MACHINE_CLOCKS.wall_ns(), "actor": f"uid:{os.getuid()}", "act": "restore"}
         restore(disk, source, data_dir, log_of(config), record | {"details": details})
     except (NoBackup, JournalError, OSError) as error:
-        raise click.ClickException(f"nothing was restored: {error}") from None
+        _end(f"nothing was restored: {error}", error)
     put(f"{data_dir} is as it was at {_shown(about['taken_at_ns'])}")
     put("overdue cutoffs will wait for: billing cutoffs release")
     for line in _lines_on_notices(about, config.notify.url):
         put(line)
+
+
+def _end(text: str, error: Exception) -> NoReturn:
+    """Prints the text and ends the command. A failure of the log has the exit code that it has in other commands."""
+    click.echo(f"billing: {text}", err=True)
+    sys.exit(ending_of(error).code if isinstance(error, JournalError) else Exit.REFUSED)
 
 
 def _lines_on_notices(about: dict[str, Any], url: str) -> Iterator[str]:

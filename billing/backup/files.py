@@ -198,18 +198,20 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any], record: R
     work = target.rstrip("/") + UNFINISHED
     _check_unused(disk, work)
     with _begun(disk, work):
-        _restore(disk, source, work, about, log)
+        _restore(disk, source, work, about, is_whole=log["kind"] == "file")
         trail = Trail(disk, f"{work}/{AUDIT}", "restore")
         trail.append(record)
         trail.close()
+        if log["kind"] != "file":
+            _fill(disk, source, work, about, log)  # last: it cannot be taken back
     disk.rename(work, target.rstrip("/"))
     disk.fsync_dir(_parent(target))
     return about
 
 
-def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
-    into_files = log["kind"] == "file"
-    restored_names = [name for name in about["files"] if into_files or name.startswith((*FOLLOWERS, f"{AUDIT}/"))]
+def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], *, is_whole: bool) -> None:
+    """Copies the files of a backup and proves each by its digest; with `is_whole` journals and map, too."""
+    restored_names = [name for name in about["files"] if is_whole or name.startswith((*FOLLOWERS, f"{AUDIT}/"))]
     for directory in sorted({name.rpartition("/")[0] for name in restored_names} | {"history"}):
         private_directory(disk, f"{work}/{directory}")
     for name, digest in about["files"].items():
@@ -228,8 +230,6 @@ def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], log: dic
         finally:
             disk.close(handle)
         disk.fsync_dir(f"{work}/{name.rpartition('/')[0]}")
-    if not into_files:
-        _fill(disk, source, work, about, log)
     write_file(disk, f"{work}/{RESTORED}", json.dumps({"taken_at_ns": about["taken_at_ns"]}).encode())
 
 

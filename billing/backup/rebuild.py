@@ -77,15 +77,19 @@ def rebuild(
     disk, data_dir = RealDisk(), config.daemon.data_dir
     try:
         backend = backends.open(log_of(config), REAL)
+        backend.prepare()  # else this host's files could be made of another cluster's journals
         is_shared = config.journal.is_shared
         shards_here = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
         held = sorted(number for number in {*shards_here, *range(1, shard_count(config) + 1)} if backend.holds(number))
         if map_too:  # before `hold` below takes the map's lock, which the map's log takes itself
             put(rebuild_map(backend, held, config.shards.bucket_count))
+            if is_shared and not disk.exists(data_dir):
+                return  # this host has no files yet; its start makes them
         if is_shared:
-            shards_here = held if disk.exists(data_dir) else []
+            shards_here = held
         with ExitStack() as stack:
             hold_host(disk, data_dir, stack) if is_shared else hold(disk, data_dir, stack)
+            check_shards(shard, shards_here)
             for number in [number for number in shards_here if shard in (None, number)]:
                 reader = backend.reader(number)
                 stack.callback(reader.close)
@@ -106,14 +110,24 @@ def rebuild(
 
 def hold_host(disk: Disk, data_dir: str, stack: ExitStack) -> None:
     """Takes the lock of this host's daemon until the stack is closed; for a shared log, whose journals have no locks.
-    Raises DaemonRuns.
+    Raises DaemonRuns, Absent.
     """
+    if not disk.exists(data_dir):
+        raise Absent(f"there is no data directory {data_dir}")
     path = f"{data_dir}/{LOCK}"
     if disk.exists(path):
         try:
             stack.callback(disk.close, disk.lock(path))
         except BlockingIOError:
             raise DaemonRuns(f"a daemon runs on {data_dir}: {path} is locked. Stop it first") from None
+
+
+def check_shards(asked_for: int | None, shards: list[int]) -> None:
+    """Raises Absent where no journal was ever begun, or not that of the shard that was asked for."""
+    if not shards:
+        raise Absent("the log holds no data: no shard of it was ever served")
+    if asked_for not in (None, *shards):
+        raise Absent(f"there is no shard {asked_for}: the shards are {', '.join(map(str, shards))}")
 
 
 def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:

@@ -27,6 +27,7 @@ from billing.cli.finding import config_file as found_config
 from billing.cli.options import Group, config_option, option
 from billing.cli.output import as_json as as_one_json
 from billing.cli.output import put, say
+from billing.cli.places import Misplaced
 from billing.cli.values import instant
 from billing.config.load import load, log_of
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, BatchCorrupt, split_batch
@@ -186,8 +187,10 @@ def dump(
         if file is not None:
             _show(rows(str(file)), wanted, as_json)
         elif shard is not None:
-            loaded = load(found_config(config_file, os.environ), os.environ)
-            reader = backends.open(log_of(loaded.config), REAL).reader(shard)
+            config = load(found_config(config_file, os.environ), os.environ).config
+            if config.journal.is_shared and shard > config.cluster.shards:
+                raise Misplaced(f"there is no shard {shard}: cluster.shards is {config.cluster.shards}")
+            reader = backends.open(log_of(config), REAL).reader(shard)
             try:
                 _show(log_rows(reader, shard), wanted, as_json)
             finally:

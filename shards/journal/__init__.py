@@ -322,7 +322,7 @@ class Reader(Protocol):
     """The log of one shard, or of the map (shard 0), for those who only read. The owner may go on meanwhile.
 
     What a reader shows may not be durable yet while the owner writes: whoever acts on it asks the owner how far the log
-    is durable.
+    is durable. Every call but `close` may raise Unavailable, and Unfit where the log does not exist or may not be read.
     """
 
     @property
@@ -421,7 +421,7 @@ class Backend(Protocol):
     def signs(self) -> dict[int, LastSign]:
         """Returns the last sign of each shard's owner; empty where no other host can own a shard.
 
-        Raises Unavailable, Unknown.
+        Raises Unavailable, Unfit, Unknown.
         """
 
     def settings_of_worker(self) -> dict[str, Any]:

@@ -57,6 +57,16 @@ def test_a_shard_that_the_data_directory_does_not_have(
     )
 
 
+def test_a_shard_that_the_log_does_not_have(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "cluster.toml"
+    cluster = 'cluster = { servers = ["nats://127.0.0.1:9"], shards = 2, replicas = 1 }'
+    config.write_text(f'journal.kind = "jetstream"\n{cluster}\n')
+    assert ended(capsys, "journal", "dump", "--shard", "7", "--config", str(config)) == (
+        78,
+        "billing: there is no shard 7: cluster.shards is 2\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "missing"),
     [

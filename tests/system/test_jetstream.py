@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -451,7 +452,14 @@ def test_wrong_credentials_are_named(data_dir: Path) -> None:
         secret.write_text("billing:wrong\n")
         secret.chmod(0o600)
         daemon = daemon_on(guarded, data_dir / "host", cluster__replicas=1, cluster__credentials_file=str(secret))
-        for command in (("cluster", "check"), ("serve",)):
+        about = {"format": 1, "files": {}, "bucket_count": 32, "taken_at_ns": 1}
+        (data_dir / "copy").mkdir()
+        (data_dir / "copy" / "backup.json").write_text(
+            json.dumps(about | {"positions": dict.fromkeys(("map", "shard-1", "shard-2"), 1)})
+        )
+        dumps = [("journal", "dump", "--shard", shard) for shard in ("0", "1")]
+        restore = ("restore", f"{data_dir}/copy")  # first: the others make the data directory
+        for command in (restore, ("cluster", "check"), ("serve",), ("doctor",), ("rebuild",), *dumps):
             code, said = billing(daemon, *command)
             assert code == 78, said
             assert "cluster.credentials_file" in said

@@ -13,16 +13,16 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import Any
 
-from shards.journal import Backend, Journal, LastSign, MapLog, Reader, Unfit
+from shards.journal import Backend, Journal, JournalError, LastSign, MapLog, Reader, Unfit
 from shards.journal.jetstream.connection import Access, Connection, endpoint_of
-from shards.journal.jetstream.guard import Guard, Shape
+from shards.journal.jetstream.guard import Guard, Shape, names
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.log import newest_of, record_at, sign_of
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
 from shards.journal.jetstream.record import KINDS
-from shards.journal.jetstream.restoring import fill_map, fill_shard
-from shards.journal.jetstream.streams import Stream
+from shards.journal.jetstream.restoring import check_empty, fill_map, fill_shard
+from shards.journal.jetstream.streams import ReadStream
 from shards.journal.jetstream.witness import Witness
 from shards.system.disk import read_file, write_file
 from shards.system.host import Host
@@ -60,7 +60,7 @@ class JetStreamBackend:
             self._watched = self._connect("watch")
         signs = {}
         for shard in range(1, self._settings["shards"] + 1):
-            newest = newest_of(Stream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns), shard)
+            newest = newest_of(ReadStream(self._watched, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns), shard)
             sign = signs[shard] = sign_of(newest)
             if newest is not None and self._cluster:  # otherwise the caller only reads, and writes no file
                 self._witness(str(shard)).saw(newest[0], newest[1].chain)
@@ -70,11 +70,11 @@ class JetStreamBackend:
         return signs
 
     def status(self) -> list[dict[str, Any]]:
-        """Returns a row for each shard's journal, for people. Raises Unavailable, Corrupt."""
+        """Returns a row for each shard's journal, for people. Raises Unavailable, Unfit, Unknown, Corrupt."""
         rows = []
         with closing(self._connect("status")) as connection:
             for shard in range(1, self._settings["shards"] + 1):
-                stream = Stream(connection, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns)
+                stream = ReadStream(connection, f"J_{shard}", WATCH_PATIENCE_S, self._boot_ns)
                 state = stream.state()
                 newest = record_at(stream, state.last, shard) if state.first <= state.last else None
                 replicas = state.cluster.get("replicas") or []
@@ -150,12 +150,26 @@ class JetStreamBackend:
         if shards != self._settings["shards"]:
             raise Unfit(f"cluster.shards: the backup has {shards} shards, the cluster {self._settings['shards']}")
         self.prepare()
+        with closing(self._connect("restore")) as connection:
+            check_empty(connection, names(shards), self._boot_ns)
+            try:
+                self._fill(connection, shards, reader_of, at_ns, decided)
+            except JournalError as error:
+                error.message += (
+                    f". The streams {', '.join(names(shards))} hold a part of it: remove them all (`nats stream rm`), "
+                    "make them anew with `billing cluster init`, and restore again"
+                )
+                raise
+
+    def _fill(
+        self, connection: Connection, shards: int, reader_of: Callable[[int], Reader], at_ns: int, decided: bytes
+    ) -> None:
         for shard in range(1, shards + 1):
             journal = self.journal(shard, lambda: at_ns)
             assert isinstance(journal, JetStreamJournal)
-            with closing(self._connect("restore")) as connection, closing(reader_of(shard)) as reader:
+            with closing(reader_of(shard)) as reader:
                 fill_shard(connection, journal, shard, reader, self._boot_ns)
-        with closing(self._connect("restore")) as connection, closing(reader_of(0)) as reader:
+        with closing(reader_of(0)) as reader:
             fill_map(connection, reader, self._boot_ns, decided)
 
     def _witness(self, name: str) -> Witness:

@@ -15,16 +15,19 @@ One check reports all faults at once, each with the key or the setting concerned
 - Every server syncs each message (`jetstream.sync_interval: always`). A client sees that only where the servers export
   their report to its account (`$SYS.REQ.SERVER.PING.JSZ`).
 
+Where a stream has no leader, as without a majority of its servers, the log cannot be reached: what is seen then may be
+what one server knew. Streams are made only beside streams that are fit.
+
 Warnings name the rest: `cluster.replicas = 1`; a limit of a stream that leaves no room for what is retained, so that it
-will be reached and changes refused; and what a client cannot see, a server that cannot be reached now, or a sync
-setting that is not exported. A client cannot see either that nobody but this daemon may publish to `J.>`, `S.>` and
-`M.>`.
+will be reached and changes refused, or that is nearly reached; and what a client cannot see, a server that cannot be
+reached now, or a sync setting that is not exported. A client cannot see either that nobody but this daemon may publish
+to `J.>`, `S.>` and `M.>`.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import msgspec
@@ -35,7 +38,7 @@ from shards.journal.jetstream.map_log import MADE
 from shards.journal.jetstream.map_log import NAME as MAP
 from shards.journal.jetstream.permissions import faults_of
 from shards.journal.jetstream.record import RECORD_BYTES_MAX
-from shards.journal.jetstream.streams import ABSENT_S, NO_STREAM, Refused, Stream
+from shards.journal.jetstream.streams import ABSENT_S, NO_ROOM_SHARE, NO_STREAM, RETRY_S, Refused, State, Stream
 
 VERSION_MIN = (2, 15, 1)
 PATIENCE_S = 5.0
@@ -139,13 +142,12 @@ class Guard:
             raise Unfit("\n".join(faults))
         made_names = []
         try:
-            configs = {name: config for name in names(self._shape.shards) if (config := self._config(name)) is not None}
-            identities = {config.get("metadata", {}).get(IDENTITY, "") for config in configs.values()}
-            if len(identities) > 1:
-                raise Unfit("the streams that are there are of different clusters: remove those of the others")
-            identity = next(iter(identities), identity)
-            for name in names(self._shape.shards):
-                if name not in configs:
+            streams = self._look()
+            if faults := self._faults_of_streams(streams, []):  # of what is there; nothing is made beside that
+                raise Unfit("\n".join(faults))
+            identity = _identity_of(streams) or identity
+            for name, state in streams.items():
+                if state is None:
                     config = wanted(name, self._shape, identity)
                     config["metadata"][MADE] = made_of()
                     Stream(self._connection, name, PATIENCE_S, self._boot_ns).create(config)
@@ -238,9 +240,28 @@ class Guard:
             for fault in faults_of(permissions, names(self._shape.shards))
         ]
 
-    def _config(self, name: str) -> dict[str, Any] | None:
+    def _look(self) -> dict[str, State | None]:
+        """Returns the state of every stream that there must be; None where the stream does not exist."""
+        return {name: self._state(name) for name in names(self._shape.shards)}
+
+    def _look_for_leaders(self) -> dict[str, State | None]:
+        """As `_look`. Raises Unavailable while a stream has no leader, as without a majority of its servers."""
+        until_ns = self._boot_ns() + int(PATIENCE_S * 1e9)
+        while True:
+            streams = self._look()
+            unled = [name for name, state in streams.items() if state is not None and not _is_led(state)]
+            if not unled:
+                return streams
+            if self._boot_ns() > until_ns:
+                raise Unavailable(
+                    f"the log cannot be reached: no server leads {', '.join(unled)}: start a majority of the servers, "
+                    "and see that they reach each other"
+                )
+            self._connection.pause(RETRY_S)
+
+    def _state(self, name: str) -> State | None:
         try:
-            return Stream(self._connection, name, PATIENCE_S, self._boot_ns, self._absent_s).state().config
+            return Stream(self._connection, name, PATIENCE_S, self._boot_ns, self._absent_s).state()
         except Refused as error:
             if error.code == NO_STREAM:
                 self._absent_s = 0.0
@@ -249,25 +270,33 @@ class Guard:
 
     def _streams(self, faults: list[str], warnings: list[str]) -> str:
         """Returns the identity that the streams have in common; adds their faults and warnings to the lists."""
-        missing: list[str] = []
+        streams = self._look_for_leaders()
+        faults += self._faults_of_streams(streams, warnings)
+        if missing := [name for name, state in streams.items() if state is None]:
+            faults.append(f"there are no streams {', '.join(missing)}: make them with `billing cluster init`")
+        return _identity_of(streams)
+
+    def _faults_of_streams(self, streams: Mapping[str, State | None], warnings: list[str]) -> list[str]:
+        """Returns the faults of the streams that exist; adds their warnings to the list."""
+        faults: list[str] = []
         identities: dict[str, list[str]] = {}
-        for name in names(self._shape.shards):
-            config = self._config(name)
-            if config is None:
-                missing.append(name)
+        for name, state in streams.items():
+            if state is None:
                 continue
-            metadata = config.get("metadata") or {}
-            identity = metadata.get(IDENTITY, "")
-            identities.setdefault(identity, []).append(name)
-            faults += self._differences(name, config, metadata)
-            limit_bytes = config.get("max_bytes", -1)
+            metadata = state.config.get("metadata") or {}
+            identities.setdefault(metadata.get(IDENTITY, ""), []).append(name)
+            faults += self._differences(name, state.config, metadata)
+            limit_bytes = state.config.get("max_bytes", -1)
             if name.startswith("J_") and 0 < limit_bytes <= 2 * self._retain_bytes:
                 warnings.append(
                     f"{name}: its max_bytes of {limit_bytes} will be reached, and changes refused: of the log, "
                     f"cluster.retain_bytes ({self._retain_bytes}) are kept; make it more than twice of that"
                 )
-        if missing:
-            faults.append(f"there are no streams {', '.join(missing)}: make them with `billing cluster init`")
+            elif 0 < limit_bytes * NO_ROOM_SHARE < state.stored_bytes:
+                warnings.append(
+                    f"{name} is full: it holds {state.stored_bytes} of its max_bytes of {limit_bytes}: raise that with "
+                    f"`nats stream edit {name}`"
+                )
         if "" in identities:
             faults.append(f"{', '.join(identities.pop(''))}: made by somebody else: not streams of this daemon")
         if len(identities) > 1:
@@ -275,7 +304,7 @@ class Guard:
                 f"{', '.join(stream_names)} of {identity}" for identity, stream_names in identities.items()
             )
             faults.append(f"the streams are of different clusters: {clusters}")
-        return next(iter(identities), "")
+        return faults
 
     def _differences(self, name: str, config: dict[str, Any], metadata: dict[str, str]) -> list[str]:
         shape = self._shape
@@ -318,6 +347,17 @@ class Guard:
                 f"jetstream.sync_interval of the servers cannot be seen from here{but_of}: see that each has `always`"
             ]
         return []
+
+
+def _is_led(state: State) -> bool:
+    """Whether the stream has a leader; one of a single replica needs none."""
+    return bool(state.cluster.get("leader")) or state.config.get("num_replicas", 1) == 1
+
+
+def _identity_of(streams: Mapping[str, State | None]) -> str:
+    """Returns the identity in the first of these streams; "" where there is no stream, or somebody else made it."""
+    configs = (state.config for state in streams.values() if state is not None)
+    return str(next(((config.get("metadata") or {}).get(IDENTITY, "") for config in configs), ""))
 
 
 def _faults_of(server: str, info: dict[str, Any]) -> list[str]:

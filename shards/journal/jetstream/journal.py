@@ -50,14 +50,13 @@ from shards.journal.jetstream.record import (
     Record,
     pack,
 )
-from shards.journal.jetstream.streams import NotNow, Refused, State, Stream, opening
+from shards.journal.jetstream.streams import NO_ROOM_SHARE, NotNow, Refused, State, Stream, opening
 from shards.journal.jetstream.witness import Witness
 
 PAYLOAD_BYTES_MAX = 256 << 20
 OWNER_BYTES_MAX = 64
 RECENT = 4096  # the last batches whose places are remembered
 STILL_SHARE = 1.01  # of the grant, because the clocks of two hosts run at different rates
-NO_ROOM_SHARE = 0.9  # of the stream's limit; the rest is for beats and for records that time causes
 MESSAGE_OVERHEAD_BYTES = 100  # about what a stream stores beside each message
 LOOK_BYTES = 4 << 20  # the size of the stream is read again after so many bytes,
 LOOK_NS = 1_000_000_000  # or with the first record after so long: somebody may have limited it

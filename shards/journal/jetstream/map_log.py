@@ -20,7 +20,7 @@ from crc32c import crc32c
 from shards.journal import Corrupt, Gap, Overtaken, Retained, Unknown
 from shards.journal.jetstream.connection import Connection, Denied
 from shards.journal.jetstream.publisher import Publisher, Taken
-from shards.journal.jetstream.streams import Refused, Stored, Stream, opening
+from shards.journal.jetstream.streams import ReadStream, Refused, Stored, Stream, opening
 from shards.journal.jetstream.witness import NOTHING, Witness
 
 NAME, DECISION, STATE = "M", "M.decision", "M.state"
@@ -100,7 +100,8 @@ class JetStreamMapLog:
         return []
 
     def is_newest(self) -> bool:
-        return self._stream.state().last == self._decisions.sequence
+        with opening():
+            return self._stream.state().last == self._decisions.sequence
 
     def load(self, owner: str) -> tuple[int, list[bytes]]:
         known_version = self._decisions.version
@@ -187,7 +188,7 @@ class MapReader:
 
     def __init__(self, connection: Connection, boot_ns: Callable[[], int]) -> None:
         self._connection = connection
-        self._stream = Stream(connection, NAME, PATIENCE_S, boot_ns)
+        self._stream = ReadStream(connection, NAME, PATIENCE_S, boot_ns)
 
     def _walked(self) -> list[tuple[int, bytes, bool, int]]:
         decisions = Decisions()

@@ -12,7 +12,7 @@ from shards.journal import Corrupt, Gap, Retained
 from shards.journal.jetstream import log, snapshots
 from shards.journal.jetstream.connection import Connection
 from shards.journal.jetstream.record import FIRST_CHAIN, Malformed
-from shards.journal.jetstream.streams import State, Stream
+from shards.journal.jetstream.streams import ReadStream, State
 
 PATIENCE_S = 10.0
 
@@ -25,8 +25,8 @@ class JetStreamReader:
     def __init__(self, connection: Connection, shard: int, boot_ns: Callable[[], int]) -> None:
         self._connection = connection
         self._shard = shard
-        self._log = Stream(connection, f"J_{shard}", PATIENCE_S, boot_ns)
-        self._saved = Stream(connection, f"S_{shard}", PATIENCE_S, boot_ns)
+        self._log = ReadStream(connection, f"J_{shard}", PATIENCE_S, boot_ns)
+        self._saved = ReadStream(connection, f"S_{shard}", PATIENCE_S, boot_ns)
         self._replayed: log.Place | None = None  # the end of the last replay, where the next one may begin
 
     @property

@@ -1,8 +1,9 @@
 """Fills streams from a `Reader` of another log: so a backup is restored into the log of a cluster.
 
-The streams must exist and be empty. A shard's log begins with an epoch, which names the position and chain that the log
-continues, and a seal. Then the journal is opened, and gets the batches, the snapshots, and a seal, so that its next
-owner need not wait. The map begins with its state. Batches are stamped with the instant that the caller names.
+The streams must exist and be empty: `check_empty` reads all of them before anything is written. A shard's log begins
+with an epoch, which names the position and chain that the log continues, and a seal. Then the journal is opened, and
+gets the batches, the snapshots, and a seal, so that its next owner need not wait. The map begins with its state.
+Batches are stamped with the instant that the caller names.
 """
 
 from __future__ import annotations
@@ -18,10 +19,20 @@ from shards.journal.jetstream.connection import Connection
 from shards.journal.jetstream.journal import JetStreamJournal
 from shards.journal.jetstream.publisher import Publisher
 from shards.journal.jetstream.record import EPOCH, FIRST_CHAIN, SEAL, Record, pack
-from shards.journal.jetstream.streams import Stream
+from shards.journal.jetstream.streams import ReadStream
 
 PATIENCE_S = 10.0
 OWNER = b"restored from a backup"
+
+
+def check_empty(connection: Connection, names: list[str], boot_ns: Callable[[], int]) -> None:
+    """Raises Unfit where one of these streams holds a message, or ever held one."""
+    filled = [name for name in names if ReadStream(connection, name, PATIENCE_S, boot_ns).state().last]
+    if filled:
+        raise Unfit(
+            f"{', '.join(filled)}: not empty: a backup is restored into streams that were just made only. They are "
+            "what a cluster serves from, or what a restore has left that was cut off"
+        )
 
 
 def fill_shard(
@@ -29,13 +40,10 @@ def fill_shard(
 ) -> None:
     """Fills `J_<shard>` and `S_<shard>`.
 
-    `journal`: that of the shard, not open yet; its clock returns the instant of all stamps. Raises Unfit where the
-    streams are not empty, and what the reader and the journal raise.
+    `journal`: that of the shard, not open yet; its clock returns the instant of all stamps. Raises what the reader and
+    the journal raise.
     """
-    log, saved = (Stream(connection, f"{kind}_{shard}", PATIENCE_S, boot_ns) for kind in "JS")
-    for stream in (log, saved):
-        if stream.state().last:
-            raise Unfit(f"{stream.name} is not empty: a backup is restored into streams that were just made only")
+    log = ReadStream(connection, f"J_{shard}", PATIENCE_S, boot_ns)
     retained = reader.snapshots()
     base, chain = (retained[0].position, retained[0].chain) if retained else (0, FIRST_CHAIN)
     publisher = Publisher(log, 0, boot_ns)
@@ -50,12 +58,8 @@ def fill_shard(
 
 
 def fill_map(connection: Connection, reader: Reader, boot_ns: Callable[[], int], decided: bytes = b"") -> None:
-    """Fills `M`, and adds `decided` as one more decision. Raises Unfit where `M` is not empty, and what the reader
-    raises.
-    """
-    stream = Stream(connection, map_log.NAME, PATIENCE_S, boot_ns)
-    if stream.state().last:
-        raise Unfit("M is not empty: a backup is restored into streams that were just made only")
+    """Fills `M`, and adds `decided` as one more decision. Raises what the reader and the publisher raise."""
+    stream = ReadStream(connection, map_log.NAME, PATIENCE_S, boot_ns)
     publisher = Publisher(stream, 0, boot_ns)
     retained = reader.snapshots()
     version, chain = 0, FIRST_CHAIN

@@ -27,6 +27,7 @@ API = "$JS.API"
 RUN_MESSAGES, RUN_BYTES = 256, 4 << 20  # at most, in one answer to a run
 RETRY_S = 0.05
 ABSENT_S = 3.0  # how long servers must say that a stream is absent before it counts as absent
+NO_ROOM_SHARE = 0.9  # of the stream's limit; the rest is for beats and for records that time causes
 EXPECTED = "Nats-Expected-Last-Sequence"
 
 # Errors of JetStream, by their number.
@@ -191,12 +192,17 @@ class Stream:
     # -- asking -----------------------------------------------------------------------------------------------------
 
     def _fetch(self, wish: dict[str, Any]) -> Stored | None:
-        try:
-            message = self._patiently(lambda: self._api(f"STREAM.MSG.GET.{self.name}", wish))["message"]
-        except Refused as refused:
-            if refused.code == NO_MESSAGE:
-                return None
-            raise
+        def ask() -> Any:
+            try:
+                return self._api(f"STREAM.MSG.GET.{self.name}", wish)["message"]
+            except Refused as refused:
+                if refused.code == NO_MESSAGE:
+                    return None
+                raise
+
+        message = self._patiently(ask)
+        if message is None:
+            return None
         return Stored(message["seq"], message["subject"], base64.b64decode(message.get("data", "")))
 
     def _api(self, subject: str, wish: dict[str, Any]) -> Any:
@@ -245,3 +251,13 @@ class Stream:
                 if unasked <= 0 and self._boot_ns() > until_ns:
                     raise Unavailable(f"the log cannot be reached: {error}") from error
             self.connection.pause(RETRY_S)
+
+
+class ReadStream(Stream):
+    """A stream for those who only read it. It raises the errors of the seam where servers refuse a request (see
+    `opening`): an operator has to mend a missing stream or insufficient credentials.
+    """
+
+    def _patiently(self, ask: Callable[[], T]) -> T:
+        with opening():
+            return super()._patiently(ask)

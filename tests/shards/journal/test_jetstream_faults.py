@@ -22,7 +22,7 @@ from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
 from shards.journal.jetstream.map_log import JetStreamMapLog, MapReader
 from shards.journal.jetstream.reader import JetStreamReader
-from shards.journal.jetstream.streams import State, Stream
+from shards.journal.jetstream.streams import ReadStream, State
 from shards.journal.jetstream.witness import Witness
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
@@ -646,7 +646,7 @@ def test_killed_and_restarted_servers_lose_nothing_that_was_appended(streams: Na
         reader.replay(len(expected) + 2)
 
 
-class TrimmedInBetween(Stream):
+class TrimmedInBetween(ReadStream):
     """A stream whose owner trims it right after somebody has asked for its bounds, once."""
 
     trims_below = 0

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import trustme
 
-from shards.journal import Unavailable, Unfit
+from shards.journal import Unavailable, Unfit, backends
 from shards.journal.jetstream.connection import Access, Connection, endpoint_of
 from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.permissions import covers, faults_of, needed
+from shards.journal.jetstream.streams import ReadStream
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import BINARY, MISSING, READY_S, NatsCluster
@@ -115,6 +116,47 @@ def test_what_the_user_may_not_do_is_named_with_its_subjects(cluster: NatsCluste
     ]
     (deaf,) = faults(guard_of(cluster, cluster.urls, "deaf:d"))
     assert "does not allow it: Permissions Violation for Subscription" in deaf
+
+
+def test_streams_that_no_server_leads_are_out_of_reach_and_not_fit(cluster: NatsCluster) -> None:
+    proxy = Proxy(cluster.ports[0])
+    proxy.answers = lambda data: [data.replace(b'"leader":"', b'"headed":"')]
+    try:
+        with pytest.raises(Unavailable, match="no server leads M, J_1, S_1: start a majority of the servers"):
+            guard_of(cluster, [proxy.url]).check()
+    finally:
+        proxy.close()
+
+
+def test_whoever_only_reads_and_may_not_is_told_which_key_to_mend(cluster: NatsCluster, tmp_path: Path) -> None:
+    (tmp_path / "credentials").write_text("deaf:d")
+    settings = {
+        "kind": "jetstream",
+        "servers": cluster.urls,
+        "credentials_file": f"{tmp_path}/credentials",
+        "node": "a",
+    }
+    backend = backends.open(settings | {"shards": 1, "tls_ca": "", "directory": ""}, REAL)
+    shard, bucket_map = backend.reader(1), backend.reader(0)
+    map_log = backend.map_log(lambda: 0)
+    questions: list[Callable[[], object]] = [
+        *(lambda: shard.first, lambda: shard.head, lambda: list(shard.replay(1)), shard.snapshots),
+        *(lambda: list(shard.chunks(1)), lambda: bucket_map.head, lambda: list(bucket_map.replay(1))),
+        *(bucket_map.snapshots, backend.signs, lambda: backend.holds(1), map_log.is_newest, lambda: map_log.load("a")),
+    ]
+    for ask in questions:
+        with pytest.raises(Unfit, match=r"^cluster\.credentials_file, cluster\.servers: .* does not allow it"):
+            ask()
+    for opened in (shard, bucket_map, map_log):
+        opened.close()
+
+
+def test_whoever_reads_a_stream_that_is_not_there_is_told_what_makes_it(cluster: NatsCluster) -> None:
+    connection = cluster.connect()
+    with pytest.raises(Unfit, match=r"there is no stream J_7: .* `billing cluster init`"):
+        ReadStream(connection, "J_7", 1.0, MACHINE_CLOCKS.boot_ns, absent_s=0.0).state()
+    assert ReadStream(connection, "J_1", 1.0, MACHINE_CLOCKS.boot_ns).message(7) is None
+    connection.close()
 
 
 def test_a_server_that_cannot_be_reached_is_a_warning_and_servers_of_two_clusters_are_a_fault(
