@@ -21,7 +21,7 @@ class Said(NamedTuple):
 
 def carried_out(*words: object, **environment: str) -> Said:
     """A command in the caller's thread, which may have no event loop that runs."""
-    with CliRunner(env=environment).isolation() as (out, err, _):
+    with CliRunner(env=environment).isolation() as (stdout, stderr, _):
         try:
             main([*map(str, words)])
         except SystemExit as ending:
@@ -29,7 +29,7 @@ def carried_out(*words: object, **environment: str) -> Said:
         sys.stdout.flush()
         sys.stderr.flush()
     assert isinstance(code, int)
-    return Said(code, out.getvalue().decode(), err.getvalue().decode())
+    return Said(code, stdout.getvalue().decode(), stderr.getvalue().decode())
 
 
 def carried_out_beside(*words: object, **environment: str) -> Said:

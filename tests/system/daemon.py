@@ -62,24 +62,24 @@ class Daemon:
         so what shows pages need not be loaded.
         """
         datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with tempfile.TemporaryDirectory(prefix="notify-") as place, datagrams as told:
-            told.bind(f"{place}/socket")
+        with tempfile.TemporaryDirectory(prefix="notify-") as place, datagrams as messages:
+            messages.bind(f"{place}/socket")
             self.process = self.launch(NOTIFY_SOCKET=f"{place}/socket")
             try:
-                self._wait_told(told, wait_s)
+                self._wait_told(messages, wait_s)
             except AssertionError:
                 if self.process.poll() is None:
                     self.kill()
                 raise
         return self
 
-    def _wait_told(self, told: socket.socket, wait_s: float) -> None:
+    def _wait_told(self, messages: socket.socket, wait_s: float) -> None:
         """Returns when it has said READY, and that it serves; raises with the log where it does not."""
         deadline, is_ready, status = time.monotonic() + wait_s, False, "it said nothing"
-        told.settimeout(0.1)
+        messages.settimeout(0.1)
         while not (is_ready and status.startswith("serving")):
             with contextlib.suppress(TimeoutError):
-                message = dict(line.split("=", 1) for line in told.recv(65_536).decode().splitlines())
+                message = dict(line.split("=", 1) for line in messages.recv(65_536).decode().splitlines())
                 is_ready, status = is_ready or "READY" in message, message.get("STATUS", status)
                 continue
             self._assert_runs()
@@ -108,8 +108,8 @@ class Daemon:
         """Returns when /readyz says 200; raises with the log where it does not, or names a reason with `unless`. It is
         asked the more seldom the longer it takes: on a busy machine the questions would take the time to start.
         """
-        began = time.monotonic()
-        deadline = began + wait_s
+        began_s = time.monotonic()
+        deadline = began_s + wait_s
         reason = "no answer"
         while time.monotonic() < deadline:
             self._assert_runs()
@@ -123,7 +123,7 @@ class Daemon:
                     break
             except OSError as error:
                 reason = str(error)
-            time.sleep(max(0.02, (time.monotonic() - began) / 16))
+            time.sleep(max(0.02, (time.monotonic() - began_s) / 16))
         raise AssertionError(f"not ready after {wait_s} s: {reason}\n{self.log.read_text()}")
 
     def worker_pids(self) -> list[int]:
@@ -138,14 +138,14 @@ class Daemon:
 
     @staticmethod
     def _children(parent: int) -> list[int]:
-        found = []
+        numbers = []
         for name in os.listdir("/proc"):
             if name.isdigit():
                 with contextlib.suppress(OSError):
                     stat = Path(f"/proc/{name}/stat").read_text()
                     if int(stat.rsplit(")", 1)[1].split()[1]) == parent:
-                        found.append(int(name))
-        return sorted(found)
+                        numbers.append(int(name))
+        return sorted(numbers)
 
     def cpu_seconds(self, beside: bool = False) -> float:
         """CPU that the main process and the workers have used until now; `beside`: also the processes that workers
@@ -187,9 +187,9 @@ class Daemon:
     def signal(self, number: signal.Signals) -> None:
         """A signal to the main process and all its workers."""
         assert self.process is not None
-        for one in (self.process.pid, *self.worker_pids()):
+        for pid in (self.process.pid, *self.worker_pids()):
             with contextlib.suppress(ProcessLookupError):
-                os.kill(one, number)
+                os.kill(pid, number)
 
     def stop(self, wait_s: float = 120.0) -> int:
         """SIGTERM; returns the exit code."""

@@ -31,7 +31,7 @@ class Done(NamedTuple):
 def loadtest(directory: Path, *options: str, **environment: str) -> Done:
     """Runs it with what it writes below `directory`."""
     file = directory / "result.json"
-    done = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-m", "billing", "loadtest", "--json", str(file), *options],
         cwd=directory,
         env={**os.environ, **SMALL_FILES, "TMPDIR": str(directory), **environment},
@@ -40,15 +40,15 @@ def loadtest(directory: Path, *options: str, **environment: str) -> Done:
         timeout=WAIT_S,
     )
     result = read(file) if file.exists() else None
-    return Done(done.returncode, done.stdout, done.stderr, result)
+    return Done(process.returncode, process.stdout, process.stderr, result)
 
 
-def right(done: Done) -> Result:
+def right(outcome: Done) -> Result:
     """Everything was judged, and right; what the generator's machine had no room for is told, and ends with 1."""
-    result = done.result
-    assert result is not None, done.all
-    assert done.code == (0 if result.valid else 1), done.all
-    assert ("billing: INVALID, which says nothing of how fast the daemon is" in done.err) == (not result.valid)
+    result = outcome.result
+    assert result is not None, outcome.all
+    assert outcome.code == (0 if result.valid else 1), outcome.all
+    assert ("billing: INVALID, which says nothing of how fast the daemon is" in outcome.err) == (not result.valid)
     for run in (*result.runs, *result.steps):
         assert run.money.clean, run.money
         assert run.cutoffs.clean, run.cutoffs

@@ -66,7 +66,7 @@ os.execv(sys.argv[1], [sys.argv[1], "-I", "-m", "billing", "serve", "--config", 
 
 def start(daemon: Daemon, environ: dict[str, str], handed: tuple[socket.socket, ...] = ()) -> None:
     """As systemd would."""
-    descriptors = tuple(one.fileno() for one in handed)
+    descriptors = tuple(file.fileno() for file in handed)
     arguments = [sys.executable, str(daemon.config), ",".join(map(str, descriptors))]
     with daemon.log.open("ab") as log:
         daemon.process = subprocess.Popen(

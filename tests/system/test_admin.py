@@ -30,21 +30,21 @@ async def scraped(session: aiohttp.ClientSession) -> dict[tuple[str, str], float
     """(sample, its labels but the shard) -> value, summed over shards."""
     async with session.get("/metrics") as answer:
         assert answer.status == 200
-        found: dict[tuple[str, str], float] = {}
+        samples: dict[tuple[str, str], float] = {}
         for family in text_string_to_metric_families(await answer.text()):
             for sample in family.samples:
                 labels = ",".join(f"{k}={v}" for k, v in sorted(sample.labels.items()) if k != "shard")
-                found[sample.name, labels] = found.get((sample.name, labels), 0) + sample.value
-        return found
+                samples[sample.name, labels] = samples.get((sample.name, labels), 0) + sample.value
+        return samples
 
 
 async def scraped_when(
     session: aiohttp.ClientSession, name: str, labels: str, least: float
 ) -> dict[tuple[str, str], float]:
     async with asyncio.timeout(20):
-        while (found := await scraped(session)).get((name, labels), 0) < least:
+        while (samples := await scraped(session)).get((name, labels), 0) < least:
             await asyncio.sleep(0.1)
-    return found
+    return samples
 
 
 def at(daemon: Daemon) -> aiohttp.ClientSession:
@@ -67,34 +67,34 @@ async def test_metrics_count_what_was_done(data_dir: Path) -> None:
         await rpc.call("get_account", "nobody")
         await rpc.ask("set_rate", "u2", "1000")
         async with at(daemon) as session:
-            found = await scraped_when(session, "billing_cutoff_calls_failed_total", "kind=cutoff", 1)
+            samples = await scraped_when(session, "billing_cutoff_calls_failed_total", "kind=cutoff", 1)
             await scraped_when(session, "billing_follower_up", "follower=history", 2)
-            found = await scraped_when(session, "billing_overrun_grown_coins_total", "", 0.001)
-        assert found["billing_requests_total", "method=top_up"] == 20
-        assert found["billing_requests_total", "method=set_rate"] == 1
-        assert found["billing_errors_total", "error=INSUFFICIENT_FUNDS"] == 1
-        assert found["billing_errors_total", "error=UNKNOWN_ACCOUNT"] == 1
-        assert found["billing_accounts", ""] == 20
-        assert found["billing_buckets", ""] == 3000
-        assert found["billing_ready", ""] == 1
-        assert found["billing_shard_up", ""] == 2
-        assert found["billing_cutoffs_owed", ""] == 1
-        assert found["billing_overrun_accounts", ""] == 1
-        assert found["billing_overrun_coins", ""] >= found["billing_overrun_grown_coins_total", ""]
-        assert ("billing_cutoff_calls_failed_total", "kind=restore") not in found  # there is no cutoff.restore_url
-        assert found["billing_cutoff_calls_delivered_total", "kind=cutoff"] == 0
-        assert found["billing_overrun_coins_per_second", ""] == pytest.approx(1000)
-        assert found["billing_cutoff_oldest_owed_seconds", ""] > 0
-        assert found["billing_sync_seconds_count", ""] >= 22 / 20
-        assert found["billing_batch_entries_sum", ""] >= 22
-        assert found["billing_cutoff_done_lateness_seconds_count", ""] == 0
-        assert found["billing_request_duration_seconds_count", "door=msgpack_rpc,method=top_up"] == 20
-        assert found["billing_request_duration_seconds_count", "door=msgpack_rpc,method=debit"] == 1
-        assert found["billing_request_duration_seconds_sum", "door=msgpack_rpc,method=top_up"] > 0
-        assert found["billing_follower_up", "follower=history"] == 2
-        assert found["process_resident_memory_bytes", ""] > 2**20
-        assert found["billing_process_cpu_seconds_total", "process=shard-1"] > 0
-        assert 0 < found["billing_disk_free_bytes", ""] <= found["billing_disk_size_bytes", ""]
+            samples = await scraped_when(session, "billing_overrun_grown_coins_total", "", 0.001)
+        assert samples["billing_requests_total", "method=top_up"] == 20
+        assert samples["billing_requests_total", "method=set_rate"] == 1
+        assert samples["billing_errors_total", "error=INSUFFICIENT_FUNDS"] == 1
+        assert samples["billing_errors_total", "error=UNKNOWN_ACCOUNT"] == 1
+        assert samples["billing_accounts", ""] == 20
+        assert samples["billing_buckets", ""] == 3000
+        assert samples["billing_ready", ""] == 1
+        assert samples["billing_shard_up", ""] == 2
+        assert samples["billing_cutoffs_owed", ""] == 1
+        assert samples["billing_overrun_accounts", ""] == 1
+        assert samples["billing_overrun_coins", ""] >= samples["billing_overrun_grown_coins_total", ""]
+        assert ("billing_cutoff_calls_failed_total", "kind=restore") not in samples  # there is no cutoff.restore_url
+        assert samples["billing_cutoff_calls_delivered_total", "kind=cutoff"] == 0
+        assert samples["billing_overrun_coins_per_second", ""] == pytest.approx(1000)
+        assert samples["billing_cutoff_oldest_owed_seconds", ""] > 0
+        assert samples["billing_sync_seconds_count", ""] >= 22 / 20
+        assert samples["billing_batch_entries_sum", ""] >= 22
+        assert samples["billing_cutoff_done_lateness_seconds_count", ""] == 0
+        assert samples["billing_request_duration_seconds_count", "door=msgpack_rpc,method=top_up"] == 20
+        assert samples["billing_request_duration_seconds_count", "door=msgpack_rpc,method=debit"] == 1
+        assert samples["billing_request_duration_seconds_sum", "door=msgpack_rpc,method=top_up"] > 0
+        assert samples["billing_follower_up", "follower=history"] == 2
+        assert samples["process_resident_memory_bytes", ""] > 2**20
+        assert samples["billing_process_cpu_seconds_total", "process=shard-1"] > 0
+        assert 0 < samples["billing_disk_free_bytes", ""] <= samples["billing_disk_size_bytes", ""]
 
 
 async def test_a_list_of_processes_says_which_shards_each_is(daemon: Daemon) -> None:
@@ -120,8 +120,8 @@ async def test_a_process_that_does_not_run_has_a_series_that_says_so(data_dir: P
                     for follower in psutil.Process(daemon.worker_pids()[0]).children():
                         daemon.kill(follower.pid)
                     await asyncio.sleep(0.1)
-            found = await scraped(session)
-            assert ("billing_follower_starts_total", "follower=history") in found
+            samples = await scraped(session)
+            assert ("billing_follower_starts_total", "follower=history") in samples
 
 
 @pytest.mark.skipif(PROMTOOL is None, reason="promtool is in Debian's package prometheus")
@@ -218,8 +218,8 @@ async def test_with_tokens_only_who_may_read_reads(data_dir: Path) -> None:
                 async with session.get(path, headers={"Authorization": "Bearer till"}) as answer:
                     assert answer.status == 403
             basic = "Basic " + base64.b64encode(b"any:grafana").decode()
-            for given in ("Bearer grafana", basic):
-                async with session.get("/metrics", headers={"Authorization": given}) as answer:
+            for authorization in ("Bearer grafana", basic):
+                async with session.get("/metrics", headers={"Authorization": authorization}) as answer:
                     assert answer.status == 200
             async with session.get("/readyz") as answer:
                 assert answer.status == 200
@@ -232,8 +232,8 @@ async def test_beyond_loopback_it_speaks_tls_and_asks_who_is_there(data_dir: Pat
     files["tls_cert"].write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
     files["tls_key"].write_bytes(server.private_key_pem.bytes())
     files["tokens_file"].write_text(f"grafana:read:{hashlib.sha256(b'grafana').hexdigest()}\n")
-    for one in files.values():
-        one.chmod(0o600)
+    for path in files.values():
+        path.chmod(0o600)
     settings: dict[str, object] = {f"rpc.{key}": str(name) for key, name in files.items()}
     daemon = Daemon(data_dir, shards__workers=1, **settings)
     daemon.config.write_text(

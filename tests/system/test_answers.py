@@ -55,8 +55,8 @@ async def test_every_procedure_on_an_account_answers_the_same_map_and_some_add_t
         assert (reply["user_id"], reply["replayed"]) == ("u", False)
         assert reply["entry_id"] == number - (number > 9), "reading makes no entry"
     await rpc.ask("top_up", "v", 5)
-    held = (await rpc.ask("hold", "v", 5))["hold_id"]
-    released = await rpc.ask("release", "v", held)
+    hold_id = (await rpc.ask("hold", "v", 5))["hold_id"]
+    released = await rpc.ask("release", "v", hold_id)
     assert set(released) == REPLY | {"restored", "cutoff"}
     assert (released["restored"], released["cutoff"]["status"]) == (True, "superseded")
 
@@ -77,8 +77,8 @@ async def test_lists_are_arrays_of_maps(data_dir: Path) -> None:
         shards = await rpc.ask("shards_info")
         assert [row["shard_id"] for row in shards] == sorted({row["shard_id"] for row in buckets})
         for row in shards:
-            wanted = {"shard_id", "worker_pid", "buckets", "accounts", "armed", "pending_cutoffs", "journal_bytes"}
-            assert row.keys() >= wanted
+            columns = {"shard_id", "worker_pid", "buckets", "accounts", "armed", "pending_cutoffs", "journal_bytes"}
+            assert row.keys() >= columns
             assert row["worker_pid"] in daemon.worker_pids()
             assert row["buckets"] == sum(bucket["shard_id"] == row["shard_id"] for bucket in buckets)
         assert sum(row["accounts"] for row in shards) == sum(row["pending_cutoffs"] for row in shards) == 1
@@ -109,21 +109,21 @@ async def test_the_history_is_newest_first_in_pages_and_holds_every_answered_ent
     assert (rows[-1]["message"], rows[-1]["request_id"]) == ("invoice 7", b"\xff\x00")
     page = await rpc.ask("history", "paged", {"limit": 5, "before": 20})
     assert page == [row for row in rows if row["entry_id"] < 20][:5]
-    for row, before in pairwise(rows):
-        assert before["balance_after_nanos"] - row["accrued_nanos"] == row["balance_before_nanos"]
+    for row, newer in pairwise(rows):
+        assert newer["balance_after_nanos"] - row["accrued_nanos"] == row["balance_before_nanos"]
         assert row["balance_before_nanos"] + row["amount_nanos"] == row["balance_after_nanos"]
 
 
 async def test_entry_ids_and_instants_rise_across_moves_and_restarts(data_dir: Path) -> None:
     daemon = Daemon(data_dir, shards__workers=2)
-    seen: list[tuple[int, int]] = []
+    stamps: list[tuple[int, int]] = []
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         bucket_id = await rpc.ask("bucket_id", "u")
 
         async def call() -> None:
             reply = await rpc.ask("top_up", "u", 1)
-            seen.append((reply["entry_id"], reply["at_ns"]))
+            stamps.append((reply["entry_id"], reply["at_ns"]))
 
         for target in (1, 2, 1, 2):
             await call()
@@ -136,8 +136,8 @@ async def test_entry_ids_and_instants_rise_across_moves_and_restarts(data_dir: P
         owner = next(row for row in await rpc.ask("buckets_info") if row["bucket_id"] == bucket_id)
         assert owner["generation"] >= 4
         assert owner["shard_id"] == 2
-    assert [entry_id for entry_id, _ in seen] == list(range(1, 13))
-    assert [at_ns for _, at_ns in seen] == sorted(at_ns for _, at_ns in seen)
+    assert [entry_id for entry_id, _ in stamps] == list(range(1, 13))
+    assert [at_ns for _, at_ns in stamps] == sorted(at_ns for _, at_ns in stamps)
 
 
 async def test_request_ids_are_kept_up_to_a_stated_number_per_bucket_and_a_metric_counts_what_went_early(
@@ -150,14 +150,14 @@ async def test_request_ids_are_kept_up_to_a_stated_number_per_bucket_and_a_metri
             assert (await rpc.ask("top_up", "u", 1, {"request_id": name}))["replayed"] is False
         for name, replayed in (("e", True), ("c", True), ("b", False)):
             assert (await rpc.ask("top_up", "u", 1, {"request_id": name}))["replayed"] is replayed
-        gone = 0.0
+        dropped = 0.0
         async with aiohttp.ClientSession(f"http://127.0.0.1:{daemon.admin_port}") as session, asyncio.timeout(20):
-            while gone < 3:
+            while dropped < 3:
                 async with session.get("/metrics") as answer:
                     lines = (await answer.text()).splitlines()
                 counted = [line for line in lines if line.startswith("billing_request_ids_evicted_early_total")]
-                gone = sum(float(line.rsplit(" ", 1)[1]) for line in counted)
-        assert gone == 3
+                dropped = sum(float(line.rsplit(" ", 1)[1]) for line in counted)
+        assert dropped == 3
         info = await rpc.ask("server_info")
         assert (info["version"], info["request_ids_per_bucket"]) == (__version__, 3)
         limits = info["limits"]

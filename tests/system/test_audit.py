@@ -25,10 +25,10 @@ from tests.system.rpc import Rpc
 
 
 def audit(daemon: Daemon, *words: str) -> list[dict[str, Any]]:
-    told = carried_out("audit", "--json", "--config", daemon.config, *words)
-    assert told.returncode == 0, told.stderr
-    found: list[dict[str, Any]] = json.loads(told.stdout)
-    return found
+    result = carried_out("audit", "--json", "--config", daemon.config, *words)
+    assert result.returncode == 0, result.stderr
+    records: list[dict[str, Any]] = json.loads(result.stdout)
+    return records
 
 
 def guess_as_tarantool(port: int) -> None:
@@ -105,7 +105,7 @@ async def test_acts_and_refused_sign_ins_are_on_record(data_dir: Path) -> None:
     assert (stopped[0]["act"], stopped[0]["details"]["shards"]) == ("start", [1, 2])
     assert [row["act"] for row in stopped].count("audit") == 0, "looking is no act"
     acts = [(row["actor"], row["act"], row["details"]) for row in stopped]
-    assert [one for one in acts if one[0]] == [
+    assert [act for act in acts if act[0]] == [
         ("ops", "pin_bucket", {"bucket_id": 3}),
         ("ops", "unpin_bucket", {"bucket_id": 3}),
         ("ops", "move_bucket", {"bucket_id": 3, "shard_id": 3 - owner[3]}),
@@ -120,8 +120,8 @@ async def test_a_shard_that_drains_is_on_record_and_a_backup_has_the_record(data
     with Daemon(data_dir, shards__workers=2, shards__bucket_count=8) as daemon:
         copy = tmp_path / "copy"
         command = [sys.executable, "-m", "billing", "backup", str(copy), "--address", f"127.0.0.1:{daemon.rpc_port}"]
-        done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+        result = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=300)
+        assert result.returncode == 0, result.stderr
     lines = [json.loads(line) for path in (copy / "audit").iterdir() for line in path.read_text().splitlines()]
     assert {row["act"] for row in lines} == {"start", "backup"}
     with Daemon(data_dir, shards__workers=1, shards__bucket_count=8) as daemon:
@@ -134,6 +134,6 @@ def test_without_a_data_directory_the_command_says_so(data_dir: Path) -> None:
     config = data_dir / "config.toml"
     config.write_text(f'[daemon]\ndata_dir = "{data_dir}/nowhere"\n')
     command = [sys.executable, "-m", "billing", "audit", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 78
-    assert f"there is no data directory {data_dir}/nowhere" in done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert result.returncode == 78
+    assert f"there is no data directory {data_dir}/nowhere" in result.stderr

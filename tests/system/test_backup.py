@@ -33,11 +33,11 @@ FIRST_NOTICES = ("1:account-topped_up", "2:account-debited", "2:account-exhauste
 
 
 async def backed_up(daemon: Daemon, target: Path) -> dict[str, Any]:
-    done = await asyncio.to_thread(carried_out, "backup", target, "--address", daemon.address)
-    assert done.returncode == 0, done.stderr + done.stdout
-    assert "no faults" in done.stdout
-    told: dict[str, Any] = json.loads((target / "backup.json").read_text())
-    return told
+    result = await asyncio.to_thread(carried_out, "backup", target, "--address", daemon.address)
+    assert result.returncode == 0, result.stderr + result.stdout
+    assert "no faults" in result.stdout
+    description: dict[str, Any] = json.loads((target / "backup.json").read_text())
+    return description
 
 
 async def put_back(daemon: Daemon, source: Path) -> str:
@@ -45,9 +45,9 @@ async def put_back(daemon: Daemon, source: Path) -> str:
     data = daemon.directory / "data"
     if data.exists():
         shutil.rmtree(data)
-    done = await asyncio.to_thread(carried_out, "restore", source, "--config", daemon.config)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    result = await asyncio.to_thread(carried_out, "restore", source, "--config", daemon.config)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 async def test_a_backup_under_load_holds_exactly_what_was_stamped_up_to_its_instant(data_dir: Path) -> None:
@@ -66,8 +66,8 @@ async def test_a_backup_under_load_holds_exactly_what_was_stamped_up_to_its_inst
         load = [asyncio.create_task(top_up(user)) for user in users]
         await until(lambda: all(len(stamps) > 5 for stamps in stamped.values()))
         about = await backed_up(daemon, data_dir / "backup")
-        before = {user: len(stamps) for user, stamps in stamped.items()}
-        await until(lambda: all(len(stamped[user]) > before[user] for user in users))
+        counts = {user: len(stamps) for user, stamps in stamped.items()}
+        await until(lambda: all(len(stamped[user]) > counts[user] for user in users))
         going = False
         await asyncio.gather(*load)
         rpc.close()
@@ -124,9 +124,11 @@ async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_st
             async with at(daemon) as session:
                 await scraped_until(session, "billing_cutoffs_held", 2)
                 await rpc.ask("top_up", "saved", 1000 * COIN)
-                found = await scraped_until(session, "billing_cutoffs_held", 1)
-            assert found["billing_cutoffs_owed", ""] == 1
-            assert ("billing_cutoff_oldest_owed_seconds", "") not in found, "it waits for a release, not for an answer"
+                samples = await scraped_until(session, "billing_cutoffs_held", 1)
+            assert samples["billing_cutoffs_owed", ""] == 1
+            assert ("billing_cutoff_oldest_owed_seconds", "") not in samples, (
+                "it waits for a release, not for an answer"
+            )
             assert await rpc.ask("release_cutoffs") == {"released": 1}
             await until(lambda: [call.user_id for call in receiver.calls] == ["dry"])
             assert not (data_dir / "data" / "restored").exists()
@@ -141,10 +143,10 @@ async def test_whoever_may_not_back_up_is_told_the_role_that_it_takes(data_dir: 
         for role in roles:
             token = data_dir / role
             token.write_text(role)
-            asked = ("backup", data_dir / "backup", "--address", daemon.address, "--token-file", token)
-            done = await asyncio.to_thread(carried_out, *asked)
-            assert done.returncode == 4
-            assert "backup needs the role admin" in done.stderr
+            arguments = ("backup", data_dir / "backup", "--address", daemon.address, "--token-file", token)
+            result = await asyncio.to_thread(carried_out, *arguments)
+            assert result.returncode == 4
+            assert "backup needs the role admin" in result.stderr
             assert not (data_dir / "backup").exists()
 
 
@@ -156,28 +158,28 @@ async def test_a_restore_is_on_record_and_refused_where_the_data_or_the_configur
     taken_at_ns = json.loads((backup / "backup.json").read_text())["taken_at_ns"]
     (data_dir / "other").mkdir()
     other = Daemon(data_dir / "other", shards__bucket_count=7)
-    done = await asyncio.to_thread(carried_out, "restore", backup, "--config", other.config)
-    assert done.returncode == 78
-    assert "shards.bucket_count is 7, and the backup has 3000 buckets" in done.stderr
+    result = await asyncio.to_thread(carried_out, "restore", backup, "--config", other.config)
+    assert result.returncode == 78
+    assert "shards.bucket_count is 7, and the backup has 3000 buckets" in result.stderr
     (segment,) = (backup / "map").glob("segment-*")
     segment.rename(data_dir / "away")
-    done = await asyncio.to_thread(carried_out, "restore", backup, "--config", daemon.config)
-    assert done.returncode == 1
-    assert f"{segment} is missing, which backup.json names" in done.stderr
+    result = await asyncio.to_thread(carried_out, "restore", backup, "--config", daemon.config)
+    assert result.returncode == 1
+    assert f"{segment} is missing, which backup.json names" in result.stderr
     assert not (data_dir / "data").exists()
     (data_dir / "away").rename(segment)
     await put_back(daemon, backup)
-    done = await asyncio.to_thread(carried_out, "audit", "--config", daemon.config, "--act", "restore", "--json")
-    (row,) = json.loads(done.stdout)
+    result = await asyncio.to_thread(carried_out, "audit", "--config", daemon.config, "--act", "restore", "--json")
+    (row,) = json.loads(result.stdout)
     assert row["actor"] == f"uid:{os.getuid()}"
     assert row["details"] == {"backup": str(backup), "taken_at_ns": taken_at_ns}
 
 
 async def scraped_until(session: aiohttp.ClientSession, name: str, value: float) -> dict[tuple[str, str], float]:
     async with asyncio.timeout(60):
-        while (found := await scraped(session)).get((name, "")) != value:
+        while (samples := await scraped(session)).get((name, "")) != value:
             await asyncio.sleep(0.1)
-    return found
+    return samples
 
 
 async def until_exhausted(rpc: Rpc, *users: str) -> None:
@@ -236,27 +238,27 @@ async def test_notices_that_were_owed_are_told_by_the_restored_daemon_under_thei
                 await rpc.ask("debit", user, COIN)
             await until(lambda: {call.user_id for call in refusing.calls} == set(users))
             about = await backed_up(daemon, data_dir / "backup")
-            tried = {call.event_id for call in refusing.calls}
+            event_ids = {call.event_id for call in refusing.calls}
         async with receiving(port) as receiver:
             await rpc.ask("top_up", "later", COIN)  # is not in the backup, and what is in it may be told by now
             await until(lambda: "later" in {call.user_id for call in receiver.calls})
         rpc.close()
-    wanted = {f"{user}:{name}" for user in users for name in FIRST_NOTICES}
-    assert tried <= wanted
-    assert sum(row["owed"] for row in about["notices"].values()) == len(wanted)
-    said = await put_back(daemon, data_dir / "backup")
-    assert f"notices that were still to be told then: {len(wanted)}; they are told at the next start" in said
+    all_event_ids = {f"{user}:{name}" for user in users for name in FIRST_NOTICES}
+    assert event_ids <= all_event_ids
+    assert sum(row["owed"] for row in about["notices"].values()) == len(all_event_ids)
+    output = await put_back(daemon, data_dir / "backup")
+    assert f"notices that were still to be told then: {len(all_event_ids)}; they are told at the next start" in output
     async with receiving(port) as receiver:
         with daemon:
-            await until(lambda: {call.event_id for call in receiver.calls} >= wanted)
+            await until(lambda: {call.event_id for call in receiver.calls} >= all_event_ids)
             rpc = await Rpc.connect(daemon.rpc_port)
             await rpc.ask("top_up", "after", COIN)
             await until(lambda: "after" in {call.user_id for call in receiver.calls})
             rpc.close()
-        assert {call.event_id for call in receiver.calls} == wanted | {"after:1:account-topped_up"}
+        assert {call.event_id for call in receiver.calls} == all_event_ids | {"after:1:account-topped_up"}
     silent = Daemon(data_dir, shards__workers=2)
-    said = await put_back(silent, data_dir / "backup")
-    assert f"{len(wanted)}; the next start gives them up, since notify.url is empty" in said
+    output = await put_back(silent, data_dir / "backup")
+    assert f"{len(all_event_ids)}; the next start gives them up, since notify.url is empty" in output
 
 
 def test_what_is_proved_of_a_good_copy_is_told_under_the_name_that_it_gets(
@@ -268,9 +270,9 @@ def test_what_is_proved_of_a_good_copy_is_told_under_the_name_that_it_gets(
     builder.pay(b"u", COIN)
     builder.close()
     _prove(RealDisk(), str(work), str(data_dir / "copy"), 50)
-    told = capsys.readouterr().out
-    assert f"{data_dir}/copy/history/shard-1.sqlite is not there yet" in told
-    assert "unfinished" not in told
+    output = capsys.readouterr().out
+    assert f"{data_dir}/copy/history/shard-1.sqlite is not there yet" in output
+    assert "unfinished" not in output
 
 
 def test_of_a_backup_that_another_version_made_without_notices_it_is_said(host: Path, data_dir: Path) -> None:
@@ -280,9 +282,9 @@ def test_of_a_backup_that_another_version_made_without_notices_it_is_said(host: 
     del about["notices"]
     listed.write_text(json.dumps(about))
     daemon = Daemon(data_dir, shards__workers=1, notify__url="http://127.0.0.1:9/told")
-    done = carried_out("restore", data_dir / "backup", "--config", daemon.config)
-    assert done.returncode == 0, done.stderr
-    assert "left notices out: what was still to be told then may stay untold" in done.stdout
+    result = carried_out("restore", data_dir / "backup", "--config", daemon.config)
+    assert result.returncode == 0, result.stderr
+    assert "left notices out: what was still to be told then may stay untold" in result.stdout
 
 
 async def test_what_a_shard_wrote_that_is_gone_is_in_the_backup(data_dir: Path) -> None:
@@ -308,9 +310,9 @@ async def test_what_a_shard_wrote_that_is_gone_is_in_the_backup(data_dir: Path) 
             assert [row["entry_id"] for row in await rpc.ask("history", user)] == [2, 1]
         rpc.close()
     shutil.rmtree(data_dir / "data" / "shard-2")  # its history is all that is left of it, as on servers
-    done = await asyncio.to_thread(carried_out, "doctor", "--config", fewer.config)
-    assert done.returncode == 0, done.stdout
-    assert "no faults" in done.stdout
+    result = await asyncio.to_thread(carried_out, "doctor", "--config", fewer.config)
+    assert result.returncode == 0, result.stdout
+    assert "no faults" in result.stdout
 
 
 async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_good(data_dir: Path) -> None:
@@ -331,9 +333,9 @@ async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_g
         assert await rpc.ask("backup", "cancel") == {"step": "cancel"}
         assert (await rpc.call("backup", "end"))[0].startswith("BACKUP_REFUSED: no backup is being taken")
         await backed_up(daemon, data_dir / "backup")
-        again = await asyncio.to_thread(carried_out, "backup", data_dir / "backup", "--address", daemon.address)
-        assert again.returncode == 1
-        assert "is there already: a backup is made in a directory of its own" in again.stderr
+        second = await asyncio.to_thread(carried_out, "backup", data_dir / "backup", "--address", daemon.address)
+        assert second.returncode == 1
+        assert "is there already: a backup is made in a directory of its own" in second.stderr
         acts = [row["details"]["step"] for row in await rpc.ask("audit", {"act": "backup"})]
         assert acts[-4:] == ["cancel", "end", "begin", "end"], "nothing was begun for a directory that is taken"
         rpc.close()
@@ -381,11 +383,11 @@ def test_what_is_no_whole_backup_is_not_restored(host: Path, data_dir: Path, dam
         else:
             (backup / "backup.json").unlink()
             expected = "it is no backup"
-    before = sorted(os.listdir(data)) if data.exists() else None
-    done = carried_out("restore", backup, "--config", daemon.config)
-    assert done.returncode == 1
-    assert expected in done.stderr
-    assert (sorted(os.listdir(data)) if data.exists() else None) == before
+    names = sorted(os.listdir(data)) if data.exists() else None
+    result = carried_out("restore", backup, "--config", daemon.config)
+    assert result.returncode == 1
+    assert expected in result.stderr
+    assert (sorted(os.listdir(data)) if data.exists() else None) == names
     assert not Path(f"{data}.unfinished").exists(), "the next attempt would take it for one that was cut off"
-    again = carried_out("restore", host / "backup", "--config", daemon.config)
-    assert again.returncode == (damage == "not empty"), again.stderr
+    second = carried_out("restore", host / "backup", "--config", daemon.config)
+    assert second.returncode == (damage == "not empty"), second.stderr

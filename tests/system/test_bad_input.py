@@ -79,8 +79,8 @@ class Doors:
 
     def ask(self, verb: str, target: str, body: bytes = b"", more: str = SIGNED) -> Answer:
         """The answer to one request, signed in where nothing else is said."""
-        (told,) = self.http(request(verb, target, body, more + "Connection: close\r\n"))
-        return told
+        (answer,) = self.http(request(verb, target, body, more + "Connection: close\r\n"))
+        return answer
 
     def is_open(self, user: str) -> bool:
         """Whether there is such an account."""
@@ -88,8 +88,8 @@ class Doors:
 
     def entries(self) -> list[Any]:
         """Everything that ever happened."""
-        told = self.ask("GET", "/v1/entries", more=SIGNED + "Accept: application/json\r\n")
-        return list(told.json["entries"])
+        answer = self.ask("GET", "/v1/entries", more=SIGNED + "Accept: application/json\r\n")
+        return list(answer.json["entries"])
 
 
 def request(verb: str, target: str, body: bytes = b"", more: str = SIGNED) -> bytes:
@@ -103,23 +103,23 @@ def request(verb: str, target: str, body: bytes = b"", more: str = SIGNED) -> by
 
 
 def until_closed(wire: socket.socket) -> bytes:
-    came = b""
+    received = b""
     with contextlib.suppress(ConnectionResetError):  # closed with something of ours unread
         while part := wire.recv(65_536):
-            came += part
-    return came
+            received += part
+    return received
 
 
-def answers_in(came: bytes) -> list[Answer]:
-    found = []
-    while came:
-        head, _, came = came.partition(b"\r\n\r\n")
+def answers_in(received: bytes) -> list[Answer]:
+    answers = []
+    while received:
+        head, _, received = received.partition(b"\r\n\r\n")
         first, *lines = head.decode().split("\r\n")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in lines)}
         length = int(headers["content-length"])
-        found.append(Answer(int(first.split()[1]), headers, came[:length]))
-        came = came[length:]
-    return found
+        answers.append(Answer(int(first.split()[1]), headers, received[:length]))
+        received = received[length:]
+    return answers
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +135,10 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         "rpc.tokens_file": str(tokens),
     }
     with Daemon(place, shards__workers=1, **settings) as daemon:
-        found = Doors(daemon, http_port, tarantool_port)
-        yield found
-        assert found.entries() == [], "something was done"
-        assert found.ask("GET", "/v1/ping").json == {"ping": "pong"}
+        doors = Doors(daemon, http_port, tarantool_port)
+        yield doors
+        assert doors.entries() == [], "something was done"
+        assert doors.ask("GET", "/v1/ping").json == {"ping": "pong"}
     log = daemon.log.read_text()
     assert "Traceback" not in log
     assert "a bug" not in log
@@ -185,8 +185,8 @@ SMUGGLED = {
 
 @pytest.mark.parametrize("data", SMUGGLED.values(), ids=SMUGGLED)
 def test_a_request_of_two_meanings_is_none_and_nothing_behind_it_is_read(doors: Doors, data: bytes) -> None:
-    told = doors.http(data + HIDDEN)
-    assert [(one.status, one.json["name"]) for one in told] == [(400, "PROTOCOL_ERROR")]
+    answers = doors.http(data + HIDDEN)
+    assert [(answer.status, answer.json["name"]) for answer in answers] == [(400, "PROTOCOL_ERROR")]
     assert not doors.is_open("smuggled")
 
 
@@ -201,9 +201,9 @@ HUGE = {
 
 @pytest.mark.parametrize("data", HUGE.values(), ids=HUGE)
 def test_a_head_beyond_the_limit_is_not_kept(doors: Doors, data: bytes) -> None:
-    told = doors.http(data, HIDDEN)
-    assert [(one.status, one.json["name"]) for one in told[:1]] in ([(400, "PROTOCOL_ERROR")], [])
-    assert len(told) <= 1
+    answers = doors.http(data, HIDDEN)
+    assert [(answer.status, answer.json["name"]) for answer in answers[:1]] in ([(400, "PROTOCOL_ERROR")], [])
+    assert len(answers) <= 1
     assert not doors.is_open("smuggled")
 
 
@@ -247,12 +247,12 @@ BODIES: dict[str, tuple[bytes, int, str, str]] = {  # body, status, name, what t
 def test_a_body_that_cannot_be_meant_is_refused_and_says_why(
     doors: Doors, body: bytes, status: int, name: str, words: str
 ) -> None:
-    told = doors.ask("POST", "/v1/accounts/refused/top_up", body)
-    assert (told.status, told.json["name"]) == (status, name)
-    assert told.headers["content-type"] == "application/problem+json"
-    assert words in told.json["detail"]
-    assert len(told.body) < 1_000, "what came is not sent back"
-    assert told.json["applied"] == "no"
+    answer = doors.ask("POST", "/v1/accounts/refused/top_up", body)
+    assert (answer.status, answer.json["name"]) == (status, name)
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert words in answer.json["detail"]
+    assert len(answer.body) < 1_000, "what came is not sent back"
+    assert answer.json["applied"] == "no"
     assert not doors.is_open("refused")
 
 
@@ -267,10 +267,10 @@ KINDS = (
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_body_of_another_kind_is_not_read(doors: Doors, kind: str) -> None:
-    told = doors.ask("POST", "/v1/accounts/refused/top_up", BODY, f"{SIGNED}Content-Type: {kind}\r\n")
-    assert (told.status, told.json["name"]) == (415, "INVALID_PARAMS")
-    told = doors.ask("POST", "/v1/accounts/refused/top_up", BODY, f"{SIGNED}Content-Encoding: gzip\r\n")
-    assert told.status == 415
+    answer = doors.ask("POST", "/v1/accounts/refused/top_up", BODY, f"{SIGNED}Content-Type: {kind}\r\n")
+    assert (answer.status, answer.json["name"]) == (415, "INVALID_PARAMS")
+    answer = doors.ask("POST", "/v1/accounts/refused/top_up", BODY, f"{SIGNED}Content-Encoding: gzip\r\n")
+    assert answer.status == 415
 
 
 @pytest.mark.parametrize(
@@ -287,9 +287,9 @@ def test_a_body_of_another_kind_is_not_read(doors: Doors, kind: str) -> None:
     ],
 )
 def test_a_query_that_cannot_be_meant_is_refused_and_says_why(doors: Doors, target: str, words: str) -> None:
-    told = doors.ask("GET", target)
-    assert (told.status, told.json["name"]) == (400, "INVALID_PARAMS")
-    assert words in told.json["detail"]
+    answer = doors.ask("GET", target)
+    assert (answer.status, answer.json["name"]) == (400, "INVALID_PARAMS")
+    assert words in answer.json["detail"]
 
 
 # -- the Tarantool door ------------------------------------------------------------------------------------------------
@@ -306,23 +306,23 @@ def call(name: str, *params: Any, sync: int = 1) -> bytes:
 
 def salt_of(wire: socket.socket) -> bytes:
     """The salt of the greeting."""
-    said = b""
-    while len(said) < protocol.GREETING_BYTES:
-        said += wire.recv(protocol.GREETING_BYTES - len(said))
-    return b64decode(said[64:127].strip())
+    greeting = b""
+    while len(greeting) < protocol.GREETING_BYTES:
+        greeting += wire.recv(protocol.GREETING_BYTES - len(greeting))
+    return b64decode(greeting[64:127].strip())
 
 
-def replies_in(came: bytes) -> list[tuple[int, int, Any]]:
+def replies_in(received: bytes) -> list[tuple[int, int, Any]]:
     """(type, SYNC, data or error) of whole packets."""
-    found = []
-    while came:
-        size = int.from_bytes(came[1:5], "big")
+    replies = []
+    while received:
+        size = int.from_bytes(received[1:5], "big")
         unpacker = msgpack.Unpacker(strict_map_key=False)
-        unpacker.feed(came[5 : 5 + size])
+        unpacker.feed(received[5 : 5 + size])
         header, body = unpacker.unpack(), unpacker.unpack()
-        found.append((header[0], header[1], body.get(0x30, body.get(0x31))))
-        came = came[5 + size :]
-    return found
+        replies.append((header[0], header[1], body.get(0x30, body.get(0x31))))
+        received = received[5 + size :]
+    return replies
 
 
 MISMATCH = 0x8000 | protocol.ER_PASSWORD_MISMATCH
@@ -349,9 +349,9 @@ def test_a_wrong_scramble_ends_the_connection_and_no_call_behind_it_is_carried_o
         scramble = protocol.scramble_of(token.encode(), salt_of(wire))[:cut]
         auth = packet(protocol.AUTH, {protocol.USER_NAME: user, protocol.TUPLE: ["chap-sha1", scramble]})
         wire.sendall(auth + CALLS)
-        ((kind, sync, said),) = replies_in(until_closed(wire))
+        ((kind, sync, message),) = replies_in(until_closed(wire))
     assert (kind, sync) == (MISMATCH, 1)
-    assert said == f"Incorrect password supplied for user '{user}'"
+    assert message == f"Incorrect password supplied for user '{user}'"
 
 
 def test_a_scramble_of_another_connection_is_worth_nothing(doors: Doors) -> None:
@@ -387,9 +387,9 @@ def test_what_is_left_unfinished_is_not_waited_for_at_any_door_and_not_logged(do
     }
     auth = packet(protocol.AUTH, {protocol.USER_NAME: NAME, protocol.TUPLE: ["chap-sha1", bytes(20)]})
     with contextlib.ExitStack() as opened:
-        wires = {what: opened.enter_context(doors.wire(doors.http_port)) for what in http}
-        for what, wire in wires.items():
-            wire.sendall(http[what])
+        wires = {name: opened.enter_context(doors.wire(doors.http_port)) for name in http}
+        for name, wire in wires.items():
+            wire.sendall(http[name])
         page = opened.enter_context(doors.wire(doors.daemon.admin_port))
         page.sendall(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert page.recv(65_536).startswith(b"HTTP/1.1 200")
@@ -401,10 +401,10 @@ def test_what_is_left_unfinished_is_not_waited_for_at_any_door_and_not_logged(do
         half_size.sendall(b"\xce\x00")
         for wire in (silent, half, half_size):
             assert until_closed(wire)[protocol.GREETING_BYTES :] == b"", "nothing is said but the greeting"
-        for what, wire in wires.items():
-            told = answers_in(until_closed(wire))
-            assert [one.status for one in told] == [408], what
-            assert told[0].json["name"] == "PROTOCOL_ERROR"
+        for name, wire in wires.items():
+            answers = answers_in(until_closed(wire))
+            assert [answer.status for answer in answers] == [408], name
+            assert answers[0].json["name"] == "PROTOCOL_ERROR"
         until_closed(page)
     assert not doors.is_open("slow")
     assert doors.daemon.log.read_bytes() == logged
@@ -418,13 +418,17 @@ PATHS = [(verb.upper(), path) for path, verbs in document()["paths"].items() for
 def test_over_http_nothing_is_told_and_nothing_done_without_a_token(doors: Doors) -> None:
     for verb, path in [*PATHS, ("GET", "/v1/openapi.json"), ("GET", "/nothing")]:
         target = path.format(user_id="early", hold_id="h", bucket_id="1")
-        told = doors.ask(verb, target, BODY if verb != "GET" else b"", "")
-        assert (told.status, told.json["name"], told.headers["www-authenticate"]) == (401, "UNAUTHENTICATED", "Bearer")
+        answer = doors.ask(verb, target, BODY if verb != "GET" else b"", "")
+        assert (answer.status, answer.json["name"], answer.headers["www-authenticate"]) == (
+            401,
+            "UNAUTHENTICATED",
+            "Bearer",
+        )
     for wrong in ("Bearer wrong", "Basic c2hvcDo=", "Bearer", f"Bearer {TOKEN}\r\nAuthorization: Bearer {TOKEN}"):
-        told = doors.ask("POST", "/v1/accounts/early/top_up", BODY, f"Authorization: {wrong}\r\n")
-        assert (told.status, told.json["name"]) == (401, "UNAUTHENTICATED")
+        answer = doors.ask("POST", "/v1/accounts/early/top_up", BODY, f"Authorization: {wrong}\r\n")
+        assert (answer.status, answer.json["name"]) == (401, "UNAUTHENTICATED")
     piped = request("POST", "/v1/accounts/early/top_up", BODY, "Authorization: Bearer wrong\r\n")
-    assert [one.status for one in doors.http(piped + HIDDEN)] == [401], "one guess each"
+    assert [answer.status for answer in doors.http(piped + HIDDEN)] == [401], "one guess each"
 
 
 def test_no_procedure_is_carried_out_at_the_other_doors_before_the_sign_in(doors: Doors) -> None:
@@ -445,12 +449,12 @@ def test_no_procedure_is_carried_out_at_the_other_doors_before_the_sign_in(doors
 # -- the operators' pages: their log is read for what the daemon does, so what strangers send stands nowhere in it -----
 
 
-@pytest.mark.parametrize("sent", NO_HTTP)
-def test_what_is_no_http_on_the_operators_pages_is_the_clients_fault_and_not_logged(doors: Doors, sent: bytes) -> None:
-    before = doors.daemon.log.read_bytes()
+@pytest.mark.parametrize("data", NO_HTTP)
+def test_what_is_no_http_on_the_operators_pages_is_the_clients_fault_and_not_logged(doors: Doors, data: bytes) -> None:
+    log = doors.daemon.log.read_bytes()
     with doors.wire(doors.daemon.admin_port) as wire:
-        wire.sendall(sent)
-        (told,) = answers_in(until_closed(wire))
-    assert (told.status, told.body) == (400, b"this is no HTTP request that is taken here\n")
-    assert told.headers["x-content-type-options"] == "nosniff"
-    assert doors.daemon.log.read_bytes() == before
+        wire.sendall(data)
+        (answer,) = answers_in(until_closed(wire))
+    assert (answer.status, answer.body) == (400, b"this is no HTTP request that is taken here\n")
+    assert answer.headers["x-content-type-options"] == "nosniff"
+    assert doors.daemon.log.read_bytes() == log

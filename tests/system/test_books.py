@@ -31,8 +31,8 @@ async def test_rows_name_actor_and_rates_and_a_closed_account_answers(data_dir: 
         error, _ = await rpc.call("get_account", "anna")
         assert str(error).startswith("UNKNOWN_ACCOUNT")
         rows = await rpc.ask("history", "anna")
-        shown = ("operation", "resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "message", "actor")
-        assert [tuple(row[name] for name in shown) for row in rows] == [
+        columns = ("operation", "resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "message", "actor")
+        assert [tuple(row[name] for name in columns) for row in rows] == [
             ("close_account", None, None, 0, "left", ""),
             ("set_rate", "vm-1", 0, 0, "", ""),
             ("set_rate", "vm-1", 3 * 3600, 3 * 3600, "started", ""),
@@ -43,8 +43,8 @@ async def test_rows_name_actor_and_rates_and_a_closed_account_answers(data_dir: 
         assert [line["resource"] for line in statement["resources"]] == ["vm-1"]
         assert statement["resources"][0]["exact_accrued"] == statement["exact"]["accrued"]
         assert [row["entry_id"] for row in statement["entries"]] == [1, 2, 3, 4]
-        then = await rpc.ask("balance_at", "anna", rows[1]["at_ns"])
-        assert (then["state"], then["balance_nanos"]) == ("active", rows[1]["balance_after_nanos"])
+        account = await rpc.ask("balance_at", "anna", rows[1]["at_ns"])
+        assert (account["state"], account["balance_nanos"]) == ("active", rows[1]["balance_after_nanos"])
         assert (await rpc.ask("balance_at", "anna", 2**63 - 1))["state"] == "closed"
         error, _ = await rpc.call("statement", "anna", 2, 1)
         assert str(error).startswith("INVALID_PARAMS: from_ns lies behind to_ns")
@@ -114,10 +114,10 @@ def billing(daemon: Daemon, *words: str) -> Said:
     return carried_out(*words, "--address", daemon.address, TZ="UTC")
 
 
-def told(daemon: Daemon, *words: str) -> Any:
-    done = billing(daemon, *words, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+def json_of(daemon: Daemon, *words: str) -> Any:
+    result = billing(daemon, *words, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
 
 
 async def test_what_ran_without_an_entry_is_in_the_statement(books: Daemon) -> None:
@@ -136,45 +136,45 @@ async def test_what_ran_without_an_entry_is_in_the_statement(books: Daemon) -> N
 
 
 def test_the_command_prints_a_period_that_adds_up(books: Daemon) -> None:
-    shown = billing(books, "statement", "anna")
-    assert shown.returncode == 0, shown.stderr
-    assert "22 entries; they add up: 0 + " in shown.stdout
-    assert "[bold]hello" in shown.stdout
-    assert "The period goes up to now, " in shown.stdout
-    found = told(books, "statement", "anna")
-    assert (found["adds_up"], [row["entry_id"] for row in found["entries"]]) == (True, list(range(1, 23)))
-    part = told(books, "statement", "anna", "--from", str(found["entries"][5]["at_ns"]))
-    assert part["opening_nanos"] == found["entries"][5]["balance_before_nanos"]
+    result = billing(books, "statement", "anna")
+    assert result.returncode == 0, result.stderr
+    assert "22 entries; they add up: 0 + " in result.stdout
+    assert "[bold]hello" in result.stdout
+    assert "The period goes up to now, " in result.stdout
+    statement = json_of(books, "statement", "anna")
+    assert (statement["adds_up"], [row["entry_id"] for row in statement["entries"]]) == (True, list(range(1, 23)))
+    part = json_of(books, "statement", "anna", "--from", str(statement["entries"][5]["at_ns"]))
+    assert part["opening_nanos"] == statement["entries"][5]["balance_before_nanos"]
     assert [row["entry_id"] for row in part["entries"]] == list(range(6, 23))
 
 
 def test_months_days_and_zones_are_words(books: Daemon) -> None:
-    first_ns = told(books, "statement", "anna")["entries"][0]["at_ns"]
+    first_ns = json_of(books, "statement", "anna")["entries"][0]["at_ns"]
     day = datetime.fromtimestamp(first_ns // 10**9, ZoneInfo("Europe/Moscow"))
-    month = told(books, "statement", "anna", "--month", f"{day:%Y-%m}", "--zone", "Europe/Moscow")
+    month = json_of(books, "statement", "anna", "--month", f"{day:%Y-%m}", "--zone", "Europe/Moscow")
     begin = datetime(day.year, day.month, 1, tzinfo=ZoneInfo("Europe/Moscow"))
     assert month["from_ns"] == int(begin.timestamp()) * 10**9
     assert (month["up_to_now"], month["entries_count"]) == (True, 22)
-    named = told(books, "statement", "anna", "--month", f"{day:%B}", "--zone", "Europe/Moscow")
+    named = json_of(books, "statement", "anna", "--month", f"{day:%B}", "--zone", "Europe/Moscow")
     assert named["from_ns"] == month["from_ns"]
-    last_year = told(books, "statement", "anna", "--month", str(day.year - 1))
+    last_year = json_of(books, "statement", "anna", "--month", str(day.year - 1))
     assert (last_year["entries_count"], last_year["closing_nanos"], last_year["up_to_now"]) == (0, 0, False)
-    shown = billing(books, "statement", "anna", "--day", day.date().isoformat(), "--zone", "Europe/Moscow").stdout
-    assert "MSK" in shown.splitlines()[0]
-    last_month = told(books, "statement", "anna", "--month", "last month", "--zone", "Europe/Moscow")
+    output = billing(books, "statement", "anna", "--day", day.date().isoformat(), "--zone", "Europe/Moscow").stdout
+    assert "MSK" in output.splitlines()[0]
+    last_month = json_of(books, "statement", "anna", "--month", "last month", "--zone", "Europe/Moscow")
     assert last_month["to_ns"] == month["from_ns"]
-    both = told(books, "statement", "anna", "--from", "last month", "--to", f"{day:%B}", "--zone", "Europe/Moscow")
+    both = json_of(books, "statement", "anna", "--from", "last month", "--to", f"{day:%B}", "--zone", "Europe/Moscow")
     assert (both["from_ns"], both["to_ns"]) == (last_month["from_ns"], last_month["to_ns"])
     following = datetime(day.year, day.month, 28, tzinfo=UTC) + timedelta(days=4)
-    upwards = told(books, "statement", "anna", "--from", f"{day:%B}", "--to", f"{following:%B}")
+    upwards = json_of(books, "statement", "anna", "--from", f"{day:%B}", "--to", f"{following:%B}")
     assert (upwards["up_to_now"], upwards["entries_count"]) == (True, 22)
     wrong = billing(books, "statement", "anna", "--zone", "Europe/Moskow")
     assert (wrong.returncode, "'Europe/Moskow'" in wrong.stderr) == (2, True)
 
 
 def test_by_resource_is_a_table_and_csv(books: Daemon) -> None:
-    shown = billing(books, "statement", "anna", "--by", "resource").stdout
-    assert re.search(r"^resource +accrued +rate at the end, per hour$", shown, re.MULTILINE)
+    output = billing(books, "statement", "anna", "--by", "resource").stdout
+    assert re.search(r"^resource +accrued +rate at the end, per hour$", output, re.MULTILINE)
     rows = list(csv.DictReader(billing(books, "statement", "anna", "--by", "resource", "--csv").stdout.splitlines()))
     assert [(row["resource"], row["line_rate_coins_per_hour"]) for row in rows] == [("vm-1", "0.36"), ("vm-2", "0.72")]
     lines = list(csv.DictReader(billing(books, "statement", "anna", "--csv").stdout.splitlines()))
@@ -199,8 +199,8 @@ def test_by_resource_is_a_table_and_csv(books: Daemon) -> None:
     ],
 )
 def test_a_period_that_is_none_is_a_usage_error(books: Daemon, words: tuple[str, ...]) -> None:
-    done = billing(books, "statement", "anna", *words)
-    assert (done.returncode, done.stdout) == (2, "")
+    result = billing(books, "statement", "anna", *words)
+    assert (result.returncode, result.stdout) == (2, "")
 
 
 def test_a_statement_of_nobody_is_refused(books: Daemon) -> None:
@@ -209,31 +209,31 @@ def test_a_statement_of_nobody_is_refused(books: Daemon) -> None:
 
 
 def test_the_account_as_it_was(books: Daemon) -> None:
-    rows = told(books, "statement", "anna")["entries"]
-    then = told(books, "account", "anna", "--at", str(rows[7]["at_ns"]))
-    assert (then["entry_id"], then["balance_nanos"]) == (8, rows[7]["balance_after_nanos"])
-    assert told(books, "account", "anna", "--at", "2001-01-01")["state"] == "unopened"
-    assert told(books, "account", "anna", "--at", "now")["rate_nanos_per_hour"] == 1_080_000_000
+    rows = json_of(books, "statement", "anna")["entries"]
+    account = json_of(books, "account", "anna", "--at", str(rows[7]["at_ns"]))
+    assert (account["entry_id"], account["balance_nanos"]) == (8, rows[7]["balance_after_nanos"])
+    assert json_of(books, "account", "anna", "--at", "2001-01-01")["state"] == "unopened"
+    assert json_of(books, "account", "anna", "--at", "now")["rate_nanos_per_hour"] == 1_080_000_000
     assert billing(books, "account", "anna", "--at", "later").returncode == 2
     for at in ("yesterday", "monday", "january"):
-        assert told(books, "account", "anna", "--at", at) == told(books, "balance-at", "anna", at)
+        assert json_of(books, "account", "anna", "--at", at) == json_of(books, "balance-at", "anna", at)
 
 
 async def test_a_dry_run_says_what_would_come_and_changes_nothing(books: Daemon) -> None:
     rpc = await Rpc.connect(books.rpc_port)
-    before = await rpc.ask("get_account", "anna")
+    account = await rpc.ask("get_account", "anna")
     dry = await rpc.ask("dry_run", "set_rate", ["anna", 0, {"resource": "vm-1"}])
-    assert (dry["rate_nanos_per_hour"], dry["entry_id"]) == (720_000_000, before["entry_id"] + 1)
+    assert (dry["rate_nanos_per_hour"], dry["entry_id"]) == (720_000_000, account["entry_id"] + 1)
     error, _ = await rpc.call("dry_run", "debit", ["anna", "500"])
     assert str(error).startswith("INSUFFICIENT_FUNDS")
     error, _ = await rpc.call("dry_run", "get_account", ["anna"])
     assert str(error).startswith("INVALID_PARAMS")
-    shown = await asyncio.to_thread(billing, books, "debit", "anna", "1", "--dry-run")
-    assert (shown.returncode, "Nothing was changed" in shown.stderr) == (0, True)
+    result = await asyncio.to_thread(billing, books, "debit", "anna", "1", "--dry-run")
+    assert (result.returncode, "Nothing was changed" in result.stderr) == (0, True)
     closing = await asyncio.to_thread(billing, books, "close", "anna", "--dry-run")
     assert (closing.returncode, "ACCOUNT_NOT_CLOSABLE" in closing.stderr) == (1, True)
-    after = await rpc.ask("get_account", "anna")
-    assert after["entry_id"] == before["entry_id"]
+    account_after = await rpc.ask("get_account", "anna")
+    assert account_after["entry_id"] == account["entry_id"]
 
 
 async def test_more_entries_than_one_answer_holds_are_all_printed(books: Daemon) -> None:
@@ -241,18 +241,18 @@ async def test_more_entries_than_one_answer_holds_are_all_printed(books: Daemon)
     await client.connect()
     await asyncio.gather(*(client.top_up("ben", nanos=1) for _ in range(2_300)))
     client.close()
-    found = await asyncio.to_thread(told, books, "statement", "ben")
-    assert (found["entries_count"], found["closing_nanos"], found["adds_up"]) == (2_300, 2_300, True)
-    assert [row["entry_id"] for row in found["entries"]] == list(range(1, 2_301))
+    statement = await asyncio.to_thread(json_of, books, "statement", "ben")
+    assert (statement["entries_count"], statement["closing_nanos"], statement["adds_up"]) == (2_300, 2_300, True)
+    assert [row["entry_id"] for row in statement["entries"]] == list(range(1, 2_301))
 
 
 async def test_a_period_before_the_account_is_empty_and_one_to_come_ends_now(books: Daemon) -> None:
     rpc = await Rpc.connect(books.rpc_port)
     first_ns = (await rpc.ask("history", "anna", {"before": 2}))[0]["at_ns"]
-    before = await rpc.ask("statement", "anna", first_ns - 10**18, first_ns, {"by": "resource"})
+    statement = await rpc.ask("statement", "anna", first_ns - 10**18, first_ns, {"by": "resource"})
     sums = ("opening_nanos", "credits_nanos", "debits_nanos", "accrued_nanos", "closing_nanos")
-    assert [before[name] for name in sums] == [0] * 5
-    assert (before["entries"], before["resources"], before["up_to_now"]) == ([], [], False)
+    assert [statement[name] for name in sums] == [0] * 5
+    assert (statement["entries"], statement["resources"], statement["up_to_now"]) == ([], [], False)
     now_ns = (await rpc.ask("server_info"))["now_ns"]
     to_come = await rpc.ask("statement", "anna", now_ns + 10**15, now_ns + 10**18)
     assert to_come["from_ns"] == to_come["to_ns"] >= now_ns
@@ -270,18 +270,18 @@ async def test_a_period_before_the_account_is_empty_and_one_to_come_ends_now(boo
 @pytest.mark.parametrize("zone", ["Europe/Moskow", "", "UTC+25", "../../etc/passwd", "Mars"])
 def test_a_zone_that_there_is_not_is_a_usage_error(books: Daemon, zone: str) -> None:
     for command in ("statement", "history", "account"):
-        done = billing(books, command, "anna", "--zone", zone)
-        assert (done.returncode, done.stdout) == (2, ""), command
-        assert "zone" in done.stderr
+        result = billing(books, command, "anna", "--zone", zone)
+        assert (result.returncode, result.stdout) == (2, ""), command
+        assert "zone" in result.stderr
 
 
 def test_what_is_yet_to_come_is_said_to_be(books: Daemon) -> None:
-    shown = billing(books, "balance-at", "anna", "2101-01-01", "--zone", "UTC")
-    assert (shown.returncode, shown.stderr) == (
+    result = billing(books, "balance-at", "anna", "2101-01-01", "--zone", "UTC")
+    assert (result.returncode, result.stderr) == (
         0,
         "billing: 2101-01-01 00:00:00.000000000 UTC is yet to come: this is how anna stands now\n",
     )
-    assert "up to now" in shown.stdout
+    assert "up to now" in result.stdout
     past = billing(books, "account", "anna", "--at", "2001-01-01", "--zone", "UTC")
     assert (past.stderr, "up to now" in past.stdout) == ("", False)
     for words in (("--from", "2101-01-01"), ("--month", "2101-01"), ("--day", "2101-01-01")):
@@ -290,9 +290,9 @@ def test_what_is_yet_to_come_is_said_to_be(books: Daemon) -> None:
             0,
             "billing: 2101-01-01 00:00:00 UTC, where the period begins, is yet to come: this is how anna stands now\n",
         )
-        found = json.loads(empty.stdout)
-        assert (found["up_to_now"], found["adds_up"], found["entries"]) == (True, True, [])
-        assert found["opening_nanos"] == found["closing_nanos"]
-    for given, says in ((["--to", "2101"], "goes up to now"), (["--to", "2001"], ""), ([], "")):
-        rows = billing(books, "statement", "anna", *given, "--csv")
-        assert (rows.returncode, says in rows.stderr, bool(rows.stderr)) == (0, True, bool(says)), given
+        statement = json.loads(empty.stdout)
+        assert (statement["up_to_now"], statement["adds_up"], statement["entries"]) == (True, True, [])
+        assert statement["opening_nanos"] == statement["closing_nanos"]
+    for options, says in ((["--to", "2101"], "goes up to now"), (["--to", "2001"], ""), ([], "")):
+        rows = billing(books, "statement", "anna", *options, "--csv")
+        assert (rows.returncode, says in rows.stderr, bool(rows.stderr)) == (0, True, bool(says)), options

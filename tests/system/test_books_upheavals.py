@@ -51,7 +51,7 @@ async def _live(daemon: Daemon, step: ClockStep) -> Books:
     bucket_id = await rpc.ask("bucket_id", "anna")
     moved: list[int] = []
 
-    async def some(rpc: Rpc) -> None:
+    async def some_entries(rpc: Rpc) -> None:
         cuts.append((await rpc.ask("statement", "anna", 0, NOW, {"limit": 0}))["to_ns"])
         await rpc.ask("debit", "anna", 1_000_000_007)
         await rpc.ask("top_up", "anna", 3)
@@ -61,25 +61,25 @@ async def _live(daemon: Daemon, step: ClockStep) -> Books:
         await rpc.ask("move_bucket", bucket_id, 3 - owner)
         moved.append(3 - owner)
 
-    await some(rpc)
+    await some_entries(rpc)
     await move(rpc)
-    await some(rpc)
+    await some_entries(rpc)
     daemon.kill()
     await asyncio.to_thread(daemon.start)
     rpc = await Rpc.connect(daemon.rpc_port)
-    await some(rpc)
+    await some_entries(rpc)
     step.to(HOUR_S)
     async with asyncio.timeout(60):
         while "the wall clock was stepped by" not in daemon.log.read_text():
             await asyncio.sleep(0.05)
-    await some(rpc)
+    await some_entries(rpc)
     await move(rpc)
-    await some(rpc)
+    await some_entries(rpc)
     await asyncio.to_thread(daemon.stop)
     await asyncio.to_thread(daemon.start)
     rpc = await Rpc.connect(daemon.rpc_port)
-    await some(rpc)
-    await some(rpc)
+    await some_entries(rpc)
+    await some_entries(rpc)
     rpc.close()
     return Books(daemon, cuts, moved)
 
@@ -89,7 +89,7 @@ async def test_pieces_join_and_sum_to_the_whole_and_each_machine_spent_its_rate(
     cuts = books.cuts
     pieces = [await rpc.ask("statement", "anna", *period, {"by": "resource"}) for period in pairwise(cuts)]
     whole = await rpc.ask("statement", "anna", cuts[0], cuts[-1], {"by": "resource"})
-    assert all(before["exact"]["closing"] == after["exact"]["opening"] for before, after in pairwise(pieces))
+    assert all(earlier["exact"]["closing"] == later["exact"]["opening"] for earlier, later in pairwise(pieces))
     for piece, (from_ns, to_ns) in zip([*pieces, whole], [*pairwise(cuts), (cuts[0], cuts[-1])], strict=True):
         lines = {line["resource"]: int(line["exact_accrued"]) for line in piece["resources"]}
         assert lines == {resource: rate * (to_ns - from_ns) for resource, rate in RATES.items()}
@@ -109,18 +109,18 @@ async def test_the_step_charges_nobody_for_an_hour(books: Books) -> None:
 async def test_past_balances_are_the_openings_of_periods(books: Books) -> None:
     rpc = await Rpc.connect(books.daemon.rpc_port)
     for cut in books.cuts:
-        then = await rpc.ask("balance_at", "anna", cut - 1)
+        account = await rpc.ask("balance_at", "anna", cut - 1)
         period = await rpc.ask("statement", "anna", cut - 1, cut)
-        assert then["exact_balance"] == period["exact"]["opening"]
-        assert then["rate_nanos_per_hour"] == sum(RATES.values())
+        assert account["exact_balance"] == period["exact"]["opening"]
+        assert account["rate_nanos_per_hour"] == sum(RATES.values())
 
 
 def test_the_doctor_agrees_while_it_serves_and_with_its_files(books: Books) -> None:
     online = carried_out("doctor", "--json", "--online", "--address", books.daemon.address)
     assert online.returncode == 0, online.stdout + online.stderr
-    told: dict[str, Any] = json.loads(online.stdout)
-    assert (told["faults"], told["statements"]["accounts"]) == ([], 1)
-    assert told["statements"]["periods"] >= 1
+    report: dict[str, Any] = json.loads(online.stdout)
+    assert (report["faults"], report["statements"]["accounts"]) == ([], 1)
+    assert report["statements"]["periods"] >= 1
     assert len(set(books.moved)) == 2
     books.daemon.stop()
     offline = carried_out("doctor", "--json", "--config", books.daemon.config)

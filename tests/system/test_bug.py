@@ -33,14 +33,14 @@ balances.free = free
 @contextlib.contextmanager
 def on_path(directory: Path) -> Iterator[None]:
     """Lets the processes that are started meanwhile find modules here first."""
-    before = os.environ.get("PYTHONPATH")
+    path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = str(directory)
     try:
         yield
     finally:
         del os.environ["PYTHONPATH"]
-        if before is not None:
-            os.environ["PYTHONPATH"] = before
+        if path is not None:
+            os.environ["PYTHONPATH"] = path
 
 
 async def served_again(daemon: Daemon, user: str) -> Rpc:
@@ -68,9 +68,11 @@ async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(da
         assert (await rpc.ask("release", "lucky", "r:held"))["available_nanos"] == 100
         calls = [rpc.call("release", "unlucky", "r:held")]
         calls += [rpc.call("debit", "unlucky", 1), rpc.call("get_account", "unlucky")]  # of an account gone wrong
-        for said in await asyncio.gather(*calls, return_exceptions=True):
-            assert isinstance(said, Lost | tuple), said
-            assert isinstance(said, Lost) or said[0].startswith("UNAVAILABLE"), said  # from another, who passed it on
+        for reply in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(reply, Lost | tuple), reply
+            assert isinstance(reply, Lost) or reply[0].startswith("UNAVAILABLE"), (
+                reply
+            )  # from another, who passed it on
         for _ in range(20):  # while its process ends: none of these is answered out of what went wrong
             with contextlib.suppress(Lost, OSError):
                 error, account = await (await Rpc.connect(daemon.rpc_port)).call("get_account", "unlucky")
@@ -82,6 +84,6 @@ async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(da
         assert (await rpc.ask("top_up", "unlucky", 5))["entry_id"] == 3, "it serves on, also this account"
         rows = await rpc.ask("history", "unlucky")
         assert [row["operation"] for row in rows] == ["top_up", "hold", "top_up"]
-    ended = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert "no faults" in ended.stdout
+    result = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "no faults" in result.stdout

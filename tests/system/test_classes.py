@@ -36,18 +36,22 @@ async def test_a_grace_outlives_a_kill_and_a_class_that_goes(data_dir: Path) -> 
         with daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             saved = await spend(rpc, "saved", "long")
-            late = await spend(rpc, "late", "gold")
+            late_account = await spend(rpc, "late", "gold")
             daemon.kill()
             await asyncio.to_thread(daemon.start)
             await until(lambda: len(receiver.calls) == 1)
             (call,) = receiver.calls
-            assert (call.user_id, call.path, call.exhausted_at_ns) == ("late", "/gold/off", late["exhausts_at_ns"])
+            assert (call.user_id, call.path, call.exhausted_at_ns) == (
+                "late",
+                "/gold/off",
+                late_account["exhausts_at_ns"],
+            )
             assert call.target.startswith("/gold/off?zone=3&user_id=late&")
             assert call.lateness_us >= GRACE_NS // 1000
             rpc = await Rpc.connect(daemon.rpc_port)
             rows = await rpc.ask("history", "late")
-            ended = [row["at_ns"] for row in rows if row["operation"] == "grace_ended"]
-            assert ended == [late["exhausts_at_ns"] + GRACE_NS]
+            ended_ns = [row["at_ns"] for row in rows if row["operation"] == "grace_ended"]
+            assert ended_ns == [late_account["exhausts_at_ns"] + GRACE_NS]
             assert [(row["class"], row["message"]) for row in rows if row["class"]] == [("gold", "contract 7")]
 
             explained = await rpc.ask("explain", "saved")
@@ -70,7 +74,7 @@ async def test_a_grace_outlives_a_kill_and_a_class_that_goes(data_dir: Path) -> 
             account = await rpc.ask("get_account", "late")
             assert (account["class"], account["cutoff_at_ns"]) == ("gold", account["exhausts_at_ns"])
             await until(lambda: GONE in daemon.log.read_text(errors="replace"))
-        told = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
-        assert told.returncode == 0, told.stdout + told.stderr
-        assert NOTED in told.stdout
-        assert "no faults" in told.stdout
+        result = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert NOTED in result.stdout
+        assert "no faults" in result.stdout

@@ -37,8 +37,8 @@ class Clocked:
     """A host with a wall clock of its own."""
 
     def __init__(self, log: NatsCluster, directory: Path) -> None:
-        one = {"cluster__replicas": 1, "cluster__shards": 1, "shards__workers": 1}
-        self.daemon = daemon_on(log, directory, cluster__node=directory.name, **one)
+        single = {"cluster__replicas": 1, "cluster__shards": 1, "shards__workers": 1}
+        self.daemon = daemon_on(log, directory, cluster__node=directory.name, **single)
         self.clock = ClockStep(directory)
         self.daemon.environment = self.clock.environment
 
@@ -79,7 +79,7 @@ async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: N
         await asyncio.to_thread(a.daemon.start)
         rpc = await Rpc.connect(a.daemon.rpc_port)
         await rpc.ask("top_up", "user_01", 1000 * NANOS_A_SECOND)
-        begun = await rpc.ask("set_rate", "user_01", NANOS_A_SECOND)
+        account = await rpc.ask("set_rate", "user_01", NANOS_A_SECOND)
 
         b.clock.to(HOUR_S)
         b.daemon.launch()
@@ -96,8 +96,8 @@ async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: N
         rpc = await Rpc.connect(b.daemon.rpc_port)
         now = await rpc.ask("get_account", "user_01")
         assert now["state"] == "active"
-        assert now["exhausts_at_ns"] == begun["exhausts_at_ns"], "nobody is charged for an hour"
-        assert begun["at_ns"] < now["at_ns"] < begun["at_ns"] + HOUR_S * NANOS_A_SECOND // 2
+        assert now["exhausts_at_ns"] == account["exhausts_at_ns"], "nobody is charged for an hour"
+        assert account["at_ns"] < now["at_ns"] < account["at_ns"] + HOUR_S * NANOS_A_SECOND // 2
 
         b.clock.may_be_wrong_by(200_000)
         await asyncio.to_thread(b.wait_said, "the clock of this host is doubtful: the kernel says")
@@ -111,6 +111,6 @@ async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: N
         assert await b.wait_gone() == 75
         assert "because of its clock: the kernel says that it may be wrong by 0.300 s" in b.said
     finally:
-        for one in (a, b):
-            if one.daemon.process is not None:
-                one.daemon.kill()
+        for host in (a, b):
+            if host.daemon.process is not None:
+                host.daemon.kill()

@@ -35,24 +35,24 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
 
 def test_a_session_from_a_pipe(daemon: Daemon) -> None:
     lines = "\n".join([*SESSION, "nonsense", "history {user}"]).format(user="piped") + "\n"
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "billing", "console", "--address", daemon.address],
         input=lines, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert done.returncode == 1  # two lines were refused
-    assert re.findall(r"^balance +(\S+)$", done.stdout, re.M) == ["10", "10", "15", "12", "0"]
-    assert re.findall(r"^outcome +(\S+)$", done.stdout, re.M) == ["ok", "exhausted"]
-    assert "INSUFFICIENT_FUNDS: 78 coins are missing; 12 are available" in done.stderr
-    assert "there is no nonsense" in done.stderr
-    assert re.search(r"^ *\d+ +\S+ \S+ +debit", done.stdout, re.M)
+    assert result.returncode == 1  # two lines were refused
+    assert re.findall(r"^balance +(\S+)$", result.stdout, re.M) == ["10", "10", "15", "12", "0"]
+    assert re.findall(r"^outcome +(\S+)$", result.stdout, re.M) == ["ok", "exhausted"]
+    assert "INSUFFICIENT_FUNDS: 78 coins are missing; 12 are available" in result.stderr
+    assert "there is no nonsense" in result.stderr
+    assert re.search(r"^ *\d+ +\S+ \S+ +debit", result.stdout, re.M)
 
 
 def test_a_csv_of_nothing_that_is_coming_has_its_line_of_names(daemon: Daemon) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "billing", "forecast", "--within", "1s", "--csv", "--address", daemon.address],
         capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stdout) == (0, "at,cutoffs,most_in_a_second\n")
+    assert (result.returncode, result.stdout) == (0, "at,cutoffs,most_in_a_second\n")
 
 
 def test_the_session_of_a_tarantool_console_gives_its_answers(daemon: Daemon) -> None:
@@ -64,12 +64,12 @@ decrease_balance('origin_03', 200)
 decrease_balance("origin_03", 50);
 bucket_id('1')
 """
-    done = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "billing", "console", "--address", daemon.address],
         input=typed, capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.splitlines() == [
         "остаток средств: 550",
         "остаток средств: 50",
         "не достаточно средств: 50, необходимо еще: 150, операция не будет совершена.",
@@ -83,13 +83,13 @@ class Terminal:
 
     def __init__(self, address: str, state: Path) -> None:
         self.seen = ""
-        self._ours, theirs = pty.openpty()
+        self._ours, terminal = pty.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "billing", "console", "--address", address],
-            stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True,
+            stdin=terminal, stdout=terminal, stderr=terminal, start_new_session=True,
             env={**os.environ, "XDG_STATE_HOME": str(state), "TERM": "xterm", "PROMPT_TOOLKIT_NO_CPR": "1"},
         )  # fmt: skip
-        os.close(theirs)
+        os.close(terminal)
 
     def type(self, text: str) -> None:
         os.write(self._ours, text.encode())
@@ -102,8 +102,8 @@ class Terminal:
                 self.seen += os.read(self._ours, 65536).decode(errors="replace")
             except OSError:
                 raise AssertionError(f"the console ended: {self.seen!r}") from None
-        seen, self.seen = self.seen, ""
-        return seen
+        output, self.seen = self.seen, ""
+        return output
 
     def close(self) -> None:
         self.process.kill()
@@ -135,9 +135,9 @@ def test_a_session_at_a_terminal(daemon: Daemon, tmp_path: Path) -> None:
         assert terminal.process.wait(60) == 1  # one line was refused
     finally:
         terminal.close()
-    kept = tmp_path / "billing_console_history"
-    assert "+watch typed 1s" in kept.read_text()
-    assert kept.stat().st_mode & 0o077 == 0
+    history = tmp_path / "billing_console_history"
+    assert "+watch typed 1s" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
 
 
 def test_whoever_does_not_say_yes_to_what_cannot_be_undone_has_said_no(daemon: Daemon, tmp_path: Path) -> None:

@@ -150,9 +150,9 @@ async def test_what_was_not_acknowledged_is_sent_again_after_kill_9_under_the_sa
             (pending,) = await rpc.ask("pending_cutoffs")
             assert pending["user_id"] == "again"
             daemon.kill()
-            tried = len(receiver.calls)
+            count = len(receiver.calls)
             await asyncio.to_thread(daemon.start)
-            await until(lambda: len(receiver.calls) > tried)
+            await until(lambda: len(receiver.calls) > count)
             assert {call.event_id for call in receiver.calls} == {pending["event_id"]}
             receiver.fault = None
             rpc = await Rpc.connect(daemon.rpc_port)
@@ -190,17 +190,17 @@ async def test_machines_that_still_run_after_a_2xx_are_cut_off_again_under_the_s
             daemon.kill()
             await asyncio.to_thread(daemon.start)
             rpc = await Rpc.connect(daemon.rpc_port)
-            tried = len(receiver.calls)
-            await until(lambda: len(receiver.calls) >= tried + 2)
+            count = len(receiver.calls)
+            await until(lambda: len(receiver.calls) >= count + 2)
             for user in ("runs", "stops"):
                 assert len({call.event_id for call in receiver.calls if call.user_id == user}) == 1
             assert (await rpc.ask("set_rate", "runs", 0))["state"] == "exhausted"
             account = await rpc.ask("get_account", "runs")
             assert account["cutoff"]["attempts"] >= 3
             await until_effective(rpc, "runs")
-            tried = len(receiver.calls)
+            count = len(receiver.calls)
             await asyncio.sleep(0.7)
-            assert len(receiver.calls) == tried
+            assert len(receiver.calls) == count
             restored = await rpc.ask("top_up", "runs", COIN)
             assert (restored["restored"], restored["cutoff"]["status"]) == (True, "effective")
 

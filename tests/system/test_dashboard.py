@@ -65,10 +65,10 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
         await browser.evaluate("document.getElementById('user').value = 'alice'")
         await browser.evaluate("document.querySelector('#ask button').click()")
         first = float(await browser.until("document.getElementById('ticking')?.textContent"))
-        seen: set[str] = set()
+        texts: set[str] = set()
         async with asyncio.timeout(60):
-            while len(seen) <= 5:
-                seen.add(await browser.evaluate("document.getElementById('ticking').textContent"))
+            while len(texts) <= 5:
+                texts.add(await browser.evaluate("document.getElementById('ticking').textContent"))
                 await asyncio.sleep(0.05)
             while True:  # the two are read one after the other, and a page may be late for a moment
                 left_ns = (await rpc.ask("get_account", "alice"))["available_nanos"]
@@ -122,12 +122,12 @@ async def test_an_outage_of_the_endpoint_is_the_first_thing_that_is_seen(data_di
         await browser.until("document.querySelector('#state .pill.bad')?.textContent === '31 owed'", 60)
         await browser.until("document.title.startsWith('● 31 owed')", 60)
         await browser.until("document.getElementById('tiles').innerText.includes('the first that waits')", 60)
-        seen = "document.querySelector('header #troubles li.bad').innerText"
-        told = await browser.until(f"{seen}.includes('30 users wait') && {seen}", 60)
-        assert told.split("\n")[1].startswith("http://127.0.0.1:9 has taken no calls since")
-        assert "refused" in told
-        why = (await rpc.ask("explain", "late-0"))["why"]
-        assert why.startswith(("http://127.0.0.1:9 has taken no calls for ", "A call is under way, for "))
+        expression = "document.querySelector('header #troubles li.bad').innerText"
+        trouble_text = await browser.until(f"{expression}.includes('30 users wait') && {expression}", 60)
+        assert trouble_text.split("\n")[1].startswith("http://127.0.0.1:9 has taken no calls since")
+        assert "refused" in trouble_text
+        reason = (await rpc.ask("explain", "late-0"))["why"]
+        assert reason.startswith(("http://127.0.0.1:9 has taken no calls for ", "A call is under way, for "))
         assert await browser.evaluate("document.querySelector('#troubles .copy').dataset.copy") == "billing cutoffs"
         await browser.evaluate(NO_CLIPBOARD)
         await browser.evaluate("document.querySelector('#troubles .copy').click()")

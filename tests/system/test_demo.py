@@ -20,10 +20,10 @@ WAIT_S = 180
 
 def children_of(pid: int) -> set[int]:
     """Process ids below one process, at any depth."""
-    found: set[int] = set()
+    children: set[int] = set()
     for task in Path(f"/proc/{pid}/task").iterdir():
-        found |= {int(child) for child in (task / "children").read_text().split()}
-    return found | {below for child in found for below in children_of(child)}
+        children |= {int(child) for child in (task / "children").read_text().split()}
+    return children | {below for child in children for below in children_of(child)}
 
 
 def alive(pids: set[int]) -> set[int]:
@@ -44,7 +44,7 @@ def demo(tmp_path: Path) -> list[str]:
 
 
 def test_the_scene_is_played_and_judged(data_dir: Path, demo: list[str]) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [*demo, "--once", "--pace", "2"],
         cwd=data_dir,
         env={**os.environ, "TMPDIR": str(data_dir), "BILLING_TOKEN": "that of another daemon"},
@@ -52,25 +52,25 @@ def test_the_scene_is_played_and_judged(data_dir: Path, demo: list[str]) -> None
         text=True,
         timeout=WAIT_S,
     )
-    told = done.stdout
-    assert done.returncode == 0, told + done.stderr
+    output = result.stdout
+    assert result.returncode == 0, output + result.stderr
     for user in ("user_01", "user_02", "user_03"):
-        assert f"{user} is topped up with" in told
-        assert f"{user} starts a machine for 1 coin a second" in told
-    assert re.search(r"user_03 is debited exactly \d+\.\d{9} coins", told)
-    assert re.search(r"topped up with \d+(\.\d+)? coins: saved, no GET", told)
-    gets = re.findall(r"GET for (user_\d\d): [\d,]+ µs after the exact instant \d\d:\d\d:\d\d\.\d{9}", told)
+        assert f"{user} is topped up with" in output
+        assert f"{user} starts a machine for 1 coin a second" in output
+    assert re.search(r"user_03 is debited exactly \d+\.\d{9} coins", output)
+    assert re.search(r"topped up with \d+(\.\d+)? coins: saved, no GET", output)
+    gets = re.findall(r"GET for (user_\d\d): [\d,]+ µs after the exact instant \d\d:\d\d:\d\d\.\d{9}", output)
     assert sorted(gets) == ["user_01", "user_03"]
-    assert told.index("http://127.0.0.1:") < told.index("user_01"), "the dashboard's address comes first"
-    assert re.search(r"user_01 has run out, its rate stands: \d+\.\d{9} coins of overrun", told)
-    assert "user_01: its machine is off, and whoever switched it off reports rate 0" in told
-    assert told.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
+    assert output.index("http://127.0.0.1:") < output.index("user_01"), "the dashboard's address comes first"
+    assert re.search(r"user_01 has run out, its rate stands: \d+\.\d{9} coins of overrun", output)
+    assert "user_01: its machine is off, and whoever switched it off reports rate 0" in output
+    assert output.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
     assert list(data_dir.iterdir()) == []
 
 
 @pytest.mark.skipif(BINARY is None, reason=MISSING)
 def test_the_scene_is_played_with_the_log_on_three_servers(data_dir: Path, demo: list[str]) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [*demo, "--once", "--pace", "2", "--cluster"],
         cwd=data_dir,
         env={**os.environ, "TMPDIR": str(data_dir)},
@@ -78,8 +78,8 @@ def test_the_scene_is_played_with_the_log_on_three_servers(data_dir: Path, demo:
         text=True,
         timeout=WAIT_S,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.splitlines()[-1] == "2 cutoffs expected, 2 received, 0 missing, 0 early, 0 false"
     assert list(data_dir.iterdir()) == []
 
 

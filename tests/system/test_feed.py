@@ -108,12 +108,12 @@ async def test_each_entry_comes_once_over_moves_a_kill_and_a_shard_that_is_drain
         rpc = await Rpc.connect(fewer.rpc_port)
         await reader.until_whole(rpc, await entries_of(rpc, users))
         reader.check()
-        again = Reader()
-        await again.until_whole(rpc, reader.newest())
-        again.check()
-        shown = [{name: value for name, value in row.items() if name != "cursor"} for row in again.rows]
+        second_reader = Reader()
+        await second_reader.until_whole(rpc, reader.newest())
+        second_reader.check()
+        entries = [{name: value for name, value in row.items() if name != "cursor"} for row in second_reader.rows]
         for user in users:
-            rows = [row for row in shown if row["user_id"] == user]
+            rows = [row for row in entries if row["user_id"] == user]
             page = await rpc.ask("history", user, {"limit": 100})
             assert [{"user_id": user, **row} for row in reversed(page)] == rows[-len(page) :]
         error, _ = await rpc.call("entries", {"after": "bm9uZQ"})
@@ -132,30 +132,30 @@ async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_ever
             await rpc.ask("top_up", f"u{number:02d}", COIN, {"message": 'a "comma", and\na line'})
         await rpc.ask("debit", "u07", COIN)
         await rpc.ask("set_rate", "u08", 10**7, {"resource": "vm-1"})  # a coin in 100 s
-        told = await asyncio.to_thread(billing, daemon, "export", "entries")
-        rows = [json.loads(line) for line in told.stdout.splitlines()]
+        result = await asyncio.to_thread(billing, daemon, "export", "entries")
+        rows = [json.loads(line) for line in result.stdout.splitlines()]
         assert rows == await rpc.ask("entries"), "the same as over RPC"
         assert len(rows) == 32
-        assert told.stderr == f"32 entries; what comes next: --since {rows[-1]['cursor']}\n"
+        assert result.stderr == f"32 entries; what comes next: --since {rows[-1]['cursor']}\n"
         await rpc.ask("debit", "u01", 5)
-        told = await asyncio.to_thread(billing, daemon, "export", "entries", "--csv", "--since", rows[-1]["cursor"])
-        (row,) = csv.DictReader(io.StringIO(told.stdout))
+        result = await asyncio.to_thread(billing, daemon, "export", "entries", "--csv", "--since", rows[-1]["cursor"])
+        (row,) = csv.DictReader(io.StringIO(result.stdout))
         assert (row["user_id"], row["operation"], row["amount_coins"]) == ("u01", "debit", "-0.000000005")
-        told = await asyncio.to_thread(billing, daemon, "export", "entries", "--csv")
-        messages = [row["message"] for row in csv.DictReader(io.StringIO(told.stdout))]
+        result = await asyncio.to_thread(billing, daemon, "export", "entries", "--csv")
+        messages = [row["message"] for row in csv.DictReader(io.StringIO(result.stdout))]
         assert messages.count('a "comma", and\na line') == 30
-        told = await asyncio.to_thread(billing, daemon, "export", "entries", "--since", "bm9uZQ")
-        assert (told.returncode, told.stdout) == (1, "")
-        assert "UNKNOWN_CURSOR" in told.stderr
+        result = await asyncio.to_thread(billing, daemon, "export", "entries", "--since", "bm9uZQ")
+        assert (result.returncode, result.stdout) == (1, "")
+        assert "UNKNOWN_CURSOR" in result.stderr
 
         url = f"http://{http}/v1/entries?cursor={rows[29]['cursor']}"
         lines = (await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=60).read())).splitlines()
-        shown = [json.loads(line) for line in lines]
-        assert [(row["user_id"], row["operation"]) for row in shown[:2]] == [
+        entries = [json.loads(line) for line in lines]
+        assert [(row["user_id"], row["operation"]) for row in entries[:2]] == [
             (row["user_id"], row["operation"]) for row in rows[30:]
         ]
-        assert [row["cursor"] for row in shown[:2]] == [row["cursor"] for row in rows[30:]]
-        assert (shown[-1]["user_id"], shown[-1]["amount"]) == ("u01", "-0.000000005")
+        assert [row["cursor"] for row in entries[:2]] == [row["cursor"] for row in rows[30:]]
+        assert (entries[-1]["user_id"], entries[-1]["amount"]) == ("u01", "-0.000000005")
 
         listed = await rpc.ask("accounts", {"with": ["rates"]})
         assert [row["user_id"] for row in listed] == [f"u{number:02d}" for number in range(30)]
@@ -166,24 +166,24 @@ async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_ever
         assert [row["user_id"] for row in await rpc.ask("accounts", {"exhausts_within_ns": 10**11})] == ["u08"]
         account = await rpc.ask("get_account", "u08")
         assert listed[8]["exhausts_at_ns"] == account["exhausts_at_ns"]
-        told = await asyncio.to_thread(billing, daemon, "export", "accounts", "--csv")
-        found = list(csv.DictReader(io.StringIO(told.stdout)))
-        assert [row["state"] for row in found].count("active") == 29
-        assert (found[0]["user_id"], found[0]["balance_coins"]) == ("u00", "1")
+        result = await asyncio.to_thread(billing, daemon, "export", "accounts", "--csv")
+        accounts = list(csv.DictReader(io.StringIO(result.stdout)))
+        assert [row["state"] for row in accounts].count("active") == 29
+        assert (accounts[0]["user_id"], accounts[0]["balance_coins"]) == ("u00", "1")
 
         inventory = data_dir / "inventory.csv"
         inventory.write_text("user,resource,rate\nu08,vm-1,36\n")
-        told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory))
-        assert (told.returncode, told.stdout) == (0, "")
-        assert told.stderr == "1 machine, 0 differences; its rates were taken as coins per hour\n"
+        result = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory))
+        assert (result.returncode, result.stdout) == (0, "")
+        assert result.stderr == "1 machine, 0 differences; its rates were taken as coins per hour\n"
         inventory.write_text("user_id,resource_id,rate_per_minute\nu08,vm-1,0.6\n")
-        told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory))
-        assert told.stderr == "1 machine, 0 differences; its rates were taken as coins per minute\n"
+        result = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory))
+        assert result.stderr == "1 machine, 0 differences; its rates were taken as coins per minute\n"
         inventory.write_text("u08,vm-1,35\nu09,vm-2\nnobody,vm-3,1\nu01\n")
-        told = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory), "--json")
-        assert told.returncode == 1
-        assert [(row["user_id"], row["difference"]) for row in json.loads(told.stdout)["differences"]] == [
+        result = await asyncio.to_thread(billing, daemon, "reconcile", str(inventory), "--json")
+        assert result.returncode == 1
+        assert [(row["user_id"], row["difference"]) for row in json.loads(result.stdout)["differences"]] == [
             ("nobody", "no_rate"), ("u08", "other_rate"), ("u09", "no_rate"),
         ]  # fmt: skip
-        assert [line["line"] for line in json.loads(told.stdout)["broken_lines"]] == [4]
-        assert f"{inventory}:4: expected user,resource" in told.stderr
+        assert [line["line"] for line in json.loads(result.stdout)["broken_lines"]] == [4]
+        assert f"{inventory}:4: expected user,resource" in result.stderr

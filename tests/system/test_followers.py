@@ -25,17 +25,17 @@ WAIT_S = 90
 
 def followers(daemon: Daemon, shard: int) -> list[int]:
     """The processes that have a file of this shard open, of history or notices."""
-    found = []
+    pids = []
     for worker in daemon.worker_pids():
         for pid, name in children_of(worker).items():
             if "projector" in name or "notifier" in name:
                 with contextlib.suppress(OSError):
-                    names = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir()]
-                    if any(one.endswith(f"/history/shard-{shard}.sqlite") for one in names):
-                        found += [pid] if "projector" in name else []
-                    if any(one.endswith(f"/notices/shard-{shard}.sqlite") for one in names):
-                        found += [pid] if "notifier" in name else []
-    return found
+                    names = [os.readlink(link) for link in Path(f"/proc/{pid}/fd").iterdir()]
+                    if any(name.endswith(f"/history/shard-{shard}.sqlite") for name in names):
+                        pids += [pid] if "projector" in name else []
+                    if any(name.endswith(f"/notices/shard-{shard}.sqlite") for name in names):
+                        pids += [pid] if "notifier" in name else []
+    return pids
 
 
 async def history(rpc: Rpc, user: str) -> list[dict[str, Any]]:
@@ -53,18 +53,18 @@ async def histories(rpc: Rpc, users: list[str]) -> dict[str, list[dict[str, Any]
     return {user: await history(rpc, user) for user in users}
 
 
-def configured(daemon: Daemon, before: str, after: str) -> None:
-    daemon.config.write_text(daemon.config.read_text().replace(before, after))
+def configured(daemon: Daemon, old: str, new: str) -> None:
+    daemon.config.write_text(daemon.config.read_text().replace(old, new))
 
 
 async def test_a_shard_goes_only_when_its_history_and_notices_are_through(data_dir: Path) -> None:
     """From three workers to two, while the third one's followers stand still: nobody loses history or a notice."""
     users = [f"user_{number}" for number in range(60)]
-    async with receiving() as cutoffs, receiving() as told:
+    async with receiving() as cutoffs, receiving() as notices:
         daemon = Daemon(
             data_dir,
             cutoff__url=cutoffs.url,
-            notify__url=f"{told.url}/told",
+            notify__url=f"{notices.url}/told",
             shards__workers=3,
             shards__bucket_count=BUCKETS,
         )
@@ -92,13 +92,13 @@ async def test_a_shard_goes_only_when_its_history_and_notices_are_through(data_d
                 os.kill(pid, signal.SIGCONT)
             await until(lambda: "shard 3 is drained and gone" in daemon.log.read_text(), WAIT_S)
             expected = ["1:account-topped_up", "2:account-debited", "3:account-debited"]
-            await until(lambda: all(kinds_of(told, user) == expected for user in users), WAIT_S)
+            await until(lambda: all(kinds_of(notices, user) == expected for user in users), WAIT_S)
             rpc = await Rpc.connect(daemon.rpc_port)  # the one before may have been with the worker that is gone
             for user, rows in (await histories(rpc, users)).items():
                 assert [row["entry_id"] for row in rows] == [3, 2, 1], user
                 assert MISSING not in [row["operation"] for row in rows]
             await asyncio.gather(*(rpc.ask("debit", user, 3) for user in users))
-            await until(lambda: all(len(kinds_of(told, user)) == 4 for user in users), WAIT_S)
+            await until(lambda: all(len(kinds_of(notices, user)) == 4 for user in users), WAIT_S)
 
 
 async def test_the_doctor_online_tells_what_it_saw_though_a_history_does_not_answer(data_dir: Path) -> None:
@@ -110,12 +110,12 @@ async def test_the_doctor_online_tells_what_it_saw_though_a_history_does_not_ans
         os.kill(projector, signal.SIGSTOP)
         await rpc.ask("top_up", "u", COIN)
         try:
-            said = await asyncio.to_thread(carried_out_beside, "doctor", "--online", "--address", daemon.address)
+            output = await asyncio.to_thread(carried_out_beside, "doctor", "--online", "--address", daemon.address)
         finally:
             os.kill(projector, signal.SIGCONT)
-        assert said.returncode == Exit.UNREACHABLE, said
-        assert "24 buckets on 1 shard: the owners and the sums were looked at" in said.stdout
-        assert "the history cannot be read now" in said.stderr
+        assert output.returncode == Exit.UNREACHABLE, output
+        assert "24 buckets on 1 shard: the owners and the sums were looked at" in output.stdout
+        assert "the history cannot be read now" in output.stderr
 
 
 async def test_a_history_that_is_removed_while_it_runs_is_written_anew(data_dir: Path) -> None:
@@ -124,15 +124,15 @@ async def test_a_history_that_is_removed_while_it_runs_is_written_anew(data_dir:
         for number in range(1, 21):
             await rpc.ask("top_up", "u", number)
         path = data_dir / "data" / "history" / "shard-1.sqlite"
-        before = await history(rpc, "u")
+        rows = await history(rpc, "u")
         path.unlink()
         await rpc.ask("top_up", "u", COIN)
         await until(path.exists, WAIT_S)
-        assert (await history(rpc, "u"))[1:] == before
+        assert (await history(rpc, "u"))[1:] == rows
         daemon.stop()
         await asyncio.to_thread(daemon.start)
         rpc = await Rpc.connect(daemon.rpc_port)
-        assert (await history(rpc, "u"))[1:] == before
+        assert (await history(rpc, "u"))[1:] == rows
 
 
 async def test_a_shard_whose_journal_is_an_older_copy_is_held_with_both_positions(data_dir: Path) -> None:

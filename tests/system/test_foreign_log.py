@@ -38,17 +38,17 @@ def log(data_dir: Path) -> Iterator[NatsCluster]:
 @pytest.fixture
 def host(log: NatsCluster, data_dir: Path) -> Iterator[Daemon]:
     """One of two shards; the streams are made, and nothing runs yet."""
-    made = daemon_on(log, data_dir / "a", cluster__node="a", cluster__replicas=1)
+    daemon = daemon_on(log, data_dir / "a", cluster__node="a", cluster__replicas=1)
     log.make_all(SHARDS)
-    yield made
-    if made.process is not None:
-        made.kill()
+    yield daemon
+    if daemon.process is not None:
+        daemon.kill()
 
 
 def wait_said(host: Daemon, words: str) -> None:
     deadline = time.monotonic() + WAIT_S
-    while words not in (said := host.log.read_text()):
-        assert time.monotonic() < deadline, f"{words}:\n{said}"
+    while words not in (text := host.log.read_text()):
+        assert time.monotonic() < deadline, f"{words}:\n{text}"
         time.sleep(0.05)
 
 
@@ -90,5 +90,5 @@ async def test_who_writes_to_a_journal_and_is_no_owner_is_named_and_that_shard_i
     assert await asyncio.to_thread(host.process.wait, WAIT_S) == 65, "no shard is left"
     assert "somebody who is no owner writes to J.2" in host.log.read_text()
     host.process = None
-    code, said = await asyncio.to_thread(billing, host, "serve")
-    assert (code, "a message of 14 bytes is no record" in said) == (65, True), said
+    code, output = await asyncio.to_thread(billing, host, "serve")
+    assert (code, "a message of 14 bytes is no record" in output) == (65, True), output

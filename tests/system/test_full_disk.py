@@ -19,8 +19,8 @@ from tests.system.test_isolation import readyz, users_of
 def why_not() -> str:
     if os.geteuid() != 0:
         return "a file system of one's own needs root"
-    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
-    return tried.stderr.strip()
+    result = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
+    return result.stderr.strip()
 
 
 @contextmanager
@@ -64,9 +64,9 @@ async def test_a_full_disk_is_not_ready_says_why_and_is_ready_once_there_is_room
         async with asyncio.timeout(60):
             while not any("the disk is full" in error for error in await refused(rpc, list(users.values()))):
                 pass
-            while not (said := readyz(daemon)):
+            while not (text := readyz(daemon)):
                 await asyncio.sleep(0.05)
-            assert ": changes are refused: the disk is full: no room for the next segment" in said
+            assert ": changes are refused: the disk is full: no room for the next segment" in text
             while ready_figure(daemon):
                 await asyncio.sleep(0.05)
             for user in users.values():

@@ -32,9 +32,9 @@ SHARDS = 2
 @pytest.fixture
 async def hosts(servers: NatsCluster, data_dir: Path) -> AsyncIterator[list[Daemon]]:
     """Two hosts that serve at once over a log that keeps nothing behind the older of two snapshots."""
-    made = await two_hosts(servers, data_dir, SHARDS, cluster__retain_bytes=0)
-    yield made
-    for host in made:
+    hosts = await two_hosts(servers, data_dir, SHARDS, cluster__retain_bytes=0)
+    yield hosts
+    for host in hosts:
         if host.process is not None:
             host.kill()
 
@@ -45,11 +45,11 @@ def file_at(host: Daemon, shard: int) -> Path:
 
 def lacks(host: Daemon) -> dict[int, list[Gap]]:
     """By shard, what the host's own history of it lacks."""
-    found = {}
+    gaps = {}
     for shard in range(1, SHARDS + 1):
         with closing(connect(str(file_at(host, shard)), KIND)) as db:
-            found[shard] = gaps_of(db)
-    return found
+            gaps[shard] = gaps_of(db)
+    return gaps
 
 
 def is_behind_the_log(host: Daemon, away: Daemon) -> bool:
@@ -92,12 +92,12 @@ async def test_a_host_that_was_away_for_longer_than_the_log_goes_back_answers_fr
     while b.log.read_text().count(" again, ") < SHARDS or any(lacks(b).values()):
         assert time.monotonic() < deadline, f"{lacks(b)}\n{b.log.read_text()}"
         await asyncio.sleep(0.1)
-    said = {"history_lacks": ["not asked"]}
-    while said["history_lacks"]:
-        assert time.monotonic() < deadline, said
+    status = {"history_lacks": ["not asked"]}
+    while status["history_lacks"]:
+        assert time.monotonic() < deadline, status
         code, text = await asyncio.to_thread(billing, b, "cluster", "status", "--json")
         assert code == 0, text
-        said = json.loads(text)
+        status = json.loads(text)
 
     caller.port, caller._rpc = b.rpc_port, None
     await caller.round()

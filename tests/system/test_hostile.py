@@ -39,19 +39,19 @@ WATCHED = (
 
 
 def connect(port: int, receive_bytes: int = 0) -> socket.socket:
-    one = socket.socket()
+    connection = socket.socket()
     if receive_bytes:
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    one.settimeout(20)
-    one.connect(("127.0.0.1", port))
-    return one
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+    connection.settimeout(20)
+    connection.connect(("127.0.0.1", port))
+    return connection
 
 
-def asked(one: socket.socket) -> bytes:
+def pinged(connection: socket.socket) -> bytes:
     """What a ping brings; empty where the connection is closed."""
     try:
-        one.sendall(PING)
-        return one.recv(4096)
+        connection.sendall(PING)
+        return connection.recv(4096)
     except ConnectionError:
         return b""
 
@@ -79,11 +79,11 @@ async def test_hundreds_of_idle_connections_stay_and_are_answered_when_they_ask(
     rpc = await Rpc.connect(daemon.rpc_port)
     for number in range(100):
         assert await serves(rpc, f"u{number}")
-    assert all(asked(one) == PONG for one in idle)
+    assert all(pinged(connection) == PONG for connection in idle)
     while connections(daemon) < 501:  # a figure is up to a second old
         assert await serves(rpc, "u")
-    for one in idle:
-        one.close()
+    for connection in idle:
+        connection.close()
     assert await serves(rpc, "u")
 
 
@@ -103,8 +103,8 @@ async def test_idle_connections_to_the_operators_pages_do_not_keep_a_worker_from
             await asyncio.sleep(0.05)
         daemon.wait_ready()  # through the same listener as the crowd
         assert await serves(await Rpc.connect(daemon.rpc_port), "u")
-        for one in flood:
-            one.close()
+        for connection in flood:
+            connection.close()
     assert "cannot be started" not in daemon.log.read_text()
 
 
@@ -116,9 +116,9 @@ async def test_more_connections_than_descriptors_stop_neither_clients_nor_the_jo
         flood: list[socket.socket] = []
         with contextlib.suppress(OSError):
             flood.extend(connect(daemon.rpc_port) for _ in range(600))
-        answers = [asked(one) for one in flood]
-        held = answers.count(PONG)
-        assert 150 < held < 360, "what the hard limit leaves; the soft one leaves 29"
+        answers = [pinged(connection) for connection in flood]
+        served = answers.count(PONG)
+        assert 150 < served < 360, "what the hard limit leaves; the soft one leaves 29"
         assert {answer for answer in answers if answer and answer != PONG} <= {
             msgpack.packb([1, None, "TOO_MANY_CONNECTIONS: try again later", None])
         }
@@ -126,11 +126,11 @@ async def test_more_connections_than_descriptors_stop_neither_clients_nor_the_jo
         assert len(os.listdir(f"/proc/{worker}/fd")) < 400
         for number in range(300):  # segments are opened and closed meanwhile
             await rpc.ask("top_up", f"u{number}", 10**9, {"message": "x" * 200})
-        for one in flood:
-            one.close()
-        while asked(again := connect(daemon.rpc_port)) != PONG:
-            again.close()
-        again.close()
+        for connection in flood:
+            connection.close()
+        while pinged(newcomer := connect(daemon.rpc_port)) != PONG:
+            newcomer.close()
+        newcomer.close()
     log = daemon.log.read_text()
     assert re.search(r"only \d+ connections fit into the 400 file descriptors of a worker", log)
     assert "Traceback" not in log
@@ -144,18 +144,18 @@ async def test_a_flood_before_sign_in_keeps_nobody_out_who_is_in(data_dir: Path)
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("hello", {"token": "secret"})
         flood = [connect(daemon.rpc_port) for _ in range(300)]
-        for one in flood:
+        for connection in flood:
             with contextlib.suppress(ConnectionError):
-                one.sendall(b"\xdc\x00\x40" * 1300)  # 4 KiB of nested arrays, never finished
+                connection.sendall(b"\xdc\x00\x40" * 1300)  # 4 KiB of nested arrays, never finished
         for number in range(50):
             assert await serves(rpc, f"u{number}")
-        for one in flood:  # too many were told at once; the rest when 4 KiB or 5 s had passed
+        for connection in flood:  # too many were told at once; the rest when 4 KiB or 5 s had passed
             with contextlib.suppress(ConnectionError):
-                while one.recv(4096):
+                while connection.recv(4096):
                     pass
-            one.close()
-        late = await Rpc.connect(daemon.rpc_port)
-        assert (await late.ask("hello", {"token": "secret"}))["name"] == "shop"
+            connection.close()
+        latecomer = await Rpc.connect(daemon.rpc_port)
+        assert (await latecomer.ask("hello", {"token": "secret"}))["name"] == "shop"
 
 
 async def test_slow_senders_and_those_who_never_read_are_nobody_elses_trouble(daemon: Daemon) -> None:
@@ -163,21 +163,21 @@ async def test_slow_senders_and_those_who_never_read_are_nobody_elses_trouble(da
     frame = msgpack.packb([0, 1, "top_up", ["slow", 5]])
     slow = [connect(daemon.rpc_port) for _ in range(50)]
     deaf = [connect(daemon.rpc_port, receive_bytes=4096) for _ in range(20)]
-    many = msgpack.packb([0, 2, "methods", []]) * 2_000
-    for one in deaf:
-        one.setblocking(False)
+    requests = msgpack.packb([0, 2, "methods", []]) * 2_000
+    for connection in deaf:
+        connection.setblocking(False)
         with contextlib.suppress(BlockingIOError):
             while True:
-                one.send(many)
+                connection.send(requests)
     for at in range(len(frame)):
-        for one in slow:
-            one.sendall(frame[at : at + 1])
+        for connection in slow:
+            connection.sendall(frame[at : at + 1])
         assert await serves(rpc, "u")
-    for one in slow:
-        assert one.recv(4096)[:3] == b"\x94\x01\x01"
+    for connection in slow:
+        assert connection.recv(4096)[:3] == b"\x94\x01\x01"
     assert (await rpc.ask("get_account", "slow"))["balance_nanos"] == 250
-    for one in (*slow, *deaf):
-        one.close()
+    for connection in (*slow, *deaf):
+        connection.close()
     assert await serves(rpc, "u")
 
 
@@ -186,13 +186,13 @@ async def test_connections_that_are_reset_in_the_middle_leave_nothing(data_dir: 
         rpc = await Rpc.connect(daemon.rpc_port)
         assert await serves(rpc, "u")
         (worker,) = daemon.worker_pids()
-        before = len(os.listdir(f"/proc/{worker}/fd"))
+        files = len(os.listdir(f"/proc/{worker}/fd"))
         for _ in range(200):
-            one = connect(daemon.rpc_port)
-            one.sendall(msgpack.packb([0, 1, "top_up", ["u", 5]])[:-1])
-            one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            one.close()
-        while len(os.listdir(f"/proc/{worker}/fd")) > before + 2:
+            connection = connect(daemon.rpc_port)
+            connection.sendall(msgpack.packb([0, 1, "top_up", ["u", 5]])[:-1])
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            connection.close()
+        while len(os.listdir(f"/proc/{worker}/fd")) > files + 2:
             assert await serves(rpc, "u")
 
 
@@ -211,9 +211,9 @@ def sockets_of(pid: int) -> Iterator[socket.socket]:
                 continue
             if copy < 0:
                 raise OSError(ctypes.get_errno(), "pidfd_getfd")
-            with socket.socket(fileno=copy) as one, contextlib.suppress(OSError):
-                if one.family == socket.AF_INET and one.getpeername():
-                    yield one
+            with socket.socket(fileno=copy) as connection, contextlib.suppress(OSError):
+                if connection.family == socket.AF_INET and connection.getpeername():
+                    yield connection
     finally:
         os.close(pidfd)
 
@@ -224,15 +224,15 @@ async def test_a_peer_that_is_gone_without_a_word_is_noticed_by_the_kernel(daemo
     port = daemon.rpc_port
     if door == "direct":
         port = int((await rpc.ask("route"))["shards"][0]["address"].rpartition(":")[2])
-    one = connect(port)
-    assert asked(one) == PONG
+    connection = connect(port)
+    assert pinged(connection) == PONG
     try:
-        (theirs,) = (
+        (options,) = (
             [copy.getsockopt(level, option) for level, option in WATCHED]
             for copy in sockets_of(daemon.worker_pids()[0])
-            if copy.getpeername() == one.getsockname()
+            if copy.getpeername() == connection.getsockname()
         )
     except PermissionError as error:
         pytest.skip(f"a process may not look into another here: {error}")
-    assert theirs == [1, 30, 10, 3, 30_000, 128 << 10]
-    one.close()
+    assert options == [1, 30, 10, 3, 30_000, 128 << 10]
+    connection.close()

@@ -30,8 +30,8 @@ def billing(daemon: Daemon, *arguments: object) -> Said:
 
 
 def account(daemon: Daemon, user: str) -> dict[str, object]:
-    shown: dict[str, object] = json.loads(billing(daemon, "account", user, "--json").stdout)
-    return shown
+    fields: dict[str, object] = json.loads(billing(daemon, "account", user, "--json").stdout)
+    return fields
 
 
 def test_a_tarantool_snapshot_becomes_accounts_and_may_be_imported_again(daemon: Daemon) -> None:
@@ -44,8 +44,8 @@ def test_a_tarantool_snapshot_becomes_accounts_and_may_be_imported_again(daemon:
     assert "1 user has no money" in first.stdout
     assert account(daemon, "user_03")["balance_nanos"] == 750 * 10**9
     assert account(daemon, "пользователь")["balance_nanos"] == 7 * 10**9
-    again = billing(daemon, "import", SNAPSHOT, LOG)
-    assert "imported 304 accounts with 304 commands, 304 of them done before" in again.stdout
+    second = billing(daemon, "import", SNAPSHOT, LOG)
+    assert "imported 304 accounts with 304 commands, 304 of them done before" in second.stdout
     assert account(daemon, "user_03")["balance_nanos"] == 750 * 10**9
 
 
@@ -61,20 +61,20 @@ def test_a_csv_file_brings_limits_and_rates_and_names_what_it_does_not_take(daem
     )
     dry = billing(daemon, "import", file, "--dry-run")
     assert dry.stdout.endswith(rates)
-    ended = billing(daemon, "import", file)
-    assert ended.returncode == 1
-    assert "imported 2 accounts with 7 commands" in ended.stdout
-    assert ended.stdout.endswith(rates)
-    assert "accounts.csv:5: " in ended.stderr
-    assert "accounts.csv:6: " in ended.stderr
-    one = account(daemon, "csv_01")
-    assert (one["credit_limit_nanos"], one["rate_nanos_per_hour"]) == (10 * 10**9, 1_080_000_000)
+    result = billing(daemon, "import", file)
+    assert result.returncode == 1
+    assert "imported 2 accounts with 7 commands" in result.stdout
+    assert result.stdout.endswith(rates)
+    assert "accounts.csv:5: " in result.stderr
+    assert "accounts.csv:6: " in result.stderr
+    row = account(daemon, "csv_01")
+    assert (row["credit_limit_nanos"], row["rate_nanos_per_hour"]) == (10 * 10**9, 1_080_000_000)
     two = account(daemon, "csv_02")
     assert (two["balance_nanos"], two["state"], two["exhaustion_seq"]) == (-3 * 10**9, "active", 0)
 
 
 def test_what_unit_a_rate_was_understood_to_have_is_told(daemon: Daemon, tmp_path: Path) -> None:
-    for column, told in (
+    for column, rates in (
         ("rate", "2 lines in coins per second (which is what a rate is where no unit is named); together 10,800"),
         (
             "rate_per_second",
@@ -86,7 +86,7 @@ def test_what_unit_a_rate_was_understood_to_have_is_told(daemon: Daemon, tmp_pat
         file = tmp_path / f"{column}.csv"
         file.write_text(f"user_id,balance,resource,{column}\n{column},5,vm-1,1\n{column},,vm-2,2\n")
         dry = billing(daemon, "import", file, "--dry-run")
-        assert dry.stdout.endswith(f"\nrates: {told} coins per hour\n")
+        assert dry.stdout.endswith(f"\nrates: {rates} coins per hour\n")
     billing(daemon, "import", file)
     assert account(daemon, "rate_per_hour")["rate_nanos_per_hour"] == 3 * 10**9
     for heading in ("user_id,rate_per_hour,per", "user_id,rate,rate_per_hour", "user_id,rate_per_hour,rate_per_second"):
@@ -101,9 +101,9 @@ def test_another_amount_under_the_same_label_is_refused_and_adds_nothing(daemon:
     file.write_text('{"user_id": "json_01", "balance": "6"}\n')
     changed = billing(daemon, "import", file)
     assert changed.returncode == 1
-    told = " ".join(changed.stderr.split())
-    assert "json_01 was imported before as 'import' with another top_up, which stands (REQUEST_ID_CONFLICT)" in told
-    assert "give it another --label" in told
+    words = " ".join(changed.stderr.split())
+    assert "json_01 was imported before as 'import' with another top_up, which stands (REQUEST_ID_CONFLICT)" in words
+    assert "give it another --label" in words
     assert account(daemon, "json_01")["balance_nanos"] == 5 * 10**9
 
 
@@ -113,14 +113,14 @@ def test_a_terminal_is_shown_how_far_the_reading_is(tmp_path: Path) -> None:
     reader, terminal = os.openpty()
     command = [sys.executable, "-m", "billing", "import", str(file), "--dry-run"]
     environment = os.environ | {"TERM": "xterm"}
-    ended = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, env=environment, timeout=300, check=True)
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=terminal, env=environment, timeout=300, check=True)
     os.close(terminal)
-    shown = os.read(reader, 1 << 16).decode()
+    progress = os.read(reader, 1 << 16).decode()
     os.close(reader)
     balances = b"balances: 2,000 accounts, together 2,000 coins\n"
-    assert ended.stdout == b"would import 2,000 accounts with 2,000 commands\n" + balances
-    assert "reading" in shown
-    assert "2,000 lines" in shown
+    assert result.stdout == b"would import 2,000 accounts with 2,000 commands\n" + balances
+    assert "reading" in progress
+    assert "2,000 lines" in progress
 
 
 def test_an_import_that_would_not_be_remembered_whole_is_refused_before_anything_is_sent(
@@ -130,8 +130,8 @@ def test_an_import_that_would_not_be_remembered_whole_is_refused_before_anything
     file.write_text(
         "user_id,balance,resource,rate\n" + "".join(f"many_01,{'' if n else 5},vm-{n},1\n" for n in range(100))
     )
-    ended = billing(daemon, "import", file)
-    assert (ended.returncode, ended.stdout) == (1, "")
-    assert "one bucket would get 101 commands, and the daemon remembers 100" in ended.stderr
-    assert "ledger.request_ids_per_bucket = 101" in ended.stderr
+    result = billing(daemon, "import", file)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert "one bucket would get 101 commands, and the daemon remembers 100" in result.stderr
+    assert "ledger.request_ids_per_bucket = 101" in result.stderr
     assert "there is no account many_01" in billing(daemon, "account", "many_01").stderr

@@ -34,11 +34,11 @@ def readyz(daemon: Daemon) -> str:
 async def users_of(rpc: Rpc, name: str = "u") -> dict[int, str]:
     """A user of each shard, whose id begins with the name."""
     owners = (await rpc.ask("route"))["owners"]
-    found: dict[int, str] = {}
+    users: dict[int, str] = {}
     for number in range(100):
         account = await rpc.ask("top_up", f"{name}{number}", 10**9)
-        found.setdefault(owners[account["bucket_id"] - 1], account["user_id"])
-    return found
+        users.setdefault(owners[account["bucket_id"] - 1], account["user_id"])
+    return users
 
 
 async def connect_to(daemon: Daemon, shard_id: int) -> Rpc:
@@ -59,32 +59,32 @@ def shared(module_dir: Path) -> Iterator[Daemon]:
 
 async def test_unknown_buckets_and_shards_and_what_stands_against_a_move(shared: Daemon) -> None:
     rpc = await Rpc.connect(shared.rpc_port)
-    before = await rpc.ask("route")
+    route = await rpc.ask("route")
     for method in ("move_bucket", "explain_move", "pin_bucket", "unpin_bucket"):
         more = [1] if method == "move_bucket" else []
         assert (await rpc.call(method, 3001, *more))[0].startswith("UNKNOWN_BUCKET"), method
-    here, there = before["owners"][6], 3 - before["owners"][6]
+    source, target = route["owners"][6], 3 - route["owners"][6]
     assert (await rpc.call("move_bucket", 7, 9))[0].startswith("UNKNOWN_SHARD")
-    assert (await rpc.call("move_bucket", 7, here))[0].startswith("MOVE_REFUSED")
+    assert (await rpc.call("move_bucket", 7, source))[0].startswith("MOVE_REFUSED")
     await rpc.ask("pin_bucket", 7)
-    assert (await rpc.call("move_bucket", 7, there))[0].startswith("BUCKET_PINNED")
-    told = await rpc.ask("explain_move", 7, {"shard_id": there})
-    assert (told["state"], told["waits_for"], told["whose"]) == (
-        *("pinned", f"bucket 7 is pinned to shard {here}; unpin it first", "the operator"),
+    assert (await rpc.call("move_bucket", 7, target))[0].startswith("BUCKET_PINNED")
+    plan = await rpc.ask("explain_move", 7, {"shard_id": target})
+    assert (plan["state"], plan["waits_for"], plan["whose"]) == (
+        *("pinned", f"bucket 7 is pinned to shard {source}; unpin it first", "the operator"),
     )
     await rpc.ask("unpin_bucket", 7)
-    assert (await rpc.ask("explain_move", 7, {"shard_id": there}))["waits_for"] == "an order: move_bucket"
-    assert await rpc.ask("route") == before
+    assert (await rpc.ask("explain_move", 7, {"shard_id": target}))["waits_for"] == "an order: move_bucket"
+    assert await rpc.ask("route") == route
     assert (await rpc.ask("rebalance", {"plan": True})) == {"moves": 0, "steps": []}
     await rpc.ask("backup", "begin")
-    moving = asyncio.ensure_future(rpc.call("move_bucket", 7, there))
-    while not told["waits_for"].startswith("the end of a backup"):
+    moving = asyncio.ensure_future(rpc.call("move_bucket", 7, target))
+    while not plan["waits_for"].startswith("the end of a backup"):
         assert not moving.done(), "a bucket moved during a backup"
-        told = await rpc.ask("explain_move", 7)
-    assert told["whose"] == "whoever makes the backup"
+        plan = await rpc.ask("explain_move", 7)
+    assert plan["whose"] == "whoever makes the backup"
     await rpc.ask("backup", "end")
     assert (await moving)[0] is None
-    assert (await rpc.ask("route"))["owners"][6] == there
+    assert (await rpc.ask("route"))["owners"][6] == target
 
 
 async def test_what_a_dead_worker_had_in_flight_is_unknown_and_what_never_left_is_not(shared: Daemon) -> None:
@@ -118,11 +118,11 @@ async def test_a_worker_that_is_frozen_is_named_to_whoever_asks_for_its_users(sh
     try:
         change = asyncio.ensure_future(rpc.call("top_up", users[2], 1))
         reads = [asyncio.ensure_future(rpc.call("get_account", users[2])) for _ in range(2)]
-        told = [(await one)[0] for one in (change, *reads)]
-        assert [one["applied"] for one in told] == ["unknown", "no", "no"]
+        refusals = [(await call)[0] for call in (change, *reads)]
+        assert [refusal["applied"] for refusal in refusals] == ["unknown", "no", "no"]
         error, _ = await rpc.call("debit", users[2], 1)  # it is known by now, and nothing is sent there any more
-        told.append(error)
-        for error in told:
+        refusals.append(error)
+        for error in refusals:
             assert (error["name"], error["retry"], error["shard_id"]) == ("UNAVAILABLE", True, 2)
             assert "shard 2: its worker has not answered for" in error["message"]
         assert error["applied"] == "no"
@@ -135,36 +135,36 @@ async def test_a_worker_that_is_frozen_is_named_to_whoever_asks_for_its_users(sh
 
 
 async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(shared: Daemon) -> None:
-    asked = asyncio.Event()
+    is_asked = asyncio.Event()
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if await reader.read(10):
-            asked.set()
+            is_asked.set()
         await asyncio.sleep(60)
 
     server = await asyncio.start_server(silent, "127.0.0.1", urlsplit(shared.address_of("cutoff.url")).port)
     rpc = await Rpc.connect(shared.rpc_port)
     bucket_id = (await rpc.ask("top_up", "u", 100))["bucket_id"]
     await rpc.ask("set_rate", "u", 10_000)
-    await asyncio.wait_for(asked.wait(), 20)
-    before = await rpc.ask("route")
-    target = 3 - before["owners"][bucket_id - 1]
+    await asyncio.wait_for(is_asked.wait(), 20)
+    route = await rpc.ask("route")
+    target = 3 - route["owners"][bucket_id - 1]
     moving = asyncio.ensure_future(rpc.call("move_bucket", bucket_id, target))
-    told: dict[str, Any] = {}
-    while not moving.done() and "call of the bucket" not in str(told.get("waits_for")):
-        told = await rpc.ask("explain_move", bucket_id)
-    assert (told["state"], told["to_shard_id"], told["whose"]) == ("sending", target, f"shard {3 - target}")
+    plan: dict[str, Any] = {}
+    while not moving.done() and "call of the bucket" not in str(plan.get("waits_for")):
+        plan = await rpc.ask("explain_move", bucket_id)
+    assert (plan["state"], plan["to_shard_id"], plan["whose"]) == ("sending", target, f"shard {3 - target}")
     error, _ = await rpc.call("move_bucket", bucket_id, target)
     assert error == f"MOVE_REFUSED: bucket {bucket_id} is moving to shard {target} already"
-    other = bucket_id + 1 if before["owners"][bucket_id % 3000] == 3 - target else bucket_id - 1
+    other = bucket_id + 1 if route["owners"][bucket_id % 3000] == 3 - target else bucket_id - 1
     waiting = asyncio.ensure_future(rpc.call("move_bucket", other, target))
-    while not waiting.done() and "turn" not in str(told["waits_for"]):
-        told = await rpc.ask("explain_move", other)
+    while not waiting.done() and "turn" not in str(plan["waits_for"]):
+        plan = await rpc.ask("explain_move", other)
     refusal = f"MOVE_REFUSED: bucket {bucket_id} stays where it is: still in flight: 1 call"
     assert (await moving)[0].startswith(refusal)
     assert (await waiting)[0] is None
     assert (await rpc.ask("explain_move", bucket_id))["last_error"] == "still in flight: 1 call of the bucket"
-    assert (await rpc.ask("route"))["generations"][bucket_id - 1] == before["generations"][bucket_id - 1]
+    assert (await rpc.ask("route"))["generations"][bucket_id - 1] == route["generations"][bucket_id - 1]
     server.close()
 
 
@@ -175,8 +175,8 @@ async def test_a_worker_that_crashes_again_and_again_is_held_and_the_others_serv
         await rpc.ask("hello", {"errors": "map"})
         deadline = time.monotonic() + 120
         crashed = set()
-        while "held" not in (said := readyz(daemon)):
-            assert time.monotonic() < deadline, said
+        while "held" not in (text := readyz(daemon)):
+            assert time.monotonic() < deadline, text
             row = (await rpc.ask("shards_info"))[1]
             if row["worker_pid"] and row["worker_pid"] not in crashed and row["state"] == "serving":
                 crashed.add(row["worker_pid"])
@@ -186,7 +186,7 @@ async def test_a_worker_that_crashes_again_and_again_is_held_and_the_others_serv
                 assert (error["name"], error["retry"]) == ("UNAVAILABLE", True)
             await rpc.ask("top_up", users[1], 1)
             await asyncio.sleep(0.1)
-        assert "shard 2: held: it ended 8 times in a row, last: ended with -11" in said
+        assert "shard 2: held: it ended 8 times in a row, last: ended with -11" in text
         error, _ = await rpc.call("get_account", users[2])
         assert (error["name"], error["retry"], error["applied"]) == ("UNAVAILABLE", True, "no")
         assert error["message"].startswith("shard 2: it is held, which an operator has to end: it ended 8 times")

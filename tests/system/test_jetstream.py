@@ -72,14 +72,14 @@ def billing(daemon: Daemon, *arguments: str) -> tuple[int, str]:
     if arguments[0] != "serve":
         return run(*words)
     command = [sys.executable, "-m", "billing", *words]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    return ran.returncode, ran.stdout + ran.stderr
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    return result.returncode, result.stdout + result.stderr
 
 
 def run(*arguments: object) -> tuple[int, str]:
     """(exit code, all that it said) of a command that asks a daemon."""
-    said = carried_out_beside(*arguments)
-    return said.returncode, said.stdout + said.stderr
+    result = carried_out_beside(*arguments)
+    return result.returncode, result.stdout + result.stderr
 
 
 @pytest.fixture
@@ -154,12 +154,12 @@ async def test_what_was_answered_is_there_after_kills_of_the_daemon_of_workers_a
     daemon.start()
     caller = Caller(daemon.rpc_port)
     await caller.round()
-    code, said = billing(daemon, "doctor")
-    assert code == 1, said
-    assert "a daemon serves from this log" in said
+    code, output = billing(daemon, "doctor")
+    assert code == 1, output
+    assert "a daemon serves from this log" in output
     daemon.kill()
-    code, said = billing(daemon, "doctor")
-    assert code == 0, said
+    code, output = billing(daemon, "doctor")
+    assert code == 0, output
     daemon.start()
     await caller.check()
     await caller.round()
@@ -180,11 +180,11 @@ async def test_what_was_answered_is_there_after_kills_of_the_daemon_of_workers_a
     daemon.start()
     await caller.check()
     assert daemon.stop() == 0
-    code, said = billing(daemon, "doctor")
-    assert code == 0, said
-    code, said = billing(daemon, "journal", "dump", "--shard", "1")
-    assert code == 0, said
-    assert "entry" in said
+    code, output = billing(daemon, "doctor")
+    assert code == 0, output
+    code, output = billing(daemon, "journal", "dump", "--shard", "1")
+    assert code == 0, output
+    assert "entry" in output
 
 
 async def test_notices_are_told_in_order_and_none_is_lost_over_kills_of_the_daemon_and_a_server(
@@ -193,7 +193,7 @@ async def test_notices_are_told_in_order_and_none_is_lost_over_kills_of_the_daem
     receiver = Receiver("127.0.0.1", 0)
     await receiver.start()
     daemon = daemon_on(servers, data_dir / "host", notify__url=f"{receiver.url}/told")
-    wanted = [f"{number}:account-topped_up" for number in range(1, 4)]
+    kinds = [f"{number}:account-topped_up" for number in range(1, 4)]
     try:
         servers.make_all(SHARDS)
         await asyncio.to_thread(daemon.start)
@@ -205,10 +205,10 @@ async def test_notices_are_told_in_order_and_none_is_lost_over_kills_of_the_daem
         servers.kill(servers.leader("J_1"))
         await caller.round()
         async with asyncio.timeout(120):
-            while any(kinds_of(receiver, user)[-1:] != wanted[-1:] for user in USERS):
+            while any(kinds_of(receiver, user)[-1:] != kinds[-1:] for user in USERS):
                 await asyncio.sleep(0.05)
         for user in USERS:
-            assert list(dict.fromkeys(kinds_of(receiver, user))) == wanted
+            assert list(dict.fromkeys(kinds_of(receiver, user))) == kinds
         assert await asyncio.to_thread(daemon.stop) == 0
     finally:
         if daemon.process is not None:
@@ -244,9 +244,9 @@ async def test_without_a_majority_everything_is_refused_and_it_comes_back_by_its
     await caller.check()
     await caller.round()
     async with asyncio.timeout(60):
-        while len(left := await asyncio.to_thread(grants_left, daemon)) != SHARDS or 0.0 in left:
+        while len(seconds_left := await asyncio.to_thread(grants_left, daemon)) != SHARDS or 0.0 in seconds_left:
             await asyncio.sleep(0.05)
-    assert all(value <= 2 for value in left), "the grant is of two seconds"
+    assert all(value <= 2 for value in seconds_left), "the grant is of two seconds"
     assert daemon.stop() == 0
 
 
@@ -334,20 +334,20 @@ async def test_cutoffs_go_on_while_a_stream_is_full_and_nothing_of_them_is_lost(
         async with asyncio.timeout(120):
             while sum(call.exhausted_at_ns > now_ns for call in receiver.calls) < 2:
                 await asyncio.sleep(0.05)
-        again = await asyncio.gather(*(fill(daemon.rpc_port, user) for user in FILLERS))
-        assert all(refusal["applied"] == "no" for refusal in again), "the streams are full still"
+        refusals = await asyncio.gather(*(fill(daemon.rpc_port, user) for user in FILLERS))
+        assert all(refusal["applied"] == "no" for refusal in refusals), "the streams are full still"
 
         for shard in range(1, SHARDS + 1):
             servers.limit(f"J_{shard}", -1)
         await caller.call("top_up", FILLERS[0], 1)
-        wanted: dict[tuple[str, int], int] = {}  # who ran out, when -> the balance then
+        exhaustions: dict[tuple[str, int], int] = {}  # who ran out, when -> the balance then
         for user in USERS:
             rows = [row for row in await caller.call("history", user) if row["operation"] == "exhaust"]
-            wanted |= {(user, row["at_ns"]): row["balance_after_nanos"] for row in rows}
-        assert sum(at_ns > now_ns for _, at_ns in wanted) >= 2
-        assert set(wanted.values()) == {0}
+            exhaustions |= {(user, row["at_ns"]): row["balance_after_nanos"] for row in rows}
+        assert sum(at_ns > now_ns for _, at_ns in exhaustions) >= 2
+        assert set(exhaustions.values()) == {0}
         async with asyncio.timeout(120):
-            while missing := set(wanted) - {(call.user_id, call.exhausted_at_ns) for call in receiver.calls}:
+            while missing := set(exhaustions) - {(call.user_id, call.exhausted_at_ns) for call in receiver.calls}:
                 await asyncio.sleep(0.05)
         assert not missing
         assert len({call.event_id for call in receiver.calls}) == len({call.user_id for call in receiver.calls})
@@ -402,43 +402,46 @@ async def test_clients_come_in_over_tls(servers: NatsCluster, data_dir: Path) ->
 def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: NatsCluster, data_dir: Path) -> None:
     daemon = daemon_on(servers, data_dir / "host")
     with ThreadPoolExecutor() as both:  # each waits until it is sure that a stream is absent
-        told = [both.submit(billing, daemon, *command) for command in (("cluster", "check"), ("serve",))]
-    for code, said in (one.result() for one in told):
+        futures = [both.submit(billing, daemon, *command) for command in (("cluster", "check"), ("serve",))]
+    for code, output in (future.result() for future in futures):
         assert code == 78
-        assert "billing cluster init" in said
+        assert "billing cluster init" in output
     assert billing(daemon, "cluster", "init")[0] == 0
     assert billing(daemon, "cluster", "check")[0] == 0
     assert "all streams are there already" in billing(daemon, "cluster", "init")[1]
 
     servers.limit("J_2", 1 << 30)
-    code, said = billing(daemon, "cluster", "check")
-    assert (code, "J_2: its max_bytes of 1073741824 will be reached" in said) == (0, True), said
+    code, output = billing(daemon, "cluster", "check")
+    assert (code, "J_2: its max_bytes of 1073741824 will be reached" in output) == (0, True), output
     servers.limit("J_2", -1)
     assert "max_bytes" not in billing(daemon, "cluster", "check")[1]
 
     other = daemon_on(servers, data_dir / "other", shards__bucket_count=64, cluster__shards=1, cluster__replicas=1)
-    code, said = billing(other, "serve")
+    code, output = billing(other, "serve")
     assert code == 78
     for named in ("shards.bucket_count", "cluster.shards", "cluster.replicas"):
-        assert named in said, said
+        assert named in output, output
 
     config = servers.ask("STREAM.INFO.J_1")["config"]
     servers.ask("STREAM.UPDATE.J_1", config | {"max_age": 3_600_000_000_000})
-    code, said = billing(daemon, "cluster", "check")
-    assert (code, "max_age" in said) == (78, True), said
+    code, output = billing(daemon, "cluster", "check")
+    assert (code, "max_age" in output) == (78, True), output
     servers.ask("STREAM.UPDATE.J_1", config)
 
     config = servers.ask("STREAM.INFO.S_1")["config"]
     metadata = config["metadata"] | {"billing.cluster": "another"}
-    for given, words in ((metadata, "the streams are of different clusters"), ({}, "S_1: made by somebody else")):
-        servers.ask("STREAM.UPDATE.S_1", config | {"metadata": given})
-        code, said = billing(daemon, "serve")
-        assert (code, words in said) == (78, True), said
+    for given_metadata, words in (
+        (metadata, "the streams are of different clusters"),
+        ({}, "S_1: made by somebody else"),
+    ):
+        servers.ask("STREAM.UPDATE.S_1", config | {"metadata": given_metadata})
+        code, output = billing(daemon, "serve")
+        assert (code, words in output) == (78, True), output
     servers.ask("STREAM.UPDATE.S_1", config)
 
     (data_dir / "host" / "data" / "cluster").write_text("another\n")
-    code, said = billing(daemon, "serve")
-    assert (code, "another" in said) == (78, True), said
+    code, output = billing(daemon, "serve")
+    assert (code, "another" in output) == (78, True), output
 
 
 def test_wrong_credentials_are_named(data_dir: Path) -> None:
@@ -460,15 +463,15 @@ def test_wrong_credentials_are_named(data_dir: Path) -> None:
         dumps = [("journal", "dump", "--shard", shard) for shard in ("0", "1")]
         restore = ("restore", f"{data_dir}/copy")  # first: the others make the data directory
         for command in (restore, ("cluster", "check"), ("serve",), ("doctor",), ("rebuild",), *dumps):
-            code, said = billing(daemon, *command)
-            assert code == 78, said
-            assert "cluster.credentials_file" in said
-            assert "wrong" not in said
+            code, output = billing(daemon, *command)
+            assert code == 78, output
+            assert "cluster.credentials_file" in output
+            assert "wrong" not in output
         secret.write_text("billing:right\n")
         assert billing(daemon, "cluster", "init")[0] == 0
-        code, said = billing(daemon, "cluster", "check")
+        code, output = billing(daemon, "cluster", "check")
         assert code == 0
-        assert "replicas = 1" in said
+        assert "replicas = 1" in output
     finally:
         guarded.close()
 
@@ -505,55 +508,55 @@ async def test_a_backup_of_one_kind_is_restored_into_the_other_and_back_with_the
     places = {name: data_dir / name for name in ("files", "back")}
     for place in places.values():
         place.mkdir()
-    files, back = (Daemon(place, journal__segment_bytes=1 << 20, **keys) for place in places.values())
+    files, files_again = (Daemon(place, journal__segment_bytes=1 << 20, **keys) for place in places.values())
     servers.make_all(SHARDS)
-    caller, wanted = Caller(files.rpc_port), set[str]()
+    caller, event_ids = Caller(files.rpc_port), set[str]()
     try:
-        for number, (one, following) in enumerate([(files, cluster), (cluster, back)], 1):
-            await asyncio.to_thread(one.start)
-            caller.port, caller._rpc = one.rpc_port, None
-            await called(receiver, wanted)
-            if one is cluster:
+        for number, (running, following) in enumerate([(files, cluster), (cluster, files_again)], 1):
+            await asyncio.to_thread(running.start)
+            caller.port, caller._rpc = running.rpc_port, None
+            await called(receiver, event_ids)
+            if running is cluster:
                 await caller.check()
                 reply = await caller.call("top_up", USERS[0], 1001, {"request_id": "r1"})
                 assert reply["replayed"] is True
-                for pid in one.worker_pids():
+                for pid in running.worker_pids():
                     os.kill(pid, signal.SIGUSR1)  # a snapshot now
-            hanging = await all_followers(one)
+            hanging = await all_followers(running)
             for pid in hanging:
                 os.kill(pid, signal.SIGSTOP)
             await caller.round()
             entries = dict.fromkeys(USERS, number)
-            if one is files:
+            if running is files:
                 await caller.call("set_credit_limit", USERS[0], 500)
             else:
                 entries[USERS[0]] += 1
-            wanted |= {f"{user}:{entry_id}:account-topped_up" for user, entry_id in entries.items()}
+            event_ids |= {f"{user}:{entry_id}:account-topped_up" for user, entry_id in entries.items()}
             copy = data_dir / f"copy-{number}"
-            code, said = await asyncio.to_thread(run, "backup", copy, "--address", one.address)
-            assert code == 0, said
-            assert "no faults" in said
-            assert "is fed at the next start" not in said
+            code, output = await asyncio.to_thread(run, "backup", copy, "--address", running.address)
+            assert code == 0, output
+            assert "no faults" in output
+            assert "is fed at the next start" not in output
             for pid in hanging:
                 os.kill(pid, signal.SIGCONT)
-            assert one.stop() == 0
+            assert running.stop() == 0
             receiver.clear()
-            code, said = billing(following, "restore", str(copy))
-            assert code == 0, said
-            assert f"notices that were still to be told then: {len(wanted)}" in said
-        code, said = billing(cluster, "restore", str(data_dir / "copy-2"))
+            code, output = billing(following, "restore", str(copy))
+            assert code == 0, output
+            assert f"notices that were still to be told then: {len(event_ids)}" in output
+        code, output = billing(cluster, "restore", str(data_dir / "copy-2"))
         assert code == 1, "the data directory is not empty"
         receiver.fault = None
-        await asyncio.to_thread(back.start)
-        caller.port, caller._rpc = back.rpc_port, None
-        await called(receiver, wanted)
-        assert {call.event_id for call in receiver.calls} == wanted
+        await asyncio.to_thread(files_again.start)
+        caller.port, caller._rpc = files_again.rpc_port, None
+        await called(receiver, event_ids)
+        assert {call.event_id for call in receiver.calls} == event_ids
         await caller.check()
         await caller.round()
         account = await caller.call("get_account", USERS[0])
         assert account["credit_limit_nanos"] == 500
-        assert await asyncio.to_thread(back.stop) == 0
+        assert await asyncio.to_thread(files_again.stop) == 0
     finally:
-        for daemon in (files, cluster, back):
+        for daemon in (files, cluster, files_again):
             daemon.kill_all()
         await receiver.close()

@@ -26,8 +26,8 @@ async def test_a_worker_that_dies_is_restarted_while_the_others_serve(data_dir: 
         assert get(daemon, "/readyz") == (200, "ready\n")
         rpc = await Rpc.connect(daemon.rpc_port)
         shards = {row["shard_id"]: row["worker_pid"] for row in await rpc.ask("shards_info")}
-        here = (await rpc.ask("server_info"))["shard_id"]
-        other = next(shard_id for shard_id in shards if shard_id != here)
+        shard = (await rpc.ask("server_info"))["shard_id"]
+        other = next(shard_id for shard_id in shards if shard_id != shard)
         owners = (await rpc.ask("route"))["owners"]
         users = {owner: "" for owner in shards}
         for number in range(100):
@@ -48,7 +48,7 @@ async def test_a_worker_that_dies_is_restarted_while_the_others_serve(data_dir: 
             error, _ = await asyncio.wait_for(rpc.call("get_account", users[other]), 20)
             assert error is None or error.startswith("UNAVAILABLE"), error
             refused += error is not None
-            assert (await rpc.ask("top_up", users[here], 1))["state"] == "active"
+            assert (await rpc.ask("top_up", users[shard], 1))["state"] == "active"
             served += 1
             if refused and error is None:
                 break
@@ -60,10 +60,10 @@ async def test_a_worker_that_dies_is_restarted_while_the_others_serve(data_dir: 
         await asyncio.wait_for(not_ready, 60)
         daemon.wait_ready()
         assert (await rpc.ask("get_account", users[other]))["balance_nanos"] == 7
-        assert (await rpc.ask("get_account", users[here]))["balance_nanos"] == 7 + served
-        again = {row["shard_id"]: row["worker_pid"] for row in await rpc.ask("shards_info")}
-        assert again[other] != shards[other]
-        assert again[here] == shards[here]
+        assert (await rpc.ask("get_account", users[shard]))["balance_nanos"] == 7 + served
+        pids = {row["shard_id"]: row["worker_pid"] for row in await rpc.ask("shards_info")}
+        assert pids[other] != shards[other]
+        assert pids[shard] == shards[shard]
 
 
 async def test_sigterm_answers_what_was_asked_and_ends_with_0(data_dir: Path) -> None:
@@ -76,8 +76,8 @@ async def test_sigterm_answers_what_was_asked_and_ends_with_0(data_dir: Path) ->
     assert first[0] is None
     assert await asyncio.to_thread(daemon.stop) == 0
     assert [path.name for path in (data_dir / "data" / "run").iterdir()] == ["lock"], "no socket is left"
-    done = await asyncio.gather(*calls, return_exceptions=True)
-    answered = [reply for reply in done if isinstance(reply, tuple) and reply[0] is None]
+    replies = await asyncio.gather(*calls, return_exceptions=True)
+    answered = [reply for reply in replies if isinstance(reply, tuple) and reply[0] is None]
     daemon.start()
     rpc = await Rpc.connect(daemon.rpc_port)
     total = 0

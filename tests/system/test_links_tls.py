@@ -39,21 +39,21 @@ def certify(directory: Path, authority: trustme.CA) -> dict[str, object]:
 
 
 @pytest.fixture
-def ours() -> trustme.CA:
+def own_authority() -> trustme.CA:
     return trustme.CA()
 
 
 @pytest.fixture
-async def hosts(servers: NatsCluster, data_dir: Path, ours: trustme.CA) -> AsyncIterator[list[Daemon]]:
+async def hosts(servers: NatsCluster, data_dir: Path, own_authority: trustme.CA) -> AsyncIterator[list[Daemon]]:
     """Host a has a certificate of ours, host b one of somebody else; nothing runs yet."""
-    made = []
-    for name, authority in (("a", ours), ("b", trustme.CA())):
+    daemons = []
+    for name, authority in (("a", own_authority), ("b", trustme.CA())):
         keys: dict[str, object] = {"cluster__listen": "127.0.0.1:0", "shards__workers": SHARDS}
         keys |= certify(data_dir / name, authority) | {"cluster__shards": SHARDS, "cluster__node": name}
-        made.append(daemon_on(servers, data_dir / name, **keys))
+        daemons.append(daemon_on(servers, data_dir / name, **keys))
     servers.make_all(SHARDS)
-    yield made
-    for host in made:
+    yield daemons
+    for host in daemons:
         if host.process is not None:
             host.kill()
 
@@ -67,7 +67,7 @@ async def wait_said(host: Daemon, *texts: str) -> None:
 
 
 async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_name(
-    hosts: list[Daemon], ours: trustme.CA, data_dir: Path
+    hosts: list[Daemon], own_authority: trustme.CA, data_dir: Path
 ) -> None:
     a, b = hosts
     await asyncio.to_thread(a.start, WAIT_S)
@@ -88,14 +88,14 @@ async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_nam
     assert [row["state"] for row in refused] == ["elsewhere"]
     assert all(row["reason"].startswith(f"served by b; no link from this host: {BELIEVE}") for row in refused)
     assert all(row["alerts"][0].startswith("UNREACHABLE_SHARD: no link from this host") for row in refused)
-    _, said = await asyncio.to_thread(billing, a, "cluster", "status")
-    assert f"shard {refused[0]['shard_id']} has no link from this host: " in said
+    _, output = await asyncio.to_thread(billing, a, "cluster", "status")
+    assert f"shard {refused[0]['shard_id']} has no link from this host: " in output
     error, _ = await rpc.call("accounts")
     assert error.startswith(f"UNAVAILABLE: shard {refused[0]['shard_id']}"), error
     assert BELIEVE in error
 
     assert await asyncio.to_thread(b.stop) == 0
-    certify(data_dir / "b", ours)  # the files that its configuration names
+    certify(data_dir / "b", own_authority)  # the files that its configuration names
     b.launch()
     await wait_owners(a, "a", "b")
     for host in hosts:
@@ -113,13 +113,13 @@ async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_nam
     assert await asyncio.to_thread(b.stop) == 0
     await wait_owners(a, "a", "a")
     await wait_page(a, 200, "ready")
-    await nobody_without_a_certificate(a, ours)
+    await nobody_without_a_certificate(a, own_authority)
     assert await asyncio.to_thread(a.stop) == 0
 
 
-async def nobody_without_a_certificate(host: Daemon, ours: trustme.CA) -> None:
+async def nobody_without_a_certificate(host: Daemon, own_authority: trustme.CA) -> None:
     """Whoever shows none is told so in the handshake; whoever speaks no TLS gets nothing that a link says."""
-    ports = [port for port in listening_ports(host) if speaks_tls(port, ours)]
+    ports = [port for port in listening_ports(host) if speaks_tls(port, own_authority)]
     assert len(ports) == SHARDS, "one for each shard that it serves"
 
 
@@ -135,10 +135,10 @@ def listening_ports(host: Daemon) -> set[int]:
     return {int(line[1].rpartition(":")[2], 16) for line in lines if line[3] == "0A" and line[9] in inodes}
 
 
-def speaks_tls(port: int, ours: trustme.CA) -> bool:
+def speaks_tls(port: int, own_authority: trustme.CA) -> bool:
     """Whether a TLS client that shows no certificate is refused for that."""
     context = ssl.create_default_context()
-    ours.configure_trust(context)
+    own_authority.configure_trust(context)
     try:
         with (
             socket.create_connection(("127.0.0.1", port), timeout=10) as plain,

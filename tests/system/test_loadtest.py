@@ -152,9 +152,9 @@ def test_an_endpoint_that_misbehaves_in_every_way_gets_every_cutoff(data_dir: Pa
     ],
 )
 def test_what_makes_no_sense_is_said(data_dir: Path, options: tuple[str, ...], text: str) -> None:
-    said = CliRunner().invoke(root, ["loadtest", "--json", str(data_dir / "result.json"), *options])
-    assert said.exit_code == 2
-    assert text in said.stderr
+    result = CliRunner().invoke(root, ["loadtest", "--json", str(data_dir / "result.json"), *options])
+    assert result.exit_code == 2
+    assert text in result.stderr
 
 
 def test_a_token_that_may_only_read_is_named_before_anything_is_offered(data_dir: Path) -> None:
@@ -165,22 +165,22 @@ def test_a_token_that_may_only_read_is_named_before_anything_is_offered(data_dir
     receiver = f"127.0.0.1:{free_port()}"
     settings = {"cutoff__url": f"http://{receiver}/cutoff/{{user_id}}", "rpc__tokens_file": str(tokens)}
     with Daemon(data_dir, shards__workers=1, **settings) as daemon:
-        there = ("--address", daemon.address, "--config", str(daemon.config), "--token-file", str(token))
-        done = loadtest(data_dir, *SMALL, *there)
-    assert done.code == 4
-    told = "a load test calls debit, set_rate, top_up too, and needs charge, read, top_up"
-    assert f"FORBIDDEN: the token's roles are read; {told}" in done.err
+        options = ("--address", daemon.address, "--config", str(daemon.config), "--token-file", str(token))
+        outcome = loadtest(data_dir, *SMALL, *options)
+    assert outcome.code == 4
+    words = "a load test calls debit, set_rate, top_up too, and needs charge, read, top_up"
+    assert f"FORBIDDEN: the token's roles are read; {words}" in outcome.err
 
 
 def test_without_an_account_there_is_no_load_and_nothing_is_started() -> None:
-    said = CliRunner().invoke(root, ["loadtest", "--accounts", "0"])
-    assert said.exit_code == 2
-    assert "no account" in said.stderr
-    assert "listens" not in said.stderr
+    result = CliRunner().invoke(root, ["loadtest", "--accounts", "0"])
+    assert result.exit_code == 2
+    assert "no account" in result.stderr
+    assert "listens" not in result.stderr
 
 
 def test_for_a_file_that_is_no_trace_nothing_is_started() -> None:
-    said = CliRunner().invoke(root, ["loadtest", "--trace", __file__])
-    assert said.exit_code == 1
-    assert f"{Path(__file__).name}: Not a gzipped file" in said.stderr
-    assert "listens" not in said.stderr
+    result = CliRunner().invoke(root, ["loadtest", "--trace", __file__])
+    assert result.exit_code == 1
+    assert f"{Path(__file__).name}: Not a gzipped file" in result.stderr
+    assert "listens" not in result.stderr

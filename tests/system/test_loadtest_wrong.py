@@ -50,8 +50,8 @@ class Proxy:
             asyncio.create_task(self._back(far_reader, writer)),
         ]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for one in (writer, far_writer):
-            one.close()
+        for stream in (writer, far_writer):
+            stream.close()
         for task in tasks:
             task.cancel()
 
@@ -61,14 +61,14 @@ class Proxy:
             unpacker.feed(data)
             for request in unpacker:
                 self._count += 1
-                made: list[list[Any]] | dict[str, Any] = [request]
+                messages: list[list[Any]] | dict[str, Any] = [request]
                 if not self.meddled and self._count >= NTH and request[2] == "top_up":
                     self.meddled = True
-                    made = self._meddle(request)
-                if isinstance(made, dict):
-                    near.write(msgpack.packb([1, request[1], None, {**self.replies[request[3][0]], **made}]))
+                    messages = self._meddle(request)
+                if isinstance(messages, dict):
+                    near.write(msgpack.packb([1, request[1], None, {**self.replies[request[3][0]], **messages}]))
                 else:
-                    far.write(b"".join(msgpack.packb(one) for one in made))
+                    far.write(b"".join(msgpack.packb(message) for message in messages))
 
     async def _back(self, far: asyncio.StreamReader, near: asyncio.StreamWriter) -> None:
         unpacker = msgpack.Unpacker(strict_map_key=False)
@@ -126,13 +126,13 @@ def served(make: Callable[[], Any]) -> Iterator[int]:
         loop.close()
 
 
-def wrong(done: Done) -> str:
+def wrong(outcome: Done) -> str:
     """It ended with 1 and says so at the end; what it said."""
-    assert done.code == 1, done.all
-    assert done.result is not None, done.all
-    assert not done.result.clean
-    assert "DO NOT TRUST" in done.out
-    return done.out
+    assert outcome.code == 1, outcome.all
+    assert outcome.result is not None, outcome.all
+    assert not outcome.result.clean
+    assert "DO NOT TRUST" in outcome.out
+    return outcome.out
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +156,12 @@ def test_a_system_that_is_wrong_about_one_command_fails(
 ) -> None:
     proxy = Proxy(daemon.rpc_port, meddle)
     with served(lambda: asyncio.start_server(proxy.serve, "127.0.0.1", 0)) as port:
-        there = ("--address", f"127.0.0.1:{port}", "--config", str(daemon.config))
-        done = loadtest(data_dir, *SMALL, *there)
+        options = ("--address", f"127.0.0.1:{port}", "--config", str(daemon.config))
+        outcome = loadtest(data_dir, *SMALL, *options)
     assert proxy.meddled
-    wrong(done)
-    assert done.result is not None
-    money = done.result.runs[0].money
+    wrong(outcome)
+    assert outcome.result is not None
+    money = outcome.result.runs[0].money
     assert money.wrong_balances + money.wrong_replies >= 1
     assert len(money.told) >= 1
 
@@ -209,13 +209,13 @@ def test_each_wrong_cutoff_is_found(daemon: Daemon, receiver: str, data_dir: Pat
         return site._server
 
     with served(serve) as port:
-        there = ("--address", daemon.address, "--config", str(daemon.config), "--receiver", f"127.0.0.1:{port}")
-        done = loadtest(data_dir, *SMALL, *CUTOFFS, *there)
-    wrong(done)
-    assert done.result is not None
-    cutoffs = done.result.runs[0].cutoffs
+        options = ("--address", daemon.address, "--config", str(daemon.config), "--receiver", f"127.0.0.1:{port}")
+        outcome = loadtest(data_dir, *SMALL, *CUTOFFS, *options)
+    wrong(outcome)
+    assert outcome.result is not None
+    cutoffs = outcome.result.runs[0].cutoffs
     assert (cutoffs.missing, cutoffs.early, cutoffs.false) == (2, 1, 1)  # the false one came in place of a true one
-    assert done.result.runs[0].money.clean
+    assert outcome.result.runs[0].money.clean
 
 
 @contextlib.contextmanager

@@ -25,8 +25,8 @@ async def test_requests_and_secrets_are_not_logged(data_dir: Path) -> None:
     secret, tokens = data_dir / "secret", data_dir / "tokens"
     secret.write_text(SECRET + "\n")
     tokens.write_text(f"ops:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
-    for one in (secret, tokens):
-        one.chmod(0o600)
+    for path in (secret, tokens):
+        path.chmod(0o600)
     settings = {"rpc.tokens_file": str(tokens), "cutoff.secret_file": str(secret), "log.level": "debug"}
     with Daemon(data_dir, shards__workers=1, **settings) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
@@ -52,6 +52,6 @@ async def test_a_worker_that_is_killed_is_one_event_with_advice(data_dir: Path) 
         daemon.wait_ready()
         rpc = await Rpc.connect(daemon.rpc_port)
         assert await rpc.ask("ping") == "pong"
-    ended = [line for line in daemon.log.read_text().splitlines() if "ended with -9" in line]
-    assert len(ended) == 1
-    assert "it recovers from its journal" in ended[0]
+    lines = [line for line in daemon.log.read_text().splitlines() if "ended with -9" in line]
+    assert len(lines) == 1
+    assert "it recovers from its journal" in lines[0]

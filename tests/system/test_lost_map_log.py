@@ -25,7 +25,7 @@ def test_a_log_without_its_map_is_refused_and_the_map_is_made_again_from_the_sha
         servers.start()
         servers.make_all(2, BUCKETS)
         daemon.start()
-        before = asyncio.run(fill(daemon))
+        state = asyncio.run(fill(daemon))
         daemon.kill()
         servers.ask("STREAM.DELETE.M")
         for path in (data_dir / "host" / "data" / "history").iterdir():
@@ -39,15 +39,15 @@ def test_a_log_without_its_map_is_refused_and_the_map_is_made_again_from_the_sha
         assert "the map of the buckets is gone, and shards 1, 2 are there" in refused.stderr
         assert "`billing rebuild --map`" in refused.stderr
 
-        made = billing("rebuild", "--map", "--config", daemon.config)
-        assert made.returncode == 0, made.stderr
-        assert "map: made again from what the shards hold: shard 1 owns 7, shard 2 owns 9" in made.stdout
+        result = billing("rebuild", "--map", "--config", daemon.config)
+        assert result.returncode == 0, result.stderr
+        assert "map: made again from what the shards hold: shard 1 owns 7, shard 2 owns 9" in result.stdout
         for shard in (1, 2):
-            assert f"shard-{shard}: history: whole up to batch" in made.stdout
-        again = billing("rebuild", "--map", "--config", daemon.config)
-        assert (again.returncode, "the map is there: nothing was changed" in again.stderr) == (65, True)
+            assert f"shard-{shard}: history: whole up to batch" in result.stdout
+        second = billing("rebuild", "--map", "--config", daemon.config)
+        assert (second.returncode, "the map is there: nothing was changed" in second.stderr) == (65, True)
         daemon.start()
-        assert asyncio.run(look(daemon)) == before
+        assert asyncio.run(look(daemon)) == state
         runs = billing("rebuild", "--config", daemon.config)
         assert (runs.returncode, "a daemon runs on" in runs.stderr) == (1, True), runs.stderr
         assert daemon.stop() == 0

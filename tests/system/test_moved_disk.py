@@ -24,8 +24,8 @@ APART_S = 5  # the clocks of the two machines
 def why_not() -> str:
     if os.geteuid() != 0:
         return "another boot id needs root"
-    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
-    return tried.stderr.strip()
+    result = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
+    return result.stderr.strip()
 
 
 class Machines:
@@ -57,7 +57,7 @@ async def test_a_disk_that_goes_over_to_a_machine_whose_clock_is_five_seconds_of
     try:
         rpc = await machines.start(0)
         await rpc.ask("top_up", "lasting", 10**6 * SECOND)
-        begun: dict[str, Any] = await rpc.ask("set_rate", "lasting", SECOND)  # a coin a second
+        account: dict[str, Any] = await rpc.ask("set_rate", "lasting", SECOND)  # a coin a second
         await rpc.ask("top_up", "ending", 3 * SECOND)
         ends_ns = (await rpc.ask("set_rate", "ending", SECOND))["exhausts_at_ns"]
         last = await rpc.ask("top_up", "lasting", 1)
@@ -73,10 +73,10 @@ async def test_a_disk_that_goes_over_to_a_machine_whose_clock_is_five_seconds_of
         machines.daemon.kill()
 
         rpc = await machines.start(APART_S)  # ahead: it steps forward, and is charged once
-        after = await rpc.ask("get_account", "lasting")
-        assert now["at_ns"] + APART_S * SECOND < after["at_ns"]
-        assert after["exhausts_at_ns"] == last["exhausts_at_ns"]
-        assert after["balance_nanos"] == 10**6 * SECOND + 1 - (after["at_ns"] - begun["at_ns"])
+        account_after = await rpc.ask("get_account", "lasting")
+        assert now["at_ns"] + APART_S * SECOND < account_after["at_ns"]
+        assert account_after["exhausts_at_ns"] == last["exhausts_at_ns"]
+        assert account_after["balance_nanos"] == 10**6 * SECOND + 1 - (account_after["at_ns"] - account["at_ns"])
         assert (await rpc.ask("get_account", "ending"))["state"] == "exhausted"
         assert {(call.event_id, call.exhausted_at_ns) for call in receiver.calls} == {(f"ending:1:{ends_ns}", ends_ns)}
         rpc.close()

@@ -69,8 +69,8 @@ async def test_workers_may_change_at_a_restart_and_the_buckets_even_out(data_dir
             await rpc.ask("top_up", f"u{number}", 1000 + number)
         for workers in (3, 2, 1):
             daemon.stop()
-            before = next(line for line in daemon.config.read_text().splitlines() if line.startswith("workers"))
-            daemon.config.write_text(daemon.config.read_text().replace(before, f"workers = {workers}"))
+            line = next(line for line in daemon.config.read_text().splitlines() if line.startswith("workers"))
+            daemon.config.write_text(daemon.config.read_text().replace(line, f"workers = {workers}"))
             daemon.start()
             for _ in range(200):
                 try:

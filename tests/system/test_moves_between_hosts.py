@@ -35,9 +35,9 @@ LOAD_PAUSE_S = 0.2  # of each user at each door: a move meets some calls, and th
 @pytest.fixture
 async def hosts(servers: NatsCluster, data_dir: Path) -> AsyncIterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
-    made = await two_hosts(servers, data_dir, SHARDS)
-    yield made
-    for host in made:
+    hosts = await two_hosts(servers, data_dir, SHARDS)
+    yield hosts
+    for host in hosts:
         if host.process is not None:
             host.kill()
 
@@ -58,16 +58,18 @@ async def both(hosts: list[Daemon]) -> tuple[Daemon, Daemon]:
     return a, b
 
 
-def other_shard(where: list[str | None], shard: int) -> int:
+def other_shard(owners_of_shards: list[str | None], shard: int) -> int:
     """A shard of the other host."""
-    return next(one for one in range(1, SHARDS + 1) if where[one - 1] != where[shard - 1])
+    return next(
+        number for number in range(1, SHARDS + 1) if owners_of_shards[number - 1] != owners_of_shards[shard - 1]
+    )
 
 
 async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order_of_a_connection(
     hosts: list[Daemon], data_dir: Path
 ) -> None:
     a, b = await both(hosts)
-    where = await owners(a, SHARDS)
+    owners_of_shards = await owners(a, SHARDS)
     clients = [await Rpc.connect(host.rpc_port) for host in (a, b, a, b)]
     called = dict.fromkeys(USERS, 0)
     buckets = {(await clients[0].ask("top_up", user, FIRST))["bucket_id"] for user in USERS}
@@ -91,10 +93,10 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     for turn in range(14):
         bucket_id = rng.choice(sorted(buckets))
         shard = (await operators[0].ask("route"))["owners"][bucket_id - 1]
-        error, _ = await operators[turn % 2].call("move_bucket", bucket_id, other_shard(where, shard))
+        error, _ = await operators[turn % 2].call("move_bucket", bucket_id, other_shard(owners_of_shards, shard))
         assert error is None or "already" in error, error  # a door may know of the last move a moment later
         moved += error is None
-    moved += await _backup_while_buckets_move(a, operators[1], where, buckets, data_dir)
+    moved += await _backup_while_buckets_move(a, operators[1], owners_of_shards, buckets, data_dir)
     stop.set()
     await asyncio.gather(*tasks)
     assert moved >= 8
@@ -102,13 +104,13 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     for rpc in clients:
         for user in USERS:
             assert (await rpc.ask("get_account", user))["balance_nanos"] == FIRST + called[user]
-    code, said = await asyncio.to_thread(billing, b, "rebalance")
-    assert code == 0, said
+    code, output = await asyncio.to_thread(billing, b, "rebalance")
+    assert code == 0, output
     deadline = time.monotonic() + WAIT_S
     while len({row["buckets"] for row in await operators[0].ask("shards_info")}) != 1:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
-    before = await _books_go_along(operators, where)
+    statement = await _books_go_along(operators, owners_of_shards)
     for rpc in operators:
         await _history_is_whole(rpc)
         reader, entries = Reader(), await entries_of(rpc, USERS)
@@ -124,11 +126,11 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
         assert (await rpc.ask("get_account", user))["balance_nanos"] == FIRST + called[user]
     assert (await rpc.ask("check_owners"))["faults"] == []
     await _history_is_whole(rpc)
-    assert await _statement(rpc, before) == before, "also of what the host that is gone served"
+    assert await _statement(rpc, statement) == statement, "also of what the host that is gone served"
 
 
 async def _backup_while_buckets_move(
-    host: Daemon, operator: Rpc, where: list[str | None], buckets: set[int], directory: Path
+    host: Daemon, operator: Rpc, owners_of_shards: list[str | None], buckets: set[int], directory: Path
 ) -> int:
     """A backup holds all moves, whichever host drives them, and is whole. How many there were."""
     bucket_id = min(buckets)
@@ -136,30 +138,30 @@ async def _backup_while_buckets_move(
     backup = asyncio.create_task(asyncio.to_thread(run, "backup", directory / "copy", "--address", host.address))
     moved = 0
     while not backup.done() or moved % 2:
-        target = shard if moved % 2 else other_shard(where, shard)
+        target = shard if moved % 2 else other_shard(owners_of_shards, shard)
         error, _ = await operator.call("move_bucket", bucket_id, target)
         assert error is None or error.startswith("MOVE_REFUSED"), error
         moved += error is None
-    code, said = await backup
-    assert code == 0, said
-    assert "no faults" in said
+    code, output = await backup
+    assert code == 0, output
+    assert "no faults" in output
     return moved
 
 
-async def _books_go_along(doors: list[Rpc], where: list[str | None]) -> dict[str, Any]:
+async def _books_go_along(doors: list[Rpc], owners_of_shards: list[str | None]) -> dict[str, Any]:
     """A statement is the same at every door, wherever its account is and was; the statement."""
     await doors[0].ask("top_up", SPENDER, FIRST)
-    begun = await doors[0].ask("set_rate", SPENDER, COIN, {"resource": "vm-1"})
-    ended = await doors[0].ask("set_rate", SPENDER, 2 * COIN, {"resource": "vm-2"})
-    asked = {"from_ns": begun["at_ns"] + 1, "to_ns": ended["at_ns"] + 1}
-    before = await _statement(doors[0], asked)
-    assert before["accrued_nanos"] > 0
-    there = begun["bucket_id"], (await doors[0].ask("buckets_info"))[begun["bucket_id"] - 1]["shard_id"]
-    for shard in (other_shard(where, there[1]), there[1]):  # there and back
-        await _moved_to(doors, there[0], shard)
+    first_rate = await doors[0].ask("set_rate", SPENDER, COIN, {"resource": "vm-1"})
+    second_rate = await doors[0].ask("set_rate", SPENDER, 2 * COIN, {"resource": "vm-2"})
+    period = {"from_ns": first_rate["at_ns"] + 1, "to_ns": second_rate["at_ns"] + 1}
+    statement = await _statement(doors[0], period)
+    assert statement["accrued_nanos"] > 0
+    home = first_rate["bucket_id"], (await doors[0].ask("buckets_info"))[first_rate["bucket_id"] - 1]["shard_id"]
+    for shard in (other_shard(owners_of_shards, home[1]), home[1]):  # there and back
+        await _moved_to(doors, home[0], shard)
         for rpc in doors:
-            assert await _statement(rpc, asked) == before
-    return before
+            assert await _statement(rpc, period) == statement
+    return statement
 
 
 async def _moved_to(doors: list[Rpc], bucket_id: int, shard: int) -> None:
@@ -168,18 +170,20 @@ async def _moved_to(doors: list[Rpc], bucket_id: int, shard: int) -> None:
     """
     deadline = time.monotonic() + WAIT_S
     while True:
-        found = [(await rpc.ask("buckets_info"))[bucket_id - 1] for rpc in doors]
-        if all((row["shard_id"], row["state"]) == (shard, "active") for row in found):
+        rows = [(await rpc.ask("buckets_info"))[bucket_id - 1] for rpc in doors]
+        if all((row["shard_id"], row["state"]) == (shard, "active") for row in rows):
             return
         error, _ = await doors[0].call("move_bucket", bucket_id, shard)
         assert error is None or error.startswith("MOVE_REFUSED"), error
-        assert time.monotonic() < deadline, (error, found)
+        assert time.monotonic() < deadline, (error, rows)
         await asyncio.sleep(0.05)
 
 
-async def _statement(rpc: Rpc, asked: dict[str, Any]) -> dict[str, Any]:
-    found: dict[str, Any] = await rpc.ask("statement", SPENDER, asked["from_ns"], asked["to_ns"], {"by": "resource"})
-    return found
+async def _statement(rpc: Rpc, period: dict[str, Any]) -> dict[str, Any]:
+    statement: dict[str, Any] = await rpc.ask(
+        "statement", SPENDER, period["from_ns"], period["to_ns"], {"by": "resource"}
+    )
+    return statement
 
 
 async def _history_is_whole(rpc: Rpc) -> None:
@@ -260,21 +264,21 @@ async def _nothing_is_left_undone(host: Daemon) -> None:
     """Returns when the moves and the evening out which others had begun are over, by the map's log."""
     deadline = time.monotonic() + WAIT_S
     while True:
-        code, said = await asyncio.to_thread(billing, host, "cluster", "status", "--json")
-        assert code == 0, said
-        told = json.loads(said)
-        if not told["rebalancing"] and not told["moves"]:
+        code, output = await asyncio.to_thread(billing, host, "cluster", "status", "--json")
+        assert code == 0, output
+        status = json.loads(output)
+        if not status["rebalancing"] and not status["moves"]:
             break
-        assert time.monotonic() < deadline, f"{said}\n{host.log.read_text()}"
+        assert time.monotonic() < deadline, f"{output}\n{host.log.read_text()}"
         await asyncio.sleep(0.2)
     rpc = await Rpc.connect(host.rpc_port)
     assert len({row["buckets"] for row in await rpc.ask("shards_info")}) == 1
 
 
-async def _until(outcomes: dict[str, int], what: str, more: int) -> None:
+async def _until(outcomes: dict[str, int], outcome: str, more: int) -> None:
     """Returns when so many more have come."""
-    wanted, deadline = outcomes[what] + more, time.monotonic() + WAIT_S
-    while outcomes[what] < wanted:
+    least, deadline = outcomes[outcome] + more, time.monotonic() + WAIT_S
+    while outcomes[outcome] < least:
         assert time.monotonic() < deadline, outcomes
         await asyncio.sleep(0.02)
 
@@ -283,8 +287,8 @@ async def _all_know(doors: list[Rpc], moved: int, buckets: set[int]) -> None:
     """Returns when every door knows of all moves."""
     deadline = time.monotonic() + WAIT_S
     while True:
-        found = [[row for row in await rpc.ask("buckets_info") if row["bucket_id"] in buckets] for rpc in doors]
-        if all(sum(row["generation"] - 1 for row in rows) == moved for rows in found):
+        rows_by_host = [[row for row in await rpc.ask("buckets_info") if row["bucket_id"] in buckets] for rpc in doors]
+        if all(sum(row["generation"] - 1 for row in rows) == moved for rows in rows_by_host):
             return
-        assert time.monotonic() < deadline, (moved, found)
+        assert time.monotonic() < deadline, (moved, rows_by_host)
         await asyncio.sleep(0.05)

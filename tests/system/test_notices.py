@@ -40,12 +40,12 @@ def entries_accepted(receiver: Receiver, user: str) -> list[str]:
 
 def children_of(parent: int) -> dict[int, str]:
     """The processes that one started, with their command lines."""
-    found = {}
+    commands = {}
     for directory in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             if int((directory / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent:
-                found[int(directory.name)] = (directory / "cmdline").read_text().replace("\0", " ")
-    return found
+                commands[int(directory.name)] = (directory / "cmdline").read_text().replace("\0", " ")
+    return commands
 
 
 async def test_what_happens_to_an_account_is_told_in_order_and_each_threshold_once_a_crossing(data_dir: Path) -> None:
@@ -113,7 +113,7 @@ async def test_a_secret_that_is_read_again_signs_notices_too(data_dir: Path) -> 
 async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_none_of_it(data_dir: Path) -> None:
     port = free_port()
     users = [f"user_{number}" for number in range(40)]
-    wanted = {user: [f"{entry}:account-topped_up" for entry in range(1, 31)] for user in users}
+    event_ids = {user: [f"{entry}:account-topped_up" for entry in range(1, 31)] for user in users}
     async with receiving() as cutoffs:
         daemon = Daemon(
             data_dir, shards__workers=1, cutoff__url=cutoffs.url, notify__url=f"http://127.0.0.1:{port}/told"
@@ -146,14 +146,14 @@ async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_non
                             if call.user_id == user and call.answered == "200"
                         )
                     )
-                    assert first == wanted[user]
+                    assert first == event_ids[user]
                 await asyncio.sleep(0.5)  # until what was acknowledged is on record
                 daemon.kill()
-                before = len(receiver.calls)
+                count = len(receiver.calls)
                 await asyncio.to_thread(daemon.start)
                 await asyncio.sleep(1.0)
-                again = len(receiver.calls) - before
-                assert again < 40, "what was acknowledged is on record, but for the last moment before the end"
+                repeated = len(receiver.calls) - count
+                assert repeated < 40, "what was acknowledged is on record, but for the last moment before the end"
 
 
 def is_behind(pid: int, other: int) -> bool:
@@ -163,19 +163,19 @@ def is_behind(pid: int, other: int) -> bool:
 
 async def test_notices_are_always_behind_cutoffs(data_dir: Path) -> None:
     """However many are owed to an endpoint that never answers, every cutoff arrives; and cores go to others first."""
-    async with receiving() as cutoffs, receiving(fault=Fault("hang")) as told:
-        with Daemon(data_dir, shards__workers=1, cutoff__url=cutoffs.url, notify__url=f"{told.url}/told") as daemon:
+    async with receiving() as cutoffs, receiving(fault=Fault("hang")) as notices:
+        with Daemon(data_dir, shards__workers=1, cutoff__url=cutoffs.url, notify__url=f"{notices.url}/told") as daemon:
             rpc = await Rpc.connect(daemon.rpc_port)
             users = [f"user_{number}" for number in range(200)]
             await asyncio.gather(*(rpc.ask("top_up", user, COIN) for user in users))
-            await until(lambda: len(told.calls) > 0)
+            await until(lambda: len(notices.calls) > 0)
             await asyncio.gather(*(rpc.ask("debit", user, COIN) for user in users))
             await until(lambda: {call.user_id for call in cutoffs.calls} == set(users))
-            assert not any(call.answered == "200" for call in told.calls)
+            assert not any(call.answered == "200" for call in notices.calls)
             for worker in daemon.worker_pids():
                 (notifier,) = [pid for pid, name in children_of(worker).items() if "billing.notices.notifier" in name]
-                ours = os.getpriority(os.PRIO_PROCESS, worker)
-                await until(partial(is_behind, notifier, ours))
+                priority = os.getpriority(os.PRIO_PROCESS, worker)
+                await until(partial(is_behind, notifier, priority))
 
 
 async def test_a_bucket_that_moves_takes_along_what_is_to_be_told_of_it(data_dir: Path) -> None:
@@ -189,8 +189,8 @@ async def test_a_bucket_that_moves_takes_along_what_is_to_be_told_of_it(data_dir
             for turn in range(4):
                 for _ in range(5):
                     await rpc.ask("top_up", "mover", COIN)
-                here = next(row for row in await rpc.ask("buckets_info") if row["bucket_id"] == bucket)["shard_id"]
-                await rpc.ask("move_bucket", bucket, next(shard for shard in shards if shard != here))
+                source = next(row for row in await rpc.ask("buckets_info") if row["bucket_id"] == bucket)["shard_id"]
+                await rpc.ask("move_bucket", bucket, next(shard for shard in shards if shard != source))
                 if turn == 2:
                     daemon.kill()
                     await asyncio.to_thread(daemon.start)
@@ -215,11 +215,11 @@ async def test_an_endpoint_that_takes_no_notices_is_in_the_log_as_such_from_begi
                 await until(lambda: bool(receiver.calls))
                 await until(lambda: "takes notices again" in daemon.log.read_text())
     records = [json.loads(line) for line in daemon.log.read_text().splitlines()]
-    began, ended = (record for record in records if record["logger"] == "billing.notices")
-    assert (began["level"], began["event"]) == ("warning", "notice_endpoint_shut")
-    assert (began["endpoint"], began["waiting"]) == (f"http://127.0.0.1:{port}", "1")
-    assert "No cutoff waits for them" in began["do"]
-    assert ended["level"] == "info"
+    shut, opened = (record for record in records if record["logger"] == "billing.notices")
+    assert (shut["level"], shut["event"]) == ("warning", "notice_endpoint_shut")
+    assert (shut["endpoint"], shut["waiting"]) == (f"http://127.0.0.1:{port}", "1")
+    assert "No cutoff waits for them" in shut["do"]
+    assert opened["level"] == "info"
 
 
 async def test_without_a_url_what_was_still_to_be_told_is_given_up(data_dir: Path) -> None:

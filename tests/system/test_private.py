@@ -55,10 +55,10 @@ async def test_no_secret_stands_in_arguments_environment_or_log_of_any_process(d
         assert len(processes) >= 4, "main, a worker, and two of its own"
         for pid in processes:
             for name in ("cmdline", "environ"):
-                shown = Path(f"/proc/{pid}/{name}").read_bytes()
-                assert shown
+                content = Path(f"/proc/{pid}/{name}").read_bytes()
+                assert content
                 for word in (SECRET, SECRET[6:], TOKEN, hashlib.sha256(TOKEN.encode()).hexdigest()):
-                    assert word.encode() not in shown, (pid, name)
+                    assert word.encode() not in content, (pid, name)
     log = daemon.log.read_text()
     assert SECRET[6:] not in log
     assert TOKEN not in log
@@ -77,9 +77,9 @@ async def test_all_that_is_kept_is_for_this_user_alone_whatever_the_umask(data_d
         for number in range(50):
             await rpc.ask("top_up", f"u{number}", 5)
         await rpc.ask("history", "u1")
-        found = [data_dir / "data", *(data_dir / "data").rglob("*")]
-        assert {path.suffix for path in found} >= {".sqlite", ""}
-        for path in found:
+        paths = [data_dir / "data", *(data_dir / "data").rglob("*")]
+        assert {path.suffix for path in paths} >= {".sqlite", ""}
+        for path in paths:
             try:
                 mode = path.lstat().st_mode
             except FileNotFoundError:  # a history that was being made has its name by now
@@ -101,39 +101,39 @@ def test_another_user_on_the_unix_socket_has_to_sign_in(data_dir: Path) -> None:
         path.chmod(0o666)  # as if the group let somebody in
 
         def answer(user: int, *calls: list[object]) -> list[Any]:
-            with socket.socket(socket.AF_UNIX) as one:
-                one.settimeout(20)
+            with socket.socket(socket.AF_UNIX) as connection:
+                connection.settimeout(20)
                 os.seteuid(user)  # whom the kernel names to the other side is settled by connect
                 try:
-                    one.connect(str(path))
+                    connection.connect(str(path))
                 finally:
                     os.seteuid(0)
-                one.sendall(b"".join(msgpack.packb(call) for call in calls))
+                connection.sendall(b"".join(msgpack.packb(call) for call in calls))
                 unpacker = msgpack.Unpacker()
                 answers: list[list[Any]] = []
                 while len(answers) < len(calls):
-                    unpacker.feed(one.recv(4096))
+                    unpacker.feed(connection.recv(4096))
                     answers += unpacker
                 return answers
 
         top_up: list[object] = [0, 1, "top_up", ["u", 5]]
         assert answer(NOBODY, top_up) == [[1, 1, "UNAUTHENTICATED: sign in first: hello({token})", None]]
-        hello, done = answer(NOBODY, [0, 0, "hello", [{"token": TOKEN}]], [0, 1, "ping", []])
+        hello, pong = answer(NOBODY, [0, 0, "hello", [{"token": TOKEN}]], [0, 1, "ping", []])
         assert hello[3]["name"] == "shop"
-        assert done == [1, 1, None, "pong"]
+        assert pong == [1, 1, None, "pong"]
         assert answer(0, [0, 1, "hello", []])[0][3]["name"] == "uid-0"
 
 
-@pytest.mark.parametrize("how", [["-O"], []])
-def test_without_assertions_it_does_not_start(data_dir: Path, how: list[str]) -> None:
+@pytest.mark.parametrize("options", [["-O"], []])
+def test_without_assertions_it_does_not_start(data_dir: Path, options: list[str]) -> None:
     daemon = Daemon(data_dir)
-    environment = os.environ | ({} if how else {"PYTHONOPTIMIZE": "1"})
-    done = subprocess.run(
-        [sys.executable, *how, "-m", "billing", "serve", "--config", str(daemon.config)],
+    environment = os.environ | ({} if options else {"PYTHONOPTIMIZE": "1"})
+    result = subprocess.run(
+        [sys.executable, *options, "-m", "billing", "serve", "--config", str(daemon.config)],
         capture_output=True, text=True, timeout=20, check=False, env=environment,
     )  # fmt: skip
-    assert done.returncode == 78
-    assert "-O" in done.stderr
+    assert result.returncode == 78
+    assert "-O" in result.stderr
     assert not (data_dir / "data").exists()
 
 

@@ -23,7 +23,7 @@ from tests.system.rpc import Lost, Rpc
 from tests.system.test_tls import write
 
 
-async def reload(daemon: Daemon, said: str, **changes: object) -> None:
+async def reload(daemon: Daemon, words: str, **changes: object) -> None:
     """Writes keys anew (`section__key`), and returns when the log says what it should say behind that."""
     lines = daemon.config.read_text().splitlines()
     for name, value in changes.items():
@@ -33,17 +33,17 @@ async def reload(daemon: Daemon, said: str, **changes: object) -> None:
         at = lines.index(f"[{section}]") if f"[{section}]" in lines else len(lines)
         lines[at : at + 1] = [f"[{section}]", f"{key} = {text}"]
     daemon.config.write_text("\n".join(lines) + "\n")
-    before = daemon.log.stat().st_size
+    size = daemon.log.stat().st_size
     assert daemon.process is not None
     os.kill(daemon.process.pid, signal.SIGHUP)
     for _ in range(3000):
-        if said in daemon.log.read_text()[before:]:
+        if words in daemon.log.read_text()[size:]:
             return
         await asyncio.sleep(0.02)
-    raise AssertionError(daemon.log.read_text()[before:])
+    raise AssertionError(daemon.log.read_text()[size:])
 
 
-async def until_buckets(daemon: Daemon, wanted: list[int]) -> list[dict[str, Any]]:
+async def until_buckets(daemon: Daemon, buckets: list[int]) -> list[dict[str, Any]]:
     """Waits until the shards own so many buckets, in order of their ids."""
     rows: list[dict[str, Any]] = []
     for _ in range(300):
@@ -53,7 +53,7 @@ async def until_buckets(daemon: Daemon, wanted: list[int]) -> list[dict[str, Any
             rpc.close()
         except (Lost, OSError):
             rows = []
-        if [row["buckets"] for row in rows] == wanted:
+        if [row["buckets"] for row in rows] == buckets:
             return rows
         await asyncio.sleep(0.1)
     raise AssertionError(rows)
@@ -114,19 +114,19 @@ async def test_cutoffs_go_to_the_new_url(data_dir: Path) -> None:
 async def test_what_needs_a_restart_is_named_and_what_is_wrong_changes_nothing(data_dir: Path) -> None:
     with Daemon(data_dir) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
-        before = await rpc.ask("route")
+        route = await rpc.ask("route")
         await reload(daemon, "journal.sync has changed and needs a restart", journal__sync="never")
         assert (await rpc.ask("server_info"))["journal_sync"] == "always"
         daemon.kill((await rpc.ask("shards_info"))[1]["worker_pid"])
         daemon.wait_ready()
         for _ in range(8):  # a worker that starts later has the values of the start, too
-            one = await Rpc.connect(daemon.rpc_port)
-            assert (await one.ask("server_info"))["journal_sync"] == "always"
+            connection = await Rpc.connect(daemon.rpc_port)
+            assert (await connection.ask("server_info"))["journal_sync"] == "always"
         await reload(daemon, "nothing has changed", shards__workers=65)
         assert "shards.workers" in daemon.log.read_text()
         await reload(daemon, "nothing has changed", shards__workers=3, shards__weights="9=1")
         rpc = await Rpc.connect(daemon.rpc_port)
-        assert await rpc.ask("route") == before
+        assert await rpc.ask("route") == route
 
 
 def tokens_of(path: Path, *lines: tuple[str, str, str]) -> None:
@@ -148,9 +148,9 @@ async def test_tokens_are_read_again_and_the_old_ones_are_worth_nothing(data_dir
     tokens_of(tokens, ("shop", "top_up", "old"), ("till", "top_up", "kept"))
     with Daemon(data_dir, rpc__tokens_file=str(tokens)) as daemon:
         assert await signed_in(daemon, "old") is None
-        revoked, kept = await Rpc.connect(daemon.rpc_port), await Rpc.connect(daemon.rpc_port)
+        revoked, unrevoked = await Rpc.connect(daemon.rpc_port), await Rpc.connect(daemon.rpc_port)
         await revoked.ask("hello", {"token": "old"})
-        await kept.ask("hello", {"token": "kept"})
+        await unrevoked.ask("hello", {"token": "kept"})
         await revoked.ask("top_up", "u", "1")
         tokens_of(tokens, ("shop", "top_up", "new"), ("till", "top_up", "kept"))
         assert await signed_in(daemon, "new") is not None, "nobody has asked for a reload yet"
@@ -167,7 +167,7 @@ async def test_tokens_are_read_again_and_the_old_ones_are_worth_nothing(data_dir
         async with asyncio.timeout(60):
             while revoked.is_open:
                 await asyncio.sleep(0.02)
-        assert (await kept.ask("top_up", "u", "1"))["balance_nanos"] == 2 * 10**9, "whose token stands stays"
+        assert (await unrevoked.ask("top_up", "u", "1"))["balance_nanos"] == 2 * 10**9, "whose token stands stays"
 
 
 def page_status(daemon: Daemon, token: str) -> int:
@@ -208,12 +208,12 @@ async def test_whoever_starts_later_goes_by_the_files_as_they_were_taken_up(data
             return int((await rpc.ask("shards_info"))[0]["worker_pid"])
 
         async def until_served_again() -> None:
-            before = await worker_pid()
-            os.kill(before, signal.SIGKILL)
+            pid = await worker_pid()
+            os.kill(pid, signal.SIGKILL)
             async with asyncio.timeout(120):
                 while True:
                     with contextlib.suppress(Lost, OSError):
-                        if await worker_pid() != before:
+                        if await worker_pid() != pid:
                             return
                     await asyncio.sleep(0.05)
 
@@ -239,7 +239,7 @@ async def test_certificates_are_read_again(data_dir: Path) -> None:
             path.write_bytes(b"".join(blob.bytes() for blob in blobs))
             path.chmod(0o600)
 
-    def shown(daemon: Daemon) -> list[bool]:
+    def beliefs(daemon: Daemon) -> list[bool]:
         """For each authority, whether its clients believe the daemon."""
         believed = []
         for context in contexts:
@@ -255,12 +255,12 @@ async def test_certificates_are_read_again(data_dir: Path) -> None:
     tokens_of(data_dir / "tokens", ("shop", "top_up", "t"))
     settings = {"rpc__tls_cert": str(cert), "rpc__tls_key": str(key), "rpc__tokens_file": str(data_dir / "tokens")}
     with Daemon(data_dir, **settings) as daemon:
-        assert await asyncio.to_thread(shown, daemon) == [True, False]
+        assert await asyncio.to_thread(beliefs, daemon) == [True, False]
         install(authorities[1])
         await reload(daemon, "files that are named were read again")
         agreed = 0  # as above
         for _ in range(400):
-            agreed = agreed + 1 if await asyncio.to_thread(shown, daemon) == [False, True] else 0
+            agreed = agreed + 1 if await asyncio.to_thread(beliefs, daemon) == [False, True] else 0
             if agreed == 20:
                 break
             await asyncio.sleep(0.02)
@@ -281,12 +281,12 @@ def is_let_in(daemon: Daemon, context: ssl.SSLContext) -> bool:
 
 
 async def test_the_authority_of_clients_is_read_again_and_the_former_one_is_worth_nothing(data_dir: Path) -> None:
-    ours, authorities = trustme.CA(), [trustme.CA(), trustme.CA()]
-    issued, ca = ours.issue_cert("127.0.0.1"), data_dir / "clients.pem"
+    server_authority, authorities = trustme.CA(), [trustme.CA(), trustme.CA()]
+    issued, ca = server_authority.issue_cert("127.0.0.1"), data_dir / "clients.pem"
     clients = []
     for authority in authorities:
         context = ssl.create_default_context()
-        ours.configure_trust(context)
+        server_authority.configure_trust(context)
         authority.issue_cert(common_name="shop").configure_cert(context)
         clients.append(context)
     ca.write_bytes(authorities[0].cert_pem.bytes())
@@ -296,13 +296,13 @@ async def test_the_authority_of_clients_is_read_again_and_the_former_one_is_wort
         "rpc__tls_client_ca": str(ca),
     }
     with Daemon(data_dir, **settings) as daemon:
-        let_in = [await asyncio.to_thread(is_let_in, daemon, one) for one in clients]
+        let_in = [await asyncio.to_thread(is_let_in, daemon, certificate) for certificate in clients]
         assert let_in == [True, False]
         ca.write_bytes(authorities[1].cert_pem.bytes())
         await reload(daemon, "files that are named were read again")
         agreed = 0  # as above
         for _ in range(400):
-            let_in = [await asyncio.to_thread(is_let_in, daemon, one) for one in clients]
+            let_in = [await asyncio.to_thread(is_let_in, daemon, certificate) for certificate in clients]
             agreed = agreed + 1 if let_in == [False, True] else 0
             if agreed == 20:
                 break
@@ -314,25 +314,25 @@ async def first_words(daemon: Daemon) -> bytes:
     """What the daemon says to whoever connects and asks for a pong."""
     reader, writer = await asyncio.open_connection("127.0.0.1", daemon.rpc_port)
     writer.write(b"\x94\x00\x01\xa4ping\x90")
-    said = await reader.read(1000)
+    data = await reader.read(1000)
     writer.close()
-    return said
+    return data
 
 
 async def test_the_limit_of_connections_changes_while_it_serves(data_dir: Path) -> None:
     with Daemon(data_dir, shards__workers=1, rpc__connections_max=3) as daemon:
-        kept = [await Rpc.connect(daemon.rpc_port) for _ in range(3)]
-        for rpc in kept:
+        connections = [await Rpc.connect(daemon.rpc_port) for _ in range(3)]
+        for rpc in connections:
             assert await rpc.ask("ping") == "pong"
         assert b"TOO_MANY_CONNECTIONS" in await first_words(daemon)
         await reload(daemon, "reloaded rpc.connections_max: 9", rpc__connections_max=9)
         for _ in range(200):
-            said = await first_words(daemon)
-            if b"pong" in said:
+            data = await first_words(daemon)
+            if b"pong" in data:
                 break
             await asyncio.sleep(0.02)
-        assert b"pong" in said
-        for rpc in kept:
+        assert b"pong" in data
+        for rpc in connections:
             assert await rpc.ask("ping") == "pong", "those that were there stay"
 
 
@@ -355,9 +355,9 @@ async def test_the_limits_of_one_client_change_while_it_serves(data_dir: Path) -
         assert "connections turned away: 1, the last one from 127.0.0.1: too many from there" in daemon.log.read_text()
         await reload(daemon, "reloaded rpc.requests_per_s_max: 0, was 1", **dict.fromkeys(limits, 0))
         for _ in range(400):
-            said = await first_words(daemon)
-            if b"pong" in said:
+            data = await first_words(daemon)
+            if b"pong" in data:
                 break
             await asyncio.sleep(0.01)
-        assert b"pong" in said
+        assert b"pong" in data
         assert (await rpc.ask("get_account", "u"))["balance_nanos"] >= 1000

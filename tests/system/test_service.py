@@ -31,9 +31,9 @@ PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 
 @pytest.fixture
 def manager(data_dir: Path) -> Iterator[Manager]:
-    made = Manager(data_dir)
-    yield made
-    made.close()
+    service_manager = Manager(data_dir)
+    yield service_manager
+    service_manager.close()
 
 
 async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(data_dir: Path, manager: Manager) -> None:
@@ -43,11 +43,13 @@ async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(dat
         manager.until("READY")
         with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
             assert answer.status == 200
-        before = [message for message in manager.told if "READY" not in message][
+        early_messages = [message for message in manager.told if "READY" not in message][
             : manager.told.index(next(message for message in manager.told if "READY" in message))
         ]
-        assert any("EXTEND_TIMEOUT_USEC" in message for message in before), "a start goes on as long as it takes"
-        assert any("shard 1" in message.get("STATUS", "") for message in before), "it says what it waits for"
+        assert any("EXTEND_TIMEOUT_USEC" in message for message in early_messages), (
+            "a start goes on as long as it takes"
+        )
+        assert any("shard 1" in message.get("STATUS", "") for message in early_messages), "it says what it waits for"
         manager.until("WATCHDOG", 3)
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGHUP)
@@ -101,11 +103,11 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=60) as answer:
             up = [line.split()[-1] for line in answer.read().splitlines() if line.startswith(b"billing_shard_up{")]
         assert up.count(b"0.0") == 1, "the alert of a shard that is not served sees it as well"
-        left = by_shard
-        while len(left) > 1:  # what nobody answers for is not shown as if it were known
-            assert time.monotonic() < deadline + 60, left
-            left = accounts_of(page)
-        assert left.items() < by_shard.items()
+        rows = by_shard
+        while len(rows) > 1:  # what nobody answers for is not shown as if it were known
+            assert time.monotonic() < deadline + 60, rows
+            rows = accounts_of(page)
+        assert rows.items() < by_shard.items()
         silent = re.search(
             rf"shard (\d) is silent: it has answered nothing for \d+ s; its process is {worker}\b",
             daemon.log.read_text(),
@@ -117,8 +119,8 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         os.kill(worker, signal.SIGCONT)
         manager.until("WATCHDOG", fed + 2)
         assert manager.statuses()[-1].startswith("serving")
-        again = f"shard {silent[1]}: it answers again, after "
-        while again not in daemon.log.read_text():
+        message = f"shard {silent[1]}: it answers again, after "
+        while message not in daemon.log.read_text():
             assert time.monotonic() < deadline + 60
             time.sleep(0.1)
     finally:

@@ -35,10 +35,10 @@ COIN = 1_000_000_000
 
 @pytest.fixture
 async def receiver() -> AsyncIterator[Receiver]:
-    made = Receiver("127.0.0.1", 0)
-    await made.start()
-    yield made
-    await made.close()
+    receiver = Receiver("127.0.0.1", 0)
+    await receiver.start()
+    yield receiver
+    await receiver.close()
 
 
 async def two_hosts(servers: NatsCluster, directory: Path, shards: int, **keys: object) -> list[Daemon]:
@@ -52,17 +52,17 @@ async def two_hosts(servers: NatsCluster, directory: Path, shards: int, **keys: 
         "cluster__listen": "127.0.0.1:0",
         "cluster__secret_file": str(secret),
     }
-    made = [daemon_on(servers, directory / name, cluster__node=name, **shared, **keys) for name in ("a", "b")]
+    daemons = [daemon_on(servers, directory / name, cluster__node=name, **shared, **keys) for name in ("a", "b")]
     servers.make_all(shards)
-    return made
+    return daemons
 
 
 @pytest.fixture
 async def hosts(servers: NatsCluster, data_dir: Path, receiver: Receiver) -> AsyncIterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
-    made = await two_hosts(servers, data_dir, SHARDS, cutoff__url=f"{receiver.url}/off")
-    yield made
-    for host in made:
+    hosts = await two_hosts(servers, data_dir, SHARDS, cutoff__url=f"{receiver.url}/off")
+    yield hosts
+    for host in hosts:
         if host.process is not None:
             host.kill()
 
@@ -92,11 +92,13 @@ async def owners(host: Daemon, shards: int = SHARDS) -> list[str | None]:
     return [owns[shard].node or None if shard in owns else None for shard in range(1, shards + 1)]
 
 
-async def wait_owners(host: Daemon, *wanted: str) -> None:
+async def wait_owners(host: Daemon, *owners_awaited: str) -> None:
     """Returns when the shards' hosts are these, in any order."""
     deadline = time.monotonic() + WAIT_S
-    while (found := await owners(host, len(wanted))) != list(wanted) and sorted(map(str, found)) != sorted(wanted):
-        assert time.monotonic() < deadline, f"{found}\n{host.log.read_text()}"
+    while (owners_now := await owners(host, len(owners_awaited))) != list(owners_awaited) and sorted(
+        map(str, owners_now)
+    ) != sorted(owners_awaited):
+        assert time.monotonic() < deadline, f"{owners_now}\n{host.log.read_text()}"
         await asyncio.sleep(0.2)
 
 
@@ -178,18 +180,18 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
     b.launch()
     await wait_owners(a, "a", "a", "b")
     await wait_page(b, 200, "ready")
-    code, said = await asyncio.to_thread(billing, a, "cluster", "drain", "b")
-    assert code == 0, said
+    code, output = await asyncio.to_thread(billing, a, "cluster", "drain", "b")
+    assert code == 0, output
     await wait_owners(a, "a", "a", "a")
     await wait_page(b, 503, "this host serves no shard at present")
     assert await is_refused(b), "its clients go elsewhere"
     await at_every_door(caller, a)
-    said = (await asyncio.to_thread(billing, a, "cluster", "status"))[1]
-    assert "a serves shards 1, 2, 3" in said
-    assert "b is drained" in said
-    code, said = await asyncio.to_thread(billing, a, "cluster", "drain", "c")
+    output = (await asyncio.to_thread(billing, a, "cluster", "status"))[1]
+    assert "a serves shards 1, 2, 3" in output
+    assert "b is drained" in output
+    code, output = await asyncio.to_thread(billing, a, "cluster", "drain", "c")
     assert code == 1
-    assert "no host c takes part: the hosts are a, b" in said
+    assert "no host c takes part: the hosts are a, b" in output
     assert (await asyncio.to_thread(billing, a, "cluster", "undrain", "b"))[0] == 0
     await wait_owners(a, "a", "a", "b")
     await wait_page(b, 200, "ready")
@@ -220,21 +222,21 @@ async def restored_elsewhere(host: Daemon, caller: Caller, directory: Path) -> N
     """A backup that is taken at a host which serves one of the shards is whole: a daemon on files made of it has every
     account, and every row of their histories.
     """
-    code, said = await asyncio.to_thread(run, "backup", directory / "copy", "--address", host.address)
-    assert code == 0, said
-    assert "no faults" in said
+    code, output = await asyncio.to_thread(run, "backup", directory / "copy", "--address", host.address)
+    assert code == 0, output
+    assert "no faults" in output
     keys: dict[str, object] = {"shards.workers": SHARDS, "shards.bucket_count": 32}
     (directory / "files").mkdir()
     files = Daemon(directory / "files", **keys)
-    code, said = await asyncio.to_thread(billing, files, "restore", str(directory / "copy"))
-    assert code == 0, said
+    code, output = await asyncio.to_thread(billing, files, "restore", str(directory / "copy"))
+    assert code == 0, output
     try:
         await asyncio.to_thread(files.start, WAIT_S)
-        again = Caller(files.rpc_port)
-        again.balances = dict(caller.balances)
-        await again.check()
+        second_caller = Caller(files.rpc_port)
+        second_caller.balances = dict(caller.balances)
+        await second_caller.check()
         for user in SPENDERS:
-            rows = await again.call("history", user, {"limit": 1000})
+            rows = await second_caller.call("history", user, {"limit": 1000})
             assert [row["entry_id"] for row in rows] == list(range(len(rows), 0, -1))
             assert rows[0]["operation"] == "exhaust"
         assert await asyncio.to_thread(files.stop) == 0
@@ -266,21 +268,21 @@ async def test_a_backup_at_either_host_has_the_notices_that_both_owe(
             await wait_page(host, 200, "ready")
         caller = Caller(hosts[1].rpc_port)
         await caller.round()
-        wanted = {f"{user}:1:account-topped_up" for user in caller.balances}
-        code, said = await asyncio.to_thread(run, "backup", data_dir / "copy", "--address", hosts[1].address)
-        assert code == 0, said
-        assert "no faults" in said
+        event_ids = {f"{user}:1:account-topped_up" for user in caller.balances}
+        code, output = await asyncio.to_thread(run, "backup", data_dir / "copy", "--address", hosts[1].address)
+        assert code == 0, output
+        assert "no faults" in output
         for host in hosts:
             assert await asyncio.to_thread(host.stop) == 0
-        code, said = await asyncio.to_thread(billing, files, "restore", str(data_dir / "copy"))
-        assert code == 0, said
-        assert f"notices that were still to be told then: {len(wanted)}" in said
+        code, output = await asyncio.to_thread(billing, files, "restore", str(data_dir / "copy"))
+        assert code == 0, output
+        assert f"notices that were still to be told then: {len(event_ids)}" in output
         receiver.fault = None
         receiver.clear()
         await asyncio.to_thread(files.start, WAIT_S)
-        await called(receiver, wanted)
-        assert {call.event_id for call in receiver.calls} == wanted
+        await called(receiver, event_ids)
+        assert {call.event_id for call in receiver.calls} == event_ids
     finally:
-        for one in (*hosts, files):
-            if one.process is not None:
-                one.kill()
+        for daemon in (*hosts, files):
+            if daemon.process is not None:
+                daemon.kill()

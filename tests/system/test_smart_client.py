@@ -38,9 +38,9 @@ async def passed_on(rpc: Rpc) -> int:
 async def until_direct(client: Client, rpc: Rpc, users: list[str]) -> None:
     """Calls until no worker passes anything on."""
     for _ in range(200):
-        before = await passed_on(rpc)
+        passed = await passed_on(rpc)
         await asyncio.gather(*(client.get_account(user) for user in users))
-        if await passed_on(rpc) == before:
+        if await passed_on(rpc) == passed:
             return
         await asyncio.sleep(0.02)
     raise AssertionError("the client does not go straight to the owners")
@@ -60,9 +60,9 @@ async def test_it_goes_straight_to_the_owners(daemon: Daemon) -> None:
         whole = await client.route()
         assert await client.route(version=whole["version"]) == {"version": whole["version"]}
     async with Client(daemon.address, direct=False) as client:
-        before = await passed_on(rpc)
+        passed = await passed_on(rpc)
         await asyncio.gather(*(client.get_account(user) for user in users))
-        assert await passed_on(rpc) > before
+        assert await passed_on(rpc) > passed
 
 
 async def fanned_out(client: Client, users: list[str]) -> list[int]:
@@ -87,18 +87,18 @@ async def test_what_is_fanned_out_is_passed_on_by_nobody(daemon: Daemon) -> None
     users = [f"fan_{number}" for number in range(200)]
     rpc = await Rpc.connect(daemon.rpc_port)
     async with Client(daemon.address) as client:
-        before = await passed_on(rpc)
+        passed = await passed_on(rpc)
         assert await fanned_out(client, users) == [10] * len(users)
-        assert await passed_on(rpc) == before
+        assert await passed_on(rpc) == passed
 
 
 async def test_what_is_fanned_out_goes_the_first_way_where_owners_have_no_ports(without_ports: Daemon) -> None:
     users = [f"fan_{number}" for number in range(200)]
     rpc = await Rpc.connect(without_ports.rpc_port)
     async with Client(without_ports.address) as client:
-        before = await passed_on(rpc)
+        passed = await passed_on(rpc)
         assert await fanned_out(client, users) == [10] * len(users)
-        assert await passed_on(rpc) > before
+        assert await passed_on(rpc) > passed
 
 
 async def test_without_ports_of_their_own_everything_goes_the_first_way(without_ports: Daemon) -> None:
@@ -161,9 +161,9 @@ async def test_a_dead_owner_is_unavailable_at_once_and_found_again(daemon: Daemo
         of_shard = {user: owners[await client.bucket_id(user) - 1] for user in users}
         await until_direct(client, rpc, users)
         pids = {row["shard_id"]: row["worker_pid"] for row in await client.shards_info()}
-        asked = {user: asyncio.ensure_future(client.top_up(user, nanos=1)) for user in users}
+        calls = {user: asyncio.ensure_future(client.top_up(user, nanos=1)) for user in users}
         daemon.kill(pids[2])
-        outcomes = dict(zip(asked, await asyncio.gather(*asked.values(), return_exceptions=True), strict=True))
+        outcomes = dict(zip(calls, await asyncio.gather(*calls.values(), return_exceptions=True), strict=True))
         for user, outcome in outcomes.items():
             assert not isinstance(outcome, BaseException) or isinstance(outcome, Unavailable)
             if isinstance(outcome, Unavailable):
@@ -178,9 +178,9 @@ async def test_a_dead_owner_is_unavailable_at_once_and_found_again(daemon: Daemo
                     refused += error.applied == "no"
             if refused:
                 break
-            again = {row["shard_id"]: row["worker_pid"] for row in await client.shards_info()}
-            if again[2]:
-                daemon.kill(again[2])
+            pids_now = {row["shard_id"]: row["worker_pid"] for row in await client.shards_info()}
+            if pids_now[2]:
+                daemon.kill(pids_now[2])
         assert refused, "the others answer while one is down"
         for user in users:  # reads, and calls under a request_id, are repeated until the worker is back
             assert (await client.top_up(user, nanos=1, request_id="again"))["user_id"] == user

@@ -32,10 +32,10 @@ WAIT_S = 120.0
 def hosts(servers: NatsCluster, data_dir: Path) -> Iterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
     keys = {"cluster__retain_bytes": 0}
-    made = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
+    daemons = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
     servers.make_all(SHARDS)
-    yield made
-    for host in made:
+    yield daemons
+    for host in daemons:
         if host.process is not None:
             host.kill()
 
@@ -88,18 +88,18 @@ def make_durable(host: Daemon) -> None:
     """
     wait_followed(host)
     assert host.process is not None
-    for one in psutil.Process(host.process.pid).children(recursive=True):
+    for process in psutil.Process(host.process.pid).children(recursive=True):
         with contextlib.suppress(psutil.NoSuchProcess):
-            if "billing.history.projector" in one.cmdline():
-                one.kill()
+            if "billing.history.projector" in process.cmdline():
+                process.kill()
 
 
 def wait_followed(host: Daemon) -> None:
     """Returns when the host's own histories have all that the log had when it was asked."""
-    code, said = billing(host, "cluster", "status", "--json")
-    assert code == 0, said
+    code, output = billing(host, "cluster", "status", "--json")
+    assert code == 0, output
     deadline = time.monotonic() + WAIT_S
-    for row in json.loads(said)["shards"]:
+    for row in json.loads(output)["shards"]:
         path = Path(file_of(str(host.directory / "data/history"), row["shard_id"]))
         while (position := history_position(path)) < row["position"]:
             assert time.monotonic() < deadline, f"{path}: {position}, {row}\n{host.log.read_text()}"
@@ -155,11 +155,11 @@ async def test_a_host_that_is_stopped_is_followed_by_another_and_serves_again_al
     b.launch()
     wait_standing_by(b, "a")
     assert await is_refused(b)
-    code, said = billing(b, "cluster", "status")
-    assert code == 0, said
-    assert said.startswith("a serves\nshard 1: "), said
-    code, said = billing(b, "cluster", "status", "--json")
-    rows = json.loads(said)["shards"]
+    code, output = billing(b, "cluster", "status")
+    assert code == 0, output
+    assert output.startswith("a serves\nshard 1: "), output
+    code, output = billing(b, "cluster", "status", "--json")
+    rows = json.loads(output)["shards"]
     assert [(row["shard_id"], row["node"]) for row in rows] == [(1, "a"), (2, "a")]
     assert all(row["epoch"] and row["position"] and row["granted_ns"] > caller.last_at_ns for row in rows), rows
     assert len(b.worker_pids()) == SHARDS, "its workers are there already"

@@ -18,8 +18,8 @@ from tests.system.rpc import Rpc
 def serve(config: Path, wait_s: float = 120) -> tuple[int, str]:
     """Runs `billing serve` to its end; (exit code, what it said)."""
     command = [sys.executable, "-m", "billing", "serve", "--config", str(config)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)
-    return done.returncode, done.stderr
+    result = subprocess.run(command, capture_output=True, text=True, timeout=wait_s, check=False)
+    return result.returncode, result.stderr
 
 
 def test_a_configuration_with_three_mistakes_names_all_three(data_dir: Path) -> None:
@@ -37,8 +37,8 @@ def test_a_door_that_is_not_wanted_is_left_out(data_dir: Path, key: str) -> None
     path = data_dir / "rpc.sock"
     daemon = Daemon(data_dir, **{key: "", "rpc.unix_socket": str(path), "shards.workers": 1})
     with daemon:
-        done = carried_out("ping", "--address", f"unix:{path}")
-        assert done.returncode == 0, done.stderr
+        result = carried_out("ping", "--address", f"unix:{path}")
+        assert result.returncode == 0, result.stderr
         assert daemon.stop() == 0
     assert "Traceback" not in daemon.log.read_text()
 

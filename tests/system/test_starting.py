@@ -28,8 +28,8 @@ CLOSED = "import os, sys; [os.close(n) for n in range(3)]; os.execvp(sys.argv[1]
 def command(config: Path, *words: str) -> tuple[int, str]:
     """Runs a command of `billing` to its end; (exit code, what it said)."""
     line = [sys.executable, "-m", "billing", *words, "--config", str(config)]
-    done = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
-    return done.returncode, done.stderr
+    result = subprocess.run(line, capture_output=True, text=True, timeout=120, check=False)
+    return result.returncode, result.stderr
 
 
 @pytest.mark.parametrize("direct", [True, False])
@@ -63,7 +63,7 @@ async def test_every_door_and_every_call_speaks_ipv6(data_dir: Path, direct: boo
             await client.call("debit", "v6", "1")
             route = await client.call("route")
         assert b"user_id=v6" in await asyncio.wait_for(called, 60)
-        hosts = {None if one["address"] is None else one["address"].rpartition(":")[0] for one in route["shards"]}
+        hosts = {None if shard["address"] is None else shard["address"].rpartition(":")[0] for shard in route["shards"]}
         assert hosts == {"[::1]" if direct else None}
     finally:
         assert await asyncio.to_thread(daemon.stop) == 0
@@ -83,9 +83,9 @@ def test_sigterm_at_any_instant_of_a_start_ends_it_with_0(data_dir: Path) -> Non
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGTERM)
         code = process.wait(60)
-        told = daemon.log.read_text()
-        assert code == 0 or (code == -signal.SIGTERM and not told), "before its first line only the interpreter runs"
-        assert "killed" not in told
+        log = daemon.log.read_text()
+        assert code == 0 or (code == -signal.SIGTERM and not log), "before its first line only the interpreter runs"
+        assert "killed" not in log
 
 
 def test_a_stop_is_heard_where_the_parent_had_blocked_all_signals(data_dir: Path) -> None:
@@ -103,7 +103,7 @@ async def test_it_serves_and_stops_where_its_standard_descriptors_are_closed(dat
         rpc = await Rpc.connect(daemon.rpc_port)
         assert (await rpc.ask("top_up", "u", 5))["balance_nanos"] == 5
         links = Path(f"/proc/{daemon.process.pid}/fd")
-        assert [(links / str(one)).readlink() for one in range(3)] == [Path("/dev/null")] * 3
+        assert [(links / str(number)).readlink() for number in range(3)] == [Path("/dev/null")] * 3
         assert daemon.stop() == 0
 
 
@@ -128,22 +128,22 @@ def test_a_place_that_cannot_be_used_is_named_and_is_no_failed_disk(data_dir: Pa
     ):
         daemon = Daemon(data_dir, daemon__data_dir=str(place))
         for words_of in (("serve",), ("config", "check")):
-            code, said = command(daemon.config, *words_of)
+            code, output = command(daemon.config, *words_of)
             assert code == 78
-            assert f"daemon.data_dir (file): {words}" in said
-            assert "disk failed" not in said
+            assert f"daemon.data_dir (file): {words}" in output
+            assert "disk failed" not in output
 
 
 def test_an_address_that_cannot_be_listened_on_is_named_once_with_why(data_dir: Path) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        address = f"127.0.0.1:{taken.getsockname()[1]}"
-        code, said = command(Daemon(data_dir, rpc__listen=address).config, "serve")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        code, output = command(Daemon(data_dir, rpc__listen=address).config, "serve")
     assert code == 78
-    assert said.count(address) == 1
-    assert f"rpc.listen: {address} cannot be listened on: Address already in use" in said
-    code, said = command(Daemon(data_dir, admin__listen="127.0.0.1:0", rpc__listen="[::1%nowhere]:0").config, "serve")
+    assert output.count(address) == 1
+    assert f"rpc.listen: {address} cannot be listened on: Address already in use" in output
+    code, output = command(Daemon(data_dir, admin__listen="127.0.0.1:0", rpc__listen="[::1%nowhere]:0").config, "serve")
     assert code == 78
-    assert "rpc.listen" in said
+    assert "rpc.listen" in output
 
 
 def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Path) -> None:
@@ -156,11 +156,11 @@ def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Pat
         assert daemon.process is not None
         pid = daemon.process.pid
         assert unix.is_socket()
-        again = command(daemon.config, "serve")
-        assert again == (78, f"billing: another daemon runs on {data_dir / 'data'}\n"), "and no word of its addresses"
+        second = command(daemon.config, "serve")
+        assert second == (78, f"billing: another daemon runs on {data_dir / 'data'}\n"), "and no word of its addresses"
         assert unix.is_socket()
         assert daemon.stop() == 0
-    said = daemon.log.read_text()
+    log = daemon.log.read_text()
     for words in (
         f"billing {__version__}, process {pid}, configuration {daemon.config}, data directory {data_dir / 'data'}",
         f"listening: MessagePack-RPC at {daemon.address}, ",
@@ -170,6 +170,6 @@ def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Pat
         "stopping: ",
         "stopped with exit code 0",
     ):
-        assert words in said
-    assert "hunter2" not in said
+        assert words in log
+    assert "hunter2" not in log
     assert not unix.exists()

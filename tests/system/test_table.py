@@ -95,12 +95,12 @@ async def test_every_method_answers_what_the_table_says(daemon: Daemon) -> None:
 
 async def test_every_change_keeps_its_message(daemon: Daemon) -> None:
     rpc = await Rpc.connect(daemon.rpc_port)
-    said = {}
+    messages = {}
     for name, params in SCENE:
         if METHODS[name].kind == "command" and params[0] == "u":
             await rpc.call(name, "other", *params[1:])
             if isinstance(params[-1], dict) and "message" in params[-1]:
-                said[name] = params[-1]["message"]
+                messages[name] = params[-1]["message"]
     rows = await rpc.ask("history", "other")
-    assert {row["operation"]: row["message"] for row in rows if row["message"]} == said | {"adjust": "a mistake"}
-    assert len(said) == 8
+    assert {row["operation"]: row["message"] for row in rows if row["message"]} == messages | {"adjust": "a mistake"}
+    assert len(messages) == 8

@@ -42,18 +42,18 @@ def write(path: Path, *blobs: trustme.Blob) -> str:
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     directory = tmp_path_factory.mktemp("d")
-    ours, others = trustme.CA(), trustme.CA()
-    server = ours.issue_cert("127.0.0.1")
+    authority, others = trustme.CA(), trustme.CA()
+    server = authority.issue_cert("127.0.0.1")
     people = {
-        "metering": ours.issue_cert(common_name="metering"),
-        "nameless": ours.issue_cert(common_name="nameless"),
+        "metering": authority.issue_cert(common_name="metering"),
+        "nameless": authority.issue_cert(common_name="nameless"),
         "stranger": others.issue_cert(common_name="metering"),
     }
     pems = {
-        name: write(directory / f"{name}.pem", one.private_key_pem, *one.cert_chain_pems)
-        for name, one in people.items()
+        name: write(directory / f"{name}.pem", certificate.private_key_pem, *certificate.cert_chain_pems)
+        for name, certificate in people.items()
     }
-    ca = write(directory / "ca.pem", ours.cert_pem)
+    ca = write(directory / "ca.pem", authority.cert_pem)
     tokens = directory / "tokens"
     tokens.write_text(
         f"metering:charge,top_up:{hashlib.sha256(b'm').hexdigest()}\nroot:admin:{hashlib.sha256(b'r').hexdigest()}\n"
@@ -82,31 +82,31 @@ async def test_a_certificate_in_the_tokens_file_has_the_roles_of_its_line(guarde
 def ask(guarded: Guarded, certificate: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
     """(status, JSON) of one HTTP request made with a certificate."""
     content = None if body is None else json.dumps(body).encode()
-    asked = urllib.request.Request(
+    request = urllib.request.Request(
         f"https://{guarded.daemon.address_of('http.listen')}{path}",
         content,
         {"Content-Type": "application/json"} | headers,
     )
     try:
-        with urllib.request.urlopen(asked, timeout=60, context=tls_context(guarded.ca, certificate)) as answer:
+        with urllib.request.urlopen(request, timeout=60, context=tls_context(guarded.ca, certificate)) as answer:
             return answer.status, json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, json.load(error)
 
 
 def test_over_http_a_certificate_has_the_roles_of_its_line_too(guarded: Guarded) -> None:
-    status, told = ask(guarded, guarded.metering, "/v1/accounts/web/top_up", {"amount": "5"})
-    assert (status, told["balance"]) == (200, "5")
-    status, told = ask(guarded, guarded.metering, "/v1/accounts/web/adjust", {"amount": "1", "reason": "why"})
-    assert (status, told["name"]) == (403, "FORBIDDEN")
-    status, told = ask(
+    status, reply = ask(guarded, guarded.metering, "/v1/accounts/web/top_up", {"amount": "5"})
+    assert (status, reply["balance"]) == (200, "5")
+    status, reply = ask(guarded, guarded.metering, "/v1/accounts/web/adjust", {"amount": "1", "reason": "why"})
+    assert (status, reply["name"]) == (403, "FORBIDDEN")
+    status, reply = ask(
         guarded, guarded.metering, "/v1/accounts/web/top_up", {"amount": "5"}, Origin="https://evil.example"
     )
-    assert (status, told["name"]) == (403, "FORBIDDEN"), "a page of another site made it"
-    status, told = ask(guarded, guarded.nameless, "/v1/accounts/web")
-    assert (status, told["name"]) == (401, "UNAUTHENTICATED")
-    status, told = ask(guarded, guarded.nameless, "/v1/accounts/web", Authorization="Bearer r")
-    assert (status, told["balance"]) == (200, "5")
+    assert (status, reply["name"]) == (403, "FORBIDDEN"), "a page of another site made it"
+    status, reply = ask(guarded, guarded.nameless, "/v1/accounts/web")
+    assert (status, reply["name"]) == (401, "UNAUTHENTICATED")
+    status, reply = ask(guarded, guarded.nameless, "/v1/accounts/web", Authorization="Bearer r")
+    assert (status, reply["balance"]) == (200, "5")
     with pytest.raises(
         (urllib.error.URLError, ssl.SSLError, ConnectionError)
     ):  # the handshake fails, or the connection ends before an answer
@@ -123,9 +123,9 @@ async def test_another_certificate_of_the_authority_has_to_sign_in(guarded: Guar
     assert caught.value.name == "UNAUTHENTICATED"
 
 
-@pytest.mark.parametrize("whose", ["stranger", "nobody"])
-def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(guarded: Guarded, whose: str) -> None:
-    context = tls_context(guarded.ca, guarded.stranger if whose == "stranger" else None)
+@pytest.mark.parametrize("certificate", ["stranger", "nobody"])
+def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(guarded: Guarded, certificate: str) -> None:
+    context = tls_context(guarded.ca, guarded.stranger if certificate == "stranger" else None)
     answered = b""
     with (
         socket.create_connection(("127.0.0.1", guarded.daemon.rpc_port), timeout=20) as plain,
@@ -182,7 +182,7 @@ def test_the_load_test_speaks_tls(guarded: Guarded, tmp_path: Path) -> None:
     (tmp_path / "token").write_text("r\n")
     options = ("--accounts", "50", "--duration", "1", "--warmup", "0", "--rate", "50")
     once = ("--runs", "1", "--processes", "1")
-    done = subprocess.run(
+    result = subprocess.run(
         [
             *(sys.executable, "-m", "billing", "loadtest", *options, *once, "--connections", "1", "--quiet"),
             *("--address", guarded.daemon.address, "--config", str(guarded.daemon.config)),
@@ -196,22 +196,22 @@ def test_the_load_test_speaks_tls(guarded: Guarded, tmp_path: Path) -> None:
         check=False,
     )
     (run,) = json.loads((tmp_path / "result.json").read_text())["runs"]
-    assert done.returncode == (0 if run["valid"] else 1), done.stdout + done.stderr
+    assert result.returncode == (0 if run["valid"] else 1), result.stdout + result.stderr
     assert run["planned"] >= 50
 
 
 def test_the_command_line_says_that_a_certificate_is_not_trusted(guarded: Guarded) -> None:
     command = [sys.executable, "-m", "billing", "ping", "--address", guarded.daemon.address]
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--tls-cert", guarded.metering], capture_output=True, text=True, timeout=60, check=False
     )
-    assert f"the certificate at {guarded.daemon.address} is not trusted" in done.stderr
-    assert "--tls-ca" in done.stderr
-    assert "no daemon answers" not in done.stderr
+    assert f"the certificate at {guarded.daemon.address} is not trusted" in result.stderr
+    assert "--tls-ca" in result.stderr
+    assert "no daemon answers" not in result.stderr
 
 
 def test_the_command_line_speaks_tls(guarded: Guarded) -> None:
-    done = subprocess.run(
+    result = subprocess.run(
         [
             *(sys.executable, "-m", "billing", "top-up", "--json", "--address", guarded.daemon.address),
             *("--tls-ca", guarded.ca, "--tls-cert", guarded.metering, "cli", "2"),
@@ -221,5 +221,5 @@ def test_the_command_line_speaks_tls(guarded: Guarded) -> None:
         timeout=60,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["balance_nanos"] == 2 * 10**9
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["balance_nanos"] == 2 * 10**9

@@ -47,22 +47,24 @@ def test_there_is_a_fixture_of_the_present_format_and_all_are_small() -> None:
 
 @pytest.mark.parametrize("name", FORMATS)
 async def test_it_opens_with_all_that_was_in_it(name: str, data_dir: Path) -> None:
-    told = json.loads((FIXTURES / f"{name}.json").read_text())
+    expected = json.loads((FIXTURES / f"{name}.json").read_text())
     daemon = daemon_on(name, data_dir)
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
-        assert await facts(rpc) == told
-        again = await rpc.ask("top_up", "alice", "12.5", {"request_id": "invoice-1", "message": "the first"})
-        assert again["replayed"] is True
-        assert again["balance_nanos"] == 12_500_000_000
+        assert await facts(rpc) == expected
+        reply = await rpc.ask("top_up", "alice", "12.5", {"request_id": "invoice-1", "message": "the first"})
+        assert reply["replayed"] is True
+        assert reply["balance_nanos"] == 12_500_000_000
         assert sorted(row["user_id"] for row in await rpc.ask("pending_cutoffs")) == ["42", "carol"]
-        assert (await rpc.ask("debit", "alice", 1))["balance_nanos"] == told["accounts"]["alice"]["balance_nanos"] - 1
+        assert (await rpc.ask("debit", "alice", 1))["balance_nanos"] == expected["accounts"]["alice"][
+            "balance_nanos"
+        ] - 1
         daemon.stop()
         daemon.start()  # and what this version wrote it reads as well
         rpc = await Rpc.connect(daemon.rpc_port)
-        assert (await rpc.ask("get_account", "bob"))["balance_nanos"] == told["accounts"]["bob"]["balance_nanos"]
-    done = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
-    assert done.returncode == 0, done.stdout + done.stderr
+        assert (await rpc.ask("get_account", "bob"))["balance_nanos"] == expected["accounts"]["bob"]["balance_nanos"]
+    result = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
+    assert result.returncode == 0, result.stdout + result.stderr
 
 
 def manifest(data: Path, shard: str) -> Path:
@@ -101,16 +103,16 @@ def test_a_newer_format_is_refused_and_says_what_to_do(
     daemon = daemon_on("format-1", data_dir)
     data = data_dir / "data"
     raise_format(find(data, "map" if find is not snapshot else "shard-1"), length)
-    before = state_of(data)
+    state = state_of(data)
     if find is snapshot:  # of one shard: that one is held, the other serves
         process = daemon.launch()
         with pytest.raises(AssertionError, match=r"shard 1: held: .*format 2.*start the version that wrote it"):
             daemon.wait_ready(60, unless="held")
         daemon.process = process
         daemon.kill()
-        after = state_of(data)
-        assert {k: v for k, v in after.items() if k.startswith("shard-1/")} == {
-            k: v for k, v in before.items() if k.startswith("shard-1/")
+        state_after = state_of(data)
+        assert {k: v for k, v in state_after.items() if k.startswith("shard-1/")} == {
+            k: v for k, v in state.items() if k.startswith("shard-1/")
         }
         return
     code, text = serve(daemon.config)
@@ -118,7 +120,7 @@ def test_a_newer_format_is_refused_and_says_what_to_do(
     assert "has format 2, and this version reads format 1" in text
     assert "start the version that wrote it, or restore a backup" in text
     assert "damaged" not in text
-    assert state_of(data) == before
+    assert state_of(data) == state
     assert os.listdir(data)
 
 

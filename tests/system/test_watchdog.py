@@ -42,8 +42,8 @@ async def test_a_sync_that_does_not_return_starves_the_watchdog_until_it_does(da
         stall.touch()
         waiting = asyncio.ensure_future(rpc.call("top_up", names[2], 7))
         deadline = time.monotonic() + 60
-        held = [f"shard {shard_id}: the disk has held a batch for" for shard_id in (1, 2)]
-        while not all(any(one in status for status in manager.statuses()) for one in held):
+        words = [f"shard {shard_id}: the disk has held a batch for" for shard_id in (1, 2)]
+        while not all(any(text in status for status in manager.statuses()) for text in words):
             assert time.monotonic() < deadline, manager.statuses()[-3:]
             suspended_s += 2
             clock.suspended(suspended_s)
