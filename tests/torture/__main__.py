@@ -45,70 +45,70 @@ class Runner:
         if state.exists():
             now = cache(code_of)
             for line in state.read_text().splitlines():
-                told = json.loads(line)
-                if told["ok"] and told["code"] == now(told["piece"].split()[0]):
-                    self.done[told["piece"]] = told
+                outcome = json.loads(line)
+                if outcome["ok"] and outcome["code"] == now(outcome["piece"].split()[0]):
+                    self.done[outcome["piece"]] = outcome
 
     def _has_free(self, cores: int) -> bool:
         return self._free >= cores
 
     def run(self, pieces: list[Piece]) -> None:
         """All that has not held yet; returns when the last one has ended."""
-        left = [piece for piece in pieces if table.key_of(piece) not in self.done]
-        print(f"{len(pieces)} pieces, {len(pieces) - len(left)} of them done", flush=True)
+        pieces_left = [piece for piece in pieces if table.key_of(piece) not in self.done]
+        print(f"{len(pieces)} pieces, {len(pieces) - len(pieces_left)} of them done", flush=True)
         threads = []
-        for number, piece in enumerate(left, 1):
+        for number, piece in enumerate(pieces_left, 1):
             cores = min(piece.cores, self._cores)
             with self._turn:
                 self._turn.wait_for(partial(self._has_free, cores))
                 self._free -= cores
-            thread = threading.Thread(target=self._one, args=(piece, cores, f"{number}/{len(left)}"))
+            thread = threading.Thread(target=self._one, args=(piece, cores, f"{number}/{len(pieces_left)}"))
             thread.start()
             threads.append(thread)
         for thread in threads:
             thread.join()
 
     def _one(self, piece: Piece, cores: int, place: str) -> None:
-        began, code = time.monotonic(), code_of(piece.arguments[0])
+        began_s, code = time.monotonic(), code_of(piece.arguments[0])
         try:
-            told = run_piece(piece)
+            outcome = run_piece(piece)
         finally:
             with self._turn:
                 self._free += cores
                 self._turn.notify_all()
-        told |= {"piece": table.key_of(piece), "code": code, "seconds": round(time.monotonic() - began, 1)}
+        outcome |= {"piece": table.key_of(piece), "code": code, "seconds": round(time.monotonic() - began_s, 1)}
         with self._turn:
-            self.done[told["piece"]] = told
+            self.done[outcome["piece"]] = outcome
             with self._state.open("a") as file:
-                print(json.dumps(told), file=file)
-        verdict = "held" if told["ok"] else "FAILED"
-        print(f"{place} {piece.campaign}: {piece.name}: {verdict} after {told['seconds']} s", flush=True)
-        if not told["ok"]:
-            print(f"  python -m {told['piece']}\n{told['error']}", file=sys.stderr, flush=True)
+                print(json.dumps(outcome), file=file)
+        verdict = "held" if outcome["ok"] else "FAILED"
+        print(f"{place} {piece.campaign}: {piece.name}: {verdict} after {outcome['seconds']} s", flush=True)
+        if not outcome["ok"]:
+            print(f"  python -m {outcome['piece']}\n{outcome['error']}", file=sys.stderr, flush=True)
 
 
 def run_piece(piece: Piece) -> dict[str, Any]:
     """What one piece said: ok, figures, error."""
     command = [sys.executable, "-m", *piece.arguments]
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as errors:
+    with tempfile.TemporaryFile() as output_file, tempfile.TemporaryFile() as error_file:
         try:
-            ended = subprocess.run(
-                command, cwd=REPOSITORY, stdout=out, stderr=errors, check=False, timeout=PIECE_S_MAX,
+            process = subprocess.run(
+                command, cwd=REPOSITORY, stdout=output_file, stderr=error_file, check=False, timeout=PIECE_S_MAX,
                 env=os.environ | {"PYTHONHASHSEED": "0"},
             )  # fmt: skip
-            code = ended.returncode
+            code = process.returncode
         except subprocess.TimeoutExpired:
             code = -1
-        out.seek(0)
-        errors.seek(0)
-        said = out.read().decode(errors="replace").strip()
-        wrong = errors.read().decode(errors="replace")[-TAIL_BYTES:]
+        output_file.seek(0)
+        error_file.seek(0)
+        output = output_file.read().decode(errors="replace").strip()
+        wrong = error_file.read().decode(errors="replace")[-TAIL_BYTES:]
     try:
-        figures = json.loads(said.splitlines()[-1])
+        figures = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
         figures = {}
     ok = code == 0 and bool(figures)
-    error = "" if ok else f"exit code {code}\n{said[-TAIL_BYTES:]}\n{wrong}"
+    error = "" if ok else f"exit code {code}\n{output[-TAIL_BYTES:]}\n{wrong}"
     return {"ok": ok, "figures": figures, "error": error}
 
 

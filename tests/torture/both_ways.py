@@ -63,7 +63,7 @@ class Passage:
 
     async def go(self) -> None:
         """Both ways. AssertionError."""
-        files, back = self._on_files("files"), self._on_files("back")
+        files, files_again = self._on_files("files"), self._on_files("back")
         await asyncio.gather(asyncio.to_thread(files.start), asyncio.to_thread(self._servers.start))
         try:
             await self._timed("loaded", self._load(files))
@@ -85,13 +85,13 @@ class Passage:
         finally:
             await asyncio.to_thread(self._end, cluster)
 
-        await self._timed("restored into files", self._restore(back, "second"))
-        await self._timed("started on files", asyncio.to_thread(back.start))
+        await self._timed("restored into files", self._restore(files_again, "second"))
+        await self._timed("started on files", asyncio.to_thread(files_again.start))
         try:
-            self._compare(second, await self._state(back), "on files again")
-            await self._made_again(back)
+            self._compare(second, await self._state(files_again), "on files again")
+            await self._made_again(files_again)
         finally:
-            await asyncio.to_thread(self._end, back)
+            await asyncio.to_thread(self._end, files_again)
 
     # -- daemons ----------------------------------------------------------------------------------------------------
 
@@ -114,23 +114,23 @@ class Passage:
         assert code == 0, f"it ended with {code}:\n{daemon.log.read_text()[-4000:]}"
 
     async def _backup(self, daemon: Daemon, name: str) -> None:
-        said = await self._billing("backup", str(self._directory / name), "--address", daemon.address)
-        assert "no faults" in said, said
-        files = [one for one in (self._directory / name).rglob("*") if one.is_file()]
-        self.counts[f"bytes of the {name} backup"] = sum(one.stat().st_size for one in files)
+        output = await self._billing("backup", str(self._directory / name), "--address", daemon.address)
+        assert "no faults" in output, output
+        files = [path for path in (self._directory / name).rglob("*") if path.is_file()]
+        self.counts[f"bytes of the {name} backup"] = sum(path.stat().st_size for path in files)
 
     async def _restore(self, daemon: Daemon, name: str) -> None:
         await self._billing("restore", str(self._directory / name), "--config", str(daemon.config))
 
     async def _billing(self, *arguments: str) -> str:
-        ran = await asyncio.to_thread(carried_out, *arguments)
-        assert ran.returncode == 0, f"{arguments}: {ran.returncode}\n{ran.stdout}{ran.stderr}"
-        return ran.stdout + ran.stderr
+        result = await asyncio.to_thread(carried_out, *arguments)
+        assert result.returncode == 0, f"{arguments}: {result.returncode}\n{result.stdout}{result.stderr}"
+        return result.stdout + result.stderr
 
-    async def _timed(self, what: str, doing: Any) -> None:
-        began = time.monotonic()
+    async def _timed(self, step: str, doing: Any) -> None:
+        began_s = time.monotonic()
         await doing
-        self.counts[f"ms {what}"] = round((time.monotonic() - began) * 1e3)
+        self.counts[f"ms {step}"] = round((time.monotonic() - began_s) * 1e3)
 
     # -- what is in them --------------------------------------------------------------------------------------------
 
@@ -167,39 +167,39 @@ class Passage:
     async def _state(self, daemon: Daemon) -> dict[str, Any]:
         """Every account, the histories of the sample and what is owed to the cutoff URL, whatever the time."""
         rpc = await Rpc.connect(daemon.rpc_port)
-        found: dict[str, Any] = {}
-        after: dict[str, str] = {}
+        state: dict[str, Any] = {}
+        cursor: dict[str, str] = {}
         while True:
-            rows = await rpc.ask("accounts", {"limit": PAGE, "with": ["rates", "holds"], **after})
+            rows = await rpc.ask("accounts", {"limit": PAGE, "with": ["rates", "holds"], **cursor})
             for row in rows:
                 moving = BY_TIME if row["rate_nanos_per_hour"] else ALWAYS_BY_TIME
-                found[row["user_id"]] = {key: value for key, value in row.items() if key not in moving}
+                state[row["user_id"]] = {key: value for key, value in row.items() if key not in moving}
             if len(rows) < PAGE:
                 break
-            after = {"after": rows[-1]["user_id"]}
-        assert len(found) == self._accounts, f"{len(found)} accounts"
-        self.counts["accounts compared"] += len(found)
+            cursor = {"after": rows[-1]["user_id"]}
+        assert len(state) == self._accounts, f"{len(state)} accounts"
+        self.counts["accounts compared"] += len(state)
         for user in self._sample:
             rows = await rpc.ask("history", user, {"limit": PAGE})
-            found[f"history of {user}"] = rows
+            state[f"history of {user}"] = rows
             self.counts["rows of histories compared"] += len(rows)
         owed = {row["user_id"]: (row["event_id"], row["seq"]) for row in await rpc.ask("pending_cutoffs")}
         assert owed, "nobody has run out"
         rpc.close()
-        return {**found, "owed": owed}
+        return {**state, "owed": owed}
 
     @staticmethod
-    def _compare(wanted: dict[str, Any], found: dict[str, Any], where: str) -> None:
-        differing = [key for key in wanted.keys() | found.keys() if wanted.get(key) != found.get(key)]
-        shown = [(key, wanted.get(key), found.get(key)) for key in sorted(differing)[:5]]
-        assert not differing, f"{len(differing)} differ {where}: {shown}"
+    def _compare(expected: dict[str, Any], actual: dict[str, Any], step: str) -> None:
+        differing = [key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key)]
+        examples = [(key, expected.get(key), actual.get(key)) for key in sorted(differing)[:5]]
+        assert not differing, f"{len(differing)} differ {step}: {examples}"
 
     async def _made_again(self, daemon: Daemon) -> None:
         """Calls that the first daemon answered."""
         rpc = await Rpc.connect(daemon.rpc_port)
         for user in self._sample:
-            told = await rpc.ask(*self._first_call(user))
-            assert told["replayed"] is True, f"made twice: {told}"
+            reply = await rpc.ask(*self._first_call(user))
+            assert reply["replayed"] is True, f"made twice: {reply}"
             self.counts["made again"] += 1
         rpc.close()
 

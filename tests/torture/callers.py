@@ -70,8 +70,8 @@ class Hosts:
                         rpc = self._rpcs[way] = await way.connect()
                     error, result = await rpc.call(method, *params)
             except (Lost, OSError, TimeoutError):
-                if (lost := self._rpcs.pop(way, None)) is not None:
-                    lost.close()
+                if (rpc_lost := self._rpcs.pop(way, None)) is not None:
+                    rpc_lost.close()
             else:
                 if error is None:
                     return result
@@ -107,20 +107,20 @@ class Caller:
         options = {"request_id": request_id, **({"per": "hour"} if method == "set_rate" else {})}
         if method == "debit":
             options["mode"] = op["mode"] = "partial"
-        told = await self.hosts.call(method, user, *amount, options)
+        reply = await self.hosts.call(method, user, *amount, options)
         ids.append(request_id)
-        self._compare(told, model.apply(told["at_ns"], op))
+        self._compare(reply, model.apply(reply["at_ns"], op))
 
     async def look(self, user: str) -> int:
         """One read, of any host; it is not older than any answer. The instant that it is of."""
-        told = await self.hosts.call("get_account", user, anywhere=True)
+        reply = await self.hosts.call("get_account", user, anywhere=True)
         self.reads += 1
-        self._compare(told, self.models[user].view(user, told["at_ns"]))
-        return int(told["at_ns"])
+        self._compare(reply, self.models[user].view(user, reply["at_ns"]))
+        return int(reply["at_ns"])
 
-    def _compare(self, told: dict[str, Any], wanted: dict[str, Any]) -> None:
-        found = {key: told[key] for key in COMPARED}
-        assert found == {key: wanted[key] for key in COMPARED}, f"answered {told}\nthe model says {wanted}"
+    def _compare(self, reply: dict[str, Any], expected: dict[str, Any]) -> None:
+        actual = {key: reply[key] for key in COMPARED}
+        assert actual == {key: expected[key] for key in COMPARED}, f"answered {reply}\nthe model says {expected}"
 
     async def walk(self, stop: asyncio.Event, users: int) -> None:
         """Changes and reads of its users, without end: balances last for some seconds, and run out now and then."""
@@ -153,8 +153,8 @@ class Caller:
         for user, ids in self.answered.items():
             rows: list[dict[str, Any]] = []
             while not rows or rows[-1]["entry_id"] > 1:
-                before = {"before": rows[-1]["entry_id"]} if rows else {}
-                page = await self.hosts.call("history", user, {"limit": 1000, **before})
+                page_options = {"before": rows[-1]["entry_id"]} if rows else {}
+                page = await self.hosts.call("history", user, {"limit": 1000, **page_options})
                 assert page, f"{user}: the history ends at entry {rows[-1:]}"
                 rows += page
             rows.reverse()
@@ -169,14 +169,14 @@ def due(callers: list[Caller], now_ns: int) -> dict[tuple[str, int, int], bool]:
     """(user, seq, instant) of each crossing until now, and whether it must have been called: what money came for before
     the first attempt need not be.
     """
-    found = {}
+    pending_by_crossing = {}
     for caller in callers:
         for user, model in caller.models.items():
             account = model.accounts[user]
             model.pass_time(account, now_ns)
             for cutoff in account.cutoffs:
-                found[(user, cutoff["seq"], cutoff["at"])] = cutoff["status"] == "pending"
-    return found
+                pending_by_crossing[(user, cutoff["seq"], cutoff["at"])] = cutoff["status"] == "pending"
+    return pending_by_crossing
 
 
 async def settle(callers: list[Caller], calls: Callable[[], list[Call]]) -> dict[str, int]:
@@ -187,27 +187,29 @@ async def settle(callers: list[Caller], calls: Callable[[], list[Call]]) -> dict
     for caller in callers:
         for user in caller.models:
             now_ns = max(now_ns, await caller.look(user))
-    wanted = due(callers, now_ns)
+    crossings = due(callers, now_ns)
     deadline = time.monotonic() + SETTLE_S
-    while missing := {one for one, must in wanted.items() if must} - {_crossing(call) for call in calls()}:
+    while missing := {crossing for crossing, must in crossings.items() if must} - {_crossing(call) for call in calls()}:
         if time.monotonic() > deadline:
             users = {user: caller for caller in callers for user in caller.models}
-            asked = [await users[one[0]].hosts.call("explain", one[0]) for one in missing]
-            raise AssertionError(f"lost: {sorted(missing)}; the daemon says {asked}")
+            explanations = [await users[crossing[0]].hosts.call("explain", crossing[0]) for crossing in missing]
+            raise AssertionError(f"lost: {sorted(missing)}; the daemon says {explanations}")
         await asyncio.sleep(0.05)
-    came = calls()
-    wanted = due(callers, max([now_ns, *(call.exhausted_at_ns for call in came)]))
-    false = [call for call in came if _crossing(call) not in wanted]
+    calls_made = calls()
+    crossings = due(callers, max([now_ns, *(call.exhausted_at_ns for call in calls_made)]))
+    false = [call for call in calls_made if _crossing(call) not in crossings]
     assert not false, f"called without cause: {false}"
     events: dict[tuple[str, int, int], set[str]] = {}
-    for call in came:
+    for call in calls_made:
         events.setdefault(_crossing(call), set()).add(call.event_id)
         assert call.arrived_ns > call.exhausted_at_ns - EARLY_NS, f"early: {call}"
     assert all(len(ids) == 1 for ids in events.values()), f"two event ids for one crossing: {events}"
-    latest = [min(call.arrived_ns for call in came if _crossing(call) == one) - one[2] for one in events]
+    latest = [
+        min(call.arrived_ns for call in calls_made if _crossing(call) == crossing) - crossing[2] for crossing in events
+    ]
     return {
         "crossings called": len(events),
-        "called again": len(came) - len(events),
+        "called again": len(calls_made) - len(events),
         "lateness_ms_max": round(max(latest, default=0) / 1e6),
     }
 
@@ -245,7 +247,7 @@ class Prober:
             await asyncio.sleep(self._pause_s)
 
     def first_after(self, instant: float) -> float | None:
-        return next((one for one in self.answers if one > instant), None)
+        return next((answer_ns for answer_ns in self.answers if answer_ns > instant), None)
 
     def last(self) -> float:
         return self.answers[-1] if self.answers else 0.0

@@ -60,15 +60,15 @@ def _files_of(module: str, root: Path, started: bool = False) -> Iterator[Path]:
 
 
 def _reached_from(path: Path, root: Path) -> list[Path]:
-    found: list[Path] = []
+    paths: list[Path] = []
     for node in ast.walk(ast.parse(path.read_bytes())):
         if isinstance(node, ast.ImportFrom) and node.module and MODULE.fullmatch(f"{node.module}.x"):
             names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            found += [file for name in names for file in _files_of(name, root)]
+            paths += [file for name in names for file in _files_of(name, root)]
         elif isinstance(node, ast.Import):
-            found += [
+            paths += [
                 file for alias in node.names if MODULE.fullmatch(alias.name) for file in _files_of(alias.name, root)
             ]
         elif isinstance(node, ast.Constant) and isinstance(node.value, str) and "\n" not in node.value:
-            found += [file for name in MODULE.findall(node.value) for file in _files_of(name, root, started=True)]
-    return found
+            paths += [file for name in MODULE.findall(node.value) for file in _files_of(name, root, started=True)]
+    return paths

@@ -44,7 +44,7 @@ class Covering(NamedTuple):
 
 def pairs_in(row: Row, factors: Sequence[str]) -> set[Pair]:
     """All pairs of a row, which has a level for each of these factors."""
-    return {((one, row[one]), (other, row[other])) for one, other in combinations(factors, 2)}
+    return {((factor, row[factor]), (other, row[other])) for factor, other in combinations(factors, 2)}
 
 
 def cover(
@@ -56,10 +56,10 @@ def cover(
 
 def most_unlike(rows: Sequence[Row], count: int) -> list[Row]:
     """So many rows, each of which differs from those before it in as many factors as can be."""
-    taken = [rows[0]]
-    while len(taken) < min(count, len(rows)):
-        taken.append(max(rows, key=lambda row: min(_unlike(row, one) for one in taken)))
-    return taken
+    chosen = [rows[0]]
+    while len(chosen) < min(count, len(rows)):
+        chosen.append(max(rows, key=lambda row: min(_unlike(row, row_chosen) for row_chosen in chosen)))
+    return chosen
 
 
 def _unlike(row: Row, other: Row) -> int:
@@ -75,9 +75,9 @@ class _Generator:
         self._rules = {name: [rule for rule in rules if name in rule.levels] for name in factors}
         self._rng = random.Random(seed)
         self._missing = {
-            ((one, level), (other, beside))
-            for one, other in combinations(self._names, 2)
-            for level in factors[one]
+            ((factor, level), (other, beside))
+            for factor, other in combinations(self._names, 2)
+            for level in factors[factor]
             for beside in factors[other]
         }
 
@@ -87,14 +87,14 @@ class _Generator:
         whole = len(self._missing)
         while self._missing:
             pair = min(self._missing)
-            made = [row for _ in range(self._candidates) if (row := self._row_with(pair)) is not None]
-            if not made:
-                made = [row for _ in range(TRIES) if (row := self._row_with(pair)) is not None][:1]
-            if not made:
+            rows_made = [row for _ in range(self._candidates) if (row := self._row_with(pair)) is not None]
+            if not rows_made:
+                rows_made = [row for _ in range(TRIES) if (row := self._row_with(pair)) is not None][:1]
+            if not rows_made:
                 impossible.append(pair)
                 self._missing.remove(pair)
                 continue
-            best = max(made, key=lambda row: len(pairs_in(row, self._names) & self._missing))
+            best = max(rows_made, key=lambda row: len(pairs_in(row, self._names) & self._missing))
             self._missing -= pairs_in(best, self._names)
             rows.append(best)
         return Covering(rows, whole - len(impossible), impossible)
@@ -120,8 +120,9 @@ class _Generator:
 
     def _gain(self, row: Row, name: str, level: str) -> int:
         """How many missing pairs the level covers beside what the row has."""
-        place, mine = self._place[name], (name, level)
+        place, level_pair = self._place[name], (name, level)
         return sum(
-            ((taken, mine) if self._place[taken[0]] < place else (mine, taken)) in self._missing
-            for taken in row.items()
+            ((taken_pair, level_pair) if self._place[taken_pair[0]] < place else (level_pair, taken_pair))
+            in self._missing
+            for taken_pair in row.items()
         )

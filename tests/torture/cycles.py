@@ -59,11 +59,11 @@ async def cycle(daemon: Daemon, load: Load, rng: random.Random, strike: Strike, 
     load.begin(daemon.rpc_port)
     try:
         await asyncio.sleep(rng.uniform(*LOAD_S))
-        what = await strike(rng, load)
+        strike_name = await strike(rng, load)
     finally:
         await load.end()
-    load.counts[what] += 1
-    await heal(what)
+    load.counts[strike_name] += 1
+    await heal(strike_name)
     await load.verify(daemon.rpc_port)
 
 
@@ -87,8 +87,8 @@ def examined(data_dir: Path) -> None:
 async def prove(daemon: Daemon, load: Load) -> None:
     """The end of a campaign; the daemon runs, and is stopped behind it."""
     assert await asyncio.to_thread(daemon.stop) == 0
-    told = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
-    assert told.returncode == 0, told.stdout + told.stderr
+    result = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
+    assert result.returncode == 0, result.stdout + result.stderr
     port = int(daemon.config.read_text().split("/cutoff")[0].rsplit(":", 1)[1])
     receiver = Receiver("127.0.0.1", port)
     await receiver.start()

@@ -46,8 +46,8 @@ def cuts(specimen: Specimen, part: int, parts: int) -> Counter[str]:
     heads = zeros_from(specimen, newest, range(4096, SEGMENT_BYTES)) if part == 1 else set()
     if part == 1:
         verdicts["zeros"] = SEGMENT_BYTES - 4096
-        wanted = set(range(min(heads), len(specimen.log) + 1)) if specimen.state != "closed" else {len(specimen.log)}
-        assert heads == wanted, f"prefixes {heads}, wanted {wanted}"
+        positions = set(range(min(heads), len(specimen.log) + 1)) if specimen.state != "closed" else {len(specimen.log)}
+        assert heads == positions, f"prefixes {heads}, wanted {positions}"
     return verdicts
 
 

@@ -91,15 +91,15 @@ class Journal:
         self.answered[user] += error is None
 
 
-async def lead(daemon: Daemon, told: Journal) -> None:
+async def lead(daemon: Daemon, journal: Journal) -> None:
     """One life: single calls, a burst that fills a segment, a pause for the barrier."""
     for step in range(4):
         with suppress(OSError):
             rpc = await Rpc.connect(daemon.rpc_port)
             for user in USERS:
-                await told.call(rpc, user)
+                await journal.call(rpc, user)
             if step == 1:
-                await asyncio.gather(*(told.call(rpc, USERS[number % 6], "x" * 400) for number in range(240)))
+                await asyncio.gather(*(journal.call(rpc, USERS[number % 6], "x" * 400) for number in range(240)))
             rpc.close()
         await asyncio.sleep(0.06)
 
@@ -118,18 +118,18 @@ def readiness(daemon: Daemon) -> str:
 async def settled_start(daemon: Daemon) -> str:
     """Starts it; what /readyz says once it serves, holds a shard, waits for room or has ended."""
     process = daemon.launch()
-    said = ""
+    status = ""
     for _ in range(int(START_S / 0.03)):
         if process.poll() is not None:
             return "ended"
-        said = await asyncio.to_thread(readiness, daemon)
-        if said.startswith("ready") or ("shard 2" not in said and ("held" in said or "waiting" in said)):
-            return said
+        status = await asyncio.to_thread(readiness, daemon)
+        if status.startswith("ready") or ("shard 2" not in status and ("held" in status or "waiting" in status)):
+            return status
         await asyncio.sleep(0.03)
-    raise AssertionError(f"neither ready nor held: {said}")
+    raise AssertionError(f"neither ready nor held: {status}")
 
 
-async def kept(data_dir: Path) -> Counter[str]:
+async def recovered_balances(data_dir: Path) -> Counter[str]:
     """The balances that the files hold, by the daemon's own recovery in this process."""
     balances: Counter[str] = Counter()
     disk = RealDisk()
@@ -151,9 +151,9 @@ async def kept(data_dir: Path) -> Counter[str]:
 async def run(base: Path, place: Path, at: int, arguments: argparse.Namespace, library: Path) -> Counter[str]:
     """One run with the fault at this call. AssertionError."""
     shutil.copytree(base / "data", place / "data", ignore=shutil.ignore_patterns("*.sock"))
-    told, counts = Journal(), Counter({"runs": 1})
-    told.called.update(json.loads((base / "called").read_text()))
-    told.answered.update(told.called)
+    journal, counts = Journal(), Counter({"runs": 1})
+    journal.called.update(json.loads((base / "called").read_text()))
+    journal.answered.update(journal.called)
     daemon = new_daemon(place)
     hits = place / "hits"
     directory = "data/map" if arguments.target == "map" else "data/shard-1"
@@ -161,20 +161,20 @@ async def run(base: Path, place: Path, at: int, arguments: argparse.Namespace, l
         "LD_PRELOAD": str(library), "FAULT_DIR": directory, "FAULT_AT": str(at), "FAULT_LOG": str(hits),
         "FAULT_WHAT": str(getattr(errno, arguments.what, 0)), "FAULT_STICKY": str(int(arguments.sticky)),
     }  # fmt: skip
-    said = await settled_start(daemon)
+    status = await settled_start(daemon)
     process = daemon.process
     assert process is not None
-    if said != "ended":
-        if "the map of the buckets: waiting" not in said:  # there, nothing is served, and nothing is answered
-            await lead(daemon, told)
-        said = await asyncio.to_thread(readiness, daemon)
+    if status != "ended":
+        if "the map of the buckets: waiting" not in status:  # there, nothing is served, and nothing is answered
+            await lead(daemon, journal)
+        status = await asyncio.to_thread(readiness, daemon)
         process.terminate()
     try:
         code = await asyncio.to_thread(process.wait, STOP_S)
     except subprocess.TimeoutExpired:
         daemon.kill()
         log = daemon.log.read_text()
-        raise AssertionError(f"call {at}: it did not stop; /readyz said {said}\n{log}") from None
+        raise AssertionError(f"call {at}: it did not stop; /readyz said {status}\n{log}") from None
     fired = hits.read_text().splitlines() if hits.exists() else []
     counts["fired"] = bool(fired)
     counts[f"ended with {code}"] += 1
@@ -185,20 +185,22 @@ async def run(base: Path, place: Path, at: int, arguments: argparse.Namespace, l
         counts["harmless"] += 1  # what nothing depends on, such as giving the cache back
     if arguments.what in ("EINTR", "short") and code not in (0, 74):
         raise AssertionError(f"call {at} ({fired}): ended with {code}\n{log}")
-    if arguments.target == "shard" and "held" in said:
-        assert "shard 1: held: " in said, f"call {at} ({fired}): {said}"
-        assert "the disk failed" in said, f"call {at} ({fired}): {said}\n{log}"
-        assert "shard 2" not in said, f"call {at} ({fired}): the other shard does not serve: {said}"
+    if arguments.target == "shard" and "held" in status:
+        assert "shard 1: held: " in status, f"call {at} ({fired}): {status}"
+        assert "the disk failed" in status, f"call {at} ({fired}): {status}\n{log}"
+        assert "shard 2" not in status, f"call {at} ({fired}): the other shard does not serve: {status}"
         counts["held, the other served"] += 1
     if arguments.what != "ENOSPC":  # there, what was under way waits for room
-        assert not told.said["nothing"], f"call {at} ({fired}): {told.said['nothing']} calls got no answer\n{log}"
-    counts["answered"] += told.said["ok"]
-    counts["refused or lost"] += sum(told.said.values()) - told.said["ok"]
+        assert not journal.said["nothing"], f"call {at} ({fired}): {journal.said['nothing']} calls got no answer\n{log}"
+    counts["answered"] += journal.said["ok"]
+    counts["refused or lost"] += sum(journal.said.values()) - journal.said["ok"]
     examined(place / "data")
-    balances = await kept(place / "data")
+    balances = await recovered_balances(place / "data")
     for user in USERS:
-        what = f"call {at} ({fired}): {user} called {told.called[user]}, answered {told.answered[user]}"
-        assert told.answered[user] <= balances[user] <= told.called[user], f"{what}, kept {balances[user]}\n{log}"
+        description = f"call {at} ({fired}): {user} called {journal.called[user]}, answered {journal.answered[user]}"
+        assert journal.answered[user] <= balances[user] <= journal.called[user], (
+            f"{description}, kept {balances[user]}\n{log}"
+        )
     return counts
 
 
@@ -219,18 +221,18 @@ def _target(link: Path) -> str:
 
 async def prepare(base: Path) -> None:
     """A directory with two snapshots and a log behind them."""
-    told, daemon = Journal(), new_daemon(base)
+    journal, daemon = Journal(), new_daemon(base)
     for life in range(3):
         await asyncio.to_thread(daemon.start)
-        await lead(daemon, told)
+        await lead(daemon, journal)
         if life < 2:
             assert await asyncio.to_thread(daemon.stop) == 0
         else:
             daemon.kill()
-    assert told.called == told.answered, told.said
-    while any(str(base) in held for held in map(_target, Path("/proc").glob("[0-9]*/fd/*"))):
+    assert journal.called == journal.answered, journal.said
+    while any(str(base) in open_path for open_path in map(_target, Path("/proc").glob("[0-9]*/fd/*"))):
         await asyncio.sleep(0.05)  # the histories' processes end a moment after those they served
-    (base / "called").write_text(json.dumps(told.called))
+    (base / "called").write_text(json.dumps(journal.called))
 
 
 async def campaign(arguments: argparse.Namespace, directory: Path) -> Counter[str]:
@@ -243,10 +245,10 @@ async def campaign(arguments: argparse.Namespace, directory: Path) -> Counter[st
     for at in range(arguments.first, arguments.first + arguments.runs):
         place = directory / f"at-{at}"
         place.mkdir(mode=0o700)
-        one = await run(base, place, at, arguments, library)
-        counts += one
+        run_counts = await run(base, place, at, arguments, library)
+        counts += run_counts
         shutil.rmtree(place)
-        if not one["fired"]:
+        if not run_counts["fired"]:
             if at == arguments.first:
                 raise AssertionError("the fault never fired")
             counts["calls"] = at - 1

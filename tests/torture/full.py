@@ -65,8 +65,8 @@ class Rig:
 
 async def refusals(rpc: Rpc, users: list[str]) -> list[str]:
     """What a command for each user is answered; empty where it is carried out."""
-    said = await asyncio.gather(*(rpc.call("top_up", user, 1) for user in users))
-    return [error or "" for error, _ in said]
+    replies = await asyncio.gather(*(rpc.call("top_up", user, 1) for user in users))
+    return [error or "" for error, _ in replies]
 
 
 async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None:
@@ -80,11 +80,11 @@ async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None
     deadline = time.monotonic() + REFUSED_BEFORE_S
     while True:
         await asyncio.to_thread(rig.filler.grow)
-        said = await asyncio.wait_for(refusals(rpc, users), 15)
-        if all(FULL in error for error in said):
+        errors = await asyncio.wait_for(refusals(rpc, users), 15)
+        if all(FULL in error for error in errors):
             break
-        assert all(not error or FULL in error for error in said), said
-        assert time.monotonic() < deadline, f"the disk is full, and commands are not refused: {said}"
+        assert all(not error or FULL in error for error in errors), errors
+        assert time.monotonic() < deadline, f"the disk is full, and commands are not refused: {errors}"
         await asyncio.sleep(0.1)
     load.counts["filled"] += 1
     for user in users:
@@ -107,8 +107,8 @@ async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None
         await asyncio.sleep(rng.uniform(0, 1.5))
         rig.filler.free()
     deadline = time.monotonic() + SERVED_BEFORE_S
-    while any(said := await asyncio.wait_for(refusals(rpc, users), 15)):
-        assert time.monotonic() < deadline, f"there is room again, and commands are refused: {said}"
+    while any(errors := await asyncio.wait_for(refusals(rpc, users), 15)):
+        assert time.monotonic() < deadline, f"there is room again, and commands are refused: {errors}"
         await asyncio.sleep(0.05)
     rpc.close()
     await load.end()
@@ -119,13 +119,13 @@ async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None
 async def probes(rpc: Rpc) -> list[str]:
     """A user of each shard that the load does not know."""
     owners = (await rpc.ask("route"))["owners"]
-    found: dict[int, str] = {}
+    users: dict[int, str] = {}
     for number in range(100):
         user = f"probe_{number}"
-        found.setdefault(owners[await rpc.ask("bucket_id", user) - 1], user)
-    for user in found.values():
+        users.setdefault(owners[await rpc.ask("bucket_id", user) - 1], user)
+    for user in users.values():
         await rpc.ask("top_up", user, 1)
-    return list(found.values())
+    return list(users.values())
 
 
 async def campaign(rig: Rig, cycles: int, seed: int) -> dict[str, int]:

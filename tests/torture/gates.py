@@ -137,30 +137,32 @@ def fault(gate: Gate, root: Path) -> None:
 
 def is_caught(gate: Gate) -> bool:
     """Whether its test fails on the faulty code. AssertionError where the test cannot be run."""
-    with tempfile.TemporaryDirectory(prefix="billing-gate-") as where:
-        root = Path(where)
+    with tempfile.TemporaryDirectory(prefix="billing-gate-") as directory:
+        root = Path(directory)
         for room in ROOMS:
             shutil.copytree(REPOSITORY / room, root / room, ignore=shutil.ignore_patterns("__pycache__"))
         for name in ("pyproject.toml", "config.toml"):
             shutil.copy(REPOSITORY / name, root / name)
         fault(gate, root)
-        ran = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", gate.test],
             cwd=root, env={**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True, text=True, check=False,
         )  # fmt: skip
-    assert ran.returncode in (0, 1), f"{gate.name}: {gate.test} cannot be run:\n{ran.stdout[-3000:]}{ran.stderr}"
-    assert "skipped" not in ran.stdout, f"{gate.name}: {gate.test} is skipped here"
-    return ran.returncode == 1
+    assert result.returncode in (0, 1), (
+        f"{gate.name}: {gate.test} cannot be run:\n{result.stdout[-3000:]}{result.stderr}"
+    )
+    assert "skipped" not in result.stdout, f"{gate.name}: {gate.test} is skipped here"
+    return result.returncode == 1
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     survivors = 0
-    chosen = [gate for gate in GATES if not asked.names or gate.name in asked.names]
+    chosen = [gate for gate in GATES if not arguments.names or gate.name in arguments.names]
     for gate in chosen:
         caught = is_caught(gate)
         survivors += not caught

@@ -106,8 +106,8 @@ def why_no_network() -> str:
     for tool in ("unshare", "ip", "mount", "cc"):
         if shutil.which(tool) is None:
             return f"{tool} is not installed"
-    tried = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
-    return tried.stderr.strip()
+    result = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True, check=False)
+    return result.stderr.strip()
 
 
 def alone() -> None:
@@ -175,9 +175,9 @@ class Host:
         """Takes the way by which others reach it, or gives it back."""
         _blackhole(self.links, is_apart)
 
-    def hide(self, lost: str, is_hidden: bool) -> None:
+    def hide(self, direction: str, is_hidden: bool) -> None:
         """Takes one direction of its way to clients, or gives it back: of "requests", or of "answers"."""
-        _blackhole(self.way.host if lost == "requests" else self.way.source, is_hidden)
+        _blackhole(self.way.host if direction == "requests" else self.way.source, is_hidden)
 
 
 def _blackhole(address: str, is_cut: bool) -> None:
@@ -199,13 +199,13 @@ async def shards_of(host: Host) -> dict[int, tuple[str, str]]:
     return {}
 
 
-def each_has_its_part(told: list[dict[int, tuple[str, str]]]) -> bool:
+def each_has_its_part(shards_by_host: list[dict[int, tuple[str, str]]]) -> bool:
     """Whether each shard is served by one host by the word of all of them, and each host serves some. A host that has
     slept, and has not noticed yet that others have its shards, says `serving`, as they do.
     """
-    served = [[shard for shard, (state, _) in one.items() if state == "serving"] for one in told]
+    served = [[shard for shard, (state, _) in shards.items() if state == "serving"] for shards in shards_by_host]
     every = sorted(shard for of_host in served for shard in of_host)
-    return all(served) and all(every == sorted(one) for one in told)
+    return all(served) and all(every == sorted(shards_served) for shards_served in shards_by_host)
 
 
 class Campaign:
@@ -293,12 +293,12 @@ class Campaign:
         self._spent += SPENDERS
         spending = asyncio.create_task(self.callers[-1].spend(spent))
         await asyncio.sleep(self.rng.uniform(*CALM_S))
-        done: dict[str, Callable[[Host], Coroutine[Any, Any, None]]] = {
+        strikes: dict[str, Callable[[Host], Coroutine[Any, Any, None]]] = {
             "kill": self._kill, "stop": self._stop_and_go, "term": self._term, "cut": self._cut,
             "server": self._server, "freeze": self._freeze, "wipe": self._wipe, "two": self._two,
             "apart": self._apart, "unreached": self._unreached, "move": self._move,
         }  # fmt: skip
-        await done[fault](serving)
+        await strikes[fault](serving)
         self.counts[fault] += 1
         await self.all_there()
         if fault == "move":
@@ -342,7 +342,7 @@ class Campaign:
     def _said(self) -> str:
         return "\n".join(f"{host.name}: {host.daemon.log.read_text()[-3000:]}" for host in self.hosts)
 
-    async def _next_serves(self, fault: str, struck: list[Host], since: float) -> None:
+    async def _next_serves(self, fault: str, struck: list[Host], since_s: float) -> None:
         """Notes how long it took until a host that was not struck answered a change; or where several serve at once,
         until they had answered one in every shard.
         """
@@ -356,21 +356,21 @@ class Campaign:
             except TimeoutError:
                 raise AssertionError(f"some shard has no host:\n{self._said()}") from None
             doors.close()
-            self.waits.setdefault(fault, []).append(time.monotonic() - since)
+            self.waits.setdefault(fault, []).append(time.monotonic() - since_s)
             return
         deadline = time.monotonic() + WAIT_S
         while True:
-            first = [one for host in others if (one := host.prober.first_after(since)) is not None]
+            first = [first_ns for host in others if (first_ns := host.prober.first_after(since_s)) is not None]
             if first:
-                self.waits.setdefault(fault, []).append(min(first) - since)
+                self.waits.setdefault(fault, []).append(min(first) - since_s)
                 return
             assert time.monotonic() < deadline, f"nobody took over:\n{self._said()}"
             await asyncio.sleep(POLL_S)
 
     async def _kill(self, serving: Host) -> None:
-        since = time.monotonic()
+        since_s = time.monotonic()
         await asyncio.to_thread(serving.daemon.kill)
-        await self._next_serves("kill", [serving], since)
+        await self._next_serves("kill", [serving], since_s)
 
     def _for_s(self, least: float) -> float:
         """How long a host sleeps or is cut off, where it is not until another one has taken over."""
@@ -378,70 +378,72 @@ class Campaign:
 
     async def _two(self, serving: Host) -> None:
         struck = [serving, self.rng.choice([host for host in self.hosts if host is not serving])]
-        since = time.monotonic()
+        since_s = time.monotonic()
         for host in struck:
             await asyncio.to_thread(host.daemon.kill)
-        await self._next_serves("two", struck, since)
+        await self._next_serves("two", struck, since_s)
 
     async def _stop_and_go(self, serving: Host) -> None:
-        for_s, since = self._for_s(1), time.monotonic()
+        for_s, since_s = self._for_s(1), time.monotonic()
         if self._at_once:
             await self._sleep_and_go_on(serving, for_s)
             return
         serving.daemon.signal(signal.SIGSTOP)
         if self._size.brief:
-            await self._next_serves("stop", [serving], since)
-        await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
-        overtaken = any(host.prober.first_after(since) for host in self.hosts if host is not serving)
+            await self._next_serves("stop", [serving], since_s)
+        await asyncio.sleep(max(0.0, since_s + for_s - time.monotonic()))
+        overtaken = any(host.prober.first_after(since_s) for host in self.hosts if host is not serving)
         serving.daemon.signal(signal.SIGCONT)
         assert overtaken or for_s < 10, "nobody took over from a host that slept"
         if overtaken:
             if not self._size.brief:
-                await self._next_serves("stop", [serving], since)
+                await self._next_serves("stop", [serving], since_s)
             assert serving.daemon.process is not None
             code = await asyncio.to_thread(serving.daemon.process.wait, WAIT_S)
             assert code == 75, f"it woke up, and ended with {code}"
 
     async def _sleep_and_go_on(self, serving: Host, for_s: float) -> None:
         """A host that sleeps loses its shards, and goes on without them once it wakes up."""
-        since = time.monotonic()
+        since_s = time.monotonic()
         serving.daemon.signal(signal.SIGSTOP)
         try:
             if for_s > 5 or self._size.brief:
-                await self._next_serves("stop", [serving], since)
-            await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
+                await self._next_serves("stop", [serving], since_s)
+            await asyncio.sleep(max(0.0, since_s + for_s - time.monotonic()))
         finally:
             serving.daemon.signal(signal.SIGCONT)
 
     async def _term(self, serving: Host) -> None:
         process = serving.daemon.process
         assert process is not None
-        since = time.monotonic()
+        since_s = time.monotonic()
         process.send_signal(signal.SIGTERM)
-        await self._next_serves("term", [serving], since)
+        await self._next_serves("term", [serving], since_s)
         assert await asyncio.to_thread(process.wait, WAIT_S) == 0
         if self._at_once:
             return
         gap = min(
-            one for host in self.hosts if host is not serving and (one := host.prober.first_after(since)) is not None
+            first_ns
+            for host in self.hosts
+            if host is not serving and (first_ns := host.prober.first_after(since_s)) is not None
         )
         self.waits.setdefault("between two answers, term", []).append(gap - serving.prober.last())
 
     async def _cut(self, serving: Host) -> None:
         assert has_network()
-        for_s, since = self._for_s(3), time.monotonic()
+        for_s, since_s = self._for_s(3), time.monotonic()
         serving.cut(True)
         try:
-            await self._next_serves("cut", [serving], since)
+            await self._next_serves("cut", [serving], since_s)
             last = serving.prober.last()
-            assert last - since < 3 or self._at_once, "it answered a change beyond its grant"
+            assert last - since_s < 3 or self._at_once, "it answered a change beyond its grant"
             deadline = time.monotonic() + WAIT_S
             while (await asyncio.to_thread(serving.page))[0] == 200:
                 assert time.monotonic() < deadline, "/readyz of a host whose grant has run out"
                 await asyncio.sleep(POLL_S)
             if not self._at_once:  # else what another host answers comes through this door, too
                 await self._read_is_refused(serving)
-            await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
+            await asyncio.sleep(max(0.0, since_s + for_s - time.monotonic()))
         finally:
             serving.cut(False)
         assert serving.daemon.process is not None
@@ -461,17 +463,17 @@ class Campaign:
 
     async def _apart(self, _: Host) -> None:
         assert has_network()
-        for_s, since = self._for_s(3), time.monotonic()
-        before = [await shards_of(host) for host in self.hosts]
+        for_s, since_s = self._for_s(3), time.monotonic()
+        shards_before = [await shards_of(host) for host in self.hosts]
         for host in self.hosts:
             host.part(True)
         try:
             for host in self.hosts:
                 await self._until_apart(host)
-            for host, shards in zip(self.hosts, before, strict=True):
+            for host, shards in zip(self.hosts, shards_before, strict=True):
                 await self._answers_its_own(host, shards)
-            await asyncio.sleep(max(0.0, since + for_s - time.monotonic()))
-            for host, shards in zip(self.hosts, before, strict=True):
+            await asyncio.sleep(max(0.0, since_s + for_s - time.monotonic()))
+            for host, shards in zip(self.hosts, shards_before, strict=True):
                 states = {shard: state for shard, (state, _) in (await shards_of(host)).items()}
                 assert states == {shard: state for shard, (state, _) in shards.items()}, "a shard changed its host"
         finally:
@@ -485,15 +487,15 @@ class Campaign:
     async def _unreached(self, serving: Host) -> None:
         """Clients and the host that serves lose one another in one direction; it reaches the log and the others."""
         assert has_network()
-        lost = self.rng.choice(("requests", "answers"))
-        serving.hide(lost, True)
+        direction = self.rng.choice(("requests", "answers"))
+        serving.hide(direction, True)
         try:
             await asyncio.sleep(self._for_s(3))
-            status, said = await asyncio.to_thread(serving.page)
-            assert status == 200, f"a host that only clients do not reach does not serve: {said}"
+            status, page = await asyncio.to_thread(serving.page)
+            assert status == 200, f"a host that only clients do not reach does not serve: {page}"
         finally:
-            serving.hide(lost, False)
-        self.counts[f"{lost} lost"] += 1
+            serving.hide(direction, False)
+        self.counts[f"{direction} lost"] += 1
         door = Doors([serving.way], self.rng)
         await door.call("top_up", "reached_again", 1)
         door.close()
@@ -521,21 +523,21 @@ class Campaign:
         """A user of each shard, once no move is under way and every host says the same of all buckets."""
         deadline = time.monotonic() + WAIT_S
         while True:
-            told = [await _owners(host) for host in self.hosts]
-            if told[0] and all(one == told[0] for one in told):
+            owners = [await _owners(host) for host in self.hosts]
+            if owners[0] and all(owners_told == owners[0] for owners_told in owners):
                 return await _user_of_each_shard(self.hosts[0].way)
-            assert time.monotonic() < deadline, f"the hosts do not agree: {told}\n{self._said()}"
+            assert time.monotonic() < deadline, f"the hosts do not agree: {owners}\n{self._said()}"
             await asyncio.sleep(POLL_S)
 
     async def _until_apart(self, host: Host) -> None:
         """Returns when the host says of every shard of the others that it has no link to it."""
         deadline = time.monotonic() + WAIT_S
         while True:
-            told = await shards_of(host)
-            elsewhere = [reason for state, reason in told.values() if state == "elsewhere"]
+            states = await shards_of(host)
+            elsewhere = [reason for state, reason in states.values() if state == "elsewhere"]
             if elsewhere and all("no link from this host" in reason for reason in elsewhere):
                 return
-            assert time.monotonic() < deadline, f"{host.name} says {told}"
+            assert time.monotonic() < deadline, f"{host.name} says {states}"
             await asyncio.sleep(POLL_S)
 
     async def _answers_its_own(self, host: Host, shards: dict[int, tuple[str, str]]) -> None:
@@ -582,11 +584,11 @@ async def _fill(way: Way, accounts: int) -> None:
     """So many accounts with money."""
     rpc, gate = await way.connect(), asyncio.Semaphore(LOADED_IN_FLIGHT)
 
-    async def one(number: int) -> None:
+    async def top_up(number: int) -> None:
         async with gate:
             await rpc.ask("top_up", f"filler_{number}", 1_000_000_000)
 
-    await asyncio.gather(*map(one, range(accounts)))
+    await asyncio.gather(*map(top_up, range(accounts)))
     rpc.close()
 
 
@@ -611,11 +613,11 @@ async def _user_of_each_shard(way: Way) -> list[str]:
     rpc.close()
     assert error is None, error
     owners: list[int] = route["owners"]
-    found: dict[int, str] = {}
+    users: dict[int, str] = {}
     for number in range(1000):
         user = f"probed_{number}"
-        found.setdefault(owners[bucket_id_of(user.encode(), len(owners)) - 1], user)
-    return [found[shard] for shard in sorted(found)]
+        users.setdefault(owners[bucket_id_of(user.encode(), len(owners)) - 1], user)
+    return [users[shard] for shard in sorted(users)]
 
 
 def check_grants(servers: NatsCluster, shard: int) -> int:
@@ -625,15 +627,15 @@ def check_grants(servers: NatsCluster, shard: int) -> int:
         state = stream.state()
         epochs: dict[int, list[record.Record]] = {}
         for stored in stream.walk(state.first, state.last):
-            one = record.unpack(stored.payload)
-            epochs.setdefault(one.epoch, []).append(one._replace(body=b""))
+            unpacked = record.unpack(stored.payload)
+            epochs.setdefault(unpacked.epoch, []).append(unpacked._replace(body=b""))
     assert list(epochs) == sorted(epochs)
     granted_ns = 0
     for epoch, records in epochs.items():
-        stamped = [one.time_ns for one in records if one.kind == record.BATCH]
+        stamped = [entry.time_ns for entry in records if entry.kind == record.BATCH]
         assert min(stamped, default=granted_ns) >= granted_ns, f"epoch {epoch} stamps what was granted to another"
         last = records[-1]
-        granted_ns = last.until_ns if last.kind == record.SEAL else max(one.until_ns for one in records)
+        granted_ns = last.until_ns if last.kind == record.SEAL else max(entry.until_ns for entry in records)
         assert max(stamped, default=0) < granted_ns, f"epoch {epoch} stamps beyond its grant"
     return len(epochs)
 
@@ -663,20 +665,20 @@ async def campaign(
     directory: Path, cycles: int, seed: int, faults: list[str], size: Size, seconds: float
 ) -> dict[str, Any]:
     """So many faults, or as many as begin within so many seconds, and the proof. AssertionError."""
-    one, deadline = Campaign(directory, seed, size), time.monotonic() + seconds
+    run, deadline = Campaign(directory, seed, size), time.monotonic() + seconds
     turn = [faults[number % len(faults)] for number in range(cycles)]
-    one.rng.shuffle(turn)
+    run.rng.shuffle(turn)
     try:
-        await one.begin(size.accounts, size.hosts)
-        await one.all_there()
+        await run.begin(size.accounts, size.hosts)
+        await run.all_there()
         for fault in turn:
             if time.monotonic() < deadline:
-                await one.strike(fault)
-        await one.prove()
+                await run.strike(fault)
+        await run.prove()
     finally:
-        await one.close()
-    assert all(one.counts[fault] for fault in set(turn)), "a fault that never fired proves nothing"
-    return {**one.counts, "waited": {fault: milliseconds(waits) for fault, waits in one.waits.items()}}
+        await run.close()
+    assert all(run.counts[fault] for fault in set(turn)), "a fault that never fired proves nothing"
+    return {**run.counts, "waited": {fault: milliseconds(waits) for fault, waits in run.waits.items()}}
 
 
 def main() -> int:
@@ -712,12 +714,12 @@ def main() -> int:
             shards = arguments.shards or (SHARDS_AT_ONCE if arguments.at_once else SHARDS)
             of_callers = arguments.callers, arguments.brief
             size = Size(arguments.accounts, arguments.hosts, arguments.at_once, shards, *of_callers)
-            begun = campaign(Path(name), arguments.cycles, arguments.seed, faults, size, arguments.seconds)
-            told = asyncio.run(begun)
+            run = campaign(Path(name), arguments.cycles, arguments.seed, faults, size, arguments.seconds)
+            counts = asyncio.run(run)
         except BaseException:
             traceback.print_exc()
             return 1
-    print(json.dumps(told))
+    print(json.dumps(counts))
     return 0
 
 

@@ -27,21 +27,21 @@ async def campaign(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
     turn = [TARGETS[number % len(TARGETS)] for number in range(cycles)]  # so no worker waits to be restarted
 
     async def strike(rng: random.Random, load: Load) -> str:
-        what = turn.pop(0)
+        target = turn.pop(0)
         process = daemon.process
         assert process is not None
-        if what == "worker":
+        if target == "worker":
             pid = rng.choice(daemon.worker_pids())
             await kill_noticed(daemon, pid, rng)
-        elif what == "supervisor":
+        elif target == "supervisor":
             daemon.kill(process.pid)
             process.wait()
         else:
             daemon.kill()
-        return what
+        return target
 
-    async def heal(what: str) -> None:
-        await asyncio.to_thread(daemon.wait_ready if what == "worker" else daemon.start)
+    async def heal(target: str) -> None:
+        await asyncio.to_thread(daemon.wait_ready if target == "worker" else daemon.start)
 
     await asyncio.to_thread(daemon.start)
     for _ in range(cycles):

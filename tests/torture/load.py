@@ -52,10 +52,10 @@ class Writer:
                 continue
             try:
                 while not stop.is_set():
-                    said = await asyncio.gather(*(self.one(rpc, rng.choice(self.users)) for _ in range(IN_FLIGHT)))
-                    if "lost" in said:
+                    outcomes = await asyncio.gather(*(self.one(rpc, rng.choice(self.users)) for _ in range(IN_FLIGHT)))
+                    if "lost" in outcomes:
                         break
-                    if "refused" in said:
+                    if "refused" in outcomes:
                         await asyncio.sleep(0.02)
             finally:
                 rpc.close()
@@ -111,13 +111,13 @@ class Writer:
         for user in self.users:
             rows: list[dict[str, Any]] = []
             while len(rows) < self.called[user]:
-                before = {"before": rows[-1]["entry_id"]} if rows else {}
-                page = await rpc.ask("history", user, {"limit": 1000, **before})
+                page_options = {"before": rows[-1]["entry_id"]} if rows else {}
+                page = await rpc.ask("history", user, {"limit": 1000, **page_options})
                 assert page, f"{user}: {len(rows)} rows for {self.called[user]} calls"
                 rows += page
             assert [row["entry_id"] for row in rows] == list(range(self.called[user], 0, -1)), user
-            wanted = {f"{user}-{number}" for number in range(1, self.called[user] + 1)}
-            assert {row["request_id"] for row in rows} == wanted, user
+            request_ids = {f"{user}-{number}" for number in range(1, self.called[user] + 1)}
+            assert {row["request_id"] for row in rows} == request_ids, user
         return sum(self.called.values())
 
 
@@ -174,13 +174,13 @@ class Spenders:
 async def pending(rpc: Rpc) -> dict[str, int]:
     """user -> instant of every cutoff that is owed."""
     rows: dict[str, int] = {}
-    after: dict[str, Any] = {}
+    page_options: dict[str, Any] = {}
     while True:
-        page = await rpc.ask("pending_cutoffs", {"limit": 1000, **after})
+        page = await rpc.ask("pending_cutoffs", {"limit": 1000, **page_options})
         rows |= {row["user_id"]: row["exhausted_at_ns"] for row in page}
         if len(page) < 1000:
             return rows
-        after = {"after": page[-1]["user_id"]}
+        page_options = {"after": page[-1]["user_id"]}
 
 
 class Load:

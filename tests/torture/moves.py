@@ -89,8 +89,8 @@ class Movers:
 async def one_owner_each(daemon: Daemon) -> None:
     """By what every worker holds. AssertionError."""
     rpc = await Rpc.connect(daemon.rpc_port)
-    found = await rpc.ask("check_owners")
-    assert found["faults"] == [], found
+    report = await rpc.ask("check_owners")
+    assert report["faults"] == [], report
     rpc.close()
 
 
@@ -100,7 +100,7 @@ async def kills(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
     turn = [TARGETS[number % len(TARGETS)] for number in range(cycles)]
 
     async def strike(rng: random.Random, load: Load) -> str:
-        what = turn.pop(0)
+        victim = turn.pop(0)
         pids = await shards_of(daemon)
         await wait_until(lambda: movers.now is not None)
         await asyncio.sleep(rng.uniform(0, 0.006))  # a move takes about that long
@@ -112,18 +112,18 @@ async def kills(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
         _, source, target = now or (0, 1, 2)
         process = daemon.process
         assert process is not None
-        if what == "supervisor":
+        if victim == "supervisor":
             daemon.kill(process.pid)
             process.wait()
         else:
-            pid = pids[source if what == "source" else target]
+            pid = pids[source if victim == "source" else target]
             assert pid, "a worker is missing before it is struck"
             await kill_noticed(daemon, pid, rng)
-        return what
+        return victim
 
-    async def heal(what: str) -> None:
+    async def heal(victim: str) -> None:
         await movers.end()
-        await asyncio.to_thread(daemon.start if what == "supervisor" else daemon.wait_ready, READY_WAIT_S)
+        await asyncio.to_thread(daemon.start if victim == "supervisor" else daemon.wait_ready, READY_WAIT_S)
         await one_owner_each(daemon)
         movers.begin(daemon.rpc_port)
 
@@ -143,13 +143,13 @@ async def rebalancing(daemon: Daemon, seconds: float, seed: int) -> dict[str, in
     """Kills a random worker every 0.8 s under load until balanced, for so long, and the proof. AssertionError."""
     rng, load = random.Random(seed), Load("even")
     await asyncio.to_thread(daemon.start)
-    until = time.monotonic() + seconds
+    until_s = time.monotonic() + seconds
     sizes = iter(SIZES * 1000)
-    while time.monotonic() < until or load.counts["balanced"] < 2:
+    while time.monotonic() < until_s or load.counts["balanced"] < 2:
         size = next(sizes)
         resize(daemon, size)
         load.begin(daemon.rpc_port)
-        began = time.monotonic()
+        began_s = time.monotonic()
         try:
             while not await is_even(daemon, size):
                 serving = await serving_of(daemon)
@@ -159,7 +159,7 @@ async def rebalancing(daemon: Daemon, seconds: float, seed: int) -> dict[str, in
                         daemon.kill(rng.choice(serving))
                         load.counts["killed"] += 1
                 await asyncio.sleep(0.05)
-                assert time.monotonic() - began < BALANCE_WAIT_S, "not even after all that time"
+                assert time.monotonic() - began_s < BALANCE_WAIT_S, "not even after all that time"
         finally:
             await load.end()
         load.counts["balanced"] += 1

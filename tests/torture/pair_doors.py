@@ -65,9 +65,9 @@ class Server(NamedTuple):
 
     def issuer(self) -> str:
         """Who has signed the certificate that is shown."""
-        with self.connect() as one:
-            assert isinstance(one, ssl.SSLSocket)
-            certificate: Any = one.getpeercert()
+        with self.connect() as connection:
+            assert isinstance(connection, ssl.SSLSocket)
+            certificate: Any = connection.getpeercert()
         return next(str(value) for part in certificate["issuer"] for name, value in part if name == "organizationName")
 
 
@@ -162,8 +162,8 @@ class HttpDoor(OneShotDoor):
         account = f"/v1/accounts/{quote(params.pop(0), safe='')}"
         options = dict(params.pop()) if params and isinstance(params[-1], dict) else {}
         if method in HTTP_QUERIES:
-            told = self._told("GET", account + HTTP_QUERIES[method].format(*params), None, headers)
-            return told["history"] if method == "history" else told
+            reply = self._told("GET", account + HTTP_QUERIES[method].format(*params), None, headers)
+            return reply["history"] if method == "history" else reply
         verb, path, fields = HTTP_COMMANDS[method]
         if "{}" in path:
             path = path.format(quote(params.pop(0), safe=""))
@@ -173,10 +173,10 @@ class HttpDoor(OneShotDoor):
 
     def _told(self, verb: str, path: str, body: dict[str, Any] | None, headers: dict[str, str]) -> Any:
         status, content = fetch(self._server, path, headers, verb, body)
-        told = json.loads(content)
+        reply = json.loads(content)
         if status != 200:
-            raise Refused(f"{told['name']}: {told['detail']}")
-        return told
+            raise Refused(f"{reply['name']}: {reply['detail']}")
+        return reply
 
 
 def fetch(
@@ -208,8 +208,8 @@ class TarantoolDoor(OneShotDoor):
             if token or self._token:
                 scramble = _scramble((token or self._token).encode(), salt)
                 self._exchange(stream, TARANTOOL_AUTH, {USER: name, TUPLE: ["chap-sha1", scramble]})
-            told = self._exchange(stream, TARANTOOL_CALL, {FUNCTION: method, TUPLE: list(params)})
-        return told[0]
+            reply = self._exchange(stream, TARANTOOL_CALL, {FUNCTION: method, TUPLE: list(params)})
+        return reply[0]
 
     @staticmethod
     def _exchange(stream: Any, kind: int, body: dict[int, Any]) -> Any:
@@ -221,10 +221,10 @@ class TarantoolDoor(OneShotDoor):
             raise ConnectionResetError("the door has closed the connection")
         unpacker = msgpack.Unpacker(strict_map_key=False)
         unpacker.feed(stream.read(msgpack.unpackb(head)))
-        header, told = unpacker.unpack(), unpacker.unpack()
+        header, reply = unpacker.unpack(), unpacker.unpack()
         if header[TYPE]:
-            raise Refused(told[ERROR])
-        return told.get(DATA)
+            raise Refused(reply[ERROR])
+        return reply.get(DATA)
 
 
 def _decoded_salt(greeting: bytes) -> bytes:
@@ -234,7 +234,7 @@ def _decoded_salt(greeting: bytes) -> bytes:
 def _scramble(password: bytes, salt: bytes) -> bytes:
     once = hashlib.sha1(password).digest()
     mask = hashlib.sha1(salt + hashlib.sha1(once).digest()).digest()
-    return bytes(one ^ other for one, other in zip(once, mask, strict=True))
+    return bytes(byte ^ other for byte, other in zip(once, mask, strict=True))
 
 
 class Doors(NamedTuple):
@@ -255,20 +255,20 @@ def doors_of(host: Host) -> Doors:
     """Every door that the settings of a host open."""
     tls = host.files.client_context() if host.row["tls"] != "none" else None
     token = ADMIN_TOKEN if host.row["tokens"] == "file" else ""
-    made: list[Door] = []
+    doors: list[Door] = []
     servers = {name: server_of(address, tls) for name, address in host.addresses.items() if address}
     if "rpc" in servers:
-        made.append(RpcDoor(f"{host.name} rpc", token, servers["rpc"]))
+        doors.append(RpcDoor(f"{host.name} rpc", token, servers["rpc"]))
     if host.unix is not None:
-        made.append(RpcDoor(f"{host.name} unix", "", None, str(host.unix)))
-    control = made[0]
+        doors.append(RpcDoor(f"{host.name} unix", "", None, str(host.unix)))
+    control = doors[0]
     if "http" in servers:
-        made.append(HttpDoor(f"{host.name} http", token, servers["http"]))
+        doors.append(HttpDoor(f"{host.name} http", token, servers["http"]))
     if "tarantool" in servers:
-        made.append(TarantoolDoor(f"{host.name} tarantool", token, servers["tarantool"]))
+        doors.append(TarantoolDoor(f"{host.name} tarantool", token, servers["tarantool"]))
     admin = servers.pop("admin", None)
     if admin is not None:
         admin = admin._replace(tls=tls if host.row["admin"] == "wide" else None)
         if admin.tls is not None:
             servers["admin"] = admin
-    return Doors(made, control, admin, servers if tls is not None else {})
+    return Doors(doors, control, admin, servers if tls is not None else {})

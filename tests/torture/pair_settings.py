@@ -153,19 +153,19 @@ def factors_of(with_network: bool) -> dict[str, tuple[str, ...]]:
     """All factors; without a network of one's own, without levels that listen beyond loopback."""
     if with_network:
         return FACTORS
-    return {name: tuple(one for one in levels if one not in NETWORKED) for name, levels in FACTORS.items()}
+    return {name: tuple(level for level in levels if level not in NETWORKED) for name, levels in FACTORS.items()}
 
 
 def refused_rows() -> list[tuple[Row, Rule]]:
     """For each way to break a rule that the daemon knows, a row that breaks this one alone."""
-    found = []
+    broken_rows = []
     for rule in RULES:
         if rule.sentence:
             for levels in _products(rule):
                 row = DEFAULT | _mended(levels)
-                assert [one for one in RULES if one.is_broken(row)] == [rule], (row, rule)
-                found.append((row, rule))
-    return found
+                assert [rule_broken for rule_broken in RULES if rule_broken.is_broken(row)] == [rule], (row, rule)
+                broken_rows.append((row, rule))
+    return broken_rows
 
 
 def _products(rule: Rule) -> list[Row]:
@@ -200,14 +200,14 @@ class Files(NamedTuple):
         """Writes the authorities; each name of loopback is in the certificates that they sign."""
         both = trustme.CA(organization_name="first"), trustme.CA(organization_name="next")
         ca = directory / "ca.pem"
-        ca.write_bytes(b"".join(one.cert_pem.bytes() for one in both))
+        ca.write_bytes(b"".join(authority.cert_pem.bytes() for authority in both))
         files = cls(directory, both, ca)
         files.write("client.pem", *_blobs(both[0].issue_cert(common_name=ADMIN_NAME)))
         server = both[0].issue_cert("127.0.0.1", "::1", "localhost")
         files.write("endpoint.pem", *_blobs(server))
         for number, authority in enumerate(both):
             issued = authority.issue_cert("127.0.0.1", "::1", "localhost")
-            files.write(f"server-{number}.pem", *(one.bytes() for one in issued.cert_chain_pems))
+            files.write(f"server-{number}.pem", *(pem.bytes() for pem in issued.cert_chain_pems))
             files.write(f"server-{number}.key", issued.private_key_pem.bytes())
         return files
 
@@ -229,7 +229,7 @@ class Files(NamedTuple):
 
 
 def _blobs(issued: trustme.LeafCert) -> list[bytes]:
-    return [issued.private_key_pem.bytes(), *(one.bytes() for one in issued.cert_chain_pems)]
+    return [issued.private_key_pem.bytes(), *(pem.bytes() for pem in issued.cert_chain_pems)]
 
 
 def private(path: Path, content: bytes) -> Path:
@@ -333,7 +333,7 @@ class Host(Daemon):
     def _settings(self, server: LogServer | None, endpoints: Endpoints) -> dict[str, Any]:
         row, place = self.row, self.place
         workers = 2 if row["workers"] == "two" else 1
-        many = {"large": 1 << 22, "small": 1 << 16}[row["segments"]]
+        segment_bytes = {"large": 1 << 22, "small": 1 << 16}[row["segments"]]
         keys: dict[str, Any] = {
             "daemon.data_dir": "data" if row["configured"] == "folder" else str(place / "data"),
             "shards.workers": workers,
@@ -342,7 +342,7 @@ class Host(Daemon):
             **{f"{door}.listen": address for door, address in self.addresses.items()},
             "rpc.direct": row["direct"] == "yes",
             "journal.sync": row["sync"],
-            "journal.segment_bytes": many,
+            "journal.segment_bytes": segment_bytes,
             "journal.snapshot_bytes": {"seldom": 1 << 28, "often": 1 << 16}[row["snapshots"]],
             "cutoff.url": self._url(endpoints.cutoffs, "/off"),
             "cutoff.restore_url": self._url(endpoints.cutoffs, "/on") if row["restore"] == "set" else "",
@@ -396,10 +396,10 @@ class Host(Daemon):
             keys["cutoff.secret_file"] = str(self.install_secrets(*both))
         return keys
 
-    def install_tokens(self, *late: str) -> Path:
+    def install_tokens(self, *late_tokens: str) -> Path:
         """Writes the tokens file, with more tokens that may do everything."""
         lines = []
-        for number, token in enumerate((ADMIN_TOKEN, *late)):
+        for number, token in enumerate((ADMIN_TOKEN, *late_tokens)):
             digest, once = hashlib.sha256(token.encode()).hexdigest(), hashlib.sha1(token.encode()).digest()
             lines.append(f"{ADMIN_NAME}{number or ''}:admin:{digest}:{hashlib.sha1(once).hexdigest()}\n")
         return private(self.place / "tokens", "".join(lines).encode())
@@ -411,7 +411,7 @@ class Host(Daemon):
 
     def install_secrets(self, *secrets: str) -> Path:
         """Writes the secrets file."""
-        return private(self.place / "secrets", "".join(f"{one}\n" for one in secrets).encode())
+        return private(self.place / "secrets", "".join(f"{secret}\n" for secret in secrets).encode())
 
     def _cluster(self, server: LogServer | None, shards: int) -> dict[str, Any]:
         assert server is not None
@@ -460,33 +460,33 @@ class Host(Daemon):
 
     def _variables(self) -> dict[str, str]:
         """The environment of the daemon and of commands for it."""
-        found = {"SSL_CERT_FILE": str(self.files.ca)} if self.row["endpoint"] == "https" else {}
+        variables = {"SSL_CERT_FILE": str(self.files.ca)} if self.row["endpoint"] == "https" else {}
         if self.row["configured"] == "environment":
             for path, value in self.settings.items():
                 text = " ".join(value) if isinstance(value, list) else _toml(value)
-                found["BILLING_" + path.upper().replace(".", "__")] = text if _is_bare(value) else str(value)
-        return found
+                variables["BILLING_" + path.upper().replace(".", "__")] = text if _is_bare(value) else str(value)
+        return variables
 
     # -- the process --------------------------------------------------------------------------------------------------
 
     def command(self) -> list[str]:
         isolated = ["-I"] if self.row["isolated"] == "yes" else []
-        given = [] if self.row["configured"] == "folder" else ["--config", str(self.config)]
-        command = [sys.executable, *isolated, "-m", "billing", "serve", *given]
+        options = [] if self.row["configured"] == "folder" else ["--config", str(self.config)]
+        command = [sys.executable, *isolated, "-m", "billing", "serve", *options]
         closed = "012" if self.row["descriptors"] == "closed" else ""
         handed = self.row["sockets"] != "own"
         if not closed and not handed:
             return command
-        descriptors = ",".join(str(one.fileno()) for _, one in self._handed)
+        descriptors = ",".join(str(handed_socket.fileno()) for _, handed_socket in self._handed)
         return [sys.executable, "-I", "-S", "-c", LAUNCH, closed, descriptors, *command]
 
     def launch(self, **environment: str) -> subprocess.Popen[bytes]:
         """Starts it as its parent does, and waits for nothing."""
         self._open_handed()
-        own = {name: text for name, text in os.environ.items() if not name.startswith(("LC_", "LANG"))}
+        inherited = {name: text for name, text in os.environ.items() if not name.startswith(("LC_", "LANG"))}
         if self.row["sockets"] == "named":
             environment["LISTEN_FDNAMES"] = ":".join(name for name, _ in self._handed)
-        environ = own | self.environment | self._notify_socket() | environment
+        environ = inherited | self.environment | self._notify_socket() | environment
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 self.command(),
@@ -494,7 +494,7 @@ class Host(Daemon):
                 stdout=log,
                 env=environ,
                 cwd=self.place if self.row["configured"] == "folder" else None,
-                pass_fds=[one.fileno() for _, one in self._handed],
+                pass_fds=[handed_socket.fileno() for _, handed_socket in self._handed],
             )
         return self.process
 
@@ -507,10 +507,10 @@ class Host(Daemon):
                 host, _, port = address.rpartition(":")
                 self._handed.append((door, REAL.bind(host.strip("[]"), int(port), 128)))
         if self.unix is not None:
-            one = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            one.bind(str(self.unix))
-            one.listen()
-            self._handed.append(("unix", one))
+            unix_socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            unix_socket.bind(str(self.unix))
+            unix_socket.listen()
+            self._handed.append(("unix", unix_socket))
 
     def _notify_socket(self) -> dict[str, str]:
         """Where it tells the service manager; a new place each time."""
@@ -518,13 +518,13 @@ class Host(Daemon):
         self.is_ready, self.status = self.row["manager"] == "none", ""
         if self.row["manager"] == "none":
             return {}
-        self._told = told = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        told.setblocking(False)
+        self._told = notify_socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify_socket.setblocking(False)
         name = f"pairs-{os.getpid()}-{time.monotonic_ns()}"
         if self.row["manager"] == "abstract":
-            told.bind(f"\0{name}")
+            notify_socket.bind(f"\0{name}")
             return {"NOTIFY_SOCKET": f"@{name}"}
-        told.bind(f"/tmp/{name}")
+        notify_socket.bind(f"/tmp/{name}")
         return {"NOTIFY_SOCKET": f"/tmp/{name}"}
 
     def _close_told(self) -> None:
@@ -537,15 +537,15 @@ class Host(Daemon):
 
     def heard(self) -> list[dict[str, str]]:
         """What it has told the service manager since the last look."""
-        found: list[dict[str, str]] = []
+        messages: list[dict[str, str]] = []
         if self._told is not None:
             with contextlib.suppress(BlockingIOError):
                 while True:
                     lines = self._told.recv(65_536).decode().splitlines()
-                    found.append(dict(line.split("=", 1) for line in lines))
-        for message in found:
+                    messages.append(dict(line.split("=", 1) for line in lines))
+        for message in messages:
             self.is_ready, self.status = self.is_ready or "READY" in message, message.get("STATUS", self.status)
-        return found
+        return messages
 
     def reload(self) -> None:
         """SIGHUP."""
@@ -556,8 +556,8 @@ class Host(Daemon):
         """Ends whatever is left of it."""
         self.kill_all()
         self._close_told()
-        for _, one in self._handed:
-            one.close()
+        for _, handed_socket in self._handed:
+            handed_socket.close()
 
     def told(self) -> str:
         """The end of its log; empty where it had nowhere to write."""

@@ -126,24 +126,26 @@ class Books:
         options["request_id"] = request_id
         if method in ("set_rate", "change_rate"):
             options["per"] = "hour"
-        told = await answered(door, method, user, *params, options)
-        self.took(user, told, {"method": method, "user": user, "request_id": request_id, **fields})
-        return told
+        reply = await answered(door, method, user, *params, options)
+        self.took(user, reply, {"method": method, "user": user, "request_id": request_id, **fields})
+        return reply
 
-    def took(self, user: str, told: dict[str, Any], op: Op) -> None:
+    def took(self, user: str, reply: dict[str, Any], op: Op) -> None:
         """Holds the answer to a change against the model."""
         self._counts["changes"] += 1
         model = self.models.setdefault(user, Model(**self._policy))
-        _compare(told, model.apply(told["at_ns"], op))
+        _compare(reply, model.apply(reply["at_ns"], op))
 
     async def verify(self, control: Door) -> None:
         """Every account is what the model says, and its history and statement add up to it; nothing is gone."""
         for user, model in self.models.items():
-            told = await answered(control, "get_account", user)
-            _compare(told, model.view(user, told["at_ns"]))
+            reply = await answered(control, "get_account", user)
+            _compare(reply, model.view(user, reply["at_ns"]))
             rows = await answered(control, "history", user, {"limit": 1000})
-            before = self._histories.get(user, [])
-            assert rows[len(rows) - len(before) :] == before, f"the history of {user} has changed: {before}\n{rows}"
+            rows_before = self._histories.get(user, [])
+            assert rows[len(rows) - len(rows_before) :] == rows_before, (
+                f"the history of {user} has changed: {rows_before}\n{rows}"
+            )
             assert [row["entry_id"] for row in rows] == list(range(len(rows), 0, -1)), rows
             assert rows[0]["balance_after_nanos"] == _floor(model, user, rows[0]["at_ns"]), rows[0]
             self._histories[user] = rows
@@ -163,9 +165,9 @@ def _adds_up(statement: dict[str, Any]) -> None:
     assert exact["opening"] + exact["credits"] - exact["debits"] - exact["accrued"] == exact["closing"], statement
 
 
-def _compare(told: dict[str, Any], wanted: dict[str, Any]) -> None:
-    found = {key: told[key] for key in COMPARED}
-    assert found == {key: wanted[key] for key in COMPARED}, f"answered {told}\nthe model says {wanted}"
+def _compare(reply: dict[str, Any], expected: dict[str, Any]) -> None:
+    actual = {key: reply[key] for key in COMPARED}
+    assert actual == {key: expected[key] for key in COMPARED}, f"answered {reply}\nthe model says {expected}"
 
 
 class Play:
@@ -266,12 +268,12 @@ class Play:
         """Returns once every shard is served, by two hosts alike where both serve at once; one that serves. `killed`:
         the worker whose successor is waited for.
         """
-        found: list[Host] = []
+        serving: list[Host] = []
 
         async def is_placed() -> bool:
-            found.clear()
+            serving.clear()
             counts = []
-            for host in (one for one in self._hosts if one.process is not None):
+            for host in (host_running for host_running in self._hosts if host_running.process is not None):
                 self._assert_runs(host)
                 try:
                     async with asyncio.timeout(SHORTLY_S):
@@ -279,16 +281,16 @@ class Play:
                 except DOORS_LEFT:  # it serves nothing
                     counts.append(0)
                     continue
-                mine = [row["worker_pid"] for row in rows if row["state"] == "serving"]
-                if killed in mine or not {row["state"] for row in rows} <= {"serving", "elsewhere"}:
+                own_pids = [row["worker_pid"] for row in rows if row["state"] == "serving"]
+                if killed in own_pids or not {row["state"] for row in rows} <= {"serving", "elsewhere"}:
                     return False
-                counts.append(len(mine))
-                found.extend([host] if mine else [])
+                counts.append(len(own_pids))
+                serving.extend([host] if own_pids else [])
             is_even = self.row["log"] != "at once" or max(counts) - min(counts) <= 1
             return sum(counts) == self._shards and is_even
 
-        await until(is_placed, lambda: f"not every shard is served: {[host.name for host in found]}")
-        return found[0]
+        await until(is_placed, lambda: f"not every shard is served: {[host.name for host in serving]}")
+        return serving[0]
 
     @property
     def _shards(self) -> int:
@@ -311,22 +313,22 @@ class Play:
             await self._serves(serving, elsewhere=1)
             return
         if other.row["manager"] != "none" and self.row["log"] == "standby":
-            told: list[dict[str, str]] = []
+            messages: list[dict[str, str]] = []
 
             async def stands_by() -> bool:
                 self._assert_runs(other)
-                told.extend(other.heard())
-                return any("READY" in message for message in told)
+                messages.extend(other.heard())
+                return any("READY" in message for message in messages)
 
-            await until(stands_by, lambda: f"{other.name} does not stand by: {told}")
+            await until(stands_by, lambda: f"{other.name} does not stand by: {messages}")
         admin = self._all_doors[other.name].admin
         if admin is not None and self.row["log"] == "standby":
-            wanted = f"this host stands by: {serving.name} serves"
+            words = f"this host stands by: {serving.name} serves"
 
             async def says_so() -> bool:
                 self._assert_runs(other)
                 status, page = await asyncio.to_thread(fetch, admin, "/readyz", self._headers())
-                return status == 503 and wanted in page.decode()
+                return status == 503 and words in page.decode()
 
             await until(says_so, lambda: f"{other.name} does not say that it stands by")
 
@@ -335,14 +337,14 @@ class Play:
     async def _scene(self) -> None:
         serving = await self._begin()
         host, control = serving[0], self._control(serving[0])
-        for one in serving:
-            for door in self._all_doors[one.name].clients:
+        for serving_host in serving:
+            for door in self._all_doors[serving_host.name].clients:
                 await self._account(door, f"kunde {door.name}/ü")
-            await self._pages(one)
-            await self._direct(one, f"kunde {control.name}/ü")
+            await self._pages(serving_host)
+            await self._direct(serving_host, f"kunde {control.name}/ü")
         await self._command_line(host)
-        many = (self.books.do(control, "burst", "top_up", amount=1, message="x" * 1000) for _ in range(BURST))
-        await asyncio.gather(*many)
+        calls = (self.books.do(control, "burst", "top_up", amount=1, message="x" * 1000) for _ in range(BURST))
+        await asyncio.gather(*calls)
         await self._runs_out(control, "spender/ü", "")
         if self.row["class"] != "none":
             await self._runs_out(control, "gold", "gold")
@@ -367,8 +369,8 @@ class Play:
         await books.do(door, user, "debit", amount=3 * COIN // 2)
         hold = await books.do(door, user, "hold", amount=2 * COIN)
         await books.do(door, user, "capture", hold_id=hold["hold_id"], amount=COIN // 2)
-        told = await answered(door, "get_account", user)
-        _compare(told, books.models[user].view(user, told["at_ns"]))
+        reply = await answered(door, "get_account", user)
+        _compare(reply, books.models[user].view(user, reply["at_ns"]))
         rows = await answered(door, "history", user)
         assert [row["operation"] for row in rows][::-1] == [
             *("top_up", "set_rate", "change_rate", "debit", "hold", "capture")
@@ -385,7 +387,7 @@ class Play:
         if admin is None:
             return
         user = next(iter(self.books.models))
-        wanted = {
+        words_of_pages = {
             "/livez": "alive",
             "/readyz": "ready",
             "/metrics": "billing_accounts",
@@ -393,13 +395,13 @@ class Play:
             f"/account?user={quote(user)}": "",
             "/runbook": "",
         }
-        for path, words in wanted.items():
+        for path, words in words_of_pages.items():
 
-            async def shown(path: str = path, words: str = words) -> bool:
+            async def is_shown(path: str = path, words: str = words) -> bool:
                 status, content = await asyncio.to_thread(fetch, admin, path, self._headers())
                 return status == 200 and words in content.decode()
 
-            await until(shown, why_of(f"{path} of {host.name} does not say {words!r}"))
+            await until(is_shown, why_of(f"{path} of {host.name} does not say {words!r}"))
             self._counts["pages"] += 1
 
     async def _direct(self, host: Host, user: str) -> None:
@@ -414,8 +416,8 @@ class Play:
         for address in addresses:
             assert address, route
             door = RpcDoor("direct", token, server_of(address, tls))
-            told = await answered(door, "get_account", user)
-            _compare(told, self.books.models[user].view(user, told["at_ns"]))
+            reply = await answered(door, "get_account", user)
+            _compare(reply, self.books.models[user].view(user, reply["at_ns"]))
             door.close()
             self._counts["direct ports"] += 1
 
@@ -432,20 +434,20 @@ class Play:
             environment["BILLING_TLS_CERT"] = str(self._files.directory / "client.pem")
         line = (*words, "--config", str(host.config))
         if self._in_process:
-            said = await asyncio.to_thread(carried_out, *line, **environment)
-            code, out, wrong = said.returncode, said.stdout, said.stderr
+            result = await asyncio.to_thread(carried_out, *line, **environment)
+            code, output, wrong = result.returncode, result.stdout, result.stderr
         else:
             isolated = ["-I"] if self.row["isolated"] == "yes" else []
-            own = {name: text for name, text in os.environ.items() if not name.startswith(("LC_", "LANG"))}
-            ran = await asyncio.to_thread(
+            inherited = {name: text for name, text in os.environ.items() if not name.startswith(("LC_", "LANG"))}
+            process = await asyncio.to_thread(
                 subprocess.run,
                 [sys.executable, *isolated, "-m", "billing", *line],
-                env=own | environment, capture_output=True, check=False, timeout=WAIT_S,
+                env=inherited | environment, capture_output=True, check=False, timeout=WAIT_S,
             )  # fmt: skip
-            code, out, wrong = ran.returncode, ran.stdout.decode(), ran.stderr.decode()
-        assert (code != 0) is fails, f"billing {' '.join(words)} ended with {code}: {out}{wrong}"
+            code, output, wrong = process.returncode, process.stdout.decode(), process.stderr.decode()
+        assert (code != 0) is fails, f"billing {' '.join(words)} ended with {code}: {output}{wrong}"
         self._counts["commands"] += 1
-        return out + wrong if fails else out
+        return output + wrong if fails else output
 
     async def _command_line(self, host: Host) -> None:
         """The same as over the doors, in coins."""
@@ -458,15 +460,17 @@ class Play:
         ]
         for number, (words, op) in enumerate(ops):
             request_id = f"cli-{number}"
-            told = json.loads(await self._billing(host, *words, "--request-id", request_id, "--json"))
-            self.books.took(user, told, {**op, "user": user, "request_id": request_id})
-        told = json.loads(await self._billing(host, "account", user, "--json"))
-        _compare(told, self.books.models[user].view(user, told["at_ns"]))
+            reply = json.loads(await self._billing(host, *words, "--request-id", request_id, "--json"))
+            self.books.took(user, reply, {**op, "user": user, "request_id": request_id})
+        reply = json.loads(await self._billing(host, "account", user, "--json"))
+        _compare(reply, self.books.models[user].view(user, reply["at_ns"]))
         assert "7.25" in await self._billing(host, "account", user)
         assert len(json.loads(await self._billing(host, "history", user, "--json"))) == 2
         if self._hosts[1:] and self.row["log"] == "at once":
             return
-        assert "0 faults" in (said := await self._billing(host, "doctor", "--online")) or "no faults" in said, said
+        assert "0 faults" in (output := await self._billing(host, "doctor", "--online")) or "no faults" in output, (
+            output
+        )
 
     # -- calls --------------------------------------------------------------------------------------------------------
 
@@ -476,8 +480,8 @@ class Play:
         await books.do(control, user, "top_up", amount=COIN // 4)
         if class_name:
             await books.do(control, user, "set_class", **{"class": class_name})
-        told = await books.do(control, user, "set_rate", rate=3600 * COIN)
-        due_ns = told["exhausts_at_ns"]
+        reply = await books.do(control, user, "set_rate", rate=3600 * COIN)
+        due_ns = reply["exhausts_at_ns"]
         is_own = class_name and row["class"] == "own"
         call = await self._called(user, due_ns, "/gold/off" if is_own else self._path("/off", user))
         grace_ns = GRACE_NS if class_name else 0
@@ -495,20 +499,20 @@ class Play:
 
     async def _called(self, user: str, due_ns: int, path: str, event_id: str = "") -> Call:
         """Returns once the endpoint has accepted the call of this user, instant and path (and event)."""
-        found: list[Call] = []
+        calls: list[Call] = []
 
-        async def came() -> bool:
-            found[:] = [
+        async def has_come() -> bool:
+            calls[:] = [
                 call
                 for call in self._cutoffs.calls
                 if (call.user_id, call.exhausted_at_ns, call.path, call.answered) == (user, due_ns, path, "200")
                 and event_id in ("", call.event_id)
             ]
-            return bool(found)
+            return bool(calls)
 
-        await until(came, lambda: f"no call for {user} at {path}: {self._cutoffs.calls[-5:]}")
-        assert found[0].method == self.row["method"], found[0]
-        return found[0]
+        await until(has_come, lambda: f"no call for {user} at {path}: {self._cutoffs.calls[-5:]}")
+        assert calls[0].method == self.row["method"], calls[0]
+        return calls[0]
 
     async def _told_of(self, users: Any) -> None:
         """Returns once somebody was told of the first top-up of each of these."""
@@ -516,13 +520,13 @@ class Play:
             return
 
         async def all_came() -> bool:
-            told = {
+            users_told = {
                 call.user_id
                 for call in self._notices.calls
                 if (call.path, call.method, call.answered) == ("/told", "POST", "200")
                 and call.event_id.endswith(":account-topped_up")
             }
-            return set(users) <= told
+            return set(users) <= users_told
 
         await until(all_came, lambda: f"notices are missing: {self._notices.calls[-5:]}")
         self._counts["notices"] += len(users)
@@ -549,10 +553,10 @@ class Play:
                 await agreed(partial(self._takes_late_token, door), f"{door.name} does not take a new token")
             for name, server in doors.encrypted.items():
 
-                async def shown(server: Any = server) -> bool:
+                async def is_shown(server: Any = server) -> bool:
                     return bool(await asyncio.to_thread(server.issuer) == "next")
 
-                await agreed(shown, f"{host.name} {name} shows its former certificate")
+                await agreed(is_shown, f"{host.name} {name} shows its former certificate")
             doors.close()
         if row["secrets"] != "none":
             self._cutoffs.secrets = self._notices.secrets = parse_secrets(NEXT_SECRET)
@@ -562,14 +566,14 @@ class Play:
 
     @staticmethod
     async def _reloaded(host: Host) -> None:
-        told: list[dict[str, str]] = []
+        messages: list[dict[str, str]] = []
 
         async def is_over() -> bool:
-            told.extend(host.heard())
-            began = [at for at, message in enumerate(told) if "RELOADING" in message]
-            return bool(began) and any("READY" in message for message in told[began[0] :])
+            messages.extend(host.heard())
+            reload_indexes = [at for at, message in enumerate(messages) if "RELOADING" in message]
+            return bool(reload_indexes) and any("READY" in message for message in messages[reload_indexes[0] :])
 
-        await until(is_over, lambda: f"{host.name} does not say that it has reloaded: {told}")
+        await until(is_over, lambda: f"{host.name} does not say that it has reloaded: {messages}")
 
     @staticmethod
     async def _takes_late_token(door: Door) -> bool:
@@ -585,14 +589,14 @@ class Play:
         self._cutoffs.fault = Fault("status", 503)
         await self.books.do(control, "owing", "top_up", amount=COIN)
         await self.books.do(control, "owing", "debit", amount=COIN)
-        found: dict[str, Any] = {}
+        owed_row: dict[str, Any] = {}
 
         async def was_tried() -> bool:
-            found.update(await self._owed(control) or {})
-            return bool(found.get("attempts"))
+            owed_row.update(await self._owed(control) or {})
+            return bool(owed_row.get("attempts"))
 
-        await until(was_tried, lambda: f"nothing is owed: {found}")
-        return found
+        await until(was_tried, lambda: f"nothing is owed: {owed_row}")
+        return owed_row
 
     async def _owed(self, control: Door) -> dict[str, Any] | None:
         rows = await answered(control, "pending_cutoffs")
@@ -603,9 +607,9 @@ class Play:
         control = self._control(host)
         await self.books.verify(control)
         row = await self._owed(control)
-        kept = ("user_id", "event_id", "seq", "exhausted_at_ns")
+        columns = ("user_id", "event_id", "seq", "exhausted_at_ns")
         assert row is not None, "the call is owed no more"
-        assert [row[name] for name in kept] == [owed[name] for name in kept], (row, owed)
+        assert [row[name] for name in columns] == [owed[name] for name in columns], (row, owed)
 
     async def _kill_worker(self, host: Host) -> Host:
         """kill −9 of one; a host that serves then."""
@@ -659,13 +663,13 @@ class Play:
             code = await asyncio.to_thread(host.stop)
             assert code == 0, f"{host.name} ended with {code}"
         host = self._hosts[-1]
-        assert "no faults" in (said := await self._billing(host, "doctor")), said
+        assert "no faults" in (output := await self._billing(host, "doctor")), output
         dumped = [json.loads(line) for line in (await self._billing(host, *self._dump())).splitlines()]
         assert any("entry" in json.dumps(row) for row in dumped), dumped[:3]
         acts = {row["act"] for row in json.loads(await self._billing(host, "audit", "--json"))}
         assert {"start", "stop", "reload"} <= acts, acts
-        for one in self._hosts:
-            self._look_at_log(one)
+        for started_host in self._hosts:
+            self._look_at_log(started_host)
 
     def _dump(self) -> tuple[str, ...]:
         return "journal", "dump", "--shard", str(self._shards), "--json"
@@ -682,7 +686,7 @@ class Play:
             assert "spender" not in text, text
 
 
-async def until(holds: Callable[[], Awaitable[bool]], why: Callable[[], str]) -> None:
+async def until(holds: Callable[[], Awaitable[bool]], reason: Callable[[], str]) -> None:
     """Returns when it holds; doors that do not answer yet are asked again."""
     deadline, last = time.monotonic() + WAIT_S, ""
     while True:
@@ -695,20 +699,20 @@ async def until(holds: Callable[[], Awaitable[bool]], why: Callable[[], str]) ->
             if not str(error).startswith(("UNAVAILABLE", "BUSY")):
                 raise
             last = str(error)
-        assert time.monotonic() < deadline, f"{why()} {last}"
+        assert time.monotonic() < deadline, f"{reason()} {last}"
         await asyncio.sleep(POLL_S)
 
 
 async def answered(door: Door, method: str, *params: Any) -> Any:
     """The result of one call; what says that it was not carried out, since a shard is on its way, is asked again."""
-    found: list[Any] = []
+    reply_found: list[Any] = []
 
     async def is_answered() -> bool:
-        found.append(await door.ask(method, *params))
+        reply_found.append(await door.ask(method, *params))
         return True
 
     await until(is_answered, why_of(f"{door.name} does not answer {method}"))
-    return found[0]
+    return reply_found[0]
 
 
 def why_of(text: str) -> Callable[[], str]:
@@ -716,7 +720,7 @@ def why_of(text: str) -> Callable[[], str]:
     return lambda: text
 
 
-async def agreed(holds: Callable[[], Awaitable[bool]], why: str) -> None:
+async def agreed(holds: Callable[[], Awaitable[bool]], reason: str) -> None:
     """Returns when it has held several times in a row: each time another worker may have been asked."""
     times = 0
 
@@ -725,7 +729,7 @@ async def agreed(holds: Callable[[], Awaitable[bool]], why: str) -> None:
         times = times + 1 if await holds() else 0
         return times == AGREED
 
-    await until(often, why_of(why))
+    await until(often, why_of(reason))
 
 
 def refused(directory: Path, files: Files) -> int:
@@ -742,17 +746,17 @@ def refused(directory: Path, files: Files) -> int:
         try:
             load(host.config, host.environment)
         except ConfigError as error:
-            told = [(fault.path, fault.expected.startswith(rule.sentence)) for fault in error.faults]
+            faults = [(fault.path, fault.expected.startswith(rule.sentence)) for fault in error.faults]
         else:
             raise AssertionError(f"{rule.sentence} is not said of {row}")
-        assert told == [(rule.path, True)], (rule, row)
+        assert faults == [(rule.path, True)], (rule, row)
         count += 1
     return count
 
 
 def refused_for_real(directory: Path, files: Files) -> None:
     """One of them, by the daemon itself: 78, and the sentence on standard error."""
-    row, rule = next(one for one in refused_rows() if one[0]["log"] == "files")
+    row, rule = next(row_and_rule for row_and_rule in refused_rows() if row_and_rule[0]["log"] == "files")
     host = Host(row, "a", directory, files, None, Endpoints("http://127.0.0.1:9", "http://127.0.0.1:9"))
     try:
         assert host.launch().wait(WAIT_S) == 78
@@ -799,9 +803,9 @@ class Campaign:
             try:
                 _run(scene())
             except Exception:
-                said = play.told() if play is not None else ""
+                words = play.told() if play is not None else ""
                 levels = ", ".join(f"{factor}: {level}" for factor, level in row.items())
-                return f"row {number} does not hold: {levels}\n{traceback.format_exc()}\n{said}"
+                return f"row {number} does not hold: {levels}\n{traceback.format_exc()}\n{words}"
         self.counts["rows"] += 1
         return ""
 
@@ -837,11 +841,14 @@ def main() -> int:
         campaign = Campaign(Path(name), in_process=False)
         try:
             for number in chosen:
-                began = time.monotonic()
-                why = campaign.play(number, covering.rows[number])
-                failed += bool(why)
-                print(f"row {number}: {'FAILED' if why else 'held'}, {time.monotonic() - began:.1f} s", file=sys.stderr)
-                print(why, file=sys.stderr, end="", flush=True)
+                began_s = time.monotonic()
+                failure = campaign.play(number, covering.rows[number])
+                failed += bool(failure)
+                print(
+                    f"row {number}: {'FAILED' if failure else 'held'}, {time.monotonic() - began_s:.1f} s",
+                    file=sys.stderr,
+                )
+                print(failure, file=sys.stderr, end="", flush=True)
             (Path(name) / "refused").mkdir()
             campaign.counts["refused"] = refused(Path(name) / "refused", campaign.files)
             (Path(name) / "real").mkdir()

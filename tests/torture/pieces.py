@@ -84,10 +84,10 @@ def all_pieces(share: float) -> Iterator[Piece]:
 
     yield Piece("mutants", "mutants", ["tests.simulation.mutants", "--seeds", "200", "--jobs", "2"], cores=2)
     yield Piece("gates", "gates", ["tests.torture.gates"])
-    for target, what, sticky in FAULTS[: count(len(FAULTS))]:
-        options = ["--target", target, "--what", what, *(["--sticky"] if sticky else [])]
+    for target, error_name, sticky in FAULTS[: count(len(FAULTS))]:
+        options = ["--target", target, "--what", error_name, *(["--sticky"] if sticky else [])]
         limit = [] if share >= 1 else ["--runs", str(count(100))]
-        name = f"{what} in {target}, {'from there on' if sticky else 'once'}"
+        name = f"{error_name} in {target}, {'from there on' if sticky else 'once'}"
         yield Piece("faults", name, ["tests.torture.faults", *options, *limit])
     for state in STATES[: count(len(STATES))]:
         parts = FLIP_PARTS if share >= 1 else round(FLIP_PARTS / share)
@@ -142,8 +142,8 @@ def all_pieces(share: float) -> Iterator[Piece]:
 
 def _cycles(campaign: str, name: str, program: list[str], cycles: int, cores: int = 1) -> Iterator[Piece]:
     """Cycles, in pieces with a seed each."""
-    each = CYCLES_A_PIECE[campaign]
-    for number, first in enumerate(range(0, cycles, each), 1):
-        now = min(each, cycles - first)
+    cycles_each = CYCLES_A_PIECE[campaign]
+    for number, first in enumerate(range(0, cycles, cycles_each), 1):
+        now = min(cycles_each, cycles - first)
         options = ["--cycles", str(now), "--seed", str(number)]
         yield Piece(campaign, f"{name}, seed {number}", [*program, *options], cores)

@@ -96,9 +96,9 @@ async def control(rig: Rig, seed: int) -> dict[str, int]:
         for writer in load.writers:
             for user in writer.users:
                 error, account = await rpc.call("get_account", user)
-                kept = account["entry_id"] if error is None else 0
-                if kept < writer.last_entry[user]:
-                    return {"cycles": number, "answers lost of one user": writer.last_entry[user] - kept}
+                entry_id = account["entry_id"] if error is None else 0
+                if entry_id < writer.last_entry[user]:
+                    return {"cycles": number, "answers lost of one user": writer.last_entry[user] - entry_id}
         rpc.close()
         rig.daemon.kill()
     raise AssertionError(f"{CONTROL_CYCLES} power cuts without a sync, and nothing was lost: this rig proves nothing")

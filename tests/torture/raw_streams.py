@@ -92,9 +92,9 @@ class RawWalk:
         if not record.part:
             self._parts, self._part_chain = [], self._chain
         assert (record.part, record.position) == (len(self._parts), self._position + 1)
-        before = self._part_chain
-        assert record.prev_chain == before, f"the chain of position {record.position} is broken"
-        assert record.chain == crc32c(record.body, before), f"the chain of position {record.position} is wrong"
+        chain_before = self._part_chain
+        assert record.prev_chain == chain_before, f"the chain of position {record.position} is broken"
+        assert record.chain == crc32c(record.body, chain_before), f"the chain of position {record.position} is wrong"
         assert self._taken_ns <= record.time_ns < record.until_ns, (
             f"epoch {self.epoch} stamps {record.time_ns}, which is not within its grant, "
             f"{self._taken_ns} to {record.until_ns}"
@@ -127,12 +127,12 @@ class RawStreams:
         for number, walk in enumerate(self._walks):
             name = f"J_{walk.shard}"
             first, last = self._read[number] + 1, last_of(self._servers, name)
-            one, *others = [read_from(url, name, first, last) for url in self._servers.urls]
-            assert all(other == one for other in others), f"the replicas of {name} differ from sequence {first} on"
-            assert [sequence for sequence, _ in one] == list(range(first, last + 1)), f"{name} has a hole"
-            self.counts["messages compared"] += len(one) * len(self._servers.urls)
+            messages, *others = [read_from(url, name, first, last) for url in self._servers.urls]
+            assert all(other == messages for other in others), f"the replicas of {name} differ from sequence {first} on"
+            assert [sequence for sequence, _ in messages] == list(range(first, last + 1)), f"{name} has a hole"
+            self.counts["messages compared"] += len(messages) * len(self._servers.urls)
             self._read[number] = last
-            for _, message in one:
+            for _, message in messages:
                 self._digests[number].update(message)
                 if payload := walk.take(raw_of(message)):
                     self._count(payload)
@@ -145,8 +145,8 @@ class RawStreams:
 
     def hold_against(self, answered: set[str]) -> None:
         """Each of these request ids is in exactly one entry."""
-        assert not (lost := answered - set(self._found)), f"answered, and in no stream: {sorted(lost)[:10]}"
-        doubled = [one for one in answered if self._found[one] != 1]
+        assert not (missing := answered - set(self._found)), f"answered, and in no stream: {sorted(missing)[:10]}"
+        doubled = [request_id for request_id in answered if self._found[request_id] != 1]
         assert not doubled, f"in more than one entry: {doubled[:10]}"
         self.counts["answers found"] = len(answered)
 
@@ -155,9 +155,9 @@ class RawStreams:
         what was read before is there unchanged.
         """
         for name in ["M", *(f"S_{walk.shard}" for walk in self._walks)]:
-            one, *others = read_replicas(self._servers, name)
-            assert all(other == one for other in others), f"the replicas of {name} differ"
-            self.counts["messages compared"] += len(one) * len(self._servers.urls)
+            messages, *others = read_replicas(self._servers, name)
+            assert all(other == messages for other in others), f"the replicas of {name} differ"
+            self.counts["messages compared"] += len(messages) * len(self._servers.urls)
         for number, walk in enumerate(self._walks):
             for replica in read_replicas(self._servers, f"J_{walk.shard}"):
                 assert [sequence for sequence, _ in replica] == list(range(1, self._read[number] + 1)), "a hole"

@@ -122,7 +122,7 @@ class Campaign:
         ways = [Way(self.daemon.rpc_port)]
         seeds = {f"user_{number}": f"{self._seed}:{number}" for number in range(CALLERS + 1)}
         self.callers = [Caller(name, ways, seed, self._pause_s) for name, seed in seeds.items()]
-        self._tasks = [asyncio.create_task(one.walk(self._stop, USERS_EACH)) for one in self.callers[:CALLERS]]
+        self._tasks = [asyncio.create_task(caller.walk(self._stop, USERS_EACH)) for caller in self.callers[:CALLERS]]
 
     async def prove(self) -> None:
         """What can be said only at the end."""
@@ -162,11 +162,11 @@ class Campaign:
         caller = self.callers[CALLERS]
         calling = asyncio.gather(caller.spend(spent), caller.do(AGAIN, "top_up", amount=self.counts["faults"] + 1))
         await asyncio.sleep(self.rng.uniform(*CALM_S))
-        done: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
+        strikes: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "kill": self._kill, "restart": self._restart, "stop": self._stop_and_go, "lead": self._lead,
             "cut": self._cut, "wipe": self._wipe, "full": self._full,
         }  # fmt: skip
-        await done[fault]()
+        await strikes[fault]()
         self.counts["faults"] += 1
         self.counts[fault] += 1
         await self._serves()
@@ -221,9 +221,11 @@ class Campaign:
     async def _lead(self) -> None:
         for _ in range(TURNS):
             name = self.rng.choice(["", *self._streams])
-            how = (f"STREAM.LEADER.STEPDOWN.{name}", None, None) if name else ("META.LEADER.STEPDOWN", None, OPERATOR)
-            told = await asyncio.to_thread(self.servers.ask, *how)
-            self.counts["leaders stepped down"] += bool(told.get("success"))
+            question = (
+                (f"STREAM.LEADER.STEPDOWN.{name}", None, None) if name else ("META.LEADER.STEPDOWN", None, OPERATOR)
+            )
+            reply = await asyncio.to_thread(self.servers.ask, *question)
+            self.counts["leaders stepped down"] += bool(reply.get("success"))
             await asyncio.sleep(self.rng.uniform(0, 0.3))
 
     async def _cut(self) -> None:
@@ -263,7 +265,7 @@ class Campaign:
 
     async def _serves(self) -> None:
         """Returns once a call of each client was answered."""
-        before = [sum(map(len, one.answered.values())) for one in self.callers[:CALLERS]]
+        counts_before = [sum(map(len, caller.answered.values())) for caller in self.callers[:CALLERS]]
         deadline = time.monotonic() + WAIT_S
         while True:
             process = self.daemon.process
@@ -272,8 +274,8 @@ class Campaign:
                 self.counts[f"ended with {code}"] += 1
                 assert code == 75, f"it ended with {code}:\n{self._said()}"
                 self.daemon.launch()
-            now = [sum(map(len, one.answered.values())) for one in self.callers[:CALLERS]]
-            if all(later > earlier for earlier, later in zip(before, now, strict=True)):
+            now = [sum(map(len, caller.answered.values())) for caller in self.callers[:CALLERS]]
+            if all(later > earlier for earlier, later in zip(counts_before, now, strict=True)):
                 return
             assert time.monotonic() < deadline, f"it does not serve:\n{self._said()}"
             await asyncio.sleep(POLL_S)
@@ -284,53 +286,55 @@ class Campaign:
         await self._once()
         await asyncio.to_thread(self._fenced)
         if with_proof:
-            said = await self._billing("doctor", "--online", "--address", self.daemon.address)
-            assert "no faults" in said, said
+            output = await self._billing("doctor", "--online", "--address", self.daemon.address)
+            assert "no faults" in output, output
             self.counts["examined by the doctor"] += 1
 
     def _answered(self) -> set[str]:
-        return {one for caller in self.callers for ids in caller.answered.values() for one in ids}
+        return {request_id for caller in self.callers for ids in caller.answered.values() for request_id in ids}
 
     async def _once(self) -> None:
         """A call that was answered long ago, or during the fault, changes nothing when it is made again."""
         caller = self.callers[CALLERS]
         ids = caller.answered[AGAIN]
         for number in {self.rng.randrange(len(ids)), len(ids) - 1}:
-            told = await caller.hosts.call("top_up", AGAIN, number + 1, {"request_id": ids[number]})
-            assert told["replayed"] is True, f"{ids[number]} was made twice: {told}"
+            reply = await caller.hosts.call("top_up", AGAIN, number + 1, {"request_id": ids[number]})
+            assert reply["replayed"] is True, f"{ids[number]} was made twice: {reply}"
             self.counts["made again"] += 1
 
     def _fenced(self) -> None:
         """An owner that was asleep publishes at the sequence that it knows."""
         shard = self.rng.randint(1, self._shards)
-        known = last_of(self.servers, f"J_{shard}") - 1
+        last_sequence = last_of(self.servers, f"J_{shard}") - 1
         beat = record.pack(record.Record(record.BEAT, 1, 0, shard, 1, 0, 0, 0, 0, 0, b""))
         for url in self.servers.urls:
             deadline = time.monotonic() + WAIT_S
-            while (told := self._publish_late(url, shard, beat, known)) is None:
+            while (reply := self._publish_late(url, shard, beat, last_sequence)) is None:
                 assert time.monotonic() < deadline, f"nobody takes messages over {url}"
                 time.sleep(POLL_S)
-            assert told.get("error", {}).get("err_code") == WRONG_SEQUENCE, f"an older owner was answered {told}"
+            assert reply.get("error", {}).get("err_code") == WRONG_SEQUENCE, f"an older owner was answered {reply}"
             self.counts["older owners refused"] += 1
 
-    def _publish_late(self, url: str, shard: int, message: bytes, known: int) -> dict[str, Any] | None:
+    def _publish_late(self, url: str, shard: int, message: bytes, last_sequence: int) -> dict[str, Any] | None:
         """What it is answered; None where nobody can answer at this moment."""
         connection = self.servers.connect("an older owner", [url])
         try:
-            answer = connection.request(f"J.{shard}", message, {EXPECTED: str(known)})
+            answer = connection.request(f"J.{shard}", message, {EXPECTED: str(last_sequence)})
         except (NoAnswer, Unreachable):
             return None
         finally:
             connection.close()
         if answer.status:
             return None
-        told: dict[str, Any] = json.loads(answer.payload)
-        return None if told.get("error", {}).get("err_code") in NOT_NOW else told
+        reply: dict[str, Any] = json.loads(answer.payload)
+        return None if reply.get("error", {}).get("err_code") in NOT_NOW else reply
 
     async def _billing(self, *arguments: str) -> str:
-        ran = await asyncio.to_thread(carried_out, *arguments)
-        assert ran.returncode == 0, f"{arguments}: {ran.returncode}\n{ran.stdout}{ran.stderr}\n{self._said()}"
-        return ran.stdout + ran.stderr
+        result = await asyncio.to_thread(carried_out, *arguments)
+        assert result.returncode == 0, (
+            f"{arguments}: {result.returncode}\n{result.stdout}{result.stderr}\n{self._said()}"
+        )
+        return result.stdout + result.stderr
 
     def _said(self) -> str:
         return self.daemon.log.read_text()[-6000:]
@@ -350,26 +354,28 @@ class How(NamedTuple):
     pause_s: float  # between two calls of a client
 
 
-async def campaign(directory: Path, cycles: int, seed: int, faults: list[str], shards: int, how: How) -> dict[str, int]:
+async def campaign(
+    directory: Path, cycles: int, seed: int, faults: list[str], shards: int, limits: How
+) -> dict[str, int]:
     """So many faults, or as many as begin within so many seconds, and the proof. AssertionError."""
-    one, deadline = Campaign(directory, seed, shards, how.pause_s), time.monotonic() + how.seconds
+    run, deadline = Campaign(directory, seed, shards, limits.pause_s), time.monotonic() + limits.seconds
     turn = [faults[number % len(faults)] for number in range(cycles)]
-    one.rng.shuffle(turn)
+    run.rng.shuffle(turn)
     try:
-        await one.begin()
+        await run.begin()
         for number, fault in enumerate(turn, 1):
             if time.monotonic() < deadline:
-                await one.strike(fault)
-                await one.check(number % how.proofs_every == 0)
-        await one.prove()
+                await run.strike(fault)
+                await run.check(number % limits.proofs_every == 0)
+        await run.prove()
     except BaseException:
-        print(f"seed {seed}, after {dict(one.counts)}", file=sys.stderr)
+        print(f"seed {seed}, after {dict(run.counts)}", file=sys.stderr)
         raise
     finally:
-        await one.close()
-    if one.counts["faults"] == cycles:
-        assert all(one.counts[fault] for fault in set(turn)), "a fault that never fired proves nothing"
-    return dict(one.counts)
+        await run.close()
+    if run.counts["faults"] == cycles:
+        assert all(run.counts[fault] for fault in set(turn)), "a fault that never fired proves nothing"
+    return dict(run.counts)
 
 
 def main() -> int:
@@ -393,13 +399,13 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="servers-", ignore_cleanup_errors=True) as name:
         try:
-            how = How(arguments.proofs_every, arguments.seconds, arguments.pause)
-            begun = campaign(Path(name), arguments.cycles, arguments.seed, faults, arguments.shards, how)
-            told = asyncio.run(begun)
+            limits = How(arguments.proofs_every, arguments.seconds, arguments.pause)
+            run = campaign(Path(name), arguments.cycles, arguments.seed, faults, arguments.shards, limits)
+            counts = asyncio.run(run)
         except BaseException:
             traceback.print_exc()
             return 1
-    print(json.dumps(told))
+    print(json.dumps(counts))
     return 0
 
 

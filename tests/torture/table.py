@@ -12,24 +12,24 @@ from tests.torture.pieces import CAMPAIGNS, Piece
 BEGIN, END = "<!-- table -->", "<!-- end of table -->"
 
 
-def lines(pieces: list[Piece], done: dict[str, dict[str, Any]]) -> list[str]:
+def lines(pieces: list[Piece], outcomes: dict[str, dict[str, Any]]) -> list[str]:
     """A row per campaign: what it is, how many pieces held, what they counted, the time they took together."""
     rows = ["| campaign | pieces that held | counted | minutes |", "| --- | --- | --- | --- |"]
     for campaign, text in CAMPAIGNS.items():
-        mine = [piece for piece in pieces if piece.campaign == campaign]
-        said = [done[key_of(piece)] for piece in mine if key_of(piece) in done]
-        if mine:
-            held = sum(one["ok"] for one in said)
-            minutes = sum(one["seconds"] for one in said) / 60
-            rows.append(f"| {text} | {held} of {len(mine)} | {counted(said)} | {minutes:.1f} |")
+        own_pieces = [piece for piece in pieces if piece.campaign == campaign]
+        own_outcomes = [outcomes[key_of(piece)] for piece in own_pieces if key_of(piece) in outcomes]
+        if own_pieces:
+            held_count = sum(outcome["ok"] for outcome in own_outcomes)
+            minutes = sum(outcome["seconds"] for outcome in own_outcomes) / 60
+            rows.append(f"| {text} | {held_count} of {len(own_pieces)} | {counted(own_outcomes)} | {minutes:.1f} |")
     return rows
 
 
-def counted(said: list[dict[str, Any]]) -> str:
+def counted(outcomes: list[dict[str, Any]]) -> str:
     """The sums of all figures, maps of them flattened, lists by their length."""
     sums: Counter[str] = Counter()
-    for one in said:
-        _add(sums, one["figures"])
+    for outcome in outcomes:
+        _add(sums, outcome["figures"])
     return ", ".join(f"{name} {value:,}" for name, value in sums.items() if value)
 
 

@@ -39,10 +39,10 @@ def place(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_change_of_what_runs_is_another_code_and_of_anything_else_the_same(place: Path, name: str) -> None:
-    before = code_of("tests.hurt", place)
+    code = code_of("tests.hurt", place)
     with (place / name).open("a") as file:
         file.write("\n")
-    assert (code_of("tests.hurt", place) == before) == (name in NO_MATTER)
+    assert (code_of("tests.hurt", place) == code) == (name in NO_MATTER)
 
 
 def test_what_a_command_or_a_string_names_is_reached() -> None:

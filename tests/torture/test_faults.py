@@ -13,7 +13,16 @@ from shards.buckets import bucket_id_of
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.torture.cycles import examined
-from tests.torture.faults import BUCKETS, STOP_S, kept, new_daemon, readiness, settled_start, shim, why_not
+from tests.torture.faults import (
+    BUCKETS,
+    STOP_S,
+    new_daemon,
+    readiness,
+    recovered_balances,
+    settled_start,
+    shim,
+    why_not,
+)
 
 SYNCS = 60  # a start needs fewer
 
@@ -50,8 +59,8 @@ async def test_a_failed_sync_is_answered_as_unknown_and_holds_that_shard_alone(d
     user, neighbour, elsewhere = by_shard[1][0], by_shard[1][1], by_shard[2][0]
     route = await rpc.ask("route")
     direct, through = [await Rpc.connect(int(row["address"].rsplit(":", 1)[1])) for row in route["shards"]]
-    for one in (direct, through):
-        await one.ask("hello", {"errors": "map"})
+    for connection in (direct, through):
+        await connection.ask("hello", {"errors": "map"})
     answered, error = 0, None
     while error is None:  # one after the other: each is a batch, and the last of them is the one that the disk refused
         error, _ = await direct.call("top_up", user, 1, {"request_id": f"r{answered}"})
@@ -67,19 +76,19 @@ async def test_a_failed_sync_is_answered_as_unknown_and_holds_that_shard_alone(d
     assert error["applied"] == "no"
     assert (await through.ask("top_up", elsewhere, 5))["balance_nanos"] == 5
     for _ in range(500):
-        said = await asyncio.to_thread(readiness, daemon)
-        if "held" in said:
+        status = await asyncio.to_thread(readiness, daemon)
+        if "held" in status:
             break
         await asyncio.sleep(0.02)
-    assert "shard 1: held" in said
-    assert "the disk failed" in said
-    assert "shard 2" not in said
+    assert "shard 1: held" in status
+    assert "the disk failed" in status
+    assert "shard 2" not in status
     rpc.close()
     direct.close()
     through.close()
     await stopped(daemon)
     examined(data_dir / "data")
-    assert answered <= (await kept(data_dir / "data"))[user] <= answered + 1
+    assert answered <= (await recovered_balances(data_dir / "data"))[user] <= answered + 1
 
 
 async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_dir: Path) -> None:
@@ -91,6 +100,6 @@ async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_d
         "LD_PRELOAD": str(shim(data_dir)), "FAULT_DIR": "data/map", "FAULT_AT": "1", "FAULT_STICKY": "1",
         "FAULT_WHAT": str(errno.ENOSPC),
     }  # fmt: skip
-    said = await settled_start(daemon)
-    assert "the map of the buckets: waiting: the disk is full: no room for opening: No space left on device" in said
+    status = await settled_start(daemon)
+    assert "the map of the buckets: waiting: the disk is full: no room for opening: No space left on device" in status
     await stopped(daemon)

@@ -17,9 +17,9 @@ def test_a_full_disk_refuses_new_work_and_recovers_by_itself() -> None:
     if reason:
         pytest.skip(reason)
     command = [sys.executable, "-m", "tests.torture.full", "--cycles", "2"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1800)
-    assert ended.returncode == 0, ended.stderr[-8000:]
-    counts = json.loads(ended.stdout)
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1800)
+    assert result.returncode == 0, result.stderr[-8000:]
+    counts = json.loads(result.stdout)
     assert counts["filled"] == 2
     assert counts["started while full"] > 0
     assert counts["refused, full"] > 0

@@ -23,13 +23,13 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 @pytest.mark.parametrize("at_once", [False, True])
 def test_no_fault_of_a_host_loses_doubles_or_invents_anything(at_once: bool) -> None:
     """Without root there is no partition."""
-    faults = [one for one in (AT_ONCE if at_once else FAULTS) if one not in PARTITIONS or not why_no_network()]
+    faults = [fault for fault in (AT_ONCE if at_once else FAULTS) if fault not in PARTITIONS or not why_no_network()]
     command = [sys.executable, "-m", "tests.torture.hosts", "--cycles", str(len(faults)), "--brief"]
     command += ["--hosts", "2", "--shards", "2", "--callers", "2"]
     command += ["--faults", *faults, *(["--at-once"] if at_once else [])]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=900)
-    assert ended.returncode == 0, ended.stderr[-8000:]
-    counts = json.loads(ended.stdout)
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=900)
+    assert result.returncode == 0, result.stderr[-8000:]
+    counts = json.loads(result.stdout)
     assert all(counts[fault] == 1 for fault in faults)
     assert counts["answered"] > 100
     assert counts["read"] > 50

@@ -27,9 +27,9 @@ def test_every_pair_that_the_rules_allow_is_in_a_row_and_no_row_breaks_one() -> 
     covering = cover(FACTORS, FORBIDDEN)
     had = set().union(*(pairs_in(row, list(FACTORS)) for row in covering.rows))
     every = {
-        ((one, level), (other, beside))
-        for one, other in combinations(FACTORS, 2)
-        for level in FACTORS[one]
+        ((factor, level), (other, beside))
+        for factor, other in combinations(FACTORS, 2)
+        for level in FACTORS[factor]
         for beside in FACTORS[other]
     }
     assert had | set(covering.impossible) == every
@@ -57,4 +57,4 @@ def test_rows_of_settings_that_are_most_unlike_each_other_hold(data_dir: Path) -
     finally:
         campaign.close()
     assert campaign.counts["rows"] == ROWS
-    assert min(campaign.counts[what] for what in ("doors", "cutoffs", "reloads", "workers killed", "hosts killed")) >= 2
+    assert min(campaign.counts[name] for name in ("doors", "cutoffs", "reloads", "workers killed", "hosts killed")) >= 2

@@ -22,9 +22,9 @@ def run(kind: str, *options: str) -> dict[str, int]:
     if reason:
         pytest.skip(reason)
     command = [sys.executable, "-m", "tests.torture.power", "--kind", kind, *options]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1800)
-    assert ended.returncode == 0, ended.stderr[-8000:]
-    counts: dict[str, int] = json.loads(ended.stdout)
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1800)
+    assert result.returncode == 0, result.stderr[-8000:]
+    counts: dict[str, int] = json.loads(result.stdout)
     return counts
 
 

@@ -22,11 +22,11 @@ def test_no_fault_of_a_server_loses_doubles_or_invents_anything() -> None:
     faults = FAULTS if not why_no_network() else FAULTS[:-1]
     command = [sys.executable, "-m", "tests.torture.servers", "--cycles", str(len(faults)), "--proofs-every", "2"]
     command += ["--pause", "0.1"]
-    ended = subprocess.run(
+    result = subprocess.run(
         [*command, "--faults", *faults], cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=900
     )
-    assert ended.returncode == 0, ended.stderr[-8000:]
-    counts = json.loads(ended.stdout)
+    assert result.returncode == 0, result.stderr[-8000:]
+    counts = json.loads(result.stdout)
     assert all(counts[fault] == 1 for fault in faults)
     assert counts["answered"] > 100
     assert counts["answers found"] == counts["answered"]

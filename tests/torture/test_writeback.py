@@ -17,9 +17,9 @@ def test_a_failed_write_back_loses_nothing_of_history_and_notices() -> None:
     if reason:
         pytest.skip(reason)
     command = [sys.executable, "-m", "tests.torture.writeback", "--cycles", "2"]
-    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1800)
-    assert ended.returncode == 0, ended.stderr[-8000:]
-    counts = json.loads(ended.stdout)
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=1800)
+    assert result.returncode == 0, result.stderr[-8000:]
+    counts = json.loads(result.stdout)
     assert counts["cycles"] == 2
     assert counts["history ended on the disk"] > 0
     assert counts["notices ended on the disk"] > 0

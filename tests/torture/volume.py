@@ -41,8 +41,8 @@ def why_not(kind: str) -> str:
         return "there are no loop devices here"
     if kind not in Path("/proc/filesystems").read_text().split():
         return f"the kernel has no {kind}"
-    tried = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
-    return f"no mount namespace of our own: {tried.stderr.strip()}" if tried.returncode else ""
+    result = subprocess.run(["unshare", "--mount", "true"], capture_output=True, text=True, check=False)
+    return f"no mount namespace of our own: {result.stderr.strip()}" if result.returncode else ""
 
 
 def alone() -> None:
@@ -97,10 +97,10 @@ class Volume:
         """Unmounts it as soon as the last process of the daemon has let go of it."""
         deadline = time.monotonic() + wait_s
         while True:
-            tried = subprocess.run(["umount", str(self.root)], capture_output=True, text=True, check=False)
-            if tried.returncode == 0:
+            result = subprocess.run(["umount", str(self.root)], capture_output=True, text=True, check=False)
+            if result.returncode == 0:
                 return
-            assert time.monotonic() < deadline, tried.stderr
+            assert time.monotonic() < deadline, result.stderr
             time.sleep(0.01)
 
 

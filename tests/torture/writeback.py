@@ -75,39 +75,39 @@ class Follower:
         store.take(position, payload, *(() if self.kind == "history" else (NOW_NS,)))
         store.flush()
 
-    def live(self, batches: list[bytes], first: int, each: Callable[[int], None]) -> int:
-        """A process from its start to the end of the journal; its exit code. `each` is called before every batch."""
+    def live(self, batches: list[bytes], first: int, on_batch: Callable[[int], None]) -> int:
+        """A process from its start to the end of the journal; its exit code. `on_batch` is called before each batch."""
         self.lives += 1
         reading, writing = os.pipe()
         if not (pid := os.fork()):
             os.close(reading)
             code = 1
             try:
-                code = self._serve(batches, first, each, writing)
+                code = self._serve(batches, first, on_batch, writing)
             finally:
                 os._exit(code)  # without closing the file
         os.close(writing)
-        with os.fdopen(reading) as told:
-            for line in told:
-                said = json.loads(line)
-                for remark in said.get("remarks", ()):
+        with os.fdopen(reading) as messages:
+            for line in messages:
+                message = json.loads(line)
+                for remark in message.get("remarks", ()):
                     assert remark.startswith(MADE_ANEW), f"the {self.kind} say: {remark}"
                     self.made_anew += 1
-                assert "trouble" not in said, said["trouble"]
-                self.durable = said["durable"]
+                assert "trouble" not in message, message["trouble"]
+                self.durable = message["durable"]
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         self.is_suspect = code in (Exit.DISK, Exit.DAMAGED)
         return code
 
-    def _serve(self, batches: list[bytes], first: int, each: Callable[[int], None], told: int) -> int:
-        def tell(**what: object) -> None:
-            os.write(told, json.dumps(what).encode() + b"\n")
+    def _serve(self, batches: list[bytes], first: int, on_batch: Callable[[int], None], messages_fd: int) -> int:
+        def tell(**fields: object) -> None:
+            os.write(messages_fd, json.dumps(fields).encode() + b"\n")
 
         try:
             store, remarks = self.open(RealDisk(), first, len(batches))
             tell(durable=store.durable, remarks=remarks)
             for position in range(store.position + 1, len(batches) + 1):
-                each(position)
+                on_batch(position)
                 assert position >= first, f"batch {position} is trimmed, and is needed again"
                 self.take(store, position, batches[position - 1])
                 if not position % 3 or position == len(batches):
@@ -138,8 +138,8 @@ class Rig:
         self.sound = [Follower(kind, directory) for kind in ("history", "notices")]  # elsewhere, as they should be
         self.counts: Counter[str] = Counter()
         self.first = 1
-        for one in self.sound + self.followers:
-            assert one.live([], 1, lambda _: None) == 0
+        for follower in self.sound + self.followers:
+            assert follower.live([], 1, lambda _: None) == 0
 
     @property
     def batches(self) -> list[bytes]:
@@ -180,26 +180,26 @@ class Rig:
 
     def trim(self) -> None:
         """The journal goes as far as both have it."""
-        self.first = max(self.first, min(one.durable for one in self.followers) + 1)
+        self.first = max(self.first, min(follower.durable for follower in self.followers) + 1)
 
     def compare(self) -> None:
         """Both hold what they should. AssertionError."""
         for sound, follower in zip(self.sound, self.followers, strict=True):
             assert sound.live(self.batches, 1, lambda _: None) == 0
             assert not sound.made_anew
-            expected, found = (self.content(one) for one in (sound, follower))
-            assert found == expected, f"the {follower.kind} hold something else"
+            expected, actual = (self.content(follower_of_two) for follower_of_two in (sound, follower))
+            assert actual == expected, f"the {follower.kind} hold something else"
             assert expected
             self.counts[f"{follower.kind} compared"] += len(expected)
 
-    def content(self, one: Follower) -> list[object]:
+    def content(self, follower: Follower) -> list[object]:
         """All that it answers, of every account, in order."""
-        store, remarks = one.open(RealDisk(), 1 if one in self.sound else self.first, len(self.batches))
+        store, remarks = follower.open(RealDisk(), 1 if follower in self.sound else self.first, len(self.batches))
         try:
             assert not remarks, remarks
-            if one.kind == "notices":
+            if follower.kind == "notices":
                 return [row[1:] for row in store.after(0, NEWEST)]
-            reader = HistoryReader(str(one.directory), 0, store.db, RealDisk())
+            reader = HistoryReader(str(follower.directory), 0, store.db, RealDisk())
             return [row for user in self.scene.users for row in reader.history(1, user, NEWEST, NEWEST).rows]
         finally:
             store.db.close()
