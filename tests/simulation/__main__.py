@@ -30,22 +30,24 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--follows", action="store_true", help="with history and notices as processes")
     parser.add_argument("--hosts", action="store_true", help="several hosts over one log")
-    asked = parser.parse_args()
-    if asked.seed is not None:
-        return one(asked.seed, asked.log, follows=asked.follows, hosts=asked.hosts)
-    first, last = asked.seeds.split("..")
-    figures = campaign(int(first), int(last), asked.jobs, asked.out, follows=asked.follows, hosts=asked.hosts)
+    arguments = parser.parse_args()
+    if arguments.seed is not None:
+        return play_one(arguments.seed, arguments.log, follows=arguments.follows, hosts=arguments.hosts)
+    first, last = arguments.seeds.split("..")
+    figures = campaign(
+        int(first), int(last), arguments.jobs, arguments.out, follows=arguments.follows, hosts=arguments.hosts
+    )
     print(json.dumps(figures))
     return bool(figures["failed"])
 
 
-def one(seed: int, lines: int, *, follows: bool, hosts: bool) -> int:
+def play_one(seed: int, lines: int, *, follows: bool, hosts: bool) -> int:
     """Plays one seed and shows what happened."""
     log: list[str] = []
-    kept = log if lines else None
+    kept_log = log if lines else None
     try:
-        played = play_hosts(seed, kept) if hosts else play(seed, kept, follows=follows)
-        print(json.dumps(played._asdict()))
+        outcome = play_hosts(seed, kept_log) if hosts else play(seed, kept_log, follows=follows)
+        print(json.dumps(outcome._asdict()))
     except Exception:
         traceback.print_exc()
         return 1

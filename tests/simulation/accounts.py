@@ -39,8 +39,8 @@ def falls_ns(at_ns: int, available: int, rate: int, credits: list[Rest]) -> int:
     for ends_ns in sorted({credit[0] for credit in credits}):
         if rate * (ends_ns - at_ns) >= available:
             break
-        credits = after(credits, rate * (ends_ns - at_ns))
-        available -= rate * (ends_ns - at_ns) + sum(left for end, left, *_ in credits if end == ends_ns)
+        credits = credits_after(credits, rate * (ends_ns - at_ns))
+        available -= rate * (ends_ns - at_ns) + sum(nanos_left for end, nanos_left, *_ in credits if end == ends_ns)
         credits = [credit for credit in credits if credit[0] > ends_ns]
         at_ns = ends_ns
         if available <= 0:
@@ -48,15 +48,15 @@ def falls_ns(at_ns: int, available: int, rate: int, credits: list[Rest]) -> int:
     return at_ns + -(-available // rate) if rate else NEVER + 1
 
 
-def after(credits: list[Rest], spent: int) -> list[Rest]:
+def credits_after(credits: list[Rest], spent: int) -> list[Rest]:
     """What is left of credits after so much was taken: what ends soonest first, the smaller, the older."""
-    left = []
+    credits_left = []
     for ends_ns, rest, entry_id, nanos in sorted(credits):
-        taken = min(rest, spent)
-        spent -= taken
-        if rest > taken:
-            left.append((ends_ns, rest - taken, entry_id, nanos))
-    return left
+        used = min(rest, spent)
+        spent -= used
+        if rest > used:
+            credits_left.append((ends_ns, rest - used, entry_id, nanos))
+    return credits_left
 
 
 class Known:
@@ -91,17 +91,17 @@ class Known:
             return wrong
         if item.entry_id != (last.entry_id + 1 if last else 1):
             wrong.append(f"entry_id {item.entry_id} after {last.entry_id if last else 0} (I8)")
-        before = 0
+        balance_before = 0
         if last is None or item.flags & OPENED:
             if not item.flags & OPENED or item.op != _TOP_UP:
                 wrong.append("an account that does not begin with a top-up (I5)")
             if item.accrued:
                 wrong.append("a new account was charged (I6)")
         else:
-            before = last.balance
+            balance_before = last.balance
             wrong += self._time(last, item, accrues) + self._ends(item) + self._grace(item)
-        if item.balance != before - item.accrued + item.amount:
-            wrong.append(f"{before} - {item.accrued} + {item.amount} is not {item.balance} (I6)")
+        if item.balance != balance_before - item.accrued + item.amount:
+            wrong.append(f"{balance_before} - {item.accrued} + {item.amount} is not {item.balance} (I6)")
         wrong += self._credits(last, item) + self._amount(item) + self._rate(item)
         if item.op != _CLOSE:
             if bool(item.flags & EXHAUSTED) != (item.available <= 0):
@@ -118,7 +118,7 @@ class Known:
         wrong += self._classes(last, item)
         if item.flags & RESTORED:
             self.in_grace = 0
-            self.superseded |= {one for one in self.crossings if one not in self.reported}
+            self.superseded |= {crossed for crossed in self.crossings if crossed not in self.reported}
         self.holds += item.op == _HOLD
         self.charged += item.accrued
         self.items[item.entry_id] = item
@@ -203,29 +203,31 @@ class Known:
 
     def _credits(self, last: Item | None, item: Item) -> list[str]:
         """What is left of a credit leaves at exactly its end, behind holds that expire then, before an exhaustion."""
-        credits = after(self.credits, item.accrued)
+        credits = credits_after(self.credits, item.accrued)
         if item.op == CREDIT_EXPIRED:
             if not credits or (item.at_ns, -item.amount, item.b, item.a) != credits[0]:
                 return [f"a credit ends at {item.at_ns} with {-item.amount}, which is not the first of {credits[:2]}"]
             self.credits = credits[1:]
             return []
-        ended = [credit for credit in credits if credit[0] <= item.at_ns]
-        self.credits = after(credits, max(0, -item.amount)) if item.op != _CLOSE else []
+        ended_credits = [credit for credit in credits if credit[0] <= item.at_ns]
+        self.credits = credits_after(credits, max(0, -item.amount)) if item.op != _CLOSE else []
         ends_ns = number_option(item.options, 3)
         debt = max(0, item.accrued - (last.balance if last is not None and not item.flags & OPENED else 0))
         if item.op == _TOP_UP and ends_ns >= 0 and item.amount > debt:
             self.credits = sorted([*self.credits, (ends_ns, item.amount - debt, item.entry_id, item.a)])
-        if ended and not (item.op == HOLD_EXPIRED and all(credit[0] == item.at_ns for credit in ended)):
-            return [f"{item.op} at {item.at_ns}, while credits were to end: {ended} (time before commands)"]
+        if ended_credits and not (item.op == HOLD_EXPIRED and all(credit[0] == item.at_ns for credit in ended_credits)):
+            return [f"{item.op} at {item.at_ns}, while credits were to end: {ended_credits} (time before commands)"]
         return []
 
     def _rate(self, item: Item) -> list[str]:
         """The account's rate is the sum of its lines, each at what was last reported for it."""
         if item.op in (_SET_RATE, _CHANGE_RATE, LEASE_EXPIRED):
-            before = self.lines.pop(item.key, 0)
+            line_rate_before = self.lines.pop(item.key, 0)
             ends_ns = self.leases.pop(item.key, 0)
-            if item.op != LEASE_EXPIRED and item.line_rate != item.a + (before if item.op == _CHANGE_RATE else 0):
-                return [f"a line at {before} is at {item.line_rate} after {item.a}"]
+            if item.op != LEASE_EXPIRED and item.line_rate != item.a + (
+                line_rate_before if item.op == _CHANGE_RATE else 0
+            ):
+                return [f"a line at {line_rate_before} is at {item.line_rate} after {item.a}"]
             if item.line_rate:
                 self.lines[item.key] = item.line_rate
                 ttl_ns = number_option(item.options, 1, 2)
@@ -245,9 +247,9 @@ class Known:
             if due_ns <= ends_ns:
                 return due_ns
             for credit_end_ns in [*sorted({credit[0] for credit in credits if credit[0] <= ends_ns}), ends_ns]:
-                credits = after(credits, rate * (credit_end_ns - at_ns))
-                ended = sum(left for end, left, *_ in credits if end == credit_end_ns)
-                available -= rate * (credit_end_ns - at_ns) + ended
+                credits = credits_after(credits, rate * (credit_end_ns - at_ns))
+                ended_nanos = sum(nanos_left for end, nanos_left, *_ in credits if end == credit_end_ns)
+                available -= rate * (credit_end_ns - at_ns) + ended_nanos
                 credits = [credit for credit in credits if credit[0] > credit_end_ns]
                 at_ns = credit_end_ns
             rate -= self.lines[resource]
@@ -255,18 +257,18 @@ class Known:
 
     def _amount(self, item: Item) -> list[str]:
         amount, op = item.amount, item.op
-        asked = item.a * NANO
+        amount_asked = item.a * NANO
         if op == _TOP_UP:
-            right = amount == asked
+            right = amount == amount_asked
             self.top_ups += amount
         elif op == _DEBIT:
-            right = -asked <= amount <= 0 if item.b == 1 else amount == -asked
+            right = -amount_asked <= amount <= 0 if item.b == 1 else amount == -amount_asked
             self.debits -= amount
         elif op == _ADJUST:
-            right = amount == asked
+            right = amount == amount_asked
             self.adjusted += amount
         elif op == _CAPTURE:
-            right = -asked <= amount <= 0
+            right = -amount_asked <= amount <= 0
             self.debits -= amount
         elif op == CREDIT_EXPIRED:
             right = amount < 0
@@ -292,8 +294,8 @@ class Known:
 
     def conserved(self) -> bool:
         """I1: top-ups - debits - charges + adjustments - paid out is what is left."""
-        left = self.top_ups - self.debits - self.charged + self.adjusted - self.paid_out
-        return left == (self.last.balance if self.last is not None else 0)
+        balance = self.top_ups - self.debits - self.charged + self.adjusted - self.paid_out
+        return balance == (self.last.balance if self.last is not None else 0)
 
     def shown_nanos(self, at_ns: int, item: Item) -> int:
         """The balance a reader is shown at an instant after this entry and before the next."""

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
-def copy_of(medium: Medium, wanted: str) -> Medium:
+def copy_of(medium: Medium, path_wanted: str) -> Medium:
     """Another disk on which this directory has the same files, all of them durable, and the others have none."""
     other = Medium()
     other.boots = medium.boots
     other.modes = dict(medium.modes)
     for path, directory in medium.directories.items():
-        made = other.directories[path] = Directory()
-        if path == wanted:
-            made.names = {name: Node(node.content) for name, node in directory.names.items()}
-            made.stable = dict(made.names)
+        directory_copy = other.directories[path] = Directory()
+        if path == path_wanted:
+            directory_copy.names = {name: Node(node.content) for name, node in directory.names.items()}
+            directory_copy.stable = dict(directory_copy.names)
     return other
 
 
@@ -55,7 +55,7 @@ def recovered(world: World, medium: Medium, shard_id: int) -> dict[int, bytes]:
     shard = Shard(shard_id, BillingMachine(rules))
     journal = backends.open(settings.journal, host).journal(shard_id, lambda: 0)
     journal.open(shard_id, "again")
-    _run(recover(shard, journal, lambda done, total: None, world.machine.clocks.boot_ns))
+    _run(recover(shard, journal, lambda blocks_done, total: None, world.machine.clocks.boot_ns))
     shard.machine.ledger.replayed()  # type: ignore[attr-defined]
     disk.kill()
     return {bucket_id: shard.machine.dump(bucket_id) for bucket_id in sorted(shard.held)}
@@ -67,20 +67,24 @@ def check_recovery(world: World) -> None:
         worker = process.worker
         assert worker is not None
         shard = worker.shard
-        wanted = {bucket_id: shard.machine.dump(bucket_id) for bucket_id in sorted(shard.held)}
+        expected = {bucket_id: shard.machine.dump(bucket_id) for bucket_id in sorted(shard.held)}
         directory = f"{world.settings().data_dir}/shard-{shard.shard_id}"
         medium = copy_of(world.machine.medium, directory)
-        _compare(world, shard.shard_id, wanted, recovered(world, medium, shard.shard_id), "a recovery")
-        _compare(world, shard.shard_id, wanted, recovered(world, medium, shard.shard_id), "a second recovery")
+        _compare(world, shard.shard_id, expected, recovered(world, medium, shard.shard_id), "a recovery")
+        _compare(world, shard.shard_id, expected, recovered(world, medium, shard.shard_id), "a second recovery")
         stored = world.machine.medium.directories[directory].names
         names = sorted(name for name in stored if name.startswith("snapshot-"))
         if len(names) > 1:
             medium = copy_of(world.machine.medium, directory)
             del medium.directories[directory].names[names[-1]]
-            _compare(world, shard.shard_id, wanted, recovered(world, medium, shard.shard_id), "the older snapshot")
+            _compare(world, shard.shard_id, expected, recovered(world, medium, shard.shard_id), "the older snapshot")
 
 
-def _compare(world: World, shard_id: int, wanted: dict[int, bytes], found: dict[int, bytes], how: str) -> None:
-    different = [bucket for bucket in wanted.keys() | found.keys() if wanted.get(bucket) != found.get(bucket)]
+def _compare(
+    world: World, shard_id: int, expected: dict[int, bytes], actual: dict[int, bytes], way_of_reading: str
+) -> None:
+    different = [bucket for bucket in expected.keys() | actual.keys() if expected.get(bucket) != actual.get(bucket)]
     if different:
-        world.auditor.wrong(f"shard {shard_id}: {how} comes to other contents of buckets {sorted(different)} (I10)")
+        world.auditor.wrong(
+            f"shard {shard_id}: {way_of_reading} comes to other contents of buckets {sorted(different)} (I10)"
+        )

@@ -116,14 +116,14 @@ class Auditor:
             return
         if self._medium.directories[directory].stable.get(name) is not node:
             return  # a power cut would take the name away
-        seen = self._read.get(id(node))
-        if seen is None:
+        progress = self._read.get(id(node))
+        if progress is None:
             segment = segment_of(node.stable)
             if segment is None:
                 return
             offset, chain = 4096, segment.chain
         else:
-            _, segment, offset, chain = seen
+            _, segment, offset, chain = progress
         journal = directory.rpartition("/")[2]
         for batch in batches_of(node.stable, segment, offset, chain):
             position, payload, offset, chain = batch
@@ -132,9 +132,9 @@ class Auditor:
         self._read[id(node)] = node, segment, offset, chain
 
     def _batch(self, journal: str, position: int, payload: bytes) -> None:
-        known = self._payloads.get((journal, position))
-        if known is not None:
-            if known != payload:
+        payload_known = self._payloads.get((journal, position))
+        if payload_known is not None:
+            if payload_known != payload:
                 self.wrong(f"batch {position} of {journal} was durable and is another one now (I9)")
             return
         head = self._heads.get(journal, 0)
@@ -148,11 +148,11 @@ class Auditor:
                 self._decide(record)
             return
         shard = int(journal.rpartition("-")[2])
-        held = self.held.setdefault(shard, {})
+        generations = self.held.setdefault(shard, {})
         for index, (kind, bucket, generation, body) in enumerate(records_of(payload)):
             if kind == ENTRY:
-                if held.get(bucket) != generation:
-                    self.wrong(f"shard {shard} wrote to bucket {bucket} at {generation}, holding {held} (I13)")
+                if generations.get(bucket) != generation:
+                    self.wrong(f"shard {shard} wrote to bucket {bucket} at {generation}, holding {generations} (I13)")
                 owner = self.owner.get(bucket)
                 if owner != (shard, generation):
                     self.wrong(f"shard {shard} wrote to bucket {bucket} at {generation}, which is {owner} (I12)")
@@ -161,13 +161,13 @@ class Auditor:
                 self.on_entry(shard, position, index, item)
                 self._latest[shard] = max(item.at_ns, self._latest.get(shard, 0))
             elif kind in (OWN, RECEIVED):
-                held[bucket] = generation
+                generations[bucket] = generation
                 if kind == OWN and self.owner.get(bucket) != (shard, generation):
                     self.wrong(f"shard {shard} made bucket {bucket}, which is {self.owner.get(bucket)} (I12)")
             elif kind == LEAVE:
                 if self.owner.get(bucket, (0, 0)) == (shard, generation):
                     self.wrong(f"shard {shard} gave up bucket {bucket}, which it owns (I12)")
-                held.pop(bucket, None)
+                generations.pop(bucket, None)
 
     def _decide(self, record: list[Any]) -> None:
         kind = record[0]
@@ -189,32 +189,32 @@ class Auditor:
             if boot == self._boot and self.anchors and self.billing_ns(boot_ns) != billing_ns:
                 # A shard that was kept out when the boot's time was made (it was damaged), and comes back
                 # later in the same boot: its instants never go back (I8), so time goes on from the last of them.
-                before, latest = self.billing_ns(boot_ns), max(self._latest.values(), default=0)
-                if not before < latest <= billing_ns <= latest + 10**8:
-                    self.wrong(f"billing time jumps by {billing_ns - before} ns within one boot (I21)")
+                reference_ns, latest = self.billing_ns(boot_ns), max(self._latest.values(), default=0)
+                if not reference_ns < latest <= billing_ns <= latest + 10**8:
+                    self.wrong(f"billing time jumps by {billing_ns - reference_ns} ns within one boot (I21)")
             if boot != self._boot:
                 self._boot, self.anchors = boot, []
-                late = self.late()
-                last_ns = max((at_ns for shard, at_ns in self._latest.items() if shard not in late), default=0)
+                late_shards = self.late()
+                last_ns = max((at_ns for shard, at_ns in self._latest.items() if shard not in late_shards), default=0)
                 if billing_ns < last_ns:
                     self.wrong(f"a boot begins {last_ns - billing_ns} ns before the last journalled instant (I21)")
             self.anchors.append((boot_ns, billing_ns, correction_ns, ppm))
 
     def _take_entry(self, item: Item) -> None:
         self.entries += 1
-        known = self.users.get(item.user)
-        if known is None:
-            known = self.users[item.user] = Known(item.user)
-        for text in known.fold(item, self.accrues):
+        account = self.users.get(item.user)
+        if account is None:
+            account = self.users[item.user] = Known(item.user)
+        for text in account.fold(item, self.accrues):
             self.wrong(f"{item.user!r}: {text}: {item}")
         if item.op in OUTSIDE:
             self._take_asked(item)
         elif item.op == CUTOFF_DELIVERED:
             if not self.delivered.get((item.user, item.a)):
                 self.wrong(f"{item.user!r}: cutoff {item.a} is called delivered and had no 2xx (I18)")
-            known.reported.add(item.a)
+            account.reported.add(item.a)
         elif item.op == 55:  # an operator wants it again
-            known.retried = True
+            account.retried = True
         elif item.op not in TIME_CAUSED and not CUTOFF_STARTED <= item.op <= 55:
             self.wrong(f"an entry of kind {item.op} (I5)")
         assert CUTOFF_FAILED == 50
@@ -233,10 +233,10 @@ class Auditor:
             self._tags.add(item.message)
         else:
             shape = (item.user, item.op, item.a, item.key if item.op != 10 else b"")
-            left = self._plain.get(shape, 0)
-            if not left:
+            balance_left = self._plain.get(shape, 0)
+            if not balance_left:
                 self.wrong(f"nobody asked for {item} that often (I3, I5)")
-            self._plain[shape] = left - 1
+            self._plain[shape] = balance_left - 1
             return
         if call is None or call.user != item.user or COMMANDS[call.method] != item.op:
             self.wrong(f"nobody asked for {item} (I5)")
@@ -268,26 +268,26 @@ class Auditor:
 
     def answered(self, call: Call, reply: dict[str, Any]) -> None:
         """A client got a result: everything it tells must be durable now."""
-        known = self.users.get(call.user)
+        account = self.users.get(call.user)
         entry_id = reply["entry_id"]
-        item = known.items.get(entry_id) if known is not None else None
-        if known is None or item is None:
+        item = account.items.get(entry_id) if account is not None else None
+        if account is None or item is None:
             self.wrong(f"{call} was told of entry {entry_id}, which is not durable (I4)")
             raise AssertionError
         self.seen[call.user] = max(entry_id, self.seen.get(call.user, 0))
         if call.method not in COMMANDS:
             if entry_id < call.after:
                 self.wrong(f"{call} reads entry {entry_id}, after {call.after} had been seen")
-            following = known.items.get(entry_id + 1)
-            if not self.accrues and reply["balance_nanos"] != known.shown_nanos(reply["at_ns"], item):
+            following = account.items.get(entry_id + 1)
+            if not self.accrues and reply["balance_nanos"] != account.shown_nanos(reply["at_ns"], item):
                 self.wrong(f"{call} reads {reply['balance_nanos']} at {reply['at_ns']}, by {item} (I4, I6)")
             if following is not None and following.at_ns < reply["at_ns"]:
                 self.wrong(f"{call} reads a state of {reply['at_ns']} that had been changed before: {following}")
             return
         if item.op != COMMANDS[call.method]:
             self.wrong(f"{call} was answered with {item} (I2)")
-        shown = (item.at_ns, item.balance // (3600 * 10**9), item.seq)
-        if shown != (reply["at_ns"], reply["balance_nanos"], reply["exhaustion_seq"]):
+        expected = (item.at_ns, item.balance // (3600 * 10**9), item.seq)
+        if expected != (reply["at_ns"], reply["balance_nanos"], reply["exhaustion_seq"]):
             self.wrong(f"{call} was answered with {reply}, the log has {item} (I2)")
         if call.request_id:
             if item.request_id != call.request_id:
@@ -311,17 +311,17 @@ class Auditor:
 
     def read_history(self, call: Call, rows: list[dict[str, Any]]) -> None:
         """A client got its history: newest first, all of it durable, and holding every answered entry."""
-        known = self.users[call.user]
+        account = self.users[call.user]
         newest = rows[0]["entry_id"] if rows else 0
         if newest < call.after:
             self.wrong(f"{call} begins with entry {newest}, after {call.after} had been answered (I6)")
         for index, row in enumerate(rows):
-            item = known.items.get(newest - index)
+            item = account.items.get(newest - index)
             if item is None or row["entry_id"] != newest - index:
                 self.wrong(f"{call} has row {row}, which is not durable, or out of order (I4)")
                 raise AssertionError
-            shown = (item.at_ns, item.balance // (3600 * 10**9))
-            if shown != (row["at_ns"], row["balance_after_nanos"]):
+            expected = (item.at_ns, item.balance // (3600 * 10**9))
+            if expected != (row["at_ns"], row["balance_after_nanos"]):
                 self.wrong(f"{call} has row {row}, the log has {item} (I6)")
 
     # -- what the endpoint sees -------------------------------------------------------------------------------------
@@ -339,11 +339,11 @@ class Auditor:
     def attempt(self, kind: str, user: bytes, event_id: str, seq: int, exhausted_at_ns: int, now_ns: int) -> None:
         """An attempt starts: its request is being written."""
         self.attempts += 1
-        known = self.users.get(user)
-        if known is None or known.last is None:
+        account = self.users.get(user)
+        if account is None or account.last is None:
             self.wrong(f"a {kind} for {user!r}, of whom nothing is durable (I4)")
             raise AssertionError
-        due_ns = known.called_ns(seq, exhausted_at_ns) if kind == "cutoff" else exhausted_at_ns
+        due_ns = account.called_ns(seq, exhausted_at_ns) if kind == "cutoff" else exhausted_at_ns
         if now_ns < due_ns:
             self.wrong(f"{kind} {event_id} starts {due_ns - now_ns} ns early (I17)")
         # A restore is called by the newest cutoff it follows, which may be one after the last that was sent.
@@ -356,17 +356,17 @@ class Auditor:
         if event not in self._attempted:
             self._attempted.add(event)
             self.first_ns[user] = now_ns - due_ns
-        if seq in known.superseded:
+        if seq in account.superseded:
             self.wrong(f"{event_id} starts after what superseded it was durable (I19)")
-        if seq in known.reported and not known.retried:
+        if seq in account.reported and not account.retried:
             self.wrong(f"{event_id} starts after it was durably delivered (I19)")
-        crossed = known.crossings.get(seq)
+        crossed = account.crossings.get(seq)
         if crossed is None:
-            last = known.last
+            last = account.last
             # What time alone does may go before its entries: E of the last entry, moved by the leases that end before
             # it. With a hold open, each that expires may save the account and let it run dry once more.
-            alone = seq == last.seq + 1 and known.falls_ns() == exhausted_at_ns
-            if not alone and not (last.holds_nanos and last.seq < seq <= last.seq + 1 + known.holds):
+            alone = seq == last.seq + 1 and account.falls_ns() == exhausted_at_ns
+            if not alone and not (last.holds_nanos and last.seq < seq <= last.seq + 1 + account.holds):
                 self.wrong(f"{event_id} has no cause that is durable: {last} (I4, I17)")
         elif crossed != exhausted_at_ns:
             self.wrong(f"{event_id} at {exhausted_at_ns}, the log says {crossed} (I17)")
@@ -376,17 +376,17 @@ class Auditor:
         users for whom no other call is under way. A cutoff waits from its cause, or from the end of its user's last
         call if that is later: one call at a time is made for a user.
         """
-        for known in self.users.values():
-            if known.user in self._calling:
+        for account in self.users.values():
+            if account.user in self._calling:
                 continue
-            owed = [seq for seq in known.crossings if seq not in known.superseded]
-            fresh = [seq for seq in owed if (known.user, seq, "cutoff") not in self._attempted]
-            if len(fresh) == 1 and not any(self.is_owed(known, seq) for seq in owed if seq != fresh[0]):
-                yield known.user, fresh[0], max(known.due[fresh[0]], self._called_ns.get(known.user, 0))
+            owed = [seq for seq in account.crossings if seq not in account.superseded]
+            fresh = [seq for seq in owed if (account.user, seq, "cutoff") not in self._attempted]
+            if len(fresh) == 1 and not any(self.is_owed(account, seq) for seq in owed if seq != fresh[0]):
+                yield account.user, fresh[0], max(account.due[fresh[0]], self._called_ns.get(account.user, 0))
 
-    def is_owed(self, known: Known, seq: int) -> bool:
+    def is_owed(self, account: Known, seq: int) -> bool:
         """Whether a cutoff has neither had its 2xx nor been superseded."""
-        return seq not in known.superseded and not self.delivered.get((known.user, seq))
+        return seq not in account.superseded and not self.delivered.get((account.user, seq))
 
     def lateness_ns(self, user: bytes) -> int:
         """From the instant of the user's latest cutoff that was called to its first attempt; -1: none was called."""
@@ -415,20 +415,20 @@ class Auditor:
     def owed(self) -> list[str]:
         """What still has to be told to the endpoint."""
         return [
-            f"{known.user!r} cutoff {seq}"
-            for known in self.users.values()
-            for seq in known.crossings
-            if self.is_owed(known, seq)
+            f"{account.user!r} cutoff {seq}"
+            for account in self.users.values()
+            for seq in account.crossings
+            if self.is_owed(account, seq)
         ]
 
     def finish(self) -> None:
         """At a quiet point, with an endpoint that answers: everything adds up and nothing is owed."""
-        for known in self.users.values():
-            if not known.conserved():
-                self.wrong(f"{known.user!r}: money does not add up (I1)")
+        for account in self.users.values():
+            if not account.conserved():
+                self.wrong(f"{account.user!r}: money does not add up (I1)")
             for user, seq, kind in self.events:
                 sent_ns = self.events[user, seq, kind][1]
-                if user == known.user and kind == "cutoff" and known.crossings.get(seq) != sent_ns:
+                if user == account.user and kind == "cutoff" and account.crossings.get(seq) != sent_ns:
                     self.wrong(f"cutoff {seq} of {user!r} was sent and is not in the log as such (I5)")
         owed = self.owed()
         if owed:

@@ -23,12 +23,12 @@ from tests.simulation.run import play
 def outcome_of(seed: int, *, follows: bool = False, hosts: bool = False) -> dict[str, Any]:
     """Plays one seed; never raises but for an interrupt."""
     try:
-        played = play_hosts(seed) if hosts else play(seed, follows=follows)
+        outcome = play_hosts(seed) if hosts else play(seed, follows=follows)
     except KeyboardInterrupt:
         raise
     except BaseException as error:
         return {"seed": seed, "ok": False, "error": f"{type(error).__name__}: {error}"}
-    return {"ok": True, **played._asdict()}
+    return {"ok": True, **outcome._asdict()}
 
 
 def command_of(seed: int, *, follows: bool = False, hosts: bool = False) -> str:
@@ -36,11 +36,11 @@ def command_of(seed: int, *, follows: bool = False, hosts: bool = False) -> str:
     return f"python -m tests.simulation --seed {seed}{' --follows' * follows}{' --hosts' * hosts}"
 
 
-def known(out: Path | None) -> dict[int, dict[str, Any]]:
+def outcomes_in(path: Path | None) -> dict[int, dict[str, Any]]:
     """What the file has already."""
-    if out is None or not out.exists():
+    if path is None or not path.exists():
         return {}
-    lines = (json.loads(line) for line in out.read_text().splitlines() if line.endswith("}"))
+    lines = (json.loads(line) for line in path.read_text().splitlines() if line.endswith("}"))
     return {line["seed"]: line for line in lines}
 
 
@@ -66,14 +66,14 @@ def first_failing(first: int, last: int, *, follows: bool = False, hosts: bool =
 
 
 def campaign(
-    first: int, last: int, jobs: int = 1, out: Path | None = None, *, follows: bool = False, hosts: bool = False
+    first: int, last: int, jobs: int = 1, path: Path | None = None, *, follows: bool = False, hosts: bool = False
 ) -> dict[str, Any]:
-    """Plays seeds first..last-1 but those that `out` has; prints each that fails. What all of them came to."""
-    done = known(out)
-    left = [seed for seed in range(first, last) if seed not in done]
-    file = None if out is None else out.open("a")
-    for outcome in outcomes(left, jobs, follows=follows, hosts=hosts):
-        done[outcome["seed"]] = outcome
+    """Plays seeds first..last-1 but those in the file at `path`; prints each that fails. What all of them came to."""
+    outcomes_known = outcomes_in(path)
+    seeds_left = [seed for seed in range(first, last) if seed not in outcomes_known]
+    file = None if path is None else path.open("a")
+    for outcome in outcomes(seeds_left, jobs, follows=follows, hosts=hosts):
+        outcomes_known[outcome["seed"]] = outcome
         if file is not None:
             print(json.dumps(outcome), file=file, flush=True)
         if not outcome["ok"]:
@@ -82,15 +82,15 @@ def campaign(
     if file is not None:
         file.close()
     fired: dict[str, int] = {}
-    chosen = [done[seed] for seed in range(first, last)]
-    for one in chosen:
-        for kind, count in one.get("fired", {}).items():
+    chosen = [outcomes_known[seed] for seed in range(first, last)]
+    for seed_outcome in chosen:
+        for kind, count in seed_outcome.get("fired", {}).items():
             fired[kind] = fired.get(kind, 0) + count
     return {
         "seeds": len(chosen),
-        "failed": sorted(one["seed"] for one in chosen if not one["ok"]),
+        "failed": sorted(seed_outcome["seed"] for seed_outcome in chosen if not seed_outcome["ok"]),
         **{
-            name: sum(one.get(name, 0) for one in chosen)
+            name: sum(seed_outcome.get(name, 0) for seed_outcome in chosen)
             for name in ("calls", "entries", "attempts", "epochs", "steps")
         },
         "faults": dict(sorted(fired.items())),

@@ -75,9 +75,9 @@ class Client:
         self._protocol: Protocol | None = None
         self._number = 0
 
-    async def run(self, count: int, until: Callable[[], bool]) -> None:
-        """So many calls, several at once, and more until `until` says that it is enough."""
-        while self.calls < count or not until():
+    async def run(self, count: int, is_over: Callable[[], bool]) -> None:
+        """So many calls, several at once, and more until `is_over` says that it is enough."""
+        while self.calls < count or not is_over():
             together = [self._programs.call() for _ in range(self._rng.choice((1, 1, 1, 2, 4)))]
             self.calls += len(together)
             await self._all(together)
@@ -106,8 +106,8 @@ class Client:
         self._number += 1
         future = protocol.waiting[self._number] = self._loop.create_future()
         protocol.transport.write(msgpack.packb([0, self._number, method, list(params)]))
-        done, _ = await asyncio.wait([future], timeout=20.0)
-        if not done:
+        futures_done, _ = await asyncio.wait([future], timeout=20.0)
+        if not futures_done:
             self.drop()
             return None, None
         outcome = future.result()
@@ -125,11 +125,11 @@ class Client:
         pause_s = 0.02
         while calls:
             outcomes = await self._send(calls)
-            again = []
+            retried = []
             for call, outcome in zip(calls, outcomes, strict=True):
                 if self._take(call, outcome):
-                    again.append(call)
-            calls = again
+                    retried.append(call)
+            calls = retried
             if calls:
                 self.retries += len(calls)
                 await asyncio.sleep(pause_s * (0.5 + self._rng.random()))
@@ -150,16 +150,16 @@ class Client:
             protocol.connection_lost(None)
         else:
             protocol.transport.write(data)
-        done, pending = await asyncio.wait(futures, timeout=self.wait_s)
+        futures_done, pending = await asyncio.wait(futures, timeout=self.wait_s)
         if pending:  # it hangs: give the connection up
             self.unknown += len(pending)
             self.drop()
-        return [future.result() if future in done else LOST for future in futures]
+        return [future.result() if future in futures_done else LOST for future in futures]
 
     def _take(self, call: Call, outcome: Any) -> bool:
         """Hands an outcome to the auditor; whether the call is to be sent again."""
-        shown = outcome if outcome is not LOST else "-"
-        self._trace(self.name, call.method, call.user, call.tries, call.request_id, shown)
+        text = outcome if outcome is not LOST else "-"
+        self._trace(self.name, call.method, call.user, call.tries, call.request_id, text)
         if outcome is LOST:
             return bool(call.request_id) or call.method not in COMMANDS
         error, result = outcome
@@ -198,8 +198,8 @@ class Client:
             self._number += 1
             greeting = protocol.waiting[self._number] = self._loop.create_future()
             protocol.transport.write(msgpack.packb([0, self._number, "hello", [{"errors": "map"}]]))
-            done, _ = await asyncio.wait([greeting], timeout=self.wait_s)
-            if done and greeting.result() is not LOST:
+            futures_done, _ = await asyncio.wait([greeting], timeout=self.wait_s)
+            if futures_done and greeting.result() is not LOST:
                 self._protocol = protocol
             elif protocol.transport is not None:
                 protocol.transport.close()

@@ -106,10 +106,10 @@ class HostMachine(Machine):
         self._servers = servers
 
     def loop_of(self, name: str) -> NetLoop:
-        made = BlockingLoop(self.kernel, name, self.net)  # type: ignore[abstract]  # of asyncio's loop what we use
-        made.node = self.node
-        made.dial = partial(self.between.connect, made)
-        return made
+        loop = BlockingLoop(self.kernel, name, self.net)  # type: ignore[abstract]  # of asyncio's loop what we use
+        loop.node = self.node
+        loop.dial = partial(self.between.connect, loop)
+        return loop
 
     def executor_of(self, name: str, loop: NetLoop) -> SerialExecutor:
         assert isinstance(loop, BlockingLoop)
@@ -143,11 +143,11 @@ class Between:
 
     def listen(self, net: Net, node: str) -> SimSocket:
         """A socket at a free port of this host."""
-        made = net.listen()
+        listener = net.listen()
         self._port += 1
-        made.address = (f"host-{node}", self._port)
-        self.doors[made.address] = made
-        return made
+        listener.address = (f"host-{node}", self._port)
+        self.doors[listener.address] = listener
+        return listener
 
     async def connect(self, loop: BlockingLoop, factory: Callable[[], Any], host: str, port: int) -> None:
         """Raises OSError, or waits for ever where nobody answers."""
@@ -159,13 +159,13 @@ class Between:
         if door is None or door.listener is None or not door.listener.servers():
             raise ConnectionRefusedError(f"nobody listens at {host}:{port}")
         stream = Stream(self.kernel, self.rng.getrandbits(32))
-        gone: list[int] = []
+        cuts: list[int] = []
 
         def carried(data: bytes) -> list[int]:
-            if pair in self.parted and not gone:
-                gone.append(1)
+            if pair in self.parted and not cuts:
+                cuts.append(1)
                 loop.call_in(GONE_S * SECOND_NS, stream.cut)
-            return [] if gone else [0]
+            return [] if cuts else [0]
 
         for end in stream.ends:
             end.filter, end.is_far = carried, True
@@ -290,10 +290,10 @@ class SimHost:
 
         def build(begin: Begin) -> Billing:
             process.name = process.loop.name = f"worker-{begin.shard_id}"
-            seen = Seen(cluster.auditor, self.owner(process.pid), begin.shard_id)
+            seen_calls = Seen(cluster.auditor, self.owner(process.pid), begin.shard_id)
 
             def endpoint(origin: str, limits: object, clocks: Clocks, tls: object) -> SimEndpoint:
-                return SimEndpoint(origin, clocks, cluster.moods, seen, cluster.trace)
+                return SimEndpoint(origin, clocks, cluster.moods, seen_calls, cluster.trace)
 
             def history(shard: FollowedShard, settings: object) -> NoHistory:
                 return NoHistory(Archive(), shard.shard_id, shard.journal)
@@ -322,7 +322,7 @@ class SimHost:
         self.cluster.trace(self.node, "worker ended", shard, process.pid, code)
         self.exits.append((f"worker-{shard}", code))
         if code == Exit.DISK or (code == Exit.DAMAGED and not self.cluster.lost):
-            reason = "" if self.supervisor is None else [one.reason for one in self.supervisor.workers.values()]
+            reason = "" if self.supervisor is None else [worker.reason for worker in self.supervisor.workers.values()]
             self.cluster.failed(Violation(f"{self.node}: the worker of shard {shard} ended with {code}: {reason}"))
 
     def _on_alarm(self, process: SimProcess, boot_ns: int) -> None:
@@ -332,7 +332,7 @@ class SimHost:
 
     def pause(self, until_ns: int, names: tuple[str, ...] = ("",)) -> bool:
         """Lets the processes whose names begin so stand still; whether there were any."""
-        hit = [one for one in self.machine.processes.values() if one.name.startswith(names)]
+        hit = [process for process in self.machine.processes.values() if process.name.startswith(names)]
         late_ns = self._rng.choice((0, WAKING_NS))
         for process in hit:
             process.loop.hung_until_ns, process.loop.timers_late_ns = until_ns, late_ns
@@ -379,10 +379,10 @@ class HostsClient(Client):
             self._loop.call_later(LOOK_S, self._look, opened)
 
     def _take(self, call: Call, outcome: Any) -> bool:
-        again = super()._take(call, outcome)
-        if again and self._rng.random() < 0.5:
+        is_again = super()._take(call, outcome)
+        if is_again and self._rng.random() < 0.5:
             self.drop()
-        return again
+        return is_again
 
 
 class Watcher(HostsClient):
@@ -392,16 +392,16 @@ class Watcher(HostsClient):
 
     async def watch(self, users: list[bytes]) -> None:
         """To be cancelled. It asks again without having an answer."""
-        asked: set[asyncio.Task[Any]] = set()
+        tasks: set[asyncio.Task[Any]] = set()
         try:
             while True:
-                if len(asked) < WATCHED:
+                if len(tasks) < WATCHED:
                     call = Call("get_account", self._rng.choice(users), [], {})
-                    asked.add(task := self._loop.create_task(self.until_known(call)))
-                    task.add_done_callback(asked.discard)
+                    tasks.add(task := self._loop.create_task(self.until_known(call)))
+                    task.add_done_callback(tasks.discard)
                 await asyncio.sleep(0.6 * self._rng.random())
         finally:
-            for task in asked:
+            for task in tasks:
                 task.cancel()
 
 
@@ -476,11 +476,11 @@ class Cluster(Course):
 
     def state(self) -> str:
         """Where everything is, for a message."""
-        told = []
+        lines = []
         for host in self.hosts:
-            reasons = "down" if host.supervisor is None else [one.text for one in host.supervisor.unserved()]
-            told.append(f"{host.node}: {reasons}, refused {host.refused[-2:]}, exits {host.exits[-6:]}")
-        return f"{'; '.join(told)}; owed: {self.auditor.owed()[:5]}"
+            reasons = "down" if host.supervisor is None else [shard.text for shard in host.supervisor.unserved()]
+            lines.append(f"{host.node}: {reasons}, refused {host.refused[-2:]}, exits {host.exits[-6:]}")
+        return f"{'; '.join(lines)}; owed: {self.auditor.owed()[:5]}"
 
     def serving(self) -> SimHost | None:
         """The host that serves, or one of those that do, if every bucket is served."""
@@ -491,9 +491,9 @@ class Cluster(Course):
             for worker in host.supervisor.workers.values()
         }
         owners = [states.get(log.owner.pid) for log in self.auditor.logs.values()]
-        if len(owners) < self.shards or any(one is None or one[1] != "serving" for one in owners):
+        if len(owners) < self.shards or any(owner is None or owner[1] != "serving" for owner in owners):
             return None
-        return next(one[0] for one in owners if one is not None)
+        return next(owner[0] for owner in owners if owner is not None)
 
     def is_quiet(self) -> bool:
         """Every bucket is served, nothing is owed, nothing waits for the log."""
@@ -507,25 +507,25 @@ class Cluster(Course):
                 if process.loop.hung_until_ns > self.kernel.now_ns:
                     return False
         workers = [host.bodies[pid].worker for host in self.hosts for pid in host.bodies if pid in pids]
-        if any(one is None or one._writing or one.shard.has_more() for one in workers):
+        if any(worker is None or worker._writing or worker.shard.has_more() for worker in workers):
             return False
-        if any(one is not None and (one.shard._frozen or one.shard._arrived) for one in workers):
+        if any(worker is not None and (worker.shard._frozen or worker.shard._arrived) for worker in workers):
             return False  # the last word of a move is on its way
-        return all(one is not None and one.may_act() for one in workers)
+        return all(worker is not None and worker.may_act() for worker in workers)
 
     def client(self, name: str, programs: Programs) -> HostsClient:
         """One that knows all doors."""
         rng = random.Random(self.rng.getrandbits(64))
-        made = HostsClient(name, self.outside, self.hosts[0].door, self.auditor, programs, rng, self.trace)
-        made.doors = [host.door for host in self.hosts]
-        return made
+        client = HostsClient(name, self.outside, self.hosts[0].door, self.auditor, programs, rng, self.trace)
+        client.doors = [host.door for host in self.hosts]
+        return client
 
     def watcher(self, host: SimHost, programs: Programs) -> Watcher:
         """One that reads at this host's door."""
         rng = random.Random(self.rng.getrandbits(64))
-        made = Watcher(f"at {host.node}", self.outside, host.door, self.auditor, programs, rng, self.trace)
-        made.doors = [host.door]
-        return made
+        watcher = Watcher(f"at {host.node}", self.outside, host.door, self.auditor, programs, rng, self.trace)
+        watcher.doors = [host.door]
+        return watcher
 
     def heal(self) -> None:
         """Nothing goes wrong from here on, and every daemon is there."""

@@ -104,45 +104,45 @@ class HostsAuditor(Auditor):
 
     def _record(self, shard: int, sequence: int, message: bytes) -> None:
         log = self.logs.setdefault(shard, ShardLog())
-        magic, kind, last, part, of, epoch, position, before, chain, _, until_ns, _ = _RECORD.unpack_from(message)
+        magic, kind, last, part, of, epoch, position, chain_before, chain, _, until_ns, _ = _RECORD.unpack_from(message)
         body = message[_RECORD.size + 4 :]
-        what = f"record {sequence} of shard {shard}, of epoch {epoch}"
+        description = f"record {sequence} of shard {shard}, of epoch {epoch}"
         if magic != b"BJS\x01" or of != shard:
-            self.wrong(f"{what}: no record")
+            self.wrong(f"{description}: no record")
         if kind == _EPOCH:
-            self._begins(log, what, epoch, int(body.decode().removeprefix("pid ")))
+            self._begins(log, description, epoch, int(body.decode().removeprefix("pid ")))
         elif epoch != log.epoch:
-            self.wrong(f"{what} follows one of epoch {log.epoch} (C1)")
+            self.wrong(f"{description} follows one of epoch {log.epoch} (C1)")
         elif log.is_sealed:
-            self.wrong(f"{what} follows a seal (C1)")
+            self.wrong(f"{description} follows a seal (C1)")
         log.known_ns = log.granted_ns
         log.is_sealed = kind == _SEAL
         log.granted_ns = until_ns
         log.beats += kind == _BEAT
         if kind != _BATCH:
-            if (position, before, chain) != (log.position, log.chain, log.chain):
-                self.wrong(f"{what} is at position {position}, the log at {log.position} (C2)")
+            if (position, chain_before, chain) != (log.position, log.chain, log.chain):
+                self.wrong(f"{description} is at position {position}, the log at {log.position} (C2)")
             return
         if part == 0:
             log.parts, log.part_chain = [], log.chain
-        if part != len(log.parts) or position != log.position + 1 or before != log.part_chain:
-            self.wrong(f"{what} is part {part} of batch {position} behind {log.position} (C2)")
+        if part != len(log.parts) or position != log.position + 1 or chain_before != log.part_chain:
+            self.wrong(f"{description} is part {part} of batch {position} behind {log.position} (C2)")
         log.parts.append(body)
-        log.part_chain = crc32c(body, before)
+        log.part_chain = crc32c(body, chain_before)
         if chain != log.part_chain:
-            self.wrong(f"{what} has another chain than its bytes (C2)")
+            self.wrong(f"{description} has another chain than its bytes (C2)")
         if last:
             log.position, log.chain = position, chain
             self._batch(f"shard-{shard}", position, b"".join(log.parts))
 
-    def _begins(self, log: ShardLog, what: str, epoch: int, pid: int) -> None:
+    def _begins(self, log: ShardLog, description: str, epoch: int, pid: int) -> None:
         if epoch != log.epoch + 1:
-            self.wrong(f"{what} follows epoch {log.epoch} (C1)")
+            self.wrong(f"{description} follows epoch {log.epoch} (C1)")
         old = log.owner
         if not log.is_sealed and log.granted_ns > log.began_ns and old.boot in self.boots:
             left_ns = log.granted_ns - billing_of(self.lines.get(old.boot, []), self.boots[old.boot]())
             if left_ns > 0:
-                self.wrong(f"{what} begins {left_ns} ns before the time of {old.node} has passed (C1)")
+                self.wrong(f"{description} begins {left_ns} ns before the time of {old.node} has passed (C1)")
         log.epoch, log.began_ns, log.owner = epoch, log.granted_ns, self._owner_of(pid)
         self.epochs += 1
         self.epoch_owners.add(log.owner.node)

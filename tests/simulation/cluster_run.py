@@ -101,10 +101,10 @@ class HostsChaos:
         self.programs.is_quiet = True
         await asyncio.sleep(0.2)
         for user in self.programs.users:
-            told = await self.operator.until_known(Call("get_account", user, [], {}))
-            left = told.get("available_nanos", 0)
-            rate = int(left * 3600 / (seconds * (0.4 + 0.5 * self.rng.random())))
-            if left > 0:
+            account = await self.operator.until_known(Call("get_account", user, [], {}))
+            available_nanos = account.get("available_nanos", 0)
+            rate = int(available_nanos * 3600 / (seconds * (0.4 + 0.5 * self.rng.random())))
+            if available_nanos > 0:
                 message = b"dry %b %d" % (user, self.cluster.kernel.now_ns)
                 call = Call("set_rate", user, [rate], {"per": "hour", "message": message, "request_id": message})
                 call.number, call.tag = rate, call.options["message"]
@@ -244,9 +244,9 @@ class HostsChaos:
         serving = cluster.serving()
         if serving is None:
             return
-        gone = self.rng.choice(([serving], cluster.hosts))
+        hosts_struck = self.rng.choice(([serving], cluster.hosts))
         stream = self.rng.choice([f"J_{shard}" for shard in range(1, cluster.shards + 1)] + ["M"])
-        for host in gone:
+        for host in hosts_struck:
             self.down(host, 0.5)
             host.kill()
         before_ns = cluster.kernel.now_ns - SEEN_NS
@@ -256,15 +256,15 @@ class HostsChaos:
                 stream = "J_1"  # not every host has seen that
         if stream == "M":
             before_ns = stored[-self.rng.randint(1, min(3, len(stored) - 1))].at_ns - 1
-        lost = servers.forget(stream, before_ns)
-        assert lost, "its owner has not been heard of"
-        cluster.lost[stream] = lost
+        messages_lost = servers.forget(stream, before_ns)
+        assert messages_lost, "its owner has not been heard of"
+        cluster.lost[stream] = messages_lost
         cluster.auditor.damaged.add(stream)
         self.hit("forget")
         await asyncio.sleep(self.rng.choice((6.0, 15.0)))
         for host in cluster.hosts:
             host.kill()
-        servers.restore(stream, lost)
+        servers.restore(stream, messages_lost)
         cluster.auditor.damaged.discard(stream)
         del cluster.lost[stream]
 

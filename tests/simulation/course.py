@@ -45,9 +45,9 @@ class Course:
 
     # -- the trace --------------------------------------------------------------------------------------------------
 
-    def trace(self, *what: Any) -> None:
+    def trace(self, *fields: Any) -> None:
         """One line of what happened; all of them make the hash that a repetition must have, too."""
-        line = f"{self.kernel.now_ns} {what}"
+        line = f"{self.kernel.now_ns} {fields}"
         self._hash.update(line.encode())
         if self.log is not None:
             self.log.append(line)
@@ -66,16 +66,16 @@ class Course:
 
     # -- running ----------------------------------------------------------------------------------------------------
 
-    def run(self, until: Callable[[], bool], seconds: float, what: str) -> None:
+    def run(self, is_over: Callable[[], bool], seconds: float, description: str) -> None:
         """Lets things happen until it is so. Raises what went wrong, or Stuck after so much virtual time."""
         limit_ns = self.kernel.now_ns + int(seconds * SECOND_NS)
-        ended = self.kernel.run(lambda: self.trouble is not None or until(), limit_ns)
+        is_ended = self.kernel.run(lambda: self.trouble is not None or is_over(), limit_ns)
         if self.trouble is not None:
             raise self.trouble
         if self.kernel.troubles:
             raise Violation(self.kernel.troubles[0])
-        if not ended:
-            raise Stuck(f"{what}: not within {seconds} s; {self.state()}")
+        if not is_ended:
+            raise Stuck(f"{description}: not within {seconds} s; {self.state()}")
 
     def task(self, coroutine: Any) -> asyncio.Task[Any]:
         """Runs a coroutine of the outside world."""

@@ -49,15 +49,15 @@ def batches_of(content: bytes, segment: Segment, offset: int, chain: int) -> Ite
     """(position, payload, offset behind it, chain) from `offset` on, as long as they are whole; barriers are passed."""
     seed = crc32c(segment.salt.to_bytes(8, "little"))
     while offset + 56 <= len(content):
-        magic, hcrc, own, length, position, flags, before, _, _, _ = _HEADER.unpack_from(content, offset)
-        if magic != b"\xb1BAT" or crc32c(content[offset + 8 : offset + 52], seed) != hcrc or before != chain:
+        magic, hcrc, payload_crc, length, position, flags, chain_before, _, _, _ = _HEADER.unpack_from(content, offset)
+        if magic != b"\xb1BAT" or crc32c(content[offset + 8 : offset + 52], seed) != hcrc or chain_before != chain:
             return
         payload = bytes(content[offset + 52 : offset + 52 + length])
-        if crc32c(payload, chain) != own or content[offset + 52 + length : offset + 56 + length] != b"\xb1END":
+        if crc32c(payload, chain) != payload_crc or content[offset + 52 + length : offset + 56 + length] != b"\xb1END":
             return
         offset += 56 + length
         offset += -offset % segment.align
-        chain = own
+        chain = payload_crc
         if not flags & 1:
             yield position, payload, offset, chain
         else:

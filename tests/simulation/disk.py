@@ -73,9 +73,9 @@ class SimDisk:
         for path in [path for path, holder in self.medium.locks.items() if holder is self]:
             del self.medium.locks[path]
 
-    def fail(self, what: int | str, *, calls_ahead: int = 1, sticky: bool = False, only: str = "") -> None:
+    def fail(self, error: int | str, *, calls_ahead: int = 1, sticky: bool = False, only: str = "") -> None:
         """Let the call go wrong that comes so many calls from now; `only`: so many of that name."""
-        self._fault = Fault(self.calls + calls_ahead, what, sticky)
+        self._fault = Fault(self.calls + calls_ahead, error, sticky)
         self._only, self._ahead = only, calls_ahead
 
     def spare(self) -> None:
@@ -105,11 +105,11 @@ class SimDisk:
             self._end(fault.what)
         return fault.what
 
-    def _end(self, how: int | str) -> None:
-        if how == "power":
+    def _end(self, error: int | str) -> None:
+        if error == "power":
             self.medium.lose_power(self._rng)
         self.kill()
-        raise Crashed(how)
+        raise Crashed(error)
 
     def _plain(self, call: str, path: str) -> None:
         """Enter a call that either fails and does nothing, or is done."""
@@ -146,8 +146,8 @@ class SimDisk:
     # -- the disk ----------------------------------------------------------------------------------------------------
 
     def create(self, path: str) -> int:
-        where, name = split(path)
-        if name in self._directory(where).names:
+        directory, name = split(path)
+        if name in self._directory(directory).names:
             raise FileExistsError(errno.EEXIST, "it exists", path)
         node = Node()
         self._changing("create", path, (node, "", name))
@@ -249,16 +249,16 @@ class SimDisk:
     def rename(self, source: str, target: str) -> None:
         node = self.medium.node(source)
         self._changing("rename", source, (node, split(source)[1], split(target)[1]))
-        for handle, (_, held) in list(self._handles.items()):
-            if held is node:
+        for handle, (_, node_held) in list(self._handles.items()):
+            if node_held is node:
                 self._handles[handle] = target, node
 
     def unlink(self, path: str) -> None:
         self._changing("unlink", path, (self.medium.node(path), split(path)[1], ""))
 
     def exists(self, path: str) -> bool:
-        where, name = split(path.rstrip("/"))
-        return path in self.medium.directories or name in self._directory(where).names
+        directory, name = split(path.rstrip("/"))
+        return path in self.medium.directories or name in self._directory(directory).names
 
     def listdir(self, path: str) -> list[str]:
         self._plain("listdir", path)
@@ -279,8 +279,8 @@ class SimDisk:
         if path in self.medium.locks:
             raise BlockingIOError(errno.EWOULDBLOCK, "locked", path)
         self.medium.locks[path] = self
-        where, name = split(path)
-        directory = self._directory(where)
+        directory_path, name = split(path)
+        directory = self._directory(directory_path)
         node = directory.names.get(name, Node())
         if name not in directory.names:
             directory.change((node, "", name))

@@ -32,7 +32,7 @@ async def draining(chaos: Chaos) -> bool:
     fewer = rng.randrange(1, world.workers)
     going = range(fewer + 1, world.workers + 1)
     machine = world.machine
-    kept = machine.slow_disk, machine.slow_share
+    usual_speed = machine.slow_disk, machine.slow_share
     machine.slow_disk, machine.slow_share = rng.random() < 0.5, 0.5
     if rng.random() < DOWN:
         world.moods.wrong[rng.choice(("refused", "slow", "5xx"))] = rng.choice((0.5, 0.9))
@@ -43,11 +43,11 @@ async def draining(chaos: Chaos) -> bool:
         supervisor = world.supervisor
         if supervisor is not None and supervisor.workers and set(supervisor.map.weights) == set(range(1, fewer + 1)):
             break
-        there = [process for process in followers.running if int(process.name.partition("-")[2]) in going]
-        if there and rng.random() < STRUCK:
-            strikes.strike(rng.choice(sorted(there, key=lambda process: process.pid)))
+        processes = [process for process in followers.running if int(process.name.partition("-")[2]) in going]
+        if processes and rng.random() < STRUCK:
+            strikes.strike(rng.choice(sorted(processes, key=lambda process: process.pid)))
         await asyncio.sleep(LOOK_S)
-    machine.slow_disk, machine.slow_share = kept
+    machine.slow_disk, machine.slow_share = usual_speed
     for kind, count in strikes.fired.items():
         chaos.fired[f"{kind}, draining"] = chaos.fired.get(f"{kind}, draining", 0) + count
     return True

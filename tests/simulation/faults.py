@@ -80,9 +80,9 @@ class Chaos:
         processes = self.world.machine.processes.values()
         return [process for process in processes if process.name.startswith("worker-")]
 
-    async def _wait(self, until: Callable[[], bool], seconds: float = 1.0) -> bool:
+    async def _wait(self, is_over: Callable[[], bool], seconds: float = 1.0) -> bool:
         for _ in range(int(seconds / 0.01)):
-            if until():
+            if is_over():
                 return True
             await asyncio.sleep(0.01)
         return False
@@ -119,19 +119,21 @@ class Chaos:
     async def kill_at_call(self) -> bool:
         return await self._at_call("kill")
 
-    async def _at_call(self, what: int | str) -> bool:
+    async def _at_call(self, error: int | str) -> bool:
         """At one of the coming calls of some process's disk."""
         followers = self.world.followers  # whose disk is another one
         running = [
-            one for one in self.world.machine.processes.values() if followers is None or one not in followers.running
+            process
+            for process in self.world.machine.processes.values()
+            if followers is None or process not in followers.running
         ]
         if not running:
             return False
         process = self.rng.choice(running)
         if self.rng.random() < 0.5:
-            process.disk.fail(what, calls_ahead=self.rng.choice((1, 1, 2, 2, 3, 5, 8, 20)))
+            process.disk.fail(error, calls_ahead=self.rng.choice((1, 1, 2, 2, 3, 5, 8, 20)))
         else:
-            process.disk.fail(what, calls_ahead=self.rng.choice((1, 1, 2, 3)), only=self.rng.choice(CALLS))
+            process.disk.fail(error, calls_ahead=self.rng.choice((1, 1, 2, 3)), only=self.rng.choice(CALLS))
         await self._wait(lambda: process.disk.fired > 0 or process.exit_code is not None)
         process.disk.spare()
         return process.disk.fired > 0
@@ -183,9 +185,9 @@ class Chaos:
 
     async def no_room(self) -> bool:
         medium = self.world.machine.medium
-        before = medium.refusals
+        refusals = medium.refusals
         medium.capacity_bytes = medium.used_bytes() + self.rng.choice((0, 5_000, 30_000))
-        met = await self._wait(lambda: medium.refusals > before, 3.0)
+        met = await self._wait(lambda: medium.refusals > refusals, 3.0)
         if met:
             await asyncio.sleep(self.rng.random())
         medium.capacity_bytes = None
@@ -205,10 +207,10 @@ class Chaos:
         await (self.power() if rng.random() < 0.5 else self.kill_all())
         medium = world.machine.medium
         paths = [
-            f"{where}/{name}"
-            for where, directory in medium.directories.items()
+            f"{path}/{name}"
+            for path, directory in medium.directories.items()
             for name in directory.names
-            if where.startswith(DATA) and name != "lock" and len(medium.node(f"{where}/{name}").content)
+            if path.startswith(DATA) and name != "lock" and len(medium.node(f"{path}/{name}").content)
         ]
         aimed = self._aim(paths) if rng.random() < 0.6 else None
         if aimed is None:
@@ -292,7 +294,7 @@ class Chaos:
 
     def _held(self) -> bool:
         supervisor = self.world.supervisor
-        return supervisor is not None and any(one.state == "held" for one in supervisor.workers.values())
+        return supervisor is not None and any(worker.state == "held" for worker in supervisor.workers.values())
 
     async def snapshot(self) -> bool:
         workers = [process.worker for process in self.world.processes.values() if process.worker is not None]
@@ -300,10 +302,10 @@ class Chaos:
         if not live:
             return False
         worker = self.rng.choice(live)
-        before = worker.snapshotter.count
+        count = worker.snapshotter.count
         worker.snapshotter.begin()
         worker.wake()
-        return await self._wait(lambda: worker.snapshotter.count > before)
+        return await self._wait(lambda: worker.snapshotter.count > count)
 
     # -- wires, clocks, the endpoint --------------------------------------------------------------------------------
 
@@ -311,14 +313,14 @@ class Chaos:
         """A wire between two workers."""
         if not await self._two_shards():
             return False
-        streams = [one for one in self.world.machine.net.peers if not any(end.is_closing() for end in one.ends)]
+        streams = [peer for peer in self.world.machine.net.peers if not any(end.is_closing() for end in peer.ends)]
         if streams:
             self.rng.choice(streams).cut()
         return bool(streams)
 
     async def cut_client(self) -> bool:
-        streams = [one.stream for one in self.clients if one.stream is not None]
-        streams = [one for one in streams if not any(end.is_closing() for end in one.ends)]
+        streams = [client.stream for client in self.clients if client.stream is not None]
+        streams = [stream for stream in streams if not any(end.is_closing() for end in stream.ends)]
         if streams:
             self.rng.choice(streams).cut()
         return bool(streams)
@@ -329,11 +331,11 @@ class Chaos:
 
     async def bad_endpoint(self) -> bool:
         moods, rng = self.world.moods, self.rng
-        before = sum(moods.met.values())
+        met = sum(moods.met.values())
         for name in rng.sample(ENDPOINT, 2):
             moods.wrong[name] = rng.choice((0.3, 0.5, 0.9))
         moods.wrong["dropped"] = 0.1
-        return await self._wait(lambda: sum(moods.met.values()) > before)
+        return await self._wait(lambda: sum(moods.met.values()) > met)
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
@@ -355,13 +357,13 @@ class Chaos:
         if not await self._two_shards():
             return False
 
-        async def some() -> None:
+        async def move_some() -> None:
             for _ in range(12):
                 await self.move()
                 await asyncio.sleep(self.rng.random() * 0.05)
 
         if self._mover is None or self._mover.done():
-            self._mover = self.world.task(some())
+            self._mover = self.world.task(move_some())
         return True
 
     async def _two_shards(self) -> bool:

@@ -70,12 +70,12 @@ class Fiber:
     def _switch(self) -> None:
         stack = self._stack
         assert stack is not None
-        before, Fiber.current = Fiber.current, self
+        previous, Fiber.current = Fiber.current, self
         stack.parent = greenlet.getcurrent()  # where it goes on once this waits, or has ended, and what it raises
         try:
             stack.switch()
         finally:
-            Fiber.current = before
+            Fiber.current = previous
             if stack.dead:
                 self.is_busy, self._stack = False, None
 
@@ -121,8 +121,8 @@ class BlockingLoop(NetLoop):
 
     def fiber(self) -> Fiber:
         """A new thread of this process."""
-        self.fibers.append(made := Fiber(self))
-        return made
+        self.fibers.append(fiber := Fiber(self))
+        return fiber
 
     def do(self, handle: Handle) -> None:
         if handle.wakes or not self.may_block:

@@ -99,19 +99,24 @@ class Files:
             finally:
                 self.log_is_synced()
         self.fails_aloud = False
-        before, identity = read(self.path), self._identity()
+        content_before, identity = read(self.path), self._identity()
         size = max(len(read(name) or b"") for name in (self.path, self.log_path))
         try:
             with _writes_refused_from(self._rng.randrange(size + 1)):
-                made = work()
+                result = work()
         except BaseException:
-            after = read(self.path)
-            if before is not None and after is not None and after != before and self._identity() == identity:
+            content_after = read(self.path)
+            if (
+                content_before is not None
+                and content_after is not None
+                and content_after != content_before
+                and self._identity() == identity
+            ):
                 self.log_is_synced()  # SQLite does that before it touches the file
-                self._disk.kept.setdefault(self.path, _whole_pages(self._torn(before, after)))
+                self._disk.kept.setdefault(self.path, _whole_pages(self._torn(content_before, content_after)))
             raise
         self.log_is_synced()
-        return made
+        return result
 
     def _identity(self) -> int:
         """Which file stands under the name; 0: none."""
@@ -140,11 +145,11 @@ class Files:
         """
         if self._disk.kept:
             return False
-        before, log = Path(self.path).read_bytes(), read(self.log_path) or b""
+        content_before, log = Path(self.path).read_bytes(), read(self.log_path) or b""
         store.checkpoint()
-        after = Path(self.path).read_bytes()
+        content_after = Path(self.path).read_bytes()
         self.let_go(store.db, forgets=False)
-        Path(self.path).write_bytes(_whole_pages(self._torn(before, after)))
+        Path(self.path).write_bytes(_whole_pages(self._torn(content_before, content_after)))
         _write(self.log_path, log)
         self._synced_log = log
         return True

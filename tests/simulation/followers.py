@@ -78,10 +78,10 @@ class Told:
 
     def attempt(self, user: bytes, name: str) -> None:
         """A notice is on its way."""
-        owed, taken = self.owed.get(user, []), self.taken.get(user, 0)
-        if name not in owed[: taken + 1]:
+        owed, taken_count = self.owed.get(user, []), self.taken.get(user, 0)
+        if name not in owed[: taken_count + 1]:
             raise Violation(
-                f"notice {name} of {user!r} is sent after {taken} of {owed}: none is owed, or others before"
+                f"notice {name} of {user!r} is sent after {taken_count} of {owed}: none is owed, or others before"
             )
 
     def took(self, user: bytes, name: str) -> None:
@@ -98,21 +98,21 @@ class SimReceiver(SimEndpoint):
 
     told: Told
 
-    def ask(self, line: Any, request: bytes, timeout_s: float, told: Callable[[Verdict], None]) -> None:
+    def ask(self, line: Any, request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
         header = request.split(b"webhook-id: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
         quoted, _, name = header.partition(":")
         user = quoted.encode()
         self._trace("notice", header)
         self.told.attempt(user, name)
-        self.go_on(self._notice(line, user, name, timeout_s, told))
+        self.go_on(self._notice(line, user, name, timeout_s, on_verdict))
 
     async def _notice(
-        self, line: Any, user: bytes, name: str, timeout_s: float, told: Callable[[Verdict], None]
+        self, line: Any, user: bytes, name: str, timeout_s: float, on_verdict: Callable[[Verdict], None]
     ) -> None:
         verdict = await self._answer(line, user, timeout_s, lambda _: self.told.took(user, name))
         if not self.closed:
             self._idle.append(line)
-        told(verdict)
+        on_verdict(verdict)
 
 
 class Followers:
@@ -155,9 +155,9 @@ class Followers:
     def receiver(self, origin: str, _: Any, clocks: Any, __: Any) -> Any:
         """The endpoint of a notifier."""
         world = self.world
-        made = SimReceiver(origin, clocks, world.moods, world.auditor, world.trace)
-        made.told = self.told
-        return made
+        receiver = SimReceiver(origin, clocks, world.moods, world.auditor, world.trace)
+        receiver.told = self.told
+        return receiver
 
     def start(self, process: SimProcess, control: SimSocket) -> Any:
         """The main function of a follower's process."""
@@ -170,14 +170,14 @@ class Followers:
 
         def make() -> Follower:
             clocks = self.world.machine.clocks
-            made: Follower = (
+            follower: Follower = (
                 Projector(self.disk, clocks)
                 if kind == HISTORY
                 else Notifier(self.disk, clocks, process.rng, self.receiver)
             )
-            self.running[process] = made
-            self._watch(made, files)
-            return made
+            self.running[process] = follower
+            self._watch(follower, files)
+            return follower
 
         return serve(control, make)  # type: ignore[arg-type]
 
@@ -194,7 +194,7 @@ class Followers:
             finally:
                 files.log_is_synced()
 
-        def ended(error: BaseException | None) -> None:
+        def on_end(error: BaseException | None) -> None:
             locked = isinstance(error, sqlite3.OperationalError) and "locked" in str(error)
             if error is not None and code_of(error) == Exit.BUG and not locked:
                 self.world.on_trouble({"exception": error})
@@ -202,7 +202,7 @@ class Followers:
 
         follower.on_open = opened  # type: ignore[method-assign]
         follower.checkpoint = checkpointed  # type: ignore[method-assign]
-        follower.end = ended  # type: ignore[method-assign]
+        follower.end = on_end  # type: ignore[method-assign]
 
     def _on_end(self, process: SimProcess, files: Files, code: int) -> None:
         follower = self.running.pop(process, None)
@@ -215,8 +215,10 @@ class Followers:
             files.let_go(None if store is None else store.db, forgets=forgets)
 
     def _on_retire(self, shard: int) -> None:
-        if held := self.world.auditor.held.get(shard):
-            raise Violation(f"shard {shard} goes, and its journal does not say that buckets {sorted(held)} have left")
+        if buckets_held := self.world.auditor.held.get(shard):
+            raise Violation(
+                f"shard {shard} goes, and its journal does not say that buckets {sorted(buckets_held)} have left"
+            )
         for process, follower in self.running.items():
             kind, _, number = process.name.partition("-")
             store = follower.store
@@ -249,10 +251,10 @@ def _owed_in(store: Store) -> int:
 class Strikes:
     """What happens to followers beside the run's other faults."""
 
-    def __init__(self, followers: Followers, rng: random.Random, until: Callable[[], bool]) -> None:
+    def __init__(self, followers: Followers, rng: random.Random, is_over: Callable[[], bool]) -> None:
         self.followers = followers
         self.rng = rng
-        self.until = until
+        self.until = is_over
         self.fired: dict[str, int] = {}
 
     async def run(self) -> None:

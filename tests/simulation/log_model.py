@@ -95,12 +95,12 @@ class LogServers:
             return self.rng.randrange(60_000_000)
         return 50_000 + self.rng.randrange(200_000)
 
-    def meets(self, what: str) -> bool:
+    def meets(self, fault: str) -> bool:
         """Whether this goes wrong now."""
-        share = self.trouble.shares.get(what, 0.0)
+        share = self.trouble.shares.get(fault, 0.0)
         if not share or self.rng.random() >= share:
             return False
-        self.trouble.met[what] = self.trouble.met.get(what, 0) + 1
+        self.trouble.met[fault] = self.trouble.met.get(fault, 0) + 1
         return True
 
     def dial(self, node: str, loop: BlockingLoop, port: int) -> LogSocket:
@@ -112,12 +112,12 @@ class LogServers:
         pause(2 * self.latency_ns() / 1e9)
         if server in trouble.down:
             raise ConnectionRefusedError(f"nobody listens at {port}")
-        made = LogSocket(loop)
-        link = made.link = Link(self, made, node, server)
-        self._links = [one for one in self._links if one.is_open]
+        log_socket = LogSocket(loop)
+        link = log_socket.link = Link(self, log_socket, node, server)
+        self._links = [link for link in self._links if link.is_open]
         self._links.append(link)
         link.greet()
-        return made
+        return log_socket
 
     def stop(self, server: int) -> None:
         """The server ends: its connections do as well."""
@@ -174,18 +174,18 @@ class LogServers:
                 for _ in range(1 + self.meets("doubled_ack")):
                     link.tell(reply, _json({"stream": name, "seq": stream.last}))
 
-    def _api(self, link: Link, what: str, reply: str, payload: bytes) -> None:
-        verb, _, name = what.rpartition(".")
+    def _api(self, link: Link, subject: str, reply: str, payload: bytes) -> None:
+        verb, _, name = subject.rpartition(".")
         stream = self.streams[name]
         wish = msgspec.json.decode(payload) if payload else {}
         match verb:
             case "STREAM.INFO":
-                told = {"config": stream.config, "state": stream.state(), "cluster": {"leader": "n1", "replicas": []}}
-                link.tell(reply, _json(told))
+                fields = {"config": stream.config, "state": stream.state(), "cluster": {"leader": "n1", "replicas": []}}
+                link.tell(reply, _json(fields))
             case "STREAM.MSG.GET":
                 link.tell(reply, self._message(stream, wish))
             case "STREAM.PURGE":
-                for sequence in [one for one in stream.messages if one < wish["seq"]]:
+                for sequence in [number for number in stream.messages if number < wish["seq"]]:
                     del stream.messages[sequence]
                 link.tell(reply, _json({"success": True}))
             case "DIRECT.GET":
@@ -196,46 +196,52 @@ class LogServers:
     def _message(self, stream: SimStream, wish: dict[str, Any]) -> bytes:
         sequence = wish.get("seq", 0)
         if "last_by_subj" in wish:
-            there = (one for one in reversed(stream.messages) if stream.messages[one].subject == wish["last_by_subj"])
-            sequence = next(there, 0)
-        kept = stream.messages.get(sequence)
-        if kept is None:
+            sequences = (
+                number
+                for number in reversed(stream.messages)
+                if stream.messages[number].subject == wish["last_by_subj"]
+            )
+            sequence = next(sequences, 0)
+        message = stream.messages.get(sequence)
+        if message is None:
             return _refusal(10037, "no message found")
-        data = base64.b64encode(kept.payload).decode()
-        return _json({"message": {"seq": sequence, "subject": kept.subject, "data": data}})
+        data = base64.b64encode(message.payload).decode()
+        return _json({"message": {"seq": sequence, "subject": message.subject, "data": data}})
 
     def _run(self, link: Link, stream: SimStream, reply: str, wish: dict[str, Any]) -> None:
         newest_ns = self.kernel.now_ns - (self.rng.randrange(BEHIND_NS) if self.meets("behind") else 0)
-        found = [one for one in stream.messages.items() if one[0] >= wish["seq"] and one[1].at_ns <= newest_ns]
-        for sequence, kept in found[: wish["batch"]]:
-            link.tell(reply, kept.payload, 0, {"Nats-Sequence": str(sequence), "Nats-Subject": kept.subject})
-        link.tell(reply, b"", 204 if found else 404)
+        items = [item for item in stream.messages.items() if item[0] >= wish["seq"] and item[1].at_ns <= newest_ns]
+        for sequence, message in items[: wish["batch"]]:
+            link.tell(reply, message.payload, 0, {"Nats-Sequence": str(sequence), "Nats-Subject": message.subject})
+        link.tell(reply, b"", 204 if items else 404)
 
     # -- damage -----------------------------------------------------------------------------------------------------
 
     def forget(self, name: str, before_ns: int) -> dict[int, Kept]:
         """The stream loses what was stored behind this instant; what that was."""
         stream = self.streams[name]
-        lost = {sequence: kept for sequence, kept in stream.messages.items() if kept.at_ns > before_ns}
-        for sequence in lost:
+        messages_lost = {
+            sequence: message for sequence, message in stream.messages.items() if message.at_ns > before_ns
+        }
+        for sequence in messages_lost:
             del stream.messages[sequence]
-        stream.last -= len(lost)
-        return lost
+        stream.last -= len(messages_lost)
+        return messages_lost
 
-    def restore(self, name: str, lost: dict[int, Kept]) -> None:
+    def restore(self, name: str, messages_lost: dict[int, Kept]) -> None:
         """What was lost is found again."""
         stream = self.streams[name]
-        assert stream.last + 1 == min(lost), "something was stored in its place"
-        stream.messages |= lost
-        stream.last = max(lost)
+        assert stream.last + 1 == min(messages_lost), "something was stored in its place"
+        stream.messages |= messages_lost
+        stream.last = max(messages_lost)
 
 
 def _subjects(stream: SimStream) -> list[str]:
     return ["M.decision", "M.state"] if stream.config["name"] == "M" else list(stream.config["subjects"])
 
 
-def _json(told: object) -> bytes:
-    return msgspec.json.encode(told)
+def _json(fields: object) -> bytes:
+    return msgspec.json.encode(fields)
 
 
 def _refusal(code: int, text: str) -> bytes:
@@ -257,19 +263,19 @@ class Link:
 
     def greet(self) -> None:
         name = f"n{self.server + 1}"
-        told = {"server_name": name, "version": "2.15.1", "jetstream": True, "cluster": "sim", "headers": True}
-        self._send(b"INFO " + _json(told) + b"\r\n")
+        fields = {"server_name": name, "version": "2.15.1", "jetstream": True, "cluster": "sim", "headers": True}
+        self._send(b"INFO " + _json(fields) + b"\r\n")
 
-    def _arrives_in_ns(self, way: str, more_ns: int = 0) -> int:
+    def _arrives_in_ns(self, direction: str, more_ns: int = 0) -> int:
         """How long what is sent now takes; -1: it does not arrive."""
         servers = self._servers
-        if (self._node, way) in servers.trouble.cut:
-            self._broken.add(way)
-        if way in self._broken or not self.is_open:
+        if (self._node, direction) in servers.trouble.cut:
+            self._broken.add(direction)
+        if direction in self._broken or not self.is_open:
             return -1
         now_ns = servers.kernel.now_ns
-        arrives_ns = max(now_ns + servers.latency_ns() + more_ns, self._last_ns[way] + 1)
-        self._last_ns[way] = arrives_ns
+        arrives_ns = max(now_ns + servers.latency_ns() + more_ns, self._last_ns[direction] + 1)
+        self._last_ns[direction] = arrives_ns
         return arrives_ns - now_ns
 
     def take(self, data: bytes) -> None:
@@ -307,7 +313,7 @@ class Link:
             subject, reply = words[0].decode(), words[1].decode()
             header_bytes = int(words[2]) if verb == b"HPUB" else 0
             lines = body[:header_bytes].decode().split("\r\n")[1:] if header_bytes else []
-            headers = dict(one.split(": ", 1) for one in lines if one)
+            headers = dict(line.split(": ", 1) for line in lines if line)
             self._servers.answer(self, subject, reply, headers, body[header_bytes:])
             return True
         self._buffer = rest
@@ -415,9 +421,9 @@ class SimBackend(JetStreamBackend):
         self._loop = self._servers.loops[host.pid()]
 
     def _connect(self, purpose: str) -> Connection:
-        made = SimConnection(self._access(), purpose, self._host.randbits, self._boot_ns)
-        made.servers_of, made.loop, made.node = self._servers, self._loop, self.node
-        return made
+        connection = SimConnection(self._access(), purpose, self._host.randbits, self._boot_ns)
+        connection.servers_of, connection.loop, connection.node = self._servers, self._loop, self.node
+        return connection
 
 
 def backend(settings: dict[str, Any], host: Host) -> Backend:

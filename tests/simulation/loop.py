@@ -100,12 +100,12 @@ class Kernel:
         self._sequence += 1
         heappush(self._heap, (handle.when_ns, self._sequence, handle))
 
-    def run(self, until: Callable[[], bool], limit_ns: int) -> bool:
+    def run(self, is_over: Callable[[], bool], limit_ns: int) -> bool:
         """Lets things happen until it is so; False where `limit_ns` of true time came first, or nothing is left."""
         ready, heap = self._ready, self._heap
         current: SimLoop | None = None
         try:
-            while not until():
+            while not is_over():
                 if not ready:
                     if not heap or self.now_ns > limit_ns:
                         return False

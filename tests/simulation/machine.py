@@ -137,7 +137,7 @@ class SimProcess:
     def run(self, main: Any) -> None:
         """Starts its main function, a coroutine that returns the exit code."""
 
-        def done(task: asyncio.Task[int]) -> None:
+        def on_main_done(task: asyncio.Task[int]) -> None:
             if self.loop.dead or task.cancelled():
                 return
             error = task.exception()
@@ -147,7 +147,7 @@ class SimProcess:
                 self.machine.failures.append((self.name, error))
                 self.machine.end(self, 70)
 
-        self.loop.create_task(main).add_done_callback(done)
+        self.loop.create_task(main).add_done_callback(on_main_done)
 
     # -- as shards.system.host.Child -----------------------------------------------------------------------------------
 
@@ -223,17 +223,17 @@ class Machine:
 
     async def spawn(self, command: list[str], inherited: list[Any]) -> tuple[Any, Any]:
         """`shards.system.host.spawn`: the first word of the command names the process."""
-        ours, theirs = self.net.pair()
+        near_stream, far_stream = self.net.pair()
         await asyncio.sleep(0)
         process = self.start(command[0])
-        assert theirs.end is not None
-        assert ours.end is not None
+        assert far_stream.end is not None
+        assert near_stream.end is not None
         starter = asyncio.get_running_loop()
         assert isinstance(starter, SimLoop)
-        self.net.hold(ours.end, starter)
-        self.on_control(process, theirs.end.stream)
-        process.run(self.start_worker(process, theirs))
-        return process, ours
+        self.net.hold(near_stream.end, starter)
+        self.on_control(process, far_stream.end.stream)
+        process.run(self.start_worker(process, far_stream))
+        return process, near_stream
 
     def end(self, process: SimProcess, code: int) -> None:
         """The process is no more, and whoever waits for it hears of it."""
@@ -245,8 +245,8 @@ class Machine:
         process.disk.kill()
         process.loop.die()
         self.net.died(process.loop)
-        for told in process.on_end:
-            told(code)
+        for on_end in process.on_end:
+            on_end(code)
 
     def on_crash(self, loop: SimLoop) -> None:
         """A call of the disk ended the process: alone, or with all others, where it was a loss of power."""

@@ -106,8 +106,8 @@ class Medium:
 
     def node(self, path: str) -> Node:
         """The file of this name."""
-        where, name = split(path)
-        directory = self.directories.get(where)
+        directory_path, name = split(path)
+        directory = self.directories.get(directory_path)
         if directory is None or name not in directory.names:
             raise FileNotFoundError(errno.ENOENT, "no such file", path)
         return directory.names[name]
@@ -120,16 +120,16 @@ class Medium:
 
     def replace(self, path: str, content: bytes) -> None:
         """Put other bytes into this file, made if absent, on the medium and in the cache."""
-        where, name = split(path)
+        directory_path, name = split(path)
         node = Node(content)
-        self.directories[where].names[name] = node
-        self.directories[where].stable[name] = node
+        self.directories[directory_path].names[name] = node
+        self.directories[directory_path].stable[name] = node
 
     def remove(self, path: str) -> None:
         """The file is gone, on the medium too."""
-        where, name = split(path)
-        del self.directories[where].names[name]
-        self.directories[where].stable.pop(name, None)
+        directory_path, name = split(path)
+        del self.directories[directory_path].names[name]
+        self.directories[directory_path].stable.pop(name, None)
 
     def copy(self) -> Medium:
         """Another medium with the same files, as if all of this one were synced."""

@@ -89,17 +89,17 @@ class Moving:
         world.start()
         world.run(world.is_ready, 60, "a first start")
         self.run(self.clients[0].open_accounts(), "accounts are opened")
-        one, two, three, four = self.users
+        first, second, third, fourth = self.users
         world.moods.wrong["refused"] = 1.0
 
         async def fill() -> None:
             for call in (
-                self._call("set_rate", one, 5000 * COIN, per="hour", message=b"burns", request_id=b"kept"),
-                self._call("hold", two, COIN, request_id=b"held"),
-                self._call("set_thresholds", two, [{"amount": 2 * COIN}], request_id=b"low"),
-                self._call("set_rate", two, 1800 * COIN, per="hour", message=b"slow", request_id=b"slow"),
-                self._call("debit", three, 3 * COIN, message=b"out", request_id=b"out"),
-                self._call("top_up", four, 5, message=b"five", request_id=b"five"),
+                self._call("set_rate", first, 5000 * COIN, per="hour", message=b"burns", request_id=b"kept"),
+                self._call("hold", second, COIN, request_id=b"held"),
+                self._call("set_thresholds", second, [{"amount": 2 * COIN}], request_id=b"low"),
+                self._call("set_rate", second, 1800 * COIN, per="hour", message=b"slow", request_id=b"slow"),
+                self._call("debit", third, 3 * COIN, message=b"out", request_id=b"out"),
+                self._call("top_up", fourth, 5, message=b"five", request_id=b"five"),
             ):
                 await self.clients[0].until_known(call)
             await asyncio.sleep(0.4)
@@ -112,10 +112,10 @@ class Moving:
         call.tag = options.get("message", b"")
         return call
 
-    def run(self, coroutine: Any, what: str, seconds: float = 300) -> Any:
+    def run(self, coroutine: Any, description: str, seconds: float = 300) -> Any:
         """To the end of a coroutine of the outside world."""
         task = self.world.task(coroutine)
-        self.world.run(task.done, seconds, what)
+        self.world.run(task.done, seconds, description)
         return task.result()
 
     async def load(self) -> None:
@@ -142,9 +142,9 @@ class Moving:
         if role == "supervisor":
             assert self.world.supervising is not None
             return self.world.supervising
-        found = self.world.process_of(SOURCE if role == "source" else TARGET)
-        assert found is not None, role
-        return found
+        process = self.world.process_of(SOURCE if role == "source" else TARGET)
+        assert process is not None, role
+        return process
 
     def end(self) -> tuple[int, int]:
         """Everything comes to rest and is looked at; (shard, generation) of the bucket."""
@@ -154,11 +154,13 @@ class Moving:
         world.heal()
         world.rest()
         owner, generation = world.auditor.owner[BUCKET]
-        holding = {shard: held[BUCKET] for shard, held in world.auditor.held.items() if BUCKET in held}
+        holding = {
+            shard: generations[BUCKET] for shard, generations in world.auditor.held.items() if BUCKET in generations
+        }
         if holding != {owner: generation}:
             raise Violation(f"bucket {BUCKET} is owned by {owner} at {generation} and held by {holding} (I14)")
 
-        async def again() -> None:
+        async def read_again() -> None:
             for client in (self.clients[0], self.operator):
                 for user in self.users:
                     answer = await client.until_known(Call("get_account", user, [], {}))
@@ -168,7 +170,7 @@ class Moving:
             answer = await self.clients[0].until_known(repeated)
             assert answer["replayed"], answer
 
-        self.run(again(), "the bucket is read")
+        self.run(read_again(), "the bucket is read")
         world.rest()
         world.stop()
         return owner, generation

@@ -50,7 +50,7 @@ def faulty_code(fault: Faulty, root: Path) -> None:
 
 def _own(root: Path, file: Path) -> Path:
     """The file, in directories of its own: what stands beside it there is linked."""
-    for directory in [root / one for one in reversed(file.parents)]:
+    for directory in [root / parent for parent in reversed(file.parents)]:
         if directory.is_symlink():
             linked = directory.readlink()
             directory.unlink()
@@ -68,35 +68,35 @@ def _world_of(fault: Faulty) -> list[str]:
 
 def said_by(fault: Faulty, program: str, *arguments: str) -> str:
     """The last line that a program prints which runs the faulty code."""
-    with tempfile.TemporaryDirectory(prefix="billing-faulty-") as where:
-        faulty_code(fault, Path(where))
+    with tempfile.TemporaryDirectory(prefix="billing-faulty-") as directory:
+        faulty_code(fault, Path(directory))
         run = subprocess.run(
             [sys.executable, "-c", program, *arguments],
-            cwd=where,
-            env={**os.environ, "PYTHONPATH": where, "PYTHONDONTWRITEBYTECODE": "1"},
+            cwd=directory,
+            env={**os.environ, "PYTHONPATH": directory, "PYTHONDONTWRITEBYTECODE": "1"},
             capture_output=True,
             text=True,
             check=False,
         )
-    said = run.stdout.strip().splitlines()[-1:] if run.returncode == 0 else []
-    assert said, f"{fault.name}: what runs it does not even start: {run.stderr[-2000:]}"
-    return said[0]
+    lines = run.stdout.strip().splitlines()[-1:] if run.returncode == 0 else []
+    assert lines, f"{fault.name}: what runs it does not even start: {run.stderr[-2000:]}"
+    return lines[0]
 
 
 def hunt(fault: Faulty, seeds: int = SEEDS, first: int = 0) -> dict[str, Any]:
     """Plays seeds `first` to `seeds` - 1 against the faulty code until one fails."""
-    said = said_by(fault, _HUNT, str(first), str(seeds), *_world_of(fault))
-    if said == "None":
+    outcome = said_by(fault, _HUNT, str(first), str(seeds), *_world_of(fault))
+    if outcome == "None":
         return {"name": fault.name, "seed": None}
-    seed, _, how = said.strip("()").partition(", ")
-    return {"name": fault.name, "seed": int(seed), "how": how[:300]}
+    seed, _, violation = outcome.strip("()").partition(", ")
+    return {"name": fault.name, "seed": int(seed), "how": violation[:300]}
 
 
 def hunt_anywhere(fault: Faulty, seeds: int = SEEDS) -> dict[str, Any]:
     """Plays the seed that is known to catch the fault, if there is one; where that does not, all below `seeds`."""
-    known = KNOWN.get(fault)
-    found = {"name": fault.name, "seed": None} if known is None else hunt(fault, known + 1, known)
-    return found if found["seed"] is not None else hunt(fault, seeds)
+    known_seed = KNOWN.get(fault)
+    outcome = {"name": fault.name, "seed": None} if known_seed is None else hunt(fault, known_seed + 1, known_seed)
+    return outcome if outcome["seed"] is not None else hunt(fault, seeds)
 
 
 def main() -> int:
@@ -106,27 +106,33 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    done: set[str] = set()
+    arguments = parser.parse_args()
+    names_done: set[str] = set()
     survivors = 0
-    if asked.out is not None and asked.out.exists():
-        old = [json.loads(line) for line in asked.out.read_text().splitlines() if line.endswith("}")]
-        done = {one["name"] for one in old}
-        survivors = sum(one["seed"] is None for one in old)
+    if arguments.out is not None and arguments.out.exists():
+        old = [json.loads(line) for line in arguments.out.read_text().splitlines() if line.endswith("}")]
+        names_done = {outcome["name"] for outcome in old}
+        survivors = sum(outcome["seed"] is None for outcome in old)
     caught = list(KNOWN)
-    wanted = caught + UNSEEN if asked.names else UNSEEN if asked.unseen else caught
-    chosen = [one for one in wanted if (not asked.names or one.name in asked.names) and one.name not in done]
-    with ThreadPoolExecutor(asked.jobs) as pool:
-        tried = pool.map(lambda fault: hunt_anywhere(fault, asked.seeds), chosen)
-        for fault, found in zip(chosen, tried, strict=True):
-            survivors += found["seed"] is None
-            known = "" if found["seed"] == KNOWN.get(fault) else f" and not {KNOWN.get(fault)}"
-            what = "SURVIVES" if found["seed"] is None else f"seed {found['seed']}{known}: {found['how'][:110]}"
-            print(f"{found['name']:36} {what}", flush=True)
-            if asked.out is not None:
-                with asked.out.open("a") as file:
-                    print(json.dumps(found), file=file)
-    print(json.dumps({"faults": len(chosen) + len(done), "survivors": survivors}))
+    candidates = caught + UNSEEN if arguments.names else UNSEEN if arguments.unseen else caught
+    chosen = [
+        fault
+        for fault in candidates
+        if (not arguments.names or fault.name in arguments.names) and fault.name not in names_done
+    ]
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        outcomes = pool.map(lambda fault: hunt_anywhere(fault, arguments.seeds), chosen)
+        for fault, outcome in zip(chosen, outcomes, strict=True):
+            survivors += outcome["seed"] is None
+            remark = "" if outcome["seed"] == KNOWN.get(fault) else f" and not {KNOWN.get(fault)}"
+            verdict = (
+                "SURVIVES" if outcome["seed"] is None else f"seed {outcome['seed']}{remark}: {outcome['how'][:110]}"
+            )
+            print(f"{outcome['name']:36} {verdict}", flush=True)
+            if arguments.out is not None:
+                with arguments.out.open("a") as file:
+                    print(json.dumps(outcome), file=file)
+    print(json.dumps({"faults": len(chosen) + len(names_done), "survivors": survivors}))
     return bool(survivors)
 
 

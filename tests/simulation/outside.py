@@ -99,12 +99,12 @@ class SimEndpoint:
     def keep(self, line: SimLine) -> None:
         self._idle.append(line)
 
-    def ask(self, line: SimLine, request: bytes, timeout_s: float, told: Callable[[Verdict], None]) -> None:
+    def ask(self, line: SimLine, request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
         kind, user, event_id, seq, exhausted_at_ns = _read(request)
         now_ns = self._auditor.billing_ns(self._boot_ns())
         self._trace("attempt", kind, user, seq, exhausted_at_ns)
         self._auditor.attempt(kind, user, event_id, seq, exhausted_at_ns, now_ns)
-        self.go_on(self._exchange(line, kind, user, seq, event_id, timeout_s, told))
+        self.go_on(self._exchange(line, kind, user, seq, event_id, timeout_s, on_verdict))
 
     def go_on(self, call: Coroutine[Any, Any, None]) -> None:
         """The rest of a call, which was written just now."""
@@ -120,7 +120,7 @@ class SimEndpoint:
         seq: int,
         event_id: str,
         timeout_s: float,
-        told: Callable[[Verdict], None],
+        on_verdict: Callable[[Verdict], None],
     ) -> None:
         self._auditor.calls(user, event_id)
         try:
@@ -129,7 +129,7 @@ class SimEndpoint:
             self._auditor.called(user, self._auditor.billing_ns(self._boot_ns()))
         if not self.closed and verdict[0] != TIMED_OUT:
             self._idle.append(line)
-        told(verdict)
+        on_verdict(verdict)
 
     def _took(self, kind: str, user: bytes, seq: int, ok: bool) -> None:
         self._auditor.last_call[user] = kind, seq

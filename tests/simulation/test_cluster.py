@@ -22,23 +22,25 @@ DRAWN = 3  # of our own faults, anew each time; `make torture` tries all of them
 
 
 def test_seeds() -> None:
-    played = [outcome_of(seed, hosts=True) for seed in range(SEEDS)]
-    wrong = [one for one in played if not one["ok"]]
-    assert not wrong, "\n".join(f"{command_of(one['seed'], hosts=True)}   # {one['error']}" for one in wrong)
-    fired = {kind for one in played for kind in one["fired"]}
+    outcomes = [outcome_of(seed, hosts=True) for seed in range(SEEDS)]
+    wrong = [outcome for outcome in outcomes if not outcome["ok"]]
+    assert not wrong, "\n".join(
+        f"{command_of(outcome['seed'], hosts=True)}   # {outcome['error']}" for outcome in wrong
+    )
+    fired = {kind for outcome in outcomes for kind in outcome["fired"]}
     assert len(fired) >= len(KINDS), fired  # some have several names
-    assert sum(one["epochs"] for one in played) > 3 * SEEDS
+    assert sum(outcome["epochs"] for outcome in outcomes) > 3 * SEEDS
 
 
 def test_a_seed_of_several_hosts_is_repeated_exactly() -> None:
-    once, again = play_hosts(7), play_hosts(7)
-    assert once == again
-    assert play_hosts(8).digest != once.digest
+    first, second = play_hosts(7), play_hosts(7)
+    assert first == second
+    assert play_hosts(8).digest != first.digest
 
 
 @pytest.mark.parametrize("number", range(DRAWN))
 def test_gates_and_preconditions_are_missed(number: int, record_property: Callable[[str, object], None]) -> None:
     fault = random.Random(SEED).sample(list(BETWEEN), DRAWN)[number]
     record_property("fault", fault.name)
-    found = hunt_anywhere(fault)
-    assert found["seed"] is not None, f"python -m tests.simulation.mutants {fault.name}   # drawn by {SEED}: survives"
+    outcome = hunt_anywhere(fault)
+    assert outcome["seed"] is not None, f"python -m tests.simulation.mutants {fault.name}   # drawn by {SEED}: survives"

@@ -40,10 +40,10 @@ def test_what_was_synced_stays() -> None:
 
 
 def test_what_was_not_synced_stays_goes_or_tears_at_sectors() -> None:
-    seen = {after_power_loss(seed) for seed in range(200)}
-    assert bytes(4096) in seen
-    assert bytes(512) + b"x" * 2048 + bytes(4096 - 2560) in seen
-    torn = seen - {bytes(4096), bytes(512) + b"x" * 2048 + bytes(4096 - 2560)}
+    contents = {after_power_loss(seed) for seed in range(200)}
+    assert bytes(4096) in contents
+    assert bytes(512) + b"x" * 2048 + bytes(4096 - 2560) in contents
+    torn = contents - {bytes(4096), bytes(512) + b"x" * 2048 + bytes(4096 - 2560)}
     assert len(torn) > 5
     for data in torn:
         assert data is not None
@@ -53,14 +53,14 @@ def test_what_was_not_synced_stays_goes_or_tears_at_sectors() -> None:
 
 
 def test_a_name_that_was_not_synced_may_be_gone() -> None:
-    seen = [after_power_loss(seed, synced=True, named=False) for seed in range(50)]
-    assert None in seen
-    assert any(seen)
+    contents = [after_power_loss(seed, synced=True, named=False) for seed in range(50)]
+    assert None in contents
+    assert any(contents)
 
 
-@pytest.mark.parametrize("how", ["rename", "unlink"])
-def test_a_rename_or_removal_that_was_not_synced_may_not_have_been(how: str) -> None:
-    seen = set()
+@pytest.mark.parametrize("operation", ["rename", "unlink"])
+def test_a_rename_or_removal_that_was_not_synced_may_not_have_been(operation: str) -> None:
+    outcomes = set()
     for seed in range(50):
         medium, disk, rng = started(seed)
         for name, data in (("/old", b"old"), ("/new", b"new")):
@@ -68,14 +68,14 @@ def test_a_rename_or_removal_that_was_not_synced_may_not_have_been(how: str) -> 
             disk.pwrite(handle, data, 0)
             disk.fsync(handle)
         disk.fsync_dir("/")
-        disk.rename("/new", "/old") if how == "rename" else disk.unlink("/old")
+        disk.rename("/new", "/old") if operation == "rename" else disk.unlink("/old")
         medium.lose_power(rng)
         names = SimDisk(medium, rng).listdir("/")
-        seen.add((tuple(names), content(medium, "/old") if "old" in names else None))
-    if how == "rename":
-        assert seen == {(("new", "old"), b"old"), (("old",), b"new")}
+        outcomes.add((tuple(names), content(medium, "/old") if "old" in names else None))
+    if operation == "rename":
+        assert outcomes == {(("new", "old"), b"old"), (("old",), b"new")}
     else:
-        assert seen == {(("new", "old"), b"old"), (("new",), None)}
+        assert outcomes == {(("new", "old"), b"old"), (("new",), None)}
 
 
 def test_a_kill_leaves_the_cache() -> None:
@@ -142,12 +142,12 @@ def test_a_write_may_end_midway() -> None:
 def test_a_loss_of_power_at_a_call_ends_every_process() -> None:
     medium, disk, rng = started(fault=Fault(1, "power"))
     other = SimDisk(medium, rng)
-    before = other.boot_id()
+    boot_id = other.boot_id()
     with pytest.raises(Crashed):
         disk.listdir("/")
     with pytest.raises(Crashed):
         other.listdir("/")
-    assert SimDisk(medium, rng).boot_id() != before
+    assert SimDisk(medium, rng).boot_id() != boot_id
 
 
 def test_a_full_disk_refuses_what_needs_room_and_nothing_else() -> None:

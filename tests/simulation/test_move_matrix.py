@@ -47,10 +47,10 @@ def named(step: Step) -> str:
 
 @pytest.fixture
 def moving() -> Iterator[Moving]:
-    one = Moving()
-    one.begin()
-    yield one
-    one.close()
+    moving_pair = Moving()
+    moving_pair.begin()
+    yield moving_pair
+    moving_pair.close()
 
 
 def carried_out(moving: Moving) -> tuple[int, int]:
@@ -76,25 +76,25 @@ def test_a_move_without_trouble(moving: Moving) -> None:
     assert [kind for kind in ABOUT_MOVES if kind in kinds] == list(dict.fromkeys(kind for _, kind in MOVED))
 
 
-@pytest.mark.parametrize("what", ["kill", "power"])
+@pytest.mark.parametrize("error", ["kill", "power"])
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("call", range(1, CALLS_MAX + 1))
-def test_crash_at_every_call_of_the_disk(moving: Moving, role: str, call: int, what: str) -> None:
+def test_crash_at_every_call_of_the_disk(moving: Moving, role: str, call: int, error: str) -> None:
     disk = moving.process(role).disk
-    disk.fail(what, calls_ahead=call)
+    disk.fail(error, calls_ahead=call)
     assert carried_out(moving) in OUTCOMES
 
 
 @pytest.mark.parametrize("role", ROLES)
 def test_the_matrix_reaches_behind_the_end_of_the_move(moving: Moving, role: str) -> None:
     disk = moving.process(role).disk
-    before = disk.calls
+    calls_before = disk.calls
 
     async def story() -> None:
         await moving.move(TARGET)
 
     moving.run(story(), "a move")
-    assert disk.calls - before < CALLS_MAX
+    assert disk.calls - calls_before < CALLS_MAX
 
 
 @pytest.mark.parametrize("when", ["before", "behind"])
@@ -152,23 +152,23 @@ def test_every_message_lost(moving: Moving, step: tuple[str, type], times: int) 
     assert len(hit) == (1 if step[1] in UNDECIDED else times)
 
 
-@pytest.mark.parametrize("what", ["lost", "doubled"])
+@pytest.mark.parametrize("fault", ["lost", "doubled"])
 @pytest.mark.parametrize("step", ABORTED, ids=named)
 @pytest.mark.parametrize("cause", [Payload, Stored])
 def test_every_message_of_an_end_that_came_to_nothing(
-    moving: Moving, cause: type, step: tuple[str, type], what: str
+    moving: Moving, cause: type, step: tuple[str, type], fault: str
 ) -> None:
     """The bucket must not stand still at the source, nor be in the way at the target: the next move takes it."""
-    lost: list[object] = []
+    messages_lost: list[object] = []
     hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
-        if isinstance(message, cause) and not lost:
-            lost.append(message)
+        if isinstance(message, cause) and not messages_lost:
+            messages_lost.append(message)
             return []
         if (direction, type(message)) == step and not hit:
             hit.append(message)
-            return [] if what == "lost" else [0, 3_000_000]
+            return [] if fault == "lost" else [0, 3_000_000]
         return [0]
 
     moving.fate = fate
@@ -276,12 +276,12 @@ def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(
 ) -> None:
     """An account runs out of money some milliseconds after the wish: the bucket is frozen when that is over."""
     moving.handoff().quiet_wait_ns = wait_ns
-    world, user, left = moving.world, moving.users[1], []
+    world, user, left_ns = moving.world, moving.users[1], []
     world.moods.wrong.clear()
 
     def fate(direction: str, message: Message) -> list[int]:
         if isinstance(message, Payload):
-            left.append(world.kernel.wall_ns())
+            left_ns.append(world.kernel.wall_ns())
         return [0]
 
     moving.fate = fate
@@ -293,7 +293,7 @@ def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(
         return int(answer["exhausts_at_ns"])
 
     due_ns = moving.run(story(), "a move that waits")
-    assert (left[0] < due_ns) is is_before
+    assert (left_ns[0] < due_ns) is is_before
     assert moving.end() == (TARGET, 2)
 
 
@@ -305,17 +305,17 @@ def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Mo
     mover.settings, most = mover.settings._replace(caps=Caps(total=3, sending=2, receiving=2)), []
 
     def fate(direction: str, message: Message) -> list[int]:
-        under_way = [one for one in mover.running.values() if one.move is not None]
+        under_way = [running_move for running_move in mover.running.values() if running_move.move is not None]
         most.append(len(under_way))
-        assert max(sum(one.source == shard for one in under_way) for shard in (SOURCE, TARGET)) <= 2
+        assert max(sum(running_move.source == shard for running_move in under_way) for shard in (SOURCE, TARGET)) <= 2
         return [200_000]
 
     moving.fate = fate
-    before = supervisor.map.owner.tolist()[1:]
+    owners_before = supervisor.map.owner.tolist()[1:]
 
     async def story() -> None:
         load = asyncio.ensure_future(moving.load())
-        wishes = [moving.operator.ask("move_bucket", 1 + index, 3 - owner) for index, owner in enumerate(before)]
+        wishes = [moving.operator.ask("move_bucket", 1 + index, 3 - owner) for index, owner in enumerate(owners_before)]
         for error, _ in await asyncio.gather(*wishes):
             assert error is None
         moving.stopped = True
@@ -323,7 +323,7 @@ def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Mo
 
     moving.run(story(), "moves beside each other")
     assert max(most) == 3
-    assert supervisor.map.owner.tolist()[1:] == [3 - owner for owner in before]
+    assert supervisor.map.owner.tolist()[1:] == [3 - owner for owner in owners_before]
     assert moving.end() == (TARGET, 2)
 
 
@@ -351,7 +351,7 @@ def test_a_rebalance_under_way_goes_on_by_what_a_reload_has_changed(moving: Movi
     def fate(direction: str, message: Message) -> list[int]:
         if isinstance(message, Payload) and mover.settings.caps == Caps() and not mover.settings.locked:
             mover.take_settings(mover.settings._replace(caps=caps, locked=locked))
-        most.append(sum(one.move is not None for one in mover.running.values()))
+        most.append(sum(running_move.move is not None for running_move in mover.running.values()))
         return [200_000]
 
     moving.fate = fate
@@ -365,7 +365,7 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
     The source serves nothing of the bucket, and forgets nothing, through snapshots and restarts, until it is mended.
     """
     world = moving.world
-    gone: list[object] = []
+    messages_seen: list[object] = []
 
     def end_all() -> None:
         world.restart_wanted = False
@@ -373,8 +373,8 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
             process.kill()
 
     def fate(direction: str, message: Message) -> list[int]:
-        if isinstance(message, NewOwner) and not gone:
-            gone.append(message)
+        if isinstance(message, NewOwner) and not messages_seen:
+            messages_seen.append(message)
             world.outside.call_in(0, end_all)
         return [] if isinstance(message, NewOwner) else [0]
 
@@ -398,7 +398,7 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
 
     async def story() -> None:
         asking = asyncio.ensure_future(moving.move(TARGET))
-        await until(lambda: gone and world.supervisor is None)
+        await until(lambda: messages_seen and world.supervisor is None)
         moving.fate = lambda direction, message: [0]
         payload = medium.node(path).content.index(b"slow")  # a note in the bucket that has come
         world.rotten = True

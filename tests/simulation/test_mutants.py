@@ -31,5 +31,5 @@ def test_drawn_faults_are_caught(number: int, record_property: Callable[[str, ob
     seed = f"{SEED}"
     fault = random.Random(int(seed)).sample(list(FAULTS), DRAWN)[number]
     record_property("fault", fault.name)
-    found = hunt_anywhere(fault)
-    assert found["seed"] is not None, f"python -m tests.simulation.mutants {fault.name}   # drawn by {seed}: survives"
+    outcome = hunt_anywhere(fault)
+    assert outcome["seed"] is not None, f"python -m tests.simulation.mutants {fault.name}   # drawn by {seed}: survives"

@@ -15,9 +15,9 @@ from tests.simulation.loop import SECOND_NS
 @pytest.fixture
 def cluster() -> Iterator[Cluster]:
     backends.KINDS[KIND] = backends.Kind(KIND_MODULE, is_shared=True)
-    made = Cluster(1, hosts=2)
-    yield made
-    made.close()
+    cluster = Cluster(1, hosts=2)
+    yield cluster
+    cluster.close()
     del backends.KINDS[KIND]
 
 
@@ -25,7 +25,7 @@ def reload(host: SimHost, weights: dict[int, int]) -> None:
     """As the daemon does on SIGHUP."""
     supervisor, settings = host.supervisor, host.settings()._replace(weights=weights)
     assert supervisor is not None
-    process = next(one for one in host.machine.processes.values() if one.name == "supervisor")
+    process = next(process for process in host.machine.processes.values() if process.name == "supervisor")
     process.loop.call_soon(lambda: supervisor.spawn(supervisor.reload(settings, b"")))
 
 

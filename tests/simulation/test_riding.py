@@ -46,8 +46,8 @@ def run_dry_apart(world: World, client: Client, apart_s: float = APART_S) -> Non
                 call.number, call.tag = amount * (3600 if method == "set_rate" else 1), tag
                 await client.until_known(call)
 
-    made = world.task(act())
-    world.run(made.done, 9, "all users have money and a rate")
+    task = world.task(act())
+    world.run(task.done, 9, "all users have money and a rate")
 
 
 def syncs_of(world: World) -> int:
@@ -60,19 +60,19 @@ def syncs_of(world: World) -> int:
 def test_an_isolated_cutoff_is_one_batch_and_its_2xx_rides_in_it(world: World) -> None:
     run_dry_apart(world, client_of(world))
     world.run(world.is_quiet, 1, "all is durable")
-    before = world.auditor.head("shard-1")
+    head = world.auditor.head("shard-1")
     world.run(lambda: len(world.auditor.delivered) == len(USERS), 30, "everybody is called")
     world.run(world.is_quiet, 1, "all is durable")
-    assert world.auditor.head("shard-1") - before == len(USERS)
+    assert world.auditor.head("shard-1") - head == len(USERS)
 
 
 def test_cutoffs_a_hundredth_of_a_second_apart_share_batches(world: World) -> None:
     run_dry_apart(world, client_of(world), 0.01)
     world.run(world.is_quiet, 1, "all is durable")
-    before = world.auditor.head("shard-1")
+    head = world.auditor.head("shard-1")
     world.run(lambda: len(world.auditor.delivered) == len(USERS), 30, "everybody is called")
     world.run(world.is_quiet, 1, "all is durable")
-    assert world.auditor.head("shard-1") - before <= len(USERS) // 3
+    assert world.auditor.head("shard-1") - head <= len(USERS) // 3
 
 
 @pytest.mark.parametrize("apart_s", [0.01, 0.04, 0.2])

@@ -35,10 +35,10 @@ FOUND = {  # seed -> what it was; each bug is also a row of `tests.simulation.fa
 
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
 def test_seeds(first: int) -> None:
-    played = [outcome_of(seed) for seed in range(first, first + AT_ONCE)]
-    wrong = [one for one in played if not one["ok"]]
-    assert not wrong, "\n".join(f"{command_of(one['seed'])}   # {one['error']}" for one in wrong)
-    fired = {kind for one in played for kind in one["fired"]}
+    outcomes = [outcome_of(seed) for seed in range(first, first + AT_ONCE)]
+    wrong = [outcome for outcome in outcomes if not outcome["ok"]]
+    assert not wrong, "\n".join(f"{command_of(outcome['seed'])}   # {outcome['error']}" for outcome in wrong)
+    fired = {kind for outcome in outcomes for kind in outcome["fired"]}
     assert len(fired) >= KINDS, fired
 
 
@@ -73,11 +73,11 @@ def test_worlds_differ() -> None:
 
 
 def test_a_campaign_goes_on_where_it_was_left(tmp_path: Path) -> None:
-    out = tmp_path / "seeds.jsonl"
-    first = campaign(0, 2, out=out)
+    path = tmp_path / "seeds.jsonl"
+    first = campaign(0, 2, path=path)
     assert first["failed"] == []
-    assert len(out.read_text().splitlines()) == 2
-    whole = campaign(0, 3, out=out)
+    assert len(path.read_text().splitlines()) == 2
+    whole = campaign(0, 3, path=path)
     assert whole["seeds"] == 3
     assert whole["entries"] > first["entries"] > 0
-    assert len(out.read_text().splitlines()) == 3
+    assert len(path.read_text().splitlines()) == 3

@@ -42,24 +42,24 @@ async def left_over(chaos: Chaos) -> bool:
 async def busy_end(chaos: Chaos) -> bool:
     """An orderly end while the disk is slow and somebody reads: there are answers that wait for the batch before."""
     world, rng = chaos.world, chaos.rng
-    before = world.supervisor
-    if before is None or not world.is_ready():
+    supervisor_before = world.supervisor
+    if supervisor_before is None or not world.is_ready():
         return False
     programs, seed = chaos.operator._programs, random.Random(rng.getrandbits(64))
     reader = Client("reader", world.outside, world.door, world.auditor, programs, seed, world.trace)
     machine = world.machine
-    kept = machine.slow_disk, machine.slow_share
+    usual_speed = machine.slow_disk, machine.slow_share
     machine.slow_disk, machine.slow_share = True, 0.8
 
     async def read() -> None:
-        while world.supervisor is before:
+        while world.supervisor is supervisor_before:
             await reader._all([Call("get_account", user, [], {}) for user in programs.users])
             await asyncio.sleep(rng.random() * 0.002)
 
     reading = world.task(read())
     await asyncio.sleep(rng.random() * 0.1)
     await world.restart()
-    machine.slow_disk, machine.slow_share = kept
+    machine.slow_disk, machine.slow_share = usual_speed
     await reading
     return await chaos._wait(world.is_ready, 20)
 

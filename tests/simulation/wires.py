@@ -44,8 +44,8 @@ class SimTransport(asyncio.Transport):
 
     def _made(self) -> None:
         self.protocol.connection_made(self)
-        kept, self._kept = self._kept, []
-        for data in kept:
+        chunks, self._kept = self._kept, []
+        for data in chunks:
             self._receive(data)
         if self._ended:
             self._end()
@@ -267,7 +267,7 @@ class Listener:
 
     def servers(self) -> list[SimServer | SimAcceptor]:
         """Those that accept now."""
-        self._servers = [one for one in self._servers if not one.closed and not one.loop.dead]
+        self._servers = [server for server in self._servers if not server.closed and not server.loop.dead]
         return self._servers
 
     def connect(self, end: SimTransport) -> None:
@@ -348,8 +348,8 @@ class Net:
 
     def _socket(self, end: SimTransport | None, listener: Listener | None = None) -> SimSocket:
         self._number += 1
-        made = self._sockets[self._number] = SimSocket(self._number, end, listener)
-        return made
+        sim_socket = self._sockets[self._number] = SimSocket(self._number, end, listener)
+        return sim_socket
 
     def listen(self) -> SimSocket:
         """A new listening socket."""
@@ -438,10 +438,10 @@ class SimSocketDirectory:
         return f"{self._path}/{name}"
 
     def listen(self, name: str) -> SimSocket:
-        made = self._net.listen()
-        assert made.listener is not None
-        self._net.paths[self.address(name)] = made.listener
-        return made
+        listening_socket = self._net.listen()
+        assert listening_socket.listener is not None
+        self._net.paths[self.address(name)] = listening_socket.listener
+        return listening_socket
 
     def close(self) -> None:
         """Nothing is held."""

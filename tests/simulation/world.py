@@ -174,9 +174,9 @@ class World(Course):
             process.name = f"worker-{begin.shard_id}"
             process.loop.name = process.name
             if process.name in self.machine.next_fault:
-                call, what = self.machine.next_fault.pop(process.name)
+                call, error = self.machine.next_fault.pop(process.name)
                 process.doomed = True
-                process.disk.fail(what, calls_ahead=call)
+                process.disk.fail(error, calls_ahead=call)
             dependencies = WorkerDependencies(
                 clocks=self.machine.clocks,
                 disk=process.disk,
@@ -215,7 +215,11 @@ class World(Course):
 
     def _late(self) -> set[int]:
         supervisor = self.supervisor
-        return set() if supervisor is None else {one.shard_id for one in supervisor.workers.values() if one.is_late}
+        return (
+            set()
+            if supervisor is None
+            else {worker.shard_id for worker in supervisor.workers.values() if worker.is_late}
+        )
 
     def _look_at_frozen(self) -> None:
         """No time passes in a bucket that is on its way out."""
@@ -240,15 +244,17 @@ class World(Course):
             ledger = self.applications[shard.shard_id].machine.ledger
             for bucket_id, book in ledger.books.items():
                 coming = coming_in(book, ledger.call_at_ns, 0, len(book.users))
-                late = [slot for slot, _, due_ns in coming if book.armed_ns[slot] > due_ns <= INT64_MAX]
-                if late or book.awake != (bucket_id in shard.held):
-                    what = f"awake: {book.awake}, not filed in time: {late}"
-                    self.on_trouble({"message": f"shard {shard.shard_id}, bucket {bucket_id} at rest: {what} (I18)"})
+                late_slots = [slot for slot, _, due_ns in coming if book.armed_ns[slot] > due_ns <= INT64_MAX]
+                if late_slots or book.awake != (bucket_id in shard.held):
+                    description = f"awake: {book.awake}, not filed in time: {late_slots}"
+                    self.on_trouble(
+                        {"message": f"shard {shard.shard_id}, bucket {bucket_id} at rest: {description} (I18)"}
+                    )
 
     def process_of(self, shard_id: int) -> SimProcess | None:
         """The running process of a shard."""
         name = f"worker-{shard_id}"
-        return next((one for one in self.machine.processes.values() if one.name == name), None)
+        return next((process for process in self.machine.processes.values() if process.name == name), None)
 
     # -- running ----------------------------------------------------------------------------------------------------
 
@@ -280,8 +286,8 @@ class World(Course):
             return False
         if any(w.shard._frozen or w.shard._arrived for w in workers if w is not None):
             return False  # the last word of a move is on its way
-        told = self.followers.told.untold() if self.followers is not None else []
-        return not self.auditor.owed() and not told
+        notices_untold = self.followers.told.untold() if self.followers is not None else []
+        return not self.auditor.owed() and not notices_untold
 
     def live(self) -> list[Process]:
         """The processes of all shards, in order."""
@@ -322,10 +328,10 @@ class World(Course):
     async def restart(self, workers: int = 0) -> None:
         """An orderly end and a start, with that many workers (0: as before); returns when every bucket is served."""
         self.workers = workers or self.workers
-        before = self.supervisor
-        if before is not None:
-            before.stop()
-            while self.supervisor is before:
+        supervisor_before = self.supervisor
+        if supervisor_before is not None:
+            supervisor_before.stop()
+            while self.supervisor is supervisor_before:
                 await asyncio.sleep(0.01)
         if self.supervisor is None:
             self.start()
