@@ -32,7 +32,7 @@ from billing.client import Client
 from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 
 DEPTH = 256
 HISTORIES = 300
@@ -101,7 +101,7 @@ async def even(daemon: Daemon) -> float:
             rpc = await Rpc.connect(daemon.rpc_port)
             counts = [row["buckets"] for row in await rpc.ask("shards_info")]
             rpc.close()
-        except (Lost, OSError):
+        except (ConnectionLost, OSError):
             counts = []
         if len(counts) == 2 and max(counts) == min(counts):
             return time.perf_counter() - began

@@ -13,7 +13,7 @@ from typing import Any
 from tests.system.commands import carried_out_beside
 from tests.system.daemon import Daemon
 from tests.system.processes import killed_with_all_it_started
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 
 COIN = 10**9
 
@@ -38,7 +38,7 @@ async def load(rpc: Rpc, seed: int, steps: int) -> int:
     calls: list[Any] = []
 
     async def call(method: str, *params: Any) -> bool:
-        with suppress(Lost):
+        with suppress(ConnectionLost):
             error, _ = await rpc.call(method, *params)
             return error is None
         return False

@@ -59,7 +59,7 @@ def credits_after(credits: list[Rest], spent: int) -> list[Rest]:
     return credits_left
 
 
-class Known:
+class AuditedAccount:
     """One account: its entries so far, and what is owed for it."""
 
     def __init__(self, user: bytes) -> None:

@@ -6,7 +6,7 @@ every file passes here), folds it by its own arithmetic, and holds what clients 
 Which invariant is checked where:
 
 - I1, I6 (conservation, history = balance), I8 (positions, entry ids, instants rise by one / never go back), I5 (each
-  entry was asked for): at each durable batch, `accounts.Known.fold` and `_take_entry`.
+  entry was asked for): at each durable batch, `accounts.AuditedAccount.fold` and `_take_entry`.
 - I2, I4 (no answer from what is not durable, reads and repeated answers too) and the order of what one after the other
   asked for: at each answer, `answered`. Since the log only grows here (I9: a durable batch that comes back otherwise
   is caught in `_batch`), an answered entry can never be lost unseen; that it is *found again* is asked of the real
@@ -33,7 +33,7 @@ from typing import Any
 
 import msgpack
 
-from tests.simulation.accounts import TIME_CAUSED, Known
+from tests.simulation.accounts import TIME_CAUSED, AuditedAccount
 from tests.simulation.calls import COMMANDS, Call
 from tests.simulation.decode import (
     CUTOFF_DELIVERED,
@@ -74,7 +74,7 @@ class Auditor:
 
     def __init__(self, medium: Any, accrues: bool) -> None:
         self.accrues = accrues
-        self.users: dict[bytes, Known] = {}
+        self.users: dict[bytes, AuditedAccount] = {}
         self.owner: dict[int, tuple[int, int]] = {}  # bucket -> (shard, generation), by the map's journal
         self.held: dict[int, dict[int, int]] = {}  # shard -> bucket -> generation, by its own
         self.anchors: list[tuple[int, int, int, int]] = []  # (boot_ns, billing_ns, correction_ns, slew_ppm)
@@ -204,7 +204,7 @@ class Auditor:
         self.entries += 1
         account = self.users.get(item.user)
         if account is None:
-            account = self.users[item.user] = Known(item.user)
+            account = self.users[item.user] = AuditedAccount(item.user)
         for text in account.fold(item, self.accrues):
             self.wrong(f"{item.user!r}: {text}: {item}")
         if item.op in OUTSIDE:
@@ -251,7 +251,7 @@ class Auditor:
 
     # -- what clients see -------------------------------------------------------------------------------------------
 
-    def asked(self, call: Call) -> None:
+    def on_send(self, call: Call) -> None:
         """A client is about to send this."""
         op = COMMANDS.get(call.method)
         if call.tries == 1 or op is None:
@@ -384,7 +384,7 @@ class Auditor:
             if len(fresh) == 1 and not any(self.is_owed(account, seq) for seq in owed if seq != fresh[0]):
                 yield account.user, fresh[0], max(account.due[fresh[0]], self._called_ns.get(account.user, 0))
 
-    def is_owed(self, account: Known, seq: int) -> bool:
+    def is_owed(self, account: AuditedAccount, seq: int) -> bool:
         """Whether a cutoff has neither had its 2xx nor been superseded."""
         return seq not in account.superseded and not self.delivered.get((account.user, seq))
 
@@ -403,7 +403,7 @@ class Auditor:
         del self._calling[user]
         self._called_ns[user] = now_ns
 
-    def took(self, kind: str, user: bytes, seq: int) -> None:
+    def on_accepted(self, kind: str, user: bytes, seq: int) -> None:
         """The endpoint answers 2xx."""
         if kind == "cutoff":
             self.delivered[user, seq] = self.delivered.get((user, seq), 0) + 1

@@ -35,10 +35,10 @@ def play_beside(seed: int, world: World, client: Client) -> None:
     rng = random.Random(seed ^ 0x51C5)
     kinds = rng.choice((*[(kind,) for kind in SICK], SICK))
     crowd = [b"sick-%d" % number for number in range(CROWD)]
-    world.moods.sick = {user: rng.choice(kinds) for user in crowd}
+    world.endpoint_faults.sick = {user: rng.choice(kinds) for user in crowd}
     act = world.task(_act(world, client, crowd, rng))
     world.run(act.done, ACT_S, f"users who are well, beside {CROWD} for whom the endpoint is {kinds}")
-    world.moods.sick.clear()
+    world.endpoint_faults.sick.clear()
 
 
 async def _act(world: World, client: Client, crowd: list[bytes], rng: random.Random) -> None:

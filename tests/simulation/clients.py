@@ -141,7 +141,7 @@ class Client:
         data = b""
         for call in calls:
             call.tries += 1
-            self._auditor.asked(call)
+            self._auditor.on_send(call)
             self._number += 1
             futures.append(self._loop.create_future())
             protocol.waiting[self._number] = futures[-1]

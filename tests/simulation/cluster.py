@@ -3,7 +3,7 @@
 Each host is a machine of its own (`tests.simulation.machine`): a disk, processes, a door, a boot clock that runs too
 fast or too slow, and a wall clock that is off besides. They share nothing but the log (`tests.simulation.log_model`),
 the endpoint and the clients, who knock at any door. One host serves and the others stand by; or all of them serve at
-once, each some of the shards, and their workers have links to each other (`Between`).
+once, each some of the shards, and their workers have links to each other (`HostNetwork`).
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from shards.worker.process import Process
 from tests.simulation.auditor import Violation
 from tests.simulation.calls import GRACES_S, Call, Programs
 from tests.simulation.clients import Client
-from tests.simulation.cluster_auditor import NOBODY, HostsAuditor, Owner, Seen
+from tests.simulation.cluster_auditor import NOBODY, HostsAuditor, Owner, WorkerCallObserver
 from tests.simulation.course import CALLS_AT_ONCE, DATA, REST_S, Course, supervisor_in
 from tests.simulation.fibers import BlockingCommitter, BlockingLoop
-from tests.simulation.log_model import FIRST_PORT, KIND, SERVERS, WORLDS, Kept, LogServers
+from tests.simulation.log_model import FIRST_PORT, KIND, SERVERS, WORLDS, LogServers, StoredMessage
 from tests.simulation.loop import SECOND_NS, Kernel, SimLoop
 from tests.simulation.machine import Machine, SimProcess
-from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
+from tests.simulation.outside import Archive, EndpointFaults, SimEndpoint, SimHistory
 from tests.simulation.wires import Net, NetLoop, SimSocket, Stream
 
 GRANT_NS = 2 * SECOND_NS
@@ -93,9 +93,11 @@ class Oscillator:
 class HostMachine(Machine):
     """One host of the cluster."""
 
-    def __init__(self, number: int, kernel: Kernel, rng: random.Random, servers: LogServers, between: Between) -> None:
+    def __init__(
+        self, number: int, kernel: Kernel, rng: random.Random, servers: LogServers, network: HostNetwork
+    ) -> None:
         self.node = "abc"[number - 1]
-        self.between = between
+        self.network = network
         super().__init__(rng, lambda path, node: None, kernel, 1000 * number)
         offset_ns = rng.randint(-OFFSET_NS_MAX, OFFSET_NS_MAX)
         ppm = rng.randint(-DRIFT_PPM_MAX, DRIFT_PPM_MAX)
@@ -108,7 +110,7 @@ class HostMachine(Machine):
     def loop_of(self, name: str) -> NetLoop:
         loop = BlockingLoop(self.kernel, name, self.net)  # type: ignore[abstract]  # of asyncio's loop what we use
         loop.node = self.node
-        loop.dial = partial(self.between.connect, loop)
+        loop.dial = partial(self.network.connect, loop)
         return loop
 
     def executor_of(self, name: str, loop: NetLoop) -> SerialExecutor:
@@ -125,13 +127,13 @@ class HostMachine(Machine):
         return process
 
     def bind(self, host: str, port: int, backlog: int) -> Any:
-        return self.between.listen(self.net, host.removeprefix("host-"))
+        return self.network.listen(self.net, host.removeprefix("host-"))
 
     def booted(self) -> None:
         self.clock.booted_ns = self.kernel.now_ns
 
 
-class Between:
+class HostNetwork:
     """The network between hosts: who listens where, and who cannot reach whom."""
 
     def __init__(self, kernel: Kernel, rng: random.Random) -> None:
@@ -192,7 +194,7 @@ class SimHost:
     def __init__(self, cluster: Cluster, number: int) -> None:
         self.cluster = cluster
         self.machine = HostMachine(
-            number, cluster.kernel, random.Random(cluster.rng.getrandbits(64)), cluster.servers, cluster.between
+            number, cluster.kernel, random.Random(cluster.rng.getrandbits(64)), cluster.servers, cluster.network
         )
         self.node = self.machine.node
         self.door: SimSocket = self.machine.net.listen()
@@ -290,10 +292,10 @@ class SimHost:
 
         def build(begin: Begin) -> Billing:
             process.name = process.loop.name = f"worker-{begin.shard_id}"
-            seen_calls = Seen(cluster.auditor, self.owner(process.pid), begin.shard_id)
+            observer = WorkerCallObserver(cluster.auditor, self.owner(process.pid), begin.shard_id)
 
             def endpoint(origin: str, limits: object, clocks: Clocks, tls: object) -> SimEndpoint:
-                return SimEndpoint(origin, clocks, cluster.moods, seen_calls, cluster.trace)
+                return SimEndpoint(origin, clocks, cluster.endpoint_faults, observer, cluster.trace)
 
             def history(shard: FollowedShard, settings: object) -> NoHistory:
                 return NoHistory(Archive(), shard.shard_id, shard.journal)
@@ -438,11 +440,11 @@ class Cluster(Course):
         WORLDS[self.number] = self.servers
         self.auditor = HostsAuditor(self.kernel, self._owner_of)
         self.servers.on_stored = self._on_stored
-        self.moods = Moods(random.Random(self.rng.getrandbits(64)))
+        self.endpoint_faults = EndpointFaults(random.Random(self.rng.getrandbits(64)))
         self.net = Net(self.kernel, random.Random(self.rng.getrandbits(64)))
         self.outside = NetLoop(self.kernel, "outside", self.net)  # type: ignore[abstract]
         self.outside.on_trouble = self.on_trouble
-        self.lost: dict[str, dict[int, Kept]] = {}  # stream -> what it has forgotten
+        self.lost: dict[str, dict[int, StoredMessage]] = {}  # stream -> what it has forgotten
         cutoff = Cutoff(
             url="http://sim/cutoff",
             restore_url="http://sim/restore" if self.rng.random() < 0.7 else "",
@@ -450,7 +452,7 @@ class Cluster(Course):
         )
         classes = {name: class_of(cutoff, grace_s=grace_s) for name, grace_s in GRACES_S.items()}
         self.config = Config(cutoff=replace(cutoff, classes=classes), notify=Notify(url=""), ledger=Ledger())
-        self.between = Between(self.kernel, random.Random(seed ^ 0xBE7))
+        self.network = HostNetwork(self.kernel, random.Random(seed ^ 0xBE7))
         self.hosts = [SimHost(self, number) for number in range(1, hosts + 1)]
         self.kernel.on_crash = self._on_crash
 
@@ -535,8 +537,8 @@ class Cluster(Course):
         trouble.down.clear()
         trouble.is_slow = False
         trouble.leaderless_until_ns = 0
-        self.between.parted.clear()
-        self.moods.wrong.clear()
+        self.network.parted.clear()
+        self.endpoint_faults.wrong.clear()
         for host in self.hosts:
             host.machine.net.slow = host.machine.slow_disk = False
             host.is_wanted = True

@@ -165,9 +165,9 @@ class HostsAuditor(Auditor):
             if behind_ns > ERROR_NS_MAX:
                 self.wrong(f"{item} is stamped {behind_ns} ns before it was asked for (C6, C7)")
 
-    def asked(self, call: Call) -> None:
+    def on_send(self, call: Call) -> None:
         self._asked_ns.setdefault(id(call), self._kernel.now_ns)
-        super().asked(call)
+        super().on_send(call)
 
     def _decide(self, record: list[Any]) -> None:
         if record[0] == "claim":
@@ -196,7 +196,7 @@ class HostsAuditor(Auditor):
         self.lines[boot].append((boot_ns, billing_ns, correction_ns, ppm))
 
 
-class Seen:
+class WorkerCallObserver:
     """The auditor as the endpoint sees it, of the calls of one worker."""
 
     def __init__(self, auditor: HostsAuditor, owner: Owner, shard: int) -> None:
@@ -228,6 +228,6 @@ class Seen:
         """It is over."""
         del self._calling[user]
 
-    def took(self, kind: str, user: bytes, seq: int) -> None:
+    def on_accepted(self, kind: str, user: bytes, seq: int) -> None:
         """The endpoint answers 2xx."""
-        self._auditor.took(kind, user, seq)
+        self._auditor.on_accepted(kind, user, seq)

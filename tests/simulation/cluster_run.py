@@ -23,7 +23,7 @@ HEARD_S = 2.5  # so long after its claim a host has surely been heard of
 SEEN_NS = 2_500_000_000  # what was stored so long ago, every host has seen and remembers
 
 
-class HostsPlayed(NamedTuple):
+class HostsRunResult(NamedTuple):
     """What a run was."""
 
     seed: int
@@ -37,7 +37,7 @@ class HostsPlayed(NamedTuple):
     seconds: int  # of virtual time
 
 
-class HostsChaos:
+class HostsFaultInjector:
     """The faults of one run, one after the other, at random moments."""
 
     def __init__(self, cluster: Cluster, operator: HostsClient, programs: HostsPrograms, rng: random.Random) -> None:
@@ -167,7 +167,7 @@ class HostsChaos:
 
     async def part(self) -> None:
         """Two hosts do not hear each other; the log hears both."""
-        parted = self.cluster.between.parted
+        parted = self.cluster.network.parted
         pair = frozenset(host.node for host in self.rng.sample(self.cluster.hosts, 2))
         parted.add(pair)
         seconds = self.rng.choice((1.0, 5.0)) * (0.5 + self.rng.random())
@@ -315,37 +315,37 @@ class HostsChaos:
     # -- the endpoint -------------------------------------------------------------------------------------------------
 
     async def bad_endpoint(self) -> None:
-        moods, kinds = self.cluster.moods, ("refused", "slow", "5xx", "lost")
+        endpoint_faults, kinds = self.cluster.endpoint_faults, ("refused", "slow", "5xx", "lost")
         chosen = self.rng.sample(kinds, self.rng.choice((1, 2)))
-        moods.wrong |= dict.fromkeys(chosen, self.rng.choice((0.2, 0.8)))
-        self.later(2 + 4 * self.rng.random(), moods.wrong.clear)
+        endpoint_faults.wrong |= dict.fromkeys(chosen, self.rng.choice((0.2, 0.8)))
+        self.later(2 + 4 * self.rng.random(), endpoint_faults.wrong.clear)
         self.hit("bad_endpoint")
 
 
-KINDS: dict[str, tuple[int, Callable[[HostsChaos], Awaitable[None]]]] = {
-    "kill_host": (5, HostsChaos.kill_host),
-    "power": (2, HostsChaos.power),
-    "kill_process": (3, HostsChaos.kill_process),
-    "pause": (8, HostsChaos.pause),
-    "restart": (3, HostsChaos.restart),
-    "cut": (5, HostsChaos.cut),
-    "answers": (5, HostsChaos.answers),
-    "leaderless": (3, HostsChaos.leaderless),
-    "server_down": (2, HostsChaos.server_down),
-    "forget": (4, HostsChaos.forget),
-    "clock_set": (2, HostsChaos.clock_set),
-    "clock_wrong": (3, HostsChaos.clock_wrong),
-    "bad_endpoint": (2, HostsChaos.bad_endpoint),
+KINDS: dict[str, tuple[int, Callable[[HostsFaultInjector], Awaitable[None]]]] = {
+    "kill_host": (5, HostsFaultInjector.kill_host),
+    "power": (2, HostsFaultInjector.power),
+    "kill_process": (3, HostsFaultInjector.kill_process),
+    "pause": (8, HostsFaultInjector.pause),
+    "restart": (3, HostsFaultInjector.restart),
+    "cut": (5, HostsFaultInjector.cut),
+    "answers": (5, HostsFaultInjector.answers),
+    "leaderless": (3, HostsFaultInjector.leaderless),
+    "server_down": (2, HostsFaultInjector.server_down),
+    "forget": (4, HostsFaultInjector.forget),
+    "clock_set": (2, HostsFaultInjector.clock_set),
+    "clock_wrong": (3, HostsFaultInjector.clock_wrong),
+    "bad_endpoint": (2, HostsFaultInjector.bad_endpoint),
 }
 
 
-AT_ONCE: dict[str, tuple[int, Callable[[HostsChaos], Awaitable[None]]]] = {
-    "part": (5, HostsChaos.part),
-    "move": (8, HostsChaos.move),
+AT_ONCE: dict[str, tuple[int, Callable[[HostsFaultInjector], Awaitable[None]]]] = {
+    "part": (5, HostsFaultInjector.part),
+    "move": (8, HostsFaultInjector.move),
 }
 
 
-def play_hosts(seed: int, log: list[str] | None = None) -> HostsPlayed:
+def play_hosts(seed: int, log: list[str] | None = None) -> HostsRunResult:
     """Plays a seed; raises what is wrong. In a third of the worlds all hosts serve at once, each some of the shards."""
     rooms = [logging.getLogger(name) for name in ("shards", "billing")]
     levels = [room.level for room in rooms]
@@ -365,7 +365,7 @@ def play_hosts(seed: int, log: list[str] | None = None) -> HostsPlayed:
             room.setLevel(level)
 
 
-def _play(seed: int, cluster: Cluster) -> HostsPlayed:
+def _play(seed: int, cluster: Cluster) -> HostsRunResult:
     draw = random.Random(seed ^ 0xFACE)
     users = [b"%d" % number for number in draw.sample(range(1, 1000), draw.choice((2, 3, 5)))]
     programs = HostsPrograms(random.Random(draw.getrandbits(64)), users, lambda: cluster.kernel.now_ns)
@@ -373,7 +373,9 @@ def _play(seed: int, cluster: Cluster) -> HostsPlayed:
     rest_s = draw.choice((0.3, 0.3, 3.0))
     for client in clients:
         client.rest_s = rest_s
-    chaos = HostsChaos(cluster, cluster.client("operator", programs), programs, random.Random(draw.getrandbits(64)))
+    injector = HostsFaultInjector(
+        cluster, cluster.client("operator", programs), programs, random.Random(draw.getrandbits(64))
+    )
     began_ns = cluster.kernel.now_ns
     for host in cluster.hosts:
         cluster.outside.call_in(draw.randrange(SECOND_NS), host.start_again)
@@ -382,11 +384,11 @@ def _play(seed: int, cluster: Cluster) -> HostsPlayed:
     cluster.run(first.done, 60, "accounts are opened")
 
     async def all_clients() -> None:
-        await asyncio.gather(*(client.run(CALLS, lambda: chaos.done) for client in clients))
+        await asyncio.gather(*(client.run(CALLS, lambda: injector.done) for client in clients))
 
     calling = cluster.task(all_clients())
     watching = [cluster.task(cluster.watcher(host, programs).watch(users)) for host in cluster.hosts]
-    wrong = cluster.task(chaos.run())
+    wrong = cluster.task(injector.run())
     cluster.run(wrong.done, 600, "all faults injected")
     cluster.heal()
     for task in watching:
@@ -396,14 +398,14 @@ def _play(seed: int, cluster: Cluster) -> HostsPlayed:
     reading = cluster.task(_read_all(clients[0], users))
     cluster.run(reading.done, 60, "all accounts are read")
     _stop(cluster)
-    return HostsPlayed(
+    return HostsRunResult(
         seed,
         cluster.digest(),
         sum(client.calls for client in clients),
         cluster.auditor.entries,
         cluster.auditor.attempts,
         cluster.auditor.epochs,
-        chaos.fired,
+        injector.fired,
         cluster.kernel.steps,
         (cluster.kernel.now_ns - began_ns) // SECOND_NS,
     )

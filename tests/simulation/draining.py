@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from tests.simulation.followers import Strikes
 
 if TYPE_CHECKING:
-    from tests.simulation.faults import Chaos
+    from tests.simulation.faults import FaultInjector
 
 LOOKS, LOOK_S = 200, 0.05
 STRUCK = 0.1  # of the looks
@@ -23,11 +23,11 @@ GLANCES, GLANCE_S = 5000, 0.0002
 DOWN = 0.5  # of the drains: the endpoint answers badly meanwhile, so that something is owed
 
 
-async def draining(chaos: Chaos) -> bool:
+async def draining(injector: FaultInjector) -> bool:
     """Some shards are drained in bad company."""
-    world, rng, followers = chaos.world, chaos.rng, chaos.world.followers
+    world, rng, followers = injector.world, injector.rng, injector.world.followers
     assert followers is not None
-    if not await chaos._two_shards() or not world.is_ready():
+    if not await injector._two_shards() or not world.is_ready():
         return False
     fewer = rng.randrange(1, world.workers)
     going = range(fewer + 1, world.workers + 1)
@@ -35,9 +35,9 @@ async def draining(chaos: Chaos) -> bool:
     usual_speed = machine.slow_disk, machine.slow_share
     machine.slow_disk, machine.slow_share = rng.random() < 0.5, 0.5
     if rng.random() < DOWN:
-        world.moods.wrong[rng.choice(("refused", "slow", "5xx"))] = rng.choice((0.5, 0.9))
+        world.endpoint_faults.wrong[rng.choice(("refused", "slow", "5xx"))] = rng.choice((0.5, 0.9))
     strikes = Strikes(followers, rng, lambda: False)
-    if rng.random() >= CUT_OFF or not await _cut_off(chaos, going, fewer):
+    if rng.random() >= CUT_OFF or not await _cut_off(injector, going, fewer):
         await world.restart(fewer)
     for _ in range(LOOKS):
         supervisor = world.supervisor
@@ -49,20 +49,20 @@ async def draining(chaos: Chaos) -> bool:
         await asyncio.sleep(LOOK_S)
     machine.slow_disk, machine.slow_share = usual_speed
     for kind, count in strikes.fired.items():
-        chaos.fired[f"{kind}, draining"] = chaos.fired.get(f"{kind}, draining", 0) + count
+        injector.fired[f"{kind}, draining"] = injector.fired.get(f"{kind}, draining", 0) + count
     return True
 
 
-async def _cut_off(chaos: Chaos, going: range, fewer: int) -> bool:
+async def _cut_off(injector: FaultInjector, going: range, fewer: int) -> bool:
     """A bucket of a shard that is to go moves, and everything is killed as soon as the map has decided; the daemon
     comes back with fewer shards. False where there is no such bucket, or the move came to nothing.
     """
-    world, owner = chaos.world, chaos.world.auditor.owner
+    world, owner = injector.world, injector.world.auditor.owner
     buckets = [bucket for bucket, (shard, _) in sorted(owner.items()) if shard in going]
     if not buckets:
         return False
-    bucket, target = chaos.rng.choice(buckets), chaos.rng.randrange(1, fewer + 1)
-    move = world.task(chaos.operator.ask("move_bucket", bucket, target))
+    bucket, target = injector.rng.choice(buckets), injector.rng.randrange(1, fewer + 1)
+    move = world.task(injector.operator.ask("move_bucket", bucket, target))
     for _ in range(GLANCES):
         if owner[bucket][0] == target or move.done():
             break
@@ -73,4 +73,4 @@ async def _cut_off(chaos: Chaos, going: range, fewer: int) -> bool:
     for process in list(world.machine.processes.values()):
         process.kill()
     await asyncio.wait([move], timeout=30)
-    return await chaos._wait(lambda: world.supervisor is not None, 20)
+    return await injector._wait(lambda: world.supervisor is not None, 20)

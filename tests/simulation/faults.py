@@ -24,7 +24,7 @@ CALLS = ("create", "write", "fdatasync", "fsync", "fsync_dir", "rename", "unlink
 ENDPOINT = ("refused", "slow", "5xx", "4xx", "lost")
 
 
-class Chaos:
+class FaultInjector:
     """The faults of one run, one after the other, at random moments."""
 
     def __init__(self, world: World, clients: list[Client], operator: Client, rng: random.Random) -> None:
@@ -330,12 +330,12 @@ class Chaos:
         return True
 
     async def bad_endpoint(self) -> bool:
-        moods, rng = self.world.moods, self.rng
-        met = sum(moods.met.values())
+        endpoint_faults, rng = self.world.endpoint_faults, self.rng
+        met = sum(endpoint_faults.met.values())
         for name in rng.sample(ENDPOINT, 2):
-            moods.wrong[name] = rng.choice((0.3, 0.5, 0.9))
-        moods.wrong["dropped"] = 0.1
-        return await self._wait(lambda: sum(moods.met.values()) > met)
+            endpoint_faults.wrong[name] = rng.choice((0.3, 0.5, 0.9))
+        endpoint_faults.wrong["dropped"] = 0.1
+        return await self._wait(lambda: sum(endpoint_faults.met.values()) > met)
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
@@ -383,29 +383,29 @@ class Chaos:
         return True
 
 
-Fault = Callable[[Chaos], Awaitable[bool]]
+Fault = Callable[[FaultInjector], Awaitable[bool]]
 KINDS: dict[str, tuple[int, Fault]] = {
-    "kill_worker": (4, Chaos.kill_worker),
-    "kill_supervisor": (2, Chaos.kill_supervisor),
-    "kill_all": (2, Chaos.kill_all),
-    "power": (5, Chaos.power),
-    "power_at_call": (6, Chaos.power_at_call),
-    "kill_at_call": (3, Chaos.kill_at_call),
-    "recovery_cut": (3, Chaos.recovery_cut),
-    "restart": (2, Chaos.restart),
-    "workers": (3, Chaos.workers),
-    "io_error": (4, Chaos.io_error),
-    "no_room": (2, Chaos.no_room),
-    "short_write": (1, Chaos.short_write),
-    "rot": (5, Chaos.rot),
-    "snapshot": (5, Chaos.snapshot),
-    "cut_link": (3, Chaos.cut_link),
-    "cut_client": (2, Chaos.cut_client),
-    "clock_step": (2, Chaos.clock_step),
-    "bad_endpoint": (4, Chaos.bad_endpoint),
-    "move": (5, Chaos.move),
-    "moves": (5, Chaos.moves),
-    "rebalance": (2, Chaos.rebalance),
+    "kill_worker": (4, FaultInjector.kill_worker),
+    "kill_supervisor": (2, FaultInjector.kill_supervisor),
+    "kill_all": (2, FaultInjector.kill_all),
+    "power": (5, FaultInjector.power),
+    "power_at_call": (6, FaultInjector.power_at_call),
+    "kill_at_call": (3, FaultInjector.kill_at_call),
+    "recovery_cut": (3, FaultInjector.recovery_cut),
+    "restart": (2, FaultInjector.restart),
+    "workers": (3, FaultInjector.workers),
+    "io_error": (4, FaultInjector.io_error),
+    "no_room": (2, FaultInjector.no_room),
+    "short_write": (1, FaultInjector.short_write),
+    "rot": (5, FaultInjector.rot),
+    "snapshot": (5, FaultInjector.snapshot),
+    "cut_link": (3, FaultInjector.cut_link),
+    "cut_client": (2, FaultInjector.cut_client),
+    "clock_step": (2, FaultInjector.clock_step),
+    "bad_endpoint": (4, FaultInjector.bad_endpoint),
+    "move": (5, FaultInjector.move),
+    "moves": (5, FaultInjector.moves),
+    "rebalance": (2, FaultInjector.rebalance),
     "set_back": (3, together.set_back),
     "left_over": (4, together.left_over),
     "busy_end": (5, together.busy_end),

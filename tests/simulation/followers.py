@@ -64,7 +64,7 @@ def kinds_of(item: Item) -> list[str]:
     return [*kinds, "account-restored"] if item.flags & RESTORED else kinds
 
 
-class Told:
+class NoticeAuditor:
     """What is owed to the receiver of notices, and what it was told."""
 
     def __init__(self) -> None:
@@ -84,11 +84,11 @@ class Told:
                 f"notice {name} of {user!r} is sent after {taken_count} of {owed}: none is owed, or others before"
             )
 
-    def took(self, user: bytes, name: str) -> None:
+    def on_accepted(self, user: bytes, name: str) -> None:
         """The receiver has it."""
         self.taken[user] = max(self.taken.get(user, 0), self.owed[user].index(name) + 1)
 
-    def untold(self) -> list[str]:
+    def unsent(self) -> list[str]:
         """What is owed still."""
         return [name for user, owed in self.owed.items() for name in owed[self.taken.get(user, 0) :]]
 
@@ -96,20 +96,20 @@ class Told:
 class SimReceiver(SimEndpoint):
     """The service behind `notify.url`, with the moods of the cutoff endpoint."""
 
-    told: Told
+    notice_auditor: NoticeAuditor
 
     def ask(self, line: Any, request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
         header = request.split(b"webhook-id: ", 1)[1].split(b"\r\n", 1)[0].decode("ascii")
         quoted, _, name = header.partition(":")
         user = quoted.encode()
         self._trace("notice", header)
-        self.told.attempt(user, name)
+        self.notice_auditor.attempt(user, name)
         self.go_on(self._notice(line, user, name, timeout_s, on_verdict))
 
     async def _notice(
         self, line: Any, user: bytes, name: str, timeout_s: float, on_verdict: Callable[[Verdict], None]
     ) -> None:
-        verdict = await self._answer(line, user, timeout_s, lambda _: self.told.took(user, name))
+        verdict = await self._answer(line, user, timeout_s, lambda _: self.notice_auditor.on_accepted(user, name))
         if not self.closed:
             self._idle.append(line)
         on_verdict(verdict)
@@ -123,12 +123,12 @@ class Followers:
         self.rng = rng
         self.home = tempfile.mkdtemp(prefix="billing-", dir=MEMORY)
         self.disk = FailingDisk()
-        self.told = Told()
+        self.notice_auditor = NoticeAuditor()
         self.files: dict[str, Files] = {}  # by the name of the process
         self.links: dict[str, Any] = {}
         self.running: dict[SimProcess, Follower] = {}
         self.ends = 0  # on the disk
-        world.auditor.on_entry = self.told.durable
+        world.auditor.on_entry = self.notice_auditor.durable
         world.auditor.on_retire = self._on_retire
         world.machine.on_power = self._on_power
 
@@ -155,8 +155,8 @@ class Followers:
     def receiver(self, origin: str, _: Any, clocks: Any, __: Any) -> Any:
         """The endpoint of a notifier."""
         world = self.world
-        receiver = SimReceiver(origin, clocks, world.moods, world.auditor, world.trace)
-        receiver.told = self.told
+        receiver = SimReceiver(origin, clocks, world.endpoint_faults, world.auditor, world.trace)
+        receiver.notice_auditor = self.notice_auditor
         return receiver
 
     def start(self, process: SimProcess, control: SimSocket) -> Any:

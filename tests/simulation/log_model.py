@@ -39,7 +39,7 @@ BEHIND_NS = 300_000_000  # so much a replica may be behind
 WORLDS: dict[int, LogServers] = {}  # by the number in the settings of a backend
 
 
-class Kept(NamedTuple):
+class StoredMessage(NamedTuple):
     """One message of a stream."""
 
     subject: str
@@ -52,7 +52,7 @@ class SimStream:
 
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = config
-        self.messages: dict[int, Kept] = {}
+        self.messages: dict[int, StoredMessage] = {}
         self.last = 0
 
     def state(self) -> dict[str, Any]:
@@ -61,7 +61,7 @@ class SimStream:
         return {"messages": len(self.messages), "first_seq": first, "last_seq": self.last, "bytes": stored}
 
 
-class Trouble:
+class NetworkFaults:
     """What goes wrong on the way, each with its share of the publishes; all 0 is a good network."""
 
     def __init__(self) -> None:
@@ -80,7 +80,7 @@ class LogServers:
         self.kernel = kernel
         self.rng = rng
         self.loop = SimLoop(kernel, "log")  # type: ignore[abstract]  # of asyncio's loop what we use
-        self.trouble = Trouble()
+        self.trouble = NetworkFaults()
         self.streams = {name: SimStream(wanted(name, shape, identity)) for name in names(shape.shards)}
         self.loops: dict[int, BlockingLoop] = {}  # of processes, by pid
         self.on_stored: Callable[[str, int, str, bytes], None] = lambda stream, sequence, subject, payload: None
@@ -168,7 +168,7 @@ class LogServers:
             link.tell(reply, _refusal(10071, f"wrong last sequence: {stream.last}"))
         else:
             stream.last += 1
-            stream.messages[stream.last] = Kept(subject, payload, self.kernel.now_ns)
+            stream.messages[stream.last] = StoredMessage(subject, payload, self.kernel.now_ns)
             self.on_stored(name, stream.last, subject, payload)
             if not self.meets("lost_ack"):
                 for _ in range(1 + self.meets("doubled_ack")):
@@ -217,7 +217,7 @@ class LogServers:
 
     # -- damage -----------------------------------------------------------------------------------------------------
 
-    def forget(self, name: str, before_ns: int) -> dict[int, Kept]:
+    def forget(self, name: str, before_ns: int) -> dict[int, StoredMessage]:
         """The stream loses what was stored behind this instant; what that was."""
         stream = self.streams[name]
         messages_lost = {
@@ -228,7 +228,7 @@ class LogServers:
         stream.last -= len(messages_lost)
         return messages_lost
 
-    def restore(self, name: str, messages_lost: dict[int, Kept]) -> None:
+    def restore(self, name: str, messages_lost: dict[int, StoredMessage]) -> None:
         """What was lost is found again."""
         stream = self.streams[name]
         assert stream.last + 1 == min(messages_lost), "something was stored in its place"
@@ -296,10 +296,10 @@ class Link:
         if self.server in self._servers.trouble.down:
             return
         self._buffer += data
-        while self._one():
+        while self._take_command():
             continue
 
-    def _one(self) -> bool:
+    def _take_command(self) -> bool:
         """Takes one command off the buffer, if it is whole."""
         line, end, rest = self._buffer.partition(b"\r\n")
         if not end:

@@ -90,7 +90,7 @@ class Moving:
         world.run(world.is_ready, 60, "a first start")
         self.run(self.clients[0].open_accounts(), "accounts are opened")
         first, second, third, fourth = self.users
-        world.moods.wrong["refused"] = 1.0
+        world.endpoint_faults.wrong["refused"] = 1.0
 
         async def fill() -> None:
             for call in (

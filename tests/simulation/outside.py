@@ -19,7 +19,7 @@ SICK = ("hangs", "fails", "asks for time", "hangs up")
 ASKED_FOR_NS = 20 * 10**9
 
 
-class Moods:
+class EndpointFaults:
     """How the endpoint behaves now: the share of calls that go wrong, by how; and the users for whom all calls do."""
 
     def __init__(self, rng: random.Random) -> None:
@@ -45,7 +45,7 @@ class SimLine:
         self.ended = asyncio.Event()
 
 
-class Ear(Protocol):
+class CallObserver(Protocol):
     """What the endpoint has of the auditor."""
 
     last_call: dict[bytes, tuple[str, int]]
@@ -62,19 +62,26 @@ class Ear(Protocol):
     def called(self, user: bytes, now_ns: int) -> None:
         """It is over."""
 
-    def took(self, kind: str, user: bytes, seq: int) -> None:
+    def on_accepted(self, kind: str, user: bytes, seq: int) -> None:
         """It is answered with 2xx."""
 
 
 class SimEndpoint:
     """`billing.expirationd.endpoint.Endpoint`, and the service behind it."""
 
-    def __init__(self, origin: str, clocks: Clocks, moods: Moods, auditor: Ear, trace: Callable[..., None]) -> None:
+    def __init__(
+        self,
+        origin: str,
+        clocks: Clocks,
+        endpoint_faults: EndpointFaults,
+        auditor: CallObserver,
+        trace: Callable[..., None],
+    ) -> None:
         self._boot_ns = clocks.boot_ns
         self.origin = origin
         self.connections = self.connects = 0
         self.closed = False
-        self._moods = moods
+        self._moods = endpoint_faults
         self._auditor = auditor
         self._trace = trace
         self._idle: list[SimLine] = []
@@ -134,21 +141,21 @@ class SimEndpoint:
     def _took(self, kind: str, user: bytes, seq: int, ok: bool) -> None:
         self._auditor.last_call[user] = kind, seq
         if ok:
-            self._auditor.took(kind, user, seq)
+            self._auditor.on_accepted(kind, user, seq)
 
     async def _answer(self, line: SimLine, user: bytes, timeout_s: float, reached: Callable[[bool], None]) -> Verdict:
         """What this call meets. `reached`: the service has it; told whether it is answered with 2xx."""
-        moods = self._moods
-        wrong = moods.draw(("dropped", "slow", "5xx", "4xx", "lost"))
+        endpoint_faults = self._moods
+        wrong = endpoint_faults.draw(("dropped", "slow", "5xx", "4xx", "lost"))
         if wrong == "dropped" and line.used:
             return DROPPED, "the connection was closed", -1
         line.used = True
-        sick = moods.sick.get(user, "")
+        sick = endpoint_faults.sick.get(user, "")
         if wrong == "slow" or sick == "hangs":
             return await self._hang(line, timeout_s)
-        await asyncio.sleep(moods.rng.random() * 0.004)
+        await asyncio.sleep(endpoint_faults.rng.random() * 0.004)
         if wrong == "5xx":
-            pause_ns = -1 if moods.rng.random() < 0.5 else moods.rng.randrange(3 * 10**9)
+            pause_ns = -1 if endpoint_faults.rng.random() < 0.5 else endpoint_faults.rng.randrange(3 * 10**9)
             return FAILED if pause_ns < 0 else BUSY, "503", pause_ns
         if sick:
             return (BUSY, "429", ASKED_FOR_NS) if sick == "asks for time" else (FAILED, sick, -1)

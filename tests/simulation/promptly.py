@@ -25,7 +25,7 @@ LOOK_NS = SECOND_NS // 10
 BOUND_S = 3.5
 
 
-class Promptly:
+class PromptnessWatch:
     """Looks at one world until it is told to stop."""
 
     def __init__(self, world: World) -> None:
@@ -55,7 +55,7 @@ class Promptly:
     def _is_calm(self) -> bool:
         world, machine = self._world, self._world.machine
         supervisor = world.supervisor
-        if supervisor is None or not world.is_ready() or machine.slow_disk or world.moods.wrong:
+        if supervisor is None or not world.is_ready() or machine.slow_disk or world.endpoint_faults.wrong:
             return False
         if machine.medium.capacity_bytes is not None or supervisor.mover.running or supervisor.mover.rebalancing:
             return False
@@ -63,7 +63,7 @@ class Promptly:
 
     def _check(self) -> None:
         auditor, now_ns = self._world.auditor, self._world.auditor.billing_ns(self._world.kernel.boot_ns())
-        self._ill.update(self._world.moods.sick)
+        self._ill.update(self._world.endpoint_faults.sick)
         for user, seq, since_ns in auditor.uncalled():
             if user in self._ill:  # or was: its last call may still hang
                 continue
@@ -72,7 +72,7 @@ class Promptly:
             self.worst_ns = max(self.worst_ns, waits_ns)
             if waits_ns > BOUND_S * SECOND_NS:
                 late_s = waits_ns / SECOND_NS
-                sick = self._world.moods.sick
+                sick = self._world.endpoint_faults.sick
                 raise Violation(f"cutoff {seq} of {user!r} is not called after {late_s:.1f} s, beside {sick} (I25)")
 
 
@@ -80,4 +80,4 @@ def make_sick(seed: int, world: World, users: list[bytes]) -> None:
     """Lets the endpoint fail for half of the users, in some runs."""
     rng = random.Random(seed ^ 0x51C6)
     if rng.random() < SHARE:
-        world.moods.sick = {user: rng.choice(SICK) for user in rng.sample(users, len(users) // 2)}
+        world.endpoint_faults.sick = {user: rng.choice(SICK) for user in rng.sample(users, len(users) // 2)}

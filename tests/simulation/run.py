@@ -13,16 +13,16 @@ from tests.simulation.auditor import Violation
 from tests.simulation.beside import play_beside, plays
 from tests.simulation.calls import Call, Programs
 from tests.simulation.clients import Client
-from tests.simulation.faults import Chaos
+from tests.simulation.faults import FaultInjector
 from tests.simulation.followers import Strikes
-from tests.simulation.promptly import Promptly, make_sick
+from tests.simulation.promptly import PromptnessWatch, make_sick
 from tests.simulation.world import World
 
 CLIENTS = 3
 CALLS = 60  # of each client
 
 
-class Played(NamedTuple):
+class RunResult(NamedTuple):
     """What a run was."""
 
     seed: int
@@ -51,7 +51,7 @@ def world_of(seed: int, *, follows: bool = False) -> World:
     return world
 
 
-def play(seed: int, log: list[str] | None = None, *, follows: bool = False) -> Played:
+def play(seed: int, log: list[str] | None = None, *, follows: bool = False) -> RunResult:
     """Plays a seed, maybe with the followers of history and notices; raises what is wrong."""
     world = world_of(seed, follows=follows)
     busy_timeout_s, store.BUSY_TIMEOUT_S = store.BUSY_TIMEOUT_S, 0.0  # one thread plays all processes
@@ -71,7 +71,7 @@ def play(seed: int, log: list[str] | None = None, *, follows: bool = False) -> P
             room.setLevel(level)
 
 
-def _play(seed: int, world: World) -> Played:
+def _play(seed: int, world: World) -> RunResult:
     draw = random.Random(seed ^ 0xFACE)
     users = [b"%d" % number for number in draw.sample(range(1, 1000), draw.choice((3, 5, 8)))]
     programs = Programs(random.Random(draw.getrandbits(64)), users, lambda: world.kernel.now_ns)
@@ -88,22 +88,22 @@ def _play(seed: int, world: World) -> Played:
         for number in range(CLIENTS + 1)
     ]
     operator = clients.pop()
-    chaos = Chaos(world, clients, operator, random.Random(draw.getrandbits(64)))
+    injector = FaultInjector(world, clients, operator, random.Random(draw.getrandbits(64)))
     make_sick(seed, world, users)
     world.start()
-    promptly = Promptly(world)
+    promptly = PromptnessWatch(world)
     world.run(world.is_ready, 60, "a first start")
     first = world.task(clients[0].open_accounts())
     world.run(first.done, 60, "accounts are opened")
 
     async def all_clients() -> None:
-        await asyncio.gather(*(client.run(CALLS, lambda: chaos.done) for client in clients))
+        await asyncio.gather(*(client.run(CALLS, lambda: injector.done) for client in clients))
 
     calling = world.task(all_clients())
-    wrong = world.task(chaos.run())
+    wrong = world.task(injector.run())
     strikes = None
     if world.followers is not None:
-        strikes = Strikes(world.followers, random.Random(seed ^ 0xF012), lambda: chaos.done)
+        strikes = Strikes(world.followers, random.Random(seed ^ 0xF012), lambda: injector.done)
         world.task(strikes.run())
     world.run(wrong.done, 600, "all faults injected")
     world.heal()
@@ -118,13 +118,13 @@ def _play(seed: int, world: World) -> Played:
     world.stop()
     counts = sum(client.calls for client in clients)
     auditor = world.auditor
-    return Played(
+    return RunResult(
         seed,
         world.digest(),
         counts,
         auditor.entries,
         auditor.attempts,
-        chaos.fired | ({} if strikes is None else strikes.fired),
+        injector.fired | ({} if strikes is None else strikes.fired),
         world.kernel.steps,
         promptly.waited,
         promptly.worst_ns,

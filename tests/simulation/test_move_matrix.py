@@ -277,7 +277,7 @@ def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(
     """An account runs out of money some milliseconds after the wish: the bucket is frozen when that is over."""
     moving.handoff().quiet_wait_ns = wait_ns
     world, user, left_ns = moving.world, moving.users[1], []
-    world.moods.wrong.clear()
+    world.endpoint_faults.wrong.clear()
 
     def fate(direction: str, message: Message) -> list[int]:
         if isinstance(message, Payload):

@@ -12,25 +12,25 @@ from tests.simulation.clients import Client
 from tests.simulation.loop import SECOND_NS
 
 if TYPE_CHECKING:
-    from tests.simulation.faults import Chaos
+    from tests.simulation.faults import FaultInjector
 
 
-async def set_back(chaos: Chaos) -> bool:
+async def set_back(injector: FaultInjector) -> bool:
     """The wall clock is set back, and the power goes before billing time could have been bent."""
-    world = chaos.world
+    world = injector.world
     if world.supervisor is None:
         return False
-    world.kernel.wall_offset_ns -= chaos.rng.choice((2, 60, 3600)) * SECOND_NS
+    world.kernel.wall_offset_ns -= injector.rng.choice((2, 60, 3600)) * SECOND_NS
     world.machine.lose_power()
     return True
 
 
-async def left_over(chaos: Chaos) -> bool:
+async def left_over(injector: FaultInjector) -> bool:
     """A worker hangs, for longer than a start waits for its lock, and the main process ends meanwhile."""
-    world, rng = chaos.world, chaos.rng
+    world, rng = injector.world, injector.rng
     if not world.is_ready() or world.supervising is None:
         return False
-    rng.choice(chaos._workers()).loop.hung_until_ns = world.kernel.now_ns + rng.randrange(11, 25) * SECOND_NS
+    rng.choice(injector._workers()).loop.hung_until_ns = world.kernel.now_ns + rng.randrange(11, 25) * SECOND_NS
     world.supervising.kill()
     for _ in range(600):
         await asyncio.sleep(0.1)
@@ -39,13 +39,13 @@ async def left_over(chaos: Chaos) -> bool:
     return True
 
 
-async def busy_end(chaos: Chaos) -> bool:
+async def busy_end(injector: FaultInjector) -> bool:
     """An orderly end while the disk is slow and somebody reads: there are answers that wait for the batch before."""
-    world, rng = chaos.world, chaos.rng
+    world, rng = injector.world, injector.rng
     supervisor_before = world.supervisor
     if supervisor_before is None or not world.is_ready():
         return False
-    programs, seed = chaos.operator._programs, random.Random(rng.getrandbits(64))
+    programs, seed = injector.operator._programs, random.Random(rng.getrandbits(64))
     reader = Client("reader", world.outside, world.door, world.auditor, programs, seed, world.trace)
     machine = world.machine
     usual_speed = machine.slow_disk, machine.slow_share
@@ -61,20 +61,20 @@ async def busy_end(chaos: Chaos) -> bool:
     await world.restart()
     machine.slow_disk, machine.slow_share = usual_speed
     await reading
-    return await chaos._wait(world.is_ready, 20)
+    return await injector._wait(world.is_ready, 20)
 
 
-async def owing(chaos: Chaos) -> bool:
+async def owing(injector: FaultInjector) -> bool:
     """Buckets move while calls are owed for them, or under way, and some move comes to nothing because its target ends.
     Nothing is started anew afterwards: what was left lying stays there.
     """
-    world, rng, auditor = chaos.world, chaos.rng, chaos.world.auditor
+    world, rng, auditor = injector.world, injector.rng, injector.world.auditor
     supervisor = world.supervisor
-    if not await chaos._two_shards() or supervisor is None or not world.is_ready():
+    if not await injector._two_shards() or supervisor is None or not world.is_ready():
         return False
-    world.moods.wrong.clear()
-    world.moods.wrong[rng.choice(("refused", "slow", "slow"))] = 1.0
-    programs, seed = chaos.operator._programs, random.Random(rng.getrandbits(64))
+    world.endpoint_faults.wrong.clear()
+    world.endpoint_faults.wrong[rng.choice(("refused", "slow", "slow"))] = 1.0
+    programs, seed = injector.operator._programs, random.Random(rng.getrandbits(64))
     payer = Client("payer", world.outside, world.door, auditor, programs, seed, world.trace)
     for number, user in enumerate(rng.sample(programs.users, 2)):
         tag = b"owing %d %d" % (world.kernel.now_ns, number)
@@ -89,9 +89,9 @@ async def owing(chaos: Chaos) -> bool:
         worker = None if body is None else body.worker
         if world.supervisor is not supervisor or process is None or worker is None:
             return False
-        move = world.task(chaos.operator.ask("move_bucket", bucket, targets[0]))
+        move = world.task(injector.operator.ask("move_bucket", bucket, targets[0]))
         if rng.random() < 0.5:
-            await chaos._wait(lambda: bucket in worker.handoff._leaving or move.done())  # noqa: B023
+            await injector._wait(lambda: bucket in worker.handoff._leaving or move.done())  # noqa: B023
             await asyncio.sleep(rng.random() * 0.002)
             process.kill()
         await asyncio.wait([move], timeout=30)

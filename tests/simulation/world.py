@@ -31,7 +31,7 @@ from tests.simulation.course import CALLS_AT_ONCE, DATA, REST_S, Course, supervi
 from tests.simulation.followers import Followers
 from tests.simulation.loop import SECOND_NS
 from tests.simulation.machine import Machine, SimProcess
-from tests.simulation.outside import Archive, Moods, SimEndpoint, SimHistory
+from tests.simulation.outside import Archive, EndpointFaults, SimEndpoint, SimHistory
 from tests.simulation.wires import NetLoop, SimSocket
 
 LIFE_NS = 3600 * SECOND_NS  # of one run, in virtual time
@@ -59,7 +59,7 @@ class World(Course):
         self.rng = random.Random(seed)
         self.machine = Machine(self.rng, self._on_sync)
         self.auditor = Auditor(self.machine.medium, accrues)
-        self.moods = Moods(random.Random(self.rng.getrandbits(64)))
+        self.endpoint_faults = EndpointFaults(random.Random(self.rng.getrandbits(64)))
         self.archive = Archive()
         self.kernel = self.machine.kernel
         self.outside = NetLoop(self.kernel, "outside", self.machine.net)  # type: ignore[abstract]
@@ -183,7 +183,7 @@ class World(Course):
                 rng=process.rng,
                 history=lambda shard, _: SimHistory(self.archive, shard.shard_id, shard.journal),  # type: ignore
                 endpoint=lambda origin, _, clocks, __: SimEndpoint(  # type: ignore
-                    origin, clocks, self.moods, self.auditor, self.trace
+                    origin, clocks, self.endpoint_faults, self.auditor, self.trace
                 ),
                 executor=process.host().executor,
             )
@@ -286,7 +286,7 @@ class World(Course):
             return False
         if any(w.shard._frozen or w.shard._arrived for w in workers if w is not None):
             return False  # the last word of a move is on its way
-        notices_untold = self.followers.told.untold() if self.followers is not None else []
+        notices_untold = self.followers.notice_auditor.unsent() if self.followers is not None else []
         return not self.auditor.owed() and not notices_untold
 
     def live(self) -> list[Process]:
@@ -296,8 +296,8 @@ class World(Course):
 
     def heal(self) -> None:
         """Nothing goes wrong from here on; a daemon that is down, or has a shard that is held, is started again."""
-        self.moods.wrong.clear()
-        self.moods.sick.clear()
+        self.endpoint_faults.wrong.clear()
+        self.endpoint_faults.sick.clear()
         self.machine.slow_disk = self.machine.net.slow = False
         self.machine.medium.capacity_bytes = None
         for process in self.machine.processes.values():

@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from billing.cli.main import main
 
 
-class Said(NamedTuple):
+class CommandResult(NamedTuple):
     """How a command ended, and what it said."""
 
     returncode: int
@@ -19,7 +19,7 @@ class Said(NamedTuple):
     stderr: str
 
 
-def carried_out(*words: object, **environment: str) -> Said:
+def carried_out(*words: object, **environment: str) -> CommandResult:
     """A command in the caller's thread, which may have no event loop that runs."""
     with CliRunner(env=environment).isolation() as (stdout, stderr, _):
         try:
@@ -29,10 +29,10 @@ def carried_out(*words: object, **environment: str) -> Said:
         sys.stdout.flush()
         sys.stderr.flush()
     assert isinstance(code, int)
-    return Said(code, stdout.getvalue().decode(), stderr.getvalue().decode())
+    return CommandResult(code, stdout.getvalue().decode(), stderr.getvalue().decode())
 
 
-def carried_out_beside(*words: object, **environment: str) -> Said:
+def carried_out_beside(*words: object, **environment: str) -> CommandResult:
     """The same in a thread of its own, for a caller whose event loop runs."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(carried_out, *words, **environment).result()

@@ -15,7 +15,7 @@ WAIT_S = 240
 SMALL_FILES = {"BILLING_JOURNAL__SEGMENT_BYTES": str(4 * 1024 * 1024)}  # journals fill them before use
 
 
-class Done(NamedTuple):
+class LoadtestRun(NamedTuple):
     """How it ended."""
 
     code: int
@@ -28,7 +28,7 @@ class Done(NamedTuple):
         return self.out + self.err
 
 
-def loadtest(directory: Path, *options: str, **environment: str) -> Done:
+def loadtest(directory: Path, *options: str, **environment: str) -> LoadtestRun:
     """Runs it with what it writes below `directory`."""
     file = directory / "result.json"
     process = subprocess.run(
@@ -40,10 +40,10 @@ def loadtest(directory: Path, *options: str, **environment: str) -> Done:
         timeout=WAIT_S,
     )
     result = read(file) if file.exists() else None
-    return Done(process.returncode, process.stdout, process.stderr, result)
+    return LoadtestRun(process.returncode, process.stdout, process.stderr, result)
 
 
-def right(outcome: Done) -> Result:
+def right(outcome: LoadtestRun) -> Result:
     """Everything was judged, and right; what the generator's machine had no room for is told, and ends with 1."""
     result = outcome.result
     assert result is not None, outcome.all

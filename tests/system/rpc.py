@@ -12,7 +12,7 @@ from typing import Any
 import msgpack
 
 
-class Lost(Exception):
+class ConnectionLost(Exception):
     """The connection broke before the answer."""
 
 
@@ -47,13 +47,13 @@ class Rpc(asyncio.Protocol):
         self._transport = None
         for waiting in self._waiting.values():
             if not waiting.done():
-                waiting.set_exception(Lost())
+                waiting.set_exception(ConnectionLost())
         self._waiting.clear()
 
     async def call(self, method: str, *params: Any) -> tuple[Any, Any]:
         """Raises Lost where it is not known what became of the request."""
         if self._transport is None:
-            raise Lost
+            raise ConnectionLost
         self._msgid += 1
         future = self._waiting[self._msgid] = asyncio.get_running_loop().create_future()
         self._transport.write(msgpack.packb([0, self._msgid, method, list(params)]))

@@ -14,12 +14,12 @@ from pathlib import Path
 from tests.system.daemon import Daemon
 
 
-class Manager:
-    """Listens as systemd does; `told` is all that was sent, in order, each message as a map."""
+class FakeServiceManager:
+    """Listens as systemd does; `messages` are all that were sent, in order, each as a map."""
 
     def __init__(self, directory: Path) -> None:
         self.path = str(directory / "notify")
-        self.told: list[dict[str, str]] = []
+        self.messages: list[dict[str, str]] = []
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.bind(self.path)
         self._socket.settimeout(0.2)
@@ -31,18 +31,18 @@ class Manager:
         while not self._over:
             with contextlib.suppress(TimeoutError):
                 message = self._socket.recv(65536).decode()
-                self.told.append(dict(line.split("=", 1) for line in message.splitlines()))
+                self.messages.append(dict(line.split("=", 1) for line in message.splitlines()))
 
     def count(self, name: str, value: str = "1") -> int:
-        return sum(1 for message in list(self.told) if message.get(name) == value)
+        return sum(1 for message in list(self.messages) if message.get(name) == value)
 
     def statuses(self) -> list[str]:
-        return [message["STATUS"] for message in list(self.told) if "STATUS" in message]
+        return [message["STATUS"] for message in list(self.messages) if "STATUS" in message]
 
-    def until(self, name: str, count: int = 1, wait_s: float = 120) -> None:
+    def wait_for(self, name: str, count: int = 1, wait_s: float = 120) -> None:
         deadline = time.monotonic() + wait_s
         while self.count(name) < count:
-            assert time.monotonic() < deadline, f"{name} was not told: {self.told}"
+            assert time.monotonic() < deadline, f"{name} was not told: {self.messages}"
             time.sleep(0.02)
 
     def close(self) -> None:

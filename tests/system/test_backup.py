@@ -22,7 +22,7 @@ from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.processes import killed_with_all_it_started
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_admin import at, scraped
 from tests.system.test_cutoffs import receiving, until
 
@@ -348,7 +348,7 @@ async def reconnected(daemon: Daemon) -> Rpc:
             rpc = await Rpc.connect(daemon.rpc_port)
             await rpc.ask("ping")
             return rpc
-        except (Lost, OSError):
+        except (ConnectionLost, OSError):
             await asyncio.sleep(0.05)
     raise AssertionError("nobody answers")
 

@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from billing.client.client import Client
-from tests.system.commands import Said, carried_out
+from tests.system.commands import CommandResult, carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 
@@ -110,7 +110,7 @@ async def _open_books(port: int) -> None:
     rpc.close()
 
 
-def billing(daemon: Daemon, *words: str) -> Said:
+def billing(daemon: Daemon, *words: str) -> CommandResult:
     return carried_out(*words, "--address", daemon.address, TZ="UTC")
 
 

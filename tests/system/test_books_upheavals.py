@@ -24,7 +24,7 @@ NOW = 2**63 - 1
 HOUR_S = 3600
 
 
-class Books(NamedTuple):
+class DaemonAfterUpheavals(NamedTuple):
     """The daemon behind it, still serving, and instants between its upheavals."""
 
     daemon: Daemon
@@ -33,7 +33,7 @@ class Books(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Books]:
+def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonAfterUpheavals]:
     home = tmp_path_factory.mktemp("upheavals")
     step = ClockStep(home)
     daemon = Daemon(home, shards__workers=2, shards__bucket_count=8)
@@ -42,7 +42,7 @@ def books(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Books]:
         yield asyncio.run(_live(daemon, step))
 
 
-async def _live(daemon: Daemon, step: ClockStep) -> Books:
+async def _live(daemon: Daemon, step: ClockStep) -> DaemonAfterUpheavals:
     rpc = await Rpc.connect(daemon.rpc_port)
     await rpc.ask("top_up", "anna", "1000")
     cuts: list[int] = []
@@ -81,10 +81,10 @@ async def _live(daemon: Daemon, step: ClockStep) -> Books:
     await some_entries(rpc)
     await some_entries(rpc)
     rpc.close()
-    return Books(daemon, cuts, moved)
+    return DaemonAfterUpheavals(daemon, cuts, moved)
 
 
-async def test_pieces_join_and_sum_to_the_whole_and_each_machine_spent_its_rate(books: Books) -> None:
+async def test_pieces_join_and_sum_to_the_whole_and_each_machine_spent_its_rate(books: DaemonAfterUpheavals) -> None:
     rpc = await Rpc.connect(books.daemon.rpc_port)
     cuts = books.cuts
     pieces = [await rpc.ask("statement", "anna", *period, {"by": "resource"}) for period in pairwise(cuts)]
@@ -100,13 +100,13 @@ async def test_pieces_join_and_sum_to_the_whole_and_each_machine_spent_its_rate(
     assert whole["debits_nanos"] == (len(cuts) - 1) * 1_000_000_007
 
 
-async def test_the_step_charges_nobody_for_an_hour(books: Books) -> None:
+async def test_the_step_charges_nobody_for_an_hour(books: DaemonAfterUpheavals) -> None:
     rpc = await Rpc.connect(books.daemon.rpc_port)
     whole = await rpc.ask("statement", "anna", books.cuts[0], books.cuts[-1])
     assert whole["accrued_nanos"] < sum(RATES.values()) // 2, "less than half an hour has passed for anybody"
 
 
-async def test_past_balances_are_the_openings_of_periods(books: Books) -> None:
+async def test_past_balances_are_the_openings_of_periods(books: DaemonAfterUpheavals) -> None:
     rpc = await Rpc.connect(books.daemon.rpc_port)
     for cut in books.cuts:
         account = await rpc.ask("balance_at", "anna", cut - 1)
@@ -115,7 +115,7 @@ async def test_past_balances_are_the_openings_of_periods(books: Books) -> None:
         assert account["rate_nanos_per_hour"] == sum(RATES.values())
 
 
-def test_the_doctor_agrees_while_it_serves_and_with_its_files(books: Books) -> None:
+def test_the_doctor_agrees_while_it_serves_and_with_its_files(books: DaemonAfterUpheavals) -> None:
     online = carried_out("doctor", "--json", "--online", "--address", books.daemon.address)
     assert online.returncode == 0, online.stdout + online.stderr
     report: dict[str, Any] = json.loads(online.stdout)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 
 FAULTY = """
 import billing.ledger.balances as balances
@@ -46,7 +46,7 @@ def on_path(directory: Path) -> Iterator[None]:
 async def served_again(daemon: Daemon, user: str) -> Rpc:
     """A new connection, as soon as that user is served again."""
     for _ in range(400):
-        with contextlib.suppress(Lost, OSError):
+        with contextlib.suppress(ConnectionLost, OSError):
             rpc = await Rpc.connect(daemon.rpc_port)
             error, _ = await rpc.call("get_account", user)
             if error is None:
@@ -69,12 +69,12 @@ async def test_a_broken_invariant_ends_the_worker_before_the_entry_is_written(da
         calls = [rpc.call("release", "unlucky", "r:held")]
         calls += [rpc.call("debit", "unlucky", 1), rpc.call("get_account", "unlucky")]  # of an account gone wrong
         for reply in await asyncio.gather(*calls, return_exceptions=True):
-            assert isinstance(reply, Lost | tuple), reply
-            assert isinstance(reply, Lost) or reply[0].startswith("UNAVAILABLE"), (
+            assert isinstance(reply, ConnectionLost | tuple), reply
+            assert isinstance(reply, ConnectionLost) or reply[0].startswith("UNAVAILABLE"), (
                 reply
             )  # from another, who passed it on
         for _ in range(20):  # while its process ends: none of these is answered out of what went wrong
-            with contextlib.suppress(Lost, OSError):
+            with contextlib.suppress(ConnectionLost, OSError):
                 error, account = await (await Rpc.connect(daemon.rpc_port)).call("get_account", "unlucky")
                 assert error is not None or account["entry_id"] == 2
         rpc = await served_again(daemon, "unlucky")

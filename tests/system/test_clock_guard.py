@@ -33,7 +33,7 @@ def log(data_dir: Path) -> Iterator[NatsCluster]:
         cluster.close()
 
 
-class Clocked:
+class HostWithClock:
     """A host with a wall clock of its own."""
 
     def __init__(self, log: NatsCluster, directory: Path) -> None:
@@ -46,13 +46,13 @@ class Clocked:
         """Returns once /readyz says so."""
         deadline = time.monotonic() + WAIT_S
         while words not in (page := ready_page(self.daemon))[1]:
-            assert time.monotonic() < deadline, f"{words}: {page}\n{self.said}"
+            assert time.monotonic() < deadline, f"{words}: {page}\n{self.log_text}"
             time.sleep(0.05)
 
     def wait_said(self, words: str) -> None:
         deadline = time.monotonic() + WAIT_S
-        while words not in self.said:
-            assert time.monotonic() < deadline, f"{words}:\n{self.said}"
+        while words not in self.log_text:
+            assert time.monotonic() < deadline, f"{words}:\n{self.log_text}"
             time.sleep(0.05)
 
     async def wait_gone(self) -> int:
@@ -62,18 +62,18 @@ class Clocked:
         self.daemon.process = None
         return code
 
-    def shown(self, path: str) -> str:
+    def page(self, path: str) -> str:
         """A page of the admin server."""
         with urllib.request.urlopen(f"http://127.0.0.1:{self.daemon.admin_port}{path}", timeout=WAIT_S) as answer:
             return str(answer.read().decode())
 
     @property
-    def said(self) -> str:
+    def log_text(self) -> str:
         return self.daemon.log.read_text()
 
 
 async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: NatsCluster, data_dir: Path) -> None:
-    a, b = (Clocked(log, data_dir / name) for name in ("a", "b"))
+    a, b = (HostWithClock(log, data_dir / name) for name in ("a", "b"))
     try:
         log.make_all(1)
         await asyncio.to_thread(a.daemon.start)
@@ -88,7 +88,7 @@ async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: N
 
         a.clock.to(HOUR_S)  # as b's: now nobody has a clock to go by
         assert await a.wait_gone() == 75
-        assert "gives its shards up because of its clock: it is 3" in a.said
+        assert "gives its shards up because of its clock: it is 3" in a.log_text
         await asyncio.to_thread(b.wait_page, "stands by: the clock of this host is unfit")
 
         b.clock.to(0)
@@ -102,14 +102,14 @@ async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: N
         b.clock.may_be_wrong_by(200_000)
         await asyncio.to_thread(b.wait_said, "the clock of this host is doubtful: the kernel says")
         assert ready_page(b.daemon)[0] == 200
-        assert "The clock of this host is doubtful: the kernel says" in await asyncio.to_thread(b.shown, "/")
-        metrics = await asyncio.to_thread(b.shown, "/metrics")
+        assert "The clock of this host is doubtful: the kernel says" in await asyncio.to_thread(b.page, "/")
+        metrics = await asyncio.to_thread(b.page, "/metrics")
         for line in ("error_seconds 0.2", "error_limit_seconds 0.25", "kept 1.0"):
             assert f"\nbilling_clock_{line}\n" in metrics, metrics
         assert "\nbilling_stands_by 0.0\n" in metrics
         b.clock.may_be_wrong_by(300_000)
         assert await b.wait_gone() == 75
-        assert "because of its clock: the kernel says that it may be wrong by 0.300 s" in b.said
+        assert "because of its clock: the kernel says that it may be wrong by 0.300 s" in b.log_text
     finally:
         for host in (a, b):
             if host.daemon.process is not None:

@@ -12,15 +12,15 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from tests.system.commands import Said, carried_out
+from tests.system.commands import CommandResult, carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 
 COIN = 10**9
 
 
-class Reader:
+class FeedReader:
     """Someone who stores the rows and, with them, the cursor."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ async def entries_of(rpc: Rpc, users: list[str]) -> dict[str, int]:
 
 async def is_drained(port: int, user: str) -> bool:
     """Whether one shard is left; spends something meanwhile. The worker that goes takes its connections with it."""
-    with contextlib.suppress(Lost, OSError):
+    with contextlib.suppress(ConnectionLost, OSError):
         rpc = await Rpc.connect(port)
         await rpc.ask("debit", user, 1)
         return len(await rpc.ask("shards_info")) == 1
@@ -70,7 +70,7 @@ async def is_drained(port: int, user: str) -> bool:
 async def test_each_entry_comes_once_over_moves_a_kill_and_a_shard_that_is_drained(data_dir: Path) -> None:
     rng = random.Random(17)
     users = [f"user_{number}" for number in range(12)]
-    reader = Reader()
+    reader = FeedReader()
     daemon = Daemon(data_dir, shards__workers=2, shards__bucket_count=8)
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
@@ -78,7 +78,7 @@ async def test_each_entry_comes_once_over_moves_a_kill_and_a_shard_that_is_drain
         stop = asyncio.Event()
 
         async def spend(user: str) -> None:
-            with contextlib.suppress(Lost):
+            with contextlib.suppress(ConnectionLost):
                 while not stop.is_set():
                     await rpc.ask("debit", user, 1)
                     await asyncio.sleep(0.02)
@@ -108,7 +108,7 @@ async def test_each_entry_comes_once_over_moves_a_kill_and_a_shard_that_is_drain
         rpc = await Rpc.connect(fewer.rpc_port)
         await reader.until_whole(rpc, await entries_of(rpc, users))
         reader.check()
-        second_reader = Reader()
+        second_reader = FeedReader()
         await second_reader.until_whole(rpc, reader.newest())
         second_reader.check()
         entries = [{name: value for name, value in row.items() if name != "cursor"} for row in second_reader.rows]
@@ -120,7 +120,7 @@ async def test_each_entry_comes_once_over_moves_a_kill_and_a_shard_that_is_drain
         assert str(error).startswith("UNKNOWN_CURSOR: ")
 
 
-def billing(daemon: Daemon, *words: str) -> Said:
+def billing(daemon: Daemon, *words: str) -> CommandResult:
     return carried_out("--address", daemon.address, *words)
 
 

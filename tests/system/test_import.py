@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.system.commands import Said, carried_out
+from tests.system.commands import CommandResult, carried_out
 from tests.system.daemon import Daemon
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tarantool"
@@ -25,7 +25,7 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Daemon]:
         yield started
 
 
-def billing(daemon: Daemon, *arguments: object) -> Said:
+def billing(daemon: Daemon, *arguments: object) -> CommandResult:
     return carried_out(*arguments, "--address", daemon.address)
 
 

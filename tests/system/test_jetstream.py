@@ -24,7 +24,7 @@ from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.commands import carried_out_beside
 from tests.system.daemon import Daemon
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_cutoffs import until
 from tests.system.test_followers import followers
 from tests.system.test_notices import kinds_of
@@ -109,7 +109,7 @@ class Caller:
             try:
                 rpc = await self._connected()
                 error, result = await asyncio.wait_for(rpc.call(method, *params), 60)
-            except (Lost, OSError, TimeoutError):
+            except (ConnectionLost, OSError, TimeoutError):
                 self._rpc = None
             else:
                 if error is None:
@@ -229,7 +229,7 @@ async def test_without_a_majority_everything_is_refused_and_it_comes_back_by_its
     while not refused:
         try:
             error, _ = await asyncio.wait_for(rpc.call("get_account", USERS[0]), 60)
-        except Lost:
+        except ConnectionLost:
             unanswered += 1
             rpc = await Rpc.connect(daemon.rpc_port)
             continue
@@ -375,7 +375,7 @@ async def fill(port: int, user: str) -> dict[str, Any]:
                     return dict(error)
                 unknown += 1
                 assert unknown == 1, error
-        except Lost:  # its worker begins anew
+        except ConnectionLost:  # its worker begins anew
             continue
         finally:
             rpc.close()

@@ -21,7 +21,7 @@ import pytest
 from aiohttp import web
 
 from tests.system.daemon import Daemon
-from tests.system.loadtest import Done, loadtest
+from tests.system.loadtest import LoadtestRun, loadtest
 from tests.system.ports import free_port
 
 SMALL = ("--accounts", "50", "--rate", "400", "--duration", "1", "--warmup", "0", "--runs", "1", "--quiet")
@@ -126,7 +126,7 @@ def served(make: Callable[[], Any]) -> Iterator[int]:
         loop.close()
 
 
-def wrong(outcome: Done) -> str:
+def wrong(outcome: LoadtestRun) -> str:
     """It ended with 1 and says so at the end; what it said."""
     assert outcome.code == 1, outcome.all
     assert outcome.result is not None, outcome.all

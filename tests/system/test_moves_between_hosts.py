@@ -16,8 +16,8 @@ import pytest
 from billing.client import Client
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.rpc import Lost, Rpc
-from tests.system.test_feed import Reader, entries_of
+from tests.system.rpc import ConnectionLost, Rpc
+from tests.system.test_feed import FeedReader, entries_of
 from tests.system.test_jetstream import billing, run, servers, shared_servers
 from tests.system.test_several_hosts import COIN, WAIT_S, owners, two_hosts, wait_owners, wait_page
 
@@ -113,7 +113,7 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     statement = await _books_go_along(operators, owners_of_shards)
     for rpc in operators:
         await _history_is_whole(rpc)
-        reader, entries = Reader(), await entries_of(rpc, USERS)
+        reader, entries = FeedReader(), await entries_of(rpc, USERS)
         async with asyncio.timeout(WAIT_S):
             while any(reader.newest().get(user, 0) < entry_id for user, entry_id in entries.items()):
                 await reader.read(rpc, 1000)
@@ -222,7 +222,7 @@ async def test_deaths_during_moves_lose_no_command_and_leave_each_bucket_at_one_
                 assert error is None or error.startswith(("MOVE_REFUSED", "UNAVAILABLE")), error
                 outcomes["refused" if error else "moved"] += 1
                 await asyncio.sleep(LOAD_PAUSE_S / 2)
-            except (OSError, TimeoutError, Lost, AssertionError):
+            except (OSError, TimeoutError, ConnectionLost, AssertionError):
                 rpc = None
                 await asyncio.sleep(0.05)
 

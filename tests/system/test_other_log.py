@@ -12,7 +12,7 @@ import pytest
 
 from tests.shards.journal.memory import MemoryServer
 from tests.system.daemon import Daemon
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 
 USERS = [f"user-{number}" for number in range(40)]
 
@@ -42,7 +42,7 @@ async def rpc_reply(daemon: Daemon, method: str) -> tuple[Any, Any]:
     try:
         rpc = await Rpc.connect(daemon.rpc_port)
         return await asyncio.wait_for(rpc.call(method), 60)
-    except (Lost, OSError) as error:
+    except (ConnectionLost, OSError) as error:
         return str(error), None
 
 

@@ -19,7 +19,7 @@ import trustme
 from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_tls import write
 
 
@@ -51,7 +51,7 @@ async def until_buckets(daemon: Daemon, buckets: list[int]) -> list[dict[str, An
             rpc = await Rpc.connect(daemon.rpc_port)
             rows = await rpc.ask("shards_info")
             rpc.close()
-        except (Lost, OSError):
+        except (ConnectionLost, OSError):
             rows = []
         if [row["buckets"] for row in rows] == buckets:
             return rows
@@ -212,7 +212,7 @@ async def test_whoever_starts_later_goes_by_the_files_as_they_were_taken_up(data
             os.kill(pid, signal.SIGKILL)
             async with asyncio.timeout(120):
                 while True:
-                    with contextlib.suppress(Lost, OSError):
+                    with contextlib.suppress(ConnectionLost, OSError):
                         if await worker_pid() != pid:
                             return
                     await asyncio.sleep(0.05)

@@ -23,41 +23,43 @@ import trustme
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
-from tests.system.systemd import Manager, start
+from tests.system.systemd import FakeServiceManager, start
 from tests.system.test_tls import write
 
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 
 
 @pytest.fixture
-def manager(data_dir: Path) -> Iterator[Manager]:
-    service_manager = Manager(data_dir)
+def manager(data_dir: Path) -> Iterator[FakeServiceManager]:
+    service_manager = FakeServiceManager(data_dir)
     yield service_manager
     service_manager.close()
 
 
-async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(data_dir: Path, manager: Manager) -> None:
+async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(
+    data_dir: Path, manager: FakeServiceManager
+) -> None:
     daemon = Daemon(data_dir)
     start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
     try:
-        manager.until("READY")
+        manager.wait_for("READY")
         with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
             assert answer.status == 200
-        early_messages = [message for message in manager.told if "READY" not in message][
-            : manager.told.index(next(message for message in manager.told if "READY" in message))
+        early_messages = [message for message in manager.messages if "READY" not in message][
+            : manager.messages.index(next(message for message in manager.messages if "READY" in message))
         ]
         assert any("EXTEND_TIMEOUT_USEC" in message for message in early_messages), (
             "a start goes on as long as it takes"
         )
         assert any("shard 1" in message.get("STATUS", "") for message in early_messages), "it says what it waits for"
-        manager.until("WATCHDOG", 3)
+        manager.wait_for("WATCHDOG", 3)
         assert daemon.process is not None
         daemon.process.send_signal(signal.SIGHUP)
-        manager.until("RELOADING")
-        manager.until("READY", 2)
+        manager.wait_for("RELOADING")
+        manager.wait_for("READY", 2)
         assert manager.statuses()[-1].startswith("serving 2 shards, 0 accounts, nothing owed")
         assert daemon.stop() == 0
-        manager.until("STOPPING")
+        manager.wait_for("STOPPING")
         assert manager.count("READY") == 2
     finally:
         if daemon.process is not None:
@@ -72,13 +74,13 @@ def accounts_of(page: str) -> dict[str, float]:
 
 
 async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_feeds_it(
-    data_dir: Path, manager: Manager
+    data_dir: Path, manager: FakeServiceManager
 ) -> None:
     clock, suspended_s = ClockStep(data_dir, suspends=True), 0.0
     daemon = Daemon(data_dir)
     start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000", **clock.environment})
     try:
-        manager.until("READY")
+        manager.wait_for("READY")
         rpc = await Rpc.connect(daemon.rpc_port)
         for number in range(40):
             await rpc.ask("top_up", f"u{number}", 1)
@@ -117,7 +119,7 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         time.sleep(2)
         assert manager.count("WATCHDOG") == fed
         os.kill(worker, signal.SIGCONT)
-        manager.until("WATCHDOG", fed + 2)
+        manager.wait_for("WATCHDOG", fed + 2)
         assert manager.statuses()[-1].startswith("serving")
         message = f"shard {silent[1]}: it answers again, after "
         while message not in daemon.log.read_text():
@@ -127,7 +129,7 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         daemon.kill()
 
 
-async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, manager: Manager) -> None:
+async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, manager: FakeServiceManager) -> None:
     daemon = Daemon(data_dir)
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
@@ -145,14 +147,14 @@ async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, m
             assert time.monotonic() < deadline, manager.statuses()
             time.sleep(0.1)
         fed = manager.count("WATCHDOG")
-        manager.until("WATCHDOG", fed + 3)
+        manager.wait_for("WATCHDOG", fed + 3)
         assert manager.count("READY") == 0
-        assert any(message.get("EXTEND_TIMEOUT_USEC") for message in manager.told[-4:])
+        assert any(message.get("EXTEND_TIMEOUT_USEC") for message in manager.messages[-4:])
     finally:
         daemon.kill()
 
 
-async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, manager: Manager) -> None:
+async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, manager: FakeServiceManager) -> None:
     daemon = Daemon(data_dir, shards__workers=1)
     path = str(data_dir / "rpc.sock")
     rpc, admin = socket.create_server(("127.0.0.1", 0)), socket.create_server(("127.0.0.1", daemon.admin_port))
@@ -168,7 +170,7 @@ async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, ma
             (rpc, admin, unix),
         )
         try:
-            manager.until("READY")
+            manager.wait_for("READY")
             assert await early.ask("ping") == "pong"
             with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
                 assert answer.status == 200
@@ -193,7 +195,7 @@ def test_a_socket_beyond_loopback_is_refused_without_tokens_however_it_came(data
     assert "rpc.listen (handed over): expected rpc.tokens_file or rpc.tls_client_ca" in daemon.log.read_text()
 
 
-def test_pages_beyond_loopback_speak_tls_however_their_socket_came(data_dir: Path, manager: Manager) -> None:
+def test_pages_beyond_loopback_speak_tls_however_their_socket_came(data_dir: Path, manager: FakeServiceManager) -> None:
     """`admin.listen` says loopback; what was handed over is not."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
@@ -213,7 +215,7 @@ def test_pages_beyond_loopback_speak_tls_however_their_socket_came(data_dir: Pat
         names = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "admin"}
         start(daemon, {"NOTIFY_SOCKET": manager.path, **names}, (admin,))
         try:
-            manager.until("READY")
+            manager.wait_for("READY")
             page = f"https://127.0.0.1:{admin.getsockname()[1]}/readyz"
             with urllib.request.urlopen(page, timeout=60, context=context) as answer:
                 assert answer.status == 200

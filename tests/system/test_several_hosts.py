@@ -20,7 +20,7 @@ from shards.supervisor.registry import shares_of
 from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.test_feed import Reader, entries_of
+from tests.system.test_feed import FeedReader, entries_of
 from tests.system.test_jetstream import USERS, Caller, billing, called, daemon_on, run, servers, shared_servers
 from tests.system.test_standby import is_refused, ready_page
 
@@ -67,7 +67,7 @@ async def hosts(servers: NatsCluster, data_dir: Path, receiver: Receiver) -> Asy
             host.kill()
 
 
-async def read_on(reader: Reader, caller: Caller, users: list[str], limit: int = 1000) -> None:
+async def read_on(reader: FeedReader, caller: Caller, users: list[str], limit: int = 1000) -> None:
     """Reads the feed at the host where the caller asks, behind the cursor that any host gave, until the newest entries
     of all users are there: each once, and in order.
     """
@@ -163,7 +163,7 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
         "each shard has a port of its own, wherever it is"
     )
     caller._rpc = None
-    reader = Reader()
+    reader = FeedReader()
     await read_on(reader, caller, USERS, limit=7)
 
     due = await spend(caller, 6)

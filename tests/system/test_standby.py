@@ -19,7 +19,7 @@ import pytest
 from billing.follower.store import file_of
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_jetstream import SHARDS, USERS, Caller, billing, daemon_on, servers, shared_servers
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
@@ -65,7 +65,7 @@ async def is_refused(host: Daemon) -> bool:
     try:
         rpc = await Rpc.connect(host.rpc_port)
         await rpc.call("ping")
-    except (Lost, OSError):
+    except (ConnectionLost, OSError):
         return True
     return False
 

@@ -25,7 +25,7 @@ from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 
 
-class Guarded(NamedTuple):
+class GuardedDaemon(NamedTuple):
     daemon: Daemon
     ca: str  # whom clients believe
     metering: str  # certificate and key of a client that may charge
@@ -40,7 +40,7 @@ def write(path: Path, *blobs: trustme.Blob) -> str:
 
 
 @pytest.fixture(scope="module")
-def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
+def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedDaemon]:
     directory = tmp_path_factory.mktemp("d")
     authority, others = trustme.CA(), trustme.CA()
     server = authority.issue_cert("127.0.0.1")
@@ -67,10 +67,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
         rpc__tokens_file=str(tokens),
         http__listen=f"127.0.0.1:{free_port()}",
     ) as daemon:
-        yield Guarded(daemon, ca, pems["metering"], pems["nameless"], pems["stranger"])
+        yield GuardedDaemon(daemon, ca, pems["metering"], pems["nameless"], pems["stranger"])
 
 
-async def test_a_certificate_in_the_tokens_file_has_the_roles_of_its_line(guarded: Guarded) -> None:
+async def test_a_certificate_in_the_tokens_file_has_the_roles_of_its_line(guarded: GuardedDaemon) -> None:
     async with Client(guarded.daemon.address, tls=tls_context(guarded.ca, guarded.metering)) as client:
         assert (await client.top_up("u", "5"))["balance_nanos"] == 5 * 10**9
         assert (await client.debit("u", "1"))["debited_nanos"] == 10**9
@@ -79,7 +79,7 @@ async def test_a_certificate_in_the_tokens_file_has_the_roles_of_its_line(guarde
         assert caught.value.name == "FORBIDDEN"
 
 
-def ask(guarded: Guarded, certificate: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
+def ask(guarded: GuardedDaemon, certificate: str, path: str, body: object = None, **headers: str) -> tuple[int, Any]:
     """(status, JSON) of one HTTP request made with a certificate."""
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(
@@ -94,7 +94,7 @@ def ask(guarded: Guarded, certificate: str, path: str, body: object = None, **he
         return error.code, json.load(error)
 
 
-def test_over_http_a_certificate_has_the_roles_of_its_line_too(guarded: Guarded) -> None:
+def test_over_http_a_certificate_has_the_roles_of_its_line_too(guarded: GuardedDaemon) -> None:
     status, reply = ask(guarded, guarded.metering, "/v1/accounts/web/top_up", {"amount": "5"})
     assert (status, reply["balance"]) == (200, "5")
     status, reply = ask(guarded, guarded.metering, "/v1/accounts/web/adjust", {"amount": "1", "reason": "why"})
@@ -113,7 +113,7 @@ def test_over_http_a_certificate_has_the_roles_of_its_line_too(guarded: Guarded)
         ask(guarded, guarded.stranger, "/v1/ping")
 
 
-async def test_another_certificate_of_the_authority_has_to_sign_in(guarded: Guarded) -> None:
+async def test_another_certificate_of_the_authority_has_to_sign_in(guarded: GuardedDaemon) -> None:
     tls = tls_context(guarded.ca, guarded.nameless)
     async with Client(guarded.daemon.address, tls=tls, token="r") as client:
         assert await client.call("ping") == "pong"
@@ -124,7 +124,9 @@ async def test_another_certificate_of_the_authority_has_to_sign_in(guarded: Guar
 
 
 @pytest.mark.parametrize("certificate", ["stranger", "nobody"])
-def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(guarded: Guarded, certificate: str) -> None:
+def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(
+    guarded: GuardedDaemon, certificate: str
+) -> None:
     context = tls_context(guarded.ca, guarded.stranger if certificate == "stranger" else None)
     answered = b""
     with (
@@ -137,7 +139,7 @@ def test_whoever_has_no_certificate_of_the_authority_is_answered_nothing(guarded
     assert answered == b""
 
 
-def test_less_than_tls_1_3_is_refused(guarded: Guarded) -> None:
+def test_less_than_tls_1_3_is_refused(guarded: GuardedDaemon) -> None:
     context = tls_context(guarded.ca, guarded.metering)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.maximum_version = ssl.TLSVersion.TLSv1_2
@@ -148,14 +150,14 @@ def test_less_than_tls_1_3_is_refused(guarded: Guarded) -> None:
         context.wrap_socket(plain, server_hostname="127.0.0.1")
 
 
-async def test_a_client_does_not_talk_to_a_daemon_that_it_cannot_believe(guarded: Guarded) -> None:
+async def test_a_client_does_not_talk_to_a_daemon_that_it_cannot_believe(guarded: GuardedDaemon) -> None:
     client = Client(guarded.daemon.address, tls=tls_context(None, guarded.metering), timeout_s=10)
     with pytest.raises(BillingError, match="certificate verify failed"):
         await client.connect()
     client.close()
 
 
-def test_a_client_that_leaves_in_order_is_nothing_to_warn_of(guarded: Guarded) -> None:
+def test_a_client_that_leaves_in_order_is_nothing_to_warn_of(guarded: GuardedDaemon) -> None:
     context = tls_context(guarded.ca, guarded.metering)
     with (
         socket.create_connection(("127.0.0.1", guarded.daemon.rpc_port), timeout=60) as plain,
@@ -167,7 +169,7 @@ def test_a_client_that_leaves_in_order_is_nothing_to_warn_of(guarded: Guarded) -
     assert "eof_received" not in guarded.daemon.log.read_text()
 
 
-async def test_plain_text_at_the_tls_port_harms_nobody(guarded: Guarded) -> None:
+async def test_plain_text_at_the_tls_port_harms_nobody(guarded: GuardedDaemon) -> None:
     async with Client(guarded.daemon.address, tls=tls_context(guarded.ca, guarded.metering)) as client:
         reader, writer = await asyncio.open_connection("127.0.0.1", guarded.daemon.rpc_port)
         writer.write(b"\x94\x00\x01\xa4ping\x90" * 1000)
@@ -177,7 +179,7 @@ async def test_plain_text_at_the_tls_port_harms_nobody(guarded: Guarded) -> None
         assert await client.call("ping") == "pong"
 
 
-def test_the_load_test_speaks_tls(guarded: Guarded, tmp_path: Path) -> None:
+def test_the_load_test_speaks_tls(guarded: GuardedDaemon, tmp_path: Path) -> None:
     """Its generators, too. `root` may do all that the load does; nobody runs out of money."""
     (tmp_path / "token").write_text("r\n")
     options = ("--accounts", "50", "--duration", "1", "--warmup", "0", "--rate", "50")
@@ -200,7 +202,7 @@ def test_the_load_test_speaks_tls(guarded: Guarded, tmp_path: Path) -> None:
     assert run["planned"] >= 50
 
 
-def test_the_command_line_says_that_a_certificate_is_not_trusted(guarded: Guarded) -> None:
+def test_the_command_line_says_that_a_certificate_is_not_trusted(guarded: GuardedDaemon) -> None:
     command = [sys.executable, "-m", "billing", "ping", "--address", guarded.daemon.address]
     result = subprocess.run(
         [*command, "--tls-cert", guarded.metering], capture_output=True, text=True, timeout=60, check=False
@@ -210,7 +212,7 @@ def test_the_command_line_says_that_a_certificate_is_not_trusted(guarded: Guarde
     assert "no daemon answers" not in result.stderr
 
 
-def test_the_command_line_speaks_tls(guarded: Guarded) -> None:
+def test_the_command_line_speaks_tls(guarded: GuardedDaemon) -> None:
     result = subprocess.run(
         [
             *(sys.executable, "-m", "billing", "top-up", "--json", "--address", guarded.daemon.address),

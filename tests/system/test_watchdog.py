@@ -16,7 +16,7 @@ from shards.buckets import bucket_id_of
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
-from tests.system.systemd import Manager, start
+from tests.system.systemd import FakeServiceManager, start
 from tests.torture.faults import shim, why_not
 
 
@@ -26,7 +26,7 @@ async def test_a_sync_that_does_not_return_starves_the_watchdog_until_it_does(da
     if reason:
         pytest.skip(reason)
     stall = data_dir / "stall"
-    manager = Manager(data_dir)
+    manager = FakeServiceManager(data_dir)
     clock, suspended_s = ClockStep(data_dir, suspends=True), 0.0
     daemon = Daemon(data_dir, journal__idle_barrier_ms=3000)
     environ = {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"}
@@ -34,7 +34,7 @@ async def test_a_sync_that_does_not_return_starves_the_watchdog_until_it_does(da
     shimmed = {"LD_PRELOAD": shims, "FAULT_DIR": "data/shard-", "FAULT_STALL": str(stall)}
     start(daemon, environ | clock.environment | shimmed)
     try:
-        manager.until("READY")
+        manager.wait_for("READY")
         rpc = await Rpc.connect(daemon.rpc_port)
         owners = (await rpc.ask("route"))["owners"]
         names = {owners[bucket_id_of(b"u%d" % number, len(owners)) - 1]: f"u{number}" for number in range(50)}
@@ -53,7 +53,7 @@ async def test_a_sync_that_does_not_return_starves_the_watchdog_until_it_does(da
         assert not waiting.done()
         assert manager.count("WATCHDOG") == fed
         stall.unlink()
-        manager.until("WATCHDOG", fed + 2)
+        manager.wait_for("WATCHDOG", fed + 2)
         assert (await waiting)[1]["balance_nanos"] == 7, "the batch was written once the disk went on"
         assert (await rpc.ask("get_account", names[1]))["balance_nanos"] == 5
         assert daemon.stop() == 0

@@ -62,13 +62,13 @@ class Runner:
             with self._turn:
                 self._turn.wait_for(partial(self._has_free, cores))
                 self._free -= cores
-            thread = threading.Thread(target=self._one, args=(piece, cores, f"{number}/{len(pieces_left)}"))
+            thread = threading.Thread(target=self._run_one_piece, args=(piece, cores, f"{number}/{len(pieces_left)}"))
             thread.start()
             threads.append(thread)
         for thread in threads:
             thread.join()
 
-    def _one(self, piece: Piece, cores: int, place: str) -> None:
+    def _run_one_piece(self, piece: Piece, cores: int, place: str) -> None:
         began_s, code = time.monotonic(), code_of(piece.arguments[0])
         try:
             outcome = run_piece(piece)

@@ -46,7 +46,7 @@ ALWAYS_BY_TIME = ("runway_ns", "at_ns")
 BY_TIME = (*ALWAYS_BY_TIME, "balance_nanos", "available_nanos")  # what a rate changes by itself
 
 
-class Passage:
+class BackendChange:
     """See the module."""
 
     def __init__(self, directory: Path, accounts: int) -> None:
@@ -211,7 +211,7 @@ def main() -> int:
     parser.add_argument("--directory", default="/var/tmp", help="on a real disk")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="both-ways-") as name:
-        passage = Passage(Path(name), arguments.accounts)
+        passage = BackendChange(Path(name), arguments.accounts)
         try:
             asyncio.run(passage.go())
         finally:

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 from billing.trial.receiver_call import Call
 from tests.ledger.model import Model
 from tests.ledger.model_account import Op
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 
 ANSWER_S = 1.0  # a host that says nothing for so long may be one that was stopped: the next one is asked
 PAUSE_S = 0.02
@@ -36,7 +36,7 @@ COMPARED = (
 )
 
 
-class Way(NamedTuple):
+class ClientRoute(NamedTuple):
     """By which clients reach a host."""
 
     port: int
@@ -50,34 +50,34 @@ class Way(NamedTuple):
 class Hosts:
     """The ways to them, and a connection to the one that answered last."""
 
-    def __init__(self, ways: list[Way], rng: random.Random) -> None:
-        self._ways = ways
+    def __init__(self, routes: list[ClientRoute], rng: random.Random) -> None:
+        self._routes = routes
         self._rng = rng
-        self._rpcs: dict[Way, Rpc] = {}
+        self._rpcs: dict[ClientRoute, Rpc] = {}
         self._next = 0
         self.unanswered = 0
 
     async def call(self, method: str, *params: Any, anywhere: bool = False) -> Any:
         """The result, from whichever host answers it. `anywhere`: any host is asked first."""
         if anywhere:
-            self._next = self._rng.randrange(len(self._ways))
+            self._next = self._rng.randrange(len(self._routes))
         while True:
-            way = self._ways[self._next]
+            route = self._routes[self._next]
             try:
                 async with asyncio.timeout(ANSWER_S):
-                    rpc = self._rpcs.get(way)
+                    rpc = self._rpcs.get(route)
                     if rpc is None or not rpc.is_open:
-                        rpc = self._rpcs[way] = await way.connect()
+                        rpc = self._rpcs[route] = await route.connect()
                     error, result = await rpc.call(method, *params)
-            except (Lost, OSError, TimeoutError):
-                if (rpc_lost := self._rpcs.pop(way, None)) is not None:
+            except (ConnectionLost, OSError, TimeoutError):
+                if (rpc_lost := self._rpcs.pop(route, None)) is not None:
                     rpc_lost.close()
             else:
                 if error is None:
                     return result
                 assert error.startswith(("UNAVAILABLE", "BUSY")), error
             self.unanswered += 1
-            self._next = (self._next + 1) % len(self._ways)
+            self._next = (self._next + 1) % len(self._routes)
             await asyncio.sleep(PAUSE_S)
 
     def close(self) -> None:
@@ -88,11 +88,11 @@ class Hosts:
 class Caller:
     """Some users, one call at a time."""
 
-    def __init__(self, name: str, ways: list[Way], seed: str, pause_s: float = PAUSE_S) -> None:
+    def __init__(self, name: str, routes: list[ClientRoute], seed: str, pause_s: float = PAUSE_S) -> None:
         self.name = name
         self._pause_s = pause_s
         self.rng = random.Random(seed)
-        self.hosts = Hosts(ways, self.rng)
+        self.hosts = Hosts(routes, self.rng)
         self.models: dict[str, Model] = {}
         self.answered: dict[str, list[str]] = {}  # user -> request ids
         self.reads = 0
@@ -221,8 +221,8 @@ def _crossing(call: Call) -> tuple[str, int, int]:
 class Prober:
     """Asks one host again and again, to know when it began and ceased to answer changes; `pause_s` between two."""
 
-    def __init__(self, way: Way, user: str, pause_s: float = 0.01) -> None:
-        self._way = way
+    def __init__(self, route: ClientRoute, user: str, pause_s: float = 0.01) -> None:
+        self._route = route
         self._user = user
         self._pause_s = pause_s
         self.answers: list[float] = []  # instants, by `time.monotonic`, of the last ones
@@ -231,9 +231,9 @@ class Prober:
         number = 0
         while True:
             rpc = None
-            with contextlib.suppress(Lost, OSError, TimeoutError):
+            with contextlib.suppress(ConnectionLost, OSError, TimeoutError):
                 async with asyncio.timeout(ANSWER_S):
-                    rpc = await self._way.connect()
+                    rpc = await self._route.connect()
                 while True:
                     number += 1
                     async with asyncio.timeout(ANSWER_S):

@@ -42,7 +42,7 @@ from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from shards.worker.recover import recover
 from tests.system.daemon import Daemon
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 from tests.torture.cycles import IDS_PER_BUCKET, examined, struck_daemon
 
 BUCKETS = 8
@@ -80,7 +80,7 @@ class Journal:
         options = {"request_id": f"{user}-{self.called[user]}", **({"message": message} if message else {})}
         try:
             error, _ = await asyncio.wait_for(rpc.call("top_up", user, 1, options), ANSWER_S)
-        except Lost:
+        except ConnectionLost:
             self.said["lost"] += 1
             return
         except TimeoutError:

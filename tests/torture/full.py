@@ -53,7 +53,7 @@ class Filler:
         self._path.unlink()
 
 
-class Rig:
+class MachineWithSmallVolume:
     """One daemon on one small volume."""
 
     def __init__(self, directory: Path) -> None:
@@ -69,9 +69,9 @@ async def refusals(rpc: Rpc, users: list[str]) -> list[str]:
     return [error or "" for error, _ in replies]
 
 
-async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None:
+async def cycle(machine: MachineWithSmallVolume, load: Load, rng: random.Random, restart: bool) -> None:
     """Full, and freed again. AssertionError."""
-    daemon = rig.daemon
+    daemon = machine.daemon
     pids = daemon.worker_pids()
     rpc = await Rpc.connect(daemon.rpc_port)
     users = await probes(rpc)
@@ -79,7 +79,7 @@ async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None
     await asyncio.sleep(rng.uniform(0, 0.3))
     deadline = time.monotonic() + REFUSED_BEFORE_S
     while True:
-        await asyncio.to_thread(rig.filler.grow)
+        await asyncio.to_thread(machine.filler.grow)
         errors = await asyncio.wait_for(refusals(rpc, users), 15)
         if all(FULL in error for error in errors):
             break
@@ -97,7 +97,7 @@ async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None
         starting = asyncio.create_task(asyncio.to_thread(daemon.start, 60))
         await asyncio.sleep(2)
         assert not starting.done(), "it is said to be ready, and it had no room to start"
-        rig.filler.free()
+        machine.filler.free()
         await starting
         load.counts["started while full"] += 1
         pids = daemon.worker_pids()
@@ -105,7 +105,7 @@ async def cycle(rig: Rig, load: Load, rng: random.Random, restart: bool) -> None
         load.begin(daemon.rpc_port)
     else:
         await asyncio.sleep(rng.uniform(0, 1.5))
-        rig.filler.free()
+        machine.filler.free()
     deadline = time.monotonic() + SERVED_BEFORE_S
     while any(errors := await asyncio.wait_for(refusals(rpc, users), 15)):
         assert time.monotonic() < deadline, f"there is room again, and commands are refused: {errors}"
@@ -128,15 +128,15 @@ async def probes(rpc: Rpc) -> list[str]:
     return list(users.values())
 
 
-async def campaign(rig: Rig, cycles: int, seed: int) -> dict[str, int]:
+async def campaign(machine: MachineWithSmallVolume, cycles: int, seed: int) -> dict[str, int]:
     """So many cycles, and the proof. AssertionError."""
     rng, load = random.Random(seed), Load("full")
-    await asyncio.to_thread(rig.daemon.start)
+    await asyncio.to_thread(machine.daemon.start)
     for number in range(cycles):
-        await cycle(rig, load, rng, restart=number % 2 == 1)
+        await cycle(machine, load, rng, restart=number % 2 == 1)
     assert load.counts["filled"] == cycles
     assert load.counts["refused, full"] > 0, "the load never met the full disk"
-    await prove(rig.daemon, load)
+    await prove(machine.daemon, load)
     return dict(load.counts)
 
 
@@ -153,14 +153,14 @@ def main() -> int:
         return 2
     alone()
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="full-") as name:
-        rig = Rig(Path(name))
+        machine = MachineWithSmallVolume(Path(name))
         try:
-            if code := judged(rig.daemon, campaign(rig, arguments.cycles, arguments.seed)):
-                for path in sorted(rig.volume.root.rglob("*")):
+            if code := judged(machine.daemon, campaign(machine, arguments.cycles, arguments.seed)):
+                for path in sorted(machine.volume.root.rglob("*")):
                     print(f"{path.stat().st_blocks // 2:9} KiB  {path}", file=sys.stderr)
             return code
         finally:
-            rig.volume.unmount()
+            machine.volume.unmount()
 
 
 if __name__ == "__main__":

@@ -71,8 +71,8 @@ from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
-from tests.system.rpc import Lost
-from tests.torture.callers import PAUSE_S, Caller, Prober, Way, settle
+from tests.system.rpc import ConnectionLost
+from tests.torture.callers import PAUSE_S, Caller, ClientRoute, Prober, settle
 from tests.torture.callers import Hosts as Doors
 from tests.torture.volume import BOOT_ID
 
@@ -128,9 +128,13 @@ class Host:
         self.name = f"host-{number}"
         self.address = f"127.0.1.{number}"  # at which it reaches the servers
         self.links = f"127.0.2.{number}" if has_network() else "127.0.0.1"  # at which others reach it
-        self.way = Way(free_port(), f"127.0.3.{number}", f"127.0.4.{number}") if has_network() else Way(free_port())
+        self.route = (
+            ClientRoute(free_port(), f"127.0.3.{number}", f"127.0.4.{number}")
+            if has_network()
+            else ClientRoute(free_port())
+        )
         keys: dict[str, object] = {
-            "rpc.listen": f"{self.way.host}:{self.way.port}",
+            "rpc.listen": f"{self.route.host}:{self.route.port}",
             "journal.kind": "jetstream",
             "cluster.servers": servers.urls_at(self.address) if has_network() else servers.urls,
             "cluster.node": self.name,
@@ -146,7 +150,7 @@ class Host:
         self.daemon = Daemon(directory, **keys)
         if has_network():
             self._be_another_machine(directory, CLOCKS_S[number - 1])
-        self.prober = Prober(self.way, f"probe_{number}", SELDOM_S if at_once or size.brief else PROBE_S)
+        self.prober = Prober(self.route, f"probe_{number}", SELDOM_S if at_once or size.brief else PROBE_S)
         self.is_reached = True  # the log, by this host
 
     def _be_another_machine(self, directory: Path, clock_s: float) -> None:
@@ -177,7 +181,7 @@ class Host:
 
     def hide(self, direction: str, is_hidden: bool) -> None:
         """Takes one direction of its way to clients, or gives it back: of "requests", or of "answers"."""
-        _blackhole(self.way.host if direction == "requests" else self.way.source, is_hidden)
+        _blackhole(self.route.host if direction == "requests" else self.route.source, is_hidden)
 
 
 def _blackhole(address: str, is_cut: bool) -> None:
@@ -187,9 +191,9 @@ def _blackhole(address: str, is_cut: bool) -> None:
 
 async def shards_of(host: Host) -> dict[int, tuple[str, str]]:
     """State and reason of each shard, as a host says them; empty where it does not."""
-    with suppress(Lost, OSError, TimeoutError):
+    with suppress(ConnectionLost, OSError, TimeoutError):
         async with asyncio.timeout(5):
-            rpc = await host.way.connect()
+            rpc = await host.route.connect()
             try:
                 error, rows = await rpc.call("shards_info")
             finally:
@@ -240,18 +244,18 @@ class Campaign:
             Host(self.servers, self._directory / f"host-{number}", number, f"{self.receiver.url}/off", self._size)
             for number in range(1, hosts + 1)
         ]
-        first, way = self.hosts[0].daemon, self.hosts[0].way
+        first, route = self.hosts[0].daemon, self.hosts[0].route
         await asyncio.to_thread(self.servers.make_all, self._size.shards, BUCKETS)
         await asyncio.to_thread(first.start, WAIT_S)
         for host in self.hosts[1:]:
             host.daemon.launch()
         if accounts:
-            await _fill(way, accounts)
-        self._probed = await _user_of_each_shard(way) if self._at_once else []
-        ways = [host.way for host in self.hosts]
+            await _fill(route, accounts)
+        self._probed = await _user_of_each_shard(route) if self._at_once else []
+        routes = [host.route for host in self.hosts]
         names = [f"user_{number}" for number in range(self._size.callers + 1)]  # the last one spends
         pause_s = SELDOM_S if self._size.brief else PAUSE_S
-        self.callers = [Caller(name, ways, f"{self._seed}:{name}", pause_s) for name in names]
+        self.callers = [Caller(name, routes, f"{self._seed}:{name}", pause_s) for name in names]
         walks = [caller.walk(self._stop, USERS_EACH) for caller in self.callers[:-1]]
         self._tasks = [asyncio.create_task(run) for run in (*walks, *(host.prober.run() for host in self.hosts))]
 
@@ -348,7 +352,7 @@ class Campaign:
         """
         others = [host for host in self.hosts if host not in struck]
         if self._at_once:
-            doors = Doors([host.way for host in others], self.rng)
+            doors = Doors([host.route for host in others], self.rng)
             try:
                 async with asyncio.timeout(WAIT_S):
                     for user in self._probed:
@@ -453,7 +457,7 @@ class Campaign:
     async def _read_is_refused(self, serving: Host) -> None:
         """Of a host whose grant has run out."""
         with suppress(OSError):
-            rpc = await serving.way.connect()
+            rpc = await serving.route.connect()
             with suppress(TimeoutError):
                 error, _ = await asyncio.wait_for(rpc.call("get_account", serving.prober._user), 1)
                 assert error is not None, "it answered a read beyond its grant"
@@ -479,7 +483,7 @@ class Campaign:
         finally:
             for host in self.hosts:
                 host.part(False)
-        doors = Doors([host.way for host in self.hosts], self.rng)
+        doors = Doors([host.route for host in self.hosts], self.rng)
         for user in self._probed * len(self.hosts):
             await doors.call("top_up", user, 1, anywhere=True)
         doors.close()
@@ -496,23 +500,23 @@ class Campaign:
         finally:
             serving.hide(direction, False)
         self.counts[f"{direction} lost"] += 1
-        door = Doors([serving.way], self.rng)
+        door = Doors([serving.route], self.rng)
         await door.call("top_up", "reached_again", 1)
         door.close()
 
     async def _move(self, serving: Host) -> None:
-        moving = asyncio.create_task(self._move_some(serving.way))
+        moving = asyncio.create_task(self._move_some(serving.route))
         if self.rng.random() < 0.5:
             await asyncio.sleep(self.rng.uniform(0, 0.3))
             await self._kill(serving)
             self.counts["killed beside moves"] += 1
         await moving
 
-    async def _move_some(self, way: Way) -> None:
+    async def _move_some(self, route: ClientRoute) -> None:
         """Asks one host for some moves, one after the other, for as long as it is there."""
-        with suppress(Lost, OSError, TimeoutError):
+        with suppress(ConnectionLost, OSError, TimeoutError):
             async with asyncio.timeout(WAIT_S):
-                rpc = await way.connect()
+                rpc = await route.connect()
                 for bucket_id in self.rng.sample(range(1, BUCKETS + 1), MOVES):
                     error, _ = await rpc.call("move_bucket", bucket_id, self.rng.randrange(1, self._size.shards + 1))
                     assert error is None or error.startswith(("MOVE_REFUSED", "UNAVAILABLE")), error
@@ -525,7 +529,7 @@ class Campaign:
         while True:
             owners = [await _owners(host) for host in self.hosts]
             if owners[0] and all(owners_told == owners[0] for owners_told in owners):
-                return await _user_of_each_shard(self.hosts[0].way)
+                return await _user_of_each_shard(self.hosts[0].route)
             assert time.monotonic() < deadline, f"the hosts do not agree: {owners}\n{self._said()}"
             await asyncio.sleep(POLL_S)
 
@@ -542,7 +546,7 @@ class Campaign:
 
     async def _answers_its_own(self, host: Host, shards: dict[int, tuple[str, str]]) -> None:
         """A change of a user of each shard, by the door of a host that no other one reaches."""
-        rpc = await host.way.connect()
+        rpc = await host.route.connect()
         await rpc.ask("hello", {"errors": "map"})
         for shard, user in enumerate(self._probed, 1):
             error, _ = await rpc.call("top_up", user, 1)
@@ -580,9 +584,9 @@ class Campaign:
             await asyncio.to_thread(shutil.rmtree, data, ignore_errors=True)
 
 
-async def _fill(way: Way, accounts: int) -> None:
+async def _fill(route: ClientRoute, accounts: int) -> None:
     """So many accounts with money."""
-    rpc, gate = await way.connect(), asyncio.Semaphore(LOADED_IN_FLIGHT)
+    rpc, gate = await route.connect(), asyncio.Semaphore(LOADED_IN_FLIGHT)
 
     async def top_up(number: int) -> None:
         async with gate:
@@ -594,9 +598,9 @@ async def _fill(way: Way, accounts: int) -> None:
 
 async def _owners(host: Host) -> list[int]:
     """The shard of each bucket, as a host says; empty where it does not, or while one is on its way."""
-    with suppress(Lost, OSError, TimeoutError):
+    with suppress(ConnectionLost, OSError, TimeoutError):
         async with asyncio.timeout(5):
-            rpc = await host.way.connect()
+            rpc = await host.route.connect()
             try:
                 error, rows = await rpc.call("buckets_info")
             finally:
@@ -606,13 +610,13 @@ async def _owners(host: Host) -> list[int]:
     return []
 
 
-async def _user_of_each_shard(way: Way) -> list[str]:
+async def _user_of_each_shard(route: ClientRoute) -> list[str]:
     """A user in each shard, in the order of the shards."""
-    rpc = await way.connect()
-    error, route = await rpc.call("route")
+    rpc = await route.connect()
+    error, routing = await rpc.call("route")
     rpc.close()
     assert error is None, error
-    owners: list[int] = route["owners"]
+    owners: list[int] = routing["owners"]
     users: dict[int, str] = {}
     for number in range(1000):
         user = f"probed_{number}"

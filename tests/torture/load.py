@@ -18,7 +18,7 @@ import random
 from collections import Counter
 from typing import Any
 
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 
 CLIENTS = 8
 USERS_EACH = 3
@@ -52,7 +52,9 @@ class Writer:
                 continue
             try:
                 while not stop.is_set():
-                    outcomes = await asyncio.gather(*(self.one(rpc, rng.choice(self.users)) for _ in range(IN_FLIGHT)))
+                    outcomes = await asyncio.gather(
+                        *(self.call_once(rpc, rng.choice(self.users)) for _ in range(IN_FLIGHT))
+                    )
                     if "lost" in outcomes:
                         break
                     if "refused" in outcomes:
@@ -61,13 +63,13 @@ class Writer:
                 rpc.close()
             await asyncio.sleep(0)
 
-    async def one(self, rpc: Rpc, user: str) -> str:
+    async def call_once(self, rpc: Rpc, user: str) -> str:
         """One call: "answered", "refused" or "lost"."""
         self.called[user] += 1
         request_id = f"{user}-{self.called[user]}"
         try:
             error, result = await rpc.call("top_up", user, 1, {"request_id": request_id})
-        except Lost:
+        except ConnectionLost:
             self.unknown.append((user, request_id))
             return "lost"
         if not self.trusting:
@@ -150,7 +152,7 @@ class Spenders:
                     if error is None and self.trusting:
                         self.due[user] = result["exhausts_at_ns"]
                         self.maybe.remove(user)
-            except Lost:
+            except ConnectionLost:
                 return
             finally:
                 rpc.close()

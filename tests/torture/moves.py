@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.system.daemon import Daemon
-from tests.system.rpc import Lost, Rpc
+from tests.system.rpc import ConnectionLost, Rpc
 from tests.torture.cycles import cycle, judged, kill_noticed, prove, struck_daemon
 from tests.torture.load import Load
 
@@ -41,7 +41,7 @@ READY_WAIT_S = 600.0
 SIZES = (1, 3, 2, 4)
 
 
-class Movers:
+class MoveOperators:
     """Operators who move buckets for ever; `now` is the move that they wait for, (bucket, source, target)."""
 
     def __init__(self, seed: int) -> None:
@@ -69,7 +69,7 @@ class Movers:
                     if error is None:
                         await self._move(rpc, route)
                     await asyncio.sleep(0.002)
-            except (Lost, OSError):
+            except (ConnectionLost, OSError):
                 await asyncio.sleep(0.02)
             finally:
                 self.now = None
@@ -96,7 +96,7 @@ async def one_owner_each(daemon: Daemon) -> None:
 
 async def kills(daemon: Daemon, cycles: int, seed: int) -> dict[str, int]:
     """So many kills, each target in its turn, and the proof. AssertionError."""
-    rng, load, movers = random.Random(seed), Load("moves"), Movers(seed)
+    rng, load, movers = random.Random(seed), Load("moves"), MoveOperators(seed)
     turn = [TARGETS[number % len(TARGETS)] for number in range(cycles)]
 
     async def strike(rng: random.Random, load: Load) -> str:
@@ -196,7 +196,7 @@ async def is_even(daemon: Daemon, size: int) -> bool:
         rpc = await Rpc.connect(daemon.rpc_port)
         error, rows = await asyncio.wait_for(rpc.call("shards_info"), 5)
         rpc.close()
-    except (Lost, OSError, TimeoutError):
+    except (ConnectionLost, OSError, TimeoutError):
         return False
     counts = [row["buckets"] for row in rows] if error is None else []
     return len(counts) == size and max(counts) - min(counts) <= 1
@@ -208,7 +208,7 @@ async def serving_of(daemon: Daemon) -> list[int]:
         rpc = await Rpc.connect(daemon.rpc_port)
         error, rows = await asyncio.wait_for(rpc.call("shards_info"), 5)
         rpc.close()
-    except (Lost, OSError, TimeoutError):
+    except (ConnectionLost, OSError, TimeoutError):
         return []
     return [row["worker_pid"] for row in rows if row["state"] == "serving"] if error is None else []
 

@@ -535,7 +535,7 @@ class Host(Daemon):
             if isinstance(path, str) and path.startswith("/"):
                 Path(path).unlink(missing_ok=True)
 
-    def heard(self) -> list[dict[str, str]]:
+    def new_messages(self) -> list[dict[str, str]]:
         """What it has told the service manager since the last look."""
         messages: list[dict[str, str]] = []
         if self._told is not None:
@@ -559,7 +559,7 @@ class Host(Daemon):
         for _, handed_socket in self._handed:
             handed_socket.close()
 
-    def told(self) -> str:
+    def log_ends(self) -> str:
         """The end of its log; empty where it had nowhere to write."""
         return self.log.read_text(errors="replace")[-6000:] if self.log.exists() else ""
 

@@ -60,7 +60,7 @@ from tests.ledger.model import Model, Policy
 from tests.ledger.model_account import Op
 from tests.shards.journal.nats_cluster import BINARY, MISSING
 from tests.system.commands import carried_out
-from tests.system.rpc import Lost
+from tests.system.rpc import ConnectionLost
 from tests.torture.callers import COMPARED
 from tests.torture.covering import CANDIDATES, Covering, Row, cover
 from tests.torture.hosts import alone, has_network, why_no_network
@@ -91,7 +91,7 @@ BURST: Final = 80  # changes at once, which are more than a small segment holds
 AGREED: Final = 6  # answers in a row: each may come from another worker
 EARLY_NS: Final = 250_000_000  # of a receiver by another clock than billing time
 TRACES: Final = ("Traceback", "on a bug", "CRITICAL")
-DOORS_LEFT: Final = (OSError, Lost, TimeoutError)
+DOORS_LEFT: Final = (OSError, ConnectionLost, TimeoutError)
 
 
 def rows_of(with_network: bool, candidates: int = CANDIDATES) -> Covering:
@@ -99,7 +99,7 @@ def rows_of(with_network: bool, candidates: int = CANDIDATES) -> Covering:
     return cover(factors_of(with_network), RULES, candidates)
 
 
-class Books:
+class AccountModels:
     """The accounts of one row: what the model says of them, and the rows of their histories."""
 
     def __init__(self, row: Row, counts: Counter[str]) -> None:
@@ -127,10 +127,10 @@ class Books:
         if method in ("set_rate", "change_rate"):
             options["per"] = "hour"
         reply = await answered(door, method, user, *params, options)
-        self.took(user, reply, {"method": method, "user": user, "request_id": request_id, **fields})
+        self.check_reply(user, reply, {"method": method, "user": user, "request_id": request_id, **fields})
         return reply
 
-    def took(self, user: str, reply: dict[str, Any], op: Op) -> None:
+    def check_reply(self, user: str, reply: dict[str, Any], op: Op) -> None:
         """Holds the answer to a change against the model."""
         self._counts["changes"] += 1
         model = self.models.setdefault(user, Model(**self._policy))
@@ -170,7 +170,7 @@ def _compare(reply: dict[str, Any], expected: dict[str, Any]) -> None:
     assert actual == {key: expected[key] for key in COMPARED}, f"answered {reply}\nthe model says {expected}"
 
 
-class Play:
+class RowRun:
     """The scene of one row."""
 
     def __init__(
@@ -187,7 +187,7 @@ class Play:
         """
         self.row, self._directory, self._files, self._counts = row, directory, files, counts
         self._server, self._in_process = server, in_process
-        self.books = Books(row, counts)
+        self.books = AccountModels(row, counts)
         secrets = parse_secrets(FIRST_SECRET) if row["secrets"] != "none" else ()
         listen = "::1" if row["endpoint"] == "v6" else "127.0.0.1"
         tls = files.endpoint_context() if row["endpoint"] == "https" else None
@@ -209,9 +209,9 @@ class Play:
             for receiver in {self._cutoffs, self._notices}:
                 await receiver.close()
 
-    def told(self) -> str:
+    def log_ends(self) -> str:
         """The ends of the logs, for who looks why it failed."""
-        return "\n".join(f"-- {host.name}, {host.config}:\n{host.told()}" for host in self._hosts)
+        return "\n".join(f"-- {host.name}, {host.config}:\n{host.log_ends()}" for host in self._hosts)
 
     # -- the beginning ------------------------------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class Play:
 
         async def ready() -> bool:
             self._assert_runs(host)
-            host.heard()
+            host.new_messages()
             if not host.is_ready:
                 return False
             rows = await self._control(host).ask("shards_info")
@@ -317,7 +317,7 @@ class Play:
 
             async def stands_by() -> bool:
                 self._assert_runs(other)
-                messages.extend(other.heard())
+                messages.extend(other.new_messages())
                 return any("READY" in message for message in messages)
 
             await until(stands_by, lambda: f"{other.name} does not stand by: {messages}")
@@ -461,7 +461,7 @@ class Play:
         for number, (words, op) in enumerate(ops):
             request_id = f"cli-{number}"
             reply = json.loads(await self._billing(host, *words, "--request-id", request_id, "--json"))
-            self.books.took(user, reply, {**op, "user": user, "request_id": request_id})
+            self.books.check_reply(user, reply, {**op, "user": user, "request_id": request_id})
         reply = json.loads(await self._billing(host, "account", user, "--json"))
         _compare(reply, self.books.models[user].view(user, reply["at_ns"]))
         assert "7.25" in await self._billing(host, "account", user)
@@ -537,7 +537,7 @@ class Play:
         """Other certificates, tokens and secrets, while it serves."""
         row = self.row
         for host in self._hosts:
-            host.heard()
+            host.new_messages()
             if row["tokens"] == "file":
                 host.install_tokens(LATE_TOKEN)
             if row["tls"] != "none":
@@ -569,7 +569,7 @@ class Play:
         messages: list[dict[str, str]] = []
 
         async def is_over() -> bool:
-            messages.extend(host.heard())
+            messages.extend(host.new_messages())
             reload_indexes = [at for at, message in enumerate(messages) if "RELOADING" in message]
             return bool(reload_indexes) and any("READY" in message for message in messages[reload_indexes[0] :])
 
@@ -760,7 +760,7 @@ def refused_for_real(directory: Path, files: Files) -> None:
     host = Host(row, "a", directory, files, None, Endpoints("http://127.0.0.1:9", "http://127.0.0.1:9"))
     try:
         assert host.launch().wait(WAIT_S) == 78
-        assert f"{rule.path} (file): {rule.sentence}" in host.told(), host.told()
+        assert f"{rule.path} (file): {rule.sentence}" in host.log_ends(), host.log_ends()
     finally:
         host.close()
 
@@ -793,17 +793,17 @@ class Campaign:
         """One row; why it does not hold, empty where it does."""
         with tempfile.TemporaryDirectory(dir=self.directory, ignore_cleanup_errors=True) as name:
             server = self._server(row["servers"])
-            play: Play | None = None
+            play: RowRun | None = None
 
             async def scene() -> None:
                 nonlocal play
-                play = Play(row, Path(name), self.files, server, self.counts, self._in_process)
+                play = RowRun(row, Path(name), self.files, server, self.counts, self._in_process)
                 await play.run()
 
             try:
                 _run(scene())
             except Exception:
-                words = play.told() if play is not None else ""
+                words = play.log_ends() if play is not None else ""
                 levels = ", ".join(f"{factor}: {level}" for factor, level in row.items())
                 return f"row {number} does not hold: {levels}\n{traceback.format_exc()}\n{words}"
         self.counts["rows"] += 1

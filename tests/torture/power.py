@@ -6,7 +6,7 @@ Each cycle cuts the power at a random instant, mounts the file system again unde
 reader look at every fifth wreck, and starts the daemon. When real power goes, no process runs on; so they are stopped
 before the cut and killed after it. In some cycles they do run on and see the disk fail, as when a disk is lost; what
 they answer then does not count (an fdatasync that ext4's shutdown overtakes may return 0 for what its log will never
-have). `--sync never` is the negative control: there, answers *must* be lost, or the rig proves nothing.
+have). `--sync never` is the negative control: there, answers *must* be lost, or the campaign proves nothing.
 
 Prints what it counted as JSON; exit code 1 with the reason where anything does not hold.
 """
@@ -31,7 +31,7 @@ CONTROL_CYCLES = 20
 EXAMINE_EVERY = 5
 
 
-class Rig:
+class MachineOnVolume:
     """One daemon on one volume."""
 
     def __init__(self, kind: str, directory: Path, sync: str, examine_every: int) -> None:
@@ -68,31 +68,31 @@ class Rig:
         await asyncio.to_thread(self.daemon.start)
 
 
-async def campaign(rig: Rig, cycles: int, seed: int) -> dict[str, int]:
+async def campaign(machine: MachineOnVolume, cycles: int, seed: int) -> dict[str, int]:
     """So many cycles, and the proof. AssertionError."""
     rng, load = random.Random(seed), Load("power")
-    await asyncio.to_thread(rig.daemon.start)
+    await asyncio.to_thread(machine.daemon.start)
     for _ in range(cycles):
-        await cycle(rig.daemon, load, rng, rig.strike, rig.heal)
+        await cycle(machine.daemon, load, rng, machine.strike, machine.heal)
     load.require(cycles)
-    assert rig.volume.cuts == cycles, "a power cut that never came"
-    await prove(rig.daemon, load)
+    assert machine.volume.cuts == cycles, "a power cut that never came"
+    await prove(machine.daemon, load)
     return dict(load.counts)
 
 
-async def control(rig: Rig, seed: int) -> dict[str, int]:
+async def control(machine: MachineOnVolume, seed: int) -> dict[str, int]:
     """Without syncs: cuts until an answer is lost. AssertionError where none ever is."""
     rng = random.Random(seed)
     for number in range(1, CONTROL_CYCLES + 1):
         load = Load(f"control_{number}")
-        await asyncio.to_thread(rig.daemon.start)
-        load.begin(rig.daemon.rpc_port)
+        await asyncio.to_thread(machine.daemon.start)
+        load.begin(machine.daemon.rpc_port)
         await asyncio.sleep(rng.uniform(0.1, 0.3))
-        await rig.strike(rng, load)
+        await machine.strike(rng, load)
         await load.end()
-        await asyncio.to_thread(rig.up)
-        await asyncio.to_thread(rig.daemon.start)
-        rpc = await Rpc.connect(rig.daemon.rpc_port)
+        await asyncio.to_thread(machine.up)
+        await asyncio.to_thread(machine.daemon.start)
+        rpc = await Rpc.connect(machine.daemon.rpc_port)
         for writer in load.writers:
             for user in writer.users:
                 error, account = await rpc.call("get_account", user)
@@ -100,8 +100,8 @@ async def control(rig: Rig, seed: int) -> dict[str, int]:
                 if entry_id < writer.last_entry[user]:
                     return {"cycles": number, "answers lost of one user": writer.last_entry[user] - entry_id}
         rpc.close()
-        rig.daemon.kill()
-    raise AssertionError(f"{CONTROL_CYCLES} power cuts without a sync, and nothing was lost: this rig proves nothing")
+        machine.daemon.kill()
+    raise AssertionError(f"{CONTROL_CYCLES} power cuts without a sync lost nothing: the campaign proves nothing")
 
 
 def main() -> int:
@@ -122,13 +122,13 @@ def main() -> int:
         return 2
     alone()
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="power-") as name:
-        rig = Rig(arguments.kind, Path(name), arguments.sync, arguments.examine_every)
+        machine = MachineOnVolume(arguments.kind, Path(name), arguments.sync, arguments.examine_every)
         never = arguments.sync == "never"
         try:
-            run = control(rig, arguments.seed) if never else campaign(rig, arguments.cycles, arguments.seed)
-            return judged(rig.daemon, run)
+            run = control(machine, arguments.seed) if never else campaign(machine, arguments.cycles, arguments.seed)
+            return judged(machine.daemon, run)
         finally:
-            rig.volume.unmount()
+            machine.volume.unmount()
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ from tests.shards.journal.nats_cluster import BINARY, MISSING, OPERATOR, WITH_OP
 from tests.shards.journal.replicas import last_of, wait_current
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
-from tests.torture.callers import PAUSE_S, Caller, Way, settle
+from tests.torture.callers import PAUSE_S, Caller, ClientRoute, settle
 from tests.torture.hosts import alone, has_network, why_no_network
 from tests.torture.raw_streams import RawStreams
 
@@ -119,9 +119,9 @@ class Campaign:
         self.daemon = Daemon(self._directory / "host", **keys)
         await asyncio.to_thread(self.servers.make_all, self._shards)
         await asyncio.to_thread(self.daemon.start, WAIT_S)
-        ways = [Way(self.daemon.rpc_port)]
+        routes = [ClientRoute(self.daemon.rpc_port)]
         seeds = {f"user_{number}": f"{self._seed}:{number}" for number in range(CALLERS + 1)}
-        self.callers = [Caller(name, ways, seed, self._pause_s) for name, seed in seeds.items()]
+        self.callers = [Caller(name, routes, seed, self._pause_s) for name, seed in seeds.items()]
         self._tasks = [asyncio.create_task(caller.walk(self._stop, USERS_EACH)) for caller in self.callers[:CALLERS]]
 
     async def prove(self) -> None:
@@ -346,7 +346,7 @@ def _route(verb: str, number: int) -> None:
     subprocess.run(command, check=True)
 
 
-class How(NamedTuple):
+class CampaignLimits(NamedTuple):
     """What a campaign costs."""
 
     proofs_every: int  # so many faults the doctor looks
@@ -355,7 +355,7 @@ class How(NamedTuple):
 
 
 async def campaign(
-    directory: Path, cycles: int, seed: int, faults: list[str], shards: int, limits: How
+    directory: Path, cycles: int, seed: int, faults: list[str], shards: int, limits: CampaignLimits
 ) -> dict[str, int]:
     """So many faults, or as many as begin within so many seconds, and the proof. AssertionError."""
     run, deadline = Campaign(directory, seed, shards, limits.pause_s), time.monotonic() + limits.seconds
@@ -399,7 +399,7 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(dir=arguments.directory, prefix="servers-", ignore_cleanup_errors=True) as name:
         try:
-            limits = How(arguments.proofs_every, arguments.seconds, arguments.pause)
+            limits = CampaignLimits(arguments.proofs_every, arguments.seconds, arguments.pause)
             run = campaign(Path(name), arguments.cycles, arguments.seed, faults, arguments.shards, limits)
             counts = asyncio.run(run)
         except BaseException:

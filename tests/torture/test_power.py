@@ -1,4 +1,4 @@
-"""Loss of power on ext4 and XFS under load: what was answered is there; without syncs the same rig shows
+"""Loss of power on ext4 and XFS under load: what was answered is there; without syncs the same campaign shows
 losses. Three cuts each here, the last one with a look by the independent reader; `make torture` makes two hundred.
 """
 
@@ -17,7 +17,7 @@ CYCLES = 3  # with the first seed one of them is noticed
 
 
 def run(kind: str, *options: str) -> dict[str, int]:
-    """One run of the rig in a process, and a mount namespace, of its own."""
+    """One run of the campaign in a process, and a mount namespace, of its own."""
     reason = why_not(kind)
     if reason:
         pytest.skip(reason)

@@ -120,7 +120,7 @@ class Follower:
         return 0
 
 
-class Rig:
+class WritebackCampaign:
     """A volume whose backing can be full, the followers on it, and a journal in memory."""
 
     def __init__(self, directory: Path, seed: int) -> None:
@@ -222,19 +222,21 @@ def main() -> int:
         return 2
     alone()
     with tempfile.TemporaryDirectory(prefix="writeback-") as name:
-        rig = Rig(Path(name), arguments.seed)
+        campaign = WritebackCampaign(Path(name), arguments.seed)
         try:
             for _ in range(arguments.cycles):
-                rig.cycle()
-            for follower in rig.followers:
-                assert rig.counts[f"{follower.kind} ended on the disk"], f"the disk never failed under {follower.kind}"
-                rig.counts[f"{follower.kind} made anew"] = follower.made_anew
+                campaign.cycle()
+            for follower in campaign.followers:
+                assert campaign.counts[f"{follower.kind} ended on the disk"], (
+                    f"the disk never failed under {follower.kind}"
+                )
+                campaign.counts[f"{follower.kind} made anew"] = follower.made_anew
         except AssertionError:
             traceback.print_exc()
             return 1
         finally:
-            rig.close()
-    print(json.dumps(rig.counts))
+            campaign.close()
+    print(json.dumps(campaign.counts))
     return 0
 
 
