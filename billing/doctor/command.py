@@ -66,6 +66,7 @@ def doctor(
     report = Report()
     data_dir, ids_max = config.daemon.data_dir, config.ledger.request_ids_per_bucket
     try:
+        backends.check_kind(config.journal.kind, data_dir, disk)
         with ExitStack() as stack:
             if config.journal.kind != "file":
                 if truncate_at is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:  # a command that opens no log imports none of this
     from shards.journal import Backend
+    from shards.system.disk import Disk
     from shards.system.host import Host
 
 
@@ -22,11 +23,12 @@ class Kind(NamedTuple):
 
     module: str
     is_shared: bool  # several hosts read and write one log of this kind
+    leaves: tuple[str, ...] = ()  # how names begin that only this kind leaves in a data directory
 
 
 KINDS: dict[str, Kind] = {
-    "file": Kind("shards.journal.file.backend", is_shared=False),
-    "jetstream": Kind("shards.journal.jetstream.backend", is_shared=True),
+    "file": Kind("shards.journal.file.backend", is_shared=False, leaves=("map", "shard-")),
+    "jetstream": Kind("shards.journal.jetstream.backend", is_shared=True, leaves=("cluster",)),
 }
 
 
@@ -37,3 +39,19 @@ def open(settings: dict[str, Any], host: Host) -> Backend:
         raise ValueError(f"journal.kind {kind!r} is not known")
     backend: Backend = import_module(KINDS[kind].module).backend(settings, host)
     return backend
+
+
+def check_kind(kind: str, directory: str, disk: Disk) -> None:
+    """Raises Unfit where another kind of log has left its data in this data directory. Otherwise the daemon would found
+    an empty ledger beside the data that its operator means.
+    """
+    from shards.journal import Unfit
+
+    for name in sorted(disk.listdir(directory)) if directory and disk.exists(directory) else ():
+        for other, (_, _, leaves) in KINDS.items():
+            if other != kind and name.startswith(leaves):
+                raise Unfit(
+                    f'journal.kind is "{kind}", and daemon.data_dir has {directory}/{name}, which "{other}" leaves: '
+                    "set the former, or name another data_dir; `billing backup` and `billing restore` lead from one "
+                    "kind to another"
+                )

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from shards.journal import Backend, Journal, LastSign, MapLog, Reader
+from shards.journal.backends import check_kind
 from shards.journal.file.journal import FileJournal, FileSettings
 from shards.journal.file.map_log import FileMapLog
 from shards.journal.file.reader import FileReader
@@ -48,6 +49,7 @@ class FileBackend:
         return disk.exists(directory) and any(name.startswith(SEGMENT) for name in disk.listdir(directory))
 
     def prepare(self) -> list[str]:
+        check_kind("file", self._directory, self._host.disk)
         return []  # `FileJournal.open` checks each directory when it takes its lock
 
     def _directory_of(self, shard: int) -> str:

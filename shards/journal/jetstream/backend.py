@@ -14,6 +14,7 @@ from contextlib import closing
 from typing import Any
 
 from shards.journal import Backend, Journal, JournalError, LastSign, MapLog, Reader, Unfit
+from shards.journal.backends import check_kind
 from shards.journal.jetstream.connection import Access, Connection, endpoint_of
 from shards.journal.jetstream.guard import Guard, Shape, names
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
@@ -118,6 +119,7 @@ class JetStreamBackend:
             return JetStreamReader(connection, shard, self._boot_ns).head > 0
 
     def prepare(self) -> list[str]:
+        check_kind("jetstream", self._settings["directory"], self._host.disk)
         identity, warnings = self._guard().check()
         self._cluster = identity
         path = f"{self._settings['directory']}/{IDENTITY}"
