@@ -188,8 +188,10 @@ class Registry:
                     log.info("%s", self.unopened)
                 kind = standing.kind
             except Unavailable as full:
-                self.unopened, pause_s = f"the map of the buckets: waiting: {full}", ROOM_RETRY_S
-                log.error("the daemon cannot be started: %s; it is tried every %g s", full, ROOM_RETRY_S)
+                unopened, pause_s = f"the map of the buckets: waiting: {full}", ROOM_RETRY_S
+                if unopened != self.unopened:
+                    log.error("the daemon cannot be started: %s; it is tried every %g s", full, ROOM_RETRY_S)
+                self.unopened = unopened
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(stopping.wait(), pause_s)
         return None

@@ -17,6 +17,7 @@ A request is passed on once, never twice: B does not pass on, it says WRONG, and
 
 **Nobody hangs.** A link that is down answers UNAVAILABLE at once: what was never sent, or only asks, was not applied;
 a command that was sent and not answered is unknown. All such answers leave with A's next batch, like every other reply.
+A shard that has no grant or no room refuses reads, questions to all shards included, at once.
 A peer that is connected and silent, as one whose process is frozen, is found out: while something is asked of it and
 no frame comes, it is sent an empty one every `PROBE_S`, and any process whose loop turns sends that back. After
 `SILENT_PROBES` of these with no frame of any kind it is silent: what it was asked is answered as if it had gone away,
@@ -373,7 +374,11 @@ class PeerCaller:
     def refuse(self, token: Any, reply: object) -> None:
         """Sends one answer at once."""
         number, kind, msgid, mode = token
-        self._wire.send([number, _encode(reply) if kind >= SURVEY else self._encode(msgid, mode, reply)])
+        if kind < SURVEY:
+            reply = self._encode(msgid, mode, reply)
+        elif type(reply) is Unavailable:
+            reply = _encode(reply)
+        self._wire.send([number, reply])
 
     def tell(self, token: Any, answer: object) -> None:
         """Sends one encoded answer at once."""
@@ -422,6 +427,9 @@ def receive_frame(
         elif kind > SURVEY:
             special(caller, token, kind, payload)
         elif not on_step(caller, token, payload):
-            shard.survey(caller, token, payload, now_ns)
+            if backpressure.refuses_reads:
+                backpressure.refuse(caller, token)
+            else:
+                shard.survey(caller, token, payload, now_ns)
     if commands:
         shard.receive_all(commands, now_ns)

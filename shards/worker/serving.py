@@ -186,7 +186,7 @@ class Serving:
                 asker = self._askers.pop(message.number, None)
                 if asker is not None:
                     reply = message.reply if isinstance(asker[0], PeerCaller) else application.reply_of(message.reply)
-                    worker.reply(asker[0], asker[1], reply)
+                    worker.pass_back(asker[0], asker[1], reply)
             case PassOn():
                 worker.far_moves.pass_on(message)
                 worker.wake()

@@ -268,7 +268,10 @@ class Worker:
         elif name == "of_shard":
             self._survey_one(caller, token, *operation[1:])
         elif name in self.application.questions:
-            self.shard.later.append((caller, token, ALL_BUCKETS, operation))
+            if self._refuses_reads():
+                self.backpressure.refuse(caller, token)
+            else:
+                self.shard.later.append((caller, token, ALL_BUCKETS, operation))
         else:
             self._ask_supervisor(caller, token, operation)
         self._schedule()
@@ -277,6 +280,19 @@ class Worker:
         """Sends a reply that was made elsewhere with the next batch."""
         self.shard.reply_with_next(caller, token, reply)
         self.wake()
+
+    def pass_back(self, caller: Any, token: Any, reply: object) -> None:
+        """Sends a reply that the supervisor or other shards made: with the next batch, or at once while this shard has
+        no grant or no room, and therefore no batch.
+        """
+        if self._refuses_reads():
+            caller.refuse(token, reply)
+        else:
+            self.reply(caller, token, reply)
+
+    def _refuses_reads(self) -> bool:
+        """Whether this shard may tell nothing of its own at this moment."""
+        return not self.may_act() or self.backpressure.refuses_reads
 
     def request(self, request: Request, bucket_id: int) -> None:
         """Handles a request as if it had just been received."""
@@ -315,14 +331,21 @@ class Worker:
             self.shard.reply_with_next(caller, token, self.application.unknown_shard(shard_id, sorted(known_ids)))
 
     def _survey(self, caller: Any, token: Any, operation: Command, shard_ids: list[int]) -> None:
+        is_asked_here = self.shard.shard_id in shard_ids
+
         def done(parts: list[Any] | Unavailable) -> None:
+            if is_asked_here and self._refuses_reads():  # its part may be another owner's to tell by now
+                parts = Unavailable(self.shard.shard_id, self.backpressure.reason, "no")
             if isinstance(parts, Unavailable):
                 merged: object = parts if len(shard_ids) == 1 else self.application.lacking(operation, parts)
             else:
                 merged = self.application.merge(operation, parts)
-            self.reply(caller, token, merged)
+            self.pass_back(caller, token, merged)
 
-        ask_shards(self.shard, self.links, shard_ids, operation, self.now_ns(), done)
+        if is_asked_here and self._refuses_reads():
+            done([])
+        else:
+            ask_shards(self.shard, self.links, shard_ids, operation, self.now_ns(), done)
 
     # -- the pump ---------------------------------------------------------------------------------------------------
 

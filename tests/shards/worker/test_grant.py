@@ -14,6 +14,7 @@ from shards.journal import Unavailable as NotWritten
 from shards.replies import Unavailable
 from shards.shard import COMMAND
 from shards.system.clock import MACHINE_CLOCKS, Clocks
+from shards.worker.backpressure import LAPSED
 from tests.shards.journal.memory import GRANT_NS, MemoryServer
 from tests.shards.worker.hosted import SHARD, Caller, WorkerScene
 
@@ -95,6 +96,28 @@ async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_i
     await scene.until(lambda: bool(caller.heard[1:] or caller.refused))
     assert [token for token, _ in caller.refused] == ["read"]
     assert caller.heard[1:] == []
+
+
+async def test_questions_to_all_shards_beyond_the_grant_are_refused_at_once_and_what_others_say_leaves(
+    granted: Granted,
+) -> None:
+    scene, caller = granted.scene, Caller()
+    worker = scene.worker
+    scene.ask(caller, "before", 1, ("add", "x", 5))
+    await scene.until(lambda: ("before", 5) in caller.heard)
+    granted.clock.paused_ns += 2 * GRANT_NS
+    worker.arrived()
+    worker.operate(caller, "all", ("sum",))
+    worker.operate(caller, "one", ("of_shard", SHARD, ("sum",)))
+    worker.pass_back(caller, "of the supervisor", {"shards": 1})
+    refusal = Unavailable(SHARD, LAPSED, "no")
+    assert caller.refused == [("all", refusal), ("one", refusal), ("of the supervisor", {"shards": 1})]
+    await scene.until(lambda: not worker.backpressure.reason)
+    worker.arrived()
+    worker.operate(caller, "all again", ("sum",))
+    worker.pass_back(caller, "again", {"shards": 1})
+    await scene.until(lambda: len(caller.heard) == 3)
+    assert caller.heard[1:] == [("again", {"shards": 1}), ("all again", 5)]
 
 
 async def test_nothing_may_leave_that_no_append_has_proved(granted: Granted) -> None:

@@ -94,6 +94,13 @@ def test_without_room_commands_are_refused_and_questions_answered() -> None:
     assert sorted(peer.answers[1:]) == [(0, Unavailable(SHARD, "the disk is full", "no")), (1, 1)]
 
 
+def test_without_a_grant_questions_are_refused_those_to_all_shards_too() -> None:
+    shard, peer, backpressure = scene()
+    backpressure.lapsed, backpressure.reason = True, "the grant has run out"
+    pass_on(shard, peer, backpressure, (READ, BUCKET, ("get", "x")), (SURVEY, 0, ("sum",)))
+    assert peer.answers == [(number, Unavailable(SHARD, "the grant has run out", "no")) for number in (0, 1)]
+
+
 class Link:
     """A link to a shard that is connected, and answers when the test says so."""
 
