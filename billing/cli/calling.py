@@ -27,7 +27,7 @@ import click
 from click.core import ParameterSource
 
 from billing.api.methods import COMMAND, LOCAL, METHODS, QUERY, READ
-from billing.cli.finding import config_file, listening
+from billing.cli.finding import config_file, listening, setting
 from billing.cli.options import CONNECTION_OPTIONS, OUTPUT_OPTIONS, applied
 from billing.cli.output import say
 from billing.cli.values import coins, printable, span
@@ -137,12 +137,25 @@ def words_of(error: BillingError, target: Target, user: object = None, changes: 
         elif listens := details.get("listens"):
             text = f"UNAVAILABLE: something listens at {where}, but {listens}{_about_tls(target, listens)}"
         else:
-            text = (
-                f"UNAVAILABLE: no daemon answers at {where}: {reason}; "
-                "`billing serve` starts one, --address names another"
-            )
+            advice = "`billing serve` starts one, --address names another"
+            if _has_other_hosts(target):
+                advice = (
+                    "where one runs, it stands by or is drained: `billing cluster status` names the host that serves, "
+                    "and --address calls it; else `billing serve` starts one"
+                )
+            text = f"UNAVAILABLE: no daemon answers at {where}: {reason}; {advice}"
     is_open = changes and error.applied == "unknown"
     return printable(text) + (" (it may have been carried out)" if is_open else "")
+
+
+def _has_other_hosts(target: Target) -> bool:
+    """Whether the configuration that named the address says that several hosts share one log."""
+    if target.file is None or not target.told_by.endswith(str(target.file)):
+        return False
+    from shards.journal.backends import KINDS
+
+    kind = KINDS.get(setting(target.file, os.environ, "journal", "kind") or "file")
+    return kind is not None and kind.is_shared
 
 
 def _about_tls(target: Target, listens: str) -> str:

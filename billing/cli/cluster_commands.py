@@ -143,8 +143,11 @@ def _what_moves(wanted: WantedMoves, *, is_uneven: bool) -> list[str]:
 @click.argument("node")
 def drain(config_file: str | None, node: str) -> None:
     """Lets other hosts take the shards of NODE, and NODE take none as long as others can. NODE goes on running."""
-    _decide_drained(config_file, node, is_drained=True)
-    put(f"{node} is drained: the other hosts ask for its shards, one after the other")
+    shares = _decide_drained(config_file, node, is_drained=True)
+    if {member.node for member in shares.members.values()} - shares.drained - {node}:
+        put(f"{node} is drained: the other hosts ask for its shards, one after the other")
+    else:
+        put(f"{node} is drained, as every other host is: whoever serves a shard goes on until a host is undrained")
 
 
 @cluster.command()
@@ -156,20 +159,22 @@ def undrain(config_file: str | None, node: str) -> None:
     put(f"{node} takes its part again")
 
 
-def _decide_drained(config_file: str | None, node: str, *, is_drained: bool) -> None:
+def _decide_drained(config_file: str | None, node: str, *, is_drained: bool) -> Shares:
+    """Records the decision. Returns who served what before."""
     backend = _backend(config_file)
     backend.prepare()
     log = backend.map_log(lambda: 0)
     try:
         while True:
             version, payloads = log.load("drain")
-            nodes = sorted({member.node for member in shares_of(payloads).members.values()})
+            shares = shares_of(payloads)
+            nodes = sorted({member.node for member in shares.members.values()})
             if node not in nodes:
                 who_takes_part = f"the hosts are {', '.join(nodes)}" if nodes else "no host serves with cluster.listen"
                 raise click.ClickException(f"no host {node} takes part: {who_takes_part}")
             with contextlib.suppress(Overtaken):
                 log.decide(version, msgspec.msgpack.encode([["drained", node, is_drained]]))
-                return
+                return shares
     finally:
         log.close()
 

@@ -291,15 +291,15 @@ _ALL: Final = (
         name="start_waits_for_room",
         says="the daemon cannot be started: %s; it is tried every %g s",
         values=("error", "every_s"),
-        do="Where a disk is full, free some space on the file system of daemon.data_dir; where the log cannot be reached, "
+        do="If a disk is full, free some space on the file system of daemon.data_dir; if the log cannot be reached, "
         "`billing cluster check` says why. It goes on by itself.",
     ),
     Event(
         name="map_waits_for_room",
         says="the map cannot be written: %s; it is tried every %g s",
         values=("error", "every_s"),
-        do="Where a disk is full, free some space on the file system of daemon.data_dir; where the log is full or cannot "
-        "be reached, `billing cluster check` says why. Moves and starts of workers wait for it.",
+        do="If a disk is full, free some space on the file system of daemon.data_dir; if the log is full or cannot be "
+        "reached, `billing cluster check` says why. Moves and starts of workers wait for it.",
     ),
     Event(
         name="move_undecided",

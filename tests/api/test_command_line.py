@@ -334,6 +334,19 @@ async def test_a_daemon_that_is_not_there_ends_with_3_without_waiting_for_one(
     assert "may have been" not in result.stderr
 
 
+def test_where_several_hosts_share_the_log_it_is_said_that_one_which_does_not_serve_lets_nobody_in(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "config.toml"
+    for kind, advice in (("jetstream", "it stands by or is drained: `billing cluster status` names"), ("file", "")):
+        file.write_text(f'[rpc]\nlisten = "{nowhere()}"\n[journal]\nkind = "{kind}"\n')
+        for words, is_this_hosts in ((["--config", str(file)], True), (["--address", nowhere()], False)):
+            result = CliRunner().invoke(root, ["ping", *words])
+            assert result.exit_code == 3
+            assert (advice in result.stderr) is (is_this_hosts or not advice), result.stderr
+            assert "`billing serve` starts one" in result.stderr
+
+
 async def test_no_answer_ends_with_3_and_says_what_is_not_known(harness: DoorHarness) -> None:
     harness.gate.holds_back = True
     result = await run(harness, "top-up u 1 --timeout 1s")

@@ -192,6 +192,9 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
     code, output = await asyncio.to_thread(billing, a, "cluster", "drain", "c")
     assert code == 1
     assert "no host c takes part: the hosts are a, b" in output
+    code, output = await asyncio.to_thread(billing, a, "cluster", "drain", "a")
+    assert (code, "a is drained, as every other host is" in output) == (0, True), output
+    assert (await asyncio.to_thread(billing, a, "cluster", "undrain", "a"))[0] == 0
     assert (await asyncio.to_thread(billing, a, "cluster", "undrain", "b"))[0] == 0
     await wait_owners(a, "a", "a", "b")
     await wait_page(b, 200, "ready")
