@@ -108,7 +108,7 @@ class FakeGate:
         return [what for kind, what in self.asked if kind == "operate"]
 
 
-class Wire:
+class RawClient:
     """A client of raw bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -168,9 +168,9 @@ class DoorHarness:
         )
         self.server: asyncio.Server | None = None
         self.address: Any = None
-        self._wires: list[Wire] = []
+        self._wires: list[RawClient] = []
 
-    async def connect(self, *, receive_bytes: int = 0) -> Wire:
+    async def connect(self, *, receive_bytes: int = 0) -> RawClient:
         """A client; with `receive_bytes` its kernel takes little more than that before it is read."""
         if isinstance(self.address, str):
             reader, writer = await asyncio.open_unix_connection(self.address)
@@ -182,7 +182,7 @@ class DoorHarness:
             reader, writer = await asyncio.open_connection(sock=plain, limit=1024)
         else:
             reader, writer = await asyncio.open_connection(*self.address)
-        wire = Wire(reader, writer)
+        wire = RawClient(reader, writer)
         self._wires.append(wire)
         return wire
 

@@ -12,39 +12,39 @@ import msgpack
 import pytest
 
 from billing.client import Client, InsufficientFunds, StaleRate, UnknownAccount
-from tests.api.outside import Wire
+from tests.api.outside import RawClient
 from tests.system.daemon import Daemon
 
 COIN = 10**9
 
 
-class Served(NamedTuple):
+class ServedDoors(NamedTuple):
     tcp: str
     unix: str
     directory: Path
 
 
 @pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedDoors]:
     """Started once for all tests of this file; they keep to users of their own."""
     directory = tmp_path_factory.mktemp("d")
     directory.chmod(0o700)
     served_daemon = Daemon(directory, rpc__unix_socket=str(directory / "rpc.sock"))
     served_daemon.start()
     try:
-        yield Served(served_daemon.address, f"unix:{directory / 'rpc.sock'}", directory)
+        yield ServedDoors(served_daemon.address, f"unix:{directory / 'rpc.sock'}", directory)
     finally:
         assert served_daemon.stop() == 0, served_daemon.log.read_text()
 
 
-async def connect(daemon: Served) -> Wire:
+async def connect(daemon: ServedDoors) -> RawClient:
     host, _, port = daemon.tcp.partition(":")
     async with Client(daemon.tcp) as client:  # waits until it is up
         await client.ping()
-    return Wire(*await asyncio.open_connection(host, int(port)))
+    return RawClient(*await asyncio.open_connection(host, int(port)))
 
 
-async def test_every_user_is_served_whichever_worker_is_asked(daemon: Served) -> None:
+async def test_every_user_is_served_whichever_worker_is_asked(daemon: ServedDoors) -> None:
     async with Client(daemon.tcp) as over_tcp, Client(daemon.unix) as over_unix:
         users = [f"each-{number}" for number in range(60)]
         await asyncio.gather(*(over_tcp.top_up(user, nanos=COIN) for user in users))
@@ -56,7 +56,7 @@ async def test_every_user_is_served_whichever_worker_is_asked(daemon: Served) ->
         assert len({await over_tcp.bucket_id(user) for user in users}) > 1
 
 
-async def test_requests_of_one_connection_for_one_user_are_applied_in_order(daemon: Served) -> None:
+async def test_requests_of_one_connection_for_one_user_are_applied_in_order(daemon: ServedDoors) -> None:
     wires = [await connect(daemon) for _ in range(4)]  # by chance on both workers
     for number, wire in enumerate(wires):
         user = f"order-{number}"
@@ -69,7 +69,7 @@ async def test_requests_of_one_connection_for_one_user_are_applied_in_order(daem
         wire.writer.close()
 
 
-async def test_errors_are_strings_or_maps_on_either_worker(daemon: Served) -> None:
+async def test_errors_are_strings_or_maps_on_either_worker(daemon: ServedDoors) -> None:
     for number in range(8):
         wire = await connect(daemon)
         user = f"errors-{number}"
@@ -85,7 +85,7 @@ async def test_errors_are_strings_or_maps_on_either_worker(daemon: Served) -> No
         wire.writer.close()
 
 
-async def test_notifications_are_applied_and_never_answered(daemon: Served) -> None:
+async def test_notifications_are_applied_and_never_answered(daemon: ServedDoors) -> None:
     for number in range(6):
         wire = await connect(daemon)
         user = f"silent-{number}"
@@ -96,7 +96,7 @@ async def test_notifications_are_applied_and_never_answered(daemon: Served) -> N
         wire.writer.close()
 
 
-async def test_bad_input_reaches_nobody_else(daemon: Served) -> None:
+async def test_bad_input_reaches_nobody_else(daemon: ServedDoors) -> None:
     bad = await connect(daemon)
     async with Client(daemon.tcp) as client:
         before = await client.top_up("neighbour", nanos=COIN)
@@ -122,7 +122,7 @@ async def test_bad_input_reaches_nobody_else(daemon: Served) -> None:
             await client.get_account("u")
 
 
-async def test_a_request_id_makes_a_call_take_effect_once(daemon: Served) -> None:
+async def test_a_request_id_makes_a_call_take_effect_once(daemon: ServedDoors) -> None:
     async with Client(daemon.tcp) as client:
         first = await client.top_up("once", nanos=COIN, request_id="invoice-1")
         again = await client.top_up("once", nanos=COIN, request_id="invoice-1")
@@ -137,7 +137,7 @@ async def test_a_request_id_makes_a_call_take_effect_once(daemon: Served) -> Non
             await client.set_rate("once", nanos=0, rate_seq=5)
 
 
-async def test_a_batch_of_thousands_is_answered(daemon: Served) -> None:
+async def test_a_batch_of_thousands_is_answered(daemon: ServedDoors) -> None:
     async with Client(daemon.tcp) as client:
         replies: list[object] = []
         done = asyncio.Event()
@@ -157,7 +157,7 @@ async def test_a_batch_of_thousands_is_answered(daemon: Served) -> None:
         assert [account["balance_nanos"] for account in accounts] == [100] * 50
 
 
-async def test_the_command_line_against_it(daemon: Served) -> None:
+async def test_the_command_line_against_it(daemon: ServedDoors) -> None:
     async def run(*arguments: str) -> tuple[int, str, str]:
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "billing", *arguments, "--address", daemon.unix),
@@ -176,7 +176,7 @@ async def test_the_command_line_against_it(daemon: Served) -> None:
     assert err.startswith("billing: INSUFFICIENT_FUNDS: ")
 
 
-async def test_listings_cover_all_workers(daemon: Served) -> None:
+async def test_listings_cover_all_workers(daemon: ServedDoors) -> None:
     async with Client(daemon.tcp) as client:
         names = [f"list-{number:03}" for number in range(40)]
         await asyncio.gather(*(client.top_up(name, nanos=1) for name in names))

@@ -15,7 +15,7 @@ from billing.api.auth import Guard
 from billing.api.door import Limits
 from billing.api.msgpack_rpc import Connection
 from billing.ledger.commands import TOP_UP
-from tests.api.outside import DoorHarness, Wire, open_harness
+from tests.api.outside import DoorHarness, RawClient, open_harness
 
 SMALL = Limits(in_flight_max=8, write_buffer_bytes_max=4096, frame_deadline_ns=3_600 * 10**9)
 
@@ -137,7 +137,7 @@ async def test_what_is_staged_does_not_leave_with_what_the_door_says_itself(harn
     assert (await wire.reply())[1] == 0
 
 
-def transport_of(wire: Wire) -> asyncio.Transport:
+def transport_of(wire: RawClient) -> asyncio.Transport:
     return cast(asyncio.Transport, wire.writer.transport)
 
 

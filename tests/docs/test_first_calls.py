@@ -24,7 +24,7 @@ RECEIVING = REPOSITORY / "docs" / "receiving-cutoffs.md"
 WAIT_S = 120.0
 
 
-class Served:
+class DaemonWithAddresses:
     """A daemon, and its three addresses: those of the pages stand for them in what is typed."""
 
     def __init__(self, directory: Path) -> None:
@@ -76,10 +76,10 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonWithAddresses]:
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
-    started = Served(tmp_path_factory.mktemp("first"))
+    started = DaemonWithAddresses(tmp_path_factory.mktemp("first"))
     try:
         yield started
     finally:
@@ -92,7 +92,7 @@ def program(language: str, part: str) -> str:
     return program_text
 
 
-def run(command: list[str], served: Served, cwd: Path = REPOSITORY) -> str:
+def run(command: list[str], served: DaemonWithAddresses, cwd: Path = REPOSITORY) -> str:
     """What a program prints; it must end well."""
     ended = subprocess.run(
         command, cwd=cwd, env=served.environment, capture_output=True, text=True, timeout=600, check=False
@@ -101,13 +101,13 @@ def run(command: list[str], served: Served, cwd: Path = REPOSITORY) -> str:
     return ended.stdout
 
 
-def test_a_call_in_bytes_is_made_with_nothing_but_bash(served: Served) -> None:
+def test_a_call_in_bytes_is_made_with_nothing_but_bash(served: DaemonWithAddresses) -> None:
     printed = run(["bash", "-c", served.here(program("bash", "/dev/tcp"))], served)
     assert printed.split() == ["94", "01", "01", "c0"]
     assert served.ask("user_01")["balance"] == "5"
 
 
-def test_the_first_call_from_node_is_harmless_to_repeat(served: Served, tmp_path: Path) -> None:
+def test_the_first_call_from_node_is_harmless_to_repeat(served: DaemonWithAddresses, tmp_path: Path) -> None:
     if shutil.which("node") is None:
         pytest.skip("node is not installed")
     file = tmp_path / "call.js"
@@ -115,7 +115,7 @@ def test_the_first_call_from_node_is_harmless_to_repeat(served: Served, tmp_path
     assert [run(["node", str(file)], served) for _ in range(2)] == ["bob 5\n", "bob 5\n"]
 
 
-def test_the_first_call_from_go_is_harmless_to_repeat(served: Served, tmp_path: Path) -> None:
+def test_the_first_call_from_go_is_harmless_to_repeat(served: DaemonWithAddresses, tmp_path: Path) -> None:
     if shutil.which("go") is None:
         pytest.skip("go is not installed")
     file = tmp_path / "call.go"
@@ -124,7 +124,7 @@ def test_the_first_call_from_go_is_harmless_to_repeat(served: Served, tmp_path: 
     assert [run([str(tmp_path / "call")], served) for _ in range(2)] == ["carol 5\n", "carol 5\n"]
 
 
-def test_a_signed_cutoff_arrives_as_the_page_says(served: Served, tmp_path: Path) -> None:
+def test_a_signed_cutoff_arrives_as_the_page_says(served: DaemonWithAddresses, tmp_path: Path) -> None:
     receiver = transcript(served.console_with("aiohttp_receiver.py"))[1]
     output = tmp_path / "output"
     with output.open("w") as written:

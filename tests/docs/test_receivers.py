@@ -37,7 +37,7 @@ TOKEN = "receivers-token"
 E_NS = 1_700_000_000 * 10**9
 
 
-class Served:
+class DaemonWithReceivers:
     """One daemon for all receivers, which take turns on the port that its URLs name."""
 
     def __init__(self, http: str, rpc: str, port: int) -> None:
@@ -66,7 +66,7 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonWithReceivers]:
     directory = tmp_path_factory.mktemp("receivers")
     secret = directory / "secret"
     secret.write_text(SECRET)
@@ -85,7 +85,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "http.listen": f"127.0.0.1:{free_port()}",
     }
     with Daemon(directory, shards__workers=1, **settings) as daemon:
-        yield Served(settings["http.listen"], daemon.address, port)
+        yield DaemonWithReceivers(settings["http.listen"], daemon.address, port)
 
 
 def of_python(name: str) -> Callable[[Path], list[str]]:
@@ -163,8 +163,8 @@ def test_a_receiver_may_be_there_before_the_daemon_and_asks_to_be_called_again(
         until(lambda: listens(port), process)
         template = GetTemplate(f"http://127.0.0.1:{port}/cutoff", parse_secrets(SECRET))
         target, headers, _ = request_of(template, name, 1)
-        assert Served(nobody, nobody, port).call(target, headers) == 503
-        assert Served(nobody, nobody, port).call(target, {}) == 401
+        assert DaemonWithReceivers(nobody, nobody, port).call(target, headers) == 503
+        assert DaemonWithReceivers(nobody, nobody, port).call(target, {}) == 401
     finally:
         process.kill()
         process.wait()
@@ -172,7 +172,7 @@ def test_a_receiver_may_be_there_before_the_daemon_and_asks_to_be_called_again(
 
 @OF_ALL
 def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_what_is_signed(
-    command_of: Callable[[Path], list[str]], name: str, served: Served, tmp_path: Path
+    command_of: Callable[[Path], list[str]], name: str, served: DaemonWithReceivers, tmp_path: Path
 ) -> None:
     command = command_of(tmp_path)
     user = f"{name} ü/1"
@@ -245,7 +245,7 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
         process.wait()
 
 
-def test_the_reference_library_verifies_every_notice_of_the_daemon(served: Served) -> None:
+def test_the_reference_library_verifies_every_notice_of_the_daemon(served: DaemonWithReceivers) -> None:
     came: list[tuple[dict[str, str], bytes]] = []
 
     class Handler(BaseHTTPRequestHandler):

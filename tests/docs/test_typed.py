@@ -30,7 +30,7 @@ WAIT_S = 120.0
 ALL = 1000  # entries of a page, at most
 
 
-class Served:
+class DaemonWithAddresses:
     """A daemon with all its doors, and the addresses of the pages that stand for them."""
 
     def __init__(self, directory: Path) -> None:
@@ -55,8 +55,8 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    started = Served(tmp_path_factory.mktemp("typed"))
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonWithAddresses]:
+    started = DaemonWithAddresses(tmp_path_factory.mktemp("typed"))
     with started.daemon:
         yield started
 
@@ -69,7 +69,7 @@ def block(page: str, language: str, part: str) -> str:
     return text
 
 
-def run(command: list[str], served: Served, typed: str = "") -> str:
+def run(command: list[str], served: DaemonWithAddresses, typed: str = "") -> str:
     """What a program prints, on both of its outputs, that is given this on standard input; it must end well."""
     ended = subprocess.run(
         command,
@@ -86,7 +86,9 @@ def run(command: list[str], served: Served, typed: str = "") -> str:
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/calling.md"])
-def test_the_python_of_the_pages_is_taken_as_it_stands_by_a_prompt_with_a_loop(page: str, served: Served) -> None:
+def test_the_python_of_the_pages_is_taken_as_it_stands_by_a_prompt_with_a_loop(
+    page: str, served: DaemonWithAddresses
+) -> None:
     program = block(page, "python", "client.set_rate")
     user = page.removesuffix(".md").rpartition("/")[2]
     printed = run([sys.executable, "-m", "asyncio"], served, served.here(program).replace("alice", user) + "\n\n")
@@ -96,7 +98,7 @@ def test_the_python_of_the_pages_is_taken_as_it_stands_by_a_prompt_with_a_loop(p
     assert 0 <= 5 * 10**9 - account["balance_nanos"] < 10**9
 
 
-def test_the_blocking_client_answers_what_the_page_says(served: Served) -> None:
+def test_the_blocking_client_answers_what_the_page_says(served: DaemonWithAddresses) -> None:
     with SyncClient(served.daemon.address) as client:
         client.top_up("alice", "5")
     program = served.here(block("docs/calling.md", "python", "SyncClient"))
@@ -106,7 +108,7 @@ def test_the_blocking_client_answers_what_the_page_says(served: Served) -> None:
     assert run([sys.executable, "-c", program + assertions], served).split() == ["True", "True"]
 
 
-def test_the_feed_that_the_page_carries_into_a_table_brings_each_entry_once(served: Served) -> None:
+def test_the_feed_that_the_page_carries_into_a_table_brings_each_entry_once(served: DaemonWithAddresses) -> None:
     with SyncClient(served.daemon.address) as client:
         client.top_up("feeding", "5")
         client.debit("feeding", "2")
@@ -135,7 +137,7 @@ print(json.dumps(db.execute("SELECT cursor FROM place").fetchone()[0] == cursor)
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
-def test_the_feed_by_curl_goes_on_behind_a_cursor(served: Served) -> None:
+def test_the_feed_by_curl_goes_on_behind_a_cursor(served: DaemonWithAddresses) -> None:
     with SyncClient(served.daemon.address) as client:
         client.top_up("curling", "5")
         client.top_up("curling", "1")
@@ -148,14 +150,14 @@ def test_the_feed_by_curl_goes_on_behind_a_cursor(served: Served) -> None:
 
 
 @pytest.mark.skipif(shutil.which("tarantool") is None, reason="the Debian package tarantool is not installed")
-def test_the_lua_of_the_page_runs_in_tarantool(served: Served, tmp_path: Path) -> None:
+def test_the_lua_of_the_page_runs_in_tarantool(served: DaemonWithAddresses, tmp_path: Path) -> None:
     file = tmp_path / "typed.lua"
     file.write_text(served.here(block("docs/calling.md", "lua", "net.box")).replace("alice", "lua") + "os.exit(0)\n")
     run(["tarantool", str(file)], served)
     assert served.account("lua")["balance"] == "2"
 
 
-def test_the_console_answers_the_scene_of_the_page(served: Served) -> None:
+def test_the_console_answers_the_scene_of_the_page(served: DaemonWithAddresses) -> None:
     lines = block("docs/coming-from-tarantool.md", "", "billing> ").splitlines()
     typed = [line.removeprefix("billing> ") for line in lines if line.startswith("billing> ")]
     answers = [line for line in lines if not line.startswith("billing> ")]

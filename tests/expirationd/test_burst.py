@@ -16,7 +16,7 @@ from billing.ledger.ledger import Rules
 from billing.worker.machine import BillingMachine
 from billing.worker.periodic_checks import PeriodicChecks
 from shards.system.clock import Clocks
-from tests.expirationd.away import Away
+from tests.expirationd.late_endpoint import LateEndpoint
 from tests.expirationd.world import S
 from tests.simulation.loop import Kernel, SimLoop
 
@@ -34,7 +34,7 @@ class Worker:
         self.machine.create(BUCKET)
         self.machine.start(0)
         self.machine.arm(BUCKET)
-        self.endpoint = Away(self.kernel, answer_s=0.1)
+        self.endpoint = LateEndpoint(self.kernel, answer_s=0.1)
         self.broken: list[BaseException] = []
         self.loop.create_task(self._open())
         self.run(0)

@@ -16,7 +16,7 @@ MS = 1_000_000
 TIMEOUT_S = 5.0
 
 
-class Burst:
+class BurstEndpoint:
     """An endpoint with calls under way on lines of their own, and a clock that is set by hand. Whoever hears of the
     first call makes another one at once, on a line that is idle, as deliveries do.
     """
@@ -59,7 +59,7 @@ def done_to(line: Line) -> list[str]:
 
 
 async def test_a_deadline_that_rings_between_gives_up_no_call_nor_the_next_one_on_its_line() -> None:
-    burst = Burst()
+    burst = BurstEndpoint()
     burst.now_ns += int(TIMEOUT_S * 1000) * MS + 5 * MS
     burst.read()
     assert not burst.verdicts
@@ -72,7 +72,7 @@ async def test_a_deadline_that_rings_between_gives_up_no_call_nor_the_next_one_o
 
 
 async def test_a_call_that_is_ended_for_others_has_been_answered() -> None:
-    burst = Burst()
+    burst = BurstEndpoint()
     burst.read()
     burst.endpoint.end(burst.lines[0], "others wait")
     assert burst.verdicts == {0: (DELIVERED, "", -1)}
@@ -83,7 +83,7 @@ async def test_a_call_that_is_ended_for_others_has_been_answered() -> None:
 
 
 async def test_what_has_come_is_no_silence() -> None:
-    burst = Burst(0)
+    burst = BurstEndpoint(0)
     idle = burst.line()
     burst.endpoint.ask(idle, b"GET", TIMEOUT_S, lambda _: None)
     idle.data_received(OK)
@@ -111,7 +111,7 @@ async def test_one_that_meets_a_bug_keeps_none_from_being_taken() -> None:
         def take_gathered(self) -> None:
             raise RuntimeError(self.name)
 
-    burst = Burst()
+    burst = BurstEndpoint()
     burst.read()
     burst.endpoint._gathered.appendleft(Bug())  # type: ignore[arg-type]
     async with asyncio.timeout(60):

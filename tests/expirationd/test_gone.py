@@ -10,7 +10,7 @@ from typing import Any
 from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
 from billing.expirationd.health import OK, UNREACHABLE, Pace
 from shards.system.clock import Clocks
-from tests.expirationd.away import Away
+from tests.expirationd.late_endpoint import LateEndpoint
 from tests.expirationd.world import MS, S, World
 from tests.simulation.loop import Kernel, SimLoop
 
@@ -56,7 +56,7 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_hours_and_then_sends_a
     kernel = Kernel(random.Random(3))
     loop = SimLoop(kernel, "worker")  # type: ignore[abstract]
     began_ns = kernel.now_ns
-    endpoint = Away(kernel, began_ns + QUARTER_NS)
+    endpoint = LateEndpoint(kernel, began_ns + QUARTER_NS)
     owed = {b"%d" % number: number for number in range(PENDING_THEN)}
     failures: Counter[str] = Counter()
     deliveries: list[Delivery] = []

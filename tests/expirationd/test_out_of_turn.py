@@ -20,10 +20,12 @@ CERTIFICATE = Path(__file__).parent / "tls" / "valid.pem"
 WAIT_S = 60.0
 
 
-class Speaker(asyncio.Protocol):
+class RawConnection(asyncio.Protocol):
     """A connection on which a test says what it likes."""
 
-    def __init__(self, speakers: list[Speaker], greeting: bytes, on_request: Callable[[Speaker], bytes]) -> None:
+    def __init__(
+        self, speakers: list[RawConnection], greeting: bytes, on_request: Callable[[RawConnection], bytes]
+    ) -> None:
         self.said, self.greeting, self.on_request = speakers, greeting, on_request
         self.requests: list[bytes] = []
         self.ended = False
@@ -42,13 +44,13 @@ class Speaker(asyncio.Protocol):
 
 
 async def speaking(
-    greetings: list[bytes], on_request: Callable[[Speaker], bytes]
-) -> tuple[str, list[Speaker], asyncio.Server]:
+    greetings: list[bytes], on_request: Callable[[RawConnection], bytes]
+) -> tuple[str, list[RawConnection], asyncio.Server]:
     """A server whose n-th connection is greeted with the n-th of these, and with nothing after them."""
-    speakers: list[Speaker] = []
+    speakers: list[RawConnection] = []
 
-    def speaker() -> Speaker:
-        return Speaker(speakers, greetings[len(speakers)] if len(speakers) < len(greetings) else b"", on_request)
+    def speaker() -> RawConnection:
+        return RawConnection(speakers, greetings[len(speakers)] if len(speakers) < len(greetings) else b"", on_request)
 
     server = await asyncio.get_running_loop().create_server(speaker, "127.0.0.1", 0)
     return f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/off", speakers, server

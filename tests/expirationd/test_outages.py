@@ -10,17 +10,17 @@ import pytest
 
 from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
 from shards.system.clock import Clocks
-from tests.expirationd.away import Away
+from tests.expirationd.late_endpoint import LateEndpoint
 from tests.simulation.loop import Kernel, SimLoop
 
 S = 10**9
 ORIGIN = "http://away.example"
 
 
-class Slow(Away):
+class SlowEndpoint(LateEndpoint):
     """Connections to it take three seconds to come about."""
 
-    async def connect(self) -> Away:
+    async def connect(self) -> LateEndpoint:
         await asyncio.sleep(3)
         return self
 
@@ -35,7 +35,7 @@ class Running:
         self.broken: list[BaseException] = []
         self.delivery: Delivery = None  # type: ignore[assignment]  # as soon as it runs
 
-    def start(self, endpoint: Away, **changes: Any) -> None:
+    def start(self, endpoint: LateEndpoint, **changes: Any) -> None:
         """Begins to send to this endpoint."""
 
         async def start() -> None:
@@ -90,7 +90,7 @@ def test_an_outage_is_logged_as_it_begins_once_a_minute_with_how_many_wait_and_a
     running: Running, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "billing.expirationd")
-    running.start(Away(running.kernel, back_ns=running.kernel.now_ns + 150 * S))
+    running.start(LateEndpoint(running.kernel, back_ns=running.kernel.now_ns + 150 * S))
     began_ns = running.kernel.now_ns
     for number in range(7):
         running.exhaust(b"early%d" % number)
@@ -118,7 +118,7 @@ def test_an_outage_is_logged_as_it_begins_once_a_minute_with_how_many_wait_and_a
 
 
 def test_lateness_holds_what_still_waits_also_for_its_connection(running: Running) -> None:
-    running.start(Slow(running.kernel), concurrency=2)
+    running.start(SlowEndpoint(running.kernel), concurrency=2)
     assert running.delivery.figures()["cutoffs_waiting_ns"] == 0
     running.exhaust(b"first")
     running.exhaust(b"second")
@@ -135,7 +135,7 @@ def test_lateness_holds_what_still_waits_also_for_its_connection(running: Runnin
 
 
 def test_a_call_that_has_no_answer_yet_is_no_first_call_that_waits(running: Running) -> None:
-    running.start(Away(running.kernel, answer_s=5.0), concurrency=2)
+    running.start(LateEndpoint(running.kernel, answer_s=5.0), concurrency=2)
     running.exhaust(b"asked")
     running.run(3)
     assert running.delivery.figures()["calls_in_flight"] == 1

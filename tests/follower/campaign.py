@@ -54,7 +54,7 @@ ENDS: Final = (Unproved, StoreError, *UNREADABLE)  # what a follower's process m
 HISTORY, NOTICES = "history", "notices"
 
 
-class Silent(AssertionError):
+class SilentLoss(AssertionError):
     """Something is gone, and nothing says so; or was told in the wrong order."""
 
 
@@ -191,7 +191,7 @@ class World:
                 self.ended(follower)
             else:
                 return
-        raise Silent(f"the {follower.kind} of shard {shard.shard} does not come up again")
+        raise SilentLoss(f"the {follower.kind} of shard {shard.shard} does not come up again")
 
     def mend(self, shard: Shard, follower: Follower) -> None:
         """Makes the file of a shard that is gone anew where it is damaged; nothing comes from its journal any more."""
@@ -216,7 +216,7 @@ class World:
                 file, suspect=suspect, file_id=file_id, now_ns=self.now_ns
             )
             if remarks and not self.rots:
-                raise Silent(f"nothing was damaged, and the notices of shard {shard.shard} say: {remarks}")
+                raise SilentLoss(f"nothing was damaged, and the notices of shard {shard.shard} say: {remarks}")
             follower.excused = follower.excused or bool(remarks)
         follower.durable = follower.store.durable
         follower.files.log_is_synced()
@@ -224,7 +224,9 @@ class World:
     def feed(self, shard: Shard, follower: Follower) -> None:
         """Brings a follower to the end of its journal. Raises Silent where that does not reach back far enough."""
         if follower.store._last_taken < shard.first - 1:
-            raise Silent(f"the {follower.kind} of shard {shard.shard} lacks batches that its journal has not any more")
+            raise SilentLoss(
+                f"the {follower.kind} of shard {shard.shard} lacks batches that its journal has not any more"
+            )
         for position in range(follower.store._last_taken + 1, shard.head + 1):
             self.take(follower, position, shard.batches[position - 1])
         follower.store.flush()
@@ -299,7 +301,7 @@ class World:
             told_ids = self.told_ids[user]
             if entry_id not in told_ids:
                 if told_ids and entry_id < told_ids[-1] and not self.is_excused():
-                    raise Silent(f"notice {entry_id} of {user!r} is told behind {told_ids[-1]}")
+                    raise SilentLoss(f"notice {entry_id} of {user!r} is told behind {told_ids[-1]}")
                 told_ids.append(entry_id)
             if self.rng.random() < 0.9:
                 store.acknowledge(seq)
@@ -518,7 +520,7 @@ class World:
         for user in self.users:
             told_ids, count = self.told_ids[user], len(self.entries[user])
             if not self.is_excused() and told_ids != list(range(1, count + 1)):
-                raise Silent(f"of {count} notices of {user!r} were told {told_ids}")
+                raise SilentLoss(f"of {count} notices of {user!r} were told {told_ids}")
             for _ in range(3):
                 self.bring_up()
                 try:
@@ -530,7 +532,7 @@ class World:
                         self.drop(follower, forgets=False)
                         follower.is_suspect = True
             else:
-                raise Silent(f"nobody answers for {user!r}: {reason}")
+                raise SilentLoss(f"nobody answers for {user!r}: {reason}")
 
     def ask(self, user: bytes) -> None:
         """History, statement and balance of an account."""
@@ -557,21 +559,23 @@ class World:
             if row["operation"] == MISSING:
                 is_whole = False
                 if not row["whole_from_ns"]:
-                    raise Silent(f"a gap of {user!r} does not say from when it is whole: {row}")
+                    raise SilentLoss(f"a gap of {user!r} does not say from when it is whole: {row}")
             elif row != expected[row["entry_id"]]:
-                raise Silent(f"{row} instead of {expected[row['entry_id']]}")
+                raise SilentLoss(f"{row} instead of {expected[row['entry_id']]}")
             elif row["entry_id"] != bound - 1:
-                raise Silent(f"before entry {bound} of {user!r} comes {row['entry_id']}")
+                raise SilentLoss(f"before entry {bound} of {user!r} comes {row['entry_id']}")
             bound = row["entry_id"]
         if bound != 1:
-            raise Silent(f"the history of {user!r} ends with entry {bound}")
+            raise SilentLoss(f"the history of {user!r} ends with entry {bound}")
         if not is_whole and period["whole_from_ns"] is None:
-            raise Silent(f"the statement of {user!r} lacks entries and does not say so")
+            raise SilentLoss(f"the statement of {user!r} lacks entries and does not say so")
         if not self.rots and not is_whole:
-            raise Silent(f"nothing was damaged, and the history of {user!r} is said to lack entries")
+            raise SilentLoss(f"nothing was damaged, and the history of {user!r} is said to lack entries")
         wrong = then["balance_nanos"] != 1
         if wrong and then["whole_from_ns"] is None:
-            raise Silent(f"the balance of {user!r} at its first entry is {then['balance_nanos']}, and nothing says so")
+            raise SilentLoss(
+                f"the balance of {user!r} at its first entry is {then['balance_nanos']}, and nothing says so"
+            )
         self.counts["whole" if is_whole else "said"] += 1
 
 
@@ -613,7 +617,7 @@ def main() -> int:
         counts["runs"] += 1
         try:
             counts += play(seed)
-        except Silent as silent:
+        except SilentLoss as silent:
             counts["silent"] += 1
             print(f"seed {seed}: {silent}", file=sys.stderr)
         if counts["runs"] % PROGRESS == 0 or counts["runs"] == len(seeds):

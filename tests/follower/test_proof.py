@@ -25,7 +25,7 @@ from shards.exits import Exit
 from shards.journal import Corrupt
 from shards.system.disk import RealDisk
 from tests.history import tampering
-from tests.history.scene import Scene
+from tests.history.shard_driver import ShardDriver
 
 NEWEST = 2**63 - 1
 STEPS = 5
@@ -65,20 +65,20 @@ def opened(directory: Path, disk: RealDisk, *, first: int = 1, head: int, suspec
     return store
 
 
-def feed(store: Store, scene: Scene, head: int) -> None:
+def feed(store: Store, driver: ShardDriver, head: int) -> None:
     for position in range(store.position + 1, head + 1):
-        store.take(position, scene.batches[position - 1])
+        store.take(position, driver.batches[position - 1])
     store.flush()
 
 
-def answers(directory: Path, store: Store, scene: Scene) -> dict[bytes, list[dict[str, object]]]:
+def answers(directory: Path, store: Store, driver: ShardDriver) -> dict[bytes, list[dict[str, object]]]:
     reader = HistoryReader(str(directory), 0, store.db, RealDisk())
-    return {user: reader.history(1, user, NEWEST, 10**6).rows for user in scene.users}
+    return {user: reader.history(1, user, NEWEST, 10**6).rows for user in driver.users}
 
 
-def all_right(directory: Path, store: Store, scene: Scene) -> None:
-    for user, rows in answers(directory, store, scene).items():
-        assert rows == scene.history(user, limit=10**6)
+def all_right(directory: Path, store: Store, driver: ShardDriver) -> None:
+    for user, rows in answers(directory, store, driver).items():
+        assert rows == driver.history(user, limit=10**6)
 
 
 def as_before(row: dict[str, object]) -> dict[str, object]:
@@ -92,15 +92,15 @@ def dropped(store: Store) -> None:
 
 
 def test_what_the_medium_does_not_hold_is_not_durable_and_ends_the_store(data_dir: Path) -> None:
-    disk, scene = Medium(), Scene()
+    disk, driver = Medium(), ShardDriver()
     store = opened(data_dir, disk, head=0)
     for _ in range(4):
-        scene.batch(STEPS)
-    feed(store, scene, 2)
+        driver.batch(STEPS)
+    feed(store, driver, 2)
     assert store.checkpoint()
     assert store.durable == 2
     disk.fail(store.path)
-    feed(store, scene, 4)
+    feed(store, driver, 4)
     with pytest.raises(Unproved, match="the medium does not hold it"):
         store.checkpoint()
     assert store.durable == 2
@@ -109,13 +109,13 @@ def test_what_the_medium_does_not_hold_is_not_durable_and_ends_the_store(data_di
 @pytest.mark.parametrize("seed", range(12))
 def test_the_journal_is_trimmed_only_for_what_survives_the_loss_of_power(data_dir: Path, seed: int) -> None:
     """Write-back fails at a random instant, of the file alone or of its log too; then the power goes."""
-    rng, disk, scene = random.Random(seed), Medium(), Scene(seed=seed)
+    rng, disk, driver = random.Random(seed), Medium(), ShardDriver(seed=seed)
     store = opened(data_dir, disk, head=0)
     durable = head = 0
     for step in range(60):
-        scene.batch(rng.randrange(12, 20))
+        driver.batch(rng.randrange(12, 20))
         head += 1
-        feed(store, scene, head) if rng.random() < 0.6 else None
+        feed(store, driver, head) if rng.random() < 0.6 else None
         if step == 20 + seed:
             disk.fail(store.path, *([f"{store.path}-wal"] if rng.random() < 0.5 else []))
         if rng.random() < 0.3:
@@ -128,40 +128,40 @@ def test_the_journal_is_trimmed_only_for_what_survives_the_loss_of_power(data_di
     again = opened(data_dir / "after", RealDisk(), first=durable + 1, head=head)
     assert again.position >= durable
     assert again.db.execute("SELECT * FROM losses").fetchall() == []
-    feed(again, scene, head)
-    all_right(data_dir / "after", again, scene)
+    feed(again, driver, head)
+    all_right(data_dir / "after", again, driver)
     assert again.checkpoint()
 
 
 def test_the_successor_of_a_store_whose_sync_failed_works_on_what_the_medium_holds(data_dir: Path) -> None:
-    disk, scene = Medium(), Scene()
+    disk, driver = Medium(), ShardDriver()
     store = opened(data_dir, disk, head=0)
     for _ in range(6):
-        scene.batch(STEPS)
-    feed(store, scene, 3)
+        driver.batch(STEPS)
+    feed(store, driver, 3)
     assert store.checkpoint()
-    feed(store, scene, 4)
+    feed(store, driver, 4)
     disk.fail(store.path, f"{store.path}-wal")
-    feed(store, scene, 5)
+    feed(store, driver, 5)
     with pytest.raises(Unproved):
         store.checkpoint()
     dropped(store)
     successor = opened(data_dir, disk, head=6)  # the log in memory is not the log on the medium: nobody need say so
     assert successor.position in (3, 4)
     disk.stable.clear()  # the disk is sound again, and what it lost stays lost
-    feed(successor, scene, 6)
-    all_right(data_dir, successor, scene)
+    feed(successor, driver, 6)
+    all_right(data_dir, successor, driver)
     assert successor.checkpoint()
     assert successor.durable == 6
 
 
 @pytest.mark.parametrize("moved", ["file", "file and shm"])
 def test_what_a_file_that_was_moved_away_leaves_beside_does_not_harm_the_new_one(data_dir: Path, moved: str) -> None:
-    scene = Scene()
+    driver = ShardDriver()
     store = opened(data_dir, RealDisk(), head=0)
     for _ in range(6):
-        scene.batch(STEPS)
-    feed(store, scene, 6)  # in the log alone
+        driver.batch(STEPS)
+    feed(store, driver, 6)  # in the log alone
     path = Path(store.path)
     assert Path(f"{path}-wal").stat().st_size > 0
     path.rename(data_dir / "elsewhere")
@@ -169,25 +169,25 @@ def test_what_a_file_that_was_moved_away_leaves_beside_does_not_harm_the_new_one
         Path(f"{path}-shm").rename(data_dir / "elsewhere-shm")
     again = opened(data_dir, RealDisk(), head=6)
     assert again.position == 0
-    feed(again, scene, 6)
+    feed(again, driver, 6)
     again.close()
     again = opened(data_dir, RealDisk(), head=6)
     assert again.db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-    all_right(data_dir, again, scene)
+    all_right(data_dir, again, driver)
 
 
-def never_silent(directory: Path, scene: Scene, first: int, head: int) -> int:
+def never_silent(directory: Path, driver: ShardDriver, first: int, head: int) -> int:
     """Opens, feeds and asks as the processes do, again after damage; how many answers say that something is missing."""
     for suspect in (False, True, True):
         try:
             store = opened(directory, RealDisk(), first=first, head=head, suspect=suspect)
-            feed(store, scene, head)
-            rows_of_user = answers(directory, store, scene)
+            feed(store, driver, head)
+            rows_of_user = answers(directory, store, driver)
         except (Damaged, sqlite3.DatabaseError):
             continue
         silent = 0
         for user, rows in rows_of_user.items():
-            expected = scene.history(user, limit=10**6)
+            expected = driver.history(user, limit=10**6)
             if rows != expected:
                 assert [row for row in rows if row["operation"] != MISSING] == [row for row in expected if row in rows]
                 assert any(row["operation"] == MISSING for row in rows), "an answer lacks rows and does not say so"
@@ -199,26 +199,26 @@ def never_silent(directory: Path, scene: Scene, first: int, head: int) -> int:
 @pytest.mark.parametrize("seed", range(30))
 def test_a_flipped_byte_is_never_in_an_answer(data_dir: Path, seed: int) -> None:
     """Any byte of the file: each answer is right, or says what is missing."""
-    rng, scene = random.Random(seed), Scene(seed=4, users=8)
+    rng, driver = random.Random(seed), ShardDriver(seed=4, users=8)
     store = opened(data_dir, RealDisk(), head=0)
     for _ in range(30):
-        scene.batch(STEPS)
-    feed(store, scene, 20)
+        driver.batch(STEPS)
+    feed(store, driver, 20)
     store.close()
     path = Path(file_of(str(data_dir), 0))
     data = bytearray(path.read_bytes())
     at = rng.randrange(len(data))
     data[at] ^= 1 << rng.randrange(8)
     path.write_bytes(data)
-    never_silent(data_dir, scene, 15, 30)
+    never_silent(data_dir, driver, 15, 30)
 
 
 def test_a_header_that_lets_nobody_write_is_damage_and_the_file_is_made_anew(data_dir: Path) -> None:
-    scene = Scene(users=8)
+    driver = ShardDriver(users=8)
     store = opened(data_dir, RealDisk(), head=0)
     for _ in range(4):
-        scene.batch(STEPS)
-    feed(store, scene, 3)
+        driver.batch(STEPS)
+    feed(store, driver, 3)
     store.close()
     path = Path(file_of(str(data_dir), 0))
     data = bytearray(path.read_bytes())
@@ -226,46 +226,46 @@ def test_a_header_that_lets_nobody_write_is_damage_and_the_file_is_made_anew(dat
     path.write_bytes(data)
     store = opened(data_dir, RealDisk(), head=4)
     with pytest.raises(sqlite3.OperationalError) as refused:
-        feed(store, scene, 4)
+        feed(store, driver, 4)
     assert code_of(refused.value) == Exit.DAMAGED
     dropped(store)
     store = opened(data_dir, RealDisk(), head=4, suspect=True)
-    feed(store, scene, 4)
-    all_right(data_dir, store, scene)
+    feed(store, driver, 4)
+    all_right(data_dir, store, driver)
     assert (data_dir / "damaged-1-shard-0.sqlite").exists()
 
 
 def test_a_damaged_file_is_made_anew_wholly_where_the_journal_reaches_back(data_dir: Path) -> None:
-    scene = Scene(users=8)
+    driver = ShardDriver(users=8)
     store = opened(data_dir, RealDisk(), head=0)
     for _ in range(30):
-        scene.batch(STEPS)
-    feed(store, scene, 30)
+        driver.batch(STEPS)
+    feed(store, driver, 30)
     store.close()
     path = Path(file_of(str(data_dir), 0))
     data = bytearray(path.read_bytes())
     data[4096:] = os.urandom(len(data) - 4096)
     path.write_bytes(data)
-    assert never_silent(data_dir, scene, 1, 30) == 0
+    assert never_silent(data_dir, driver, 1, 30) == 0
     assert (data_dir / "damaged-1-shard-0.sqlite").read_bytes() == bytes(data)
 
 
 def test_only_what_is_damaged_before_the_journal_is_lost_and_each_answer_says_which(data_dir: Path) -> None:
-    scene = Scene(users=8)
+    driver = ShardDriver(users=8)
     store = opened(data_dir, RealDisk(), head=0)
     for _ in range(40):
-        scene.batch(STEPS)
+        driver.batch(STEPS)
     for head in range(1, 31):
-        feed(store, scene, head)
+        feed(store, driver, head)
     page = Page._make(store.db.execute("SELECT * FROM pages WHERE first <= 20 ORDER BY first DESC").fetchone())
     lost = Counter(row.user_id for row in page.open().rows())
     wrong = bytes((page.packed[9] ^ 1,))  # and its checksum as it was
     damaged = page.packed[:9] + wrong + page.packed[10:]
     store.db.execute("UPDATE pages SET packed = ? WHERE first = ?", (damaged, page.first))
     store.close()
-    assert never_silent(data_dir, scene, 21, 40) == len(lost)
+    assert never_silent(data_dir, driver, 21, 40) == len(lost)
     store = opened(data_dir, RealDisk(), first=21, head=40)
-    rows_of_user = answers(data_dir, store, scene)
+    rows_of_user = answers(data_dir, store, driver)
     for user in lost:
         (gap,) = [row for row in rows_of_user[user] if row["operation"] == MISSING]
         assert gap["entry_id"] == min(row.entry_id for row in page.open().rows() if row.user_id == user)
@@ -292,13 +292,13 @@ VERSION_1 = (
 
 
 def test_a_file_of_version_1_is_converted_and_lacks_nothing(data_dir: Path) -> None:
-    scene = Scene(users=6)
+    driver = ShardDriver(users=6)
     for _ in range(30):
-        scene.batch(STEPS)
+        driver.batch(STEPS)
     new_directory = data_dir / "made"
     new_directory.mkdir(0o700)
     store = opened(new_directory, RealDisk(), head=0)
-    feed(store, scene, 20)
+    feed(store, driver, 20)
     store.close()
     old = sqlite3.connect(file_of(str(data_dir), 0), isolation_level=None)
     for statement in VERSION_1:
@@ -316,9 +316,9 @@ def test_a_file_of_version_1_is_converted_and_lacks_nothing(data_dir: Path) -> N
     old.close()
     store = opened(data_dir, RealDisk(), first=15, head=30)
     assert store.position >= 14
-    feed(store, scene, 30)
-    for user, rows in answers(data_dir, store, scene).items():
-        expected = scene.history(user, limit=10**6)
+    feed(store, driver, 30)
+    for user, rows in answers(data_dir, store, driver).items():
+        expected = driver.history(user, limit=10**6)
         assert [as_before(row) for row in rows] == [as_before(row) for row in expected]
         assert rows[0] == expected[0], "what came behind the conversion has every column"
     assert store.db.execute("PRAGMA user_version").fetchone() == (KIND.version,)
@@ -327,10 +327,10 @@ def test_a_file_of_version_1_is_converted_and_lacks_nothing(data_dir: Path) -> N
 
 
 def test_a_file_that_is_replaced_under_its_writer_ends_the_writer(data_dir: Path) -> None:
-    scene = Scene()
+    driver = ShardDriver()
     store = opened(data_dir, RealDisk(), head=0)
-    scene.batch(STEPS)
-    feed(store, scene, 1)
+    driver.batch(STEPS)
+    feed(store, driver, 1)
     path = Path(store.path)
     replacement = data_dir / "other"
     replacement.write_bytes(path.read_bytes())
@@ -342,10 +342,10 @@ def test_a_file_that_is_replaced_under_its_writer_ends_the_writer(data_dir: Path
 
 def test_a_file_ahead_of_its_journal_proves_a_loss_only_where_it_agrees_with_itself(data_dir: Path) -> None:
     """A changed position is damage of the file: the shard is not held for it, and the file is made anew."""
-    scene, path = Scene(), file_of(str(data_dir), 0)
-    scene.batch(20)
+    driver, path = ShardDriver(), file_of(str(data_dir), 0)
+    driver.batch(20)
     store = opened(data_dir, RealDisk(), head=1)
-    feed(store, scene, 1)
+    feed(store, driver, 1)
     store.close()
     with pytest.raises(Corrupt, match="goes up to batch 1, the journal only up to batch 0"):
         refuse_ahead(path, KIND, 0, ends_agree)

@@ -11,8 +11,9 @@ its lines have spent up to an instant. Each account's life is cut into many piec
 - each line of a piece has spent what the timeline says, to the unit, or within one where spending was cut short;
 - all pieces sum to the whole, in units and in nanos, and line by line.
 
-What the programs do is counted (`Done`), so that a test can say that nothing was left out: credits that end and are
-spent in order, leases that run out, holds, captures, closings and reopenings, exhaustions with clamp and with accrue.
+What the programs do is counted (`CutCounts`), so that a test can say that nothing was left out: credits that end and
+are spent in order, leases that run out, holds, captures, closings and reopenings, exhaustions with clamp and with
+accrue.
 
 By hand, with another number of cuts:
 
@@ -105,7 +106,7 @@ def rows_of(packed: list[bytes]) -> list[Row]:
     return [row for page in pages_of(part, 1) for row in page.open().rows()]
 
 
-class Life:
+class AccountLife:
     """One account of a program: its timeline, and the points of its history."""
 
     def __init__(self, packed: list[bytes]) -> None:
@@ -151,7 +152,7 @@ class Life:
         return sorted(max(0, min(at_ns, max(end, last))) for at_ns in drawn)
 
 
-def lives(seed: int, commands: int) -> list[Life]:
+def lives(seed: int, commands: int) -> list[AccountLife]:
     """The accounts of a random program."""
     program = Program(seed)
     program.run(commands)
@@ -160,10 +161,10 @@ def lives(seed: int, commands: int) -> list[Life]:
         entry = Entry._make(unpack(packed))
         if entry.entry_id and not entry.flags & REFUSED:
             by_user[entry.user_id].append(packed)
-    return [Life(by_user[user.encode()]) for user in USERS if by_user[user.encode()]]
+    return [AccountLife(by_user[user.encode()]) for user in USERS if by_user[user.encode()]]
 
 
-def check(life: Life, cuts: list[int]) -> None:
+def check(life: AccountLife, cuts: list[int]) -> None:
     """Holds the pieces between these instants against the timeline, and their sums against the whole."""
     whole_period = life.period(cuts[0], cuts[-1])
     sums = dict.fromkeys(
@@ -208,14 +209,14 @@ def check(life: Life, cuts: list[int]) -> None:
     }
 
 
-class Done:
+class CutCounts:
     """What was cut: instants, and what the accounts went through meanwhile."""
 
     def __init__(self) -> None:
         self.cuts = 0
         self.counts: Counter[str] = Counter()
 
-    def add(self, life: Life, cuts: int) -> None:
+    def add(self, life: AccountLife, cuts: int) -> None:
         """Counts an account's life."""
         self.cuts += cuts
         opened = 0
@@ -228,9 +229,9 @@ class Done:
                 self.counts["opened again"] += opened > 1
 
 
-def run(cuts: int, seed: int, *, commands: int = 120, each: int = 1_000) -> Done:
+def run(cuts: int, seed: int, *, commands: int = 120, each: int = 1_000) -> CutCounts:
     """Programs from `seed` on, until `cuts` instants were cut at."""
-    done = Done()
+    done = CutCounts()
     while done.cuts < cuts:
         draw = random.Random(seed)
         for life in lives(seed, commands):

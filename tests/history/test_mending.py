@@ -21,18 +21,18 @@ from billing.history.restoring import Unlike
 from billing.history.store import Store, open_store, rows_are_sound
 from billing.history.tables import KIND
 from shards.system.disk import RealDisk
-from tests.history.scene import Scene, rows_in
+from tests.history.shard_driver import ShardDriver, rows_in
 from tests.history.test_store import NEWEST
 
 SHARD = 1
 
 
 class Host:
-    """One host's file of the shard whose journal a scene is."""
+    """One host's file of the shard whose journal a driver holds."""
 
-    def __init__(self, home: Path, scene: Scene) -> None:
+    def __init__(self, home: Path, driver: ShardDriver) -> None:
         home.mkdir(exist_ok=True)
-        self.home, self.scene = home, scene
+        self.home, self.driver = home, driver
 
     def follow(self, first: int, last: int) -> Host:
         """Takes these batches, where the log has no others before them; as one life of a process."""
@@ -44,7 +44,7 @@ class Host:
 
     def take(self, store: Store, last: int) -> None:
         for position in range(store.position + 1, last + 1):
-            store.take(position, self.scene.batches[position - 1])
+            store.take(position, self.driver.batches[position - 1])
             if not position % 3:
                 store.flush()
         store.flush()
@@ -79,7 +79,7 @@ class Host:
             return mend(RealDisk(), str(self.home), SHARD, list(by_name), ask, lambda: None)
 
     def check(self) -> set[str]:
-        """Every row that is there is one of the scene's, and in its place; the operations that were met."""
+        """Every row that is there is one of the driver's, and in its place; the operations that were met."""
         path = file_of(str(self.home), SHARD)
         with closing(connect(path, KIND)) as db:
             assert rows_are_sound(db)
@@ -87,8 +87,8 @@ class Host:
         with closing(sqlite3.connect(path)) as db:
             reader = HistoryReader(str(self.home), SHARD, db, RealDisk())
             met = set()
-            for user in self.scene.users:
-                wanted = {row["entry_id"]: row for row in self.scene.rows[user]}
+            for user in self.driver.users:
+                wanted = {row["entry_id"]: row for row in self.driver.rows[user]}
                 for row in reader.history(2, user, NEWEST, 10**6).rows:
                     met.add(row["operation"])
                     assert row["operation"] in (MISSING, OPENING) or row == wanted[row["entry_id"]]
@@ -97,29 +97,31 @@ class Host:
     def is_whole(self) -> bool:
         store, _ = open_store(ShardFile(str(self.home), SHARD, 1, 10**6, RealDisk()), suspect=False, is_shared=True)
         reader = HistoryReader(str(self.home), SHARD, store.db, RealDisk())
-        rows = [reader.history(2, user, NEWEST, 10**6).rows for user in self.scene.users]
+        rows = [reader.history(2, user, NEWEST, 10**6).rows for user in self.driver.users]
         store.close()
-        return rows == [self.scene.history(user, limit=10**6) for user in self.scene.users]
+        return rows == [self.driver.history(user, limit=10**6) for user in self.driver.users]
 
 
 @pytest.fixture(scope="module")
-def scene() -> Scene:
+def driver() -> ShardDriver:
     """All tests read it."""
-    scene_made = Scene(3, users=6)
+    scene_made = ShardDriver(3, users=6)
     for _ in range(30):
         scene_made.batch()
     return scene_made
 
 
 @pytest.fixture
-def complete(tmp_path: Path, scene: Scene) -> Host:
+def complete(tmp_path: Path, driver: ShardDriver) -> Host:
     """A host that was always there."""
-    return Host(tmp_path / "other", scene).follow(1, 30)
+    return Host(tmp_path / "other", driver).follow(1, 30)
 
 
 @pytest.mark.parametrize("bytes_max", [1, 700, 1 << 20])
-def test_a_host_that_was_away_has_all_again(tmp_path: Path, scene: Scene, complete: Host, bytes_max: int) -> None:
-    away = Host(tmp_path / "away", scene).follow(1, 10).follow(18, 25).follow(28, 30)
+def test_a_host_that_was_away_has_all_again(
+    tmp_path: Path, driver: ShardDriver, complete: Host, bytes_max: int
+) -> None:
+    away = Host(tmp_path / "away", driver).follow(1, 10).follow(18, 25).follow(28, 30)
     assert away.gaps() == [Gap(11, 17), Gap(26, 27)]
     assert MISSING in away.check()
     mended = away.mended(complete, bytes_max=bytes_max)
@@ -131,21 +133,21 @@ def test_a_host_that_was_away_has_all_again(tmp_path: Path, scene: Scene, comple
     assert complete.is_whole()
 
 
-def test_a_new_host_has_what_was_before_it(tmp_path: Path, scene: Scene, complete: Host) -> None:
-    new = Host(tmp_path / "new", scene).follow(21, 30)
+def test_a_new_host_has_what_was_before_it(tmp_path: Path, driver: ShardDriver, complete: Host) -> None:
+    new = Host(tmp_path / "new", driver).follow(21, 30)
     assert new.gaps() == [Gap(1, 20)]
     mended = new.mended(complete)
     assert mended is not None
     assert mended.filled == [Gap(1, 20)]
     assert new.is_whole()
-    assert Host(tmp_path / "newer", scene).follow(29, 30).mended(new) is not None, "and gives it on"
+    assert Host(tmp_path / "newer", driver).follow(29, 30).mended(new) is not None, "and gives it on"
 
 
 def test_two_hosts_with_gaps_give_each_other_what_they_have_and_the_rest_stays_missing(
-    tmp_path: Path, scene: Scene
+    tmp_path: Path, driver: ShardDriver
 ) -> None:
-    first = Host(tmp_path / "one", scene).follow(1, 8).follow(20, 30)  # lacks 9 to 19
-    two = Host(tmp_path / "two", scene).follow(4, 12).follow(16, 25).follow(28, 30)  # 1 to 3, 13 to 15, 26 to 27
+    first = Host(tmp_path / "one", driver).follow(1, 8).follow(20, 30)  # lacks 9 to 19
+    two = Host(tmp_path / "two", driver).follow(4, 12).follow(16, 25).follow(28, 30)  # 1 to 3, 13 to 15, 26 to 27
     mended = first.mended(two)
     assert mended is not None
     assert mended.filled == [Gap(9, 12), Gap(16, 19)]
@@ -157,7 +159,7 @@ def test_two_hosts_with_gaps_give_each_other_what_they_have_and_the_rest_stays_m
     assert mended is not None
     assert (mended.filled, mended.left) == ([Gap(1, 3), Gap(26, 27)], [Gap(13, 15)])
     assert two.gaps() == [Gap(13, 15)]
-    third = Host(tmp_path / "whole", scene).follow(1, 30)
+    third = Host(tmp_path / "whole", driver).follow(1, 30)
     assert first.mended(two, third) is not None, "until somebody comes back who has it"
     assert first.is_whole()
     assert two.mended(first) is not None
@@ -165,11 +167,13 @@ def test_two_hosts_with_gaps_give_each_other_what_they_have_and_the_rest_stays_m
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whatever_hosts_lack_they_have_together_what_one_of_them_has(tmp_path: Path, scene: Scene, seed: int) -> None:
+def test_whatever_hosts_lack_they_have_together_what_one_of_them_has(
+    tmp_path: Path, driver: ShardDriver, seed: int
+) -> None:
     rng = random.Random(seed)
     hosts = []
     for number in range(3):
-        host = Host(tmp_path / f"host-{number}", scene)
+        host = Host(tmp_path / f"host-{number}", driver)
         at = rng.choice([1, rng.randrange(1, 20)])
         while at <= 30:
             end = min(30, at + rng.randrange(12))
@@ -186,9 +190,9 @@ def test_whatever_hosts_lack_they_have_together_what_one_of_them_has(tmp_path: P
 
 
 def test_whoever_writes_to_the_file_meanwhile_loses_nothing_and_opens_the_new_one(
-    tmp_path: Path, scene: Scene, complete: Host
+    tmp_path: Path, driver: ShardDriver, complete: Host
 ) -> None:
-    away = Host(tmp_path / "away", scene).follow(1, 10).follow(15, 20)
+    away = Host(tmp_path / "away", driver).follow(1, 10).follow(15, 20)
     store, _ = open_store(ShardFile(str(away.home), SHARD, 15, 20, RealDisk()), suspect=False, is_shared=True)
 
     def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
@@ -215,7 +219,7 @@ def damaged(gift: Given, rng: random.Random) -> Given:
 
 def unlike(gift: Given, rng: random.Random) -> Given:
     """Whole batches of a shard of another daemon, with right checksums."""
-    another_scene = Scene(99, users=6)
+    another_scene = ShardDriver(99, users=6)
     some = [(position, another_scene.batch()) for position, _ in gift.batches]
     return gift._replace(batches=some, checksum=checksum_of(some))
 
@@ -232,9 +236,9 @@ def disordered(gift: Given, rng: random.Random) -> Given:
 
 @pytest.mark.parametrize("broken", [damaged, unlike, shortened, disordered])
 def test_what_is_not_what_came_then_is_refused_and_nothing_is_changed(
-    tmp_path: Path, scene: Scene, complete: Host, broken: Callable[[Given, random.Random], Given]
+    tmp_path: Path, driver: ShardDriver, complete: Host, broken: Callable[[Given, random.Random], Given]
 ) -> None:
-    away = Host(tmp_path / "away", scene).follow(1, 10).follow(18, 30)
+    away = Host(tmp_path / "away", driver).follow(1, 10).follow(18, 30)
     path = Path(file_of(str(away.home), SHARD))
     before, rng = path.read_bytes(), random.Random(1)
 
@@ -250,8 +254,8 @@ def test_what_is_not_what_came_then_is_refused_and_nothing_is_changed(
     assert away.mended(complete) is not None
 
 
-def test_where_one_host_is_wrong_another_one_is_asked(tmp_path: Path, scene: Scene, complete: Host) -> None:
-    away = Host(tmp_path / "away", scene).follow(1, 10).follow(18, 30)
+def test_where_one_host_is_wrong_another_one_is_asked(tmp_path: Path, driver: ShardDriver, complete: Host) -> None:
+    away = Host(tmp_path / "away", driver).follow(1, 10).follow(18, 30)
     rng = random.Random(1)
 
     def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
@@ -268,7 +272,7 @@ def pruned(host: Host, before: int) -> None:
     """Deletes what `history.keep_days` would, if the batches before this one were older."""
     store, _ = open_store(ShardFile(str(host.home), SHARD, 1, 10**6, RealDisk()), suspect=False, is_shared=True)
     reader = HistoryReader(str(host.home), SHARD, store.db, RealDisk())
-    limit_ns = min(row["at_ns"] for _, row in rows_in(host.scene.batches[before - 1]))
+    limit_ns = min(row["at_ns"] for _, row in rows_in(host.driver.batches[before - 1]))
     for _ in retention.prune(store, reader, limit_ns):
         continue
     reader.close()
@@ -276,12 +280,12 @@ def pruned(host: Host, before: int) -> None:
 
 
 def test_a_file_of_which_rows_were_deleted_is_filled_and_says_so_still(
-    tmp_path: Path, scene: Scene, complete: Host
+    tmp_path: Path, driver: ShardDriver, complete: Host
 ) -> None:
-    away = Host(tmp_path / "away", scene).follow(1, 6).follow(14, 30)
+    away = Host(tmp_path / "away", driver).follow(1, 6).follow(14, 30)
     pruned(away, 20)
     with closing(connect(file_of(str(away.home), SHARD), KIND)) as db:
-        before = [HistoryReader(str(away.home), SHARD, db, RealDisk()).openings(1, user) for user in scene.users]
+        before = [HistoryReader(str(away.home), SHARD, db, RealDisk()).openings(1, user) for user in driver.users]
     assert any(before)
     mended = away.mended(complete)
     assert mended is not None
@@ -289,16 +293,18 @@ def test_a_file_of_which_rows_were_deleted_is_filled_and_says_so_still(
     away.check()
     with closing(connect(file_of(str(away.home), SHARD), KIND)) as db:
         reader = HistoryReader(str(away.home), SHARD, db, RealDisk())
-        assert [reader.openings(1, user) for user in scene.users] == before, "the lines behind the oldest row kept"
+        assert [reader.openings(1, user) for user in driver.users] == before, "the lines behind the oldest row kept"
         (cut,) = db.execute("SELECT max(seq) FROM cuts").fetchone()
         assert batch_of(db, cut) >= 19, "whoever has not had these rows is told"
     pruned(away, 20)
     away.check()
 
 
-def test_a_host_gives_nothing_from_before_what_it_has_deleted(tmp_path: Path, scene: Scene, complete: Host) -> None:
+def test_a_host_gives_nothing_from_before_what_it_has_deleted(
+    tmp_path: Path, driver: ShardDriver, complete: Host
+) -> None:
     pruned(complete, 15)
-    away = Host(tmp_path / "away", scene).follow(1, 5).follow(25, 30)
+    away = Host(tmp_path / "away", driver).follow(1, 5).follow(25, 30)
     mended = away.mended(complete)
     assert mended is not None
     (filled,) = mended.filled
@@ -308,7 +314,9 @@ def test_a_host_gives_nothing_from_before_what_it_has_deleted(tmp_path: Path, sc
     assert MISSING in away.check()
 
 
-def test_a_host_whose_pages_are_damaged_gives_nothing_of_them(tmp_path: Path, scene: Scene, complete: Host) -> None:
+def test_a_host_whose_pages_are_damaged_gives_nothing_of_them(
+    tmp_path: Path, driver: ShardDriver, complete: Host
+) -> None:
     with closing(sqlite3.connect(file_of(str(complete.home), SHARD))) as db:
         db.execute("UPDATE pages SET packed = zeroblob(20) WHERE first = (SELECT min(first) FROM pages)")
         db.commit()
@@ -316,8 +324,10 @@ def test_a_host_whose_pages_are_damaged_gives_nothing_of_them(tmp_path: Path, sc
         complete.gives(0, 0, 30, 1 << 20)
 
 
-def test_a_host_that_stops_answering_leaves_the_file_as_it_was(tmp_path: Path, scene: Scene, complete: Host) -> None:
-    away = Host(tmp_path / "away", scene).follow(1, 5).follow(25, 30)
+def test_a_host_that_stops_answering_leaves_the_file_as_it_was(
+    tmp_path: Path, driver: ShardDriver, complete: Host
+) -> None:
+    away = Host(tmp_path / "away", driver).follow(1, 5).follow(25, 30)
     answers_left = [4]
 
     def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:
@@ -368,11 +378,11 @@ class Dying(RealDisk):
 
 
 def test_wherever_it_is_broken_off_the_file_is_the_old_one_or_the_new_one(
-    tmp_path: Path, scene: Scene, complete: Host
+    tmp_path: Path, driver: ShardDriver, complete: Host
 ) -> None:
     met: set[bool] = set()
     for calls in range(1000):
-        away = Host(tmp_path / f"away-{calls}", scene).follow(1, 10).follow(18, 30)
+        away = Host(tmp_path / f"away-{calls}", driver).follow(1, 10).follow(18, 30)
         disk = Dying(calls)
 
         def ask(host: str, shard: int, after: int, rows: int, last: int, most: int) -> Given | None:

@@ -17,7 +17,7 @@ from billing.history.store import Store
 from billing.ledger.entry import ACCRUING, EXHAUSTED, Entry, unpack
 from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import ENTRY
-from tests.history.books import Life, check, lives, run
+from tests.history.books import AccountLife, check, lives, run
 from tests.history.tampering import rewritten, rows
 from tests.history.test_store import batch_of, opened, reader_of
 from tests.ledger.driver import HOUR, LedgerDriver
@@ -25,10 +25,10 @@ from tests.ledger.driver import HOUR, LedgerDriver
 USER = b"u"
 
 
-def life_of(driver: LedgerDriver, user: str = "u") -> Life:
+def life_of(driver: LedgerDriver, user: str = "u") -> AccountLife:
     driver.entries()
     entries = [(packed, Entry._make(unpack(packed))) for packed in driver.journal]
-    return Life([packed for packed, entry in entries if entry.entry_id and entry.user_id == user.encode()])
+    return AccountLife([packed for packed, entry in entries if entry.entry_id and entry.user_id == user.encode()])
 
 
 def lines_of(period: Period) -> dict[bytes | None, int]:
@@ -167,7 +167,7 @@ def answer_of(steps: Steps) -> tuple[dict[str, Any], bool]:
             return end.value  # type: ignore[no-any-return]
 
 
-def standing_of(life: Life) -> Standing:
+def standing_of(life: AccountLife) -> Standing:
     entry = life.timeline.entries[-1]
     flags = entry.flags & (EXHAUSTED | ACCRUING)
     money = entry.balance_nanos, entry.balance_frac
@@ -178,7 +178,7 @@ def standing_of(life: Life) -> Standing:
 class File:
     """A history file with the rows of one account."""
 
-    def __init__(self, home: Path, life: Life, user: bytes, rows: list[Any] | None = None) -> None:
+    def __init__(self, home: Path, life: AccountLife, user: bytes, rows: list[Any] | None = None) -> None:
         self.life, self.user = life, user
         self.store = opened(home)
         self.reader: HistoryReader = reader_of(home, self.store)
@@ -393,7 +393,7 @@ def test_a_period_of_too_many_entries_is_refused_with_what_to_do(tmp_path: Path)
         answer_of(statement(chain, USER, 0, 9, False, 9, INT64_MAX))
 
 
-def life_of_one() -> Life:
+def life_of_one() -> AccountLife:
     driver = LedgerDriver()
     driver.top_up("u", 1, at=1)
     return life_of(driver)

@@ -25,15 +25,15 @@ from shards.journal import Backend, Gap, LastSign, Unavailable
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.host import REAL, Child
 from shards.system.links import Wire
-from tests.history.scene import Scene
+from tests.history.shard_driver import ShardDriver
 from tests.history.test_store import NEWEST, opened
 from tests.shards.system.unsynced import UnsyncedDisk
 
 
-class Log:
+class JournalsInMemory:
     """The journals of some shards, in memory, as a backend shows them."""
 
-    def __init__(self, *scenes: Scene) -> None:
+    def __init__(self, *scenes: ShardDriver) -> None:
         self.scenes = dict(enumerate(scenes, start=1))
         self.first = dict.fromkeys(self.scenes, 1)
         self.trouble: Exception | None = None
@@ -43,8 +43,8 @@ class Log:
         if self.trouble is not None:
             raise self.trouble
         return {
-            shard: LastSign(len(scene.batches), False, position=len(scene.batches))
-            for shard, scene in self.scenes.items()
+            shard: LastSign(len(driver.batches), False, position=len(driver.batches))
+            for shard, driver in self.scenes.items()
         }
 
     def reader(self, shard: int) -> OfShard:
@@ -54,7 +54,7 @@ class Log:
 class OfShard:
     """The part of a reader that is used."""
 
-    def __init__(self, log: Log, shard: int) -> None:
+    def __init__(self, log: JournalsInMemory, shard: int) -> None:
         self._log, self._shard = log, shard
 
     @property
@@ -75,7 +75,7 @@ class OfShard:
 class Host:
     """A replica in this loop, and the main process's end of its wire."""
 
-    def __init__(self, home: Path, log: Log) -> None:
+    def __init__(self, home: Path, log: JournalsInMemory) -> None:
         self.home, self.log = home, log
         self.heard: list[messages.ToWorker | Wanted] = []
         self.wire = Wire(lambda _, message: self.on_frame(message), lambda _: None, lambda _: None, from_replica)
@@ -132,9 +132,9 @@ class Host:
         """What this host's projector of `own_shard` reads of the accounts of another shard is what they did."""
         store = opened(self.home / "history", shard=own_shard, head=len(self.log.scenes[own_shard].batches))
         reader = HistoryReader(str(self.home / "history"), own_shard, store.db, UnsyncedDisk())
-        scene = self.log.scenes[shard]
-        for user in scene.users:
-            assert reader.history(2, user, NEWEST, 10**6).rows == scene.history(user, limit=10**6)
+        driver = self.log.scenes[shard]
+        for user in driver.users:
+            assert reader.history(2, user, NEWEST, 10**6).rows == driver.history(user, limit=10**6)
         reader.close()
         store.close()
 
@@ -143,19 +143,19 @@ class Host:
         assert await self.life == 0
 
 
-def scenes(count: int = 2) -> list[Scene]:
-    scenes_made = [Scene(seed, users=4) for seed in range(1, count + 1)]
-    for number, scene in enumerate(scenes_made):
-        scene.users = [b"%d_%s" % (number, user) for user in scene.users]
+def scenes(count: int = 2) -> list[ShardDriver]:
+    scenes_made = [ShardDriver(seed, users=4) for seed in range(1, count + 1)]
+    for number, driver in enumerate(scenes_made):
+        driver.users = [b"%d_%s" % (number, user) for user in driver.users]
         for _ in range(5):
-            scene.batch()
+            driver.batch()
     return scenes_made
 
 
 async def test_shards_elsewhere_are_followed_and_one_that_is_taken_over_is_let_go_for_its_worker(
     data_dir: Path,
 ) -> None:
-    log = Log(*scenes(3))
+    log = JournalsInMemory(*scenes(3))
     host = Host(data_dir, log)
     await host.follow(2, 3)
     await host.until_through(2, 3)
@@ -177,24 +177,24 @@ async def test_shards_elsewhere_are_followed_and_one_that_is_taken_over_is_let_g
 
 
 async def test_what_the_log_has_no_more_is_on_record_as_lost(data_dir: Path, caplog: pytest.LogCaptureFixture) -> None:
-    log = Log(*scenes(1))
+    log = JournalsInMemory(*scenes(1))
     host = Host(data_dir, log)
     await host.follow(1)
     await host.until_through(1)
     await host.close()
-    scene = log.scenes[1]
+    driver = log.scenes[1]
     for _ in range(4):
-        scene.batch()
+        driver.batch()
     log.first[1] = 8  # this host was away, and 6 and 7 are trimmed
     again = Host(data_dir, log)
     await again.follow(1)
     await again.until_through(1)
     assert "batches 6 to 7 (2) are in neither file nor journal" in caplog.text
     await again.close()
-    store = opened(data_dir / "history", shard=1, first=8, head=len(scene.batches))
+    store = opened(data_dir / "history", shard=1, first=8, head=len(driver.batches))
     reader = HistoryReader(str(data_dir / "history"), 1, store.db, UnsyncedDisk())
     assert reader.lacks()
-    rows = [row for user in scene.users for row in reader.history(1, user, NEWEST, 10**6).rows]
+    rows = [row for user in driver.users for row in reader.history(1, user, NEWEST, 10**6).rows]
     assert MISSING in {row["operation"] for row in rows}
     store.close()
 
@@ -204,7 +204,7 @@ async def test_what_a_file_lacks_is_taken_from_another_host_and_what_nobody_has_
 ) -> None:
     """Of a shard elsewhere, and of one that this host serves."""
     caplog.set_level("INFO")
-    log = Log(*scenes(2))
+    log = JournalsInMemory(*scenes(2))
     for name in ("here", "there"):
         (data_dir / name).mkdir(mode=0o700)
     here, there = Host(data_dir / "here", log), Host(data_dir / "there", log)
@@ -212,9 +212,9 @@ async def test_what_a_file_lacks_is_taken_from_another_host_and_what_nobody_has_
         await host.follow(1, 2)
         await host.until_through(1, 2)
     await here.close()
-    for scene in log.scenes.values():
+    for driver in log.scenes.values():
         for _ in range(6):
-            scene.batch()
+            driver.batch()
     await there.until_through(1, 2)
     log.first = {1: 8, 2: 9}  # this host was away, and what lies between is trimmed
     served = opened(data_dir / "here/history", shard=2, first=9, head=11)
@@ -258,7 +258,7 @@ async def test_another_host_that_asks_is_answered_by_the_process_or_told_why_not
 async def test_a_log_that_cannot_be_read_is_named_once_and_read_as_soon_as_it_can_be(
     data_dir: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    log = Log(*scenes(1))
+    log = JournalsInMemory(*scenes(1))
     log.trouble = Unavailable("no majority")
     host = Host(data_dir, log)
     await host.follow(1)
@@ -272,7 +272,7 @@ async def test_a_log_that_cannot_be_read_is_named_once_and_read_as_soon_as_it_ca
 
 
 async def test_a_second_writer_ends_the_process_and_nothing_is_written_twice(data_dir: Path) -> None:
-    log = Log(*scenes(1))
+    log = JournalsInMemory(*scenes(1))
     host = Host(data_dir, log)
     await host.follow(1)
     await host.until_through(1)

@@ -20,8 +20,8 @@ from billing.history.store import Pages, Store, open_store, rows_are_sound
 from billing.ledger.money import INT64_MAX
 from shards.batch import ENTRY
 from tests.history import tampering
-from tests.history.books import Life, lives
-from tests.history.scene import Scene
+from tests.history.books import AccountLife, lives
+from tests.history.shard_driver import ShardDriver
 from tests.history.test_entries import end_of
 from tests.history.test_period import File, answer_of, life_of, standing_of
 from tests.history.test_store import batch_of, opened, reader_of
@@ -63,7 +63,7 @@ def test_statements_since_the_limit_stay_as_they_were_however_often_it_is_cut(tm
 class Wandering:
     """The rows of one account in the files of three shards, between which its bucket moved at random."""
 
-    def __init__(self, home: Path, life: Life, draw: random.Random) -> None:
+    def __init__(self, home: Path, life: AccountLife, draw: random.Random) -> None:
         self.life = life
         self.user = life.timeline.entries[0].user_id
         self.stores = [opened(home, shard=shard) for shard in range(3)]
@@ -227,22 +227,22 @@ def read_by_ones(reader: HistoryReader) -> list[Shown]:
 
 
 def test_batches_come_in_between_and_the_feed_refuses_who_has_not_had_what_went(data_dir: Path) -> None:
-    scene = Scene(users=5)
+    driver = ShardDriver(users=5)
     store = opened(data_dir)
-    store.take(1, scene.batch(200))
+    store.take(1, driver.batch(200))
     store.flush()
     reader = reader_of(data_dir, store)
     early = page(reader, "", 3, {}, all_written=True).rows[-1]["cursor"]
     late = end_of(store)
-    limit_ns, position = scene.now_ns, 1
-    old = {user: [row["entry_id"] for row in rows if row["at_ns"] < limit_ns] for user, rows in scene.rows.items()}
+    limit_ns, position = driver.now_ns, 1
+    old = {user: [row["entry_id"] for row in rows if row["at_ns"] < limit_ns] for user, rows in driver.rows.items()}
     for _ in prune(store, reader, limit_ns):
         position += 1
-        store.take(position, scene.batch(20))
+        store.take(position, driver.batch(20))
     store.flush()
     for user, ids in old.items():
         rows = [row for row in reader.history(1, user, INT64_MAX, 1000).rows if row["operation"] != "opening"]
-        assert rows == scene.history(user)[: len(rows)]
+        assert rows == driver.history(user)[: len(rows)]
         assert rows[-1]["entry_id"] == ids[-1]
         assert all(older["entry_id"] == newer["entry_id"] - 1 for newer, older in pairwise(rows))
     with pytest.raises(UnknownCursor, match="keep_days"):

@@ -27,7 +27,7 @@ from billing.ledger.entry import FIELDS, history_row, pack, pack_first, unpack
 from billing.ledger.money import INT64_MAX, NANO
 from shards.batch import CAME_TO_NOTHING, ENTRY, ENVELOPE, LEAVE, LENGTH, RECEIVED, slim, split_batch
 from shards.exits import Exit
-from tests.history.scene import Scene
+from tests.history.shard_driver import ShardDriver
 from tests.shards.system.unsynced import UnsyncedDisk
 
 NEWEST = INT64_MAX
@@ -66,9 +66,9 @@ def no_accounts() -> Accounts:
     return Accounts(db)
 
 
-def all_rows(scene: Scene, reader: HistoryReader) -> None:
-    for user in scene.users:
-        assert reader.history(2, user, NEWEST, 10**6).rows == scene.history(user, limit=10**6)
+def all_rows(driver: ShardDriver, reader: HistoryReader) -> None:
+    for user in driver.users:
+        assert reader.history(2, user, NEWEST, 10**6).rows == driver.history(user, limit=10**6)
 
 
 # -- projection --------------------------------------------------------------------------------------------------------
@@ -199,11 +199,11 @@ def test_bytes_that_are_no_batch_are_not_projected(cut: int) -> None:
 
 
 def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir: Path) -> None:
-    scene = Scene(seed=3)
+    driver = ShardDriver(seed=3)
     store = opened(data_dir)
     rng = random.Random(3)
     for position in range(1, 121):
-        store.take(position, scene.batch(rng.randrange(1, 40)))
+        store.take(position, driver.batch(rng.randrange(1, 40)))
         if rng.random() < 0.3:
             store.flush()
         if rng.random() < 0.1:
@@ -214,9 +214,9 @@ def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir:
             assert store.position == position
     store.flush()
     reader = reader_of(data_dir, store)
-    all_rows(scene, reader)
-    for user in scene.users:
-        expected = scene.history(user, limit=10**6)
+    all_rows(driver, reader)
+    for user in driver.users:
+        expected = driver.history(user, limit=10**6)
         assert expected, "every user has a history in this scene"
         before = NEWEST
         paged = []
@@ -228,20 +228,20 @@ def test_everything_is_there_in_order_after_any_grouping_and_reopening(data_dir:
 
 def test_any_page_of_a_long_history_is_reached_over_a_mark(data_dir: Path) -> None:
     """A page far from the newest row walks few rows beside its own: the marks are where they must be."""
-    scene = Scene(users=2)
+    driver = ShardDriver(users=2)
     store = opened(data_dir)
     for position in range(1, 31):
-        store.take(position, scene.batch(60))
+        store.take(position, driver.batch(60))
     store.flush()
     reader = reader_of(data_dir, store)
-    for user in scene.users:
-        newest = scene.rows[user][-1]["entry_id"]
+    for user in driver.users:
+        newest = driver.rows[user][-1]["entry_id"]
         assert newest > 5 * MARK_EVERY
         for before in [1, 2, 3, *range(2, newest + 3, 17), MARK_EVERY, MARK_EVERY + 1, newest, newest + 1, NEWEST]:
-            assert reader.history(2, user, before, 3).rows == scene.history(user, before, 3)
+            assert reader.history(2, user, before, 3).rows == driver.history(user, before, 3)
         (number,) = store.db.execute("SELECT number FROM users WHERE user_id = ?", (user,)).fetchone()
         marks = store.db.execute("SELECT entry_id FROM marks WHERE number = ?", (number,)).fetchall()
-        assert [mark for (mark,) in marks] == [row["entry_id"] for row in scene.rows[user] if not row["entry_id"] % 64]
+        assert [mark for (mark,) in marks] == [row["entry_id"] for row in driver.rows[user] if not row["entry_id"] % 64]
 
 
 def test_a_user_who_is_not_there_has_no_rows(data_dir: Path) -> None:
@@ -250,45 +250,45 @@ def test_a_user_who_is_not_there_has_no_rows(data_dir: Path) -> None:
 
 
 def test_what_was_not_committed_is_gone_and_comes_again(data_dir: Path) -> None:
-    scene = Scene()
+    driver = ShardDriver()
     store = opened(data_dir)
     for position in range(1, 6):
-        store.take(position, scene.batch())
+        store.take(position, driver.batch())
     store.flush()
-    store.take(6, scene.batch())
+    store.take(6, driver.batch())
     store.db.close()  # as when the process is killed
     store = opened(data_dir, head=6)
     assert store.position == 5
     with pytest.raises(AssertionError):
-        store.take(7, scene.batches[5])
-    store.take(6, scene.batches[5])
+        store.take(7, driver.batches[5])
+    store.take(6, driver.batches[5])
     store.flush()
-    all_rows(scene, reader_of(data_dir, store))
+    all_rows(driver, reader_of(data_dir, store))
 
 
 def test_of_two_writers_one_finds_another_position_and_ends(data_dir: Path) -> None:
-    scene = Scene()
+    driver = ShardDriver()
     store, orphan = opened(data_dir), opened(data_dir)
     assert store.position == orphan.position == 0
-    store.take(1, scene.batch())
+    store.take(1, driver.batch())
     store.flush()
     with pytest.raises(Overtaken):
-        orphan.take(1, scene.batches[0])
+        orphan.take(1, driver.batches[0])
     orphan.db.close()
-    store.take(2, scene.batch())
+    store.take(2, driver.batch())
     store.flush()
-    all_rows(scene, reader_of(data_dir, store))
+    all_rows(driver, reader_of(data_dir, store))
 
 
 def test_more_accounts_than_are_remembered(data_dir: Path) -> None:
-    scene = Scene(users=30)
+    driver = ShardDriver(users=30)
     opened(data_dir).close()
     store = Store(file_of(str(data_dir), 0), 0, UnsyncedDisk(), users_max=3)
     for position in range(1, 60):
-        store.take(position, scene.batch())
+        store.take(position, driver.batch())
         store.flush()
         assert len(store._accounts.numbers) <= 3
-    all_rows(scene, reader_of(data_dir, store))
+    all_rows(driver, reader_of(data_dir, store))
 
 
 def test_files_are_private_and_appear_whole(data_dir: Path) -> None:
@@ -296,7 +296,7 @@ def test_files_are_private_and_appear_whole(data_dir: Path) -> None:
     aside = Path(f"{path}.new")
     aside.write_bytes(b"left by a process that was killed while it made the file")
     store = opened(data_dir)
-    store.take(1, Scene().batch())
+    store.take(1, ShardDriver().batch())
     store.flush()
     assert not aside.exists()
     for name in os.listdir(data_dir):
@@ -335,18 +335,18 @@ def test_a_file_of_a_newer_version_is_refused_and_stays_as_it_is(data_dir: Path)
 def test_a_new_file_begins_where_the_journal_does(data_dir: Path) -> None:
     store = opened(data_dir, first=41, head=50)
     assert (store.position, store.begins) == (40, 41)
-    scene = Scene()
-    store.take(41, scene.batch())
+    driver = ShardDriver()
+    store.take(41, driver.batch())
     store.close()
     assert opened(data_dir, first=41, head=50).position == 41
 
 
 def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answer(data_dir: Path) -> None:
-    scene = Scene(users=1)
-    user = scene.users[0]
+    driver = ShardDriver(users=1)
+    user = driver.users[0]
     store = opened(data_dir)
     for position in range(1, 10):
-        payload = scene.batch()
+        payload = driver.batch()
         if position <= 3:
             store.take(position, payload)
     store.close()
@@ -355,7 +355,7 @@ def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answe
     assert "batches 4 to 6 (3) are in neither" in remarks[0]
     assert store.db.execute("SELECT position FROM losses").fetchall() == [(6,)]
     for position in range(7, 10):
-        store.take(position, scene.batches[position - 1])
+        store.take(position, driver.batches[position - 1])
     store.flush()
     page = reader_of(data_dir, store).history(2, user, NEWEST, 10**6)
     assert not page.is_whole
@@ -366,18 +366,18 @@ def test_a_hole_between_file_and_journal_is_put_on_record_and_seen_in_each_answe
     assert gap["whole_from_ns"] == newer["at_ns"]
     assert older["balance_after_nanos"] + gap["amount_nanos"] == gap["balance_after_nanos"]
     assert gap["balance_after_nanos"] - newer["accrued_nanos"] == newer["balance_before_nanos"]
-    expected = scene.history(user, limit=10**6)
+    expected = driver.history(user, limit=10**6)
     assert page.rows[:at] == expected[:at]
     assert page.rows[at + 1 :] == expected[-len(page.rows) + at + 1 :]
 
 
 def test_pages_over_a_gap_hold_each_row_once(data_dir: Path) -> None:
     """However small the pages, and wherever the gap lies in them, the same rows come."""
-    scene = Scene(users=1)
-    user = scene.users[0]
+    driver = ShardDriver(users=1)
+    user = driver.users[0]
     store = opened(data_dir, first=4, head=3)
     for position in range(1, 10):
-        payload = scene.batch(5)
+        payload = driver.batch(5)
         if position > 3:
             store.take(position, payload)
     store.flush()
@@ -394,12 +394,12 @@ def test_pages_over_a_gap_hold_each_row_once(data_dir: Path) -> None:
 
 
 def test_newest_rows_that_are_missing_are_said_as_well(data_dir: Path) -> None:
-    scene = Scene(users=1)
+    driver = ShardDriver(users=1)
     store = opened(data_dir)
-    store.take(1, scene.batch())
+    store.take(1, driver.batch())
     store.flush()
-    user = scene.users[0]
-    newest = scene.rows[user][-1]["entry_id"]
+    user = driver.users[0]
+    newest = driver.rows[user][-1]["entry_id"]
     reader = reader_of(data_dir, store)
     assert reader.history(2, user, NEWEST, 100, Newest(newest, 9, 77)).is_whole
     page = reader.history(2, user, NEWEST, 100, Newest(newest + 2, 9, 77))
@@ -413,7 +413,7 @@ def test_newest_rows_that_are_missing_are_said_as_well(data_dir: Path) -> None:
 
 def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Path) -> None:
     """A power cut took batches that the weaker sync modes had not made durable: they never happened."""
-    lost, continued = Scene(seed=5), Scene(seed=5)
+    lost, continued = ShardDriver(seed=5), ShardDriver(seed=5)
     store = opened(data_dir)
     for position in range(1, 31):
         store.take(position, lost.batch())
@@ -442,15 +442,15 @@ def test_a_file_ahead_of_its_journal_is_cut_back_to_what_both_know(data_dir: Pat
 
 
 def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that_is_accepted(data_dir: Path) -> None:
-    scene = Scene()
+    driver = ShardDriver()
     store = opened(data_dir)
     for position in range(1, 10):
-        store.take(position, scene.batch())
+        store.take(position, driver.batch())
     store.close()
     with pytest.raises(Ahead, match="up to batch 9, its journal only up to 5"):
         opened(data_dir, first=3, head=5)
     store = opened(data_dir, head=9)
-    all_rows(scene, reader_of(data_dir, store))
+    all_rows(driver, reader_of(data_dir, store))
     store.close()
     store, _ = open_store(ShardFile(str(data_dir), 0, 3, 5, UnsyncedDisk()), suspect=False, accept_loss=True)
     assert (store.position, store.begins) == (2, 3)
@@ -458,10 +458,10 @@ def test_a_file_ahead_whose_past_the_journal_has_not_begins_anew_only_where_that
 
 
 def test_only_what_is_synced_counts_as_durable(data_dir: Path) -> None:
-    scene = Scene()
+    driver = ShardDriver()
     store = opened(data_dir)
     assert store.durable == 0
-    store.take(1, scene.batch())
+    store.take(1, driver.batch())
     store.flush()
     assert (store.position, store.durable) == (1, 0)
     assert store.checkpoint()
@@ -469,7 +469,7 @@ def test_only_what_is_synced_counts_as_durable(data_dir: Path) -> None:
     reader = connect(file_of(str(data_dir), 0), KIND)
     reader.execute("BEGIN")
     reader.execute("SELECT count(*) FROM pages").fetchone()
-    store.take(2, scene.batch())
+    store.take(2, driver.batch())
     store.flush()
     assert not store.checkpoint(), "a reader stands in the way"
     assert store.durable == 1
@@ -482,26 +482,26 @@ def test_only_what_is_synced_counts_as_durable(data_dir: Path) -> None:
 
 
 def test_the_rows_of_a_user_whose_bucket_moved_come_out_of_all_files(data_dir: Path) -> None:
-    scene = Scene()
+    driver = ShardDriver()
     stores_of = {shard: opened(data_dir, shard=shard) for shard in (0, 1)}
     positions = {0: 0, 1: 0}
     rng = random.Random(2)
     for _ in range(80):  # buckets wander from shard to shard
         shard = rng.choice([0, 1])
         positions[shard] += 1
-        stores_of[shard].take(positions[shard], scene.batch(5))
+        stores_of[shard].take(positions[shard], driver.batch(5))
         stores_of[shard].flush()
     for shard, store in stores_of.items():
-        all_rows(scene, reader_of(data_dir, store, shard))
+        all_rows(driver, reader_of(data_dir, store, shard))
     reader = reader_of(data_dir, stores_of[0])
-    for user in scene.users[:5]:
-        for before in range(1, scene.rows[user][-1]["entry_id"] + 2):
-            assert reader.history(2, user, before, 4).rows == scene.history(user, before, 4)
+    for user in driver.users[:5]:
+        for before in range(1, driver.rows[user][-1]["entry_id"] + 2):
+            assert reader.history(2, user, before, 4).rows == driver.history(user, before, 4)
     reader.close()
 
 
 def test_a_file_that_appears_later_is_read_and_one_that_goes_is_not(data_dir: Path) -> None:
-    mine, other_scene = Scene(seed=1), Scene(seed=2)
+    mine, other_scene = ShardDriver(seed=1), ShardDriver(seed=2)
     store = opened(data_dir)
     reader = reader_of(data_dir, store)
     user = mine.users[0]
@@ -532,15 +532,15 @@ def test_what_a_former_owner_has_not_written_yet_is_missing(data_dir: Path) -> N
 
 def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(data_dir: Path) -> None:
     """Whoever asks is not the one whose file is damaged: the answer comes, and says from when it is whole."""
-    scene = Scene()
+    driver = ShardDriver()
     here, there = opened(data_dir), opened(data_dir, shard=1)
-    there.take(1, scene.batch(100))
+    there.take(1, driver.batch(100))
     there.close()
-    here.take(1, scene.batch(100))
+    here.take(1, driver.batch(100))
     here.flush()
     reader = reader_of(data_dir, here)
-    user = max(scene.users, key=lambda name: len(reader.history(1, name, NEWEST, 1000).rows))
-    expected = scene.history(user, limit=1000)
+    user = max(driver.users, key=lambda name: len(reader.history(1, name, NEWEST, 1000).rows))
+    expected = driver.history(user, limit=1000)
     assert reader.history(2, user, NEWEST, 1000).rows == expected
     other_file = sqlite3.connect(file_of(str(data_dir), 1))
     other_file.execute("UPDATE pages SET checksum = checksum + 1")
@@ -559,10 +559,10 @@ def test_a_damaged_file_of_another_shard_is_answered_as_missing_and_ends_nobody(
 
 @pytest.mark.parametrize("wrong", ["heads", "marks"])
 def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir: Path, wrong: str) -> None:
-    scene = Scene(users=2)
+    driver = ShardDriver(users=2)
     store = opened(data_dir)
     for position in range(1, 6):
-        store.take(position, scene.batch(60))
+        store.take(position, driver.batch(60))
     store.flush()
     assert rows_are_sound(store.db)
     change = {"heads": "UPDATE heads SET newest = zeroblob(1024)", "marks": "UPDATE marks SET seq = seq + 1"}
@@ -572,9 +572,9 @@ def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir: P
     again, remarks = open_store(ShardFile(str(data_dir), 0, 1, 5, UnsyncedDisk()), suspect=True)
     assert "it was damaged" in remarks[0]
     for position in range(1, 6):
-        again.take(position, scene.batches[position - 1])
+        again.take(position, driver.batches[position - 1])
     again.flush()
-    all_rows(scene, reader_of(data_dir, again))
+    all_rows(driver, reader_of(data_dir, again))
 
 
 @pytest.mark.parametrize(
@@ -592,10 +592,10 @@ def test_a_chain_that_leads_astray_is_seen_where_a_file_is_suspected(data_dir: P
 @pytest.mark.parametrize("first", [1, 3])
 def test_a_file_whose_end_does_not_agree_with_itself_is_not_written_on(data_dir: Path, wrong: str, first: int) -> None:
     """Else batches would be taken twice, or left out, or rows get numbers that others have."""
-    scene = Scene(users=2)
+    driver = ShardDriver(users=2)
     store = opened(data_dir)
     for position in range(1, 6):
-        store.take(position, scene.batch(60))
+        store.take(position, driver.batch(60))
         store.flush()
     for statement in wrong.split(";"):
         store.db.execute(statement)
@@ -606,13 +606,13 @@ def test_a_file_whose_end_does_not_agree_with_itself_is_not_written_on(data_dir:
     again, remarks = open_store(ShardFile(str(data_dir), 0, first, 7, UnsyncedDisk()), suspect=True)
     assert "it was damaged" in remarks[0]
     for position in range(again.position + 1, 8):
-        again.take(position, scene.batches[position - 1] if position < 6 else scene.batch(20))
+        again.take(position, driver.batches[position - 1] if position < 6 else driver.batch(20))
     again.flush()
     assert rows_are_sound(again.db)
     reader = reader_of(data_dir, again)
-    for user in scene.users:
+    for user in driver.users:
         rows = reader.history(2, user, NEWEST, 10**6).rows
-        expected = {row["entry_id"]: row for row in scene.history(user, limit=10**6)}
+        expected = {row["entry_id"]: row for row in driver.history(user, limit=10**6)}
         entry_rows = [row for row in rows if row["operation"] != MISSING]
         assert all(row == expected[row["entry_id"]] for row in entry_rows)
         assert len({row["entry_id"] for row in entry_rows}) == len(entry_rows), "each entry once"
@@ -620,16 +620,16 @@ def test_a_file_whose_end_does_not_agree_with_itself_is_not_written_on(data_dir:
 
 
 def test_rows_that_are_lost_at_the_end_keep_their_numbers(data_dir: Path) -> None:
-    scene = Scene(users=2)
+    driver = ShardDriver(users=2)
     store = opened(data_dir)
     for position in range(1, 4):
-        store.take(position, scene.batch(60))
+        store.take(position, driver.batch(60))
         store.flush()
     seq = store.seq
     store.note_loss("the end")
     store.db.execute("DELETE FROM pages WHERE first > 60")
     store.close()
     again = opened(data_dir, head=4)
-    again.take(4, scene.batch(1))
+    again.take(4, driver.batch(1))
     again.flush()
     assert again.seq == seq + 1

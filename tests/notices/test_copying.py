@@ -21,7 +21,7 @@ from tests.shards.system.unsynced import UnsyncedDisk
 __all__ = ["ledger"]
 
 
-class Log:
+class LogInMemory:
     """A log of batches in memory, of which some at the beginning may be gone."""
 
     def __init__(self, batches: list[bytes], first: int = 1) -> None:
@@ -73,7 +73,7 @@ def copied(
     source: Path,
     target: Path,
     shards: list[CutShard],
-    logs: dict[int, Log],
+    logs: dict[int, LogInMemory],
     meanwhile: Callable[[], None] = lambda: None,
     *,
     is_apart: bool = False,
@@ -104,7 +104,7 @@ def test_a_copy_ends_at_the_cut_wherever_its_notifier_is(homes: tuple[Path, Path
     shard.store.flush()
     for _ in range(2):  # taken, and not committed: the notifier is behind
         top_up(ledger, shard)
-    (result,) = copied(*homes, [CutShard(1, cut, True, -1)], {1: Log(shard.batches)})
+    (result,) = copied(*homes, [CutShard(1, cut, True, -1)], {1: LogInMemory(shard.batches)})
     wanted = [f"{entry}:account-topped_up" for entry in range(2, cut + 1)]
     assert result == Copied(1, len(wanted), 1 if wanted else cut, ["shard-1.sqlite", "begun-1"], [])
     store = Store(str(homes[1]), 1, UnsyncedDisk())
@@ -134,7 +134,7 @@ def test_what_is_taken_over_while_files_are_copied_is_in_one_of_them(homes: tupl
         deleted.append(giver.store.delete_claimed())
 
     shards = [CutShard(1, 2, True, -1), CutShard(2, 3, True, -1)]
-    copied(*homes, shards, {1: Log(taker.batches), 2: Log(giver.batches)}, meanwhile)
+    copied(*homes, shards, {1: LogInMemory(taker.batches), 2: LogInMemory(giver.batches)}, meanwhile)
     assert deleted
     assert not any(deleted)
     meanwhile()
@@ -160,7 +160,7 @@ def test_what_was_taken_over_behind_the_cut_is_kept(homes: tuple[Path, Path], le
     taker.store.publish_claims()
     assert giver.store.delete_claimed() == 1
     shards = [CutShard(1, 2, True, -1), CutShard(2, 2, True, -1)]
-    results = copied(*homes, shards, {1: Log(taker.batches), 2: Log(giver.batches)})
+    results = copied(*homes, shards, {1: LogInMemory(taker.batches), 2: LogInMemory(giver.batches)})
     assert [result.owed for result in results] == [2, 0]
     restored, _ = open_store(ShardFile(str(homes[1]), 1, 1, 2, UnsyncedDisk()), suspect=False, file_id=1, now_ns=NOW_NS)
     assert owed(restored) == ["1:account-topped_up", "2:account-topped_up"]
@@ -171,7 +171,7 @@ def test_of_a_shard_of_another_host_everything_since_it_had_settled_all_is_owed(
     homes: tuple[Path, Path], tmp_path: Path, ledger: Ledger
 ) -> None:
     shard = recorded_elsewhere(tmp_path, ledger, 1, 5)
-    results = copied(*homes, [CutShard(1, 4, False, 2)], {1: Log(shard.batches)}, is_apart=True)
+    results = copied(*homes, [CutShard(1, 4, False, 2)], {1: LogInMemory(shard.batches)}, is_apart=True)
     assert [(result.owed, result.settled, result.remarks) for result in results] == [(2, 2, [])]
     store = Store(str(homes[1]), 1, UnsyncedDisk())
     assert owed(store) == ["3:account-topped_up", "4:account-topped_up"]
@@ -186,7 +186,7 @@ def test_of_a_shard_of_another_host_of_which_nothing_is_known_all_is_owed_where_
     there = recorded_elsewhere(tmp_path, ledger, 2, 3)
     here.store.close()
     shards = [CutShard(1, 0, True, -1), CutShard(2, 2, False, -1)]
-    results = copied(*homes, shards, {1: Log([]), 2: Log(there.batches)}, is_apart=True)
+    results = copied(*homes, shards, {1: LogInMemory([]), 2: LogInMemory(there.batches)}, is_apart=True)
     assert [(result.shard, result.owed, result.settled) for result in results] == [(1, 0, 0), (2, 2, 0)]
     store = Store(str(homes[1]), 2, UnsyncedDisk())
     assert owed(store) == ["1:account-topped_up", "2:account-topped_up"]
@@ -197,7 +197,7 @@ def test_what_the_log_of_another_host_has_no_more_is_said(
     homes: tuple[Path, Path], ledger: Ledger, tmp_path: Path
 ) -> None:
     shard = recorded_elsewhere(tmp_path, ledger, 1, 5)
-    (result,) = copied(*homes, [CutShard(1, 5, False, 1)], {1: Log(shard.batches, first=4)}, is_apart=True)
+    (result,) = copied(*homes, [CutShard(1, 5, False, 1)], {1: LogInMemory(shard.batches, first=4)}, is_apart=True)
     assert result.owed == 2
     assert result.remarks == ["in neither file nor journal, so that nobody is told of it: 2 batches"]
 
@@ -208,5 +208,5 @@ def test_where_nobody_is_told_of_anything_nothing_is_copied(homes: tuple[Path, P
     assert not homes[1].exists()
     ensure_file(ShardFile(str(homes[0]), 1, 1, 5, UnsyncedDisk()), 7, NOW_NS)
     assert Path(file_of(str(homes[0]), 1)).exists()
-    (result,) = copied(*homes, shards[:1], {1: Log([b""] * 5)})
+    (result,) = copied(*homes, shards[:1], {1: LogInMemory([b""] * 5)})
     assert (result.owed, result.settled) == (0, 5), "it had begun there"

@@ -26,7 +26,7 @@ GO_PATH = Path("/usr/share/gocode")
 HOST = "127.0.0.1"
 
 
-class Scene(NamedTuple):
+class ClientTask(NamedTuple):
     """Where the daemon is, as whom to play, and a folder for what the client leaves behind."""
 
     port: int
@@ -40,9 +40,9 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         yield daemon.rpc_port
 
 
-def run(command: list[str], scene: Scene, **environment: str) -> str:
+def run(command: list[str], task: ClientTask, **environment: str) -> str:
     done = subprocess.run(
-        [*command, HOST, str(scene.port), scene.user],
+        [*command, HOST, str(task.port), task.user],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -53,33 +53,33 @@ def run(command: list[str], scene: Scene, **environment: str) -> str:
     return done.stdout
 
 
-def python(environment: str, script: str) -> Callable[[Scene], str]:
-    def play(scene: Scene) -> str:
+def python(environment: str, script: str) -> Callable[[ClientTask], str]:
+    def play(task: ClientTask) -> str:
         interpreter = CLIENTS / environment / "bin" / "python"
         if not interpreter.exists():
             pytest.skip(f"{interpreter} is not installed: make clients")
-        return run([str(interpreter), str(HERE / script)], scene)
+        return run([str(interpreter), str(HERE / script)], task)
 
     return play
 
 
-def node(script: str) -> Callable[[Scene], str]:
-    def play(scene: Scene) -> str:
+def node(script: str) -> Callable[[ClientTask], str]:
+    def play(task: ClientTask) -> str:
         modules = CLIENTS / "node" / "node_modules"
         if not shutil.which("node") or not modules.exists():
             pytest.skip("Node.js or its packages are not installed: apt install nodejs npm; make clients")
-        return run(["node", str(HERE / script)], scene, NODE_PATH=str(modules))
+        return run(["node", str(HERE / script)], task, NODE_PATH=str(modules))
 
     return play
 
 
-def neovim(scene: Scene) -> str:
+def neovim(task: ClientTask) -> str:
     if not shutil.which("nvim"):
         pytest.skip("Neovim is not installed: apt install neovim")
-    out = scene.directory / "seen"
+    out = task.directory / "seen"
     subprocess.run(
         ["nvim", "--headless", "--clean", "-c", f"luafile {HERE / 'neovim_client.lua'}", "-c", "cquit"],
-        env={**os.environ, "HOST": HOST, "PORT": str(scene.port), "USER_ID": scene.user, "OUT": str(out)},
+        env={**os.environ, "HOST": HOST, "PORT": str(task.port), "USER_ID": task.user, "OUT": str(out)},
         stdin=subprocess.DEVNULL,
         timeout=60,
         check=True,
@@ -87,14 +87,14 @@ def neovim(scene: Scene) -> str:
     return out.read_text()
 
 
-def go(scene: Scene) -> str:
+def go(task: ClientTask) -> str:
     if not shutil.which("go") or not (GO_PATH / "src/github.com/ugorji/go/codec").exists():
         pytest.skip("Go or ugorji's codec is not installed: apt install golang-go golang-github-ugorji-go-codec-dev")
     surroundings = {"GO111MODULE": "off", "GOPATH": str(GO_PATH), "GOCACHE": str(CLIENTS / "go-cache"), "GOFLAGS": ""}
     program = str(CLIENTS / "ugorji")  # made anew where it is older than what it is made of
     build = ["go", "build", "-o", program, str(HERE / "ugorji" / "main.go")]
     subprocess.run(build, env={**os.environ, **surroundings}, timeout=300, check=True)
-    return run([program], scene)
+    return run([program], task)
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def go(scene: Scene) -> str:
 def test_a_client_that_knows_nothing_of_us_tops_up_sets_a_rate_debits_and_is_refused(
     play: Callable[..., Any], port: int, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
-    replies = json.loads(play(Scene(port, request.node.callspec.id, tmp_path)))
+    replies = json.loads(play(ClientTask(port, request.node.callspec.id, tmp_path)))
     refused = replies.pop("refused")
     assert replies == {"topped_up": 5 * 10**9, "rate": 3600, "debited": 2 * 10**9, "state": "active"}
     assert refused.startswith("INSUFFICIENT_FUNDS: 9 coins asked for, 2.999999")

@@ -179,14 +179,14 @@ SUBJECTS: Final = (
 )
 
 
-class Played(NamedTuple):
+class DrawnData(NamedTuple):
     """What the ledger answered: (hour, value) by field, and (hour, words) of what happened."""
 
     curves: dict[str, list[tuple[float, float]]]
     marks: list[tuple[float, str]]
 
 
-def play(subject: Subject, *, accrue: bool) -> Played:
+def play(subject: Subject, *, accrue: bool) -> DrawnData:
     """Plays the script to its end."""
     driver = LedgerDriver(accrue=accrue, classes=dict(subject.classes))
     fields = subject.accruing if accrue else subject.curves
@@ -212,13 +212,13 @@ def play(subject: Subject, *, accrue: bool) -> Played:
     marks += [
         (row["at_ns"] / HOUR_NS, EVENTS[name]) for row in driver.rows(USER) if (name := row["operation"]) in EVENTS
     ]
-    return Played(curves, marks)
+    return DrawnData(curves, marks)
 
 
 def draw(subject: Subject) -> str:
     """The picture as SVG."""
     clamped = play(subject, accrue=False)
-    accrued = play(subject, accrue=True) if subject.accruing else Played({}, [])
+    accrued = play(subject, accrue=True) if subject.accruing else DrawnData({}, [])
     shown = [(subject.curves[field], points) for field, points in clamped.curves.items()]
     shown += [(subject.accruing[field], points) for field, points in accrued.curves.items()]
     values = [value for _, points in shown for _, value in points]

@@ -14,7 +14,7 @@ from shards.worker.recover import Damaged, check_ownership
 from tests.shards.counters import Counters
 
 
-class Ear:
+class RecordingCaller:
     """A caller that notes what it is told and when it is let go."""
 
     def __init__(self) -> None:
@@ -42,21 +42,21 @@ def new_shard(*bucket_ids: int) -> Shard:
 
 
 def test_a_reply_comes_with_the_batch_that_holds_its_record() -> None:
-    shard, ear = new_shard(7), Ear()
-    shard.receive(ear, "a", 7, ("add", "x", 5), 100)
+    shard, caller = new_shard(7), RecordingCaller()
+    shard.receive(caller, "a", 7, ("add", "x", 5), 100)
     ready = shard.take_ready()
     assert ready is not None
-    assert ready.replies == [(ear, "a", 5)]
+    assert ready.replies == [(caller, "a", 5)]
     assert [body for _, _, _, body in split_batch(ready.payload)] == [b'[100, ["add", "x", 5], 5]']
 
 
 def test_one_batch_is_out_at_a_time_and_all_that_came_meanwhile_is_in_the_next() -> None:
-    shard, ear = new_shard(7), Ear()
-    shard.receive(ear, 1, 7, ("add", "x", 1), 100)
+    shard, caller = new_shard(7), RecordingCaller()
+    shard.receive(caller, 1, 7, ("add", "x", 1), 100)
     first = shard.take_ready()
     assert first is not None
     for token in (2, 3, 4):
-        shard.receive(ear, token, 7, ("add", "x", 1), 101)
+        shard.receive(caller, token, 7, ("add", "x", 1), 101)
     assert shard.take_ready() is None
     shard.synced(first)
     second = shard.take_ready()
@@ -66,31 +66,31 @@ def test_one_batch_is_out_at_a_time_and_all_that_came_meanwhile_is_in_the_next()
 
 
 def test_a_read_leaves_no_earlier_than_what_it_may_have_seen() -> None:
-    shard, ear = new_shard(7), Ear()
-    shard.receive(ear, "write", 7, ("add", "x", 1), 100)
+    shard, caller = new_shard(7), RecordingCaller()
+    shard.receive(caller, "write", 7, ("add", "x", 1), 100)
     ready = shard.take_ready()
     assert ready is not None
-    shard.read(ear, "read", 7, ("get", "x"), 100)
+    shard.read(caller, "read", 7, ("get", "x"), 100)
     assert shard.take_ready() is None  # the write it saw is not durable
     shard.synced(ready)
     later = shard.take_ready()
     assert later is not None
     assert later.payload == b""
-    assert later.replies == [(ear, "read", 1)]
+    assert later.replies == [(caller, "read", 1)]
 
 
 def test_a_bucket_of_another_shard_is_refused_and_nothing_is_recorded() -> None:
-    shard, ear = new_shard(7), Ear()
-    shard.receive(ear, "a", 8, ("add", "x", 5), 100)
+    shard, caller = new_shard(7), RecordingCaller()
+    shard.receive(caller, "a", 8, ("add", "x", 5), 100)
     ready = shard.take_ready()
     assert ready is not None
     assert ready.payload == b""
-    assert ready.replies == [(ear, "a", WrongBucket(8, 1))]
+    assert ready.replies == [(caller, "a", WrongBucket(8, 1))]
 
 
 def test_nobody_waits_for_a_report_and_no_instant_depends_on_it() -> None:
-    shard, ear = new_shard(7), Ear()
-    shard.receive(ear, "a", 7, ("at", "x", 500), 100)
+    shard, caller = new_shard(7), RecordingCaller()
+    shard.receive(caller, "a", 7, ("at", "x", 500), 100)
     ready = shard.take_ready()
     assert ready is not None
     shard.synced(ready)
@@ -102,7 +102,7 @@ def test_nobody_waits_for_a_report_and_no_instant_depends_on_it() -> None:
     assert [notice[0] for notice in shard.take_early()], "the report that is not durable does not hold it up"
     assert not shard.is_awaited()
     shard.apply(7, ("add", "y", 1), 600)
-    shard.read(ear, "read", 7, ("get", "y"), 600)
+    shard.read(caller, "read", 7, ("get", "y"), 600)
     assert shard.is_awaited()
 
 
@@ -116,8 +116,8 @@ def test_as_many_records_as_are_worth_a_batch_are_awaited() -> None:
 
 
 def test_what_time_caused_leaves_without_a_sync_once_its_cause_is_durable() -> None:
-    shard, ear = new_shard(7), Ear()
-    shard.receive(ear, "a", 7, ("at", "x", 500), 100)
+    shard, caller = new_shard(7), RecordingCaller()
+    shard.receive(caller, "a", 7, ("at", "x", 500), 100)
     ready = shard.take_ready()
     assert ready is not None
     shard.synced(ready)
@@ -129,8 +129,8 @@ def test_what_time_caused_leaves_without_a_sync_once_its_cause_is_durable() -> N
 
 
 def test_what_time_caused_waits_while_its_cause_is_not_durable() -> None:
-    shard, ear = new_shard(7), Ear()
-    shard.receive(ear, "a", 7, ("at", "x", 500), 100)
+    shard, caller = new_shard(7), RecordingCaller()
+    shard.receive(caller, "a", 7, ("at", "x", 500), 100)
     ready = shard.take_ready()
     assert ready is not None
     shard.tick(500, 10)
@@ -140,20 +140,20 @@ def test_what_time_caused_waits_while_its_cause_is_not_durable() -> None:
 
 
 def test_another_users_command_in_flight_does_not_hold_it_back() -> None:
-    shard, ear = new_shard(7, 8), Ear()
-    shard.receive(ear, "a", 7, ("at", "x", 500), 100)
+    shard, caller = new_shard(7, 8), RecordingCaller()
+    shard.receive(caller, "a", 7, ("at", "x", 500), 100)
     ready = shard.take_ready()
     assert ready is not None
     shard.synced(ready)
-    shard.receive(ear, "b", 8, ("add", "y", 1), 400)
+    shard.receive(caller, "b", 8, ("add", "y", 1), 400)
     assert shard.take_ready() is not None
     shard.tick(500, 10)
     assert shard.take_early() == [("fired", 100, 7, "x")]
 
 
 def test_a_notice_that_a_command_caused_waits_for_the_commands_sync() -> None:
-    shard, ear = new_shard(7), Ear()
-    shard.receive(ear, "a", 7, ("tell", "x"), 100)
+    shard, caller = new_shard(7), RecordingCaller()
+    shard.receive(caller, "a", 7, ("tell", "x"), 100)
     assert shard.take_early() == []
     ready = shard.take_ready()
     assert ready is not None
@@ -161,9 +161,9 @@ def test_a_notice_that_a_command_caused_waits_for_the_commands_sync() -> None:
 
 
 def test_a_batch_is_closed_at_its_limit() -> None:
-    shard, ear = new_shard(7), Ear()
+    shard, caller = new_shard(7), RecordingCaller()
     for token in range(BATCH_RECORDS_MAX + 10):
-        shard.receive(ear, token, 7, ("add", "x", 1), 100)
+        shard.receive(caller, token, 7, ("add", "x", 1), 100)
     sizes = []
     while (ready := shard.take_ready()) is not None:
         sizes.append((ready.records, len(ready.replies)))
@@ -173,13 +173,13 @@ def test_a_batch_is_closed_at_its_limit() -> None:
 
 def test_a_batch_that_decides_who_owns_a_bucket_says_so() -> None:
     """The map is synced in every mode; so what it was told of must be."""
-    shard, ear = new_shard(7), Ear()
+    shard, caller = new_shard(7), RecordingCaller()
     decisions = []
     for step in (
-        lambda: shard.receive(ear, 1, 7, ("add", "x", 1), 100),
+        lambda: shard.receive(caller, 1, 7, ("add", "x", 1), 100),
         lambda: shard.adopt(8, 1),
         lambda: shard.take_in(9, 2, b"{}"),
-        lambda: shard.receive(ear, 2, 7, ("add", "x", 1), 101),
+        lambda: shard.receive(caller, 2, 7, ("add", "x", 1), 101),
         lambda: shard.leave(8),
     ):
         step()
@@ -191,12 +191,12 @@ def test_a_batch_that_decides_who_owns_a_bucket_says_so() -> None:
 
 
 def test_replay_of_the_batches_makes_the_same_shard() -> None:
-    shard, ear, journal = Shard(1, Counters()), Ear(), []
+    shard, caller, journal = Shard(1, Counters()), RecordingCaller(), []
     shard.serve(0)
     for bucket_id in (3, 4):
         shard.adopt(bucket_id, 1)
     for step in range(50):
-        shard.receive(ear, step, 3 + step % 2, ("add", f"n{step % 5}", step), step)
+        shard.receive(caller, step, 3 + step % 2, ("add", f"n{step % 5}", step), step)
         ready = shard.take_ready()
         assert ready is not None
         journal.append(ready.payload)
@@ -209,13 +209,13 @@ def test_replay_of_the_batches_makes_the_same_shard() -> None:
 
 
 def test_a_part_of_a_snapshot_skips_the_records_that_it_holds() -> None:
-    shard, ear, journal = Shard(1, Counters()), Ear(), []
+    shard, caller, journal = Shard(1, Counters()), RecordingCaller(), []
     shard.serve(0)
     for bucket_id in (3, 4):
         shard.adopt(bucket_id, 1)
     parts = []
     for step in range(20):
-        shard.receive(ear, step, 3 + step % 2, ("add", "n", 1), step)
+        shard.receive(caller, step, 3 + step % 2, ("add", "n", 1), step)
         ready = shard.take_ready()
         assert ready is not None
         journal.append(ready.payload)
@@ -233,9 +233,9 @@ def test_a_part_of_a_snapshot_skips_the_records_that_it_holds() -> None:
 
 
 def test_a_snapshot_begun_in_the_middle_of_a_move_holds_the_bucket_on_either_side() -> None:
-    source, target, ear = new_shard(7), Shard(2, Counters()), Ear()
+    source, target, caller = new_shard(7), Shard(2, Counters()), RecordingCaller()
     target.serve(0)
-    source.receive(ear, 1, 7, ("add", "x", 5), 100)
+    source.receive(caller, 1, 7, ("add", "x", 5), 100)
     ready = source.take_ready()
     assert ready is not None
     source.synced(ready)
@@ -304,7 +304,7 @@ def test_a_copy_that_was_served_at_a_generation_of_anothers_is_damage() -> None:
     """Something was answered here: one of the two is an older backup, and nobody throws an answer away."""
     target, journal = stored_copy()
     target.activate(7, 0)
-    target.receive(Ear(), 1, 7, ("add", "x", 5), 100)
+    target.receive(RecordingCaller(), 1, 7, ("add", "x", 5), 100)
     ready = target.take_ready()
     assert ready is not None
     target.synced(ready)

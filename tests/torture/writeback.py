@@ -37,7 +37,7 @@ from billing.history.history_reader import HistoryReader
 from billing.notices import opening as notices
 from shards.exits import Exit
 from shards.system.disk import RealDisk
-from tests.history.scene import Scene
+from tests.history.shard_driver import ShardDriver
 from tests.torture.full import Filler
 from tests.torture.volume import Volume, alone, why_not
 
@@ -133,7 +133,7 @@ class WritebackCampaign:
         self.volume.mount()
         self.filler = Filler(self.backing)
         self.rng = random.Random(seed)
-        self.scene = Scene(seed=seed)
+        self.driver = ShardDriver(seed=seed)
         self.followers = [Follower(kind, self.volume.root) for kind in ("history", "notices")]
         self.sound = [Follower(kind, directory) for kind in ("history", "notices")]  # elsewhere, as they should be
         self.counts: Counter[str] = Counter()
@@ -143,12 +143,12 @@ class WritebackCampaign:
 
     @property
     def batches(self) -> list[bytes]:
-        return self.scene.batches
+        return self.driver.batches
 
     def cycle(self) -> None:
         """Fills the disk under both, gives the room back, and compares. AssertionError."""
         for _ in range(BATCHES):
-            self.scene.batch(STEPS)
+            self.driver.batch(STEPS)
         full_at = len(self.batches) - self.rng.randrange(BATCHES)
         for follower in self.followers:
             code = follower.live(
@@ -200,7 +200,7 @@ class WritebackCampaign:
             if follower.kind == "notices":
                 return [row[1:] for row in store.after(0, NEWEST)]
             reader = HistoryReader(str(follower.directory), 0, store.db, RealDisk())
-            return [row for user in self.scene.users for row in reader.history(1, user, NEWEST, NEWEST).rows]
+            return [row for user in self.driver.users for row in reader.history(1, user, NEWEST, NEWEST).rows]
         finally:
             store.db.close()
 

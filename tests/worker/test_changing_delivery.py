@@ -35,7 +35,7 @@ class SlowToClose(Endpoint):
         await super().close()
 
 
-class Scene:
+class OutgoingCallsHarness:
     """The outgoing calls of a shard without accounts."""
 
     def __init__(self, directory: Path) -> None:
@@ -81,33 +81,33 @@ class Scene:
 
 
 async def test_the_newest_of_two_changes_counts_and_no_delivery_is_left_behind(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    scene.calls.configure(SECOND)
+    harness = OutgoingCallsHarness(tmp_path)
+    harness.calls.configure(SECOND)
     await asyncio.sleep(0)
-    scene.calls.configure(THIRD)
-    await scene.changed()
-    assert scene.calls.delivery.settings == THIRD
-    assert scene.calls.checks.delivery is scene.calls.delivery
-    assert scene.open_endpoints() == scene.calls.delivery.endpoints
-    await scene.close()
+    harness.calls.configure(THIRD)
+    await harness.changed()
+    assert harness.calls.delivery.settings == THIRD
+    assert harness.calls.checks.delivery is harness.calls.delivery
+    assert harness.open_endpoints() == harness.calls.delivery.endpoints
+    await harness.close()
 
 
 async def test_a_change_back_while_the_old_delivery_closes_makes_it_anew(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    scene.calls.configure(SECOND)
+    harness = OutgoingCallsHarness(tmp_path)
+    harness.calls.configure(SECOND)
     await asyncio.sleep(0)
-    scene.calls.configure(FIRST)
-    await scene.changed()
-    assert scene.calls.delivery.settings == FIRST
-    assert scene.open_endpoints() == scene.calls.delivery.endpoints
-    await scene.close()
+    harness.calls.configure(FIRST)
+    await harness.changed()
+    assert harness.calls.delivery.settings == FIRST
+    assert harness.open_endpoints() == harness.calls.delivery.endpoints
+    await harness.close()
 
 
 async def test_no_delivery_begins_once_the_worker_ends(tmp_path: Path) -> None:
-    scene = Scene(tmp_path)
-    scene.calls.configure(SECOND)
+    harness = OutgoingCallsHarness(tmp_path)
+    harness.calls.configure(SECOND)
     await asyncio.sleep(0)
-    await scene.calls.drain()
-    await scene.changed()
-    assert len(scene.endpoints) == 1
-    await scene.close()
+    await harness.calls.drain()
+    await harness.changed()
+    assert len(harness.endpoints) == 1
+    await harness.close()

@@ -38,7 +38,7 @@ REPORTS = {
 }
 
 
-class Start(FakeObligations):
+class StartingWorker(FakeObligations):
     """A worker that comes up: its ledger, its delivery to a receiver, and what it holds back."""
 
     def __init__(self, directory: Path, receiver: Receiver, hold_above: int) -> None:
@@ -121,9 +121,9 @@ def why(request: pytest.FixtureRequest, tmp_path: Path) -> int:
 
 
 @asynccontextmanager
-async def starting(directory: Path, hold_above: int) -> AsyncIterator[Start]:
+async def starting(directory: Path, hold_above: int) -> AsyncIterator[StartingWorker]:
     async with receiving() as receiver:
-        start = Start(directory, receiver, hold_above)
+        start = StartingWorker(directory, receiver, hold_above)
         try:
             yield start
         finally:

@@ -28,7 +28,7 @@ class Answer(NamedTuple):
         return json.loads(self.body)
 
 
-class Wire:
+class RawClient:
     """A connection of raw bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -80,10 +80,10 @@ class HttpHarness:
         self.door = Door(self.gate, guard, self.clock, lambda: {"version": "0"}, limits, self.bugs.append)
         self.server: asyncio.Server | None = None
         self.address: Any = None
-        self._wires: list[Wire] = []
+        self._wires: list[RawClient] = []
 
-    async def connect(self) -> Wire:
-        wire = Wire(*await asyncio.open_connection(*self.address))
+    async def connect(self) -> RawClient:
+        wire = RawClient(*await asyncio.open_connection(*self.address))
         self._wires.append(wire)
         return wire
 

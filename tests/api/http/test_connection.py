@@ -10,7 +10,7 @@ import pytest
 
 from billing.api.door import Limits
 from billing.api.http.connection import QUEUE_MAX, HttpConnection
-from tests.api.http.harness import HttpHarness, Wire, open_harness, request
+from tests.api.http.harness import HttpHarness, RawClient, open_harness, request
 
 BODY = b'{"amount":"5"}'
 TOP_UP = request("POST", "/v1/accounts/ann/top_up", BODY)
@@ -20,7 +20,7 @@ H2C = {"Connection": "Upgrade, HTTP2-Settings", "Upgrade": "h2c", "HTTP2_Setting
 WEBSOCKET = {"Connection": "Upgrade", "Upgrade": "websocket"}
 
 
-async def piecemeal(wire: Wire, data: bytes) -> None:
+async def piecemeal(wire: RawClient, data: bytes) -> None:
     """Sends byte by byte, each in a segment of its own."""
     wire.writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for at in range(len(data)):

@@ -11,7 +11,7 @@ import pytest
 from billing.api.auth import Guard
 from billing.api.http.feed import EVENTS, JSON, NDJSON, wanted
 from billing.ledger.errors import Refused
-from tests.api.http.harness import HttpHarness, Wire, open_harness, request
+from tests.api.http.harness import HttpHarness, RawClient, open_harness, request
 from tests.api.http.test_server import TOKENS
 
 
@@ -19,10 +19,10 @@ def row(number: int) -> dict[str, Any]:
     return {"cursor": f"c{number}", "user_id": "ann", "entry_id": number, "amount_nanos": 10**9 * number}
 
 
-class Lines:
+class ChunkedLines:
     """The body of a streamed answer, in the chunks of HTTP/1.1."""
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: RawClient) -> None:
         self._reader = wire.reader
         self._text = b""
 
@@ -86,7 +86,7 @@ async def test_lines_come_page_by_page_up_to_the_newest(harness: HttpHarness) ->
     harness.gate.replies["entries"] = lambda operation: pages[operation[1]]
     wire = await harness.connect()
     wire.writer.write(request("GET", "/v1/entries"))
-    lines = Lines(wire)
+    lines = ChunkedLines(wire)
     assert "Content-Type: application/x-ndjson" in await lines.head()
     rows = [json.loads(line) for line in (await lines.until(b"the end")).splitlines()]
     assert [row["entry_id"] for row in rows] == [1, 2, 3]
@@ -98,7 +98,7 @@ async def test_a_limit_ends_the_lines(harness: HttpHarness) -> None:
     harness.gate.replies["entries"] = [row(1)]
     wire = await harness.connect()
     wire.writer.write(request("GET", "/v1/entries?limit=3&follow=true"))
-    lines = Lines(wire)
+    lines = ChunkedLines(wire)
     await lines.head()
     assert len((await lines.until(b"the end")).splitlines()) == 3
     assert [operation[2] for operation in harness.gate.operations] == [3, 2, 1]
@@ -109,7 +109,7 @@ async def test_events_go_on_behind_the_last_one_that_was_had_and_wait_for_more(h
     harness.gate.replies["entries"] = lambda operation: pages[operation[1]]
     wire = await harness.connect()
     wire.writer.write(request("GET", "/v1/entries?cursor=old", Accept=EVENTS, Last_Event_ID="c1"))
-    lines = Lines(wire)
+    lines = ChunkedLines(wire)
     assert "Content-Type: text/event-stream" in await lines.head()
     assert await lines.until(b"\n\n") == "retry: 1000\n\n"
     id_line, event_line, data_line = (await lines.until(b"\n\n")).strip().split("\n")
@@ -136,7 +136,7 @@ async def test_a_stream_ends_when_the_worker_stops_reading(harness: HttpHarness)
     harness.gate.replies["entries"] = []
     wire = await harness.connect()
     wire.writer.write(request("GET", "/v1/entries", Accept=EVENTS))
-    lines = Lines(wire)
+    lines = ChunkedLines(wire)
     await lines.head()
     await lines.until(b"\n\n")
     harness.door.drain()
@@ -149,7 +149,7 @@ async def test_a_stream_ends_when_its_token_is_revoked() -> None:
         harness.gate.replies["entries"] = []
         wire = await harness.connect()
         wire.writer.write(request("GET", "/v1/entries?follow=true", Authorization="Bearer test"))
-        lines = Lines(wire)
+        lines = ChunkedLines(wire)
         await lines.head()
         harness.door.take_guard(Guard(tokens.replace("9f86d081", "00000000")))
         assert await lines.until(b"the end") == ""

@@ -25,7 +25,7 @@ from tests.simulation.disk import Crashed, Fault
 LIVES = 3
 
 
-class Told:
+class AnswerRecord:
     """What the journal has answered, and what it was doing when it did not."""
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class Told:
         self.open_batch = None
 
 
-def lead(answers: Told, journal: FileJournal, life: int) -> None:
+def lead(answers: AnswerRecord, journal: FileJournal, life: int) -> None:
     """One life. Unavailable is taken as it comes; anything else ends it."""
 
     def attempt(call: Callable[..., object], *arguments: object) -> None:
@@ -88,7 +88,7 @@ def lead(answers: Told, journal: FileJournal, life: int) -> None:
         journal.close()
 
 
-def live(machine: JournalMachine, answers: Told, life: int, fault: Fault | None = None) -> int:
+def live(machine: JournalMachine, answers: AnswerRecord, life: int, fault: Fault | None = None) -> int:
     """One life, to its end; how often the fault fired."""
     journal = machine.journal(fault=fault, ballast_bytes=4096)
     try:
@@ -102,13 +102,13 @@ def live(machine: JournalMachine, answers: Told, life: int, fault: Fault | None 
 @cache
 def before_life(life: int) -> bytes:
     """The machine and what was answered, pickled, after the lives before this one, in which nothing goes wrong."""
-    machine, answers = JournalMachine(), Told()
+    machine, answers = JournalMachine(), AnswerRecord()
     for earlier in range(life):
         live(machine, answers, earlier)
     return pickle.dumps((machine, answers))
 
 
-def run(fault: Fault, faulty_life: int, seed: int) -> tuple[int, Told]:
+def run(fault: Fault, faulty_life: int, seed: int) -> tuple[int, AnswerRecord]:
     """The life with the fault and those after it; (how often it fired, what was answered)."""
     machine, answers = pickle.loads(before_life(faulty_life))
     machine.rng.seed(seed)

@@ -34,7 +34,7 @@ TICK_NS, STILL_NS = 50_000_000, 1_000_000_000
 MAY_COMMIT = Callable[[BucketMap, Shares, list[Any], Mapping[int, Voice]], bool]
 
 
-class Wrong(Exception):
+class InvariantBroken(Exception):
     """What the auditor saw."""
 
 
@@ -251,7 +251,9 @@ class World:
         for bucket in worker.map.buckets_of(worker.shard):
             generation = worker.map.generation[bucket]
             if worker.replayed.get(bucket, (0, 0, False))[0] != generation:
-                raise Wrong(f"shard {worker.shard} owns bucket {bucket} at {generation}, and has {worker.replayed}")
+                raise InvariantBroken(
+                    f"shard {worker.shard} owns bucket {bucket} at {generation}, and has {worker.replayed}"
+                )
         for bucket, (_, content, _) in worker.replayed.items():
             if worker.map.owner[bucket] == worker.shard:
                 worker.held[bucket] = content
@@ -292,7 +294,9 @@ class World:
             worker.held[bucket] = content
             self.answered[bucket] += 1
             if content != self.answered[bucket]:
-                raise Wrong(f"bucket {bucket} answers {content} after {self.answered[bucket]} at {worker.shard}")
+                raise InvariantBroken(
+                    f"bucket {bucket} answers {content} after {self.answered[bucket]} at {worker.shard}"
+                )
 
     # -- moves ------------------------------------------------------------------------------------------------------
 
@@ -466,7 +470,7 @@ class World:
         elif new_owner.shard_id == worker.shard:
             _, generation, content = worker.arrived.pop(bucket, (0, 0, 0))
             if generation != new_owner.generation:
-                raise Wrong(
+                raise InvariantBroken(
                     f"shard {worker.shard} is given bucket {bucket} at {new_owner.generation}, and has {generation}"
                 )
             worker.held[bucket] = content
@@ -619,11 +623,11 @@ class World:
         view = View()
         view.take_up(self.log)
         if view.wanted.of:
-            raise Wrong(f"wanted still: {view.wanted.of}")
+            raise InvariantBroken(f"wanted still: {view.wanted.of}")
         for bucket, answered in self.answered.items():
             holders = [(worker.shard, worker.held[bucket]) for host in self.hosts for worker in host.workers.values()
                        if bucket in worker.held]  # fmt: skip
             if holders != [(view.map.owner[bucket], answered)]:
-                raise Wrong(
+                raise InvariantBroken(
                     f"bucket {bucket}: {holders}, the map says {view.map.owner_of(bucket)}, answered {answered}"
                 )

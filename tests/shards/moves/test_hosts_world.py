@@ -12,7 +12,7 @@ from shards.control import MoveAbort
 from shards.supervisor.far_side import Arrivals
 from shards.supervisor.placement import Shares, Voice
 from shards.supervisor.registry import may_commit
-from tests.shards.moves.hosts_world import Rules, World, Wrong
+from tests.shards.moves.hosts_world import InvariantBroken, Rules, World
 
 SEEDS = 40
 SEEDS_MAX = 1000  # until a faulty rule is caught
@@ -32,7 +32,7 @@ def test_no_command_is_lost_or_doubled_and_nobody_guesses() -> None:
 
 def test_a_host_that_opens_a_journal_too_late_never_serves() -> None:
     World(1).story_of_a_late_opening()
-    with pytest.raises(Wrong):  # where the life is recorded before the opening
+    with pytest.raises(InvariantBroken):  # where the life is recorded before the opening
         World(1, Rules(confirms_life=False)).story_of_a_late_opening()
 
 
@@ -91,5 +91,5 @@ def test_a_faulty_rule_is_caught(rules: Rules, known_seed: int) -> None:
         for seed in (known_seed, *range(SEEDS_MAX)):
             World(seed, rules).run()
 
-    with pytest.raises(Wrong):
+    with pytest.raises(InvariantBroken):
         hunt()

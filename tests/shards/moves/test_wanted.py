@@ -13,9 +13,9 @@ from shards.control import Known, MoveAbort, MoveOrder, MoveOut, Unmoved
 from shards.moves.mover import Mover
 from shards.moves.wanted import Wanted, WantedMoves
 from shards.supervisor.placement import Voice
-from tests.shards.supervisor.test_operator_api import Scene, rows_of, scene
+from tests.shards.supervisor.test_operator_api import OperatorApiHarness, harness, rows_of
 
-__all__ = ["scene"]
+__all__ = ["harness"]
 
 
 def of(*records: list[Any]) -> WantedMoves:
@@ -49,7 +49,7 @@ def test_only_the_host_of_a_buckets_shard_carries_on_and_nothing_twice() -> None
     assert wanted.to_carry_on(bucket_map, {1, 2}, {1}) == [3]
 
 
-class Alone:
+class NoOtherHosts:
     """The way to other hosts, of which there is none."""
 
     def __init__(self) -> None:
@@ -75,7 +75,7 @@ class Alone:
         pass
 
 
-class Unwilling:
+class UnwillingWorker:
     """The wire of a worker that gives nothing away."""
 
     def __init__(self, mover: Mover, shard: int) -> None:
@@ -90,13 +90,13 @@ class Unwilling:
 
 
 @pytest.fixture
-async def unwilling(scene: Scene) -> AsyncIterator[Scene]:
-    scene.mover.far = Alone()  # type: ignore[assignment]
-    for shard, worker in scene.workers.items():
-        worker.wire = Unwilling(scene.mover, shard)  # type: ignore[assignment]
-    scene.mover.carry_on_pauses_s = (0.0, 0.0, 0.0)
-    yield scene
-    scene.mover.stop()
+async def unwilling(harness: OperatorApiHarness) -> AsyncIterator[OperatorApiHarness]:
+    harness.mover.far = NoOtherHosts()  # type: ignore[assignment]
+    for shard, worker in harness.workers.items():
+        worker.wire = UnwillingWorker(harness.mover, shard)  # type: ignore[assignment]
+    harness.mover.carry_on_pauses_s = (0.0, 0.0, 0.0)
+    yield harness
+    harness.mover.stop()
 
 
 async def until(what: Callable[[], object]) -> None:
@@ -105,7 +105,9 @@ async def until(what: Callable[[], object]) -> None:
             await asyncio.sleep(0.001)
 
 
-async def test_a_move_without_its_driver_is_tried_again_and_given_up_where_everybody_sees_it(unwilling: Scene) -> None:
+async def test_a_move_without_its_driver_is_tried_again_and_given_up_where_everybody_sees_it(
+    unwilling: OperatorApiHarness,
+) -> None:
     registry, mover = unwilling.registry, unwilling.mover
     await registry.record(["wanted", 1, 2, 1])  # by a host that is gone
     await mover.look_at_map()
@@ -125,13 +127,13 @@ async def test_a_move_without_its_driver_is_tried_again_and_given_up_where_every
     assert row["alerts"] == ["MOVE_FAILED: bucket 1: bucket 1 stays where it is: calls in flight"]
 
 
-async def test_who_asked_for_a_move_and_was_told_no_wants_nothing_any_more(unwilling: Scene) -> None:
+async def test_who_asked_for_a_move_and_was_told_no_wants_nothing_any_more(unwilling: OperatorApiHarness) -> None:
     reply = await unwilling.mover.move(1, 2)
     assert reply["refused"] == "MOVE_REFUSED"
     assert unwilling.registry.wanted.of == {}
 
 
-async def test_a_rebalance_is_in_the_log_until_the_load_is_even(unwilling: Scene) -> None:
+async def test_a_rebalance_is_in_the_log_until_the_load_is_even(unwilling: OperatorApiHarness) -> None:
     registry, mover = unwilling.registry, unwilling.mover
     await registry.record(["uneven", True])  # by a host that is gone; the load is even
     await mover.look_at_map()

@@ -32,7 +32,7 @@ CALM_NS = 50_000 * MS  # behind the last fault
 SHARDS = 6
 
 
-class Wrong(Exception):
+class InvariantBroken(Exception):
     """What the auditor saw."""
 
 
@@ -223,7 +223,7 @@ class World:
         worker = owner.workers.get(shard)
         well_for_ns = self.now_ns - owner.well_ns if owner.well_ns >= 0 else -1
         if worker is not None and well_for_ns > GRANT_NS and (worker.epoch or self.now_ns < worker.opens_ns):
-            raise Wrong(f"robbed: {taker.name} takes shard {shard} from {own.node}, which is well")
+            raise InvariantBroken(f"robbed: {taker.name} takes shard {shard} from {own.node}, which is well")
 
     def audit(self) -> None:
         for shard in self.journals:
@@ -238,14 +238,14 @@ class World:
             has_room = any(len(host.workers) < self.capacity for host in well)
             limit_ns = TAKEOVER_NS + GRACE_NS * (self.now_ns - self.disturbed_ns < 2 * GRACE_NS or since_ns < GRACE_NS)
             if not is_served and has_room and well and self.now_ns - since_ns > limit_ns:
-                raise Wrong(f"unserved: shard {shard} since {self.unserved_ns[shard]}")
+                raise InvariantBroken(f"unserved: shard {shard} since {self.unserved_ns[shard]}")
 
     def audit_end(self) -> None:
         late = [at_ns for at_ns in self.changes if at_ns > self.disturbed_ns + CALM_NS // 2]
         wishes = [own for own in self.shares.owns.values() if own.wish]
         if late or wishes:
-            raise Wrong(f"restless: changes at {late}, {len(wishes)} wishes")
+            raise InvariantBroken(f"restless: changes at {late}, {len(wishes)} wishes")
         counts = {host.name: len(host.workers) for host in self.hosts.values() if host.rule is not None}
         drained = {name: counts.pop(name) for name in self.shares.drained}
         if any(drained.values()) or max(counts.values()) - min(counts.values()) > 1:
-            raise Wrong(f"uneven: {counts}, and of drained hosts {drained}")
+            raise InvariantBroken(f"uneven: {counts}, and of drained hosts {drained}")

@@ -13,7 +13,7 @@ TARGET, SOURCE = 2, 1
 ARRIVING = Arriving(9, 1, 2, SOURCE, (3, 2))  # bucket 1, to be at generation 2, of life 2 of ownership 3
 
 
-def scene(*records: list[object]) -> tuple[Arrivals, BucketMap, Shares]:
+def arrivals_of(*records: list[object]) -> tuple[Arrivals, BucketMap, Shares]:
     bucket_map, shares = BucketMap(), Shares()
     first: list[list[object]] = [["create", 4, HASH_NAME, [SOURCE, TARGET, 3]], ["own", SOURCE, 3, "a", "id"]]
     for record in [*first, *records]:
@@ -40,13 +40,13 @@ def scene(*records: list[object]) -> tuple[Arrivals, BucketMap, Shares]:
 def test_a_copy_is_dropped_once_the_map_says_that_it_can_never_be_decided(
     records: list[list[object]], is_over: bool
 ) -> None:
-    arrivals, bucket_map, shares = scene(*records)
+    arrivals, bucket_map, shares = arrivals_of(*records)
     assert arrivals.aborted(bucket_map, shares) == ([(TARGET, MoveAbort(9, 1))] if is_over else [])
     if is_over:
         assert arrivals.aborted(bucket_map, shares) == [], "once"
 
 
 def test_the_next_life_of_a_worker_goes_by_the_map_alone() -> None:
-    arrivals, bucket_map, shares = scene(["life", SOURCE, 3, 3])
+    arrivals, bucket_map, shares = arrivals_of(["life", SOURCE, 3, 3])
     arrivals.forget(TARGET)
     assert arrivals.aborted(bucket_map, shares) == []

@@ -14,7 +14,7 @@ from shards.supervisor.lost_map import Held, MapLost, held_by, map_of, records_o
 Record = tuple[int, int, int, bytes]
 
 
-class Log:
+class FakeReader:
     """A shard's log as a reader shows it: batches from position 1 on, and at most one snapshot."""
 
     def __init__(self, *batches: list[Record], snapshot: tuple[int, list[bytes]] | None = None) -> None:
@@ -44,7 +44,7 @@ def part(kind: int, bucket_id: int, generation: int, position: int) -> bytes:
 
 
 def test_a_log_tells_what_was_made_taken_over_and_given_up() -> None:
-    log = Log(
+    log = FakeReader(
         [(OWN, 1, 1, b""), (OWN, 2, 1, b"")],
         [(LEAVE, 2, 1, b"")],
         [(RECEIVED, 5, 4, b"whole"), (RECEIVED, 6, 2, b"whole")],
@@ -55,7 +55,7 @@ def test_a_log_tells_what_was_made_taken_over_and_given_up() -> None:
 
 
 def test_records_that_a_part_of_the_snapshot_holds_already_are_passed_over() -> None:
-    log = Log(
+    log = FakeReader(
         [(OWN, 1, 1, b""), (OWN, 2, 1, b""), (OWN, 3, 1, b"")],
         [(LEAVE, 1, 1, b"")],
         [(RECEIVED, 1, 3, b"back again")],

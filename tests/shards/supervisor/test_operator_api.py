@@ -24,7 +24,7 @@ BUCKETS = 4
 NOW_NS = 1_727_000_000_000_000_000
 
 
-class Wire:
+class FakeControlWire:
     """A worker's control wire: questions are answered at once, with these figures and what it holds."""
 
     def __init__(self, worker_figures: WorkerFigures, figures: dict[str, Any], held: list[tuple[int, int]]) -> None:
@@ -41,7 +41,7 @@ class Wire:
                 self._worker_figures.on_reply(Examined(number, self.held, self.faults))
 
 
-class Scene:
+class OperatorApiHarness:
     """A supervisor's map, mover and view of two workers, both serving."""
 
     def __init__(self, data_dir: Path) -> None:
@@ -50,56 +50,58 @@ class Scene:
         self.registry = Registry(str(data_dir), REAL, log, lambda: NOW_NS)
         self.registry.open(BUCKETS, {1: 1, 2: 1})
         self.worker_figures = WorkerFigures()
-        self.wires: dict[int, Wire] = {}
+        self.wires: dict[int, FakeControlWire] = {}
         self.workers = {shard_id: WorkerState(shard_id) for shard_id in (1, 2)}
         for shard_id, worker in self.workers.items():
             worker.state, worker.pid = "serving", 1000 + shard_id
             owned = self.registry.map.ownership_of(shard_id)
             figures = {"accounts": 10 * shard_id, "bucket_accounts": [[bucket_id, 5] for bucket_id in owned]}
-            wire = self.wires[shard_id] = Wire(self.worker_figures, figures, list(owned.items()))
+            wire = self.wires[shard_id] = FakeControlWire(self.worker_figures, figures, list(owned.items()))
             worker.wire = wire  # type: ignore[assignment]
         self.mover = Mover(self.registry, self.workers, MoveSettings(frozenset(self.workers)), MACHINE_CLOCKS.boot_ns)
         self.elsewhere: dict[int, str] = {}
         asked_of = self.mover, self.worker_figures, lambda: self.elsewhere
         self.operator_api = OperatorApi(self.registry, self.workers, *asked_of)
 
-    def wire(self, shard_id: int) -> Wire:
+    def wire(self, shard_id: int) -> FakeControlWire:
         return self.wires[shard_id]
 
 
 @pytest.fixture
-async def scene(data_dir: Path) -> AsyncIterator[Scene]:
-    scene_made = Scene(data_dir)
+async def harness(data_dir: Path) -> AsyncIterator[OperatorApiHarness]:
+    new_harness = OperatorApiHarness(data_dir)
     executor = SerialExecutor("map", asyncio.get_running_loop())
-    scene_made.registry.use(executor)
-    yield scene_made
+    new_harness.registry.use(executor)
+    yield new_harness
     executor.close()
-    scene_made.registry.close()
+    new_harness.registry.close()
 
 
-async def test_shards_say_their_state_and_what_is_wrong_with_them(scene: Scene) -> None:
-    scene.workers[2].state, scene.workers[2].reason = "held", "exit 74: the disk failed"
-    first, second = await rows_of(scene, "shards_info")
+async def test_shards_say_their_state_and_what_is_wrong_with_them(harness: OperatorApiHarness) -> None:
+    harness.workers[2].state, harness.workers[2].reason = "held", "exit 74: the disk failed"
+    first, second = await rows_of(harness, "shards_info")
     assert (first["state"], first["buckets"], first["accounts"], first["alerts"]) == ("serving", 2, 10, [])
     assert second["alerts"] == ["SHARD_HELD: nobody serves 2 buckets: exit 74: the disk failed"]
 
 
-async def test_a_shard_of_another_host_has_a_row_without_figures_and_buckets_do_not_move(scene: Scene) -> None:
-    del scene.workers[2]
-    scene.elsewhere[2] = "b"
-    first, second = await rows_of(scene, "shards_info")
+async def test_a_shard_of_another_host_has_a_row_without_figures_and_buckets_do_not_move(
+    harness: OperatorApiHarness,
+) -> None:
+    del harness.workers[2]
+    harness.elsewhere[2] = "b"
+    first, second = await rows_of(harness, "shards_info")
     assert (first["shard_id"], first["state"]) == (1, "serving")
     assert (second["shard_id"], second["state"], second["reason"]) == (2, "elsewhere", "served by b")
     assert (second["buckets"], second["accounts"], second["alerts"]) == (2, None, [])
-    assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
-    scene.wires[1].figures["links_down"] = {2: "it cannot be reached"}
-    _, second = await rows_of(scene, "shards_info")
+    assert [row["accounts"] for row in await rows_of(harness, "buckets_info")] == [5, 5, None, None]
+    harness.wires[1].figures["links_down"] = {2: "it cannot be reached"}
+    _, second = await rows_of(harness, "shards_info")
     assert second["reason"] == "served by b; no link from this host: it cannot be reached"
     assert second["alerts"] == ["UNREACHABLE_SHARD: no link from this host: it cannot be reached"]
-    scene.elsewhere[2] = ""
-    _, second = await rows_of(scene, "shards_info")
+    harness.elsewhere[2] = ""
+    _, second = await rows_of(harness, "shards_info")
     assert second["alerts"] == ["UNREACHABLE_SHARD: no host serves shard 2"]
-    checked = await scene.operator_api.operate(("check_owners",))
+    checked = await harness.operator_api.operate(("check_owners",))
     assert checked == {"buckets": 2, "moving": 0, "shards": 1, "faults": []}, "of this host's shards alone"
 
 
@@ -117,65 +119,69 @@ class Peer:
         return self.here
 
 
-async def test_a_shard_of_another_host_has_the_figures_that_its_host_says_and_links_both_ways(scene: Scene) -> None:
-    reply = await scene.operator_api.operate(("shards_here",))
+async def test_a_shard_of_another_host_has_the_figures_that_its_host_says_and_links_both_ways(
+    harness: OperatorApiHarness,
+) -> None:
+    reply = await harness.operator_api.operate(("shards_here",))
     assert isinstance(reply, dict)
     assert [row["shard_id"] for row in reply["rows"]] == [1, 2]
     there = reply["rows"][1] | {"alerts": ("DISK_FULL: changes are refused",), "starts": 3}
     peer = Peer({"node": "b", "rows": (there,), "links_down": {1: "it cannot be reached"}})
-    scene.mover.far = peer  # type: ignore[assignment]
-    del scene.workers[2]
-    scene.elsewhere[2] = "b"
-    first, second = await rows_of(scene, "shards_info")
+    harness.mover.far = peer  # type: ignore[assignment]
+    del harness.workers[2]
+    harness.elsewhere[2] = "b"
+    first, second = await rows_of(harness, "shards_info")
     assert first["links_down"] == ["b: it cannot be reached"]
     assert first["alerts"] == ["UNREACHABLE_SHARD: no link from b: it cannot be reached"]
     assert (second["state"], second["reason"], second["worker_pid"]) == ("elsewhere", "served by b", None)
     assert (second["accounts"], second["starts"], second["links_down"]) == (20, 3, [])
     assert second["alerts"] == ["DISK_FULL: changes are refused"]
 
-    scene.wires[1].figures["links_down"] = {2: "it cannot be reached"}  # nor can this host reach it: it is not asked
-    _, second = await rows_of(scene, "shards_info")
+    harness.wires[1].figures["links_down"] = {2: "it cannot be reached"}  # nor can this host reach it: it is not asked
+    _, second = await rows_of(harness, "shards_info")
     assert (second["accounts"], second["links_down"]) == (None, ["this host: it cannot be reached"])
     assert peer.asked == [2]
-    scene.wires[1].figures["links_down"] = {}
+    harness.wires[1].figures["links_down"] = {}
     peer.here = {"refused": "UNAVAILABLE", "message": "shard 2 is another host's"}
-    _, second = await rows_of(scene, "shards_info")
+    _, second = await rows_of(harness, "shards_info")
     assert (second["reason"], second["accounts"]) == ("served by b", None)
 
 
-async def test_buckets_of_another_host_have_the_accounts_that_it_counts(scene: Scene) -> None:
-    reply = await scene.operator_api.operate(("accounts_here",))
+async def test_buckets_of_another_host_have_the_accounts_that_it_counts(harness: OperatorApiHarness) -> None:
+    reply = await harness.operator_api.operate(("accounts_here",))
     assert reply == {"accounts": [(bucket_id, 5) for bucket_id in range(1, BUCKETS + 1)]}
-    scene.wires[1].figures["bucket_accounts"] = [[2, 5]]  # one that has no account is not named
-    reply = await scene.operator_api.operate(("accounts_here",))
+    harness.wires[1].figures["bucket_accounts"] = [[2, 5]]  # one that has no account is not named
+    reply = await harness.operator_api.operate(("accounts_here",))
     assert reply == {"accounts": [(1, 0), (2, 5), (3, 5), (4, 5)]}
-    scene.wires[1].figures["bucket_accounts"] = [[1, 5], [2, 5]]
+    harness.wires[1].figures["bucket_accounts"] = [[1, 5], [2, 5]]
     peer = Peer({"accounts": [[1, 99], [3, 8], [4, 9]]}, ("accounts_here",))  # it takes bucket 1 for its own still
-    scene.mover.far = peer  # type: ignore[assignment]
-    del scene.workers[2]
-    scene.elsewhere[2] = "b"
-    assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, 8, 9]
+    harness.mover.far = peer  # type: ignore[assignment]
+    del harness.workers[2]
+    harness.elsewhere[2] = "b"
+    assert [row["accounts"] for row in await rows_of(harness, "buckets_info")] == [5, 5, 8, 9]
     peer.here = {"refused": "UNAVAILABLE", "message": "shard 2 is another host's"}
-    assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
-    scene.wires[1].figures["links_down"] = {2: "it cannot be reached"}
+    assert [row["accounts"] for row in await rows_of(harness, "buckets_info")] == [5, 5, None, None]
+    harness.wires[1].figures["links_down"] = {2: "it cannot be reached"}
     asked_before = list(peer.asked)
-    assert [row["accounts"] for row in await rows_of(scene, "buckets_info")] == [5, 5, None, None]
+    assert [row["accounts"] for row in await rows_of(harness, "buckets_info")] == [5, 5, None, None]
     assert peer.asked == asked_before, "it is not asked"
 
 
-async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says_so(scene: Scene) -> None:
-    scene.wire(1).figures = {}
-    scene.wire(2).figures["no_room"] = "no space left"
-    first, second = await rows_of(scene, "shards_info")
+async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says_so(
+    harness: OperatorApiHarness,
+) -> None:
+    harness.wire(1).figures = {}
+    harness.wire(2).figures["no_room"] = "no space left"
+    first, second = await rows_of(harness, "shards_info")
     assert (first["state"], first["alerts"]) == ("silent", ["SILENT_SHARD: its worker does not answer"])
     assert second["alerts"] == ["DISK_FULL: changes are refused: no space left"]
 
 
-async def test_buckets_say_their_owner_and_accounts_as_their_owner_counts_them(scene: Scene) -> None:
-    scene.wire(1).figures["bucket_accounts"] = [
+async def test_buckets_say_their_owner_and_accounts_as_their_owner_counts_them(harness: OperatorApiHarness) -> None:
+    harness.wire(1).figures["bucket_accounts"] = [
         [bucket_id, 7] for bucket_id in range(1, BUCKETS + 1)
     ]  # it says more than it owns
-    rows = await rows_of(scene, "buckets_info")
+    rows = await rows_of(harness, "buckets_info")
     assert [(row["bucket_id"], row["shard_id"], row["state"], row["generation"]) for row in rows] == [
         (1, 1, "active", 1),
         (2, 1, "active", 1),
@@ -185,21 +191,21 @@ async def test_buckets_say_their_owner_and_accounts_as_their_owner_counts_them(s
     assert [row["accounts"] for row in rows] == [7, 7, 5, 5]
 
 
-async def test_a_pinned_bucket_stays_and_says_so(scene: Scene) -> None:
-    assert await scene.operator_api.operate(("pin_bucket", 2)) == {"bucket_id": 2, "pinned": True}
-    rows = await rows_of(scene, "buckets_info")
+async def test_a_pinned_bucket_stays_and_says_so(harness: OperatorApiHarness) -> None:
+    assert await harness.operator_api.operate(("pin_bucket", 2)) == {"bucket_id": 2, "pinned": True}
+    rows = await rows_of(harness, "buckets_info")
     assert rows[1]["state"] == "pinned"
-    reply = await scene.operator_api.operate(("explain_move", 2, 2))
+    reply = await harness.operator_api.operate(("explain_move", 2, 2))
     assert isinstance(reply, dict)
     assert (reply["waits_for"], reply["whose"]) == ("bucket 2 is pinned to shard 1; unpin it first", "the operator")
-    reply = await scene.operator_api.operate(("explain_move", 2, 0))
+    reply = await harness.operator_api.operate(("explain_move", 2, 0))
     assert isinstance(reply, dict)
     assert reply["waits_for"] == "it is pinned: the rebalancer never moves it; unpin_bucket frees it"
-    assert await scene.operator_api.operate(("move_bucket", 2, 2)) == {
+    assert await harness.operator_api.operate(("move_bucket", 2, 2)) == {
         "refused": "BUCKET_PINNED",
         "message": "bucket 2 is pinned to shard 1; unpin it first",
     }
-    assert await scene.operator_api.operate(("unpin_bucket", 2)) == {"bucket_id": 2, "pinned": False}
+    assert await harness.operator_api.operate(("unpin_bucket", 2)) == {"bucket_id": 2, "pinned": False}
 
 
 @pytest.mark.parametrize(
@@ -214,56 +220,58 @@ async def test_a_pinned_bucket_stays_and_says_so(scene: Scene) -> None:
         (("no_such_question",), "UNKNOWN_METHOD"),
     ],
 )
-async def test_what_cannot_be_is_refused_by_name(scene: Scene, operation: tuple[Any, ...], name: str) -> None:
-    reply = await scene.operator_api.operate(operation)
+async def test_what_cannot_be_is_refused_by_name(
+    harness: OperatorApiHarness, operation: tuple[Any, ...], name: str
+) -> None:
+    reply = await harness.operator_api.operate(operation)
     assert isinstance(reply, dict)
     assert reply["refused"] == name
 
 
-async def test_a_move_waits_for_a_shard_that_is_down_and_says_whose_it_is(scene: Scene) -> None:
-    scene.workers[2].state = "down"
-    reply = await scene.operator_api.operate(("explain_move", 1, 2))
+async def test_a_move_waits_for_a_shard_that_is_down_and_says_whose_it_is(harness: OperatorApiHarness) -> None:
+    harness.workers[2].state = "down"
+    reply = await harness.operator_api.operate(("explain_move", 1, 2))
     assert isinstance(reply, dict)
     assert (reply["waits_for"], reply["whose"]) == ("shard 2 is down", "the shard that is down")
 
 
-async def test_an_even_load_is_left_alone_and_a_new_weight_makes_a_plan(scene: Scene) -> None:
-    assert await scene.operator_api.operate(("rebalance", 1)) == {"moves": 0, "steps": []}
-    await scene.registry.record(["weight", 1, 0])
-    assert await scene.operator_api.operate(("rebalance", 1)) == {
+async def test_an_even_load_is_left_alone_and_a_new_weight_makes_a_plan(harness: OperatorApiHarness) -> None:
+    assert await harness.operator_api.operate(("rebalance", 1)) == {"moves": 0, "steps": []}
+    await harness.registry.record(["weight", 1, 0])
+    assert await harness.operator_api.operate(("rebalance", 1)) == {
         "moves": 2,
         "steps": [
             {"bucket_id": 2, "shard_id": 1, "to_shard_id": 2},
             {"bucket_id": 1, "shard_id": 1, "to_shard_id": 2},
         ],
     }
-    first, _ = await rows_of(scene, "shards_info")
+    first, _ = await rows_of(harness, "shards_info")
     assert first["alerts"] == ["DRAINING: waits for 2 buckets to leave"]
 
 
-async def test_owners_are_checked_against_what_each_worker_holds(scene: Scene) -> None:
-    assert await scene.operator_api.operate(("check_owners",)) == {
+async def test_owners_are_checked_against_what_each_worker_holds(harness: OperatorApiHarness) -> None:
+    assert await harness.operator_api.operate(("check_owners",)) == {
         "buckets": BUCKETS,
         "moving": 0,
         "shards": 2,
         "faults": [],
     }
-    scene.wire(1).held = [(1, 1)]  # it lost bucket 2
-    scene.wire(2).held = [*scene.wire(2).held, (1, 1)]  # and the other one has bucket 1, too
-    scene.wire(2).faults = ["bucket 4: account u: its lines do not add up"]
-    reply = await scene.operator_api.operate(("check_owners",))
+    harness.wire(1).held = [(1, 1)]  # it lost bucket 2
+    harness.wire(2).held = [*harness.wire(2).held, (1, 1)]  # and the other one has bucket 1, too
+    harness.wire(2).faults = ["bucket 4: account u: its lines do not add up"]
+    reply = await harness.operator_api.operate(("check_owners",))
     assert isinstance(reply, dict)
     assert len(reply["faults"]) == 3
     assert reply["faults"][0] == "shard 2: bucket 4: account u: its lines do not add up"
 
 
-async def test_a_worker_that_is_gone_is_a_fault_and_its_buckets_are_left_out(scene: Scene) -> None:
-    scene.workers[2].wire, scene.workers[2].state = None, "down"
-    reply = await scene.operator_api.operate(("check_owners",))
+async def test_a_worker_that_is_gone_is_a_fault_and_its_buckets_are_left_out(harness: OperatorApiHarness) -> None:
+    harness.workers[2].wire, harness.workers[2].state = None, "down"
+    reply = await harness.operator_api.operate(("check_owners",))
     assert reply == {"buckets": 2, "moving": 0, "shards": 2, "faults": ["shard 2 does not answer: down"]}
 
 
-async def rows_of(scene: Scene, question: str) -> list[dict[str, Any]]:
-    reply = await scene.operator_api.operate((question,))
+async def rows_of(harness: OperatorApiHarness, question: str) -> list[dict[str, Any]]:
+    reply = await harness.operator_api.operate((question,))
     assert isinstance(reply, list)
     return reply

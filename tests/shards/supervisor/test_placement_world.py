@@ -6,7 +6,7 @@ import pytest
 
 from shards.journal import LastSign
 from shards.supervisor.placement import Own, Placement, Shares, Take, Wish
-from tests.shards.supervisor.placement_world import MS, SHARDS, Fault, World, Wrong
+from tests.shards.supervisor.placement_world import MS, SHARDS, Fault, InvariantBroken, World
 
 FAULTS = 4
 
@@ -116,5 +116,5 @@ def test_a_faulty_rule_is_caught(rule: type[Placement], caught: str) -> None:
             world = World(seed, rule)
             world.run(world.faults(FAULTS))
 
-    with pytest.raises(Wrong, match=f"^({caught})"):
+    with pytest.raises(InvariantBroken, match=f"^({caught})"):
         runs()

@@ -158,8 +158,8 @@ class Caller:
         self.refused.append((token, reply))
 
 
-class WorkerScene:
-    """One worker over a directory, from `start` to `stop`; the next scene over the same one recovers what it left."""
+class WorkerHarness:
+    """One worker over a directory, from `start` to `stop`; the next harness over the same one recovers what it left."""
 
     worker: Worker
     snapshotter: Snapshotter

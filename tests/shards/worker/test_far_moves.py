@@ -57,7 +57,7 @@ class ReplyRecorder:
         return [to_report(answer[2]) for _, answer in self.told]
 
 
-class Scene:
+class FarMovesHarness:
     """One worker's part; links lead to shard 2."""
 
     def __init__(self) -> None:
@@ -76,15 +76,15 @@ class Scene:
 
 
 def test_an_order_is_passed_on_and_what_comes_back_names_the_life_that_said_it() -> None:
-    scene = Scene()
+    harness = FarMovesHarness()
     order = msgspec.msgpack.encode(IN)
-    scene.far.pass_on(PassOn(2, 9, 1, SOURCES, order))
-    ((caller, token, kind, payload),) = scene.link.asked
+    harness.far.pass_on(PassOn(2, 9, 1, SOURCES, order))
+    ((caller, token, kind, payload),) = harness.link.asked
     assert (kind, payload) == (MOVE, (1, *SOURCES, order))
     caller.answer(token, (7, 3, msgspec.msgpack.encode(Stored(9, b"digest"))))
     caller.refuse(token, Unavailable(2, "its worker went away", "no"))
-    scene.far.pass_on(PassOn(5, 9, 1, SOURCES, order))
-    assert scene.sent == [
+    harness.far.pass_on(PassOn(5, 9, 1, SOURCES, order))
+    assert harness.sent == [
         FarReport(2, (7, 3), Stored(9, b"digest")),
         FarReport(2, NOBODY, Unmoved(9, "the worker of shard 2 was not reached: its worker went away")),
         FarReport(5, NOBODY, Unmoved(9, "the worker of shard 5 was not reached: there is no link to it")),
@@ -92,14 +92,14 @@ def test_an_order_is_passed_on_and_what_comes_back_names_the_life_that_said_it()
 
 
 def test_a_wish_is_passed_on_and_answered_or_refused_by_name() -> None:
-    scene = Scene()
-    scene.far.pass_ask(PassAsk(2, 7, ("move_bucket_here", 3, 2)))
-    ((caller, token, kind, payload),) = scene.link.asked
+    harness = FarMovesHarness()
+    harness.far.pass_ask(PassAsk(2, 7, ("move_bucket_here", 3, 2)))
+    ((caller, token, kind, payload),) = harness.link.asked
     assert (kind, payload) == (ASK, ("move_bucket_here", 3, 2))
     caller.answer(token, {"generation": 2})
     caller.refuse(token, Unavailable(2, "its worker went away", "no"))
-    scene.far.pass_ask(PassAsk(5, 8, ("move_bucket_here", 3, 2)))
-    first, second, third = scene.sent
+    harness.far.pass_ask(PassAsk(5, 8, ("move_bucket_here", 3, 2)))
+    first, second, third = harness.sent
     assert first == FarAnswer(7, {"generation": 2})
     for refused, number, why in ((second, 7, "its worker went away"), (third, 8, "there is no link to it")):
         assert isinstance(refused, FarAnswer)
@@ -108,39 +108,39 @@ def test_a_wish_is_passed_on_and_answered_or_refused_by_name() -> None:
 
 
 def test_what_the_target_says_goes_to_whoever_gave_the_order_and_all_else_to_its_own_supervisor() -> None:
-    scene = Scene()
-    recorder = scene.order(IN)
-    assert scene.sent == [Arriving(9, 3, 2, 1, SOURCES)], "its own supervisor looks into the map for it"
-    assert scene.delivered == [IN]
-    scene.far.report(Payload(9, b"block", b"digest", 5))  # of a move that this host drives
-    scene.far.report(Known(9))
+    harness = FarMovesHarness()
+    recorder = harness.order(IN)
+    assert harness.sent == [Arriving(9, 3, 2, 1, SOURCES)], "its own supervisor looks into the map for it"
+    assert harness.delivered == [IN]
+    harness.far.report(Payload(9, b"block", b"digest", 5))  # of a move that this host drives
+    harness.far.report(Known(9))
     assert recorder.told == []
-    scene.far.report(Stored(9, b"digest"))
-    scene.far.report(Stored(9, b"digest"))
+    harness.far.report(Stored(9, b"digest"))
+    harness.far.report(Stored(9, b"digest"))
     assert recorder.reports() == [Stored(9, b"digest")], "once"
-    assert scene.sent[1:] == [Payload(9, b"block", b"digest", 5), Known(9), Stored(9, b"digest")]
+    assert harness.sent[1:] == [Payload(9, b"block", b"digest", 5), Known(9), Stored(9, b"digest")]
 
 
 def test_an_order_that_overtakes_another_ends_its_wait() -> None:
-    scene = Scene()
-    first, second = scene.order(IN), scene.order(MoveAbort(9, 3))
+    harness = FarMovesHarness()
+    first, second = harness.order(IN), harness.order(MoveAbort(9, 3))
     assert first.reports() == [Unmoved(9, "another order came")]
-    scene.far.report(Known(9))
+    harness.far.report(Known(9))
     assert second.reports() == [Known(9)]
-    answering = scene.order(NewOwner(9, 3, 2, 2))
-    scene.far.report(Known(9))
+    answering = harness.order(NewOwner(9, 3, 2, 2))
+    harness.far.report(Known(9))
     assert answering.reports() == [Known(9)]
 
 
 def test_a_bucket_leaves_by_an_order_of_its_own_host_alone() -> None:
-    scene = Scene()
-    recorder = scene.order(MoveOut(9, 3, 1))
+    harness = FarMovesHarness()
+    recorder = harness.order(MoveOut(9, 3, 1))
     assert recorder.reports() == [Unmoved(9, "a bucket leaves by an order of its own host alone")]
-    assert scene.delivered == []
+    assert harness.delivered == []
 
 
 def test_a_wish_of_another_host_is_this_hosts_supervisors_to_answer() -> None:
-    scene = Scene()
+    harness = FarMovesHarness()
     recorder: Any = ReplyRecorder()
-    scene.far.on_request(recorder, 1, ASK, ["move_bucket_here", 3, 2])
-    assert scene.asked == [(recorder, 1, ("move_bucket_here", 3, 2))]
+    harness.far.on_request(recorder, 1, ASK, ["move_bucket_here", 3, 2])
+    assert harness.asked == [(recorder, 1, ("move_bucket_here", 3, 2))]

@@ -18,7 +18,7 @@ def gc_policy() -> Iterator[GcPolicy]:
     rule.close()
 
 
-class Thing:
+class Referable:
     """Can be referred to weakly."""
 
 
@@ -43,7 +43,7 @@ def test_what_stands_is_not_walked_and_what_comes_later_is(gc_policy: GcPolicy) 
 
 
 def test_frozen_things_are_freed_when_nobody_refers_to_them(gc_policy: GcPolicy) -> None:
-    held = [Thing()]
+    held = [Referable()]
     gc_policy.settle()
     reference = weakref.ref(held[0])
     assert not is_walked(held[0])

@@ -16,7 +16,7 @@ from shards.shard import COMMAND
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.worker.backpressure import LAPSED
 from tests.shards.journal.memory import GRANT_NS, MemoryServer
-from tests.shards.worker.hosted import SHARD, Caller, WorkerScene
+from tests.shards.worker.hosted import SHARD, Caller, WorkerHarness
 
 KIND = "memory of this test"
 
@@ -37,7 +37,7 @@ class Pausing:
 class Granted(NamedTuple):
     """A worker whose journal grants it time, and the clock that may run ahead of it."""
 
-    scene: WorkerScene
+    harness: WorkerHarness
     clock: Pausing
     server: MemoryServer
 
@@ -53,47 +53,47 @@ def server(data_dir: Path) -> Iterator[MemoryServer]:
         server.close()
 
 
-def scene_on(data_dir: Path, clock: Pausing) -> WorkerScene:
+def harness_on(data_dir: Path, clock: Pausing) -> WorkerHarness:
     clocks = Clocks(clock.boot_ns, clock.wall_ns)
-    return WorkerScene(data_dir, journal={"kind": KIND, "path": f"{data_dir}/log"}, clocks=clocks)
+    return WorkerHarness(data_dir, journal={"kind": KIND, "path": f"{data_dir}/log"}, clocks=clocks)
 
 
 @pytest.fixture
 async def granted(server: MemoryServer, data_dir: Path) -> AsyncIterator[Granted]:
     clock = Pausing()
-    scene = scene_on(data_dir, clock)
-    await scene.start()
-    yield Granted(scene, clock, server)
-    await scene.stop()
+    harness = harness_on(data_dir, clock)
+    await harness.start()
+    yield Granted(harness, clock, server)
+    await harness.stop()
 
 
 async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renewed(granted: Granted) -> None:
-    scene, caller = granted.scene, Caller()
-    scene.ask(caller, "before", 1, ("add", "x", 5))
-    await scene.until(lambda: ("before", 5) in caller.heard)
-    granted_ns = scene.worker.journal.granted_ns
+    harness, caller = granted.harness, Caller()
+    harness.ask(caller, "before", 1, ("add", "x", 5))
+    await harness.until(lambda: ("before", 5) in caller.heard)
+    granted_ns = harness.worker.journal.granted_ns
     granted.clock.paused_ns += 2 * GRANT_NS
-    scene.worker.arrived()
-    scene.worker.read(caller, "read", 1, ("get", "x"))
-    scene.worker.submit(caller, "command", 1, ("add", "x", 7))
+    harness.worker.arrived()
+    harness.worker.read(caller, "read", 1, ("get", "x"))
+    harness.worker.submit(caller, "command", 1, ("add", "x", 7))
     assert [token for token, _ in caller.refused] == ["read", "command"]
     for _, refusal in caller.refused:
         assert isinstance(refusal, Unavailable)
         assert refusal.applied == "no"
-    assert scene.worker.fresh_now_ns() == granted_ns - 1, "its time stands"
-    await scene.until(lambda: not scene.worker.backpressure.reason)
-    scene.ask(caller, "after", 1, ("add", "x", 1))
-    await scene.until(lambda: ("after", 6) in caller.heard)
+    assert harness.worker.fresh_now_ns() == granted_ns - 1, "its time stands"
+    await harness.until(lambda: not harness.worker.backpressure.reason)
+    harness.ask(caller, "after", 1, ("add", "x", 1))
+    await harness.until(lambda: ("after", 6) in caller.heard)
 
 
 async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_it(granted: Granted) -> None:
-    scene, caller = granted.scene, Caller()
-    scene.ask(caller, "before", 1, ("add", "x", 5))
-    await scene.until(lambda: ("before", 5) in caller.heard)
-    scene.worker.arrived()
-    scene.worker.read(caller, "read", 1, ("get", "x"))
+    harness, caller = granted.harness, Caller()
+    harness.ask(caller, "before", 1, ("add", "x", 5))
+    await harness.until(lambda: ("before", 5) in caller.heard)
+    harness.worker.arrived()
+    harness.worker.read(caller, "read", 1, ("get", "x"))
     granted.clock.paused_ns += 2 * GRANT_NS  # between the question and the turn that lets the answer leave
-    await scene.until(lambda: bool(caller.heard[1:] or caller.refused))
+    await harness.until(lambda: bool(caller.heard[1:] or caller.refused))
     assert [token for token, _ in caller.refused] == ["read"]
     assert caller.heard[1:] == []
 
@@ -101,10 +101,10 @@ async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_i
 async def test_questions_to_all_shards_beyond_the_grant_are_refused_at_once_and_what_others_say_leaves(
     granted: Granted,
 ) -> None:
-    scene, caller = granted.scene, Caller()
-    worker = scene.worker
-    scene.ask(caller, "before", 1, ("add", "x", 5))
-    await scene.until(lambda: ("before", 5) in caller.heard)
+    harness, caller = granted.harness, Caller()
+    worker = harness.worker
+    harness.ask(caller, "before", 1, ("add", "x", 5))
+    await harness.until(lambda: ("before", 5) in caller.heard)
     granted.clock.paused_ns += 2 * GRANT_NS
     worker.arrived()
     worker.operate(caller, "all", ("sum",))
@@ -112,32 +112,32 @@ async def test_questions_to_all_shards_beyond_the_grant_are_refused_at_once_and_
     worker.pass_back(caller, "of the supervisor", {"shards": 1})
     refusal = Unavailable(SHARD, LAPSED, "no")
     assert caller.refused == [("all", refusal), ("one", refusal), ("of the supervisor", {"shards": 1})]
-    await scene.until(lambda: not worker.backpressure.reason)
+    await harness.until(lambda: not worker.backpressure.reason)
     worker.arrived()
     worker.operate(caller, "all again", ("sum",))
     worker.pass_back(caller, "again", {"shards": 1})
-    await scene.until(lambda: len(caller.heard) == 3)
+    await harness.until(lambda: len(caller.heard) == 3)
     assert caller.heard[1:] == [("again", {"shards": 1}), ("all again", 5)]
 
 
 async def test_nothing_may_leave_that_no_append_has_proved(granted: Granted) -> None:
-    assert granted.scene.worker.may_act()
+    assert granted.harness.worker.may_act()
     granted.clock.paused_ns += 2 * GRANT_NS
-    assert not granted.scene.worker.may_act()
-    await granted.scene.until(granted.scene.worker.may_act)
+    assert not granted.harness.worker.may_act()
+    await granted.harness.until(granted.harness.worker.may_act)
 
 
 async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(granted: Granted) -> None:
-    scene, caller = granted.scene, Caller()
-    due_ns = scene.worker.fresh_now_ns() + GRANT_NS + GRANT_NS // 2
-    scene.ask(caller, "at", 1, ("at", "x", due_ns))
-    await scene.until(lambda: bool(caller.heard))
-    head = scene.worker.journal.head
+    harness, caller = granted.harness, Caller()
+    due_ns = harness.worker.fresh_now_ns() + GRANT_NS + GRANT_NS // 2
+    harness.ask(caller, "at", 1, ("at", "x", due_ns))
+    await harness.until(lambda: bool(caller.heard))
+    head = harness.worker.journal.head
     granted.clock.paused_ns += 3 * GRANT_NS
-    scene.worker._on_alarm()
-    assert scene.application.machine.buckets[1].get("x", 0) == 0, "not before another owner can be told from this one"
-    await scene.until(lambda: scene.worker.journal.head > head)
-    assert scene.application.machine.buckets[1]["x"] == 1
+    harness.worker._on_alarm()
+    assert harness.application.machine.buckets[1].get("x", 0) == 0, "not before another owner can be told from this one"
+    await harness.until(lambda: harness.worker.journal.head > head)
+    assert harness.application.machine.buckets[1]["x"] == 1
     assert f'[{due_ns}, ["fire", "x"]' in str(granted.server.memory.logs[1].payloads)
 
 
@@ -145,32 +145,32 @@ async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(gra
 async def test_nobody_waits_for_a_batch_that_is_not_written_and_the_worker_begins_anew(
     server: MemoryServer, data_dir: Path, fault: str
 ) -> None:
-    scene, caller, memory = scene_on(data_dir, Pausing()), Caller(), server.memory
-    await scene.start()
-    scene.ask(caller, "before", 1, ("add", "x", 5))
-    await scene.until(lambda: ("before", 5) in caller.heard)
+    harness, caller, memory = harness_on(data_dir, Pausing()), Caller(), server.memory
+    await harness.start()
+    harness.ask(caller, "before", 1, ("add", "x", 5))
+    await harness.until(lambda: ("before", 5) in caller.heard)
     full = fault.startswith("a limit")
     memory.capacity_bytes, memory.is_out_of_reach = (0, False) if full else (-1, True)
-    scene.ask(caller, "lost", 1, ("add", "x", 7))
-    scene.worker.read(caller, "read", 1, ("get", "x"))
-    scene.worker.reply(caller, "made elsewhere", 3)
-    await scene.until(lambda: len(caller.refused) == 3)
+    harness.ask(caller, "lost", 1, ("add", "x", 7))
+    harness.worker.read(caller, "read", 1, ("get", "x"))
+    harness.worker.reply(caller, "made elsewhere", 3)
+    await harness.until(lambda: len(caller.refused) == 3)
     memory.is_out_of_reach = True  # not even a beat fits
-    scene.ask(caller, "later", 1, ("add", "x", 1))
-    scene.worker.read(caller, "later read", 1, ("get", "x"))
+    harness.ask(caller, "later", 1, ("add", "x", 1))
+    harness.worker.read(caller, "later read", 1, ("get", "x"))
     applied = {token: refusal.applied for token, refusal in caller.refused if isinstance(refusal, Unavailable)}
     assert applied == {"lost": "no", "read": "no", "made elsewhere": "unknown", "later": "no", "later read": "no"}
     if not full:
-        await scene.until(lambda: memory.beats_refused > 0)
-        assert scene.failures == [], "the worker that follows could not take the shard"
+        await harness.until(lambda: memory.beats_refused > 0)
+        assert harness.failures == [], "the worker that follows could not take the shard"
     assert caller.heard == [("before", 5)]
 
     memory.capacity_bytes, memory.is_out_of_reach = -1, False
-    await scene.until(lambda: bool(scene.failures))
-    assert [type(failure) for failure in scene.failures] == [Full if full else NotWritten]
-    scene.abandon()
+    await harness.until(lambda: bool(harness.failures))
+    assert [type(failure) for failure in harness.failures] == [Full if full else NotWritten]
+    harness.abandon()
 
-    following = scene_on(data_dir, Pausing())
+    following = harness_on(data_dir, Pausing())
     await following.start()
     following.ask(caller, "after", 1, ("add", "x", 1))
     await following.until(lambda: ("after", 6) in caller.heard)
@@ -180,7 +180,7 @@ async def test_nobody_waits_for_a_batch_that_is_not_written_and_the_worker_begin
 async def test_what_others_own_is_passed_on_also_while_the_worker_waits_to_begin_anew(
     server: MemoryServer, data_dir: Path
 ) -> None:
-    scene, caller, memory = scene_on(data_dir, Pausing()), Caller(), server.memory
+    harness, caller, memory = harness_on(data_dir, Pausing()), Caller(), server.memory
     passed_on = asyncio.Event()
 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -189,18 +189,18 @@ async def test_what_others_own_is_passed_on_also_while_the_worker_waits_to_begin
         writer.close()
 
     peer_server = await asyncio.start_unix_server(peer, f"{data_dir}/other")
-    await scene.start()
-    link_of = scene.worker.links
-    scene.worker.open_links({SHARD + 1: f"{data_dir}/other"}, {}, None)
-    await scene.until(lambda: link_of[SHARD + 1].is_open)
+    await harness.start()
+    link_of = harness.worker.links
+    harness.worker.open_links({SHARD + 1: f"{data_dir}/other"}, {}, None)
+    await harness.until(lambda: link_of[SHARD + 1].is_open)
     memory.capacity_bytes = 0
-    scene.ask(caller, "lost", 1, ("add", "x", 7))
-    await scene.until(lambda: len(caller.refused) == 1)
-    assert scene.worker.halted
+    harness.ask(caller, "lost", 1, ("add", "x", 7))
+    await harness.until(lambda: len(caller.refused) == 1)
+    assert harness.worker.halted
     link_of[SHARD + 1].ask(caller, "elsewhere", COMMAND, 1, ("add", "x", 1))
-    scene.worker.wake()
+    harness.worker.wake()
     async with asyncio.timeout(60):
         await passed_on.wait()
-    scene.abandon()
+    harness.abandon()
     link_of[SHARD + 1].close()
     peer_server.close()

@@ -41,7 +41,7 @@ class Peer:
         """Nothing is held back here."""
 
 
-def scene() -> tuple[Shard, Peer, Backpressure]:
+def shard_with_peer() -> tuple[Shard, Peer, Backpressure]:
     shard = Shard(SHARD, Counters())
     shard.serve(0)
     shard.adopt(BUCKET, 1)
@@ -64,7 +64,7 @@ def pass_on(shard: Shard, peer: Any, backpressure: Backpressure, *questions: tup
 
 
 def test_a_question_finds_the_commands_before_it_and_none_behind_it() -> None:
-    shard, peer, backpressure = scene()
+    shard, peer, backpressure = shard_with_peer()
     add, get = (COMMAND, BUCKET, ("add", "x", 1)), (READ, BUCKET, ("get", "x"))
     pass_on(shard, peer, backpressure, get, add, add, get, add, get)
     values = [reply for _, reply in peer.answers]
@@ -73,20 +73,20 @@ def test_a_question_finds_the_commands_before_it_and_none_behind_it() -> None:
 
 
 def test_a_probe_is_answered_at_once() -> None:
-    shard, peer, backpressure = scene()
+    shard, peer, backpressure = shard_with_peer()
     pass_on(shard, peer, backpressure)
     assert peer.answers == [(-1, None)]
 
 
 def test_a_bucket_that_is_not_here_is_said_so_between_commands_that_are_applied() -> None:
-    shard, peer, backpressure = scene()
+    shard, peer, backpressure = shard_with_peer()
     add = ("add", "x", 1)
     pass_on(shard, peer, backpressure, (COMMAND, BUCKET, add), (COMMAND, ELSEWHERE, add), (COMMAND, BUCKET, add))
     assert peer.answers == [(0, 1), (1, WrongBucket(ELSEWHERE, SHARD)), (2, 2)]
 
 
 def test_without_room_commands_are_refused_and_questions_answered() -> None:
-    shard, peer, backpressure = scene()
+    shard, peer, backpressure = shard_with_peer()
     add, get = (COMMAND, BUCKET, ("add", "x", 1)), (READ, BUCKET, ("get", "x"))
     pass_on(shard, peer, backpressure, add)
     backpressure.reason = "the disk is full"
@@ -95,7 +95,7 @@ def test_without_room_commands_are_refused_and_questions_answered() -> None:
 
 
 def test_without_a_grant_questions_are_refused_those_to_all_shards_too() -> None:
-    shard, peer, backpressure = scene()
+    shard, peer, backpressure = shard_with_peer()
     backpressure.lapsed, backpressure.reason = True, "the grant has run out"
     pass_on(shard, peer, backpressure, (READ, BUCKET, ("get", "x")), (SURVEY, 0, ("sum",)))
     assert peer.answers == [(number, Unavailable(SHARD, "the grant has run out", "no")) for number in (0, 1)]
@@ -114,7 +114,7 @@ class Link:
 async def test_a_question_to_all_shards_ends_where_one_of_them_is_silent_and_names_it() -> None:
     links: dict[int, Any] = {2: Link(), 3: Link()}
     outcome: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    shard, _, _ = scene()
+    shard, _, _ = shard_with_peer()
     router.ask_shards(shard, links, [SHARD, *links], ("count",), 0, outcome.set_result, timeout_s=0.01)
     ready = shard.take_ready()
     assert ready is not None

@@ -4,28 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.shards.worker.hosted import Caller, WorkerScene
+from tests.shards.worker.hosted import Caller, WorkerHarness
 
 
-async def filled(scene: WorkerScene, caller: Caller, count: int) -> None:
+async def filled(harness: WorkerHarness, caller: Caller, count: int) -> None:
     """So many commands were carried out and are durable."""
     before = len(caller.heard)
     for number in range(count):
-        scene.ask(caller, number, 1 + number % 4, ("add", f"c{number % 7}", 1))
-    await scene.until(lambda: len(caller.heard) == before + count)
+        harness.ask(caller, number, 1 + number % 4, ("add", f"c{number % 7}", 1))
+    await harness.until(lambda: len(caller.heard) == before + count)
 
 
 async def test_a_snapshot_under_load_holds_what_was_answered_and_recovery_begins_at_it(data_dir: Path) -> None:
-    caller, scene = Caller(), WorkerScene(data_dir)
-    await scene.start()
-    await filled(scene, caller, 200)
-    scene.snapshotter.begin()
-    await filled(scene, caller, 200)
-    await scene.until(lambda: scene.snapshotter.count == 1 and scene.snapshotter.is_still())
-    await filled(scene, caller, 200)
-    before = scene.application.machine.buckets
-    await scene.stop()
-    again = WorkerScene(data_dir)
+    caller, harness = Caller(), WorkerHarness(data_dir)
+    await harness.start()
+    await filled(harness, caller, 200)
+    harness.snapshotter.begin()
+    await filled(harness, caller, 200)
+    await harness.until(lambda: harness.snapshotter.count == 1 and harness.snapshotter.is_still())
+    await filled(harness, caller, 200)
+    before = harness.application.machine.buckets
+    await harness.stop()
+    again = WorkerHarness(data_dir)
     await again.start()
     assert again.application.machine.buckets == before
     recovered = again.recovered()
@@ -35,46 +35,46 @@ async def test_a_snapshot_under_load_holds_what_was_answered_and_recovery_begins
 
 
 async def test_no_part_is_handed_on_before_its_batch_is_durable(data_dir: Path) -> None:
-    caller, scene = Caller(), WorkerScene(data_dir)
-    await scene.start()
-    await filled(scene, caller, 10)
-    scene.disk.free.clear()
-    scene.ask(caller, "late", 1, ("add", "late", 1))
-    await scene.until(lambda: bool(caller.staged))
-    scene.snapshotter.begin()
-    scene.worker.wake()
+    caller, harness = Caller(), WorkerHarness(data_dir)
+    await harness.start()
+    await filled(harness, caller, 10)
+    harness.disk.free.clear()
+    harness.ask(caller, "late", 1, ("add", "late", 1))
+    await harness.until(lambda: bool(caller.staged))
+    harness.snapshotter.begin()
+    harness.worker.wake()
     for _ in range(20):
-        await scene.turn()
-    assert scene.snapshotter.running
-    assert scene.snapshotter.count == 0
+        await harness.turn()
+    assert harness.snapshotter.running
+    assert harness.snapshotter.count == 0
     assert all(token != "late" for token, _ in caller.heard)
-    scene.disk.free.set()
-    await scene.until(lambda: scene.snapshotter.count == 1)
-    await scene.stop()
+    harness.disk.free.set()
+    await harness.until(lambda: harness.snapshotter.count == 1)
+    await harness.stop()
 
 
 async def test_one_is_begun_when_the_journal_has_grown_and_not_while_files_are_held(data_dir: Path) -> None:
-    caller, scene = Caller(), WorkerScene(data_dir, snapshot_bytes=1)
-    await scene.start()
-    scene.snapshotter.held = True
+    caller, harness = Caller(), WorkerHarness(data_dir, snapshot_bytes=1)
+    await harness.start()
+    harness.snapshotter.held = True
     for _ in range(80):
-        await filled(scene, caller, 1)
-    assert scene.snapshotter.count == 0
-    assert not scene.snapshotter.running
-    scene.snapshotter.held = False
-    while not scene.snapshotter.count:
-        await filled(scene, caller, 1)
-    await scene.stop()
+        await filled(harness, caller, 1)
+    assert harness.snapshotter.count == 0
+    assert not harness.snapshotter.running
+    harness.snapshotter.held = False
+    while not harness.snapshotter.count:
+        await filled(harness, caller, 1)
+    await harness.stop()
 
 
 async def test_one_that_is_given_up_ends_its_thread_and_changes_nothing(data_dir: Path) -> None:
-    caller, scene = Caller(), WorkerScene(data_dir)
-    await scene.start()
-    await filled(scene, caller, 10)
-    scene.snapshotter.begin()
-    before = scene.application.machine.buckets
-    await scene.stop()
-    again = WorkerScene(data_dir)
+    caller, harness = Caller(), WorkerHarness(data_dir)
+    await harness.start()
+    await filled(harness, caller, 10)
+    harness.snapshotter.begin()
+    before = harness.application.machine.buckets
+    await harness.stop()
+    again = WorkerHarness(data_dir)
     await again.start()
     assert again.application.machine.buckets == before
     await again.stop()

@@ -9,7 +9,7 @@ from billing.expirationd.health import OK
 from tests.simulation.loop import Kernel
 
 
-class Away:
+class LateEndpoint:
     """An endpoint that refuses connections until an instant, and then answers after `answer_s`."""
 
     def __init__(self, kernel: Kernel, back_ns: int = 0, answer_s: float = 0.001) -> None:
@@ -28,16 +28,18 @@ class Away:
     def spare(self) -> None:
         return None
 
-    async def connect(self) -> "Away":
+    async def connect(self) -> "LateEndpoint":
         if self.kernel.now_ns < self.back_ns:
             self.refused.append(self.kernel.now_ns)
             raise Unreachable("connection refused")
         return self
 
-    def keep(self, line: "Away") -> None:
+    def keep(self, line: "LateEndpoint") -> None:
         """Whoever connects again is answered as well."""
 
-    def ask(self, line: "Away", request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
+    def ask(
+        self, line: "LateEndpoint", request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]
+    ) -> None:
         self.requests.append(request)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
@@ -47,7 +49,7 @@ class Away:
         self.at_once -= 1
         on_verdict((OK, "", -1))
 
-    def end(self, line: "Away", why: str) -> None:
+    def end(self, line: "LateEndpoint", why: str) -> None:
         """Whoever is answered at all is answered soon."""
 
     async def close(self) -> None:

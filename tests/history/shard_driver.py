@@ -21,7 +21,7 @@ START_NS = 1_727_000_000_000_000_000
 BUCKETS = 4
 
 
-class Scene:
+class ShardDriver:
     """One shard with all buckets; `batches` are its journal, `rows` what the history of each user must be."""
 
     def __init__(self, seed: int = 1, users: int = 20) -> None:
