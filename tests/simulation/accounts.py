@@ -82,40 +82,40 @@ class AuditedAccount:
 
     def fold(self, item: Item, accrues: bool) -> list[str]:
         """Takes the next durable entry; what is wrong with it."""
-        wrong: list[str] = []
+        faults: list[str] = []
         last = self.last
         if item.at_ns < self.at_ns:
-            wrong.append(f"instants go back: {item.at_ns} after {self.at_ns} (I8)")
+            faults.append(f"instants go back: {item.at_ns} after {self.at_ns} (I8)")
         self.at_ns = item.at_ns
         if item.flags & REFUSED or not item.entry_id:
-            return wrong
+            return faults
         if item.entry_id != (last.entry_id + 1 if last else 1):
-            wrong.append(f"entry_id {item.entry_id} after {last.entry_id if last else 0} (I8)")
+            faults.append(f"entry_id {item.entry_id} after {last.entry_id if last else 0} (I8)")
         balance_before = 0
         if last is None or item.flags & OPENED:
             if not item.flags & OPENED or item.op != _TOP_UP:
-                wrong.append("an account that does not begin with a top-up (I5)")
+                faults.append("an account that does not begin with a top-up (I5)")
             if item.accrued:
-                wrong.append("a new account was charged (I6)")
+                faults.append("a new account was charged (I6)")
         else:
             balance_before = last.balance
-            wrong += self._time(last, item, accrues) + self._ends(item) + self._grace(item)
+            faults += self._time(last, item, accrues) + self._ends(item) + self._grace(item)
         if item.balance != balance_before - item.accrued + item.amount:
-            wrong.append(f"{balance_before} - {item.accrued} + {item.amount} is not {item.balance} (I6)")
-        wrong += self._credits(last, item) + self._amount(item) + self._rate(item)
+            faults.append(f"{balance_before} - {item.accrued} + {item.amount} is not {item.balance} (I6)")
+        faults += self._credits(last, item) + self._amount(item) + self._rate(item)
         if item.op != _CLOSE:
             if bool(item.flags & EXHAUSTED) != (item.available <= 0):
-                wrong.append(f"exhausted is {bool(item.flags & EXHAUSTED)} with {item.available} available")
+                faults.append(f"exhausted is {bool(item.flags & EXHAUSTED)} with {item.available} available")
             due_ns = falls_ns(item.at_ns, item.available, item.rate, self.credits)
             if item.exhausts_at_ns != (due_ns if due_ns <= NEVER else -1):
-                wrong.append(f"E is {item.exhausts_at_ns}, not {due_ns} (I17)")
+                faults.append(f"E is {item.exhausts_at_ns}, not {due_ns} (I17)")
         elif item.balance:
-            wrong.append("closed with money left")
-        wrong += self._below(last, item, accrues)
+            faults.append("closed with money left")
+        faults += self._below(last, item, accrues)
         seq = last.seq if last else 0
         if item.seq != seq + bool(item.flags & CROSSED):
-            wrong.append(f"seq {item.seq} after {seq} (I19)")
-        wrong += self._classes(last, item)
+            faults.append(f"seq {item.seq} after {seq} (I19)")
+        faults += self._classes(last, item)
         if item.flags & RESTORED:
             self.in_grace = 0
             self.superseded |= {crossed for crossed in self.crossings if crossed not in self.reported}
@@ -123,7 +123,7 @@ class AuditedAccount:
         self.charged += item.accrued
         self.items[item.entry_id] = item
         self.last = item
-        return wrong
+        return faults
 
     def _time(self, last: Item, item: Item, accrues: bool) -> list[str]:
         elapsed = item.at_ns - last.at_ns

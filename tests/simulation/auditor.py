@@ -58,15 +58,15 @@ class Violation(AssertionError):
 
 def billing_of(anchors: Iterable[tuple[int, int, int, int]], boot_ns: int) -> int:
     """Billing time at a boot instant, by anchors of (boot_ns, billing_ns, correction_ns, slew_ppm)."""
-    at = 0
+    at_ns = 0
     for anchor_ns, billing_ns, correction_ns, ppm in anchors:
         elapsed = boot_ns - anchor_ns
-        if elapsed >= 0 or not at:
+        if elapsed >= 0 or not at_ns:
             reach = elapsed * ppm // 10**6
-            at = billing_ns + elapsed
+            at_ns = billing_ns + elapsed
             if elapsed > 0:
-                at += max(-reach, min(reach, correction_ns))
-    return at
+                at_ns += max(-reach, min(reach, correction_ns))
+    return at_ns
 
 
 class Auditor:

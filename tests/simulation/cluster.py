@@ -334,11 +334,11 @@ class SimHost:
 
     def pause(self, until_ns: int, names: tuple[str, ...] = ("",)) -> bool:
         """Lets the processes whose names begin so stand still; whether there were any."""
-        hit = [process for process in self.machine.processes.values() if process.name.startswith(names)]
+        processes_hit = [process for process in self.machine.processes.values() if process.name.startswith(names)]
         late_ns = self._rng.choice((0, WAKING_NS))
-        for process in hit:
+        for process in processes_hit:
             process.loop.hung_until_ns, process.loop.timers_late_ns = until_ns, late_ns
-        return bool(hit)
+        return bool(processes_hit)
 
     def is_asleep(self) -> bool:
         """Whether a process of it stands still."""

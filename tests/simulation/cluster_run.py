@@ -347,10 +347,10 @@ AT_ONCE: dict[str, tuple[int, Callable[[HostsFaultInjector], Awaitable[None]]]] 
 
 def play_hosts(seed: int, log: list[str] | None = None) -> HostsRunResult:
     """Plays a seed; raises what is wrong. In a third of the worlds all hosts serve at once, each some of the shards."""
-    rooms = [logging.getLogger(name) for name in ("shards", "billing")]
-    levels = [room.level for room in rooms]
-    for room in rooms:
-        room.setLevel(logging.CRITICAL + 1)
+    loggers = [logging.getLogger(name) for name in ("shards", "billing")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     backends.KINDS[KIND] = backends.Kind(KIND_MODULE, is_shared=True)
     draw = random.Random(seed ^ 0x5EED)
     hosts, shards, at_once = draw.choice((2, 3, 3)), draw.choice((1, 2)), draw.random() < AT_ONCE_SHARE
@@ -361,8 +361,8 @@ def play_hosts(seed: int, log: list[str] | None = None) -> HostsRunResult:
     finally:
         cluster.close()
         del backends.KINDS[KIND]
-        for room, level in zip(rooms, levels, strict=True):
-            room.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _play(seed: int, cluster: Cluster) -> HostsRunResult:
@@ -388,8 +388,8 @@ def _play(seed: int, cluster: Cluster) -> HostsRunResult:
 
     calling = cluster.task(all_clients())
     watching = [cluster.task(cluster.watcher(host, programs).watch(users)) for host in cluster.hosts]
-    wrong = cluster.task(injector.run())
-    cluster.run(wrong.done, 600, "all faults injected")
+    injecting = cluster.task(injector.run())
+    cluster.run(injecting.done, 600, "all faults injected")
     cluster.heal()
     for task in watching:
         task.cancel()

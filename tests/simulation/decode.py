@@ -67,13 +67,13 @@ def batches_of(content: bytes, segment: Segment, offset: int, chain: int) -> Ite
 def records_of(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """(kind, bucket, generation, body) of a batch of a shard."""
     count = int.from_bytes(payload[:4], "little")
-    at = 4
+    offset = 4
     for _ in range(count):
-        length = int.from_bytes(payload[at : at + 4], "little")
-        kind, bucket, generation = struct.unpack_from("<BHI", payload, at + 4)
-        yield kind, bucket, generation, payload[at + 11 : at + 4 + length]
-        at += 4 + length
-    assert at == len(payload), "a batch holds more than its records"
+        length = int.from_bytes(payload[offset : offset + 4], "little")
+        kind, bucket, generation = struct.unpack_from("<BHI", payload, offset + 4)
+        yield kind, bucket, generation, payload[offset + 11 : offset + 4 + length]
+        offset += 4 + length
+    assert offset == len(payload), "a batch holds more than its records"
 
 
 class Item(NamedTuple):
@@ -110,12 +110,12 @@ class Item(NamedTuple):
 
 def number_option(options: bytes, *tags: int) -> int:
     """The first number among an entry's options with one of these tags; -1 where there is none."""
-    at = 0
-    while at < len(options):
-        tag, length = options[at], options[at + 1]
+    offset = 0
+    while offset < len(options):
+        tag, length = options[offset], options[offset + 1]
         if tag in tags:
-            return int.from_bytes(options[at + 2 : at + 2 + length], "little", signed=True)
-        at += 2 + length
+            return int.from_bytes(options[offset + 2 : offset + 2 + length], "little", signed=True)
+        offset += 2 + length
     return -1
 
 
@@ -124,11 +124,11 @@ def item_of(body: bytes) -> Item:
     f: tuple[Any, ...] = _ENTRY.unpack_from(body)
     assert f[0] == 0xF2, f"an entry of the format {f[0]:#x}"
     f = f[1:]
-    lengths, at, tails = f[22:], _ENTRY.size, []
+    lengths, offset, tails = f[22:], _ENTRY.size, []
     for length in lengths:
-        tails.append(body[at : at + length])
-        at += length
-    assert at == len(body), "an entry's tails do not fill it"
+        tails.append(body[offset : offset + length])
+        offset += length
+    assert offset == len(body), "an entry's tails do not fill it"
     return Item._make((
         *f[:8], f[8] * NANO + f[9], f[10] * NANO + f[11], f[12] * NANO + f[13], f[14], *f[16:20], *tails[:4],
         f[15], tails[4], tails[6],

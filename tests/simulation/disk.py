@@ -113,18 +113,18 @@ class SimDisk:
 
     def _plain(self, call: str, path: str) -> None:
         """Enter a call that either fails and does nothing, or is done."""
-        wrong = self._enter(call, path)
-        if wrong and isinstance(wrong, int):
-            raise OSError(wrong, os.strerror(wrong), path)
+        fault = self._enter(call, path)
+        if fault and isinstance(fault, int):
+            raise OSError(fault, os.strerror(fault), path)
 
     def _changing(self, call: str, path: str, change: Change) -> None:
         """Change a directory. A broken disk (EIO) may have done it all the same; a full one has not."""
-        wrong = self._enter(call, path)
-        broken = isinstance(wrong, int) and wrong != 0
-        if not broken or (wrong == errno.EIO and self._rng.random() < 0.5):
+        fault = self._enter(call, path)
+        broken = isinstance(fault, int) and fault != 0
+        if not broken or (fault == errno.EIO and self._rng.random() < 0.5):
             self._directory(split(path)[0]).change(change)
         if broken:
-            raise OSError(int(wrong), os.strerror(int(wrong)), path)
+            raise OSError(int(fault), os.strerror(int(fault)), path)
 
     def _directory(self, path: str) -> Directory:
         directory = self.medium.directories.get(path)
@@ -166,20 +166,20 @@ class SimDisk:
 
     def pwrite(self, handle: int, data: bytes, offset: int) -> int:
         path, node = self._handles[handle]
-        wrong = self._enter("write", path)
+        fault = self._enter("write", path)
         length = len(data)
         self._room(offset + length - len(node.content), path)
-        if not wrong:
+        if not fault:
             self._put(node, offset, bytes(data))
             return length
-        length = length // 2 if wrong == "short" else self._rng.randrange(length + 1)
-        if wrong == errno.ENOSPC:
+        length = length // 2 if fault == "short" else self._rng.randrange(length + 1)
+        if fault == errno.ENOSPC:
             length = 0
         self._put(node, offset, bytes(data[:length]))
-        if wrong in ("kill", "power"):
-            self._end(wrong)
-        if isinstance(wrong, int):
-            raise OSError(wrong, os.strerror(wrong), path)
+        if fault in ("kill", "power"):
+            self._end(fault)
+        if isinstance(fault, int):
+            raise OSError(fault, os.strerror(fault), path)
         return length
 
     def _put(self, node: Node, offset: int, data: bytes) -> None:
@@ -217,20 +217,20 @@ class SimDisk:
 
     def _sync(self, call: str, handle: int) -> None:
         path, node = self._handles[handle]
-        wrong = self._enter(call, path)
-        if wrong and isinstance(wrong, int):
+        fault = self._enter(call, path)
+        if fault and isinstance(fault, int):
             node.pending.clear()  # still to be read, never to be on the medium, and nobody will be told again
-            raise OSError(wrong, os.strerror(wrong), path)
+            raise OSError(fault, os.strerror(fault), path)
         node.synced()
         if self.on_sync is not None:
             self.on_sync(path, node)
 
     def fsync_dir(self, path: str) -> None:
         directory = self._directory(path)
-        wrong = self._enter("fsync_dir", path)
-        if isinstance(wrong, int) and wrong:
+        fault = self._enter("fsync_dir", path)
+        if isinstance(fault, int) and fault:
             directory.pending.clear()
-            raise OSError(wrong, os.strerror(wrong), path)
+            raise OSError(fault, os.strerror(fault), path)
         directory.synced()
         if self.on_sync is not None:
             for name, node in directory.names.items():

@@ -30,20 +30,20 @@ async def draining(injector: FaultInjector) -> bool:
     if not await injector._two_shards() or not world.is_ready():
         return False
     fewer = rng.randrange(1, world.workers)
-    going = range(fewer + 1, world.workers + 1)
+    leaving_shards = range(fewer + 1, world.workers + 1)
     machine = world.machine
     usual_speed = machine.slow_disk, machine.slow_share
     machine.slow_disk, machine.slow_share = rng.random() < 0.5, 0.5
     if rng.random() < DOWN:
         world.endpoint_faults.wrong[rng.choice(("refused", "slow", "5xx"))] = rng.choice((0.5, 0.9))
     strikes = Strikes(followers, rng, lambda: False)
-    if rng.random() >= CUT_OFF or not await _cut_off(injector, going, fewer):
+    if rng.random() >= CUT_OFF or not await _cut_off(injector, leaving_shards, fewer):
         await world.restart(fewer)
     for _ in range(LOOKS):
         supervisor = world.supervisor
         if supervisor is not None and supervisor.workers and set(supervisor.map.weights) == set(range(1, fewer + 1)):
             break
-        processes = [process for process in followers.running if int(process.name.partition("-")[2]) in going]
+        processes = [process for process in followers.running if int(process.name.partition("-")[2]) in leaving_shards]
         if processes and rng.random() < STRUCK:
             strikes.strike(rng.choice(sorted(processes, key=lambda process: process.pid)))
         await asyncio.sleep(LOOK_S)
@@ -53,12 +53,12 @@ async def draining(injector: FaultInjector) -> bool:
     return True
 
 
-async def _cut_off(injector: FaultInjector, going: range, fewer: int) -> bool:
+async def _cut_off(injector: FaultInjector, leaving_shards: range, fewer: int) -> bool:
     """A bucket of a shard that is to go moves, and everything is killed as soon as the map has decided; the daemon
     comes back with fewer shards. False where there is no such bucket, or the move came to nothing.
     """
     world, owner = injector.world, injector.world.auditor.owner
-    buckets = [bucket for bucket, (shard, _) in sorted(owner.items()) if shard in going]
+    buckets = [bucket for bucket, (shard, _) in sorted(owner.items()) if shard in leaving_shards]
     if not buckets:
         return False
     bucket, target = injector.rng.choice(buckets), injector.rng.randrange(1, fewer + 1)

@@ -187,11 +187,11 @@ class FaultInjector:
         medium = self.world.machine.medium
         refusals = medium.refusals
         medium.capacity_bytes = medium.used_bytes() + self.rng.choice((0, 5_000, 30_000))
-        met = await self._wait(lambda: medium.refusals > refusals, 3.0)
-        if met:
+        is_met = await self._wait(lambda: medium.refusals > refusals, 3.0)
+        if is_met:
             await asyncio.sleep(self.rng.random())
         medium.capacity_bytes = None
-        return met
+        return is_met
 
     async def short_write(self) -> bool:
         return await self._at_call("short")
@@ -331,11 +331,11 @@ class FaultInjector:
 
     async def bad_endpoint(self) -> bool:
         endpoint_faults, rng = self.world.endpoint_faults, self.rng
-        met = sum(endpoint_faults.met.values())
+        faults_met = sum(endpoint_faults.met.values())
         for name in rng.sample(ENDPOINT, 2):
             endpoint_faults.wrong[name] = rng.choice((0.3, 0.5, 0.9))
         endpoint_faults.wrong["dropped"] = 0.1
-        return await self._wait(lambda: sum(endpoint_faults.met.values()) > met)
+        return await self._wait(lambda: sum(endpoint_faults.met.values()) > faults_met)
 
     # -- moves ------------------------------------------------------------------------------------------------------
 

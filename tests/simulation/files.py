@@ -160,10 +160,10 @@ class Files:
         """
         share = self._rng.choice((0.0, 0.5, 0.9, 1.0))
         mixed = bytearray(new[: len(old)] + bytes(max(0, len(new) - len(old))))
-        for at in range(0, len(new), SECTOR_BYTES):
+        for offset in range(0, len(new), SECTOR_BYTES):
             chosen = new if self._rng.random() < share else old
-            end = min(at + SECTOR_BYTES, len(new))
-            mixed[at:end] = chosen[at:end].ljust(end - at, b"\0")
+            end = min(offset + SECTOR_BYTES, len(new))
+            mixed[offset:end] = chosen[offset:end].ljust(end - offset, b"\0")
         return bytes(mixed[: self._rng.randrange(min(len(old), len(new)), len(new) + 1)])
 
 

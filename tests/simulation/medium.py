@@ -29,10 +29,10 @@ class Node:
 
     def lose_power(self, rng: random.Random) -> None:
         for change in self.pending:
-            fate = rng.randrange(4)
-            if fate == 0:
+            choice = rng.randrange(4)
+            if choice == 0:
                 continue
-            if isinstance(change, int) or fate == 1:
+            if isinstance(change, int) or choice == 1:
                 apply(self.stable, change)
             else:
                 for piece in _sectors(*change):
@@ -168,9 +168,9 @@ def apply(data: bytearray, change: tuple[int, bytes] | int) -> None:
 
 def _sectors(offset: int, data: bytes) -> list[tuple[int, bytes]]:
     """The parts of a write that lie in one sector each."""
-    pieces, at = [], 0
-    while at < len(data):
-        length = SECTOR_BYTES - (offset + at) % SECTOR_BYTES
-        pieces.append((offset + at, data[at : at + length]))
-        at += length
+    pieces, index = [], 0
+    while index < len(data):
+        length = SECTOR_BYTES - (offset + index) % SECTOR_BYTES
+        pieces.append((offset + index, data[index : index + length]))
+        index += length
     return pieces

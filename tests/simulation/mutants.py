@@ -39,8 +39,8 @@ def faulty_code(fault: Faulty, root: Path) -> None:
     """
     (root / "tests").mkdir()
     (root / "tests" / "__init__.py").touch()
-    for room in ROOMS:
-        (root / room).symlink_to(ROOT / room)
+    for package in ROOMS:
+        (root / package).symlink_to(ROOT / package)
     for file, old, new in fault.edits:
         text = (root / file).read_text()
         times = text.count(old)
@@ -55,8 +55,8 @@ def _own(root: Path, file: Path) -> Path:
             linked = directory.readlink()
             directory.unlink()
             directory.mkdir()
-            for beside in linked.iterdir():
-                (directory / beside.name).symlink_to(beside)
+            for entry in linked.iterdir():
+                (directory / entry.name).symlink_to(entry)
     (root / file).unlink()
     return root / file
 

@@ -97,9 +97,9 @@ class SimEndpoint:
         return self._idle.pop() if self._idle else None
 
     async def connect(self) -> SimLine:
-        wrong = self._moods.draw(("refused",))
+        fault = self._moods.draw(("refused",))
         await asyncio.sleep(self._moods.rng.random() * 0.002)
-        if wrong:
+        if fault:
             raise Unreachable("refused")
         return SimLine(self)
 
@@ -146,23 +146,23 @@ class SimEndpoint:
     async def _answer(self, line: SimLine, user: bytes, timeout_s: float, reached: Callable[[bool], None]) -> Verdict:
         """What this call meets. `reached`: the service has it; told whether it is answered with 2xx."""
         endpoint_faults = self._moods
-        wrong = endpoint_faults.draw(("dropped", "slow", "5xx", "4xx", "lost"))
-        if wrong == "dropped" and line.used:
+        fault = endpoint_faults.draw(("dropped", "slow", "5xx", "4xx", "lost"))
+        if fault == "dropped" and line.used:
             return DROPPED, "the connection was closed", -1
         line.used = True
         sick = endpoint_faults.sick.get(user, "")
-        if wrong == "slow" or sick == "hangs":
+        if fault == "slow" or sick == "hangs":
             return await self._hang(line, timeout_s)
         await asyncio.sleep(endpoint_faults.rng.random() * 0.004)
-        if wrong == "5xx":
+        if fault == "5xx":
             pause_ns = -1 if endpoint_faults.rng.random() < 0.5 else endpoint_faults.rng.randrange(3 * 10**9)
             return FAILED if pause_ns < 0 else BUSY, "503", pause_ns
         if sick:
             return (BUSY, "429", ASKED_FOR_NS) if sick == "asks for time" else (FAILED, sick, -1)
-        if wrong == "4xx":
+        if fault == "4xx":
             return FAILED, "404", -1
-        reached(wrong != "lost")
-        if wrong == "lost":
+        reached(fault != "lost")
+        if fault == "lost":
             return FAILED, "the reply was lost", -1
         return OK, "", -1
 
@@ -213,8 +213,8 @@ class SimHistory:
 
     def start(self, _: float = 0.0) -> None:
         position = self._archive.positions.get(self._shard_id, 0)
-        for at, payload in self._journal.replay(max(position + 1, self._journal.first)):
-            self.hand(at, payload)
+        for batch_position, payload in self._journal.replay(max(position + 1, self._journal.first)):
+            self.hand(batch_position, payload)
 
     def hand(self, position: int, payload: bytes) -> None:
         archive = self._archive

@@ -57,18 +57,18 @@ def play(seed: int, log: list[str] | None = None, *, follows: bool = False) -> R
     busy_timeout_s, store.BUSY_TIMEOUT_S = store.BUSY_TIMEOUT_S, 0.0  # one thread plays all processes
     world.log = log
     batch_records, shard.BATCH_RECORDS_MAX = shard.BATCH_RECORDS_MAX, world.batch_records
-    rooms = [logging.getLogger(name) for name in ("shards", "billing")]
-    levels = [room.level for room in rooms]
-    for room in rooms:
-        room.setLevel(logging.CRITICAL + 1)
+    loggers = [logging.getLogger(name) for name in ("shards", "billing")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         return _play(seed, world)
     finally:
         world.close()
         shard.BATCH_RECORDS_MAX = batch_records
         store.BUSY_TIMEOUT_S = busy_timeout_s
-        for room, level in zip(rooms, levels, strict=True):
-            room.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _play(seed: int, world: World) -> RunResult:
@@ -100,12 +100,12 @@ def _play(seed: int, world: World) -> RunResult:
         await asyncio.gather(*(client.run(CALLS, lambda: injector.done) for client in clients))
 
     calling = world.task(all_clients())
-    wrong = world.task(injector.run())
+    injecting = world.task(injector.run())
     strikes = None
     if world.followers is not None:
         strikes = Strikes(world.followers, random.Random(seed ^ 0xF012), lambda: injector.done)
         world.task(strikes.run())
-    world.run(wrong.done, 600, "all faults injected")
+    world.run(injecting.done, 600, "all faults injected")
     world.heal()
     world.run(calling.done, 600, "all calls answered")
     world.rest()

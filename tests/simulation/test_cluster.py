@@ -23,9 +23,9 @@ DRAWN = 3  # of our own faults, anew each time; `make torture` tries all of them
 
 def test_seeds() -> None:
     outcomes = [outcome_of(seed, hosts=True) for seed in range(SEEDS)]
-    wrong = [outcome for outcome in outcomes if not outcome["ok"]]
-    assert not wrong, "\n".join(
-        f"{command_of(outcome['seed'], hosts=True)}   # {outcome['error']}" for outcome in wrong
+    failed = [outcome for outcome in outcomes if not outcome["ok"]]
+    assert not failed, "\n".join(
+        f"{command_of(outcome['seed'], hosts=True)}   # {outcome['error']}" for outcome in failed
     )
     fired = {kind for outcome in outcomes for kind in outcome["fired"]}
     assert len(fired) >= len(KINDS), fired  # some have several names

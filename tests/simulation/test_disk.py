@@ -47,7 +47,7 @@ def test_what_was_not_synced_stays_goes_or_tears_at_sectors() -> None:
     assert len(torn) > 5
     for data in torn:
         assert data is not None
-        sectors = [data[at : at + SECTOR_BYTES] for at in range(0, len(data), SECTOR_BYTES)]
+        sectors = [data[offset : offset + SECTOR_BYTES] for offset in range(0, len(data), SECTOR_BYTES)]
         assert all(len(set(sector)) == 1 for sector in sectors)
     assert any(data[512:1024] != data[1024:1536] for data in torn if data is not None), "in any order"
 

@@ -56,7 +56,7 @@ def moving() -> Iterator[Moving]:
 def carried_out(moving: Moving) -> tuple[int, int]:
     """A move under load, with what was prepared; (shard, generation) in the end."""
 
-    async def story() -> None:
+    async def script() -> None:
         load = asyncio.ensure_future(moving.load())
         await asyncio.sleep(0.01)
         await moving.move(TARGET)
@@ -65,7 +65,7 @@ def carried_out(moving: Moving) -> tuple[int, int]:
         moving.world.heal()
         await load
 
-    moving.run(story(), "a move")
+    moving.run(script(), "a move")
     return moving.end()
 
 
@@ -90,10 +90,10 @@ def test_the_matrix_reaches_behind_the_end_of_the_move(moving: Moving, role: str
     disk = moving.process(role).disk
     calls_before = disk.calls
 
-    async def story() -> None:
+    async def script() -> None:
         await moving.move(TARGET)
 
-    moving.run(story(), "a move")
+    moving.run(script(), "a move")
     assert disk.calls - calls_before < CALLS_MAX
 
 
@@ -102,35 +102,35 @@ def test_the_matrix_reaches_behind_the_end_of_the_move(moving: Moving, role: str
 @pytest.mark.parametrize("step", MOVED, ids=named)
 def test_crash_at_every_message(moving: Moving, step: tuple[str, type], role: str, when: str) -> None:
     """The process ends before the message leaves, or a moment later, when it is read or about to be."""
-    hit: list[object] = []
+    messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
-        if (direction, type(message)) == step and not hit:
+        if (direction, type(message)) == step and not messages_hit:
             process = moving.process(role)
-            hit.append(process)
+            messages_hit.append(process)
             moving.world.outside.call_in(0 if when == "before" else 100_000, process.kill)
             return [1_000] if when == "before" else [0]
         return [0]
 
     moving.fate = fate
     assert carried_out(moving) in OUTCOMES
-    assert hit
+    assert messages_hit
 
 
 @pytest.mark.parametrize("later_ns", [1, 300_000, 3_000_000])
 @pytest.mark.parametrize("step", MOVED, ids=named)
 def test_every_message_doubled(moving: Moving, step: tuple[str, type], later_ns: int) -> None:
-    hit: list[object] = []
+    messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
         if (direction, type(message)) == step:
-            hit.append(message)
+            messages_hit.append(message)
             return [0, later_ns]
         return [0]
 
     moving.fate = fate
     assert carried_out(moving) == (TARGET, 2)
-    assert hit
+    assert messages_hit
 
 
 @pytest.mark.parametrize("times", [1, 3])
@@ -139,17 +139,17 @@ def test_every_message_lost(moving: Moving, step: tuple[str, type], times: int) 
     """Nobody concludes anything from silence but the supervisor. Before the decision it takes the bucket back to
     where it was; behind it, it says what was decided until everybody knows.
     """
-    hit: list[object] = []
+    messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
-        if (direction, type(message)) == step and len(hit) < times:
-            hit.append(message)
+        if (direction, type(message)) == step and len(messages_hit) < times:
+            messages_hit.append(message)
             return []
         return [0]
 
     moving.fate = fate
     assert carried_out(moving) == ((SOURCE, 1) if step[1] in UNDECIDED else (TARGET, 2))
-    assert len(hit) == (1 if step[1] in UNDECIDED else times)
+    assert len(messages_hit) == (1 if step[1] in UNDECIDED else times)
 
 
 @pytest.mark.parametrize("fault", ["lost", "doubled"])
@@ -160,20 +160,20 @@ def test_every_message_of_an_end_that_came_to_nothing(
 ) -> None:
     """The bucket must not stand still at the source, nor be in the way at the target: the next move takes it."""
     messages_lost: list[object] = []
-    hit: list[object] = []
+    messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
         if isinstance(message, cause) and not messages_lost:
             messages_lost.append(message)
             return []
-        if (direction, type(message)) == step and not hit:
-            hit.append(message)
+        if (direction, type(message)) == step and not messages_hit:
+            messages_hit.append(message)
             return [] if fault == "lost" else [0, 3_000_000]
         return [0]
 
     moving.fate = fate
 
-    async def story() -> None:
+    async def script() -> None:
         load = asyncio.ensure_future(moving.load())
         error, _ = await moving.move(TARGET)
         assert error is not None
@@ -182,25 +182,25 @@ def test_every_message_of_an_end_that_came_to_nothing(
         moving.stopped = True
         await load
 
-    moving.run(story(), "a move that comes to nothing, and one that does not")
-    assert hit
+    moving.run(script(), "a move that comes to nothing, and one that does not")
+    assert messages_hit
     assert moving.end() == (TARGET, 2)
 
 
 @pytest.mark.parametrize("step", [step for step in MOVED if step[1] in UNDECIDED], ids=named)
 def test_every_message_late_until_its_move_came_to_nothing(moving: Moving, step: tuple[str, type]) -> None:
-    hit: list[object] = []
+    messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
-        if (direction, type(message)) == step and not hit:
-            hit.append(message)
+        if (direction, type(message)) == step and not messages_hit:
+            messages_hit.append(message)
             moving.keep(direction, message)
             return []
         return [0]
 
     moving.fate = fate
 
-    async def story() -> None:
+    async def script() -> None:
         load = asyncio.ensure_future(moving.load())
         assert (await moving.move(TARGET))[0] is not None
         await asyncio.sleep(0.1)
@@ -210,42 +210,42 @@ def test_every_message_late_until_its_move_came_to_nothing(moving: Moving, step:
         moving.stopped = True
         await load
 
-    moving.run(story(), "a move that comes to nothing, and one that does not")
+    moving.run(script(), "a move that comes to nothing, and one that does not")
     assert moving.end() == (TARGET, 2)
 
 
 @pytest.mark.parametrize("step", MOVED, ids=named)
 def test_every_message_lost_with_its_wire(moving: Moving, step: tuple[str, type]) -> None:
     """A wire between two processes of a host loses nothing but by its end, which is the worker's end, too."""
-    hit: list[object] = []
+    messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
-        if (direction, type(message)) == step and not hit:
-            hit.append(message)
+        if (direction, type(message)) == step and not messages_hit:
+            messages_hit.append(message)
             moving.wires[direction].cut()
             return []
         return [0]
 
     moving.fate = fate
     assert carried_out(moving) in OUTCOMES
-    assert hit
+    assert messages_hit
 
 
 @pytest.mark.parametrize("step", MOVED, ids=named)
 def test_every_message_late_until_a_later_move_is_over(moving: Moving, step: tuple[str, type]) -> None:
     """Before the decision it is lost at first; behind it, it comes twice: also when the bucket has gone on and back."""
-    hit: list[object] = []
+    messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
-        if (direction, type(message)) == step and not hit:
-            hit.append(message)
+        if (direction, type(message)) == step and not messages_hit:
+            messages_hit.append(message)
             moving.keep(direction, message)
             return [] if step[1] in UNDECIDED else [0]
         return [0]
 
     moving.fate = fate
 
-    async def story() -> None:
+    async def script() -> None:
         load = asyncio.ensure_future(moving.load())
         await asyncio.sleep(0.01)
         await moving.move(TARGET)
@@ -257,8 +257,8 @@ def test_every_message_late_until_a_later_move_is_over(moving: Moving, step: tup
         moving.world.heal()
         await load
 
-    moving.run(story(), "moves")
-    assert hit
+    moving.run(script(), "moves")
+    assert messages_hit
     assert moving.end() == (TARGET, 4)
 
 
@@ -286,13 +286,13 @@ def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(
 
     moving.fate = fate
 
-    async def story() -> int:
+    async def script() -> int:
         balance = (await moving.client_call("get_account", user))["available_nanos"]
         answer = await moving.client_call("set_rate", user, balance * 3600 * 1000 // 12, per="hour", message=b"soon")
         assert (await moving.move(TARGET))[0] is None
         return int(answer["exhausts_at_ns"])
 
-    due_ns = moving.run(story(), "a move that waits")
+    due_ns = moving.run(script(), "a move that waits")
     assert (left_ns[0] < due_ns) is is_before
     assert moving.end() == (TARGET, 2)
 
@@ -302,18 +302,18 @@ def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Mo
     supervisor = moving.world.supervisor
     assert supervisor is not None
     mover = supervisor.mover
-    mover.settings, most = mover.settings._replace(caps=Caps(total=3, sending=2, receiving=2)), []
+    mover.settings, moves_under_way = mover.settings._replace(caps=Caps(total=3, sending=2, receiving=2)), []
 
     def fate(direction: str, message: Message) -> list[int]:
         under_way = [running_move for running_move in mover.running.values() if running_move.move is not None]
-        most.append(len(under_way))
+        moves_under_way.append(len(under_way))
         assert max(sum(running_move.source == shard for running_move in under_way) for shard in (SOURCE, TARGET)) <= 2
         return [200_000]
 
     moving.fate = fate
     owners_before = supervisor.map.owner.tolist()[1:]
 
-    async def story() -> None:
+    async def script() -> None:
         load = asyncio.ensure_future(moving.load())
         wishes = [moving.operator.ask("move_bucket", 1 + index, 3 - owner) for index, owner in enumerate(owners_before)]
         for error, _ in await asyncio.gather(*wishes):
@@ -321,8 +321,8 @@ def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Mo
         moving.stopped = True
         await load
 
-    moving.run(story(), "moves beside each other")
-    assert max(most) == 3
+    moving.run(script(), "moves beside each other")
+    assert max(moves_under_way) == 3
     assert supervisor.map.owner.tolist()[1:] == [3 - owner for owner in owners_before]
     assert moving.end() == (TARGET, 2)
 
@@ -333,7 +333,7 @@ def test_a_rebalance_under_way_goes_on_by_what_a_reload_has_changed(moving: Movi
     supervisor, process = moving.world.supervisor, moving.world.supervising
     assert supervisor is not None
     assert process is not None
-    mover, registry, most = supervisor.mover, supervisor.registry, [0]
+    mover, registry, moves_at_once = supervisor.mover, supervisor.registry, [0]
     locked = frozenset((SOURCE,)) if caps == Caps() else frozenset[int]()
 
     def rebalance(*records: list[object]) -> None:
@@ -351,12 +351,12 @@ def test_a_rebalance_under_way_goes_on_by_what_a_reload_has_changed(moving: Movi
     def fate(direction: str, message: Message) -> list[int]:
         if isinstance(message, Payload) and mover.settings.caps == Caps() and not mover.settings.locked:
             mover.take_settings(mover.settings._replace(caps=caps, locked=locked))
-        most.append(sum(running_move.move is not None for running_move in mover.running.values()))
+        moves_at_once.append(sum(running_move.move is not None for running_move in mover.running.values()))
         return [200_000]
 
     moving.fate = fate
     rebalance(["weight", TARGET, 1], ["weight", SOURCE, 0])
-    assert max(most) == caps.total
+    assert max(moves_at_once) == caps.total
     assert len(registry.map.buckets_of(SOURCE)) == (owned - 1 if locked else 0)
 
 
@@ -396,7 +396,7 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
     moving.fate = fate
     medium, path = world.machine.medium, f"/data/shard-{TARGET}/segment-0000000001"
 
-    async def story() -> None:
+    async def script() -> None:
         asking = asyncio.ensure_future(moving.move(TARGET))
         await until(lambda: messages_seen and world.supervisor is None)
         moving.fate = lambda direction, message: [0]
@@ -423,22 +423,22 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
         await until(lambda: not orphans())
         asking.cancel()
 
-    moving.run(story(), "damage, and its end")
+    moving.run(script(), "damage, and its end")
     assert moving.end() == (TARGET, 2)
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("step", MOVED, ids=named)
 def test_a_peer_that_hangs_at_every_message(moving: Moving, step: tuple[str, type], role: str) -> None:
-    hit: list[object] = []
+    messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
-        if (direction, type(message)) == step and not hit:
+        if (direction, type(message)) == step and not messages_hit:
             loop = moving.process(role).loop
             loop.hung_until_ns = moving.world.kernel.now_ns + int(HUNG_S * 1e9)
-            hit.append(loop)
+            messages_hit.append(loop)
         return [0]
 
     moving.fate = fate
     assert carried_out(moving) in OUTCOMES
-    assert hit
+    assert messages_hit

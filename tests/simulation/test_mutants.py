@@ -18,9 +18,9 @@ DRAWN = 2
 
 def test_there_are_enough_and_each_fits_the_code_and_changes_it() -> None:
     assert len(FAULTS) >= 30
-    every = [*FAULTS, *UNSEEN, *BESIDE, *BETWEEN]
-    assert len({fault.name for fault in every}) == len(every)
-    for fault in every:
+    all_faults = [*FAULTS, *UNSEEN, *BESIDE, *BETWEEN]
+    assert len({fault.name for fault in all_faults}) == len(all_faults)
+    for fault in all_faults:
         for file, old, new in fault.edits:
             assert (ROOT / file).read_text().count(old) == 1, fault.name
             assert new != old, fault.name

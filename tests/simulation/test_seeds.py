@@ -36,8 +36,8 @@ FOUND = {  # seed -> what it was; each bug is also a row of `tests.simulation.fa
 @pytest.mark.parametrize("first", range(0, SEEDS, AT_ONCE))
 def test_seeds(first: int) -> None:
     outcomes = [outcome_of(seed) for seed in range(first, first + AT_ONCE)]
-    wrong = [outcome for outcome in outcomes if not outcome["ok"]]
-    assert not wrong, "\n".join(f"{command_of(outcome['seed'])}   # {outcome['error']}" for outcome in wrong)
+    failed = [outcome for outcome in outcomes if not outcome["ok"]]
+    assert not failed, "\n".join(f"{command_of(outcome['seed'])}   # {outcome['error']}" for outcome in failed)
     fired = {kind for outcome in outcomes for kind in outcome["fired"]}
     assert len(fired) >= KINDS, fired
 

@@ -243,8 +243,8 @@ class World(Course):
             shard = process.worker.shard  # type: ignore[union-attr]
             ledger = self.applications[shard.shard_id].machine.ledger
             for bucket_id, book in ledger.books.items():
-                coming = coming_in(book, ledger.call_at_ns, 0, len(book.users))
-                late_slots = [slot for slot, _, due_ns in coming if book.armed_ns[slot] > due_ns <= INT64_MAX]
+                coming_instants = coming_in(book, ledger.call_at_ns, 0, len(book.users))
+                late_slots = [slot for slot, _, due_ns in coming_instants if book.armed_ns[slot] > due_ns <= INT64_MAX]
                 if late_slots or book.awake != (bucket_id in shard.held):
                     description = f"awake: {book.awake}, not filed in time: {late_slots}"
                     self.on_trouble(
@@ -282,9 +282,9 @@ class World(Course):
         if awake_ns > self.kernel.now_ns:
             return False
         workers = [process.worker for process in self.live()]
-        if any(w is None or w._writing or w.shard.has_more() for w in workers):
+        if any(worker is None or worker._writing or worker.shard.has_more() for worker in workers):
             return False
-        if any(w.shard._frozen or w.shard._arrived for w in workers if w is not None):
+        if any(worker.shard._frozen or worker.shard._arrived for worker in workers if worker is not None):
             return False  # the last word of a move is on its way
         notices_untold = self.followers.notice_auditor.unsent() if self.followers is not None else []
         return not self.auditor.owed() and not notices_untold

@@ -62,9 +62,9 @@ class Daemon:
         so what shows pages need not be loaded.
         """
         datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with tempfile.TemporaryDirectory(prefix="notify-") as place, datagrams as messages:
-            messages.bind(f"{place}/socket")
-            self.process = self.launch(NOTIFY_SOCKET=f"{place}/socket")
+        with tempfile.TemporaryDirectory(prefix="notify-") as folder, datagrams as messages:
+            messages.bind(f"{folder}/socket")
+            self.process = self.launch(NOTIFY_SOCKET=f"{folder}/socket")
             try:
                 self._wait_told(messages, wait_s)
             except AssertionError:

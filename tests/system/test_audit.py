@@ -46,8 +46,8 @@ def guess_as_tarantool(port: int) -> None:
 async def test_acts_and_refused_sign_ins_are_on_record(data_dir: Path) -> None:
     tokens = data_dir / "tokens"
     digest = hashlib.sha256(b"secret").hexdigest()
-    looks = hashlib.sha256(b"looks").hexdigest()
-    tokens.write_text(f"ops:admin:{digest}\nviewer:read:{looks}\n")
+    digest_of_viewer = hashlib.sha256(b"looks").hexdigest()
+    tokens.write_text(f"ops:admin:{digest}\nviewer:read:{digest_of_viewer}\n")
     tokens.chmod(0o600)
     http, tarantool = f"127.0.0.1:{free_port()}", free_port()
     settings = {"shards__workers": 2, "shards__bucket_count": 8, "rpc__tokens_file": str(tokens), "http__listen": http}
@@ -65,9 +65,9 @@ async def test_acts_and_refused_sign_ins_are_on_record(data_dir: Path) -> None:
         guesser = await Rpc.connect(daemon.rpc_port)
         error, _ = await guesser.call("hello", {"token": "guessed"})
         assert str(error).startswith("UNAUTHENTICATED")
-        wrong = urllib.request.Request(f"http://{http}/v1/ping", headers={"Authorization": "Bearer guessed"})
+        request = urllib.request.Request(f"http://{http}/v1/ping", headers={"Authorization": "Bearer guessed"})
         with pytest.raises(urllib.error.HTTPError, match="401"):
-            await asyncio.to_thread(urllib.request.urlopen, wrong, timeout=60)
+            await asyncio.to_thread(urllib.request.urlopen, request, timeout=60)
         greeting = urllib.request.Request(f"http://127.0.0.1:{daemon.admin_port}/metrics")
         greeting.add_header("Authorization", "Bearer guessed")
         with pytest.raises(urllib.error.HTTPError, match="401"):

@@ -56,26 +56,26 @@ async def test_a_backup_under_load_holds_exactly_what_was_stamped_up_to_its_inst
         rpc = await Rpc.connect(daemon.rpc_port)
         users = [f"user_{number}" for number in range(40)]
         stamped: dict[str, list[int]] = {user: [] for user in users}
-        going = True
+        is_going_on = True
 
         async def top_up(user: str) -> None:
-            while going:
+            while is_going_on:
                 stamped[user].append((await rpc.ask("top_up", user, 1))["at_ns"])
                 await asyncio.sleep(LOAD_PAUSE_S)
 
         load = [asyncio.create_task(top_up(user)) for user in users]
         await until(lambda: all(len(stamps) > 5 for stamps in stamped.values()))
-        about = await backed_up(daemon, data_dir / "backup")
+        description = await backed_up(daemon, data_dir / "backup")
         counts = {user: len(stamps) for user, stamps in stamped.items()}
         await until(lambda: all(len(stamped[user]) > counts[user] for user in users))
-        going = False
+        is_going_on = False
         await asyncio.gather(*load)
         rpc.close()
     await put_back(daemon, data_dir / "backup")
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         for user in users:
-            expected = sum(1 for at_ns in stamped[user] if at_ns <= about["taken_at_ns"])
+            expected = sum(1 for at_ns in stamped[user] if at_ns <= description["taken_at_ns"])
             assert expected < len(stamped[user])
             account = await rpc.ask("get_account", user)
             assert account["balance_nanos"] == expected
@@ -237,7 +237,7 @@ async def test_notices_that_were_owed_are_told_by_the_restored_daemon_under_thei
                 await rpc.ask("top_up", user, COIN)
                 await rpc.ask("debit", user, COIN)
             await until(lambda: {call.user_id for call in refusing.calls} == set(users))
-            about = await backed_up(daemon, data_dir / "backup")
+            description = await backed_up(daemon, data_dir / "backup")
             event_ids = {call.event_id for call in refusing.calls}
         async with receiving(port) as receiver:
             await rpc.ask("top_up", "later", COIN)  # is not in the backup, and what is in it may be told by now
@@ -245,7 +245,7 @@ async def test_notices_that_were_owed_are_told_by_the_restored_daemon_under_thei
         rpc.close()
     all_event_ids = {f"{user}:{name}" for user in users for name in FIRST_NOTICES}
     assert event_ids <= all_event_ids
-    assert sum(row["owed"] for row in about["notices"].values()) == len(all_event_ids)
+    assert sum(row["owed"] for row in description["notices"].values()) == len(all_event_ids)
     output = await put_back(daemon, data_dir / "backup")
     assert f"notices that were still to be told then: {len(all_event_ids)}; they are told at the next start" in output
     async with receiving(port) as receiver:
@@ -277,10 +277,10 @@ def test_what_is_proved_of_a_good_copy_is_told_under_the_name_that_it_gets(
 
 def test_of_a_backup_that_another_version_made_without_notices_it_is_said(host: Path, data_dir: Path) -> None:
     shutil.copytree(host / "backup", data_dir / "backup")
-    listed = data_dir / "backup" / "backup.json"
-    about = json.loads(listed.read_text())
-    del about["notices"]
-    listed.write_text(json.dumps(about))
+    description_file = data_dir / "backup" / "backup.json"
+    description = json.loads(description_file.read_text())
+    del description["notices"]
+    description_file.write_text(json.dumps(description))
     daemon = Daemon(data_dir, shards__workers=1, notify__url="http://127.0.0.1:9/told")
     result = carried_out("restore", data_dir / "backup", "--config", daemon.config)
     assert result.returncode == 0, result.stderr
@@ -356,10 +356,10 @@ async def reconnected(daemon: Daemon) -> Rpc:
 @pytest.fixture(scope="module")
 def host(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The directory of a daemon that has stopped, with its data and a backup of them; to be copied."""
-    place = tmp_path_factory.mktemp("host")
-    with Daemon(place, shards__workers=1) as daemon:
-        asyncio.run(backed_up(daemon, place / "backup"))
-    return place
+    folder = tmp_path_factory.mktemp("host")
+    with Daemon(folder, shards__workers=1) as daemon:
+        asyncio.run(backed_up(daemon, folder / "backup"))
+    return folder
 
 
 @pytest.mark.parametrize("damage", ["flipped", "missing", "not empty", "unfinished"])

@@ -124,8 +124,8 @@ def answers_in(received: bytes) -> list[Answer]:
 
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
-    place = tmp_path_factory.mktemp("d")
-    tokens, http_port, tarantool_port = place / "tokens", free_port(), free_port()
+    folder = tmp_path_factory.mktemp("d")
+    tokens, http_port, tarantool_port = folder / "tokens", free_port(), free_port()
     proof = protocol.proof_of(TOKEN.encode()).hex()
     tokens.write_text(f"{NAME}:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}:{proof}\n")
     tokens.chmod(0o600)
@@ -134,7 +134,7 @@ def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
         "tarantool.listen": f"{HOST}:{tarantool_port}",
         "rpc.tokens_file": str(tokens),
     }
-    with Daemon(place, shards__workers=1, **settings) as daemon:
+    with Daemon(folder, shards__workers=1, **settings) as daemon:
         doors = Doors(daemon, http_port, tarantool_port)
         yield doors
         assert doors.entries() == [], "something was done"
@@ -395,11 +395,11 @@ def test_what_is_left_unfinished_is_not_waited_for_at_any_door_and_not_logged(do
         assert page.recv(65_536).startswith(b"HTTP/1.1 200")
         page.sendall(b"no chunk\r\n")
         silent = opened.enter_context(doors.wire(doors.tarantool_port))
-        half = opened.enter_context(doors.wire(doors.tarantool_port))
-        half.sendall(auth[:20])
+        half_signed_in = opened.enter_context(doors.wire(doors.tarantool_port))
+        half_signed_in.sendall(auth[:20])
         half_size = opened.enter_context(doors.wire(doors.tarantool_port))
         half_size.sendall(b"\xce\x00")
-        for wire in (silent, half, half_size):
+        for wire in (silent, half_signed_in, half_size):
             assert until_closed(wire)[protocol.GREETING_BYTES :] == b"", "nothing is said but the greeting"
         for name, wire in wires.items():
             answers = answers_in(until_closed(wire))
@@ -424,8 +424,13 @@ def test_over_http_nothing_is_told_and_nothing_done_without_a_token(doors: Doors
             "UNAUTHENTICATED",
             "Bearer",
         )
-    for wrong in ("Bearer wrong", "Basic c2hvcDo=", "Bearer", f"Bearer {TOKEN}\r\nAuthorization: Bearer {TOKEN}"):
-        answer = doors.ask("POST", "/v1/accounts/early/top_up", BODY, f"Authorization: {wrong}\r\n")
+    for authorization in (
+        "Bearer wrong",
+        "Basic c2hvcDo=",
+        "Bearer",
+        f"Bearer {TOKEN}\r\nAuthorization: Bearer {TOKEN}",
+    ):
+        answer = doors.ask("POST", "/v1/accounts/early/top_up", BODY, f"Authorization: {authorization}\r\n")
         assert (answer.status, answer.json["name"]) == (401, "UNAUTHENTICATED")
     piped = request("POST", "/v1/accounts/early/top_up", BODY, "Authorization: Bearer wrong\r\n")
     assert [answer.status for answer in doors.http(piped + HIDDEN)] == [401], "one guess each"

@@ -163,13 +163,15 @@ def test_months_days_and_zones_are_words(books: Daemon) -> None:
     assert "MSK" in output.splitlines()[0]
     last_month = json_of(books, "statement", "anna", "--month", "last month", "--zone", "Europe/Moscow")
     assert last_month["to_ns"] == month["from_ns"]
-    both = json_of(books, "statement", "anna", "--from", "last month", "--to", f"{day:%B}", "--zone", "Europe/Moscow")
-    assert (both["from_ns"], both["to_ns"]) == (last_month["from_ns"], last_month["to_ns"])
+    statement_of_month = json_of(
+        books, "statement", "anna", "--from", "last month", "--to", f"{day:%B}", "--zone", "Europe/Moscow"
+    )
+    assert (statement_of_month["from_ns"], statement_of_month["to_ns"]) == (last_month["from_ns"], last_month["to_ns"])
     following = datetime(day.year, day.month, 28, tzinfo=UTC) + timedelta(days=4)
     upwards = json_of(books, "statement", "anna", "--from", f"{day:%B}", "--to", f"{following:%B}")
     assert (upwards["up_to_now"], upwards["entries_count"]) == (True, 22)
-    wrong = billing(books, "statement", "anna", "--zone", "Europe/Moskow")
-    assert (wrong.returncode, "'Europe/Moskow'" in wrong.stderr) == (2, True)
+    result = billing(books, "statement", "anna", "--zone", "Europe/Moskow")
+    assert (result.returncode, "'Europe/Moskow'" in result.stderr) == (2, True)
 
 
 def test_by_resource_is_a_table_and_csv(books: Daemon) -> None:
@@ -204,8 +206,8 @@ def test_a_period_that_is_none_is_a_usage_error(books: Daemon, words: tuple[str,
 
 
 def test_a_statement_of_nobody_is_refused(books: Daemon) -> None:
-    nobody = billing(books, "statement", "nobody")
-    assert (nobody.returncode, "UNKNOWN_ACCOUNT" in nobody.stderr) == (1, True)
+    result = billing(books, "statement", "nobody")
+    assert (result.returncode, "UNKNOWN_ACCOUNT" in result.stderr) == (1, True)
 
 
 def test_the_account_as_it_was(books: Daemon) -> None:
@@ -215,8 +217,8 @@ def test_the_account_as_it_was(books: Daemon) -> None:
     assert json_of(books, "account", "anna", "--at", "2001-01-01")["state"] == "unopened"
     assert json_of(books, "account", "anna", "--at", "now")["rate_nanos_per_hour"] == 1_080_000_000
     assert billing(books, "account", "anna", "--at", "later").returncode == 2
-    for at in ("yesterday", "monday", "january"):
-        assert json_of(books, "account", "anna", "--at", at) == json_of(books, "balance-at", "anna", at)
+    for instant in ("yesterday", "monday", "january"):
+        assert json_of(books, "account", "anna", "--at", instant) == json_of(books, "balance-at", "anna", instant)
 
 
 async def test_a_dry_run_says_what_would_come_and_changes_nothing(books: Daemon) -> None:
@@ -282,8 +284,8 @@ def test_what_is_yet_to_come_is_said_to_be(books: Daemon) -> None:
         "billing: 2101-01-01 00:00:00.000000000 UTC is yet to come: this is how anna stands now\n",
     )
     assert "up to now" in result.stdout
-    past = billing(books, "account", "anna", "--at", "2001-01-01", "--zone", "UTC")
-    assert (past.stderr, "up to now" in past.stdout) == ("", False)
+    past_result = billing(books, "account", "anna", "--at", "2001-01-01", "--zone", "UTC")
+    assert (past_result.stderr, "up to now" in past_result.stdout) == ("", False)
     for words in (("--from", "2101-01-01"), ("--month", "2101-01"), ("--day", "2101-01-01")):
         empty = billing(books, "statement", "anna", *words, "--zone", "UTC", "--json")
         assert (empty.returncode, empty.stderr) == (
@@ -293,6 +295,6 @@ def test_what_is_yet_to_come_is_said_to_be(books: Daemon) -> None:
         statement = json.loads(empty.stdout)
         assert (statement["up_to_now"], statement["adds_up"], statement["entries"]) == (True, True, [])
         assert statement["opening_nanos"] == statement["closing_nanos"]
-    for options, says in ((["--to", "2101"], "goes up to now"), (["--to", "2001"], ""), ([], "")):
+    for options, remark in ((["--to", "2101"], "goes up to now"), (["--to", "2001"], ""), ([], "")):
         rows = billing(books, "statement", "anna", *options, "--csv")
-        assert (rows.returncode, says in rows.stderr, bool(rows.stderr)) == (0, True, bool(says)), options
+        assert (rows.returncode, remark in rows.stderr, bool(rows.stderr)) == (0, True, bool(remark)), options

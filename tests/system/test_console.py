@@ -146,10 +146,10 @@ def test_whoever_does_not_say_yes_to_what_cannot_be_undone_has_said_no(daemon: D
         terminal.until("Amounts are coins")
         terminal.type("top_up doubtful 10\r")
         terminal.until(r"balance.*0[\s\S]*billing>")
-        for no in ("\x03", "\x04", "\r", "n\r", "what\rno\r"):
+        for refusal_keys in ("\x03", "\x04", "\r", "n\r", "what\rno\r"):
             terminal.type("close_account doubtful\r")
             terminal.until("cannot be undone")
-            terminal.type(no)
+            terminal.type(refusal_keys)
             terminal.until("Nothing was done")
             terminal.type("get_account doubtful\r")
             terminal.until(r"active[\s\S]*billing>")

@@ -61,12 +61,12 @@ async def test_the_forecast_tells_the_worst_second_and_the_second_opinion_has_no
         await asyncio.gather(*(rpc.ask("top_up", user, 100 * COIN) for user in users))
         accounts = await asyncio.gather(*(rpc.ask("set_rate", user, COIN) for user in users))
         seconds = [account["exhausts_at_ns"] // COIN for account in accounts]
-        coming = await rpc.ask("forecast", {"within_ns": 200 * COIN})
-        assert coming["cutoffs"] == 60
-        assert {row["at_ns"] // COIN: row["cutoffs"] for row in coming["steps"]} == {
+        forecast = await rpc.ask("forecast", {"within_ns": 200 * COIN})
+        assert forecast["cutoffs"] == 60
+        assert {row["at_ns"] // COIN: row["cutoffs"] for row in forecast["steps"]} == {
             second: seconds.count(second) for second in seconds
         }
-        assert coming["peak_per_second"] == max(seconds.count(second) for second in seconds)
+        assert forecast["peak_per_second"] == max(seconds.count(second) for second in seconds)
         assert (await rpc.ask("forecast", {"within_ns": 20 * COIN}))["cutoffs"] == 0
         by_minute = await rpc.ask("forecast")
         assert (by_minute["cutoffs"], by_minute["step_ns"]) == (60, 60 * COIN)

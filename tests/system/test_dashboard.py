@@ -76,8 +76,8 @@ async def test_it_lives_with_the_daemon(data_dir: Path, browser: Chromium) -> No
                 if ticking == pytest.approx(left_ns / 1e9, abs=0.5):
                     break
         assert ticking < first
-        both = "document.getElementById('balance').textContent === document.getElementById('ticking').textContent"
-        assert await browser.evaluate(both), "the balance is counted down with what is available"
+        are_equal = "document.getElementById('balance').textContent === document.getElementById('ticking').textContent"
+        assert await browser.evaluate(are_equal), "the balance is counted down with what is available"
 
         # a move is seen happening: the cell takes the colour of its new owner and lights up
         owner = await browser.evaluate(f"document.querySelectorAll('.buckets i')[{bucket - 1}].className")
@@ -193,10 +193,10 @@ async def test_it_fits_and_can_be_read(daemon: Daemon, browser: Chromium) -> Non
         await browser.open(f"http://127.0.0.1:{daemon.admin_port}/?user={'x' * 100}", width, height, dark)
         await browser.until("document.querySelector('#owed td.user') !== null")
         assert await browser.evaluate("document.documentElement.scrollWidth") <= width, name
-        low = await browser.evaluate(CONTRASTS)
-        assert low == [], f"{name}: text that can hardly be read"
-        over = await browser.evaluate(OVERFLOWS)
-        assert over == [], f"{name}: what does not fit into its card"
+        low_contrasts = await browser.evaluate(CONTRASTS)
+        assert low_contrasts == [], f"{name}: text that can hardly be read"
+        overflows = await browser.evaluate(OVERFLOWS)
+        assert overflows == [], f"{name}: what does not fit into its card"
         await keep(browser, name)
     assert browser.errors == []
 

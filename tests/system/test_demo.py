@@ -59,8 +59,8 @@ def test_the_scene_is_played_and_judged(data_dir: Path, demo: list[str]) -> None
         assert f"{user} starts a machine for 1 coin a second" in output
     assert re.search(r"user_03 is debited exactly \d+\.\d{9} coins", output)
     assert re.search(r"topped up with \d+(\.\d+)? coins: saved, no GET", output)
-    gets = re.findall(r"GET for (user_\d\d): [\d,]+ µs after the exact instant \d\d:\d\d:\d\d\.\d{9}", output)
-    assert sorted(gets) == ["user_01", "user_03"]
+    restored_users = re.findall(r"GET for (user_\d\d): [\d,]+ µs after the exact instant \d\d:\d\d:\d\d\.\d{9}", output)
+    assert sorted(restored_users) == ["user_01", "user_03"]
     assert output.index("http://127.0.0.1:") < output.index("user_01"), "the dashboard's address comes first"
     assert re.search(r"user_01 has run out, its rate stands: \d+\.\d{9} coins of overrun", output)
     assert "user_01: its machine is off, and whoever switched it off reports rate 0" in output

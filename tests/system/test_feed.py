@@ -157,15 +157,15 @@ async def test_exports_are_whole_go_on_behind_their_end_and_say_the_same_at_ever
         assert [row["cursor"] for row in entries[:2]] == [row["cursor"] for row in rows[30:]]
         assert (entries[-1]["user_id"], entries[-1]["amount"]) == ("u01", "-0.000000005")
 
-        listed = await rpc.ask("accounts", {"with": ["rates"]})
-        assert [row["user_id"] for row in listed] == [f"u{number:02d}" for number in range(30)]
-        assert (listed[7]["state"], listed[7]["balance_nanos"], listed[8]["rates"]) == (
+        accounts_listed = await rpc.ask("accounts", {"with": ["rates"]})
+        assert [row["user_id"] for row in accounts_listed] == [f"u{number:02d}" for number in range(30)]
+        assert (accounts_listed[7]["state"], accounts_listed[7]["balance_nanos"], accounts_listed[8]["rates"]) == (
             "exhausted", 0, {"vm-1": 3600 * 10**7},
         )  # fmt: skip
         assert [row["user_id"] for row in await rpc.ask("accounts", {"state": "exhausted"})] == ["u07"]
         assert [row["user_id"] for row in await rpc.ask("accounts", {"exhausts_within_ns": 10**11})] == ["u08"]
         account = await rpc.ask("get_account", "u08")
-        assert listed[8]["exhausts_at_ns"] == account["exhausts_at_ns"]
+        assert accounts_listed[8]["exhausts_at_ns"] == account["exhausts_at_ns"]
         result = await asyncio.to_thread(billing, daemon, "export", "accounts", "--csv")
         accounts = list(csv.DictReader(io.StringIO(result.stdout)))
         assert [row["state"] for row in accounts].count("active") == 29

@@ -169,9 +169,9 @@ async def test_slow_senders_and_those_who_never_read_are_nobody_elses_trouble(da
         with contextlib.suppress(BlockingIOError):
             while True:
                 connection.send(requests)
-    for at in range(len(frame)):
+    for offset in range(len(frame)):
         for connection in slow:
-            connection.sendall(frame[at : at + 1])
+            connection.sendall(frame[offset : offset + 1])
         assert await serves(rpc, "u")
     for connection in slow:
         assert connection.recv(4096)[:3] == b"\x94\x01\x01"

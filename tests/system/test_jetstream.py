@@ -401,8 +401,8 @@ async def test_clients_come_in_over_tls(servers: NatsCluster, data_dir: Path) ->
 
 def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: NatsCluster, data_dir: Path) -> None:
     daemon = daemon_on(servers, data_dir / "host")
-    with ThreadPoolExecutor() as both:  # each waits until it is sure that a stream is absent
-        futures = [both.submit(billing, daemon, *command) for command in (("cluster", "check"), ("serve",))]
+    with ThreadPoolExecutor() as executor:  # each waits until it is sure that a stream is absent
+        futures = [executor.submit(billing, daemon, *command) for command in (("cluster", "check"), ("serve",))]
     for code, output in (future.result() for future in futures):
         assert code == 78
         assert "billing cluster init" in output
@@ -455,10 +455,10 @@ def test_wrong_credentials_are_named(data_dir: Path) -> None:
         secret.write_text("billing:wrong\n")
         secret.chmod(0o600)
         daemon = daemon_on(guarded, data_dir / "host", cluster__replicas=1, cluster__credentials_file=str(secret))
-        about = {"format": 1, "files": {}, "bucket_count": 32, "taken_at_ns": 1}
+        description = {"format": 1, "files": {}, "bucket_count": 32, "taken_at_ns": 1}
         (data_dir / "copy").mkdir()
         (data_dir / "copy" / "backup.json").write_text(
-            json.dumps(about | {"positions": dict.fromkeys(("map", "shard-1", "shard-2"), 1)})
+            json.dumps(description | {"positions": dict.fromkeys(("map", "shard-1", "shard-2"), 1)})
         )
         dumps = [("journal", "dump", "--shard", shard) for shard in ("0", "1")]
         restore = ("restore", f"{data_dir}/copy")  # first: the others make the data directory
@@ -506,9 +506,9 @@ async def test_a_backup_of_one_kind_is_restored_into_the_other_and_back_with_the
     keys["notify__url"] = f"{receiver.url}/told"
     cluster = daemon_on(servers, data_dir / "host", **keys)
     places = {name: data_dir / name for name in ("files", "back")}
-    for place in places.values():
-        place.mkdir()
-    files, files_again = (Daemon(place, journal__segment_bytes=1 << 20, **keys) for place in places.values())
+    for folder in places.values():
+        folder.mkdir()
+    files, files_again = (Daemon(folder, journal__segment_bytes=1 << 20, **keys) for folder in places.values())
     servers.make_all(SHARDS)
     caller, event_ids = Caller(files.rpc_port), set[str]()
     try:

@@ -136,8 +136,8 @@ def test_an_endpoint_that_misbehaves_in_every_way_gets_every_cutoff(data_dir: Pa
     cutoffs = ("--workers", "1", "--exhaust-per-second", "20", "--runs", "1")
     result = right(loadtest(data_dir, *SMALL, *cutoffs, *faults))
     (run,) = result.runs
-    met = {event["text"].split()[2] for event in run.events if event["kind"] == "fault"}
-    assert met == {"status=503" if kind == "5xx" else kind for kind in kinds}
+    faults_met = {event["text"].split()[2] for event in run.events if event["kind"] == "fault"}
+    assert faults_met == {"status=503" if kind == "5xx" else kind for kind in kinds}
     assert run.cutoffs.received == 120
 
 

@@ -30,8 +30,8 @@ async def reload(daemon: Daemon, words: str, **changes: object) -> None:
         section, key = name.split("__")
         lines = [line for line in lines if not line.startswith(f"{key} = ")]
         text = str(value) if isinstance(value, int) else f'"{value}"'
-        at = lines.index(f"[{section}]") if f"[{section}]" in lines else len(lines)
-        lines[at : at + 1] = [f"[{section}]", f"{key} = {text}"]
+        index = lines.index(f"[{section}]") if f"[{section}]" in lines else len(lines)
+        lines[index : index + 1] = [f"[{section}]", f"{key} = {text}"]
     daemon.config.write_text("\n".join(lines) + "\n")
     size = daemon.log.stat().st_size
     assert daemon.process is not None
@@ -157,8 +157,8 @@ async def test_tokens_are_read_again_and_the_old_ones_are_worth_nothing(data_dir
         await reload(daemon, "files that are named were read again")
         agreed = 0  # the workers hear of it a moment later, each in its own; whichever takes the connection must have
         for _ in range(400):
-            both = await signed_in(daemon, "new") is None, await signed_in(daemon, "old") is not None
-            agreed = agreed + 1 if all(both) else 0
+            answers = await signed_in(daemon, "new") is None, await signed_in(daemon, "old") is not None
+            agreed = agreed + 1 if all(answers) else 0
             if agreed == 20:
                 break
             await asyncio.sleep(0.02)

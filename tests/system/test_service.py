@@ -103,8 +103,8 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
             assert answer.code == 503
             assert b"is silent: it has answered nothing" in answer.read()
         with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=60) as answer:
-            up = [line.split()[-1] for line in answer.read().splitlines() if line.startswith(b"billing_shard_up{")]
-        assert up.count(b"0.0") == 1, "the alert of a shard that is not served sees it as well"
+            values = [line.split()[-1] for line in answer.read().splitlines() if line.startswith(b"billing_shard_up{")]
+        assert values.count(b"0.0") == 1, "the alert of a shard that is not served sees it as well"
         rows = by_shard
         while len(rows) > 1:  # what nobody answers for is not shown as if it were known
             assert time.monotonic() < deadline + 60, rows

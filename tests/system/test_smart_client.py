@@ -25,9 +25,9 @@ def daemon(module_dir: Path) -> Iterator[Daemon]:
 
 @pytest.fixture(scope="module")
 def without_ports(module_dir: Path) -> Iterator[Daemon]:
-    place = module_dir / "without-ports"
-    place.mkdir()
-    with Daemon(place, shards__workers=2, rpc__direct=False) as started:
+    folder = module_dir / "without-ports"
+    folder.mkdir()
+    with Daemon(folder, shards__workers=2, rpc__direct=False) as started:
         yield started
 
 

@@ -73,8 +73,8 @@ async def test_a_damaged_journal_refuses_to_start_with_file_and_offset(data_dir:
     daemon.kill()
     segment = max((data_dir / "data" / "shard-1").glob("segment-*"))
     stored = bytearray(segment.read_bytes())
-    at = stored.index(b"user_01", len(stored) // 1000)
-    stored[at] ^= 1
+    offset = stored.index(b"user_01", len(stored) // 1000)
+    stored[offset] ^= 1
     segment.write_bytes(stored)
     code, text = serve(daemon.config)
     assert code == 65

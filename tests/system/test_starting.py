@@ -120,13 +120,13 @@ async def test_a_data_directory_of_another_alphabet_is_used_in_an_ascii_locale(d
 
 def test_a_place_that_cannot_be_used_is_named_and_is_no_failed_disk(data_dir: Path) -> None:
     (data_dir / "file").touch()
-    for place, words in (
+    for path, words in (
         (data_dir / "none" / "data", f"expected {data_dir / 'none'} to exist"),
         (data_dir / "file", "expected a folder"),
         (data_dir / "file" / "data", f"expected {data_dir / 'file'} to be a folder"),
         (Path("/sys/billing"), "expected /sys to be on a file system that keeps files"),
     ):
-        daemon = Daemon(data_dir, daemon__data_dir=str(place))
+        daemon = Daemon(data_dir, daemon__data_dir=str(path))
         for words_of in (("serve",), ("config", "check")):
             code, output = command(daemon.config, *words_of)
             assert code == 78

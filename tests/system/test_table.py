@@ -83,14 +83,14 @@ def daemon(module_dir: Path) -> Iterator[Daemon]:
 async def test_every_method_answers_what_the_table_says(daemon: Daemon) -> None:
     assert {name for name, _ in SCENE} == set(METHODS)
     rpc = await Rpc.connect(daemon.rpc_port)
-    wrong = []
+    mismatches = []
     for name, params in SCENE:
         error, result = await rpc.call(name, *params)
         if error is None:
-            wrong += [f"{name}: {fault}" for fault in faults(METHODS[name].reply, result)]
+            mismatches += [f"{name}: {fault}" for fault in faults(METHODS[name].reply, result)]
         elif error["name"] not in METHODS[name].errors or error["name"] not in EXPECTED.get(name, ()):
-            wrong.append(f"{name}: {error}")
-    assert not wrong, "\n".join(wrong)
+            mismatches.append(f"{name}: {error}")
+    assert not mismatches, "\n".join(mismatches)
 
 
 async def test_every_change_keeps_its_message(daemon: Daemon) -> None:

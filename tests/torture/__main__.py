@@ -68,7 +68,7 @@ class Runner:
         for thread in threads:
             thread.join()
 
-    def _run_one_piece(self, piece: Piece, cores: int, place: str) -> None:
+    def _run_one_piece(self, piece: Piece, cores: int, progress: str) -> None:
         began_s, code = time.monotonic(), code_of(piece.arguments[0])
         try:
             outcome = run_piece(piece)
@@ -82,7 +82,7 @@ class Runner:
             with self._state.open("a") as file:
                 print(json.dumps(outcome), file=file)
         verdict = "held" if outcome["ok"] else "FAILED"
-        print(f"{place} {piece.campaign}: {piece.name}: {verdict} after {outcome['seconds']} s", flush=True)
+        print(f"{progress} {piece.campaign}: {piece.name}: {verdict} after {outcome['seconds']} s", flush=True)
         if not outcome["ok"]:
             print(f"  python -m {outcome['piece']}\n{outcome['error']}", file=sys.stderr, flush=True)
 
@@ -102,13 +102,13 @@ def run_piece(piece: Piece) -> dict[str, Any]:
         output_file.seek(0)
         error_file.seek(0)
         output = output_file.read().decode(errors="replace").strip()
-        wrong = error_file.read().decode(errors="replace")[-TAIL_BYTES:]
+        error_text = error_file.read().decode(errors="replace")[-TAIL_BYTES:]
     try:
         figures = json.loads(output.splitlines()[-1])
     except (IndexError, ValueError):
         figures = {}
     ok = code == 0 and bool(figures)
-    error = "" if ok else f"exit code {code}\n{output[-TAIL_BYTES:]}\n{wrong}"
+    error = "" if ok else f"exit code {code}\n{output[-TAIL_BYTES:]}\n{error_text}"
     return {"ok": ok, "figures": figures, "error": error}
 
 

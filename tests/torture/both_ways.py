@@ -147,8 +147,8 @@ class BackendChange:
                 calls.append(("set_credit_limit", user, 1 + number))
             if number % 1000 == 7:  # runs out at once, and nobody answers at the cutoff URL
                 calls.append(("debit", user, ORIGIN_BALANCE, {"mode": "partial"}))
-        for at in range(0, len(calls), AT_ONCE):
-            await asyncio.gather(*(rpc.ask(*call) for call in calls[at : at + AT_ONCE]))
+        for start in range(0, len(calls), AT_ONCE):
+            await asyncio.gather(*(rpc.ask(*call) for call in calls[start : start + AT_ONCE]))
         self.counts["calls"] += len(calls)
         rpc.close()
 

@@ -21,9 +21,11 @@ MODULE = re.compile(r"\btests(?:\.\w+)+")
 def code_of(module: str, root: Path = REPOSITORY) -> str:
     """The digest for `python -m module`: twelve hexadecimal digits."""
     reached = reached_from(module, root)
-    beside = {file for path in reached for file in path.parent.iterdir() if _counts(file) and file.suffix != ".py"}
+    files_beside = {
+        file for path in reached for file in path.parent.iterdir() if _counts(file) and file.suffix != ".py"
+    }
     digest = hashlib.sha256()
-    for path in sorted(reached | beside | set(_daemon(root))):
+    for path in sorted(reached | files_beside | set(_daemon(root))):
         digest.update(f"{path.relative_to(root)} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
     return digest.hexdigest()[:12]
 
@@ -52,9 +54,9 @@ def _counts(file: Path) -> bool:
 def _files_of(module: str, root: Path, started: bool = False) -> Iterator[Path]:
     """The files that importing (or starting) it runs; none where there is no such module."""
     parts = module.split(".")
-    place = root.joinpath(*parts)
+    path_of_module = root.joinpath(*parts)
     packages = [root.joinpath(*parts[:count], "__init__.py") for count in range(1, len(parts) + 1)]
-    for path in (place.with_suffix(".py"), *packages, *([place / "__main__.py"] if started else [])):
+    for path in (path_of_module.with_suffix(".py"), *packages, *([path_of_module / "__main__.py"] if started else [])):
         if path.is_file():
             yield path
 

@@ -71,14 +71,14 @@ class _Generator:
         self._factors = factors
         self._candidates = candidates
         self._names = list(factors)
-        self._place = {name: at for at, name in enumerate(factors)}
+        self._place = {name: index for index, name in enumerate(factors)}
         self._rules = {name: [rule for rule in rules if name in rule.levels] for name in factors}
         self._rng = random.Random(seed)
         self._missing = {
-            ((factor, level), (other, beside))
+            ((factor, level), (other, other_level))
             for factor, other in combinations(self._names, 2)
             for level in factors[factor]
-            for beside in factors[other]
+            for other_level in factors[other]
         }
 
     def run(self) -> Covering:
@@ -120,9 +120,9 @@ class _Generator:
 
     def _gain(self, row: Row, name: str, level: str) -> int:
         """How many missing pairs the level covers beside what the row has."""
-        place, level_pair = self._place[name], (name, level)
+        index, level_pair = self._place[name], (name, level)
         return sum(
-            ((taken_pair, level_pair) if self._place[taken_pair[0]] < place else (level_pair, taken_pair))
+            ((taken_pair, level_pair) if self._place[taken_pair[0]] < index else (level_pair, taken_pair))
             in self._missing
             for taken_pair in row.items()
         )

@@ -148,17 +148,17 @@ async def recovered_balances(data_dir: Path) -> Counter[str]:
     return balances
 
 
-async def run(base: Path, place: Path, at: int, arguments: argparse.Namespace, library: Path) -> Counter[str]:
+async def run(base: Path, folder: Path, call_number: int, arguments: argparse.Namespace, library: Path) -> Counter[str]:
     """One run with the fault at this call. AssertionError."""
-    shutil.copytree(base / "data", place / "data", ignore=shutil.ignore_patterns("*.sock"))
+    shutil.copytree(base / "data", folder / "data", ignore=shutil.ignore_patterns("*.sock"))
     journal, counts = Journal(), Counter({"runs": 1})
     journal.called.update(json.loads((base / "called").read_text()))
     journal.answered.update(journal.called)
-    daemon = new_daemon(place)
-    hits = place / "hits"
+    daemon = new_daemon(folder)
+    hits = folder / "hits"
     directory = "data/map" if arguments.target == "map" else "data/shard-1"
     daemon.environment = {
-        "LD_PRELOAD": str(library), "FAULT_DIR": directory, "FAULT_AT": str(at), "FAULT_LOG": str(hits),
+        "LD_PRELOAD": str(library), "FAULT_DIR": directory, "FAULT_AT": str(call_number), "FAULT_LOG": str(hits),
         "FAULT_WHAT": str(getattr(errno, arguments.what, 0)), "FAULT_STICKY": str(int(arguments.sticky)),
     }  # fmt: skip
     status = await settled_start(daemon)
@@ -174,30 +174,34 @@ async def run(base: Path, place: Path, at: int, arguments: argparse.Namespace, l
     except subprocess.TimeoutExpired:
         daemon.kill()
         log = daemon.log.read_text()
-        raise AssertionError(f"call {at}: it did not stop; /readyz said {status}\n{log}") from None
+        raise AssertionError(f"call {call_number}: it did not stop; /readyz said {status}\n{log}") from None
     fired = hits.read_text().splitlines() if hits.exists() else []
     counts["fired"] = bool(fired)
     counts[f"ended with {code}"] += 1
     log = daemon.log.read_text()
-    assert "Traceback" not in log, f"call {at} ({fired}): {log}"
+    assert "Traceback" not in log, f"call {call_number} ({fired}): {log}"
     if fired and arguments.what in BROKEN and code != 74:
-        assert code == 0, f"call {at} ({fired}): ended with {code}\n{log}"
+        assert code == 0, f"call {call_number} ({fired}): ended with {code}\n{log}"
         counts["harmless"] += 1  # what nothing depends on, such as giving the cache back
     if arguments.what in ("EINTR", "short") and code not in (0, 74):
-        raise AssertionError(f"call {at} ({fired}): ended with {code}\n{log}")
+        raise AssertionError(f"call {call_number} ({fired}): ended with {code}\n{log}")
     if arguments.target == "shard" and "held" in status:
-        assert "shard 1: held: " in status, f"call {at} ({fired}): {status}"
-        assert "the disk failed" in status, f"call {at} ({fired}): {status}\n{log}"
-        assert "shard 2" not in status, f"call {at} ({fired}): the other shard does not serve: {status}"
+        assert "shard 1: held: " in status, f"call {call_number} ({fired}): {status}"
+        assert "the disk failed" in status, f"call {call_number} ({fired}): {status}\n{log}"
+        assert "shard 2" not in status, f"call {call_number} ({fired}): the other shard does not serve: {status}"
         counts["held, the other served"] += 1
     if arguments.what != "ENOSPC":  # there, what was under way waits for room
-        assert not journal.said["nothing"], f"call {at} ({fired}): {journal.said['nothing']} calls got no answer\n{log}"
+        assert not journal.said["nothing"], (
+            f"call {call_number} ({fired}): {journal.said['nothing']} calls got no answer\n{log}"
+        )
     counts["answered"] += journal.said["ok"]
     counts["refused or lost"] += sum(journal.said.values()) - journal.said["ok"]
-    examined(place / "data")
-    balances = await recovered_balances(place / "data")
+    examined(folder / "data")
+    balances = await recovered_balances(folder / "data")
     for user in USERS:
-        description = f"call {at} ({fired}): {user} called {journal.called[user]}, answered {journal.answered[user]}"
+        description = (
+            f"call {call_number} ({fired}): {user} called {journal.called[user]}, answered {journal.answered[user]}"
+        )
         assert journal.answered[user] <= balances[user] <= journal.called[user], (
             f"{description}, kept {balances[user]}\n{log}"
         )
@@ -242,16 +246,16 @@ async def campaign(arguments: argparse.Namespace, directory: Path) -> Counter[st
     base.mkdir(mode=0o700)
     await prepare(base)
     counts: Counter[str] = Counter()
-    for at in range(arguments.first, arguments.first + arguments.runs):
-        place = directory / f"at-{at}"
-        place.mkdir(mode=0o700)
-        run_counts = await run(base, place, at, arguments, library)
+    for call_number in range(arguments.first, arguments.first + arguments.runs):
+        folder = directory / f"at-{call_number}"
+        folder.mkdir(mode=0o700)
+        run_counts = await run(base, folder, call_number, arguments, library)
         counts += run_counts
-        shutil.rmtree(place)
+        shutil.rmtree(folder)
         if not run_counts["fired"]:
-            if at == arguments.first:
+            if call_number == arguments.first:
                 raise AssertionError("the fault never fired")
-            counts["calls"] = at - 1
+            counts["calls"] = call_number - 1
             return counts
     if arguments.runs == CALLS_MAX:
         raise AssertionError(f"{CALLS_MAX} runs, and there are calls left")

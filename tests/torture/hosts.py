@@ -208,8 +208,8 @@ def each_has_its_part(shards_by_host: list[dict[int, tuple[str, str]]]) -> bool:
     slept, and has not noticed yet that others have its shards, says `serving`, as they do.
     """
     served = [[shard for shard, (state, _) in shards.items() if state == "serving"] for shards in shards_by_host]
-    every = sorted(shard for of_host in served for shard in of_host)
-    return all(served) and all(every == sorted(shards_served) for shards_served in shards_by_host)
+    all_served = sorted(shard for of_host in served for shard in of_host)
+    return all(served) and all(all_served == sorted(shards) for shards in shards_by_host)
 
 
 class Campaign:

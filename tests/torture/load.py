@@ -90,16 +90,16 @@ class Writer:
 
     async def settle(self, rpc: Rpc) -> tuple[int, int]:
         """Repeats what is unknown; returns how many of these had been applied, and how many not."""
-        had = 0
+        applied = 0
         for first in range(0, len(self.unknown), SETTLE_CHUNK):
             chunk = self.unknown[first : first + SETTLE_CHUNK]
             calls = (rpc.ask("top_up", user, 1, {"request_id": request_id}) for user, request_id in chunk)
             for (user, request_id), result in zip(chunk, await asyncio.gather(*calls), strict=True):
-                had += result["replayed"]
+                applied += result["replayed"]
                 assert not (result["replayed"] and request_id in self.full), f"{request_id} was refused, and applied"
                 self.last_entry[user] = max(self.last_entry[user], result["entry_id"])
         settled, self.unknown = len(self.unknown), []
-        return had, settled - had
+        return applied, settled - applied
 
     async def check(self, rpc: Rpc) -> None:
         """Each balance is the number of calls."""
@@ -221,9 +221,9 @@ class Load:
         rpc = await Rpc.connect(port)
         try:
             for writer in self.writers:
-                had, had_not = await writer.settle(rpc)
-                self.counts["applied unanswered"] += had
-                self.counts["not applied"] += had_not
+                applied, not_applied = await writer.settle(rpc)
+                self.counts["applied unanswered"] += applied
+                self.counts["not applied"] += not_applied
                 await writer.check(rpc)
             await self.spenders.check(rpc)
         finally:

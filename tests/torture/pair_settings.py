@@ -198,14 +198,14 @@ class Files(NamedTuple):
     @classmethod
     def make(cls, directory: Path) -> Files:
         """Writes the authorities; each name of loopback is in the certificates that they sign."""
-        both = trustme.CA(organization_name="first"), trustme.CA(organization_name="next")
+        authorities = trustme.CA(organization_name="first"), trustme.CA(organization_name="next")
         ca = directory / "ca.pem"
-        ca.write_bytes(b"".join(authority.cert_pem.bytes() for authority in both))
-        files = cls(directory, both, ca)
-        files.write("client.pem", *_blobs(both[0].issue_cert(common_name=ADMIN_NAME)))
-        server = both[0].issue_cert("127.0.0.1", "::1", "localhost")
+        ca.write_bytes(b"".join(authority.cert_pem.bytes() for authority in authorities))
+        files = cls(directory, authorities, ca)
+        files.write("client.pem", *_blobs(authorities[0].issue_cert(common_name=ADMIN_NAME)))
+        server = authorities[0].issue_cert("127.0.0.1", "::1", "localhost")
         files.write("endpoint.pem", *_blobs(server))
-        for number, authority in enumerate(both):
+        for number, authority in enumerate(authorities):
             issued = authority.issue_cert("127.0.0.1", "::1", "localhost")
             files.write(f"server-{number}.pem", *(pem.bytes() for pem in issued.cert_chain_pems))
             files.write(f"server-{number}.key", issued.private_key_pem.bytes())
@@ -245,12 +245,12 @@ class LogServer(NatsCluster):
     def __init__(self, directory: Path, kind: str, files: Files) -> None:
         directory.mkdir()
         self._kind, self._trust = kind, ssl.create_default_context(cafile=str(files.ca))
-        extra, place = "", files.directory
+        extra, folder = "", files.directory
         if kind == "credentials":
             user, password = CREDENTIALS.split(":")
             extra = f'authorization {{ user: "{user}", password: "{password}" }}\n'
         if kind == "tls":
-            extra = f'tls {{ cert_file: "{place}/server-0.pem", key_file: "{place}/server-0.key" }}\n'
+            extra = f'tls {{ cert_file: "{folder}/server-0.pem", key_file: "{folder}/server-0.key" }}\n'
         super().__init__(directory, 1, extra)
         self.credentials = CREDENTIALS if kind == "credentials" else ""
 
@@ -331,11 +331,11 @@ class Host(Daemon):
         return f"{hosts[level]}:{free_port()}" if hosts[level] else ""
 
     def _settings(self, server: LogServer | None, endpoints: Endpoints) -> dict[str, Any]:
-        row, place = self.row, self.place
+        row, folder = self.row, self.place
         workers = 2 if row["workers"] == "two" else 1
         segment_bytes = {"large": 1 << 22, "small": 1 << 16}[row["segments"]]
         keys: dict[str, Any] = {
-            "daemon.data_dir": "data" if row["configured"] == "folder" else str(place / "data"),
+            "daemon.data_dir": "data" if row["configured"] == "folder" else str(folder / "data"),
             "shards.workers": workers,
             "shards.weights": {"even": "", "uneven": "1=3", "of two": "2=3"}[row["weights"]],
             "shards.bucket_count": {"many": 64, "one": 1}[row["buckets"]],
@@ -392,8 +392,8 @@ class Host(Daemon):
         if self.row["tls"] == "clients":
             keys["rpc.tls_client_ca"] = str(self.files.ca)
         if self.row["secrets"] != "none":
-            both = [FIRST_SECRET] if self.row["secrets"] == "one" else [NEXT_SECRET, FIRST_SECRET]
-            keys["cutoff.secret_file"] = str(self.install_secrets(*both))
+            secrets_held = [FIRST_SECRET] if self.row["secrets"] == "one" else [NEXT_SECRET, FIRST_SECRET]
+            keys["cutoff.secret_file"] = str(self.install_secrets(*secrets_held))
         return keys
 
     def install_tokens(self, *late_tokens: str) -> Path:
@@ -415,7 +415,7 @@ class Host(Daemon):
 
     def _cluster(self, server: LogServer | None, shards: int) -> dict[str, Any]:
         assert server is not None
-        row, place, files = self.row, self.place, self.files.directory
+        row, folder, files = self.row, self.place, self.files.directory
         keys: dict[str, Any] = {
             "journal.kind": "jetstream",
             "cluster.servers": server.urls,
@@ -424,13 +424,13 @@ class Host(Daemon):
             "cluster.replicas": 1,
         }
         if row["servers"] == "credentials":
-            keys["cluster.credentials_file"] = str(private(place / "credentials", CREDENTIALS.encode()))
+            keys["cluster.credentials_file"] = str(private(folder / "credentials", CREDENTIALS.encode()))
         if row["servers"] == "tls" or row["links"] == "tls":
             keys["cluster.tls_ca"] = str(self.files.ca)
         if row["log"] == "at once":
             keys["cluster.listen"] = "127.0.0.1:0"
         if row["links"] == "secret":
-            keys["cluster.secret_file"] = str(private(place / "links", b"of the links\n"))
+            keys["cluster.secret_file"] = str(private(folder / "links", b"of the links\n"))
         if row["links"] == "tls":
             keys["cluster.tls_cert"], keys["cluster.tls_key"] = f"{files}/server-0.pem", f"{files}/server-0.key"
         if row["advertise"] == "given":

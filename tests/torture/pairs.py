@@ -224,9 +224,9 @@ class RowRun:
         endpoints = Endpoints(f"{scheme}://{hosts[row['endpoint']]}:{port}", self._notices.url)
         names = ("a", "b") if row["log"] in ("standby", "at once") else ("a",)
         for name in names:
-            place = self._directory / name
-            place.mkdir()
-            self._hosts.append(Host(row, name, place, self._files, self._server, endpoints))
+            folder = self._directory / name
+            folder.mkdir()
+            self._hosts.append(Host(row, name, folder, self._files, self._server, endpoints))
         if self._server is not None:
             settings = self._hosts[0].settings
             await asyncio.to_thread(self._server.clear)
@@ -435,7 +435,7 @@ class RowRun:
         line = (*words, "--config", str(host.config))
         if self._in_process:
             result = await asyncio.to_thread(carried_out, *line, **environment)
-            code, output, wrong = result.returncode, result.stdout, result.stderr
+            code, output, error_text = result.returncode, result.stdout, result.stderr
         else:
             isolated = ["-I"] if self.row["isolated"] == "yes" else []
             inherited = {name: text for name, text in os.environ.items() if not name.startswith(("LC_", "LANG"))}
@@ -444,10 +444,10 @@ class RowRun:
                 [sys.executable, *isolated, "-m", "billing", *line],
                 env=inherited | environment, capture_output=True, check=False, timeout=WAIT_S,
             )  # fmt: skip
-            code, output, wrong = process.returncode, process.stdout.decode(), process.stderr.decode()
-        assert (code != 0) is fails, f"billing {' '.join(words)} ended with {code}: {output}{wrong}"
+            code, output, error_text = process.returncode, process.stdout.decode(), process.stderr.decode()
+        assert (code != 0) is fails, f"billing {' '.join(words)} ended with {code}: {output}{error_text}"
         self._counts["commands"] += 1
-        return output + wrong if fails else output
+        return output + error_text if fails else output
 
     async def _command_line(self, host: Host) -> None:
         """The same as over the doors, in coins."""
@@ -570,7 +570,7 @@ class RowRun:
 
         async def is_over() -> bool:
             messages.extend(host.new_messages())
-            reload_indexes = [at for at, message in enumerate(messages) if "RELOADING" in message]
+            reload_indexes = [index for index, message in enumerate(messages) if "RELOADING" in message]
             return bool(reload_indexes) and any("READY" in message for message in messages[reload_indexes[0] :])
 
         await until(is_over, lambda: f"{host.name} does not say that it has reloaded: {messages}")
@@ -740,9 +740,9 @@ def refused(directory: Path, files: Files) -> int:
     for number, (row, rule) in enumerate(refused_rows()):
         if row["log"] != "files" and server is None:
             continue
-        place = directory / f"refused-{number}"
-        place.mkdir()
-        host = Host(row, "a", place, files, server, endpoints)
+        folder = directory / f"refused-{number}"
+        folder.mkdir()
+        host = Host(row, "a", folder, files, server, endpoints)
         try:
             load(host.config, host.environment)
         except ConfigError as error:

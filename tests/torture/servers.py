@@ -175,14 +175,14 @@ class Campaign:
             if task.done():
                 task.result()
 
-    def _struck(self, most: int = 2) -> list[int]:
+    def _struck(self, count_max: int = 2) -> list[int]:
         """One or two servers, most often one that leads a journal."""
         numbers = [0, 1, 2]
         self.rng.shuffle(numbers)
         if self.rng.random() < 0.7:
             leader = self.servers.leader(f"J_{self.rng.randint(1, self._shards)}")
             numbers.sort(key=lambda number: number != leader)
-        return numbers[: self.rng.randint(1, most)]
+        return numbers[: self.rng.randint(1, count_max)]
 
     async def _kill(self) -> None:
         struck = await asyncio.to_thread(self._struck)

@@ -30,7 +30,7 @@ NO_MATTER = {"tests/hurt/READ.md", "tests/rig/test_disk.py", "tests/other.py"}
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Path:
+def root(tmp_path: Path) -> Path:
     for name, text in FILES.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(text)
@@ -38,11 +38,11 @@ def place(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_change_of_what_runs_is_another_code_and_of_anything_else_the_same(place: Path, name: str) -> None:
-    code = code_of("tests.hurt", place)
-    with (place / name).open("a") as file:
+def test_a_change_of_what_runs_is_another_code_and_of_anything_else_the_same(root: Path, name: str) -> None:
+    code = code_of("tests.hurt", root)
+    with (root / name).open("a") as file:
         file.write("\n")
-    assert (code_of("tests.hurt", place) == code) == (name in NO_MATTER)
+    assert (code_of("tests.hurt", root) == code) == (name in NO_MATTER)
 
 
 def test_what_a_command_or_a_string_names_is_reached() -> None:

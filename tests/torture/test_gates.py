@@ -12,10 +12,10 @@ from tests.torture.gates import GATES, Gate, fault
 
 @pytest.mark.parametrize("gate", GATES, ids=lambda gate: gate.name)
 def test_a_fault_fits_the_code_and_its_test_is_there(gate: Gate, tmp_path: Path) -> None:
-    place = tmp_path / gate.file
-    place.parent.mkdir(parents=True)
-    place.write_text((REPOSITORY / gate.file).read_text())
+    path = tmp_path / gate.file
+    path.parent.mkdir(parents=True)
+    path.write_text((REPOSITORY / gate.file).read_text())
     fault(gate, tmp_path)
-    compile(place.read_text(), gate.file, "exec")
+    compile(path.read_text(), gate.file, "exec")
     file, _, name = gate.test.partition("::")
     assert f"def {name}(" in (REPOSITORY / file).read_text()

@@ -25,15 +25,15 @@ FORBIDDEN = (
 
 def test_every_pair_that_the_rules_allow_is_in_a_row_and_no_row_breaks_one() -> None:
     covering = cover(FACTORS, FORBIDDEN)
-    had = set().union(*(pairs_in(row, list(FACTORS)) for row in covering.rows))
-    every = {
-        ((factor, level), (other, beside))
+    pairs_covered = set().union(*(pairs_in(row, list(FACTORS)) for row in covering.rows))
+    all_pairs = {
+        ((factor, level), (other, other_level))
         for factor, other in combinations(FACTORS, 2)
         for level in FACTORS[factor]
-        for beside in FACTORS[other]
+        for other_level in FACTORS[other]
     }
-    assert had | set(covering.impossible) == every
-    assert covering.covered == len(had)
+    assert pairs_covered | set(covering.impossible) == all_pairs
+    assert covering.covered == len(pairs_covered)
     assert covering.impossible == [(("a", "1"), ("b", "2"))]
     assert not [row for row in covering.rows for rule in FORBIDDEN if rule.is_broken(row)]
     assert cover(FACTORS, FORBIDDEN).rows == covering.rows
@@ -48,8 +48,10 @@ def test_each_combination_that_cannot_be_is_refused_with_its_sentence(tmp_path: 
 @pytest.mark.skipif(BINARY is None, reason=MISSING)
 def test_rows_of_settings_that_are_most_unlike_each_other_hold(data_dir: Path) -> None:
     campaign = Campaign(data_dir, in_process=True)
-    every = rows_of(with_network=False, candidates=1).rows
-    cheap = [row for row in every if row["log"] in ("files", "servers") and row["workers"] == "one"]  # starts cost most
+    all_rows = rows_of(with_network=False, candidates=1).rows
+    cheap = [
+        row for row in all_rows if row["log"] in ("files", "servers") and row["workers"] == "one"
+    ]  # starts cost most
     rows = sorted(cheap, key=lambda row: row["log"] != "servers")
     try:
         for number, row in enumerate(most_unlike(rows, ROWS)):
