@@ -17,7 +17,7 @@ from tests.doctor.builder import DISK, DataDirectoryBuilder, busy
 PROVED_ALIKE = ("owners", "accounts", "conservation", "requests", "history", "statements", "snapshots")
 
 
-class Broken:
+class BrokenReader:
     """A reader whose log ends in an error: where it is replayed, or within its snapshots."""
 
     def __init__(self, reader: Reader, error: Exception, where: str) -> None:
@@ -62,7 +62,7 @@ def read(builder: DataDirectoryBuilder, error: Exception | None = None, where: s
         name = f"{SHARD}{number}" if number else MAP
         reader: Reader = FileReader(DISK, f"{builder.path}/{name}", number)
         if error is not None and number == 1:
-            reader = Broken(reader, error, where)
+            reader = BrokenReader(reader, error, where)
         return ReadLog(reader, name, number, report)
 
     logs = Logs([0, *builder.shards], opened, True)

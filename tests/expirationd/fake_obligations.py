@@ -157,7 +157,7 @@ async def receiving(fault: Fault | None = None, **options: Any) -> AsyncIterator
         await receiver.close()
 
 
-class Raw:
+class RawEndpoint:
     """An endpoint that sends the given bytes for each request, whatever they are, and keeps what it was sent."""
 
     def __init__(self, *answers: bytes, close: bool = False) -> None:
@@ -166,7 +166,7 @@ class Raw:
         self.requests: list[bytes] = []
         self.url = ""
 
-    async def __aenter__(self) -> "Raw":
+    async def __aenter__(self) -> "RawEndpoint":
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0, family=socket.AF_INET)
         self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}"
         return self

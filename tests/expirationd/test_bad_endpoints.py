@@ -12,7 +12,7 @@ import pytest
 
 from billing.trial.faults import BOMB_BYTES, Fault, Misbehaviour
 from shards.system.clock import MACHINE_CLOCKS
-from tests.expirationd.fake_obligations import LONG_S, QUICK, FakeObligations, Raw, receiving, sending, settings
+from tests.expirationd.fake_obligations import LONG_S, QUICK, FakeObligations, RawEndpoint, receiving, sending, settings
 
 TLS = Path(__file__).parent / "tls"
 
@@ -75,7 +75,10 @@ async def test_what_is_packed_stays_packed() -> None:
     obligations = FakeObligations()
     packed = gzip.compress(bytes(2**20))
     head = b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: %d\r\n\r\n" % len(packed)
-    async with Raw(head + packed) as raw, sending(obligations, settings(raw.url, body_s=LONG_S, warm=0)) as delivery:
+    async with (
+        RawEndpoint(head + packed) as raw,
+        sending(obligations, settings(raw.url, body_s=LONG_S, warm=0)) as delivery,
+    ):
         for _ in range(3):
             obligations.exhaust(delivery, b"u")
             await obligations.until(obligations.nothing_owed)
@@ -284,7 +287,7 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 async def test_answers_byte_by_byte(answer: bytes, error: str) -> None:
     """What follows decides nothing about it: the second user is cut off, whatever the first answer left behind."""
     obligations = FakeObligations()
-    async with Raw(answer, close=True) as raw, sending(obligations, settings(raw.url)) as delivery:
+    async with RawEndpoint(answer, close=True) as raw, sending(obligations, settings(raw.url)) as delivery:
         obligations.exhaust(delivery, b"first")
         await obligations.until(lambda: bool(obligations.errors()) or obligations.nothing_owed())
         assert obligations.errors()[:1] == ([error] if error else [])
@@ -296,7 +299,10 @@ async def test_answers_byte_by_byte(answer: bytes, error: str) -> None:
 async def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one() -> None:
     obligations = FakeObligations()
     twice = OK + b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
-    async with Raw(twice, b"HTTP/1.1 404 No\r\n\r\n") as raw, sending(obligations, settings(raw.url)) as delivery:
+    async with (
+        RawEndpoint(twice, b"HTTP/1.1 404 No\r\n\r\n") as raw,
+        sending(obligations, settings(raw.url)) as delivery,
+    ):
         obligations.exhaust(delivery, b"first")
         await obligations.until(obligations.nothing_owed)
         obligations.exhaust(delivery, b"second")
@@ -307,7 +313,7 @@ async def test_an_answer_that_nobody_asked_for_is_not_taken_for_the_next_one() -
 async def test_cookies_are_not_kept() -> None:
     obligations = FakeObligations()
     answer = b"HTTP/1.1 200 OK\r\nSet-Cookie: session=1; Path=/\r\nContent-Length: 0\r\n\r\n"
-    async with Raw(answer) as raw, sending(obligations, settings(raw.url)) as delivery:
+    async with RawEndpoint(answer) as raw, sending(obligations, settings(raw.url)) as delivery:
         for _ in range(2):
             obligations.exhaust(delivery, b"u")
             await obligations.until(obligations.nothing_owed)
@@ -330,7 +336,7 @@ async def test_retry_after_in_all_its_forms(value: str, least_ns: int) -> None:
     obligations = FakeObligations()
     value = value.replace("{in an hour}", formatdate(MACHINE_CLOCKS.wall_ns() / 1e9 + 3600, usegmt=True))
     refusal = f"HTTP/1.1 503 Later\r\nRetry-After: {value}\r\nContent-Length: 0\r\n\r\n".encode()
-    async with Raw(refusal, OK) as raw, sending(obligations, settings(raw.url)) as delivery:
+    async with RawEndpoint(refusal, OK) as raw, sending(obligations, settings(raw.url)) as delivery:
         before_ns = MACHINE_CLOCKS.wall_ns()
         obligations.exhaust(delivery, b"u")
         await obligations.until(obligations.nothing_owed)

@@ -25,7 +25,7 @@ class SlowEndpoint(LateEndpoint):
         return self
 
 
-class Running:
+class RunningDelivery:
     """A delivery of its own world, for users who are owed one cutoff each."""
 
     def __init__(self) -> None:
@@ -78,8 +78,8 @@ class Running:
 
 
 @pytest.fixture
-def running() -> Iterator[Running]:
-    run = Running()
+def running() -> Iterator[RunningDelivery]:
+    run = RunningDelivery()
     yield run
     assert run.broken == []
     assert run.kernel.troubles == []
@@ -87,7 +87,7 @@ def running() -> Iterator[Running]:
 
 
 def test_an_outage_is_logged_as_it_begins_once_a_minute_with_how_many_wait_and_as_it_ends(
-    running: Running, caplog: pytest.LogCaptureFixture
+    running: RunningDelivery, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "billing.expirationd")
     running.start(LateEndpoint(running.kernel, back_ns=running.kernel.now_ns + 150 * S))
@@ -117,7 +117,7 @@ def test_an_outage_is_logged_as_it_begins_once_a_minute_with_how_many_wait_and_a
     assert 145 <= float(texts[3].split(" after ")[1].split(" s:")[0]) <= 155
 
 
-def test_lateness_holds_what_still_waits_also_for_its_connection(running: Running) -> None:
+def test_lateness_holds_what_still_waits_also_for_its_connection(running: RunningDelivery) -> None:
     running.start(SlowEndpoint(running.kernel), concurrency=2)
     assert running.delivery.figures()["cutoffs_waiting_ns"] == 0
     running.exhaust(b"first")
@@ -134,7 +134,7 @@ def test_lateness_holds_what_still_waits_also_for_its_connection(running: Runnin
     assert running.delivery.figures()["cutoffs_waiting_ns"] == 0
 
 
-def test_a_call_that_has_no_answer_yet_is_no_first_call_that_waits(running: Running) -> None:
+def test_a_call_that_has_no_answer_yet_is_no_first_call_that_waits(running: RunningDelivery) -> None:
     running.start(LateEndpoint(running.kernel, answer_s=5.0), concurrency=2)
     running.exhaust(b"asked")
     running.run(3)

@@ -16,7 +16,7 @@ CORPUS = REPOSITORY / "tests" / "fuzz" / "corpus"
 MEMORY_A_BYTE, STEPS_A_BYTE = 64, 40
 
 
-class Steps:
+class StepCounter:
     """Counts calls of functions, Python's and C's: work that is the same on every machine."""
 
     def __init__(self) -> None:
@@ -25,7 +25,7 @@ class Steps:
     def __call__(self, frame: object, event: str, argument: object) -> None:
         self.count += 1
 
-    def __enter__(self) -> Steps:
+    def __enter__(self) -> StepCounter:
         sys.setprofile(self)
         return self
 
@@ -37,7 +37,7 @@ def cost(target: Target, data: bytes) -> tuple[int, int]:
     """What an input costs: peak of memory, calls made."""
     tracemalloc.reset_peak()
     before = tracemalloc.get_traced_memory()[0]
-    with Steps() as steps:
+    with StepCounter() as steps:
         target.take(data)
     return tracemalloc.get_traced_memory()[1] - before, steps.count
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from shards.system.links import FrameDecoder, FrameError
 from tests.api.test_any_bytes import good, values
 from tests.conftest import REPOSITORY
-from tests.fuzz.run import Steps, bases_of, run
+from tests.fuzz.run import StepCounter, bases_of, run
 from tests.fuzz.targets import TARGETS, corpus, take_frames, take_request, take_segment, take_wire
 
 # Half a second each at most, on one core of 2026; counted, so that every run is the same.
@@ -81,9 +81,9 @@ def test_an_input_is_made_again_from_its_number() -> None:
 
 
 def test_work_is_counted() -> None:
-    with Steps() as few:
+    with StepCounter() as few:
         sorted([2, 1])
-    with Steps() as many:
+    with StepCounter() as many:
         for _ in range(100):
             sorted([2, 1])
     assert many.count >= few.count + 100

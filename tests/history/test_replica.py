@@ -47,11 +47,11 @@ class JournalsInMemory:
             for shard, driver in self.scenes.items()
         }
 
-    def reader(self, shard: int) -> OfShard:
-        return OfShard(self, shard)
+    def reader(self, shard: int) -> FakeShardReader:
+        return FakeShardReader(self, shard)
 
 
-class OfShard:
+class FakeShardReader:
     """The part of a reader that is used."""
 
     def __init__(self, log: JournalsInMemory, shard: int) -> None:

@@ -60,7 +60,7 @@ def test_statements_since_the_limit_stay_as_they_were_however_often_it_is_cut(tm
             assert int(then["exact_balance"]) == behind.opening + behind.credits - behind.debits
 
 
-class Wandering:
+class MovedAccount:
     """The rows of one account in the files of three shards, between which its bucket moved at random."""
 
     def __init__(self, home: Path, life: AccountLife, draw: random.Random) -> None:
@@ -96,7 +96,7 @@ class Wandering:
 def test_rows_in_several_files_are_cut_apart_and_statements_since_then_stay_exact(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     life = max(lives(seed, 600), key=lambda life: len(life.points))
-    files = Wandering(tmp_path, life, draw)
+    files = MovedAccount(tmp_path, life, draw)
     limits = [0, 0, 0]
     for _ in range(6):
         shard = draw.randrange(3)

@@ -35,7 +35,7 @@ from tests.simulation.auditor import Violation
 from tests.simulation.calls import GRACES_S, Call, Programs
 from tests.simulation.clients import Client
 from tests.simulation.cluster_auditor import NOBODY, HostsAuditor, Owner, WorkerCallObserver
-from tests.simulation.course import CALLS_AT_ONCE, DATA, REST_S, Course, supervisor_in
+from tests.simulation.course import CALLS_AT_ONCE, DATA, REST_S, SimulatedRun, supervisor_in
 from tests.simulation.fibers import BlockingCommitter, BlockingLoop
 from tests.simulation.log_model import FIRST_PORT, KIND, SERVERS, WORLDS, LogServers, StoredMessage
 from tests.simulation.loop import SECOND_NS, Kernel, SimLoop
@@ -419,7 +419,7 @@ class HostsPrograms(Programs):
         return self._get_account(user)
 
 
-class Cluster(Course):
+class Cluster(SimulatedRun):
     """The hosts, the log, and everybody around them."""
 
     def __init__(

@@ -28,7 +28,7 @@ class Stuck(AssertionError):
     """What has to end did not."""
 
 
-class Course:
+class SimulatedRun:
     """Of one run."""
 
     kernel: Kernel

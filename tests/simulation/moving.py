@@ -33,7 +33,7 @@ Message = control.ToWorker | control.ToSupervisor
 Fate = Callable[[str, Message], list[int]]  # (direction, message) -> delays; see `tests.simulation.wires.Filter`
 
 
-class Moving:
+class MovingBucket:
     """The world, its bucket, and the wires between supervisor and workers."""
 
     def __init__(self, seed: int = 1) -> None:

@@ -15,7 +15,7 @@ import pytest
 from shards.control import Known, MoveAbort, MoveIn, MoveOut, NewOwner, Payload, Served, Stored
 from shards.moves.handoff import QUIET_WAIT_NS
 from shards.moves.mover import Caps
-from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Message, Moving
+from tests.simulation.moving import ABOUT_MOVES, BUCKET, HUNG_S, SOURCE, TARGET, Message, MovingBucket
 
 ROLES = ("source", "target", "supervisor")
 MOVED = [  # a move's messages, in order, by direction
@@ -46,14 +46,14 @@ def named(step: Step) -> str:
 
 
 @pytest.fixture
-def moving() -> Iterator[Moving]:
-    moving_pair = Moving()
+def moving() -> Iterator[MovingBucket]:
+    moving_pair = MovingBucket()
     moving_pair.begin()
     yield moving_pair
     moving_pair.close()
 
 
-def carried_out(moving: Moving) -> tuple[int, int]:
+def carried_out(moving: MovingBucket) -> tuple[int, int]:
     """A move under load, with what was prepared; (shard, generation) in the end."""
 
     async def script() -> None:
@@ -69,7 +69,7 @@ def carried_out(moving: Moving) -> tuple[int, int]:
     return moving.end()
 
 
-def test_a_move_without_trouble(moving: Moving) -> None:
+def test_a_move_without_trouble(moving: MovingBucket) -> None:
     assert carried_out(moving) == (TARGET, 2)
     assert set(moving.seen) == set(MOVED)
     kinds = {kind for _, kind in moving.seen}
@@ -79,14 +79,14 @@ def test_a_move_without_trouble(moving: Moving) -> None:
 @pytest.mark.parametrize("error", ["kill", "power"])
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("call", range(1, CALLS_MAX + 1))
-def test_crash_at_every_call_of_the_disk(moving: Moving, role: str, call: int, error: str) -> None:
+def test_crash_at_every_call_of_the_disk(moving: MovingBucket, role: str, call: int, error: str) -> None:
     disk = moving.process(role).disk
     disk.fail(error, calls_ahead=call)
     assert carried_out(moving) in OUTCOMES
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_the_matrix_reaches_behind_the_end_of_the_move(moving: Moving, role: str) -> None:
+def test_the_matrix_reaches_behind_the_end_of_the_move(moving: MovingBucket, role: str) -> None:
     disk = moving.process(role).disk
     calls_before = disk.calls
 
@@ -100,7 +100,7 @@ def test_the_matrix_reaches_behind_the_end_of_the_move(moving: Moving, role: str
 @pytest.mark.parametrize("when", ["before", "behind"])
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_crash_at_every_message(moving: Moving, step: tuple[str, type], role: str, when: str) -> None:
+def test_crash_at_every_message(moving: MovingBucket, step: tuple[str, type], role: str, when: str) -> None:
     """The process ends before the message leaves, or a moment later, when it is read or about to be."""
     messages_hit: list[object] = []
 
@@ -119,7 +119,7 @@ def test_crash_at_every_message(moving: Moving, step: tuple[str, type], role: st
 
 @pytest.mark.parametrize("later_ns", [1, 300_000, 3_000_000])
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_every_message_doubled(moving: Moving, step: tuple[str, type], later_ns: int) -> None:
+def test_every_message_doubled(moving: MovingBucket, step: tuple[str, type], later_ns: int) -> None:
     messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
@@ -135,7 +135,7 @@ def test_every_message_doubled(moving: Moving, step: tuple[str, type], later_ns:
 
 @pytest.mark.parametrize("times", [1, 3])
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_every_message_lost(moving: Moving, step: tuple[str, type], times: int) -> None:
+def test_every_message_lost(moving: MovingBucket, step: tuple[str, type], times: int) -> None:
     """Nobody concludes anything from silence but the supervisor. Before the decision it takes the bucket back to
     where it was; behind it, it says what was decided until everybody knows.
     """
@@ -156,7 +156,7 @@ def test_every_message_lost(moving: Moving, step: tuple[str, type], times: int) 
 @pytest.mark.parametrize("step", ABORTED, ids=named)
 @pytest.mark.parametrize("cause", [Payload, Stored])
 def test_every_message_of_an_end_that_came_to_nothing(
-    moving: Moving, cause: type, step: tuple[str, type], fault: str
+    moving: MovingBucket, cause: type, step: tuple[str, type], fault: str
 ) -> None:
     """The bucket must not stand still at the source, nor be in the way at the target: the next move takes it."""
     messages_lost: list[object] = []
@@ -188,7 +188,7 @@ def test_every_message_of_an_end_that_came_to_nothing(
 
 
 @pytest.mark.parametrize("step", [step for step in MOVED if step[1] in UNDECIDED], ids=named)
-def test_every_message_late_until_its_move_came_to_nothing(moving: Moving, step: tuple[str, type]) -> None:
+def test_every_message_late_until_its_move_came_to_nothing(moving: MovingBucket, step: tuple[str, type]) -> None:
     messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:
@@ -215,7 +215,7 @@ def test_every_message_late_until_its_move_came_to_nothing(moving: Moving, step:
 
 
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_every_message_lost_with_its_wire(moving: Moving, step: tuple[str, type]) -> None:
+def test_every_message_lost_with_its_wire(moving: MovingBucket, step: tuple[str, type]) -> None:
     """A wire between two processes of a host loses nothing but by its end, which is the worker's end, too."""
     messages_hit: list[object] = []
 
@@ -232,7 +232,7 @@ def test_every_message_lost_with_its_wire(moving: Moving, step: tuple[str, type]
 
 
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_every_message_late_until_a_later_move_is_over(moving: Moving, step: tuple[str, type]) -> None:
+def test_every_message_late_until_a_later_move_is_over(moving: MovingBucket, step: tuple[str, type]) -> None:
     """Before the decision it is lost at first; behind it, it comes twice: also when the bucket has gone on and back."""
     messages_hit: list[object] = []
 
@@ -262,7 +262,7 @@ def test_every_message_late_until_a_later_move_is_over(moving: Moving, step: tup
     assert moving.end() == (TARGET, 4)
 
 
-def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving: Moving) -> None:
+def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving: MovingBucket) -> None:
     moving.handoff().block_bytes_max = 500
     error, _ = moving.run(moving.move(TARGET), "a move that is refused")
     assert "MOVE_REFUSED" in str(error)
@@ -272,7 +272,7 @@ def test_a_bucket_that_is_too_large_to_be_carried_is_refused_by_name(moving: Mov
 
 @pytest.mark.parametrize(("wait_ns", "is_before"), [(QUIET_WAIT_NS, False), (0, True)])
 def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(
-    moving: Moving, wait_ns: int, is_before: bool
+    moving: MovingBucket, wait_ns: int, is_before: bool
 ) -> None:
     """An account runs out of money some milliseconds after the wish: the bucket is frozen when that is over."""
     moving.handoff().quiet_wait_ns = wait_ns
@@ -297,7 +297,7 @@ def test_a_bucket_is_moved_when_nothing_of_it_is_due_within_a_handoff(
     assert moving.end() == (TARGET, 2)
 
 
-def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Moving) -> None:
+def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: MovingBucket) -> None:
     """Two out of each shard of two, three in all: the fourth waits its turn."""
     supervisor = moving.world.supervisor
     assert supervisor is not None
@@ -328,7 +328,7 @@ def test_several_buckets_move_at_once_and_no_more_than_the_caps_allow(moving: Mo
 
 
 @pytest.mark.parametrize("caps", [Caps(), Caps(total=3, sending=3, receiving=3)], ids=["locked", "more at once"])
-def test_a_rebalance_under_way_goes_on_by_what_a_reload_has_changed(moving: Moving, caps: Caps) -> None:
+def test_a_rebalance_under_way_goes_on_by_what_a_reload_has_changed(moving: MovingBucket, caps: Caps) -> None:
     """A shard that is locked meanwhile gives no further bucket; of more moves at once there are as many at once."""
     supervisor, process = moving.world.supervisor, moving.world.supervising
     assert supervisor is not None
@@ -360,7 +360,7 @@ def test_a_rebalance_under_way_goes_on_by_what_a_reload_has_changed(moving: Movi
     assert len(registry.map.buckets_of(SOURCE)) == (owned - 1 if locked else 0)
 
 
-def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(moving: Moving) -> None:
+def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(moving: MovingBucket) -> None:
     """Everything ends when the decision was made and before the source hears of it; then the target's data is damaged.
     The source serves nothing of the bucket, and forgets nothing, through snapshots and restarts, until it is mended.
     """
@@ -429,7 +429,7 @@ def test_what_was_given_away_is_kept_until_its_new_owner_has_proved_itself(movin
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("step", MOVED, ids=named)
-def test_a_peer_that_hangs_at_every_message(moving: Moving, step: tuple[str, type], role: str) -> None:
+def test_a_peer_that_hangs_at_every_message(moving: MovingBucket, step: tuple[str, type], role: str) -> None:
     messages_hit: list[object] = []
 
     def fate(direction: str, message: Message) -> list[int]:

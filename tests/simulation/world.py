@@ -27,7 +27,7 @@ from shards.worker.process import Process
 from tests.simulation.again import check_recovery
 from tests.simulation.auditor import Auditor, Violation
 from tests.simulation.calls import GRACES_S
-from tests.simulation.course import CALLS_AT_ONCE, DATA, REST_S, Course, supervisor_in
+from tests.simulation.course import CALLS_AT_ONCE, DATA, REST_S, SimulatedRun, supervisor_in
 from tests.simulation.followers import Followers
 from tests.simulation.loop import SECOND_NS
 from tests.simulation.machine import Machine, SimProcess
@@ -38,7 +38,7 @@ LIFE_NS = 3600 * SECOND_NS  # of one run, in virtual time
 STARTS_MAX = 300  # behind ends of the main process: where each start ends so, a run would last long and fill the memory
 
 
-class World(Course):
+class World(SimulatedRun):
     """The machine, the daemon on it, and everybody around it."""
 
     def __init__(

@@ -188,7 +188,7 @@ def _mended(row: Row) -> Row:
     return row
 
 
-class Files(NamedTuple):
+class SharedFiles(NamedTuple):
     """What all rows of a campaign share: certificates, tokens and secrets are made once."""
 
     directory: Path
@@ -196,7 +196,7 @@ class Files(NamedTuple):
     ca: Path  # both
 
     @classmethod
-    def make(cls, directory: Path) -> Files:
+    def make(cls, directory: Path) -> SharedFiles:
         """Writes the authorities; each name of loopback is in the certificates that they sign."""
         authorities = trustme.CA(organization_name="first"), trustme.CA(organization_name="next")
         ca = directory / "ca.pem"
@@ -242,7 +242,7 @@ def private(path: Path, content: bytes) -> Path:
 class LogServer(NatsCluster):
     """One nats-server, of a kind of access."""
 
-    def __init__(self, directory: Path, kind: str, files: Files) -> None:
+    def __init__(self, directory: Path, kind: str, files: SharedFiles) -> None:
         directory.mkdir()
         self._kind, self._trust = kind, ssl.create_default_context(cafile=str(files.ca))
         extra, folder = "", files.directory
@@ -302,7 +302,7 @@ class Host(Daemon):
     """A daemon with the settings of a row."""
 
     def __init__(
-        self, row: Row, name: str, directory: Path, files: Files, server: LogServer | None, endpoints: Endpoints
+        self, row: Row, name: str, directory: Path, files: SharedFiles, server: LogServer | None, endpoints: Endpoints
     ) -> None:
         """`name`: of this host among those that share a log. `directory`: exists. `server`: of the log."""
         self.row, self.name, self.files = row, name, files

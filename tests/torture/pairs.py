@@ -75,9 +75,9 @@ from tests.torture.pair_settings import (
     RULES,
     WAIT_S,
     Endpoints,
-    Files,
     Host,
     LogServer,
+    SharedFiles,
     factors_of,
     refused_rows,
 )
@@ -177,7 +177,7 @@ class RowRun:
         self,
         row: Row,
         directory: Path,
-        files: Files,
+        files: SharedFiles,
         server: LogServer | None,
         counts: Counter[str],
         in_process: bool = True,
@@ -732,7 +732,7 @@ async def agreed(holds: Callable[[], Awaitable[bool]], reason: str) -> None:
     await until(often, why_of(reason))
 
 
-def refused(directory: Path, files: Files) -> int:
+def refused(directory: Path, files: SharedFiles) -> int:
     """Each combination that cannot be is refused with its sentence; how many. AssertionError."""
     endpoints = Endpoints("http://127.0.0.1:9", "http://127.0.0.1:9")
     server = LogServer(directory / "server", "plain", files) if BINARY is not None else None
@@ -754,7 +754,7 @@ def refused(directory: Path, files: Files) -> int:
     return count
 
 
-def refused_for_real(directory: Path, files: Files) -> None:
+def refused_for_real(directory: Path, files: SharedFiles) -> None:
     """One of them, by the daemon itself: 78, and the sentence on standard error."""
     row, rule = next(row_and_rule for row_and_rule in refused_rows() if row_and_rule[0]["log"] == "files")
     host = Host(row, "a", directory, files, None, Endpoints("http://127.0.0.1:9", "http://127.0.0.1:9"))
@@ -772,7 +772,7 @@ class Campaign:
         self.counts: Counter[str] = Counter()
         self.directory = directory
         (directory / "files").mkdir()
-        self.files = Files.make(directory / "files")
+        self.files = SharedFiles.make(directory / "files")
         self._servers: dict[str, LogServer] = {}
         self._in_process = in_process
 

@@ -30,7 +30,7 @@ ENTRY = 1  # the kind of a record within a batch
 _HEAD = struct.Struct("<4sBBHIQQIIqqII")
 
 
-class Raw(NamedTuple):
+class RawRecord(NamedTuple):
     """One message."""
 
     kind: int
@@ -46,14 +46,14 @@ class Raw(NamedTuple):
     body: bytes
 
 
-def raw_of(message: bytes) -> Raw:
+def raw_of(message: bytes) -> RawRecord:
     """AssertionError where it is no record."""
     magic, *fields, length, crc = _HEAD.unpack_from(message)
     body = message[_HEAD.size :]
     assert magic == b"BJS\x01", magic
     assert length == len(body), f"{length} bytes are said, and {len(body)} are there"
     assert crc == crc32c(body, crc32c(message[: _HEAD.size - 4])), "the checksum is wrong"
-    return Raw._make((*fields, body))
+    return RawRecord._make((*fields, body))
 
 
 class RawWalk:
@@ -66,7 +66,7 @@ class RawWalk:
         self._parts: list[bytes] = []
         self._sealed = True
 
-    def take(self, record: Raw) -> bytes | None:
+    def take(self, record: RawRecord) -> bytes | None:
         """The payload that the record makes whole, if any."""
         assert record.shard == self.shard
         if record.kind == EPOCH:
@@ -88,7 +88,7 @@ class RawWalk:
         assert self._until_ns >= self._time_ns, "a seal gives back what was stamped"
         return payload
 
-    def _batch(self, record: Raw) -> bytes | None:
+    def _batch(self, record: RawRecord) -> bytes | None:
         if not record.part:
             self._parts, self._part_chain = [], self._chain
         assert (record.part, record.position) == (len(self._parts), self._position + 1)

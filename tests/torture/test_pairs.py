@@ -11,7 +11,7 @@ import pytest
 
 from tests.shards.journal.nats_cluster import BINARY, MISSING
 from tests.torture.covering import Rule, cover, most_unlike, pairs_in
-from tests.torture.pair_settings import Files
+from tests.torture.pair_settings import SharedFiles
 from tests.torture.pairs import Campaign, refused, rows_of
 
 ROWS = 2
@@ -42,7 +42,7 @@ def test_every_pair_that_the_rules_allow_is_in_a_row_and_no_row_breaks_one() -> 
 @pytest.mark.skipif(BINARY is None, reason=MISSING)
 def test_each_combination_that_cannot_be_is_refused_with_its_sentence(tmp_path: Path) -> None:
     (tmp_path / "files").mkdir()
-    assert refused(tmp_path, Files.make(tmp_path / "files")) > 20
+    assert refused(tmp_path, SharedFiles.make(tmp_path / "files")) > 20
 
 
 @pytest.mark.skipif(BINARY is None, reason=MISSING)

@@ -50,7 +50,7 @@ class Server(threading.Thread):
                         client.sendall(b"MSG %s 1 %s\r\n%s" % (arguments[1], arguments[2], payload))
 
 
-class Counted:
+class CountingSocket:
     """A socket that counts its calls."""
 
     def __init__(self, inner: socket.socket) -> None:
@@ -94,7 +94,7 @@ def test_a_request_that_nobody_answers_ends_at_its_deadline_and_the_next_one_is_
 def test_an_exchange_is_one_call_to_send_and_one_to_receive(connection: Connection) -> None:
     connection.request("echo", b"the first one says how long the socket may wait")
     assert connection._socket is not None
-    counted = Counted(connection._socket)
+    counted = CountingSocket(connection._socket)
     connection._socket = counted  # type: ignore[assignment]
     for _ in range(10):
         assert connection.request("echo", b"again").payload == b"again"

@@ -22,7 +22,7 @@ from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 GRANT_NS = 200_000_000
 
 
-class Patient(JetStreamJournal):
+class PatientJournal(JetStreamJournal):
     """Waits at `open` until the killed owner's grant is over, as a worker does."""
 
     waits = False
@@ -50,7 +50,7 @@ class OnServers:
 
     def journal(self, sync: str = "always") -> JetStreamJournal:
         terms, witness = Terms(GRANT_NS, 0), Witness(RealDisk(), "", MACHINE_CLOCKS.boot_ns)
-        journal = Patient(self.cluster.connect, SHARD, terms, witness, self.tick, MACHINE_CLOCKS.boot_ns)
+        journal = PatientJournal(self.cluster.connect, SHARD, terms, witness, self.tick, MACHINE_CLOCKS.boot_ns)
         journal.waits = self.killed
         self.journals.append(journal)
         return journal

@@ -30,7 +30,7 @@ from tests.shards.journal.contract import OWNER, payload_of
 from tests.shards.journal.journal_machine import SHARD, START_NS
 from tests.shards.journal.nats_cluster import READY_S, NatsCluster
 from tests.shards.journal.proxy import Proxy
-from tests.shards.journal.test_jetstream_contract import GRANT_NS, Patient, cluster
+from tests.shards.journal.test_jetstream_contract import GRANT_NS, PatientJournal, cluster
 
 __all__ = ["cluster"]
 
@@ -55,12 +55,14 @@ class Clock:
 
 def journal_on(
     cluster: NatsCluster, urls: list[str] | None = None, witness: str = "", clock: Clock | None = None
-) -> Patient:
+) -> PatientJournal:
     def connect(purpose: str) -> Any:
         return cluster.connect(purpose, urls)
 
     head_witness = Witness(RealDisk(), witness, MACHINE_CLOCKS.boot_ns)
-    return Patient(connect, SHARD, Terms(GRANT_NS, 0), head_witness, (clock or Clock()).now_ns, MACHINE_CLOCKS.boot_ns)
+    return PatientJournal(
+        connect, SHARD, Terms(GRANT_NS, 0), head_witness, (clock or Clock()).now_ns, MACHINE_CLOCKS.boot_ns
+    )
 
 
 def raw(cluster: NatsCluster, name: str) -> list[bytes]:
@@ -551,7 +553,7 @@ def test_a_stream_that_a_new_leader_does_not_know_yet_is_not_taken_for_absent(
     forgetful.times += lies_told
     head_witness = Witness(RealDisk(), "", MACHINE_CLOCKS.boot_ns)
     terms = Terms(GRANT_NS, 0)
-    journal = Patient(forgetful.connect, SHARD, terms, head_witness, Clock().now_ns, MACHINE_CLOCKS.boot_ns)
+    journal = PatientJournal(forgetful.connect, SHARD, terms, head_witness, Clock().now_ns, MACHINE_CLOCKS.boot_ns)
     assert journal.open(SHARD, OWNER).epoch == 1
     assert len(forgetful.said) > lies_told
 

@@ -52,7 +52,7 @@ class Rules(NamedTuple):
 RULES = Rules()  # the daemon's
 
 
-class View:
+class MapView:
     """The map as one process knows it."""
 
     def __init__(self) -> None:
@@ -101,7 +101,7 @@ class Worker:
         self.orphans: set[int] = set()
 
 
-class Driven:
+class DrivenMove:
     """A move that a host drives."""
 
     def __init__(self, move: Move, voices: dict[int, Voice], worker: Worker) -> None:
@@ -116,16 +116,18 @@ class Host:
     def __init__(self, name: str) -> None:
         self.name = name
         self.is_up, self.is_paused, self.paused_ns = False, False, 0
-        self.view = View()
+        self.view = MapView()
         self.workers: dict[int, Worker] = {}
         self.lives: dict[tuple[int, int], int] = {}
-        self.driven: list[Driven] = []
+        self.driven: list[DrivenMove] = []
         self.unwanted: set[int] = set()  # buckets whose moves came to nothing, until the log says so
         self.arrivals = Arrivals()
         self.count = 0
 
 
-Message = tuple[Host | Worker, Host | Worker, Any, Driven | Voice | None, int]  # from, to, what, of which move, source
+Message = tuple[
+    Host | Worker, Host | Worker, Any, DrivenMove | Voice | None, int
+]  # from, to, what, of which move, source
 
 
 class World:
@@ -142,7 +144,7 @@ class World:
         self.answered = dict.fromkeys(range(1, BUCKETS + 1), 0)
         self.now_ns = 0
         self.seen = {"moved": 0, "aborted": 0, "refused": 0, "dropped": 0, "carried": 0}
-        founded = View()
+        founded = MapView()
         founded.take_up(self.log)
         for shard, journal in self.journals.items():
             journal.content = {bucket: (1, 0, False) for bucket in founded.map.buckets_of(shard)}
@@ -336,12 +338,12 @@ class World:
         number = host.view.version << 32 | host.count << 16 | source
         move = Move(number, bucket, source, target, host.view.map.generation[bucket], self.now_ns)
         voices = {shard_id: host.view.shares.owns[shard_id].voice for shard_id in (source, target)}
-        driven = Driven(move, voices, host.workers[source])
+        driven = DrivenMove(move, voices, host.workers[source])
         driven.is_carried = is_carried
         host.driven.append(driven)
         self.act(host, driven, move.start())
 
-    def act(self, host: Host, driven: Driven, actions: list[Action]) -> None:
+    def act(self, host: Host, driven: DrivenMove, actions: list[Action]) -> None:
         for action in actions:
             match action:
                 case Send(shard, message):
@@ -355,7 +357,7 @@ class World:
         if driven.move.is_over and driven in host.driven:
             host.driven.remove(driven)
 
-    def send(self, host: Host, driven: Driven, shard: int, message: Any) -> None:
+    def send(self, host: Host, driven: DrivenMove, shard: int, message: Any) -> None:
         worker = host.workers.get(shard)
         if worker is None:  # over a link: to whoever serves the shard by the map that this host has
             own = host.view.shares.owns[shard]
@@ -364,7 +366,7 @@ class World:
         if worker is not None and worker.voice.number == host.view.shares.owns[shard].number:
             self.messages.append((host, worker, message, driven, driven.move.source))
 
-    def try_to_commit(self, host: Host, driven: Driven) -> None:
+    def try_to_commit(self, host: Host, driven: DrivenMove) -> None:
         """As `Registry.commit`, one try a call."""
         record, view = driven.record, host.view
         assert record is not None
@@ -404,7 +406,7 @@ class World:
             return
         del self.messages[oldest]
         driven = of
-        if isinstance(driven, Driven) and driven in receiver.driven:
+        if isinstance(driven, DrivenMove) and driven in receiver.driven:
             assert isinstance(sender, Worker)
             if isinstance(message, Stored) and driven.voices[sender.shard] != sender.voice:
                 message = Unmoved(message.number, "not the one that was meant")
@@ -495,7 +497,7 @@ class World:
         if not host.is_paused:
             host.is_paused, host.paused_ns = True, self.now_ns
 
-    def strike_at(self, driver: Host, driven: Driven) -> None:
+    def strike_at(self, driver: Host, driven: DrivenMove) -> None:
         """A fault while a decision is about to be written."""
         move = driven.move
         targets = [host.workers[move.target] for host in self.hosts if move.target in host.workers]
@@ -513,7 +515,7 @@ class World:
         host.driven, host.unwanted, host.is_up, host.is_paused = [], set(), False, False
         for worker in list(host.workers.values()):
             self.end(worker)
-        host.arrivals, host.view, host.lives = self.rules.arrivals(), View(), {}
+        host.arrivals, host.view, host.lives = self.rules.arrivals(), MapView(), {}
 
     def step(self, *, calm: bool = False) -> None:
         self.now_ns += TICK_NS
@@ -620,7 +622,7 @@ class World:
         self.audit()
 
     def audit(self) -> None:
-        view = View()
+        view = MapView()
         view.take_up(self.log)
         if view.wanted.of:
             raise InvariantBroken(f"wanted still: {view.wanted.of}")

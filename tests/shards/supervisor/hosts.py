@@ -47,7 +47,7 @@ class SharedLog(MemoryBackend):
         return {shard: LastSign(self._sequence, False, 1) for shard in WANTED}
 
 
-class Part:
+class HostRegistry:
     """One host: its registry, over the log that it shares with the others."""
 
     def __init__(self, directory: Path, server: str, node: str, workers: int) -> None:
@@ -60,7 +60,7 @@ class Part:
         self.executor = SerialExecutor(node, asyncio.get_running_loop())
         self.registry.use(self.executor)
 
-    def joined(self) -> Part:
+    def joined(self) -> HostRegistry:
         self.registry.open(BUCKETS, WANTED)
         return self
 
@@ -81,16 +81,16 @@ class Part:
         self.registry.close()
 
 
-PartOf = Callable[..., Part]
+PartOf = Callable[..., HostRegistry]
 
 
 @pytest.fixture
 async def part(data_dir: Path) -> AsyncIterator[PartOf]:
     server = MemoryServer(str(data_dir / "log"))
-    parts: list[Part] = []
+    parts: list[HostRegistry] = []
 
-    def new(node: str, workers: int = 2) -> Part:
-        parts.append(Part(data_dir / f"{node}-{len(parts)}", str(data_dir / "log"), node, workers))
+    def new(node: str, workers: int = 2) -> HostRegistry:
+        parts.append(HostRegistry(data_dir / f"{node}-{len(parts)}", str(data_dir / "log"), node, workers))
         return parts[-1]
 
     yield new

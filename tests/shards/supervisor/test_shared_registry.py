@@ -13,7 +13,7 @@ from shards.supervisor.placement import GRACE_NS, Voice
 from shards.supervisor.registry import SNAPSHOT_EVERY_RECORDS, Conflict, StandsBy
 from shards.supervisor.standby import GRACE_NS as CLAIM_GRACE_NS
 from shards.system.clock import Anchor, encode_anchor
-from tests.shards.supervisor.hosts import BUCKETS, WANTED, Part, PartOf, part
+from tests.shards.supervisor.hosts import BUCKETS, WANTED, HostRegistry, PartOf, part
 
 __all__ = ["part"]
 
@@ -125,7 +125,7 @@ async def test_what_a_host_records_after_the_others_is_applied_behind_theirs(par
     assert a.registry.map.pinned == b.registry.map.pinned == {1, 2, 3, 4}
 
 
-async def moving(part: PartOf) -> tuple[Part, Part, dict[int, Voice]]:
+async def moving(part: PartOf) -> tuple[HostRegistry, HostRegistry, dict[int, Voice]]:
     """Two hosts that serve a shard each, and whose word counts in a move from the first one's to the second one's."""
     a, b = part("a").joined(), part("b").joined()
     for host, shard in ((a, 1), (b, 2)):

@@ -11,8 +11,8 @@ from shards.control import ShardsChanged, Stop
 from shards.supervisor.placement import Own
 from shards.supervisor.settings import ShareSettings
 from shards.supervisor.sharing import Sharing
-from tests.shards.supervisor.hosts import Part, PartOf, part
-from tests.shards.supervisor.rooms import Rooms, until
+from tests.shards.supervisor.hosts import HostRegistry, PartOf, part
+from tests.shards.supervisor.supervisor_parts import SupervisorParts, until
 
 __all__ = ["part"]
 
@@ -23,11 +23,11 @@ SECOND_NS = 1_000_000_000
 class TwoHosts:
     """One host, which shares from here on, and another one that a test speaks for."""
 
-    def __init__(self, host: Part, peer: Part) -> None:
+    def __init__(self, host: HostRegistry, peer: HostRegistry) -> None:
         self.host = host
         self.other = peer
-        self.rooms = Rooms(host.registry, host.log, {1, 2}, BESIDE)
-        self.sharing: Sharing = self.rooms.sharing(host.machine.host())
+        self.parts = SupervisorParts(host.registry, host.log, {1, 2}, BESIDE)
+        self.sharing: Sharing = self.parts.sharing(host.machine.host())
         self.running = asyncio.ensure_future(self.sharing.run())
 
     def owner_of(self, shard: int) -> Own:
@@ -35,11 +35,11 @@ class TwoHosts:
 
     async def has_both(self) -> None:
         """It takes one shard after the other, as time goes on."""
-        await until(lambda: 1 in self.rooms.workers)
+        await until(lambda: 1 in self.parts.workers)
         self.host.machine.boot_ns += 60 * SECOND_NS
-        await until(lambda: len(self.rooms.workers) == 2 and all(process.told for process in self.rooms.started[:2]))
-        for worker in self.rooms.workers.values():
-            self.rooms.processes.set_state(worker, "serving")
+        await until(lambda: len(self.parts.workers) == 2 and all(process.told for process in self.parts.started[:2]))
+        for worker in self.parts.workers.values():
+            self.parts.processes.set_state(worker, "serving")
 
 
 @pytest.fixture
@@ -48,38 +48,38 @@ async def two_hosts(part: PartOf) -> AsyncIterator[TwoHosts]:
     await hosts_made.has_both()
     yield hosts_made
     hosts_made.running.cancel()
-    await hosts_made.rooms.close()
+    await hosts_made.parts.close()
 
 
 async def test_what_is_free_is_taken_and_others_hear_where_it_is_served(two_hosts: TwoHosts) -> None:
-    rooms = two_hosts.rooms
-    assert rooms.owners is not None
+    parts = two_hosts.parts
+    assert parts.owners is not None
     assert [two_hosts.owner_of(shard).node for shard in (1, 2)] == ["a", "a"]
     assert two_hosts.sharing.taken == 2
-    assert not rooms.registry.stands_by
-    assert await rooms.owners.confirm(1)
-    await rooms.owners.arrived(1, "0.0.0.0:7000", "host-a:7001")
+    assert not parts.registry.stands_by
+    assert await parts.owners.confirm(1)
+    await parts.owners.arrived(1, "0.0.0.0:7000", "host-a:7001")
     await two_hosts.other.registry.catch_up()
     own = two_hosts.other.registry.shares.owns[1]
     assert (own.links, own.direct, own.voice) == ("host-a:7000", "host-a:7001", (1, 1))
 
 
 async def test_what_another_host_has_taken_is_let_go_and_the_others_hear_where_it_is(two_hosts: TwoHosts) -> None:
-    rooms = two_hosts.rooms
+    parts = two_hosts.parts
     await two_hosts.other.registry.catch_up()
     assert await two_hosts.other.take(2)
-    await until(lambda: 2 not in rooms.workers)
+    await until(lambda: 2 not in parts.workers)
     assert two_hosts.sharing.lost == 1
     assert two_hosts.owner_of(2).node == "b", "it was not given to anybody else"
-    remaining = next(process for process in rooms.started if not process.heard(Stop))
+    remaining = next(process for process in parts.started if not process.heard(Stop))
     places = [["at", 2, two_hosts.other.registry.shares.owns[2].number, "host-b:7000", ""]]
     await two_hosts.other.registry.record(["life", 2, places[0][2], 1], *places)
     await until(lambda: remaining.heard(ShardsChanged) and 2 in remaining.heard(ShardsChanged)[-1].far)
 
 
 async def test_a_shard_that_another_host_wishes_for_is_that_ones_once_its_worker_has_ended(two_hosts: TwoHosts) -> None:
-    rooms, peer_registry = two_hosts.rooms, two_hosts.other.registry
-    ending = next(process for process in rooms.started if process.told and process.pid == rooms.workers[2].pid)
+    parts, peer_registry = two_hosts.parts, two_hosts.other.registry
+    ending = next(process for process in parts.started if process.told and process.pid == parts.workers[2].pid)
     ending.is_deaf = True
     await peer_registry.catch_up()
     await peer_registry.record(["wish", 2, peer_registry.shares.owns[2].number, peer_registry.host_id])
@@ -88,16 +88,16 @@ async def test_a_shard_that_another_host_wishes_for_is_that_ones_once_its_worker
     ending.ends(0)
     await until(lambda: two_hosts.owner_of(2).node == "b")
     assert (two_hosts.sharing.handed_over, two_hosts.sharing.lost) == (1, 0)
-    assert list(rooms.workers) == [1]
+    assert list(parts.workers) == [1]
 
 
 async def test_a_host_that_stops_gives_each_shard_back_as_its_worker_ends(two_hosts: TwoHosts) -> None:
-    rooms = two_hosts.rooms
-    rooms.stopping.set()
-    late = next(process for process in rooms.started if process.told and process.pid == rooms.workers[2].pid)
+    parts = two_hosts.parts
+    parts.stopping.set()
+    late = next(process for process in parts.started if process.told and process.pid == parts.workers[2].pid)
     late.is_deaf = True
     giving = asyncio.ensure_future(two_hosts.sharing.give_back())
-    ending = asyncio.ensure_future(rooms.processes.stop())
+    ending = asyncio.ensure_future(parts.processes.stop())
     await until(lambda: two_hosts.owner_of(1).node == "")
     assert two_hosts.owner_of(2).wish == two_hosts.other.registry.host_id, "the heir looks out for it"
     assert two_hosts.owner_of(2).node == "a"

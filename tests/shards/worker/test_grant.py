@@ -21,7 +21,7 @@ from tests.shards.worker.hosted import SHARD, Caller, WorkerHarness
 KIND = "memory of this test"
 
 
-class Pausing:
+class PausingClock:
     """The boot clock of a process that the machine lets stand, as SIGSTOP or a suspend do."""
 
     def __init__(self) -> None:
@@ -34,11 +34,11 @@ class Pausing:
         return MACHINE_CLOCKS.wall_ns() + self.paused_ns
 
 
-class Granted(NamedTuple):
+class GrantedWorker(NamedTuple):
     """A worker whose journal grants it time, and the clock that may run ahead of it."""
 
     harness: WorkerHarness
-    clock: Pausing
+    clock: PausingClock
     server: MemoryServer
 
 
@@ -53,21 +53,21 @@ def server(data_dir: Path) -> Iterator[MemoryServer]:
         server.close()
 
 
-def harness_on(data_dir: Path, clock: Pausing) -> WorkerHarness:
+def harness_on(data_dir: Path, clock: PausingClock) -> WorkerHarness:
     clocks = Clocks(clock.boot_ns, clock.wall_ns)
     return WorkerHarness(data_dir, journal={"kind": KIND, "path": f"{data_dir}/log"}, clocks=clocks)
 
 
 @pytest.fixture
-async def granted(server: MemoryServer, data_dir: Path) -> AsyncIterator[Granted]:
-    clock = Pausing()
+async def granted(server: MemoryServer, data_dir: Path) -> AsyncIterator[GrantedWorker]:
+    clock = PausingClock()
     harness = harness_on(data_dir, clock)
     await harness.start()
-    yield Granted(harness, clock, server)
+    yield GrantedWorker(harness, clock, server)
     await harness.stop()
 
 
-async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renewed(granted: Granted) -> None:
+async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renewed(granted: GrantedWorker) -> None:
     harness, caller = granted.harness, Caller()
     harness.ask(caller, "before", 1, ("add", "x", 5))
     await harness.until(lambda: ("before", 5) in caller.heard)
@@ -86,7 +86,7 @@ async def test_commands_and_reads_beyond_the_grant_are_refused_until_it_is_renew
     await harness.until(lambda: ("after", 6) in caller.heard)
 
 
-async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_it(granted: Granted) -> None:
+async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_it(granted: GrantedWorker) -> None:
     harness, caller = granted.harness, Caller()
     harness.ask(caller, "before", 1, ("add", "x", 5))
     await harness.until(lambda: ("before", 5) in caller.heard)
@@ -99,7 +99,7 @@ async def test_a_read_that_was_answered_within_the_grant_does_not_leave_beyond_i
 
 
 async def test_questions_to_all_shards_beyond_the_grant_are_refused_at_once_and_what_others_say_leaves(
-    granted: Granted,
+    granted: GrantedWorker,
 ) -> None:
     harness, caller = granted.harness, Caller()
     worker = harness.worker
@@ -120,14 +120,14 @@ async def test_questions_to_all_shards_beyond_the_grant_are_refused_at_once_and_
     assert caller.heard[1:] == [("again", {"shards": 1}), ("all again", 5)]
 
 
-async def test_nothing_may_leave_that_no_append_has_proved(granted: Granted) -> None:
+async def test_nothing_may_leave_that_no_append_has_proved(granted: GrantedWorker) -> None:
     assert granted.harness.worker.may_act()
     granted.clock.paused_ns += 2 * GRANT_NS
     assert not granted.harness.worker.may_act()
     await granted.harness.until(granted.harness.worker.may_act)
 
 
-async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(granted: Granted) -> None:
+async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(granted: GrantedWorker) -> None:
     harness, caller = granted.harness, Caller()
     due_ns = harness.worker.fresh_now_ns() + GRANT_NS + GRANT_NS // 2
     harness.ask(caller, "at", 1, ("at", "x", due_ns))
@@ -145,7 +145,7 @@ async def test_what_time_causes_beyond_the_grant_waits_and_keeps_its_instant(gra
 async def test_nobody_waits_for_a_batch_that_is_not_written_and_the_worker_begins_anew(
     server: MemoryServer, data_dir: Path, fault: str
 ) -> None:
-    harness, caller, memory = harness_on(data_dir, Pausing()), Caller(), server.memory
+    harness, caller, memory = harness_on(data_dir, PausingClock()), Caller(), server.memory
     await harness.start()
     harness.ask(caller, "before", 1, ("add", "x", 5))
     await harness.until(lambda: ("before", 5) in caller.heard)
@@ -170,7 +170,7 @@ async def test_nobody_waits_for_a_batch_that_is_not_written_and_the_worker_begin
     assert [type(failure) for failure in harness.failures] == [Full if full else NotWritten]
     harness.abandon()
 
-    following = harness_on(data_dir, Pausing())
+    following = harness_on(data_dir, PausingClock())
     await following.start()
     following.ask(caller, "after", 1, ("add", "x", 1))
     await following.until(lambda: ("after", 6) in caller.heard)
@@ -180,7 +180,7 @@ async def test_nobody_waits_for_a_batch_that_is_not_written_and_the_worker_begin
 async def test_what_others_own_is_passed_on_also_while_the_worker_waits_to_begin_anew(
     server: MemoryServer, data_dir: Path
 ) -> None:
-    harness, caller, memory = harness_on(data_dir, Pausing()), Caller(), server.memory
+    harness, caller, memory = harness_on(data_dir, PausingClock()), Caller(), server.memory
     passed_on = asyncio.Event()
 
     async def peer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

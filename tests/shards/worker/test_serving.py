@@ -12,7 +12,7 @@ from shards.worker.recovering import Recovering
 from shards.worker.serving import REPLAYED_MAX, Serving
 from tests.shards.journal.memory import MemoryServer
 from tests.shards.worker.hosted import SHARD, Caller, WorkerHarness
-from tests.shards.worker.test_grant import Pausing, harness_on, server
+from tests.shards.worker.test_grant import PausingClock, harness_on, server
 
 __all__ = ["server"]
 
@@ -69,16 +69,16 @@ async def test_a_takeover_that_replayed_much_leaves_a_snapshot_for_the_next_one(
     server: MemoryServer, data_dir: Path
 ) -> None:
     """Hosts that die one after the other would each replay what all before them did."""
-    await recorded(harness_on(data_dir, Pausing()), REPLAYED_MAX)  # and a record for each bucket
+    await recorded(harness_on(data_dir, PausingClock()), REPLAYED_MAX)  # and a record for each bucket
     assert not server.memory.logs[SHARD].snapshots
     head = server.memory.logs[SHARD].head
-    assert await snapshots_after_taking_over(harness_on(data_dir, Pausing()), data_dir) == 1
+    assert await snapshots_after_taking_over(harness_on(data_dir, PausingClock()), data_dir) == 1
     assert list(server.memory.logs[SHARD].snapshots) == [head], "of all that it had replayed"
 
 
 async def test_a_takeover_that_replayed_little_makes_none(server: MemoryServer, data_dir: Path) -> None:
-    await recorded(harness_on(data_dir, Pausing()), 10)
-    assert await snapshots_after_taking_over(harness_on(data_dir, Pausing()), data_dir) == 0
+    await recorded(harness_on(data_dir, PausingClock()), 10)
+    assert await snapshots_after_taking_over(harness_on(data_dir, PausingClock()), data_dir) == 0
     assert not server.memory.logs[SHARD].snapshots
 
 

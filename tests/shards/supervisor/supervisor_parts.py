@@ -1,4 +1,4 @@
-"""The rooms of a supervisor, each as it is, over a real map and over processes that do what a test says."""
+"""The parts of a supervisor, each as it is, over a real map and over processes that do what a test says."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class ScriptedProcess:
         self.ends(-9)
 
 
-class Rooms:
+class SupervisorParts:
     """Of one supervisor, of which nothing else is there."""
 
     def __init__(self, registry: Registry, log: Backend, wanted: set[int], share: ShareSettings | None = None) -> None:
