@@ -18,17 +18,18 @@ that changes its host meanwhile makes the backup void.
 
     ("hold_files", holder)   ("let_go", holder)   ("cut", at_ns, stand_ns)     the steps, as they pass over a link
 
-**Nobody waits.** Commands are served as ever, except at the moment of the cut (2 ms, more where cores are short); only
-snapshots, trimming and moves rest. A caller that is gone cannot keep them resting: without `renew` the hold ends after
-`LEASE_S`, on every host. A worker that ends meanwhile holds nothing in its new life, so the backup is void, and `end`
-says so. `shards.worker.holds` has a worker's side of the steps.
+**Nobody waits.** A worker of this host that does not answer, or has no grant of time, is named within seconds, and a
+backup that is cancelled while it begins lets go of everything. Commands are served as ever, except at the moment of the
+cut (2 ms, more where cores are short); only snapshots, trimming and moves rest. A caller that is gone cannot keep them
+resting: without `renew` the hold ends after `LEASE_S`, on every host. A worker that ends meanwhile holds nothing in its
+new life, so the backup is void, and `end` says so. `shards.worker.holds` has a worker's side of the steps.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple, Protocol
 
 from shards.control import BackupReport, Cut, FilesHeld, HoldFiles, ShardTold
@@ -36,6 +37,7 @@ from shards.journal import JournalError
 from shards.machine import Command
 from shards.moves.mover import Mover
 from shards.supervisor.registry import Registry
+from shards.supervisor.worker_figures import LOOK_S
 from shards.worker.holds import LEASE_S
 
 MS = 1_000_000
@@ -86,11 +88,14 @@ class Backups:
         data_dir: str,
         log_settings: dict[str, Any],
         now_ns: Callable[[], int],
+        why_silent: Callable[[Any], Awaitable[str]],
         other_hosts: OtherHosts | None = None,
     ) -> None:
-        """`workers`: shard id -> an object with `state` and `wire`. `other_hosts`: where several hosts
-        serve at once.
+        """`workers`: shard id -> an object with `state` and `wire`; `why_silent(worker)` returns why it carries out
+        nothing at this moment, or "". `other_hosts`: where several hosts serve at once.
         """
+        self._why_silent = why_silent
+        self._beginning: asyncio.Task[object] | None = None
         self._other_hosts = other_hosts
         self._far: dict[int, tuple[int, int]] = {}  # shards of other hosts that are held -> the life of their worker
         self._registry = registry
@@ -113,15 +118,10 @@ class Backups:
         if step == "begin":
             if self._busy:
                 return _refusal("a backup is being taken already")
-            self._busy = True
-            try:
-                return await self._begin()
-            except (TimeoutError, ConnectionError) as error:
-                self._release()
-                return _refusal(str(error) or "a snapshot or a move took too long; try again")
-            except BaseException:
-                self._release()
-                raise
+            return await self._begun()
+        if step == "cancel" and self._beginning is not None:
+            self._beginning.cancel()
+            return {"step": step}
         if not self._busy or self._lease is None:
             return _refusal("no backup is being taken: it ended by itself after a minute without a word")
         self._look_at_others()
@@ -132,6 +132,27 @@ class Backups:
         if step in ("end", "cancel") or void:
             self._release()
         return _refusal(void) if void else {"step": step}
+
+    async def _begun(self) -> object:
+        """Begins a backup. One that does not come about, or is cancelled meanwhile, keeps nothing from going on."""
+        self._busy = True
+        self._beginning = asyncio.ensure_future(self._begin())
+        try:
+            return await self._beginning
+        except (TimeoutError, ConnectionError) as error:
+            self._release()
+            return _refusal(str(error) or "a snapshot or a move took too long; try again")
+        except asyncio.CancelledError:
+            self._release()
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():  # the supervisor ends
+                raise
+            return _refusal("it was cancelled")
+        except BaseException:
+            self._release()
+            raise
+        finally:
+            self._beginning = None
 
     async def _begin(self) -> object:
         self._void = ""
@@ -223,9 +244,25 @@ class Backups:
             for way in ways.values():
                 way.send(message)
             async with asyncio.timeout(timeout_s):
-                return dict(zip(self._answers, await asyncio.gather(*self._answers.values()), strict=True))
+                while True:
+                    done, pending = await asyncio.wait(
+                        self._answers.values(), timeout=LOOK_S, return_when=asyncio.FIRST_EXCEPTION
+                    )
+                    answers = {
+                        shard_id: answer.result() for shard_id, answer in self._answers.items() if answer in done
+                    }
+                    if not pending:
+                        return answers
+                    await self._check_silent(self._answers.keys() - answers.keys())
         finally:
             self._answers = {}
+
+    async def _check_silent(self, shard_ids: Iterable[int]) -> None:
+        """Raises ConnectionError where the worker of one of these shards of this host carries out nothing."""
+        for shard_id in sorted(shard_ids):
+            worker = self._workers.get(shard_id) if shard_id in self._held else None
+            if worker is not None and (why := await self._why_silent(worker)):
+                raise ConnectionError(f"shard {shard_id}: {why}")
 
     def on_message(self, shard_id: int, message: BackupReport) -> None:
         """Takes a worker's answer. `shard_id`: that of the worker which sent it; the answer may be that of another

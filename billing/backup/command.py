@@ -7,6 +7,7 @@ caller leaves the proof out.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from billing.backup.files import NOTICES, NoBackup, check_free, copy, finish, read_list, restore
-from billing.cli.calling import Target, ask, target_options
+from billing.cli.calling import CommandRefused, NotReached, Target, ask, target_options
 from billing.cli.finding import config_file as found_config
 from billing.cli.options import Command, config_option
 from billing.cli.output import put
@@ -48,7 +49,12 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
         check_free(disk, str(directory.absolute()))
     except NoBackup as error:
         raise click.ClickException(f"no backup was made: {error}") from None
-    cut = ask(target, "backup", "begin")  # the first request, since it needs the highest role
+    try:
+        cut = ask(target, "backup", "begin")  # the first request, since it needs the highest role
+    except NotReached:
+        with contextlib.suppress(CommandRefused):  # what has begun would keep snapshots and moves waiting for nobody
+            ask(target, "backup", "cancel")
+        raise
     renewed_ns = MACHINE_CLOCKS.boot_ns()
 
     def renew() -> None:

@@ -355,7 +355,11 @@ class OperatorApi:
         held: dict[int, Iterable[tuple[int, int]]] = {
             worker.shard_id: [] if answer is None else answer.held for worker, answer in answers
         }
-        faults = [f"shard {shard_id} does not answer: {self._workers[shard_id].state}" for shard_id in silent]
+        states = {shard_id: self._workers[shard_id].state for shard_id in silent}
+        faults = [
+            f"shard {shard_id} does not answer: {SILENT if state == 'serving' else state}"
+            for shard_id, state in states.items()
+        ]
         for worker, answer in answers:
             faults += [] if answer is None else [f"shard {worker.shard_id}: {fault}" for fault in answer.faults]
         unasked = [*silent, *self._elsewhere()]

@@ -131,7 +131,8 @@ class Supervisor:
         self.worker_figures = WorkerFigures()
         self.operator_api = OperatorApi(self.registry, self.workers, self.mover, self.worker_figures, self.elsewhere)
         where = settings.data_dir, settings.journal, self.time.now_ns
-        self._backups = Backups(self.registry, self.workers, self.mover, *where, self._other_hosts())
+        beside = self.worker_figures.why_silent, self._other_hosts()
+        self._backups = Backups(self.registry, self.workers, self.mover, *where, *beside)
         self._briefing = Briefing(settings, configuration, log_backend, self.registry, self._processes, self._owners)
         of_workers = self.registry, self._processes, self._briefing
         self._admission = Admission(*of_workers, self.time, self.mover, self._owners, self._background)

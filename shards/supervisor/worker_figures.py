@@ -13,6 +13,7 @@ from shards.control import Examine, Examined, Figures, Obstacle, QuestionReply, 
 from shards.system.links import Wire
 
 TIMEOUT_S = 1.0
+LOOK_S = 3.0  # who is asked for something that may take long is looked at so often; less than clients wait
 EXAMINE_TIMEOUT_S = 60.0  # it looks at every bucket, one at a time, and serves meanwhile
 
 
@@ -40,9 +41,25 @@ class WorkerFigures:
         return reply.figures
 
     async def examine(self, worker: Worker) -> Examined | None:
-        """What a worker holds; None where it does not answer."""
-        reply = await self._ask(worker, Examine, EXAMINE_TIMEOUT_S)
+        """Returns what a worker holds; None where it does not answer, which its figures show before the examination
+        would have to be over.
+        """
+        asked = asyncio.ensure_future(self._ask(worker, Examine, EXAMINE_TIMEOUT_S))
+        try:
+            while not (await asyncio.wait((asked,), timeout=LOOK_S))[0]:
+                if not await self.of(worker):
+                    return None
+            reply = asked.result()
+        finally:
+            asked.cancel()
         return reply if isinstance(reply, Examined) else None
+
+    async def why_silent(self, worker: Worker) -> str:
+        """Returns why a worker carries out nothing at this moment; "" where it may."""
+        figures = await self.of(worker)
+        if not figures:
+            return "its worker does not answer"
+        return str(figures["no_room"]) if figures.get("no_room") and figures.get("grant_left_ns") == 0 else ""
 
     async def obstacle(self, worker: Worker) -> str:
         """Why a drained shard cannot be retired yet; empty where it can."""

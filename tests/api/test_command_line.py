@@ -334,6 +334,18 @@ async def test_a_daemon_that_is_not_there_ends_with_3_without_waiting_for_one(
     assert "may have been" not in result.stderr
 
 
+async def test_a_backup_that_is_not_answered_is_cancelled(harness: DoorHarness, tmp_path: Path) -> None:
+    harness.gate.holds_back = True
+    address = "{}:{}".format(*harness.address)
+    words = ["backup", f"{tmp_path}/copy", "--timeout", "1s", "--address", address]
+    result = await asyncio.to_thread(CliRunner().invoke, root, words)
+    assert (result.exit_code, list(tmp_path.iterdir())) == (3, [])
+    assert [operation for operation in harness.gate.operations if operation[0] == "backup"] == [
+        ("backup", "begin"),
+        ("backup", "cancel"),
+    ]
+
+
 def test_where_several_hosts_share_the_log_it_is_said_that_one_which_does_not_serve_lets_nobody_in(
     tmp_path: Path,
 ) -> None:
