@@ -73,6 +73,7 @@ class CommandRefused(click.ClickException):
         super().__init__(words_of(error, target, user, changes))
         self._error = error
         self._as_json = target.as_json
+        self.is_open = changes and error.applied == "unknown"  # it may have been carried out
 
     def show(self, file: IO[Any] | None = None) -> None:
         """Prints one line on standard error."""

@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from billing.cli.calling import Target, run, target_options
+from billing.cli.calling import NotReached, Target, run, target_options
 from billing.cli.options import Command
 from billing.cli.output import put, say
 from billing.cli.values import coins
@@ -47,6 +47,7 @@ WINDOW: Final = 20_000  # commands sent that are not answered yet
 CHUNK: Final = 500  # accounts whose commands are sent in one write per owner
 SHOWN_MAX: Final = 1000  # how many refused lines are listed; the count includes all
 
+AGAIN: Final = "Run the same import again, with the same --label: what was done is not repeated."
 TARANTOOL: Final = (".snap", ".xlog")
 JSON_LINES: Final = (".jsonl", ".ndjson")
 
@@ -58,6 +59,7 @@ class Outcome(NamedTuple):
     commands: int
     replayed: int
     refused: list[NotTaken]
+    retryable: int  # of the refused commands, those that the daemon may take later
 
 
 @click.command(name="import", cls=Command)
@@ -118,7 +120,14 @@ def import_(
         commands = sum(1 for account in accounts for _ in commands_of(account, label, ""))
         put(f"would import {counted(len(accounts), 'account')} with {counted(commands, 'command')}")
     else:
-        outcome = run(target, lambda client: carry_out(client, accounts, label), changes=True)
+        try:
+            outcome = run(target, lambda client: carry_out(client, accounts, label), changes=True)
+        except NotReached as error:
+            if not error.is_open:
+                raise
+            error.show()
+            say(AGAIN)
+            sys.exit(error.exit_code)
         not_taken += outcome.refused
         put(
             f"imported {counted(outcome.accounts, 'account')} with {counted(outcome.commands, 'command')}, "
@@ -131,6 +140,8 @@ def import_(
         say(f"not taken: {line.location}: {line.reason}")
     if not_taken:
         say(f"{counted(len(not_taken), 'line')} {'was' if len(not_taken) == 1 else 'were'} not taken")
+        if not dry_run and outcome.retryable:
+            say(f"{counted(outcome.retryable, 'command')} may be taken later. {AGAIN}")
         sys.exit(1)
 
 
@@ -227,14 +238,15 @@ async def carry_out(client: Client, accounts: list[Account], label: str) -> Outc
     await check_memory(client, accounts)
     sent: list[tuple[Account, str]] = []
     refused: list[NotTaken] = []
-    replayed = 0
+    replayed = retryable = 0
     room = asyncio.Event()
 
     def on_answer(number: int, error: BillingError | None, result: Any) -> None:
-        nonlocal replayed
+        nonlocal replayed, retryable
         account, method = sent[number]
         if error is not None:
             refused.append(NotTaken(account.location, why_not(account, method, error, label)))
+            retryable += error.retry
         elif result.get("replayed"):
             replayed += 1
         room.set()
@@ -255,7 +267,8 @@ async def carry_out(client: Client, accounts: list[Account], label: str) -> Outc
                 progress.advance(task, len(chunk))
             await batches.answered()
     refused_locations = {line.location for line in refused}
-    return Outcome(sum(account.location not in refused_locations for account in accounts), len(sent), replayed, refused)
+    imported = sum(account.location not in refused_locations for account in accounts)
+    return Outcome(imported, len(sent) - len(refused), replayed, refused, retryable)
 
 
 async def _space(batches: FanOut, room: asyncio.Event) -> None:

@@ -163,9 +163,8 @@ class DoorHarness:
         self.gate = FakeGate()
         self.clock = Clock()
         self.bugs: list[BaseException] = []
-        self.door = Door(
-            self.gate, guard, self.clock, lambda: {"name": "billing", "version": "0"}, limits, self.bugs.append
-        )
+        self.info: dict[str, object] = {"name": "billing", "version": "0"}  # of the server
+        self.door = Door(self.gate, guard, self.clock, lambda: self.info, limits, self.bugs.append)
         self.server: asyncio.Server | None = None
         self.address: Any = None
         self._wires: list[RawClient] = []

@@ -30,6 +30,7 @@ from billing.cli.vocabulary import procedure_of, words_of
 from billing.config.load import ConfigError
 from billing.ledger import commands
 from billing.ledger.errors import Refused
+from shards.replies import Unavailable
 from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_auth import TOKENS
 from tests.system.ports import free_port
@@ -332,6 +333,28 @@ async def test_a_daemon_that_is_not_there_ends_with_3_without_waiting_for_one(
     assert result.stderr.startswith(f"billing: UNAVAILABLE: no daemon answers at {address} (BILLING_ADDRESS): {reason}")
     assert "`billing serve` starts one" in result.stderr
     assert "may have been" not in result.stderr
+
+
+async def test_an_import_that_is_refused_for_the_moment_or_not_answered_says_that_it_may_be_run_again(
+    harness: DoorHarness, tmp_path: Path
+) -> None:
+    file = tmp_path / "accounts.csv"
+    file.write_text("user_id,balance\na,1\nb,2\n")
+    harness.info |= {"bucket_count": 3000, "request_ids_per_bucket": 100}
+    refusal = Unavailable(1, "the log is full", "no")
+    harness.gate.replies["route"] = {}
+    harness.gate.replies[str(commands.TOP_UP)] = lambda command: refusal if command[1] == b"b" else {"user_id": "a"}
+    address = "{}:{}".format(*harness.address)
+    words = ["import", str(file), "--timeout", "1s", "--address", address]
+    result = await asyncio.to_thread(CliRunner().invoke, root, words)
+    assert result.exit_code == 1
+    assert "imported 1 account with 1 command, 0 of them done before" in result.stdout
+    assert "top_up of b was refused: UNAVAILABLE: shard 1: the log is full" in result.stderr
+    assert "1 command may be taken later. Run the same import again, with the same --label" in result.stderr
+    harness.gate.holds_back = True
+    result = await asyncio.to_thread(CliRunner().invoke, root, words)
+    assert result.exit_code == 3
+    assert "(it may have been carried out)\nRun the same import again, with the same --label" in result.stderr
 
 
 async def test_a_backup_that_is_not_answered_is_cancelled(harness: DoorHarness, tmp_path: Path) -> None:
