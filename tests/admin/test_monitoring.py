@@ -190,10 +190,10 @@ def promtool_says(directory: Path, cases: str) -> str:
     """SUCCESS, or all that promtool says of what came otherwise."""
     assert PROMTOOL is not None
     (directory / "cases.yml").write_text(cases.replace("@", 'job="billing",instance="a:9311"'))
-    tried = subprocess.run(
+    result = subprocess.run(
         [PROMTOOL, "test", "rules", "cases.yml"], cwd=directory, capture_output=True, text=True, check=False
     )
-    return tried.stdout.split()[-1] if tried.returncode == 0 else tried.stdout + tried.stderr
+    return result.stdout.split()[-1] if result.returncode == 0 else result.stdout + result.stderr
 
 
 def test_each_rule_keeps_to_its_job_and_names_its_entry_of_the_runbook() -> None:
@@ -221,9 +221,9 @@ def test_each_alert_is_told_apart_and_says_what_to_do() -> None:
 
 
 def test_the_dashboard_shows_metrics_that_there_are_and_nothing_overlaps() -> None:
-    shown = json.loads(dashboard())
+    board = json.loads(dashboard())
     occupied: set[tuple[int, int]] = set()
-    for panel in shown["panels"]:
+    for panel in board["panels"]:
         position = panel["gridPos"]
         assert position["x"] + position["w"] <= COLUMNS
         cells = {
@@ -235,8 +235,8 @@ def test_the_dashboard_shows_metrics_that_there_are_and_nothing_overlaps() -> No
         occupied |= cells
         for target in panel.get("targets", []):
             assert metrics_in(target["expr"]) <= NAMES, panel["title"]
-    assert len({panel["id"] for panel in shown["panels"]}) == len(shown["panels"])
-    everything = " ".join(target["expr"] for panel in shown["panels"] for target in panel.get("targets", []))
+    assert len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+    everything = " ".join(target["expr"] for panel in board["panels"] for target in panel.get("targets", []))
     assert metrics_in(everything) >= {"billing_cutoff_sent_lateness_seconds", "billing_overrun_coins", "billing_ready"}
 
 

@@ -212,15 +212,15 @@ async def test_what_the_door_answers_itself(harness: DoorHarness) -> None:
 async def test_an_account_is_shown_for_people(harness: DoorHarness) -> None:
     harness.gate.replies["get_account"] = ACCOUNT
     output = (await run(harness, "account u --tz Europe/Moscow")).stdout
-    shown = dict(re.split(" {2,}", line, maxsplit=1) for line in output.splitlines() if line[0] != " ")
-    assert shown["balance"] == "-12,345.5"
-    assert shown["rate"] == "3,600 per hour"
-    assert shown["ran out at"] == (
+    fields = dict(re.split(" {2,}", line, maxsplit=1) for line in output.splitlines() if line[0] != " ")
+    assert fields["balance"] == "-12,345.5"
+    assert fields["rate"] == "3,600 per hour"
+    assert fields["ran out at"] == (
         "2026-01-01 02:59:59.500000000 MSK, not cut off yet: 2 attempts, none with a 2xx so far; the last error: 500"
     )
-    assert shown["at"] == "2026-01-01 03:00:00.000000007 MSK"
-    assert "lasts for" not in shown
-    assert "answered before" not in shown
+    assert fields["at"] == "2026-01-01 03:00:00.000000007 MSK"
+    assert "lasts for" not in fields
+    assert "answered before" not in fields
 
 
 @pytest.mark.parametrize(
@@ -586,8 +586,10 @@ def test_each_procedure_has_its_command() -> None:
     elsewhere |= {"dry_run", "statement", "entries"}  # each change's `--dry-run`; of `billing statement` and `export`
     elsewhere |= {"audit", "retry_cutoff"}  # of `billing audit --address`; of `billing cutoffs retry`, which waits
     assert called | {*ANSWERED_BY_THE_DOOR.values()} | elsewhere == set(METHODS)
-    tried = {line.split()[0] for line, _ in [*CHANGES, *QUESTIONS]} | {name.split()[0] for name in ANSWERED_BY_THE_DOOR}
-    assert tried == set(ALL)
+    commands_tried = {line.split()[0] for line, _ in [*CHANGES, *QUESTIONS]} | {
+        name.split()[0] for name in ANSWERED_BY_THE_DOOR
+    }
+    assert commands_tried == set(ALL)
 
 
 # -- options anywhere, and none dropped ------------------------------------------------------------------------------

@@ -99,8 +99,8 @@ async def test_another_user_of_the_unix_socket_has_connections_of_its_own() -> N
             path.chmod(0o666)
             assert await (await harness.connect()).alive()
             command = [sys.executable, "-I", "-c", AS_ANOTHER, str(path)]
-            done = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, timeout=20)
-            assert msgpack.unpackb(done.stdout) == [1, 7, None, "pong"]
+            result = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, timeout=20)
+            assert msgpack.unpackb(result.stdout) == [1, 7, None, "pong"]
             assert await refused(await harness.connect())
     finally:
         path.unlink(missing_ok=True)

@@ -76,11 +76,11 @@ def test_every_command_explains_itself(name: str) -> None:
 
 @pytest.mark.parametrize("arguments", [(), ("journal",), ("token",)])
 def test_a_line_without_a_command_gets_the_help_once(arguments: Any) -> None:
-    done = carried_out(*arguments)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.startswith(f"Usage: {' '.join(('billing', *arguments))} [OPTIONS] COMMAND")
-    assert done.stderr.count("Usage") == 1
-    assert "Commands" in done.stderr or "Accounts" in done.stderr
+    result = carried_out(*arguments)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith(f"Usage: {' '.join(('billing', *arguments))} [OPTIONS] COMMAND")
+    assert result.stderr.count("Usage") == 1
+    assert "Commands" in result.stderr or "Accounts" in result.stderr
 
 
 def leaves(group: click.Group, context: click.Context) -> Iterator[click.Command]:
@@ -114,10 +114,10 @@ def test_a_call_that_makes_no_sense_ends_with_2() -> None:
 def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text('[shards]\nworkers = "2"\n[rpc]\nlisten = "0.0.0.0:1"\nlistn = 1\n')
-    ended = carried_out("config", "check", "--config", file)
-    assert ended.returncode == 78
-    assert ended.stdout == ""
-    assert [line.split(" ")[0] for line in ended.stderr.splitlines()[1:]] == [
+    result = carried_out("config", "check", "--config", file)
+    assert result.returncode == 78
+    assert result.stdout == ""
+    assert [line.split(" ")[0] for line in result.stderr.splitlines()[1:]] == [
         "rpc.listen",
         "rpc.listn",
         "shards.workers",
@@ -126,36 +126,38 @@ def test_config_check_says_everything_that_is_wrong_and_ends_with_78(tmp_path: P
 
 def test_an_empty_token_file_is_told_before_anybody_is_asked(tmp_path: Path) -> None:
     (tmp_path / "token").write_text(" \n")
-    ended = carried_out("ping", "--token-file", tmp_path / "token")
-    assert ended.returncode == 2
-    assert f"{tmp_path / 'token'} is empty: expected a token" in " ".join(ended.stderr.split())
+    result = carried_out("ping", "--token-file", tmp_path / "token")
+    assert result.returncode == 2
+    assert f"{tmp_path / 'token'} is empty: expected a token" in " ".join(result.stderr.split())
 
 
 def test_a_token_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
-    ended = carried_out("ping", "--token-file", tmp_path / "nofile")
-    assert ended.returncode == 2
-    message = " ".join(ended.stderr.split())
+    result = carried_out("ping", "--token-file", tmp_path / "nofile")
+    assert result.returncode == 2
+    message = " ".join(result.stderr.split())
     assert message.count("nofile") == 1
     assert "nofile: No such file or directory" in message
 
 
 def test_config_check_says_that_nothing_is_wrong() -> None:
-    ended = carried_out("config", "check", "--config", Path(__file__).parents[2] / "config.toml")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    assert ended.stdout.endswith("config.toml can be run\n")
+    result = carried_out("config", "check", "--config", Path(__file__).parents[2] / "config.toml")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("config.toml can be run\n")
 
 
 def test_config_show_prints_what_takes_effect_and_from_where(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[shards]\nworkers = 3\n")
-    ended = carried_out("config", "show", "--config", file, BILLING_RPC__DIRECT="false")
-    assert ended.returncode == 0
-    shown = tomllib.loads(ended.stdout)
-    assert [f"{section}.{key}" for section, table in shown.items() for key in table] == [path for path, _ in declared()]
-    assert shown["shards"]["workers"] == 3
-    assert shown["rpc"]["direct"] is False
-    assert shown["daemon"]["data_dir"] == str(tmp_path / "data")
-    lines = ended.stdout.splitlines()
+    result = carried_out("config", "show", "--config", file, BILLING_RPC__DIRECT="false")
+    assert result.returncode == 0
+    tables = tomllib.loads(result.stdout)
+    assert [f"{section}.{key}" for section, table in tables.items() for key in table] == [
+        path for path, _ in declared()
+    ]
+    assert tables["shards"]["workers"] == 3
+    assert tables["rpc"]["direct"] is False
+    assert tables["daemon"]["data_dir"] == str(tmp_path / "data")
+    lines = result.stdout.splitlines()
     assert "workers = 3  # file" in lines
     assert "direct = false  # environment" in lines
     assert f'listen = "{Config().rpc.listen}"  # default' in lines
@@ -168,10 +170,10 @@ def test_what_config_show_prints_is_a_configuration(tmp_path: Path) -> None:
 
 
 def test_serve_does_not_start_on_a_faulty_configuration() -> None:
-    ended = run("serve", BILLING_SHARDS__WORKERS="none", BILLING_LOG__LEVEL="loud")
-    assert ended.returncode == 78
-    assert "shards.workers (environment)" in ended.stderr
-    assert "log.level (environment)" in ended.stderr
+    result = run("serve", BILLING_SHARDS__WORKERS="none", BILLING_LOG__LEVEL="loud")
+    assert result.returncode == 78
+    assert "shards.workers (environment)" in result.stderr
+    assert "log.level (environment)" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -183,10 +185,10 @@ def test_serve_does_not_start_on_a_faulty_configuration() -> None:
     ],
 )
 def test_help_is_a_word_too(arguments: tuple[str, ...], same: tuple[str, ...]) -> None:
-    done = carried_out(*arguments)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout == carried_out(*same).stdout
-    assert done.stdout.startswith("Usage: billing")
+    result = carried_out(*arguments)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout == carried_out(*same).stdout
+    assert result.stdout.startswith("Usage: billing")
 
 
 def test_a_choice_of_the_load_test_has_no_empty_word() -> None:
@@ -197,17 +199,17 @@ def test_a_choice_of_the_load_test_has_no_empty_word() -> None:
 
 
 def test_a_span_out_of_its_bounds_is_told_in_units() -> None:
-    done = carried_out("forecast", "--within", "8d")
-    assert done.returncode == 2
-    assert "expected 1s at least and 7d at most, got 8d" in done.stderr
+    result = carried_out("forecast", "--within", "8d")
+    assert result.returncode == 2
+    assert "expected 1s at least and 7d at most, got 8d" in result.stderr
 
 
 @pytest.mark.parametrize("text", ["tomorrow", "nonsense", "now"])
 def test_an_end_of_credit_is_a_date_or_an_instant(text: str) -> None:
-    done = carried_out("top-up", "u", "1", "--expires", text)
-    assert done.returncode == 2
-    assert f"--expires: expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}" in done.stderr
-    assert "yesterday" not in done.stderr
+    result = carried_out("top-up", "u", "1", "--expires", text)
+    assert result.returncode == 2
+    assert f"--expires: expected a date or an instant, as 2027-01-01 or 2026-12-31T12:00, got {text!r}" in result.stderr
+    assert "yesterday" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -234,10 +236,10 @@ def unread(*arguments: str) -> tuple[int, str]:
     os.close(reading)
     try:
         command = [sys.executable, "-m", "billing", *arguments]
-        done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
+        result = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False, timeout=60)
     finally:
         os.close(writing)
-    return done.returncode, done.stderr
+    return result.returncode, result.stderr
 
 
 @pytest.mark.parametrize(
@@ -261,9 +263,9 @@ def test_a_verdict_is_the_same_whoever_reads_it(data_dir: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize(("timeout", "message"), [("0", "expected 1ms at least, got 0"), ("-5", "got '-5'")])
 def test_no_time_to_wait_is_a_bad_value(timeout: str, message: str) -> None:
-    done = carried_out("accounts", "--address", "127.0.0.1:1", "--timeout", timeout)
-    assert done.returncode == 2
-    assert message in done.stderr
+    result = carried_out("accounts", "--address", "127.0.0.1:1", "--timeout", timeout)
+    assert result.returncode == 2
+    assert message in result.stderr
 
 
 @pytest.mark.parametrize("tz", ["", "UTC", ":Europe/Moscow", "EST5EDT", "MSK-3", "<+03>-3", "/etc/localtime"])
@@ -272,9 +274,9 @@ def test_a_zone_that_the_machine_knows_is_taken(tz: str) -> None:
 
 
 def test_a_zone_that_there_is_not_is_told_and_times_are_in_utc() -> None:
-    done = run("accounts", "--address", "127.0.0.1:1", TZ="Foo/Bar")
-    assert "billing: TZ: there is no time zone 'Foo/Bar'; times are in UTC" in done.stderr
-    assert done.returncode == 3
+    result = run("accounts", "--address", "127.0.0.1:1", TZ="Foo/Bar")
+    assert "billing: TZ: there is no time zone 'Foo/Bar'; times are in UTC" in result.stderr
+    assert result.returncode == 3
     assert "time zone" not in run("accounts", "--address", "127.0.0.1:1", "--zone", "UTC", TZ="Foo/Bar").stderr
 
 
@@ -288,27 +290,30 @@ def test_the_report_of_a_load_test_is_named_in_either_way(tmp_path: Path) -> Non
     result = tmp_path / "result.json"
     result.write_text("{}")
     for report_options in (["a.html"], ["--html", "a.html"]):
-        done = CliRunner().invoke(root, ["loadtest", "report", str(result), *report_options])
-        assert done.exit_code == 1, "the file holds no result"
+        report_result = CliRunner().invoke(root, ["loadtest", "report", str(result), *report_options])
+        assert report_result.exit_code == 1, "the file holds no result"
     for report_options in ([], ["a.html", "--html", "b.html"]):
-        done = CliRunner().invoke(root, ["loadtest", "report", str(result), *report_options])
-        assert (done.exit_code, "one file for the report: HTML or --html FILE" in done.output) == (2, True)
+        report_result = CliRunner().invoke(root, ["loadtest", "report", str(result), *report_options])
+        assert (report_result.exit_code, "one file for the report: HTML or --html FILE" in report_result.output) == (
+            2,
+            True,
+        )
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("statement", "--help"), ("demo", "--once")], ids=" ".join)
 def test_an_output_that_takes_nothing_is_named(arguments: tuple[str, ...], tmp_path: Path) -> None:
     with open("/dev/full", "w") as full:
         command = [sys.executable, "-m", "billing", *arguments]
-        done = subprocess.run(
+        result = subprocess.run(
             command, stdout=full, stderr=subprocess.PIPE, text=True, check=False, cwd=tmp_path, env={}
         )
     message = "billing: the output could not be written: No space left on device\n"
-    assert (done.returncode, done.stderr) == (1, message)
+    assert (result.returncode, result.stderr) == (1, message)
 
 
 def test_tls_is_asked_of_no_unix_socket_where_the_line_asks_for_it() -> None:
     for address in (("--address", "unix:/nowhere"), ()):  # without an address it is that of the configuration
         where = {"BILLING_RPC__UNIX_SOCKET": "/nowhere", "BILLING_RPC__LISTEN": ""}
-        done = carried_out("account", "u", "--tls", *address, **where)
-        assert done.returncode == 2, done.stderr
-        assert "--tls asks for TLS, and unix:/nowhere is a unix socket, which speaks none" in done.stderr
+        result = carried_out("account", "u", "--tls", *address, **where)
+        assert result.returncode == 2, result.stderr
+        assert "--tls asks for TLS, and unix:/nowhere is a unix socket, which speaks none" in result.stderr

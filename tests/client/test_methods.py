@@ -143,7 +143,7 @@ def test_of_a_threshold_the_hint_has_the_field_that_it_has() -> None:
 
 def test_the_client_loads_nothing_of_the_daemon() -> None:
     script = "import sys, billing.client; print(*sorted(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
-    loaded = {name for name in done.stdout.split() if name.split(".")[0] in ("billing", "shards")}
+    result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    loaded = {name for name in result.stdout.split() if name.split(".")[0] in ("billing", "shards")}
     contract = {"billing.ledger", "billing.ledger.errors", "shards", "shards.buckets", "shards.counting"}  # the hash
-    assert {name for name in loaded if not name.startswith("billing.client")} == {"billing", *contract}, done.stderr
+    assert {name for name in loaded if not name.startswith("billing.client")} == {"billing", *contract}, result.stderr

@@ -108,11 +108,11 @@ def test_a_months_statements_add_up_and_name_every_machine(served: DaemonWithCut
     at_ns = served.ask("get_account", "statement")["at_ns"]
     assert isinstance(at_ns, int)
     month = datetime.fromtimestamp(at_ns / COIN, UTC).strftime("%Y-%m")
-    ended = served.run("month_end.py", month)
-    assert (ended.returncode, ended.stderr) == (1, f"{month} has not ended; --unfinished answers it up to now\n")
-    ended = served.run("month_end.py", month, "--unfinished")
-    assert (ended.returncode, ended.stderr) == (0, "")
-    rows = [row for row in csv.DictReader(io.StringIO(ended.stdout)) if row["user_id"] == "statement"]
+    result = served.run("month_end.py", month)
+    assert (result.returncode, result.stderr) == (1, f"{month} has not ended; --unfinished answers it up to now\n")
+    result = served.run("month_end.py", month, "--unfinished")
+    assert (result.returncode, result.stderr) == (0, "")
+    rows = [row for row in csv.DictReader(io.StringIO(result.stdout)) if row["user_id"] == "statement"]
     assert [row["resource"] for row in rows] == ["vm-1", "vm-2"]
     assert {(row["opening"], row["credits"], row["debits"]) for row in rows} == {
         ("0.000000000", "100.000000000", "0.000000001")
@@ -160,10 +160,10 @@ def test_every_entry_is_in_the_stream_once_though_the_bridge_is_killed(
         finally:
             bridge.kill()
             bridge.wait()
-        ended = served.run("entries_to_jetstream.py")
-        assert ended.returncode == 0, ended.stderr
+        result = served.run("entries_to_jetstream.py")
+        assert result.returncode == 0, result.stderr
         rows = asyncio.run(stored(port))
-        assert f", {len(rows)} are in the stream" in ended.stdout
+        assert f", {len(rows)} are in the stream" in result.stdout
         names = [(row["user_id"], row["entry_id"]) for row in rows]
         assert len(set(names)) == len(names)
         for number in range(7):

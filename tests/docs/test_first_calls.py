@@ -94,11 +94,11 @@ def program(language: str, part: str) -> str:
 
 def run(command: list[str], served: DaemonWithAddresses, cwd: Path = REPOSITORY) -> str:
     """What a program prints; it must end well."""
-    ended = subprocess.run(
+    result = subprocess.run(
         command, cwd=cwd, env=served.environment, capture_output=True, text=True, timeout=600, check=False
     )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def test_a_call_in_bytes_is_made_with_nothing_but_bash(served: DaemonWithAddresses) -> None:
@@ -151,8 +151,8 @@ def test_a_signed_cutoff_arrives_as_the_page_says(served: DaemonWithAddresses, t
 
 def listens(port: int) -> bool:
     """Whether somebody takes connections there."""
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], output: Path) -> None:

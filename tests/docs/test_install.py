@@ -25,9 +25,9 @@ def run(script: str) -> str:
     """What a script prints on standard output; each of its commands must end well."""
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
     environment = {"PATH": path, "HOME": "/nonexistent"}
-    ended = subprocess.run(["bash", "-euc", script], env=environment, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    result = subprocess.run(["bash", "-euc", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def test_configuration_secret_token_and_unit_are_made_as_the_page_says(tmp_path: Path) -> None:

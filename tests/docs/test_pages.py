@@ -124,9 +124,9 @@ def test_the_examples_of_a_request_and_of_its_signature_are_right() -> None:
     e_ns = int(instant.group(1))
     request = template.request(b"user_02", f"user_02:1:{e_ns}", 1, e_ns, e_ns // 10**9)
     assert sample == request.decode().replace("\r\n", "\n").rstrip("\n") + "\n"
-    shown = re.search(r"Signed text and signature:\n\n```\n(.*)\n(.*)\n```", page)
-    assert shown is not None
-    signed, signature = shown.groups()
+    match = re.search(r"Signed text and signature:\n\n```\n(.*)\n(.*)\n```", page)
+    assert match is not None
+    signed, signature = match.groups()
     assert signed == f"{event}.{second}.{target}"
     assert sign(parse_secrets(secret), event.encode(), int(second), target.encode()).decode() == signature
 

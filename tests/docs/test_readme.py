@@ -30,12 +30,12 @@ def test_every_command_of_the_readme_runs_as_written(tmp_path: Path) -> None:
         for line in typed:
             command, *arguments = line.split()
             assert command == ".venv/bin/billing"
-            ended = subprocess.run([BILLING, *arguments], env=environment, capture_output=True, text=True, timeout=120)
-            assert ended.returncode == 0, (line, ended.stderr)
-            printed.append(ended.stdout)
-    shown = [part.splitlines()[1:] for text in consoles for part in text.split("$ ")[1:]]
-    assert all(shown), "each command has some lines of its answer"
-    for command, lines, answer in zip(typed, shown, printed, strict=True):
+            result = subprocess.run([BILLING, *arguments], env=environment, capture_output=True, text=True, timeout=120)
+            assert result.returncode == 0, (line, result.stderr)
+            printed.append(result.stdout)
+    answers_on_page = [part.splitlines()[1:] for text in consoles for part in text.split("$ ")[1:]]
+    assert all(answers_on_page), "each command has some lines of its answer"
+    for command, lines, answer in zip(typed, answers_on_page, printed, strict=True):
         assert [shape(line) for line in lines if shape(line) not in map(shape, answer.splitlines())] == [], command
 
 
@@ -62,7 +62,7 @@ def test_the_first_call_by_http_works_as_written(tmp_path: Path) -> None:
         answers = []
         for line in calls:
             command = shlex.split(line.replace("127.0.0.1:3312", address))
-            ended = subprocess.run([*command, "--silent", "--fail"], capture_output=True, timeout=120, check=True)
-            answers.append(json.loads(ended.stdout))
+            result = subprocess.run([*command, "--silent", "--fail"], capture_output=True, timeout=120, check=True)
+            answers.append(json.loads(result.stdout))
     assert [answer["user_id"] for answer in answers] == ["bob", "bob"]
     assert answers[1]["balance_nanos"] == answers[0]["balance_nanos"] == 5 * 10**9

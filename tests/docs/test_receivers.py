@@ -131,8 +131,8 @@ def request_of(
 
 def listens(port: int) -> bool:
     """Whether somebody takes connections there."""
-    with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
 OF_ALL = pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     configuration = (REPOSITORY / "zensical.toml").read_text()
     (tmp_path / "zensical.toml").write_text(configuration)
     shutil.copytree(REPOSITORY / "docs", tmp_path / "docs")
-    ended = subprocess.run([ZENSICAL, "build", "--strict"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
+    result = subprocess.run([ZENSICAL, "build", "--strict"], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
     for page in ("index.html", "methods/index.html", "contract/index.html", "receiving-cutoffs/index.html"):
         built = (tmp_path / "build" / "site" / page).read_text()
         assert "<article" in built

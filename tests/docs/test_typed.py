@@ -71,7 +71,7 @@ def block(page: str, language: str, part: str) -> str:
 
 def run(command: list[str], served: DaemonWithAddresses, typed: str = "") -> str:
     """What a program prints, on both of its outputs, that is given this on standard input; it must end well."""
-    ended = subprocess.run(
+    result = subprocess.run(
         command,
         cwd=REPOSITORY,
         env=os.environ | {"BILLING_ADDRESS": served.daemon.address},
@@ -81,8 +81,8 @@ def run(command: list[str], served: DaemonWithAddresses, typed: str = "") -> str
         text=True,
         timeout=WAIT_S,
     )
-    assert ended.returncode == 0, ended.stdout
-    return ended.stdout
+    assert result.returncode == 0, result.stdout
+    return result.stdout
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/calling.md"])
@@ -102,9 +102,9 @@ def test_the_blocking_client_answers_what_the_page_says(served: DaemonWithAddres
     with SyncClient(served.daemon.address) as client:
         client.top_up("alice", "5")
     program = served.here(block("docs/calling.md", "python", "SyncClient"))
-    shown = re.findall(r"^    (account\.\w+) +# (?:(\d+)|(Decimal\(\S+\)))", program, re.MULTILINE)
-    assert len(shown) == 2
-    assertions = "".join(f"print({expression} == {number or text})\n" for expression, number, text in shown)
+    examples = re.findall(r"^    (account\.\w+) +# (?:(\d+)|(Decimal\(\S+\)))", program, re.MULTILINE)
+    assert len(examples) == 2
+    assertions = "".join(f"print({expression} == {number or text})\n" for expression, number, text in examples)
     assert run([sys.executable, "-c", program + assertions], served).split() == ["True", "True"]
 
 

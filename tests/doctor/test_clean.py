@@ -159,10 +159,10 @@ def test_the_command_says_it_in_words(data_dir: Path, tmp_path: Path) -> None:
     builder.workers[1].snapshot()
     builder.workers[2].snapshot()
     builder.close()
-    ended = command(config_of(builder, tmp_path))
-    assert ended.stderr == ""
-    assert ended.returncode == 0
-    lines = [line for line in ended.stdout.splitlines() if "not checked: there is no" not in line]
+    result = command(config_of(builder, tmp_path))
+    assert result.stderr == ""
+    assert result.returncode == 0
+    lines = [line for line in result.stdout.splitlines() if "not checked: there is no" not in line]
     assert [line.split()[0] for line in lines[: len(CHECKS)]] == list(CHECKS)
     assert all(line.split()[1] in ("ok", "-") for line in lines[: len(CHECKS)])
     assert lines[-1] == "2 accounts, 5 entries, 8 buckets: no faults"
@@ -190,10 +190,10 @@ def test_looking_changes_nothing(data_dir: Path) -> None:
 
 def test_a_directory_in_use_is_not_looked_at(data_dir: Path, tmp_path: Path) -> None:
     builder = DataDirectoryBuilder(data_dir)
-    ended = command(config_of(builder, tmp_path))
-    assert ended.returncode == 1
-    assert f"a daemon runs on {builder.path}" in ended.stderr
-    assert "--online proves what can be proved while it serves" in ended.stderr
+    result = command(config_of(builder, tmp_path))
+    assert result.returncode == 1
+    assert f"a daemon runs on {builder.path}" in result.stderr
+    assert "--online proves what can be proved while it serves" in result.stderr
     for worker in builder.workers.values():
         worker.journal.close()
     with ExitStack() as stack, pytest.raises(DaemonRuns, match="map/lock is locked"):

@@ -20,9 +20,9 @@ COIN = 10**9
 
 def doctor(daemon: Daemon, code: int = 0) -> dict[str, Any]:
     """The report on a daemon's directory."""
-    ended = carried_out_beside("doctor", "--json", "--config", daemon.config)
-    assert ended.returncode == code, ended.stdout + ended.stderr
-    report: dict[str, Any] = json.loads(ended.stdout) if code in (0, 65) else {"error": ended.stderr}
+    result = carried_out_beside("doctor", "--json", "--config", daemon.config)
+    assert result.returncode == code, result.stdout + result.stderr
+    report: dict[str, Any] = json.loads(result.stdout) if code in (0, 65) else {"error": result.stderr}
     return report
 
 
@@ -58,8 +58,8 @@ async def load(rpc: Rpc, seed: int, steps: int) -> int:
     for number in range(steps):
         calls.append(one_of(draw.choice(users), number))
         if len(calls) == 32:
-            done, calls = calls, []
-            await asyncio.gather(*done)
+            calls_before, calls = calls, []
+            await asyncio.gather(*calls_before)
             await asyncio.sleep(0.005)
     return sum(await asyncio.gather(*calls))
 
@@ -73,14 +73,14 @@ async def test_a_daemon_that_runs_is_not_looked_at_and_one_that_stopped_is_right
         await load(rpc, 1, 1500)
         assert "a daemon runs on" in doctor(daemon, 1)["error"]
         assert (await rpc.ask("get_account", "user 1"))["user_id"] == "user 1"
-        shown = sum([(await rpc.ask("get_account", f"user {number}"))["entry_id"] for number in range(20)])
+        entries = sum([(await rpc.ask("get_account", f"user {number}"))["entry_id"] for number in range(20)])
     report = doctor(daemon)
     assert counts(report, "accounts")["accounts"] == 20
     assert counts(report, "accounts")["entries"] > 500
     assert counts(report, "owners")["buckets"] == 16
     assert counts(report, "cutoffs")["cutoffs made"] > 0
     assert counts(report, "snapshots")["parts"] == 16  # a clean stop leaves a snapshot of each shard
-    assert counts(report, "history")["rows"] >= shown
+    assert counts(report, "history")["rows"] >= entries
     assert counts(report, "history")["accounts"] == 20
     assert report["summary"].endswith("16 buckets: no faults")
 

@@ -92,10 +92,10 @@ def test_a_damaged_batch_is_named_with_file_offset_and_position(data_dir: Path, 
     (finding,) = files(report)
     assert (finding.file, finding.offset, finding.position) == (str(segment), offset, position)
     assert any(f"everything from position {position} on" in why for why in report.unchecked["accounts"])
-    ended = command(config_of(builder, tmp_path))
-    assert ended.returncode == 65
-    assert f"{segment}, offset {offset}, position {position}: the " in ended.stdout
-    assert ended.stdout.splitlines()[-1].endswith(": 1 fault")
+    result = command(config_of(builder, tmp_path))
+    assert result.returncode == 65
+    assert f"{segment}, offset {offset}, position {position}: the " in result.stdout
+    assert result.stdout.splitlines()[-1].endswith(": 1 fault")
 
 
 def test_a_cut_short_batch_at_the_end_is_a_torn_tail(data_dir: Path, tmp_path: Path) -> None:
@@ -212,8 +212,8 @@ def test_a_damaged_tail_is_given_up_by_order(data_dir: Path, tmp_path: Path) -> 
         open_journal(str(segment.parent), 1)
     before = segment.read_bytes()
     offset, _, position = batches[-2]
-    ended = command(config_of(builder, tmp_path), "--truncate-at", str(position), "--accept-loss")
-    assert ended.returncode == 0, ended.stderr
+    result = command(config_of(builder, tmp_path), "--truncate-at", str(position), "--accept-loss")
+    assert result.returncode == 0, result.stderr
     copy = Path(f"{segment}.cut-{position}")
     assert copy.read_bytes() == before.rstrip(b"\0")
     audit = json.loads(Path(f"{copy}.json").read_text())
@@ -250,8 +250,8 @@ def test_damage_in_the_first_batch_there_is_begins_at_its_own_position_and_can_b
         (finding.file, finding.offset, finding.position) for finding in files(builder.examine())
     ]
     cut_off = ("--truncate-at", str(position), "--accept-loss")
-    ended = command(config_of(builder, tmp_path), *cut_off)
-    assert "was made when position 2 was durable" in ended.stderr, "a snapshot has what would be lost"
+    result = command(config_of(builder, tmp_path), *cut_off)
+    assert "was made when position 2 was durable" in result.stderr, "a snapshot has what would be lost"
     max(segment.parent.glob("snapshot-*")).unlink()
     assert command(config_of(builder, tmp_path), *cut_off).returncode == 0
     assert builder.examine().findings == []
@@ -261,9 +261,9 @@ def test_only_where_the_damage_begins(data_dir: Path, tmp_path: Path) -> None:
     builder, segment, batches = damaged_builder(data_dir, -2)
     before = segment.read_bytes()
     for position in (batches[-3][2], batches[-1][2], 0, 99):
-        ended = command(config_of(builder, tmp_path), "--truncate-at", str(position), "--accept-loss")
-        assert ended.returncode == 1
-        assert f"begins at position {batches[-2][2]}; only there" in ended.stderr
+        result = command(config_of(builder, tmp_path), "--truncate-at", str(position), "--accept-loss")
+        assert result.returncode == 1
+        assert f"begins at position {batches[-2][2]}; only there" in result.stderr
     assert segment.read_bytes() == before
 
 
@@ -279,11 +279,11 @@ def test_never_in_a_journal_that_is_right(data_dir: Path, tmp_path: Path) -> Non
     builder = DataDirectoryBuilder(data_dir, shards=1)
     builder.pay(b"7", COIN)
     builder.close()
-    ended = command(config_of(builder, tmp_path), "--truncate-at", "2", "--accept-loss")
-    assert ended.returncode == 1
-    assert "damaged journals of shards: none" in ended.stderr
-    ended = command(config_of(builder, tmp_path), "--truncate-at", "2", "--accept-loss", "--shard", "1")
-    assert "there is nothing to cut off" in ended.stderr
+    result = command(config_of(builder, tmp_path), "--truncate-at", "2", "--accept-loss")
+    assert result.returncode == 1
+    assert "damaged journals of shards: none" in result.stderr
+    result = command(config_of(builder, tmp_path), "--truncate-at", "2", "--accept-loss", "--shard", "1")
+    assert "there is nothing to cut off" in result.stderr
 
 
 def test_never_in_the_middle_of_the_log(data_dir: Path) -> None:

@@ -33,13 +33,13 @@ def test_gone_for_a_day_it_is_probed_once_a_second_then_drained_oldest_first() -
     assert len(world.outbox) == PENDING
     lane = world.outbox.lanes[0]
     assert len(lane.fresh) + len(lane.retries) <= 2 * PENDING + 128, "each account has a place, and few have stale ones"
-    tried = Counter(user for _, user, _, _ in world.attempts)
-    standings = [world.outbox.standing(1, user) for user in tried]
+    attempts = Counter(user for _, user, _, _ in world.attempts)
+    standings = [world.outbox.standing(1, user) for user in attempts]
     assert None not in standings
-    assert sum(tried.values()) == sum(standing[1] for standing in standings if standing is not None), (
+    assert sum(attempts.values()) == sum(standing[1] for standing in standings if standing is not None), (
         "each failure is remembered"
     )
-    assert len(tried) > 70_000, "who was never tried goes first, another user each time"
+    assert len(attempts) > 70_000, "who was never tried goes first, another user each time"
     last_ns: dict[bytes, int] = {}
     for at_ns, user, _, _ in world.attempts:
         assert at_ns - last_ns.get(user, -S) >= pace.waits_ns[0], "nobody is tried before the schedule allows it"

@@ -275,10 +275,10 @@ class World:
 
     def fail_aloud(self, follower: Follower) -> None:
         """The disk fails in the middle of a checkpoint, and says so."""
-        ended = self.counts["ended on the disk"]
+        count = self.counts["ended on the disk"]
         follower.files.fails_aloud = True
         self.checkpoint(follower)
-        self.counts["failed aloud"] += self.counts["ended on the disk"] - ended
+        self.counts["failed aloud"] += self.counts["ended on the disk"] - count
 
     def tell(self, follower: Follower) -> None:
         """A notifier's turn: takes over, tells some of what is owed, and records some of the answers."""

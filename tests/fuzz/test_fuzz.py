@@ -74,8 +74,8 @@ def test_what_broke_once_is_refused() -> None:
 
 def test_an_input_is_made_again_from_its_number() -> None:
     command = [sys.executable, "-m", "tests.fuzz", "wires", "--seconds", "0", "--seed", "7", "--first", "120"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=REPOSITORY)
-    *_, where, figures = done.stdout.splitlines()
+    result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60, cwd=REPOSITORY)
+    *_, where, figures = result.stdout.splitlines()
     assert where == "goes on with --seed 7 --first 120"
     assert json.loads(figures) == {"inputs": 0}
 

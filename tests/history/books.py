@@ -231,14 +231,14 @@ class CutCounts:
 
 def run(cuts: int, seed: int, *, commands: int = 120, each: int = 1_000) -> CutCounts:
     """Programs from `seed` on, until `cuts` instants were cut at."""
-    done = CutCounts()
-    while done.cuts < cuts:
+    cut_counts = CutCounts()
+    while cut_counts.cuts < cuts:
         draw = random.Random(seed)
         for life in lives(seed, commands):
             check(life, life.cuts(draw, each))
-            done.add(life, each)
+            cut_counts.add(life, each)
         seed += 1
-    return done
+    return cut_counts
 
 
 def main() -> None:
@@ -248,10 +248,10 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     chosen = parser.parse_args()
     begun = time.monotonic()
-    done = run(chosen.cuts, chosen.seed)
-    counts = ", ".join(f"{name} {count:,}" for name, count in done.counts.most_common())
+    total = run(chosen.cuts, chosen.seed)
+    counts = ", ".join(f"{name} {count:,}" for name, count in total.counts.most_common())
     print(
-        f"{done.cuts:,} cuts from seed {chosen.seed} on, 0 differences, in {time.monotonic() - begun:.0f} s: {counts}"
+        f"{total.cuts:,} cuts from seed {chosen.seed} on, 0 differences, in {time.monotonic() - begun:.0f} s: {counts}"
     )
 
 

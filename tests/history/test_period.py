@@ -41,13 +41,13 @@ def lines_of(period: Period) -> dict[bytes | None, int]:
 
 def test_pieces_of_random_lives_sum_to_the_whole_at_25_000_cuts() -> None:
     """`python -m tests.history.books` cuts a million times."""
-    done = run(25_000, seed=1, each=250)
-    assert done.cuts >= 25_000
+    cut_counts = run(25_000, seed=1, each=250)
+    assert cut_counts.cuts >= 25_000
     for name in (
         *("credit_expired", "lease_expired", "hold_expired", "capture", "release", "close_account", "opened again"),
         *("exhausted and accruing", "exhausted and clamped", "threshold", "change_rate", "adjust", "debit"),
     ):
-        assert done.counts[name] >= 5, f"{name} was not tried"
+        assert cut_counts.counts[name] >= 5, f"{name} was not tried"
 
 
 def test_a_machine_that_ran_through_a_period_without_an_entry_is_in_it() -> None:
@@ -298,8 +298,8 @@ def test_rows_that_are_lost_are_bridged_and_said(tmp_path: Path) -> None:
     assert not is_whole
     assert (answer["whole_from_ns"], answer["entries_count"], answer["closing_nanos"]) == (50, 3, 953)
     assert (answer["credits_nanos"], answer["debits_nanos"], answer["accrued_nanos"]) == (1000, 28 + 9, 10)
-    shown = ("entry_id", "at_ns", "operation", "balance_before_nanos", "amount_nanos", "balance_after_nanos")
-    assert [tuple(row[name] for name in shown) for row in answer["entries"]] == [
+    columns = ("entry_id", "at_ns", "operation", "balance_before_nanos", "amount_nanos", "balance_after_nanos")
+    assert [tuple(row[name] for name in columns) for row in answer["entries"]] == [
         (1, 10, "top_up", 0, 1000, 1000),
         (2, 20, "set_rate", 1000, 0, 1000),
         (3, 50, "missing", 1000, -28, 972),

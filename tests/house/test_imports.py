@@ -148,8 +148,8 @@ PROCESSES = {
 def test_a_process_loads_no_more_than_it_needs(process: str) -> None:
     module, forbidden = PROCESSES[process]
     script = f"import sys, {module}; print(*(name for name in {forbidden} if name in sys.modules))"
-    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ended.stdout.split() == []
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == []
 
 
 # What turns bytes into code or objects of the sender's choosing: one broken process could take over the others.

@@ -181,8 +181,8 @@ class Model:
     def _end_credit(self, account: Account, at: int, above: list[tuple[str, int]]) -> None:
         accrued = self._accrue(account, at)
         before = account.balance
-        ended = account.end_credit(at)
-        op = {"method": "credit_expired", "user": account.user, "credit": ended}
+        credit = account.end_credit(at)
+        op = {"method": "credit_expired", "user": account.user, "credit": credit}
         self._settle_state(account, op, at, before, accrued, above, False)
 
     def _end_grace(self, account: Account, at: int, above: list[tuple[str, int]]) -> None:

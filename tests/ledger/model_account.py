@@ -112,10 +112,10 @@ class Account:
 
     def end_credit(self, t: int) -> dict[str, Any]:
         """What is left of one that ends now is gone."""
-        ended = min((credit for credit in self.credits if credit["end"] == t), key=_spent_first)
-        self.credits.remove(ended)
-        self.balance -= ended["left"]
-        return ended
+        credit_ended = min((credit for credit in self.credits if credit["end"] == t), key=_spent_first)
+        self.credits.remove(credit_ended)
+        self.balance -= credit_ended["left"]
+        return credit_ended
 
     def _credit_end(self) -> int | None:
         """The first end at which something is left."""

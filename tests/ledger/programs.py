@@ -161,21 +161,21 @@ class Program:
         self._drain(op)
 
     def _as_shown(self, wanted: dict[str, Any]) -> dict[str, Any]:
-        shown = dict(wanted, bucket_id=BUCKET)
-        if shown.get("cutoff"):
-            cutoff = shown["cutoff"]
+        expected = dict(wanted, bucket_id=BUCKET)
+        if expected.get("cutoff"):
+            cutoff = expected["cutoff"]
             exhausted_at_ns = cutoff["at"]
-            shown["cutoff"] = {
-                "event_id": event_id(shown["user_id"].encode(), cutoff["seq"], exhausted_at_ns),
+            expected["cutoff"] = {
+                "event_id": event_id(expected["user_id"].encode(), cutoff["seq"], exhausted_at_ns),
                 "exhausted_at_ns": exhausted_at_ns,
                 **{name: cutoff[name] for name in ("seq", "status", "attempts", "last_error")},
             }
-            if "restored" not in shown:
-                shown["cutoff"]["delivered_at_ns"] = cutoff["delivered_at"]
-                shown["cutoff"]["restored_at_ns"] = cutoff["restored_at"]
-        if "holds" in shown:
-            shown["holds"] = list(shown["holds"].values())
-        return shown
+            if "restored" not in expected:
+                expected["cutoff"]["delivered_at_ns"] = cutoff["delivered_at"]
+                expected["cutoff"]["restored_at_ns"] = cutoff["restored_at"]
+        if "holds" in expected:
+            expected["holds"] = list(expected["holds"].values())
+        return expected
 
     def look(self, user: str) -> None:
         """get_account on both sides."""
@@ -237,9 +237,9 @@ class Program:
         elif op["method"] == "hold_expired":
             command = (OPS["hold_expired"], user, op["amount"], 0, 0, op["hold_id"].encode(), b"", b"", b"", b"")
         elif op["method"] == "credit_expired":
-            ended = op["credit"]
-            key = ended["kind"].encode()
-            command = (OPS["credit_expired"], user, ended["amount"], ended["entry"], 0, key, b"", b"", b"", b"")
+            credit = op["credit"]
+            key = credit["kind"].encode()
+            command = (OPS["credit_expired"], user, credit["amount"], credit["entry"], 0, key, b"", b"", b"", b"")
         elif op["method"] == "lease_expired":
             key = op["resource"].encode()
             command = (OPS["lease_expired"], user, op["rate"], 0, 0, key, b"", b"", b"", b"")
@@ -333,12 +333,12 @@ def run(commands: int, seed: int, each: int = 400) -> int:
     """Programs of `each` commands with the seeds `seed`, `seed + 1`, ... until `commands` are done; how many that
     were.
     """
-    done = 0
-    while done < commands:
+    commands_run = 0
+    while commands_run < commands:
         Program(seed).run(each)
         seed += 1
-        done += each
-    return done
+        commands_run += each
+    return commands_run
 
 
 def main() -> None:
@@ -348,16 +348,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     begun = shown = time.monotonic()
-    done, seed = 0, arguments.seed
-    while done < arguments.commands:
-        done += run(400, seed)
+    commands_run, seed = 0, arguments.seed
+    while commands_run < arguments.commands:
+        commands_run += run(400, seed)
         seed += 1
         if time.monotonic() - shown > 10:
             shown = time.monotonic()
             print(
-                f"{done} commands, seeds {arguments.seed}..{seed - 1}, {done / (shown - begun):.0f}/s", file=sys.stderr
+                f"{commands_run} commands, seeds {arguments.seed}..{seed - 1}, {commands_run / (shown - begun):.0f}/s",
+                file=sys.stderr,
             )
-    print(json.dumps({"commands": done, "programs": seed - arguments.seed, "differences": 0}))
+    print(json.dumps({"commands": commands_run, "programs": seed - arguments.seed, "differences": 0}))
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ def test_the_call_is_owed_from_exactly_the_end_of_the_grace_on(driver: LedgerDri
     assert view["cutoff"]["exhausted_at_ns"] == E
     assert view["cutoff_at_ns"] == (None if called else E + GRACE)
     assert view["overrun_nanos"] == GRACE + at
-    ended = [("grace_ended", E + GRACE)] if called else []
-    assert driver.operations("u")[3:] == [("exhaust", E), *ended]
+    operations = [("grace_ended", E + GRACE)] if called else []
+    assert driver.operations("u")[3:] == [("exhaust", E), *operations]
     assert [row["seq"] for row in driver.pending()] == ([1] if called else [])
 
 
@@ -352,8 +352,8 @@ def test_what_was_available_in_fractions_is_overrun_in_the_grace() -> None:
     e = -(-NANO // 7)
     assert driver.view("u", at=0)["cutoff_at_ns"] == e + GRACE
     driver.view("u", at=e + GRACE)
-    ended = driver.entries("u")[-1]
-    assert (ended.at_ns, ended.overrun, ended.balance) == (e + GRACE, 7 * (e + GRACE) - NANO, 0)
+    entry = driver.entries("u")[-1]
+    assert (entry.at_ns, entry.overrun, entry.balance) == (e + GRACE, 7 * (e + GRACE) - NANO, 0)
 
 
 def test_a_wrong_tie_rule_of_classes_is_caught() -> None:

@@ -275,8 +275,8 @@ def test_a_row_says_what_was_set_and_by_whom() -> None:
     driver.hold("u", 9, at=4, ttl=5, request_id="h")
     driver.set_thresholds("u", [(0, 105)], at=8)
     driver.view("u", at=9)
-    shown = ("operation", "resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor")
-    assert [tuple(row[name] for name in shown) for row in driver.rows("u")] == [
+    columns = ("operation", "resource", "line_rate_nanos_per_hour", "rate_nanos_per_hour", "value_nanos", "actor")
+    assert [tuple(row[name] for name in columns) for row in driver.rows("u")] == [
         ("top_up", None, None, 0, None, "shop"),
         ("set_rate", "vm", 5, 5, None, "metering"),
         ("change_rate", "vm", 8, 8, None, "metering"),

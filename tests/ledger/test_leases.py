@@ -53,8 +53,8 @@ def test_the_row_of_an_end_is_by_time_and_says_the_line(driver: LedgerDriver) ->
     leased(driver, MS, at=0, resource="vm")
     driver.view("u", at=MS)
     row = driver.rows("u")[-1]
-    shown = {name: row[name] for name in ("operation", "at_ns", "accrued_nanos", "resource", "actor", "value_nanos")}
-    assert shown == {
+    fields = {name: row[name] for name in ("operation", "at_ns", "accrued_nanos", "resource", "actor", "value_nanos")}
+    assert fields == {
         "operation": "lease_expired", "at_ns": MS, "accrued_nanos": MS, "resource": "vm", "actor": "time",
         "value_nanos": None,
     }  # fmt: skip

@@ -99,10 +99,10 @@ def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had() -> None:
     ledger.apply(1, 1, (ops.TOP_UP, b"u", 10 * COIN, 0, 0, b"", b"", b"", b"", b""))
     ledger.apply(1, 2, (ops.SET_RATE, b"u", COIN, -1, -1, b"vm-1", b"", b"", b"", b""))
     ledger.view(1, b"u", 2 * HOUR_NS)
-    ended = bodies_of([packed for _, packed in ledger.records])[-1]
-    assert (ended["type"], ended["data"]["operation"]) == ("rate.lease_expired", "lease_expired")
-    assert (ended["data"]["resource"], ended["data"]["line_rate_nanos_per_hour"]) == ("vm-1", COIN)
-    assert (ended["data"]["at_ns"], ended["data"]["rate_nanos_per_hour"]) == (HOUR_NS + 2, 0)
+    body = bodies_of([packed for _, packed in ledger.records])[-1]
+    assert (body["type"], body["data"]["operation"]) == ("rate.lease_expired", "lease_expired")
+    assert (body["data"]["resource"], body["data"]["line_rate_nanos_per_hour"]) == ("vm-1", COIN)
+    assert (body["data"]["at_ns"], body["data"]["rate_nanos_per_hour"]) == (HOUR_NS + 2, 0)
 
 
 def test_texts_of_any_kind_are_in_the_body_as_json_has_them() -> None:

@@ -41,7 +41,7 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 
 
 def run(command: list[str], task: ClientTask, **environment: str) -> str:
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, HOST, str(task.port), task.user],
         env={**os.environ, **environment},
         capture_output=True,
@@ -49,8 +49,8 @@ def run(command: list[str], task: ClientTask, **environment: str) -> str:
         timeout=300,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def python(environment: str, script: str) -> Callable[[ClientTask], str]:

@@ -57,7 +57,7 @@ def command_of(connector: str) -> list[str]:
 
 
 def play(connector: str, port: int, user: str, *signed: str) -> dict[str, object]:
-    ended = subprocess.run(
+    result = subprocess.run(
         [*command_of(connector), HOST, str(port), user, *signed],
         env={**os.environ, "NODE_PATH": str(CLIENTS / "node" / "node_modules")},
         capture_output=True,
@@ -65,9 +65,9 @@ def play(connector: str, port: int, user: str, *signed: str) -> dict[str, object
         timeout=300,
         check=False,
     )
-    assert ended.returncode == 0, ended.stderr
-    played: dict[str, object] = json.loads(ended.stdout)
-    return played
+    assert result.returncode == 0, result.stderr
+    seen: dict[str, object] = json.loads(result.stdout)
+    return seen
 
 
 @pytest.fixture(scope="module")

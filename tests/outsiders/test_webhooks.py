@@ -43,13 +43,13 @@ def by_node(calls_json: str) -> str:
 
 def run(command: list[str], calls_json: str) -> str:
     environment = {**os.environ, "NODE_PATH": str(NODE)}
-    done = subprocess.run(
+    result = subprocess.run(
         command, input=calls_json, capture_output=True, text=True, timeout=300, check=False, env=environment
     )
-    if "ModuleNotFoundError" in done.stderr:
+    if "ModuleNotFoundError" in result.stderr:
         pytest.skip("standardwebhooks is not installed: make clients")
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 @pytest.fixture(params=[by_python, by_node])

@@ -89,8 +89,8 @@ def test_the_client_needs_three_packages_and_no_other() -> None:
     not_needed = asked_for("dev") - CLIENT
     assert asked_for() > CLIENT
     assert "uvloop" in modules_of(not_needed)
-    ended = run_without(not_needed, "from billing.client import Client; print(Client.__name__)")
-    assert (ended.stdout, ended.returncode) == ("Client\n", 0), ended.stderr
+    result = run_without(not_needed, "from billing.client import Client; print(Client.__name__)")
+    assert (result.stdout, result.returncode) == ("Client\n", 0), result.stderr
 
 
 def test_what_people_type_needs_the_extra_cli_and_nothing_of_the_daemon() -> None:
@@ -103,25 +103,25 @@ from billing.__main__ import main
 sys.argv = ["billing", "config", "default"]
 main()
 """
-    ended = run_without(asked_for("dev") - set(requirements_of(CLIENT_PROJECT, "cli")), script)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout == (REPOSITORY / "config.toml").read_text()
+    result = run_without(asked_for("dev") - set(requirements_of(CLIENT_PROJECT, "cli")), script)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == (REPOSITORY / "config.toml").read_text()
 
 
 def test_a_command_without_a_package_names_it() -> None:
-    ended = run_without({"uvloop"}, "from billing.__main__ import main\nsys.argv = ['billing', 'serve']\nmain()\n")
-    assert ended.returncode == 2
-    assert "the package uvloop is not installed" in ended.stderr
-    assert "Traceback" not in ended.stderr
+    result = run_without({"uvloop"}, "from billing.__main__ import main\nsys.argv = ['billing', 'serve']\nmain()\n")
+    assert result.returncode == 2
+    assert "the package uvloop is not installed" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_another_system_than_linux_is_named_before_anything_is_loaded() -> None:
     assert runs_on("linux")
     assert [name for name in ("darwin", "win32", "freebsd14") if runs_on(name)] == []
     script = "sys.platform = 'darwin'\nfrom billing.__main__ import main\nsys.argv = ['billing', 'serve']\nmain()\n"
-    ended = run_without(set(), script)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("billing runs on Linux, and this is darwin.")
+    result = run_without(set(), script)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("billing runs on Linux, and this is darwin.")
 
 
 def test_a_missing_module_of_our_own_is_a_bug_and_no_missing_package() -> None:
@@ -191,11 +191,11 @@ def test_the_wheel_alone_prints_configuration_rules_and_runbook(
         (["-m", "billing", "monitoring", "rules"], "BillingCutoffsLate"),
         (["-c", "import billing.admin.server, billing.service.logs, billing.service.serve; print('loaded')"], "loaded"),
     ):
-        ended = subprocess.run(
+        result = subprocess.run(
             [sys.executable, *arguments], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120
         )
-        assert ended.returncode == 0, ended.stderr
-        assert expected in ended.stdout
+        assert result.returncode == 0, result.stderr
+        assert expected in result.stdout
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +222,9 @@ def client_alone(distributions: tuple[Path, Path], tmp_path_factory: pytest.Temp
 def pip(environment: Path, *arguments: object) -> str:
     """Runs pip for another environment; what it prints."""
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", environment, *arguments]
-    ended = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stdout + ended.stderr
-    return ended.stdout
+    result = subprocess.run([*map(str, command)], capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
 
 
 def test_the_client_alone_is_whole_with_three_packages(client_alone: Path, tmp_path: Path) -> None:
@@ -237,14 +237,14 @@ def test_the_client_alone_is_whole_with_three_packages(client_alone: Path, tmp_p
         "print(*(one.name for one in distributions()))\n"
     )
     command = [str(client_alone / "bin/python"), "-I", "-c", script]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert ended.returncode == 0, ended.stderr
-    assert set(ended.stdout.split()) == CLIENT | {"billing-client"}
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stderr
+    assert set(result.stdout.split()) == CLIENT | {"billing-client"}
 
 
 def test_the_client_alone_says_what_its_command_lacks(client_alone: Path, tmp_path: Path) -> None:
     command = [str(client_alone / "bin/billing"), "serve"]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
-    assert (ended.returncode, ended.stdout) == (2, "")
-    assert ended.stderr.startswith("billing: the package ")
-    assert "of billing-client the extra cli" in ended.stderr
+    result = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr.startswith("billing: the package ")
+    assert "of billing-client the extra cli" in result.stderr

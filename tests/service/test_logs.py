@@ -203,6 +203,6 @@ def test_users_are_not_named_where_they_are_not_to_be(user_ids: str) -> None:
 
 def test_what_comes_from_outside_does_not_steer_the_terminal() -> None:
     record = logging.LogRecord("x", logging.WARNING, "x.py", 1, "%s answers", ("\x1b[2J\x07evil\r",), None)
-    shown = Lines(Discretion("shown"), {}).format(record)
-    assert not any(ord(character) < 32 for character in shown)
-    assert "evil" in shown
+    line = Lines(Discretion("shown"), {}).format(record)
+    assert not any(ord(character) < 32 for character in line)
+    assert "evil" in line

@@ -20,7 +20,7 @@ def test_sockets_arrive_under_their_names() -> None:
     sockets = {name: socket.create_server(("127.0.0.1", 0)) for name in ("rpc", "admin", "third")}
     ports = [[name, listener.getsockname()[1]] for name, listener in sockets.items()]
     command = handed_over_by(sockets, [sys.executable, "-c", PROGRAM])
-    done = subprocess.run(
+    result = subprocess.run(
         command,
         pass_fds=[listener.fileno() for listener in sockets.values()],
         capture_output=True,
@@ -29,5 +29,5 @@ def test_sockets_arrive_under_their_names() -> None:
     )
     for listener in sockets.values():
         listener.close()
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout) == ports
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == ports

@@ -302,7 +302,7 @@ async def test_a_fault_is_begun_from_outside_and_ends_by_itself() -> None:
                 async with session.get(receiver.url + target) as answer:
                     return answer.status, await answer.json(content_type=None) if "?fault" in target else None
 
-            async def tried(target: str) -> int | None:
+            async def status_of(target: str) -> int | None:
                 try:
                     return (await get(target))[0]
                 except aiohttp.ClientError:
@@ -325,11 +325,11 @@ async def test_a_fault_is_begun_from_outside_and_ends_by_itself() -> None:
             assert "error" in (await get("/misbehave?fault=lazy&for_s=1"))[1]
             await begun("refuse")
             async with asyncio.timeout(10):
-                while (await tried("/stats")) is not None:  # until it has stopped listening, it still answers
+                while (await status_of("/stats")) is not None:  # until it has stopped listening, it still answers
                     await asyncio.sleep(0.005)
             soon_over("refuse")
             async with asyncio.timeout(10):
-                while (await tried("/cutoff?event_id=b")) != 200:
+                while (await status_of("/cutoff?event_id=b")) != 200:
                     await asyncio.sleep(0.005)
             await begun("hang")
             hanging = asyncio.create_task(get("/cutoff?event_id=c"))

@@ -31,8 +31,8 @@ def test_overrun_is_what_the_accounts_show_now() -> None:
     census.step(1000)
     figures = census.figures(1000)
     users = [f"u{number}" for number in range(5)]
-    shown = [driver.ledger.view(BUCKET, user.encode(), 1000)["overrun_nanos"] for user in users]
-    assert figures["overrun_nanos"] == sum(shown) == sum(1000 - (10 + number) for number in range(5))
+    overruns = [driver.ledger.view(BUCKET, user.encode(), 1000)["overrun_nanos"] for user in users]
+    assert figures["overrun_nanos"] == sum(overruns) == sum(1000 - (10 + number) for number in range(5))
     assert figures["overrun_nanos_per_hour"] == 5 * HOUR
     assert figures["overrun_accounts"] == 5
     assert figures["oldest_owed_ns"] == 1000 - 10

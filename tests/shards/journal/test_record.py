@@ -87,9 +87,9 @@ def test_the_worked_example_of_the_batch_is_these_bytes() -> None:
 def test_the_docstring_shows_the_same_bytes() -> None:
     text = record.__doc__ or ""
     lines = re.findall(r"^    ([0-9a-f ]+?)(?:  |…)", text, re.MULTILINE)
-    shown = b"".join(bytes.fromhex(line) for line in lines)
+    example = b"".join(bytes.fromhex(line) for line in lines)
     block, batch = pack_block(HEADER), bytes.fromhex(EXAMPLE_BATCH)
-    assert shown == block[:101] + batch
+    assert example == block[:101] + batch
     assert block[-4:].hex() in text
 
 

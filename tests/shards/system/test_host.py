@@ -34,7 +34,7 @@ if os.isatty(0):
 def test_a_terminals_keys_reach_no_child(loop: str, terminal: bool, group: str) -> None:
     near, far = pty.openpty()
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-c", STARTS_A_CHILD, loop],
             stdin=far if terminal else subprocess.DEVNULL,
             capture_output=True, text=True, start_new_session=True, timeout=120, check=True,
@@ -42,7 +42,7 @@ def test_a_terminals_keys_reach_no_child(loop: str, terminal: bool, group: str) 
     finally:
         os.close(near)
         os.close(far)
-    assert done.stdout == f"{group}\n"
+    assert result.stdout == f"{group}\n"
 
 
 @pytest.mark.parametrize(

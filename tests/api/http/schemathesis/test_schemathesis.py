@@ -46,7 +46,7 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def test_the_daemon_answers_as_its_document_says(address: str, tmp_path: Path) -> None:
     command = [str(Path(sys.executable).with_name("st")), "--config-file", str(HERE / "schemathesis.toml"), "run"]
     phases = "examples,fuzzing,stateful" + (",coverage" if os.environ.get("HYPOTHESIS_PROFILE") == "explore" else "")
-    done = subprocess.run(
+    result = subprocess.run(
         [*command, "--no-color", "--phases", phases, f"http://{address}/v1/openapi.json"],
         cwd=tmp_path,
         env=os.environ | {"SCHEMATHESIS_HOOKS": f"{__package__}.hooks", "PYTHONPATH": str(REPOSITORY)},
@@ -55,7 +55,7 @@ def test_the_daemon_answers_as_its_document_says(address: str, tmp_path: Path) -
         timeout=900,
         check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
-    passed = re.search(r"([0-9]+) generated, ([0-9]+) passed", done.stdout)
-    assert passed is not None, done.stdout
+    assert result.returncode == 0, result.stdout + result.stderr
+    passed = re.search(r"([0-9]+) generated, ([0-9]+) passed", result.stdout)
+    assert passed is not None, result.stdout
     assert int(passed[1]) == int(passed[2]) > 120
