@@ -193,12 +193,14 @@ class Mover:
             return refusal("MOVE_REFUSED", f"shard {source} is not served by the host that was asked")
         running = self.running[bucket_id] = Running(bucket_id, source, shard_id)
         try:
-            while not self._has_room(running):
+            while not (planned and self._locked_of(running)) and not self._has_room(running):
                 self._room.clear()
                 await self._room.wait()
             obstacle = self.obstacle(bucket_id, shard_id, running)
             if obstacle is not None:
                 return refusal(obstacle.name, obstacle.text)
+            if planned and (locked := self._locked_of(running)):  # since the plan was made
+                return refusal("MOVE_REFUSED", f"shard {min(locked)} is locked: the rebalancer leaves it alone")
             is_noted = self.far is not None and not planned and not is_wanted
             if is_noted and (unnoted := await self._note_wanted(running)):
                 return refusal("MOVE_REFUSED", unnoted)
@@ -216,6 +218,10 @@ class Mover:
         if error:
             return refusal("MOVE_REFUSED", f"bucket {bucket_id} stays where it is: {error}")
         return {"bucket_id": bucket_id, "shard_id": owner.shard_id, "generation": owner.generation}
+
+    def _locked_of(self, running: Running) -> frozenset[int]:
+        """Returns which of the two shards of a move the rebalancer leaves alone by now."""
+        return self.settings.locked & {running.source, running.target}
 
     async def _note_wanted(self, running: Running) -> str:
         """Records the move in the map's log, so that it outlives this process. Returns why it cannot begin, or ""."""

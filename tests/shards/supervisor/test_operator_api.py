@@ -235,6 +235,25 @@ async def test_a_move_waits_for_a_shard_that_is_down_and_says_whose_it_is(harnes
     assert (reply["waits_for"], reply["whose"]) == ("shard 2 is down", "the shard that is down")
 
 
+async def test_a_move_of_a_plan_that_waits_its_turn_is_given_up_where_its_shard_is_locked_meanwhile(
+    harness: OperatorApiHarness,
+) -> None:
+    mover = harness.mover
+    first, planned, wanted = (
+        asyncio.ensure_future(mover.move(bucket_id, 3 - owner, planned=is_planned))
+        for bucket_id, is_planned, owner in ((1, True, 1), (2, True, 1), (3, False, 2))
+    )
+    while len(mover.running) < 3:
+        await asyncio.sleep(0)
+    mover.take_settings(mover.settings._replace(locked=frozenset((1,))))
+    reply = await planned
+    assert reply == {"refused": "MOVE_REFUSED", "message": "shard 1 is locked: the rebalancer leaves it alone"}
+    assert sorted(mover.running) == [1, 3], "one is under way, and the other one an operator has asked for"
+    for move in (first, wanted):
+        move.cancel()
+    await asyncio.gather(first, wanted, return_exceptions=True)
+
+
 async def test_an_even_load_is_left_alone_and_a_new_weight_makes_a_plan(harness: OperatorApiHarness) -> None:
     assert await harness.operator_api.operate(("rebalance", 1)) == {"moves": 0, "steps": []}
     await harness.registry.record(["weight", 1, 0])
