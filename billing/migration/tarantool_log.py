@@ -32,6 +32,7 @@ MAGIC_END: Final = b"\xd5\x10\xad\xed"
 BLOCK_HEADER_BYTES: Final = 19
 HEADER_BYTES_MAX: Final = 64 * 1024
 BLOCK_BYTES_MAX: Final = 256 * 1024 * 1024  # in one block, unpacked
+PART_BYTES: Final = 1024 * 1024  # are unpacked at a time
 
 REQUEST_TYPE: Final = 0x00
 REPLICA_ID: Final = 0x02
@@ -129,16 +130,18 @@ class Log:
             raise LogError(f"{self._name} is damaged in the block at offset {at}: {error}") from None
 
 
-def decompressed(block: bytes) -> bytes:
-    """Returns the rows of a compressed block. Raises LogError for bytes that are not Zstandard's, or unpack to too
-    much.
+def decompressed(block: bytes, bytes_max: int = BLOCK_BYTES_MAX) -> bytes:
+    """Returns the rows of a compressed block. Raises LogError for bytes that are not Zstandard's, or unpack to more
+    than `bytes_max`: a few bytes may unpack to any number, so unpacking ends there.
     """
     import zstandard
 
+    reader, unpacked = zstandard.ZstdDecompressor().stream_reader(block), bytearray()
     try:
-        unpacked = zstandard.ZstdDecompressor().decompressobj().decompress(block)
+        while part := reader.read(PART_BYTES):
+            unpacked += part
+            if len(unpacked) > bytes_max:
+                raise LogError(f"a compressed block unpacks to more than {bytes_max} bytes")
     except zstandard.ZstdError as error:
         raise LogError(f"a compressed block cannot be unpacked: {error}") from None
-    if len(unpacked) > BLOCK_BYTES_MAX:
-        raise LogError(f"a compressed block unpacks to more than {BLOCK_BYTES_MAX} bytes")
-    return unpacked
+    return bytes(unpacked)

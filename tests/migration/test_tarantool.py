@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import tracemalloc
 from pathlib import Path
 
 import pytest
+import zstandard
 
 from billing.migration.mapping import Mapping, mapping_of
 from billing.migration.sources import Account, LeftOut, NotTaken, from_tarantool
-from billing.migration.tarantool_log import Log, LogError
+from billing.migration.tarantool_log import PART_BYTES, Log, LogError, decompressed
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "tarantool"
 SNAPSHOT, LOG = (FIXTURES / f"00000000000000000313.{kind}" for kind in ("snap", "xlog"))
@@ -107,6 +109,18 @@ def test_no_flipped_bit_is_taken_for_good() -> None:
 def test_another_file_is_refused_by_name(data: bytes) -> None:
     with pytest.raises(LogError, match=r"x\.snap"):
         list(from_tarantool([("x.snap", data)], Mapping()))
+
+
+def test_a_block_that_unpacks_to_too_much_is_not_unpacked_any_further() -> None:
+    block = zstandard.ZstdCompressor().compress(bytes(200 * PART_BYTES))
+    assert decompressed(block, 200 * PART_BYTES) == bytes(200 * PART_BYTES)
+    tracemalloc.start()
+    try:
+        with pytest.raises(LogError, match="more than 1000 bytes"):
+            decompressed(block, 1000)
+        assert tracemalloc.get_traced_memory()[1] < 20 * PART_BYTES
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.skipif(shutil.which("tarantool") is None, reason="the Debian package tarantool is not installed")
