@@ -393,15 +393,6 @@ class Ledger:
         """How many accounts of a book have a cutoff call due by `now_ns` that the ledger has not recorded yet."""
         return schedule.unnoticed(book, now_ns, self._posting.due_after_ns)
 
-    def unknown_classes(self, bucket_id: int) -> Iterator[tuple[bytes, bytes]]:
-        """(user_id, class) of each account of a bucket whose class the rules do not have; the default class applies to
-        these accounts.
-        """
-        book = self.books[bucket_id]
-        for slot, extra in book.extras.items():
-            if extra.class_name and extra.class_name not in self._rules.classes:
-                yield book.users[slot], extra.class_name
-
     def is_closed(self, bucket_id: int, user_id: bytes) -> bool:
         """Whether this user's account was closed and not opened again; its history can still be read."""
         return user_id in self.books[bucket_id].closed

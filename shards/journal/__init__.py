@@ -46,6 +46,7 @@ from shards import exits
 
 __all__ = [
     "ALL_TIME_NS",
+    "Absent",
     "Backend",
     "Corrupt",
     "Fenced",

@@ -322,12 +322,6 @@ class Clocks(NamedTuple):
         return pair
 
 
-def boot_id() -> bytes:
-    """Returns the 16 bytes by which the kernel names this boot."""
-    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-        return bytes.fromhex(file.read().strip().replace("-", ""))
-
-
 class _Timex(ctypes.Structure):
     """The beginning of `struct timex`, see adjtimex(2); the kernel fills in more than is read here."""
 

@@ -24,7 +24,7 @@ PROGRAMS = ("billing/cli/", "billing/trial/")  # of their own, beside the daemon
 
 # path -> (what it may use, why)
 FILES: dict[str, tuple[set[str], str]] = {
-    CLOCK: ({"open", "os.read"}, "the kernel's name of this boot, and the timerfd's count"),
+    CLOCK: ({"os.read"}, "the count of the timerfd"),
     "shards/system/links.py": ({"os.open", "os.stat", "os.unlink"}, "the directory of the workers' unix sockets"),
     "billing/api/tls.py": ({"open", "os.memfd_create"}, "certificates in memory: ssl takes them by path alone"),
     "billing/api/request_reader.py": ({"unpacker.read_bytes"}, "no file: bytes that a decoder was fed"),

@@ -129,10 +129,6 @@ class Watch:
             sums[sample.role] = sums.get(sample.role, 0.0) + sample.cpu_s
         return sums
 
-    def serving_cpu_s(self) -> float:
-        """CPU time until now of supervisor and workers, which are the processes that commands wait for."""
-        return sum(seconds for role, seconds in self.cpu_s().items() if role in SERVING)
-
     def workers_rss_bytes(self) -> int:
         """Resident memory of all running workers."""
         self.look()

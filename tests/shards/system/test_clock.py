@@ -319,8 +319,6 @@ def test_the_real_clocks_go_on() -> None:
     boot, wall = MACHINE_CLOCKS.paired()
     assert 0 < boot <= MACHINE_CLOCKS.boot_ns()
     assert 1_600_000_000 * SECOND < wall <= MACHINE_CLOCKS.wall_ns()
-    assert len(clock.boot_id()) == 16
-    assert clock.boot_id() == clock.boot_id() != bytes(16)
 
 
 @pytest.fixture
