@@ -166,7 +166,7 @@ class Wheel:
         next_ns = self._next_open_ns
         if self._near:
             next_ns = min(next_ns, self._near[0] >> _REF_BITS)
-        if self._sweep_owed():
+        if self._sweep_keys or self._filings > self._sweep_base * _SWEEP_FACTOR + _SWEEP_SPARE:  # as `_sweep_owed`
             next_ns = min(next_ns, self._sweep_at_ns)
         return -1 if next_ns == _NEVER_NS else next_ns
 

@@ -84,11 +84,11 @@ class Snapshotter:
         self._position = self._journal.head
         self._executor.submit(self._on_saved, self._journal.save_snapshot, self._position, self._written())
 
-    def look(self, batches: int, grown_bytes: int) -> None:
-        """Begins a snapshot where the journal has grown by more than `grown_bytes` since the last one; looks once in
-        `LOOK_BATCHES` batches.
+    def look(self, grown_bytes: int) -> None:
+        """Begins a snapshot where the journal has grown by more than `grown_bytes` since the last one. To be called
+        once in `LOOK_BATCHES` batches.
         """
-        if batches % LOOK_BATCHES == 0 and self._journal.stored_bytes - self.stored_bytes > grown_bytes:
+        if self._journal.stored_bytes - self.stored_bytes > grown_bytes:
             self.begin()
 
     def _written(self) -> Iterator[bytes]:

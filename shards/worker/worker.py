@@ -50,12 +50,13 @@ from shards.worker.histogram import Syncs
 from shards.worker.hosting import Application
 from shards.worker.recovering import Recovering
 from shards.worker.router import Dial, PeerCaller, PeerLink, ask_shards, receive_frame
-from shards.worker.snapshotter import Snapshotter
+from shards.worker.snapshotter import LOOK_BATCHES, Snapshotter
 
 TICK_ENTRIES_MAX = 48  # a millisecond: so long a command may wait for them, several times over
 RIDE_S = 0.1  # so long records that nobody awaits ride with the batches of others before they are one of their own
 UNTOLD_S = 1.0  # so long a batch that nobody was told of waits for another one to prove it
 RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
+OVERLAPPED_REPLIES = 8  # more of them are encoded while the journal writes, fewer before it does
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
 
@@ -377,21 +378,27 @@ class Worker:
             self._answer_later()
         self._flush_links()
         due_ns = shard.next_due_ns()
-        if 0 <= due_ns <= self.now_ns() and not self._stopping and shard.tick(self._now_ns, TICK_ENTRIES_MAX):
-            self._schedule()
-        if early := shard.take_early():
+        if 0 <= due_ns <= self.now_ns() and not self._stopping:
+            if shard.tick(self._now_ns, TICK_ENTRIES_MAX):
+                self._schedule()
+            due_ns = shard.next_due_ns()
+        if shard.machine.notices and (early := shard.take_early()):
             self._tell(early)
+            due_ns = shard.next_due_ns()
         if not self._writing:
             ready = None if self._rides() else shard.take_ready()
             if ready is not None:
-                position = self.journal.head + bool(ready.payload)
-                may_act = True
+                position = self.journal.head + bool(ready.payload) if self.snapshotter.running else 0
+                may_act, is_large = True, len(ready.replies) > OVERLAPPED_REPLIES
                 if ready.payload:
-                    self._append(ready)  # the journal works while the replies are encoded
+                    if is_large:
+                        self._append(ready)  # the journal works while the replies are encoded
                 elif not self.may_act():
                     may_act, ready = False, self._refused(ready)
                 for caller, token, reply in ready.replies:
                     caller.answer(token, reply)
+                if ready.payload and not is_large:
+                    self._append(ready)
                 if self.snapshotter.running:
                     self.snapshotter.step(position, durable=False)
                 if not ready.payload:
@@ -410,7 +417,7 @@ class Worker:
                     self._loop.call_later(SNAPSHOT_PAUSE_S, self.wake)
                 self._idle.set()
         self._now_ns = 0
-        self._rearm()
+        self._rearm(due_ns)
 
     def _flush_links(self) -> None:
         for link in self.links.values():
@@ -421,7 +428,7 @@ class Worker:
         if self._arrived_from_ride or self._after_sync or self._stopping or self.snapshotter.running:
             rides = False
         else:
-            rides = self.shard.has_more() and not self.shard.is_awaited()
+            rides = not self.shard.is_awaited() and self.shard.has_more()
         if rides and self._ride is None:
             self._ride = self._loop.call_later(RIDE_S, self._on_ride)
         elif not rides:
@@ -462,6 +469,7 @@ class Worker:
                 self.backpressure.stick(error, partial(self._append, ready))
         if error is not None or self.halted:
             return  # halted: what there was to say was said
+        was_lapsed = self.backpressure.lapsed
         self._on_granted()
         self.backpressure.looked()
         self._writing, self._unsynced = False, []
@@ -469,12 +477,16 @@ class Worker:
         self.syncs.end(ready.records)
         self._release(ready)
         self.application.committed(position, ready.payload)
-        self.snapshotter.look(self.syncs.batches, self.settings.snapshot_bytes)
+        if not self.syncs.batches % LOOK_BATCHES:
+            self.snapshotter.look(self.settings.snapshot_bytes)
         self._barrier_due = True
         self._put_barrier_off()
         if self._before_turn:
             self._work_before_turn()
-        self._guarded_turn()
+        if was_lapsed or self.shard.has_more() or self.shard.later or self.snapshotter.running:
+            self._guarded_turn()
+        else:  # as after most batches of a few commands: a turn would find nothing to do, and its timer is armed
+            self._idle.set()
 
     def _is_waited_for_in_vain(self, ready: Ready, error: JournalUnavailable) -> bool:
         """Whether the batch is withdrawn and not tried again: callers wait for it, and waiting costs the grant."""
@@ -534,9 +546,13 @@ class Worker:
         delay_s = self.settings.idle_barrier_s
         if delay_s and self._is_untold:
             delay_s = max(delay_s, UNTOLD_S)
-        if self._barrier_timer is not None and self._barrier_ns - self._boot_ns() < delay_s * 5e8:
-            self._barrier_timer.cancel()
-            self._barrier_timer = None
+        if self._barrier_timer is not None:
+            left_ns = self._barrier_ns - self._boot_ns()
+            if delay_s * 5e8 <= left_ns <= delay_s * 1e9:
+                return
+            if left_ns < delay_s * 5e8:
+                self._barrier_timer.cancel()
+                self._barrier_timer = None
         self._await_barrier(delay_s)
 
     def _on_granted(self) -> None:
@@ -581,8 +597,11 @@ class Worker:
 
     def _release(self, ready: Ready) -> None:
         self.shard.synced(ready)
-        for caller in dict.fromkeys([reply[0] for reply in ready.replies]):
-            caller.flush()
+        if len(ready.replies) == 1:
+            ready.replies[0][0].flush()
+        else:
+            for caller in dict.fromkeys([reply[0] for reply in ready.replies]):
+                caller.flush()
         if ready.notices:
             self._tell(ready.notices)
         if self.snapshotter.running:
@@ -625,9 +644,9 @@ class Worker:
 
     # -- time -------------------------------------------------------------------------------------------------------
 
-    def _rearm(self) -> None:
-        due_ns = -1 if self._scheduled or self._stopping else self.shard.next_due_ns()
-        if due_ns < 0:
+    def _rearm(self, due_ns: int) -> None:
+        """Sets the alarm to `due_ns`, the shard's next instant (-1: none), unless it rings sooner."""
+        if due_ns < 0 or self._scheduled or self._stopping:
             return  # nothing is coming, or the turn that does will see to it
         if self.backpressure.lapsed and due_ns >= self.journal.granted_ns:
             return  # the turn behind the renewal sees to it
@@ -647,7 +666,7 @@ class Worker:
     def follow_clock(self) -> None:
         """There is a new anchor: the same billing instant may be at another boot instant now."""
         self._alarm.disarm()
-        self._rearm()
+        self._rearm(self.shard.next_due_ns())
 
     # -- peers ------------------------------------------------------------------------------------------------------
 

@@ -86,6 +86,8 @@ DEFAULT_SETTINGS: Final = FileSettings()
 class FileJournal:
     """Implements `shards.journal.Journal`. After an error of `open`, `open` may be called again."""
 
+    granted_ns = ALL_TIME_NS  # the lock keeps every newer owner away, so this one may act at any time
+    beat_s = 0.0
     _live: ActiveSegment  # from `open` on
 
     def __init__(
@@ -150,15 +152,6 @@ class FileJournal:
     def medium(self) -> Medium:
         """Files have no server, and their only limit is that of the disk."""
         return Medium()
-
-    @property
-    def granted_ns(self) -> int:
-        """The lock keeps every newer owner away, so this one may act at any time."""
-        return ALL_TIME_NS
-
-    @property
-    def beat_s(self) -> float:
-        return 0.0
 
     @property
     def warnings(self) -> list[str]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import FrameType
 
 import pytest
 
@@ -50,6 +52,28 @@ async def test_what_comes_during_a_sync_is_one_batch_behind_it(harness: WorkerHa
     await harness.until(lambda: len(caller.heard) == 101)
     assert [token for token, _ in caller.heard] == list(range(101))
     assert len(harness.application.batches) - before == 2
+
+
+async def test_a_batch_behind_which_nothing_came_takes_no_turn_of_its_own(harness: WorkerHarness) -> None:
+    caller, turns = Caller(), []
+    await harness.until(lambda: bool(harness.application.batches))  # what it was born with
+
+    def count(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_turn":
+            guarded = frame.f_back
+            assert guarded is not None
+            assert guarded.f_back is not None
+            turns.append(guarded.f_back.f_code.co_name)
+
+    sys.setprofile(count)
+    try:
+        for number in range(1, 11):
+            harness.ask(caller, number, 1, ("add", "x", 1))
+            await harness.until(lambda: len(caller.heard) == number)  # noqa: B023
+    finally:
+        sys.setprofile(None)
+    assert turns.count("_pump") >= 10
+    assert "_on_synced" not in turns
 
 
 async def test_an_instant_fires_by_the_alarm_and_not_before_it(harness: WorkerHarness) -> None:
