@@ -17,7 +17,8 @@ an earlier one is durable.
 Notices that time alone caused may leave earlier (`take_early`). Such a notice follows, by replay, from the records
 before it, so it waits only until the last *command* that determined it is durable. Instants rise from command to
 command, so that command is durable if its instant is before that of the first command not yet durable. The outcome of a
-call to the outside (`report`) determines no instant, so no notice waits for its record.
+call to the outside (`report`) determines no instant, so no notice waits for its record. All this holds as long as no
+instant comes twice: after a loss of power the driver begins behind every instant at which it let notices leave early.
 
 **What may ride.** A record is awaited where a reply, a notice that is not early, or a decision about an owner leaves
 once it is durable. Records that nobody awaits (`is_awaited`) may ride with a later batch of the driver's choice: after

@@ -418,6 +418,11 @@ class Registry:
         self.placement.hear(self.shares, signs, self._clocks.boot_ns())
         return self.placement.why_not_join(self.shares)
 
+    @property
+    def grants_time(self) -> bool:
+        """Whether an owner of a shard acts only at instants that the log has granted to it."""
+        return self._backend.grant_ns > 0
+
     def clock_fault(self, observer: Standby | Placement, signs: Mapping[int, LastSign], looked_ns: int) -> str:
         """Why this host's clock is unfit to take a shard over by; "" where it is fit. To be asked with each look at the
         signs of other hosts, while this one serves nothing. looked_ns: boot instant before it.

@@ -22,6 +22,10 @@ All requests of one read carry one instant, which is not before their arrival; s
 the next turn (`before_turn`). What time makes due is carried out in
 slices of `TICK_ENTRIES_MAX`, between which requests are answered.
 
+Effects of time may be told of before their records are durable (`Shard.take_early`), but only within `TOLD_AHEAD_NS` of
+the last durable batch: so far behind it billing time begins in a new boot, also where the wall clock was set back.
+After a longer rest they wait for their own batch. Where the log grants time, the grant is that bound.
+
 It is also the `Gate` that doors see; it serves its own buckets and passes the rest on.
 """
 
@@ -41,7 +45,7 @@ from shards.machine import ALL_BUCKETS, Command, Effect
 from shards.moves.handoff import Handoff, Request
 from shards.replies import Reply, Unavailable
 from shards.shard import COMMAND, READ, MadeElsewhere, Ready
-from shards.system.clock import Alarm
+from shards.system.clock import TOLD_AHEAD_NS, Alarm
 from shards.system.links import Wire
 from shards.system.serial_executor import SerialExecutor
 from shards.worker.backpressure import ROOM_RETRY_S, TRIES_MAX, Backpressure
@@ -117,6 +121,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._alarm = alarm
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
+        self._durable_ns = journal.last_time_ns  # the instant of the newest batch that is known to be durable
         self._scheduled = False
         self._before_turn: list[Callable[[], None]] = []
         self._writing = False
@@ -163,6 +168,12 @@ class Worker:
             return True
         self._lapse()
         return False
+
+    def _may_tell_early(self) -> bool:
+        """Whether effects of time may be told of now, before their records are durable: until `TOLD_AHEAD_NS` after
+        the last durable batch, since a later life begins behind that; always, where the journal grants time.
+        """
+        return self.now_ns() - self._durable_ns <= TOLD_AHEAD_NS or self.journal.granted_ns != ALL_TIME_NS
 
     def grant_left_ns(self) -> int:
         """How long the journal's grant still lasts; -1 where it lasts for all time."""
@@ -382,7 +393,7 @@ class Worker:
             if shard.tick(self._now_ns, TICK_ENTRIES_MAX):
                 self._schedule()
             due_ns = shard.next_due_ns()
-        if shard.machine.notices and (early := shard.take_early()):
+        if shard.machine.notices and self._may_tell_early() and (early := shard.take_early()):
             self._tell(early)
             due_ns = shard.next_due_ns()
         if not self._writing:
@@ -457,9 +468,10 @@ class Worker:
         self._unsynced = ready.replies
         self.syncs.begin()
         self._idle.clear()
-        self.executor.submit(partial(self._on_synced, ready), self.journal.append, ready.payload, ready.decides)
+        done = partial(self._on_synced, ready, self._now_ns or self.clock.at(self._boot_ns()))
+        self.executor.submit(done, self.journal.append, ready.payload, ready.decides)
 
-    def _on_synced(self, ready: Ready, position: int, error: BaseException | None) -> None:
+    def _on_synced(self, ready: Ready, appended_ns: int, position: int, error: BaseException | None) -> None:
         if error is not None:
             if not isinstance(error, JournalUnavailable):
                 self.fail(error)
@@ -473,6 +485,7 @@ class Worker:
         self._on_granted()
         self.backpressure.looked()
         self._writing, self._unsynced = False, []
+        self._durable_ns = appended_ns
         self._is_untold = not (ready.replies or ready.notices or ready.decides or self._after_sync)
         self.syncs.end(ready.records)
         self._release(ready)

@@ -47,7 +47,7 @@ FAULTS = {
         "billing/ledger/extra.py",
         "        if self.credits:\n",
         "        if False:\n",
-    ): 2,
+    ): 4,
     Faulty(
         "leases-end-late",
         "billing/ledger/rates.py",
@@ -122,7 +122,7 @@ FAULTS = {
         "shards/journal/file/snapshot.py",
         "        _write(disk, handle, head, chunks, reached)\n        disk.fsync(handle)\n",
         "        _write(disk, handle, head, chunks, reached)\n",
-    ): 80,
+    ): 50,
     Faulty(
         "trim-beyond-the-older-snapshot",
         "shards/journal/file/journal.py",
@@ -188,7 +188,7 @@ FAULTS = {
         "billing/ledger/block.py",
         "        _join(book.ids),\n",
         "        _join([]),\n",
-    ): 54,
+    ): 7,
     # -- ownership --------------------------------------------------------------------------------------------------
     Faulty(
         "generation-not-raised",
@@ -244,7 +244,7 @@ FAULTS = {
         "shards/moves/handoff.py",
         "                self._calls.take_up(bucket_id)\n            self._redirect",
         "            self._redirect",
-    ): 26,
+    ): 40,
     Faulty(
         "aborted-calls-are-not-taken-up",
         "shards/moves/handoff.py",
@@ -493,6 +493,13 @@ BETWEEN = {
 # Real faults, too, which 200 seeds do not show yet, each with what would: `mutants --unseen` tries them. One that is
 # caught belongs above.
 UNSEEN = [
+    # seed 1046 at 40f0140: power goes within 0.1 s of a call, the clock is set back, and a debit comes at once
+    Faulty(
+        "a-new-boot-begins-at-the-last-instant",
+        "shards/system/clock.py",
+        "    begin_ns = max(wall_ns, last_ns + told_ahead_ns) if last_ns else wall_ns\n",
+        "    begin_ns = max(wall_ns, last_ns)\n",
+    ),
     # seed 296: replay makes each entry again and sees nearly all of it; so does the test that flips every bit of a file
     Faulty(
         "chain-not-checked",

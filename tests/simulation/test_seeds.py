@@ -19,6 +19,7 @@ KINDS = 15  # of faults that fire in so many seeds, at least: half of what there
 
 FOUND = {  # seed -> what it was; each bug is also a row of `tests.simulation.faulty`, which does not age with the draws
     14: "a cutoff left before what caused it was durable, because an older one of the account was in the outbox",
+    1046: "power took the record of a called cutoff, a clock set back brought its instant again, a debit came first",
     11: "shards that were being drained stayed for ever, where the daemon crashed meanwhile",
     277: "an orderly end waited for a minute, and the shard was held because its owner was not gone yet",
     115: "a peer's request was applied while the last snapshot was made: the next start refused with 65",

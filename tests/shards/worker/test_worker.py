@@ -12,6 +12,7 @@ import pytest
 
 from shards.journal import Unknown
 from shards.replies import Unavailable
+from shards.system.clock import MACHINE_CLOCKS, TOLD_AHEAD_NS
 from tests.shards.worker.hosted import BUCKETS, Caller, WorkerHarness
 
 
@@ -86,6 +87,33 @@ async def test_an_instant_fires_by_the_alarm_and_not_before_it(harness: WorkerHa
     harness.worker.read(caller, "read", 2, ("value", "bell"))
     await harness.until(lambda: len(caller.heard) == 2)
     assert caller.heard[1] == ("read", 1)
+
+
+@pytest.mark.parametrize(("quiet_ns", "is_told"), [(TOLD_AHEAD_NS // 2, True), (TOLD_AHEAD_NS * 3 // 2, False)])
+async def test_what_time_caused_is_told_before_its_record_is_durable_only_soon_after_a_batch(
+    data_dir: Path, quiet_ns: int, is_told: bool
+) -> None:
+    """A new boot begins so far behind the last batch, whatever the wall clock says by then."""
+    passed_ns = 0
+    clocks = MACHINE_CLOCKS._replace(boot_ns=lambda: MACHINE_CLOCKS.boot_ns() + passed_ns)
+    caller, harness = Caller(), WorkerHarness(data_dir, clocks=clocks)
+    await harness.start()
+    due_ns = harness.worker.fresh_now_ns() + 3600 * TOLD_AHEAD_NS
+    harness.ask(caller, "at", 2, ("at", "bell", due_ns))
+    await harness.until(lambda: bool(caller.heard))
+    passed_ns = due_ns - harness.worker.fresh_now_ns() - quiet_ns
+    harness.ask(caller, "again", 2, ("add", "x", 1))
+    await harness.until(lambda: len(caller.heard) == 2)
+    harness.disk.free.clear()
+    passed_ns += quiet_ns
+    harness.worker.wake()
+    await harness.until(lambda: bool(harness.application.told) or harness.worker.syncs.waiting_ns() > 0)
+    for _ in range(3):
+        await harness.turn()
+    assert bool(harness.application.told) == is_told
+    harness.disk.free.set()
+    await harness.until(lambda: bool(harness.application.told))
+    await harness.stop()
 
 
 async def test_a_survey_is_merged_and_an_operators_wish_goes_up(harness: WorkerHarness) -> None:
