@@ -309,8 +309,8 @@ FAULTS = {
     Faulty(
         "last-instant-not-honoured",
         "shards/system/clock.py",
-        "    return Restart(Anchor(boot_ns, max(wall_ns, last_ns), 0, 0), False,",
-        "    return Restart(Anchor(boot_ns, wall_ns, 0, 0), False,",
+        "    begin_ns = max(wall_ns, last_ns + told_ahead_ns) if last_ns else wall_ns\n",
+        "    begin_ns = wall_ns\n",
     ): 3,
     # -- found here -------------------------------------------------------------------------------------------------
     Faulty(
