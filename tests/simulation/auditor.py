@@ -72,6 +72,9 @@ def billing_of(anchors: Iterable[tuple[int, int, int, int]], boot_ns: int) -> in
 class Auditor:
     """What is durable, what was answered, what was called."""
 
+    # A new boot begins a second behind the last batch, whose last record may have ridden for a tenth of one.
+    TOLD_AHEAD_NS_MAX = 1_100_000_000
+
     def __init__(self, medium: Any, accrues: bool) -> None:
         self.accrues = accrues
         self.users: dict[bytes, AuditedAccount] = {}
@@ -368,6 +371,9 @@ class Auditor:
             alone = seq == last.seq + 1 and account.falls_ns() == exhausted_at_ns
             if not alone and not (last.holds_nanos and last.seq < seq <= last.seq + 1 + account.holds):
                 self.wrong(f"{event_id} has no cause that is durable: {last} (I4, I17)")
+            ahead_ns = exhausted_at_ns - max(self._latest.values(), default=0)
+            if ahead_ns > self.TOLD_AHEAD_NS_MAX:
+                self.wrong(f"{event_id} is {ahead_ns} ns ahead of all journals, where a new boot may come again (I21)")
         elif crossed != exhausted_at_ns:
             self.wrong(f"{event_id} at {exhausted_at_ns}, the log says {crossed} (I17)")
 

@@ -69,6 +69,8 @@ class ShardLog:
 class HostsAuditor(Auditor):
     """What is in the log, what was answered, what was called, by whomever."""
 
+    TOLD_AHEAD_NS_MAX = 2**63  # the grant is the bound, and is looked at below
+
     def __init__(self, kernel: Kernel, owner_of: Callable[[int], Owner]) -> None:
         """`owner_of`: whose process has this number."""
         super().__init__(None, False)

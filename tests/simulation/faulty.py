@@ -307,6 +307,12 @@ FAULTS = {
         "        if False:\n",
     ): 3,
     Faulty(
+        "told-ahead-of-any-bound",
+        "shards/worker/worker.py",
+        "if shard.machine.notices and self._may_tell_early() and (early",
+        "if shard.machine.notices and (early",
+    ): 6,
+    Faulty(
         "last-instant-not-honoured",
         "shards/system/clock.py",
         "    begin_ns = max(wall_ns, last_ns + told_ahead_ns) if last_ns else wall_ns\n",
