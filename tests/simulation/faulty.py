@@ -440,12 +440,6 @@ BETWEEN = {
         "        if False:\n",
     ): 0,
     Faulty(
-        "a-grant-lasts-longer-while-time-stands-still",
-        "shards/journal/jetstream/journal.py",
-        "self._line_ns() + self._terms.grant_ns)",
-        "now_ns + self._terms.grant_ns)",
-    ): 548,
-    Faulty(
         "began-is-ignored",
         "shards/worker/recovering.py",
         "        self._last_ns = max(self.journal.last_time_ns, opened.began_ns)\n",
@@ -499,6 +493,13 @@ BETWEEN = {
 # Real faults, too, which 200 seeds do not show yet, each with what would: `mutants --unseen` tries them. One that is
 # caught belongs above.
 UNSEEN = [
+    # seed 548 at 40f0140, of several hosts; test_jetstream_contract.py in any case
+    Faulty(
+        "a-grant-lasts-longer-while-time-stands-still",
+        "shards/journal/jetstream/journal.py",
+        "self._line_ns() + self._terms.grant_ns)",
+        "now_ns + self._terms.grant_ns)",
+    ),
     # seed 1046 at 40f0140: power goes within 0.1 s of a call, the clock is set back, and a debit comes at once
     Faulty(
         "a-new-boot-begins-at-the-last-instant",

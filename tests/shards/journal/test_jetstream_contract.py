@@ -104,3 +104,21 @@ class TestJetStreamJournal(JournalContract, SnapshotContract, BesideContract, Ro
     @pytest.mark.parametrize("seed", range(4))  # each call waits for a majority; the other backends have all seeds
     def test_any_order_of_calls_ends_and_starts_keeps_what_was_answered(self, backend: Backend, seed: int) -> None:
         super().test_any_order_of_calls_ends_and_starts_keeps_what_was_answered(backend, seed)
+
+    def test_a_grant_is_counted_from_the_clock_and_not_from_time_that_stands_still(self, backend: OnServers) -> None:
+        """Billing time stands behind a host whose clock is ahead, until this host's clock has come as far."""
+        ahead_ns = 10 * GRANT_NS
+        terms, witness = Terms(GRANT_NS, 0), Witness(RealDisk(), "", MACHINE_CLOCKS.boot_ns)
+        journal = JetStreamJournal(
+            backend.cluster.connect, SHARD, terms, witness, backend.tick, MACHINE_CLOCKS.boot_ns,
+            line_ns=lambda: backend.now_ns - ahead_ns,
+        )  # fmt: skip
+        backend.journals.append(journal)
+        journal.open(SHARD, "behind")
+        began_ns = journal.granted_ns
+        journal.append(b"while time stands")
+        assert journal.granted_ns == max(began_ns, backend.now_ns - ahead_ns + GRANT_NS)
+        backend.now_ns += began_ns + ahead_ns
+        journal.append(b"the clock has come as far")
+        assert began_ns < journal.granted_ns <= backend.now_ns - ahead_ns + GRANT_NS
+        journal.close()
