@@ -225,7 +225,8 @@ class OperatorApi:
         elif not figures:
             alerts.append("SILENT_SHARD: its worker does not answer")
         if figures.get("no_room"):
-            alerts.append(f"DISK_FULL: changes are refused: {figures['no_room']}")
+            what = "NO_GRANT: changes and reads are" if figures.get("lapsed") else "DISK_FULL: changes are"
+            alerts.append(f"{what} refused: {figures['no_room']}")
         weight = bucket_map.weights.get(worker.shard_id, 0)
         if not weight and owned:
             alerts.append(f"DRAINING: waits for {counted(owned, 'bucket')} to leave")

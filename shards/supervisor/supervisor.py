@@ -241,8 +241,11 @@ class Supervisor:
         return self._exit_code
 
     def _prepare(self) -> None:
-        """Loads a process for each shard while this host stands by, so that a takeover need not wait for it."""
+        """While this host stands by: sends clients elsewhere, also those of a unix socket or of one that was handed
+        over, which would wait; and loads a process for each shard, so that a takeover need not wait for it.
+        """
         self._processes.note_change()
+        self._processes.refuse_clients()
         if self._owners is None:
             self.spawn(self._processes.prepare(self._settings.weights, lambda: self.registry.stands_by))
 

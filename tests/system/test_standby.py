@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import socket
 import sqlite3
 import time
 import urllib.error
@@ -13,6 +14,7 @@ import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgpack
 import psutil
 import pytest
 
@@ -32,7 +34,10 @@ WAIT_S = 120.0
 def hosts(servers: NatsCluster, data_dir: Path) -> Iterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
     keys = {"cluster__retain_bytes": 0}
-    daemons = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
+    daemons = [
+        daemon_on(servers, data_dir / name, cluster__node=name, rpc__unix_socket=str(data_dir / f"{name}.sock"), **keys)
+        for name in ("a", "b")
+    ]
     servers.make_all(SHARDS)
     yield daemons
     for host in daemons:
@@ -68,6 +73,18 @@ async def is_refused(host: Daemon) -> bool:
     except (ConnectionLost, OSError):
         return True
     return False
+
+
+def answer_at(path: Path) -> bytes:
+    """The beginning of what a unix socket answers to a ping; empty where the connection is closed at once."""
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(WAIT_S)
+        client.connect(str(path))
+        with contextlib.suppress(BrokenPipeError):
+            client.sendall(msgpack.packb([0, 1, "ping", []]))
+        with contextlib.suppress(ConnectionResetError):
+            return client.recv(64)
+        return b""
 
 
 def is_trimmed(servers: NatsCluster) -> bool:
@@ -123,6 +140,7 @@ async def test_a_host_that_stood_by_answers_from_its_own_file_what_the_log_has_l
     caller = Caller(a.rpc_port)
     b.launch()
     wait_standing_by(b, "a")
+    assert answer_at(b.directory.with_suffix(".sock")) == b"", "clients of a socket that listens are not left to wait"
     await caller.round()
     wait_followed(b)
     make_durable(a)
@@ -137,6 +155,7 @@ async def test_a_host_that_stood_by_answers_from_its_own_file_what_the_log_has_l
     caller.port, caller._rpc = b.rpc_port, None
     await caller.check()
     await caller.round()
+    assert msgpack.unpackb(answer_at(b.directory.with_suffix(".sock")))[:3] == [1, 1, None]
     for user in USERS:
         rows = await caller.call("history", user, {"limit": 1000})
         assert rows[-1]["entry_id"] == 1

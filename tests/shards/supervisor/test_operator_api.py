@@ -175,6 +175,10 @@ async def test_a_worker_that_does_not_answer_is_silent_and_one_without_room_says
     first, second = await rows_of(harness, "shards_info")
     assert (first["state"], first["alerts"]) == ("silent", ["SILENT_SHARD: its worker does not answer"])
     assert second["alerts"] == ["DISK_FULL: changes are refused: no space left"]
+    harness.wire(2).figures |= {"no_room": "the grant of time has run out", "lapsed": True}
+    assert (await rows_of(harness, "shards_info"))[1]["alerts"] == [
+        "NO_GRANT: changes and reads are refused: the grant of time has run out"
+    ]
 
 
 async def test_buckets_say_their_owner_and_accounts_as_their_owner_counts_them(harness: OperatorApiHarness) -> None:
