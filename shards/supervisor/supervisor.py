@@ -241,8 +241,8 @@ class Supervisor:
         return self._exit_code
 
     def _prepare(self) -> None:
-        """While this host stands by: sends clients elsewhere, also those of a unix socket or of one that was handed
-        over, which would wait; and loads a process for each shard, so that a takeover need not wait for it.
+        """While this host stands by: sends clients of a socket that was handed over, and so listens already, elsewhere;
+        and loads a process for each shard, so that a takeover need not wait for it.
         """
         self._processes.note_change()
         self._processes.refuse_clients()

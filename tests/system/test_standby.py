@@ -22,6 +22,7 @@ from billing.follower.store import file_of
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.rpc import ConnectionLost, Rpc
+from tests.system.systemd import start
 from tests.system.test_jetstream import SHARDS, USERS, Caller, billing, daemon_on, servers, shared_servers
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
@@ -34,10 +35,7 @@ WAIT_S = 120.0
 def hosts(servers: NatsCluster, data_dir: Path) -> Iterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
     keys = {"cluster__retain_bytes": 0}
-    daemons = [
-        daemon_on(servers, data_dir / name, cluster__node=name, rpc__unix_socket=str(data_dir / f"{name}.sock"), **keys)
-        for name in ("a", "b")
-    ]
+    daemons = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
     servers.make_all(SHARDS)
     yield daemons
     for host in daemons:
@@ -75,11 +73,9 @@ async def is_refused(host: Daemon) -> bool:
     return False
 
 
-def answer_at(path: Path) -> bytes:
-    """The beginning of what a unix socket answers to a ping; empty where the connection is closed at once."""
-    with socket.socket(socket.AF_UNIX) as client:
-        client.settimeout(WAIT_S)
-        client.connect(str(path))
+def answer_at(listener: socket.socket) -> bytes:
+    """The beginning of the answer to a ping; empty where the connection is closed at once."""
+    with socket.create_connection(listener.getsockname(), WAIT_S) as client:
         with contextlib.suppress(BrokenPipeError):
             client.sendall(msgpack.packb([0, 1, "ping", []]))
         with contextlib.suppress(ConnectionResetError):
@@ -138,9 +134,17 @@ async def test_a_host_that_stood_by_answers_from_its_own_file_what_the_log_has_l
     a, b = hosts
     a.start()
     caller = Caller(a.rpc_port)
-    b.launch()
+    with socket.create_server(("127.0.0.1", 0)) as handed_over:
+        start(b, {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "rpc"}, (handed_over,))
+        b.rpc_port = handed_over.getsockname()[1]
+        await stood_by(servers, hosts, caller, handed_over)
+
+
+async def stood_by(servers: NatsCluster, hosts: list[Daemon], caller: Caller, handed_over: socket.socket) -> None:
+    """The first host serves; the second one begins to stand by, with a socket that a service manager listens on."""
+    a, b = hosts
     wait_standing_by(b, "a")
-    assert answer_at(b.directory.with_suffix(".sock")) == b"", "clients of a socket that listens are not left to wait"
+    assert answer_at(handed_over) == b"", "clients of a socket that listens are not left to wait"
     await caller.round()
     wait_followed(b)
     make_durable(a)
@@ -155,7 +159,7 @@ async def test_a_host_that_stood_by_answers_from_its_own_file_what_the_log_has_l
     caller.port, caller._rpc = b.rpc_port, None
     await caller.check()
     await caller.round()
-    assert msgpack.unpackb(answer_at(b.directory.with_suffix(".sock")))[:3] == [1, 1, None]
+    assert msgpack.unpackb(answer_at(handed_over))[:3] == [1, 1, None]
     for user in USERS:
         rows = await caller.call("history", user, {"limit": 1000})
         assert rows[-1]["entry_id"] == 1
