@@ -245,7 +245,7 @@ class Supervisor:
         and loads a process for each shard, so that a takeover need not wait for it.
         """
         self._processes.note_change()
-        self._processes.refuse_clients()
+        self._processes.turn_clients_away()
         if self._owners is None:
             self.spawn(self._processes.prepare(self._settings.weights, lambda: self.registry.stands_by))
 

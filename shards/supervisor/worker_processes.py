@@ -191,17 +191,24 @@ class WorkerProcesses:
 
     def refuse_clients(self) -> None:
         """Sends clients elsewhere, since no worker is left to answer: shuts the TCP listeners of this process down, and
-        closes connections to a unix socket, which could never listen again, or to a socket of the service manager's, as
-        they come, until there is a worker.
+        closes connections to the others as they come.
+        """
+        self.turn_clients_away()
+        for kind, listener in self._port.listeners:
+            if not _listens_on(kind, listener):
+                with contextlib.suppress(OSError):  # it does not listen
+                    listener.shutdown(socket.SHUT_RDWR)
+
+    def turn_clients_away(self) -> None:
+        """Closes connections to a unix socket, which could never listen again, or to a socket of the service manager's,
+        as they come, until there is a worker. Sockets that do not listen yet stay as they are: one that was shut down
+        before it listened would never give a client an answer.
         """
         loop = asyncio.get_running_loop()
         for kind, listener in self._port.listeners:
-            if kind == "unix" or isinstance(listener, SharedSocket):
+            if _listens_on(kind, listener):
                 self._turned_away_at.add(listener)
                 loop.add_reader(listener, _turn_away, listener)
-                continue
-            with contextlib.suppress(OSError):  # it does not listen
-                listener.shutdown(socket.SHUT_RDWR)
 
     def _await_clients(self) -> None:
         """A worker is to come: clients wait for it."""
@@ -227,6 +234,11 @@ class WorkerProcesses:
         """Ends the prepared processes that were not needed."""
         self._await_clients()
         await self._spares.close()
+
+
+def _listens_on(kind: str, listener: socket.socket) -> bool:
+    """Whether a socket goes on listening while no worker answers."""
+    return kind == "unix" or isinstance(listener, SharedSocket)
 
 
 def _turn_away(listener: socket.socket) -> None:
