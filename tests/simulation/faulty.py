@@ -361,7 +361,7 @@ BESIDE = {
         "billing/follower/store.py",
         "        if frames > 0 and self._proved != (salts, frames):\n",
         "        if frames < 0 and self._proved != (salts, frames):\n",
-    ): 10,
+    ): 2,
     Faulty(
         "what-a-former-shard-owed-is-not-taken-over",
         "billing/notices/store.py",
@@ -379,7 +379,7 @@ BESIDE = {
         "billing/notices/store.py",
         "WHERE file_id = ? AND proved = 1",
         "WHERE file_id = ?",
-    ): 3,
+    ): 79,
     Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",
