@@ -72,8 +72,7 @@ def billing_of(anchors: Iterable[tuple[int, int, int, int]], boot_ns: int) -> in
 class Auditor:
     """What is durable, what was answered, what was called."""
 
-    # A new boot begins a second behind the last batch, whose last record may have ridden for a tenth of one.
-    TOLD_AHEAD_NS_MAX = 1_100_000_000
+    TOLD_AHEAD_NS_MAX = 1_000_000_000  # so far behind the last batch a new boot begins
 
     def __init__(self, medium: Any, accrues: bool) -> None:
         self.accrues = accrues
@@ -100,6 +99,7 @@ class Auditor:
         self._plain: dict[tuple[bytes, int, int, bytes], int] = {}
         self._boot = b""
         self._latest: dict[int, int] = {}  # shard -> the last instant in its journal
+        self._stamp_ns = 0  # of the newest batch of any shard
         self._calling: dict[bytes, str] = {}  # user -> the attempt that is under way
         self._called_ns: dict[bytes, int] = {}  # user -> when the last attempt was over
         self.on_entry: Callable[[int, int, int, Item], None] = lambda shard, position, index, item: None
@@ -129,9 +129,11 @@ class Auditor:
             _, segment, offset, chain = progress
         journal = directory.rpartition("/")[2]
         for batch in batches_of(node.stable, segment, offset, chain):
-            position, payload, offset, chain = batch
+            position, payload, offset, chain, stamp_ns = batch
             if position:
                 self._batch(journal, position, payload)
+                if journal != "map":
+                    self._stamp_ns = max(self._stamp_ns, stamp_ns)
         self._read[id(node)] = node, segment, offset, chain
 
     def _batch(self, journal: str, position: int, payload: bytes) -> None:
@@ -371,7 +373,7 @@ class Auditor:
             alone = seq == last.seq + 1 and account.falls_ns() == exhausted_at_ns
             if not alone and not (last.holds_nanos and last.seq < seq <= last.seq + 1 + account.holds):
                 self.wrong(f"{event_id} has no cause that is durable: {last} (I4, I17)")
-            ahead_ns = exhausted_at_ns - max(self._latest.values(), default=0)
+            ahead_ns = exhausted_at_ns - self._stamp_ns
             if ahead_ns > self.TOLD_AHEAD_NS_MAX:
                 self.wrong(f"{event_id} is {ahead_ns} ns ahead of all journals, where a new boot may come again (I21)")
         elif crossed != exhausted_at_ns:

@@ -45,11 +45,15 @@ def segment_of(content: bytes) -> Segment | None:
 BATCH_HEADER_BYTES = 52
 
 
-def batches_of(content: bytes, segment: Segment, offset: int, chain: int) -> Iterator[tuple[int, bytes, int, int]]:
-    """(position, payload, offset behind it, chain) from `offset` on, as long as they are whole; barriers are passed."""
+def batches_of(content: bytes, segment: Segment, offset: int, chain: int) -> Iterator[tuple[int, bytes, int, int, int]]:
+    """(position, payload, offset behind it, chain, its stamp) from `offset` on, as long as they are whole; barriers are
+    passed with position 0.
+    """
     seed = crc32c(segment.salt.to_bytes(8, "little"))
     while offset + 56 <= len(content):
-        magic, hcrc, payload_crc, length, position, flags, chain_before, _, _, _ = _HEADER.unpack_from(content, offset)
+        magic, hcrc, payload_crc, length, position, flags, chain_before, _, _, at_ns = _HEADER.unpack_from(
+            content, offset
+        )
         if magic != b"\xb1BAT" or crc32c(content[offset + 8 : offset + 52], seed) != hcrc or chain_before != chain:
             return
         payload = bytes(content[offset + 52 : offset + 52 + length])
@@ -59,9 +63,9 @@ def batches_of(content: bytes, segment: Segment, offset: int, chain: int) -> Ite
         offset += -offset % segment.align
         chain = payload_crc
         if not flags & 1:
-            yield position, payload, offset, chain
+            yield position, payload, offset, chain, at_ns
         else:
-            yield 0, b"", offset, chain
+            yield 0, b"", offset, chain, at_ns
 
 
 def records_of(payload: bytes) -> Iterator[tuple[int, int, int, bytes]]:

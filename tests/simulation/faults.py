@@ -256,7 +256,7 @@ class FaultInjector:
         segment = segment_of(content) if is_segment(path.rpartition("/")[2]) else None
         if segment is None:
             return max(len(content.rstrip(b"\0")), 1)
-        starts = [4096, *(offset for _, _, offset, _ in batches_of(content, segment, 4096, segment.chain))]
+        starts = [4096, *(offset for _, _, offset, *_ in batches_of(content, segment, 4096, segment.chain))]
         return starts[-2] if len(starts) > 1 else 4096
 
     def _aim(self, paths: list[str]) -> tuple[str, int] | None:
@@ -267,7 +267,7 @@ class FaultInjector:
         segment = segment_of(content)
         if segment is None:
             return None
-        starts = [4096, *(offset for _, _, offset, _ in batches_of(content, segment, 4096, segment.chain))][:-1]
+        starts = [4096, *(offset for _, _, offset, *_ in batches_of(content, segment, 4096, segment.chain))][:-1]
         if len(starts) < 2:
             return None
         number = self.rng.randrange(len(starts) - 1)
