@@ -80,12 +80,8 @@ class ExactHistogram(Histogram):
         self.latest: deque[int] = deque(maxlen=EXACT_VALUES)
 
     def add(self, value: int, count: int = 1) -> None:
-        self.counts[bisect_left(self.bounds, value)] += count
-        self.total += value * count
-        if count == 1:
-            self.latest.append(value)
-        else:
-            self.latest.extend([value] * min(count, EXACT_VALUES))
+        super().add(value, count)
+        self.latest.extend([value] * min(count, EXACT_VALUES))
 
     def quantile(self, share: float) -> int:
         """The exact quantile while every value is kept; later as of `Histogram`."""
