@@ -5,7 +5,7 @@ turn of the loop in which it answers the batch's commands. So the answer to a qu
 answered before the question was asked.
 
 **Behind the hot path.** Handing a batch over is one message of bytes that exist already: nothing is done per entry.
-Small batches are gathered for at most `gather_s` or `GATHER_BYTES`, or until somebody asks: one write and one wake-up
+Small batches are gathered for at most `gather_s` or `gather_bytes`, or until somebody asks: one write and one wake-up
 of the process per batch would cost more than the commands in it. The link sends at most `unreached_bytes_max` that the
 process has not acknowledged, then stops sending; `feed` reads the missing batches from the journal later, as it does
 after each start of the process. A reading ends at the head that the journal had when the reading began, and batches are
@@ -53,7 +53,7 @@ log = logging.getLogger("billing.follower")
 
 SLIM_ABOVE_BYTES: Final = 16 << 20  # only a moved bucket makes so large a batch; followers make no row of it
 GATHER_S: Final = 0.005  # the default; for followers whose answers somebody waits for
-GATHER_BYTES: Final = 64 << 10
+GATHER_BYTES: Final = 64 << 10  # the default as well
 RESTART_DELAYS_S: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
 STABLE_NS: Final = 60_000_000_000
 END_TIMEOUT_S: Final = 10.0
@@ -111,6 +111,7 @@ class FollowerKind(NamedTuple):
     noun: str  # the kind's name in log messages and figures
     command: Sequence[str]  # starts a process; the number of its descriptor is appended
     gather_s: float = GATHER_S  # small batches are gathered for at most this long
+    gather_bytes: int = GATHER_BYTES  # or until they are so many bytes together
     limits: Limits = DEFAULT_LIMITS
 
 
@@ -144,7 +145,7 @@ class FollowerLink:
         """`options`: settings of the kind, passed to the process. `host` provides the clocks, starts the process, and
         provides the thread that reads the journal.
         """
-        noun, command, self._gather_s, self._limits = kind
+        noun, command, self._gather_s, self._gather_bytes, self._limits = kind
         self._noun = noun
         self._directory, shard_id, journal = shard
         self._command = [*command, f"shard={shard_id}"]  # for people who read a list of processes
@@ -326,7 +327,7 @@ class FollowerLink:
         self._gathered_bytes += len(payload)
         self._sent = position
         self._sent_bytes += len(payload)
-        if self._gathered_bytes >= GATHER_BYTES:
+        if self._gathered_bytes >= self._gather_bytes:
             self._send_gathered()
         elif self._gathering is None:
             self._gathering = self._loop.call_later(self._gather_s, self._send_gathered)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sqlite3
 import struct
+import sys
 from array import array
 from collections.abc import Iterable
 from itertools import islice
@@ -27,7 +28,23 @@ assert array("Q").itemsize == 8
 NUMBER: Final = "SELECT number FROM users WHERE user_id = ?"
 _CHUNK: Final = "SELECT newest FROM heads WHERE chunk = ?"
 _NEWEST: Final = struct.Struct("<Q")
-_CHUNK_FORM: Final = struct.Struct(f"<{CHUNK}Q")
+_IS_SWAPPED: Final = sys.byteorder == "big"  # numbers in memory are not little-endian, as those in the file are
+
+
+def _packed(newest: array[int]) -> bytes:
+    """Returns a chunk as it is in the file."""
+    if _IS_SWAPPED:
+        newest = newest[:]
+        newest.byteswap()
+    return newest.tobytes()
+
+
+def _unpacked(blob: bytes) -> array[int]:
+    """Returns a chunk of the file. Raises ValueError where it is cut off."""
+    newest = array("Q", blob)
+    if _IS_SWAPPED:
+        newest.byteswap()
+    return newest
 
 
 def chain_end_of(db: sqlite3.Connection, user_id: bytes) -> tuple[int, int] | None:
@@ -65,7 +82,7 @@ class Accounts:
     def chunk_of(self, chunk: int) -> array[int]:
         """Returns a chunk that is not cached, or a new one."""
         row = self._db.execute(_CHUNK, (chunk,)).fetchone()
-        newest = self.chunks[chunk] = array("Q", bytes(CHUNK * 8) if row is None else _CHUNK_FORM.unpack(row[0]))
+        newest = self.chunks[chunk] = _unpacked(bytes(CHUNK * 8) if row is None else row[0])
         return newest
 
     def advance(self, user_id: bytes, seq: int) -> tuple[int, int]:
@@ -87,7 +104,7 @@ class Accounts:
 
     def write(self) -> None:
         """Writes all changes to the file, in an open transaction, and shrinks the cache to its limits."""
-        rows = [(chunk, _CHUNK_FORM.pack(*self.chunks[chunk])) for chunk in sorted(self.touched)]
+        rows = [(chunk, _packed(self.chunks[chunk])) for chunk in sorted(self.touched)]
         self._db.executemany("INSERT OR REPLACE INTO heads VALUES (?, ?)", rows)
         self.touched.clear()
         for user_id in list(islice(self.numbers, max(0, len(self.numbers) - self._users_max))):

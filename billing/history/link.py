@@ -22,6 +22,7 @@ from shards.system.host import REAL, Host
 
 COMMAND: Final = command_of("billing.history.projector")
 GATHER_S: Final = 0.25  # only a question waits for the file, and a question has everything sent and committed first
+GATHER_BYTES: Final = 512 << 10  # a twentieth of a second at 50,000 entries a second
 
 REACHED: Final = "reached"
 ENTRIES: Final = "entries"
@@ -76,7 +77,7 @@ class HistoryLink(FollowerLink):
         command: Sequence[str] = COMMAND,
         host: Host = REAL,
     ) -> None:
-        super().__init__(FollowerKind("history", command, GATHER_S, limits), shard, settings, host)
+        super().__init__(FollowerKind("history", command, GATHER_S, GATHER_BYTES, limits), shard, settings, host)
 
     def history(
         self,

@@ -29,8 +29,8 @@ from shards.exits import Exit
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
 
-GROUP_WAIT_S: Final = 0.5  # a question commits the group earlier
-GROUP_ROWS_MAX: Final = 20_000
+GROUP_WAIT_S: Final = 1.0  # a question commits the group earlier
+GROUP_ROWS_MAX: Final = 50_000
 CHECKPOINT_ROWS_MAX: Final = 500_000
 FORMER_POLL_S: Final = 0.02
 FORMER_WAIT_NS: Final = 5 * 10**9  # how long a question waits for rows that a bucket's former owner has yet to write

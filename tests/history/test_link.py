@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -20,11 +20,12 @@ from billing.follower.link import STABLE_NS, FollowedShard, Limits, failures_aft
 from billing.follower.messages import Close
 from billing.follower.store import file_of
 from billing.history.history_reader import MISSING
-from billing.history.link import HistoryLink
+from billing.history.link import GATHER_BYTES, HistoryLink
 from billing.ledger.errors import Refused
 from shards.batch import LEAVE
 from shards.journal.file.journal import FileJournal
 from shards.system.host import REAL
+from shards.system.links import Wire
 from shards.system.serial_executor import SerialExecutor
 from tests.history.shard_driver import ShardDriver, file_journal
 from tests.history.test_store import batch_of
@@ -219,6 +220,38 @@ async def test_a_projector_that_lags_is_given_no_more_than_so_much(data_dir: Pat
     assert worker.link.figures()["history_starts"] == 1
     await worker.end()
     assert rows_in_file(data_dir) == rows_expected(worker.driver)
+
+
+async def test_batches_are_gathered_to_few_writes_and_a_question_sends_them_at_once(data_dir: Path) -> None:
+    writes: list[int] = []
+
+    class CountingWire:
+        """The link's wire; it counts the batches of each write."""
+
+        def __init__(self, wire: Wire) -> None:
+            self.wire = wire
+
+        def send_all(self, messages: list[Any]) -> None:
+            writes.append(len(messages))
+            self.wire.send_all(messages)
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self.wire, name)
+
+    worker = Worker(data_dir, ShardDriver())
+    await worker.until_live()
+    assert worker.link._wire is not None
+    worker.link._wire = cast(Wire, CountingWire(worker.link._wire))
+    handed_bytes = 0
+    while handed_bytes < 3 * GATHER_BYTES:  # in one turn of the loop: no timer rings meanwhile
+        worker.work()
+        handed_bytes += len(worker.driver.batches[-1])
+    assert len(writes) in (2, 3)
+    assert min(writes) > 1
+    await worker.check()
+    assert len(writes) in (3, 4), "what was left went with the first question, and nothing else did"
+    assert sum(writes) == len(worker.driver.batches)
+    await worker.end()
 
 
 async def test_a_history_that_is_behind_is_live_after_one_reading_though_each_reading_is_overtaken(
