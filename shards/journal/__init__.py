@@ -237,7 +237,10 @@ class Journal(Protocol):
 
     @property
     def last_time_ns(self) -> int:
-        """Time stamp of the last batch, in ns of the clock passed in; never decreases; 0 before the first batch."""
+        """The instant before which no batch that follows is stamped, in ns of the clock passed in: the time stamp of
+        the last batch, or, where a log grants no time and the machine was started anew since, `TOLD_AHEAD_NS` behind
+        it. Never decreases; 0 before the first batch.
+        """
 
     @property
     def stored_bytes(self) -> int:

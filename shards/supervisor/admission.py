@@ -27,7 +27,6 @@ from shards.supervisor.child_process import WorkerState
 from shards.supervisor.owners import Owners
 from shards.supervisor.registry import Registry
 from shards.supervisor.worker_processes import WorkerProcesses
-from shards.system.clock import TOLD_AHEAD_NS
 
 log = logging.getLogger("shards.supervisor.supervisor")
 
@@ -64,8 +63,7 @@ class Admission:
             await self._processes.wait_changed()
         workers = self._processes.by_shard.values()
         last_ns = max((worker.last_instant_ns for worker in workers), default=0) if self._owners is None else 0
-        # Where the log grants time, nothing at or after the grant was told, and `last_ns` counts from there.
-        await self._time.begin(self._registry, last_ns, 0 if self._registry.grants_time else TOLD_AHEAD_NS)
+        await self._time.begin(self._registry, last_ns)
         for worker in self._processes.by_shard.values():
             self._let_serve(worker)
 

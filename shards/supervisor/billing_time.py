@@ -45,13 +45,11 @@ class BillingTime:
         ahead_ns = instant_ns - self.now_ns()
         return ahead_ns if self._error_ns_max and ahead_ns > self._error_ns_max else 0
 
-    async def begin(self, registry: Registry, last_ns: int, told_ahead_ns: int) -> None:
-        """Anchors billing time, no earlier than `last_ns`, and in a new boot than `last_ns` + `told_ahead_ns`. Raises
-        ClockUnfit, and the log's errors.
-        """
+    async def begin(self, registry: Registry, last_ns: int) -> None:
+        """Anchors billing time, no earlier than `last_ns`. Raises ClockUnfit, and the log's errors."""
         boot_ns, wall_ns = self._host.clocks.paired()
         boot_id = self._host.disk.boot_id()
-        begun = restart(registry.newest_anchor, last_ns, boot_id, boot_ns, wall_ns, told_ahead_ns)
+        begun = restart(registry.newest_anchor, last_ns, boot_id, boot_ns, wall_ns)
         if begun.alarm:
             log.error(
                 "wall time is %.1f s behind the last journalled instant: billing goes on from that instant; "

@@ -44,7 +44,7 @@ SLEW_LEAD_NS = 1_000_000_000  # from making an anchor to its effect: time to rec
 SLEW_LEAD_NS_MAX = 10_000_000_000
 DEAD_BAND_NS = 1_000_000  # billing time this near to wall time is not corrected
 STEP_NS_MIN = 10_000_000  # wall time that moves this much against the boot clock between two readings was stepped
-TOLD_AHEAD_NS = 1_000_000_000  # so far beyond the last instant in a journal, effects of time may have been told of
+TOLD_AHEAD_NS = 1_000_000_000  # so far beyond the last batch of a journal, effects of time may have been told of
 BEHIND_NS_MAX = 5_000_000_000  # wall time that is further behind the journal after a reboot raises an alarm
 INSTANT_NS_MAX = 2**63 - 1
 
@@ -262,15 +262,12 @@ def restart(
     boot_id: bytes,
     boot_ns: int,
     wall_ns: int,
-    told_ahead_ns: int = 0,
 ) -> Restart:
     """Returns the first anchor of a life of the daemon.
 
-    `recorded`: the newest recorded anchor of the last life, with its boot_id. `last_ns`: the last instant in any
+    `recorded`: the newest recorded anchor of the last life, with its boot_id. `last_ns`: the last instant of any
     journal; 0: none. Within one boot the recorded map goes on, and wall time has no influence. In another boot billing
-    time begins at wall time, but never before `last_ns` + `told_ahead_ns`: the last life may have told of instants up
-    to there, such as a cutoff's whose record a loss of power took. Were they to come again, with the wall clock set
-    back meanwhile, a debit or top-up could change what has been told.
+    time begins at wall time, but never before `last_ns`.
     """
     assert 0 <= last_ns <= INSTANT_NS_MAX
     if recorded is not None:
@@ -281,8 +278,7 @@ def restart(
                 anchor = Anchor(boot_ns, max(anchor.at(boot_ns), last_ns), 0, 0)
             return Restart(anchor, True, 0, False)
     behind_ns = max(0, last_ns - wall_ns)
-    begin_ns = max(wall_ns, last_ns + told_ahead_ns) if last_ns else wall_ns
-    return Restart(Anchor(boot_ns, begin_ns, 0, 0), False, behind_ns, behind_ns > BEHIND_NS_MAX)
+    return Restart(Anchor(boot_ns, max(wall_ns, last_ns), 0, 0), False, behind_ns, behind_ns > BEHIND_NS_MAX)
 
 
 def stepped_while_away(recorded: tuple[Anchor, bytes] | None, boot_id: bytes, boot_ns: int, wall_ns: int) -> int:

@@ -121,7 +121,7 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self._alarm = alarm
         self._now_ns = 0  # the instant of this turn of the loop; 0: not read yet
-        self._durable_ns = journal.last_time_ns  # the instant of the newest batch that is known to be durable
+        self._durable_ns = 0  # the instant of the newest durable batch of this life; 0: there is none yet
         self._scheduled = False
         self._before_turn: list[Callable[[], None]] = []
         self._writing = False

@@ -11,6 +11,9 @@ valid, and `segment_reserve` makes a full disk strike only between segments. The
   that this life may have left only in a cache are written into the new segment and synced before anybody is told.
 - `append` is one write and, as the sync mode says, one fdatasync. An error of either ends this object: what happened
   is not known, and a second sync could report success for data that the first one lost.
+- Where the machine was started anew since the last batch, `last_time_ns` lies `TOLD_AHEAD_NS` behind it, and is
+  recorded so in the new segment: the life before may have told of effects of time whose batch the power took. Were
+  their instants to come again, since the wall clock was set back, a debit or a top-up could change what was told.
 - Segments are removed only where all their batches are in the older of two snapshots, both of which were read back.
 
 The module reads no clock and draws no random number: both are passed in.
@@ -55,6 +58,7 @@ from shards.journal.file.recovery import Recovery, examine, segment_name, writte
 from shards.journal.file.replay import Segment, batches, chain_at, reaching
 from shards.journal.file.retained_snapshots import RetainedSnapshots
 from shards.journal.file.segment_reserve import SegmentReserve
+from shards.system.clock import TOLD_AHEAD_NS
 from shards.system.disk import DirectoryRefused, Disk, is_full, private_directory
 
 LOCK = "lock"
@@ -197,6 +201,8 @@ class FileJournal:
             self._warnings.append(f"cut off a torn tail that nobody was answered: {log.torn}; a copy is kept beside it")
         self._epoch = recovery.epoch + 1
         self._last_time_ns = log.last_time_ns
+        if log.last_time_ns and recovery.segments[-1].header.boot_id != self._boot_id:
+            self._last_time_ns += TOLD_AHEAD_NS
         self._segments = list(recovery.segments)
         drop_unfinished(self._disk, self._directory, recovery)
         salt = self._salt()

@@ -5,7 +5,7 @@ The unit is a group commit: one batch is one write and one checksum, all or noth
     segment   = block, { batch, zero padding to a multiple of `align` }, zeros to `length`
     block     = 4096 bytes: "BWAL", version u16 (1), checksum u8 (1: CRC-32C), sync u8 (1: always), shard u32, salt u64,
                 segment_id u64, first_position u64, length u64 (of the file), prev_chain u32, align u32, epoch u64,
-                created_ns i64, last_time_ns i64 (of the batch before), boot_id 16 bytes, owner 64 bytes (UTF-8,
+                created_ns i64, last_time_ns i64 (no new batch is before it), boot_id 16 bytes, owner 64 bytes (UTF-8,
                 zero-padded), zeros, and last crc u32 of all before
     batch     = header, payload, "\\xb1END"
     header    = "\\xb1BAT", hcrc u32, chain u32, length u32, position u64, flags u32, prev_chain u32, durable u64,
@@ -106,7 +106,7 @@ class SegmentHeader(NamedTuple):
     align: int
     epoch: int
     created_ns: int
-    last_time_ns: int  # of the batch before the first
+    last_time_ns: int  # no batch that is appended to the segment is stamped before it
     boot_id: bytes
     owner: bytes
 

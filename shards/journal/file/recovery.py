@@ -250,7 +250,8 @@ def _read_live(
                 proven = unproven.pop(0)
                 durable_chain, durable_end = proven.chain, aligned(proven.end, header.align)
             durable = batch.durable
-        head, chain, time_ns, end = batch.position, batch.chain, batch.time_ns, aligned(batch.end, header.align)
+        head, chain, end = batch.position, batch.chain, aligned(batch.end, header.align)
+        time_ns = max(time_ns, batch.time_ns)  # one written again has the stamp it had
         if batch.flags & BARRIER:
             if not unproven:
                 durable_end = end

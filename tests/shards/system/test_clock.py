@@ -286,13 +286,6 @@ def test_within_one_boot_billing_time_is_never_less_than_the_journal() -> None:
     assert started == (Anchor(100 * SECOND, NOW + 51 * SECOND, 0, 0), True, 0, False)
 
 
-@pytest.mark.parametrize("wall_ns", [0, NOW, NOW + SECOND - 1, NOW + SECOND, NOW + DAY])
-def test_a_new_boot_begins_behind_what_the_last_life_may_have_told_of(wall_ns: int) -> None:
-    started = restart((Anchor(5, NOW, 0, 0), b"another boot's id"[:16]), NOW, BOOT, 77, wall_ns, SECOND)
-    assert started.anchor == Anchor(77, max(wall_ns, NOW + SECOND), 0, 0)
-    assert started.behind_ns == max(0, NOW - wall_ns)
-
-
 def test_an_anchor_that_was_recorded_and_not_reached_does_not_hold_time_up() -> None:
     recorded = Anchor(100 * SECOND, NOW, HOUR, 500)
     started = restart((recorded, BOOT), NOW - SECOND, BOOT, 100 * SECOND - SECOND // 2, 0)
