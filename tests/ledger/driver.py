@@ -159,6 +159,29 @@ class LedgerDriver:
         """The whole bucket."""
         return self.ledger.dump(BUCKET)
 
+    def load_again(self) -> None:
+        """The bucket leaves the ledger, and comes back as its snapshot has it."""
+        dumped = self.state()
+        self.ledger.drop(BUCKET)
+        self.ledger.load(BUCKET, dumped)
+        self.ledger.wake(BUCKET)
+
+    def moved(self, **rules: Any) -> LedgerDriver:
+        """The same bucket in another ledger, which has these rules and loads its snapshot."""
+        other = LedgerDriver(**rules)
+        other.ledger.drop(BUCKET)
+        other.ledger.load(BUCKET, self.state())
+        return other
+
+    def replayed(self, **rules: Any) -> LedgerDriver:
+        """The same bucket in another ledger, which has these rules and replays its entries."""
+        other = LedgerDriver(**rules)
+        self.entries()
+        for packed in self.journal:
+            other.ledger.replay(BUCKET, packed)
+        other.ledger.replayed()
+        return other
+
 
 def refusal(call: Any, *args: Any, **kwargs: Any) -> Refused:
     """The error of a call that must be refused."""

@@ -62,18 +62,10 @@ def busy(**rules: Any) -> LedgerDriver:
     return driver
 
 
-def moved(driver: LedgerDriver, **rules: Any) -> LedgerDriver:
-    """The same bucket in another ledger."""
-    loaded = LedgerDriver(**rules)
-    loaded.ledger.drop(BUCKET)
-    loaded.ledger.load(BUCKET, driver.state())
-    return loaded
-
-
 @pytest.mark.parametrize("restore", [False, True])
 def test_what_is_loaded_dumps_to_the_same_block_and_answers_alike(restore: bool) -> None:
     driver = busy(restore=restore)
-    loaded = moved(driver, restore=restore)
+    loaded = driver.moved(restore=restore)
     assert loaded.state() == driver.state()
     users = [user.decode() for user in driver.ledger.books[BUCKET].slots]
     assert [driver.view(user, at=100) for user in users] == [loaded.view(user, at=100) for user in users]
@@ -113,28 +105,19 @@ def test_a_bucket_is_here_once() -> None:
         driver.ledger.load(BUCKET, driver.state())
 
 
-def replayed(driver: LedgerDriver, **rules: Any) -> LedgerDriver:
-    replayed_driver = LedgerDriver(**rules)
-    driver.entries()
-    for packed in driver.journal:
-        replayed_driver.ledger.replay(BUCKET, packed)
-    replayed_driver.ledger.replayed()
-    return replayed_driver
-
-
 @pytest.mark.parametrize("rules", [{}, {"restore": True}, {"accrue": True}, {"ids": 3}])
 def test_replaying_the_entries_makes_the_same_bucket(rules: dict[str, Any]) -> None:
     driver = busy(**rules)
-    assert replayed(driver, **rules).state() == driver.state()
+    assert driver.replayed(**rules).state() == driver.state()
 
 
 def test_replay_goes_by_the_rules_of_the_entries_not_by_those_of_today() -> None:
     driver = busy(accrue=True, restore=True)
-    assert replayed(driver, accrue=False, restore=False).state() == driver.state()
+    assert driver.replayed(accrue=False, restore=False).state() == driver.state()
 
 
 def test_replay_tells_nobody_and_records_nothing() -> None:
-    replayed_driver = replayed(busy())
+    replayed_driver = busy().replayed()
     assert replayed_driver.ledger.records == []
     assert replayed_driver.ledger.notices == []
 
@@ -164,7 +147,7 @@ def test_an_entry_left_out_is_noticed(left_out: int) -> None:
     driver.entries()
     driver.journal = [packed for packed in driver.journal if packed[1] != left_out]
     with pytest.raises(ReplayDifference):
-        replayed(driver)
+        driver.replayed()
 
 
 def test_the_last_entry_left_out_is_noticed_at_the_end() -> None:
@@ -181,7 +164,7 @@ def test_the_last_entry_left_out_is_noticed_at_the_end() -> None:
 
 
 def test_time_stands_still_until_a_bucket_is_woken() -> None:
-    loaded = moved(busy())
+    loaded = busy().moved()
     loaded.filed.clear()
     loaded.top_up("plain-5", 1, at=100)
     loaded.set_rate("plain-5", HOUR, at=100)
@@ -277,7 +260,7 @@ def test_a_broken_invariant_ends_before_the_entry_is_written(method: str, argume
 
 def test_what_is_known_of_closed_accounts_comes_back_from_a_block() -> None:
     driver = busy(restore=True)
-    loaded = moved(driver, restore=True)
+    loaded = driver.moved(restore=True)
     assert list(loaded.ledger.books[BUCKET].fading) == [b"gone", b"gone with lines"]
     assert loaded.ledger.books[BUCKET].closed == driver.ledger.books[BUCKET].closed
     loaded.top_up("gone with lines", 5, at=100)
@@ -304,7 +287,7 @@ def test_a_block_with_a_part_too_many_too_few_or_too_long_is_refused() -> None:
 
 def test_behind_a_replay_the_ledger_goes_by_its_own_rules_again() -> None:
     driver = busy(accrue=True)
-    replayed_driver = replayed(driver, accrue=False, restore=True)
+    replayed_driver = driver.replayed(accrue=False, restore=True)
     replayed_driver.top_up("new", 10, at=100)
     replayed_driver.set_rate("new", HOUR, at=100)
     assert replayed_driver.view("new", at=200)["balance_nanos"] == 0, "it does not accrue"

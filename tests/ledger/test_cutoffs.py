@@ -12,12 +12,17 @@ from billing.ledger.entry import event_id
 from tests.ledger.driver import BUCKET, HOUR, LedgerDriver, refusal
 
 
-@pytest.fixture
-def driver() -> LedgerDriver:
+def spending() -> LedgerDriver:
+    """A user who runs out at 100."""
     driver = LedgerDriver(restore=True)
     driver.top_up("u", 100, at=0)
     driver.set_rate("u", HOUR, at=0)
     return driver
+
+
+@pytest.fixture
+def driver() -> LedgerDriver:
+    return spending()
 
 
 def status(driver: LedgerDriver, at: int = 10**6) -> object:
@@ -39,6 +44,12 @@ def retried(driver: LedgerDriver, at: int) -> object:
 
 def exhaust(driver: LedgerDriver, at: int = 100) -> None:
     driver.view("u", at=at)
+
+
+def deliver(driver: LedgerDriver, at: int = 102) -> None:
+    """The cutoff of `u` is sent at 101, and has its 2xx then."""
+    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
+    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=at)
 
 
 def test_a_cutoff_is_owed_from_e_on_with_its_event_id(driver: LedgerDriver) -> None:
@@ -94,12 +105,8 @@ def test_the_instant_of_the_2xx_survives_a_snapshot_and_ends_where_the_cutoff_is
     driver: LedgerDriver,
 ) -> None:
     exhaust(driver)
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=104)
-    dumped = driver.ledger.dump(BUCKET)
-    driver.ledger.drop(BUCKET)
-    driver.ledger.load(BUCKET, dumped)
-    driver.ledger.wake(BUCKET)
+    deliver(driver, at=104)
+    driver.load_again()
     assert driver.view("u", at=200)["cutoff"]["delivered_at_ns"] == 104
     driver.report(ops.CUTOFF_RETRY, "u", 1, at=300)
     assert driver.view("u", at=300)["cutoff"]["delivered_at_ns"] is None
@@ -112,27 +119,19 @@ def test_the_call_that_restores_tells_no_instant_of_the_2xx_and_get_account_goes
     driver: LedgerDriver,
 ) -> None:
     exhaust(driver)
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=104)
+    deliver(driver, at=104)
     assert "delivered_at_ns" not in driver.top_up("u", 50, at=110)["cutoff"]
     assert driver.view("u", at=110)["cutoff"]["delivered_at_ns"] == 104
 
 
-def test_the_instant_of_a_restores_2xx_is_told_of_the_cutoff_that_it_makes_good() -> None:
-    driver = LedgerDriver(restore=True)
-    driver.top_up("u", 100, at=0)
-    driver.set_rate("u", HOUR, at=0)
+def test_the_instant_of_a_restores_2xx_is_told_of_the_cutoff_that_it_makes_good(driver: LedgerDriver) -> None:
     exhaust(driver)
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=104)
+    deliver(driver, at=104)
     driver.top_up("u", 50, at=110)
     driver.report(ops.RESTORE_STARTED, "u", 1, at=111)
     assert driver.view("u", at=112)["cutoff"]["restored_at_ns"] is None
     driver.report(ops.RESTORE_DELIVERED, "u", 1, at=113)
-    dumped = driver.ledger.dump(BUCKET)
-    driver.ledger.drop(BUCKET)
-    driver.ledger.load(BUCKET, dumped)
-    driver.ledger.wake(BUCKET)
+    driver.load_again()
     cutoff = driver.view("u", at=120)["cutoff"]
     assert (cutoff["delivered_at_ns"], cutoff["restored_at_ns"]) == (104, 113)
     assert driver.view("u", at=10**6)["cutoff"]["restored_at_ns"] is None, "that of the next cutoff"
@@ -149,8 +148,7 @@ def test_what_delivery_reports_settles_nothing_and_is_no_row(driver: LedgerDrive
 
 def test_a_delivered_cutoff_is_effective_when_the_rate_is_zero(driver: LedgerDriver) -> None:
     exhaust(driver)
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
+    deliver(driver)
     driver.set_rate("u", 0, at=103)
     assert status(driver) == "effective"
 
@@ -197,8 +195,7 @@ def test_if_an_attempt_has_started_no_new_one_starts_and_a_restore_is_owed(drive
 
 def test_a_restore_is_owed_also_when_the_cutoff_had_its_2xx(driver: LedgerDriver) -> None:
     exhaust(driver)
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
+    deliver(driver)
     assert driver.top_up("u", 1000, at=150)["cutoff"]["status"] == "delivered"
     assert driver.owed("u") == ("restore", 1)
 
@@ -211,10 +208,7 @@ def test_without_a_restore_url_nothing_is_owed_back() -> None:
     driver.top_up("u", 1, at=3)
     assert driver.owed("u") is None
     assert [kind for kind, _, _ in driver.notices()] == ["cutoff", "superseded"]
-    loaded = LedgerDriver(restore=True)
-    loaded.ledger.drop(BUCKET)
-    loaded.ledger.load(BUCKET, driver.state())
-    assert loaded.owed("u") is None, "nor when one is configured later"
+    assert driver.moved(restore=True).owed("u") is None, "nor when one is configured later"
 
 
 def test_where_both_are_owed_only_the_newest_state_is_sent(driver: LedgerDriver) -> None:
@@ -261,10 +255,7 @@ def test_undelivered_cutoffs_of_an_account_have_a_maximum(driver: LedgerDriver) 
     rows = driver.pending()
     assert (len(rows), rows[0]["seq"], rows[-1]["seq"]) == (CUTOFFS_MAX, 2, CUTOFFS_MAX + 1)
     assert driver.ledger.books[BUCKET].pending_cutoffs == CUTOFFS_MAX
-    loaded = LedgerDriver()
-    loaded.ledger.drop(BUCKET)
-    loaded.ledger.load(BUCKET, driver.state())
-    assert loaded.pending() == rows
+    assert driver.moved().pending() == rows
 
 
 def test_verification_sends_a_delivered_cutoff_again_while_machines_run(driver: LedgerDriver) -> None:
@@ -289,8 +280,7 @@ def test_an_operator_may_have_what_is_owed_sent_at_once(driver: LedgerDriver) ->
     driver.notices()
     assert retried(driver, 100) == "pending"
     assert driver.notices() == [("cutoff", "u", 1), ("retry", "u", 1)]
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
+    deliver(driver)
     assert retried(driver, 103) == "pending"
     assert driver.entries("u")[-1].command == (ops.CUTOFF_RETRY, b"u", 1, 1, 0, b"", b"", b"", b"", b"")
     assert refusal(driver.ledger.retry_cutoff, BUCKET, b"nobody", 103).name == "UNKNOWN_ACCOUNT"
@@ -309,10 +299,7 @@ def test_after_a_start_what_is_pending_counts_as_attempted(driver: LedgerDriver)
     reply = driver.top_up("u", 1000, at=150)
     assert reply["cutoff"]["attempts"] == 0
     assert driver.owed("u") == ("restore", 1)
-    again = LedgerDriver(restore=True)
-    driver.entries()
-    for packed in driver.journal:
-        again.ledger.replay(BUCKET, packed)
+    again = driver.replayed(restore=True)
     assert again.owed("u") == ("restore", 1)
     assert again.state() == driver.state()
 
@@ -350,8 +337,7 @@ def test_a_report_about_something_that_was_never_owed_is_unknown(driver: LedgerD
 
 def test_a_second_2xx_for_the_same_cutoff_changes_nothing(driver: LedgerDriver) -> None:
     exhaust(driver)
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
+    deliver(driver)
     assert refusal(driver.report, ops.CUTOFF_DELIVERED, "u", 1, at=103).name == "UNKNOWN_CUTOFF"
 
 
@@ -372,8 +358,7 @@ def test_a_cutoff_sent_again_is_counted_as_pending_again(driver: LedgerDriver) -
     driver.top_up("v", 5, at=0)
     driver.debit("v", 5, at=1)
     assert driver.ledger.books[BUCKET].pending_cutoffs == 2
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
+    deliver(driver)
     assert driver.ledger.books[BUCKET].pending_cutoffs == 1
     driver.report(ops.CUTOFF_RETRY, "u", 1, at=103)
     assert driver.ledger.books[BUCKET].pending_cutoffs == 2
@@ -382,8 +367,7 @@ def test_a_cutoff_sent_again_is_counted_as_pending_again(driver: LedgerDriver) -
 
 def test_a_delivered_cutoff_of_an_account_that_was_restored_is_not_sent_again(driver: LedgerDriver) -> None:
     exhaust(driver)
-    driver.report(ops.CUTOFF_STARTED, "u", 1, at=101)
-    driver.report(ops.CUTOFF_DELIVERED, "u", 1, at=102)
+    deliver(driver)
     driver.top_up("u", 1000, at=103)
     for operator in (0, 1):
         assert refusal(driver.report, ops.CUTOFF_RETRY, "u", 1, at=104, operator=operator).name == "UNKNOWN_CUTOFF"
@@ -405,9 +389,7 @@ def test_a_restore_is_owed_with_its_cutoffs_instant_and_its_own_attempts(driver:
 
 
 def test_a_restore_that_failed_and_then_succeeded_leaves_nothing_behind(driver: LedgerDriver) -> None:
-    clean = LedgerDriver(restore=True)
-    clean.top_up("u", 100, at=0)
-    clean.set_rate("u", HOUR, at=0)
+    clean = spending()
     for each in (driver, clean):
         exhaust(each)
         each.report(ops.CUTOFF_STARTED, "u", 1, at=101)
@@ -423,9 +405,7 @@ def test_a_restore_that_failed_and_then_succeeded_leaves_nothing_behind(driver: 
 
 
 def test_a_restore_that_failed_is_forgotten_by_the_next_one(driver: LedgerDriver) -> None:
-    clean = LedgerDriver(restore=True)
-    clean.top_up("u", 100, at=0)
-    clean.set_rate("u", HOUR, at=0)
+    clean = spending()
     for each in (driver, clean):
         exhaust(each)
         each.report(ops.CUTOFF_STARTED, "u", 1, at=101)

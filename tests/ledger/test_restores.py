@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from billing.ledger import commands as ops
-from billing.ledger.ledger import Ledger, Rules
 from tests.ledger.driver import BUCKET, LedgerDriver
 
 
@@ -85,18 +84,10 @@ def test_what_fell_due_before_a_start_may_have_been_called_without_a_record(driv
 
 def test_the_name_of_a_restore_survives_a_snapshot_a_replay_and_a_closing(driver: LedgerDriver) -> None:
     run_out_and_pay(driver, 300)
-    loaded = LedgerDriver(restore=True)
-    loaded.ledger.drop(BUCKET)
-    loaded.ledger.load(BUCKET, driver.state())
-    assert owed(loaded) == FIRST
-    driver.entries()
-    again = Ledger(Rules(False, 1000, True), lambda ref, due_ns: due_ns)
-    again.create(BUCKET)
-    for packed in driver.journal:
-        again.replay(BUCKET, packed)
-    again.replayed()
-    assert again.owed(BUCKET, b"u") == driver.ledger.owed(BUCKET, b"u")
-    assert again.dump(BUCKET) == driver.state()
+    assert owed(driver.moved(restore=True)) == FIRST
+    again = driver.replayed(restore=True)
+    assert again.ledger.owed(BUCKET, b"u") == driver.ledger.owed(BUCKET, b"u")
+    assert again.state() == driver.state()
 
 
 def test_the_top_up_that_opens_an_account_again_restores_by_the_old_name(driver: LedgerDriver) -> None:
