@@ -1,5 +1,5 @@
 """What lies outside the room of the doors: a worker behind them that writes down what it is asked, a clock that is
-set by hand, and a client that speaks in literal bytes.
+set by hand, and a client that speaks in literal bytes. `Wire` and `OpenDoor` are of any protocol, the rest of the RPC.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from billing.api.msgpack_rpc import Connection
 from shards.buckets import bucket_id_of
 
 SECOND_NS = 1_000_000_000
+WAIT_S = 60  # for whatever the other side does at once, on a busy machine
 
 
 class Clock:
@@ -108,12 +109,27 @@ class FakeGate:
         return [what for kind, what in self.asked if kind == "operate"]
 
 
-class RawClient:
-    """A client of raw bytes."""
+class Wire:
+    """A client's connection of raw bytes."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
+
+    async def is_closed(self) -> bool:
+        """Whether the other side has closed, everything it said being read."""
+        try:
+            async with asyncio.timeout(WAIT_S):
+                return await self.reader.read(1) == b""
+        except ConnectionError:
+            return True
+
+
+class RawClient(Wire):
+    """A client of raw bytes that understands the replies."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__(reader, writer)
         self._unpacker = msgpack.Unpacker(raw=False, strict_map_key=False)
 
     def send(self, data: bytes) -> None:
@@ -121,7 +137,7 @@ class RawClient:
 
     async def reply(self) -> Any:
         """The next whole message; raises EOFError where the connection is closed first."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(WAIT_S):
             while True:
                 for message in self._unpacker:
                     return message
@@ -143,21 +159,13 @@ class RawClient:
         assert answer[:2] == [1, msgid]
         return answer[2], answer[3]
 
-    async def is_closed(self) -> bool:
-        """Whether the other side has closed, everything it said being read."""
-        try:
-            async with asyncio.timeout(10):
-                return await self.reader.read(1) == b""
-        except ConnectionError:
-            return True
-
     async def alive(self) -> bool:
         answered: tuple[object, object] = await self.call("ping", msgid=4_000_000_000)
         return answered == (None, "pong")
 
 
-class DoorHarness:
-    """A door on a loopback socket, with the world around it."""
+class OpenDoor:
+    """A door that listens, with the world around it: the worker behind it, its clock, and who has connected."""
 
     def __init__(self, limits: Limits, guard: Guard) -> None:
         self.gate = FakeGate()
@@ -167,7 +175,29 @@ class DoorHarness:
         self.door = Door(self.gate, guard, self.clock, lambda: self.info, limits, self.bugs.append)
         self.server: asyncio.Server | None = None
         self.address: Any = None
-        self._wires: list[RawClient] = []
+        self._wires: list[Wire] = []
+
+    async def listen(self, protocol: Callable[[], asyncio.BaseProtocol]) -> None:
+        """On a free loopback port, with a protocol for each connection."""
+        self.server = await asyncio.get_running_loop().create_server(protocol, "127.0.0.1", 0)
+        self.address = self.server.sockets[0].getsockname()[:2]
+
+    async def until(self, holds: Any) -> None:
+        """Waits until `holds()` is true."""
+        async with asyncio.timeout(WAIT_S):
+            while not holds():
+                await asyncio.sleep(0.001)
+
+    def close(self) -> None:
+        for wire in self._wires:
+            wire.writer.close()
+        self.door.close()
+        if self.server is not None:
+            self.server.close()
+
+
+class DoorHarness(OpenDoor):
+    """The door of the RPC."""
 
     async def connect(self, *, receive_bytes: int = 0) -> RawClient:
         """A client; with `receive_bytes` its kernel takes little more than that before it is read."""
@@ -190,19 +220,6 @@ class DoorHarness:
         for _ in range(20):
             await asyncio.sleep(0.001)
 
-    async def until(self, holds: Any) -> None:
-        """Waits until `holds()` is true."""
-        async with asyncio.timeout(10):
-            while not holds():
-                await asyncio.sleep(0.001)
-
-    def close(self) -> None:
-        for wire in self._wires:
-            wire.writer.close()
-        self.door.close()
-        if self.server is not None:
-            self.server.close()
-
 
 @asynccontextmanager
 async def open_harness(
@@ -210,13 +227,12 @@ async def open_harness(
 ) -> AsyncIterator[DoorHarness]:
     """A harness on a free loopback port, or on a unix socket at `path`."""
     harness = DoorHarness(limits or Limits(), guard or Guard())
-    loop = asyncio.get_running_loop()
     if path:
+        loop = asyncio.get_running_loop()
         harness.server = await loop.create_unix_server(lambda: Connection(harness.door), path)
         harness.address = path
     else:
-        harness.server = await loop.create_server(lambda: Connection(harness.door), "127.0.0.1", 0)
-        harness.address = harness.server.sockets[0].getsockname()[:2]
+        await harness.listen(lambda: Connection(harness.door))
     try:
         yield harness
     finally:
