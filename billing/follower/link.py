@@ -256,6 +256,11 @@ class FollowerLink:
             self._post(messages.Close())
             self._loop.call_later(END_TIMEOUT_S, self._kill, self._life)
 
+    def tell_log_level(self) -> None:
+        """Tells the process the log level of this one, which has changed."""
+        if self._wire is not None:
+            self._wire.send(messages.log_level())
+
     def trim_floor(self) -> int:
         """The journal may be trimmed up to this position: the follower's file holds it, proved."""
         return self._durable
@@ -563,6 +568,7 @@ class FollowerLink:
         self._pinged_ns, self._is_silent = 0, False
         self._loop.call_later(self._limits.ping_s, self._watch, self._life)
         journal, suspect = self._journal, self._suspect
+        wire.send(messages.log_level())
         wire.send(messages.Open(self._directory, self._shard_id, journal.first, journal.head, suspect, self._options))
         if self._closing.is_set():
             wire.send(messages.Close())

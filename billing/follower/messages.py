@@ -23,7 +23,7 @@ class Message(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Open(Message, frozen=True, tag=0):
-    """The first message: open the file of this shard."""
+    """The first message but for LogLevel: open the file of this shard."""
 
     directory: str
     shard_id: int
@@ -57,6 +57,14 @@ class Settle(Message, frozen=True, tag=4):
 
 class Ping(Message, frozen=True, tag=5):
     """Send Reached at once: the worker has heard nothing for a while."""
+
+
+class LogLevel(Message, frozen=True, tag=6):
+    """From now on, send log records of this level and above: those that the log of whoever started the process takes.
+    Sent before any other message, and whenever the level changes.
+    """
+
+    level: int
 
 
 # -- follower → worker ------------------------------------------------------------------------------------------------
@@ -120,11 +128,21 @@ class Logged(Message, frozen=True, tag=23):
     values: tuple[Any, ...]
 
 
-ToFollower = Open | Batch | Ask | Close | Settle | Ping
+ToFollower = Open | Batch | Ask | Close | Settle | Ping | LogLevel
 ToWorker = Opened | Reached | Answer | Refused | Failed | Told | Remark | Logged
 
 to_follower: Final = msgspec.msgpack.Decoder(ToFollower).decode
 to_worker: Final = msgspec.msgpack.Decoder(ToWorker).decode
+
+
+def log_level() -> LogLevel:
+    """Returns the message about the log level of this process."""
+    return LogLevel(logging.getLogger().level)
+
+
+def follow_level(message: LogLevel) -> None:
+    """Sets the log level of this process to that of whoever started it."""
+    logging.getLogger().setLevel(message.level)
 
 
 def hand_on(message: Logged) -> None:

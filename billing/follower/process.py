@@ -2,10 +2,10 @@
 (`Process`); and for those of one shard a file that the worker feeds (`Follower`).
 
 The process inherits its connection as a descriptor and ends when the connection closes. It ignores the terminal's
-signals: whoever started it handles them. Its log records go over the connection, to a log in the configured format. Any
-error with a file ends the process, after it has reported the reason and the exit code; an error with a question refuses
-that question alone. After an error the process exits without closing its files: closing makes SQLite copy its
-write-ahead log into the file and remove the log, which may be the only good copy.
+signals: whoever started it handles them. Its log records go over the connection, to a log in the configured format and
+of the level that the other end names. Any error with a file ends the process, after it has reported the reason and the
+exit code; an error with a question refuses that question alone. After an error the process exits without closing its
+files: closing makes SQLite copy its write-ahead log into the file and remove the log, which may be the only good copy.
 
 Each kind of follower implements how its file is opened, how batches and questions are handled, and how long batches may
 wait for their commit.
@@ -225,6 +225,8 @@ class Follower(Process):
                 self.checkpoint()
             case messages.Ping():
                 self.tell_reached()
+            case messages.LogLevel():
+                messages.follow_level(message)
             case messages.Open():
                 self._on_open(message)
             case messages.Close():

@@ -100,8 +100,10 @@ class Replica(Process):
 
     # -- messages ----------------------------------------------------------------------------------------------------
 
-    def on_message(self, message: Follow | Read | Got) -> None:
-        if isinstance(message, Read):
+    def on_message(self, message: Follow | Read | Got | messages.LogLevel) -> None:
+        if isinstance(message, messages.LogLevel):
+            messages.follow_level(message)
+        elif isinstance(message, Read):
             self._read(message)
         elif isinstance(message, Got):
             self._mender.got(message)

@@ -70,7 +70,7 @@ class Wanted(messages.Message, frozen=True, tag=35):
     question: tuple[int, int, int, int, int]  # as in `Read`
 
 
-to_replica: Final = msgspec.msgpack.Decoder(Follow | Read | Got).decode
+to_replica: Final = msgspec.msgpack.Decoder(Follow | Read | Got | messages.LogLevel).decode
 from_replica: Final = msgspec.msgpack.Decoder(messages.ToWorker | Wanted).decode
 
 
@@ -123,6 +123,11 @@ class ReplicaLink:
             self._wire.send(self._order)
         if shard_ids:
             self._start()
+
+    def tell_log_level(self) -> None:
+        """Tells the process the log level of this one, which has changed."""
+        if self._wire is not None:
+            self._wire.send(messages.log_level())
 
     def _start(self) -> None:
         self._wanted.set()
@@ -199,6 +204,7 @@ class ReplicaLink:
 
     def _on_open(self, wire: Wire) -> None:
         self._wire = wire
+        wire.send(messages.log_level())
         wire.send(self._order)
         self._order = msgspec.structs.replace(self._order, suspect=False)
 

@@ -110,8 +110,12 @@ class Service:
             self._notifier.reloaded()
 
     def reloaded(self, config: Config) -> None:
-        """Applies a changed configuration to the operators' pages: their tokens and their certificate."""
+        """Applies a changed configuration to the operators' pages, their tokens and their certificate, and to the
+        replica's log level.
+        """
         self._config = config
+        if self._replica is not None:
+            self._replica.tell_log_level()
         if self._site is not None:
             self._site.take_up(config)
 

@@ -61,7 +61,11 @@ class Followers:
             link.hand(position, payload)
 
     def configure(self, calls: DeliverySettings) -> None:
-        """Applies new secrets and timeouts to notices; notices in flight end with the old ones."""
+        """Applies the log level of this process to all, and new secrets and timeouts to notices; notices in flight end
+        with the old ones.
+        """
+        for link in self._links:
+            link.tell_log_level()
         if self._notices is not None:
             settings = self._settings._replace(
                 secrets=calls.secrets, timeout_s=calls.timeout_s, connect_timeout_s=calls.connect_timeout_s

@@ -19,6 +19,7 @@ TO_FOLLOWER: list[tuple[messages.Message, list[Any]]] = [
     (messages.Close(), [3]),
     (messages.Settle(), [4]),
     (messages.Ping(), [5]),
+    (messages.LogLevel(10), [6, 10]),
 ]
 TO_WORKER: list[tuple[messages.Message, list[Any]]] = [
     (messages.Opened(7, ["remark"]), [16, 7, ["remark"]]),

@@ -437,10 +437,11 @@ async def test_a_projector_that_cannot_be_started_harms_nothing(data_dir: Path) 
 FAILS_ONCE_LIVE = """
 import msgpack, os, socket, sys
 
-wire, said = socket.socket(fileno=int(sys.argv[-1])), msgpack.Unpacker()
-while not (opened := list(said)):
-    said.feed(wire.recv(1 << 16)[4:])
-for message in ([16, opened[0][4], []], [20, 74, "database or disk is full"]):
+wire = socket.socket(fileno=int(sys.argv[-1]))
+frames, said = wire.makefile("rb"), [6]
+while said[0]:  # until Open
+    said = msgpack.unpackb(frames.read(int.from_bytes(frames.read(4), "little")))
+for message in ([16, said[4], []], [20, 74, "database or disk is full"]):
     payload = msgpack.packb(message)
     wire.sendall(len(payload).to_bytes(4, "little") + payload)
 wire.recv(1)
