@@ -7,32 +7,17 @@ import random
 from pathlib import Path
 
 from tests.system.daemon import Daemon
+from tests.system.pipelined_load import PipelinedLoad
 from tests.system.rpc import Rpc
 
-LOAD_PAUSE_S = 0.01  # between two pipelines of one user on one connection: a move meets some, and no core is full
+LOAD_PAUSE_S = 0.01  # a move meets some pipelines, and no core is full
 
 
 async def test_a_move_under_load_loses_nothing_and_keeps_the_order_of_a_connection(data_dir: Path) -> None:
     with Daemon(data_dir) as daemon:
         clients = [await Rpc.connect(daemon.rpc_port) for _ in range(4)]
-        users = [f"mover_{number}" for number in range(8)]
-        called = dict.fromkeys(users, 0)
-        buckets = {(await clients[0].ask("top_up", user, 10**12))["bucket_id"] for user in users}
-        stop = asyncio.Event()
-
-        async def load(rpc: Rpc, user: str, number: int) -> None:
-            seq = 0
-            while not stop.is_set():
-                calls = []
-                for _ in range(8):  # pipelined: set_rate with a rising rate_seq is refused where the order is lost
-                    seq += 1
-                    calls.append(rpc.ask("set_rate", user, 0, {"resource": f"r{number}", "rate_seq": seq}))
-                    calls.append(rpc.ask("top_up", user, 1))
-                    called[user] += 1
-                await asyncio.gather(*calls)
-                await asyncio.sleep(LOAD_PAUSE_S)
-
-        tasks = [asyncio.create_task(load(rpc, user, number)) for number, rpc in enumerate(clients) for user in users]
+        load = PipelinedLoad(clients, [f"mover_{number}" for number in range(8)], depth=8, pause_s=LOAD_PAUSE_S)
+        buckets = await load.begin()
         operator = await Rpc.connect(daemon.rpc_port)
         rng, moved = random.Random(1), 0
         for _ in range(40):
@@ -40,12 +25,9 @@ async def test_a_move_under_load_loses_nothing_and_keeps_the_order_of_a_connecti
             moved += error is None
             assert error is None or "already" in error, error
             await asyncio.sleep(0.02)
-        stop.set()
-        await asyncio.gather(*tasks)
+        await load.stop()
         assert moved >= 10
-        for user in users:
-            account = await clients[0].ask("get_account", user)
-            assert account["balance_nanos"] == 10**12 + called[user]
+        await load.check(clients[0])
         generations = {row["bucket_id"]: row["generation"] for row in await operator.ask("buckets_info")}
         assert sum(generations[bucket_id] - 1 for bucket_id in buckets) == moved
         for bucket_id in buckets:
@@ -54,8 +36,7 @@ async def test_a_move_under_load_loses_nothing_and_keeps_the_order_of_a_connecti
         daemon.kill()
         daemon.start()
         rpc = await Rpc.connect(daemon.rpc_port)
-        for user in users:
-            assert (await rpc.ask("get_account", user))["balance_nanos"] == 10**12 + called[user]
+        await load.check(rpc)
         async with asyncio.timeout(60):  # the next life goes on with what was asked for
             while len({row["buckets"] for row in await rpc.ask("shards_info")}) != 1:
                 await asyncio.sleep(0.02)

@@ -16,6 +16,7 @@ import pytest
 from billing.client import Client
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
+from tests.system.pipelined_load import FIRST, PipelinedLoad
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_feed import FeedReader, entries_of
 from tests.system.test_jetstream import billing, run, servers, shared_servers
@@ -28,7 +29,6 @@ SHARDS = 2
 
 USERS = [f"mover_{number}" for number in range(6)]
 SPENDER = "spends"
-FIRST = 10**12
 LOAD_PAUSE_S = 0.2  # of each user at each door: a move meets some calls, and the cores are not full of them
 
 
@@ -71,23 +71,8 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     a, b = await both(hosts)
     owners_of_shards = await owners(a, SHARDS)
     clients = [await Rpc.connect(host.rpc_port) for host in (a, b, a, b)]
-    called = dict.fromkeys(USERS, 0)
-    buckets = {(await clients[0].ask("top_up", user, FIRST))["bucket_id"] for user in USERS}
-    stop = asyncio.Event()
-
-    async def load(rpc: Rpc, user: str, number: int) -> None:
-        seq = 0
-        while not stop.is_set():
-            calls = []
-            for _ in range(4):  # pipelined: set_rate with a rising rate_seq is refused where the order is lost
-                seq += 1
-                calls.append(rpc.ask("set_rate", user, 0, {"resource": f"r{number}", "rate_seq": seq}))
-                calls.append(rpc.ask("top_up", user, 1))
-                called[user] += 1
-            await asyncio.gather(*calls)
-            await asyncio.sleep(LOAD_PAUSE_S)
-
-    tasks = [asyncio.create_task(load(rpc, user, number)) for number, rpc in enumerate(clients) for user in USERS]
+    load = PipelinedLoad(clients, USERS, depth=4, pause_s=LOAD_PAUSE_S)
+    buckets = await load.begin()
     operators = [await Rpc.connect(host.rpc_port) for host in (a, b)]
     rng, moved = random.Random(1), 0
     for turn in range(14):
@@ -97,13 +82,11 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
         assert error is None or "already" in error, error  # a door may know of the last move a moment later
         moved += error is None
     moved += await _backup_while_buckets_move(a, operators[1], owners_of_shards, buckets, data_dir)
-    stop.set()
-    await asyncio.gather(*tasks)
+    await load.stop()
     assert moved >= 8
     await _all_know(operators, moved, buckets)
     for rpc in clients:
-        for user in USERS:
-            assert (await rpc.ask("get_account", user))["balance_nanos"] == FIRST + called[user]
+        await load.check(rpc)
     code, output = await asyncio.to_thread(billing, b, "rebalance")
     assert code == 0, output
     deadline = time.monotonic() + WAIT_S
@@ -122,8 +105,7 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     assert a.stop() == 0
     await wait_page(b, 200, "ready")
     rpc = await Rpc.connect(b.rpc_port)
-    for user in USERS:
-        assert (await rpc.ask("get_account", user))["balance_nanos"] == FIRST + called[user]
+    await load.check(rpc)
     assert (await rpc.ask("check_owners"))["faults"] == []
     await _history_is_whole(rpc)
     assert await _statement(rpc, statement) == statement, "also of what the host that is gone served"
