@@ -54,6 +54,10 @@ from shards.system.host import REAL
 ROWS_AT_ONCE = 20_000
 
 
+class MapThere(Exception):
+    """The map of the buckets is not gone: none is made again."""
+
+
 @click.command(cls=Command)
 @config_option
 @click.option("--shard", type=int, help="Only the files of this shard.")
@@ -82,7 +86,8 @@ def rebuild(
         shards_here = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
         held = sorted(number for number in {*shards_here, *range(1, shard_count(config) + 1)} if backend.holds(number))
         if map_too:  # before `hold` below takes the map's lock, which the map's log takes itself
-            put(rebuild_map(backend, held, config.shards.bucket_count))
+            where = "stream M on the servers of the log" if is_shared else f"{data_dir}/map"
+            put(rebuild_map(backend, held, config.shards.bucket_count, where))
             if is_shared and not disk.exists(data_dir):
                 return  # this host has no files yet; its start makes them
         if is_shared:
@@ -96,7 +101,7 @@ def rebuild(
                 options = {"accept_loss": accept_loss, "is_shared": is_shared}
                 for line in rebuild_shard(disk, data_dir, number, reader, backup=str(from_backup or ""), **options):
                     put(line)
-    except DaemonRuns as refused:
+    except (DaemonRuns, MapThere) as refused:
         raise click.ClickException(str(refused)) from None
     except Absent as refused:
         raise Misplaced(str(refused)) from None
@@ -130,15 +135,18 @@ def check_shards(asked_for: int | None, shards: list[int]) -> None:
         raise Absent(f"there is no shard {asked_for}: the shards are {', '.join(map(str, shards))}")
 
 
-def rebuild_map(backend: Backend, shards: list[int], bucket_count: int) -> str:
-    """Makes the map again from the buckets that the shards hold. Returns a line about it. Raises MapLost, also where
-    the map exists; BatchCorrupt; JournalError.
+def rebuild_map(backend: Backend, shards: list[int], bucket_count: int, where: str) -> str:
+    """Makes the map again from the buckets that the shards hold. Returns a line about it. `where`: the place of the
+    map, for people. Raises MapThere where a map exists already; MapLost; BatchCorrupt; JournalError.
     """
     log = backend.map_log(MACHINE_CLOCKS.wall_ns)
     try:
         version, payloads = log.load("billing rebuild")
         if any(says_who_owns(payload) for payload in payloads):
-            raise MapLost("the map is there: nothing was changed. `billing doctor` says whether it is right")
+            raise MapThere(
+                f"there is a map of the buckets already, {where} (version {version}): nothing was changed. Without "
+                "--map, `billing rebuild` makes history and notices again; `billing doctor` says whether it is right"
+            )
         held = {}
         for number in shards:
             with closing(backend.reader(number)) as reader:
