@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.clock_step import ClockStep
+from tests.system.log_hosts import WAIT_S, daemon_on, killed_in_the_end, ready_page, wait_said
 from tests.system.rpc import Rpc
-from tests.system.test_jetstream import daemon_on
-from tests.system.test_standby import WAIT_S, ready_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 
@@ -22,23 +20,12 @@ HOUR_S = 3600
 NANOS_A_SECOND = 1_000_000_000
 
 
-@pytest.fixture
-def log(data_dir: Path) -> Iterator[NatsCluster]:
-    directory = data_dir / "servers"
-    directory.mkdir()
-    cluster = NatsCluster(directory, 1)
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
-
-
 class HostWithClock:
     """A host with a wall clock of its own."""
 
-    def __init__(self, log: NatsCluster, directory: Path) -> None:
+    def __init__(self, log_server: NatsCluster, directory: Path) -> None:
         single = {"cluster__replicas": 1, "cluster__shards": 1, "shards__workers": 1}
-        self.daemon = daemon_on(log, directory, cluster__node=directory.name, **single)
+        self.daemon = daemon_on(log_server, directory, cluster__node=directory.name, **single)
         self.clock = ClockStep(directory)
         self.daemon.environment = self.clock.environment
 
@@ -50,10 +37,7 @@ class HostWithClock:
             time.sleep(0.05)
 
     def wait_said(self, words: str) -> None:
-        deadline = time.monotonic() + WAIT_S
-        while words not in self.log_text:
-            assert time.monotonic() < deadline, f"{words}:\n{self.log_text}"
-            time.sleep(0.05)
+        wait_said(self.daemon, words)
 
     async def wait_gone(self) -> int:
         """The exit code."""
@@ -72,10 +56,12 @@ class HostWithClock:
         return self.daemon.log.read_text()
 
 
-async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: NatsCluster, data_dir: Path) -> None:
-    a, b = (HostWithClock(log, data_dir / name) for name in ("a", "b"))
-    try:
-        log.make_all(1)
+async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(
+    log_server: NatsCluster, data_dir: Path
+) -> None:
+    a, b = (HostWithClock(log_server, data_dir / name) for name in ("a", "b"))
+    with killed_in_the_end(a.daemon, b.daemon):
+        log_server.make_all(1)
         await asyncio.to_thread(a.daemon.start)
         rpc = await Rpc.connect(a.daemon.rpc_port)
         await rpc.ask("top_up", "user_01", 1000 * NANOS_A_SECOND)
@@ -110,7 +96,3 @@ async def test_a_host_an_hour_off_serves_nothing_until_its_clock_is_right(log: N
         b.clock.may_be_wrong_by(300_000)
         assert await b.wait_gone() == 75
         assert "because of its clock: the kernel says that it may be wrong by 0.300 s" in b.log_text
-    finally:
-        for host in (a, b):
-            if host.daemon.process is not None:
-                host.daemon.kill()

@@ -19,12 +19,11 @@ from shards.journal import backends
 from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.test_jetstream import USERS, Caller, billing, servers, shared_servers
-from tests.system.test_several_hosts import WAIT_S, two_hosts, wait_owners, wait_page
+from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, killed_in_the_end
 from tests.system.test_standby import begin_snapshots, history_position, make_durable, wait_followed
+from tests.system.two_hosts import both_serve, two_hosts, wait_owners, wait_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers", "shared_servers"]
 
 SHARDS = 2
 
@@ -33,10 +32,8 @@ SHARDS = 2
 async def hosts(servers: NatsCluster, data_dir: Path) -> AsyncIterator[list[Daemon]]:
     """Two hosts that serve at once over a log that keeps nothing behind the older of two snapshots."""
     hosts = await two_hosts(servers, data_dir, SHARDS, cluster__retain_bytes=0)
-    yield hosts
-    for host in hosts:
-        if host.process is not None:
-            host.kill()
+    with killed_in_the_end(*hosts):
+        yield hosts
 
 
 def file_at(host: Daemon, shard: int) -> Path:
@@ -66,11 +63,7 @@ async def test_a_host_that_was_away_for_longer_than_the_log_goes_back_answers_fr
     hosts: list[Daemon],
 ) -> None:
     a, b = hosts
-    for host in hosts:
-        host.launch()
-    await wait_owners(a, "a", "b")
-    for host in hosts:
-        await wait_page(host, 200, "ready")
+    await both_serve(hosts)
     caller = Caller(a.rpc_port)
     for _ in range(2):
         await caller.round()

@@ -6,8 +6,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
-import sys
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,130 +20,25 @@ from billing.client.connection import tls_context
 from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
-from tests.system.commands import carried_out_beside
 from tests.system.daemon import Daemon
+from tests.system.log_hosts import SHARDS, USERS, Caller, billing, daemon_on, killed_in_the_end, run
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_cutoffs import until
 from tests.system.test_followers import followers
 from tests.system.test_notices import kinds_of
 from tests.system.test_tls import write
 
-USERS = [f"user-{number}" for number in range(24)]
 FILLERS = [f"filler-{number}" for number in range(8)]  # of both shards
-SHARDS = 2
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-
-
-@pytest.fixture(scope="module")
-def shared_servers(module_dir: Path) -> Iterator[NatsCluster]:
-    """Until they have a leader takes longer than until a stream is gone."""
-    cluster = NatsCluster(module_dir)
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
-
-
-@pytest.fixture
-def servers(shared_servers: NatsCluster) -> NatsCluster:
-    """All of them run, and there is no stream."""
-    return shared_servers.clear()
-
-
-def daemon_on(servers: NatsCluster, directory: Path, **settings: object) -> Daemon:
-    directory.mkdir(exist_ok=True)
-    keys: dict[str, object] = {
-        "journal.kind": "jetstream",
-        "cluster.servers": servers.urls,
-        "cluster.shards": SHARDS,
-        "shards.workers": SHARDS,
-        "shards.bucket_count": 32,
-        **{key.replace("__", "."): value for key, value in settings.items()},
-    }
-    return Daemon(directory, **keys)
-
-
-def billing(daemon: Daemon, *arguments: str) -> tuple[int, str]:
-    """(exit code, all that it said) of a command with this daemon's configuration; a daemon is a process of its own."""
-    words = (*arguments, "--config", str(daemon.config))
-    if arguments[0] != "serve":
-        return run(*words)
-    command = [sys.executable, "-m", "billing", *words]
-    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
-    return result.returncode, result.stdout + result.stderr
-
-
-def run(*arguments: object) -> tuple[int, str]:
-    """(exit code, all that it said) of a command that asks a daemon."""
-    result = carried_out_beside(*arguments)
-    return result.returncode, result.stdout + result.stderr
 
 
 @pytest.fixture
 def daemon(servers: NatsCluster, data_dir: Path) -> Iterator[Daemon]:
     servers.make_all(SHARDS)
     daemon = daemon_on(servers, data_dir / "host")
-    yield daemon
-    if daemon.process is not None:
-        daemon.kill()
-
-
-class Caller:
-    """Tops users up, each time with a request id, and calls again with the same one until it is answered."""
-
-    def __init__(self, port: int) -> None:
-        self.port = port
-        self.balances = dict.fromkeys(USERS, 0)
-        self.answers = 0
-        self.last_at_ns = 0  # of the last answer to a change
-        self.refusals = 0
-        self._rpc: Rpc | None = None
-        self._connecting = asyncio.Lock()
-
-    async def call(self, method: str, *params: Any) -> Any:
-        """The result; what was refused or lost is asked again."""
-        while True:
-            try:
-                rpc = await self._connected()
-                error, result = await asyncio.wait_for(rpc.call(method, *params), 60)
-            except (ConnectionLost, OSError, TimeoutError):
-                self._rpc = None
-            else:
-                if error is None:
-                    return result
-                assert error.startswith("UNAVAILABLE"), error
-            self.refusals += 1
-            await asyncio.sleep(0.2)
-
-    async def _connected(self) -> Rpc:
-        """The connection that all calls share."""
-        async with self._connecting:
-            if self._rpc is None:
-                self._rpc = await Rpc.connect(self.port)
-            return self._rpc
-
-    async def round(self) -> None:
-        """Tops every user up, all at once."""
-        await asyncio.gather(*map(self._top_up, USERS))
-
-    async def _top_up(self, user: str) -> None:
-        self.answers += 1
-        amount, options = 1000 + self.answers, {"request_id": f"r{self.answers}"}
-        reply = await self.call("top_up", user, amount, options)
-        self.balances[user] += amount
-        self.last_at_ns = max(self.last_at_ns, reply["at_ns"])
-        assert reply["balance_nanos"] == self.balances[user]
-
-    async def check(self) -> None:
-        """Asks for every balance, and for every history, all at once."""
-        await asyncio.gather(*map(self._check, USERS))
-
-    async def _check(self, user: str) -> None:
-        reply = await self.call("get_account", user)
-        assert reply["balance_nanos"] == self.balances[user]
-        rows = await self.call("history", user, {"limit": 1000})
-        assert sum(row["amount_nanos"] for row in rows if row["operation"] == "top_up") == self.balances[user]
+    with killed_in_the_end(daemon):
+        yield daemon
 
 
 async def test_what_was_answered_is_there_after_kills_of_the_daemon_of_workers_and_of_servers(
@@ -188,13 +81,11 @@ async def test_what_was_answered_is_there_after_kills_of_the_daemon_of_workers_a
 
 
 async def test_notices_are_told_in_order_and_none_is_lost_over_kills_of_the_daemon_and_a_server(
-    servers: NatsCluster, data_dir: Path
+    servers: NatsCluster, data_dir: Path, receiver: Receiver
 ) -> None:
-    receiver = Receiver("127.0.0.1", 0)
-    await receiver.start()
     daemon = daemon_on(servers, data_dir / "host", notify__url=f"{receiver.url}/told")
     kinds = [f"{number}:account-topped_up" for number in range(1, 4)]
-    try:
+    with killed_in_the_end(daemon):
         servers.make_all(SHARDS)
         await asyncio.to_thread(daemon.start)
         caller = Caller(daemon.rpc_port)
@@ -210,10 +101,6 @@ async def test_notices_are_told_in_order_and_none_is_lost_over_kills_of_the_daem
         for user in USERS:
             assert list(dict.fromkeys(kinds_of(receiver, user))) == kinds
         assert await asyncio.to_thread(daemon.stop) == 0
-    finally:
-        if daemon.process is not None:
-            daemon.kill()
-        await receiver.close()
 
 
 async def test_without_a_majority_everything_is_refused_and_it_comes_back_by_itself(
@@ -313,13 +200,11 @@ async def test_a_limit_that_is_lowered_while_it_serves_is_answered_at_once_and_p
 
 
 async def test_cutoffs_go_on_while_a_stream_is_full_and_nothing_of_them_is_lost(
-    servers: NatsCluster, data_dir: Path
+    servers: NatsCluster, data_dir: Path, receiver: Receiver
 ) -> None:
     """Changes are refused; what time causes is called once, and is in the history when there is room again."""
-    receiver = Receiver("127.0.0.1", 0)
-    await receiver.start()
     daemon = daemon_on(servers, data_dir / "host", cutoff__url=f"{receiver.url}/off")
-    try:
+    with killed_in_the_end(daemon):
         servers.make_all(SHARDS)
         for shard in range(1, SHARDS + 1):
             servers.limit(f"J_{shard}", 600_000)
@@ -352,10 +237,6 @@ async def test_cutoffs_go_on_while_a_stream_is_full_and_nothing_of_them_is_lost(
         assert not missing
         assert len({call.event_id for call in receiver.calls}) == len({call.user_id for call in receiver.calls})
         assert await asyncio.to_thread(daemon.stop) == 0
-    finally:
-        if daemon.process is not None:
-            daemon.kill()
-        await receiver.close()
 
 
 async def fill(port: int, user: str) -> dict[str, Any]:
@@ -391,12 +272,10 @@ async def test_clients_come_in_over_tls(servers: NatsCluster, data_dir: Path) ->
         rpc__tls_key=write(data_dir / "door.key", issued.private_key_pem),
     )  # fmt: skip
     trust = tls_context(write(data_dir / "ca.pem", authority.cert_pem))
-    await asyncio.to_thread(daemon.start, 60.0)
-    try:
+    with killed_in_the_end(daemon):
+        await asyncio.to_thread(daemon.start, 60.0)
         async with Client(daemon.address, tls=trust) as client:
             assert (await client.top_up("u", "5"))["balance_nanos"] == 5 * 10**9
-    finally:
-        daemon.kill()
 
 
 def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: NatsCluster, data_dir: Path) -> None:

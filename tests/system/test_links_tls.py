@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -15,13 +14,12 @@ import trustme
 
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
+from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, daemon_on, killed_in_the_end, wait_said
 from tests.system.rpc import Rpc
-from tests.system.test_jetstream import USERS, Caller, billing, daemon_on, servers, shared_servers
-from tests.system.test_several_hosts import WAIT_S, at_every_door, wait_owners, wait_page
 from tests.system.test_tls import write
+from tests.system.two_hosts import at_every_door, wait_owners, wait_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers", "shared_servers"]
 
 SHARDS = 2
 BELIEVE = "cluster.tls_cert, cluster.tls_ca: the two hosts do not believe each other's certificates"
@@ -52,18 +50,8 @@ async def hosts(servers: NatsCluster, data_dir: Path, own_authority: trustme.CA)
         keys |= certify(data_dir / name, authority) | {"cluster__shards": SHARDS, "cluster__node": name}
         daemons.append(daemon_on(servers, data_dir / name, **keys))
     servers.make_all(SHARDS)
-    yield daemons
-    for host in daemons:
-        if host.process is not None:
-            host.kill()
-
-
-async def wait_said(host: Daemon, *texts: str) -> None:
-    """Returns when its log has each of these."""
-    deadline = time.monotonic() + WAIT_S
-    while not all(text in host.log.read_text() for text in texts):
-        assert time.monotonic() < deadline, host.log.read_text()
-        await asyncio.sleep(0.1)
+    with killed_in_the_end(*daemons):
+        yield daemons
 
 
 async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_name(
@@ -77,9 +65,8 @@ async def test_links_are_tls_and_a_host_with_another_authority_is_refused_by_nam
     await wait_owners(a, "a", "b")
     await wait_page(b, 200, "ready")
     for host in hosts:
-        await wait_said(
-            host, "refused a link from 127.0.0.1: cluster.tls_cert, cluster.tls_ca: ", "event=link_not_wanted"
-        )
+        for words in ("refused a link from 127.0.0.1: cluster.tls_cert, cluster.tls_ca: ", "event=link_not_wanted"):
+            await asyncio.to_thread(wait_said, host, words)
     rpc = await Rpc.connect(a.rpc_port)
     refused: list[dict[str, Any]] = []
     async with asyncio.timeout(WAIT_S):  # until the link has been tried

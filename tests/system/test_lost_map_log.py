@@ -8,26 +8,22 @@ from pathlib import Path
 import pytest
 
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
-from tests.system.daemon import Daemon
+from tests.system.log_hosts import SHARDS, daemon_on, killed_in_the_end
 from tests.system.test_lost_map import BUCKETS, billing, fill, look
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 
 
-def test_a_log_without_its_map_is_refused_and_the_map_is_made_again_from_the_shards(data_dir: Path) -> None:
-    directory = data_dir / "servers"
-    directory.mkdir()
-    (data_dir / "host").mkdir()
-    servers = NatsCluster(directory, servers=1)
-    log = {"journal.kind": "jetstream", "cluster.servers": servers.urls, "cluster.replicas": 1, "cluster.shards": 2}
-    daemon = Daemon(data_dir / "host", **log, **{"shards.workers": 2, "shards.bucket_count": BUCKETS})
-    try:
-        servers.start()
-        servers.make_all(2, BUCKETS)
+def test_a_log_without_its_map_is_refused_and_the_map_is_made_again_from_the_shards(
+    log_server: NatsCluster, data_dir: Path
+) -> None:
+    daemon = daemon_on(log_server, data_dir / "host", cluster__replicas=1, shards__bucket_count=BUCKETS)
+    with killed_in_the_end(daemon):
+        log_server.make_all(SHARDS, BUCKETS)
         daemon.start()
         state = asyncio.run(fill(daemon))
         daemon.kill()
-        servers.ask("STREAM.DELETE.M")
+        log_server.ask("STREAM.DELETE.M")
         for path in (data_dir / "host" / "data" / "history").iterdir():
             path.unlink(missing_ok=True)  # a history that ends tidies up behind itself
 
@@ -54,7 +50,3 @@ def test_a_log_without_its_map_is_refused_and_the_map_is_made_again_from_the_sha
         runs = billing("rebuild", "--config", daemon.config)
         assert (runs.returncode, "a daemon runs on" in runs.stderr) == (1, True), runs.stderr
         assert daemon.stop() == 0
-    finally:
-        if daemon.process is not None:
-            daemon.kill()
-        servers.close()

@@ -16,14 +16,14 @@ import pytest
 from billing.client import Client
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
+from tests.system.log_hosts import WAIT_S, billing, killed_in_the_end, run
 from tests.system.pipelined_load import FIRST, PipelinedLoad
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_feed import FeedReader, entries_of
-from tests.system.test_jetstream import billing, run, servers, shared_servers
-from tests.system.test_several_hosts import COIN, WAIT_S, owners, two_hosts, wait_owners, wait_page
+from tests.system.test_several_hosts import COIN
+from tests.system.two_hosts import both_serve, owners, two_hosts, wait_owners, wait_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers", "shared_servers"]
 
 SHARDS = 2
 
@@ -36,20 +36,15 @@ LOAD_PAUSE_S = 0.2  # of each user at each door: a move meets some calls, and th
 async def hosts(servers: NatsCluster, data_dir: Path) -> AsyncIterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
     hosts = await two_hosts(servers, data_dir, SHARDS)
-    yield hosts
-    for host in hosts:
-        if host.process is not None:
-            host.kill()
+    with killed_in_the_end(*hosts):
+        yield hosts
 
 
 async def both(hosts: list[Daemon]) -> tuple[Daemon, Daemon]:
     """The hosts, each with one of the shards."""
     a, b = hosts
+    await both_serve(hosts)
     for host in hosts:
-        host.launch()
-    await wait_owners(a, "a", "b")
-    for host in hosts:
-        await wait_page(host, 200, "ready")
         rpc = await Rpc.connect(host.rpc_port)
         async with asyncio.timeout(WAIT_S):  # until every worker has its links, and the other host answers over them
             while any(row["links_down"] or row["accounts"] is None for row in await rpc.ask("shards_info")):

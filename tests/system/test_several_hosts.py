@@ -5,66 +5,35 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from billing.client import Client
-from billing.config.load import load, log_of
 from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
-from shards.journal import backends
-from shards.supervisor.registry import shares_of
-from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
+from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, killed_in_the_end, run
 from tests.system.test_feed import FeedReader, entries_of
-from tests.system.test_jetstream import USERS, Caller, billing, called, daemon_on, run, servers, shared_servers
-from tests.system.test_standby import is_refused, ready_page
+from tests.system.test_jetstream import called
+from tests.system.test_standby import is_refused
+from tests.system.two_hosts import at_every_door, both_serve, owners, two_hosts, wait_owners, wait_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers", "shared_servers"]
 
 SHARDS = 3
-WAIT_S = 120.0
 SPENDERS = [f"spender-{number}" for number in range(12)]
 COIN = 1_000_000_000
-
-
-@pytest.fixture
-async def receiver() -> AsyncIterator[Receiver]:
-    receiver = Receiver("127.0.0.1", 0)
-    await receiver.start()
-    yield receiver
-    await receiver.close()
-
-
-async def two_hosts(servers: NatsCluster, directory: Path, shards: int, **keys: object) -> list[Daemon]:
-    """Hosts that know the secret of their links; nothing runs yet."""
-    secret = directory / "secret"
-    secret.write_text("of the links\n")
-    secret.chmod(0o600)
-    shared: dict[str, object] = {
-        "cluster__shards": shards,
-        "shards__workers": shards,
-        "cluster__listen": "127.0.0.1:0",
-        "cluster__secret_file": str(secret),
-    }
-    daemons = [daemon_on(servers, directory / name, cluster__node=name, **shared, **keys) for name in ("a", "b")]
-    servers.make_all(shards)
-    return daemons
 
 
 @pytest.fixture
 async def hosts(servers: NatsCluster, data_dir: Path, receiver: Receiver) -> AsyncIterator[list[Daemon]]:
     """Two hosts; nothing runs yet."""
     hosts = await two_hosts(servers, data_dir, SHARDS, cutoff__url=f"{receiver.url}/off")
-    yield hosts
-    for host in hosts:
-        if host.process is not None:
-            host.kill()
+    with killed_in_the_end(*hosts):
+        yield hosts
 
 
 async def read_on(reader: FeedReader, caller: Caller, users: list[str], limit: int = 1000) -> None:
@@ -77,45 +46,6 @@ async def read_on(reader: FeedReader, caller: Caller, users: list[str], limit: i
         while any(reader.newest().get(user, 0) < entry_id for user, entry_id in entries.items()):
             await reader.read(rpc, limit)
     reader.check()
-
-
-async def owners(host: Daemon, shards: int = SHARDS) -> list[str | None]:
-    """The host of each shard, by the map's log, which is asked without a process of its own: this is asked often."""
-
-    def read() -> list[bytes]:
-        settings = log_of(load(host.config, {}).config) | {"directory": ""}
-        log = backends.open(settings, REAL).map_log(lambda: 0)
-        with closing(log):
-            return log.load("test")[1]
-
-    owns = shares_of(await asyncio.to_thread(read)).owns
-    return [owns[shard].node or None if shard in owns else None for shard in range(1, shards + 1)]
-
-
-async def wait_owners(host: Daemon, *owners_awaited: str) -> None:
-    """Returns when the shards' hosts are these, in any order."""
-    deadline = time.monotonic() + WAIT_S
-    while (owners_now := await owners(host, len(owners_awaited))) != list(owners_awaited) and sorted(
-        map(str, owners_now)
-    ) != sorted(owners_awaited):
-        assert time.monotonic() < deadline, f"{owners_now}\n{host.log.read_text()}"
-        await asyncio.sleep(0.2)
-
-
-async def wait_page(host: Daemon, status: int, text: str) -> None:
-    """Returns when /readyz says so."""
-    deadline = time.monotonic() + WAIT_S
-    while (page := await asyncio.to_thread(ready_page, host))[0] != status or text not in page[1]:
-        assert time.monotonic() < deadline, f"{page}\n{host.log.read_text()}"
-        await asyncio.sleep(0.1)
-
-
-async def at_every_door(caller: Caller, *hosts: Daemon) -> None:
-    """Changes and reads of all users, wherever they are asked for."""
-    for host in hosts:
-        caller.port, caller._rpc = host.rpc_port, None
-        await caller.round()
-        await caller.check()
 
 
 async def spend(caller: Caller, seconds: int) -> dict[tuple[str, int], None]:
@@ -144,7 +74,7 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
 ) -> None:
     a, b = hosts
     await asyncio.to_thread(a.start, WAIT_S)
-    assert await owners(a) == ["a"] * SHARDS
+    assert await owners(a, SHARDS) == ["a"] * SHARDS
     caller = Caller(a.rpc_port)
     await caller.round()
 
@@ -173,7 +103,7 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
             await client.top_up(user, str(number + 1), request_id=f"over the kill, {user}")
             caller.balances[user] += (number + 1) * COIN
     await at_every_door(caller, a)
-    assert await owners(a) == ["a"] * SHARDS
+    assert await owners(a, SHARDS) == ["a"] * SHARDS
     await wait_called(receiver, due)
     await read_on(reader, caller, [*USERS, *SPENDERS], limit=7)
 
@@ -213,12 +143,12 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
     await caller.round()
     error, _ = await (await _rpc(caller)).call("backup", "end")
     assert "changed its host meanwhile: take the backup again" in error
-    assert await owners(b) == ["b"] * SHARDS
+    assert await owners(b, SHARDS) == ["b"] * SHARDS
     await at_every_door(caller, b)
     await wait_called(receiver, due)
     await read_on(reader, caller, [*USERS, *SPENDERS])
     assert await asyncio.to_thread(b.stop) == 0
-    assert await owners(b) == [None] * SHARDS
+    assert await owners(b, SHARDS) == [None] * SHARDS
 
 
 async def restored_elsewhere(host: Daemon, caller: Caller, directory: Path) -> None:
@@ -233,7 +163,7 @@ async def restored_elsewhere(host: Daemon, caller: Caller, directory: Path) -> N
     files = Daemon(directory / "files", **keys)
     code, output = await asyncio.to_thread(billing, files, "restore", str(directory / "copy"))
     assert code == 0, output
-    try:
+    with killed_in_the_end(files):
         await asyncio.to_thread(files.start, WAIT_S)
         second_caller = Caller(files.rpc_port)
         second_caller.balances = dict(caller.balances)
@@ -243,9 +173,6 @@ async def restored_elsewhere(host: Daemon, caller: Caller, directory: Path) -> N
             assert [row["entry_id"] for row in rows] == list(range(len(rows), 0, -1))
             assert rows[0]["operation"] == "exhaust"
         assert await asyncio.to_thread(files.stop) == 0
-    finally:
-        if files.process is not None:
-            files.kill()
 
 
 async def _rpc(caller: Caller) -> Any:
@@ -263,12 +190,8 @@ async def test_a_backup_at_either_host_has_the_notices_that_both_owe(
     keys: dict[str, object] = {"shards.workers": 2, "shards.bucket_count": 32, "notify.url": notify}
     (data_dir / "files").mkdir()
     files = Daemon(data_dir / "files", **keys)
-    try:
-        for host in hosts:
-            host.launch()
-        await wait_owners(hosts[0], "a", "b")
-        for host in hosts:
-            await wait_page(host, 200, "ready")
+    with killed_in_the_end(*hosts, files):
+        await both_serve(hosts)
         caller = Caller(hosts[1].rpc_port)
         await caller.round()
         event_ids = {f"{user}:1:account-topped_up" for user in caller.balances}
@@ -285,7 +208,3 @@ async def test_a_backup_at_either_host_has_the_notices_that_both_owe(
         await asyncio.to_thread(files.start, WAIT_S)
         await called(receiver, event_ids)
         assert {call.event_id for call in receiver.calls} == event_ids
-    finally:
-        for daemon in (*hosts, files):
-            if daemon.process is not None:
-                daemon.kill()

@@ -9,8 +9,6 @@ import signal
 import socket
 import sqlite3
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,14 +19,11 @@ import pytest
 from billing.follower.store import file_of
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
+from tests.system.log_hosts import SHARDS, USERS, WAIT_S, Caller, billing, daemon_on, killed_in_the_end, ready_page
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.systemd import start
-from tests.system.test_jetstream import SHARDS, USERS, Caller, billing, daemon_on, servers, shared_servers
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
-__all__ = ["servers", "shared_servers"]
-
-WAIT_S = 120.0
 
 
 @pytest.fixture
@@ -37,21 +32,8 @@ def hosts(servers: NatsCluster, data_dir: Path) -> Iterator[list[Daemon]]:
     keys = {"cluster__retain_bytes": 0}
     daemons = [daemon_on(servers, data_dir / name, cluster__node=name, **keys) for name in ("a", "b")]
     servers.make_all(SHARDS)
-    yield daemons
-    for host in daemons:
-        if host.process is not None:
-            host.kill()
-
-
-def ready_page(host: Daemon) -> tuple[int, str]:
-    """Status and text of /readyz; (0, "") where nobody listens."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{host.admin_port}/readyz", timeout=5) as answer:
-            return answer.status, answer.read().decode()
-    except urllib.error.HTTPError as error:
-        return error.code, error.read().decode()
-    except OSError:
-        return 0, ""
+    with killed_in_the_end(*daemons):
+        yield daemons
 
 
 def wait_standing_by(host: Daemon, server: str) -> None:
