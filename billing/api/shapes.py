@@ -437,8 +437,9 @@ OWNERS: Final = Shape(
     (
         Field("buckets", "integer"),
         Field("moving", "integer"),
-        Field("shards", "integer"),
+        Field("shards", "integer", "that were looked at, on all hosts"),
         Field("faults", "any", many=True),
+        Field("unchecked", "text", "shards of other hosts that were not looked at, and why", many=True),
     ),
 )
 RELEASED: Final = Shape("Released", "How many cutoffs were let go.", (Field("released", "integer"),))

@@ -532,6 +532,7 @@ class Owners(Result):
     moving: int
     shards: int
     faults: list[Any]
+    unchecked: list[str]
 
 
 class AuditRow(Result):

@@ -8,6 +8,7 @@ It serves no request itself: it starts and ends workers, and decides who owns wh
     briefing          what workers are told; admission: from a worker's start to its serving; spares: loaded ahead
     retirement        drained shards are let go
     operator_api      an operator's questions and orders; worker_figures: asks workers; unserved: what is not served
+    ownership         whether each bucket has one owner, on whatever host
     billing_time      billing time, where it begins; clock_guard: whether this host's clock will do; clock_watch: looks
     standby           where hosts take turns: when one may take over
     placement         where several serve at once: which host is to serve which shard; owners: by the map's log

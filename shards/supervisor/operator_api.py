@@ -5,11 +5,12 @@
     ("shards_here",)                 for another host: this one's name, rows, and which shards it has no link to
     ("buckets_info",)                a row per bucket; their hosts say how many accounts those elsewhere have
     ("accounts_here",)               for another host: how many accounts each bucket has that this one serves
+    ("held_here",) ("moving_here",)  for another host that checks owners
     ("explain_move", bucket, shard)  what a move of the bucket waits for, and who could do something about it;
                                      shard 0: wherever the rebalancer wants it
     ("move_bucket", bucket, shard)   ("pin_bucket", bucket)   ("unpin_bucket", bucket)
     ("rebalance", plan only)         begun, or only shown
-    ("check_owners",)                whether each bucket has exactly one owner, and its content adds up
+    ("check_owners",)                whether each bucket has exactly one owner, and its content adds up: `ownership`
 
 States are named as vshard names them. A refusal is `{"refused": name, "message": text}`.
 """
@@ -17,22 +18,21 @@ States are named as vshard names them. A refusal is `{"refused": name, "message"
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Container, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING, check_single_owner
+from shards.buckets import ACTIVE, PINNED, RECEIVING, SENDING
 from shards.counting import counted
 from shards.journal import JournalError
 from shards.machine import Command
 from shards.moves.mover import MOVE_HERE, Mover, refusal
+from shards.supervisor.ownership import HELD_HERE, MOVING_HERE, SILENT, OwnershipCheck
 from shards.supervisor.registry import Registry
 from shards.supervisor.worker_figures import WorkerFigures
 
 SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on", "garbage")  # in shards_info
 STEPS_SHOWN_MAX = 1000
 FAR_TIMEOUT_S = 2.0  # for what another host says of its shards
-SILENT = "silent"  # the state of a shard that should serve, and whose worker does not answer
-FAULTS_SHOWN_MAX = 100
 T = TypeVar("T")
 
 
@@ -63,6 +63,8 @@ class OperatorApi:
         self._workers = workers
         self._mover = mover
         self._worker_figures = worker_figures
+        of_buckets = registry, workers, mover, worker_figures
+        self._ownership = OwnershipCheck(*of_buckets, elsewhere, self._ask_hosts)
 
     async def operate(self, operation: Command) -> object:
         """Carries out an operator's request."""
@@ -104,7 +106,11 @@ class OperatorApi:
                     ],
                 }
             case ("check_owners",):
-                return await self._check_owners()
+                return await self._ownership.check()
+            case (name,) if name == HELD_HERE:
+                return await self._ownership.held_here()
+            case (name,) if name == MOVING_HERE:
+                return self._ownership.moving_here()
             case (name, *_) if name in self.extra_operations:
                 return await self.extra_operations[name](operation)
             case _:
@@ -165,7 +171,7 @@ class OperatorApi:
         return Here("" if placement is None else placement.node, rows, down)
 
     async def _answers_elsewhere(
-        self, question: Command, elsewhere: dict[int, str], down: Container[int]
+        self, question: Command, elsewhere: dict[int, str], down: Container[int], timeout_s: float = FAR_TIMEOUT_S
     ) -> list[dict[str, Any]]:
         """The answers of the hosts that serve the other shards, of those that answer. `down`: shards that this host
         cannot reach.
@@ -177,12 +183,20 @@ class OperatorApi:
 
         async def of(shard: int) -> dict[str, Any] | None:
             try:
-                reply = await asyncio.wait_for(far.ask_only(shard, question), FAR_TIMEOUT_S)
+                reply = await asyncio.wait_for(far.ask_only(shard, question), timeout_s)
             except TimeoutError:
                 return None
             return None if "refused" in reply else reply
 
         return [answer for answer in await asyncio.gather(*map(of, by_node.values())) if answer is not None]
+
+    async def _ask_hosts(self, question: Command, timeout_s: float) -> list[dict[str, Any]]:
+        """The answers of all hosts that this one can reach, of those that answer."""
+        elsewhere = self._elsewhere()
+        if not elsewhere:
+            return []
+        _, down = await self._accounts_here()
+        return await self._answers_elsewhere(question, elsewhere, down, timeout_s)
 
     def _far_row(self, shard_id: int, node: str, unlinked: dict[str, str], host_row: Any | None) -> dict[str, Any]:
         """A shard that another host serves: the map's facts, and the row of its host if that host has answered.
@@ -337,41 +351,6 @@ class OperatorApi:
         if mover.rebalancing or self._registry.uneven:
             return f"its turn: {counted(index, 'bucket')} of the plan before it", "the rebalancer"
         return "an order: rebalance", "the operator"
-
-    # -- ownership --------------------------------------------------------------------------------------------------
-
-    async def _check_owners(self) -> dict[str, Any]:
-        """Asks every worker what it holds; buckets that are moving meanwhile are left out."""
-        moving = set(self._mover.running)
-        generations = self._registry.map.generation[:]
-        answers = await self._from_all(self._worker_figures.examine)
-        bucket_map = self._registry.map
-        moving |= set(self._mover.running)
-        moving |= {
-            bucket_id
-            for bucket_id, generation in enumerate(bucket_map.generation)
-            if generation != generations[bucket_id]
-        }
-        silent = [worker.shard_id for worker, answer in answers if answer is None]
-        held: dict[int, Iterable[tuple[int, int]]] = {
-            worker.shard_id: [] if answer is None else answer.held for worker, answer in answers
-        }
-        states = {shard_id: self._workers[shard_id].state for shard_id in silent}
-        faults = [
-            f"shard {shard_id} does not answer: {SILENT if state == 'serving' else state}"
-            for shard_id, state in states.items()
-        ]
-        for worker, answer in answers:
-            faults += [] if answer is None else [f"shard {worker.shard_id}: {fault}" for fault in answer.faults]
-        unasked = [*silent, *self._elsewhere()]
-        left_out = moving | {bucket_id for shard_id in unasked for bucket_id in bucket_map.buckets_of(shard_id)}
-        faults += check_single_owner(bucket_map, held, left_out)
-        return {
-            "buckets": bucket_map.bucket_count - len(left_out),
-            "moving": len(moving),
-            "shards": len(answers),
-            "faults": faults[:FAULTS_SHOWN_MAX],
-        }
 
 
 def _links(unlinked: dict[str, str]) -> list[str]:

@@ -88,6 +88,9 @@ async def test_a_move_between_hosts_under_load_loses_nothing_and_keeps_the_order
     while len({row["buckets"] for row in await operators[0].ask("shards_info")}) != 1:
         assert time.monotonic() < deadline
         await asyncio.sleep(0.05)
+    for rpc in operators:
+        checked = await rpc.ask("check_owners")
+        assert (checked["shards"], checked["faults"], checked["unchecked"]) == (SHARDS, [], [])
     statement = await _books_go_along(operators, owners_of_shards)
     for rpc in operators:
         await _history_is_whole(rpc)

@@ -102,7 +102,8 @@ async def test_a_shard_of_another_host_has_a_row_without_figures_and_buckets_do_
     _, second = await rows_of(harness, "shards_info")
     assert second["alerts"] == ["UNREACHABLE_SHARD: no host serves shard 2"]
     checked = await harness.operator_api.operate(("check_owners",))
-    assert checked == {"buckets": 2, "moving": 0, "shards": 1, "faults": []}, "of this host's shards alone"
+    unchecked = ["shard 2: no host serves it"]
+    assert checked == {"buckets": 2, "moving": 0, "shards": 1, "faults": [], "unchecked": unchecked}
 
 
 class Peer:
@@ -278,6 +279,7 @@ async def test_owners_are_checked_against_what_each_worker_holds(harness: Operat
         "moving": 0,
         "shards": 2,
         "faults": [],
+        "unchecked": [],
     }
     harness.wire(1).held = [(1, 1)]  # it lost bucket 2
     harness.wire(2).held = [*harness.wire(2).held, (1, 1)]  # and the other one has bucket 1, too
@@ -288,10 +290,53 @@ async def test_owners_are_checked_against_what_each_worker_holds(harness: Operat
     assert reply["faults"][0] == "shard 2: bucket 4: account u: its lines do not add up"
 
 
+class OtherOwners:
+    """The way to the supervisor of another host, which checks its own shards: `Mover.far`."""
+
+    def __init__(self, held: Any, version: int) -> None:
+        self.replies: dict[str, Any] = {
+            "held_here": {"shards": ((2, held),), "faults": (), "moving": ()},
+            "moving_here": {"moving": (), "version": version},
+        }
+
+    async def ask_only(self, shard: int, operation: Any) -> dict[str, Any]:
+        assert shard == 2
+        return dict(self.replies.get(operation[0], {"refused": "UNAVAILABLE", "message": "it is away"}))
+
+
+async def test_owners_are_checked_on_every_host_and_a_host_that_does_not_answer_is_named(
+    harness: OperatorApiHarness,
+) -> None:
+    held = tuple(harness.registry.map.ownership_of(2).items())
+    reply = await harness.operator_api.operate(("held_here",))
+    assert isinstance(reply, dict)
+    assert dict(reply["shards"])[2] == list(held), "what another host is told"
+    assert await harness.operator_api.operate(("moving_here",)) == {"moving": [], "version": harness.registry.version}
+    peer = OtherOwners(held, harness.registry.version)
+    harness.mover.far = peer  # type: ignore[assignment]
+    del harness.workers[2]
+    harness.elsewhere[2] = "b"
+
+    async def check() -> Any:
+        return await harness.operator_api.operate(("check_owners",))
+
+    whole = {"buckets": BUCKETS, "moving": 0, "shards": 2, "faults": [], "unchecked": []}
+    assert await check() == whole
+    peer.replies["held_here"] |= {"shards": ((2, (*held, (1, 1))),)}
+    assert (await check())["faults"] == ["bucket 1 is held by shard 1 and by shard 2"]
+    peer.replies["moving_here"] |= {"moving": (1,)}
+    assert await check() == whole | {"buckets": BUCKETS - 1, "moving": 1}
+    peer.replies["held_here"] |= {"shards": ((2, None),), "faults": ("shard 2 does not answer: held",)}
+    assert await check() == whole | {"buckets": 1, "moving": 1, "faults": ["shard 2 does not answer: held"]}
+    del peer.replies["held_here"]
+    assert await check() == whole | {"buckets": 2, "shards": 1, "unchecked": ["shard 2: b has not answered"]}
+
+
 async def test_a_worker_that_is_gone_is_a_fault_and_its_buckets_are_left_out(harness: OperatorApiHarness) -> None:
     harness.workers[2].wire, harness.workers[2].state = None, "down"
     reply = await harness.operator_api.operate(("check_owners",))
-    assert reply == {"buckets": 2, "moving": 0, "shards": 2, "faults": ["shard 2 does not answer: down"]}
+    faults = ["shard 2 does not answer: down"]
+    assert reply == {"buckets": 2, "moving": 0, "shards": 2, "faults": faults, "unchecked": []}
 
 
 async def rows_of(harness: OperatorApiHarness, question: str) -> list[dict[str, Any]]:
