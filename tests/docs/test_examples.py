@@ -27,6 +27,7 @@ from billing.client import Client
 from tests.docs.pages import REPOSITORY
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import private_file
 
 EXAMPLES = REPOSITORY / "examples"
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -64,12 +65,10 @@ class DaemonWithCutoffPort:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonWithCutoffPort]:
     directory = tmp_path_factory.mktemp("examples")
-    secret = directory / "secret"
-    secret.write_text(SECRET)
-    secret.chmod(0o600)
+    secret = private_file(directory / "secret", SECRET)
     port = free_port()
     url = f"http://127.0.0.1:{port}/cutoff"
-    with Daemon(directory, cutoff__url=url, cutoff__secret_file=str(secret), shards__workers=1) as daemon:
+    with Daemon(directory, cutoff__url=url, cutoff__secret_file=secret, shards__workers=1) as daemon:
         yield DaemonWithCutoffPort(daemon, port)
 
 

@@ -14,7 +14,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
-from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from billing.signature import parse_secrets
 from tests.docs.pages import REPOSITORY
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import private_file, tokens_file
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 PROGRAMS = REPOSITORY / "examples" / "receivers"
@@ -68,20 +68,14 @@ class DaemonWithReceivers:
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonWithReceivers]:
     directory = tmp_path_factory.mktemp("receivers")
-    secret = directory / "secret"
-    secret.write_text(SECRET)
-    secret.chmod(0o600)
-    tokens = directory / "tokens"
-    tokens.write_text(f"receiver:read,charge,top_up:{sha256(TOKEN.encode()).hexdigest()}\n")
-    tokens.chmod(0o600)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     settings = {
         "cutoff.url": f"{url}/cutoff",
         "cutoff.restore_url": f"{url}/restore",
-        "cutoff.secret_file": str(secret),
+        "cutoff.secret_file": private_file(directory / "secret", SECRET),
         "notify.url": f"{url}/notices",
-        "rpc.tokens_file": str(tokens),
+        "rpc.tokens_file": tokens_file(directory / "tokens", ("receiver", "read,charge,top_up", TOKEN)),
         "http.listen": f"127.0.0.1:{free_port()}",
     }
     with Daemon(directory, shards__workers=1, **settings) as daemon:

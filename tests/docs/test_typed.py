@@ -25,6 +25,7 @@ from billing.config.schema import Config
 from tests.docs.pages import REPOSITORY, blocks
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import private_file
 
 WAIT_S = 120.0
 ALL = 1000  # entries of a page, at most
@@ -171,10 +172,9 @@ def test_the_console_answers_the_scene_of_the_page(served: DaemonWithAddresses) 
     [("accounts-and-money.md", "toml", "[cutoff.class.business]"), ("log-on-a-majority.md", "", "[cluster]")],
 )
 def test_the_tables_of_the_pages_are_a_configuration(page: str, language: str, part: str, tmp_path: Path) -> None:
-    credentials, file = tmp_path / "nats", tmp_path / "config.toml"
-    credentials.write_text("billing:password\n")
-    credentials.chmod(0o600)
-    text = block(f"docs/{page}", language, part).replace("/etc/billing/nats", str(credentials))
+    credentials = private_file(tmp_path / "nats", "billing:password\n")
+    file = tmp_path / "config.toml"
+    text = block(f"docs/{page}", language, part).replace("/etc/billing/nats", credentials)
     file.write_text(text + f'[daemon]\ndata_dir = "{tmp_path / "data"}"\n')
     config, standard = load(file, {}).config, Config()
     assert [section for section in tomllib.loads(text) if getattr(config, section) == getattr(standard, section)] == []

@@ -20,6 +20,7 @@ from billing.api.iproto.protocol import proof_of
 from tests.outsiders.test_outsiders import CLIENTS, HERE, HOST
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import private_file
 
 NAME, TOKEN = "shop", "a token of the shop"
 DECREASED = [
@@ -82,10 +83,12 @@ def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     """The port of a daemon that asks for tokens."""
     directory: Path = tmp_path_factory.mktemp("g")
-    tokens, port = directory / "tokens", free_port()
-    tokens.write_text(f"{NAME}:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}:{proof_of(TOKEN.encode()).hex()}\n")
-    tokens.chmod(0o600)
-    settings = {"tarantool.listen": f"{HOST}:{port}", "rpc.tokens_file": str(tokens)}
+    port = free_port()
+    tokens = f"{NAME}:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}:{proof_of(TOKEN.encode()).hex()}\n"
+    settings = {
+        "tarantool.listen": f"{HOST}:{port}",
+        "rpc.tokens_file": private_file(directory / "tokens", tokens),
+    }
     daemon = Daemon(directory, shards__workers=1, **settings)
     with daemon:
         yield port

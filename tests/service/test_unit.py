@@ -12,6 +12,7 @@ import pytest
 from billing.config.load import load
 from billing.config.schema import Config
 from billing.service.unit import hidden_python, service_unit, socket_unit
+from tests.system.private_files import private_file
 
 ANALYZE = shutil.which("systemd-analyze")
 EXPOSURE_MAX = 1.5
@@ -84,10 +85,8 @@ def test_the_traps_are_left_out() -> None:
 
 
 def test_secrets_become_credentials(tmp_path: Path) -> None:
-    secret = tmp_path / "secret"
-    secret.write_text("whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" + "\n")
-    secret.chmod(0o600)
-    unit = unit_of(config_with(cutoff__secret_file=str(secret)))
+    secret = private_file(tmp_path / "secret", "whsec_" + "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" + "\n")
+    unit = unit_of(config_with(cutoff__secret_file=secret))
     assert lines_of(unit, "LoadCredential") == [f"cutoff-secret_file:{secret}"]
     assert "BILLING_CUTOFF__SECRET_FILE=%d/cutoff-secret_file" in lines_of(unit, "Environment")
     assert lines_of(unit_of(Config()), "LoadCredential") == []
@@ -120,10 +119,8 @@ def test_a_path_is_one_word_of_the_command_whatever_is_in_it(file: str, expected
 
 
 def test_paths_of_secrets_and_sockets_keep_their_per_cent_signs(tmp_path: Path) -> None:
-    secret = tmp_path / "50% off"
-    secret.write_text("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-    secret.chmod(0o600)
-    config = config_with(cutoff__secret_file=str(secret), rpc__unix_socket="/run/billing/a%b.sock")
+    secret = private_file(tmp_path / "50% off", "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
+    config = config_with(cutoff__secret_file=secret, rpc__unix_socket="/run/billing/a%b.sock")
     assert lines_of(unit_of(config), "LoadCredential") == [f"cutoff-secret_file:{tmp_path}/50%% off"]
     assert "/run/billing/a%%b.sock" in lines_of(socket_unit(config, Path("/etc/billing/config.toml")), "ListenStream")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
-import hashlib
 import shutil
 import signal
 import ssl
@@ -21,6 +20,7 @@ import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.system.daemon import Daemon
+from tests.system.private_files import pem_file, tokens_file
 from tests.system.rpc import Rpc
 
 PROMTOOL = shutil.which("promtool")
@@ -200,13 +200,7 @@ async def test_it_only_reads_and_only_for_this_host(daemon: Daemon) -> None:
 
 async def test_with_tokens_only_who_may_read_reads(data_dir: Path) -> None:
     tokens = data_dir / "tokens"
-    tokens.write_text(
-        "".join(
-            f"{name}:{role}:{hashlib.sha256(name.encode()).hexdigest()}\n"
-            for name, role in (("grafana", "read"), ("till", "charge"))
-        )
-    )
-    tokens.chmod(0o600)
+    tokens_file(tokens, ("grafana", "read", "grafana"), ("till", "charge", "till"))
     with Daemon(data_dir, shards__workers=1, rpc__tokens_file=str(tokens)) as daemon:
         async with at(daemon) as session:
             for path in ("/", "/metrics", "/events", "/account", "/runbook", "/page.js"):
@@ -228,14 +222,13 @@ async def test_with_tokens_only_who_may_read_reads(data_dir: Path) -> None:
 async def test_beyond_loopback_it_speaks_tls_and_asks_who_is_there(data_dir: Path) -> None:
     authority = trustme.CA()
     server = authority.issue_cert("127.0.0.1")
-    files = {"tls_cert": data_dir / "cert.pem", "tls_key": data_dir / "key.pem", "tokens_file": data_dir / "tokens"}
-    files["tls_cert"].write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
-    files["tls_key"].write_bytes(server.private_key_pem.bytes())
-    files["tokens_file"].write_text(f"grafana:read:{hashlib.sha256(b'grafana').hexdigest()}\n")
-    for path in files.values():
-        path.chmod(0o600)
-    settings: dict[str, object] = {f"rpc.{key}": str(name) for key, name in files.items()}
-    daemon = Daemon(data_dir, shards__workers=1, **settings)
+    daemon = Daemon(
+        data_dir,
+        shards__workers=1,
+        rpc__tls_cert=pem_file(data_dir / "cert.pem", *server.cert_chain_pems),
+        rpc__tls_key=pem_file(data_dir / "key.pem", server.private_key_pem),
+        rpc__tokens_file=tokens_file(data_dir / "tokens", ("grafana", "read", "grafana")),
+    )
     daemon.config.write_text(
         daemon.config.read_text().replace(f"127.0.0.1:{daemon.admin_port}", f"0.0.0.0:{daemon.admin_port}")
     )
@@ -263,8 +256,8 @@ async def test_beyond_loopback_it_speaks_tls_and_asks_who_is_there(data_dir: Pat
                 await session.get(f"http://127.0.0.1:{daemon.admin_port}/livez")
         following = trustme.CA()
         server = following.issue_cert("127.0.0.1")
-        files["tls_cert"].write_bytes(b"".join(blob.bytes() for blob in server.cert_chain_pems))
-        files["tls_key"].write_bytes(server.private_key_pem.bytes())
+        pem_file(data_dir / "cert.pem", *server.cert_chain_pems)
+        pem_file(data_dir / "key.pem", server.private_key_pem)
         daemon.process.send_signal(signal.SIGHUP)
         context = ssl.create_default_context()
         following.configure_trust(context)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import signal
@@ -21,6 +20,7 @@ import pytest
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import tokens_file
 from tests.system.rpc import Rpc
 
 
@@ -44,13 +44,9 @@ def guess_as_tarantool(port: int) -> None:
 
 
 async def test_acts_and_refused_sign_ins_are_on_record(data_dir: Path) -> None:
-    tokens = data_dir / "tokens"
-    digest = hashlib.sha256(b"secret").hexdigest()
-    digest_of_viewer = hashlib.sha256(b"looks").hexdigest()
-    tokens.write_text(f"ops:admin:{digest}\nviewer:read:{digest_of_viewer}\n")
-    tokens.chmod(0o600)
+    tokens = tokens_file(data_dir / "tokens", ("ops", "admin", "secret"), ("viewer", "read", "looks"))
     http, tarantool = f"127.0.0.1:{free_port()}", free_port()
-    settings = {"shards__workers": 2, "shards__bucket_count": 8, "rpc__tokens_file": str(tokens), "http__listen": http}
+    settings = {"shards__workers": 2, "shards__bucket_count": 8, "rpc__tokens_file": tokens, "http__listen": http}
     settings["tarantool__listen"] = f"127.0.0.1:{tarantool}"
     with Daemon(data_dir, **settings) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import shutil
@@ -21,6 +20,7 @@ from tests.doctor.builder import DataDirectoryBuilder
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import tokens_file
 from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_admin import at, scraped
@@ -136,10 +136,9 @@ async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_st
 
 
 async def test_whoever_may_not_back_up_is_told_the_role_that_it_takes(data_dir: Path) -> None:
-    tokens, roles = data_dir / "tokens", ("top_up", "read")
-    tokens.write_text("".join(f"may_{role}:{role}:{hashlib.sha256(role.encode()).hexdigest()}\n" for role in roles))
-    tokens.chmod(0o600)
-    with Daemon(data_dir, rpc__tokens_file=str(tokens), shards__workers=1) as daemon:
+    roles = ("top_up", "read")
+    tokens = tokens_file(data_dir / "tokens", *((f"may_{role}", role, role) for role in roles))
+    with Daemon(data_dir, rpc__tokens_file=tokens, shards__workers=1) as daemon:
         for role in roles:
             token = data_dir / role
             token.write_text(role)

@@ -22,6 +22,7 @@ from billing.api.iproto import protocol
 from billing.api.methods import ANYONE, METHODS
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import private_file
 
 NAME, TOKEN = "shop", "a token of the shop"
 HOST = "127.0.0.1"
@@ -125,14 +126,13 @@ def answers_in(received: bytes) -> list[Answer]:
 @pytest.fixture(scope="module")
 def doors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Doors]:
     folder = tmp_path_factory.mktemp("d")
-    tokens, http_port, tarantool_port = folder / "tokens", free_port(), free_port()
+    http_port, tarantool_port = free_port(), free_port()
     proof = protocol.proof_of(TOKEN.encode()).hex()
-    tokens.write_text(f"{NAME}:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}:{proof}\n")
-    tokens.chmod(0o600)
+    tokens = f"{NAME}:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}:{proof}\n"
     settings = {
         "http.listen": f"{HOST}:{http_port}",
         "tarantool.listen": f"{HOST}:{tarantool_port}",
-        "rpc.tokens_file": str(tokens),
+        "rpc.tokens_file": private_file(folder / "tokens", tokens),
     }
     with Daemon(folder, shards__workers=1, **settings) as daemon:
         doors = Doors(daemon, http_port, tarantool_port)

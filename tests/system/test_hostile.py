@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import ctypes
 import errno
-import hashlib
 import os
 import re
 import socket
@@ -22,6 +21,7 @@ import msgpack
 import pytest
 
 from tests.system.daemon import Daemon
+from tests.system.private_files import tokens_file
 from tests.system.rpc import Rpc
 
 PING = msgpack.packb([0, 7, "ping", []])
@@ -137,10 +137,8 @@ async def test_more_connections_than_descriptors_stop_neither_clients_nor_the_jo
 
 
 async def test_a_flood_before_sign_in_keeps_nobody_out_who_is_in(data_dir: Path) -> None:
-    tokens = data_dir / "tokens"
-    tokens.write_text(f"shop:charge,read,top_up:{hashlib.sha256(b'secret').hexdigest()}\n")
-    tokens.chmod(0o600)
-    with Daemon(data_dir, shards__workers=1, rpc__tokens_file=str(tokens)) as daemon:
+    tokens = tokens_file(data_dir / "tokens", ("shop", "charge,read,top_up", "secret"))
+    with Daemon(data_dir, shards__workers=1, rpc__tokens_file=tokens) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("hello", {"token": "secret"})
         flood = [connect(daemon.rpc_port) for _ in range(300)]

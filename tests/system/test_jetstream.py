@@ -22,11 +22,11 @@ from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.log_hosts import SHARDS, USERS, Caller, billing, daemon_on, killed_in_the_end, run
+from tests.system.private_files import pem_file, private_file
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_cutoffs import until
 from tests.system.test_followers import followers
 from tests.system.test_notices import kinds_of
-from tests.system.test_tls import write
 
 FILLERS = [f"filler-{number}" for number in range(8)]  # of both shards
 
@@ -268,10 +268,10 @@ async def test_clients_come_in_over_tls(servers: NatsCluster, data_dir: Path) ->
     issued = authority.issue_cert("127.0.0.1")
     daemon = daemon_on(
         servers, data_dir / "tls", cluster__shards=1, shards__workers=1,
-        rpc__tls_cert=write(data_dir / "door.pem", *issued.cert_chain_pems),
-        rpc__tls_key=write(data_dir / "door.key", issued.private_key_pem),
+        rpc__tls_cert=pem_file(data_dir / "door.pem", *issued.cert_chain_pems),
+        rpc__tls_key=pem_file(data_dir / "door.key", issued.private_key_pem),
     )  # fmt: skip
-    trust = tls_context(write(data_dir / "ca.pem", authority.cert_pem))
+    trust = tls_context(pem_file(data_dir / "ca.pem", authority.cert_pem))
     with killed_in_the_end(daemon):
         await asyncio.to_thread(daemon.start, 60.0)
         async with Client(daemon.address, tls=trust) as client:
@@ -331,9 +331,8 @@ def test_wrong_credentials_are_named(data_dir: Path) -> None:
     secret = data_dir / "credentials"
     try:
         guarded.start()
-        secret.write_text("billing:wrong\n")
-        secret.chmod(0o600)
-        daemon = daemon_on(guarded, data_dir / "host", cluster__replicas=1, cluster__credentials_file=str(secret))
+        credentials_file = private_file(secret, "billing:wrong\n")
+        daemon = daemon_on(guarded, data_dir / "host", cluster__replicas=1, cluster__credentials_file=credentials_file)
         description = {"format": 1, "files": {}, "bucket_count": 32, "taken_at_ns": 1}
         (data_dir / "copy").mkdir()
         (data_dir / "copy" / "backup.json").write_text(

@@ -15,8 +15,8 @@ import trustme
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, daemon_on, killed_in_the_end, wait_said
+from tests.system.private_files import pem_file
 from tests.system.rpc import Rpc
-from tests.system.test_tls import write
 from tests.system.two_hosts import at_every_door, wait_owners, wait_page
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
@@ -30,9 +30,9 @@ def certify(directory: Path, authority: trustme.CA) -> dict[str, object]:
     directory.mkdir(exist_ok=True)
     issued = authority.issue_cert("127.0.0.1")
     return {
-        "cluster__tls_cert": write(directory / "links.pem", *issued.cert_chain_pems),
-        "cluster__tls_key": write(directory / "links.key", issued.private_key_pem),
-        "cluster__tls_ca": write(directory / "ca.pem", authority.cert_pem),
+        "cluster__tls_cert": pem_file(directory / "links.pem", *issued.cert_chain_pems),
+        "cluster__tls_key": pem_file(directory / "links.key", issued.private_key_pem),
+        "cluster__tls_ca": pem_file(directory / "ca.pem", authority.cert_pem),
     }
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import io
 import random
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from billing.trial.loadtest.result import histogram_of
 from tests.system.daemon import Daemon
 from tests.system.loadtest import loadtest, right
 from tests.system.ports import free_port
+from tests.system.private_files import tokens_file
 
 SMALL = ("--accounts", "100", "--rate", "200", "--duration", "2", "--warmup", "0.5", "--quiet")
 USERS = 40
@@ -158,12 +158,11 @@ def test_what_makes_no_sense_is_said(data_dir: Path, options: tuple[str, ...], t
 
 
 def test_a_token_that_may_only_read_is_named_before_anything_is_offered(data_dir: Path) -> None:
-    tokens, token = data_dir / "tokens", data_dir / "token"
-    tokens.write_text(f"watcher:read:{hashlib.sha256(b'watching').hexdigest()}\n")
+    tokens = tokens_file(data_dir / "tokens", ("watcher", "read", "watching"))
+    token = data_dir / "token"
     token.write_text("watching\n")
-    tokens.chmod(0o600)
     receiver = f"127.0.0.1:{free_port()}"
-    settings = {"cutoff__url": f"http://{receiver}/cutoff/{{user_id}}", "rpc__tokens_file": str(tokens)}
+    settings = {"cutoff__url": f"http://{receiver}/cutoff/{{user_id}}", "rpc__tokens_file": tokens}
     with Daemon(data_dir, shards__workers=1, **settings) as daemon:
         options = ("--address", daemon.address, "--config", str(daemon.config), "--token-file", str(token))
         outcome = loadtest(data_dir, *SMALL, *options)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from pathlib import Path
 
 from tests.system.daemon import Daemon
+from tests.system.private_files import private_file, tokens_file
 from tests.system.rpc import Rpc
 
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -22,12 +22,9 @@ def logged(daemon: Daemon, words: str, wait_s: float = 30) -> None:
 
 
 async def test_requests_and_secrets_are_not_logged(data_dir: Path) -> None:
-    secret, tokens = data_dir / "secret", data_dir / "tokens"
-    secret.write_text(SECRET + "\n")
-    tokens.write_text(f"ops:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
-    for path in (secret, tokens):
-        path.chmod(0o600)
-    settings = {"rpc.tokens_file": str(tokens), "cutoff.secret_file": str(secret), "log.level": "debug"}
+    tokens = tokens_file(data_dir / "tokens", ("ops", "admin", TOKEN))
+    secret = private_file(data_dir / "secret", SECRET + "\n")
+    settings = {"rpc.tokens_file": tokens, "cutoff.secret_file": secret, "log.level": "debug"}
     with Daemon(data_dir, shards__workers=1, **settings) as daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         await rpc.ask("hello", {"token": TOKEN})

@@ -7,19 +7,41 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
+
+import pytest
 
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import private_file
 from tests.system.rpc import Rpc
 from tests.system.test_cutoffs import receiving, until
 
 COIN = 10**9
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+@pytest.fixture
+async def strict_receiver() -> AsyncIterator[Receiver]:
+    """An endpoint that takes only what is signed with `SECRET`."""
+    receiver = Receiver(secrets=parse_secrets(SECRET))
+    await receiver.start()
+    yield receiver
+    await receiver.close()
+
+
+def signing(receiver: Receiver, directory: Path) -> dict[str, str]:
+    """The settings of a daemon that tells everything there, signed with `SECRET`."""
+    return {
+        "cutoff__url": f"{receiver.url}/off",
+        "cutoff__secret_file": private_file(directory / "secret", SECRET + "\n"),
+        "notify__url": f"{receiver.url}/told",
+    }
 
 
 def kinds_of(receiver: Receiver, user: str) -> list[str]:
@@ -48,66 +70,52 @@ def children_of(parent: int) -> dict[int, str]:
     return commands
 
 
-async def test_what_happens_to_an_account_is_told_in_order_and_each_threshold_once_a_crossing(data_dir: Path) -> None:
-    secret = data_dir / "secret"
-    secret.write_text(SECRET + "\n")
-    secret.chmod(0o600)
-    receiver = Receiver(secrets=parse_secrets(SECRET))
-    await receiver.start()
-    settings = {"notify__url": f"{receiver.url}/told", "cutoff__secret_file": str(secret)}
-    try:
-        with Daemon(data_dir, shards__workers=1, cutoff__url=f"{receiver.url}/off", **settings) as daemon:
-            rpc = await Rpc.connect(daemon.rpc_port)
-            await rpc.ask("top_up", "u", 10 * COIN)
-            await rpc.ask("set_thresholds", "u", [{"amount": 5 * COIN}])
-            await rpc.ask("debit", "u", 6 * COIN)  # falls below
-            await rpc.ask("debit", "u", COIN)  # is below: not again
-            error, _ = await rpc.call("debit", "u", 100 * COIN)
-            assert error.startswith("INSUFFICIENT_FUNDS")
-            await rpc.ask("top_up", "u", 7 * COIN)  # above: armed again
-            await rpc.ask("debit", "u", 10 * COIN)  # to zero
-            await rpc.ask("top_up", "u", COIN)
-            expected = [
-                *("1:account-topped_up", "3:account-debited", "4:balance-low", "5:account-debited"),
-                *("account-debit_refused", "6:account-topped_up", "7:account-debited", "7:account-exhausted"),
-                *("8:balance-low", "9:account-topped_up", "9:account-restored"),
-            ]
-            await until(lambda: len(kinds_of(receiver, "u")) >= len(expected))
-            await asyncio.sleep(0.1)
-            assert kinds_of(receiver, "u") == expected
-            posts = [call for call in receiver.calls if call.method == "POST"]
-            assert {call.path for call in posts} == {"/told"}
-            assert {call.answered for call in posts} == {"200"}, "all are signed"
-            assert "notify.url" not in daemon.log.read_text()
-    finally:
-        await receiver.close()
+async def test_what_happens_to_an_account_is_told_in_order_and_each_threshold_once_a_crossing(
+    data_dir: Path, strict_receiver: Receiver
+) -> None:
+    receiver = strict_receiver
+    with Daemon(data_dir, shards__workers=1, **signing(receiver, data_dir)) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "u", 10 * COIN)
+        await rpc.ask("set_thresholds", "u", [{"amount": 5 * COIN}])
+        await rpc.ask("debit", "u", 6 * COIN)  # falls below
+        await rpc.ask("debit", "u", COIN)  # is below: not again
+        error, _ = await rpc.call("debit", "u", 100 * COIN)
+        assert error.startswith("INSUFFICIENT_FUNDS")
+        await rpc.ask("top_up", "u", 7 * COIN)  # above: armed again
+        await rpc.ask("debit", "u", 10 * COIN)  # to zero
+        await rpc.ask("top_up", "u", COIN)
+        expected = [
+            *("1:account-topped_up", "3:account-debited", "4:balance-low", "5:account-debited"),
+            *("account-debit_refused", "6:account-topped_up", "7:account-debited", "7:account-exhausted"),
+            *("8:balance-low", "9:account-topped_up", "9:account-restored"),
+        ]
+        await until(lambda: len(kinds_of(receiver, "u")) >= len(expected))
+        await asyncio.sleep(0.1)
+        assert kinds_of(receiver, "u") == expected
+        posts = [call for call in receiver.calls if call.method == "POST"]
+        assert {call.path for call in posts} == {"/told"}
+        assert {call.answered for call in posts} == {"200"}, "all are signed"
+        assert "notify.url" not in daemon.log.read_text()
 
 
-async def test_a_secret_that_is_read_again_signs_notices_too(data_dir: Path) -> None:
-    secret, following = data_dir / "secret", "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
-    secret.write_text(SECRET + "\n")
-    secret.chmod(0o600)
-    receiver = Receiver(secrets=parse_secrets(SECRET))
-    await receiver.start()
-    settings = {"notify__url": f"{receiver.url}/told", "cutoff__secret_file": str(secret)}
-    try:
-        with Daemon(data_dir, shards__workers=2, cutoff__url=f"{receiver.url}/off", **settings) as daemon:
-            rpc = await Rpc.connect(daemon.rpc_port)
-            users = [f"user_{number}" for number in range(8)]  # of both shards
-            for user in users:
-                await rpc.ask("top_up", user, COIN)
-            await until(lambda: all(kinds_of(receiver, user) == ["1:account-topped_up"] for user in users))
-            secret.write_text(following + "\n")
-            receiver.secrets = parse_secrets(following)
-            for user in users:
-                await rpc.ask("top_up", user, COIN)
-            await until(lambda: any(call.answered == "401" for call in receiver.calls))
-            assert daemon.process is not None
-            os.kill(daemon.process.pid, signal.SIGHUP)
-            await until(lambda: all(entries_accepted(receiver, user) == ["1", "2"] for user in users))
-            assert "notices of shard" not in daemon.log.read_text(), "nothing has failed"
-    finally:
-        await receiver.close()
+async def test_a_secret_that_is_read_again_signs_notices_too(data_dir: Path, strict_receiver: Receiver) -> None:
+    receiver, following = strict_receiver, "whsec_C2FVsBQIhrscChlQIMV+b5sSYspob7oD"
+    with Daemon(data_dir, shards__workers=2, **signing(receiver, data_dir)) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        users = [f"user_{number}" for number in range(8)]  # of both shards
+        for user in users:
+            await rpc.ask("top_up", user, COIN)
+        await until(lambda: all(kinds_of(receiver, user) == ["1:account-topped_up"] for user in users))
+        (data_dir / "secret").write_text(following + "\n")
+        receiver.secrets = parse_secrets(following)
+        for user in users:
+            await rpc.ask("top_up", user, COIN)
+        await until(lambda: any(call.answered == "401" for call in receiver.calls))
+        assert daemon.process is not None
+        os.kill(daemon.process.pid, signal.SIGHUP)
+        await until(lambda: all(entries_accepted(receiver, user) == ["1", "2"] for user in users))
+        assert "notices of shard" not in daemon.log.read_text(), "nothing has failed"
 
 
 async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_none_of_it(data_dir: Path) -> None:

@@ -15,6 +15,7 @@ import msgpack
 import pytest
 
 from tests.system.daemon import Daemon
+from tests.system.private_files import private_file, tokens_file
 from tests.system.rpc import Rpc
 
 SECRET = "whsec_" + "c2VjcmV0IG9mIHRoZSBjdXRvZmZzLCBub3cgbG9uZ2Vy"
@@ -22,14 +23,8 @@ TOKEN = "token-of-the-shop"
 NOBODY = 65_534
 
 
-def secret(path: Path, text: str) -> str:
-    path.write_text(text)
-    path.chmod(0o600)
-    return str(path)
-
-
 def tokens(directory: Path) -> str:
-    return secret(directory / "tokens", f"shop:admin:{hashlib.sha256(TOKEN.encode()).hexdigest()}\n")
+    return tokens_file(directory / "tokens", ("shop", "admin", TOKEN))
 
 
 def everybody(daemon: Daemon) -> list[int]:
@@ -43,7 +38,7 @@ async def test_no_secret_stands_in_arguments_environment_or_log_of_any_process(d
     daemon = Daemon(
         data_dir,
         shards__workers=1,
-        cutoff__secret_file=secret(data_dir / "secret", SECRET + "\n"),
+        cutoff__secret_file=private_file(data_dir / "secret", SECRET + "\n"),
         rpc__tokens_file=tokens(data_dir),
         notify__url="http://127.0.0.1:9/notices",
     )

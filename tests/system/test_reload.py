@@ -10,7 +10,6 @@ import socket
 import ssl
 import urllib.error
 import urllib.request
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import trustme
 from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import pem_file, tokens_file
 from tests.system.rpc import ConnectionLost, Rpc
-from tests.system.test_tls import write
 
 
 async def reload(daemon: Daemon, words: str, **changes: object) -> None:
@@ -129,12 +128,6 @@ async def test_what_needs_a_restart_is_named_and_what_is_wrong_changes_nothing(d
         assert await rpc.ask("route") == route
 
 
-def tokens_of(path: Path, *lines: tuple[str, str, str]) -> None:
-    """Writes (name, roles, token) as a tokens file."""
-    path.write_text("".join(f"{name}:{roles}:{sha256(token.encode()).hexdigest()}\n" for name, roles, token in lines))
-    path.chmod(0o600)
-
-
 async def signed_in(daemon: Daemon, token: str) -> Any:
     """The error of a sign-in; None where it succeeded."""
     rpc = await Rpc.connect(daemon.rpc_port)
@@ -145,14 +138,14 @@ async def signed_in(daemon: Daemon, token: str) -> Any:
 
 async def test_tokens_are_read_again_and_the_old_ones_are_worth_nothing(data_dir: Path) -> None:
     tokens = data_dir / "tokens"
-    tokens_of(tokens, ("shop", "top_up", "old"), ("till", "top_up", "kept"))
+    tokens_file(tokens, ("shop", "top_up", "old"), ("till", "top_up", "kept"))
     with Daemon(data_dir, rpc__tokens_file=str(tokens)) as daemon:
         assert await signed_in(daemon, "old") is None
         revoked, unrevoked = await Rpc.connect(daemon.rpc_port), await Rpc.connect(daemon.rpc_port)
         await revoked.ask("hello", {"token": "old"})
         await unrevoked.ask("hello", {"token": "kept"})
         await revoked.ask("top_up", "u", "1")
-        tokens_of(tokens, ("shop", "top_up", "new"), ("till", "top_up", "kept"))
+        tokens_file(tokens, ("shop", "top_up", "new"), ("till", "top_up", "kept"))
         assert await signed_in(daemon, "new") is not None, "nobody has asked for a reload yet"
         await reload(daemon, "files that are named were read again")
         agreed = 0  # the workers hear of it a moment later, each in its own; whichever takes the connection must have
@@ -184,10 +177,10 @@ def page_status(daemon: Daemon, token: str) -> int:
 
 async def test_the_operators_pages_take_the_new_tokens_as_well(data_dir: Path) -> None:
     tokens = data_dir / "tokens"
-    tokens_of(tokens, ("prometheus", "read", "old"), ("shop", "top_up", "shop"))
+    tokens_file(tokens, ("prometheus", "read", "old"), ("shop", "top_up", "shop"))
     with Daemon(data_dir, shards__workers=1, rpc__tokens_file=str(tokens)) as daemon:
         assert [page_status(daemon, token) for token in ("old", "new", "shop")] == [200, 401, 403]
-        tokens_of(tokens, ("prometheus", "read", "new"), ("shop", "read", "shop"))
+        tokens_file(tokens, ("prometheus", "read", "new"), ("shop", "read", "shop"))
         assert page_status(daemon, "new") == 401, "nobody has asked for a reload yet"
         await reload(daemon, "files that are named were read again")
         assert [page_status(daemon, token) for token in ("old", "new", "shop")] == [401, 200, 200]
@@ -199,7 +192,7 @@ async def test_the_operators_pages_take_the_new_tokens_as_well(data_dir: Path) -
 async def test_whoever_starts_later_goes_by_the_files_as_they_were_taken_up(data_dir: Path) -> None:
     """Neither what was refused, nor what nobody asked to take up, nor a file that is gone is felt before a restart."""
     tokens = data_dir / "tokens"
-    tokens_of(tokens, ("prometheus", "read", "old"))
+    tokens_file(tokens, ("prometheus", "read", "old"))
     with Daemon(data_dir, shards__workers=1, rpc__tokens_file=str(tokens)) as daemon:
 
         async def worker_pid() -> int:
@@ -235,9 +228,8 @@ async def test_certificates_are_read_again(data_dir: Path) -> None:
 
     def install(authority: trustme.CA) -> None:
         issued = authority.issue_cert("127.0.0.1")
-        for path, blobs in ((cert, issued.cert_chain_pems), (key, [issued.private_key_pem])):
-            path.write_bytes(b"".join(blob.bytes() for blob in blobs))
-            path.chmod(0o600)
+        pem_file(cert, *issued.cert_chain_pems)
+        pem_file(key, issued.private_key_pem)
 
     def beliefs(daemon: Daemon) -> list[bool]:
         """For each authority, whether its clients believe the daemon."""
@@ -252,7 +244,7 @@ async def test_certificates_are_read_again(data_dir: Path) -> None:
         return believed
 
     install(authorities[0])
-    tokens_of(data_dir / "tokens", ("shop", "top_up", "t"))
+    tokens_file(data_dir / "tokens", ("shop", "top_up", "t"))
     settings = {"rpc__tls_cert": str(cert), "rpc__tls_key": str(key), "rpc__tokens_file": str(data_dir / "tokens")}
     with Daemon(data_dir, **settings) as daemon:
         assert await asyncio.to_thread(beliefs, daemon) == [True, False]
@@ -291,8 +283,8 @@ async def test_the_authority_of_clients_is_read_again_and_the_former_one_is_wort
         clients.append(context)
     ca.write_bytes(authorities[0].cert_pem.bytes())
     settings = {
-        "rpc__tls_cert": write(data_dir / "door.pem", *issued.cert_chain_pems),
-        "rpc__tls_key": write(data_dir / "door.key", issued.private_key_pem),
+        "rpc__tls_cert": pem_file(data_dir / "door.pem", *issued.cert_chain_pems),
+        "rpc__tls_key": pem_file(data_dir / "door.key", issued.private_key_pem),
         "rpc__tls_client_ca": str(ca),
     }
     with Daemon(data_dir, **settings) as daemon:

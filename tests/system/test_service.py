@@ -22,9 +22,9 @@ import trustme
 
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
+from tests.system.private_files import pem_file, private_file
 from tests.system.rpc import Rpc
 from tests.system.systemd import FakeServiceManager, start
-from tests.system.test_tls import write
 
 PR_SET_MDWE, PR_MDWE_REFUSE_EXEC_GAIN = 65, 1
 
@@ -199,15 +199,12 @@ def test_pages_beyond_loopback_speak_tls_however_their_socket_came(data_dir: Pat
     """`admin.listen` says loopback; what was handed over is not."""
     authority = trustme.CA()
     issued = authority.issue_cert("127.0.0.1")
-    tokens = data_dir / "tokens"
-    tokens.write_text(f"ops:admin:{'0' * 64}\n")
-    tokens.chmod(0o600)
     daemon = Daemon(
         data_dir,
         shards__workers=1,
-        rpc__tokens_file=str(tokens),
-        rpc__tls_cert=write(data_dir / "door.pem", *issued.cert_chain_pems),
-        rpc__tls_key=write(data_dir / "door.key", issued.private_key_pem),
+        rpc__tokens_file=private_file(data_dir / "tokens", f"ops:admin:{'0' * 64}\n"),
+        rpc__tls_cert=pem_file(data_dir / "door.pem", *issued.cert_chain_pems),
+        rpc__tls_key=pem_file(data_dir / "door.key", issued.private_key_pem),
     )
     context = ssl.create_default_context()
     authority.configure_trust(context)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import socket
 import ssl
@@ -23,6 +22,7 @@ from billing.client import BillingError, Client
 from billing.client.connection import tls_context
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
+from tests.system.private_files import pem_file, tokens_file
 
 
 class GuardedDaemon(NamedTuple):
@@ -31,12 +31,6 @@ class GuardedDaemon(NamedTuple):
     metering: str  # certificate and key of a client that may charge
     nameless: str  # of one whose name is in no line of the tokens file
     stranger: str  # of one that another authority signed
-
-
-def write(path: Path, *blobs: trustme.Blob) -> str:
-    path.write_bytes(b"".join(blob.bytes() for blob in blobs))
-    path.chmod(0o600)
-    return str(path)
 
 
 @pytest.fixture(scope="module")
@@ -50,21 +44,16 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[GuardedDaemon]
         "stranger": others.issue_cert(common_name="metering"),
     }
     pems = {
-        name: write(directory / f"{name}.pem", certificate.private_key_pem, *certificate.cert_chain_pems)
+        name: pem_file(directory / f"{name}.pem", certificate.private_key_pem, *certificate.cert_chain_pems)
         for name, certificate in people.items()
     }
-    ca = write(directory / "ca.pem", authority.cert_pem)
-    tokens = directory / "tokens"
-    tokens.write_text(
-        f"metering:charge,top_up:{hashlib.sha256(b'm').hexdigest()}\nroot:admin:{hashlib.sha256(b'r').hexdigest()}\n"
-    )
-    tokens.chmod(0o600)
+    ca = pem_file(directory / "ca.pem", authority.cert_pem)
     with Daemon(
         directory,
-        rpc__tls_cert=write(directory / "server.pem", *server.cert_chain_pems),
-        rpc__tls_key=write(directory / "server.key", server.private_key_pem),
+        rpc__tls_cert=pem_file(directory / "server.pem", *server.cert_chain_pems),
+        rpc__tls_key=pem_file(directory / "server.key", server.private_key_pem),
         rpc__tls_client_ca=ca,
-        rpc__tokens_file=str(tokens),
+        rpc__tokens_file=tokens_file(directory / "tokens", ("metering", "charge,top_up", "m"), ("root", "admin", "r")),
         http__listen=f"127.0.0.1:{free_port()}",
     ) as daemon:
         yield GuardedDaemon(daemon, ca, pems["metering"], pems["nameless"], pems["stranger"])

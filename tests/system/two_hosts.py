@@ -14,18 +14,16 @@ from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.log_hosts import WAIT_S, Caller, daemon_on, ready_page
+from tests.system.private_files import private_file
 
 
 async def two_hosts(servers: NatsCluster, directory: Path, shards: int, **keys: object) -> list[Daemon]:
     """Hosts that know the secret of their links; nothing runs yet."""
-    secret = directory / "secret"
-    secret.write_text("of the links\n")
-    secret.chmod(0o600)
     shared: dict[str, object] = {
         "cluster__shards": shards,
         "shards__workers": shards,
         "cluster__listen": "127.0.0.1:0",
-        "cluster__secret_file": str(secret),
+        "cluster__secret_file": private_file(directory / "secret", "of the links\n"),
     }
     daemons = [daemon_on(servers, directory / name, cluster__node=name, **shared, **keys) for name in ("a", "b")]
     servers.make_all(shards)
