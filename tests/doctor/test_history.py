@@ -155,7 +155,8 @@ def test_rows_that_a_file_says_it_has_lost_are_noted(data_dir: Path) -> None:
     assert lost.counts["history"]["accounts with rows that are lost"] == 1
 
 
-def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir: Path) -> None:
+def with_history_of_shard_9(data_dir: Path) -> DataDirectoryBuilder:
+    """Its rows are those of shard 1, and it has no journal."""
     builder = builder_with_history(data_dir)
     path = Path(f"{builder.path}/history/shard-1.sqlite")
     shutil.copy(path, path.with_name("shard-9.sqlite"))
@@ -163,17 +164,16 @@ def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir: Path) -> No
     db.execute("UPDATE about SET shard = 9")
     db.commit()
     db.close()
+    return builder
+
+
+def test_a_file_behind_the_journal_of_a_shard_that_is_gone(data_dir: Path) -> None:
+    builder = with_history_of_shard_9(data_dir)
     assert [finding.text for finding in findings_of(builder.examine(), "history")] == ["its journal is gone"]
 
 
 def test_a_history_of_a_shard_that_was_drained_is_looked_at_without_its_journal(data_dir: Path) -> None:
-    builder = builder_with_history(data_dir)
-    path = Path(f"{builder.path}/history/shard-1.sqlite")
-    shutil.copy(path, path.with_name("shard-9.sqlite"))
-    db = sqlite3.connect(path.with_name("shard-9.sqlite"))
-    db.execute("UPDATE about SET shard = 9")
-    db.commit()
-    db.close()
+    builder = with_history_of_shard_9(data_dir)
     map_log = open_journal(f"{builder.path}/map", 0, lambda: builder.now_ns)
     map_log.append(msgspec.msgpack.encode([["founded", 9]]))
     map_log.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,8 @@ from tests.system.test_cutoffs import receiving
 @pytest.fixture(scope="module")
 def shared_servers(module_dir: Path) -> Iterator[NatsCluster]:
     """Until they have a leader takes longer than until a stream is gone."""
-    cluster = NatsCluster(module_dir)
-    try:
+    with closing(NatsCluster(module_dir)) as cluster:
         yield cluster.start()
-    finally:
-        cluster.close()
 
 
 @pytest.fixture
@@ -33,11 +31,8 @@ def log_server(data_dir: Path) -> Iterator[NatsCluster]:
     """One server, as for trying."""
     directory = data_dir / "servers"
     directory.mkdir()
-    cluster = NatsCluster(directory, 1)
-    try:
+    with closing(NatsCluster(directory, 1)) as cluster:
         yield cluster.start()
-    finally:
-        cluster.close()
 
 
 @pytest.fixture

@@ -8,8 +8,6 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +48,6 @@ def run(*arguments: object) -> tuple[int, str]:
     """(exit code, all that it said) of a command that asks a daemon."""
     result = carried_out_beside(*arguments)
     return result.returncode, result.stdout + result.stderr
-
-
-@contextmanager
-def killed_in_the_end(*hosts: Daemon) -> Iterator[None]:
-    """Kills whatever runs of these behind it, however it ends."""
-    try:
-        yield
-    finally:
-        for host in hosts:
-            if host.process is not None:
-                host.kill()
 
 
 def ready_page(host: Daemon) -> tuple[int, str]:

@@ -11,7 +11,8 @@ import pytest
 
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.clock_step import ClockStep
-from tests.system.log_hosts import WAIT_S, daemon_on, killed_in_the_end, ready_page, wait_said
+from tests.system.endings import killed_in_the_end
+from tests.system.log_hosts import WAIT_S, daemon_on, ready_page, wait_said
 from tests.system.rpc import Rpc
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)

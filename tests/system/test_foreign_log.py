@@ -15,7 +15,8 @@ from shards.journal.jetstream.streams import Stream
 from shards.system.clock import MACHINE_CLOCKS
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.log_hosts import SHARDS, WAIT_S, billing, daemon_on, killed_in_the_end, wait_said
+from tests.system.endings import killed_in_the_end
+from tests.system.log_hosts import SHARDS, WAIT_S, billing, daemon_on, wait_said
 from tests.system.rpc import Rpc
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)

@@ -19,7 +19,8 @@ from shards.journal import backends
 from shards.system.host import REAL
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, killed_in_the_end
+from tests.system.endings import killed_in_the_end
+from tests.system.log_hosts import USERS, WAIT_S, Caller, billing
 from tests.system.test_standby import begin_snapshots, history_position, make_durable, wait_followed
 from tests.system.two_hosts import both_serve, two_hosts, wait_owners, wait_page
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from tests.system.endings import killed_in_the_end
 from tests.torture.cycles import struck_daemon
 from tests.torture.kill import campaign
 
@@ -16,10 +17,7 @@ SEED = 1
 
 async def test_kill_9_of_any_process_under_load_loses_nothing_that_was_answered(data_dir: Path) -> None:
     daemon = struck_daemon(data_dir)
-    try:
+    with killed_in_the_end(daemon):
         counts = await campaign(daemon, CYCLES, SEED)
-    finally:
-        if daemon.process is not None:
-            daemon.kill()
     print(f"seed {SEED}: {counts}")
     assert counts["worker"] + counts["supervisor"] + counts["all"] == CYCLES

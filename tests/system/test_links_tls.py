@@ -14,7 +14,8 @@ import trustme
 
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, daemon_on, killed_in_the_end, wait_said
+from tests.system.endings import killed_in_the_end
+from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, daemon_on, wait_said
 from tests.system.private_files import pem_file
 from tests.system.rpc import Rpc
 from tests.system.two_hosts import at_every_door, wait_owners, wait_page

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
-from tests.system.log_hosts import SHARDS, daemon_on, killed_in_the_end
+from tests.system.endings import killed_in_the_end
+from tests.system.log_hosts import SHARDS, daemon_on
 from tests.system.test_lost_map import BUCKETS, billing, fill, look
 
 pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)

@@ -14,6 +14,7 @@ import pytest
 from billing.trial.receiver import Receiver
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
+from tests.system.endings import killed_in_the_end
 from tests.system.rpc import Rpc
 from tests.torture.volume import BOOT_ID
 
@@ -49,12 +50,10 @@ class Machines:
 
 @pytest.mark.skipif(bool(why_not()), reason=why_not() or "it can be done")
 async def test_a_disk_that_goes_over_to_a_machine_whose_clock_is_five_seconds_off_keeps_every_instant(
-    data_dir: Path,
+    data_dir: Path, receiver: Receiver
 ) -> None:
-    receiver = Receiver("127.0.0.1", 0)
-    await receiver.start()
     machines = Machines(data_dir, f"{receiver.url}/off")
-    try:
+    with killed_in_the_end(machines.daemon):
         rpc = await machines.start(0)
         await rpc.ask("top_up", "lasting", 10**6 * SECOND)
         account: dict[str, Any] = await rpc.ask("set_rate", "lasting", SECOND)  # a coin a second
@@ -81,7 +80,3 @@ async def test_a_disk_that_goes_over_to_a_machine_whose_clock_is_five_seconds_of
         assert {(call.event_id, call.exhausted_at_ns) for call in receiver.calls} == {(f"ending:1:{ends_ns}", ends_ns)}
         rpc.close()
         assert machines.daemon.stop() == 0
-    finally:
-        if machines.daemon.process is not None:
-            machines.daemon.kill()
-        await receiver.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 from tests.system.daemon import Daemon
 from tests.system.pipelined_load import PipelinedLoad
 from tests.system.rpc import Rpc
+from tests.system.test_reload import until_buckets
 
 LOAD_PAUSE_S = 0.01  # a move meets some pipelines, and no core is full
 
@@ -53,16 +54,7 @@ async def test_workers_may_change_at_a_restart_and_the_buckets_even_out(data_dir
             line = next(line for line in daemon.config.read_text().splitlines() if line.startswith("workers"))
             daemon.config.write_text(daemon.config.read_text().replace(line, f"workers = {workers}"))
             daemon.start()
-            for _ in range(200):
-                try:
-                    rpc = await Rpc.connect(daemon.rpc_port)
-                    shards = await rpc.ask("shards_info")
-                except Exception:
-                    await asyncio.sleep(0.1)
-                    continue
-                if sorted(shard["buckets"] for shard in shards) == [60 // workers] * workers:
-                    break
-                await asyncio.sleep(0.1)
-            assert sorted(shard["buckets"] for shard in shards) == [60 // workers] * workers
+            await until_buckets(daemon, [60 // workers] * workers)
+            rpc = await Rpc.connect(daemon.rpc_port)
             for number in range(200):
                 assert (await rpc.ask("get_account", f"u{number}"))["balance_nanos"] == 1000 + number

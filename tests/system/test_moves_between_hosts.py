@@ -16,7 +16,8 @@ import pytest
 from billing.client import Client
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.log_hosts import WAIT_S, billing, killed_in_the_end, run
+from tests.system.endings import killed_in_the_end
+from tests.system.log_hosts import WAIT_S, billing, run
 from tests.system.pipelined_load import FIRST, PipelinedLoad
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_feed import FeedReader, entries_of

@@ -12,6 +12,7 @@ import pytest
 
 from tests.shards.journal.memory import MemoryServer
 from tests.system.daemon import Daemon
+from tests.system.endings import killed_in_the_end
 from tests.system.rpc import ConnectionLost, Rpc
 
 USERS = [f"user-{number}" for number in range(40)]
@@ -31,9 +32,8 @@ def daemon(data_dir: Path) -> Iterator[Daemon]:
     server = MemoryServer(str(data_dir / "memory.sock"))
     daemon = MemoryDaemon(data_dir, shards__workers=2, shards__bucket_count=32)
     daemon.log_path = str(data_dir / "memory.sock")
-    yield daemon
-    if daemon.process is not None:
-        daemon.kill()
+    with killed_in_the_end(daemon):
+        yield daemon
     server.close()
 
 

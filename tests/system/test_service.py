@@ -22,6 +22,7 @@ import trustme
 
 from tests.system.clock_step import ClockStep
 from tests.system.daemon import Daemon
+from tests.system.endings import killed_in_the_end
 from tests.system.private_files import pem_file, private_file
 from tests.system.rpc import Rpc
 from tests.system.systemd import FakeServiceManager, start
@@ -41,7 +42,7 @@ async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(
 ) -> None:
     daemon = Daemon(data_dir)
     start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
-    try:
+    with killed_in_the_end(daemon):
         manager.wait_for("READY")
         with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
             assert answer.status == 200
@@ -61,9 +62,6 @@ async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(
         assert daemon.stop() == 0
         manager.wait_for("STOPPING")
         assert manager.count("READY") == 2
-    finally:
-        if daemon.process is not None:
-            daemon.kill()
 
 
 def accounts_of(page: str) -> dict[str, float]:
@@ -79,7 +77,7 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
     clock, suspended_s = ClockStep(data_dir, suspends=True), 0.0
     daemon = Daemon(data_dir)
     start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000", **clock.environment})
-    try:
+    with killed_in_the_end(daemon):
         manager.wait_for("READY")
         rpc = await Rpc.connect(daemon.rpc_port)
         for number in range(40):
@@ -125,8 +123,6 @@ async def test_a_worker_that_hangs_starves_the_watchdog_and_one_that_goes_on_fee
         while message not in daemon.log.read_text():
             assert time.monotonic() < deadline + 60
             time.sleep(0.1)
-    finally:
-        daemon.kill()
 
 
 async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, manager: FakeServiceManager) -> None:
@@ -141,7 +137,7 @@ async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, m
     stored[stored.index(b"user_")] ^= 1
     segment.write_bytes(stored)
     start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
-    try:
+    with killed_in_the_end(daemon):
         deadline = time.monotonic() + 120
         while not any("shard 1: held" in status for status in manager.statuses()):
             assert time.monotonic() < deadline, manager.statuses()
@@ -150,8 +146,6 @@ async def test_a_shard_that_is_held_does_not_starve_the_others(data_dir: Path, m
         manager.wait_for("WATCHDOG", fed + 3)
         assert manager.count("READY") == 0
         assert any(message.get("EXTEND_TIMEOUT_USEC") for message in manager.messages[-4:])
-    finally:
-        daemon.kill()
 
 
 async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, manager: FakeServiceManager) -> None:
@@ -169,7 +163,7 @@ async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, ma
             {"NOTIFY_SOCKET": manager.path, "LISTEN_FDS": "3", "LISTEN_FDNAMES": names},
             (rpc, admin, unix),
         )
-        try:
+        with killed_in_the_end(daemon):
             manager.wait_for("READY")
             assert await early.ask("ping") == "pong"
             with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
@@ -181,9 +175,6 @@ async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, ma
                 client.sendall(b"\x94\x00\x01\xa4ping\x90")
                 assert client.recv(100) == b"\x94\x01\x01\xc0\xa4pong"
             assert daemon.stop() == 0
-        finally:
-            if daemon.process is not None:
-                daemon.kill()
 
 
 def test_a_socket_beyond_loopback_is_refused_without_tokens_however_it_came(data_dir: Path) -> None:
@@ -211,16 +202,13 @@ def test_pages_beyond_loopback_speak_tls_however_their_socket_came(data_dir: Pat
     with socket.create_server(("0.0.0.0", 0)) as admin:
         names = {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "admin"}
         start(daemon, {"NOTIFY_SOCKET": manager.path, **names}, (admin,))
-        try:
+        with killed_in_the_end(daemon):
             manager.wait_for("READY")
             page = f"https://127.0.0.1:{admin.getsockname()[1]}/readyz"
             with urllib.request.urlopen(page, timeout=60, context=context) as answer:
                 assert answer.status == 200
             assert "dashboard https://0.0.0.0:" in daemon.log.read_text()
             assert daemon.stop() == 0
-        finally:
-            if daemon.process is not None:
-                daemon.kill()
 
 
 def _refuse_exec_gain() -> None:
@@ -240,11 +228,8 @@ async def test_it_runs_where_memory_is_never_both_written_and_executed(data_dir:
             [sys.executable, "-I", "-m", "billing", "serve", "--config", str(daemon.config)],
             stderr=log, stdout=log, preexec_fn=_refuse_exec_gain,
         )  # fmt: skip
-    try:
+    with killed_in_the_end(daemon):
         daemon.wait_ready()
         rpc = await Rpc.connect(daemon.rpc_port)
         assert (await rpc.ask("top_up", "u", 5))["balance_nanos"] == 5
         assert daemon.stop() == 0
-    finally:
-        if daemon.process is not None:
-            daemon.kill()

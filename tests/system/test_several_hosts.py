@@ -15,7 +15,8 @@ from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, killed_in_the_end, run
+from tests.system.endings import killed_in_the_end
+from tests.system.log_hosts import USERS, WAIT_S, Caller, billing, run
 from tests.system.test_feed import FeedReader, entries_of
 from tests.system.test_jetstream import called
 from tests.system.test_standby import is_refused

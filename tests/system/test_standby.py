@@ -19,7 +19,8 @@ import pytest
 from billing.follower.store import file_of
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
-from tests.system.log_hosts import SHARDS, USERS, WAIT_S, Caller, billing, daemon_on, killed_in_the_end, ready_page
+from tests.system.endings import killed_in_the_end
+from tests.system.log_hosts import SHARDS, USERS, WAIT_S, Caller, billing, daemon_on, ready_page
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.systemd import start
 

@@ -17,7 +17,7 @@ from tests.shards.journal.contract_beside import BesideContract
 from tests.shards.journal.contract_machine import RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
 from tests.shards.journal.journal_machine import SHARD, START_NS
-from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
+from tests.shards.journal.nats_cluster import NatsCluster
 
 GRANT_NS = 200_000_000
 
@@ -80,17 +80,6 @@ class OnServers:
         for journal in self.journals:
             for connection in journal._connections:
                 connection.close()
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    if BINARY is None:
-        pytest.skip(MISSING)
-    cluster = NatsCluster(tmp_path_factory.mktemp("nats"))
-    try:
-        yield cluster.start()
-    finally:
-        cluster.close()
 
 
 class TestJetStreamJournal(JournalContract, SnapshotContract, BesideContract, RoomContract):

@@ -30,9 +30,7 @@ from tests.shards.journal.contract import OWNER, payload_of
 from tests.shards.journal.journal_machine import SHARD, START_NS
 from tests.shards.journal.nats_cluster import READY_S, NatsCluster
 from tests.shards.journal.proxy import Proxy
-from tests.shards.journal.test_jetstream_contract import GRANT_NS, PatientJournal, cluster
-
-__all__ = ["cluster"]
+from tests.shards.journal.test_jetstream_contract import GRANT_NS, PatientJournal
 
 MS = 1_000_000
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,8 @@ pytestmark = pytest.mark.skipif(BINARY is None, reason=MISSING)
 
 @pytest.fixture(scope="module")
 def one_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsCluster]:
-    server = NatsCluster(tmp_path_factory.mktemp("nats"), 1)
-    try:
+    with closing(NatsCluster(tmp_path_factory.mktemp("nats"), 1)) as server:
         yield server.start()
-    finally:
-        server.close()
 
 
 @pytest.fixture
