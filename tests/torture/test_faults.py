@@ -103,3 +103,21 @@ async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_d
     status = await settled_start(daemon)
     assert "the map of the buckets: waiting: the disk is full: no room for opening: No space left on device" in status
     await stopped(daemon)
+
+
+async def test_a_shard_whose_disk_takes_no_writes_from_its_start_on_is_held_as_unfit(data_dir: Path) -> None:
+    """Nothing was written, so the disk did not fail; an operator has to make it writable."""
+    reason = why_not()
+    if reason:
+        pytest.skip(reason)
+    daemon = new_daemon(data_dir)
+    daemon.environment = {
+        "LD_PRELOAD": str(shim(data_dir)), "FAULT_DIR": "data/shard-1", "FAULT_AT": "1", "FAULT_STICKY": "1",
+        "FAULT_WHAT": str(errno.EROFS),
+    }  # fmt: skip
+    status = await settled_start(daemon)
+    assert "shard 1: held: Unfit: opening is not possible: Read-only file system" in status
+    assert "shard 2" not in status
+    await stopped(daemon)
+    assert daemon.process is not None
+    assert daemon.process.returncode == 78
