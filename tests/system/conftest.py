@@ -10,7 +10,7 @@ import pytest
 
 from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import NatsCluster
-from tests.system.test_cutoffs import receiving
+from tests.system.endpoint import receiving
 
 
 @pytest.fixture(scope="module")

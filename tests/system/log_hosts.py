@@ -113,7 +113,7 @@ class Caller:
         reply = await self.call("top_up", user, amount, options)
         self.balances[user] += amount
         self.last_at_ns = max(self.last_at_ns, reply["at_ns"])
-        assert reply["balance_nanos"] == self.balances[user]
+        assert reply["balance_nanos"] == self.balances[user], (user, reply, self.balances[user])
 
     async def check(self) -> None:
         """Asks for every balance, and for every history, all at once."""
@@ -121,6 +121,7 @@ class Caller:
 
     async def _check(self, user: str) -> None:
         reply = await self.call("get_account", user)
-        assert reply["balance_nanos"] == self.balances[user]
+        assert reply["balance_nanos"] == self.balances[user], (user, reply, self.balances[user])
         rows = await self.call("history", user, {"limit": 1000})
-        assert sum(row["amount_nanos"] for row in rows if row["operation"] == "top_up") == self.balances[user]
+        told = sum(row["amount_nanos"] for row in rows if row["operation"] == "top_up")
+        assert told == self.balances[user], (user, told, self.balances[user])

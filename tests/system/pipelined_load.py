@@ -50,4 +50,5 @@ class PipelinedLoad:
     async def check(self, rpc: Rpc) -> None:
         """Behind `stop`, every user has each nano once, wherever that is asked."""
         for user in self.users:
-            assert (await rpc.ask("get_account", user))["balance_nanos"] == FIRST + self._called[user]
+            balance, called = (await rpc.ask("get_account", user))["balance_nanos"], FIRST + self._called[user]
+            assert balance == called, (user, balance, called)

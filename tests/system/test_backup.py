@@ -19,12 +19,12 @@ from shards.system.disk import RealDisk
 from tests.doctor.builder import DataDirectoryBuilder
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
+from tests.system.endpoint import receiving, until
 from tests.system.ports import free_port
 from tests.system.private_files import tokens_file
 from tests.system.processes import killed_with_all_it_started
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_admin import at, scraped
-from tests.system.test_cutoffs import receiving, until
 
 COIN = 10**9
 LOAD_PAUSE_S = 0.05  # of each user: 40 of them make some hundred commands a second

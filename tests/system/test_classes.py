@@ -8,8 +8,8 @@ from typing import Any
 
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
+from tests.system.endpoint import receiving, until
 from tests.system.rpc import Rpc
-from tests.system.test_cutoffs import receiving, until
 
 SECOND_NS = 10**9
 GRACE_NS = 3 * SECOND_NS

@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
-from billing.trial.faults import Fault, Misbehaviour
-from billing.trial.receiver import Receiver
+from billing.trial.faults import Fault
 from shards.system.clock import MACHINE_CLOCKS
 from tests.system.daemon import Daemon
+from tests.system.endpoint import receiving, until
 from tests.system.ports import free_port
 from tests.system.rpc import Rpc
 
 COIN = 10**9
-
-
-@contextlib.asynccontextmanager
-async def receiving(port: int = 0, fault: Fault | None = None) -> AsyncIterator[Receiver]:
-    """A cutoff endpoint in this process."""
-    receiver = Receiver("127.0.0.1", port, misbehaviour=Misbehaviour(fault))
-    await receiver.start()
-    try:
-        yield receiver
-    finally:
-        await receiver.close()
-
-
-async def until(condition: Callable[[], object], wait_s: float = 60.0) -> None:
-    """Returns when the condition holds; fails where it does not come to hold."""
-    for _ in range(int(wait_s / 0.02)):
-        if condition():
-            return
-        await asyncio.sleep(0.02)
-    raise AssertionError("it did not come to hold")
 
 
 @pytest.fixture(scope="module")

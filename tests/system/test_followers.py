@@ -14,8 +14,8 @@ from billing.history.history_reader import MISSING
 from shards.exits import Exit
 from tests.system.commands import carried_out_beside
 from tests.system.daemon import Daemon
+from tests.system.endpoint import receiving, until
 from tests.system.rpc import Rpc
-from tests.system.test_cutoffs import receiving, until
 from tests.system.test_notices import children_of, kinds_of
 
 COIN = 10**9

@@ -22,10 +22,10 @@ from billing.trial.receiver import Receiver
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.endings import killed_in_the_end
+from tests.system.endpoint import until
 from tests.system.log_hosts import SHARDS, USERS, Caller, billing, daemon_on, run
 from tests.system.private_files import pem_file, private_file
 from tests.system.rpc import ConnectionLost, Rpc
-from tests.system.test_cutoffs import until
 from tests.system.test_followers import followers
 from tests.system.test_notices import kinds_of
 

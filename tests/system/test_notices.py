@@ -17,10 +17,10 @@ from billing.signature import parse_secrets
 from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
+from tests.system.endpoint import receiving, until
 from tests.system.ports import free_port
 from tests.system.private_files import private_file
 from tests.system.rpc import Rpc
-from tests.system.test_cutoffs import receiving, until
 
 COIN = 10**9
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -7,8 +7,9 @@ import random
 from pathlib import Path
 
 from tests.system.daemon import Daemon
+from tests.system.endpoint import receiving, until
 from tests.system.rpc import Rpc
-from tests.system.test_cutoffs import COIN, receiving, until
+from tests.system.test_cutoffs import COIN
 
 USERS = 200
 LEAD_NS = 4 * COIN

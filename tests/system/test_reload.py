@@ -17,6 +17,7 @@ import trustme
 
 from billing.trial.receiver import Receiver
 from tests.system.daemon import Daemon
+from tests.system.endpoint import until
 from tests.system.ports import free_port
 from tests.system.private_files import pem_file, tokens_file
 from tests.system.rpc import ConnectionLost, Rpc
@@ -89,25 +90,16 @@ async def test_a_plan_that_was_interrupted_is_taken_up_again(data_dir: Path) -> 
         await until_buckets(daemon, [300, 300])
 
 
-async def test_cutoffs_go_to_the_new_url(data_dir: Path) -> None:
-    port = free_port()
-    receiver = Receiver("127.0.0.1", port)
-    await receiver.start()
-    try:
-        with Daemon(data_dir, shards__workers=1, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
-            rpc = await Rpc.connect(daemon.rpc_port)
-            await rpc.ask("top_up", "u", 100)
-            due = (await rpc.ask("set_rate", "u", 10_000))["exhausts_at_ns"]
-            while (await rpc.ask("get_account", "u"))["cutoff"] is None:
-                await asyncio.sleep(0.01)
-            await reload(daemon, "reloaded cutoff.url", cutoff__url=f"http://127.0.0.1:{port}/cutoff")
-            for _ in range(500):
-                if receiver.calls:
-                    break
-                await asyncio.sleep(0.02)
-            assert [(call.user_id, call.exhausted_at_ns) for call in receiver.calls] == [("u", due)]
-    finally:
-        await receiver.close()
+async def test_cutoffs_go_to_the_new_url(data_dir: Path, receiver: Receiver) -> None:
+    with Daemon(data_dir, shards__workers=1, cutoff__url=f"http://127.0.0.1:{free_port()}/nobody") as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        await rpc.ask("top_up", "u", 100)
+        due = (await rpc.ask("set_rate", "u", 10_000))["exhausts_at_ns"]
+        while (await rpc.ask("get_account", "u"))["cutoff"] is None:
+            await asyncio.sleep(0.01)
+        await reload(daemon, "reloaded cutoff.url", cutoff__url=f"{receiver.url}/cutoff")
+        await until(lambda: receiver.calls)
+        assert [(call.user_id, call.exhausted_at_ns) for call in receiver.calls] == [("u", due)]
 
 
 async def test_what_needs_a_restart_is_named_and_what_is_wrong_changes_nothing(data_dir: Path) -> None:
