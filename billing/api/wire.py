@@ -102,7 +102,7 @@ def refused_by_shards(reply: object) -> Refused:
     if isinstance(reply, Unavailable):
         return Refused(
             "UNAVAILABLE",
-            f"shard {reply.shard_id}: {reply.reason}",
+            f"shard {reply.shard_id}: {reply.reason}" if reply.shard_id else reply.reason,
             {"shard_id": reply.shard_id},
             applied=reply.applied,
         )

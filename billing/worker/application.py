@@ -205,6 +205,8 @@ class Billing:
 
     def reply_of(self, plain: object) -> object:
         """The supervisor's answer as a reply."""
+        if isinstance(plain, dict) and plain.get("applied") == "unknown":
+            return Unavailable(0, plain["message"], "unknown")
         if isinstance(plain, dict) and "refused" in plain:
             return Refused(plain["refused"], plain["message"])
         return plain

@@ -508,5 +508,7 @@ class Mover:
 
 
 def refusal(name: str, message: str) -> dict[str, Any]:
-    """A refusal as plain data, of which the application makes an error."""
+    """A refusal as plain data, of which the application makes an error. With `applied` "unknown" beside it, what was
+    asked for may still be done.
+    """
     return {"refused": name, "message": message}

@@ -12,6 +12,9 @@
     ("rebalance", plan only)         begun, or only shown
     ("check_owners",)                whether each bucket has exactly one owner, and its content adds up: `ownership`
 
+An order that has not ended after `ORDER_S` is answered with what is wrong with the map's log, if anything is. It is
+still carried out, once the log allows that.
+
 States are named as vshard names them. A refusal is `{"refused": name, "message": text}`.
 """
 
@@ -32,6 +35,9 @@ from shards.supervisor.worker_figures import WorkerFigures
 
 SHARD_FIGURES = ("accounts", "armed", "pending_cutoffs", "journal_bytes", "passed_on", "garbage")  # in shards_info
 STEPS_SHOWN_MAX = 1000
+ORDERS = ("move_bucket", MOVE_HERE, "pin_bucket", "unpin_bucket", "rebalance")
+ORDER_S = 7.0  # clients time out after 10 s: they get the reason before that
+ORDER_LOOK_S = 0.5
 FAR_TIMEOUT_S = 2.0  # for what another host says of its shards
 T = TypeVar("T")
 
@@ -115,6 +121,19 @@ class OperatorApi:
                 return await self.extra_operations[name](operation)
             case _:
                 return refusal("UNKNOWN_METHOD", f"{operation[0]} is not served by this version")
+
+    async def in_time(self, operation: Command, order: asyncio.Future[object]) -> object:
+        """Returns the reply to an operation that is being carried out; or why an order cannot be carried out yet,
+        before its caller stops waiting.
+        """
+        if operation[0] in ORDERS:
+            is_done, _ = await asyncio.wait((order,), timeout=ORDER_S)
+            while not is_done:
+                if trouble := self._registry.log_trouble():
+                    text = f"the map of the buckets cannot be written: {trouble}; the order waits for that"
+                    return refusal("UNAVAILABLE", text) | {"applied": "unknown"}
+                is_done, _ = await asyncio.wait((order,), timeout=ORDER_LOOK_S)
+        return await order
 
     async def _from_all(self, ask: Callable[[Any], Awaitable[T]]) -> list[tuple[Any, T]]:
         workers = [self._workers[shard_id] for shard_id in sorted(self._workers)]

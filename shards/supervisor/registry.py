@@ -50,6 +50,8 @@ SNAPSHOT_EVERY_RECORDS = 512
 HOST_ID = "host-id"  # below the data directory: tells this host from another one of its name
 STANDBY_POLL_S = 0.1
 HANDOVER_POLL_S = 0.02  # while some shards have been given up: the others follow
+SILENT_LOG_S = 2.0  # a call of the map's log that takes longer is worth a word to whoever waits for it
+ERROR_KEPT_NS = 5_000_000_000  # so long an error of the map's log counts while nobody asks it again
 ROOM_RETRY_S = 1.0  # how often a log without room, or out of reach, is tried again
 
 T = TypeVar("T")
@@ -153,6 +155,9 @@ class Registry:
         self._backend = backend
         self._log = backend.map_log(now_ns)
         self._version = 0  # up to which the log was taken up
+        self._asked_ns = 0  # boot instant since when the map's log is asked for something; 0: it is not
+        self._log_error = ""  # why the last call of it failed; "": it did not
+        self._failed_ns = 0  # boot instant of that failure
         self._recording = asyncio.Lock()
         self.deciding = asyncio.Lock()  # held while a record decides owners, and while a worker is told
         self._on_assigned = on_assigned
@@ -200,6 +205,32 @@ class Registry:
         assert self._executor is not None
         result: T = await self._executor.call(call, *arguments)
         return result
+
+    async def _of_log(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Calls the map's log, and keeps what is wrong with it for `log_trouble`."""
+        self._asked_ns = self._clocks.boot_ns()
+        try:
+            result = await self._called(call, *arguments)
+        except (Unavailable, Unknown) as error:
+            self._log_error, self._failed_ns = str(error), self._clocks.boot_ns()
+            raise
+        except Overtaken:
+            self._log_error = ""
+            raise
+        finally:
+            self._asked_ns = 0
+        self._log_error = ""
+        return result
+
+    def log_trouble(self) -> str:
+        """Why nothing can be decided at this moment: what the map's log said last, or that it does not answer; "" where
+        nothing is known to be wrong with it.
+        """
+        now_ns = self._clocks.boot_ns()
+        if self._log_error and (self._asked_ns or now_ns - self._failed_ns < ERROR_KEPT_NS):
+            return self._log_error
+        silent_s = (now_ns - self._asked_ns) / 1e9 if self._asked_ns else 0.0
+        return f"its log has not answered for {silent_s:.0f} s" if silent_s >= SILENT_LOG_S else ""
 
     def open(self, bucket_count: int, wanted_weights: dict[int, int]) -> list[str]:
         """Reads what is there, or founds the data directory; returns warnings. `wanted_weights`: shard id -> weight.
@@ -284,7 +315,7 @@ class Registry:
 
     async def _reload(self) -> None:
         """Applies what other hosts have decided. Raises Fenced where this host serves no more."""
-        self._version, payloads = await self._called(self._log.load, self._owner)
+        self._version, payloads = await self._of_log(self._log.load, self._owner)
         old_generations = self.map.generation
         self._restore(payloads)
         if self.map.generation != old_generations:
@@ -308,7 +339,7 @@ class Registry:
         raises.
         """
         async with self._recording:
-            if await self._called(self._log.is_newest):
+            if await self._of_log(self._log.is_newest):
                 return False
             await self._reload()
             return True
@@ -322,7 +353,7 @@ class Registry:
             while records := make():
                 payload = msgspec.msgpack.encode(records)
                 try:
-                    self._version = await self._called(self._log.decide, self._version, payload)
+                    self._version = await self._of_log(self._log.decide, self._version, payload)
                 except Overtaken:
                     await self._reload()
                     continue
@@ -444,7 +475,7 @@ class Registry:
             return False
         async with self._recording:
             try:
-                if not await self._called(self._log.is_newest):
+                if not await self._of_log(self._log.is_newest):
                     await self._reload()
             except Fenced:
                 return True
@@ -554,7 +585,6 @@ class Registry:
         """Waits where there is no room, or the log is out of reach: whoever wanted this record waits with it. Where
         another supervisor has decided meanwhile, what it decided is taken up, and the record looked at again.
         """
-        assert self._executor is not None
         is_logged = is_behind = False
         while True:
             try:
@@ -565,7 +595,7 @@ class Registry:
                 for record in records:
                     self.map.check_record(record)
                 payload = msgspec.msgpack.encode(records)
-                self._version = await self._executor.call(self._log.decide, self._version, payload)
+                self._version = await self._of_log(self._log.decide, self._version, payload)
                 self._apply_all(payload)
                 return self._version
             except Overtaken:

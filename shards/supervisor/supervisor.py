@@ -383,9 +383,14 @@ class Supervisor:
 
     async def _answer(self, worker: WorkerState, question: Ask) -> None:
         answerer = self._backups if question.operation[0] == "backup" else self.operator_api
-        reply = await answerer.operate(question.operation)
-        if worker.wire is not None:
-            worker.wire.send(Answer(question.number, reply))
+        order = asyncio.ensure_future(answerer.operate(question.operation))
+        try:
+            reply = await self.operator_api.in_time(question.operation, order)
+            if worker.wire is not None:
+                worker.wire.send(Answer(question.number, reply))
+            await order  # one that was answered before its end is still carried out
+        finally:
+            order.cancel()
 
     async def _on_event(self, worker: WorkerState, event: str) -> None:
         """A worker has ended, is held ("held"), or was held and is tried again ("tried")."""
