@@ -130,7 +130,7 @@ class OperatorApi:
             is_done, _ = await asyncio.wait((order,), timeout=ORDER_S)
             while not is_done:
                 if trouble := self._registry.log_trouble():
-                    text = f"the map of the buckets cannot be written: {trouble}; the order waits for that"
+                    text = f"the map of the buckets cannot be written: {trouble}; what comes of the order is not known"
                     return refusal("UNAVAILABLE", text) | {"applied": "unknown"}
                 is_done, _ = await asyncio.wait((order,), timeout=ORDER_LOOK_S)
         return await order
