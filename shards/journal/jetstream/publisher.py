@@ -89,5 +89,10 @@ class Publisher:
                 raise Lost(f"it is not known whether {stream.name} took a message: {reason}") from reason
             if not (in_doubt and matters) and waited_ns > PATIENCE_S * 1e9:
                 self._unsettled = (subject, message) if in_doubt else None
-                raise Unavailable(f"the log cannot be reached: {reason}") from reason
+                what = (
+                    "the log's servers do not let this host in"
+                    if isinstance(reason, Denied)
+                    else "the log cannot be reached"
+                )
+                raise Unavailable(f"{what}: {reason}") from reason
             stream.connection.pause(RETRY_S)
