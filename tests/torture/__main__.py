@@ -2,7 +2,8 @@
 
     python -m tests.torture                          all of it: some six hours on two cores of its own
     python -m tests.torture power kill               these campaigns alone
-    python -m tests.torture --share 0.3              a third of the size: a night's two hours
+    python -m tests.torture --part 1/3               a third of the pieces: a night's two hours; 2/3 is the next night's
+    python -m tests.torture --share 0.1              all of it, at a tenth of its size
     python -m tests.torture --list                   what would be run
     python -m tests.torture --write                  and put the table into tests/TORTURE.md
 
@@ -27,7 +28,7 @@ from typing import Any
 from tests.conftest import REPOSITORY
 from tests.torture import table
 from tests.torture.code import code_of
-from tests.torture.pieces import CAMPAIGNS, Piece, all_pieces
+from tests.torture.pieces import CAMPAIGNS, Piece, all_pieces, part_of
 
 PIECE_S_MAX = 3600
 TAIL_BYTES = 20_000  # of what a piece said: more than the ends of logs that it quotes behind its own words
@@ -123,6 +124,14 @@ def commit_of() -> str:
     return git("log", "-1", "--format=%h") + ("+" if git("status", "--porcelain") else "")
 
 
+def part(text: str) -> tuple[int, int]:
+    """K and N of `K/N`. Raises ValueError."""
+    number, parts = map(int, text.split("/"))
+    if not 1 <= number <= parts:
+        raise ValueError(text)
+    return number, parts
+
+
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(
@@ -130,6 +139,7 @@ def main() -> int:
     )
     parser.add_argument("campaigns", nargs="*", help=f"of {', '.join(CAMPAIGNS)}; all without any")
     parser.add_argument("--share", type=float, default=1.0, help="of the full size")
+    parser.add_argument("--part", type=part, default=(1, 1), help="K/N: of N parts, which are the whole, the K-th")
     parser.add_argument("--cores", type=int, default=max(2, os.cpu_count() or 2))
     parser.add_argument("--state", type=Path, default=REPOSITORY / ".torture.jsonl")
     parser.add_argument("--list", action="store_true", help="what would be run")
@@ -140,7 +150,7 @@ def main() -> int:
         parser.error(f"no such campaign: {', '.join(sorted(unknown))}")
     pieces = [
         piece
-        for piece in all_pieces(arguments.share)
+        for piece in part_of(all_pieces(arguments.share), *arguments.part)
         if not arguments.campaigns or piece.campaign in arguments.campaigns
     ]
     if arguments.list:
@@ -151,6 +161,7 @@ def main() -> int:
     runner.run(pieces)
     rows = table.lines(pieces, runner.done)
     size = "" if arguments.share == 1 else f", {arguments.share:g} of the full size"
+    size += "" if arguments.part == (1, 1) else ", part {} of {}".format(*arguments.part)
     headline = f"`make torture`, commit {commit_of()}, {time.strftime('%Y-%m-%d')}{size}:"
     print(headline, *rows, sep="\n")
     if arguments.write:

@@ -7,7 +7,7 @@ leave the campaign out by name).
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from tests.shards.journal.specimen import STATES
@@ -76,7 +76,7 @@ class Piece(NamedTuple):
 
 def all_pieces(share: float) -> Iterator[Piece]:
     """The pieces of all campaigns, fuzzing last, which takes longest. `share`: of the full size, 1 is the whole; every
-    campaign keeps at least one piece, and mutants are always all.
+    campaign keeps at least one piece, and mutants, kinds of faults and states of a damaged log are always all.
     """
 
     def count(full: int) -> int:
@@ -84,12 +84,12 @@ def all_pieces(share: float) -> Iterator[Piece]:
 
     yield Piece("mutants", "mutants", ["tests.simulation.mutants", "--seeds", "200", "--jobs", "2"], cores=2)
     yield Piece("gates", "gates", ["tests.torture.gates"])
-    for target, error_name, sticky in FAULTS[: count(len(FAULTS))]:
+    for target, error_name, sticky in FAULTS:
         options = ["--target", target, "--what", error_name, *(["--sticky"] if sticky else [])]
         limit = [] if share >= 1 else ["--runs", str(count(100))]
         name = f"{error_name} in {target}, {'from there on' if sticky else 'once'}"
         yield Piece("faults", name, ["tests.torture.faults", *options, *limit])
-    for state in STATES[: count(len(STATES))]:
+    for state in STATES:
         parts = FLIP_PARTS if share >= 1 else round(FLIP_PARTS / share)
         for part in range(1, FLIP_PARTS + 1):
             options = ["--state", state, "--part", f"{part}/{parts}"]
@@ -138,6 +138,11 @@ def all_pieces(share: float) -> Iterator[Piece]:
         yield Piece("followers", f"lives {first} to {last - 1}", ["tests.follower.campaign", *options])
     for target, seconds in FUZZ_S.items():
         yield Piece("fuzz", target, ["tests.fuzz", target, "--seconds", str(count(seconds)), "--seed", "2"])
+
+
+def part_of(pieces: Iterable[Piece], number: int, parts: int) -> list[Piece]:
+    """Every so many'th of the pieces, from the one of this number (from 1) on: parts 1 to `parts` are the whole."""
+    return list(pieces)[number - 1 :: parts]
 
 
 def _cycles(campaign: str, name: str, program: list[str], cycles: int, cores: int = 1) -> Iterator[Piece]:
