@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import resource
 import tempfile
 import time
 from functools import partial
@@ -30,7 +29,7 @@ import uvloop
 
 from benchmarks.commands import COIN, mixed_frames, opened, run
 from benchmarks.figures import add_arguments, show_each
-from benchmarks.floor import NullServer, child_process
+from benchmarks.floor import NullServer, child_process, serve_measured
 from billing.api import calls
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Rules
@@ -146,18 +145,8 @@ def serve(pipe: Pipe, kind: str, directory: str, accounts: int) -> None:
     """A server of the ladder: sends its port, then its CPU seconds whenever it is asked."""
 
     async def until_the_end() -> None:
-        loop = asyncio.get_running_loop()
-        protocol = LADDER[kind](directory, SerialExecutor("journal", loop), accounts)
-        server = await loop.create_server(lambda: protocol, "127.0.0.1", 0)
-
-        def on_question() -> None:
-            pipe.recv()
-            usage = resource.getrusage(resource.RUSAGE_SELF)
-            pipe.send((usage.ru_utime, usage.ru_stime))
-
-        loop.add_reader(pipe.fileno(), on_question)
-        pipe.send(server.sockets[0].getsockname()[1])
-        await asyncio.Event().wait()
+        protocol = LADDER[kind](directory, SerialExecutor("journal", asyncio.get_running_loop()), accounts)
+        await serve_measured(pipe, lambda: protocol)
 
     uvloop.run(until_the_end())
 

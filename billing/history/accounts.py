@@ -40,7 +40,9 @@ def _packed(newest: array[int]) -> bytes:
 
 
 def _unpacked(blob: bytes) -> array[int]:
-    """Returns a chunk of the file. Raises ValueError where it is cut off."""
+    """Returns a chunk of the file. Raises ValueError where it has another length."""
+    if len(blob) != CHUNK * 8:
+        raise ValueError(f"a chunk of the ends of chains has {len(blob)} bytes")
     newest = array("Q", blob)
     if _IS_SWAPPED:
         newest.byteswap()

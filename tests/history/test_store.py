@@ -633,3 +633,12 @@ def test_rows_that_are_lost_at_the_end_keep_their_numbers(data_dir: Path) -> Non
     again.take(4, driver.batch(1))
     again.flush()
     assert again.seq == seq + 1
+
+
+@pytest.mark.parametrize("numbers", [127, 129])
+def test_a_chunk_of_another_length_is_not_believed(numbers: int) -> None:
+    db = sqlite3.connect(":memory:")
+    db.execute("CREATE TABLE heads (chunk INTEGER, newest BLOB)")
+    db.execute("INSERT INTO heads VALUES (0, zeroblob(?))", (numbers * 8,))
+    with pytest.raises(ValueError, match=f"{numbers * 8} bytes"):
+        Accounts(db).chunk_of(0)

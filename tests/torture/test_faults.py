@@ -91,15 +91,21 @@ async def test_a_failed_sync_is_answered_as_unknown_and_holds_that_shard_alone(d
     assert answered <= (await recovered_balances(data_dir / "data"))[user] <= answered + 1
 
 
-async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_dir: Path) -> None:
+def struck_from_the_start(data_dir: Path, directory: str, error: int) -> Daemon:
+    """A daemon for which every I/O call below `directory` fails alike."""
     reason = why_not()
     if reason:
         pytest.skip(reason)
     daemon = new_daemon(data_dir)
     daemon.environment = {
-        "LD_PRELOAD": str(shim(data_dir)), "FAULT_DIR": "data/map", "FAULT_AT": "1", "FAULT_STICKY": "1",
-        "FAULT_WHAT": str(errno.ENOSPC),
+        "LD_PRELOAD": str(shim(data_dir)), "FAULT_DIR": directory, "FAULT_AT": "1", "FAULT_STICKY": "1",
+        "FAULT_WHAT": str(error),
     }  # fmt: skip
+    return daemon
+
+
+async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_dir: Path) -> None:
+    daemon = struck_from_the_start(data_dir, "data/map", errno.ENOSPC)
     status = await settled_start(daemon)
     assert "the map of the buckets: waiting: the disk is full: no room for opening: No space left on device" in status
     await stopped(daemon)
@@ -107,14 +113,7 @@ async def test_a_start_without_room_for_the_map_waits_and_readyz_says_why(data_d
 
 async def test_a_shard_whose_disk_takes_no_writes_from_its_start_on_is_held_as_unfit(data_dir: Path) -> None:
     """Nothing was written, so the disk did not fail; an operator has to make it writable."""
-    reason = why_not()
-    if reason:
-        pytest.skip(reason)
-    daemon = new_daemon(data_dir)
-    daemon.environment = {
-        "LD_PRELOAD": str(shim(data_dir)), "FAULT_DIR": "data/shard-1", "FAULT_AT": "1", "FAULT_STICKY": "1",
-        "FAULT_WHAT": str(errno.EROFS),
-    }  # fmt: skip
+    daemon = struck_from_the_start(data_dir, "data/shard-1", errno.EROFS)
     status = await settled_start(daemon)
     assert "shard 1: held: Unfit: opening is not possible: Read-only file system" in status
     assert "shard 2" not in status
