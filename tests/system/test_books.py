@@ -168,7 +168,9 @@ def test_months_days_and_zones_are_words(books: Daemon) -> None:
     )
     assert (statement_of_month["from_ns"], statement_of_month["to_ns"]) == (last_month["from_ns"], last_month["to_ns"])
     following = datetime(day.year, day.month, 28, tzinfo=UTC) + timedelta(days=4)
-    upwards = json_of(books, "statement", "anna", "--from", f"{day:%B}", "--to", f"{following:%B}")
+    upwards = json_of(
+        books, "statement", "anna", "--from", f"{day:%B}", "--to", f"{following:%B}", "--zone", "Europe/Moscow"
+    )
     assert (upwards["up_to_now"], upwards["entries_count"]) == (True, 22)
     result = billing(books, "statement", "anna", "--zone", "Europe/Moskow")
     assert (result.returncode, "'Europe/Moskow'" in result.stderr) == (2, True)
