@@ -26,7 +26,7 @@ Fields whose type is `Any` belong to the application; nothing here looks at them
 from __future__ import annotations
 
 import re
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import msgspec
 
@@ -51,6 +51,11 @@ class WorkerSettings(NamedTuple):
 
     idle_barrier_s: float  # how long after the last commit `idle_barrier` proves it durable; 0: only with a beat
     snapshot_bytes: int  # a snapshot is made when the journal has grown by so many bytes
+
+
+def _fits(number: int) -> bool:
+    """Whether MessagePack has an integer of this size."""
+    return -(2**63) <= number < 2**64
 
 
 def _name_of(class_name: str) -> str:
@@ -293,10 +298,24 @@ class Failed(Message, frozen=True):
 
 
 class Figures(Message, frozen=True):
-    """The worker's counters by name."""
+    """The worker's counters by name. A number of more than 64 bits, as a sum over many accounts may be, has no place in
+    a message: it goes as decimal text in `wide`.
+    """
 
     number: int
-    figures: dict[str, Any]
+    narrow: dict[str, Any]
+    wide: dict[str, str]
+
+    @classmethod
+    def of(cls, number: int, figures: dict[str, Any]) -> Self:
+        """The answer to the question with this number."""
+        wide = {name: str(value) for name, value in figures.items() if type(value) is int and not _fits(value)}
+        return cls(number, {name: value for name, value in figures.items() if name not in wide}, wide)
+
+    @property
+    def figures(self) -> dict[str, Any]:
+        """All counters, as the worker has them."""
+        return self.narrow | {name: int(text) for name, text in self.wide.items()}
 
 
 class Obstacle(Message, frozen=True):

@@ -49,6 +49,7 @@ RESOURCES_MAX: Final = 100_000
 
 Shown = dict[str, Any]
 _CLOSED: Final = ops.NAMES[ops.CLOSE]
+_SUMS: Final = ("credits", "debits", "expired", "accrued")  # of a period; balances are within bounds by themselves
 Answer = tuple[Shown, bool]  # the second: whether no row was missing
 Steps = Generator[None, None, Answer]
 
@@ -79,7 +80,7 @@ class Misplaced(AssertionError):
 
 
 class TooLong(Exception):
-    """A period has more entries or lines than one answer takes; the message says what to do."""
+    """A period has more entries or lines, or larger sums, than one answer takes; the message says what to do."""
 
 
 def point_of(row: Row) -> Point:
@@ -322,7 +323,11 @@ def statement(
             tally.take(after)
             entries += [chain.gap_row(former, after, None)][: limit - len(entries)]
             after = None
-    return shown(user_id, tally.close(after), asked_to_ns > now_ns, entries), chain.is_whole
+    period = tally.close(after)
+    for name in _SUMS:
+        if getattr(period, f"{name}_nanos") > INT64_MAX:
+            raise TooLong(f"{name}_nanos of this period is more than 2**63-1; shorter periods join")
+    return shown(user_id, period, asked_to_ns > now_ns, entries), chain.is_whole
 
 
 def shown(user_id: bytes, period: Period, is_open: bool, entries: list[Shown]) -> Shown:

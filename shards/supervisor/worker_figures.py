@@ -37,8 +37,9 @@ class WorkerFigures:
         reply = await self._ask(worker, ReadFigures, TIMEOUT_S)
         if not isinstance(reply, Figures):
             return {}
-        worker.figures = reply.figures or worker.figures
-        return reply.figures
+        figures = reply.figures
+        worker.figures = figures or worker.figures
+        return figures
 
     async def examine(self, worker: Worker) -> Examined | None:
         """Returns what a worker holds; None where it does not answer, which its figures show before the examination

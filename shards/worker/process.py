@@ -149,7 +149,7 @@ class Process:
                 self._messages.put_nowait(message)
                 self._ended.set()
             case ReadFigures():
-                wire.send(Figures(message.number, self._figures()))
+                wire.send(Figures.of(message.number, self._figures()))
             case _ if self._serving is not None and not self._serving.closed:
                 self._serving.on_message(message)
             case _ if self._recovering is not None:

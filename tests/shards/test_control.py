@@ -56,7 +56,11 @@ TO_SUPERVISOR: list[tuple[Message, list[Any]]] = [
     (control.Recovered(5, 6, 7, 8, ["w"]), ["recovered", 5, 6, 7, 8, ["w"]]),
     (control.Serving(11, 12, "a:4"), ["serving", 11, 12, "a:4"]),
     (control.Failed(74, "disk"), ["failed", 74, "disk"]),
-    (control.Figures(7, {"accounts": 1}), ["figures", 7, {"accounts": 1}]),
+    (control.Figures.of(7, {"accounts": 1}), ["figures", 7, {"accounts": 1}, {}]),
+    (
+        control.Figures.of(7, {"owed": 2**64, "least": -(2**63)}),
+        ["figures", 7, {"least": -(2**63)}, {"owed": str(2**64)}],
+    ),
     (control.Obstacle(7, ""), ["obstacle", 7, ""]),
     (control.Examined(7, [(1, 2)], ["f"]), ["examined", 7, [[1, 2]], ["f"]]),
     (control.QueryReply(b"r"), ["query_reply", b"r"]),

@@ -36,7 +36,7 @@ class FakeControlWire:
     def send(self, message: object) -> None:
         match message:
             case ReadFigures(number):
-                self._worker_figures.on_reply(Figures(number, self.figures))
+                self._worker_figures.on_reply(Figures.of(number, self.figures))
             case Examine(number):
                 self._worker_figures.on_reply(Examined(number, self.held, self.faults))
 
