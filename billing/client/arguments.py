@@ -45,10 +45,15 @@ def _meant(number: object, exact: str) -> str:
 
 
 def thresholds_of(thresholds: Sequence[ThresholdGiven]) -> list[dict[str, Any]]:
-    """Converts thresholds to their form on the wire. Raises TypeError as `money` does."""
-    return [
-        {"amount": money("amount", each.get("amount"), each.get("amount_nanos"), "amount_nanos")}  # type: ignore[arg-type]
-        if "amount" in each or "amount_nanos" in each
-        else dict(each)
-        for each in thresholds
-    ]
+    """Converts thresholds to their form on the wire; what a threshold has beside its amount goes with it, and is the
+    daemon's to refuse. Raises TypeError as `money` does.
+    """
+    return [_threshold_of(each) for each in thresholds]
+
+
+def _threshold_of(given: ThresholdGiven) -> dict[str, Any]:
+    rest: dict[str, Any] = dict(given)
+    if "amount" not in rest and "amount_nanos" not in rest:
+        return rest
+    coins, nanos = rest.pop("amount", None), rest.pop("amount_nanos", None)
+    return {"amount": money("amount", coins, nanos, "amount_nanos"), **rest}

@@ -141,6 +141,14 @@ def test_of_a_threshold_the_hint_has_the_field_that_it_has() -> None:
         arguments.thresholds_of([{"amount": 5}])
 
 
+def test_what_a_threshold_has_beside_its_amount_is_sent_and_not_dropped() -> None:
+    given: list[Any] = [{"amount": "5", "runway_ns": 60}, {"amount_nanos": 5, "kind": "x"}, {"runway_ns": 60}]
+    sent = [{"amount": "5", "runway_ns": 60}, {"amount": 5, "kind": "x"}, {"runway_ns": 60}]
+    assert arguments.thresholds_of(given) == sent
+    with pytest.raises(TypeError, match="expected either amount, "):
+        arguments.thresholds_of([{"amount": "5", "amount_nanos": 5}])
+
+
 def test_the_client_loads_nothing_of_the_daemon() -> None:
     script = "import sys, billing.client; print(*sorted(sys.modules))"
     result = subprocess.run([sys.executable, "-c", script], cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
