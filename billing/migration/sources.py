@@ -20,7 +20,7 @@ import csv
 import json
 import re
 from collections.abc import Iterable, Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +34,7 @@ COINS_DIGITS_MAX: Final = 9
 NANOS_MAX: Final = 2**63 - 1
 PER: Final = ("second", "minute", "hour")
 _COINS = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)")  # no exponent: 1.2346E+9 was rounded by a spreadsheet
+_EXACTLY: Final = Context(prec=100, traps=[Inexact, InvalidOperation, Overflow])  # what would be rounded is an error
 REMEMBERED: Final = 4096  # cached numbers: price lists have few rates, and many users the same balance
 COLUMNS: Final = ("user_id", "balance", "credit_limit", "resource", "rate", "per")
 
@@ -224,10 +225,15 @@ def _last_of(space: Space, user_at: int, after_at: int) -> dict[Any, Any]:
 
 
 def _scaled(coins: Any, unit: Decimal) -> Any:
-    """Converts units to coins; returns anything that is no number unchanged, for the error message."""
+    """Converts units to coins; returns anything that is no number unchanged, and a product that would be rounded as
+    text, for the error message.
+    """
     if unit == 1 or isinstance(coins, bool) or not isinstance(coins, int | Decimal):
         return coins
-    return coins * unit
+    try:
+        return _EXACTLY.multiply(Decimal(coins), unit)
+    except (Inexact, InvalidOperation, Overflow):
+        return f"{coins} x {unit}"
 
 
 def _index_of(fields: list[str], field: str, space: str) -> int:
@@ -300,10 +306,10 @@ def _nanos_of(value: str | int | Decimal, what: str) -> int:
         raise ValueError(f"expected {what} as a decimal number of coins, got {value!r}")
     try:
         coins = Decimal(value.strip() if isinstance(value, str) else value)
-        nanos = coins.scaleb(COINS_DIGITS_MAX)
+        nanos = coins.scaleb(COINS_DIGITS_MAX, _EXACTLY)
         if not coins.is_finite() or nanos != nanos.to_integral_value():
             raise ValueError(f"{what} {value} is no number with at most {COINS_DIGITS_MAX} decimals")
-    except InvalidOperation:
+    except (Inexact, InvalidOperation, Overflow):
         raise ValueError(f"expected {what} as a decimal number of coins, got {value!r}") from None
     if abs(nanos) > NANOS_MAX:
         raise ValueError(f"{what} {value} is beyond what an account can hold")

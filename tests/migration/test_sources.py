@@ -29,6 +29,10 @@ CSV = [
     "user_11,1.2346E+9,,,,",
     "user_12,1_000,,,,",
     "user_13,٣,,,,",
+    "user_14,1.00000000000000000000000000001,,,,",
+    "user_15,0.9999999999999999999999999999999999999,,,,",
+    f"user_16,1.{'0' * 300}1,,,,",
+    f"user_17,5.{'0' * 300},,,,",
 ]
 
 
@@ -40,9 +44,10 @@ def test_a_csv_file_is_read_line_by_line_and_no_line_is_dropped() -> None:
     assert accounts["user_01"].rates == lines
     assert (accounts["user_02"].balance_nanos, accounts["user_02"].credit_limit_nanos) == (100 * 10**9, 50 * 10**9)
     assert accounts["user_03"].balance_nanos == -7 * 10**9
-    assert set(accounts) == {"user_01", "user_02", "user_03"}
+    assert accounts["user_17"].balance_nanos == 5 * 10**9
+    assert set(accounts) == {"user_01", "user_02", "user_03", "user_17"}
     places = {item.location for item in items if isinstance(item, NotTaken)}
-    assert places == {f"a.csv:{line}" for line in (6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17)}
+    assert places == {f"a.csv:{line}" for line in range(6, 21)}
 
 
 def test_a_csv_file_without_the_header_is_refused_whole() -> None:
