@@ -10,6 +10,7 @@ order:
     routes          which request template and which endpoint a call uses
     dialing         opens a connection; line: one connection; endpoint: chooses the connection for a call
     delivery        the shell that joins them; outages: reports endpoints that take no calls
+    counts          what came of the calls since the worker's start
     silence         whether a server serves few connections at once (pure); throughput: how many calls it takes (pure)
     recheck         which delivered cutoffs are checked again, and when (pure)
 """

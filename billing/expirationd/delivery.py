@@ -27,6 +27,9 @@ flight when the process died is still owed in the ledger.
 **Two clocks.** `now_ns` is billing time, for schedules and lateness. `clocks.wall_ns` is the wall clock, by which
 receivers check that a call is fresh: `webhook-timestamp` is its second at the moment of writing.
 
+**Another configuration.** A delivery cannot change its settings; another one takes its place (`take_over`). The former
+one is retired: it writes no request any more, and reports what comes of those that it has written.
+
 Delivery never decides which call is owed, and reads no clock but these two.
 """
 
@@ -38,9 +41,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from billing.expirationd.counts import CallCounts
 from billing.expirationd.dialing import Unreachable
 from billing.expirationd.endpoint import Endpoint, Limits, Verdict
-from billing.expirationd.health import DROPPED, OK, UNREACHABLE, Pace
+from billing.expirationd.health import DROPPED, OK, UNREACHABLE, Account, Pace
 from billing.expirationd.line import Line
 from billing.expirationd.outages import OfCutoffs, Outages, Words, waiting_because
 from billing.expirationd.outbox import Item, Outbox
@@ -48,7 +52,6 @@ from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplat
 from billing.expirationd.routes import CUTOFF, RESTORE, Routes, Template, call_name
 from billing.expirationd.throughput import Throughput
 from shards.system.clock import Clocks
-from shards.worker.histogram import LATENESS_NS, ExactHistogram, Histogram
 
 if TYPE_CHECKING:
     import ssl
@@ -121,6 +124,11 @@ class DeliverySettings(NamedTuple):
     tls: ssl.SSLContext | None = None
     classes: tuple[OfClass, ...] = ()
 
+    @property
+    def urls(self) -> tuple[str, str, tuple[OfClass, ...]]:
+        """All that says where calls go."""
+        return self.url, self.restore_url, self.classes
+
 
 def cutoff_routes(settings: DeliverySettings) -> Routes:
     """The routes of cutoffs and restores to the URLs of the settings."""
@@ -166,19 +174,15 @@ class Delivery:
         self._lanes = routes.lanes
         self._origins = routes.origins
         self._endpoint_names = routes.endpoint_names
+        self._kinds = routes.kinds
         timeout_ns = int(settings.timeout_s * _SECOND_NS)
         pace = settings.pace._replace(
             concurrency=settings.concurrency, timeout_ns=timeout_ns, patience_max_ns=_TIMEOUT_MAX * timeout_ns
         )
         self.outbox = Outbox(pace, len(self._origins), rng)
         self.endpoints: list[Endpoint] = []
-        self._started = dict.fromkeys(routes.kinds, 0)  # calls by kind, as in the next two
-        self._delivered = dict.fromkeys(routes.kinds, 0)
-        self._failures = dict.fromkeys(routes.kinds, 0)
-        self.dropped = 0
+        self.counts = CallCounts(routes.kinds)
         self.last_error = ""
-        self.sent_late = ExactHistogram(LATENESS_NS)  # from E, or the end of the grace, to each cutoff's first attempt
-        self.done_late = Histogram(LATENESS_NS)  # from E, or the end of the grace, to its 2xx
         self.throughput = Throughput()  # of cutoffs
         self._lines: dict[Item, Line] = {}  # calls in flight
         self._connecting: set[asyncio.Task[None]] = set()
@@ -188,7 +192,7 @@ class Delivery:
         self._timer_ns = 0
         self._cutting: asyncio.TimerHandle | None = None
         self._expecting: asyncio.TimerHandle | None = None
-        self._running = self._closed = False
+        self._running = self._retired = self._closed = False
         self._quiet: asyncio.Event = asyncio.Event()
         self.outages = Outages(settings.timeout_s, now_ns, lambda: len(self.outbox), words)
 
@@ -287,9 +291,9 @@ class Delivery:
     def figures(self) -> dict[str, Any]:
         """Counters for the operator, as plain data."""
         return {
-            "calls_started": dict(self._started),
-            "calls_delivered": dict(self._delivered),
-            "calls_failed": dict(self._failures),
+            "calls_started": dict(self.counts.started),
+            "calls_delivered": dict(self.counts.delivered),
+            "calls_failed": dict(self.counts.failed),
             "cutoffs_held": self.outbox.held,
             "calls_in_flight": self.outbox.in_flight,
             "cutoffs_waiting_ns": self._waiting_ns(),
@@ -297,24 +301,24 @@ class Delivery:
             "endpoints_shut": len(self.outages),
             "endpoint_outages": self.outages.plain(),
             "cutoff_error": self.last_error,
-            "cutoff_sent_ns": self.sent_late.plain(),
-            "cutoff_done_ns": self.done_late.plain(),
+            "cutoff_sent_ns": self.counts.sent_late.plain(),
+            "cutoff_done_ns": self.counts.done_late.plain(),
         }
 
     @property
     def started(self) -> int:
         """How many calls of all kinds were begun."""
-        return sum(self._started.values())
+        return sum(self.counts.started.values())
 
     @property
     def delivered(self) -> int:
         """How many calls of all kinds got a 2xx."""
-        return sum(self._delivered.values())
+        return sum(self.counts.delivered.values())
 
     @property
     def failures(self) -> int:
         """How many calls of all kinds failed, or could not open a connection."""
-        return sum(self._failures.values())
+        return sum(self.counts.failed.values())
 
     def why(self, bucket_id: int, user_id: bytes, last_error: str) -> str | None:
         """Why a call for this user is not done yet, in a sentence; None if the outbox has no item for the account.
@@ -330,6 +334,25 @@ class Delivery:
         """How late the oldest event without any attempt already is, in ns; 0 if there is none."""
         oldest_ns = self.outbox.oldest_fresh_ns(self._lines)
         return 0 if oldest_ns < 0 else max(0, self.now_ns() - oldest_ns)
+
+    def take_over(self, former: Delivery) -> None:
+        """Takes the place of a former delivery, which is retired, and goes on with its counts. The caller hands the
+        owed calls over, drains the former delivery and closes it. Until then `owed` must name no call for an account
+        for which the former one has a request under way.
+        """
+        former._running, former._retired = False, True
+        self.counts = former.counts
+        self.counts.add_kinds(self._kinds)
+
+    @property
+    def call_s_max(self) -> float:
+        """A call that is under way ends within this time."""
+        settings = self.settings
+        return settings.connect_timeout_s + _TIMEOUT_MAX * settings.timeout_s + 1.0
+
+    def under_way(self) -> list[Account]:
+        """The accounts for which a request has been written whose outcome is not known."""
+        return [item.account for item in self._lines]
 
     async def drain(self, timeout_s: float) -> bool:
         """Begins no further call and waits for those in flight; False if some are still in flight after `timeout_s`."""
@@ -453,9 +476,9 @@ class Delivery:
             self._connecting.add(connecting)
             connecting.add_done_callback(self._on_connected)
             return True
-        self._started[kind] += 1
+        self.counts.started[kind] += 1
         if kind == CUTOFF and not attempts:
-            self.sent_late.add(max(0, now_ns - due_ns))
+            self.counts.sent_late.add(max(0, now_ns - due_ns))
         self._report(kind, bucket_id, user_id, seq, STARTED, "")
         timestamp_s = self._clocks.wall_ns() // _SECOND_NS
         request = self._templates[name].request(user_id, event_id, seq, exhausted_at_ns, timestamp_s)
@@ -469,6 +492,10 @@ class Delivery:
         try:
             line = await endpoint.connect()
         except Unreachable as error:
+            if self._retired:  # no call has begun, and another delivery makes it
+                self.outbox.forget(item)
+                self._when_quiet()
+                return
             self._report_outcome(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1), self.now_ns())
         else:
             self._begin(item, self.now_ns(), line)
@@ -505,8 +532,10 @@ class Delivery:
 
     def _named(self, item: Item) -> Owed | None:
         """The owed call of the account, or None if there is none or it was not notified yet: the ledger may be ahead of
-        what is durable.
+        what is durable. None if another delivery has taken over.
         """
+        if self._retired:
+            return None
         owed = self._owed(item.bucket_id, item.user_id)
         notified = item.notified
         if owed is None or notified is None or (owed[0] == notified[0] and owed[2] <= notified[1]):
@@ -523,15 +552,15 @@ class Delivery:
         outcome, error, retry_after_ns = verdict
         more = True
         if outcome == OK:
-            self._delivered[kind] += 1
+            self.counts.delivered[kind] += 1
             if kind == CUTOFF:
-                self.done_late.add(max(0, now_ns - due_ns))
+                self.counts.done_late.add(max(0, now_ns - due_ns))
                 self.throughput.answered(now_ns, self.outbox.in_flight >= self.settings.concurrency)
             self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
             more = self._named(item) is not None
         else:
-            self._failures[kind] += 1
-            self.dropped += outcome == DROPPED
+            self.counts.failed[kind] += 1
+            self.counts.dropped += outcome == DROPPED
             self.last_error = error
             self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error)
         lane = self.outbox.lanes[item.lane]

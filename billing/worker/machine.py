@@ -22,6 +22,7 @@ from billing.ledger import commands as ops
 from billing.ledger.account import Account
 from billing.ledger.block import dumping, is_of_other_version, loading
 from billing.ledger.book import SLOT_BITS, Book
+from billing.ledger.cutoffs import Owed
 from billing.ledger.entry import ACCRUING, EXHAUSTED, EntryTuple, answer
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import Ledger, Rules
@@ -41,6 +42,9 @@ SURVEYS = frozenset(
 )
 # Surveys that a client may also ask one shard for.
 SHARD_BY_SHARD: Final = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs"})
+
+# An owed call: bucket id, user id, kind, owed since, newest seq of that kind, class.
+OwedRow = tuple[int, bytes, str, int, int, str]
 
 
 def _refuse_other_version(bucket_id: int, block: bytes) -> None:
@@ -169,8 +173,8 @@ class BillingMachine:
         extra = None if book is None else book.extras.get(book.slots.get(user_id, -1))
         return "" if extra is None else extra.class_name.decode()
 
-    def owed(self) -> Iterator[tuple[int, bytes, str, int, int, str]]:
-        """Every owed call: (bucket id, user id, kind, owed since, newest seq of that kind, class)."""
+    def owed(self) -> Iterator[OwedRow]:
+        """Every owed call."""
         for bucket_id, book in self.ledger.books.items():
             if book.extras:
                 yield from self.owed_in(bucket_id)
@@ -180,11 +184,20 @@ class BillingMachine:
         owed = sum(kind == "cutoff" and due_ns <= now_ns for _, _, kind, due_ns, *_ in self.owed())
         return owed + sum(self.ledger.unnoticed(book, now_ns) for book in self.ledger.books.values())
 
-    def owed_in(self, bucket_id: int) -> Iterator[tuple[int, bytes, str, int, int, str]]:
-        """The owed calls of one bucket, as `owed` gives them."""
+    def owed_in(self, bucket_id: int) -> Iterator[OwedRow]:
+        """The owed calls of one bucket."""
         for user_id, call in self.ledger.owed_in(bucket_id):
-            seq = call.seq if call.kind == "restore" else self.ledger.newest_seq(bucket_id, user_id)
-            yield bucket_id, user_id, call.kind, call.due_ns, seq, call.class_name.decode()
+            yield self._owed_row(bucket_id, user_id, call)
+
+    def owed_by(self, bucket_id: int, user_id: bytes) -> Iterator[OwedRow]:
+        """The owed call of one account, if there is one."""
+        call = self.ledger.owed(bucket_id, user_id)
+        if call is not None:
+            yield self._owed_row(bucket_id, user_id, call)
+
+    def _owed_row(self, bucket_id: int, user_id: bytes, call: Owed) -> OwedRow:
+        seq = call.seq if call.kind == "restore" else self.ledger.newest_seq(bucket_id, user_id)
+        return bucket_id, user_id, call.kind, call.due_ns, seq, call.class_name.decode()
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator; O(buckets). `bucket_accounts`: (bucket id, accounts) of each bucket with any."""

@@ -5,7 +5,9 @@ itself right before it sends (`_owed`). The outcome of a call goes back to the l
 like every other (`_report`). No call is made for a bucket that is leaving the shard, nor after the journal's grant has
 run out. Cutoffs that were overdue at the start wait as `startup_hold` decides.
 
-When the configuration changes, a new delivery takes over all owed calls after those of the old delivery have ended.
+When the configuration changes, a new delivery takes over at once. The former one only ends the calls that it has begun;
+until then the new one makes no call for these users, so that two calls for one user never run at once. If calls go to
+another URL now, those that are under way to the former one end within `DRAIN_DELIVERY_S`: they may never be answered.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from billing.ledger.posting import SUPERSEDED
 from billing.signature import parse_secrets
 from billing.worker.classes import calls_of_classes
 from billing.worker.dependencies import WorkerDependencies
-from billing.worker.machine import BillingMachine
+from billing.worker.machine import BillingMachine, OwedRow
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
 from shards.machine import Effect
@@ -117,10 +119,9 @@ class OutgoingCalls:
         self._startup_hold = startup_hold
         self._bucket_calls = bucket_calls
         self._paused = bucket_calls.paused
-        self._settings = settings  # the newest settings; `delivery` may still have older ones
+        self._settings = settings
         self._delivery_dependencies = DeliveryDependencies(dependencies.clocks, dependencies.rng, dependencies.endpoint)
-        self._changes: set[asyncio.Task[None]] = set()
-        self._changing = asyncio.Lock()
+        self._former: dict[Delivery, asyncio.Task[None]] = {}  # retired, with calls under way
         self._is_ending = False
         now_ns = worker.fresh_now_ns
         self.delivery = self._new_delivery()
@@ -179,7 +180,7 @@ class OutgoingCalls:
         """Whether this user's cutoffs wait for a release."""
         return self.delivery.outbox.is_held(bucket_id, user_id)
 
-    def _owe(self, owed: list[tuple[int, bytes, str, int, int, str]]) -> None:
+    def _owe(self, owed: list[OwedRow]) -> None:
         """Hands owed calls over to the delivery, once everything recorded so far is durable."""
         if owed:
             self._worker.when_durable(lambda: self._startup_hold.hand_over(owed, self.delivery))
@@ -189,6 +190,8 @@ class OutgoingCalls:
     def _owed(self, bucket_id: int, user_id: bytes) -> Owed | None:
         if bucket_id in self._paused or not self._may_act():
             return None  # another owner may make this call; if not, `take_up` or `renewed` will hand it over again
+        if self._former and self._bucket_calls.is_begun(bucket_id, user_id):
+            return None  # a former delivery has a call under way; `_report` hands what is owed then over again
         call = self._ledger_owed(bucket_id, user_id)
         if call is None:
             return None
@@ -207,30 +210,39 @@ class OutgoingCalls:
         self._worker.report(bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255], b"", b""))
         if op == ops.CUTOFF_DELIVERED:
             self.checks.delivered(bucket_id, user_id, seq)
+        if self._former and outcome != STARTED:
+            self._owe_again(bucket_id, user_id)
+
+    def _owe_again(self, bucket_id: int, user_id: bytes) -> None:
+        """No call of a former delivery is under way for this user any more: hands over what is owed now, unless the
+        delivery has an item for the account.
+        """
+        if (bucket_id, user_id) not in self.delivery.outbox:
+            self._owe(list(self._machine.owed_by(bucket_id, user_id)))
 
     # -- configuration and shutdown ---------------------------------------------------------------------------------
 
     def configure(self, settings: DeliverySettings) -> None:
         """Changes to a delivery with these settings. Calls in flight end with the old ones."""
+        former = self.delivery
+        if settings == former.settings or self._is_ending:
+            return
         self._settings = settings
-        if settings != self.delivery.settings:
-            task = asyncio.get_running_loop().create_task(self._change())
-            self._changes.add(task)
-            task.add_done_callback(self._changes.discard)
+        self.delivery = self.checks.delivery = self._new_delivery()
+        self.delivery.take_over(former)
+        ends_s = former.call_s_max if former.settings.urls == settings.urls else DRAIN_DELIVERY_S
+        self._former[former] = asyncio.get_running_loop().create_task(self._end(former, ends_s))
+        self._owe(list(self._machine.owed()))
 
-    async def _change(self) -> None:
-        """Makes a new delivery that takes over all owed calls, after those of the old one have ended. Only one change
-        runs at a time, because two deliveries would make each call twice.
-        """
-        async with self._changing:
-            old = self.delivery
-            if old.settings == self._settings:
-                return  # the change before this one was made with the newest settings
-            await old.drain(DRAIN_DELIVERY_S)
-            await old.close()
-            if not self._is_ending:
-                self.delivery = self.checks.delivery = self._new_delivery()
-                self._owe(list(self._machine.owed()))
+    async def _end(self, former: Delivery, ends_s: float) -> None:
+        """Closes a retired delivery once its calls have ended, after `ends_s` at the latest."""
+        await former.drain(ends_s)
+        unended = former.under_way()
+        await former.close()
+        del self._former[former]
+        for bucket_id, user_id in unended:
+            self._bucket_calls.end(bucket_id, user_id)
+            self._owe_again(bucket_id, user_id)
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
@@ -239,9 +251,16 @@ class OutgoingCalls:
     async def drain(self) -> None:
         """Begins no further call, and waits up to `DRAIN_DELIVERY_S` for those in flight."""
         self._is_ending = True
-        await self.delivery.drain(DRAIN_DELIVERY_S)
+        deliveries = (self.delivery, *self._former)
+        await asyncio.gather(*(delivery.drain(DRAIN_DELIVERY_S) for delivery in deliveries))
 
     async def close(self) -> None:
         """Ends at once. Calls in flight stay owed."""
+        self._is_ending = True
         self.checks.close()
-        await self.delivery.close()
+        former = dict(self._former)
+        for task in former.values():
+            task.cancel()
+        await asyncio.gather(*former.values(), return_exceptions=True)
+        for delivery in (self.delivery, *former):
+            await delivery.close()

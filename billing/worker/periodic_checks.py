@@ -192,7 +192,7 @@ class PeriodicChecks:
         """The row of `expirationd_stats` for this shard, since its worker started; the lateness is that of the first
         attempts.
         """
-        late = self.delivery.sent_late
+        late = self.delivery.counts.sent_late
         is_known = any(late.counts)
         return {
             "checked_count": self._scrubber.checked,

@@ -195,7 +195,7 @@ async def test_a_connection_closed_while_idle_is_tried_again_at_once_and_counted
         await obligations.until(obligations.nothing_owed)
         assert obligations.errors() == ["connection was closed while idle"]
         assert [call.seq for call in receiver.calls] == [1, 2, 2]
-        assert (delivery.started, delivery.dropped) == (3, 1)
+        assert (delivery.started, delivery.counts.dropped) == (3, 1)
 
 
 @pytest.mark.parametrize(

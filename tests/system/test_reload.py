@@ -21,6 +21,7 @@ from tests.system.endpoint import until
 from tests.system.ports import free_port
 from tests.system.private_files import pem_file, tokens_file
 from tests.system.rpc import ConnectionLost, Rpc
+from tests.system.test_admin import at, scraped_when
 
 
 async def reload(daemon: Daemon, words: str, **changes: object) -> None:
@@ -100,6 +101,86 @@ async def test_cutoffs_go_to_the_new_url(data_dir: Path, receiver: Receiver) -> 
         await reload(daemon, "reloaded cutoff.url", cutoff__url=f"{receiver.url}/cutoff")
         await until(lambda: receiver.calls)
         assert [(call.user_id, call.exhausted_at_ns) for call in receiver.calls] == [("u", due)]
+
+
+async def test_calls_under_way_end_and_delay_nobody_else(data_dir: Path) -> None:
+    """A call that hangs is not made twice at once, the users beside it are called in time, and nothing that was counted
+    is forgotten.
+    """
+    asked: list[str] = []
+    answered = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                request = await reader.readuntil(b"\r\n\r\n")
+                user = request.split(b"user_id=")[1].split(b"&")[0].decode()
+                asked.append(user)
+                if user == "slow":
+                    await answered.wait()
+                writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/cutoff"
+    with Daemon(data_dir, shards__workers=2, cutoff__url=url, cutoff__timeout_s=50.0) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for user in ("before", "slow"):
+            bucket_id = (await rpc.ask("top_up", user, 10))["bucket_id"]
+            await rpc.ask("debit", user, 10)
+            while user not in asked:
+                await asyncio.sleep(0.02)
+        for timeout_s in (49, 48):
+            await reload(daemon, "reloaded cutoff.timeout_s", cutoff__timeout_s=timeout_s)
+        users = [f"u{number}" for number in range(16)]
+        for user in users:
+            await rpc.ask("top_up", user, 10)
+            await rpc.ask("debit", user, 10)
+        await until(lambda: set(users) <= set(asked))
+        assert asked.count("slow") == 1, "its call is still under way"
+        pending = await rpc.ask("pending_cutoffs")
+        assert [(row["user_id"], row["attempts"]) for row in pending if row["user_id"] == "slow"] == [("slow", 1)]
+        answered.set()
+        while (await rpc.ask("get_account", "slow"))["cutoff"]["status"] == "pending":
+            await asyncio.sleep(0.02)
+        assert sorted(asked) == sorted(["before", "slow", *users])
+        async with at(daemon) as session:
+            await scraped_when(session, "billing_cutoff_calls_delivered_total", "kind=cutoff", 18)
+        target = 3 - (await rpc.ask("route"))["owners"][bucket_id - 1]
+        assert (await rpc.ask("move_bucket", bucket_id, target))["shard_id"] == target, "no call is in flight"
+    server.close()
+
+
+async def test_a_call_that_hangs_at_the_former_url_goes_to_the_new_one_and_its_bucket_can_move(
+    data_dir: Path, receiver: Receiver
+) -> None:
+    asked = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(10)
+        asked.set()
+        await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(silent, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/cutoff"
+    with Daemon(data_dir, shards__workers=2, cutoff__url=url) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        buckets = {}
+        for user in ("paid", "poor"):
+            buckets[user] = (await rpc.ask("top_up", user, 10))["bucket_id"]
+            await rpc.ask("debit", user, 10)
+            await asyncio.wait_for(asked.wait(), 60)
+            asked.clear()
+        await rpc.ask("top_up", "paid", 10)  # there is no restore URL, so nothing is owed any more
+        await reload(daemon, "reloaded cutoff.url", cutoff__url=f"{receiver.url}/cutoff")
+        await until(lambda: receiver.calls)
+        assert [call.user_id for call in receiver.calls] == ["poor"]
+        owners = (await rpc.ask("route"))["owners"]
+        for user, bucket_id in buckets.items():
+            target = 3 - owners[bucket_id - 1]
+            assert (await rpc.ask("move_bucket", bucket_id, target))["shard_id"] == target, user
+    server.close()
 
 
 async def test_what_needs_a_restart_is_named_and_what_is_wrong_changes_nothing(data_dir: Path) -> None:

@@ -1,6 +1,6 @@
-"""A changed configuration brings one other delivery, however fast changes follow each other, and none to who ends.
+"""A changed configuration brings another delivery at once, however fast changes come, and none to who ends.
 
-An endpoint that is slow to close holds the change open, so that what comes meanwhile meets it.
+An endpoint that is slow to close holds the former delivery, so that what comes meanwhile meets it.
 """
 
 from __future__ import annotations
@@ -67,11 +67,10 @@ class OutgoingCallsHarness:
         return [endpoint for endpoint in self.endpoints if not endpoint.closed]
 
     async def changed(self) -> None:
-        """Lets the old delivery close, and waits until no change is under way."""
+        """Lets former deliveries close, and waits until they have."""
         self.may_close.set()
-        while self.calls._changes:
-            await asyncio.wait(set(self.calls._changes))
-            await asyncio.sleep(0)
+        while self.calls._former:
+            await asyncio.wait(set(self.calls._former.values()))
 
     async def close(self) -> None:
         self.may_close.set()
@@ -85,8 +84,8 @@ async def test_the_newest_of_two_changes_counts_and_no_delivery_is_left_behind(t
     harness.calls.configure(SECOND)
     await asyncio.sleep(0)
     harness.calls.configure(THIRD)
-    await harness.changed()
     assert harness.calls.delivery.settings == THIRD
+    await harness.changed()
     assert harness.calls.checks.delivery is harness.calls.delivery
     assert harness.open_endpoints() == harness.calls.delivery.endpoints
     await harness.close()
@@ -105,9 +104,16 @@ async def test_a_change_back_while_the_old_delivery_closes_makes_it_anew(tmp_pat
 
 async def test_no_delivery_begins_once_the_worker_ends(tmp_path: Path) -> None:
     harness = OutgoingCallsHarness(tmp_path)
+    await harness.calls.drain()
+    harness.calls.configure(SECOND)
+    assert len(harness.endpoints) == 1
+    await harness.close()
+
+
+async def test_a_worker_that_ends_takes_former_deliveries_along(tmp_path: Path) -> None:
+    harness = OutgoingCallsHarness(tmp_path)
     harness.calls.configure(SECOND)
     await asyncio.sleep(0)
-    await harness.calls.drain()
-    await harness.changed()
-    assert len(harness.endpoints) == 1
+    harness.calls.configure(THIRD)
+    assert len(harness.open_endpoints()) == 3
     await harness.close()
