@@ -52,6 +52,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -103,6 +104,22 @@ class Limits(NamedTuple):
     connections_max: int = 64
     warm: int = 8
     idle_s: float = 30.0
+
+
+def retry_after_ns_of(text: str, wall_ns: int) -> int:
+    """The wait of a Retry-After header in ns, from seconds or a date (RFC 9110, section 10.2.3); -1 if the value is
+    neither. A date that names no zone, as in the form of C's asctime, is one of UTC (section 5.6.7).
+    """
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return min(int(text[:10]), _RETRY_AFTER_S_MAX) * _SECOND_NS
+    try:
+        at = parsedate_to_datetime(text)
+        if at.tzinfo is None:
+            at = at.replace(tzinfo=UTC)
+        return max(0, int(at.timestamp()) * _SECOND_NS - wall_ns)
+    except (ValueError, TypeError, OverflowError):
+        return -1
 
 
 class Endpoint:
@@ -323,7 +340,7 @@ class Endpoint:
             on_verdict((DROPPED, "connection was closed while idle", -1))
 
     def _refusal(self, answer: AnswerReader) -> Verdict:
-        retry_after_ns = self._retry_after_ns(answer.retry_after) if answer.retry_after else -1
+        retry_after_ns = retry_after_ns_of(answer.retry_after, self._wall_ns()) if answer.retry_after else -1
         busy = retry_after_ns >= 0 and answer.status in (429, 503)
         return BUSY if busy else FAILED, f"status {answer.status}", retry_after_ns
 
@@ -502,18 +519,6 @@ class Endpoint:
             line.close()
         self._proved = [line for line in self._proved if line.idle_since_ns >= before_ns]
         self._spares = deque(line for line in self._spares if line.idle_since_ns >= before_ns)
-
-    def _retry_after_ns(self, text: str) -> int:
-        """The wait of a Retry-After header in ns, from seconds or a date (RFC 9110, section 10.2.3); -1 if the value is
-        neither.
-        """
-        text = text.strip()
-        if text.isascii() and text.isdigit():
-            return min(int(text[:10]), _RETRY_AFTER_S_MAX) * _SECOND_NS
-        try:
-            return max(0, int(parsedate_to_datetime(text).timestamp()) * _SECOND_NS - self._wall_ns())
-        except (ValueError, TypeError, OverflowError):
-            return -1
 
     def _allow(self, line: Line, seconds: float) -> None:
         """Has the line closed after `seconds` unless it is idle by then."""

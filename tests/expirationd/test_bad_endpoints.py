@@ -2,8 +2,11 @@
 
 import asyncio
 import gzip
+import os
 import random
 import ssl
+import subprocess
+import sys
 import tracemalloc
 from email.utils import formatdate
 from pathlib import Path
@@ -14,6 +17,7 @@ from billing.trial.faults import BOMB_BYTES, Fault, Misbehaviour
 from shards.system.clock import MACHINE_CLOCKS
 from tests.expirationd.fake_obligations import LONG_S, QUICK, FakeObligations, RawEndpoint, receiving, sending, settings
 
+REPOSITORY = Path(__file__).parents[2]
 TLS = Path(__file__).parent / "tls"
 
 
@@ -342,3 +346,16 @@ async def test_retry_after_in_all_its_forms(value: str, least_ns: int) -> None:
         await obligations.until(obligations.nothing_owed)
         assert MACHINE_CLOCKS.wall_ns() - before_ns >= least_ns
         assert len(raw.requests) == 2
+
+
+@pytest.mark.parametrize("zone", ["UTC", "America/St_Johns", "Pacific/Kiritimati"])
+def test_retry_after_is_a_date_of_utc_in_all_its_forms_wherever_the_machine_is(zone: str) -> None:
+    """RFC 9110, section 5.6.7."""
+    code = (
+        "import sys; from billing.expirationd.endpoint import retry_after_ns_of;"
+        "print(*(retry_after_ns_of(text, 784_111_777_000_000_000 - 5) for text in sys.argv[1:]))"
+    )
+    texts = ["Sun, 06 Nov 1994 08:49:37 GMT", "Sunday, 06-Nov-94 08:49:37 GMT", "Sun Nov  6 08:49:37 1994"]
+    command = [sys.executable, "-c", code, *texts]
+    result = subprocess.run(command, env=os.environ | {"TZ": zone}, cwd=REPOSITORY, capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (0, "5 5 5\n"), result.stderr
