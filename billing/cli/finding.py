@@ -85,4 +85,4 @@ def setting(file: Path | None, environ: Mapping[str, str], section: str, key: st
         from billing.config.load import load
 
         value = getattr(getattr(load(file, environ).config, section), key)
-    return value if value is None else str(value)
+    return value if value is None else os.fsdecode(str(value).encode())  # the file is UTF-8; this process may not be

@@ -107,6 +107,8 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
         section, key = path.split(".")
         value = tables.setdefault(section, {}).get(key, declaration.default)
         if PATH in declaration.marks and isinstance(value, str) and value:
+            if sources[path] == "file":  # which is UTF-8, whatever encoding this process has for the names of files
+                value = os.fsdecode(value.encode())
             tables[section][key] = os.path.normpath(folder / value)
 
     config = _checked(tables, sources, faults)

@@ -14,7 +14,8 @@ A careless parent leaves descriptors 0 to 2 closed, signals blocked, and a local
   modules again. `loaded` switches the collector on and exempts the objects that exist by then.
 - The daemon runs in Python's UTF-8 mode, and so does every other command in an ASCII locale: a path of the
   configuration is UTF-8 and must name the same file whoever starts the process. If the mode is off, the process
-  executes itself again with the mode on (same process id, same descriptors).
+  executes itself again with the mode on (same process id, same descriptors). In a locale of another encoding, such as
+  ISO-8859-1, the other commands keep it for what they print, and `billing.config.load` translates the paths.
 
 This module imports nothing that takes time to load.
 """

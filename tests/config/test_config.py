@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -136,6 +137,26 @@ def test_relative_paths_are_relative_to_the_folder_of_the_file(write: Write) -> 
     assert config.rpc.unix_socket == str(file.parent / "run/rpc.sock")
     assert config.cutoff.secret_file == str(file.parent / "secret.txt")
     assert config.rpc.tokens_file == ""
+
+
+def test_a_path_of_the_file_names_the_same_bytes_in_a_locale_that_is_not_utf_8(write: Write, tmp_path: Path) -> None:
+    compiled = ["localedef", "-i", "de_DE", "-f", "ISO-8859-1", str(tmp_path / "de_DE")]
+    if shutil.which("localedef") is None or subprocess.run(compiled, capture_output=True).returncode != 0:
+        pytest.skip("localedef cannot make the locale de_DE: the Debian package locales is not installed")
+    file = write('[daemon]\ndata_dir = "gebühren"\n[rpc]\nlisten = ""\nunix_socket = "д.sock"\n')
+    environment = {"LOCPATH": str(tmp_path), "LC_ALL": "de_DE", "BILLING_CONFIG": str(file)}
+
+    def printed(*words: str) -> bytes:
+        command = [sys.executable, "-m", "billing", *words]
+        result = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=REPOSITORY, env=environment
+        )
+        return result.stdout
+
+    shown = printed("config", "show")
+    for name in ("gebühren", "д.sock"):
+        assert bytes(file.parent / name) in shown, "a terminal of this locale is told the bytes of the name"
+    assert b"unix:" + bytes(file.parent / "д.sock") in printed("ping")
 
 
 def test_a_door_by_the_name_that_other_programs_give_it(write: Write) -> None:
@@ -365,7 +386,9 @@ def test_what_is_told_has_one_line_a_fault_whatever_the_names(write: Write) -> N
 
 @given(st.dictionaries(st.sampled_from([path for path, _ in declared()]), st.text(max_size=20), max_size=5))
 def test_any_environment_loads_or_is_a_fault(overrides: dict[str, str]) -> None:
-    environ = {"BILLING_" + path.upper().replace(".", "__"): text for path, text in overrides.items()}
+    environ = {
+        "BILLING_" + path.upper().replace(".", "__"): os.fsdecode(text.encode()) for path, text in overrides.items()
+    }
     try:
         loaded = load(None, environ)
     except ConfigError as error:
