@@ -1,7 +1,10 @@
 """What all tests share: where they keep data, how Hypothesis chooses its examples, and that Python keeps its bytecode.
 
 Data directories are private (0700) and on a real disk, because on a tmpfs a durability test proves nothing; and their
-paths are short, because those of unix sockets must be.
+paths are short, because those of unix sockets must be: where that of `TMPDIR` is long, /var/tmp is used in its place.
+
+Files, pages and outputs are UTF-8 here. In a locale of another encoding, such as de_DE, the tests and what they start
+run in C.UTF-8 instead; the tests that are about locales say which.
 
 Hypothesis runs *derandomized* unless told otherwise: the same commit tests the same examples, so that a red suite is
 red again for whoever looks at it. `HYPOTHESIS_PROFILE=explore` draws new examples, twenty times as many, and prints
@@ -21,13 +24,14 @@ processes of the suite do not first all compute and then all wait. A module's te
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import locale
 import os
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -35,11 +39,18 @@ from hypothesis import HealthCheck, settings
 
 REPOSITORY = Path(__file__).parents[1]
 IN_MEMORY = {"tmpfs", "ramfs"}
+TMPDIR_CHARACTERS_MAX = 20  # pytest's own path below it takes some 70, and that of a unix socket has 107 bytes at most
 WAITING = ("tests/system/", "tests/torture/", "tests/shards/journal/test_jetstream", "tests/outsiders/")
 
 gc.disable()  # until `pytest_collection_finish`
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+if len(tempfile.gettempdir()) > TMPDIR_CHARACTERS_MAX:
+    os.environ["TMPDIR"] = tempfile.tempdir = "/var/tmp"
+if locale.getencoding().lower() != "utf-8":
+    with contextlib.suppress(locale.Error):  # there is none: tests of other alphabets fail
+        locale.setlocale(locale.LC_CTYPE, "C.UTF-8")
+        os.environ["LC_ALL"] = "C.UTF-8"
 
 settings.register_profile("commit", deadline=None, derandomize=True, database=None)
 settings.register_profile(
@@ -72,7 +83,7 @@ def filesystem_of(path: Path) -> str:
     return max(above)[1]
 
 
-@contextmanager
+@contextlib.contextmanager
 def directory_on_disk() -> Iterator[Path]:
     """An empty private directory on a real disk, removed afterwards."""
     homes = [Path(tempfile.gettempdir()), Path("/var/tmp"), REPOSITORY]

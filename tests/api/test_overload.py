@@ -83,8 +83,8 @@ async def test_a_flood_of_one_origin_leaves_room_for_all_others() -> None:
         elsewhere.writer.close()
 
 
-async def test_over_the_unix_socket_a_user_is_an_origin(tmp_path: Path) -> None:
-    path = tmp_path / "socket"
+async def test_over_the_unix_socket_a_user_is_an_origin(data_dir: Path) -> None:
+    path = data_dir / "socket"
     async with open_harness(Limits(connections_per_origin_max=2), path=str(path)) as harness:
         for _ in range(2):
             assert await (await harness.connect()).alive()

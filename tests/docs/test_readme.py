@@ -25,7 +25,7 @@ def test_every_command_of_the_readme_runs_as_written(tmp_path: Path) -> None:
     typed = [line for text in consoles for line in transcript(text)]
     assert len(typed) == 5
     with Daemon(tmp_path, shards__workers=1) as daemon:
-        environment = {**os.environ, "BILLING_ADDRESS": daemon.address}
+        environment = {**os.environ, "BILLING_ADDRESS": daemon.address, "TZ": "UTC"}
         printed = []
         for line in typed:
             command, *arguments = line.split()

@@ -54,6 +54,8 @@ def test_systemd_understands_every_line(tmp_path: Path) -> None:
     config = config_with(rpc__unix_socket="/run/billing/rpc.sock")
     (tmp_path / "billing.service").write_text(unit_of(config))
     (tmp_path / "billing.socket").write_text(socket_unit(config, Path("/etc/billing/config.toml")))
+    for file in tmp_path.iterdir():
+        file.chmod(0o644)  # others who may write are told of, too
     analysis = subprocess.run(
         [ANALYZE, "verify", str(tmp_path / "billing.service"), str(tmp_path / "billing.socket")],
         capture_output=True, text=True, check=False,

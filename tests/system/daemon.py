@@ -8,10 +8,10 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
+import uuid
 from pathlib import Path
 
 from tests.system.ports import free_port
@@ -61,10 +61,10 @@ class Daemon:
         """Starts it and waits until every bucket is served, as it tells the service manager: a page is not asked for,
         so what shows pages need not be loaded.
         """
-        datagrams = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        with tempfile.TemporaryDirectory(prefix="notify-") as folder, datagrams as messages:
-            messages.bind(f"{folder}/socket")
-            self.process = self.launch(NOTIFY_SOCKET=f"{folder}/socket")
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as messages:
+            name = f"billing-notify-{uuid.uuid4()}"  # in no directory, and nobody else's after this one
+            messages.bind(f"\0{name}")
+            self.process = self.launch(NOTIFY_SOCKET=f"@{name}")
             try:
                 self._wait_told(messages, wait_s)
             except AssertionError:
