@@ -79,7 +79,8 @@ class Billing:
             rate_lease_ns=round(config.ledger.rate_lease_s * 10**9),
             classes=self._classes,
         )
-        self.machine = BillingMachine(rules, reply_of, self._release_held, lambda: self._startup_hold.overdue)
+        hold = self._startup_hold
+        self.machine = BillingMachine(rules, reply_of, self._release_held, lambda: hold.overdue, hold.held_until_ns)
         self.serving: Serving | None = None  # until `open`
 
     # -- the life ---------------------------------------------------------------------------------------------------

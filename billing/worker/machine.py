@@ -36,8 +36,8 @@ ROWS_SHOWN_NS: Final = 100_000_000
 PERIODS: Final = frozenset({"statement", "balance_at"})  # queries to which `read` adds the instant of the request
 SURVEYS = frozenset(
     {
-        *("accounts", "expirationd_stats", "feed_part", "feed_where", "forecast", "history_reached", "overdue"),
-        *("pending_cutoffs", "release_cutoffs"),
+        *("accounts", "expirationd_stats", "feed_part", "feed_where", "forecast", "held_until", "history_reached"),
+        *("overdue", "pending_cutoffs", "release_cutoffs"),
     }
 )
 # Surveys that a client may also ask one shard for.
@@ -64,9 +64,11 @@ class BillingMachine:
         reply: Callable[[EntryTuple, int], object] = answer,
         release_held: Callable[[], int] = lambda: 0,
         overdue_at_start: Callable[[], int] = lambda: 0,
+        held_until_ns: Callable[[], int] = lambda: -1,
     ) -> None:
         """`reply(entry, bucket_id)` makes the reply to a command. `release_held` releases the held cutoffs and returns
-        for how many accounts; `overdue_at_start` returns how many cutoffs were overdue at the start.
+        for how many accounts; `overdue_at_start` returns how many cutoffs were overdue at the start,
+        `held_until_ns` up to which instant cutoffs are held back.
         """
         self._reply = reply
         self.ledger = Ledger(rules, self._file)
@@ -74,6 +76,7 @@ class BillingMachine:
         self.notices: list[Effect] = self.ledger.notices
         self._release_held = release_held
         self._overdue_at_start = overdue_at_start
+        self._held_until_ns = held_until_ns
         self.fired = 0  # filings that came due
         self._wheel: Wheel | None = None
         self._rows_shown = 0
@@ -141,6 +144,8 @@ class BillingMachine:
                 return self._release_held()
             case ("overdue",):
                 return self._overdue_at_start()
+            case ("held_until",):
+                return self._held_until_ns()
         raise AssertionError(f"no survey {query[0]}")
 
     def merge(self, operation: Command, parts: list[Any]) -> object:
@@ -157,7 +162,7 @@ class BillingMachine:
                 return sorted(parts, key=lambda row: int(row["shard_id"]))
             case ("release_cutoffs",):
                 return {"released": sum(parts)}
-            case ("overdue",):
+            case ("overdue" | "held_until",):
                 return parts
             case ("history_reached",):
                 why = next((part for part in parts if isinstance(part, str)), None)

@@ -153,6 +153,7 @@ class OutgoingCalls:
             elif kind == RESTORE:
                 delivery.owe(bucket_id, user_id, kind, now_ns, False, seq, class_name)
             elif kind == RETRY:
+                hold.let_go(bucket_id, user_id)
                 is_in_outbox = (bucket_id, user_id) in delivery.outbox  # its item then keeps what was notified
                 delivery.owe(bucket_id, user_id, CUTOFF, now_ns, True, -1 if is_in_outbox else seq, class_name)
             elif kind == SUPERSEDED:
@@ -161,7 +162,11 @@ class OutgoingCalls:
 
     def take_up(self, bucket_id: int) -> None:
         """Makes the calls that this bucket owes, from now on."""
-        self._owe(list(self._machine.owed_in(bucket_id)))
+        owed = list(self._machine.owed_in(bucket_id))
+        if owed:
+            worker = self._worker
+            self._startup_hold.arrive(bucket_id, worker.fresh_now_ns(), worker.operate, self._owe_bucket)
+        self._owe(owed)
         self.checks.take_up(bucket_id)
 
     def forget(self, bucket_id: int) -> None:
@@ -179,6 +184,10 @@ class OutgoingCalls:
     def is_held(self, bucket_id: int, user_id: bytes) -> bool:
         """Whether this user's cutoffs wait for a release."""
         return self.delivery.outbox.is_held(bucket_id, user_id)
+
+    def _owe_bucket(self, bucket_id: int) -> None:
+        if bucket_id in self._machine.ledger.books and bucket_id not in self._paused:
+            self._owe(list(self._machine.owed_in(bucket_id)))
 
     def _owe(self, owed: list[OwedRow]) -> None:
         """Hands owed calls over to the delivery, once everything recorded so far is durable."""

@@ -190,3 +190,35 @@ async def until_effective(rpc: Rpc, user: str) -> None:
             return
         await asyncio.sleep(0.02)
     raise AssertionError("its cutoff never became effective")
+
+
+async def test_what_waits_since_the_start_waits_on_where_its_bucket_moves(data_dir: Path) -> None:
+    async with receiving(fault=Fault("status", 503)) as refusing:
+        daemon = Daemon(data_dir, cutoff__url=refusing.url, cutoff__hold_above=2, shards__bucket_count=24)
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            owners, users = (await rpc.ask("route"))["owners"], list[str]()
+            for number in range(40):  # all of them at shard 1
+                bucket_id = await rpc.ask("bucket_id", f"u{number}")
+                if owners[bucket_id - 1] == 1 and len(users) < 6:
+                    users.append(f"u{number}")
+                    await rpc.ask("top_up", users[-1], 10)
+                    await rpc.ask("debit", users[-1], 10)
+            await until(lambda: {call.user_id for call in refusing.calls} == set(users))
+            daemon.kill()
+            port = refusing.port
+            await refusing.close()
+            async with receiving(port) as receiver:
+                daemon.start()
+                rpc = await Rpc.connect(daemon.rpc_port)
+                for bucket_id in {await rpc.ask("bucket_id", user) for user in users}:
+                    await rpc.ask("move_bucket", bucket_id, 2)
+                await rpc.ask("top_up", "free", 10)
+                await rpc.ask("debit", "free", 10)
+                await until(lambda: receiver.calls)
+                while len(rows := await rpc.ask("pending_cutoffs")) > 6:  # free's 2xx is being recorded
+                    await asyncio.sleep(0.02)
+                assert sorted(row["user_id"] for row in rows if row["held"]) == sorted(users)
+                assert [call.user_id for call in receiver.calls] == ["free"]
+                assert await rpc.ask("release_cutoffs") == {"released": 6}
+                await until(lambda: {call.user_id for call in receiver.calls} == {"free", *users})

@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -20,7 +21,8 @@ from billing.ledger.ledger import Rules
 from billing.ledger.posting import SUPERSEDED
 from billing.trial.receiver import Receiver
 from billing.worker.machine import BillingMachine
-from billing.worker.startup_hold import FIRST_SERVED, RESTORED, StartupHold
+from billing.worker.startup_hold import FIRST_SERVED, RESTORED, UNDECIDED, StartupHold
+from shards.machine import Command
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.expirationd.fake_obligations import FakeObligations, receiving, settings
@@ -102,6 +104,12 @@ class StartingWorker(FakeObligations):
 
     def called(self) -> list[tuple[str, str, int]]:
         return [(call.path, call.user_id, call.seq) for call in self.receiver.calls]
+
+    def ran_out_elsewhere(self, user: bytes) -> None:
+        """It runs out now; another shard, which owns the bucket, hears of it."""
+        self.now(ops.TOP_UP, user, COIN)
+        self.now(ops.DEBIT, user, COIN)
+        self.machine.notices.clear()
 
     async def free(self, user: bytes) -> None:
         """Somebody who is not held runs out and is told; all that could go before has gone by then."""
@@ -261,3 +269,118 @@ async def test_the_mark_of_a_restore_says_from_the_first_start_on_when_it_first_
             start.synced()
             await start.free(b"later")
             assert start.called() == [("/off", "later", 1)]
+
+
+class Shards:
+    """The answers of all shards to the question up to which instant they hold cutoffs back: each is taken once, the
+    last one for ever.
+    """
+
+    def __init__(self, *answers: object) -> None:
+        self.answers = list(answers)
+        self.asked = 0
+
+    def operate(self, caller: Any, token: None, operation: Command) -> None:
+        assert operation == ("held_until",)
+        self.asked += 1
+        answer = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        if isinstance(answer, list):
+            caller.answer(token, answer)
+        else:
+            caller.refuse(token, answer)
+
+
+def arrives(start: StartingWorker, shards: Shards) -> None:
+    """The bucket arrives now, with all that it owes."""
+
+    def hand_over(bucket_id: int = BUCKET) -> None:
+        start.startup_hold.hand_over(list(start.machine.owed_in(bucket_id)), start.delivery)
+
+    start.now_ns = MACHINE_CLOCKS.wall_ns()
+    start.startup_hold.arrive(BUCKET, start.now_ns, shards.operate, hand_over)
+    hand_over()
+
+
+async def test_a_bucket_that_arrives_takes_its_hold_along_and_what_ran_out_since_is_called(tmp_path: Path) -> None:
+    async with starting(tmp_path, 0) as start:
+        start.serve()  # nothing is overdue here
+        start.ran_out_elsewhere(b"held")
+        start_ns = MACHINE_CLOCKS.wall_ns()  # at which the former shard of the bucket came up, and held it back
+        start.ran_out_elsewhere(b"since")
+        shards = Shards("a shard is just starting", [UNDECIDED, -1], [start_ns, -1])
+        arrives(start, shards)
+        assert start.delivery.outbox.held == 2, "nobody knows yet"
+        await start.until(lambda: ("/off", "since", 1) in start.called())
+        assert shards.asked == 3
+        assert start.delivery.outbox.held == 1
+        assert start.startup_hold.held_until_ns() == start_ns, "it answers so where the bucket moves on"
+        await start.free(b"free")
+        assert start.startup_hold.release(start.machine, start.delivery) == 1
+        await start.until(lambda: ("/off", "held", 1) in start.called())
+        assert start.startup_hold.held_until_ns() == -1
+
+
+async def test_a_bucket_that_arrives_while_nobody_holds_anything_back_is_called_for_at_once(tmp_path: Path) -> None:
+    async with starting(tmp_path, 0) as start:
+        start.serve()
+        start.ran_out_elsewhere(b"u")
+        arrives(start, Shards([-1, -1]))
+        await start.until(lambda: start.called() == [("/off", "u", 1)])
+
+
+async def test_a_release_before_the_other_shards_have_answered_counts(tmp_path: Path) -> None:
+    async with starting(tmp_path, 0) as start:
+        start.serve()
+        start.ran_out_elsewhere(b"u")
+        shards = Shards([UNDECIDED], [UNDECIDED], [MACHINE_CLOCKS.wall_ns()])  # an answer from before the release
+        arrives(start, shards)
+        assert start.startup_hold.release(start.machine, start.delivery) == 1
+        await start.until(lambda: start.called() == [("/off", "u", 1)])
+        await start.until(lambda: shards.asked == 3)
+        assert start.startup_hold.held_until_ns() == -1
+
+
+async def test_without_hold_above_nobody_is_asked(tmp_path: Path) -> None:
+    async with starting(tmp_path, -1) as start:
+        start.serve()
+        start.ran_out_elsewhere(b"u")
+        shards = Shards([-1])
+        arrives(start, shards)
+        await start.until(lambda: start.called() == [("/off", "u", 1)])
+        assert shards.asked == 0
+
+
+async def test_who_was_freed_by_an_operator_is_not_held_again_by_another_delivery(tmp_path: Path, why: int) -> None:
+    async with starting(tmp_path, why) as start:
+        for user in (b"freed", b"held"):
+            start.runs_dry(user)
+        start.serve()
+        start.time_passes()
+        start.synced()
+        assert start.delivery.outbox.held == 2
+        start.startup_hold.let_go(BUCKET, b"freed")
+        start.startup_hold.hand_over(list(start.machine.owed()), start.delivery)  # as a reload does
+        await start.until(lambda: start.called() == [("/off", "freed", 1)])
+        assert start.delivery.outbox.held == 1
+
+
+async def test_a_shard_that_may_tell_nothing_at_that_moment_decides_later(tmp_path: Path) -> None:
+    """The question is refused where the disk is full, or the grant of time has just run out."""
+    asked: list[str] = []
+
+    def operate(caller: Any, token: None, operation: Command) -> None:
+        asked.append(operation[0])
+        if len(asked) == 1:
+            caller.refuse(token, "not now")
+        else:
+            caller.answer(token, [1, 0])
+
+    async with starting(tmp_path, 5) as start:
+        start.runs_dry(b"u")
+        start.serve()
+        start.startup_hold.ask(operate, 2, lambda: start.startup_hold.release(start.machine, start.delivery))
+        start.time_passes()
+        start.synced()
+        assert start.delivery.outbox.held == 1
+        await start.until(lambda: start.called() == [("/off", "u", 1)])
+        assert asked == ["overdue", "overdue"]
