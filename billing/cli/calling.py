@@ -34,6 +34,7 @@ from billing.cli.values import coins, printable, span
 from billing.client.client import TOKEN, TOKEN_FILE, Client
 from billing.client.connection import CLOSES, NO_TLS, parse_address, tls_context
 from billing.client.errors import BillingError, Forbidden, Unauthenticated, Unavailable
+from billing.ledger.entry import plain_text
 from shards.exits import Exit
 
 # Commands that read the configuration also when --address names the daemon, so that they take both options.
@@ -86,7 +87,7 @@ class CommandRefused(click.ClickException):
             "applied": error.applied,
             **error.details,
         }
-        say(json.dumps(fields, default=bytes.hex) if self._as_json else f"billing: {self.message}")
+        say(json.dumps(fields, default=plain_text) if self._as_json else f"billing: {self.message}")
 
 
 class NotReached(CommandRefused):

@@ -24,6 +24,7 @@ from typing import IO, Any
 
 import click
 
+from billing.ledger.entry import plain_text
 from shards.exits import Exit
 
 
@@ -124,9 +125,9 @@ def say(text: str) -> None:
 
 
 def as_json(value: Any) -> str:
-    """One line of JSON. Bytes become hex. Non-ASCII characters are escaped unless standard output is UTF-8."""
+    """One line of JSON. Bytes become text as over HTTP. Non-ASCII characters are escaped unless the output is UTF-8."""
     encoding = (getattr(sys.stdout, "encoding", None) or "utf-8").lower().replace("-", "")
-    return json.dumps(value, ensure_ascii=encoding != "utf8", default=bytes.hex)
+    return json.dumps(value, ensure_ascii=encoding != "utf8", default=plain_text)
 
 
 def _drop(stream: Any) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, tzinfo
 from typing import Any, Final, NamedTuple
 
+from billing.ledger.entry import plain_text
 from billing.ledger.money import format_coins
 
 SECOND_NS: Final = 10**9
@@ -114,7 +115,7 @@ def value_of(name: str, value: Any, look: Look = Look()) -> str:  # noqa: B008  
     if isinstance(value, int):
         return _number_of(name, value, look)
     if isinstance(value, bytes):
-        return value.hex()
+        return plain_text(value)
     if isinstance(value, Mapping) and name == "rates":  # per rate line, by resource
         return "; ".join(rate_lines(value)) or "-"
     if isinstance(value, Mapping) and name == "leases":
@@ -190,7 +191,7 @@ def csv_value(name: str, value: Any, zone: tzinfo = UTC) -> str:
             return instant(value, zone)
         return format_coins(value) if "_nanos" in name or name.endswith("_ns") else str(value)
     if isinstance(value, bytes):
-        return value.hex()
+        return plain_text(value)
     if isinstance(value, Mapping | list):
-        return json.dumps(value, ensure_ascii=False, default=bytes.hex)
+        return json.dumps(value, ensure_ascii=False, default=plain_text)
     return str(value).replace("\0", "\N{REPLACEMENT CHARACTER}")

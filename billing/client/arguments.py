@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Any
+from typing import Any, Final
+
+DIGITS: Final = 9  # of coins behind the point: nanos
 
 UserId = str | int
 Amount = str | Decimal
@@ -26,11 +28,17 @@ def money(name: str, coins: object, nanos: int | None, exact: str = "nanos") -> 
             raise TypeError(f"{exact} must be an int, not {type(nanos).__name__}")
         return nanos
     if isinstance(coins, Decimal):
-        return format(coins, "f")
+        return _text_of(coins)
     if not isinstance(coins, str):
         text = f"{name} must be a text of coins or a Decimal, not {type(coins).__name__}"
         raise TypeError(text + _meant(coins, exact))
     return coins
+
+
+def _text_of(coins: Decimal) -> str:
+    """Returns every digit, without zeros beyond the nanos, which a product of decimals ends with."""
+    integer, point, fraction = format(coins, "f").partition(".")
+    return integer + point + fraction[:DIGITS] + fraction[DIGITS:].rstrip("0")
 
 
 def _meant(number: object, exact: str) -> str:

@@ -41,6 +41,7 @@ answer is made from the entry alone, so one function makes both the first answer
 
 import string
 import struct
+from base64 import b64encode
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote_from_bytes
@@ -324,6 +325,12 @@ def text(raw: bytes) -> str | bytes:
         return raw.decode()
     except UnicodeDecodeError:
         return raw
+
+
+def plain_text(raw: bytes) -> str:
+    """Text for a form that has no bytes, such as JSON: bytes that are not UTF-8 are `base64:` and their base64."""
+    shown = text(raw)
+    return shown if isinstance(shown, str) else "base64:" + b64encode(shown).decode()
 
 
 def cutoff_map(

@@ -272,7 +272,7 @@ async def test_json_is_the_reply_as_it_came(harness: DoorHarness) -> None:
     harness.gate.replies["get_account"] = ACCOUNT
     assert json.loads((await run(harness, "account u --json")).stdout) == ACCOUNT
     harness.gate.replies["history"] = [{"request_id": b"\xff"}]
-    assert json.loads((await run(harness, "history u --json")).stdout) == [{"request_id": "ff"}]
+    assert json.loads((await run(harness, "history u --json")).stdout) == [{"request_id": "base64:/w=="}]
 
 
 async def test_rows_are_a_table(harness: DoorHarness) -> None:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from zoneinfo import ZoneInfo
 
+import pytest
+
+from billing.api.http.writing import rendering_of
 from billing.api.methods import METHODS
 from billing.api.shapes import Field, Shape
-from billing.cli.values import csv_value, instant, is_instant
+from billing.cli.output import as_json
+from billing.cli.values import csv_value, instant, is_instant, value_of
 
 
 def fields_of(shape: Shape | None) -> Iterator[Field]:
@@ -26,6 +31,14 @@ def test_the_name_of_a_field_tells_an_instant_from_a_span() -> None:
 
 def test_a_csv_holds_no_nul() -> None:
     assert csv_value("user_id", "a\0b") == "a\N{REPLACEMENT CHARACTER}b"
+
+
+@pytest.mark.parametrize("raw", [b"\xfe\x30", b"\xff", b"\x00\x80"])
+def test_a_request_id_of_bytes_stands_everywhere_as_over_http_and_is_not_that_of_any_text(raw: bytes) -> None:
+    over_http = rendering_of(METHODS["history"])([{"request_id": raw}], 2)["history"][0]["request_id"]
+    assert json.loads(as_json({"request_id": raw}))["request_id"] == over_http
+    assert csv_value("request_id", raw) == value_of("request_id", raw) == over_http
+    assert over_http not in (raw.hex(), csv_value("request_id", raw.hex()))
 
 
 def test_a_csv_has_utc_or_the_zone_that_was_asked_for() -> None:

@@ -102,7 +102,15 @@ def test_money_is_exact_and_a_result_is_the_map_that_came() -> None:
 
 @pytest.mark.parametrize(
     ("coins", "nanos", "wire"),
-    [("5", None, "5"), (Decimal("5E+3"), None, "5000"), (Decimal("0.000000001"), None, "0.000000001"), (None, 5, 5)],
+    [
+        *(("5", None, "5"), (Decimal("5E+3"), None, "5000"), (Decimal("0.000000001"), None, "0.000000001")),
+        *(
+            (None, 5, 5),
+            (Decimal("0.123450") * Decimal("1.23450"), None, "0.152399025"),
+            (Decimal("-0.0"), None, "-0.0"),
+        ),
+        *((Decimal("5.0000000000"), None, "5.000000000"), (Decimal("5.0000000001"), None, "5.0000000001")),
+    ],
 )
 def test_what_an_amount_may_be(coins: Any, nanos: Any, wire: Any) -> None:
     assert arguments.money("amount", coins, nanos) == wire

@@ -16,7 +16,6 @@ expect for such an answer; a client that reads `name` does not need it.
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
@@ -25,6 +24,7 @@ import msgspec
 from billing.api.http.reading import cursor_of
 from billing.api.methods import Method
 from billing.api.shapes import Shape
+from billing.ledger.entry import plain_text
 from billing.ledger.errors import KINDS, Refused
 from billing.ledger.money import format_coins
 
@@ -146,7 +146,7 @@ class Writer:
                 row[other] = format_coins(nanos)
         for name in self._texts:
             if type(row.get(name)) is bytes:
-                row[name] = _text_of(row[name])
+                row[name] = plain_text(row[name])
         for name in self._rates:
             if name not in row:
                 continue
@@ -185,16 +185,9 @@ def rendering_of(method: Method) -> Callable[[Any, int], Any]:
 def _plain(value: Any) -> Any:
     """Returns the value with all bytes as texts."""
     if type(value) is bytes:
-        return _text_of(value)
+        return plain_text(value)
     if type(value) is dict:
         return {_plain(key) if type(key) is bytes else key: _plain(item) for key, item in value.items()}
     if type(value) in (list, tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _text_of(value: bytes) -> str:
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return "base64:" + base64.b64encode(value).decode()
