@@ -138,16 +138,21 @@ def cursor_of(value: object) -> str:
     return base64.urlsafe_b64encode(text.encode("utf-8", "surrogatepass")).decode().rstrip("=")
 
 
-def _cursor(name: str, value: Any) -> Any:
-    try:
-        text = base64.b64decode(value.encode() + b"=" * (-len(value) % 4), b"-_", validate=True).decode()
-        if text[:1] == "t":
-            return text[1:]
-        if text[:1] == "n" and _WHOLE.fullmatch(text[1:]):
-            return int(text[1:])
-    except (ValueError, binascii.Error):
-        pass
-    raise invalid(f"{name} must be what next_cursor of the page before says")
+def _cursor(kind: str) -> Callable[[str, Any], Any]:
+    """Reads the cursors of a method that is paged by a value of this kind; refuses those of another kind of method."""
+
+    def read(name: str, value: Any) -> Any:
+        try:
+            text = base64.b64decode(value.encode() + b"=" * (-len(value) % 4), b"-_", validate=True).decode()
+            if kind != "integer" and text[:1] == "t":
+                return text[1:]
+            if kind == "integer" and text[:1] == "n" and _WHOLE.fullmatch(text[1:]):
+                return int(text[1:])
+        except (ValueError, binascii.Error):
+            pass
+        raise invalid(f"{name} must be what next_cursor of the page before says")
+
+    return read
 
 
 _IN_QUERY: Final[dict[str, Callable[[str, Any], Any]]] = {
@@ -167,7 +172,7 @@ def entries_of(route: Route) -> dict[str, Entry]:
         if name == "request_id":
             continue
         if name == route.method.reply.cursor:
-            entries[CURSOR] = Entry(field, _cursor)
+            entries[CURSOR] = Entry(field, _cursor(kind))
         elif kind in _MONEY_ERROR:
             entries[name] = Entry(field, _coins(_MONEY_ERROR[kind]))
             entries[f"{name}_nanos"] = Entry(field, _nanos(_MONEY_ERROR[kind]))

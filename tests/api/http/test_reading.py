@@ -164,6 +164,9 @@ def test_what_is_wrong_is_named(target: str, body: Any, says: str) -> None:
         ("/v1/accounts?cursor=%21", "next_cursor"),
         ("/v1/accounts?cursor=bjE%3D%3D%3D", "next_cursor"),
         ("/v1/accounts?cursor=eHg", "next_cursor"),
+        (f"/v1/accounts?cursor={cursor_of(7)}", "cursor must be what next_cursor"),  # of a history
+        (f"/v1/operator/cutoffs?cursor={cursor_of(7)}", "cursor must be what next_cursor"),
+        (f"/v1/accounts/ann/history?cursor={cursor_of('7')}", "cursor must be what next_cursor"),  # of accounts
         ("/v1/accounts?limit=%ff", "UTF-8"),
         ("/v1/accounts/ann/history?limit=0", "limit"),
         ("/v1/operator/forecast?step_ns=1500000000", "step_ns must be a multiple of 1000000000"),
