@@ -241,6 +241,13 @@ _ALL: Final = (
         "codes are signals (-9: memory?).",
     ),
     Event(
+        name="worker_unstarted",
+        says="the worker of shard %d cannot be started, and is tried again: %s",
+        values=("shard", "error"),
+        do="Its users are answered UNAVAILABLE, and their cutoffs wait. See to the processes, descriptors and memory "
+        "of the service (systemctl status billing), or to its Python, if that has gone or moved: then restart.",
+    ),
+    Event(
         name="worker_failed",
         says="shard %d: %s",
         values=("shard", "reason"),
@@ -416,7 +423,7 @@ _ALL: Final = (
         says="%s: %s; again in %g s",
         values=("what", "reason", "again_s"),
         do="Balances and cutoffs are not concerned. If it goes on: the disk is full, or its database (history, "
-        "notices) below daemon.data_dir damaged.",
+        "notices) below daemon.data_dir damaged, or another user's (chown it to the owner of daemon.data_dir).",
     ),
     Event(
         name="move_not_carried_on",

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any, NamedTuple
 
 from shards import control
-from shards.exits import Exit
+from shards.exits import Exit, text_of
 from shards.supervisor.restart_policy import HELD_AT_ONCE, RestartPolicy
 from shards.system.host import Child, Spawn
 from shards.system.links import Wire
@@ -33,6 +33,7 @@ class WorkerState:
         self.label = f"shard={shard_id}"  # read by people, in a list of processes
         self.state = "starting"  # starting | waiting | recovering | recovered | serving | down | held
         self.reason = ""
+        self.unstarted = ""  # why no process could be started for it; "" where one was
         self.pid = 0
         self.wire: Wire | None = None
         self.process: Child | None = None
@@ -61,6 +62,7 @@ class WorkerState:
         return self.state in ("held", "waiting") or self.restarts.in_a_row > 1
 
 
+UNSTARTED_EVERY_NS = 60_000_000_000  # that nothing can be started is logged anew, for one reason
 LAST_WORDS_S = 2.0  # its end of the wire closes with it, unless a process that it started holds it, too
 
 
@@ -90,6 +92,7 @@ def start_of(port: SupervisorPort, label: str, direct: socket.socket | None) -> 
 
 async def keep(worker: WorkerState, port: SupervisorPort) -> None:
     """Starts one worker again and again, until the daemon stops or the worker is retired."""
+    told, told_ns = "", 0  # why no process could be started, as it was logged last
     while not port.stopping.is_set() and worker.goes_on():
         code = await _run_once(worker, port)
         served_ns = port.boot_ns() - worker.serving_since_ns if worker.serving_since_ns else 0
@@ -104,7 +107,14 @@ async def keep(worker: WorkerState, port: SupervisorPort) -> None:
             continue
         worker.state = "down"
         worker.reason = f"{worker.reason or f'ended with {code}'}, restarted in {delay_s:g} s"
-        log.error("the worker of shard %d ended with %d; restarted in %g s", worker.shard_id, code, delay_s)
+        if not worker.unstarted:
+            log.error("the worker of shard %d ended with %d; restarted in %g s", worker.shard_id, code, delay_s)
+        elif worker.unstarted != told or port.boot_ns() - told_ns > UNSTARTED_EVERY_NS:
+            told_ns = port.boot_ns()
+            log.error(
+                "the worker of shard %d cannot be started, and is tried again: %s", worker.shard_id, worker.unstarted
+            )
+        told = worker.unstarted
         await port.on_event(worker, "down")
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(port.stopping.wait(), delay_s or 0.001)
@@ -142,12 +152,13 @@ async def _run_once(worker: WorkerState, port: SupervisorPort) -> int:
     loop = asyncio.get_running_loop()
     inherited = inherited_by(port, worker.direct)
     worker.starts += 1
-    worker.reason = ""
+    worker.reason = worker.unstarted = ""
     worker.progress = (0, 0)
     try:
         process, channel = await port.spawn(*start_of(port, worker.label, worker.direct))
     except OSError as error:
-        worker.reason = f"cannot be started: {error}"
+        worker.unstarted = text_of(error)
+        worker.reason = f"cannot be started: {worker.unstarted}"
         return Exit.AGAIN
     worker.process = process
     worker.pid = process.pid

@@ -14,6 +14,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from typing import NamedTuple, NoReturn, Protocol
 
+from shards.exits import OF_THE_PLACE
 from shards.system.clock import MACHINE_CLOCKS, Alarm, Clocks
 from shards.system.disk import Disk, RealDisk
 from shards.system.links import SocketDirectory
@@ -119,8 +120,10 @@ async def spawn(command: list[str], inherited: list[socket.socket]) -> tuple[Chi
                 env=environment(os.environ),
                 start_new_session=in_foreground(),
             )
-        except OSError:
+        except OSError as error:
             parent_end.close()
+            if error.filename is None and error.errno in OF_THE_PLACE:
+                error.filename = command[0]  # asyncio does not say it
             raise
     return child, parent_end
 

@@ -95,6 +95,8 @@ class SupervisorParts:
         self.said: list[tuple[int, ToSupervisor]] = []
         self.events: list[tuple[int, str]] = []
         self.looks = 0
+        self.unstartable: OSError | None = None  # raised in the place of a start
+        self.refused_starts = 0
         self.stopping = asyncio.Event()
         self.registry = registry
         self.background = Background(self.failures.append)
@@ -122,6 +124,9 @@ class SupervisorParts:
         self.looks += 1
 
     async def _spawn(self, command: list[str], inherited: list[socket.socket]) -> tuple[Child, socket.socket]:
+        if self.unstartable is not None:
+            self.refused_starts += 1
+            raise self.unstartable
         near, far = socket.socketpair()
         near.setblocking(False)
         far.setblocking(False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import socket
 from collections.abc import AsyncIterator
@@ -39,6 +40,23 @@ async def test_each_shard_has_one_process_which_is_started_again_where_it_ends(p
     assert parts.events == [(1, "down")]
     assert parts.started[2].command == ["worker", "shard=1"]
     assert not second.is_gone.done()
+
+
+async def test_what_keeps_a_process_from_being_started_is_logged_once_until_one_is_started(
+    parts: SupervisorParts, caplog: pytest.LogCaptureFixture
+) -> None:
+    (first,) = await parts.serving(1)
+    parts.unstartable = OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+    first.ends(70)
+    await until(lambda: parts.refused_starts == 3)
+    assert parts.workers[1].reason.startswith("cannot be started: Too many open files, restarted in ")
+    parts.unstartable = None
+    await until(lambda: len(parts.started) == 2)
+    messages = [record.getMessage() for record in caplog.records if "worker of shard 1" in record.getMessage()]
+    assert messages == [
+        "the worker of shard 1 ended with 70; restarted in 0 s",
+        "the worker of shard 1 cannot be started, and is tried again: Too many open files",
+    ]
 
 
 async def test_one_that_ends_for_good_is_told_to_and_is_not_started_again(parts: SupervisorParts) -> None:
