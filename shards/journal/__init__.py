@@ -64,6 +64,7 @@ __all__ = [
     "Reader",
     "Retained",
     "Snapshot",
+    "Starved",
     "Torn",
     "Unavailable",
     "Unfit",
@@ -128,6 +129,14 @@ class Unknown(JournalError):
 class Lost(Unknown):
     """The connection was lost, or no answer came before the deadline. Terminal for this journal object, but nothing is
     broken: any process that reaches the log may reopen it.
+    """
+
+    ending = exits.AGAIN
+
+
+class Starved(Unknown):
+    """The machine lacked file descriptors or memory for a call. Terminal for this journal object, but nothing is
+    broken: any process may reopen the journal.
     """
 
     ending = exits.AGAIN

@@ -8,5 +8,6 @@ One directory holds one shard's journal.
     retained_snapshots  the two snapshots that are kept
     recovery            reads and judges the files; cleanup: what opening does with those of an earlier life
     reader              reads without owning; replay: reads again what is known to be whole
+    failures            which error a failed call of the disk is
     copying             a copy up to a position; writing: the same, of a log of any kind
 """

@@ -39,11 +39,11 @@ from shards.journal import (
     Snapshot,
     Unavailable,
     Unfit,
-    Unknown,
 )
 from shards.journal.file import snapshot
 from shards.journal.file.active_segment import ActiveSegment, length_for
 from shards.journal.file.cleanup import drop_replaced, drop_unfinished, keep_torn, set_aside
+from shards.journal.file.failures import failure_of
 from shards.journal.file.record import (
     BARRIER,
     FIRST_CHAIN,
@@ -459,8 +459,8 @@ class FileJournal:
         self._ended = JournalError("a record was broken off", file=self._directory)
 
     def _end(self, doing: str, error: Exception, position: int = -1) -> JournalError:
-        """Ends the journal because the disk failed, and returns the error that every later call raises."""
+        """Ends the journal because a call failed, and returns the error that every later call raises."""
         name, offset = (self._live.segment.name, self._live.offset) if position >= 0 else ("", -1)
-        file = f"{self._directory}/{name}"
-        self._ended = Unknown(f"the disk failed while {doing}: {error}", file=file, offset=offset, position=position)
+        kind, text = failure_of(doing, error)
+        self._ended = kind(text, file=f"{self._directory}/{name}", offset=offset, position=position)
         return self._ended

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shards.journal import Absent, Corrupt, Gap, JournalError, Retained, Unknown
+from shards.journal import Absent, Corrupt, Gap, JournalError, Retained
 from shards.journal.file import snapshot
+from shards.journal.file.failures import failure_of
 from shards.journal.file.record import BARRIER, Malformed, walk
 from shards.journal.file.recovery import is_segment, open_segment
 from shards.journal.file.replay import Segment, batches, reaching
@@ -120,4 +121,5 @@ class FileReader:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: OSError) -> JournalError:
-        return Unknown(f"the disk failed while reading: {error}", file=self._directory)
+        kind, text = failure_of("reading", error)
+        return kind(text, file=self._directory)

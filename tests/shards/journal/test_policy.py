@@ -6,7 +6,8 @@ import errno
 
 import pytest
 
-from shards.journal import Corrupt, JournalError, Unfit, Unknown
+from shards.exits import Exit, ending_of
+from shards.journal import Corrupt, JournalError, Starved, Unfit, Unknown
 from shards.journal.file.record import BARRIER, HEADER_BYTES, pack_batch, salt_seed
 from tests.shards.journal.journal_machine import DIRECTORY, SHARD, JournalMachine, Segment, fill
 from tests.simulation.disk import Crashed, Fault
@@ -289,6 +290,19 @@ def test_a_read_error_is_not_the_end_of_the_log(error: int) -> None:
             journal.open(SHARD, "test")
         with pytest.raises(JournalError):
             journal.append(b"x")
+        machine.kill()
+    assert machine.opened().head == 30
+
+
+@pytest.mark.parametrize("error", [errno.EMFILE, errno.ENFILE, errno.ENOMEM])
+def test_a_lack_of_descriptors_or_memory_is_no_failed_disk_and_passes(error: int) -> None:
+    machine = machine_with(30, size=300)
+    for call in range(1, len(trace_of_opening(machine)) + 1):
+        lacking = machine.journal(fault=Fault(call, error))
+        with pytest.raises(Starved) as lack:
+            lacking.open(SHARD, "test")
+        assert ending_of(lack.value).code == Exit.AGAIN
+        assert "the disk failed" not in str(lack.value)
         machine.kill()
     assert machine.opened().head == 30
 
