@@ -16,9 +16,14 @@ The restored daemon sends the notices in `notices` as after a restart, under the
 on after the backup may have sent them, too: delivery is at least once. A restore into the log of a cluster also writes
 into the map up to which batch everything was sent, for hosts that have no file.
 
-Either way the target is made under another name, and renamed once it is complete, proved and durable. If the attempt is
-refused, the directory under that name is removed. One that remains is being made, was interrupted, or is a copy that
-failed its proof.
+Either way everything is made in a directory of another name first, and gets its own name once it is complete, proved
+and durable. If the attempt is refused, the directory under that name is removed. One that remains is being made, was
+interrupted, or is a copy that failed its proof.
+
+A restore uses an empty data directory that is there already, and does not replace it: it may be a mount point, or what
+a symbolic link points to (systemd's `StateDirectory=` of a dynamic user), and it has an owner. So the files are made in
+a directory inside of it, and then renamed one by one: `restored` first, so that no cutoff leaves whatever happens, and
+the map last, since no daemon starts on shards without their map. What root restores there is given to the owner.
 """
 
 from __future__ import annotations
@@ -43,12 +48,23 @@ from shards.journal.file.reader import FileReader
 from shards.journal.file.writing import write_journal
 from shards.journal.jetstream.backend import JetStreamBackend
 from shards.supervisor.registry import settled_records
-from shards.system.disk import Disk, discard_tree, private_directory, read_file, write_all, write_file
+from shards.system.disk import (
+    LOST_AND_FOUND,
+    Disk,
+    close_to_others,
+    discard_tree,
+    give_to_owner,
+    private_directory,
+    read_file,
+    write_all,
+    write_file,
+)
 from shards.system.host import REAL
 
 FORMAT = 1
 LIST = "backup.json"
 UNFINISHED = ".unfinished"
+RESTORING = "restored.unfinished"  # inside a data directory that is there already
 NOTICES = "notices"
 FOLLOWERS = ("history/", f"{NOTICES}/")
 INT64_MAX = (1 << 63) - 1
@@ -193,10 +209,12 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any], record: R
     Raises NoBackup, the journal's errors, OSError.
     """
     about = read_list(disk, source)
-    if disk.exists(target) and disk.listdir(target):
-        raise NoBackup(f"{target} is not empty: a backup is restored to an empty data directory only")
-    work = target.rstrip("/") + UNFINISHED
+    target = target.rstrip("/")
+    is_there = disk.exists(target)
+    work = f"{target}/{RESTORING}" if is_there else target + UNFINISHED
     _check_unused(disk, work)
+    if is_there and set(disk.listdir(target)) - {LOST_AND_FOUND}:
+        raise NoBackup(f"{target} is not empty: a backup is restored to an empty data directory only")
     with _begun(disk, work):
         _restore(disk, source, work, about, is_whole=log["kind"] == "file")
         trail = Trail(disk, f"{work}/{AUDIT}", "restore")
@@ -204,9 +222,25 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any], record: R
         trail.close()
         if log["kind"] != "file":
             _fill(disk, source, work, about, log)  # last: it cannot be taken back
-    disk.rename(work, target.rstrip("/"))
-    disk.fsync_dir(_parent(target))
+    if is_there:
+        _move_up(disk, work, target)
+    else:
+        finish(disk, work, target)
     return about
+
+
+def _move_up(disk: Disk, work: str, target: str) -> None:
+    """Renames everything in `work` into `target`, the directory in which it is, and leaves it to the owner of that.
+    Raises OSError.
+    """
+    names = disk.listdir(work)
+    for name in sorted(names, key=lambda name: (name == _journal_name(0), name != RESTORED, name)):
+        disk.rename(f"{work}/{name}", f"{target}/{name}")
+        disk.fsync_dir(target)
+    discard_tree(work)
+    disk.fsync_dir(target)
+    close_to_others(target)
+    give_to_owner(target)
 
 
 def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], *, is_whole: bool) -> None:

@@ -14,6 +14,8 @@ copy of it is kept beside it as `ahead-…`.
 Where the log is shared (`journal.kind = "jetstream"`), the shards are those that the log holds, and the files are this
 host's; another host may serve meanwhile.
 
+The files are the data directory's owner's, also where root rebuilds them, as for a service of systemd.
+
 `--map` makes a missing bucket map again, from the buckets that the shards hold (`shards.supervisor.lost_map`).
 """
 
@@ -48,7 +50,7 @@ from shards.journal import Backend, JournalError, Reader, backends
 from shards.supervisor.lost_map import MapLost, held_by, map_of, records_of, says_who_owns
 from shards.supervisor.registry import LOCK
 from shards.system.clock import MACHINE_CLOCKS
-from shards.system.disk import DirectoryRefused, Disk, RealDisk, private_directory
+from shards.system.disk import DirectoryRefused, Disk, RealDisk, give_to_owner, private_directory
 from shards.system.host import REAL
 
 ROWS_AT_ONCE = 20_000
@@ -85,14 +87,16 @@ def rebuild(
         is_shared = config.journal.is_shared
         shards_here = shards_in(disk.listdir(data_dir)) if disk.exists(data_dir) else []
         held = sorted(number for number in {*shards_here, *range(1, shard_count(config) + 1)} if backend.holds(number))
-        if map_too:  # before `hold` below takes the map's lock, which the map's log takes itself
-            where = "stream M on the servers of the log" if is_shared else f"{data_dir}/map"
-            put(rebuild_map(backend, held, config.shards.bucket_count, where))
-            if is_shared and not disk.exists(data_dir):
-                return  # this host has no files yet; its start makes them
-        if is_shared:
-            shards_here = held
         with ExitStack() as stack:
+            if disk.exists(data_dir):
+                stack.callback(give_to_owner, data_dir)
+            if map_too:  # before `hold` below takes the map's lock, which the map's log takes itself
+                where = "stream M on the servers of the log" if is_shared else f"{data_dir}/map"
+                put(rebuild_map(backend, held, config.shards.bucket_count, where))
+                if is_shared and not disk.exists(data_dir):
+                    return  # this host has no files yet; its start makes them
+            if is_shared:
+                shards_here = held
             hold_host(disk, data_dir, stack) if is_shared else hold(disk, data_dir, stack)
             check_shards(shard, shards_here)
             for number in [number for number in shards_here if shard in (None, number)]:
@@ -108,7 +112,10 @@ def rebuild(
     except (JournalError, BatchCorrupt, MapLost) as error:
         click.echo(f"billing: {text_of(error)}", err=True)
         sys.exit(ending_of(error).code)
-    except (StoreError, Unproved, DirectoryRefused, sqlite3.Error, OSError) as error:
+    except (DirectoryRefused, OSError) as error:
+        click.echo(f"billing: {text_of(error)}", err=True)
+        sys.exit(ending_of(error).code)
+    except (StoreError, Unproved, sqlite3.Error) as error:
         click.echo(f"billing: {reason_of(error)}", err=True)
         sys.exit(code_of(error))
 

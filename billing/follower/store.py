@@ -30,9 +30,9 @@ from contextlib import suppress
 from typing import Final, NamedTuple
 
 from billing.follower.proof import Unproved, copy_from_medium, differs, prove_checkpoint, read_log, salts_of
-from shards.exits import Exit
+from shards.exits import Exit, ending_of, text_of
 from shards.journal import Corrupt
-from shards.system.disk import DirectoryRefused, Disk
+from shards.system.disk import DirectoryRefused, Disk, RealDisk
 
 BUSY_TIMEOUT_S = 10.0  # how long a transaction waits for the last one of an orphaned process
 CACHE_KIB: Final = 32 * 1024
@@ -44,13 +44,21 @@ class StoreError(Exception):
     ends.
     """
 
-    code = Exit.BUG
+    code: Exit = Exit.BUG
 
 
 class Overtaken(StoreError):
     """Another process has written to the file, or the file was replaced. It is enough to open the file again."""
 
     code = Exit.AGAIN
+
+
+class Unopened(StoreError):
+    """The operating system does not let this process open the file, or a file that SQLite keeps beside it."""
+
+    def __init__(self, error: OSError) -> None:
+        super().__init__(text_of(error))
+        self.code = ending_of(error).code
 
 
 class Damaged(StoreError):
@@ -141,14 +149,18 @@ def reason_of(error: BaseException) -> str:
 
 def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[int] = ()) -> sqlite3.Connection:
     """Opens a connection to a file that exists, read-only or (`write`) for writing, too. Raises sqlite3.Error,
-    StoreError.
+    StoreError; Unopened with the system's words, where SQLite only says that it cannot open it.
 
     `versions`: the versions of the format that are accepted; by default the present one alone.
     """
     quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-    db = sqlite3.connect(
-        f"file:{quoted}?mode={'rw' if write else 'ro'}", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
-    )
+    try:
+        db = sqlite3.connect(
+            f"file:{quoted}?mode={'rw' if write else 'ro'}", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
+        )
+    except sqlite3.OperationalError:
+        check_opens(path, write=write)
+        raise
     try:
         (application_id,) = db.execute("PRAGMA application_id").fetchone()
         (version,) = db.execute("PRAGMA user_version").fetchone()
@@ -156,10 +168,26 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
             raise Damaged(f"{path} is no file of {kind.noun}: its application id is {application_id:#x}")
         if version not in (versions or (kind.version,)):
             raise StoreError(f"{path} is of version {version}, and this version reads {kind.version}")
+    except sqlite3.OperationalError:
+        db.close()
+        for side in ("", *SIDES):
+            check_opens(path + side, write=write)
+        raise
     except BaseException:
         db.close()
         raise
     return db
+
+
+def check_opens(path: str, *, write: bool) -> None:
+    """Raises Unopened if a file that is there cannot be opened."""
+    disk = RealDisk()
+    try:
+        disk.close(disk.open(path, write=write))
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Unopened(error) from error
 
 
 def refuse_ahead(path: str, kind: Kind, head: int, ends_agree: Callable[[sqlite3.Connection], bool]) -> None:

@@ -96,9 +96,9 @@ def is_served(data_dir: str) -> bool:
     again; the supervisor takes it later and keeps it.
     """
     disk, path = RealDisk(), f"{data_dir}/{LOCK}"
-    if not disk.exists(path):
-        return False
     try:
+        if not disk.exists(path):
+            return False
         disk.close(disk.lock(path))
     except BlockingIOError:
         return True

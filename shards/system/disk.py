@@ -18,7 +18,7 @@ import mmap
 import os
 import shutil
 import stat
-from typing import ClassVar, Protocol
+from typing import ClassVar, Final, Protocol
 
 from shards import exits
 
@@ -37,6 +37,8 @@ __all__ = [
 
 DIRECT_BYTES = 4096  # the buffer of a read past the page cache is a multiple of this long
 NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs"})
+
+LOST_AND_FOUND: Final = "lost+found"  # at the top of an ext4 file system; fsck's, and root's
 
 
 class DirectoryRefused(Exception):
@@ -110,7 +112,9 @@ class Disk(Protocol):
         """Removes the name."""
 
     def exists(self, path: str) -> bool:
-        """Returns whether the name exists."""
+        """Returns whether the name exists. Raises OSError where that cannot be found out: a directory on the way may
+        not be searched, or the disk failed.
+        """
 
     def listdir(self, path: str) -> list[str]:
         """Returns the names in a directory, sorted."""
@@ -224,7 +228,11 @@ class RealDisk:
         os.unlink(path)
 
     def exists(self, path: str) -> bool:
-        return os.path.lexists(path)
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     def listdir(self, path: str) -> list[str]:
         return sorted(os.listdir(path))
@@ -356,6 +364,28 @@ def private_directory(disk: Disk, path: str) -> list[str]:
 def discard_tree(path: str) -> None:
     """Removes a directory and all that is in it, as far as possible: for work that was begun and is not wanted."""
     shutil.rmtree(path, ignore_errors=True)
+
+
+def give_to_owner(directory: str) -> None:
+    """Gives everything in a directory to the directory's own user and group, where root runs this: what root makes in
+    the directory of a service could not be opened by that service. Does nothing for other users, whose files are their
+    own anyway. Raises OSError.
+    """
+    owner = os.stat(directory)
+    if os.geteuid() != 0 or owner.st_uid == 0:
+        return
+    for folder, folders, files in os.walk(directory):
+        if LOST_AND_FOUND in folders:
+            folders.remove(LOST_AND_FOUND)
+        for name in (*folders, *files):
+            path = os.path.join(folder, name)
+            if os.lstat(path).st_uid != owner.st_uid:
+                os.lchown(path, owner.st_uid, owner.st_gid)
+
+
+def close_to_others(directory: str) -> None:
+    """Lets a directory's owner alone enter it. Raises OSError."""
+    os.chmod(directory, 0o700)
 
 
 def _unescaped(field: str) -> str:

@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sqlite3
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner, Result
 
 from billing.backup.rebuild import rebuild
 from billing.cli.main import root
+from billing.follower.store import Unopened, code_of, connect, file_of
+from billing.history.tables import KIND
+from shards.exits import Exit
 from tests.doctor.builder import COIN, DataDirectoryBuilder
 from tests.doctor.story import USER
 
+NOBODY = 65_534
 
-def run(data_dir: Path, tmp_path: Path, *options: str) -> Result:
+
+def configured(data_dir: Path, tmp_path: Path) -> Path:
     config = tmp_path / "config.toml"
     config.write_text(f'[daemon]\ndata_dir = "{data_dir}"\n')
-    return CliRunner().invoke(rebuild, ["--config", str(config), *options])
+    return config
+
+
+def run(data_dir: Path, tmp_path: Path, *options: str) -> Result:
+    return CliRunner().invoke(rebuild, ["--config", str(configured(data_dir, tmp_path)), *options])
 
 
 def test_a_history_that_is_gone_is_made_again_of_the_journal(data_dir: Path, tmp_path: Path) -> None:
@@ -76,3 +87,50 @@ def test_nothing_is_touched_while_a_daemon_runs(data_dir: Path, tmp_path: Path) 
     assert result.exit_code == 1
     assert "a daemon runs on" in result.output
     builder.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_what_root_rebuilds_belongs_to_the_owner_of_the_data(data_dir: Path, tmp_path: Path) -> None:
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
+    builder.pay(USER, COIN)
+    builder.close()
+    for path in (data_dir / "history").iterdir():
+        path.unlink()
+    for path in (data_dir, *data_dir.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    rebuilt = run(data_dir, tmp_path)
+    assert rebuilt.exit_code == 0, rebuilt.output
+    assert [path.name for path in (data_dir / "history").iterdir()] == ["shard-1.sqlite"]
+    assert {path.stat().st_uid for path in (data_dir, *data_dir.rglob("*"))} == {NOBODY}
+
+
+def test_a_place_that_cannot_be_used_is_no_bug_and_no_failed_disk(data_dir: Path, tmp_path: Path) -> None:
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
+    builder.pay(USER, COIN)
+    builder.close()
+    (data_dir / "history").chmod(0o755)
+    result = run(data_dir, tmp_path)
+    assert result.exit_code == 78
+    assert f"{data_dir}/history is open to other users (mode 0755); it must be 0700" in result.output
+    lock = data_dir / "map" / "lock"
+    lock.unlink()
+    lock.mkdir()
+    result = run(data_dir, tmp_path)
+    assert result.exit_code == 78
+    assert result.output == f"billing: {lock}: Is a directory\n"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_a_file_of_another_user_is_named_as_such(data_dir: Path) -> None:
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
+    builder.close()
+    path = file_of(f"{data_dir}/history", 1)
+    os.chown(data_dir, NOBODY, NOBODY)
+    os.chown(data_dir / "history", NOBODY, NOBODY)
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(Unopened, match=f"^{path}: Permission denied$") as refused:
+            connect(path, KIND, write=True)
+    finally:
+        os.seteuid(0)
+    assert code_of(refused.value) == Exit.CONFIG

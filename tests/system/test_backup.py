@@ -27,6 +27,7 @@ from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_admin import at, scraped
 
 COIN = 10**9
+NOBODY = 65_534
 LOAD_PAUSE_S = 0.05  # of each user: 40 of them make some hundred commands a second
 FIVE = ["user_0", "user_1", "user_2", "user_3", "user_4"]
 FIRST_NOTICES = ("1:account-topped_up", "2:account-debited", "2:account-exhausted")
@@ -390,3 +391,29 @@ def test_what_is_no_whole_backup_is_not_restored(host: Path, data_dir: Path, dam
     assert not Path(f"{data}.unfinished").exists(), "the next attempt would take it for one that was cut off"
     second = carried_out("restore", host / "backup", "--config", daemon.config)
     assert second.returncode == (damage == "not empty"), second.stderr
+
+
+@pytest.mark.parametrize("place", ["beside", "symbolic link", "file system of its own"])
+def test_an_empty_data_directory_is_filled_where_it_is_and_keeps_its_owner(
+    host: Path, data_dir: Path, place: str
+) -> None:
+    """As systemd makes that of a dynamic user, which is a link, or as an operator mounts a disk for it."""
+    data, owner = data_dir / "data", os.geteuid() or NOBODY
+    real = data_dir / "private" if place == "symbolic link" else data
+    real.mkdir(mode=0o755)
+    if place == "symbolic link":
+        data.symlink_to("private")
+    elif place == "file system of its own":
+        (data / "lost+found").mkdir(mode=0o700)
+    if os.geteuid() == 0:
+        os.chown(real, owner, owner)
+    inode = real.stat().st_ino
+    result = carried_out("restore", host / "backup", "--config", Daemon(data_dir, shards__workers=1).config)
+    assert result.returncode == 0, result.stderr
+    assert (real.stat().st_ino, real.stat().st_mode & 0o777) == (inode, 0o700), "it was not replaced by another one"
+    assert {*os.listdir(data)} - {"lost+found"} == {"audit", "history", "map", "restored", "shard-1"}
+    assert "data.unfinished" not in os.listdir(data_dir)
+    for folder, folders, files in os.walk(real):
+        assert all(os.lstat(f"{folder}/{name}").st_uid == owner for name in {*folders, *files} - {"lost+found"}), folder
+    proof = carried_out("doctor", "--config", data_dir / "config.toml")
+    assert proof.returncode == 0, proof.stdout + proof.stderr

@@ -15,6 +15,7 @@ import pytest
 from shards.system.disk import (
     DirectoryRefused,
     RealDisk,
+    give_to_owner,
     is_full,
     private_directory,
     read_all,
@@ -28,6 +29,10 @@ from tests.simulation.disk import Crashed, Fault, Medium, SimDisk
 @pytest.fixture
 def path(data_dir: Path) -> str:
     return str(data_dir)
+
+
+NOBODY = 65_534
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
 
 
 # -- the real disk ---------------------------------------------------------------------------------------------------
@@ -88,6 +93,38 @@ def test_what_is_there_is_not_made_and_what_is_not_there_is_not_opened(path: str
         disk.open(f"{path}/other")
     with pytest.raises(FileExistsError):
         disk.mkdir(path)
+
+
+@as_root
+def test_what_cannot_be_seen_is_not_taken_for_gone(path: str) -> None:
+    disk = RealDisk()
+    disk.mkdir(f"{path}/closed")
+    disk.close(disk.create(f"{path}/closed/file"))
+    os.seteuid(NOBODY)
+    try:
+        with pytest.raises(PermissionError):
+            disk.exists(f"{path}/closed/file")
+    finally:
+        os.seteuid(0)
+    assert disk.exists(f"{path}/closed/file")
+    assert not disk.exists(f"{path}/closed/other")
+    assert not disk.exists(f"{path}/closed/file/other")
+
+
+@as_root
+def test_what_root_makes_in_the_directory_of_another_user_is_given_to_that_user(path: str) -> None:
+    disk = RealDisk()
+    for name in ("data", "data/history", "data/lost+found"):
+        disk.mkdir(f"{path}/{name}")
+    disk.close(disk.create(f"{path}/data/history/file"))
+    os.symlink(f"{path}/data", f"{path}/data/history/link")
+    give_to_owner(f"{path}/data")
+    assert os.lstat(f"{path}/data/history/file").st_uid == 0
+    os.chown(f"{path}/data", NOBODY, NOBODY)
+    give_to_owner(f"{path}/data")
+    for name, owner in (("history", NOBODY), ("history/file", NOBODY), ("history/link", NOBODY), ("lost+found", 0)):
+        status = os.lstat(f"{path}/data/{name}")
+        assert (status.st_uid, status.st_gid) == (owner, owner), name
 
 
 def test_a_lock_is_held_by_one_handle_until_that_is_closed(path: str) -> None:
