@@ -172,7 +172,7 @@ class Ways:
         def owed(bucket_id: int, user_id: bytes) -> Owed | None:
             return ("cutoff", "e", 3, E, 0, E, "") if user_id in waiting else None
 
-        def report(kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
+        def report(kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str, now_ns: int) -> None:
             if outcome == "delivered":
                 waiting.pop(user_id).set_result(None)
             else:

@@ -63,7 +63,9 @@ FAILED_ATTEMPT: Final = "failed"
 Owed = tuple[str, str, int, int, int, int, str]  # kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class
 OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
 EndpointOf = Callable[[str, Limits, Clocks, "ssl.SSLContext | None"], Endpoint]
-Report = Callable[[str, int, bytes, int, str, str], object]  # kind, bucket_id, user_id, seq, outcome, error
+Report = Callable[
+    [str, int, bytes, int, str, str, int], object
+]  # kind, bucket_id, user_id, seq, outcome, error, now_ns
 
 _AT_ONCE: Final = 16  # half a millisecond: so many items are begun, or found superseded, before other work's turn
 _LATE_S: Final = 0.001
@@ -77,7 +79,8 @@ class Obligations(NamedTuple):
     """The functions of the caller, which knows the owed calls.
 
     `owed` names the call that is owed for an account at this moment, or None. `report` gets the progress of an
-    attempt: STARTED, then DELIVERED or FAILED_ATTEMPT; only FAILED_ATTEMPT if no connection could be opened.
+    attempt, with billing time: STARTED, then DELIVERED or FAILED_ATTEMPT; only FAILED_ATTEMPT if no connection could be
+    opened.
     `may_act` is false while the accounts may have a newer owner.
     """
 
@@ -243,7 +246,7 @@ class Delivery:
 
     def calls(self, kind: str, class_name: str) -> bool:
         """Whether there is a URL for calls of this kind."""
-        return self._template_name(kind, class_name) in self._templates
+        return (self._template_name(kind, class_name) if class_name else kind) in self._templates
 
     def release(self) -> int:
         """Sends all held calls, oldest first; returns for how many accounts."""
@@ -392,13 +395,13 @@ class Delivery:
     def _rouse(self, now_ns: int) -> None:
         if not self._running:
             return
-        for _ in range(_AT_ONCE):
+        for begun in range(_AT_ONCE):
             item = self.outbox.take(now_ns)
             if item is None:
                 break
-            is_connecting = self._begin(item, now_ns)
-            now_ns = self.now_ns()
-            if is_connecting:
+            if begun:
+                now_ns = self.now_ns()  # those before it have taken their time
+            if self._begin(item, now_ns):
                 self._rouse_soon()
                 break
         else:
@@ -479,7 +482,7 @@ class Delivery:
         self.counts.started[kind] += 1
         if kind == CUTOFF and not attempts:
             self.counts.sent_late.add(max(0, now_ns - due_ns))
-        self._report(kind, bucket_id, user_id, seq, STARTED, "")
+        self._report(kind, bucket_id, user_id, seq, STARTED, "", now_ns)
         timestamp_s = self._clocks.wall_ns() // _SECOND_NS
         request = self._templates[name].request(user_id, event_id, seq, exhausted_at_ns, timestamp_s)
         timeout_s = self.outbox.lanes[item.lane].patience_ns / 1e9
@@ -556,17 +559,18 @@ class Delivery:
             if kind == CUTOFF:
                 self.counts.done_late.add(max(0, now_ns - due_ns))
                 self.throughput.answered(now_ns, self.outbox.in_flight >= self.settings.concurrency)
-            self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "")
+            self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "", now_ns)
             more = self._named(item) is not None
         else:
             self.counts.failed[kind] += 1
             self.counts.dropped += outcome == DROPPED
             self.last_error = error
-            self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error)
+            self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error, now_ns)
         lane = self.outbox.lanes[item.lane]
         self.outbox.finish(item, outcome, now_ns, retry_after_ns, more)
         self.outages.look(self._endpoint_names[item.lane], lane, error)
-        self._when_quiet()
+        if not self._running:
+            self._when_quiet()
 
     def _when_quiet(self) -> None:
         if not self._running and not self.outbox.in_flight:

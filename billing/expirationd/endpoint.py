@@ -246,10 +246,10 @@ class Endpoint:
 
     def keep(self, line: Line) -> None:
         """Gives back a connection on which nothing was written, or whose answer was taken whole."""
+        line.rest()
         if self.closed or not line.usable or self.serves == FEW:
             line.close()
             return
-        line.rest()
         if line.proved:
             if line.idle_since_ns - line.proved_ns > self._hold_ns(line):
                 line.close()
@@ -386,7 +386,6 @@ class Endpoint:
             line.proved, line.proved_ns = True, now_ns
         if answer.done and answer.reusable:
             self._kept_open = True
-            line.rest()
             self.keep(line)
         elif answer.done or line.late or line.tired or self.connections >= self.limits.connections_max:
             line.close()
@@ -398,7 +397,8 @@ class Endpoint:
         if line in self._unanswered:
             del self._unanswered[line]
             self._unanswered_unproved -= not line.proved
-            self._give_turn()
+            if self._turns:
+                self._give_turn()
 
     def _has_turn(self) -> bool:
         """Whether one more call may be made now; a call without an answer for `HOG_S` does not count."""
@@ -423,7 +423,6 @@ class Endpoint:
             line.close()
         else:
             self._kept_open = True
-            line.rest()
             self.keep(line)
 
     def on_lost(self, line: Line) -> None:

@@ -275,7 +275,8 @@ class Outbox:
         """The item to attempt now, if any. It counts as in flight until `forget`, a refused `begin` or `finish`."""
         if self.in_flight >= self.pace.concurrency or self.in_flight == len(self._items):
             return None
-        self._move_released()
+        if self._released:
+            self._move_released()
         fresh = self._first_fresh(now_ns)
         is_retrys = self._turn >= RETRY_TURN - 1 if fresh is not None else not self.is_crowded
         queue = self._first_retry(now_ns) if is_retrys else None
@@ -436,7 +437,7 @@ class Outbox:
     def _first_retry(self, now_ns: int) -> _Queue | None:
         chosen: _Queue | None = None
         for lane in self.lanes:
-            if lane.admits_retry(now_ns):
+            if (lane.retries or lane.slow) and lane.admits_retry(now_ns):
                 for queue in self._open_queues(lane):
                     if queue[0][0] <= now_ns and (chosen is None or queue[0] < chosen[0]):
                         chosen = queue

@@ -4,9 +4,10 @@ from collections.abc import Collection, Iterator
 
 from billing.ledger import cutoffs
 from billing.ledger.account import Account
-from billing.ledger.book import Book
+from billing.ledger.book import ROW, Book
 from billing.ledger.cutoffs import Owed
 from billing.ledger.entry import DELIVERED, class_name, cutoff_map, event_id, text, threshold_maps
+from billing.ledger.exhaustion import exhaustion_ns
 from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.schedule import coming_ns
@@ -108,10 +109,15 @@ def next_cutoff(book: Book, slot: int) -> tuple[bytes, str, int, int] | None:
     user_id = book.users[slot] if slot < len(book.users) else b""
     if not user_id:
         return None
-    account = Account(book, slot, user_id)
-    if account.extra is not None and account.extra.class_name:
-        return None
-    runs_out_ns, seq = account.runs_out_ns(), account.exhaustion_seq + 1
+    settled_ns, nanos, frac, rate, _, seq, flags = ROW.unpack_from(book.rows, slot * ROW.size)
+    if not flags:  # as nearly all: active, and nothing but the exhaustion can be coming
+        runs_out_ns = exhaustion_ns(settled_ns, nanos * NANO + frac, rate) if rate else NEVER_NS
+    else:
+        account = Account(book, slot, user_id)
+        if account.extra is not None and account.extra.class_name:
+            return None
+        runs_out_ns = account.runs_out_ns()
+    seq += 1
     return (user_id, event_id(user_id, seq, runs_out_ns), seq, runs_out_ns) if runs_out_ns < NEVER_NS else None
 
 

@@ -234,7 +234,9 @@ class Notifier(Follower):
         name = webhook_id(user_id, following.name)
         return (NOTICE, name, following.seq, following.at_ns, 0, min(following.at_ns, self._now_ns()), "")
 
-    def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
+    def _report(
+        self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str, now_ns: int
+    ) -> None:
         store, window = self._store, self._window
         assert store is not None
         if outcome != DELIVERED:

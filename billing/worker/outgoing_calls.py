@@ -209,14 +209,17 @@ class OutgoingCalls:
             return None  # an older restore of an account whose class has no restore URL now
         return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, call.due_ns, class_name)
 
-    def _report(self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str) -> None:
+    def _report(
+        self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str, now_ns: int
+    ) -> None:
         op, calls = _REPORTS[kind, outcome], self._bucket_calls
         unbegun = op == ops.CUTOFF_FAILED and not calls.is_begun(bucket_id, user_id)
         if outcome == STARTED:
             calls.begin(bucket_id, user_id)
         else:
             calls.end(bucket_id, user_id)
-        self._worker.report(bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255], b"", b""))
+        command = (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255], b"", b"")
+        self._worker.report(bucket_id, command, now_ns)
         if op == ops.CUTOFF_DELIVERED:
             self.checks.delivered(bucket_id, user_id, seq)
         if self._former and outcome != STARTED:

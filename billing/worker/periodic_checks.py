@@ -127,8 +127,9 @@ class PeriodicChecks:
         if piece is None:
             self._prepare_timer = None
             return
+        prepare = self.delivery.ahead.prepare
         for coming in piece:
-            self.delivery.ahead.prepare(*coming)
+            prepare(*coming)
         self._prepare_timer = self._loop.call_later(PREPARE_PAUSE_S, self._prepare, pieces)
 
     def _look_ahead(self, now_ns: int) -> None:

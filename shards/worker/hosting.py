@@ -55,8 +55,10 @@ class ServedShard(Protocol):
     def operate(self, caller: Any, token: Any, operation: Command) -> None:
         """Answers a question about the whole daemon, or carries out an operator's wish."""
 
-    def report(self, bucket_id: int, command: Command) -> object:
-        """Applies what became of something told outside; no instant depends on it."""
+    def report(self, bucket_id: int, command: Command, now_ns: int) -> object:
+        """Applies what became of something told outside, at a billing instant that was read in this turn; no other
+        instant depends on it.
+        """
 
     def apply(self, bucket_id: int, command: Command) -> object:
         """Applies a command that no client waits for."""

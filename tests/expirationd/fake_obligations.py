@@ -80,7 +80,7 @@ class FakeObligations:
         instant_ns = self.instants[user, seq]
         return kind, f"{user.decode()}-{seq}-{instant_ns}", seq, instant_ns, 0, instant_ns, self.classes.get(user, "")
 
-    def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
+    def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str, now_ns: int) -> None:
         self.reports.append((kind, user, seq, outcome, error))
         if outcome == "started" and kind == "cutoff":
             self.started.add((user, seq))

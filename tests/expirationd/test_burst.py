@@ -47,7 +47,7 @@ class Worker:
             call = self.machine.ledger.owed(bucket_id, user)
             return None if call is None else (*call[:5], call.due_ns, call.class_name.decode())
 
-        def report(kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
+        def report(kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str, now_ns: int) -> None:
             op = ops.CUTOFF_STARTED if outcome == "started" else ops.CUTOFF_DELIVERED
             self.command(op, user, seq)
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+import sys
 import time
+from pathlib import Path
+from types import FrameType
 
+import billing.expirationd
 from billing.expirationd.endpoint import HELD_S, MANY, UNKNOWN
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
@@ -41,6 +45,26 @@ async def test_without_the_secret_nothing_is_accepted() -> None:
         await obligations.until(lambda: len(obligations.errors()) >= 2)
         assert set(obligations.errors()) == {"status 401"}
         assert receiver.stats()["acknowledged"] == 0
+
+
+async def test_a_cutoff_of_a_burst_takes_few_calls_of_delivery() -> None:
+    """A storm costs what its calls cost, so they are counted: those of this package, from the notice to the 2xx."""
+    obligations, count, calls = FakeObligations(), 400, 0
+    package = str(Path(billing.expirationd.__file__).parent)
+
+    def counting(frame: FrameType, event: str, _: object) -> None:
+        nonlocal calls
+        calls += event == "call" and frame.f_code.co_filename.startswith(package)
+
+    async with receiving() as receiver, sending(obligations, settings(receiver.url, concurrency=16)) as delivery:
+        for number in range(count):
+            obligations.exhaust(delivery, b"user %d" % number)
+        sys.setprofile(counting)
+        try:
+            await obligations.until(obligations.nothing_owed)
+        finally:
+            sys.setprofile(None)
+        assert calls / count < 56, "owed, begun, requested, written; read, judged, kept, settled, and the next one"
 
 
 async def test_an_isolated_call_is_begun_in_the_turn_that_finds_it_owed_without_a_task() -> None:

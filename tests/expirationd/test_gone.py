@@ -65,7 +65,7 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_hours_and_then_sends_a
     def owed_of(bucket_id: int, user: bytes) -> Owed | None:
         return ("cutoff", f"{user.decode()}-1", 1, owed[user], 0, owed[user], "") if user in owed else None
 
-    def report(kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
+    def report(kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str, now_ns: int) -> None:
         if outcome == "failed":
             failures[error] += 1
         elif outcome == "delivered":

@@ -72,7 +72,7 @@ class RunningDelivery:
         since_ns = self.owed.get(user)
         return None if since_ns is None else ("cutoff", f"{user.decode()}-1", 1, since_ns, 0, since_ns, "")
 
-    def _report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
+    def _report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str, now_ns: int) -> None:
         if outcome == "delivered":
             del self.owed[user]
 

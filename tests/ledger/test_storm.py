@@ -10,9 +10,10 @@ from billing.ledger import commands as ops
 from billing.ledger import fast_path
 from billing.ledger.account import Account
 from billing.ledger.commands import Command
-from billing.ledger.entry import PENDING
+from billing.ledger.entry import PENDING, event_id
 from billing.ledger.ledger import Ledger, Rules
 from billing.ledger.money import INT64_MAX, NANO
+from billing.ledger.views import next_cutoff
 
 AT_NS = 1_727_000_000_000_000_000
 BUCKET = 1
@@ -84,14 +85,18 @@ def test_running_out_and_its_reports_are_made_again_the_plain_way(accrue: bool) 
         users = populated(world, draw, 40)
         for user in users:
             slot, due_ns = world.book.slots[user], world.account(user).runs_out_ns()
+            coming = next_cutoff(world.book, slot)
             if due_ns > INT64_MAX:
+                assert coming is None or coming[3] == due_ns
                 continue
+            seq = world.account(user).exhaustion_seq + 1
+            assert coming == (user, event_id(user, seq, due_ns), seq, due_ns), "what is prepared for it"
             settled_ns = world.account(user).settled_ns
             assert not fast_path.run_out(world.ledger._posting, world.book, slot, due_ns - 1)
             assert fast_path.run_out(world.ledger._posting, world.book, slot, due_ns), (seed, user)
             gone = world.account(user)
             assert (gone.settled_ns, gone.exhausted, gone.accruing) == (due_ns, True, accrue)
-            seq = gone.exhaustion_seq
+            assert gone.exhaustion_seq == seq
             assert world.ledger.notices[-1] == ("cutoff", settled_ns, BUCKET, user, seq)
             cutoffs = world.book.extras[slot].cutoffs
             assert [(cutoff.seq, cutoff.status, cutoff.exhausted_at_ns) for cutoff in cutoffs] == [

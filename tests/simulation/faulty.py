@@ -164,7 +164,7 @@ FAULTS = {
         "shards/worker/snapshotter.py",
         "shard.dump(self._left.pop(), position)",
         "shard.dump(self._left.pop(), position - 1)",
-    ): 35,
+    ): 1,
     Faulty(
         "part-one-batch-ahead",
         "shards/worker/snapshotter.py",
@@ -176,7 +176,7 @@ FAULTS = {
         "shards/shard.py",
         "            if position <= loaded.get(bucket_id, -1):\n                continue\n",
         "",
-    ): 35,
+    ): 1,
     Faulty(
         "frozen-buckets-left-out",
         "shards/shard.py",
@@ -379,7 +379,7 @@ BESIDE = {
         "billing/notices/store.py",
         "WHERE file_id = ? AND proved = 1",
         "WHERE file_id = ?",
-    ): 91,
+    ): 102,
     Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",

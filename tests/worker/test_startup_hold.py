@@ -59,8 +59,8 @@ class StartingWorker(FakeObligations):
             return None
         return call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, call.due_ns, ""
 
-    def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str) -> None:
-        super().report(kind, bucket_id, user, seq, outcome, error)
+    def report(self, kind: str, bucket_id: int, user: bytes, seq: int, outcome: str, error: str, now_ns: int) -> None:
+        super().report(kind, bucket_id, user, seq, outcome, error, now_ns)
         self.command(REPORTS[kind, outcome], user, seq)
 
     def command(self, op: int, user: bytes, a: int = 0, b: int = 0, c: int = 0) -> None:
