@@ -12,6 +12,7 @@ A **field** comes as JSON in the body or, where the method only reads, as text i
     thresholds      [{"amount": "5"}, {"amount_nanos": 5}, {"runway_ns": 60000000000}]
     request_id      the header Idempotency-Key, with or without the quotes of its draft standard
     set             an array; in a query words with commas between them
+    params          of `dry_run`: an array as the called method takes, in which no money is a bare number either
     flag            true or false, in a query, too
     all others      as JSON has them, in a query as text
 
@@ -35,7 +36,7 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from billing.api.http.routes import Route
-from billing.api.methods import Field
+from billing.api.methods import Field, find
 from billing.api.params import invalid
 from billing.ledger.errors import Refused
 
@@ -130,6 +131,23 @@ def _threshold(value: Any) -> dict[str, Any]:
     if name == "amount_nanos":
         return {"amount": _nanos("INVALID_AMOUNT")(name, bound)}
     return {name: bound}
+
+
+def rehearsed(method: object, params: object) -> object:
+    """Returns the params of the call that `dry_run` is about, with thresholds as its own parser takes them. Raises
+    Refused where money is a bare number.
+    """
+    row = find(method)
+    if row is None or type(params) is not list:
+        return params
+    values = list(params)
+    for index, (field, value) in enumerate(zip(row.required, params, strict=False)):
+        if field.type.kind in _MONEY_ERROR and type(value) in (int, float):
+            message = f'{field.name} must be a decimal string of coins, as "12.5"'
+            raise Refused(_MONEY_ERROR[field.type.kind], message)
+        if field.type.kind == "thresholds":
+            values[index] = _thresholds(field.name, value)
+    return values
 
 
 def cursor_of(value: object) -> str:
@@ -296,6 +314,8 @@ class Reader:
         for index, field in enumerate(route.method.required):
             if field.name in self._room and field.type.kind == "integer":
                 params[index] = _whole_text(field.name, params[index].decode("utf-8", "replace"))
+        if route.method.name == "dry_run":
+            params[1] = rehearsed(*params)
         return [*params, tuple(options)] if options else params
 
     def _required_value(self, values: dict[str, Any], name: str) -> Any:

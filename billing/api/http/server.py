@@ -32,6 +32,7 @@ from billing.api.http.reading import Reader
 from billing.api.http.routes import GET, ROUTES, Route, find
 from billing.api.http.writing import JSON, encode, rendering_of
 from billing.api.methods import METHODS, PAGE_ROWS_MAX, allowed
+from billing.api.methods import find as find_method
 from billing.ledger.errors import Refused
 
 log = logging.getLogger("billing.api")
@@ -42,18 +43,28 @@ OPENAPI_PATH: Final = "/v1/openapi.json"
 class Served:
     """A route with everything that its requests need, made once."""
 
-    __slots__ = ("_limit", "has_body", "method", "name", "read", "render")
+    __slots__ = ("_limit", "_render", "_render_one", "has_body", "method", "name", "read")
 
     def __init__(self, route: Route) -> None:
         self.method = route.method
         self.name = route.method.name.encode()
         self.has_body = route.has_body
         self.read = Reader(route).params
-        self.render = rendering_of(route.method)
+        render = self._render = rendering_of(route.method)
         limit = route.method.option("limit")
         self._limit = 0 if limit is None else int(limit.default)
+        self._render_one: Callable[[Any], Any] = lambda result: render(result, 0)
 
-    def limit_of(self, params: list[Any]) -> int:
+    def rendering_of(self, params: list[Any]) -> Callable[[Any], Any]:
+        """Returns the function that converts the plain result of a call with these params to the form that JSON has.
+        What `dry_run` answers has the form of the method that it is about.
+        """
+        if self.method.name == "dry_run" and (row := find_method(params[0])) is not None:
+            return lambda result: {"dry_run": _SERVED[row.name]._render(result, 0)}
+        limit = self._limit_of(params)
+        return (lambda result: self._render(result, limit)) if limit else self._render_one
+
+    def _limit_of(self, params: list[Any]) -> int:
         """Returns how many rows `params` ask for; 0 where the method has no option `limit`."""
         if self._limit and params and type(params[-1]) is tuple:
             for name, value in params[-1]:
@@ -155,16 +166,23 @@ class HttpDoor:
             raise _too_large()
         served = call.served
         params = served.read(call.in_path, call.query, call.key, body)
-        then = partial(self._on_reply, call.connection, served, served.limit_of(params), self.door.clock())
+        then = partial(self._on_reply, call.connection, served, served.rendering_of(params), self.door.clock())
         call.connection.call(call.grant, served.name, params, then)
 
-    def _on_reply(self, connection: HttpConnection, served: Served, limit: int, asked_ns: int, reply: object) -> None:
+    def _on_reply(
+        self,
+        connection: HttpConnection,
+        served: Served,
+        render: Callable[[Any], Any],
+        asked_ns: int,
+        reply: object,
+    ) -> None:
         try:
             self.door.latency.note("http", served.name, self.door.clock() - asked_ns)
             if type(reply) is Refused:
                 connection.answer(self._answers.refusal(reply))
                 return
-            body = served.render(plain(reply), limit)
+            body = render(plain(reply))
             replayed = type(body) is dict and body.get("replayed") is True
             connection.answer(self._answers.json(encode(body), replayed=replayed))
         except Exception as error:  # it must not reach the worker, which calls this and has other clients to answer

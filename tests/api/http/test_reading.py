@@ -178,6 +178,36 @@ def test_what_is_wrong_in_a_query_is_named(target: str, says: str) -> None:
     assert says in error.message
 
 
+@pytest.mark.parametrize(
+    ("method", "params", "error"),
+    [
+        ("debit", ["ann", 5], "INVALID_AMOUNT"),
+        ("debit", ["ann", 5.0, {"mode": "force"}], "INVALID_AMOUNT"),
+        ("adjust", ["ann", -5, "why"], "INVALID_AMOUNT"),
+        ("capture", ["ann", "h", 5], "INVALID_AMOUNT"),
+        ("set_rate", ["ann", 0], "INVALID_RATE"),
+        ("change_rate", ["ann", -1], "INVALID_RATE"),
+        ("set_thresholds", ["ann", [{"amount": 5}]], "INVALID_AMOUNT"),
+    ],
+)
+def test_a_dry_run_takes_no_bare_number_for_money_either(method: str, params: list[Any], error: str) -> None:
+    assert refusal("POST", "/v1/dry_run", {"method": method, "params": params}).name == error
+
+
+def test_a_dry_run_has_the_params_that_its_method_takes() -> None:
+    params = ["ann", [{"amount": "5"}, {"amount_nanos": 7}, {"runway_ns": 9}]]
+    wanted = ["set_thresholds", ["ann", [{"amount": "5"}, {"amount": 7}, {"runway_ns": 9}]]]
+    assert read("POST", "/v1/dry_run", {"method": "set_thresholds", "params": params}) == ("dry_run", wanted)
+    for said in (
+        ["debit", ["7", "5", {"mode": "force"}]],
+        ["close_account", [7]],
+        ["ping", [5]],
+        [7, 5],
+        ["debit", {}],
+    ):
+        assert read("POST", "/v1/dry_run", {"method": said[0], "params": said[1]}) == ("dry_run", said)
+
+
 def test_a_key_where_none_is_taken_is_refused_and_not_forgotten() -> None:
     assert "Idempotency-Key" in refusal("POST", "/v1/operator/rebalance", {}, "k").message
     assert read("GET", "/v1/ping", None, "k") == ("ping", [])

@@ -22,6 +22,17 @@ async def test_a_command_is_carried_out_and_its_first_answer_told_again(harness:
     assert (list(figures), sum(figures["http"]["top_up"]["counts"])) == (["http"], 1)
 
 
+async def test_a_dry_run_is_answered_in_the_form_of_its_method(harness: HttpHarness) -> None:
+    harness.gate.replies["dry_run"] = {"user_id": "ann", "balance_nanos": 5, "captured_nanos": 10**9, "replayed": False}
+    wanted = {**harness.gate.replies["dry_run"], "balance": "0.000000005", "captured": "1"}
+    body = {"method": "capture", "params": ["ann", "h", "1"]}
+    answer = await harness.ask("POST", "/v1/dry_run", body)
+    assert (answer.status, answer.json) == (200, {"dry_run": wanted})
+    for params in ({"method": "no_such"}, {"method": 7}, {"method": "ping"}):
+        answer = await harness.ask("POST", "/v1/dry_run", {**params, "params": []})
+        assert (answer.status, answer.json["name"]) == (400, "INVALID_PARAMS")
+
+
 async def test_requests_of_one_connection_are_answered_in_their_order(harness: HttpHarness) -> None:
     wire = await harness.connect()
     wire.writer.write(b"".join(request("GET", f"/v1/accounts/u{number}/bucket_id") for number in range(20)))
