@@ -389,9 +389,10 @@ def answer(entry: EntryTuple, bucket_id: int) -> dict[str, object]:
     elif op == ops.CAPTURE:
         reply["captured_nanos"] = -amount_nanos  # of whole nanos
     elif op == ops.CLOSE:
-        forfeited_nanos = _FORFEITED.unpack(note)[0] if note else 0
-        reply["paid_out_nanos"] = -amount_nanos - (amount_frac > balance_frac) - forfeited_nanos
-        reply["forfeited_nanos"] = forfeited_nanos
+        nanos, frac = _FORFEITED.unpack(note) if note else (0, 0)
+        paid_out_nanos = -(amount_nanos * NANO + amount_frac + nanos * NANO + frac) // NANO  # no more than never ends
+        reply["paid_out_nanos"] = paid_out_nanos
+        reply["forfeited_nanos"] = -amount_nanos - (amount_frac > balance_frac) - paid_out_nanos
     if flags & RESTORED:
         reply["restored"] = True
         if note:

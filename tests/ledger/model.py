@@ -341,8 +341,8 @@ class Model:
         if op["method"] == "capture":
             reply["captured_nanos"] = debited
         if op["method"] == "close_account":
-            forfeited = math.floor(entry["forfeited"])
-            reply |= {"paid_out_nanos": debited - forfeited, "forfeited_nanos": forfeited}
+            paid_out = math.floor(-entry["amount"] - entry["forfeited"])
+            reply |= {"paid_out_nanos": paid_out, "forfeited_nanos": debited - paid_out}
         if op["method"] == "hold":
             reply["hold_id"] = "r:" + op["request_id"] if "request_id" in op else f"e:{entry['entry_id']}"
         if entry["restored"]:

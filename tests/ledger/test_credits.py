@@ -175,6 +175,18 @@ def test_a_closing_pays_out_what_never_ends_and_forfeits_the_rest(driver: Ledger
     assert driver.view("u", at=100)["balance_nanos"] == 5
 
 
+def test_a_closing_pays_out_no_fraction_of_what_ends(driver: LedgerDriver) -> None:
+    driver.top_up("u", 5, at=0)
+    driver.set_rate("u", 7 * HOUR // 10, at=0)
+    driver.set_rate("u", 0, at=1)  # 4.3 never end
+    credit(driver, 6, ends=100, at=1)
+    driver.set_rate("u", 3 * HOUR // 10, at=1)
+    driver.set_rate("u", 0, at=2)  # 5.7 end
+    reply = driver.close("u", at=3)
+    assert (reply["paid_out_nanos"], reply["forfeited_nanos"]) == (4, 6)
+    assert driver.rows("u")[-1]["amount_nanos"] == -10
+
+
 def test_what_ended_stops_at_nothing_and_a_closing_without_credit_forfeits_nothing(driver: LedgerDriver) -> None:
     driver.top_up("u", 40, at=0)
     assert driver.close("u", at=1)["forfeited_nanos"] == 0
