@@ -23,8 +23,9 @@ async def test_a_command_is_carried_out_and_its_first_answer_told_again(harness:
 
 
 async def test_a_dry_run_is_answered_in_the_form_of_its_method(harness: HttpHarness) -> None:
-    harness.gate.replies["dry_run"] = {"user_id": "ann", "balance_nanos": 5, "captured_nanos": 10**9, "replayed": False}
-    wanted = {**harness.gate.replies["dry_run"], "balance": "0.000000005", "captured": "1"}
+    reply = {"user_id": "ann", "balance_nanos": 5, "captured_nanos": 10**9, "replayed": False}
+    harness.gate.replies["dry_run"] = dict(reply)
+    wanted = {**reply, "balance": "0.000000005", "captured": "1"}
     body = {"method": "capture", "params": ["ann", "h", "1"]}
     answer = await harness.ask("POST", "/v1/dry_run", body)
     assert (answer.status, answer.json) == (200, {"dry_run": wanted})
