@@ -7,8 +7,9 @@ serves. It listens for operators at once.
 
 A socket that was handed over (`systemd.handed_over`) takes the place of the socket that its name stands for: `rpc`,
 `http`, `tarantool`, `admin` or `unix`. A socket without such a name is `unix` if it is a unix socket; `admin`, `http`
-or `tarantool` if it is on the port of `admin.listen`, `http.listen` or `tarantool.listen`; otherwise `rpc`. As the
-configuration demands of its own addresses, a socket beyond loopback needs tokens or client certificates.
+or `tarantool` if it is at `admin.listen`, `http.listen` or `tarantool.listen`, or on the port of one and at the address
+of none; otherwise `rpc`. There may be several of each but `admin`. As the configuration demands of its own addresses, a
+socket beyond loopback needs tokens or client certificates.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ import socket
 import stat
 from typing import Final, NamedTuple
 
-from billing.addresses import parse_listen
+from billing.addresses import Listen, parse_listen
 from billing.config.doors import ADMIN, DOORS, RPC, listens_of
 from billing.config.load import ConfigError, Fault
 from billing.config.schema import Config
-from shards.system.host import BACKLOG, bind_tcp, bound_peers
+from shards.system.host import BACKLOG, address_of, bind_tcp, bound_peers, resolved
 
 UNIX: Final = "unix"
 KEYS: Final = {
@@ -61,6 +62,10 @@ def bind(config: Config, handed: list[tuple[str, socket.socket]]) -> Bound:
         fault = _fault(role, handed_socket, config)
         if fault:
             faults.append(Fault(KEYS[role], "handed over", fault))
+        elif role == ADMIN and admin is not None:
+            faults.append(
+                Fault(KEYS[role], "handed over", f"expected one socket, got another at {address_of(handed_socket)}")
+            )
         elif role == ADMIN:
             admin = handed_socket
         else:
@@ -120,9 +125,19 @@ def role_of(name: str, handed: socket.socket, config: Config) -> str:
         return name
     if handed.family == socket.AF_UNIX:
         return UNIX
-    port = handed.getsockname()[1]
-    ports = {role: parse_listen(listen).port for role, listen in listens_of(config).items() if listen}
-    return next((role for role in reversed(ports) if ports[role] == port), RPC.section)
+    host, port = handed.getsockname()[:2]
+    listens = {role: parse_listen(listen) for role, listen in listens_of(config).items() if listen}
+    at_port = [role for role in reversed(listens) if listens[role].port == port]
+    at_address = [role for role in at_port if _host_of(listens[role]) == host]
+    return [*at_address, *at_port, RPC.section][0]
+
+
+def _host_of(listen: Listen) -> str:
+    """The number of the host of an address; "" where its name cannot be resolved now."""
+    try:
+        return str(resolved(*listen)[1][0])
+    except (OSError, UnicodeError):
+        return ""
 
 
 def _fault(role: str, handed: socket.socket, config: Config) -> str:

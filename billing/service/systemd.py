@@ -16,6 +16,7 @@ import socket
 from collections.abc import MutableMapping
 from typing import Final
 
+from billing.config.load import ConfigError, Fault
 from shards.system.host import SharedSocket
 
 FIRST_DESCRIPTOR: Final = 3
@@ -90,20 +91,34 @@ class ServiceManager:
 
 
 def handed_over(environ: MutableMapping[str, str]) -> list[tuple[str, socket.socket]]:
-    """The listening sockets that the service manager opened for this process, each with its name ("" for none). At most
-    `DESCRIPTORS_MAX`.
+    """The listening sockets that the service manager opened for this process, each with its name ("" for none). Raises
+    ConfigError where there are more than `DESCRIPTORS_MAX`, or a descriptor is no socket: clients of one that was
+    overlooked would wait for ever.
     """
     count = environ.pop("LISTEN_FDS", "")
     meant = environ.pop("LISTEN_PID", "") == str(os.getpid())
     names = environ.pop("LISTEN_FDNAMES", "").split(":")
     if not meant or not count.isdigit():
         return []
+    if int(count) > DESCRIPTORS_MAX:
+        raise ConfigError(
+            [Fault("LISTEN_FDS", "environment", f"expected {DESCRIPTORS_MAX} sockets at most, got {count}")]
+        )
     handed: list[tuple[str, socket.socket]] = []
-    for index in range(min(int(count), DESCRIPTORS_MAX)):
-        listener = SharedSocket(fileno=FIRST_DESCRIPTOR + index)
+    faults: list[Fault] = []
+    for index in range(int(count)):
+        descriptor = FIRST_DESCRIPTOR + index
+        try:
+            listener = SharedSocket(fileno=descriptor)
+        except OSError as error:
+            text = f"expected a socket as descriptor {descriptor}: {error.strerror}"
+            faults.append(Fault("LISTEN_FDS", "environment", text))
+            continue
         listener.set_inheritable(False)
         listener.setblocking(False)
         handed.append((names[index] if index < len(names) else "", listener))
+    if faults:
+        raise ConfigError(faults)
     return handed
 
 

@@ -29,6 +29,7 @@ from billing.cli.output import put, say
 from billing.config.doors import listens_of
 from billing.config.load import load
 from billing.config.schema import Config
+from shards.system.host import resolved
 
 CONFIG_FILE: Final = Path("/etc/billing/config.toml")
 SECRETS: Final = ("cutoff.secret_file", "rpc.tokens_file", "rpc.tls_key")
@@ -164,10 +165,29 @@ def service_unit(config: Config, file: Path, python: str) -> str:
 
 
 def socket_unit(config: Config, file: Path) -> str:
-    """The .socket unit, for the addresses of the configuration."""
-    listens = [*listens_of(config).values(), config.rpc.unix_socket]
-    streams = "\n".join(f"ListenStream={plain(listen)}" for listen in listens if listen)
+    """The .socket unit, for the addresses of the configuration. Raises click.ClickException for those that systemd does
+    not listen on.
+    """
+    listens = [
+        *(numbered(f"{section}.listen", listen) for section, listen in listens_of(config).items() if listen),
+        *([config.rpc.unix_socket] if config.rpc.unix_socket else []),
+    ]
+    streams = "\n".join(f"ListenStream={plain(listen)}" for listen in listens)
     return SOCKET.format(config=shlex.quote(str(file)), listens=streams)
+
+
+def numbered(path: str, listen: str) -> str:
+    """The address as systemd takes it, with a number for the name of a host (systemd.socket, "ListenStream="). Raises
+    click.ClickException.
+    """
+    address = parse_listen(listen)
+    if not address.port:
+        raise click.ClickException(f"{path}: expected a port for a unit of sockets, got {listen}")
+    try:
+        host = str(resolved(*address)[1][0])
+    except (OSError, UnicodeError) as error:
+        raise click.ClickException(f"{path}: the host of {listen} has no address: {error}") from None
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"
 
 
 def plain(text: str) -> str:

@@ -12,7 +12,7 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import NamedTuple, NoReturn, Protocol
+from typing import Any, NamedTuple, NoReturn, Protocol
 
 from shards.exits import OF_THE_PLACE
 from shards.system.clock import MACHINE_CLOCKS, Alarm, Clocks
@@ -152,13 +152,19 @@ def bound_peers(listener: socket.socket) -> None:
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000)
 
 
+def resolved(host: str, port: int) -> tuple[socket.AddressFamily, tuple[Any, ...]]:
+    """Returns family and address to listen on; of a name with both families the IPv4 one. Raises OSError."""
+    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    family, _, _, _, address = min(infos, key=lambda info: info[0] != socket.AF_INET)
+    return family, address
+
+
 def bind_tcp(host: str, port: int, backlog: int) -> socket.socket:
     """Returns a TCP socket of the family of the host's address; a name with both families is bound as IPv4. Port 0
     takes a free one. The socket listens; where `backlog` is 0, it refuses connections until somebody listens on it.
     Raises OSError.
     """
-    infos = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    family, _, _, _, address = min(infos, key=lambda info: info[0] != socket.AF_INET)
+    family, address = resolved(host, port)
     if backlog:
         return socket.create_server(address, family=family, backlog=backlog)
     bound = socket.socket(family, socket.SOCK_STREAM)

@@ -7,11 +7,12 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import click
 import pytest
 
 from billing.config.load import load
 from billing.config.schema import Config
-from billing.service.unit import hidden_python, service_unit, socket_unit
+from billing.service.unit import hidden_python, numbered, service_unit, socket_unit
 from tests.system.private_files import private_file
 
 ANALYZE = shutil.which("systemd-analyze")
@@ -104,6 +105,15 @@ def test_the_socket_unit_listens_where_the_configuration_does() -> None:
     unit = socket_unit(config_with(rpc__unix_socket="/run/billing/rpc.sock"), Path("x.toml"))
     tcp = ["127.0.0.1:3311", "127.0.0.1:3312", "127.0.0.1:9311"]
     assert lines_of(unit, "ListenStream") == [*tcp, "/run/billing/rpc.sock"]
+
+
+def test_the_socket_unit_has_numbers_for_names_since_systemd_takes_no_names_and_no_port_0() -> None:
+    config = config_with(rpc__listen="localhost:3311", http__listen="[::1]:3312", admin__listen="")
+    assert lines_of(socket_unit(config, Path("x.toml")), "ListenStream") == ["127.0.0.1:3311", "[::1]:3312"]
+    with pytest.raises(click.ClickException, match=r"^rpc\.listen: expected a port"):
+        socket_unit(config_with(rpc__listen="127.0.0.1:0"), Path("x.toml"))
+    with pytest.raises(click.ClickException, match=r"^http\.listen: the host of nowhere\.invalid:1 has no address"):
+        numbered("http.listen", "nowhere.invalid:1")
 
 
 @pytest.mark.parametrize(
