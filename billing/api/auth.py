@@ -31,11 +31,14 @@ from typing import Final, NamedTuple
 from billing.api.methods import ADMIN, ANYONE, ROLES, Method, allowed, find
 from billing.api.origins import is_loopback, is_trusted, is_unix, peer_uid
 from billing.ledger.commands import ACTOR_BYTES_MAX
+from billing.ledger.entry import TIME
 from billing.ledger.errors import Refused
 
 TOKENS_MAX: Final = 1_000
 
-NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+NAME = re.compile(rf"(?!{TIME}$)[A-Za-z0-9._-]{{1,64}}")
+NAME_IS = f"1 to 64 letters, digits or ._-, and not {TIME}, which entries name where no caller caused them"
+_OTHERS = re.compile(rf"{TIME}|uid:.*", re.DOTALL)  # actors that are no name of a token or certificate
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SHA1 = re.compile(r"[0-9a-f]{40}")
 
@@ -94,7 +97,7 @@ class Guard:
         certified = _certified_name(transport)
         if self._tokens is None:
             if certified is not None:
-                return Grant(certified, frozenset({ADMIN}), certified.encode()[:ACTOR_BYTES_MAX])
+                return Grant(certified, frozenset({ADMIN}), _actor_of(certified))
             return Grant("local", frozenset({ADMIN})) if is_loopback(transport) else None
         return next((token.grant for token in self._tokens if token.grant.name == certified), None)
 
@@ -124,6 +127,12 @@ class Guard:
         return None
 
 
+def _actor_of(certified: str) -> bytes:
+    """The actor of a client by its certificate, which cannot pass for a user of the unix socket or for time."""
+    actor = f"certificate:{certified}" if _OTHERS.fullmatch(certified) else certified
+    return actor.encode()[:ACTOR_BYTES_MAX]
+
+
 def _parse(text: str) -> tuple[_Token, ...]:
     tokens: list[_Token] = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -135,7 +144,7 @@ def _parse(text: str) -> tuple[_Token, ...]:
         name, roles_text, digest, *proofs = parts
         roles = frozenset(role.strip() for role in roles_text.split(","))
         if not NAME.fullmatch(name):
-            raise TokensError(f"line {number}: expected a name of 1 to 64 letters, digits or ._-")
+            raise TokensError(f"line {number}: expected a name of {NAME_IS}")
         if not roles <= ROLES:
             raise TokensError(f"line {number}: expected roles out of {', '.join(sorted(ROLES))}")
         if not _SHA256.fullmatch(digest):

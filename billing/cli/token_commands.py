@@ -19,7 +19,7 @@ from typing import Any
 
 import click
 
-from billing.api.auth import NAME, Guard, TokensError
+from billing.api.auth import NAME, NAME_IS, Guard, TokensError
 from billing.api.iproto.protocol import proof_of
 from billing.api.methods import ADMIN, CHARGE, READ, TOP_UP
 from billing.cli.confirming import confirmed
@@ -64,7 +64,7 @@ def add(name: str, roles: tuple[str, ...], file: str | None, as_json: bool, conf
     The operators' record (billing audit) shows the name beside what was done with the token.
     """
     if not NAME.fullmatch(name):
-        raise click.UsageError("a name has 1 to 64 letters, digits or ._-")
+        raise click.UsageError(f"a name has {NAME_IS}")
     secret = secrets.token_urlsafe(TOKEN_BYTES)
     proof = proof_of(secret.encode()).hex()
     line = f"{name}:{','.join(dict.fromkeys(roles))}:{hashlib.sha256(secret.encode()).hexdigest()}:{proof}"

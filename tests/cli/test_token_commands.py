@@ -78,6 +78,7 @@ def test_tokens_are_listed_by_name_and_role(config: Path) -> None:
     [
         (("add", "a", "--role", "read"), 1, "there is a token called a already"),
         (("add", "no spaces", "--role", "read"), 2, "a name has 1 to 64 letters"),
+        (("add", "time", "--role", "read"), 2, "and not time, which entries name where no caller caused them"),
         (("add", "b", "--role", "king"), 2, "king"),
         (("add", "b"), 2, "--role"),
         (("revoke", "b", "--yes"), 1, "has no token called b"),
