@@ -134,6 +134,8 @@ class Reload:
             reason = f"{paths[0]}: {text}"
             log.error("the configuration was not reloaded, nothing has changed: without a restart %s", reason)
             return
+        root = logging.getLogger()  # of the old and the new level the more talkative one, so that the change is told
+        root.setLevel(min(getattr(logging, level.upper()) for level in (self.config.log.level, merged.log.level)))
         for path in may:
             section, key = path.split(".")
             if path == CLASSES:
@@ -146,5 +148,5 @@ class Reload:
         if not may:
             log.info("reloaded: no key has changed that may; files that are named were read again")
         self.config = merged
-        logging.getLogger().setLevel(merged.log.level.upper())
+        root.setLevel(merged.log.level.upper())
         await self._apply(merged)

@@ -426,3 +426,12 @@ async def test_the_limits_of_one_client_change_while_it_serves(data_dir: Path) -
         await reload(daemon, "reloaded rpc.requests_per_s_max: 0, was 1", **dict.fromkeys(limits, 0))
         await until_let_in(daemon)
         assert (await rpc.ask("get_account", "u"))["balance_nanos"] >= 1000
+
+
+async def test_a_reload_that_lets_more_be_logged_is_logged_itself(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1, log__level="error") as daemon:
+        await reload(daemon, 'reloaded log.level: "info", was "error"', log__level="info")
+        await reload(daemon, 'reloaded log.level: "error", was "info"', log__level="error")
+        size = daemon.log.stat().st_size
+        await reload(daemon, "nothing has changed", log__level="loud")
+        assert " INFO " not in daemon.log.read_text()[size:]
