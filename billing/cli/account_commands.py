@@ -15,7 +15,7 @@ from zoneinfo import ZoneInfo
 import click
 
 from billing.api.methods import MESSAGE, REQUEST_ID
-from billing.cli.calling import Target, ask, run, sendable, target_options
+from billing.cli.calling import Target, ask, rehearse, run, sendable, target_options
 from billing.cli.confirming import confirmed
 from billing.cli.listing import HELP
 from billing.cli.method_commands import DRY_RUN, change, command_of, option_of
@@ -23,7 +23,8 @@ from billing.cli.options import COINS, DURATION, YES, Command, applied, option
 from billing.cli.output import put, say
 from billing.cli.paging import Filters, PagedMethod, list_all_option, one_shard_option, show_pages
 from billing.cli.periods import ANY_INSTANT_NS, is_relative, parse_period
-from billing.cli.showing import coins, look_of, show
+from billing.cli.sentences import closing_told
+from billing.cli.showing import look_of, show
 from billing.cli.values import moment, span
 from billing.client.client import Client
 
@@ -107,8 +108,7 @@ def _set_thresholds(
 
 def _close(target: Target, user: str, yes: bool, dry_run: bool, **options: Any) -> None:
     def question() -> str:
-        account = ask(target, "get_account", user)
-        return f"{user} has {coins(account['balance_nanos'])} coins, which are paid out. Close the account?"
+        return f"{closing_told(user, rehearse(target, 'close_account', user))} Close the account?"
 
     confirmed(question, yes or dry_run)
     change(target, dry_run, "close_account", user, **options)

@@ -36,6 +36,13 @@ def standing(account: Mapping[Any, Any], look: Look) -> dict[str, tuple[str, str
     return {"exhausts_at_ns": ("runs out at", moment(account["exhausts_at_ns"], look)), "runway_ns": ("lasts for", "")}
 
 
+def closing_told(user: str, closing: Mapping[Any, Any]) -> str:
+    """What becomes of a user's money with the closing of the account, given the reply of that closing."""
+    paid, forfeited = coins(closing["paid_out_nanos"]), closing["forfeited_nanos"]
+    lost = f", and {coins(forfeited)} that would expire are forfeited" if forfeited else ""
+    return f"{printable(user)} has {paid} coins, which are paid out{lost}."
+
+
 def ran_out(account: Mapping[Any, Any], look: Look) -> str:
     """When an exhausted account ran out, and when it was cut off, as far as the reply's `cutoff` contains that."""
     cutoff = account.get("cutoff")

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from billing.cli.sentences import called, explained, lease_told
+from billing.cli.sentences import called, closing_told, explained, lease_told
 from billing.cli.values import Look
 
 LOOK = Look(UTC, exact=False)
@@ -114,6 +114,15 @@ def test_which_class_it_is_in_and_when_its_call_comes() -> None:
     in_grace = sentences_of(**later, state="exhausted", exhausts_at_ns=None, cutoff={**CUTOFF, "status": "in_grace"})
     assert "gold, whose grace is running: the cutoff URL is called at 2026-01-01 01:00:00 UTC." in in_grace
     assert "not cut off yet: its grace is running" in in_grace
+
+
+def test_what_a_closing_pays_out_and_what_it_forfeits() -> None:
+    assert closing_told("u", {"paid_out_nanos": 1_500 * 10**9, "forfeited_nanos": 0}) == (
+        "u has 1,500 coins, which are paid out."
+    )
+    assert closing_told("u\33", {"paid_out_nanos": 0, "forfeited_nanos": 5 * 10**8}) == (
+        "u\N{REPLACEMENT CHARACTER} has 0 coins, which are paid out, and 0.5 that would expire are forfeited."
+    )
 
 
 def test_when_a_rate_with_a_time_to_live_ends() -> None:
