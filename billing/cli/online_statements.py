@@ -29,7 +29,7 @@ from itertools import pairwise
 from typing import Any, Final
 
 from billing.client.client import Client
-from billing.client.errors import UnknownAccount
+from billing.client.errors import LimitExceeded, UnknownAccount
 
 ACCOUNTS: Final = 50
 PERIODS: Final = 3  # checked for each account
@@ -63,6 +63,8 @@ class OnlineStatements:
                         await self._check_periods(user, rows)
             except UnknownAccount:
                 continue  # it was closed and cleared meanwhile
+            except LimitExceeded:
+                continue  # sums that no answer can hold
 
     async def _drawn(self, count: int) -> list[str]:
         """User ids drawn at random: from the first page of accounts, and behind random keys in the order of ids."""

@@ -49,7 +49,7 @@ RESOURCES_MAX: Final = 100_000
 
 Shown = dict[str, Any]
 _CLOSED: Final = ops.NAMES[ops.CLOSE]
-_SUMS: Final = ("credits", "debits", "expired", "accrued")  # of a period; balances are within bounds by themselves
+_SUMS: Final = ("credits_nanos", "debits_nanos", "expired_nanos", "accrued_nanos")  # balances are within bounds
 Answer = tuple[Shown, bool]  # the second: whether no row was missing
 Steps = Generator[None, None, Answer]
 
@@ -323,11 +323,18 @@ def statement(
             tally.take(after)
             entries += [chain.gap_row(former, after, None)][: limit - len(entries)]
             after = None
-    period = tally.close(after)
+    return shown(user_id, tally.close(after), asked_to_ns > now_ns, entries), chain.is_whole
+
+
+def bounded_statement(chain: Chain, *question: Any) -> Steps:
+    """Makes the answer as `statement` does. Raises TooLong also where a sum has no place in a message: a few large
+    top-ups exceed every bound that one of them has.
+    """
+    answer, is_whole = yield from statement(chain, *question)
     for name in _SUMS:
-        if getattr(period, f"{name}_nanos") > INT64_MAX:
-            raise TooLong(f"{name}_nanos of this period is more than 2**63-1; shorter periods join")
-    return shown(user_id, period, asked_to_ns > now_ns, entries), chain.is_whole
+        if answer[name] > INT64_MAX:
+            raise TooLong(f"{name} of this period is more than 2**63-1; shorter periods join")
+    return answer, is_whole
 
 
 def shown(user_id: bytes, period: Period, is_open: bool, entries: list[Shown]) -> Shown:

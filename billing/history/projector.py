@@ -244,7 +244,7 @@ class Projector(Follower):
             self._fail(number, error)
             return
         chain = Chain(self._reader, generation, user_id, Standing(*standing))
-        of_kind = period_reader.statement if name == STATEMENT else period_reader.balance_at
+        of_kind = period_reader.bounded_statement if name == STATEMENT else period_reader.balance_at
         self._go_on(number, question, of_kind(chain, user_id, *arguments), (missing, self._reader.replaced), asked_ns)
 
     def _go_on(

@@ -12,7 +12,16 @@ import pytest
 from billing.history.history_reader import HistoryReader
 from billing.history.page import record_of_older_row
 from billing.history.period import MISSING, NOTHING, Interval, Period, Point, Tally, missing
-from billing.history.period_reader import Chain, Standing, Steps, TooLong, balance_at, shown, statement
+from billing.history.period_reader import (
+    Chain,
+    Standing,
+    Steps,
+    TooLong,
+    balance_at,
+    bounded_statement,
+    shown,
+    statement,
+)
 from billing.history.store import Store
 from billing.ledger.entry import ACCRUING, EXHAUSTED, Entry, unpack
 from billing.ledger.money import INT64_MAX, NANO
@@ -205,21 +214,28 @@ def test_a_statement_out_of_the_file_is_that_of_all_points(tmp_path: Path, seed:
     file = File(tmp_path, life, life.timeline.entries[0].user_id)
     for _ in range(100):
         from_ns, to_ns = sorted(life.cuts(draw, 2))
-        period = life.period(from_ns, to_ns)
-        if max(period.credits_nanos, period.debits_nanos, period.accrued_nanos) > INT64_MAX:
-            with pytest.raises(TooLong, match="of this period is more than"):
-                file.statement(from_ns, to_ns)
-            continue
         answer = file.statement(from_ns, to_ns)
         inside = [number for number, at_ns in enumerate(life.instants, 1) if from_ns <= at_ns < to_ns]
         assert [row["entry_id"] for row in answer.pop("entries")] == inside
-        wanted = shown(file.user, period, False, [])
+        wanted = shown(file.user, life.period(from_ns, to_ns), False, [])
         del wanted["entries"]
         assert answer == wanted
         at_ns = draw.choice([from_ns, to_ns])
         then = file.balance_at(at_ns)
         behind = life.period(at_ns, at_ns + 1)
         assert int(then["exact_balance"]) == behind.opening + behind.credits - behind.debits
+
+
+def test_a_statement_whose_sums_are_beyond_a_message_is_refused_and_its_parts_join(tmp_path: Path) -> None:
+    driver = LedgerDriver()
+    for at in (1, 2):
+        driver.top_up("u", INT64_MAX, at=at)
+        driver.debit("u", INT64_MAX, at=at)
+    file = File(tmp_path, life_of(driver), USER)
+    answer, _ = answer_of(bounded_statement(file.chain(), USER, 0, 2, True, 9, 9))
+    assert (answer["credits_nanos"], answer["debits_nanos"], answer["closing_nanos"]) == (INT64_MAX, INT64_MAX, 0)
+    with pytest.raises(TooLong, match=r"credits_nanos of this period is more than 2\*\*63-1; shorter periods join"):
+        answer_of(bounded_statement(file.chain(), USER, 0, 3, True, 9, 9))
 
 
 def test_a_statement_far_back_in_a_long_history_reads_little_of_it(tmp_path: Path) -> None:
