@@ -202,7 +202,11 @@ ACCOUNT: Final = Shape(
         _CLASS,
         _CALLED_AT,
         Field("cutoff", "map", "the latest cutoff", nullable=True, shape=CUTOFF),
-        Field("overrun_nanos", "nanos", "what would have accrued since it ran out"),
+        Field(
+            "overrun_nanos",
+            "nanos",
+            "what would have accrued while nothing was available, since the account was opened",
+        ),
         Field("holds_nanos", "nanos"),
         Field("holds", "map", many=True, shape=OPEN_HOLD),
         Field("thresholds", "map", many=True, shape=THRESHOLD),

@@ -98,8 +98,8 @@ def explained(account: Mapping[Any, Any], look: Look) -> list[str]:
         sentences.append(f"{user} has no money left" + (f": it ran out at {when}." if when != NO_MONEY else "."))
         if rate:
             sentences.append(
-                f"Its rate of {coins(rate)} per hour is still reported: {coins(account.get('overrun_nanos', 0))} coins "
-                "were used since, and are counted until somebody sets the rate to 0 or adds money."
+                f"Its rate of {coins(rate)} per hour is still reported, and is counted as overrun until somebody sets "
+                f"it to 0 or adds money: {coins(account.get('overrun_nanos', 0))} coins since the account was opened."
             )
     elif not rate:
         sentences.append(f"{available} and spends nothing, so the money does not run out.")

@@ -37,7 +37,7 @@ _LABELS: Final = {
     "holds_nanos": "held",
     "replayed": "answered before",
     "restored": "out of exhaustion",
-    "overrun_nanos": "used after it ran out",
+    "overrun_nanos": "used without money, in all",
 }
 
 

@@ -64,7 +64,8 @@ def test_who_has_none() -> None:
     )
     assert gone.startswith(
         "alice has no money left: it ran out at 2026-01-01 00:00:00 UTC, cut off at the first attempt. Its rate of "
-        "0.41 per hour is still reported: 3 coins were used since"
+        "0.41 per hour is still reported, and is counted as overrun until somebody sets it to 0 or adds money: "
+        "3 coins since the account was opened."
     )
     assert sentences_of(state="exhausted", exhausts_at_ns=None, rate_nanos_per_hour=0).startswith(
         "alice has no money left. "
