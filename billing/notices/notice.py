@@ -39,8 +39,8 @@ from billing.ledger.entry import (
     cause_at,
     grace_end_of,
     is_first,
+    plain_text,
     refused,
-    text,
     unpack,
 )
 from billing.ledger.money import NANO
@@ -109,7 +109,7 @@ def _what_happened(entry: Entry, packed: bytes) -> list[tuple[str, dict[str, obj
         by_amount = entry.a == ops.BY_AMOUNT
         kinds.append((BALANCE_LOW if by_amount else RUNWAY_LOW, {"threshold": _threshold(by_amount, entry.b)}))
     elif entry.op == ops.LEASE_EXPIRED:
-        ended = {"resource": _shown(entry.key), "line_rate_nanos_per_hour": entry.a}
+        ended = {"resource": plain_text(entry.key), "line_rate_nanos_per_hour": entry.a}
         kinds.append((LEASE_EXPIRED, ended))
     if entry.flags & CROSSED and entry.op not in _RATES:
         called_ns = entry.at_ns if is_first(packed) else max(entry.at_ns, grace_end_of(packed))
@@ -139,8 +139,8 @@ def _body(entry: Entry, kind: str, bucket_id: int, fields: dict[str, object]) ->
         "exhausts_at_ns": entry.exhausts_at_ns if coming else None,
         "runway_ns": entry.exhausts_at_ns - entry.at_ns if coming else None,
         "exhaustion_seq": entry.exhaustion_seq,
-        "request_id": _shown(entry.request_id) or None,
-        "message": _shown(entry.message),
+        "request_id": plain_text(entry.request_id) or None,
+        "message": plain_text(entry.message),
     }
     seconds, nanos = divmod(entry.at_ns, _SECOND_NS)
     return _encode({"type": kind, "timestamp": f"{_moment(seconds)}.{nanos:09d}Z", "data": data})
@@ -150,8 +150,3 @@ def _body(entry: Entry, kind: str, bucket_id: int, fields: dict[str, object]) ->
 def _moment(seconds: int) -> str:
     """Formats a second in UTC; cached, since the notices of one second share it."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-
-
-def _shown(raw: bytes) -> str:
-    shown = text(raw)
-    return shown if isinstance(shown, str) else shown.hex()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from base64 import b64encode
 from typing import Any
 
 import pytest
@@ -106,13 +107,14 @@ def test_the_end_of_a_lease_is_told_with_the_line_and_the_rate_it_had() -> None:
 
 
 def test_texts_of_any_kind_are_in_the_body_as_json_has_them() -> None:
-    """Control characters, quotes, all planes of Unicode, and bytes that are no text, which are told in hexadecimal."""
+    """Control characters, quotes, all planes of Unicode, and bytes that are no text, which stand as over HTTP."""
     for message in (b'\x00\x1f\x7f"\\/\n', "ü\u2028😀".encode(), b"\xff\xfe"):
         ledger_made = entries((1, (ops.TOP_UP, 5, 0, 0, b"")))
         entry = Entry._make(unpack(ledger_made[0]))._replace(message=message)
         (notice,) = notices_of(pack(entry), 1, "0-1-0")
         shown = text(message)
-        assert json.loads(notice.body)["data"]["message"] == (shown if isinstance(shown, str) else message.hex())
+        wanted = shown if isinstance(shown, str) else "base64:" + b64encode(message).decode()
+        assert json.loads(notice.body)["data"]["message"] == wanted
         assert notice.body == json.dumps(json.loads(notice.body), ensure_ascii=False, separators=(",", ":")).encode()
 
 
