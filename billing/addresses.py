@@ -62,6 +62,11 @@ def check_url(text: str) -> str:
         raise ValueError(f"expected a URL, got {text!r}: {error}") from None
     if parts.scheme not in ("http", "https") or not host or port == 0:
         raise ValueError(f'expected "http://host/path" or "https://host/path", got {text!r}')
+    if ":" not in host:
+        try:
+            host.encode("idna")
+        except UnicodeError:
+            raise ValueError(f"expected a host whose labels have 1 to 63 characters, got {host!r}") from None
     if "@" in parts.netloc:
         raise ValueError("expected a URL without user name and password")
     if "#" in text:

@@ -100,11 +100,13 @@ class DeliveryDependencies(NamedTuple):
 
 
 class OfClass(NamedTuple):
-    """The URLs of a cutoff class, each "" if the class has no URL of its own."""
+    """The URLs of a cutoff class: `url` is "" and `restore_url` None if the class has none of its own. A `restore_url`
+    of "" means that the class has no restores, also where all others have them.
+    """
 
     name: str
     url: str
-    restore_url: str
+    restore_url: str | None
 
 
 class DeliverySettings(NamedTuple):
@@ -139,12 +141,15 @@ def cutoff_routes(settings: DeliverySettings) -> Routes:
     templates: dict[str, Template] = {CUTOFF: template_of(settings.url, settings.secrets)}
     if settings.restore_url:
         templates[RESTORE] = template_of(settings.restore_url, settings.secrets)
+    closed: set[str] = set()
     for name, url, restore_url in settings.classes:
         if url:
             templates[call_name(CUTOFF, name)] = template_of(url, settings.secrets)
         if restore_url:
             templates[call_name(RESTORE, name)] = template_of(restore_url, settings.secrets)
-    return Routes(templates, (of_class.name for of_class in settings.classes))
+        elif restore_url is not None:
+            closed.add(call_name(RESTORE, name))
+    return Routes(templates, (of_class.name for of_class in settings.classes), closed)
 
 
 class Delivery:

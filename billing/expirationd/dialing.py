@@ -1,9 +1,11 @@
 """Opens a connection to an endpoint: resolves its name, tries its addresses, makes the TLS handshake.
 
 aiohappyeyeballs tries the addresses in the order of RFC 8305 (families in turns, the next address `NEXT_ADDRESS_S`
-after the last); the address that worked last is tried first. A name is resolved again after `RESOLVED_S`, and before
-the next attempt if no address could be connected to. While a name does not resolve, its former addresses are tried: a
-connection, and for `https` the certificate, proves that they are still right.
+after the last); the address that worked last is tried first. An address that takes a connection and fails in the
+handshake is tried last from then on, and so is one that serves nobody (`demote`). A name is resolved again after
+`RESOLVED_S`, and before the next attempt if no address could be connected to. While a name does not resolve, or the
+resolver has not answered within `RESOLVER_S`, its former addresses are tried: a connection, and for `https` the
+certificate, proves that they are still right.
 
 This module sends nothing except what TLS sends.
 """
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from aiohappyeyeballs import AddrInfoType
 
 RESOLVED_S: Final = 10
+RESOLVER_S: Final = 0.2
 NEXT_ADDRESS_S: Final = 0.1
 ADDRESSES_MAX: Final = 64
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
@@ -72,6 +75,8 @@ class Dialer:
         except (OSError, RuntimeError) as error:  # of several addresses that failed in several ways, either
             self.forget()
             raise Unreachable(_reason(error)) from None
+        except ValueError as error:  # the name cannot be one of the domain name system
+            raise Unreachable(f"the name does not resolve: {error}") from None
 
     async def _connect(self, protocol_of: Callable[[], Protocol]) -> Protocol:
         from aiohappyeyeballs import start_connection
@@ -84,8 +89,10 @@ class Dialer:
         connection = await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1)
         try:
             peer = connection.getpeername()
-            if peer != addresses[0][4]:
-                self.addresses = sorted(addresses, key=lambda address: address[4][:2] != peer[:2])
+        except OSError:  # it has ended already
+            connection.close()
+            raise
+        try:
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             unheard_ms = int(self.connect_timeout_s * 1000)  # bytes unacknowledged for so long end the connection
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, unheard_ms)
@@ -102,7 +109,10 @@ class Dialer:
                 )
         except BaseException:
             connection.close()
+            self.demote(peer)
             raise
+        if self.addresses[0][4][:2] != peer[:2]:
+            self.addresses = sorted(self.addresses, key=lambda address: address[4][:2] != peer[:2])
         return protocol
 
     async def _resolve(self) -> None:
@@ -110,7 +120,10 @@ class Dialer:
         if self._resolving is None:
             self._resolving = asyncio.ensure_future(self._ask())
             self._resolving.add_done_callback(self._on_resolved)
-        await asyncio.shield(self._resolving)
+        if not self.addresses:
+            await asyncio.shield(self._resolving)
+        elif not (await asyncio.wait({self._resolving}, timeout=RESOLVER_S))[0]:
+            self._resolved_ns = self._boot_ns()  # until it answers, nobody else waits for it
 
     async def look_up(self) -> list[AddrInfoType]:
         """The addresses of the name, from the system's resolver."""
@@ -118,6 +131,14 @@ class Dialer:
         addresses: list[AddrInfoType] = []
         addresses.extend(await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
         return addresses
+
+    def demote(self, peer: tuple[str, int]) -> bool:
+        """Nobody is served at the address of this peer: it is tried last from now on. Returns whether it was tried
+        first, and there is another one.
+        """
+        first, *others = self.addresses
+        self.addresses = sorted(self.addresses, key=lambda address: address[4][:2] == peer[:2])
+        return bool(others) and first[4][:2] == peer[:2]
 
     def forget(self) -> None:
         """Has the name resolved again before the next connection."""

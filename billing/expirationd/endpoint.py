@@ -40,6 +40,11 @@ connection: a server that serves few would not have read the later one.
 is written on that one. So even a server that serves one connection at a time gets the request on the connection that it
 waits for. A connection that was opened ahead and not used within `AHEAD_KEPT_S` is closed.
 
+**Which address.** If a name has several addresses, one of them may take connections and serve nobody. So when a call
+on a connection that is not proved ends without an answer, and no other call was answered meanwhile, or after each
+`REFUSALS_MAX` answers without a 2xx between, all idle connections are closed and the next one goes to another address.
+Where all addresses serve, this does no harm.
+
 So the connections of this process delay a call of this process by some `SILENCE_NS` at most, and a call of another
 process by `HELD_S` or `AHEAD_KEPT_S`. A connection that has been idle for `idle_s`, or for two thirds of the time after
 which this server closed one, is closed or replaced.
@@ -79,6 +84,7 @@ FEW_CALLS: Final = 2
 HOG_S: Final = 0.25
 GATHERED_FROM: Final = 8  # calls in flight: a burst
 TRIED_FIRST: Final = 2
+REFUSALS_MAX: Final = 5
 FORGET_S: Final = 600.0
 
 _TEND_S: Final = 1.0
@@ -165,6 +171,7 @@ class Endpoint:
         self._answered_line: Line | None = None  # the line on which the last answer came
         self._others_ns = 0  # when the last answer came on another line than that
         self._idle_ns = int(limits.idle_s * _SECOND_NS)
+        self._refusals = 0  # answers since the last 2xx
         self.connects = 0
         self.closed = False
 
@@ -324,9 +331,18 @@ class Endpoint:
     ) -> None:
         """Calls `on_verdict` with the meaning of an answer, or of the exception that came instead of one."""
         if isinstance(answer, AnswerReader):
-            on_verdict(_OK if 200 <= answer.status < 300 else self._refusal(answer))
+            if 200 <= answer.status < 300:
+                self._refusals = 0
+                on_verdict(_OK)
+            else:
+                self._refusals += 1
+                if self._refusals % REFUSALS_MAX == 0:
+                    self._try_another_address(line)
+                on_verdict(self._refusal(answer))
             return
         self._unask(line)
+        if not proved and self._silence.answered_ns < line.asked_ns:
+            self._try_another_address(line)
         if isinstance(answer, Malformed):
             on_verdict((FAILED, "malformed answer", -1))
         elif line.tired:
@@ -338,6 +354,11 @@ class Endpoint:
         else:
             self._distrust_idle(line)
             on_verdict((DROPPED, "connection was closed while idle", -1))
+
+    def _try_another_address(self, line: Line) -> None:
+        """If the name has several addresses, the next connection goes to another one than that of `line`."""
+        if self._dialer.demote(line.transport.get_extra_info("peername")):
+            self._clear()
 
     def _refusal(self, answer: AnswerReader) -> Verdict:
         retry_after_ns = retry_after_ns_of(answer.retry_after, self._wall_ns()) if answer.retry_after else -1

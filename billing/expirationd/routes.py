@@ -7,7 +7,7 @@ have the same origin share a lane.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final, Protocol
 
 CUTOFF: Final = "cutoff"
@@ -34,10 +34,12 @@ class Routes:
     """The templates of one delivery, and a lane for each endpoint.
 
     `templates`: by kind, or by `call_name` for the calls of a class that has a URL of its own. `classes`: the names of
-    the classes that may have their own URLs.
+    the classes that may have their own URLs. `closed`: the `call_name` of calls for which a class has no URL at all.
     """
 
-    def __init__(self, templates: dict[str, Template], classes: Iterable[str] = ()) -> None:
+    def __init__(
+        self, templates: dict[str, Template], classes: Iterable[str] = (), closed: Collection[str] = ()
+    ) -> None:
         classed = {
             call_name(kind, class_name): (kind, class_name) for class_name in classes for kind in (CUTOFF, RESTORE)
         }
@@ -45,6 +47,7 @@ class Routes:
         endpoints = {name: (template.origin, kind_and_class[name][1]) for name, template in templates.items()}
         lanes = list(dict.fromkeys(endpoints.values()))
         self.templates = templates
+        self._closed = closed
         # Also kinds for which only a class has a URL.
         self.kinds = tuple(dict.fromkeys(kind for kind, _ in kind_and_class.values()))
         self.lanes = {name: lanes.index(endpoint) for name, endpoint in endpoints.items()}  # by the name of a template
@@ -52,6 +55,8 @@ class Routes:
         self.endpoint_names = [f"{origin} of class {name}" if name else origin for origin, name in lanes]
 
     def template_name(self, kind: str, class_name: str) -> str:
-        """The name of the template and lane that a call takes: the kind, unless the class has its own."""
+        """The name of the template and lane that a call takes: the kind, unless the class has its own, or has none at
+        all; then there is no template of this name.
+        """
         name = call_name(kind, class_name)
-        return name if name in self.templates else kind
+        return name if name in self.templates or name in self._closed else kind

@@ -30,8 +30,8 @@ def calls_of_classes(cutoff: Cutoff) -> tuple[OfClass, ...]:
         OfClass(
             name,
             cutoff_class.url if cutoff_class.url != cutoff.url else "",
-            cutoff_class.restore_url if cutoff_class.restore_url != cutoff.restore_url else "",
+            cutoff_class.restore_url if cutoff_class.restore_url != cutoff.restore_url else None,
         )
         for name, cutoff_class in cutoff.classes.items()
     ]
-    return tuple(of_class for of_class in of_classes if of_class.url or of_class.restore_url)
+    return tuple(of_class for of_class in of_classes if of_class.url or of_class.restore_url is not None)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from billing.expirationd.delivery import Delivery
 from billing.ledger.book import Book
+from billing.ledger.cutoffs import Owed
 from billing.ledger.errors import Refused
 from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.views import cutoff_row
@@ -59,14 +60,16 @@ def explain(
             "failures": standing[1],
             "next_attempt_in_ns": max(0, standing[2] - now_ns) if standing[2] else 0,
         },
-        "why": delivery.why(bucket_id, user_id, _last_error(extra)),
+        "why": delivery.why(bucket_id, user_id, _last_error(extra, owed)),
     }
 
 
-def _last_error(extra: Extra | None) -> str:
-    """The error of the last attempt for the newest cutoff; "" if there was none."""
-    error = extra.cutoffs[-1].last_error if extra is not None and extra.cutoffs else ""
-    return error.decode("utf-8", "replace") if isinstance(error, bytes) else error
+def _last_error(extra: Extra | None, owed: Owed | None) -> str:
+    """The error of the last attempt of the call that is owed; "" if there was none."""
+    if extra is None or owed is None:
+        return ""
+    error = extra.restore_error if owed.kind == "restore" else extra.cutoffs[0].last_error
+    return error.decode("utf-8", "replace")
 
 
 def _timer(machine: BillingMachine, book: Book, slot: int) -> dict[str, Any]:

@@ -39,7 +39,7 @@ async def test_an_endpoint_that_is_down_holds_up_its_own_class_alone_even_beside
     obligations = FakeObligations()
     obligations.classes = {b"g%d" % number: "gold" for number in range(50)}
     async with receiving(fault=Fault("status", 500)) as dead, receiving() as well:
-        chosen = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", ""),))
+        chosen = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", None),))
         async with sending(obligations, chosen) as delivery:
             for number in range(50):
                 obligations.exhaust(delivery, b"u%d" % number)
@@ -51,7 +51,7 @@ async def test_an_endpoint_that_is_down_holds_up_its_own_class_alone_even_beside
             assert [outage["endpoint"] for outage in delivery.outages.plain()] == [dead.url]
             assert not delivery.outbox.lanes[1].shut
             assert len(delivery.outbox) == 50, "the others wait for their own endpoint"
-    one_server = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{dead.url}/gold", ""),))
+    one_server = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{dead.url}/gold", None),))
     async with sending(FakeObligations(), one_server) as delivery:
         assert len(delivery.outbox.lanes) == 2
 
@@ -59,7 +59,7 @@ async def test_an_endpoint_that_is_down_holds_up_its_own_class_alone_even_beside
 async def test_who_changes_class_while_a_call_is_owed_is_called_where_the_new_class_says() -> None:
     obligations = FakeObligations()
     async with receiving(fault=Fault("status", 500)) as dead, receiving() as well:
-        chosen = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", ""),))
+        chosen = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{well.url}/off", None),))
         async with sending(obligations, chosen) as delivery:
             for number in range(10):
                 obligations.exhaust(delivery, b"u%d" % number)
@@ -74,6 +74,12 @@ async def test_a_class_without_a_restore_url_has_no_restores() -> None:
     async with receiving() as receiver, sending(FakeObligations(), settings(receiver.url)) as delivery:
         assert delivery.calls("cutoff", "gold")
         assert not delivery.calls("restore", "gold")
+    async with receiving() as receiver:
+        chosen = settings(receiver.url, restore_url=receiver.url, classes=(OfClass("gold", "", ""),))
+        async with sending(FakeObligations(), chosen) as delivery:
+            assert delivery.calls("restore", "")
+            assert delivery.calls("cutoff", "gold")
+            assert not delivery.calls("restore", "gold"), "those of the others are not for it"
 
 
 async def test_calls_are_counted_by_kind_also_where_only_a_class_has_a_url_for_it() -> None:

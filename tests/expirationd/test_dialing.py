@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -132,3 +133,50 @@ async def test_a_handshake_that_never_ends_has_an_end() -> None:
         dialer = Dialer(f"https://127.0.0.1:{port}", 0.2, None, MACHINE_CLOCKS.boot_ns)
         with pytest.raises(Unreachable, match=r"no connection within 0\.2 s"):
             await reaches(dialer)
+
+
+async def test_while_the_resolver_is_silent_the_former_addresses_are_reached_and_its_answer_counts_once_it_comes() -> (
+    None
+):
+    class Silent(Names):
+        may_answer = asyncio.Event()
+
+        async def look_up(self) -> list[Any]:
+            addresses = await super().look_up()
+            if self.asked > 1:
+                await self.may_answer.wait()
+            return addresses
+
+    async with listening() as old, listening() as new:
+        dialer = Silent([[ip4(old)], [ip4(new)]], old)
+        await reaches(dialer)
+        dialer.forget()
+        for _ in range(3):
+            assert await reaches(dialer) == ("127.0.0.1", old)
+        dialer.may_answer.set()
+        while dialer.addresses != [ip4(new)]:
+            await asyncio.sleep(0)
+        assert await reaches(dialer) == ("127.0.0.1", new)
+        assert dialer.asked == 2
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "x" * 64 + ".example"])
+async def test_a_name_that_cannot_be_one_is_unreachable(host: str) -> None:
+    with pytest.raises(Unreachable, match="the name does not resolve"):
+        await reaches(Dialer(f"https://{host}", 20.0, None, MACHINE_CLOCKS.boot_ns))
+
+
+async def test_an_address_that_ends_the_handshake_is_tried_last() -> None:
+    class Ends(Protocol):
+        def data_received(self, data: bytes) -> None:
+            self.transport.close()
+
+    server = await asyncio.get_running_loop().create_server(Ends, "127.0.0.1", 0)
+    bad = ip4(server.sockets[0].getsockname()[1])
+    async with listening() as port:
+        dialer = Names([[bad, ip4(port)]], port)
+        dialer._tls = ssl.create_default_context()
+        with pytest.raises(Unreachable):
+            await reaches(dialer)
+        assert dialer.addresses == [ip4(port), bad]
+    server.close()

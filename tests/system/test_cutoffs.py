@@ -222,3 +222,30 @@ async def test_what_waits_since_the_start_waits_on_where_its_bucket_moves(data_d
                 assert [call.user_id for call in receiver.calls] == ["free"]
                 assert await rpc.ask("release_cutoffs") == {"released": 6}
                 await until(lambda: {call.user_id for call in receiver.calls} == {"free", *users})
+
+
+async def test_explain_says_what_the_call_that_is_owed_met(data_dir: Path) -> None:
+    """Also where that is a restore, and where it is the oldest of several cutoffs."""
+    async with receiving() as well, receiving(fault=Fault("status", 418)) as refusing:
+        daemon = Daemon(data_dir, shards__workers=1, cutoff__url=well.url, cutoff__restore_url=refusing.url)
+        with daemon.config.open("a") as file:
+            file.write(f'[cutoff.class.unwell]\nurl = "{refusing.url}"\nrestore_url = ""\n')
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            for user in ("saved", "lost"):
+                await rpc.ask("top_up", user, 10)
+                await rpc.ask("debit", user, 10)
+                await until(lambda user=user: user in [call.user_id for call in well.calls])  # type: ignore[misc]
+                while (await rpc.ask("get_account", user))["cutoff"]["status"] != "effective":
+                    await asyncio.sleep(0.02)
+            await rpc.ask("set_class", "lost", "unwell")
+            for resource in ("a", "b"):
+                await rpc.ask("set_rate", "lost", 1, {"resource": resource})
+            await rpc.ask("top_up", "saved", 10)
+            for user in ("saved", "lost"):
+                while "status 418" not in str((await rpc.ask("explain", user))["why"]):
+                    await asyncio.sleep(0.02)
+            calls = len([call for call in refusing.calls if call.user_id == "saved"])
+            await rpc.ask("set_class", "saved", "unwell")
+            assert (await rpc.ask("explain", "saved"))["why"] is None, "its class has no restores"
+            assert len([call for call in refusing.calls if call.user_id == "saved"]) <= calls + 1
