@@ -2,9 +2,10 @@
 carry units: `…_nanos` is an amount, `…at_ns` an instant, any other `…_ns` a span.
 
 For people, coins have thousands separators, and instants name their zone. CSV has coins as decimals, instants in ISO
-8601 (UTC unless a zone was asked for), and spans in seconds, with the unit in the name of the column. Both formats are
-exact, except that without `Look.exact` instants lack the fraction of a second. Control characters in texts of clients
-are replaced before a person sees them, since a terminal would obey them.
+8601 (UTC unless a zone was asked for), and spans in seconds, with the unit in the name of the column; lists and maps
+are JSON, in which the names of fields have the unit. Both formats are exact, except that without `Look.exact` instants
+lack the fraction of a second. Control characters in texts of clients are replaced before a person sees them, since a
+terminal would obey them.
 """
 
 from __future__ import annotations
@@ -171,6 +172,8 @@ def _number_of(name: str, value: int, look: Look) -> str:
 
 def csv_name(name: str) -> str:
     """The name of a CSV's column for a field, with the unit that the cells have."""
+    if name == "rates":
+        return "rates_coins_per_hour"
     if is_instant(name):
         return name.removesuffix("_ns")
     if name.endswith("_ns"):
@@ -192,6 +195,10 @@ def csv_value(name: str, value: Any, zone: tzinfo = UTC) -> str:
         return format_coins(value) if "_nanos" in name or name.endswith("_ns") else str(value)
     if isinstance(value, bytes):
         return plain_text(value)
+    if isinstance(value, Mapping) and name == "rates":  # by resource: the unit is that of the column
+        value = {resource: format_coins(rate) for resource, rate in value.items()}
+    elif isinstance(value, Mapping) and name == "leases":
+        value = {resource: instant(ends_ns, zone) for resource, ends_ns in value.items()}
     if isinstance(value, Mapping | list):
         return json.dumps(value, ensure_ascii=False, default=plain_text)
     return str(value).replace("\0", "\N{REPLACEMENT CHARACTER}")

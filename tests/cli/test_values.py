@@ -12,7 +12,7 @@ from billing.api.http.writing import rendering_of
 from billing.api.methods import METHODS
 from billing.api.shapes import Field, Shape
 from billing.cli.output import as_json
-from billing.cli.values import csv_value, instant, is_instant, value_of
+from billing.cli.values import csv_name, csv_value, instant, is_instant, value_of
 
 
 def fields_of(shape: Shape | None) -> Iterator[Field]:
@@ -39,6 +39,14 @@ def test_a_request_id_of_bytes_stands_everywhere_as_over_http_and_is_not_that_of
     assert json.loads(as_json({"request_id": raw}))["request_id"] == over_http
     assert csv_value("request_id", raw) == value_of("request_id", raw) == over_http
     assert over_http not in (raw.hex(), csv_value("request_id", raw.hex()))
+
+
+def test_rates_and_leases_by_resource_stand_in_a_csv_in_its_units() -> None:
+    rates, leases = {"vm-ü": 360_000_000, "": 1}, {"vm-ü": 1_782_907_200_000_000_005}
+    assert csv_name("rates") == "rates_coins_per_hour"
+    assert csv_value("rates", rates) == '{"vm-ü": "0.36", "": "0.000000001"}'
+    assert csv_value("leases", leases) == '{"vm-ü": "2026-07-01T12:00:00.000000005Z"}'
+    assert csv_value("holds", [{"amount_nanos": 5}]) == '[{"amount_nanos": 5}]'
 
 
 def test_a_csv_has_utc_or_the_zone_that_was_asked_for() -> None:
