@@ -7,9 +7,9 @@ console.
     value  = word | "quoted text"                                   as a shell quotes
 
 A value is parsed by the kind of its parameter in the table: money is coins ("12.5"), or nanos with an n behind ("5n");
-a span is `90s`, `5m`, `2h`, `1d` or plain nanoseconds; an array is JSON; an integer, a flag, a date or a text is
-written as such. Nothing is computed or evaluated: a line that is no call is refused, and the message shows the right
-form.
+a span is `90s`, `5m`, `2h`, `1d` or plain nanoseconds; an array is JSON, in which money is coins in quotes, or a
+threshold's `amount_nanos`; an integer, a flag, a date or a text is written as such. Nothing is computed or evaluated: a
+line that is no call is refused, and the message shows the right form.
 """
 
 from __future__ import annotations
@@ -90,6 +90,10 @@ class Table:
         if len(values) < len(required):
             raise LineError(f"{required[len(values)]['name']} is missing: {self.usage(name)}")
         params = [_value_of(field, value, self._zone) for field, value in zip(required, values, strict=True)]
+        if name == "dry_run" and params[0] in self.methods and type(params[1]) is list:
+            rehearsed = self.methods[params[0]]["params"]
+            for index, (field, value) in enumerate(zip(rehearsed, params[1], strict=False)):
+                params[1][index] = _in_json(field, value)
         return ConsoleCall(
             name, params, {key: _value_of(optional[key], value, self._zone) for key, value in options.items()}
         )
@@ -221,10 +225,36 @@ def _value_of(field: Mapping[str, Any], value: str, zone: tzinfo | None) -> Any:
         return value == "true"
     if kind in ("thresholds", "array", "set"):
         try:
-            return json.loads(value)
+            parsed = json.loads(value)
         except ValueError as error:
-            raise LineError(f"{name}: expected JSON, as '[{{\"amount\": 5}}]': {error}") from None
+            raise LineError(f'{name}: expected JSON, as \'[{{"amount": "5"}}]\': {error}') from None
+        return _in_json(field, parsed)
     return value
+
+
+def _in_json(field: Mapping[str, Any], value: Any) -> Any:
+    """Converts a value that stood in JSON to the value that the client sends. Raises LineError where a bare number
+    stands for money: the daemon would take it for nanos, while all that one types here is coins.
+    """
+    if field["kind"] in ("amount", "rate"):
+        _check_coins(field["name"], value)
+    elif field["kind"] == "thresholds" and type(value) is list:
+        return [_threshold_in_json(each) for each in value]
+    return value
+
+
+def _threshold_in_json(value: Any) -> Any:
+    if type(value) is not dict:
+        return value
+    if value.keys() == {"amount_nanos"} and type(value["amount_nanos"]) is int:
+        return {"amount": value["amount_nanos"]}
+    _check_coins("amount", value.get("amount"))
+    return value
+
+
+def _check_coins(name: str, value: Any) -> None:
+    if type(value) in (int, float):
+        raise LineError(f'{name}: expected coins in quotes, as "12.5"; got {value}')
 
 
 def _instant_of(name: str, value: str, zone: tzinfo | None) -> int:
