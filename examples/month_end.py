@@ -4,9 +4,9 @@
 
 A row is a rate line of a user, or the user without one, with what accrued for it, and the user's opening and closing
 balance. Two sums are checked to the internal unit (`exact`), so that a difference of less than a nano would be seen:
-opening + credits - debits - expired - accrued = closing, and the lines add up to what accrued. A month that has not
-ended is answered up to now; the run refuses that, since its rows would be others tomorrow, unless `--unfinished` is
-given. Months are those of UTC here.
+opening + credits - debits - accrued = closing, where credit that expired is among the debits; and the lines add up to
+what accrued. A month that has not ended is answered up to now; the run refuses that, since its rows would be others
+tomorrow, unless `--unfinished` is given. Months are those of UTC here.
 
 Exit code 0: every account added up. 1: some did not, or miss entries, and are named on standard error. Accounts that
 were closed before the run are not among those that `accounts` lists; whoever needs them keeps their names, since
@@ -56,8 +56,7 @@ def faults_of(statement: dict[str, Any]) -> list[str]:
     """What is wrong with a statement; nothing, where it is right."""
     exact = {name: int(value) for name, value in statement["exact"].items()}
     faults = []
-    came, went = exact["opening"] + exact["credits"], exact["debits"] + exact.get("expired", 0) + exact["accrued"]
-    if came - went != exact["closing"]:
+    if exact["opening"] + exact["credits"] - exact["debits"] - exact["accrued"] != exact["closing"]:
         faults.append("it does not add up")
     if sum(int(line["exact_accrued"]) for line in statement["resources"]) != exact["accrued"]:
         faults.append("its lines do not add up to what accrued")

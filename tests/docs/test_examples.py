@@ -24,6 +24,9 @@ import nats.js.errors
 import pytest
 
 from billing.client import Client
+from billing.history.period import NOTHING, Point, Tally
+from billing.history.period_reader import shown
+from billing.ledger.money import NANO
 from tests.docs.pages import REPOSITORY
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
@@ -125,6 +128,18 @@ def test_a_months_statements_add_up_and_name_every_machine(served: DaemonWithCut
         ("0.000000000", "100.000000000", "0.000000001")
     }
     assert sum(map(Decimal, (row["accrued_by_resource"] for row in rows))) == Decimal(rows[0]["accrued"]) > 0
+
+
+def test_credit_that_expired_is_among_the_debits_of_a_month_and_no_fault() -> None:
+    tally = Tally(0, 10, NOTHING, {})
+    tally.take(Point(1, 1, "top_up", 9 * NANO, 9 * NANO, 0, 9 * NANO))
+    tally.take(Point(2, 2, "credit_expired", -4 * NANO, 5 * NANO, 0, 5 * NANO))
+    statement = shown(b"u", tally.close(None), False, [])
+    assert (statement["debits_nanos"], statement["expired_nanos"], statement["closing_nanos"]) == (4, 4, 5)
+    faults_of = examples_month_end().faults_of
+    assert faults_of(statement) == []
+    statement["exact"]["closing"] = "0"
+    assert faults_of(statement) == ["it does not add up"]
 
 
 def test_a_month_ends_where_the_next_one_begins() -> None:
