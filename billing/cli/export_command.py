@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import csv
 import io
-import sys
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -24,7 +23,7 @@ from billing.cli.calling import Target, run, target_options
 from billing.cli.options import Command, Group, option
 from billing.cli.output import as_json, put, say
 from billing.cli.paging import columns_of, one_shard_option
-from billing.cli.showing import csv_zone_of
+from billing.cli.showing import csv_zone_of, is_terminal
 from billing.cli.values import csv_name, csv_value, printable
 from billing.client.client import Client
 from shards.counting import counted
@@ -66,7 +65,7 @@ class Sink:
     @staticmethod
     def _line(cells: Any) -> str:
         out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerow(map(printable, cells) if sys.stdout.isatty() else cells)
+        csv.writer(out, lineterminator="\n").writerow(map(printable, cells) if is_terminal() else cells)
         return out.getvalue()
 
 
@@ -76,7 +75,7 @@ class Bar:
     def __init__(self, noun: str) -> None:
         console = Console(stderr=True)
         columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
-        is_shown = console.is_terminal and not sys.stdout.isatty()
+        is_shown = console.is_terminal and not is_terminal()
         self._bar = Progress(
             *(*columns, TimeRemainingColumn()),
             console=console,

@@ -106,9 +106,10 @@ def test_money_that_moved_is_said_to_have_moved(daemon: Daemon, name: str, redir
 @pytest.mark.parametrize("redirection", ["> /dev/full", ">&-"])
 def test_an_answer_that_could_not_be_written_is_none(daemon: Daemon, redirection: str) -> None:
     carried_out("top-up", "asked", "1", "--address", daemon.address)
-    result = shell(daemon, f"billing account asked {redirection}")
-    assert result.returncode == 1
-    assert b"the output could not be written" in result.stderr
+    for command in ("account asked", "accounts --csv", "export entries --csv", "export accounts"):
+        result = shell(daemon, f"billing {command} {redirection}")
+        assert result.returncode == 1, command
+        assert b"the output could not be written" in result.stderr
 
 
 def test_the_dashboards_port_is_called_what_it_is(daemon: Daemon) -> None:
