@@ -1,7 +1,7 @@
 """`billing install-unit` prints the systemd unit that runs the daemon with a given configuration.
 
-Secrets that the configuration names (`cutoff.secret_file`, `rpc.tokens_file`, `rpc.tls_key`) become credentials:
-systemd reads them as root and gives copies to the daemon alone. If the configuration names every peer by number, the
+Secret files that the configuration names (`SECRETS`) become credentials: systemd reads them as root and gives copies to
+the daemon alone. If the configuration names every peer by number, the
 unit allows these addresses only, in both directions.
 
 The unit omits some settings on purpose: `PrivateUsers=` (every peer of the unix socket would appear as the user
@@ -28,11 +28,11 @@ from billing.cli.options import Command
 from billing.cli.output import put, say
 from billing.config.doors import listens_of
 from billing.config.load import load
-from billing.config.schema import Config
+from billing.config.schema import SECRET, Config, declared
 from shards.system.host import resolved
 
 CONFIG_FILE: Final = Path("/etc/billing/config.toml")
-SECRETS: Final = ("cutoff.secret_file", "rpc.tokens_file", "rpc.tls_key")
+SECRETS: Final = tuple(path for path, declaration in declared() if SECRET in declaration.marks)
 
 SERVICE: Final = """\
 # Real-time prepaid billing. To install:
@@ -208,7 +208,8 @@ def addresses_of(config: Config) -> list[str] | None:
     door listens beyond loopback, so that clients may come from any address.
     """
     addresses = {"localhost"}
-    for listen in listens_of(config).values():
+    links = [config.cluster.listen] if config.journal.is_shared else []
+    for listen in (*listens_of(config).values(), *links):
         if listen and not parse_listen(listen).loopback:
             return None
     servers = config.cluster.servers if config.journal.is_shared else []

@@ -8,11 +8,12 @@ import subprocess
 from pathlib import Path
 
 import click
+import msgspec
 import pytest
 
 from billing.config.load import load
 from billing.config.schema import Config
-from billing.service.unit import hidden_python, numbered, service_unit, socket_unit
+from billing.service.unit import SECRETS, hidden_python, numbered, service_unit, socket_unit
 from tests.system.private_files import private_file
 
 ANALYZE = shutil.which("systemd-analyze")
@@ -93,12 +94,30 @@ def test_secrets_become_credentials(tmp_path: Path) -> None:
     assert lines_of(unit, "LoadCredential") == [f"cutoff-secret_file:{secret}"]
     assert "BILLING_CUTOFF__SECRET_FILE=%d/cutoff-secret_file" in lines_of(unit, "Environment")
     assert lines_of(unit_of(Config()), "LoadCredential") == []
+    several = {
+        "cluster__listen": "127.0.0.1:3400",
+        "cluster__servers": "nats://127.0.0.1:4222",
+        "cluster__replicas": "1",
+    }
+    unit = unit_of(config_with(journal__kind="jetstream", cluster__secret_file=secret, **several))
+    assert lines_of(unit, "LoadCredential") == [f"cluster-secret_file:{secret}"]
+    assert "BILLING_CLUSTER__SECRET_FILE=%d/cluster-secret_file" in lines_of(unit, "Environment")
+
+
+def test_every_secret_file_of_the_schema_may_be_a_credential() -> None:
+    assert {"rpc.tokens_file", "rpc.tls_key", "cutoff.secret_file", "cluster.secret_file"} <= set(SECRETS)
+    assert {"cluster.credentials_file", "cluster.tls_key"} <= set(SECRETS)
 
 
 def test_only_known_addresses_can_be_reached_where_all_are_known() -> None:
     assert lines_of(unit_of(config_with(cutoff__url=URLS[0])), "IPAddressAllow") == ["localhost"]
     assert lines_of(unit_of(config_with(cutoff__url=URLS[1])), "IPAddressAllow") == ["192.0.2.7 localhost"]
     assert lines_of(unit_of(config_with(cutoff__url=URLS[2])), "IPAddressAllow") == []
+    shared = {"journal__kind": "jetstream", "cluster__servers": "nats://192.0.2.1:4222", "cluster__replicas": "1"}
+    near = config_with(cluster__listen="127.0.0.1:3400", **shared)
+    assert lines_of(unit_of(near), "IPAddressAllow") == ["192.0.2.1 localhost"]
+    far = msgspec.structs.replace(near, cluster=msgspec.structs.replace(near.cluster, listen="192.0.2.7:3400"))
+    assert lines_of(unit_of(far), "IPAddressAllow") == [], "other hosts link to this one from wherever they are"
 
 
 def test_the_socket_unit_listens_where_the_configuration_does() -> None:
