@@ -349,6 +349,8 @@ class Delivery:
         for which the former one has a request under way.
         """
         former._running, former._retired = False, True
+        for endpoint in former.endpoints:
+            endpoint.retire()
         self.counts = former.counts
         self.counts.add_kinds(self._kinds)
 

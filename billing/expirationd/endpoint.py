@@ -173,6 +173,7 @@ class Endpoint:
         self._idle_ns = int(limits.idle_s * _SECOND_NS)
         self._refusals = 0  # answers since the last 2xx
         self.connects = 0
+        self._retired = False
         self.closed = False
 
     @property
@@ -222,7 +223,7 @@ class Endpoint:
             return
         finally:
             self._opening = None
-        if self.closed or self._unanswered or self._connecting:
+        if self.closed or self._retired or self._unanswered or self._connecting:
             line.close()  # a call came first and has its own connection: this one would be a silent one beside it
             return
         self._ahead = line
@@ -232,6 +233,15 @@ class Endpoint:
         if self._ahead is line:
             self._ahead = None
             line.close()
+
+    def retire(self) -> None:
+        """No call will be made any more: keeps no connection from now on, so that no server waits for a request on one
+        of them. Exchanges under way go on.
+        """
+        self._retired = True
+        self._clear()
+        if self._ahead is not None:
+            self._close_ahead(self._ahead)
 
     async def connect(self) -> Line:
         """Opens a connection; raises Unreachable. If a trial is due, opens its spare connections first."""
@@ -254,7 +264,7 @@ class Endpoint:
     def keep(self, line: Line) -> None:
         """Gives back a connection on which nothing was written, or whose answer was taken whole."""
         line.rest()
-        if self.closed or not line.usable or self.serves == FEW:
+        if self.closed or self._retired or not line.usable or self.serves == FEW:
             line.close()
             return
         if line.proved:
@@ -292,7 +302,7 @@ class Endpoint:
 
     async def _add_spare(self) -> None:
         line = await self._connect()
-        if self.closed:
+        if self.closed or self._retired:
             line.close()
         else:
             self._spares.append(line)
@@ -596,7 +606,7 @@ class Endpoint:
         self._close_idle(self._idle_ns if self.serves == MANY else int(BRIEFLY_S * _SECOND_NS))
         if self.serves == MANY:
             self._close_surplus()
-        wanted = self.serves == MANY and self.connections < self.shown
+        wanted = self.serves == MANY and self.connections < self.shown and not self._retired
         if wanted and self._warming is None and now_ns >= self._warm_at_ns:
             self._warming = self.loop.create_task(self._warm())
         self._tend = self.loop.call_later(_TEND_S, self._on_tend)
@@ -609,7 +619,7 @@ class Endpoint:
 
     async def _warm(self) -> None:
         try:
-            while self.serves == MANY and self.connections < self.shown and not self.closed:
+            while self.serves == MANY and self.connections < self.shown and not (self.closed or self._retired):
                 await self._add_spare()
             self._warm_failures = 0
         except Unreachable:

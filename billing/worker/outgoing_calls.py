@@ -185,6 +185,14 @@ class OutgoingCalls:
         """Whether this user's cutoffs wait for a release."""
         return self.delivery.outbox.is_held(bucket_id, user_id)
 
+    def delivery_for(self, bucket_id: int, user_id: bytes) -> Delivery:
+        """The delivery that has a call for this user under way, or else makes the next one."""
+        if self._bucket_calls.is_begun(bucket_id, user_id):
+            for former in self._former:
+                if (bucket_id, user_id) in former.under_way():
+                    return former
+        return self.delivery
+
     def _owe_bucket(self, bucket_id: int) -> None:
         if bucket_id in self._machine.ledger.books and bucket_id not in self._paused:
             self._owe(list(self._machine.owed_in(bucket_id)))
@@ -258,7 +266,12 @@ class OutgoingCalls:
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator."""
-        return self.delivery.figures() | self.checks.figures()
+        figures = self.delivery.figures() | self.checks.figures()
+        for former in self._former:
+            under_way = len(former.under_way())
+            figures["calls_in_flight"] += under_way
+            figures["users_waiting"] += under_way
+        return figures
 
     async def drain(self) -> None:
         """Begins no further call, and waits up to `DRAIN_DELIVERY_S` for those in flight."""

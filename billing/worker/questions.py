@@ -64,7 +64,9 @@ class Questions:
         go_on(self._calls.checks.answer(self._worker.shard_id, query), done)
 
     def _explain(self, bucket_id: int, query: Command, done: Done) -> None:
-        done(explain(self._machine, bucket_id, query[1], self._worker, self._calls.delivery))
+        user_id = query[1]
+        delivery = self._calls.delivery_for(bucket_id, user_id)
+        done(explain(self._machine, bucket_id, user_id, self._worker, delivery))
 
     def _audit(self, bucket_id: int, query: Command, done: Done) -> None:
         _, after, limit, actor, act = query

@@ -159,6 +159,27 @@ async def test_what_a_burst_opened_beyond_what_was_shown_is_closed_behind_it() -
         assert obligations.errors() == []
 
 
+async def test_a_delivery_that_another_one_takes_over_from_keeps_no_connection_and_ends_its_calls() -> None:
+    obligations = FakeObligations()
+    async with receiving() as receiver, sending(obligations, settings(receiver.url, warm=3)) as former:
+        await obligations.until_shown(former, 3)
+        await obligations.until(lambda: len(receiver.connections) >= 3)
+        delivered = former.delivered
+        receiver.fault = Fault("slow", 500)
+        obligations.exhaust(former, b"slow")
+        await obligations.until(lambda: former.under_way() == [(1, b"slow")])
+        async with sending(obligations, settings(receiver.url, warm=0)) as delivery:
+            delivery.take_over(former)
+            obligations.exhaust(former, b"never")
+            await obligations.until(lambda: obligations.outcomes(b"slow") == ["started", "delivered"])
+            await obligations.until(lambda: not receiver.connections)
+            assert obligations.outcomes(b"never") == []
+            delivery.notify(1, b"never")
+            await obligations.until(obligations.nothing_owed)
+            assert delivery.figures()["calls_delivered"] == {"cutoff": delivered + 2}
+            assert former.counts is delivery.counts
+
+
 async def test_with_no_warm_connections_none_is_opened_ahead() -> None:
     obligations = FakeObligations()
     async with receiving() as receiver, sending(obligations, settings(receiver.url, warm=0)) as delivery:

@@ -140,6 +140,9 @@ async def test_calls_under_way_end_and_delay_nobody_else(data_dir: Path) -> None
         assert asked.count("slow") == 1, "its call is still under way"
         pending = await rpc.ask("pending_cutoffs")
         assert [(row["user_id"], row["attempts"]) for row in pending if row["user_id"] == "slow"] == [("slow", 1)]
+        assert (await rpc.ask("explain", "slow"))["why"].startswith("A call is under way, for ")
+        async with at(daemon) as session:
+            await scraped_when(session, "billing_cutoff_calls_in_flight", "", 1)
         answered.set()
         while (await rpc.ask("get_account", "slow"))["cutoff"]["status"] == "pending":
             await asyncio.sleep(0.02)
