@@ -32,6 +32,12 @@ def named(page: Path) -> str:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=named)
+def test_a_period_adds_up_on_every_page_alike(page: Path) -> None:
+    sums = re.findall(r"opening \+ credits[-−+ a-z]*", page.read_text().replace("−", "-"))
+    assert {sum_.strip() for sum_ in sums} <= {"opening + credits - debits - accrued"}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
 def test_every_link_leads_somewhere(page: Path) -> None:
     assert [link for link in links(page) if not (page.parent / link.split("#")[0]).exists()] == []
 
