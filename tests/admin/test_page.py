@@ -141,7 +141,7 @@ def test_overrun_that_lasts_names_a_user_and_the_command_that_lists_all() -> Non
     (finding,) = condition.overrunning(OVERRUN._replace(accounts=1))
     assert finding.text.startswith("1 exhausted account still has a rate (vm <b>): ")
     tile = parts.overrunning(OVERRUN)
-    assert 'href="/?user=vm%20%3Cb%3E">vm &lt;b&gt;</a>' in tile
+    assert 'href="/?user=vm%20%3Cb%3E" title="vm &lt;b&gt;">vm &lt;b&gt;</a>' in tile
     assert 'data-copy="billing accounts --overrunning"' in tile
     assert "<span>--overrunning</span></code>" in tile, "an option is not broken at its dashes"
 

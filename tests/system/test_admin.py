@@ -168,7 +168,7 @@ async def test_the_page_needs_no_script_and_escapes_what_users_are_called(daemon
                 async with session.get("/", params={"user": evil}) as answer:
                     text = await answer.text()
                     policy = answer.headers["Content-Security-Policy"]
-                if "Ran dry" in text and "--overrunning" in text:
+                if "Ran out" in text and "--overrunning" in text:
                     break
                 await asyncio.sleep(0.1)
         assert evil not in text

@@ -174,11 +174,14 @@ def tiles(sampler: FigureSampler, answers: Answers) -> Markup:
 
 def overrunning(overrun: Overrun) -> Markup:
     """The exhausted accounts that still have a rate, and the command that lists them."""
-    return Markup('{} more an hour: {} whose rate nobody has set to 0{}<a href="/?user={}">{}</a> {}').format(
+    return Markup(
+        '{} more an hour: {} whose rate nobody has set to 0{}<a href="/?user={}" title="{}">{}</a> {}'
+    ).format(
         words.coins_short(overrun.nanos_per_hour),
         counted(overrun.accounts, "exhausted account"),
         ": " if overrun.accounts == 1 else "; the highest rate has ",
         quote(overrun.dearest, safe=""),
+        overrun.dearest,
         overrun.dearest,
         command(OVERRUNNING),
     )
@@ -250,7 +253,7 @@ def owed(sampler: FigureSampler, answers: Answers) -> Markup:
     also = Markup('<p class="note">and {} more: {}</p>').format(words.number(more), command("billing cutoffs"))
     note = also if more > 0 else ""
     return Markup(
-        '<div class="scroll"><table><thead><tr><th>User</th><th class="n">Ran dry</th><th class="n">Attempts</th>'
+        '<div class="scroll"><table><thead><tr><th>User</th><th class="n">Ran out</th><th class="n">Attempts</th>'
         "<th>Last error</th></tr></thead><tbody>{}</tbody></table></div>{}"
     ).format(rows, note)
 
