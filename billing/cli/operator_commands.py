@@ -22,6 +22,7 @@ from billing.cli.output import put, say
 from billing.cli.paging import Filters, PagedMethod, list_all_option, one_shard_option, show_pages
 from billing.cli.sentences import Outcome, retried
 from billing.cli.showing import ESSENTIAL, look_of, show, show_explained, tell, width_of
+from billing.cli.vocabulary import procedure_of
 from billing.client.client import Client
 from shards.counting import counted
 from shards.exits import Exit
@@ -255,20 +256,23 @@ def stats(target: Target, shard_id: int | None) -> None:
 
 
 @click.command(cls=Command)
-@click.argument("name", required=False)
+@click.argument("words", nargs=-1, metavar="[NAME]")
 @target_options
-def methods(target: Target, name: str | None) -> None:
-    """Lists the procedures of the daemon and what they take; of NAME, everything about it."""
+def methods(target: Target, words: tuple[str, ...]) -> None:
+    """Lists the procedures of the daemon and what they take; of NAME, everything about it.
+
+    NAME may be the words of its command as well: account, or buckets move.
+    """
     described: list[dict[str, Any]] = ask(target, "methods")
-    if name is not None:
-        wanted = name.replace("-", "_")
-        described = [row for row in described if row["name"] == wanted]
+    if words:
+        name, words_taken = procedure_of(words, [row["name"] for row in described])
+        described = [row for row in described if row["name"] == name and words_taken == len(words)]
         if not described:
-            say(f"billing: there is no procedure {name}; `billing methods` lists them")
+            say(f"billing: there is no procedure {' '.join(words)}; `billing methods` lists them")
             sys.exit(1)
     if target.as_json or target.as_csv:
         show(target, described)
-    elif name is not None:
+    elif words:
         put("\n".join(method_page.described(described[0], width_of(target))))
     else:
         show(

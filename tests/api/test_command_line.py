@@ -207,6 +207,10 @@ async def test_what_the_door_answers_itself(harness: DoorHarness) -> None:
     assert re.search(r"^limits +in flight per connection max 4,096$", (await run(harness, "info")).stdout, re.M)
     output = (await run(harness, "methods")).stdout
     assert all(name in output for name in METHODS)
+    for words, name in (("account", "get_account"), ("buckets move", "move_bucket"), ("top-up", "top_up")):
+        assert (await run(harness, f"methods {words}")).stdout.startswith(f"{name} "), words
+    result = await run(harness, "methods account more")
+    assert (result.exit_code, "there is no procedure account more" in result.stderr) == (1, True)
 
 
 async def test_an_account_is_shown_for_people(harness: DoorHarness) -> None:
