@@ -29,6 +29,7 @@ from billing.api.iproto.procedures import TRANSLATED, Called, called
 from billing.api.iproto.protocol import AUTH, CALL, CALL_16, ID, PING, SELECT, Decoder, ProtocolError
 from billing.api.latency import Reads
 from billing.api.origins import origin_of
+from billing.api.wire import NOT_TAKEN
 from billing.ledger.errors import Refused
 
 INSTANCE: Final = str(uuid.UUID(int=0))  # in the greeting: the daemon has no instances to tell apart
@@ -110,7 +111,12 @@ class TarantoolConnection(asyncio.Protocol):
         before = len(self._open)
         try:
             for kind, sync, body in self._decoder.feed(data):
-                if self._signed_in and kind in _CALLS:
+                if body is None:
+                    if not self._signed_in:
+                        raise ProtocolError("this is no MessagePack that is taken")
+                    self._reading_since_ns = 0  # another packet has its own deadline
+                    self._refuse(sync, Refused("INVALID_PARAMS", NOT_TAKEN))
+                elif self._signed_in and kind in _CALLS:
                     self._reading_since_ns = 0  # another packet has its own deadline
                     self._call(kind, sync, body)
                 else:

@@ -27,7 +27,7 @@ import hashlib
 import hmac
 import struct
 from base64 import b64encode
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Final
 
 from billing.api.wire import DECODE_ERRORS, FRAME_BYTES_MAX, SLICE_BYTES_MAX, make_unpacker
@@ -79,7 +79,8 @@ class ProtocolError(Exception):
     """The rest of the stream cannot be read: the connection ends."""
 
 
-Request = tuple[int, int, dict[int, Any]]  # kind, SYNC, fields of the body by key: texts as bytes, maps as pairs
+# kind, SYNC, fields of the body by key: texts as bytes, maps as pairs. None: a body with a value that is not taken
+Request = tuple[int, int, dict[int, Any] | None]
 
 
 def greeting(salt: bytes, instance: str) -> bytes:
@@ -113,7 +114,8 @@ class Decoder:
     """`feed(bytes)`, then requests. Keeps at most one unfinished packet, of `limit_bytes` at most, and one slice more.
 
     One decoder of MessagePack reads the stream: size, header and, where the size leaves room, body. Their end is
-    compared with the size.
+    compared with the size. A body with a value that the decoder does not take (too long a text, an extension type) is
+    skipped, as its end is known; a new decoder goes on behind it.
     """
 
     def __init__(self) -> None:
@@ -122,42 +124,71 @@ class Decoder:
         self._fed = 0  # bytes of the stream so far
         self._end = 0  # offset in the stream at which the begun packet ends; 0: none has begun
         self._header: tuple[int, int] | None = None  # kind and sync of that packet while its body is not read
+        self._skipped: tuple[int, int] | None = None  # kind and sync of a packet whose rest is being skipped
+        self._to_skip = 0  # bytes of that rest
 
     @property
     def waits(self) -> bool:
         """Whether a packet has begun and is not whole."""
-        return self._end > 0 or self._fed > self._unpacker.tell()
+        return self._end > 0 or self._skipped is not None or self._fed > self._unpacker.tell()
 
     def feed(self, data: bytes) -> Iterator[Request]:
         """Yields the requests that are whole now. Raises ProtocolError; then the decoder is of no further use."""
+        at = 0
+        while at < len(data):
+            if self._skipped is None:
+                at = yield from self._decoded(data, at)
+            else:
+                skipped = min(self._to_skip, len(data) - at)
+                at, self._to_skip = at + skipped, self._to_skip - skipped
+            if self._skipped is not None and not self._to_skip:
+                (kind, sync), self._skipped = self._skipped, None
+                yield kind, sync, None
+
+    def _skip(self) -> int:
+        """Skips the rest of the packet with a body that is not taken, or raises ProtocolError where its end is not
+        known. Returns how many of the bytes fed lie behind the packet.
+        """
+        header, beyond = self._header, self._fed - self._end
+        if header is None:
+            raise ProtocolError("this is no MessagePack that is taken")
+        self._unpacker = make_unpacker()
+        self._fed = self._end = 0
+        self._header, self._skipped, self._to_skip = None, header, max(0, -beyond)
+        return max(0, beyond)
+
+    def _decoded(self, data: bytes, start: int) -> Generator[Request, None, int]:
+        """Yields the requests that are whole in the next slice of `data`, or in what is left of it. Returns the offset
+        up to which `data` is read.
+        """
         unpacker = self._unpacker
         tell = unpacker.tell
-        for start in range(0, len(data), SLICE_BYTES_MAX):
-            part = data[start : start + SLICE_BYTES_MAX] if len(data) > SLICE_BYTES_MAX else data
-            self._fed += len(part)
-            try:
-                unpacker.feed(part)
-                while True:
-                    if not self._end:
-                        size = next(unpacker)
-                        if type(size) is not int or not 0 < size <= self.limit_bytes:
-                            raise ProtocolError(f"a packet begins with its size, {self.limit_bytes} bytes at most")
-                        self._end = tell() + size
-                    header = self._header
-                    if header is None:
-                        header = self._header = _header_of(next(unpacker))
-                    body = _fields(next(unpacker)) if tell() < self._end else {}
-                    if tell() != self._end:
-                        raise ProtocolError("a packet is as long as its size says: a header and a body")
-                    self._header, self._end = None, 0
-                    kind, sync = header
-                    yield kind, sync, body
-            except StopIteration:
-                pass
-            except DECODE_ERRORS:
-                raise ProtocolError("this is no MessagePack that is taken") from None
-            if 0 < self._end <= self._fed:
-                raise ProtocolError("a packet is longer than its size says")
+        part = data[start : start + SLICE_BYTES_MAX] if start or len(data) > SLICE_BYTES_MAX else data
+        self._fed += len(part)
+        try:
+            unpacker.feed(part)
+            while True:
+                if not self._end:
+                    size = next(unpacker)
+                    if type(size) is not int or not 0 < size <= self.limit_bytes:
+                        raise ProtocolError(f"a packet begins with its size, {self.limit_bytes} bytes at most")
+                    self._end = tell() + size
+                header = self._header
+                if header is None:
+                    header = self._header = _header_of(next(unpacker))
+                body = _fields(next(unpacker)) if tell() < self._end else {}
+                if tell() != self._end:
+                    raise ProtocolError("a packet is as long as its size says: a header and a body")
+                self._header, self._end = None, 0
+                kind, sync = header
+                yield kind, sync, body
+        except StopIteration:
+            pass
+        except DECODE_ERRORS:
+            return start + len(part) - self._skip()
+        if 0 < self._end <= self._fed:
+            raise ProtocolError("a packet is longer than its size says")
+        return start + len(part)
 
 
 def _header_of(pairs: object) -> tuple[int, int]:

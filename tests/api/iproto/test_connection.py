@@ -16,6 +16,7 @@ from billing.api.auth import Guard
 from billing.api.door import LIMITS
 from billing.api.iproto import protocol
 from billing.api.iproto.connection import connection_factory
+from billing.api.wire import NOT_TAKEN
 from billing.ledger import commands as ops
 from tests.api.outside import DoorHarness, open_harness
 
@@ -140,6 +141,27 @@ async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_i
         assert await tarantool.is_closed()
     assert guarded.gate.asked == []
     assert guarded.door.handshakes == 0
+
+
+async def test_a_value_that_is_not_taken_is_refused_to_its_call_and_all_others_are_answered(
+    harness: DoorHarness, guarded: DoorHarness
+) -> None:
+    async with connector(harness) as tarantool:
+        tarantool.call("top_up", "ann", "5", sync=1)
+        tarantool.call("top_up", "ann", msgpack.ExtType(1, b"\x01\x1c"), sync=2)  # a decimal of Tarantool
+        tarantool.call("top_up", "ann", "5", {"message": "x" * 5000}, sync=3)
+        tarantool.call("debit", "ann", "1", sync=4)
+        replies = {sync: (kind, data) for kind, sync, data in [await tarantool.reply() for _ in range(4)]}
+    assert {sync: kind for sync, (kind, _) in replies.items()} == {
+        **dict.fromkeys((1, 4), 0),
+        **dict.fromkeys((2, 3), 0x8000 | protocol.ER_PROC_LUA),
+    }
+    assert replies[2][1] == replies[3][1] == f"INVALID_PARAMS: {NOT_TAKEN}"
+    assert len(harness.gate.commands) == 2
+    async with connector(guarded) as tarantool:
+        tarantool.call("top_up", "ann", msgpack.ExtType(1, b"\x01\x1c"))
+        assert (await tarantool.reply())[0] == 0x8000 | protocol.ER_INVALID_MSGPACK
+        assert await tarantool.is_closed()
 
 
 async def test_garbage_is_answered_once_and_ends_this_connection_alone(harness: DoorHarness) -> None:

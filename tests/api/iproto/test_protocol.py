@@ -64,12 +64,35 @@ def test_a_request_may_leave_its_body_out() -> None:
         sized(b"\x82\x00\x40\x01\xff", 1),  # SYNC below zero
         b"\xce\x7f\xff\xff\xff",  # larger than may be
         b"\xcf" + b"\xff" * 8,
-        sized(b"\x82\x00\x0a\x01\x01\x81\x21" + b"\x91" * 2000, 2),  # nested too deep
+        sized(b"\x82\x00\x0a\x01\xc7\x01\x05\x05\x80", 1),  # an extension type in the header
     ],
 )
 def test_what_cannot_be_followed_ends_the_connection(packet: bytes) -> None:
     with pytest.raises(ProtocolError):
         list(Decoder().feed(packet))
+
+
+NOT_TAKEN = [
+    msgpack.packb({0x22: "top_up", 0x21: ["ann", "5", {"message": "x" * 5000}]}),
+    msgpack.packb({0x22: "top_up", 0x21: ["ann", msgpack.ExtType(1, b"\x01\x1c")]}),  # a decimal of Tarantool
+    msgpack.packb({0x22: "entries", 0x21: [0] * 100}),
+    b"\x81\x21" + b"\x91" * 2000,  # nested too deep
+]
+
+
+@pytest.mark.parametrize("body", NOT_TAKEN)
+def test_a_body_that_is_not_taken_costs_its_own_request_only(body: bytes) -> None:
+    stream = sized(CALL, 2) + sized(b"\x82\x00\x0a\x01\x08" + body, 4) + PING + sized(CALL, 1)
+    wanted = [CALLED, (10, 8, None), (protocol.PING, 1, {}), CALLED]
+    for cut in {*range(0, len(stream), 7), *range(len(stream) - 60, len(stream))}:
+        decoder = Decoder()
+        assert [*decoder.feed(stream[:cut]), *decoder.feed(stream[cut:])] == wanted
+        assert not decoder.waits
+    one_by_one = Decoder()
+    assert [request for byte in stream for request in one_by_one.feed(bytes([byte]))] == wanted
+    last = Decoder()
+    assert list(last.feed(stream[: -len(sized(CALL, 1)) - len(PING)])) == wanted[:2]
+    assert not last.waits
 
 
 def test_requests_before_garbage_are_still_carried_out() -> None:
