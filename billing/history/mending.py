@@ -198,7 +198,7 @@ class _Chains:
             newest = self._newest.get(row.user_id) or self._looked_up(row.user_id)
             if not self._goes_on(newest, row):
                 name = row.user_id.decode(errors="backslashreplace")
-                raise Unlike(f"entry {row.entry_id} of account {name} does not go on from entry {newest.entry_id}")
+                raise Unlike(f"entry {row.entry_id} of user_id={name!r} does not go on from entry {newest.entry_id}")
             self._seq += 1
             self._newest[row.user_id] = _Newest(self._seq, row.entry_id, row.balance, row.generation)
         if at != len(payload):

@@ -247,8 +247,9 @@ def test_what_is_not_what_came_then_is_refused_and_nothing_is_changed(
         return broken(gift, rng) if gift is not None and most > 1 else gift
 
     for _ in range(10):
-        with pytest.raises(Unlike):
+        with pytest.raises(Unlike) as refused:
             mend(RealDisk(), str(away.home), SHARD, ["other"], ask, lambda: None)
+        assert " account " not in str(refused.value), "the log hides users behind user_id= alone"
         assert path.read_bytes() == before
         assert not list(away.home.glob("*.mended*"))
     assert away.mended(complete) is not None
