@@ -32,6 +32,13 @@ _ALL: Final = (
         "minutes before.",
     ),
     Event(
+        name="daemon_ends",
+        says="the daemon ends with exit code %d: %s",
+        values=("code", "error"),
+        do="After 65, 74 and 78 nothing is started again by itself (docs/operating.md, exit codes): mend what is "
+        "named, then systemctl start billing.",
+    ),
+    Event(
         name="shard_silent",
         says="shard %d is silent: it has answered nothing for %d s; its process is %d",
         values=("shard", "silent_s", "pid"),

@@ -164,16 +164,15 @@ class _Daemon:
         return code
 
     def _code_of(self, error: Exception) -> int:
-        """The exit code for the error that ended the supervisor. Prints the error, or logs it if it is a bug."""
+        """The exit code for the error that ended the supervisor, which is logged."""
+        code, text = ending_of(error).code, text_of(error)
         if isinstance(error, Fenced):
-            print(f"billing: another daemon runs on {self._config.daemon.data_dir}: {error}", file=sys.stderr)
-            return Exit.CONFIG
-        ending = ending_of(error)
-        if ending.code == Exit.BUG:
+            code, text = Exit.CONFIG, f"another daemon runs on {self._config.daemon.data_dir}: {error}"
+        if code == Exit.BUG:
             log.critical("the daemon ends on a bug", exc_info=True)
         else:
-            print(f"billing: {text_of(error)}", file=sys.stderr)
-        return ending.code
+            log.critical("the daemon ends with exit code %d: %s", code, text)
+        return code
 
     async def _end(self, tasks: tuple[asyncio.Task[None], ...]) -> None:
         """Cancels the tasks that ran beside the supervisor, and waits until the operators' record is on the disk."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
+from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.private_files import private_file, tokens_file
 from tests.system.rpc import Rpc
@@ -52,3 +54,13 @@ async def test_a_worker_that_is_killed_is_one_event_with_advice(data_dir: Path) 
     lines = [line for line in daemon.log.read_text().splitlines() if "ended with -9" in line]
     assert len(lines) == 1
     assert "it recovers from its journal" in lines[0]
+
+
+def test_why_a_start_is_given_up_is_an_object_of_json_too(data_dir: Path) -> None:
+    daemon = Daemon(data_dir, log__format="json")
+    (data_dir / "data").mkdir(mode=0o755)
+    result = carried_out("serve", "--config", daemon.config)
+    assert (result.returncode, result.stdout) == (78, "")
+    *_, last = [json.loads(line) for line in result.stderr.splitlines()]
+    assert (last["level"], last["event"], last["code"]) == ("critical", "daemon_ends", "78")
+    assert last["error"].startswith(f"{data_dir}/data is open to other users (mode 0755)")
