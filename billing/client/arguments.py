@@ -41,14 +41,34 @@ def _text_of(coins: Decimal) -> str:
     return integer + point + fraction[:DIGITS] + fraction[DIGITS:].rstrip("0")
 
 
+def rehearsed(params: Sequence[Any], place: tuple[int, str] | None) -> list[Any]:
+    """Converts the params of a call that `dry_run` is about to their form on the wire. `place`: where they have money,
+    and its name; thresholds among them are as for `set_thresholds`. Raises TypeError for a bare number.
+    """
+    sent = list(params)
+    if place is not None and place[0] < len(sent):
+        index, name = place
+        given = sent[index]
+        if name == "thresholds" and isinstance(given, Sequence):
+            sent[index] = thresholds_of(given)
+        elif isinstance(given, Decimal):
+            sent[index] = _text_of(given)
+        elif isinstance(given, int | float):
+            text = f"{name} must be a text of coins or a Decimal, not {type(given).__name__}"
+            raise TypeError(text + _meant(given, ""))
+    return sent
+
+
 def _meant(number: object, exact: str) -> str:
-    """Returns how to write what a bare number may have meant: so many coins, or so many nanos."""
+    """Returns how to write what a bare number may have meant: so many coins, or so many nanos, where `exact` names the
+    argument that takes these.
+    """
     if isinstance(number, bool) or not isinstance(number, int | float):
         return ""
     coins = format(Decimal(str(number)), "f")
     if "n" in coins.lower():  # NaN or Infinity
         return ""
-    nanos = f", or give {number} as {exact} for so many nanos" if isinstance(number, int) else ""
+    nanos = f", or give {number} as {exact} for so many nanos" if isinstance(number, int) and exact else ""
     return f': write "{coins}" for so many coins{nanos}'
 
 

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from billing.client.arguments import Amount, ThresholdGiven, UserId, money, thresholds_of
+from billing.client.arguments import Amount, ThresholdGiven, UserId, money, rehearsed, thresholds_of
 from billing.client.results import (
     Account,
     AccountRow,
@@ -90,6 +90,19 @@ ONLY_READS: Final = frozenset(
         "forecast",
     }
 )
+
+# Which parameter of a change is money, and its name.
+MONEY_AT: Final = {
+    "top_up": (1, "amount"),
+    "set_rate": (1, "rate"),
+    "change_rate": (1, "delta"),
+    "debit": (1, "amount"),
+    "set_credit_limit": (1, "amount"),
+    "hold": (1, "amount"),
+    "capture": (2, "amount"),
+    "adjust": (1, "amount"),
+    "set_thresholds": (1, "thresholds"),
+}
 
 
 class Methods(ABC):
@@ -274,7 +287,7 @@ class Methods(ABC):
 
     async def dry_run(self, method: str, params: Sequence[Any]) -> Any:
         """What a procedure that changes an account would answer now; nothing changes."""
-        return await self.call("dry_run", method, list(params))
+        return await self.call("dry_run", method, rehearsed(params, MONEY_AT.get(method)))
 
     async def hold(
         self,

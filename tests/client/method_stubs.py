@@ -51,7 +51,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, Final, Literal
 
-from billing.client.arguments import Amount, ThresholdGiven, UserId, money, thresholds_of
+from billing.client.arguments import Amount, ThresholdGiven, UserId, money, rehearsed, thresholds_of
 '''
 
 CLASS: Final = '''class Methods(ABC):
@@ -111,7 +111,8 @@ def _sent(field: Field) -> str:
     name = name_of(field)
     if field.type.kind in MONEY:
         return f'money("{name}", {name}, nanos)'
-    return {"thresholds": f"thresholds_of({name})", "array": f"list({name})"}.get(field.type.kind, name)
+    sent = {"thresholds": f"thresholds_of({name})", "array": f"rehearsed({name}, MONEY_AT.get(method))"}
+    return sent.get(field.type.kind, name)
 
 
 def _call(row: Method) -> tuple[list[str], str]:
@@ -157,6 +158,16 @@ def _names(name: str, comment: str, names: list[str]) -> str:
     return f"# {comment}\n{name}: Final = frozenset({{{', '.join(map(repr, names))}}})\n"
 
 
+def _money_at() -> str:
+    places = {
+        row.name: (index, field.name)
+        for row in METHODS.values()
+        for index, field in enumerate(row.required)
+        if field.type.kind in (*MONEY, "thresholds")
+    }
+    return f"# Which parameter of a change is money, and its name.\nMONEY_AT: Final = {places!r}\n"
+
+
 def text() -> str:
     """`billing/client/methods.py`."""
     classes = sorted({row.reply.shape.name for row in ROWS if row.reply.shape is not None}, key=str.casefold)
@@ -170,6 +181,7 @@ def text() -> str:
     sets_of_names = [
         _names("ABOUT_ACCOUNT", "What begins with a user_id, for the user's owner.", about),
         _names("ONLY_READS", "What changes nothing, and may be asked again.", reads),
+        _money_at(),
     ]
     return _formatted(
         HEAD + imported + "\n" + "\n".join(sets_of_names) + "\n\n" + "\n".join([CLASS, *map(_method, ROWS)])

@@ -17,6 +17,7 @@ from billing.api.values import Enum, WordSet
 from billing.client import Client, SyncClient, arguments, results
 from billing.client.result import Result
 from billing.client.results import Standing
+from billing.ledger.commands import unpack_thresholds
 from tests.api.outside import DoorHarness
 from tests.api.test_methods import RIGHT
 from tests.client import method_stubs, stubs
@@ -155,6 +156,23 @@ def test_what_a_threshold_has_beside_its_amount_is_sent_and_not_dropped() -> Non
     assert arguments.thresholds_of(given) == sent
     with pytest.raises(TypeError, match="expected either amount, "):
         arguments.thresholds_of([{"amount": "5", "amount_nanos": 5}])
+
+
+async def test_a_dry_run_takes_money_as_its_method_does(harness: DoorHarness) -> None:
+    async with Client(f"{harness.address[0]}:{harness.address[1]}") as client:
+        for method, params in (
+            *(("debit", ["u", 5]), ("debit", ["u", 5.0, {"mode": "force"}]), ("set_rate", ("u", 0))),
+            *(("capture", ["u", "h", 5]), ("set_thresholds", ["u", [{"amount": 5}]])),
+        ):
+            with pytest.raises(TypeError, match=r"must be a text of coins or a Decimal, not (int|float)"):
+                await client.dry_run(method, params)
+        assert [what for kind, what in harness.gate.asked if kind == "read"] == []
+        await client.dry_run("debit", ("u", Decimal("5E+1"), {"mode": "force"}))
+        await client.dry_run("set_thresholds", ["u", [{"amount_nanos": 7}]])
+        await client.dry_run("close_account", ["u"])
+    debit, thresholds, _ = [what[2] for kind, what in harness.gate.asked if kind == "read"]
+    assert debit[2] == 50 * 10**9
+    assert unpack_thresholds(thresholds[5]) == [(0, 7)]
 
 
 def test_the_client_loads_nothing_of_the_daemon() -> None:
