@@ -14,9 +14,9 @@ A crash between two steps leaves a journal that is damaged as before, or cut.
 
 from __future__ import annotations
 
-import getpass
 import hashlib
 import json
+import os
 from typing import Final
 
 from billing.doctor.directory import MANIFEST, Directory
@@ -79,7 +79,7 @@ def cut(disk: Disk, directory: Directory, position: int) -> str:
     record = {
         "what": "the damaged tail of a journal was cut off by order of an operator, accepting its loss",
         "wall_time_ns": MACHINE_CLOCKS.wall_ns(),
-        "user": getpass.getuser(),
+        "user": f"uid:{os.getuid()}",
         "shard": directory.shard,
         "segment": damage.path,
         "first_position_lost": position,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -219,6 +220,7 @@ def test_a_damaged_tail_is_given_up_by_order(data_dir: Path, tmp_path: Path) -> 
     audit = json.loads(Path(f"{copy}.json").read_text())
     assert (audit["shard"], audit["first_position_lost"], audit["offset"]) == (1, position, offset)
     assert audit["batches_recognised_behind_the_damage"] == 1
+    assert audit["user"] == f"uid:{os.getuid()}", "also of one whom the machine has no name for"
     assert audit["bytes_cut"] == len(before.rstrip(b"\0")) - offset
     report = builder.examine()
     assert report.findings == []

@@ -228,12 +228,12 @@ def _history() -> History:
     """The history of lines: a file in the user's state folder that no other user can read. If the file cannot be made,
     the history lasts only while the console runs.
     """
-    home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
     try:
+        home = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         home.mkdir(parents=True, exist_ok=True)
         file = home / HISTORY_FILE
         file.touch(mode=0o600, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):  # RuntimeError: neither HOME nor the machine's list of users names a home
         return InMemoryHistory()
     return FileHistory(str(file))
 
