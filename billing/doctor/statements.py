@@ -212,7 +212,9 @@ class Statements:
     # -- in the end -------------------------------------------------------------------------------------------------
 
     def compare(self) -> None:
-        """Compares the figures from entries with those from rows."""
+        """Compares the figures from entries with those from rows. If there are accounts and none can be compared, the
+        report says so.
+        """
         for user_id, member in self._members.items():
             rows = self._rows[user_id]
             if not member.samples or not rows:
@@ -225,6 +227,9 @@ class Statements:
                 continue  # some rows are lost, which `history` reports
             self._report.count("statements", "accounts")
             _Periods(self._report, user_id, rows, openings.get(newest)).compare(sorted(member.samples))
+        if self._members and "accounts" not in self._report.counts["statements"]:
+            text = "the journals hold no two entries in a row of any account; what came before is in snapshots"
+            self._report.not_checked("statements", text)
 
 
 class _Point(NamedTuple):

@@ -57,6 +57,17 @@ def test_over_exhaustions_and_what_the_journal_forgot(data_dir: Path, trims: boo
     assert counts["lines"] > 20
 
 
+def test_where_no_period_can_be_compared_it_says_why(data_dir: Path) -> None:
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
+    for user in (b"a", b"b"):
+        builder.pay(user, COIN)
+    report = builder.close().examine()
+    assert (report.findings, report.counts["statements"]) == ([], {})
+    assert [why.partition(";")[0] for why in report.unchecked["statements"]] == [
+        "the journals hold no two entries in a row of any account"
+    ]
+
+
 def altered(builder: DataDirectoryBuilder, change: Callable[[sqlite3.Connection], object]) -> Report:
     """The report after the history says something else, its older part, which the journal does not have any more."""
     db = sqlite3.connect(f"{builder.path}/history/shard-1.sqlite")
