@@ -107,7 +107,7 @@ class Chromium:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    async def until(self, expression: str, wait_s: float = 20.0) -> Any:
+    async def until(self, expression: str, wait_s: float = 60.0) -> Any:
         """The value of an expression once it is true."""
         async with asyncio.timeout(wait_s):
             while not (value := await self.evaluate(expression)):

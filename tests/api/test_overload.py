@@ -99,7 +99,7 @@ async def test_another_user_of_the_unix_socket_has_connections_of_its_own() -> N
             path.chmod(0o666)
             assert await (await harness.connect()).alive()
             command = [sys.executable, "-I", "-c", AS_ANOTHER, str(path)]
-            result = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, timeout=20)
+            result = await asyncio.to_thread(subprocess.run, command, capture_output=True, check=True, timeout=60)
             assert msgpack.unpackb(result.stdout) == [1, 7, None, "pong"]
             assert await refused(await harness.connect())
     finally:

@@ -241,7 +241,7 @@ async def test_a_user_saved_while_the_connection_is_being_opened_is_never_called
             obligations.exhaust(delivery, b"u")
             await obligations.until(lambda: delivery.outbox.in_flight == 1)
             obligations.top_up(delivery, b"u")
-            server.settimeout(10)
+            server.settimeout(60)
             accepted = [(await asyncio.to_thread(server.accept))[0] for _ in range(2)]
             await obligations.until(lambda: len(delivery.outbox) == 0)
             assert obligations.reports == []

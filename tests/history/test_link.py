@@ -69,7 +69,7 @@ class Worker:
         return int(self.link.figures()["history_pid"])
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not condition():
                 await asyncio.sleep(0.01)
 

@@ -104,7 +104,7 @@ class Host:
         self.wire.send(Follow(str(self.home / "history"), {}, 0, False, list(shards), [*self.others]))
 
     async def until(self, what: Callable[[], object]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not what():
                 await asyncio.sleep(0.005)
 
@@ -247,7 +247,7 @@ async def test_another_host_that_asks_is_answered_by_the_process_or_told_why_not
     settings = {"kind": "file", "directory": str(log_dir)}
     link = ReplicaLink(str(data_dir / "history"), settings, 0, REAL.spawn, MACHINE_CLOCKS.boot_ns)
     assert "starting" in (await link.read((BATCHES, 1, 0, 0, 5, 100)))["message"], "it is started by the question"
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while "refused" in (reply := await link.read((BATCHES, 1, 0, 0, 5, 100))):
             await asyncio.sleep(0.01)
     assert reply == {"given": None}, "there is no file"
@@ -300,7 +300,7 @@ async def test_its_process_is_started_once_there_is_a_shard_elsewhere_and_again_
         return child, near
 
     async def until(what: Callable[[], object]) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not what():
                 await asyncio.sleep(0.01)
 

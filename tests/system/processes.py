@@ -14,4 +14,4 @@ async def killed_with_all_it_started(daemon: Daemon) -> None:
     assert daemon.process is not None
     everyone = psutil.Process(daemon.process.pid).children(recursive=True)
     daemon.kill()
-    await asyncio.to_thread(psutil.wait_procs, everyone, 10)
+    await asyncio.to_thread(psutil.wait_procs, everyone, 60)

@@ -41,7 +41,7 @@ async def scraped(session: aiohttp.ClientSession) -> dict[tuple[str, str], float
 async def scraped_when(
     session: aiohttp.ClientSession, name: str, labels: str, least: float
 ) -> dict[tuple[str, str], float]:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while (samples := await scraped(session)).get((name, labels), 0) < least:
             await asyncio.sleep(0.1)
     return samples
@@ -241,7 +241,7 @@ async def test_beyond_loopback_it_speaks_tls_and_asks_who_is_there(data_dir: Pat
             )
         url = f"https://127.0.0.1:{daemon.admin_port}"
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=context)) as session:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while True:
                     with contextlib.suppress(aiohttp.ClientError):
                         async with session.get(f"{url}/readyz") as answer:

@@ -151,7 +151,7 @@ async def test_request_ids_are_kept_up_to_a_stated_number_per_bucket_and_a_metri
         for name, replayed in (("e", True), ("c", True), ("b", False)):
             assert (await rpc.ask("top_up", "u", 1, {"request_id": name}))["replayed"] is replayed
         dropped = 0.0
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{daemon.admin_port}") as session, asyncio.timeout(20):
+        async with aiohttp.ClientSession(f"http://127.0.0.1:{daemon.admin_port}") as session, asyncio.timeout(60):
             while dropped < 3:
                 async with session.get("/metrics") as answer:
                     lines = (await answer.text()).splitlines()

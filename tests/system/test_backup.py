@@ -183,7 +183,7 @@ async def scraped_until(session: aiohttp.ClientSession, name: str, value: float)
 
 
 async def until_exhausted(rpc: Rpc, *users: str) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         if all([(await rpc.ask("get_account", user))["state"] == "exhausted" for user in users]):
             return
         await asyncio.sleep(0.02)
@@ -343,7 +343,7 @@ async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_g
 
 async def reconnected(daemon: Daemon) -> Rpc:
     """A connection that answers: the one before may have been the killed worker's."""
-    for _ in range(200):
+    for _ in range(1200):
         try:
             rpc = await Rpc.connect(daemon.rpc_port)
             await rpc.ask("ping")

@@ -139,7 +139,7 @@ async def test_what_was_not_acknowledged_is_sent_again_after_kill_9_under_the_sa
             async def nothing_is_owed() -> bool:
                 return list(await rpc.ask("pending_cutoffs")) == []
 
-            for _ in range(300):
+            for _ in range(1200):
                 if await nothing_is_owed():
                     break
                 await asyncio.sleep(0.05)
@@ -185,7 +185,7 @@ async def test_machines_that_still_run_after_a_2xx_are_cut_off_again_under_the_s
 
 
 async def until_effective(rpc: Rpc, user: str) -> None:
-    for _ in range(500):
+    for _ in range(3000):
         if (await rpc.ask("get_account", user))["cutoff"]["status"] == "effective":
             return
         await asyncio.sleep(0.02)

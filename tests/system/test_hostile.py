@@ -42,7 +42,7 @@ def connect(port: int, receive_bytes: int = 0) -> socket.socket:
     connection = socket.socket()
     if receive_bytes:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
-    connection.settimeout(20)
+    connection.settimeout(60)
     connection.connect(("127.0.0.1", port))
     return connection
 
@@ -58,7 +58,7 @@ def pinged(connection: socket.socket) -> bytes:
 
 def connections(daemon: Daemon) -> float:
     """How many there are, as an operator is told."""
-    with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=60) as answer:
         return sum(float(n) for n in re.findall(r"^billing_connections{\S* (\S+)$", answer.read().decode(), re.M))
 
 

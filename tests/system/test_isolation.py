@@ -25,7 +25,7 @@ from tests.system.test_reload import reload
 def readyz(daemon: Daemon) -> str:
     """What /readyz says; empty where all is well."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5):
+        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=60):
             return ""
     except urllib.error.HTTPError as error:
         return error.read().decode()
@@ -146,7 +146,7 @@ async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(shared
     rpc = await Rpc.connect(shared.rpc_port)
     bucket_id = (await rpc.ask("top_up", "u", 100))["bucket_id"]
     await rpc.ask("set_rate", "u", 10_000)
-    await asyncio.wait_for(is_asked.wait(), 20)
+    await asyncio.wait_for(is_asked.wait(), 60)
     route = await rpc.ask("route")
     target = 3 - route["owners"][bucket_id - 1]
     moving = asyncio.ensure_future(rpc.call("move_bucket", bucket_id, target))
@@ -242,7 +242,7 @@ async def test_a_history_that_hangs_is_named_to_whoever_asks_and_wherever_an_ope
 async def text_when(daemon: Daemon, page: str, text: str) -> None:
     """Returns once a page has the text."""
     url = f"http://127.0.0.1:{daemon.admin_port}/{page}"
-    while text not in await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=10).read().decode()):
+    while text not in await asyncio.to_thread(lambda: urllib.request.urlopen(url, timeout=60).read().decode()):
         await asyncio.sleep(0.1)
 
 

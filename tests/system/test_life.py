@@ -14,7 +14,7 @@ from tests.system.rpc import Rpc
 def get(daemon: Daemon, path: str) -> tuple[int, str]:
     """(status, body) of the admin server."""
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}{path}", timeout=20) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}{path}", timeout=60) as answer:
             return answer.status, answer.read().decode()
     except urllib.error.HTTPError as error:
         return error.code, error.read().decode()
@@ -45,7 +45,7 @@ async def test_a_worker_that_dies_is_restarted_while_the_others_serve(data_dir: 
         daemon.kill(shards[other])
         refused, served = 0, 0
         for _ in range(400):
-            error, _ = await asyncio.wait_for(rpc.call("get_account", users[other]), 20)
+            error, _ = await asyncio.wait_for(rpc.call("get_account", users[other]), 60)
             assert error is None or error.startswith("UNAVAILABLE"), error
             refused += error is not None
             assert (await rpc.ask("top_up", users[shard], 1))["state"] == "active"

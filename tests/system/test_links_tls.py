@@ -129,10 +129,10 @@ def speaks_tls(port: int, own_authority: trustme.CA) -> bool:
     own_authority.configure_trust(context)
     try:
         with (
-            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            socket.create_connection(("127.0.0.1", port), timeout=60) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1") as wrapped,
         ):
-            wrapped.settimeout(10)
+            wrapped.settimeout(60)
             return wrapped.recv(1) == b""
     except ssl.SSLError as error:
         return "CERTIFICATE_REQUIRED" in str(error).upper().replace(" ", "_")

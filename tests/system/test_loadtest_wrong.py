@@ -115,7 +115,7 @@ def served(make: Callable[[], Any]) -> Iterator[int]:
     thread = threading.Thread(target=lambda: (loop.create_task(main()), loop.run_forever()))
     thread.start()
     try:
-        assert ready.wait(10)
+        assert ready.wait(60)
         yield ports[0]
     finally:
         loop.call_soon_threadsafe(loop.stop)

@@ -15,7 +15,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TOKEN = "correct-horse-battery-staple"
 
 
-def logged(daemon: Daemon, words: str, wait_s: float = 30) -> None:
+def logged(daemon: Daemon, words: str, wait_s: float = 60) -> None:
     """Returns when the daemon has logged these words."""
     deadline = time.monotonic() + wait_s
     while words not in daemon.log.read_text():

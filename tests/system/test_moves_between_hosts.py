@@ -199,7 +199,7 @@ async def test_deaths_during_moves_lose_no_command_and_leave_each_bucket_at_one_
             try:
                 rpc = rpc or await Rpc.connect(rng.choice((a, b)).rpc_port)
                 bucket_id = (await rpc.ask("get_account", rng.choice(USERS)))["bucket_id"]
-                error, _ = await asyncio.wait_for(rpc.call("move_bucket", bucket_id, rng.randint(1, SHARDS)), 30)
+                error, _ = await asyncio.wait_for(rpc.call("move_bucket", bucket_id, rng.randint(1, SHARDS)), 60)
                 assert error is None or error.startswith(("MOVE_REFUSED", "UNAVAILABLE")), error
                 outcomes["refused" if error else "moved"] += 1
                 await asyncio.sleep(LOAD_PAUSE_S / 2)

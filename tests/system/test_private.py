@@ -97,7 +97,7 @@ def test_another_user_on_the_unix_socket_has_to_sign_in(data_dir: Path) -> None:
 
         def answer(user: int, *calls: list[object]) -> list[Any]:
             with socket.socket(socket.AF_UNIX) as connection:
-                connection.settimeout(20)
+                connection.settimeout(60)
                 os.seteuid(user)  # whom the kernel names to the other side is settled by connect
                 try:
                     connection.connect(str(path))
@@ -125,7 +125,7 @@ def test_without_assertions_it_does_not_start(data_dir: Path, options: list[str]
     environment = os.environ | ({} if options else {"PYTHONOPTIMIZE": "1"})
     result = subprocess.run(
         [sys.executable, *options, "-m", "billing", "serve", "--config", str(daemon.config)],
-        capture_output=True, text=True, timeout=20, check=False, env=environment,
+        capture_output=True, text=True, timeout=60, check=False, env=environment,
     )  # fmt: skip
     assert result.returncode == 78
     assert "-O" in result.stderr

@@ -245,7 +245,7 @@ def page_status(daemon: Daemon, token: str) -> int:
         f"http://127.0.0.1:{daemon.admin_port}/metrics", headers={"Authorization": f"Bearer {token}"}
     )
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return int(answer.status)
     except urllib.error.HTTPError as error:
         return error.code
@@ -312,7 +312,7 @@ async def test_certificates_are_read_again(data_dir: Path) -> None:
         believed = []
         for context in contexts:
             try:
-                with socket.create_connection(("127.0.0.1", daemon.rpc_port), timeout=20) as plain:
+                with socket.create_connection(("127.0.0.1", daemon.rpc_port), timeout=60) as plain:
                     context.wrap_socket(plain, server_hostname="127.0.0.1").close()
                 believed.append(True)
             except ssl.SSLCertVerificationError:
@@ -339,7 +339,7 @@ def is_let_in(daemon: Daemon, context: ssl.SSLContext) -> bool:
     """Whether a client gets an answer by the certificate that it shows."""
     try:
         with (
-            socket.create_connection(("127.0.0.1", daemon.rpc_port), timeout=20) as plain,
+            socket.create_connection(("127.0.0.1", daemon.rpc_port), timeout=60) as plain,
             context.wrap_socket(plain, server_hostname="127.0.0.1") as wire,
         ):
             wire.sendall(b"\x94\x00\x01\xa4ping\x90")

@@ -44,7 +44,7 @@ async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(
     start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
     with killed_in_the_end(daemon):
         manager.wait_for("READY")
-        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=60) as answer:
             assert answer.status == 200
         early_messages = [message for message in manager.messages if "READY" not in message][
             : manager.messages.index(next(message for message in manager.messages if "READY" in message))
@@ -166,7 +166,7 @@ async def test_sockets_that_were_opened_for_it_are_taken_over(data_dir: Path, ma
         with killed_in_the_end(daemon):
             manager.wait_for("READY")
             assert await early.ask("ping") == "pong"
-            with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=5) as answer:
+            with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/readyz", timeout=60) as answer:
                 assert answer.status == 200
             with pytest.raises(ConnectionRefusedError):
                 await Rpc.connect(daemon.rpc_port)  # rpc.listen was not bound: the handed-over socket is in its place
@@ -182,7 +182,7 @@ def test_a_socket_beyond_loopback_is_refused_without_tokens_however_it_came(data
     with socket.create_server(("0.0.0.0", 0)) as wide:
         start(daemon, {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "rpc"}, (wide,))
         assert daemon.process is not None
-        assert daemon.process.wait(20) == 78
+        assert daemon.process.wait(60) == 78
     assert "rpc.listen (handed over): expected rpc.tokens_file or rpc.tls_client_ca" in daemon.log.read_text()
 
 

@@ -145,7 +145,7 @@ async def test_it_follows_moves_without_an_error_and_keeps_the_order_for_each_us
             await asyncio.sleep(0.02)
         stop.set()
         await asyncio.gather(*tasks)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while answered != called:
                 await asyncio.sleep(0.01)
         assert errors == []

@@ -19,7 +19,7 @@ async def start(script: str) -> Child:
     up = asyncio.Event()
     started = Child("a child", [sys.executable, "-u", "-c", script], os.environ, lambda _: up.set())
     await started.start()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await up.wait()
     return started
 

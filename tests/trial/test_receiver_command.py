@@ -41,10 +41,10 @@ def start() -> Iterator[Start]:
 
 def test_it_shows_each_call_and_sums_up(start: Start, tmp_path: Path) -> None:
     process, url = start("--log", str(tmp_path / "calls.jsonl"))
-    with urlopen(f"{url}/cutoff?user_id=a&event_id=a:1:5&seq=1&exhausted_at_ns=5", timeout=10) as answer:
+    with urlopen(f"{url}/cutoff?user_id=a&event_id=a:1:5&seq=1&exhausted_at_ns=5", timeout=60) as answer:
         assert answer.status == 200
     process.terminate()
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=60)
     call, last = output.splitlines()
     assert call.split()[:5] == ["GET", "/cutoff", "a", "seq", "1"]
     assert json.loads(last)["received"] == 1
@@ -56,7 +56,7 @@ def test_it_shows_each_call_and_sums_up(start: Start, tmp_path: Path) -> None:
 def test_it_misbehaves_as_told(start: Start) -> None:
     _, url = start("--fault", "status=503", "--quiet")
     with pytest.raises(HTTPError) as caught:
-        urlopen(f"{url}/cutoff", timeout=10)
+        urlopen(f"{url}/cutoff", timeout=60)
     assert caught.value.code == 503
     caught.value.close()
 

@@ -100,7 +100,7 @@ async def unwilling(harness: OperatorApiHarness) -> AsyncIterator[OperatorApiHar
 
 
 async def until(what: Callable[[], object]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.001)
 

@@ -169,6 +169,6 @@ class SupervisorParts:
 
 
 async def until(what: Callable[[], Any]) -> None:
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not what():
             await asyncio.sleep(0.001)

@@ -25,7 +25,7 @@ def test_last_words_arrive_though_the_peer_went_on_talking() -> None:
     async def scene() -> None:
         near, peer = socket.socketpair()
         near.setblocking(False)
-        peer.settimeout(10)
+        peer.settimeout(60)
         wire = await wire_to(near)
         wire.send(LAST_WORDS)
         wire.part()

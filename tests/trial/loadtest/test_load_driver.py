@@ -100,7 +100,7 @@ async def settled(
         for batch in batches:
             await batch.connect()
         drivers.append(LoadDriver(columns, batches, loop, measured=measured))
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             await drivers[0].run()
     finally:
         for batch in batches:
