@@ -25,6 +25,7 @@ from typing import Any, Final
 
 from billing.expirationd.delivery import (
     DELIVERED,
+    FAILED_ATTEMPT,
     Delivery,
     DeliveryDependencies,
     DeliverySettings,
@@ -228,6 +229,8 @@ class Notifier(Follower):
         """Returns the next notice of an account. It is due since its instant, which is billing time and may be ahead of
         the wall clock if that was set back: then it is due now.
         """
+        while self._window.is_unloaded(user_id):
+            self._refill(user_id, 1)
         following = self._window.first(bucket_id, user_id)
         if following is None or self.is_ending:
             return None
@@ -239,17 +242,25 @@ class Notifier(Follower):
     ) -> None:
         store, window = self._store, self._window
         assert store is not None
-        if outcome != DELIVERED:
-            return
         had_room = window.has_room
-        queue = window.done(user_id, seq)
-        store.acknowledge(seq)
-        self._group()
-        if queue is not None:
-            rows = store.of_user(user_id, queue.last_seq, window.cursor, window.each_max)
-            window.refill(user_id, [row for row in rows if self._is_ours(row)])
+        if outcome == DELIVERED:
+            queue = window.done(user_id, seq)
+            store.acknowledge(seq)
+            self._group()
+            if queue is not None:
+                self._refill(user_id, window.each_max if had_room else 1)
+        elif outcome == FAILED_ATTEMPT:
+            window.unload(user_id, seq)
         if window.has_room and (not had_room or window.cursor < store.seq):
             self.later("fill", 0, self._fill)
+
+    def _refill(self, user_id: bytes, limit: int) -> None:
+        store, window = self._store, self._window
+        assert store is not None
+        is_to_go_on = True
+        while is_to_go_on:
+            rows = store.of_user(user_id, window.queues[user_id].last_seq, window.cursor, limit)
+            is_to_go_on = window.refill(user_id, rows, limit, self._is_ours)
 
     # -- moves -------------------------------------------------------------------------------------------------------
 

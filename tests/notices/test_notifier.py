@@ -6,7 +6,7 @@ import asyncio
 import random
 import socket
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from billing.notices.notifier import CLAIM_END_NS, Notifier
 from billing.notices.opening import ensure_file
 from billing.notices.settings import NoticeSettings
 from billing.notices.store import KIND, Store
+from billing.notices.window import Window
 from shards.batch import ENTRY, LEAVE, RECEIVED
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import RealDisk
@@ -36,14 +37,16 @@ class Worker:
         self.messages: asyncio.Queue[Any] = asyncio.Queue()
         self.wire: Wire | None = None
 
-    async def start(self, directory: Path, shard: int, notifier: Callable[[], Notifier]) -> Wire:
+    async def start(
+        self, directory: Path, shard: int, notifier: Callable[[], Notifier], url: str = "http://127.0.0.1:9/"
+    ) -> Wire:
         """Starts the other end, and has it open a file."""
         self._near, far = socket.socketpair()
         self._near.setblocking(False)
         self._served = asyncio.create_task(serve(far, notifier))
         await asyncio.get_running_loop().create_connection(self.protocol, sock=self._near)
         assert self.wire is not None
-        settings = NoticeSettings("http://127.0.0.1:9/")  # nobody listens there
+        settings = NoticeSettings(url)  # nobody listens at the default
         self.wire.send(messages.Open(str(directory), shard, 1, 0, False, settings))
         await self.hears(messages.Opened)
         return self.wire
@@ -147,3 +150,54 @@ async def test_what_was_taken_over_is_not_proved_while_a_reader_keeps_it_from_th
     assert former.delete_claimed() == 1
     former.close()
     await worker.stop()
+
+
+async def test_users_whose_notices_are_refused_delay_no_other_however_many_they_are(tmp_path: Path) -> None:
+    """There are more of them than users in memory at once. What they are owed comes in order once it is taken."""
+    told: list[str] = []
+    sick: list[str] = [f"sick{number}" for number in range(12)]
+
+    async def serve_notices(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
+                name = head.split(b"webhook-id: ")[1].split(b"\r\n")[0].decode()
+                if name.split(":")[0] in sick:
+                    writer.write(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
+                else:
+                    told.append(name)
+                    writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    def notifier() -> Notifier:
+        made = Notifier(RealDisk(), MACHINE_CLOCKS, random.Random(1))
+        made._window = Window(users_max=4, each_max=2)
+        return made
+
+    tmp_path.chmod(0o700)
+    ensure_file(ShardFile(str(tmp_path), 0, 1, 0, RealDisk()), 100, NOW_NS)
+    ledger = Ledger(Rules(accrue=False, request_ids_per_bucket=10, restore=False), lambda ref, due_ns: due_ns)
+    ledger.create(1)
+    ledger.wake(1)
+    users = [*sick, "well"]
+    for number in range(5):
+        for user in users:
+            ledger.apply(1, number + 1, (ops.TOP_UP, user.encode(), 10**9, 0, 0, b"", b"", b"", b"", b""))
+    batch = batch_of(*((ENTRY, bucket, 1, body) for bucket, body in ledger.records))
+    server = await asyncio.start_server(serve_notices, "127.0.0.1", 0)
+    worker = Worker()
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+    wire = await worker.start(tmp_path, 0, notifier, url)
+    wire.send(messages.Batch(1, batch))
+    while len(told) < 5:
+        await worker.hears(messages.Told)
+    assert told == [f"well:{number}:account-topped_up" for number in range(1, 6)]
+    sick.clear()
+    while len(told) < 5 * len(users):
+        await worker.hears(messages.Told)
+    for user in users:
+        mine = [name for name in told if name.startswith(f"{user}:")]
+        assert mine == [f"{user}:{number}:account-topped_up" for number in range(1, 6)]
+    await worker.stop()
+    server.close()
