@@ -383,8 +383,8 @@ BESIDE = {
     Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",
-        "        if outcome != DELIVERED:\n            return\n        had_room",
-        "        if outcome == '':\n            return\n        had_room",
+        "        if outcome == DELIVERED:\n            queue",
+        "        if outcome:\n            queue",
     ): 0,
     Faulty(
         "drained-before-durable",
