@@ -73,6 +73,8 @@ _REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
 
 _SLOT_MASK: Final = (1 << SLOT_BITS) - 1
 
+EVENTS_AT_ONCE: Final = 256  # of one account in one `tick`
+
 RETRY: Final = "retry"  # the notice of an operator's order to try the owed call at once
 
 
@@ -301,14 +303,17 @@ class Ledger:
     # -- time ----------------------------------------------------------------------------------------------------------
 
     def tick(self, ref: int, now_ns: int) -> None:
-        """The wheel took `ref` out: applies the events that are due for that account, and files it again."""
+        """The wheel took `ref` out: applies the events that are due for that account, and files it again. If they are
+        very many, it applies the first of them and files the account for the next one, which has passed already: other
+        accounts do not wait for all of them.
+        """
         book = self.books.get(ref >> SLOT_BITS)
         slot = ref & _SLOT_MASK
         if book is None or not book.awake or slot >= len(book.users) or not book.users[slot]:
             return
         book.armed_ns[slot] = NEVER_NS
         if not fast_path.run_out(self._posting, book, slot, now_ns):
-            self._posting.catch_up(Account(book, slot, book.users[slot]), now_ns)
+            self._posting.catch_up(Account(book, slot, book.users[slot]), now_ns, EVENTS_AT_ONCE)
 
     def next_due_ns(self, ref: int, filed_ns: int) -> int:
         """For the wheel: the coming instant of the account that is filed as `ref` at `filed_ns`; -1 if that filing is

@@ -293,12 +293,16 @@ class Posting:
         if schedule.anything(account, at_ns):
             self.catch_up(account, at_ns)
 
-    def catch_up(self, account: Account, at_ns: int) -> None:
-        """Does the same as `pass_time`, and files the account for its next coming instant."""
+    def catch_up(self, account: Account, at_ns: int, events_max: int | None = None) -> None:
+        """Does the same as `pass_time`, but at most `events_max` events, and files the account for its next coming
+        instant.
+        """
         due_ns = schedule.coming_ns(account)
-        while due_ns <= at_ns:
+        events = 0
+        while due_ns <= at_ns and events != events_max:
             self.pass_one(account, due_ns)
             due_ns = schedule.coming_ns(account)
+            events += 1
         self._file(account, due_ns)
 
     def pass_one(self, account: Account, due_ns: int) -> None:

@@ -79,7 +79,8 @@ def end_lease(account: Account, due_ns: int) -> tuple[bytes, int]:
     """
     extra = account.extra
     assert extra is not None, "an account without leases"
-    resource = min(name for name, ends_ns in extra.leases.items() if ends_ns == due_ns)
+    ends_ns, resource = extra.next_lease() or (NEVER_NS, b"")
+    assert ends_ns == due_ns, "another lease ends next, or none"
     rate, rate_seq = line(account, resource)
     _put(account, extra, resource, 0, rate_seq, NEVER_NS)
     account.rate -= rate
@@ -143,7 +144,7 @@ def _has_room(account: Account, resource: bytes) -> bool:
     extra = account.extra
     if extra is None:
         return True
-    lines = set(extra.lines) if extra.lines is not None else ({b""} if account.rate else set())
+    lines = extra.lines if extra.lines is not None else ({b"": (0, -1)} if account.rate else {})
     if resource in lines or len(lines) + len(extra.quiet) < LINES_MAX:
         return True
     remembered = {name for name, (_, since_ns) in extra.quiet.items() if since_ns + QUIET_NS > account.settled_ns}
@@ -163,8 +164,7 @@ def _put(account: Account, extra: Extra, resource: bytes, rate: int, rate_seq: i
     elif rate_seq >= 0:
         extra.quiet[resource] = (rate_seq, account.settled_ns)
     if rate > 0 and ends_ns != NEVER_NS:
-        extra.leases[resource] = ends_ns
-        extra.next_expiry_ns = min(extra.next_expiry_ns, ends_ns)
+        extra.lease(resource, ends_ns)
     plain = not lines or (lines.keys() == {b""} and lines[b""][1] < 0 and not extra.leases)
     extra.lines = None if plain else lines
 

@@ -30,8 +30,8 @@ TIE_RULES: Final = {
     ),
     "last-lease-first": (
         "billing/ledger/rates.py",
-        "    resource = min(name for name, ends_ns in extra.leases",
-        "    resource = max(name for name, ends_ns in extra.leases",
+        '    ends_ns, resource = extra.next_lease() or (NEVER_NS, b"")\n',
+        "    ends_ns, resource = due_ns, max(name for name, ends_ns in extra.leases.items() if ends_ns == due_ns)\n",
     ),
     "change-moves-the-lease": (
         "billing/ledger/rates.py",

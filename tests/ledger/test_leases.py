@@ -12,7 +12,7 @@ from billing.ledger import commands as ops
 from billing.ledger.commands import BY_AMOUNT, BY_RUNWAY, LEASE_NS_MIN
 from billing.ledger.entry import DELIVERED
 from billing.ledger.errors import Refused
-from billing.ledger.ledger import Ledger, Rules
+from billing.ledger.ledger import EVENTS_AT_ONCE, Ledger, Rules
 from billing.ledger.money import INT64_MAX, NANO
 from tests.ledger.driver import BUCKET, HOUR, LedgerDriver
 from tests.ledger.hunting import TIE_RULES, hunt
@@ -222,3 +222,44 @@ def test_a_wrong_tie_rule_is_caught() -> None:
     """One of them, drawn anew each time; `python -m tests.ledger.hunting` tries all."""
     name = random.SystemRandom().choice(sorted(TIE_RULES))
     assert hunt(name), f"{name} survives"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_leases_end_in_their_order_however_often_each_was_renewed_or_taken_away(
+    driver: LedgerDriver, seed: int
+) -> None:
+    draw = random.Random(seed)
+    wanted: dict[str, int] = {}
+    for at in range(400):
+        line = f"vm-{draw.randrange(40)}"
+        if draw.random() < 0.2:
+            driver.set_rate("u", 0, at=at, resource=line)
+            wanted.pop(line, None)
+        else:
+            ttl_ns = MS + draw.randrange(4) * 100
+            leased(driver, ttl_ns, at=at, rate=1, resource=line)
+            wanted[line] = at + ttl_ns
+    again = LedgerDriver()
+    again.ledger.drop(BUCKET)
+    again.ledger.load(BUCKET, driver.ledger.dump(BUCKET))
+    in_order = sorted((ends_ns, line) for line, ends_ns in wanted.items())
+    for each in (driver, again):
+        each.view("u", at=2 * MS)
+        assert [(at_ns, line) for at_ns, line, *_ in ends(each)] == in_order
+        assert each.view("u", at=2 * MS)["rate_nanos_per_hour"] == 0
+
+
+def test_very_many_ends_are_taken_in_turns_so_that_other_accounts_need_not_wait(driver: LedgerDriver) -> None:
+    count = 2 * EVENTS_AT_ONCE + 9
+    for number in range(count):
+        leased(driver, MS, at=number, rate=1, resource=f"vm-{number}")
+    ref = driver.filed[-1][0]
+    made = []
+    for _ in range(4):
+        driver.filed.clear()
+        driver.ledger.tick(ref, 3 * MS)
+        made.append(len(ends(driver)))
+        assert driver.filed == [(ref, MS + made[-1])][: made[-1] < count]  # the next one, which has passed already
+    assert made == [EVENTS_AT_ONCE, 2 * EVENTS_AT_ONCE, count, count]
+    assert [at_ns for at_ns, *_ in ends(driver)] == [MS + number for number in range(count)]
+    assert driver.view("u", at=3 * MS)["leases"] == {}
