@@ -172,7 +172,13 @@ class Client(Methods):
     def _unreached(self, seconds: float) -> Unavailable:
         error = self._no_answer(seconds, False)
         error.details["unreached"] = f"nobody answered within {seconds:g} s ({self._link.why_not()})"
+        if self._link.is_signing_in:
+            error.details["listens"] = f"{SILENT} for {seconds:g} s: {SILENT_WHY}"
         return error
+
+
+SILENT: Final = "has answered nothing"
+SILENT_WHY: Final = "so does a daemon that is starting, and one that hangs; /readyz at its admin.listen tells which"
 
 
 def _token_of(token: str | None, file: str | os.PathLike[str] | None, environment: Mapping[str, str]) -> str | None:

@@ -251,6 +251,7 @@ class Link:
         self._task: asyncio.Task[None] | None = None
         self._waiting: dict[asyncio.Future[Connection], int | None] = {}  # -> attempts left; None: any number
         self._last_failure = ""  # why the last attempt failed
+        self.is_signing_in = False  # connected, and the sign-in is not answered yet
         self.closed = False  # for good
 
     async def connected(self, tries: int | None = None) -> Connection:
@@ -271,6 +272,8 @@ class Link:
 
     def why_not(self) -> str:
         """Returns why there is no connection, for a message."""
+        if self.is_signing_in:
+            return "connected, and not answered"
         return self._last_failure or "not connected"
 
     def start(self) -> None:
@@ -286,7 +289,9 @@ class Link:
                 for address in self._addresses:
                     self.address = address
                     try:
-                        self._take(await self._sign_in(await self._dial()))
+                        connection = await self._dial()
+                        self.is_signing_in = True
+                        self._take(await self._sign_in(connection))
                         return
                     except TimeoutError:
                         reason = f"no connection within {DIAL_S:g} s"
@@ -308,6 +313,8 @@ class Link:
                             listens = CLOSES
                         elif "foreign" not in error.details:
                             listens = f"lets nobody in ({error.message})"
+                    finally:
+                        self.is_signing_in = False
                 more = {"untrusted": untrusted, "listens": listens}
                 self._count_attempt({"unreached": reason, **{name: text for name, text in more.items() if text}})
                 await asyncio.sleep(pause_s * (1 + self._jitter()))

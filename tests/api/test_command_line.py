@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 import termios
@@ -445,6 +446,17 @@ async def test_who_listens_and_lets_nobody_in_is_no_daemon_that_is_not_there(
     assert result.stderr.startswith(f"billing: UNAVAILABLE: something listens at 127.0.0.1:{port}, but ")
     assert text in result.stderr
     assert "billing serve" not in result.stderr
+
+
+async def test_whoever_listens_and_answers_nothing_may_be_a_daemon_that_starts(harness: DoorHarness) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        address = f"127.0.0.1:{nobody.getsockname()[1]}"
+        result = await run(harness, f"ping --timeout 1 --address {address}")
+    assert result.exit_code == 3
+    assert result.stderr == (
+        f"billing: UNAVAILABLE: something listens at {address}, but has answered nothing for 1 s: so does a daemon "
+        "that is starting, and one that hangs; /readyz at its admin.listen tells which\n"
+    )
 
 
 async def test_a_call_that_makes_no_sense_ends_with_2(harness: DoorHarness) -> None:

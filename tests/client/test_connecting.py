@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -46,6 +47,14 @@ async def test_where_nobody_listens_at_any_address_it_says_so_at_once() -> None:
     client.close()
     with pytest.raises(ValueError, match="at least one address"):
         Client([])
+
+
+async def test_a_connection_on_which_nobody_answers_is_told_from_none() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        client = Client(f"127.0.0.1:{nobody.getsockname()[1]}", timeout_s=1.0)
+        with pytest.raises(Unavailable, match="within 1 s: connected, and not answered"):
+            await client.ping()
+        client.close()
 
 
 async def test_a_token_comes_from_a_file_or_the_environment(tmp_path: Path) -> None:
