@@ -76,6 +76,8 @@ class OperatorApi:
         """Carries out an operator's request."""
         mover, bucket_map = self._mover, self._registry.map
         match operation:
+            case ("alive",):  # a worker's look, see `shards.worker.asks`
+                return {}
             case ("shards_info",):
                 return await self._shards_info()
             case ("shards_here",):

@@ -10,6 +10,6 @@ Replies and notices leave it only once what they tell is durable.
     router          requests for other shards; far_links: those of other hosts; far_moves: moves to and from these
     snapshotter     takes snapshots; holds: standing still for a backup
     backpressure    a journal without room, or without a grant
-    worker_queries  what the main process asks
+    worker_queries  what the main process asks; asks: what is asked of it
     histogram       counters of events; gc_policy: the garbage collector
 """

@@ -20,7 +20,6 @@ from typing import Any
 
 from shards.control import (
     Answer,
-    Ask,
     AskShard,
     Configure,
     Cut,
@@ -48,6 +47,7 @@ from shards.machine import Command
 from shards.system.host import Host
 from shards.system.links import SocketDirectory, Wire
 from shards.system.serial_executor import SerialExecutor
+from shards.worker.asks import Asks
 from shards.worker.far_links import FarLinks
 from shards.worker.holds import Holds
 from shards.worker.recover import check_ownership
@@ -91,8 +91,7 @@ class Serving:
         self._holds = Holds(self.worker)
         self.worker.on_step = self._holds.on_step
         self.closed = False  # nothing changes the shard any more
-        self._askers: dict[int, tuple[Any, Any]] = {}  # number -> (caller, token)
-        self._number = 0
+        self._asks = Asks(wire.send, self._pass_back)
         self._query_caller: QueryCaller | None = None  # once the doors are open
         self._sockets: SocketDirectory | None = None
         self._server: asyncio.AbstractServer | None = None
@@ -183,10 +182,7 @@ class Serving:
                 if (link := worker.links.get(message.shard_id)) is not None:
                     link.held = message.reason
             case Answer():
-                asker = self._askers.pop(message.number, None)
-                if asker is not None:
-                    reply = message.reply if isinstance(asker[0], PeerCaller) else application.reply_of(message.reply)
-                    worker.pass_back(asker[0], asker[1], reply)
+                self._asks.on_answer(message)
             case PassOn():
                 worker.far_moves.pass_on(message)
                 worker.wake()
@@ -225,9 +221,11 @@ class Serving:
         self._wire.send(Examined(number, list(held.items()), faults[:FAULTS_MAX]))
 
     def _ask(self, caller: Any, token: Any, operation: Command) -> None:
-        self._number += 1
-        self._askers[self._number] = (caller, token)
-        self._wire.send(Ask(self._number, operation))
+        self._asks.ask(caller, token, operation)
+
+    def _pass_back(self, caller: Any, token: Any, reply: object) -> None:
+        is_peer = isinstance(caller, PeerCaller)
+        self.worker.pass_back(caller, token, reply if is_peer else self._application.reply_of(reply))
 
     def figures(self) -> dict[str, Any]:
         """Counters of this shard for operators."""
@@ -265,6 +263,7 @@ class Serving:
             self._server.close()
         if self._far is not None:
             self._far.close()
+        self._asks.close()
         self.closed = True  # no peer, no move, no call
         worker.close()
         await worker.quiesce()  # what came in between

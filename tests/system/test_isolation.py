@@ -275,3 +275,24 @@ async def test_a_bucket_with_two_owners_refuses_to_start_and_says_which(data_dir
     with pytest.raises(AssertionError, match=r"ended with 65(.|\n)*bucket 1 at generation 6"):
         daemon.start()
     daemon.process = None
+
+
+async def test_a_main_process_that_is_frozen_is_named_to_operators_and_users_are_served(data_dir: Path) -> None:
+    with Daemon(data_dir) as daemon:
+        rpc = await connect_to(daemon, 1)
+        users = await users_of(rpc)
+        await rpc.ask("hello", {"errors": "map"})
+        assert daemon.process is not None
+        os.kill(daemon.process.pid, signal.SIGSTOP)
+        try:
+            calls = rpc.call("shards_info"), rpc.call("pin_bucket", 1), rpc.call("backup", "begin")
+            refusals = [error for error, _ in await asyncio.gather(*calls)]
+            for error in refusals:
+                assert (error["name"], error["retry"]) == ("UNAVAILABLE", True)
+                assert "the main process of the daemon has not answered for 8 s" in error["message"]
+            assert [error["applied"] for error in refusals] == ["no", "unknown", "unknown"]
+            assert (await rpc.ask("top_up", users[1], 1))["balance_nanos"] == 10**9 + 1
+            assert (await rpc.ask("get_account", users[2]))["balance_nanos"] == 10**9
+        finally:
+            os.kill(daemon.process.pid, signal.SIGCONT)
+        assert len(await rpc.ask("shards_info")) == 2
