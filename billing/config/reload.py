@@ -4,8 +4,9 @@
 log names each key that has changed and needs a restart. The files that `rpc.tokens_file`, `rpc.tls_*` and
 `cutoff.secret_file` name are read again at every reload, even if the names have not changed, and at no other time: a
 worker that starts later goes by the content that was read last. A configuration that cannot be run changes nothing, and
-the log has all its faults. The same holds if the new values would only fit together after the restart. A reload also
-retries shards that are held (see `shards.supervisor.restart_policy`).
+the log has all its faults. The same holds if the new values would only fit together after the restart, and for a file
+that names no key any more: every value would be the default, that of `cutoff.url` included. A reload also retries
+shards that are held (see `shards.supervisor.restart_policy`).
 """
 
 from __future__ import annotations
@@ -124,11 +125,15 @@ class Reload:
         are read again.
         """
         try:
-            new = load(self._file, self._environ).config
+            new, sources, _ = load(self._file, self._environ)
         except ConfigError as error:
             log.error("the configuration was not reloaded, nothing has changed:\n%s", error)
             return
         may, need = differences(self.config, new)
+        if (may or need) and self._file is not None and "file" not in sources.values() and not new.cutoff.classes:
+            text = f"{self._file}: it names no key any more, as a file that is being written, or found no room"
+            log.error("the configuration was not reloaded, nothing has changed:\n%s", text)
+            return
         merged = with_changes(self.config, new, may)
         for paths, text in combinations_of(merged):
             reason = f"{paths[0]}: {text}"

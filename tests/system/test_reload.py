@@ -34,6 +34,11 @@ async def reload(daemon: Daemon, words: str, **changes: object) -> None:
         index = lines.index(f"[{section}]") if f"[{section}]" in lines else len(lines)
         lines[index : index + 1] = [f"[{section}]", f"{key} = {text}"]
     daemon.config.write_text("\n".join(lines) + "\n")
+    await hang_up(daemon, words)
+
+
+async def hang_up(daemon: Daemon, words: str) -> None:
+    """Sends SIGHUP, and returns when the log says what it should say behind that."""
     size = daemon.log.stat().st_size
     assert daemon.process is not None
     os.kill(daemon.process.pid, signal.SIGHUP)
@@ -429,6 +434,19 @@ async def test_the_limits_of_one_client_change_while_it_serves(data_dir: Path) -
         await reload(daemon, "reloaded rpc.requests_per_s_max: 0, was 1", **dict.fromkeys(limits, 0))
         await until_let_in(daemon)
         assert (await rpc.ask("get_account", "u"))["balance_nanos"] >= 1000
+
+
+async def test_a_file_that_is_empty_for_a_moment_sends_no_cutoffs_elsewhere(data_dir: Path) -> None:
+    with Daemon(data_dir, shards__workers=1) as daemon:
+        rpc, text = await Rpc.connect(daemon.rpc_port), daemon.config.read_text()
+        route = await rpc.ask("route")
+        for content in ("", "# nothing\n", "[cutoff]\n"):
+            daemon.config.write_text(content)
+            await hang_up(daemon, "it names no key any more")
+        assert "reloaded cutoff.url" not in daemon.log.read_text()
+        assert await rpc.ask("route") == route
+        daemon.config.write_text(text)
+        await hang_up(daemon, "reloaded: no key has changed that may")
 
 
 async def test_a_reload_that_lets_more_be_logged_is_logged_itself(data_dir: Path) -> None:
