@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 from typing import Final, NamedTuple
 
-from billing.ledger.extra import NEVER_NS, Extra, unpack
+from billing.ledger.extra import NEVER_NS, Extra
 from billing.ledger.requests import RequestIds
 
 # settled_ns, balance nanos and frac, rate (nanos per hour), entry_id, exhaustion_seq, flags
@@ -145,8 +145,7 @@ class Book:
             copy.rows[copied * ROW.size :] = self.rows[slot * ROW.size : (slot + 1) * ROW.size]
             extra = self.extras.get(slot)
             if extra is not None:
-                copy.extras[copied] = unpack(extra.pack())
-                copy.extras[copied].presumed_seq = extra.presumed_seq
+                copy.extras[copied] = extra.copied()
                 copy.pending_cutoffs = len(extra.pending())
         elif user_id in self.closed:
             copy.closed[user_id] = self.closed[user_id]

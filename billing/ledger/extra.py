@@ -82,6 +82,14 @@ class Cutoff:
         self.last_error = b""
         self.released = False  # an operator released it after it was held back at a start
 
+    def copied(self) -> "Cutoff":
+        """Returns a copy."""
+        copy = Cutoff(self.seq, self.exhausted_at_ns)
+        copy.due_ns, copy.status, copy.attempts = self.due_ns, self.status, self.attempts
+        copy.delivered_ns, copy.restored_ns = self.delivered_ns, self.restored_ns
+        copy.last_error, copy.released = self.last_error, self.released
+        return copy
+
 
 class Extra:
     """The rare part of one account. Money in nanos, `overrun` in internal units."""
@@ -128,6 +136,17 @@ class Extra:
         self.restore_error = b""
         self.overrun = 0
         self.presumed_seq = 0  # not state: cutoffs up to this one may have been attempted before the last start
+
+    def copied(self) -> "Extra":
+        """Returns a copy that shares nothing that changes."""
+        copy = Extra()
+        for name in self.__slots__:
+            setattr(copy, name, getattr(self, name))
+        copy.holds, copy.leases, copy.quiet = dict(self.holds), dict(self.leases), dict(self.quiet)
+        copy.lines = None if self.lines is None else dict(self.lines)
+        copy.lease_ends = None if self.lease_ends is None else list(self.lease_ends)
+        copy.cutoffs = [cutoff.copied() for cutoff in self.cutoffs]
+        return copy
 
     def is_empty(self) -> bool:
         """Whether the account needs no `Extra`: its row holds all of its state."""

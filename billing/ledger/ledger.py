@@ -73,7 +73,7 @@ _REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
 
 _SLOT_MASK: Final = (1 << SLOT_BITS) - 1
 
-EVENTS_AT_ONCE: Final = 256  # of one account in one `tick`
+EVENTS_AT_ONCE: Final = 32  # of one account in one `tick`
 
 RETRY: Final = "retry"  # the notice of an operator's order to try the owed call at once
 

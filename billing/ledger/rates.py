@@ -147,8 +147,11 @@ def _has_room(account: Account, resource: bytes) -> bool:
     lines = extra.lines if extra.lines is not None else ({b"": (0, -1)} if account.rate else {})
     if resource in lines or len(lines) + len(extra.quiet) < LINES_MAX:
         return True
-    remembered = {name for name, (_, since_ns) in extra.quiet.items() if since_ns + QUIET_NS > account.settled_ns}
-    return resource in remembered or len(lines) + len(remembered) < LINES_MAX
+    oldest_ns = account.settled_ns - QUIET_NS
+    if resource in extra.quiet and extra.quiet[resource][1] > oldest_ns:
+        return True
+    remembered = sum(since_ns > oldest_ns for _, since_ns in extra.quiet.values())
+    return len(lines) + remembered < LINES_MAX
 
 
 def _put(account: Account, extra: Extra, resource: bytes, rate: int, rate_seq: int, ends_ns: int) -> None:

@@ -12,6 +12,7 @@ from billing.ledger import commands as ops
 from billing.ledger.commands import Command
 from billing.ledger.entry import answer
 from billing.ledger.errors import Refused
+from billing.ledger.extra import Credit, Cutoff, Extra
 from tests.ledger.driver import BUCKET, HOUR, LedgerDriver
 
 CALLS = [
@@ -69,3 +70,30 @@ def test_it_answers_what_the_call_then_answers_and_changes_nothing(
     assert driver.state() == before
     assert (driver.ledger.records, driver.ledger.notices, driver.filed) == (records, effects, filed)
     assert rehearsed == outcome(driver.ledger.apply, command, 100)
+
+
+def test_the_copy_of_an_account_has_all_of_it_and_shares_nothing_that_changes() -> None:
+    extra = Extra()
+    extra.holds, extra.holds_nanos, extra.lines, extra.quiet = {b"h": (5, 9)}, 5, {b"vm": (1, 2)}, {b"old": (3, 4)}
+    extra.credits, extra.thresholds, extra.class_name = (Credit(9, 8, 7, 6, b"k"),), ((0, 5),), b"business"
+    extra.lease(b"vm", 7)
+    numbers = (name for name in Extra.__slots__ if type(getattr(extra, name)) is int and not getattr(extra, name))
+    for number, name in enumerate(numbers, 1):
+        setattr(extra, name, number)
+    extra.restore_error = b"refused"
+    cutoff = Cutoff(3, 5)
+    for number, name in enumerate(("attempts", "delivered_ns", "due_ns", "restored_ns", "status", "released"), 1):
+        setattr(cutoff, name, number)
+    cutoff.last_error = b"timeout"
+    extra.cutoffs = [cutoff]
+    copy = extra.copied()
+    for name in Extra.__slots__:
+        if name != "cutoffs":
+            assert getattr(copy, name) == getattr(extra, name), name
+        if type(getattr(extra, name)) in (dict, list):
+            assert getattr(copy, name) is not getattr(extra, name), name
+    (copied,) = copy.cutoffs
+    assert copied is not cutoff
+    assert {name: getattr(copied, name) for name in Cutoff.__slots__} == {
+        name: getattr(cutoff, name) for name in Cutoff.__slots__
+    }

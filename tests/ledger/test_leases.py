@@ -255,7 +255,7 @@ def test_very_many_ends_are_taken_in_turns_so_that_other_accounts_need_not_wait(
         leased(driver, MS, at=number, rate=1, resource=f"vm-{number}")
     ref = driver.filed[-1][0]
     made = []
-    for _ in range(4):
+    for _ in range(4):  # turns
         driver.filed.clear()
         driver.ledger.tick(ref, 3 * MS)
         made.append(len(ends(driver)))
