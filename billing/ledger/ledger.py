@@ -377,11 +377,18 @@ class Ledger:
         """`get_account`: everything about the account at `at_ns`. Applies the events due by then first, with their
         entries. Raises Refused `UNKNOWN_ACCOUNT`.
         """
-        account = self._account(bucket_id, user_id)
+        account = self.pass_time(bucket_id, user_id, at_ns)
         at_ns = max(at_ns, account.settled_ns)
-        self._posting.pass_time(account, at_ns)
         account.settle(at_ns, False)
         return views.account_map(account, bucket_id, self.call_at_ns(account))
+
+    def pass_time(self, bucket_id: int, user_id: bytes, at_ns: int) -> Account:
+        """Applies the events of an account that are due by `at_ns`, with their entries; returns a working copy. Raises
+        Refused `UNKNOWN_ACCOUNT`.
+        """
+        account = self._account(bucket_id, user_id)
+        self._posting.pass_time(account, max(at_ns, account.settled_ns))
+        return account
 
     def call_at_ns(self, account: Account) -> int:
         """The instant at which the next call to the cutoff URL becomes owed for an account if nothing but time happens;

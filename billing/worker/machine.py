@@ -111,7 +111,7 @@ class BillingMachine:
                 return account
             if name in ("history", "explain", *PERIODS):
                 if name == "explain" or not self.ledger.is_closed(bucket_id, user_id):
-                    self.ledger.view(bucket_id, user_id, now_ns)  # refuses an unknown account, applies what is due
+                    self.ledger.pass_time(bucket_id, user_id, now_ns)  # refuses an unknown account
                 return Later((*query, now_ns) if name in PERIODS else query)
             if name == "dry_run":
                 return self._reply(self.ledger.rehearse(bucket_id, now_ns, query[2]), bucket_id)
