@@ -11,6 +11,7 @@ shards that are held (see `shards.supervisor.restart_policy`).
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
@@ -18,8 +19,9 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
+from billing.addresses import shown_url
 from billing.config.load import ConfigError, combinations_of, load
-from billing.config.schema import CONTENTS, Config, declared, shown_text
+from billing.config.schema import CONTENTS, Config, Cutoff, CutoffClass, declared, shown_text
 
 log = logging.getLogger("billing.config.reload")
 
@@ -51,7 +53,8 @@ RELOADED: Final = frozenset(
         "log.level",
     }
 )
-CLASSES: Final = "cutoff.class"  # the URLs in its tables are reloaded, the rest is not
+# The URLs in its tables are reloaded, the rest is not: it may be among both.
+CLASSES: Final = "cutoff.class"
 # A reload cannot switch these keys of `RELOADED` from empty to a value or back: doors and the ledger's rules depend on
 # whether there is a value.
 SWITCHES: Final = frozenset({"rpc.tokens_file", "rpc.tls_cert", "rpc.tls_key", "cutoff.restore_url"})
@@ -69,9 +72,37 @@ def differences(old: Config, new: Config) -> tuple[list[str], list[str]]:
             switched = path in SWITCHES and bool(before) is not bool(after)
             is_recorded = path == RECORDED and bool(old.cluster.listen) and old.journal.is_shared
             (may if path in RELOADED and not switched and not is_recorded else need).append(path)
-    if old.cutoff.classes != new.cutoff.classes:
-        (may if _rules(old) == _rules(new) else need).append(CLASSES)
+    if _with_urls(old.cutoff, new.cutoff) != old.cutoff.classes:
+        may.append(CLASSES)
+    if _rules(old) != _rules(new):
+        need.append(CLASSES)
     return may, need
+
+
+def _with_urls(old: Cutoff, new: Cutoff) -> dict[str, CutoffClass]:
+    """The classes of `old` with their URLs of `new`. A URL that cannot be taken from there, because `new` lacks the
+    class, or only one of both has a restore URL, follows [cutoff] if it did so before.
+    """
+    classes: dict[str, CutoffClass] = {}
+    for name, before in old.classes.items():
+        urls = {}
+        for key in ("url", "restore_url"):
+            was, is_inherited = getattr(before, key), getattr(before, key) == getattr(old, key)
+            candidates = [getattr(new.classes[name], key)] if name in new.classes else []
+            candidates += [getattr(new, key)] if is_inherited else []
+            urls[key] = next((url for url in candidates if bool(url) is bool(was)), was)
+        classes[name] = replace(before, **urls)
+    return classes
+
+
+def urls_of_classes(old: Config, new: Config) -> dict[str, str]:
+    """The URLs of classes that differ, by their path, without secrets, as they are in `new`."""
+    return {
+        f"{CLASSES}.{name}.{key}": json.dumps(shown_url(getattr(after, key)))
+        for name, after in new.cutoff.classes.items()
+        for key in ("url", "restore_url")
+        if name in old.cutoff.classes and getattr(after, key) != getattr(old.cutoff.classes[name], key)
+    }
 
 
 def _rules(config: Config) -> dict[str, tuple[float, str, bool]]:
@@ -97,7 +128,10 @@ def with_changes(old: Config, new: Config, paths: list[str]) -> Config:
     """
     merged = replace(old, files=old.files | new.files)
     for path in paths:
-        section, key = path.split(".") if path != CLASSES else ("cutoff", "classes")
+        if path == CLASSES:
+            merged = replace(merged, cutoff=replace(merged.cutoff, classes=_with_urls(old.cutoff, new.cutoff)))
+            continue
+        section, key = path.split(".")
         table = replace(getattr(merged, section), **{key: getattr(getattr(new, section), key)})
         merged = replace(merged, **{section: table})
     named = {value_of(merged, path) for path in CONTENTS}

@@ -6,7 +6,7 @@ import signal
 
 from billing import __version__
 from billing.audit.recorder import Recorder
-from billing.config.reload import differences
+from billing.config.reload import CLASSES, differences, urls_of_classes
 from billing.config.schema import Config, shown_text
 from shards.supervisor.supervisor import Supervisor
 
@@ -33,8 +33,11 @@ class Acts:
     def note_reload(self, before: Config, changed: Config) -> None:
         """Records the new values of the keys that a reload has changed."""
         changes, _ = differences(before, changed)
-        changed_to = {}
+        changed_to: dict[str, str] = {}
         for path in changes:
+            if path == CLASSES:
+                changed_to |= urls_of_classes(before, changed)
+                continue
             section, key = path.split(".")
             changed_to[path] = shown_text(changed, section, key)
         self._audit.record("", "reload", changed_to)

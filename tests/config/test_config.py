@@ -598,3 +598,26 @@ def test_urls_of_classes_are_reloaded_and_their_rules_need_a_restart(write: Writ
     elsewhere = load(write(CLASSES.replace("http://a/off", "http://d/off")), {}).config
     assert differences(old, elsewhere) == (["cutoff.url", "cutoff.class"], []), "what inherits moves with it"
     assert with_changes(old, elsewhere, ["cutoff.url", "cutoff.class"]) == elsewhere
+
+
+def test_urls_of_classes_are_reloaded_also_where_their_rules_have_changed_too(write: Write) -> None:
+    old = load(write(CLASSES), {}).config
+    text = CLASSES.replace("http://a/off", "http://d/off").replace("http://a/on", "http://d/on")
+    text = text.replace("http://b/off", "http://e/off").replace('restore_url = ""', 'restore_url = "http://e/on"')
+    text = text.replace("grace_s = 0.1", "grace_s = 0.2")
+    new = load(write(text), {}).config
+    may, need = differences(old, new)
+    assert (may, need) == (["cutoff.url", "cutoff.restore_url", "cutoff.class"], ["cutoff.class"])
+    classes = with_changes(old, new, may).cutoff.classes
+    assert classes["gold"] == replace(
+        old.cutoff.classes["gold"], url=new.cutoff.url, restore_url=new.cutoff.restore_url
+    )
+    silver = classes["silver-2"]
+    assert silver == replace(old.cutoff.classes["silver-2"], url=new.cutoff.classes["silver-2"].url), "without restores"
+    without = load(write(text[: text.index("[cutoff.class.gold]")]), {}).config
+    may, need = differences(old, without)
+    assert "cutoff.class" in may
+    assert "cutoff.class" in need
+    classes = with_changes(old, without, may).cutoff.classes
+    assert classes["gold"].url == without.cutoff.url, "it follows [cutoff] until the restart"
+    assert classes["silver-2"] == old.cutoff.classes["silver-2"]

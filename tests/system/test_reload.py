@@ -108,6 +108,35 @@ async def test_cutoffs_go_to_the_new_url(data_dir: Path, receiver: Receiver) -> 
         assert [(call.user_id, call.exhausted_at_ns) for call in receiver.calls] == [("u", due)]
 
 
+async def test_cutoffs_of_classes_go_to_the_new_urls_too(data_dir: Path, receiver: Receiver) -> None:
+    """Also where what a class inherits has changed, and where the rules of a class need a restart."""
+    classes = '[cutoff.class.gold]\ngrace_s = 0\n[cutoff.class.own]\nurl = "{url}/own?key=hidden"\n'
+    daemon = Daemon(data_dir, shards__workers=1, cutoff__url=f"{receiver.url}/old")
+    plain = daemon.config.read_text()
+    daemon.config.write_text(plain + classes.format(url=f"{receiver.url}/old"))
+    with daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for user in ("gold", "own"):
+            await rpc.ask("top_up", user, 10)
+            await rpc.ask("set_class", user, user)
+        for path, grace_s in (("new", 0), ("newer", 1)):
+            changed = classes.format(url=f"{receiver.url}/{path}").replace("grace_s = 0", f"grace_s = {grace_s}")
+            daemon.config.write_text(plain.replace("/old", f"/{path}") + changed)
+            await reload(daemon, "reloaded cutoff.class: calls of its classes may go elsewhere now")
+            seen = len(receiver.calls)
+            for user in ("gold", "own"):
+                await rpc.ask("top_up", user, 10)
+                await rpc.ask("debit", user, 100, {"mode": "partial"})
+            await until(lambda seen=seen: len(receiver.calls) >= seen + 2)  # type: ignore[misc]
+            paths = {call.user_id: call.path for call in receiver.calls[seen:]}
+            assert paths == {"gold": f"/{path}", "own": f"/{path}/own"}
+            records = await rpc.ask("audit", {"act": "reload"})
+            details = records[-1]["details"]
+            assert details["cutoff.class.own.url"] == f'"{receiver.url}/{path}/own?key=***"'
+            assert details["cutoff.class.gold.url"] == details["cutoff.url"]
+        assert "cutoff.class has changed and needs a restart" in daemon.log.read_text()
+
+
 async def test_calls_under_way_end_and_delay_nobody_else(data_dir: Path) -> None:
     """A call that hangs is not made twice at once, the users beside it are called in time, and nothing that was counted
     is forgotten.
