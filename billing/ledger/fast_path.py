@@ -244,9 +244,9 @@ def report(posting: Posting, book: Book, at_ns: int, command: Command) -> bool:
     """Records that the call for the only cutoff of an exhausted account began, or got a 2xx. For any other report, and
     for an account for which an event of time may be due, returns False and changes nothing.
     """
-    op, user_id, seq, *bare = command
+    op, user_id, seq = command[:3]
     slot = book.slots.get(user_id)
-    if slot is None or tuple(bare) != _BARE_REPORT or (op != CUTOFF_STARTED and op != CUTOFF_DELIVERED):
+    if slot is None or command[3:] != _BARE_REPORT or (op != CUTOFF_STARTED and op != CUTOFF_DELIVERED):
         return False
     settled_ns, nanos, frac, rate, _, newest, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
     if not row_flags & EXHAUSTED:
