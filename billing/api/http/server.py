@@ -33,11 +33,13 @@ from billing.api.http.routes import GET, ROUTES, Route, find
 from billing.api.http.writing import JSON, encode, rendering_of
 from billing.api.methods import METHODS, PAGE_ROWS_MAX, allowed
 from billing.api.methods import find as find_method
+from billing.api.params import invalid
 from billing.ledger.errors import Refused
 
 log = logging.getLogger("billing.api")
 
 OPENAPI_PATH: Final = "/v1/openapi.json"
+KEY: Final = "Idempotency-Key"
 
 
 class Served:
@@ -143,7 +145,10 @@ class HttpDoor:
         if served.method.name == "entries":
             self._feed(connection, message, query, grant)
             return
-        call = Call(connection, grant, served, target.values, query, headers.get("Idempotency-Key"))
+        key = headers.get(KEY)
+        if key is not None and any(other != key for other in headers.getall(KEY)):
+            raise invalid(f"{KEY} stands twice, and differs")
+        call = Call(connection, grant, served, target.values, query, key)
         if not served.has_body:
             self._carry_out(call, b"")
             return

@@ -22,6 +22,16 @@ async def test_a_command_is_carried_out_and_its_first_answer_told_again(harness:
     assert (list(figures), sum(figures["http"]["top_up"]["counts"])) == (["http"], 1)
 
 
+async def test_two_keys_that_differ_are_no_key(harness: HttpHarness) -> None:
+    wire = await harness.connect()
+    once = request("POST", "/v1/accounts/ann/top_up", {"amount": "5"}, Idempotency_Key="k")
+    for other, status in ((b"k", 200), (b"q", 400)):
+        twice = once.replace(b"Idempotency-Key: k\r\n", b"Idempotency-Key: k\r\nIdempotency-Key: %b\r\n" % other)
+        assert twice != once
+        assert (await wire.ask(twice)).status == status
+    assert len(harness.gate.commands) == 1
+
+
 async def test_a_dry_run_is_answered_in_the_form_of_its_method(harness: HttpHarness) -> None:
     reply = {"user_id": "ann", "balance_nanos": 5, "captured_nanos": 10**9, "replayed": False}
     harness.gate.replies["dry_run"] = dict(reply)
