@@ -35,7 +35,7 @@ from billing.service.beginning import WORKER, asked_to, asked_to_stop
 from billing.service.introduction import calls_of, doors_of, introduction
 from billing.service.listeners import bind, is_loopback, take_away
 from billing.service.logs import set_up
-from billing.service.service import Service
+from billing.service.service import STOPPING, Service
 from billing.service.supervisor_settings import settings_of
 from billing.service.systemd import ServiceManager, handed_over
 from shards.exits import Exit, ending_of, text_of
@@ -198,10 +198,13 @@ class _Daemon:
     def _stop(self, number: signal.Signals) -> None:
         self._acts.note_stop(number)
         log.info("stopping: what was asked for is answered, and each shard makes a snapshot")
-        self._manager.stopping("stopping: what was asked for is answered, and a snapshot is made")
+        self._manager.stopping(STOPPING)
         self._supervisor.stop()
 
     def _begin_reload(self) -> None:
+        if self._supervisor.is_stopping:
+            log.info("the configuration was not reloaded: the daemon is stopping, and its next start reads it")
+            return
         self._supervisor.spawn(self._service.reloading(self._reload))
 
     async def _take_up(self, changed: Config) -> None:

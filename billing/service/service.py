@@ -10,7 +10,7 @@ The messages to the service manager, made of the sampler's figures:
     EXTEND_…    until READY, so that systemd does not take a long recovery for a failed start. This holds also while a
                 shard is held and the others serve: an operator has to mend that, a restart would not
     RELOADING   from SIGHUP until the reload is over
-    STOPPING    when the orderly end begins (sent by `billing.service.serve`)
+    STOPPING    when the orderly end begins (sent by `billing.service.serve`); STATUS says no more of serving then
 
 **The operators' pages** take more CPU to load than all the rest of the main process. They are loaded when the first
 visitor connects, or else `PAGES_AFTER_S` after the start, when the workers no longer need the cores to load. They are
@@ -49,6 +49,7 @@ log = logging.getLogger("billing.service")
 LOOK_S: Final = 0.5
 EXTEND_S: Final = 60
 PAGES_AFTER_S: Final = 10.0
+STOPPING: Final = "stopping: what was asked for is answered, and a snapshot is made"
 
 
 class Service:
@@ -150,10 +151,14 @@ async def attend(sampler: FigureSampler, notifier: ServiceManager) -> None:
     ready = False
     while True:
         unserved = supervisor.unserved()
-        if not ready and (not unserved or supervisor.registry.stands_by):
-            ready = True
-            notifier.ready(status_of(sampler, [*unserved, *supervisor.refusing()]))
-        notifier.status(status_of(sampler, [*unserved, *supervisor.refusing()]))
+        if notifier.is_stopping:
+            notifier.status("; ".join((STOPPING, *(stall.text for stall in sampler.overdue()))))
+        else:
+            status = status_of(sampler, [*unserved, *supervisor.refusing()])
+            if not ready and (not unserved or supervisor.registry.stands_by):
+                ready = True
+                notifier.ready(status)
+            notifier.status(status)
         if not sampler.overdue():
             notifier.alive()
             if not ready:

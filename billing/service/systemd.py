@@ -33,6 +33,7 @@ class ServiceManager:
         self._address = "\0" + path[1:] if path.startswith("@") else path
         self._socket: socket.socket | None = None
         self._status, self._ready = "", False
+        self.is_stopping = False  # the orderly end has begun; nothing is ready or reloading after it
         self.watchdog_ns = int(watchdog) * 1000 if meant and watchdog.isdigit() else 0  # 0: this process has none
         if self._address:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
@@ -45,6 +46,8 @@ class ServiceManager:
 
     def ready(self, status: str) -> None:
         """Reports that the daemon is ready: every bucket is served, or this host stands by."""
+        if self.is_stopping:
+            return
         self._status, self._ready = status, True
         self._send("READY=1", f"STATUS={_line(status)}")
 
@@ -63,13 +66,15 @@ class ServiceManager:
         self._send("RELOADING=1")
 
     def reloaded(self) -> None:
-        """Reports that the reload is over. Sends nothing before the first `ready`, for which READY=1 would count."""
-        if self._ready:
+        """Reports that the reload is over. Sends nothing before the first `ready`, for which READY=1 would count, nor
+        after `stopping`.
+        """
+        if self._ready and not self.is_stopping:
             self._send("READY=1")
 
     def stopping(self, status: str) -> None:
         """Reports that the orderly end begins."""
-        self._status = status
+        self._status, self.is_stopping = status, True
         self._send("STOPPING=1", f"STATUS={_line(status)}")
 
     def alive(self) -> None:

@@ -64,6 +64,30 @@ async def test_it_is_ready_when_every_bucket_is_served_and_says_what_it_does(
         assert manager.count("READY") == 2
 
 
+def test_while_it_stops_it_says_nothing_but_that(data_dir: Path, manager: FakeServiceManager) -> None:
+    daemon = Daemon(data_dir, shards__workers=1)
+    start(daemon, {"NOTIFY_SOCKET": manager.path, "WATCHDOG_USEC": "3000000"})
+    with killed_in_the_end(daemon):
+        manager.wait_for("READY")
+        assert daemon.process is not None
+        (worker,) = daemon.worker_pids()
+        os.kill(worker, signal.SIGSTOP)  # so that the stop takes until it goes on
+        try:
+            daemon.process.send_signal(signal.SIGTERM)
+            manager.wait_for("STOPPING")
+            daemon.process.send_signal(signal.SIGHUP)
+            fed = manager.count("WATCHDOG")
+            manager.wait_for("WATCHDOG", fed + 4)
+        finally:
+            os.kill(worker, signal.SIGCONT)
+        assert daemon.process.wait(60) == 0
+    messages = manager.messages[next(at for at, message in enumerate(manager.messages) if "STOPPING" in message) :]
+    statuses = [message["STATUS"] for message in messages if "STATUS" in message]
+    assert all(status.startswith("stopping: ") for status in statuses), statuses
+    assert manager.count("RELOADING") == 0
+    assert "the configuration was not reloaded: the daemon is stopping" in daemon.log.read_text()
+
+
 def accounts_of(page: str) -> dict[str, float]:
     """`billing_accounts` by shard."""
     with urllib.request.urlopen(page, timeout=60) as answer:
