@@ -30,7 +30,7 @@ from billing.doctor.report import Report
 from shards.counting import counted
 from shards.exits import Exit, ending_of, text_of
 from shards.journal import JournalError, backends
-from shards.system.disk import Disk, RealDisk
+from shards.system.disk import Disk, RealDisk, give_to_owner
 from shards.system.host import REAL
 
 STEP_BYTES = 1 << 20  # the progress bar is drawn again after so many more bytes
@@ -80,6 +80,7 @@ def doctor(
                     directories = examine(disk, data_dir, ids_max, report, progress, os.urandom(8))
             _tell_of_classes(report, config.cutoff.classes)
             if truncate_at is not None:
+                stack.callback(give_to_owner, data_dir)
                 _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
                 return
     except DaemonRuns as no:

@@ -21,6 +21,8 @@ from tests.doctor.builder import COIN, DISK, DataDirectoryBuilder, busy, examine
 from tests.doctor.forge import open_journal
 from tests.doctor.test_clean import command, config_of
 
+NOBODY = 65_534
+
 Batches = list[tuple[int, int, int]]  # offset, offset behind it, position
 
 
@@ -230,6 +232,16 @@ def test_a_damaged_tail_is_given_up_by_order(data_dir: Path, tmp_path: Path) -> 
     assert journal.head == position - 1
     journal.append(b"goes on")
     journal.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be somebody else")
+def test_what_root_cuts_stays_the_owners(data_dir: Path, tmp_path: Path) -> None:
+    builder, _, batches = damaged_builder(data_dir, -2)
+    for path in (data_dir, *data_dir.rglob("*")):
+        os.chown(path, NOBODY, NOBODY)
+    result = command(config_of(builder, tmp_path), "--truncate-at", str(batches[-2][2]), "--accept-loss")
+    assert result.returncode == 0, result.stderr
+    assert {path.stat().st_uid for path in (data_dir, *data_dir.rglob("*"))} == {NOBODY}
 
 
 def test_damage_in_the_first_batch_there_is_begins_at_its_own_position_and_can_be_given_up_there(
