@@ -60,8 +60,15 @@ def explain(
             "failures": standing[1],
             "next_attempt_in_ns": max(0, standing[2] - now_ns) if standing[2] else 0,
         },
-        "why": delivery.why(bucket_id, user_id, _last_error(extra, owed)),
+        "why": _why(extra, owed, delivery, bucket_id, user_id),
     }
+
+
+def _why(extra: Extra | None, owed: Owed | None, delivery: Delivery, bucket_id: int, user_id: bytes) -> str | None:
+    """Why the call that is owed is not over yet; None if none is owed."""
+    if owed is not None and not delivery.calls(owed.kind, owed.class_name.decode()):
+        return "The configuration names no restore URL for this user any more, so the restore is not made."
+    return delivery.why(bucket_id, user_id, _last_error(extra, owed))
 
 
 def _last_error(extra: Extra | None, owed: Owed | None) -> str:

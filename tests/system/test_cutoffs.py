@@ -247,5 +247,6 @@ async def test_explain_says_what_the_call_that_is_owed_met(data_dir: Path) -> No
                     await asyncio.sleep(0.02)
             calls = len([call for call in refusing.calls if call.user_id == "saved"])
             await rpc.ask("set_class", "saved", "unwell")
-            assert (await rpc.ask("explain", "saved"))["why"] is None, "its class has no restores"
+            no_url = "The configuration names no restore URL for this user any more, so the restore is not made."
+            assert (await rpc.ask("explain", "saved"))["why"] == no_url
             assert len([call for call in refusing.calls if call.user_id == "saved"]) <= calls + 1
