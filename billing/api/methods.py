@@ -165,7 +165,12 @@ class Method(NamedTuple):
     def errors(self) -> tuple[str, ...]:
         """The names of all refusals that a call may get."""
         keyed = ("REQUEST_ID_CONFLICT",) if self.option("request_id") is not None else ()
-        names = self.refusals + keyed + (ACCOUNT_ERRORS if self.about_account else ())
+        of_account: tuple[str, ...] = ACCOUNT_ERRORS if self.about_account else ()
+        if self.kind == LOCAL:  # the user id alone is looked at
+            of_account = of_account[:1]
+        elif self.name == "top_up":  # opens the account
+            of_account = tuple(name for name in of_account if name != "UNKNOWN_ACCOUNT")
+        names = self.refusals + keyed + of_account
         return tuple(dict.fromkeys(names + COMMON_ERRORS))
 
     def option(self, name: str) -> Field | None:

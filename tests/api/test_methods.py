@@ -475,6 +475,8 @@ def test_the_self_description_travels() -> None:
         "sign": "positive",
     }
     assert {"INVALID_AMOUNT", "LIMIT_EXCEEDED", "REQUEST_ID_CONFLICT", "UNAVAILABLE"} <= set(top_up["errors"])
+    unknown_to = {row.name for row in METHODS.values() if row.about_account and "UNKNOWN_ACCOUNT" not in row.errors}
+    assert unknown_to == {"top_up", "bucket_id"}, "the first opens the account, and the second looks at its name"
     assert top_up["reply"]["shape"] == "Standing"
     assert {"name": "balance_nanos", "kind": "nanos"} in top_up["reply"]["fields"]
     assert {option["name"] for option in top_up["options"]} == {"request_id", "message", "expires_at_ns", "kind"}
