@@ -32,6 +32,17 @@ def free_port() -> int:
 
 
 @cache
+def has_ipv6() -> bool:
+    """Whether this machine has IPv6's loopback address, which a container may lack."""
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+@cache
 def _block() -> tuple[socket.socket, Iterator[int]]:
     """What keeps it, and its ports again and again."""
     for first in range(FIRST, AFTER, BLOCK):

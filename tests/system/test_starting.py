@@ -15,7 +15,7 @@ import pytest
 from billing import __version__
 from billing.client import Client
 from tests.system.daemon import Daemon
-from tests.system.ports import free_port
+from tests.system.ports import free_port, has_ipv6
 from tests.system.rpc import Rpc
 
 BLOCKED = (
@@ -32,6 +32,7 @@ def command(config: Path, *words: str) -> tuple[int, str]:
     return result.returncode, result.stderr
 
 
+@pytest.mark.skipif(not has_ipv6(), reason="this machine has no [::1]")
 @pytest.mark.parametrize("direct", [True, False])
 async def test_every_door_and_every_call_speaks_ipv6(data_dir: Path, direct: bool) -> None:
     called = asyncio.get_running_loop().create_future()
