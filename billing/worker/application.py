@@ -71,7 +71,7 @@ class Billing:
         self._recent = recent
         self._classes = rules_of_classes(config.cutoff)
         self._startup_hold = StartupHold(dependencies.disk, begin.directory, config.cutoff.hold_above)
-        self._bucket_calls = BucketCalls()
+        self._bucket_calls = BucketCalls(dependencies.clocks.boot_ns)
         rules = Rules(
             accrue=config.cutoff.after_exhaustion == "accrue",
             request_ids_per_bucket=config.ledger.request_ids_per_bucket,
@@ -162,6 +162,10 @@ class Billing:
     def calls_in_flight(self, bucket_id: int) -> int:
         """The number of calls for this bucket whose outcome is not known yet."""
         return self._bucket_calls.in_flight(bucket_id)
+
+    def calls_hang(self, bucket_id: int) -> bool:
+        """Whether one of these calls has been in flight for so long that it may never be answered."""
+        return self._bucket_calls.hang(bucket_id)
 
     def take_up(self, bucket_id: int) -> None:
         """Makes the calls that this bucket owes, from now on."""

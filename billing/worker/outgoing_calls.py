@@ -13,6 +13,7 @@ another URL now, those that are under way to the former one end within `DRAIN_DE
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any, Final
 
 from billing.config.schema import Config
@@ -40,6 +41,7 @@ from shards.machine import Effect
 from shards.worker.hosting import ServedShard
 
 DRAIN_DELIVERY_S: Final = 2.0
+HANGS_NS: Final = 500_000_000  # a call without an outcome for so long holds up no other one of its bucket
 
 _REPORTS: Final = {
     (CUTOFF, STARTED): ops.CUTOFF_STARTED,
@@ -70,22 +72,24 @@ def delivery_settings(config: Config) -> DeliverySettings:
 
 class BucketCalls:
     """The buckets that are leaving the shard, and the users for whom a call is in flight. This object exists before the
-    first call can be made, because a move may begin before the doors are open.
+    first call can be made, because a move may begin before the doors are open. `boot_ns`: the boot clock.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, boot_ns: Callable[[], int]) -> None:
+        self._boot_ns = boot_ns
         self.paused: set[int] = set()  # bucket ids: no call is begun for them
-        self._users: dict[int, set[bytes]] = {}  # bucket id -> users for whom a call is in flight
+        # Bucket id -> users for whom a call is in flight -> since when, the oldest first.
+        self._users: dict[int, dict[bytes, int]] = {}
 
     def begin(self, bucket_id: int, user_id: bytes) -> None:
         """A call for this user has begun."""
-        self._users.setdefault(bucket_id, set()).add(user_id)
+        self._users.setdefault(bucket_id, {})[user_id] = self._boot_ns()
 
     def end(self, bucket_id: int, user_id: bytes) -> None:
         """The call for this user has ended, or could not begin."""
         users = self._users.get(bucket_id)
         if users is not None:
-            users.discard(user_id)
+            users.pop(user_id, None)
             if not users:
                 del self._users[bucket_id]
 
@@ -96,6 +100,11 @@ class BucketCalls:
     def in_flight(self, bucket_id: int) -> int:
         """The number of calls in flight for this bucket."""
         return len(self._users.get(bucket_id, ()))
+
+    def hang(self, bucket_id: int) -> bool:
+        """Whether one of these has been in flight for `HANGS_NS`."""
+        since_ns = next(iter(self._users.get(bucket_id, {}).values()), None)
+        return since_ns is not None and self._boot_ns() - since_ns >= HANGS_NS
 
 
 class OutgoingCalls:

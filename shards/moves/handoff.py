@@ -1,7 +1,9 @@
 """A worker's part in moves: giving a bucket away, taking one in, and sending requests after it.
 
-**Source.** Calls in flight end first (the application says when), at a moment when no instant of the bucket is near
-(the quiet window, for at most `QUIET_WAIT_NS`). Then the bucket is frozen: its requests wait, its timers stand still.
+**Source.** Waits for a moment at which no call is in flight (the application says so) and no instant of the bucket is
+near (the quiet window, for at most `QUIET_WAIT_NS`). If calls are still in flight then, no further ones are begun until
+they have ended; but one that hangs holds up nobody else's: further calls are begun until it has ended, or until the
+move is given up after `CALLS_WAIT_NS`. Then the bucket is frozen: its requests wait, its timers stand still.
 When all that was recorded of it is durable, it is dumped and sent. It goes on as if nothing had been when the move is
 aborted, and is left when the map says so.
 
@@ -89,6 +91,9 @@ class Calls(Protocol):
     def calls_in_flight(self, bucket_id: int) -> int:
         """How many calls for accounts of this bucket have no known outcome yet."""
 
+    def calls_hang(self, bucket_id: int) -> bool:
+        """Whether one of these calls has been in flight for so long that it may never be answered."""
+
     def take_up(self, bucket_id: int) -> None:
         """Begins, or begins again, to make the calls that this bucket owes."""
 
@@ -114,6 +119,7 @@ class Handoff:
         self._closed = False
         self.held = False  # a backup is being made: no bucket leaves or arrives
         self._leaving: dict[int, int] = {}  # bucket id -> number of the move that takes it away
+        self._paused: set[int] = set()  # buckets that are leaving, are not frozen yet, and for which no call is begun
         self._arriving: dict[int, int] = {}  # bucket id -> number of the move that brings it
         self._with_old: dict[int, tuple[PeerLink, int]] = {}  # bucket id -> (old owner's link, requests it still has)
         self._returned: dict[int, list[Request]] = {}  # of these buckets: what the old owner sent back,
@@ -161,7 +167,6 @@ class Handoff:
             self._send(Unmoved(number, f"the source holds generation {held}, not {generation}"))
             return
         self._leaving[bucket_id] = number
-        self._calls.pause_calls(bucket_id)
         began_ns = self._boot_ns()
         asyncio.get_running_loop().call_soon(self._try_freeze, number, bucket_id, began_ns)
 
@@ -175,9 +180,11 @@ class Handoff:
             self._abort(number, bucket_id)
             self._send(Unmoved(number, f"still in flight: {counted(calls, 'call')} of the bucket"))
             return
+        is_hurried = waited_ns >= self.quiet_wait_ns
+        self._pause(bucket_id, calls > 0 and is_hurried and not self._calls.calls_hang(bucket_id))
         if calls:
             held_up = f"{counted(calls, 'call')} of the bucket to end"
-        elif waited_ns < self.quiet_wait_ns and not self._is_quiet(bucket_id):
+        elif not is_hurried and not self._is_quiet(bucket_id):
             held_up = f"a moment at which nothing of the bucket is due within {self._handoff_ns / 1e6:.0f} ms"
         else:
             self._freeze(number, bucket_id)
@@ -189,12 +196,23 @@ class Handoff:
         delay_s = max(QUIET_POLL_S, 10 * took_s)
         asyncio.get_running_loop().call_later(delay_s, self._try_freeze, number, bucket_id, began_ns)
 
+    def _pause(self, bucket_id: int, is_to_pause: bool) -> None:
+        """Begins no further call for the bucket, or goes on to begin calls."""
+        if is_to_pause and bucket_id not in self._paused:
+            self._paused.add(bucket_id)
+            self._calls.pause_calls(bucket_id)
+        elif not is_to_pause and bucket_id in self._paused:
+            self._paused.discard(bucket_id)
+            self._calls.take_up(bucket_id)
+
     def _is_quiet(self, bucket_id: int) -> bool:
         """Whether nothing in the bucket becomes due within the time that a handoff takes."""
         until_ns = self._host.fresh_now_ns() + self._handoff_ns
         return self._host.shard.machine.bucket_due_ns(bucket_id, until_ns) < 0
 
     def _freeze(self, number: int, bucket_id: int) -> None:
+        self._calls.pause_calls(bucket_id)
+        self._paused.discard(bucket_id)
         self._frozen_ns[bucket_id] = self._boot_ns()
         self._held_up = ""
         self._host.shard.freeze(bucket_id)
@@ -285,6 +303,7 @@ class Handoff:
             del self._leaving[bucket_id]
             if shard.is_frozen(bucket_id):
                 shard.thaw(bucket_id, self._host.fresh_now_ns())
+            self._paused.discard(bucket_id)
             self._frozen_ns.pop(bucket_id, None)
             self._calls.take_up(bucket_id)
         self._chores()

@@ -55,7 +55,7 @@ class OutgoingCallsHarness:
         )
         hold = StartupHold(RealDisk(), str(directory), -1)
         dependencies = REAL._replace(rng=random.Random(1), endpoint=self.endpoint)
-        self.calls = OutgoingCalls(machine, worker, hold, BucketCalls(), FIRST, 0.0, dependencies)
+        self.calls = OutgoingCalls(machine, worker, hold, BucketCalls(MACHINE_CLOCKS.boot_ns), FIRST, 0.0, dependencies)
 
     def endpoint(self, origin: str, limits: Limits, clocks: Clocks, tls: ssl.SSLContext | None) -> Endpoint:
         endpoint = SlowToClose(origin, limits, clocks, tls)

@@ -1,4 +1,6 @@
-"""A target takes a bucket in once its own billing time has come as far as the source's, or not at all."""
+"""A target takes a bucket in once its own billing time has come as far as the source's, or not at all; a source gives
+one away when no call is in flight, and delays no call of other users for one that hangs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ import pytest
 
 from shards.buckets import HASH_NAME, BucketMap
 from shards.control import MoveAbort, MoveIn, MoveOut, Stored, Unmoved
-from shards.moves.handoff import AHEAD_NS_MAX, Handoff
+from shards.moves.handoff import AHEAD_NS_MAX, CALLS_WAIT_NS, QUIET_WAIT_NS, Handoff
 from shards.moves.move import digest_of
 from shards.shard import Shard
 from tests.shards.counters import Counters
@@ -87,3 +89,99 @@ async def test_while_files_are_held_no_bucket_leaves_or_arrives(target: Target) 
     target.handoff.on_message(MoveOut(NUMBER + 1, 2, 1))
     why = "a backup is being made, during which no bucket moves"
     assert target.said == [Unmoved(NUMBER, why), Unmoved(NUMBER + 1, why)]
+
+
+class Calls:
+    """Calls to the outside for one bucket, as an application has them."""
+
+    def __init__(self) -> None:
+        self.in_flight = 0
+        self.hang = False
+        self._is_paused = False
+
+    def is_paused(self) -> bool:
+        return self._is_paused
+
+    def pause_calls(self, bucket_id: int) -> None:
+        self._is_paused = True
+
+    def take_up(self, bucket_id: int) -> None:
+        self._is_paused = False
+
+    def calls_in_flight(self, bucket_id: int) -> int:
+        return self.in_flight
+
+    def calls_hang(self, bucket_id: int) -> bool:
+        return self.hang
+
+    def forget_calls(self, bucket_id: int) -> None:
+        """The bucket stays."""
+
+
+class Source(Target):
+    """A worker of shard 1 that gives a bucket away; its boot clock is set by hand, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shard = Shard(1, Counters())
+        self.shard.serve(0)
+        self.shard.adopt(BUCKET, 1)
+        self.boot_ns = 0
+        self.calls = Calls()
+        host: Any = self
+        self.handoff = Handoff(host, self.calls, self.said.append, lambda: self.boot_ns)
+
+    async def waits(self, ns: int) -> None:
+        """This much time passes, and the source looks at what it waits for."""
+        self.boot_ns += ns
+        looked, look = asyncio.Event(), self.calls.calls_in_flight
+
+        def calls_in_flight(bucket_id: int) -> int:
+            asyncio.get_running_loop().call_soon(looked.set)
+            return look(bucket_id)
+
+        self.calls.calls_in_flight = calls_in_flight  # type: ignore[method-assign]
+        await asyncio.wait_for(looked.wait(), 60)
+        self.calls.calls_in_flight = look  # type: ignore[method-assign]
+
+
+async def test_a_bucket_without_calls_leaves_at_once_and_no_call_is_begun_from_then_on() -> None:
+    source = Source()
+    source.handoff.on_message(MoveOut(NUMBER, BUCKET, 1))
+    assert not source.calls.is_paused()
+    await source.waits(0)
+    assert source.shard.is_frozen(BUCKET)
+    assert source.calls.is_paused()
+    source.handoff.on_message(MoveAbort(NUMBER, BUCKET))
+    assert not source.calls.is_paused()
+
+
+async def test_a_call_that_hangs_holds_up_no_call_for_others() -> None:
+    source = Source()
+    source.calls.in_flight, source.calls.hang = 1, True
+    source.handoff.on_message(MoveOut(NUMBER, BUCKET, 1))
+    for ns in (0, QUIET_WAIT_NS, QUIET_WAIT_NS):
+        await source.waits(ns)
+        assert not source.calls.is_paused()
+        assert not source.shard.is_frozen(BUCKET)
+    source.calls.in_flight, source.calls.hang = 0, False
+    await source.waits(0)
+    assert source.shard.is_frozen(BUCKET)
+
+
+async def test_calls_that_end_are_waited_for_and_others_are_begun_meanwhile_for_a_while() -> None:
+    source = Source()
+    source.calls.in_flight = 2
+    source.handoff.on_message(MoveOut(NUMBER, BUCKET, 1))
+    await source.waits(0)
+    assert not source.calls.is_paused()
+    await source.waits(QUIET_WAIT_NS)
+    assert source.calls.is_paused(), "else there may always be another one"
+    source.calls.hang = True
+    await source.waits(0)
+    assert not source.calls.is_paused(), "one of them does not end"
+    assert not any(isinstance(message, Unmoved) for message in source.said)
+    await source.waits(CALLS_WAIT_NS)
+    assert source.said[-1] == Unmoved(NUMBER, "still in flight: 2 calls of the bucket")
+    assert source.handoff.is_still()
+    assert not source.calls.is_paused()

@@ -97,6 +97,9 @@ class CountersApplication:
     def calls_in_flight(self, bucket_id: int) -> int:
         return 0
 
+    def calls_hang(self, bucket_id: int) -> bool:
+        return False
+
     def take_up(self, bucket_id: int) -> None:
         """No calls are made."""
 
