@@ -367,7 +367,7 @@ class Endpoint:
 
     def _try_another_address(self, line: Line) -> None:
         """If the name has several addresses, the next connection goes to another one than that of `line`."""
-        if self._dialer.demote(line.transport.get_extra_info("peername")):
+        if line.peer is not None and self._dialer.demote(line.peer):
             self._clear()
 
     def _refusal(self, answer: AnswerReader) -> Verdict:

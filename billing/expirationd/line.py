@@ -55,13 +55,14 @@ class Line(asyncio.Protocol):
 
     __slots__ = (
         *("_answered", "_came", "_done", "_lost", "_reader", "asked_ns", "endpoint", "idle_since_ns", "late"),
-        *("proved", "proved_ns", "tired", "transport", "until_ns"),
+        *("peer", "proved", "proved_ns", "tired", "transport", "until_ns"),
     )
 
     transport: asyncio.Transport
 
     def __init__(self, endpoint: Owner) -> None:
         self.endpoint = endpoint
+        self.peer: tuple[str, int] | None = None  # its address; None if the connection had ended at once
         self.idle_since_ns = self.endpoint.boot_ns()
         self.asked_ns = 0  # when the request was written that has no answer yet; 0: there is none
         self.until_ns = 0  # when the line is closed, unless it is idle by then
@@ -77,6 +78,7 @@ class Line(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
+        self.peer = transport.get_extra_info("peername")  # a connection of TLS that has ended no longer knows it
 
     @property
     def usable(self) -> bool:

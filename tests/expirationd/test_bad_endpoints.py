@@ -228,6 +228,32 @@ async def test_tls(certificate: str, host: str, error: str) -> None:
                 assert obligations.errors() == []
 
 
+@pytest.mark.parametrize(
+    ("fault", "error"),
+    [
+        (Fault("reset"), "connection lost before an answer"),
+        (Fault("lost"), "connection lost before an answer"),
+        (Fault("hang"), "no answer within 0.3 s"),
+        (Fault("status", 500), "status 500"),
+    ],
+)
+async def test_over_tls_too_no_success_is_tried_again(fault: Fault, error: str) -> None:
+    obligations = FakeObligations()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.load_cert_chain(TLS / "valid.pem")
+    trust = ssl.create_default_context(cafile=str(TLS / "valid.pem"))
+    async with receiving(tls=server, fault=fault) as receiver:
+        url = f"https://localhost:{receiver.port}/off"
+        timeout_s = 0.3 if "no answer" in error else LONG_S
+        async with sending(obligations, settings(url, tls=trust, timeout_s=timeout_s)) as delivery:
+            for user in (b"u", b"v"):
+                obligations.exhaust(delivery, user)
+            await obligations.until(lambda: len(obligations.errors()) >= 6)
+            assert error in obligations.errors()
+            receiver.fault = None
+            await obligations.until(obligations.nothing_owed)
+
+
 async def test_a_certificate_that_nobody_trusts_is_refused() -> None:
     obligations = FakeObligations()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
