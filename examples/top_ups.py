@@ -60,4 +60,4 @@ async def main(payments: list[dict[str, str]]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(asyncio.run(main([json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()])))
+    sys.exit(asyncio.run(main([json.loads(line) for line in Path(sys.argv[1]).read_text("utf-8").splitlines()])))
