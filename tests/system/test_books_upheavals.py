@@ -124,4 +124,5 @@ def test_the_doctor_agrees_while_it_serves_and_with_its_files(books: DaemonAfter
     assert len(set(books.moved)) == 2
     books.daemon.stop()
     offline = carried_out("doctor", "--json", "--config", books.daemon.config)
+    books.daemon.start()
     assert offline.returncode == 0, offline.stdout + offline.stderr
