@@ -102,7 +102,11 @@ def load(file: Path | None, environ: Mapping[str, str]) -> Loaded:
     sources |= {f"{section}.{key}": "file" for section, table in tables.items() for key in table}
     _override(tables, sources, environ, faults)
 
-    folder = (file.parent if file is not None else Path()).absolute()
+    try:
+        folder = (file.parent if file is not None else Path()).absolute()
+    except FileNotFoundError:
+        text = "expected one that exists, since paths are relative to it: change to another"
+        raise ConfigError([*faults, Fault("working directory", "", text)]) from None
     for path, declaration in declared():
         section, key = path.split(".")
         value = tables.setdefault(section, {}).get(key, declaration.default)

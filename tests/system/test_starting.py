@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
 import signal
 import socket
@@ -174,3 +175,15 @@ def test_it_says_what_it_is_and_that_it_stops_and_leaves_no_socket(data_dir: Pat
         assert words in log
     assert "hunter2" not in log
     assert not unix.exists()
+
+
+@pytest.mark.parametrize("words", ["serve", "config check", "doctor", "rebuild"])
+def test_a_working_directory_that_is_gone_is_named(data_dir: Path, words: str) -> None:
+    gone = data_dir / "gone"
+    gone.mkdir()
+    line = f"cd {gone} && rmdir {gone} && exec {sys.executable} -m billing {words}"
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("BILLING_")}
+    environ["PYTHONPATH"] = str(Path(__file__).parents[2])
+    result = subprocess.run(["sh", "-c", line], env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 78, result.stderr
+    assert "working directory: expected one that exists" in result.stderr
