@@ -20,7 +20,7 @@ from typing import Any, Self
 import aiohttp
 
 PATH = shutil.which("chromium")
-START_S = 30.0
+START_S = 60.0
 
 
 class Chromium:
@@ -41,6 +41,14 @@ class Chromium:
             process_group=0,
         )
         self._session = aiohttp.ClientSession()
+        try:
+            await self._enter()
+        except BaseException:
+            await self._kill()
+            raise
+        return self
+
+    async def _enter(self) -> None:
         async with asyncio.timeout(START_S):
             port_file = self._profile / "DevToolsActivePort"
             while not (port_file.exists() and port_file.read_text()):
@@ -51,18 +59,19 @@ class Chromium:
             self._wire = await self._session.ws_connect(pages[0]["webSocketDebuggerUrl"], max_msg_size=2**26)
         for domain in ("Page", "Runtime", "Log"):
             await self.call(f"{domain}.enable")
-        return self
+
+    async def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            self._process.kill()
+        await self._session.close()
+        await self._process.wait()
 
     async def __aexit__(self, *_: object) -> None:
-        try:
+        with contextlib.suppress(TimeoutError, ConnectionError, aiohttp.ClientError):
             async with asyncio.timeout(5):
                 await self.call("Browser.close")
                 await self._process.wait()
-        except (TimeoutError, ConnectionError, aiohttp.ClientError):
-            with contextlib.suppress(ProcessLookupError):
-                self._process.kill()
-        await self._session.close()
-        await self._process.wait()
+        await self._kill()
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """One command; its result."""
