@@ -158,8 +158,8 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
         db = sqlite3.connect(
             f"file:{quoted}?mode={'rw' if write else 'ro'}", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
         )
-    except sqlite3.OperationalError:
-        check_opens(path, write=write)
+    except sqlite3.OperationalError as error:
+        check_opens(error, (path,), write=write)
         raise
     try:
         (application_id,) = db.execute("PRAGMA application_id").fetchone()
@@ -168,10 +168,9 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
             raise Damaged(f"{path} is no file of {kind.noun}: its application id is {application_id:#x}")
         if version not in (versions or (kind.version,)):
             raise StoreError(f"{path} is of version {version}, and this version reads {kind.version}")
-    except sqlite3.OperationalError:
+    except sqlite3.OperationalError as error:
         db.close()
-        for side in ("", *SIDES):
-            check_opens(path + side, write=write)
+        check_opens(error, (path, *(path + side for side in SIDES)), write=write)
         raise
     except BaseException:
         db.close()
@@ -179,15 +178,20 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
     return db
 
 
-def check_opens(path: str, *, write: bool) -> None:
-    """Raises Unopened if a file that is there cannot be opened."""
-    disk = RealDisk()
-    try:
-        disk.close(disk.open(path, write=write))
-    except FileNotFoundError:
+def check_opens(error: sqlite3.OperationalError, paths: Sequence[str], *, write: bool) -> None:
+    """Raises Unopened if one of these files is there and cannot be opened, which `error` may be about. Does not open
+    files that are only busy: closing one would end all locks that this process has on it (fcntl(2)).
+    """
+    if error.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
         return
-    except OSError as error:
-        raise Unopened(error) from error
+    disk = RealDisk()
+    for path in paths:
+        try:
+            disk.close(disk.open(path, write=write))
+        except FileNotFoundError:
+            continue
+        except OSError as reason:
+            raise Unopened(reason) from reason
 
 
 def refuse_ahead(path: str, kind: Kind, head: int, ends_agree: Callable[[sqlite3.Connection], bool]) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from billing.backup.rebuild import rebuild
 from billing.cli.main import root
-from billing.follower.store import Unopened, code_of, connect, file_of
+from billing.follower.store import SIDES, Unopened, check_opens, code_of, connect, file_of
 from billing.history.tables import KIND
 from shards.exits import Exit
 from tests.doctor.builder import COIN, DataDirectoryBuilder
@@ -134,3 +136,20 @@ def test_a_file_of_another_user_is_named_as_such(data_dir: Path) -> None:
     finally:
         os.seteuid(0)
     assert code_of(refused.value) == Exit.CONFIG
+
+
+def test_a_file_that_is_busy_stays_locked(tmp_path: Path) -> None:
+    path = str(tmp_path / "history.db")
+    own = sqlite3.connect(path, isolation_level=None)
+    own.execute("PRAGMA journal_mode = WAL")
+    own.execute("CREATE TABLE rows (seq INTEGER)")
+    own.execute("BEGIN IMMEDIATE")
+    other = sqlite3.connect(path, isolation_level=None, timeout=0)
+    with pytest.raises(sqlite3.OperationalError) as busy:
+        other.execute("BEGIN IMMEDIATE")
+    check_opens(busy.value, [path, *(path + side for side in SIDES)], write=True)
+    begin = "import sqlite3, sys; sqlite3.connect(sys.argv[1], timeout=0).execute('BEGIN IMMEDIATE')"
+    process = subprocess.run([sys.executable, "-c", begin, path], capture_output=True, text=True, check=False)
+    assert process.stderr.endswith("database is locked\n")
+    other.close()
+    own.close()
