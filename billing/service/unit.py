@@ -1,8 +1,8 @@
 """`billing install-unit` prints the systemd unit that runs the daemon with a given configuration.
 
 Secret files that the configuration names (`SECRETS`) become credentials: systemd reads them as root and gives copies to
-the daemon alone. If the configuration names every peer by number, the
-unit allows these addresses only, in both directions.
+the daemon alone. If the configuration names every peer by number, the unit allows these addresses only, in both
+directions.
 
 The unit omits some settings on purpose: `PrivateUsers=` (every peer of the unix socket would appear as the user
 nobody), `ProcSubset=pid` (it hides the boot id, by which recovery distinguishes a torn journal from a damaged one),
