@@ -106,7 +106,8 @@ class Item:
 
     def hear(self, notified: tuple[str, int]) -> None:
         """Notes that calls up to (kind, seq) may be sent; an older notification that comes later changes nothing. The
-        order is by seq, and the restore of a cutoff comes behind the cutoff, as "restore" does in the alphabet.
+        order is by the account's newest seq at that time, also where the restore that became owed is for an older
+        cutoff; a restore comes behind a cutoff, as "restore" does in the alphabet.
         """
         if self.notified is None or notified[::-1] > self.notified[::-1]:
             self.notified = notified

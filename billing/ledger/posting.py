@@ -45,7 +45,9 @@ from billing.ledger.extra import NEVER_NS
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.thresholds import Threshold
 
-Effect = tuple[str, int, int, bytes, int]  # kind, depends_ns, bucket_id, user_id, seq (of a threshold its entry_id)
+# Kind, depends_ns, bucket_id, user_id, the account's newest seq (of a superseded cutoff its own, of a threshold its
+# entry_id). A restore may be for an older cutoff than the newest one, if that was never sent.
+Effect = tuple[str, int, int, bytes, int]
 Arm = Callable[[int, int], int]
 
 SUPERSEDED: Final = "superseded"  # the notice of a cutoff that is no longer owed, because available rose above zero
@@ -182,8 +184,7 @@ class Posting:
         elif command[0] == ops.GRACE_ENDED:
             self._notice("cutoff", determined_ns, account, command[2])
         elif command[0] == ops.SET_CLASS and (call := cutoffs.owed_for(account)) is not None:  # it may go elsewhere now
-            seq = account.exhaustion_seq if call.kind == "cutoff" else call.seq
-            self._notice(call.kind, determined_ns, account, seq)
+            self._notice(call.kind, determined_ns, account, account.exhaustion_seq)
         if armed:
             self._fire(account, armed, command, determined_ns)
         return entry
@@ -226,7 +227,7 @@ class Posting:
         for seq in cutoffs.lift(account, presumed, flags & RULE_RESTORE != 0):
             self._notice(SUPERSEDED, determined_ns, account, seq)
         if extra.off_seq > extra.on_seq:
-            self._notice("restore", determined_ns, account, extra.off_seq)
+            self._notice("restore", determined_ns, account, account.exhaustion_seq)
         latest = extra.cutoffs[-1]
         note = pack_cutoff(latest.seq, latest.exhausted_at_ns, latest.status, latest.attempts, latest.last_error)
         return (flags | PRESUMED if presumed else flags), note

@@ -43,7 +43,7 @@ SURVEYS = frozenset(
 # Surveys that a client may also ask one shard for.
 SHARD_BY_SHARD: Final = frozenset({"accounts", "expirationd_stats", "forecast", "pending_cutoffs"})
 
-# An owed call: bucket id, user id, kind, owed since, newest seq of that kind, class.
+# An owed call: bucket id, user id, kind, owed since, newest seq of the account, class.
 OwedRow = tuple[int, bytes, str, int, int, str]
 
 
@@ -201,8 +201,8 @@ class BillingMachine:
             yield self._owed_row(bucket_id, user_id, call)
 
     def _owed_row(self, bucket_id: int, user_id: bytes, call: Owed) -> OwedRow:
-        seq = call.seq if call.kind == "restore" else self.ledger.newest_seq(bucket_id, user_id)
-        return bucket_id, user_id, call.kind, call.due_ns, seq, call.class_name.decode()
+        newest_seq = self.ledger.newest_seq(bucket_id, user_id)
+        return bucket_id, user_id, call.kind, call.due_ns, newest_seq, call.class_name.decode()
 
     def figures(self) -> dict[str, Any]:
         """Counters for the operator; O(buckets). `bucket_accounts`: (bucket id, accounts) of each bucket with any."""

@@ -274,7 +274,7 @@ class Model:
                 account.back_on = account.maybe_off
             account.restore_attempts = 0
             if account.maybe_off > account.back_on:
-                self.notices.append(("restore", account.user, account.maybe_off))
+                self.notices.append(("restore", account.user, account.seq))
             account.goes_below = False
         account.exhausted = empty
         if empty and account.rate == 0 and account.cutoffs[-1]["status"] == "delivered":
@@ -284,7 +284,7 @@ class Model:
         entry = self._write(account, op, t, account.entry_id, amount, accrued, crossed=crossed, restored=restored)
         entry["call_at"] = call_at
         if op["method"] == "set_class" and (owed := account.owed()) is not None:
-            self.notices.append((owed[0], account.user, account.seq if owed[0] == "cutoff" else owed[1]))
+            self.notices.append((owed[0], account.user, account.seq))
         if op["method"] == "threshold":
             self.notices.append(("threshold", account.user, account.entry_id))
         for threshold in above:

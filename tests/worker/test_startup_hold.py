@@ -19,6 +19,7 @@ from billing.expirationd.routes import CUTOFF, RESTORE
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Rules
 from billing.ledger.posting import SUPERSEDED
+from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
 from billing.worker.machine import BillingMachine
 from billing.worker.startup_hold import FIRST_SERVED, RESTORED, UNDECIDED, StartupHold
@@ -269,6 +270,30 @@ async def test_the_mark_of_a_restore_says_from_the_first_start_on_when_it_first_
             start.synced()
             await start.free(b"later")
             assert start.called() == [("/off", "later", 1)]
+
+
+async def test_a_restore_of_an_older_cutoff_than_the_newest_is_sent_once_the_call_before_it_has_ended(
+    tmp_path: Path,
+) -> None:
+    """The newest cutoff was heard of and superseded, both while the call for the older one was under way."""
+    async with starting(tmp_path, -1) as start:
+        start.serve()
+        start.receiver.fault = Fault("slow", 500)
+        start.now(ops.TOP_UP, b"u", COIN)
+        start.now(ops.DEBIT, b"u", COIN)
+        start.synced()
+        await start.until(lambda: start.called() == [("/off", "u", 1)])
+        for _ in range(2):
+            start.now(ops.TOP_UP, b"u", COIN)
+            start.synced()
+            start.now(ops.DEBIT, b"u", COIN)
+            start.synced()
+        start.now(ops.TOP_UP, b"u", COIN)
+        start.synced()
+        start.receiver.fault = None
+        await start.until(lambda: ("/on", "u", 1) in start.called())
+        await start.until(lambda: len(start.delivery.outbox) == 0)
+        assert start.called() == [("/off", "u", 1), ("/on", "u", 1)]
 
 
 class Shards:
