@@ -132,6 +132,7 @@ class OutgoingCalls:
         self._delivery_dependencies = DeliveryDependencies(dependencies.clocks, dependencies.rng, dependencies.endpoint)
         self._former: dict[Delivery, asyncio.Task[None]] = {}  # retired, with calls under way
         self._is_ending = False
+        self._taken_up = set(machine.ledger.books)  # bucket ids; one that arrives is not among them yet
         now_ns = worker.fresh_now_ns
         self.delivery = self._new_delivery()
         startup_hold.take_up(machine, self.delivery, now_ns())
@@ -170,16 +171,18 @@ class OutgoingCalls:
         delivery.rouse(now_ns)
 
     def take_up(self, bucket_id: int) -> None:
-        """Makes the calls that this bucket owes, from now on."""
+        """Makes the calls that this bucket owes, from now on: it has arrived, or its move has paused them."""
         owed = list(self._machine.owed_in(bucket_id))
-        if owed:
+        if owed and bucket_id not in self._taken_up:
             worker = self._worker
             self._startup_hold.arrive(bucket_id, worker.fresh_now_ns(), worker.operate, self._owe_bucket)
+        self._taken_up.add(bucket_id)
         self._owe(owed)
         self.checks.take_up(bucket_id)
 
     def forget(self, bucket_id: int) -> None:
         """The bucket now belongs to another shard: drops its held calls. `_owed` names no call for its other items."""
+        self._taken_up.discard(bucket_id)
         self.delivery.outbox.leave(bucket_id)
 
     def renewed(self) -> None:

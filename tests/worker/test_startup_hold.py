@@ -10,6 +10,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,9 @@ from billing.ledger.ledger import Rules
 from billing.ledger.posting import SUPERSEDED
 from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
+from billing.worker.dependencies import REAL
 from billing.worker.machine import BillingMachine
+from billing.worker.outgoing_calls import BucketCalls, OutgoingCalls
 from billing.worker.startup_hold import FIRST_SERVED, RESTORED, UNDECIDED, StartupHold
 from shards.machine import Command
 from shards.system.clock import MACHINE_CLOCKS
@@ -373,6 +376,34 @@ async def test_without_hold_above_nobody_is_asked(tmp_path: Path) -> None:
         arrives(start, shards)
         await start.until(lambda: start.called() == [("/off", "u", 1)])
         assert shards.asked == 0
+
+
+async def test_a_bucket_whose_move_is_given_up_waits_for_no_other_shard(tmp_path: Path) -> None:
+    async with starting(tmp_path, 0) as start:
+        start.serve()
+        asked: list[Command] = []
+        worker: Any = SimpleNamespace(
+            fresh_now_ns=MACHINE_CLOCKS.wall_ns,
+            may_act=lambda: True,
+            fail=start.broken.append,
+            operate=lambda caller, token, operation: asked.append(operation),
+            report=lambda bucket_id, command, now_ns: None,
+            when_durable=lambda function: function(),
+            apply=None,
+            wake=lambda: None,
+            map=SimpleNamespace(weights={1: 1}),
+        )
+        bucket_calls = BucketCalls(MACHINE_CLOCKS.boot_ns)
+        chosen = start.delivery.settings
+        calls = OutgoingCalls(start.machine, worker, start.startup_hold, bucket_calls, chosen, 0.0, REAL)
+        start.ran_out_elsewhere(b"u")
+        calls.take_up(BUCKET)
+        assert asked == []
+        await start.until(lambda: ("/off", "u", 1) in start.called())
+        calls.forget(BUCKET)
+        calls.take_up(BUCKET)
+        assert asked == [("held_until",)]
+        await calls.close()
 
 
 async def test_who_was_freed_by_an_operator_is_not_held_again_by_another_delivery(tmp_path: Path, why: int) -> None:
