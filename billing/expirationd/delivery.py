@@ -63,9 +63,8 @@ FAILED_ATTEMPT: Final = "failed"
 Owed = tuple[str, str, int, int, int, int, str]  # kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class
 OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
 EndpointOf = Callable[[str, Limits, Clocks, "ssl.SSLContext | None"], Endpoint]
-Report = Callable[
-    [str, int, bytes, int, str, str, int], object
-]  # kind, bucket_id, user_id, seq, outcome, error, now_ns
+# kind, bucket_id, user_id, seq, outcome, error, now_ns
+Report = Callable[[str, int, bytes, int, str, str, int], object]
 
 _AT_ONCE: Final = 16  # half a millisecond: so many items are begun, or found superseded, before other work's turn
 _LATE_S: Final = 0.001
@@ -80,8 +79,7 @@ class Obligations(NamedTuple):
 
     `owed` names the call that is owed for an account at this moment, or None. `report` gets the progress of an
     attempt, with billing time: STARTED, then DELIVERED or FAILED_ATTEMPT; only FAILED_ATTEMPT if no connection could be
-    opened.
-    `may_act` is false while the accounts may have a newer owner.
+    opened. `may_act` is false while the accounts may have a newer owner.
     """
 
     owed: OwedOf
