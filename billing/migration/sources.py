@@ -26,7 +26,7 @@ from typing import Any, Final, NamedTuple
 
 from billing.cli.values import RATE_COLUMNS
 from billing.migration.mapping import Mapping
-from billing.migration.tarantool_log import Log
+from billing.migration.tarantool_log import Log, LogError
 from billing.migration.tarantool_spaces import Space, Spaces
 from shards.counting import counted
 
@@ -164,27 +164,23 @@ def merged(items: Iterable[Item]) -> Iterator[Item]:
 
 
 def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iterator[Item]:
-    """Yields the accounts of a snapshot and the logs that follow it, in this order. Raises LogError and
-    ValueError.
+    """Yields the accounts of the newest of the snapshots and the logs that follow it; the files in this order. Raises
+    LogError and ValueError.
     """
     spaces = Spaces()
-    for name, data in files:
-        log = Log(data, name)
-        spaces.replay(log)
-        if not log.is_whole:
-            yield NotTaken(name, "has no end marker: Tarantool was still writing it; what stands before was taken")
+    yield from _replayed(spaces, files)
     if spaces.unknown_rows:
         yield NotTaken("the logs", f"{counted(spaces.unknown_rows, 'row')} of spaces that no snapshot here defines")
-    space = spaces.named(mapping.space)
-    if space is None:
-        names = ", ".join(sorted(defined.name for defined in spaces.by_id.values())) or "none"
-        raise ValueError(f"there is no space {mapping.space!r}; those there are: {names}")
+    space = _known(spaces, mapping.space)
     user_at, coins_at = (_index_of(space.fields, field, space.name) for field in (mapping.user, mapping.coins))
     newest = _newest(spaces, mapping)
-    for row in space.tuples.values():
+    for key, row in space.tuples.items():
         location = f"{space.name}[{row[user_at] if len(row) > user_at else '?'}]"
         if len(row) <= max(user_at, coins_at):
             yield NotTaken(location, f"the tuple has only {len(row)} fields")
+            continue
+        if key in space.unreadable:
+            yield NotTaken(location, f"an update of the tuple cannot be replayed: {space.unreadable[key]}")
             continue
         user, coins = row[user_at], row[coins_at]
         yield _account(location, user, _scaled(coins, mapping.unit), None, [])
@@ -195,6 +191,42 @@ def from_tarantool(files: Iterable[tuple[str, bytes]], mapping: Mapping) -> Iter
     for other in spaces.by_id.values():
         if other is not space and other.tuples:
             yield LeftOut(other.name, len(other.tuples))
+
+
+def _replayed(spaces: Spaces, files: Iterable[tuple[str, bytes]]) -> Iterator[NotTaken]:
+    """Replays the newest snapshot, and every log; yields the logs that have no end. Raises LogError."""
+    first: Log | None = None
+    snapshot: Log | None = None
+    for name, data in files:
+        log = Log(data, name)
+        first = first or log
+        if log.instance != first.instance:
+            raise LogError(
+                f"{name} and {first.name} were written by two instances of Tarantool ({log.instance or 'unnamed'} and "
+                f"{first.instance or 'unnamed'}): import the files of each by themselves"
+            )
+        if log.kind == "SNAP":
+            snapshot = log
+            continue
+        if snapshot is not None:
+            spaces.replay(snapshot)
+            snapshot = None
+        spaces.replay(log)
+        if not log.is_whole:
+            yield NotTaken(name, "has no end marker: Tarantool was still writing it; what stands before was taken")
+    if snapshot is not None:
+        spaces.replay(snapshot)
+
+
+def _known(spaces: Spaces, name: str) -> Space:
+    """Returns the space of this name. Raises ValueError where there is none, or its tuples are not known."""
+    space = spaces.named(name)
+    if space is None:
+        names = ", ".join(sorted(defined.name for defined in spaces.by_id.values())) or "none"
+        raise ValueError(f"there is no space {name!r}; those there are: {names}")
+    if space.why_not:
+        raise ValueError(f"space {name} cannot be imported: {space.why_not}")
+    return space
 
 
 def _newest(spaces: Spaces, mapping: Mapping) -> dict[Any, Any]:

@@ -10,8 +10,8 @@ A file is a text header, then blocks, then an end marker, which a file being wri
 
 `length` and the CRCs are MessagePack integers, the padding is a MessagePack string. The CRC is CRC-32C (initial value
 0, no final xor) of the block's bytes as they are in the file. A row is two MessagePack maps, header and body, keyed by
-Tarantool's protocol numbers (`IPROTO_*`). Source: Tarantool's documentation, "File formats", checked against files that
-Tarantool 2.6 wrote.
+Tarantool's protocol numbers (`IPROTO_*`); a row of the type NOP has no body. Source: Tarantool's documentation, "File
+formats", checked against files that Tarantool 2.6 wrote.
 
 An incomplete last block, or a missing end marker, is where a running Tarantool had got to: the rows before it are good,
 and `Log.is_whole` is false. A wrong CRC or magic is damage and raises `LogError`, which names the offset.
@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from decimal import Decimal
 from typing import Any, Final, NamedTuple
 
 import msgpack
@@ -37,8 +38,10 @@ PART_BYTES: Final = 1024 * 1024  # are unpacked at a time
 REQUEST_TYPE: Final = 0x00
 REPLICA_ID: Final = 0x02
 LSN: Final = 0x03
+NOP: Final = 12
 
 _CLOCK: Final = re.compile(rb"(\d+): (\d+)")
+_DECIMAL: Final = 1  # the extension type of Tarantool's decimal
 
 
 class LogError(Exception):
@@ -58,7 +61,8 @@ class Row(NamedTuple):
 
 class Log:
     """The rows of one file. `kind` is "SNAP" or "XLOG". `clock`: for each replica, the number of its newest row that a
-    snapshot includes, or that precedes a log. `is_whole` is valid once `rows` has ended.
+    snapshot includes, or that precedes a log. `instance`: the identity of the Tarantool that wrote it; empty if the
+    file does not say. `is_whole` is valid once `rows` has ended.
     """
 
     def __init__(self, data: bytes, name: str = "the file") -> None:
@@ -71,10 +75,12 @@ class Log:
         self.kind = lines[0].decode()
         clock = next((line for line in lines if line.startswith(b"VClock:")), b"")
         self.clock = {int(replica): int(lsn) for replica, lsn in _CLOCK.findall(clock)}
+        instance = next((line for line in lines if line.startswith((b"Instance:", b"Server:"))), b":")
+        self.instance = instance.partition(b":")[2].strip().decode(errors="replace")
+        self.name = name
         self.is_whole = False
         self._data = data
         self._start = end + 2
-        self._name = name
 
     def rows(self) -> Iterator[Row]:
         """All rows, in order. Raises LogError where the file is damaged."""
@@ -87,14 +93,14 @@ class Log:
             if len(magic) < 4 or at + BLOCK_HEADER_BYTES > len(data):
                 return
             if magic not in (MAGIC_PLAIN, MAGIC_COMPRESSED):
-                raise LogError(f"{self._name} is damaged at offset {at}: no block begins there")
+                raise LogError(f"{self.name} is damaged at offset {at}: no block begins there")
             length, checksum = self._block_header(at)
             begin = at + BLOCK_HEADER_BYTES
             if begin + length > len(data):
                 return
             block = data[begin : begin + length]
             if crc32c(block, 0xFFFFFFFF) ^ 0xFFFFFFFF != checksum:
-                raise LogError(f"{self._name} is damaged at offset {at}: the checksum of the block is wrong")
+                raise LogError(f"{self.name} is damaged at offset {at}: the checksum of the block is wrong")
             yield from self._rows_of(decompressed(block) if magic == MAGIC_COMPRESSED else block, at)
             at = begin + length
 
@@ -106,7 +112,7 @@ class Log:
         except (msgpack.UnpackException, ValueError):
             length = checksum = None
         if not isinstance(length, int) or not isinstance(checksum, int) or not 0 <= length <= BLOCK_BYTES_MAX:
-            raise LogError(f"{self._name} is damaged at offset {at}: the block's header cannot be read")
+            raise LogError(f"{self.name} is damaged at offset {at}: the block's header cannot be read")
         return length, checksum
 
     def _rows_of(self, block: bytes, at: int) -> Iterator[Row]:
@@ -115,7 +121,7 @@ class Log:
             strict_map_key=False,
             unicode_errors="surrogateescape",
             max_buffer_size=BLOCK_BYTES_MAX,
-            ext_hook=lambda code, packed: msgpack.ExtType(code, packed),
+            ext_hook=_extension,
         )
         unpacker.feed(block)
         try:
@@ -124,10 +130,26 @@ class Log:
                     header = unpacker.unpack()
                 except msgpack.OutOfData:
                     return
-                body = unpacker.unpack()
-                yield Row(header.get(REQUEST_TYPE, 0), header.get(REPLICA_ID, 0), header.get(LSN, 0), body)
+                kind = header.get(REQUEST_TYPE, 0)
+                body = {} if kind == NOP else unpacker.unpack()
+                if not isinstance(body, dict):
+                    raise ValueError("a row's body is no map")
+                yield Row(kind, header.get(REPLICA_ID, 0), header.get(LSN, 0), body)
         except (msgpack.UnpackException, ValueError, AttributeError) as error:
-            raise LogError(f"{self._name} is damaged in the block at offset {at}: {error}") from None
+            raise LogError(f"{self.name} is damaged in the block at offset {at}: {error}") from None
+
+
+def _extension(code: int, packed: bytes) -> Any:
+    """Tarantool's decimal as a Decimal: its scale, a MessagePack integer, then the digits, two a byte, of which the
+    last half byte is the sign. Any other extension is left as it is.
+    """
+    if code == _DECIMAL:
+        unpacker = msgpack.Unpacker()
+        unpacker.feed(packed)
+        scale, digits = unpacker.unpack(), packed[unpacker.tell() :].hex()
+        if isinstance(scale, int) and digits[:-1].isdecimal() and digits[-1] in "abcdef":
+            return Decimal((int(digits[-1] in "bd"), tuple(map(int, digits[:-1])), -scale))
+    return msgpack.ExtType(code, packed)
 
 
 def decompressed(block: bytes, bytes_max: int = BLOCK_BYTES_MAX) -> bytes:
