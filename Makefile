@@ -94,7 +94,7 @@ test: $(VENV)/.ready
 	$(BIN)/python -m pytest --color=$$color -n $(shell expr 3 \* $$(nproc)) --dist worksteal 2>&1 | \
 		{ trap : INT; failed=0; $(BIN)/ruff check . || failed=1; $(BIN)/mypy || failed=1; trap '' INT; cat; exit $$failed; }
 
-# Every campaign against what must never be lost, at full size: some six hours on two cores; goes on where it was stopped.
+# Every campaign against what must never be lost, at full size: four and a half hours on two cores; goes on where it was stopped.
 # Some of it needs root and the Debian packages named in .ci/run. TORTURE="power kill --share 0.1" runs a part.
 torture: $(VENV)/.ready
 	$(BIN)/python -m tests.torture --write $(TORTURE)

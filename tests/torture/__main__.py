@@ -1,8 +1,8 @@
 """`make torture`: every campaign at its full size, on both cores, to be stopped and resumed at will.
 
-    python -m tests.torture                          all of it: some six hours on two cores of its own
+    python -m tests.torture                          all of it: four and a half hours on two cores of its own
     python -m tests.torture power kill               these campaigns alone
-    python -m tests.torture --part 1/3               a third of the pieces: a night's two hours; 2/3 is the next night's
+    python -m tests.torture --part 1/2               half of the pieces: a night's work; 2/2 is the next night's
     python -m tests.torture --share 0.1              all of it, at a tenth of its size
     python -m tests.torture --list                   what would be run
     python -m tests.torture --write                  and put the table into tests/TORTURE.md
@@ -40,7 +40,7 @@ class Runner:
     def __init__(self, state: Path, cores: int) -> None:
         self._state = state
         self._cores = cores
-        self._free = cores
+        self._free: float = cores
         self._turn = threading.Condition()
         self.done: dict[str, dict[str, Any]] = {}
         if state.exists():
@@ -50,7 +50,7 @@ class Runner:
                 if outcome["ok"] and outcome["code"] == now(outcome["piece"].split()[0]):
                     self.done[outcome["piece"]] = outcome
 
-    def _has_free(self, cores: int) -> bool:
+    def _has_free(self, cores: float) -> bool:
         return self._free >= cores
 
     def run(self, pieces: list[Piece]) -> None:
@@ -69,7 +69,7 @@ class Runner:
         for thread in threads:
             thread.join()
 
-    def _run_one_piece(self, piece: Piece, cores: int, progress: str) -> None:
+    def _run_one_piece(self, piece: Piece, cores: float, progress: str) -> None:
         began_s, code = time.monotonic(), code_of(piece.arguments[0])
         try:
             outcome = run_piece(piece)

@@ -66,12 +66,12 @@ CAMPAIGNS = {
 
 
 class Piece(NamedTuple):
-    """A program to run; `cores` of the machine's it takes."""
+    """A program to run; `cores` of the machine's it takes: half of one where it mostly waits for hosts and servers."""
 
     campaign: str
     name: str
     arguments: list[str]  # behind `python -m`
-    cores: int = 1
+    cores: float = 1
 
 
 def all_pieces(share: float) -> Iterator[Piece]:
@@ -106,9 +106,9 @@ def all_pieces(share: float) -> Iterator[Piece]:
         control = ["--kind", kind, "--sync", "never"]
         yield Piece("control", kind, ["tests.torture.power", *control])
     yield from _cycles("full", "full", ["tests.torture.full"], count(20))
-    yield from _cycles("hosts", "hosts", ["tests.torture.hosts"], count(400), cores=2)
-    yield from _cycles("at once", "at once", ["tests.torture.hosts", "--at-once"], count(400), cores=2)
-    yield from _cycles("servers", "servers", ["tests.torture.servers"], count(1000))
+    yield from _cycles("hosts", "hosts", ["tests.torture.hosts"], count(400), cores=0.5)
+    yield from _cycles("at once", "at once", ["tests.torture.hosts", "--at-once"], count(400), cores=0.5)
+    yield from _cycles("servers", "servers", ["tests.torture.servers"], count(1000), cores=0.5)
     yield Piece("both ways", "both ways", ["tests.torture.both_ways", "--accounts", str(count(100_000))], cores=2)
     yield from _cycles("writeback", "writeback", ["tests.torture.writeback"], count(80))
     commands = count(COMMANDS)
@@ -145,7 +145,7 @@ def part_of(pieces: Iterable[Piece], number: int, parts: int) -> list[Piece]:
     return list(pieces)[number - 1 :: parts]
 
 
-def _cycles(campaign: str, name: str, program: list[str], cycles: int, cores: int = 1) -> Iterator[Piece]:
+def _cycles(campaign: str, name: str, program: list[str], cycles: int, cores: float = 1) -> Iterator[Piece]:
     """Cycles, in pieces with a seed each."""
     cycles_each = CYCLES_A_PIECE[campaign]
     for number, first in enumerate(range(0, cycles, cycles_each), 1):
