@@ -353,7 +353,9 @@ class Reader(Protocol):
         """
 
     def snapshots(self) -> list[Retained]:
-        """Returns the snapshots that are whole, oldest first. Raises Unknown."""
+        """Returns the snapshots that are whole, oldest first; of several at one position the newest only. Raises
+        Unknown.
+        """
 
     def chunks(self, position: int) -> Iterator[bytes]:
         """Yields the verified chunks of the snapshot at this position. Raises Gap (there is none), Corrupt, Unknown."""

@@ -214,7 +214,8 @@ class MapReader:
         return iter([row for row in rows if row[0] >= start])
 
     def snapshots(self) -> list[Retained]:
-        return [Retained(version, chain, version) for version, _, is_state, chain in self._walked() if is_state]
+        states = {version: chain for version, _, is_state, chain in self._walked() if is_state}
+        return [Retained(version, chain, version) for version, chain in states.items()]
 
     def chunks(self, position: int) -> Iterator[bytes]:
         for version, payload, is_state, _ in self._walked():

@@ -73,7 +73,10 @@ class JetStreamReader:
             manifests = snapshots.manifests_of(self._saved, self._shard)
         except Malformed as fault:
             raise Corrupt(f"{self._saved.name}: {fault}") from fault
-        return [Retained(manifest.position, manifest.chain, manifest.reached) for manifest in manifests]
+        newest = {
+            manifest.position: manifest for manifest in manifests
+        }  # a shard that was still has two at one position
+        return [Retained(manifest.position, manifest.chain, manifest.reached) for manifest in newest.values()]
 
     def chunks(self, position: int) -> Iterator[bytes]:
         try:

@@ -12,7 +12,7 @@ from typing import Protocol
 
 import pytest
 
-from shards.journal import Fenced, Gap, Journal, JournalError
+from shards.journal import Fenced, Gap, Journal, JournalError, Reader
 
 OWNER = "worker-7 pid 4711"
 
@@ -24,6 +24,9 @@ class Backend(Protocol):
 
     def journal(self, sync: str = "always") -> Journal:
         """A new journal object in a new process; earlier ones live on until `kill`."""
+
+    def reader(self) -> Reader:
+        """Reads shard 7 in a new process, and owns nothing."""
 
     def kill(self) -> None:
         """Ends all processes, as kill -9 does."""

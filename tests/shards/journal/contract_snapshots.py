@@ -52,6 +52,19 @@ class SnapshotContract:
         assert content(journal) == (29, [b"the same once more"], [])
         assert journal.append(b"next") == 30
 
+    def test_a_reader_sees_one_snapshot_at_a_position_also_of_a_shard_that_was_still(self, backend: Backend) -> None:
+        for life in range(1, 4):
+            journal = backend.journal()
+            journal.open(7, OWNER)
+            if life == 1:
+                journal.append(payload_of(1))
+            journal.save_snapshot(1, [b"of life %d" % life])
+            journal.close()
+        reader = backend.reader()
+        assert [row.position for row in reader.snapshots()] == [1]
+        assert list(reader.chunks(1)) == [b"of life 3"]
+        reader.close()
+
     def test_a_snapshot_before_the_first_batch(self, backend: Backend) -> None:
         journal = backend.journal()
         journal.open(7, OWNER)

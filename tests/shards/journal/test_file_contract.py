@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 
 from shards.journal.file.journal import FileJournal
+from shards.journal.file.reader import FileReader
 from shards.system.disk import RealDisk
 from tests.shards.journal.contract import JournalContract
 from tests.shards.journal.contract_beside import BesideContract
 from tests.shards.journal.contract_machine import PowerContract, RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
-from tests.shards.journal.journal_machine import START_NS, JournalMachine, file_journal
+from tests.shards.journal.journal_machine import DIRECTORY, SHARD, START_NS, JournalMachine, file_journal
 from tests.simulation.disk import SimDisk
 
 
@@ -31,6 +32,9 @@ class SimulatedFiles:
         journal = self.machine.journal(sync=sync)
         self.disks.append(self.machine.disk)
         return journal
+
+    def reader(self) -> FileReader:
+        return FileReader(self.machine.process(), DIRECTORY, SHARD)
 
     def kill(self) -> None:
         for disk in self.disks:
@@ -91,6 +95,9 @@ class RealFiles:
     def journal(self, sync: str = "always") -> FileJournal:
         self.processes.append(Process())
         return file_journal(str(self.directory / "journal"), self.processes[-1], self.tick, self.rng, sync, 16_384)
+
+    def reader(self) -> FileReader:
+        return FileReader(RealDisk(), str(self.directory / "journal"), SHARD)
 
     def tick(self) -> int:
         self.now_ns += 1_000_000

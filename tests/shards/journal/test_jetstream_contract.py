@@ -9,6 +9,7 @@ import pytest
 
 from shards.journal import Fenced, Opened
 from shards.journal.jetstream.journal import JetStreamJournal, Terms
+from shards.journal.jetstream.reader import JetStreamReader
 from shards.journal.jetstream.witness import Witness
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
@@ -54,6 +55,9 @@ class OnServers:
         journal.waits = self.killed
         self.journals.append(journal)
         return journal
+
+    def reader(self) -> JetStreamReader:
+        return JetStreamReader(self.cluster.connect(), SHARD, MACHINE_CLOCKS.boot_ns)
 
     def tick(self) -> int:
         self.now_ns += 1_000_000

@@ -12,7 +12,7 @@ from tests.shards.journal.contract_beside import BesideContract
 from tests.shards.journal.contract_machine import RoomContract
 from tests.shards.journal.contract_snapshots import SnapshotContract
 from tests.shards.journal.journal_machine import START_NS
-from tests.shards.journal.memory import GRANT_NS, MemoryJournal, MemoryServer
+from tests.shards.journal.memory import GRANT_NS, Client, MemoryJournal, MemoryReader, MemoryServer
 
 
 class InMemory:
@@ -27,6 +27,9 @@ class InMemory:
 
     def journal(self, sync: str = "always") -> MemoryJournal:
         return MemoryJournal(self.path, self.tick)
+
+    def reader(self) -> MemoryReader:
+        return MemoryReader(Client(self.path), 7)
 
     def tick(self) -> int:
         self.now_ns += 1_000_000
