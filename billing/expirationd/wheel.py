@@ -28,7 +28,8 @@ the wheel holds at most a constant multiple of the live filings. To tell two fil
 `filed_ns` is not the bare beginning of the slot but up to 65,535 ns after it (never after the instant itself); those 16
 bits are kept beside the ref, which thus has 48.
 
-The wheel never reads a clock, calls the owner only through the two functions given to `advance`, and knows no money.
+The wheel never reads a clock, calls the owner only through the two functions given to `advance`, and knows no money. It
+asks for all filings of a piece at once: a storm is thousands of filings, and each is asked for several times.
 
 Worked example, position 0: an instant of 200 ms (200_000_000 ns) is less than 512 slots of 1_048_576 ns ahead, so it
 is filed at level 0 in the slot that begins at 199_229_440. `advance(133_169_152)` opens that slot and puts the instant
@@ -36,7 +37,8 @@ into the heap; `advance(199_999_999)` returns nothing; `advance(200_000_000)` re
 """
 
 from array import array
-from collections.abc import Callable, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from heapq import heapify, heappop, heappush
 from typing import Final
 
@@ -64,8 +66,9 @@ _SWEEP_SPARE: Final = 65_536
 _SWEEP_SLICE: Final = 256
 _SWEEP_PAUSE_NS: Final = 1_000_000
 
-DueOf = Callable[[int, int], int]
-Moved = Callable[[int, int], object]
+Filing = tuple[int, int]  # (ref, filed_ns)
+DueOf = Callable[[Sequence[Filing]], list[int]]
+Moved = Callable[[Sequence[Filing]], object]
 
 
 class Wheel:
@@ -173,11 +176,11 @@ class Wheel:
     def advance(self, now_ns: int, due_of: DueOf, moved: Moved, limit: int) -> list[int]:
         """Moves on to `now_ns` and returns refs that are due, in the order of their instants.
 
-        `due_of(ref, filed_ns)` answers the coming instant of ref (≥ filed_ns); or -1 if `filed_ns` is not its live
-        filing; or -1 if nothing is coming, and then the owner forgets its live filing in the same call, because the
-        wheel drops it. `moved(ref, filed_ns)` gives the owner the new place of the live filing. The live filing of a
-        returned ref is used up: the owner forgets it, and inserts the next coming instant, if there is one, before it
-        calls `advance` again. Neither function may call the wheel.
+        `due_of(filings)` answers for each (ref, filed_ns) the coming instant of ref (≥ filed_ns); or -1 if `filed_ns`
+        is not its live filing; or -1 if nothing is coming, and then the owner forgets its live filing in the same call,
+        because the wheel drops it. `moved(filings)` gives the owner the new place of each live filing. The live filing
+        of a returned ref is used up: the owner forgets it, and inserts the next coming instant, if there is one, before
+        it calls `advance` again. Neither function may call the wheel.
 
         At most `limit` ≥ 1 filings are touched, so that one call is short. An empty list does not mean that no work is
         left: see `next_due_ns`.
@@ -202,22 +205,23 @@ class Wheel:
         """
         near = self._near
         bound = (until_ns + 1) << _REF_BITS
-        last = -1
         while budget > 0 and near and near[0] < bound:
-            entry = heappop(near)
-            budget -= 1
-            self._filings -= 1
-            if entry == last:  # the owner went to another instant and back: the same filing twice
-                continue
-            last = entry
-            ref = entry & REF_MAX
-            filed_ns = entry >> _REF_BITS
-            due_ns = due_of(ref, filed_ns)
-            if due_ns == filed_ns:
-                fired.append(ref)
-            elif due_ns >= 0:
-                assert due_ns > filed_ns, (ref, due_ns, filed_ns)
-                moved(ref, self.insert(ref, due_ns))
+            taken: list[int] = []
+            while budget > 0 and near and near[0] < bound:
+                taken.append(heappop(near))
+                budget -= 1
+            self._filings -= len(taken)
+            # The owner may have gone to another instant and back: the same filing twice.
+            filings = [(entry & REF_MAX, entry >> _REF_BITS) for entry in dict.fromkeys(taken)]
+            answers = zip(filings, due_of(filings), strict=True)
+            coming = [due_ns << _REF_BITS | ref for (ref, _), due_ns in answers if due_ns >= 0]
+            coming.sort()  # it nearly always is: an instant that moved later may be behind that of another filing
+            first_left = min(bound, near[0]) if near else bound
+            passed = bisect_left(coming, first_left)
+            fired += [entry & REF_MAX for entry in coming[:passed]]
+            if passed < len(coming):
+                later = [(entry & REF_MAX, entry >> _REF_BITS) for entry in coming[passed:]]
+                moved([(ref, self.insert(ref, due_ns)) for ref, due_ns in later])
         return budget
 
     def _open(self, level: int, begin_ns: int, due_of: DueOf, moved: Moved, limit: int) -> int:
@@ -228,19 +232,19 @@ class Wheel:
         del slot[first:]
         self._filings -= len(entries)
         near, near_until_ns = self._near, self._position_ns + _NEAR_NS + _ON_THE_WAY_NS
-        for entry in entries:
-            ref = entry & REF_MAX
-            filed_ns = begin_ns + (entry >> _REF_BITS)
-            due_ns = due_of(ref, filed_ns)
+        filings = [(entry & REF_MAX, begin_ns + (entry >> _REF_BITS)) for entry in entries]
+        places: list[Filing] = []
+        for (ref, filed_ns), due_ns in zip(filings, due_of(filings), strict=True):
             if due_ns < 0:
                 continue
             assert due_ns >= filed_ns, (ref, due_ns, filed_ns)
             if due_ns < near_until_ns:  # as `insert` does, without the call: nearly every filing comes this way
                 self._filings += 1
                 heappush(near, due_ns << _REF_BITS | ref)
-                moved(ref, due_ns)
+                places.append((ref, due_ns))
             else:
-                moved(ref, self.insert(ref, due_ns))
+                places.append((ref, self.insert(ref, due_ns)))
+        moved(places)
         if not slot:
             del self._slots[begin_ns << _KEY_BITS | level]
             begins = self._begins[level]
@@ -287,16 +291,15 @@ class Wheel:
             index = self._sweep_from
             end = min(len(slot), index + limit)
             limit -= max(1, end - index)
-            while index < end:
-                entry = slot[index]
-                if due_of(entry & REF_MAX, begin_ns + (entry >> _REF_BITS)) >= 0:
-                    index += 1
-                else:  # the slot's last filing takes its place
-                    self._filings -= 1
-                    end -= 1
-                    last = slot.pop()
-                    if index < len(slot):
-                        slot[index] = last
+            filings = [(entry & REF_MAX, begin_ns + (entry >> _REF_BITS)) for entry in slot[index:end]]
+            live = [entry for entry, due_ns in zip(slot[index:end], due_of(filings), strict=True) if due_ns >= 0]
+            index += len(live)
+            stale = end - index
+            slot[index - len(live) : index] = array("Q", live)
+            last = slot[max(end, len(slot) - stale) :]  # the slot's last filings take the places of the stale ones
+            slot[index : index + len(last)] = last
+            del slot[len(slot) - stale :]
+            self._filings -= stale
             self._sweep_from = index
             if index >= len(slot):
                 self._sweep_keys.pop()

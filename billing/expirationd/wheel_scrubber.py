@@ -29,9 +29,10 @@ HORIZON_NS: Final = 3_600 * SECOND_NS
 
 
 class WheelScrubber:
-    """The walk over the books of one shard. `heal(ref, now_ns)` applies what is due and files the account anew."""
+    """The walk over the books of one shard. `heal(refs, now_ns)` applies what is due and files the
+    accounts anew."""
 
-    def __init__(self, books: dict[int, Book], heal: Callable[[int, int], object], call_at_ns: CallAt) -> None:
+    def __init__(self, books: dict[int, Book], heal: Callable[[list[int], int], object], call_at_ns: CallAt) -> None:
         self._books = books
         self._call_at_ns = call_at_ns
         self._heal = heal
@@ -69,8 +70,7 @@ class WheelScrubber:
                     wrong.append(book.bucket_id << SLOT_BITS | slot)
                 elif called_ns < now_ns + HORIZON_NS:
                     self._counting[called_ns // SECOND_NS] += 1
-        for ref in wrong:
-            self._heal(ref, now_ns)
+        self._heal(wrong, now_ns)
         self.mismatches += len(wrong)
         return len(wrong)
 

@@ -38,6 +38,7 @@ HAS_EXTRA: Final = 2
 ACCRUING: Final = 4  # the account is exhausted and goes on below zero
 
 SLOT_BITS: Final = 32
+SLOT_MASK: Final = (1 << SLOT_BITS) - 1
 SLICE_ROWS: Final = 2048  # accounts of a large bucket in one slice of work, before other work gets its turn
 
 _SLOTS: Final = tuple(range(1 << 14))  # row numbers shared by all books
@@ -46,6 +47,9 @@ _SLOTS: Final = tuple(range(1 << 14))  # row numbers shared by all books
 def shared_slots(count: int) -> Iterable[int]:
     """0, 1, ... count - 1; the first `2**14` numbers are the same objects in all books, which saves memory."""
     return chain(_SLOTS[:count], range(len(_SLOTS), count))
+
+
+Filing = tuple[int, int]  # (ref, filed_ns): an account, and the instant at which a filing of it stands in the wheel
 
 
 class Tombstone(NamedTuple):

@@ -26,6 +26,9 @@ Example: a top-up of 5 nanos for user `7` at instant 10 as its first entry packs
 
 `EVERYDAY` packs the fixed part of an everyday command. It takes no refusal, frac of amount, credit limit, holds and
 overrun, and no lengths of key, options and note: these are zero in such an entry, and `EVERYDAY` writes the zeros.
+`RAN_OUT` and `REPORTED` do the same for the other entries of `fast_path`: an exhaustion takes op, flags, at_ns,
+entry_id, the numbers from accrued to rate, those from credit limit to overrun, and the length of the user; a report
+of delivery `a` as well, and no entry_id and accrued.
 
 **The first format** had neither the leading byte nor `line_rate`, `options` and `actor`, and no flag ACCRUING; its
 first byte was the op, which is below 0xF2. `unpack` reads both formats. The `line_rate` of a change_rate in the first
@@ -56,6 +59,8 @@ FORMAT: Final = 0xF2  # the first byte of an entry
 FORMAT_BYTE: Final = bytes((FORMAT,))
 FIXED: Final = struct.Struct("<BBHHqqqqqqqQqqqqqqqqqqqBBBHBBH")
 EVERYDAY: Final = struct.Struct("<BBH2xqqqqqq8xQqqqqq16xqq16xBxBHxB2x")
+RAN_OUT: Final = struct.Struct("<BBH26xqq16xQqqqq8xqqqqqqB8x")
+REPORTED: Final = struct.Struct("<BBH2xq16xq40xqqq8xqqqqqqB8x")
 _CAUSE: Final = struct.Struct("<BBHHqqqq")  # its beginning
 _LENGTHS: Final = struct.Struct("<BBBHBBH")  # its end
 _LENGTHS_AT: Final = FIXED.size - _LENGTHS.size

@@ -10,7 +10,8 @@ avoidable call. It takes
 - or the first top_up of an account that never existed.
 
 When thousands of accounts run out at one instant, each makes three entries: the account ran out, its call began, and
-the call got a 2xx. This module writes these out, too, for accounts for which time has no other event coming.
+the call got a 2xx. This module writes these out, too, for accounts for which time has no other event coming. Before
+that, the wheel asks several times for the coming instant of each account; `next_due_ns` answers for many at once.
 
 For everything else these functions change nothing and return None or False; the caller then takes the plain path
 (`Account` and `Posting`), which implements all rules. The model test checks that both follow the same rules, and replay
@@ -21,10 +22,11 @@ Money is kept as (nanos, frac), `nanos * NANO + frac` internal units with 0 <= f
 while one integer of internal units does not.
 """
 
+from collections.abc import Sequence
 from typing import Final
 
-from billing.ledger.account import BALANCE_MAX
-from billing.ledger.book import ACCRUING, EXHAUSTED, HAS_EXTRA, ROW, SLOT_BITS, Book
+from billing.ledger.account import BALANCE_MAX, Account
+from billing.ledger.book import ACCRUING, EXHAUSTED, HAS_EXTRA, ROW, SLOT_BITS, SLOT_MASK, Book, Filing
 from billing.ledger.commands import CUTOFF_DELIVERED, CUTOFF_STARTED, DEBIT, EXHAUST, SET_RATE, TOP_UP, Command
 from billing.ledger.entry import ACCRUING as ENTRY_ACCRUING
 from billing.ledger.entry import (
@@ -36,6 +38,8 @@ from billing.ledger.entry import (
     FORMAT,
     OPENED,
     PENDING,
+    RAN_OUT,
+    REPORTED,
     RULE_ACCRUE,
     EntryTuple,
 )
@@ -44,12 +48,15 @@ from billing.ledger.extra import NEVER_NS, Cutoff, Extra
 from billing.ledger.money import INT64_MAX, NANO
 from billing.ledger.posting import Posting
 from billing.ledger.rates import LINES_MAX
+from billing.ledger.schedule import coming_ns
 
 _ROW_SIZE: Final = ROW.size
 _read_row: Final = ROW.unpack_from
 _write_row: Final = ROW.pack_into
 _pack_fixed: Final = FIXED.pack
 _pack_everyday: Final = EVERYDAY.pack
+_pack_ran_out: Final = RAN_OUT.pack
+_pack_reported: Final = REPORTED.pack
 _join: Final = b"".join
 _NO_LINE: Final = (0, -1)  # rate and rate_seq of a line that does not exist
 _BARE_REPORT: Final = (0, 0, b"", b"", b"", b"", b"")  # the fields of a report behind `seq`, all empty
@@ -188,6 +195,29 @@ def carry_out(posting: Posting, book: Book, at_ns: int, command: Command) -> Ent
     )  # fmt: skip
 
 
+def next_due_ns(books: dict[int, Book], filings: Sequence[Filing]) -> list[int]:
+    """The coming instant of each of these accounts; -1 if the filing is not the account's live one, or nothing is
+    coming: then it has no live filing any more.
+    """
+    coming: list[int] = []
+    for ref, filed_ns in filings:
+        book = books.get(ref >> SLOT_BITS)
+        slot = ref & SLOT_MASK
+        if book is None or slot >= len(book.users) or book.armed_ns[slot] != filed_ns or not book.users[slot]:
+            coming.append(-1)
+            continue
+        settled_ns, nanos, frac, rate, _, _, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
+        if row_flags:
+            due_ns = coming_ns(Account(book, slot, book.users[slot]))
+        else:  # active, and nothing but the exhaustion can be coming
+            due_ns = settled_ns - (-(nanos * NANO + frac) // rate) if rate else NEVER_NS
+        if due_ns > INT64_MAX:
+            book.armed_ns[slot] = NEVER_NS
+            due_ns = -1
+        coming.append(due_ns)
+    return coming
+
+
 def run_out(posting: Posting, book: Book, slot: int, now_ns: int) -> bool:
     """Records the exhaustion of an account if that is due by `now_ns` and nothing else is coming for the account; there
     is then nothing to file it for. In any other case returns False and changes nothing.
@@ -230,10 +260,9 @@ def run_out(posting: Posting, book: Book, slot: int, now_ns: int) -> bool:
     user_id = book.users[slot]
     spent_nanos, spent_frac = divmod(spent, NANO)
     overrun_nanos, overrun_frac = divmod(extra.overrun, NANO)
-    fixed = _pack_fixed(
-        FORMAT, EXHAUST, flags, 0, 0, 0, 0, due_ns, entry_id, 0, 0, spent_nanos, spent_frac, nanos, frac, rate, 0,
-        extra.credit_limit_nanos, extra.holds_nanos, -1, seq, overrun_nanos, overrun_frac,
-        len(user_id), 0, 0, 0, 0, 0, 0,
+    fixed = _pack_ran_out(
+        FORMAT, EXHAUST, flags, due_ns, entry_id, spent_nanos, spent_frac, nanos, frac, rate,
+        extra.credit_limit_nanos, extra.holds_nanos, -1, seq, overrun_nanos, overrun_frac, len(user_id),
     )  # fmt: skip
     posting.records.append((book.bucket_id, fixed + user_id))
     posting.notices.append(("cutoff", settled_ns, book.bucket_id, user_id, seq))
@@ -246,7 +275,7 @@ def report(posting: Posting, book: Book, at_ns: int, command: Command) -> bool:
     """
     op, user_id, seq = command[:3]
     slot = book.slots.get(user_id)
-    if slot is None or command[3:] != _BARE_REPORT or (op != CUTOFF_STARTED and op != CUTOFF_DELIVERED):
+    if slot is None or (op != CUTOFF_STARTED and op != CUTOFF_DELIVERED) or command[3:] != _BARE_REPORT:
         return False
     settled_ns, nanos, frac, rate, _, newest, row_flags = _read_row(book.rows, slot * _ROW_SIZE)
     if not row_flags & EXHAUSTED:
@@ -254,13 +283,15 @@ def report(posting: Posting, book: Book, at_ns: int, command: Command) -> bool:
     extra = book.extras[slot]
     if extra.thresholds or extra.credits or extra.class_name or len(extra.cutoffs) != 1:
         return False
-    at_ns = max(at_ns, settled_ns)
+    if at_ns < settled_ns:
+        at_ns = settled_ns
     cutoff = extra.cutoffs[0]
     if cutoff.seq != seq or cutoff.status != PENDING or extra.next_expiry_ns <= at_ns:
         return False
     if op == CUTOFF_STARTED:
         cutoff.attempts += 1
-        extra.begun(cutoff)
+        if seq > extra.off_seq:
+            extra.off_seq, extra.off_ns = seq, cutoff.exhausted_at_ns
     elif seq > extra.off_seq:
         return False
     else:
@@ -272,9 +303,9 @@ def report(posting: Posting, book: Book, at_ns: int, command: Command) -> bool:
     if row_flags & ACCRUING:
         flags |= ENTRY_ACCRUING
     overrun_nanos, overrun_frac = divmod(extra.overrun, NANO)
-    fixed = _pack_fixed(
-        FORMAT, op, flags, 0, seq, 0, 0, at_ns, 0, 0, 0, 0, 0, nanos, frac, rate, 0, extra.credit_limit_nanos,
-        extra.holds_nanos, -1, newest, overrun_nanos, overrun_frac, len(user_id), 0, 0, 0, 0, 0, 0,
+    fixed = _pack_reported(
+        FORMAT, op, flags, seq, at_ns, nanos, frac, rate, extra.credit_limit_nanos, extra.holds_nanos, -1, newest,
+        overrun_nanos, overrun_frac, len(user_id),
     )  # fmt: skip
     posting.records.append((book.bucket_id, fixed + user_id))
     return True

@@ -22,7 +22,7 @@ have to be reported.
 """
 
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 from billing.ledger import (
@@ -40,7 +40,7 @@ from billing.ledger import (
 )
 from billing.ledger import commands as ops
 from billing.ledger.account import Account, Handlers, Rejected
-from billing.ledger.book import ROW, SLICE_ROWS, SLOT_BITS, Book
+from billing.ledger.book import ROW, SLICE_ROWS, SLOT_BITS, SLOT_MASK, Book, Filing
 from billing.ledger.classes import NO_CLASSES, Classes
 from billing.ledger.commands import Command
 from billing.ledger.cutoffs import Owed
@@ -70,8 +70,6 @@ from billing.ledger.posting import Arm, Posting
 
 _HANDLERS: Final[Handlers] = {**balances.HANDLERS, **rates.HANDLERS, **thresholds.HANDLERS, **classes.HANDLERS}
 _REPORTS: Final = range(ops.CUTOFF_STARTED, ops.CUTOFF_RETRY + 1)
-
-_SLOT_MASK: Final = (1 << SLOT_BITS) - 1
 
 EVENTS_AT_ONCE: Final = 32  # of one account in one `tick`
 
@@ -302,40 +300,32 @@ class Ledger:
 
     # -- time ----------------------------------------------------------------------------------------------------------
 
-    def tick(self, ref: int, now_ns: int) -> None:
-        """The wheel took `ref` out: applies the events that are due for that account, and files it again. If they are
-        very many, it applies the first of them and files the account for the next one, which has passed already: other
-        accounts do not wait for all of them.
+    def tick(self, refs: Iterable[int], now_ns: int) -> None:
+        """The wheel took `refs` out: applies the events that are due for each of these accounts in turn, and files the
+        account again. If the events of one account are very many, it applies the first of them and files the account
+        for the next one, which has passed already: other accounts do not wait for all of them.
         """
-        book = self.books.get(ref >> SLOT_BITS)
-        slot = ref & _SLOT_MASK
-        if book is None or not book.awake or slot >= len(book.users) or not book.users[slot]:
-            return
-        book.armed_ns[slot] = NEVER_NS
-        if not fast_path.run_out(self._posting, book, slot, now_ns):
-            self._posting.catch_up(Account(book, slot, book.users[slot]), now_ns, EVENTS_AT_ONCE)
+        posting, books, run_out = self._posting, self.books, fast_path.run_out
+        for ref in refs:
+            book = books.get(ref >> SLOT_BITS)
+            slot = ref & SLOT_MASK
+            if book is None or not book.awake or slot >= len(book.users) or not book.users[slot]:
+                continue
+            book.armed_ns[slot] = NEVER_NS
+            if not run_out(posting, book, slot, now_ns):
+                posting.catch_up(Account(book, slot, book.users[slot]), now_ns, EVENTS_AT_ONCE)
 
-    def next_due_ns(self, ref: int, filed_ns: int) -> int:
-        """For the wheel: the coming instant of the account that is filed as `ref` at `filed_ns`; -1 if that filing is
+    def next_due_ns(self, filings: Sequence[Filing]) -> list[int]:
+        """For the wheel: the coming instant of each account that is filed as `ref` at `filed_ns`; -1 if that filing is
         not the live one, or nothing is coming.
         """
-        book = self.books.get(ref >> SLOT_BITS)
-        slot = ref & _SLOT_MASK
-        if book is None or slot >= len(book.users) or book.armed_ns[slot] != filed_ns or not book.users[slot]:
-            return -1
-        settled_ns, nanos, frac, rate, _, _, flags = ROW.unpack_from(book.rows, slot * ROW.size)
-        if flags:
-            due_ns = schedule.coming_ns(Account(book, slot, book.users[slot]))
-        else:  # active, and nothing but the exhaustion can be coming
-            due_ns = exhaustion_ns(settled_ns, nanos * NANO + frac, rate) if rate else NEVER_NS
-        if due_ns > INT64_MAX:
-            book.armed_ns[slot] = NEVER_NS
-            return -1
-        return due_ns
+        return fast_path.next_due_ns(self.books, filings)
 
-    def moved(self, ref: int, filed_ns: int) -> None:
-        """The wheel moved the live filing of an account to `filed_ns`."""
-        self.books[ref >> SLOT_BITS].armed_ns[ref & _SLOT_MASK] = filed_ns
+    def moved(self, filings: Sequence[Filing]) -> None:
+        """The wheel moved the live filing of each of these accounts to `filed_ns`."""
+        books = self.books
+        for ref, filed_ns in filings:
+            books[ref >> SLOT_BITS].armed_ns[ref & SLOT_MASK] = filed_ns
 
     def wake(self, bucket_id: int) -> None:
         """Lets time pass in this bucket from now on: files every account that has a coming instant."""

@@ -21,7 +21,7 @@ from billing.ledger import audit, views
 from billing.ledger import commands as ops
 from billing.ledger.account import Account
 from billing.ledger.block import dumping, is_of_other_version, loading
-from billing.ledger.book import SLOT_BITS, Book
+from billing.ledger.book import SLOT_BITS, SLOT_MASK, Book
 from billing.ledger.cutoffs import Owed
 from billing.ledger.entry import ACCRUING, EXHAUSTED, EntryTuple, answer
 from billing.ledger.errors import Refused
@@ -224,8 +224,7 @@ class BillingMachine:
         wheel, ledger = self._wheel, self.ledger
         assert wheel is not None, "time passes before start"
         fired = wheel.advance(now_ns, ledger.next_due_ns, ledger.moved, limit)
-        for ref in fired:
-            ledger.tick(ref, now_ns)
+        ledger.tick(fired, now_ns)
         self.fired += len(fired)
         return 0 <= wheel.next_due_ns() <= now_ns
 
@@ -241,7 +240,7 @@ class BillingMachine:
         if wheel is None or wheel.count_soon(until_ns) < least:
             return
         for refs in wheel.soon(until_ns):
-            places = [(books.get(ref >> SLOT_BITS), ref & (1 << SLOT_BITS) - 1) for ref in refs]
+            places = [(books.get(ref >> SLOT_BITS), ref & SLOT_MASK) for ref in refs]
             cutoffs = [views.next_cutoff(book, slot) for book, slot in places if book is not None]
             yield [cutoff for cutoff in cutoffs if cutoff is not None and cutoff[3] <= until_ns]
 

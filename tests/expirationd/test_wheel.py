@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from billing.expirationd.wheel import DUE_NS_MAX, REF_MAX, SOON_PIECE, Wheel
+from billing.expirationd.wheel import DUE_NS_MAX, REF_MAX, SOON_PIECE, Filing, Wheel
 
 
 class Accounts:
@@ -31,8 +32,11 @@ class Accounts:
     def disarm(self, ref: int) -> None:
         self.due.pop(ref, None)
 
-    def due_of(self, ref: int, filed_ns: int) -> int:
-        self.asked += 1
+    def due_of(self, filings: Sequence[Filing]) -> list[int]:
+        self.asked += len(filings)
+        return [self._due_of(ref, filed_ns) for ref, filed_ns in filings]
+
+    def _due_of(self, ref: int, filed_ns: int) -> int:
         if self.filed.get(ref) != filed_ns:
             return -1
         if ref not in self.due:
@@ -40,9 +44,10 @@ class Accounts:
             return -1
         return self.due[ref]
 
-    def moved(self, ref: int, filed_ns: int) -> None:
-        assert filed_ns <= self.due[ref]
-        self.filed[ref] = filed_ns
+    def moved(self, filings: Sequence[Filing]) -> None:
+        for ref, filed_ns in filings:
+            assert filed_ns <= self.due[ref]
+            self.filed[ref] = filed_ns
 
     def advance(self, now_ns: int, limit: int) -> list[tuple[int, int]]:
         asked_before = self.asked

@@ -277,12 +277,12 @@ class Program:
         while due := [filing for filing in self.filings if filing[0] <= self.t]:
             self.filings = [filing for filing in self.filings if filing[0] > self.t]
             for filed_ns, ref in due:
-                due_ns = self.ledger.next_due_ns(ref, filed_ns)
+                (due_ns,) = self.ledger.next_due_ns([(ref, filed_ns)])
                 if 0 <= due_ns <= self.t:
-                    self.ledger.tick(ref, self.t)
+                    self.ledger.tick([ref], self.t)
                 elif due_ns > self.t:
                     self.filings.append((due_ns, ref))
-                    self.ledger.moved(ref, due_ns)
+                    self.ledger.moved([(ref, due_ns)])
         self.ledger.records.sort(key=lambda record: _order(record[1]))
         self.ledger.notices.sort(key=lambda notice: (notice[0], notice[3], notice[4]))
         self.model.entries, self.model.notices = wanted, notices

@@ -186,14 +186,14 @@ def test_in_a_bucket_that_stands_still_every_filing_is_stale() -> None:
     driver.top_up("u", 100, at=0)
     driver.set_rate("u", HOUR, at=0)
     ((ref, due_ns),) = driver.filed
-    assert driver.ledger.next_due_ns(ref, due_ns) == 100
+    assert driver.ledger.next_due_ns([(ref, due_ns)]) == [100]
     driver.ledger.still(BUCKET)
-    assert driver.ledger.next_due_ns(ref, due_ns) == -1
-    driver.ledger.tick(ref, 100)
+    assert driver.ledger.next_due_ns([(ref, due_ns)]) == [-1]
+    driver.ledger.tick([ref], 100)
     assert driver.operations("u")[-1][0] == "set_rate"
     driver.ledger.drop(BUCKET)
-    assert driver.ledger.next_due_ns(ref, due_ns) == -1
-    driver.ledger.tick(ref, 100)
+    assert driver.ledger.next_due_ns([(ref, due_ns)]) == [-1]
+    driver.ledger.tick([ref], 100)
 
 
 def test_re_arming_is_a_comparison_an_instant_that_moves_later_needs_nothing() -> None:
@@ -202,13 +202,13 @@ def test_re_arming_is_a_comparison_an_instant_that_moves_later_needs_nothing() -
     driver.set_rate("u", HOUR, at=0)
     driver.top_up("u", 100, at=1)
     ((ref, _),) = driver.filed
-    assert driver.ledger.next_due_ns(ref, 100) == 200
-    driver.ledger.moved(ref, 200)
-    assert driver.ledger.next_due_ns(ref, 100) == -1
+    assert driver.ledger.next_due_ns([(ref, 100)]) == [200]
+    driver.ledger.moved([(ref, 200)])
+    assert driver.ledger.next_due_ns([(ref, 100)]) == [-1]
     driver.debit("u", 50, at=2)
     assert driver.filed[-1] == (ref, 150)
     driver.set_rate("u", 0, at=3)
-    assert driver.ledger.next_due_ns(ref, 150) == -1, "nothing is coming"
+    assert driver.ledger.next_due_ns([(ref, 150)]) == [-1], "nothing is coming"
     driver.set_rate("u", HOUR, at=4)
     assert len(driver.filed) == 3
 
@@ -219,12 +219,12 @@ def test_a_tick_lets_happen_what_is_due_and_files_again() -> None:
     driver.set_rate("u", HOUR, at=0)
     driver.hold("u", 30, at=0, ttl=200)
     ref = driver.filed[-1][0]
-    driver.ledger.tick(ref, 5)
+    driver.ledger.tick([ref], 5)
     assert driver.rows("u")[-1]["operation"] == "hold"
-    driver.ledger.tick(ref, 71)
+    driver.ledger.tick([ref], 71)
     assert driver.operations("u")[-1] == ("exhaust", 70)
     assert driver.filed[-1] == (ref, 200)
-    driver.ledger.tick(ref, 1000)
+    driver.ledger.tick([ref], 1000)
     assert driver.operations("u")[-2:] == [("hold_expired", 200), ("exhaust", 230)]
 
 
@@ -313,8 +313,8 @@ def test_a_filing_of_a_row_that_there_is_not_is_stale() -> None:
     driver = LedgerDriver()
     driver.top_up("u", 100, at=0)
     for slot in (1, 2):
-        assert driver.ledger.next_due_ns(BUCKET << 32 | slot, 0) == -1
-        driver.ledger.tick(BUCKET << 32 | slot, 100)
+        assert driver.ledger.next_due_ns([(BUCKET << 32 | slot, 0)]) == [-1]
+        driver.ledger.tick([BUCKET << 32 | slot], 100)
     assert driver.operations("u") == [("top_up", 0)]
 
 

@@ -58,9 +58,9 @@ def test_the_call_is_owed_from_exactly_the_end_of_the_grace_on(driver: LedgerDri
 def test_the_wheel_is_told_of_the_end_of_the_grace(driver: LedgerDriver) -> None:
     ref = driver.filed[-1][0]
     driver.filed.clear()
-    driver.ledger.tick(ref, E)
+    driver.ledger.tick([ref], E)
     assert driver.filed == [(ref, E + GRACE)]
-    driver.ledger.tick(ref, E + GRACE)
+    driver.ledger.tick([ref], E + GRACE)
     assert driver.cutoffs() == [1]
     assert driver.operations("u")[-1] == ("grace_ended", E + GRACE)
 

@@ -210,13 +210,13 @@ def test_a_filing_of_a_closed_account_is_stale_also_for_who_has_its_row_next(dri
     (ref, due_ns) = driver.filed[-1]
     driver.set_rate("u", 0, at=1)
     driver.close("u", at=2)
-    assert driver.ledger.next_due_ns(ref, due_ns) == -1
-    driver.ledger.tick(ref, 500)
+    assert driver.ledger.next_due_ns([(ref, due_ns)]) == [-1]
+    driver.ledger.tick([ref], 500)
     driver.top_up("v", 10**6, at=3)
-    assert driver.ledger.next_due_ns(ref, due_ns) == -1
+    assert driver.ledger.next_due_ns([(ref, due_ns)]) == [-1]
     driver.set_rate("v", HOUR, at=3)
     assert driver.filed[-1] == (ref, 3 + 10**6)
-    assert driver.ledger.next_due_ns(ref, 3 + 10**6) == 3 + 10**6
+    assert driver.ledger.next_due_ns([(ref, 3 + 10**6)]) == [3 + 10**6]
 
 
 def test_a_rate_seq_is_kept_to_the_last_nanosecond_of_its_7_days(driver: LedgerDriver) -> None:

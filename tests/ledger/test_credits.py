@@ -226,7 +226,7 @@ def test_credits_go_with_their_bucket(driver: LedgerDriver) -> None:
     loaded.load(BUCKET, driver.state())
     assert loaded.dump(BUCKET) == driver.state()
     loaded.wake(BUCKET)
-    assert loaded.next_due_ns(BUCKET << 32, loaded.books[BUCKET].armed_ns[0]) == 10
+    assert loaded.next_due_ns([(BUCKET << 32, loaded.books[BUCKET].armed_ns[0])]) == [10]
     assert loaded.view(BUCKET, b"u", 9)["credits"] == driver.view("u", at=9)["credits"]
     assert loaded.view(BUCKET, b"u", 10)["balance_nanos"] == 40
 

@@ -171,7 +171,7 @@ def test_a_lease_goes_with_its_bucket(driver: LedgerDriver) -> None:
     loaded = Ledger(Rules(False, 10, False), lambda ref, due_ns: due_ns)
     loaded.load(BUCKET, driver.state())
     loaded.wake(BUCKET)
-    assert loaded.next_due_ns(BUCKET << 32, loaded.books[BUCKET].armed_ns[0]) == 5 * MS
+    assert loaded.next_due_ns([(BUCKET << 32, loaded.books[BUCKET].armed_ns[0])]) == [5 * MS]
     assert loaded.view(BUCKET, b"u", 6 * MS)["balance_nanos"] == 95 * MS
 
 
@@ -257,7 +257,7 @@ def test_very_many_ends_are_taken_in_turns_so_that_other_accounts_need_not_wait(
     made = []
     for _ in range(4):  # turns
         driver.filed.clear()
-        driver.ledger.tick(ref, 3 * MS)
+        driver.ledger.tick([ref], 3 * MS)
         made.append(len(ends(driver)))
         assert driver.filed == [(ref, MS + made[-1])][: made[-1] < count]  # the next one, which has passed already
     assert made == [EVENTS_AT_ONCE, 2 * EVENTS_AT_ONCE, count, count]

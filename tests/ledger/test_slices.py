@@ -166,7 +166,7 @@ def test_the_last_instant_there_is_is_filed_whichever_way_the_account_goes(
     driver.top_up("u", 100, at=ends_ns - 100)
     driver.set_rate("u", HOUR, at=ends_ns - 100, resource=resource)
     assert [due_ns for _, due_ns in driver.filed] == [ends_ns] * filed
-    assert driver.ledger.next_due_ns(BUCKET << 32, ends_ns) == (ends_ns if filed else -1)
+    assert driver.ledger.next_due_ns([(BUCKET << 32, ends_ns)]) == [ends_ns if filed else -1]
     driver.ledger.still(BUCKET)
     driver.filed.clear()
     driver.ledger.wake(BUCKET)

@@ -69,7 +69,7 @@ def populated(world: World, draw: random.Random, count: int) -> list[bytes]:
         if draw.random() < 0.3:  # it runs out once, is cut off, and comes back
             gone_ns = world.account(user).runs_out_ns()
             if gone_ns < AT_NS + HOUR_NS:
-                world.ledger.tick(BUCKET << 32 | world.book.slots[user], gone_ns)
+                world.ledger.tick([BUCKET << 32 | world.book.slots[user]], gone_ns)
                 if draw.random() < 0.5:
                     for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED):
                         world.ledger.report(BUCKET, gone_ns, command_of(op, user, 1))
@@ -139,7 +139,7 @@ def test_reports_that_are_not_of_every_storm_are_left_to_the_plain_way() -> None
         return fast_path.report(world.ledger._posting, world.book, AT_NS, command_of(op, b"u", 1, unbegun))
 
     assert not takes(ops.CUTOFF_STARTED), "it is active"
-    world.ledger.tick(BUCKET << 32 | world.book.slots[b"u"], AT_NS + HOUR_NS)
+    world.ledger.tick([BUCKET << 32 | world.book.slots[b"u"]], AT_NS + HOUR_NS)
     assert not takes(ops.CUTOFF_DELIVERED), "no attempt began"
     assert not takes(ops.CUTOFF_FAILED, 1), "it failed"
     assert takes(ops.CUTOFF_STARTED)

@@ -123,9 +123,9 @@ def test_one_armed_instant_per_account_the_nearest(driver: LedgerDriver) -> None
     driver.hold("u", 10, at=0, ttl=20)
     assert [due for _, due in driver.filed] == [100, 60, 20]
     ((ref, _),) = {filing for filing in driver.filed if filing[1] == 20}
-    assert driver.ledger.next_due_ns(ref, 60) == -1
-    assert driver.ledger.next_due_ns(ref, 20) == 20
-    driver.ledger.tick(ref, 20)
+    assert driver.ledger.next_due_ns([(ref, 60)]) == [-1]
+    assert driver.ledger.next_due_ns([(ref, 20)]) == [20]
+    driver.ledger.tick([ref], 20)
     assert driver.filed[-1] == (ref, 60)
 
 

@@ -187,10 +187,10 @@ def test_an_e_at_the_last_instant_there_is(driver: LedgerDriver) -> None:
     assert driver.set_rate("u", HOUR, at=5)["exhausts_at_ns"] == INT64_MAX
     assert driver.view("u", at=5)["exhausts_at_ns"] == INT64_MAX
     ((ref, filed_ns),) = driver.filed
-    assert driver.ledger.next_due_ns(ref, filed_ns) == filed_ns == INT64_MAX
+    assert driver.ledger.next_due_ns([(ref, filed_ns)]) == [filed_ns] == [INT64_MAX]
     driver.top_up("u", 1, at=5)
     assert driver.view("u", at=5)["exhausts_at_ns"] is None
-    assert driver.ledger.next_due_ns(ref, filed_ns) == -1
+    assert driver.ledger.next_due_ns([(ref, filed_ns)]) == [-1]
     assert driver.set_rate("u", HOUR, at=5)["exhausts_at_ns"] is None
 
 
