@@ -25,9 +25,9 @@ import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final, Self
 
-from billing.client.connection import Address, Connection, Link, foreign_words
+from billing.client.connection import Address, Connection, Link, foreign_words, too_large
 from billing.client.errors import BillingError, Unavailable, error_of
-from billing.client.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
+from billing.client.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, stage
 
 OnAnswer = Callable[[int, BillingError | None, Any], None]  # number, error, result
 OnRead = Callable[[], None]
@@ -52,12 +52,14 @@ class BatchConnection(Connection):
         """The number of commands that wait for their answer."""
         return len(self._numbers)
 
-    def add(self, number: int, method: str, params: Sequence[Any]) -> None:
-        """Stages a command; it leaves with `flush`."""
+    def add(self, number: int, method: str, params: Sequence[Any]) -> bool:
+        """Stages a command, which leaves with `flush`; returns False, and does nothing, where it is too long."""
         msgid = self._msgid
+        if not stage((REQUEST, msgid, method, params), self._staged):
+            return False
         self._msgid = (msgid + 1) & MSGID_MAX
-        encode_into((REQUEST, msgid, method, params), self._staged, -1)
         self._numbers[msgid] = number
+        return True
 
     def data_received(self, data: bytes) -> None:
         numbers, on_answer = self._numbers, self._on_answer
@@ -144,14 +146,20 @@ class Batch:
         return self._refused + (connection.open if isinstance(connection, BatchConnection) else 0)
 
     def add(self, number: int, method: str, params: Sequence[Any]) -> None:
-        """Stages one command; it leaves with `flush`."""
+        """Stages one command; it leaves with `flush`. Raises TypeError, ValueError or OverflowError for what is no
+        MessagePack.
+        """
         connection = self._link.connection
+        error: BillingError
         if isinstance(connection, BatchConnection) and connection.open < OPEN_MAX:
-            connection.add(number, method, params)
-            return
-        reason = self._link.why_not() if connection is None else "too many commands are not answered yet"
+            if connection.add(number, method, params):
+                return
+            error = too_large()
+        else:
+            reason = self._link.why_not() if connection is None else "too many commands are not answered yet"
+            error = Unavailable(reason)
         self._refused += 1
-        asyncio.get_running_loop().call_soon(self._refuse, number, Unavailable(reason))
+        asyncio.get_running_loop().call_soon(self._refuse, number, error)
 
     def flush(self) -> None:
         """Writes all added commands, in one write."""

@@ -22,6 +22,7 @@ future.
 """
 
 import asyncio
+import copy
 import os
 import random
 import ssl
@@ -32,7 +33,7 @@ from typing import Any, Final, Self
 
 from billing.client.batch import Batch, OnAnswer, OnRead
 from billing.client.connection import BACKOFF_FIRST_S, BACKOFF_MAX_S, OnReply
-from billing.client.errors import BillingError, BucketMoving, Unavailable
+from billing.client.errors import BillingError, BucketMoving, Forbidden, Unauthenticated, Unavailable
 from billing.client.fan_out import FanOut
 from billing.client.methods import ONLY_READS, Methods
 from billing.client.routing import Routing
@@ -156,7 +157,7 @@ class Client(Methods):
                         unknown = unknown_before or error.applied == "unknown"
                         again = repeatable or type(error) is BucketMoving  # a call with that error is never applied
                         if not (again and error.retry) or self._link.closed:
-                            raise
+                            raise (_of_all_attempts(error) if unknown_before else error) from None
                     await asyncio.sleep(pause_s * (1 + self._jitter()))
                     pause_s = min(pause_s * 2, BACKOFF_MAX_S)
         except TimeoutError:
@@ -190,6 +191,17 @@ def _token_of(token: str | None, file: str | os.PathLike[str] | None, environmen
             return environment[TOKEN]
         file = environment.get(TOKEN_FILE)
     return None if file is None else Path(file).read_text("utf-8").strip()
+
+
+def _of_all_attempts(error: BillingError) -> BillingError:
+    """Returns the error of a call of which an earlier attempt may have had its effect. A refusal by the ledger, which
+    knows the `request_id`, is about that attempt, too; one that came before the ledger was asked is not.
+    """
+    if error.applied != "no" or not (error.retry or isinstance(error, Unauthenticated | Forbidden)):
+        return error
+    told = copy.copy(error)  # other calls may have the same one
+    told.applied = "unknown"
+    return told
 
 
 async def _ask(routing: Routing, method: str, params: list[Any]) -> Any:

@@ -20,8 +20,8 @@ from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 
-from billing.client.errors import BillingError, Unavailable, error_of
-from billing.client.wire import DECODE_ERRORS, MSGID_MAX, REQUEST, RESPONSE, encode_into
+from billing.client.errors import BillingError, FrameTooLarge, Unavailable, error_of
+from billing.client.wire import DECODE_ERRORS, FRAME_BYTES_MAX, MSGID_MAX, REQUEST, RESPONSE, stage
 
 OnReply = Callable[[BillingError | None, Any], None]
 
@@ -112,7 +112,8 @@ class Connection(asyncio.Protocol):
 
     def send(self, method: str, params: object, on_reply: OnReply) -> None:
         """Sends a request, which leaves with `flush`, or at the end of this turn of the loop. `on_reply(error, result)`
-        is called once, never from within this call.
+        is called once, never from within this call. Raises TypeError, ValueError or OverflowError for what is no
+        MessagePack.
         """
         pending = self._pending
         if self.transport is None or len(pending) >= PENDING_MAX:
@@ -122,8 +123,10 @@ class Connection(asyncio.Protocol):
         msgid = self._msgid
         while msgid in pending:
             msgid = (msgid + 1) & MSGID_MAX
+        if not stage((REQUEST, msgid, method, params), self._staged):
+            self._loop.call_soon(on_reply, too_large(), None)
+            return
         self._msgid = (msgid + 1) & MSGID_MAX
-        encode_into((REQUEST, msgid, method, params), self._staged, -1)
         pending[msgid] = on_reply
         self._unsent.append(msgid)
         self.sent += 1
@@ -198,6 +201,11 @@ class Connection(asyncio.Protocol):
             applied = "no" if msgid in unsent else "unknown"
             on_reply(Unavailable(reason, applied=applied, details={"foreign": foreign} if foreign else None), None)
         self._check_fences()
+
+
+def too_large() -> FrameTooLarge:
+    """Returns the error for a request that is not sent, because it would end the connection of all others."""
+    return FrameTooLarge(f"a request may have {FRAME_BYTES_MAX} bytes")
 
 
 def _connect_words(error: OSError) -> str:

@@ -29,6 +29,7 @@ from typing import Any, Final
 from billing.client.connection import PENDING_MAX, Address, Connection, Link, OnReply, parse_address
 from billing.client.errors import BillingError, Unavailable
 from billing.client.methods import ABOUT_ACCOUNT
+from billing.client.wire import encode
 from shards.buckets import HASH_NAME, bucket_id_of
 
 MAP_AFTER_REQUESTS: Final = 16  # about accounts; a script that makes a call or two does not need the map
@@ -112,6 +113,7 @@ class Routing:
             refused = Unavailable("too many requests wait for a bucket that moves")
             asyncio.get_running_loop().call_soon(request[2], refused, None)
             return
+        encode(request[:2])  # raises what `Connection.send` would, to this caller and not to whoever releases it
         self._held_count += 1
         self._held[index].append(request)
 

@@ -5,12 +5,13 @@
 
 A thread of its own runs the client of `billing.client.client`; any number of threads may call at once, and their calls
 are written together. Repeats, routes and errors are those of that client. A client that is not closed ends with the
-program. It must not be used after a fork.
+program. In a process that was forked since, its calls raise RuntimeError: the thread is in the parent alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from collections.abc import Coroutine, Sequence
 from typing import Any, Self, TypeVar
@@ -30,10 +31,13 @@ class SyncClient(BlockingMethods):
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="billing-client", daemon=True)
         self._thread.start()
+        self._pid = os.getpid()
         self._open = True
+        self._lock = threading.Lock()  # so that no call comes between the last one and the end of the loop
         try:
             self._client = self._wait(self._make(address, options))
         except BaseException:
+            self._open = False
             self._end()
             raise
 
@@ -42,10 +46,15 @@ class SyncClient(BlockingMethods):
         return Client(address, **options)
 
     def _wait(self, coroutine: Coroutine[Any, Any, R]) -> R:
-        if not self._open:
+        if self._pid != os.getpid():
             coroutine.close()
-            raise RuntimeError("the client is closed")
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
+            raise RuntimeError("the client was made before this process was forked: make one in each process")
+        with self._lock:
+            if not self._open:
+                coroutine.close()
+                raise RuntimeError("the client is closed")
+            future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+        return future.result()
 
     def __enter__(self) -> Self:
         try:
@@ -64,8 +73,15 @@ class SyncClient(BlockingMethods):
 
     def close(self) -> None:
         """Ends the connections and the thread; calls of other threads that are not answered raise `Unavailable`."""
-        if self._open:
-            self._wait(self._close())
+        if self._pid != os.getpid():
+            return  # everything that could be ended is the parent's
+        with self._lock:
+            if not self._open:
+                return
+            self._open = False
+        try:
+            asyncio.run_coroutine_threadsafe(self._close(), self._loop).result()
+        finally:
             self._end()
 
     async def _close(self) -> None:
@@ -73,7 +89,6 @@ class SyncClient(BlockingMethods):
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
     def _end(self) -> None:
-        self._open = False
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()

@@ -6,8 +6,9 @@ import asyncio
 from typing import Any
 
 import msgpack
+import pytest
 
-from billing.client import Client, InsufficientFunds, Unavailable
+from billing.client import Client, FrameTooLarge, InsufficientFunds, Unavailable
 from billing.client.errors import BillingError
 from billing.ledger.commands import DEBIT
 from billing.ledger.errors import Refused
@@ -55,6 +56,21 @@ async def test_commands_are_answered_by_their_numbers() -> None:
     error = answers.errors[0]
     assert isinstance(error, InsufficientFunds)
     assert error.details == {"shortfall_nanos": 5}
+
+
+async def test_what_cannot_be_sent_of_a_batch_is_answered_or_raised_and_harms_no_other() -> None:
+    answers = Answers()
+    async with open_harness() as harness, Client(address_of(harness)).batch(answers.on_answer) as batch:
+        batch.add(0, "top_up", ["u", 5])
+        with pytest.raises(OverflowError):
+            batch.add(1, "top_up", ["u", 2**64])
+        batch.add(2, "top_up", ["u", 5, {"message": "m" * 70_000}])
+        batch.add(3, "top_up", ["u", 6])
+        batch.flush()
+        await batch.answered()
+        assert [command[2] for command in harness.gate.commands] == [5, 6]
+    assert set(answers.results) == {0, 3}
+    assert {number: type(error) for number, error in answers.errors.items()} == {2: FrameTooLarge}
 
 
 async def test_commands_of_a_batch_keep_their_order() -> None:

@@ -13,7 +13,17 @@ import pytest
 
 import billing.client
 from billing.api.auth import Guard
-from billing.client import Client, InsufficientFunds, InvalidAmount, Unauthenticated, Unavailable
+from billing.api.wire import FRAME_BYTES_MAX
+from billing.client import (
+    Client,
+    Forbidden,
+    FrameTooLarge,
+    InsufficientFunds,
+    InvalidAmount,
+    Unauthenticated,
+    Unavailable,
+    wire,
+)
 from billing.client.connection import Address, parse_address
 from billing.client.errors import CLASSES, BillingError, error_of
 from billing.ledger.commands import TOP_UP
@@ -167,6 +177,31 @@ async def test_batches_have_a_callback_for_each_command_and_no_task(harness: Doo
     assert (type(answers[5][0]), answers[5][0].applied) == (Unavailable, "no")
 
 
+@pytest.mark.parametrize(
+    ("user_id", "message", "error"),
+    [
+        ("u", 2**64, OverflowError),
+        ("u", object(), TypeError),
+        ("u\udc80", "m", UnicodeEncodeError),
+        ("u", "m" * 70_000, FrameTooLarge),
+    ],
+)
+async def test_what_cannot_be_sent_is_its_own_callers_fault(
+    harness: DoorHarness, user_id: str, message: Any, error: type[Exception]
+) -> None:
+    async with Client(address_of(harness)) as client:
+        calls = [client.top_up(f"u{number}", nanos=5) for number in range(3)]
+        calls.insert(1, client.call("top_up", user_id, 7, message=message, request_id="r"))
+        replies = await asyncio.gather(*calls, return_exceptions=True)
+        assert type(replies.pop(1)) is error
+        assert [reply["user_id"] for reply in replies if isinstance(reply, dict)] == ["u0", "u1", "u2"]
+    assert [command[2] for command in harness.gate.commands] == [5, 5, 5]
+
+
+def test_the_client_knows_the_longest_frame() -> None:
+    assert wire.FRAME_BYTES_MAX == FRAME_BYTES_MAX
+
+
 async def test_a_lost_connection_is_unknown_for_what_was_sent() -> None:
     async def vanish(
         unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
@@ -216,6 +251,28 @@ async def test_with_a_request_id_it_is_repeated_until_it_is_answered() -> None:
     async with open_liar(vanish_twice) as address, Client(address, jitter=lambda: 0.0) as client:
         assert await client.top_up("u", nanos=5, request_id="r1") == {"done": True}
     assert calls == [["top_up", ["u", 5, {"request_id": "r1"}]]] * 5
+
+
+async def test_a_repeat_that_is_not_let_in_does_not_deny_what_the_first_attempt_did() -> None:
+    """The call was carried out, its token was taken out of the file, and its connection ended with its answer."""
+
+    async def carry_out_and_vanish(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
+        while True:
+            message = await request(unpacker, reader)
+            if count == 1:
+                return
+            error = {"name": "FORBIDDEN", "code": 301, "message": "", "retry": False, "applied": "no"}
+            writer.write(msgpack.packb([1, message[1], error, None]))
+
+    async with open_liar(carry_out_and_vanish) as address, Client(address) as client:
+        with pytest.raises(Forbidden) as caught:
+            await client.top_up("u", nanos=5, request_id="r")
+        assert caught.value.applied == "unknown"
+        with pytest.raises(Forbidden) as caught:
+            await client.top_up("u", nanos=5, request_id="r")
+        assert caught.value.applied == "no"
 
 
 async def test_reads_are_repeated_too() -> None:

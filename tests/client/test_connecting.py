@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -93,6 +95,52 @@ def test_without_a_daemon_the_synchronous_client_says_so_at_once_and_leaves_no_t
     with pytest.raises(Unavailable, match="cannot connect"), SyncClient(f"127.0.0.1:{free_port()}") as client:
         client.ping()
     assert "billing-client" not in [thread.name for thread in threading.enumerate()]
+
+
+def test_a_synchronous_client_is_closed_once_by_whichever_thread_and_every_call_ends() -> None:
+    client = SyncClient(f"127.0.0.1:{free_port()}")
+    started = threading.Barrier(8)
+
+    def call() -> None:
+        started.wait()
+        while True:
+            try:
+                client.call("get_account", "u")
+            except Unavailable:
+                continue
+            except RuntimeError:  # closed
+                return
+
+    def close() -> None:
+        started.wait()
+        client.close()
+
+    with ThreadPoolExecutor(8) as threads:
+        for done in [threads.submit(function) for function in [call] * 5 + [close] * 3]:
+            done.result(60)
+    client.close()
+
+
+FORKED = """
+import os, signal
+from billing.client import SyncClient
+client = SyncClient("127.0.0.1:1")
+child = os.fork()
+if not child:
+    signal.alarm(20)
+    try:
+        client.ping()
+    except RuntimeError as error:
+        client.close()
+        os._exit("forked" in str(error))
+    os._exit(0)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
+client.close()
+"""
+
+
+def test_in_a_forked_process_a_synchronous_client_says_so_and_hangs_nowhere() -> None:
+    subprocess.run([sys.executable, "-c", FORKED], check=True)
 
 
 @pytest.mark.parametrize("options", [{"address": "nowhere"}, {"address": "h:1", "token_file": "/nonexistent/token"}])
