@@ -5,7 +5,8 @@ its own process would open it: a damaged file is made anew from its sound pages,
 later entries are read from the journal, to its end. So the followers of a shard that an older version removed too early
 also reach the journal's end: the other shards take over the notices that they owed at the next start.
 
-Rows that neither file nor journal has are restored from a backup (`--from-backup`); the states of accounts when the
+Rows that neither file nor journal has are restored from a backup (`--from-backup`), and so are the histories of drained
+shards, which no log on servers has and only the host on which a backup was restored; the states of accounts when the
 journal began, from the oldest snapshot that is kept (`billing.history.restoring`).
 
 A file that is ahead of its journal proves that the journal lost batches. It is cut back with `--accept-loss` alone; a
@@ -38,7 +39,7 @@ from billing.cli.output import put
 from billing.cli.places import DIRECTORY, Misplaced
 from billing.doctor.examine import SHARD, Absent, DaemonRuns, hold, shards_in
 from billing.follower.proof import Unproved
-from billing.follower.store import ShardFile, StoreError, code_of, file_of, reason_of
+from billing.follower.store import ShardFile, StoreError, code_of, file_of, reason_of, shard_files
 from billing.history import store as history
 from billing.history.history_reader import HistoryReader
 from billing.history.restoring import merge, open_accounts
@@ -54,6 +55,7 @@ from shards.system.disk import DirectoryRefused, Disk, RealDisk, give_to_owner, 
 from shards.system.host import REAL
 
 ROWS_AT_ONCE = 20_000
+INT64_MAX = (1 << 63) - 1
 
 
 class MapThere(Exception):
@@ -104,6 +106,9 @@ def rebuild(
                 stack.callback(reader.close)
                 options = {"accept_loss": accept_loss, "is_shared": is_shared}
                 for line in rebuild_shard(disk, data_dir, number, reader, backup=str(from_backup or ""), **options):
+                    put(line)
+            if from_backup is not None and shard is None:
+                for line in bring_drained(disk, data_dir, str(from_backup), shards_here):
                     put(line)
     except (DaemonRuns, MapThere) as refused:
         raise click.ClickException(str(refused)) from None
@@ -220,6 +225,17 @@ def rebuild_shard(
     count = owed.owed()
     owed.close()
     yield f"{SHARD}{shard}: notices: whole up to batch {owed.position}, {count} owed"
+
+
+def bring_drained(disk: Disk, data_dir: str, backup: str, shards: list[int]) -> Iterator[str]:
+    """Brings back the histories of drained shards that the backup has and this host has not. Yields a line for each.
+    `shards`: those with a journal. Raises StoreError, Unproved, sqlite3.Error, OSError.
+    """
+    directory = f"{backup}/history"
+    for shard, source in sorted(shard_files(directory, disk).items() if disk.exists(directory) else ()):
+        path = file_of(f"{data_dir}/history", shard)
+        if shard not in shards and not disk.exists(path):
+            yield f"{SHARD}{shard}: history: {merge(disk, path, source, shard, INT64_MAX)}; the shard is drained"
 
 
 def _open_accounts(disk: Disk, directory: str, rows: history.Store, reader: Reader) -> int:

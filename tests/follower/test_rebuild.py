@@ -49,6 +49,25 @@ def test_a_history_that_is_gone_is_made_again_of_the_journal(data_dir: Path, tmp
     assert report.counts["history"]["rows compared"] == 29
 
 
+def test_a_backup_brings_the_histories_of_drained_shards_to_a_host_that_never_had_them(
+    data_dir: Path, tmp_path: Path
+) -> None:
+    builder = DataDirectoryBuilder(data_dir, shards=2, history=True)
+    builder.pay(USER, COIN)
+    builder.close()
+    backup = tmp_path / "backup"
+    shutil.copytree(data_dir / "history", backup / "history")
+    shutil.rmtree(data_dir / "history")
+    shutil.rmtree(data_dir / "shard-2")
+    result = run(data_dir, tmp_path, "--from-backup", str(backup))
+    assert result.exit_code == 0, result.output
+    assert "shard-2: history: made again from" in result.output
+    (bytes_before,) = [path.stat().st_size for path in (data_dir / "history").glob("shard-2.sqlite")]
+    again = run(data_dir, tmp_path, "--from-backup", str(backup))
+    assert "shard-2" not in again.output, "what is there stays"
+    assert (data_dir / "history" / "shard-2.sqlite").stat().st_size == bytes_before
+
+
 def test_it_is_a_command_of_history_too_but_for_a_user_of_that_name(data_dir: Path, tmp_path: Path) -> None:
     builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
     builder.pay(USER, COIN)
