@@ -18,6 +18,7 @@ What a connection guarantees:
   `write_stall_ns`.
 - **A head and its body together have `frame_deadline_ns` to come**; a body that the site does not want has `linger_ns`,
   and so has the client to read why its connection ends. An idle connection is closed after `IDLE_S`.
+- **A client that half-closes its connection gets the answers to its whole requests**, which TLS does not let.
 - **Bytes that are no HTTP get one problem, and the connection ends.** The parser refuses requests that two parsers
   could read differently.
 
@@ -90,7 +91,7 @@ class HttpConnection(asyncio.Protocol):
         *("_body", "_held", "_idle", "_is_ending", "_is_followed", "_is_last", "_message", "_offered", "_on_body"),
         *("_origin", "_parser", "_payload", "_queue", "_reading_since_ns", "_rested_ns", "_resumed", "_site"),
         *("_stalled_since_ns", "_state", "_stream", "_then", "_token", "_transport"),
-        *("by_loopback", "door", "greeted", "session"),
+        *("by_loopback", "door", "greeted", "is_half_closed", "session"),
     )
 
     def __init__(self, site: Site) -> None:
@@ -98,6 +99,7 @@ class HttpConnection(asyncio.Protocol):
         self.session = Session(site.door, self._on_reply)
         self.greeted: Grant | None = None
         self.by_loopback = False
+        self.is_half_closed = False  # the client will send nothing more, and may still read
         self._site = site
         self._origin = ""
         self._transport: asyncio.Transport | None = None
@@ -212,6 +214,8 @@ class HttpConnection(asyncio.Protocol):
             self._feed(b"")  # the parser may have been full
         if self._queue:
             self._take()
+        elif self.is_half_closed:
+            self._part(lingers=False)
         else:
             self._read_again()
 
@@ -345,7 +349,7 @@ class HttpConnection(asyncio.Protocol):
         self._state = RESTING
         if self._is_last or self._is_ending:
             self._part(lingers=not is_wished)
-        elif self._queue or self._held:
+        elif self._queue or self._held or self.is_half_closed:
             loop.call_soon(self._go_on)  # not at once: the worker may be calling, and must not be called from within
 
     # -- the end ----------------------------------------------------------------------------------------------------
@@ -411,6 +415,12 @@ class HttpConnection(asyncio.Protocol):
             self._idle = asyncio.get_running_loop().call_later(IDLE_S - rested_s, self._on_idle)
         elif self._transport is not None:
             self._transport.close()
+
+    def eof_received(self) -> bool:
+        """Returns whether the connection stays open because whole requests of the client are to be answered."""
+        self.is_half_closed = True
+        waits = self._state == ANSWERING or (self._state == RESTING and bool(self._queue))
+        return waits and self._transport is not None and self._transport.get_extra_info("sslcontext") is None
 
     def connection_lost(self, exc: BaseException | None) -> None:
         """Removes the connection from the door, and cancels its stream."""

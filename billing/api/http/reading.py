@@ -28,10 +28,12 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal, InvalidOperation
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -218,7 +220,20 @@ def _no_constant(name: str) -> Any:
     raise invalid(f"{name} is no number of JSON")
 
 
-_decode: Final = json.JSONDecoder(object_pairs_hook=_object, parse_constant=_no_constant).decode
+def _number(text: str) -> float:
+    """Returns a number with a point or an exponent; NaN, which no field takes, where a float would round it to a whole
+    number.
+    """
+    number = float(text)
+    if not number.is_integer():
+        return number
+    try:
+        return number if Decimal(text) == Decimal(number) else math.nan
+    except InvalidOperation:  # an exponent beyond those of Decimal
+        return math.nan
+
+
+_decode: Final = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_no_constant).decode
 
 
 def json_of(body: bytes) -> dict[str, Any]:

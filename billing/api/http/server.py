@@ -287,7 +287,8 @@ class HttpDoor:
                 is_granted = self.door.guard is guard or allowed(method, self._grant_of(connection, message).roles)
             except (Refused, Misplaced):
                 is_granted = False
-            return is_granted and not connection.is_ending and not connection.is_gone
+            is_over = connection.is_ending or connection.is_gone or (wish.follow and connection.is_half_closed)
+            return is_granted and not is_over
 
         try:
             refused = await self._streams.serve(stream, wish, ask, goes_on)

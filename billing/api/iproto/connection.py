@@ -103,6 +103,11 @@ class TarantoolConnection(asyncio.Protocol):
         self._transport = None
         self._ending = True
 
+    def eof_received(self) -> bool:
+        """Keeps the connection of a client that half-closed it until everything is answered, which TLS does not let."""
+        self.end(b"")
+        return self._transport is not None and self._transport.get_extra_info("sslcontext") is None
+
     def data_received(self, data: bytes) -> None:
         """Carries out the requests that are whole now."""
         if self._ending:

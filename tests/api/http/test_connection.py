@@ -46,6 +46,30 @@ async def test_a_pipeline_longer_than_the_queue_is_answered_to_its_end(harness: 
     assert (await wire.ask(PING)).status == 200
 
 
+@pytest.mark.parametrize("count", [1, QUEUE_MAX + 8])
+async def test_a_half_closed_client_still_gets_its_answers(harness: HttpHarness, count: int) -> None:
+    harness.gate.holds_back = True
+    wire = await harness.connect()
+    wire.writer.write(TOP_UP * count)
+    wire.writer.write_eof()
+    await harness.until(lambda: len(harness.gate.asked) == 1)
+    assert (await harness.ask("GET", "/v1/ping")).status == 200  # what has come is read
+    harness.gate.holds_back = False
+    harness.gate.release()
+    assert [(await wire.answer()).status for _ in range(count)] == [200] * count
+    assert await wire.is_closed()
+
+
+@pytest.mark.parametrize("data", [b"", PING[:9], TOP_UP[:-1]])
+async def test_what_a_client_left_unfinished_when_it_closed_is_dropped(harness: HttpHarness, data: bytes) -> None:
+    wire = await harness.connect()
+    assert (await wire.ask(PING)).status == 200
+    wire.writer.write(data)
+    wire.writer.write_eof()
+    assert await wire.is_closed()
+    await harness.until(lambda: not harness.door.connections)
+
+
 async def test_one_request_of_a_connection_is_in_flight_at_a_time(harness: HttpHarness) -> None:
     harness.gate.holds_back = True
     wire = await harness.connect()

@@ -67,6 +67,7 @@ def test_every_method_but_hello_has_a_place_of_its_own() -> None:
         ("POST", "/v1/accounts/ann/top_up", {"amount": "12.5"}, None, "top_up", [b"ann", "12.5"]),
         ("POST", "/v1/accounts/ann/top_up", {"amount_nanos": LAST}, None, "top_up", [b"ann", LAST]),
         ("POST", "/v1/accounts/ann/top_up", b'{"amount_nanos": 5.0}', None, "top_up", [b"ann", 5]),
+        ("POST", "/v1/accounts/ann/top_up", b'{"amount_nanos": 9.007199254740992e15}', None, "top_up", [b"ann", 2**53]),
         (
             "POST",
             "/v1/accounts/ann/debit",
@@ -119,7 +120,11 @@ def test_a_bare_number_is_no_amount(field: str, value: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "value", [b"NaN", b"1e400", b"Infinity", b"-Infinity", b"5.5", b"9007199254740994.0", b"9" * 30, b'"5"']
+    "value",
+    [
+        *(b"NaN", b"1e400", b"Infinity", b"-Infinity", b"5.5", b"9007199254740994.0", b"9" * 30, b'"5"'),
+        *(b"9007199254740993.0", b"4.99999999999999999999", b"5.0000000000000000000001", b"1e-999999999999999999999"),
+    ],
 )
 def test_what_is_no_number_of_nanos(value: bytes) -> None:
     error = refusal("POST", "/v1/accounts/ann/debit", b'{"amount_nanos": ' + value + b"}")

@@ -173,6 +173,20 @@ async def test_garbage_is_answered_once_and_ends_this_connection_alone(harness: 
         assert (await whole_one.reply())[2] == ["pong"]
 
 
+async def test_a_half_closed_client_still_gets_its_answers(harness: DoorHarness) -> None:
+    harness.gate.holds_back = True
+    async with connector(harness) as wire:
+        for sync in range(3):
+            wire.call("top_up", "u", 5, sync=sync)
+        wire.writer.write_eof()
+        await harness.until(lambda: len(harness.gate.asked) == 3)
+        await harness.settle()
+        harness.gate.release()
+        assert [(await wire.reply())[:2] for _ in range(3)] == [(0, 0), (0, 1), (0, 2)]
+        assert await wire.is_closed()
+    await harness.until(lambda: not harness.door.connections)
+
+
 async def test_half_a_packet_and_half_a_sign_in_have_a_deadline(guarded: DoorHarness) -> None:
     async with connector(guarded) as silent, connector(guarded) as half:
         half.sign_in("operator")
