@@ -125,7 +125,11 @@ class Batch:
         return BatchConnection(on_lost, self._on_answer, self._on_read)
 
     async def __aenter__(self) -> Self:
-        await self.connect()
+        try:
+            await self.connect()
+        except BaseException:  # `__aexit__` is not called then, and the link would go on connecting
+            self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

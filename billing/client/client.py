@@ -75,7 +75,11 @@ class Client(Methods):
         self._jitter = jitter
 
     async def __aenter__(self) -> Self:
-        await self.connect()
+        try:
+            await self.connect()
+        except BaseException:  # `__aexit__` is not called then, and the link would go on connecting
+            self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -49,6 +49,14 @@ class FanOut:
         self._open_at = open_at
 
     async def __aenter__(self) -> Self:
+        try:
+            await self._connect()
+        except BaseException:  # `__aexit__` is not called then, and the links would go on connecting
+            self._close()
+            raise
+        return self
+
+    async def _connect(self) -> None:
         await self._main.connect()
         route = await self._map()
         addresses = owner_addresses(route, self._host)
@@ -56,7 +64,6 @@ class FanOut:
         self._of_bucket = [batches.get(owner, self._main) for owner in route["owners"]]
         if self._of_bucket:
             self._bucket_of = hashed_into(len(self._of_bucket))
-        return self
 
     async def _map(self) -> dict[str, Any]:
         """Returns the daemon's map; one without owners where the caller may not read it. Raises Unavailable."""
@@ -76,10 +83,16 @@ class FanOut:
         except (BillingError, TimeoutError):
             batch.close()
             return self._main
+        except BaseException:
+            batch.close()
+            raise
         self._batches.append(batch)
         return batch
 
     async def __aexit__(self, *_: object) -> None:
+        self._close()
+
+    def _close(self) -> None:
         for batch in self._batches:
             batch.close()
 

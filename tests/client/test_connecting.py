@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from billing.api.auth import Guard
-from billing.client import Client, InsufficientFunds, SyncClient, Unauthenticated, Unavailable
+from billing.client import BillingError, Client, InsufficientFunds, SyncClient, Unauthenticated, Unavailable
 from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_auth import TOKENS
 from tests.system.daemon import Daemon
@@ -49,6 +49,17 @@ async def test_where_nobody_listens_at_any_address_it_says_so_at_once() -> None:
     client.close()
     with pytest.raises(ValueError, match="at least one address"):
         Client([])
+
+
+async def test_who_could_not_be_connected_to_is_left_alone() -> None:
+    address = f"127.0.0.1:{free_port()}"
+    client = Client(address)
+    for entered in (client, client.batch(print), client.fan_out(print)):
+        with pytest.raises((BillingError, TimeoutError)):
+            async with asyncio.timeout(0.1), entered:  # a batch waits until somebody listens
+                pass
+    async with asyncio.timeout(10):
+        await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()}, return_exceptions=True)
 
 
 async def test_a_connection_on_which_nobody_answers_is_told_from_none() -> None:

@@ -350,6 +350,6 @@ def request_id_of(header: str) -> bytes:
     """Returns the request id in the header Idempotency-Key, without the quotes of a structured field where it has
     them.
     """
-    if len(header) > 2 and header[0] == header[-1] == '"':
+    if len(header) >= 2 and header[0] == header[-1] == '"':
         header = header[1:-1]
     return header.encode("utf-8", "surrogateescape")

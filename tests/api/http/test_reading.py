@@ -220,7 +220,7 @@ def test_a_key_where_none_is_taken_is_refused_and_not_forgotten() -> None:
 
 @pytest.mark.parametrize(
     ("header", "raw"),
-    [("k", b"k"), ('"k"', b"k"), ('""', b'""'), ('"', b'"'), ("k\udcff", b"k\xff"), ("ü", "ü".encode())],
+    [("k", b"k"), ('"k"', b"k"), ('""', b""), ('"', b'"'), ("k\udcff", b"k\xff"), ("ü", "ü".encode())],
 )
 def test_a_key_may_have_the_quotes_of_its_draft(header: str, raw: bytes) -> None:
     assert request_id_of(header) == raw
