@@ -125,6 +125,13 @@ _ALL: Final = (
         "your hosts only.",
     ),
     Event(
+        name="link_certificate_unfit",
+        says="the new certificate of the links is not used, the former one goes on: %s",
+        values=("error",),
+        do="See that cluster.tls_cert, tls_key and tls_ca belong together; nothing is to be done where they were being "
+        "written at that moment. They are read again at the next link.",
+    ),
+    Event(
         name="link_not_wanted",
         says="no link to shard %d: %s",
         values=("shard", "reason"),

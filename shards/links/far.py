@@ -73,6 +73,39 @@ def contexts(files: Certificates) -> tuple[ssl.SSLContext, ssl.SSLContext]:
     return tls_contexts[0], tls_contexts[1]
 
 
+class Certified:
+    """This host's certificates for links, as their files are at each handshake: short-lived ones are replaced while the
+    daemon runs.
+    """
+
+    def __init__(self, files: Certificates, read: Callable[[str], bytes]) -> None:
+        """`read` returns the content of a file. Raises OSError, ssl.SSLError."""
+        self._files = files
+        self._read = read
+        self._content = [read(path) for path in files]
+        self._contexts = contexts(files)
+
+    def dialling(self) -> ssl.SSLContext:
+        """The context of whoever dials."""
+        return self._newest()[0]
+
+    def listening(self) -> ssl.SSLContext:
+        """The context of whoever accepts."""
+        return self._newest()[1]
+
+    def _newest(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+        """The contexts of the files; the former ones where these do not fit together, as while they are written."""
+        with contextlib.suppress(FileNotFoundError):
+            content = [self._read(path) for path in self._files]
+            if content != self._content:
+                self._content = content
+                try:
+                    self._contexts = contexts(self._files)
+                except (OSError, ssl.SSLError) as error:
+                    log.warning("the new certificate of the links is not used, the former one goes on: %s", error)
+        return self._contexts
+
+
 class _Greeting(asyncio.Protocol, ABC):
     """One connection until a wire takes it over. Its `outcome` is nothing, a LinkRefused, or an OSError."""
 
@@ -202,11 +235,13 @@ class FarDoor:
         self,
         end: End,
         make_wire: Callable[[], Wire],
-        tls: ssl.SSLContext | None,
+        tls: Callable[[], ssl.SSLContext] | None,
         randbits: Callable[[int], int],
         bind: Callable[[str, int, int], socket.socket] = bind_tcp,
     ) -> None:
-        """`make_wire` makes the protocol of a peer that was accepted. `bind`: as that of `shards.system.host.Host`."""
+        """`make_wire` makes the protocol of a peer that was accepted. `tls`: asked before each handshake. `bind`: as
+        that of `shards.system.host.Host`.
+        """
         self._end = end
         self._make_wire = make_wire
         self._tls = tls
@@ -239,7 +274,7 @@ class FarDoor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self, listener: socket.socket, tls: ssl.SSLContext) -> None:
+    async def _accept(self, listener: socket.socket, tls: Callable[[], ssl.SSLContext]) -> None:
         """Accepts connections by hand: asyncio's TLS server does not report whose handshake failed, and why."""
         with contextlib.closing(listener):
             while True:
@@ -248,7 +283,7 @@ class FarDoor:
                 except OSError:  # no descriptors
                     await asyncio.sleep(REST_S)
                 else:
-                    self._spawn(self._shake_hands(connection, tls))
+                    self._spawn(self._shake_hands(connection, tls()))
 
     async def _shake_hands(self, connection: socket.socket, tls: ssl.SSLContext) -> None:
         greeting = self._greet()

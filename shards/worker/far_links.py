@@ -1,18 +1,18 @@
 """A worker's links with workers of other hosts: its secret and certificates, the address it is dialled at, the dialler.
 
-The files of its secret and certificates are read once, when it begins to serve.
+The secret is read once, when it begins to serve, and the certificates at each link.
 """
 
 from __future__ import annotations
 
 import logging
-import ssl
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from shards.control import LinkSettings
 from shards.exits import text_of
-from shards.links.far import Certificates, Far, FarDoor, contexts, dial
+from shards.links.far import Certificates, Certified, Far, FarDoor, dial
 from shards.links.hello import End
 from shards.system.disk import read_file
 from shards.system.host import Host
@@ -41,10 +41,9 @@ class FarLinks:
         self._end = End(settings.cluster, shard, settings.epoch, secret)
         self._randbits = host.randbits
         self._bind = host.bind
-        self._dialling: ssl.SSLContext | None = None
-        self._listening: ssl.SSLContext | None = None
+        self._certified: Certified | None = None
         if settings.certificates is not None:
-            self._dialling, self._listening = contexts(Certificates(*settings.certificates))
+            self._certified = Certified(Certificates(*settings.certificates), partial(read_file, host.disk))
         self._door: FarDoor | None = None
         self._boot_ns = host.clocks.boot_ns
         self._failing: dict[int, _Failing] = {}
@@ -53,14 +52,16 @@ class FarLinks:
         """Accepts workers of other hosts, each over a wire of its own; returns the address at which they reach this
         worker. OSError.
         """
-        self._door = FarDoor(self._end, make_wire, self._listening, self._randbits, self._bind)
+        listening = None if self._certified is None else self._certified.listening
+        self._door = FarDoor(self._end, make_wire, listening, self._randbits, self._bind)
         await self._door.listen(self._settings.listen)
         return self._door.address
 
     async def dial(self, shard: int, far: Far, make_wire: Callable[[], Wire]) -> None:
         """Connects to a worker of another host. Raises OSError, LinkRefused."""
         try:
-            await dial(far, shard, self._end, make_wire, self._dialling, self._randbits)
+            tls = None if self._certified is None else self._certified.dialling()
+            await dial(far, shard, self._end, make_wire, tls, self._randbits)
         except OSError as error:
             self._note_failure(shard, far, error)
             raise

@@ -17,7 +17,7 @@ import trustme
 import uvloop
 
 from shards.links import far
-from shards.links.far import HELLO_BYTES_MAX, Certificates, Far, FarDoor, contexts, dial
+from shards.links.far import HELLO_BYTES_MAX, Certificates, Certified, Far, FarDoor, contexts, dial
 from shards.links.hello import End, LinkRefused
 from shards.shard import COMMAND, READ
 from shards.system.host import split_address
@@ -69,7 +69,7 @@ async def door(
     end: End = LISTENER, tls: ssl.SSLContext | None = None, peer: Peer | None = None
 ) -> AsyncIterator[tuple[FarDoor, Peer]]:
     peer = peer or Peer()
-    far_door = FarDoor(end, peer.wire, tls, secrets.randbits)
+    far_door = FarDoor(end, peer.wire, None if tls is None else lambda: tls, secrets.randbits)
     await far_door.listen("127.0.0.1:0")
     try:
         yield far_door, peer
@@ -331,6 +331,33 @@ def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
             assert len(peer.frames) == 1
 
     run(scene, factory)
+
+
+def test_certificates_are_read_again_at_each_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = Certificates(*(str(tmp_path / name) for name in ("chain.pem", "key.pem", "ca.pem")))
+    authority = trustme.CA()
+
+    def write(signer: trustme.CA, *, key: bool = True) -> None:
+        issued = signer.issue_cert("host")
+        issued.cert_chain_pems[0].write_to_path(files.chain)
+        if key:
+            issued.private_key_pem.write_to_path(files.key)
+        signer.cert_pem.write_to_path(files.authority)
+
+    write(authority)
+    certified = Certified(files, lambda path: Path(path).read_bytes())
+    first = certified.dialling(), certified.listening()
+    assert (certified.dialling(), certified.listening()) == first, "nothing has changed"
+    write(authority)
+    renewed = certified.dialling(), certified.listening()
+    assert not set(renewed) & set(first)
+    write(authority, key=False)
+    assert (certified.dialling(), certified.listening()) == renewed, "the key is another's: it is being written"
+    assert caplog.text.count("the new certificate of the links is not used") == 1
+    write(trustme.CA())
+    assert certified.listening() not in (*first, *renewed)
+    Path(files.authority).unlink()
+    assert certified.listening() is certified.listening(), "while it is replaced"
 
 
 def test_a_door_lets_only_so_many_strangers_wait() -> None:
