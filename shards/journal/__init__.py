@@ -335,7 +335,7 @@ class Reader(Protocol):
     """The log of one shard, or of the map (shard 0), for those who only read. The owner may go on meanwhile.
 
     What a reader shows may not be durable yet while the owner writes: whoever acts on it asks the owner how far the log
-    is durable. Every call but `close` may raise Unavailable, and Unfit where the log does not exist or may not be read.
+    is durable. Every call but `close` may raise Unavailable, and Unfit where the log does not exist.
     """
 
     @property

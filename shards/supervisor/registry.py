@@ -34,7 +34,7 @@ import msgspec
 
 from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
-from shards.journal import Backend, Fenced, JournalError, LastSign, Overtaken, Unavailable, Unfit, Unknown
+from shards.journal import Backend, Corrupt, Fenced, Gap, JournalError, LastSign, Overtaken, Unavailable, Unfit, Unknown
 from shards.moves.wanted import WantedMoves
 from shards.supervisor import lost_map
 from shards.supervisor.clock_watch import ClockWatch
@@ -158,6 +158,7 @@ class Registry:
         self._asked_ns = 0  # boot instant since when the map's log is asked for something; 0: it is not
         self._log_error = ""  # why the last call of it failed; "": it did not
         self._failed_ns = 0  # boot instant of that failure
+        self._was_prepared = False  # the log was found fit, once
         self._recording = asyncio.Lock()
         self.deciding = asyncio.Lock()  # held while a record decides owners, and while a worker is told
         self._on_assigned = on_assigned
@@ -261,7 +262,7 @@ class Registry:
                 self._lock = self._disk.lock(f"{self._data_dir}/{LOCK}")
             except BlockingIOError:
                 raise Fenced("another daemon runs on it", file=self._data_dir) from None
-            self._warnings += self._backend.prepare()
+            self._warnings += self._prepared()
             self._load()
             if self._backend.node and self._standby is None:
                 self._standby = Standby(self._backend.node, self._host_id(), self._backend.grant_ns)
@@ -273,6 +274,20 @@ class Registry:
         except Overtaken:
             raise StandsBy("another host was faster") from None
         self.unopened, self.stands_by = "", False
+        return warnings
+
+    def _prepared(self) -> list[str]:
+        """Prepares the log. Raises Unfit; once it was found fit, Unavailable where it only lets this host in no more,
+        which may pass.
+        """
+        try:
+            warnings = self._backend.prepare()
+        except Unfit:
+            if self._was_prepared:
+                with contextlib.suppress(Corrupt, Gap):
+                    self._load()
+            raise
+        self._was_prepared = True
         return warnings
 
     def _make_map(self, bucket_count: int, wanted_weights: dict[int, int]) -> None:

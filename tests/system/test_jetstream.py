@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import signal
+import time
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.endings import killed_in_the_end
 from tests.system.endpoint import until
-from tests.system.log_hosts import SHARDS, USERS, Caller, billing, daemon_on, run
+from tests.system.log_hosts import SHARDS, USERS, Caller, billing, daemon_on, ready_page, run
 from tests.system.private_files import pem_file, private_file
 from tests.system.rpc import ConnectionLost, Rpc
 from tests.system.test_followers import followers
@@ -324,7 +325,7 @@ def test_what_is_unfit_is_named_with_its_remedy_and_nothing_starts(servers: Nats
     assert (code, "another" in output) == (78, True), output
 
 
-def test_wrong_credentials_are_named(data_dir: Path) -> None:
+def test_wrong_credentials_are_named_and_may_change_while_it_serves(data_dir: Path) -> None:
     directory = data_dir / "servers"
     directory.mkdir()
     guarded = NatsCluster(directory, 1, 'authorization { user: "billing", password: "right" }\n')
@@ -351,8 +352,23 @@ def test_wrong_credentials_are_named(data_dir: Path) -> None:
         code, output = billing(daemon, "cluster", "check")
         assert code == 0
         assert "replicas = 1" in output
+        with daemon:
+            conf = directory / "server-0.conf"
+            conf.write_text(conf.read_text().replace("right", "changed"))
+            guarded.signal(0, signal.SIGHUP)
+            wait_page(daemon, "its grant of time has run out")
+            secret.write_text("billing:changed\n")
+            daemon.wait_ready()
     finally:
         guarded.close()
+
+
+def wait_page(daemon: Daemon, text: str) -> None:
+    """Returns when /readyz says so."""
+    deadline = time.monotonic() + 60
+    while text not in (page := ready_page(daemon)[1]):
+        assert time.monotonic() < deadline, f"{page}\n{daemon.log.read_text()}"
+        time.sleep(0.05)
 
 
 async def all_followers(daemon: Daemon) -> list[int]:

@@ -203,7 +203,7 @@ class JetStreamBackend:
 
     def _connect(self, purpose: str) -> Connection:
         name = f"billing {self._settings['node']} {purpose} pid {self._host.pid()}"
-        return Connection(self._access(), name, self._host.randbits, self._boot_ns)
+        return Connection(self._access(), name, self._host.randbits, self._boot_ns, self._access)
 
 
 def backend(settings: dict[str, Any], host: Host) -> Backend:

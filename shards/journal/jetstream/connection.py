@@ -1,5 +1,8 @@
 """One blocking connection to whichever of the log's servers answers, and requests over it.
 
+A server that refuses this client is left for the next one, too. Where none lets it in, the credentials are read again,
+so that they can be changed while the daemon runs, and all are asked once more.
+
 One thread at a time uses it and is blocked by it: the thread of a serial executor. Every request has a reply subject of
 its own, so an answer that comes late, or twice, is ignored. A server that does not answer within the deadline is left
 for the next one. A request that was sent over a connection that died is in doubt (`NoAnswer`); one that could not be
@@ -19,6 +22,8 @@ from contextlib import suppress
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+from shards import exits
+from shards.journal import Unavailable, Unfit
 from shards.journal.jetstream import codec
 
 CONNECT_TIMEOUT_S = 1.0
@@ -37,10 +42,13 @@ class NoAnswer(Exception):
     """The request was sent, and its outcome is not known."""
 
 
-class Denied(Exception):
+class Denied(Unavailable):
     """A server answers and refuses this client: its credentials, its permissions or its encryption are not those that
-    the server demands.
+    the server demands. A start and a command end with it. A daemon that serves tries again: credentials are changed,
+    and servers' mistakes are mended, while it runs.
     """
+
+    ending = exits.CONFIG
 
 
 class Endpoint(NamedTuple):
@@ -73,11 +81,20 @@ def endpoint_of(url: str) -> Endpoint:
 class Connection:
     """Connects at the first request, and anew after each loss; see the module."""
 
-    def __init__(self, access: Access, name: str, randbits: Callable[[int], int], boot_ns: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        access: Access,
+        name: str,
+        randbits: Callable[[int], int],
+        boot_ns: Callable[[], int],
+        read_again: Callable[[], Access] | None = None,
+    ) -> None:
         """`name`: shown in the servers' lists of connections. `boot_ns`: a clock that never goes back, for
-        deadlines.
+        deadlines. `read_again`: returns the access to the same servers as it is by now; may raise OSError, ValueError
+        and Unfit, after which the former one is tried.
         """
         self._access = access
+        self._read_again = read_again
         self._name = name
         self._boot_ns = boot_ns
         self._never = threading.Event()
@@ -261,7 +278,21 @@ class Connection:
     def _connect(self) -> None:
         if self._socket is not None:
             return
+        try:
+            self._enter_any()
+        except Denied:
+            if self._read_again is None:
+                raise
+            with suppress(OSError, ValueError, Unfit):
+                self._access = self._read_again()
+            self._enter_any()
+
+    def _enter_any(self) -> None:
+        """Connects to the first server that lets this client in. Raises Denied where one refuses it and none lets it
+        in, else Unreachable.
+        """
         reasons = []
+        denied: Denied | None = None
         for _ in self._access.endpoints:
             endpoint = self._access.endpoints[self._next]
             try:
@@ -269,12 +300,14 @@ class Connection:
             except (OSError, codec.ProtocolError) as error:
                 reasons.append(f"{endpoint}: {error}")
                 self.leave()
-            except Denied:
-                self.close()
-                raise
+            except Denied as error:
+                denied = error
+                self.leave()
             else:
                 self.server = str(endpoint)
                 return
+        if denied is not None:
+            raise denied
         raise Unreachable(f"no server of the log can be reached: {'; '.join(reasons)}")
 
     def _enter(self, endpoint: Endpoint) -> None:

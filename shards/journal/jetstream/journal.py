@@ -366,7 +366,7 @@ class JetStreamJournal:
             publisher.put(manifest_subject, snapshots.pack_manifest(manifest))
         except Taken as taken:
             raise self._end(Fenced(f"another owner saves snapshots of shard {self._shard}: {taken}")) from None
-        except (Malformed, Corrupt, Refused, Denied) as error:
+        except (Malformed, Corrupt, Refused) as error:
             raise self._end(Unknown(f"saving a snapshot: {error}")) from error
         self._manifests = [*self._manifests, manifest][-snapshots.KEPT :]
         if len(self._manifests) == snapshots.KEPT:
@@ -397,7 +397,7 @@ class JetStreamJournal:
                 self._trimmed.purge(min(below, self._publisher.sequence))  # the last record says who owns the shard
                 self._first = limit + 1
                 self._log_bytes = self._looked_bytes = self._trimmed.state().stored_bytes
-        except (Refused, Denied) as error:
+        except Refused as error:
             raise self._end(Unknown(f"trimming: {error}")) from error
 
     # -- the end ----------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from crc32c import crc32c
 
 from shards.journal import Corrupt, Gap, Overtaken, Retained, Unknown
-from shards.journal.jetstream.connection import Connection, Denied
+from shards.journal.jetstream.connection import Connection
 from shards.journal.jetstream.publisher import Publisher, Taken
 from shards.journal.jetstream.streams import ReadStream, Refused, Stored, Stream, opening
 from shards.journal.jetstream.witness import NOTHING, Witness
@@ -174,7 +174,7 @@ class JetStreamMapLog:
             self._stream.purge(sequence)
         except Taken:
             return
-        except (Refused, Denied) as error:
+        except Refused as error:
             raise Unknown(f"compacting the map: {error}") from error
 
     def close(self) -> None:

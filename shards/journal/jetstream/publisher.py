@@ -69,13 +69,16 @@ class Publisher:
                 in_doubt, reason = True, error
                 self.doubts += 1
             except Superseded as error:
-                stored = stream.message(expected + 1)
+                reason = error
+                try:
+                    stored = stream.message(expected + 1)
+                except Unavailable as unread:  # what stands there may be this message
+                    stored, reason = None, unread
                 if stored is not None:
                     if stored.payload != message:
                         raise Taken(stored) from None
                     self.sequence = stored.sequence
                     return stored.sequence
-                reason = error
             except NoRoom as error:
                 if not in_doubt:
                     raise Full(f"the log is full: {error}") from error

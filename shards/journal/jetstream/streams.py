@@ -59,15 +59,18 @@ class Refused(Exception):
         self.code = code
 
 
+KEYS = "cluster.credentials_file, cluster.servers"  # concerned where servers refuse this host
+
+
 @contextmanager
 def opening() -> Iterator[None]:
-    """Raises the journal's errors for what servers refuse while a log is opened: Unfit where an operator has to change
-    the configuration or make the streams, otherwise Unknown.
+    """Raises the journal's errors for what servers refuse while a log is opened: Denied with the keys concerned, Unfit
+    where an operator has to make the streams, otherwise Unknown.
     """
     try:
         yield
     except Denied as error:
-        raise Unfit(f"cluster.credentials_file, cluster.servers: {error}") from error
+        raise Denied(f"{KEYS}: {error}") from error
     except Refused as error:
         if error.code == NO_STREAM:
             raise Unfit(f"there is no stream {error}: make the streams with `billing cluster init`") from error

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trustme
 
-from shards.journal.jetstream.connection import Access, Connection, Endpoint, NoAnswer
+from shards.journal.jetstream.connection import Access, Connection, Denied, Endpoint, NoAnswer
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.host import REAL
 
@@ -23,9 +23,10 @@ HOST = "127.0.0.1"
 class Server(threading.Thread):
     """Takes whoever connects, and answers what is asked of the subject `echo`; what else is asked, it never answers."""
 
-    def __init__(self, context: ssl.SSLContext | None) -> None:
+    def __init__(self, context: ssl.SSLContext | None, password: str = "") -> None:
         super().__init__(daemon=True)
         self.context = context
+        self.password = password  # "": everybody is let in
         self.listener = socket.create_server((HOST, 0))
         self.port = self.listener.getsockname()[1]
 
@@ -42,6 +43,9 @@ class Server(threading.Thread):
         with client, client.makefile("rb") as lines:
             while line := lines.readline():
                 verb, *arguments = line.split()
+                if verb == b"CONNECT" and self.password.encode() not in line:
+                    client.sendall(b"-ERR 'Authorization Violation'\r\n")
+                    return
                 if verb == b"PING":
                     client.sendall(b"PONG\r\n")
                 elif verb == b"PUB":
@@ -100,3 +104,55 @@ def test_an_exchange_is_one_call_to_send_and_one_to_receive(connection: Connecti
         assert connection.request("echo", b"again").payload == b"again"
     assert counted.calls.count("sendall") == 10
     assert set(counted.calls) == {"sendall", "recv"}
+
+
+@pytest.fixture
+def servers() -> Iterator[list[Server]]:
+    """Two servers that let in whoever knows the password `old`."""
+    started = [Server(None, "old"), Server(None, "old")]
+    for server in started:
+        server.start()
+    yield started
+    for server in started:
+        server.listener.close()
+
+
+def access_to(servers: list[Server], password: str) -> Access:
+    return Access(tuple(Endpoint(HOST, server.port, False) for server in servers), None, f"billing:{password}")
+
+
+def test_credentials_that_are_refused_are_read_again(servers: list[Server]) -> None:
+    written = "old"
+    before, boot_ns = access_to(servers, written), MACHINE_CLOCKS.boot_ns
+    with closing(Connection(before, "test", REAL.randbits, boot_ns, lambda: access_to(servers, written))) as connection:
+        assert connection.request("echo", b"one").payload == b"one"
+        for server in servers:
+            server.password = "new"
+        connection.close()
+        with pytest.raises(Denied, match="refuses the credentials"):
+            connection.request("echo", b"two")
+        written = "new"
+        assert connection.request("echo", b"three").payload == b"three"
+
+
+def test_a_file_of_credentials_that_is_gone_leaves_the_former_ones(servers: list[Server]) -> None:
+    def gone() -> Access:
+        raise FileNotFoundError
+
+    with closing(
+        Connection(access_to(servers, "old"), "test", REAL.randbits, MACHINE_CLOCKS.boot_ns, gone)
+    ) as connection:
+        servers[0].password = servers[1].password = "new"
+        with pytest.raises(Denied):
+            connection.request("echo", b"one")
+        servers[0].password = servers[1].password = "old"
+        assert connection.request("echo", b"two").payload == b"two"
+
+
+def test_one_server_that_refuses_this_client_keeps_it_from_no_other(servers: list[Server]) -> None:
+    servers[0].password = "another"
+    access = access_to(servers, "old")
+    for _ in range(4):
+        with closing(Connection(access, "test", REAL.randbits, MACHINE_CLOCKS.boot_ns)) as connection:
+            assert connection.request("echo", b"one").payload == b"one"
+            assert connection.server == f"nats://{HOST}:{servers[1].port}"

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import trustme
 
+from shards.exits import Exit, ending_of
 from shards.journal import Unavailable, Unfit, backends
-from shards.journal.jetstream.connection import Access, Connection, endpoint_of
+from shards.journal.jetstream.connection import Access, Connection, Denied, endpoint_of
 from shards.journal.jetstream.guard import Guard, Shape
 from shards.journal.jetstream.permissions import covers, faults_of, needed
 from shards.journal.jetstream.streams import ReadStream
@@ -145,8 +146,10 @@ def test_whoever_only_reads_and_may_not_is_told_which_key_to_mend(cluster: NatsC
         *(bucket_map.snapshots, backend.signs, lambda: backend.holds(1), map_log.is_newest, lambda: map_log.load("a")),
     ]
     for ask in questions:
-        with pytest.raises(Unfit, match=r"^cluster\.credentials_file, cluster\.servers: .* does not allow it"):
+        with pytest.raises(Denied, match=r"^cluster\.credentials_file, cluster\.servers: .* not allow it") as raised:
             ask()
+        assert isinstance(raised.value, Unavailable), "a daemon that serves tries again"
+        assert ending_of(raised.value).code == Exit.CONFIG
     for opened in (shard, bucket_map, map_log):
         opened.close()
 

@@ -6,10 +6,10 @@ from typing import cast
 
 import pytest
 
-from shards.journal import Unavailable
-from shards.journal.jetstream.connection import Denied, Unreachable
+from shards.journal import Lost, Unavailable
+from shards.journal.jetstream.connection import Denied, NoAnswer, Unreachable
 from shards.journal.jetstream.publisher import PATIENCE_S, Publisher
-from shards.journal.jetstream.streams import NotNow, Stream
+from shards.journal.jetstream.streams import NotNow, Stored, Stream, Superseded
 
 
 class FailingStream:
@@ -49,4 +49,24 @@ def test_what_was_surely_not_written_is_unavailable_with_its_reason(error: Excep
         publisher.put("J.1", b"x")
     assert str(raised.value).startswith(text)
     assert stream.tried > 1, "it was tried again first"
+    assert publisher.sequence == 7
+
+
+class DoubtfulStream(FailingStream):
+    """It takes a message without an answer, and then cannot be read."""
+
+    def publish(self, subject: str, message: bytes, expected: int) -> int:
+        self.tried += 1
+        raise NoAnswer("it went away") if self.tried == 1 else Superseded("wrong last sequence", 10071)
+
+    def message(self, sequence: int) -> Stored | None:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [Unavailable("nobody leads it"), Denied("nats://a:4222 refuses the credentials")])
+def test_a_message_that_may_stand_is_not_called_surely_unwritten_where_it_cannot_be_read_back(error: Exception) -> None:
+    stream = DoubtfulStream(error)
+    publisher = Publisher(cast(Stream, stream), 7, lambda: stream.now_ns)
+    with pytest.raises(Lost, match="it is not known whether J-1 took a message: "):
+        publisher.put("J.1", b"x")
     assert publisher.sequence == 7

@@ -40,7 +40,13 @@ class SharedLog(MemoryBackend):
         super().__init__(path)
         self.node = node
         self.is_moving = False
+        self.refusal: Exception | None = None  # what `prepare` raises
         self._sequence = 0
+
+    def prepare(self) -> list[str]:
+        if self.refusal is not None:
+            raise self.refusal
+        return super().prepare()
 
     def signs(self) -> dict[int, LastSign]:
         self._sequence += self.is_moving

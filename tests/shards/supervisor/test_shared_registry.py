@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 
 import pytest
 
-from shards.journal import Fenced
+from shards.journal import Fenced, Unavailable, Unfit
 from shards.moves.wanted import Wanted
 from shards.supervisor.placement import GRACE_NS, Voice
 from shards.supervisor.registry import SNAPSHOT_EVERY_RECORDS, Conflict, StandsBy
@@ -157,3 +157,26 @@ async def test_what_another_host_has_recorded_before_makes_a_decision_impossible
     is_decided = record[0] == "assign"
     assert await a.registry.commit(["assign", 1, 2, 2], voices) is is_decided, "whoever wrote it: it stands there"
     assert a.registry.map.owner_of(1) == ((2, 2) if is_decided else (1, 1))
+
+
+async def test_a_host_that_stands_by_waits_where_the_log_lets_it_in_no_more(part: PartOf) -> None:
+    """At the first look such a log is unfit, which ends the start."""
+    a, alone = part("a").joined(), part("c", 0)
+    assert await a.take(1)
+    alone.log.is_moving = True
+    with pytest.raises(StandsBy):
+        alone.registry.open(BUCKETS, WANTED)
+    log = alone.registry._log
+    load, log.load = log.load, refusing  # type: ignore[method-assign]
+    alone.log.refusal = Unfit("cluster.credentials_file: refuses the credentials")
+    alone.registry.close()  # as where the log was out of reach
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="let this host in"):
+            alone.registry.open(BUCKETS, WANTED)
+    log.load, alone.log.refusal = load, None  # type: ignore[method-assign]
+    with pytest.raises(StandsBy):
+        alone.registry.open(BUCKETS, WANTED)
+
+
+def refusing(owner: str) -> tuple[int, list[bytes]]:
+    raise Unavailable("they do not let this host in")
