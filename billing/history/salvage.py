@@ -5,7 +5,8 @@ checksums: its rows are taken as they are) and its user is known. Sound rows kee
 between them stay noticeable; users, chains and marks are built anew.
 
 Where the journal reaches back to the end of a transaction of the damaged file, the rows behind that are not taken,
-since they are made again from the journal: only damaged rows before that are lost.
+since they are made again from the journal: only damaged rows before that are lost. Departures behind that are not taken
+either: they promise that every row of the bucket is there, which is true again once the journal has been read.
 
 SQLite fails at a page that it cannot read. Rows are therefore read by key, and after a failure the search goes on
 behind it: by steps that double, then by bisection, to the first key that can be read again.
@@ -83,7 +84,9 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
     writer.finish()
     if reached:
         lost += max(0, seq_max - max(last, cut))
-    for departure in _numbers(old, "SELECT bucket_id, generation, position FROM departures"):
+    for departure in _numbers(
+        old, f"SELECT bucket_id, generation, position FROM departures WHERE position <= {position}"
+    ):
         db.execute("INSERT OR REPLACE INTO departures VALUES (?, ?, ?)", departure)
     ends = sorted(group for group in groups if group[0] <= position)
     if not ends or ends[-1][0] != position:

@@ -619,6 +619,31 @@ def test_a_file_whose_end_does_not_agree_with_itself_is_not_written_on(data_dir:
         assert len(entry_rows) == len(expected) or any(row["operation"] == MISSING for row in rows)
 
 
+def test_a_bucket_has_not_left_a_file_that_is_made_again_before_its_rows_are_there_again(data_dir: Path) -> None:
+    """Otherwise readers take the rows that are still to come for lost ones."""
+    driver = ShardDriver(users=2)
+    store = opened(data_dir)
+    for position in range(1, 4):
+        store.take(position, driver.batch(60))
+        store.flush()
+    left = batch_of((LEAVE, 2, 1, b""))
+    store.take(4, left)
+    store.flush()
+    store.db.execute("UPDATE heads SET newest = zeroblob(1024)")
+    store.close()
+    again, remarks = open_store(ShardFile(str(data_dir), 0, 2, 4, UnsyncedDisk()), suspect=True)
+    assert "it was damaged" in remarks[0]
+    assert again.position == 1
+    elsewhere = reader_of(data_dir, opened(data_dir, shard=1), 1)
+    assert elsewhere.missing(2, 2) == [1], "the rows of batches 2 and 3 are still to come"
+    for position in (2, 3):
+        again.take(position, driver.batches[position - 1])
+    again.take(4, left)
+    again.flush()
+    assert elsewhere.missing(2, 2) == []
+    all_rows(driver, elsewhere)
+
+
 def test_rows_that_are_lost_at_the_end_keep_their_numbers(data_dir: Path) -> None:
     driver = ShardDriver(users=2)
     store = opened(data_dir)
