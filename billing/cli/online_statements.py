@@ -178,14 +178,18 @@ def balance_at(rows: list[Row], at_ns: int) -> int:
 
 
 def lines_of(rows: list[Row], from_ns: int, to_ns: int) -> dict[str, int]:
-    """Rate line -> amount spent in a period, in internal units. `rows` begin with the account's first entry."""
+    """Rate line -> amount spent in a period, in internal units. `rows` begin with the account's first entry. A
+    `change_rate` of an older version names no rate of its line: the line changed by as much as the account's rate.
+    """
     rates: dict[str, int] = {}
     spent: dict[str, int] = {}
+    rate = 0
     for before, row in pairwise(rows):
-        if before["resource"] is not None:
-            rates[before["resource"]] = before["line_rate_nanos_per_hour"] or 0
+        change, rate = before["rate_nanos_per_hour"] - rate, before["rate_nanos_per_hour"]
+        if (line := before["resource"]) is not None:
+            of_line = before["line_rate_nanos_per_hour"]
+            rates[line] = rates.get(line, 0) + change if of_line is None else of_line
         begin_ns, end_ns = max(from_ns, before["at_ns"]), min(to_ns, row["at_ns"])
-        rate = before["rate_nanos_per_hour"]
         if begin_ns < end_ns and rate:
             part = spent_between(before, row, end_ns) - spent_between(before, row, begin_ns)
             for line, of_line in rates.items():

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 import pytest
 
-from billing.cli.online_statements import OnlineStatements
+from billing.cli.online_statements import UNIT, OnlineStatements, lines_of
 from billing.client.client import Client
 from billing.client.results import AccountRow, BalanceAt, HistoryRow, Statement
 from billing.ledger.money import INT64_MAX
@@ -126,3 +126,18 @@ def past(method: str, answer: dict[str, Any]) -> None:
 async def test_what_is_off_is_a_fault(tmp_path: Path, lie: Lie, text: str) -> None:
     report = await looked_at(tmp_path, 42, lie)
     assert any(text in fault for fault in report.faults)
+
+
+def test_a_change_of_an_older_version_that_names_no_rate_of_its_line_is_that_of_the_account() -> None:
+    def row(at_ns: int, accrued: int, rate: int, resource: str | None = None, line_rate: int | None = None) -> Any:
+        names = "at_ns", "accrued_nanos", "rate_nanos_per_hour", "resource", "line_rate_nanos_per_hour"
+        return dict(zip(names, (at_ns, accrued, rate, resource, line_rate), strict=True))
+
+    hour_ns = 3600 * 10**9
+    rows = [
+        row(0, 0, 50, "vm-2", 50),
+        row(0, 0, 150, "vm-1", 100),
+        row(0, 0, 350, "vm-1"),  # change_rate by 200
+        row(hour_ns, 350, 350),
+    ]
+    assert lines_of(rows, 0, hour_ns) == {"vm-1": 300 * UNIT, "vm-2": 50 * UNIT}
