@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os.path
 import sqlite3
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple
 
@@ -75,6 +75,12 @@ class Ahead(StoreError):
     code = Exit.DAMAGED
 
 
+class Unconverted(StoreError):
+    """The file is of an older version, and its shard's process has not converted it yet."""
+
+    code = Exit.AGAIN
+
+
 # Errors that a damaged file can cause; `code_of` tells whether damage was the cause. SQLite's own text may not decode.
 UNREADABLE: Final = (sqlite3.DatabaseError, Damaged, UnicodeDecodeError)
 
@@ -104,6 +110,28 @@ def shard_files(directory: str, disk: Disk) -> dict[int, str]:
         if name == f"shard-{number}.sqlite" and number.isdecimal():
             paths[int(number)] = f"{directory}/{name}"
     return paths
+
+
+def unconverted_files(directory: str, kind: Kind, served: Collection[int], disk: Disk) -> list[ShardFile]:
+    """Returns the files of older versions whose shards are gone, so that no process of theirs will convert them. Each
+    stands for itself: its journal may have no more batches. Files that cannot be read are left to `billing rebuild`.
+
+    `served`: the shards that are not gone.
+    """
+    files = []
+    for shard, path in shard_files(directory, disk).items() if disk.exists(directory) else ():
+        if shard in served:
+            continue
+        with suppress(StoreError, sqlite3.DatabaseError, UnicodeDecodeError):
+            db = connect(path, kind, versions=(kind.version, *kind.older))
+            try:
+                (version,) = db.execute("PRAGMA user_version").fetchone()
+                (position,) = db.execute("SELECT position FROM about").fetchone()
+            finally:
+                db.close()
+            if version != kind.version and type(position) is int and position >= 0:
+                files.append(ShardFile(directory, shard, position + 1, position, disk))
+    return files
 
 
 class ShardFile(NamedTuple):
@@ -167,6 +195,8 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
         if application_id != kind.application_id:
             raise Damaged(f"{path} is no file of {kind.noun}: its application id is {application_id:#x}")
         if version not in (versions or (kind.version,)):
+            if version in kind.older:
+                raise Unconverted(f"{path} is of version {version}, and not converted to {kind.version} yet")
             raise StoreError(f"{path} is of version {version}, and this version reads {kind.version}")
     except sqlite3.OperationalError as error:
         db.close()

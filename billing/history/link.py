@@ -41,6 +41,7 @@ class HistorySettings(NamedTuple):
     accept_loss: bool = False  # a file that is ahead of the journal is cut back instead of refused
     keep_days: int = 0  # rows are deleted once a later one of their account is older than this; 0: never
     log: bytes = b""  # `cursor.identity_of_log`, if other hosts have files of the same journal; else empty
+    served: tuple[int, ...] = ()  # all shards, if this process converts older files of others, which are gone
 
 
 DEFAULT_SETTINGS: Final = HistorySettings()

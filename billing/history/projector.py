@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any, Final
 
 from billing.follower.process import CHECKPOINT_S, Follower, run
-from billing.follower.store import ShardFile, StoreError, code_of, reason_of
+from billing.follower.store import ShardFile, StoreError, code_of, reason_of, unconverted_files
 from billing.history import entries, feed_part, period_reader, retention
 from billing.history.cursor import Place
 from billing.history.history_reader import HistoryReader, Newest
@@ -25,6 +25,7 @@ from billing.history.link import ENTRIES, PART, PERIOD, REACHED, STATEMENT, WHER
 from billing.history.period_reader import Chain, Misplaced, Standing, Steps, TooLong
 from billing.history.retention import DAY_NS, Postponed, prune
 from billing.history.store import Store, open_store
+from billing.history.tables import KIND
 from shards.exits import Exit
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
@@ -61,8 +62,10 @@ class Projector(Follower):
     # -- batches -----------------------------------------------------------------------------------------------------
 
     def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[Store, list[str]]:
-        accept_loss, self._keep_days, self._log = HistorySettings(*options)
+        accept_loss, self._keep_days, self._log, served = HistorySettings(*options)
         is_shared = bool(self._log)
+        for gone in unconverted_files(file.directory, KIND, served, self.disk) if served else ():
+            open_store(gone, suspect=False)[0].close()
         self._store, remarks = open_store(file, suspect=suspect, accept_loss=accept_loss, is_shared=is_shared)
         self._reader = HistoryReader(file.directory, file.shard, self._store.db, self.disk)
         self._rows_at_checkpoint = self._store.seq

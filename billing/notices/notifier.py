@@ -36,13 +36,13 @@ from billing.expirationd.delivery import (
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.routes import Routes
 from billing.follower.process import Follower, run
-from billing.follower.store import ShardFile
+from billing.follower.store import ShardFile, unconverted_files
 from billing.notices.notice import webhook_id
 from billing.notices.opening import open_store
 from billing.notices.outages import OfNotices
 from billing.notices.post import NoticeTemplate
 from billing.notices.settings import NoticeSettings
-from billing.notices.store import Row, Store
+from billing.notices.store import KIND, Row, Store
 from billing.notices.window import Window
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
@@ -88,11 +88,14 @@ class Notifier(Follower):
 
     def on_open(self, file: ShardFile, suspect: bool, options: tuple[Any, ...]) -> tuple[Store, list[str]]:
         notice_settings = NoticeSettings(*options)
+        served, now_ns = notice_settings.served, self.clocks.wall_ns()
+        for gone in unconverted_files(file.directory, KIND, served, self.disk) if served else ():
+            open_store(gone, suspect=False, file_id=self._rng.getrandbits(62), now_ns=now_ns)[0].close()
         self._store, remarks = open_store(
             file,
             suspect=suspect,
             file_id=self._rng.getrandbits(62),
-            now_ns=self.clocks.wall_ns(),
+            now_ns=now_ns,
             accept_loss=notice_settings.accept_loss,
         )
         self._store.is_apart = notice_settings.is_apart

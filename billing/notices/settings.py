@@ -14,3 +14,4 @@ class NoticeSettings(NamedTuple):
     connect_timeout_s: float = 3.0
     accept_loss: bool = False  # a file that is ahead of the journal is cut back instead of refused
     is_apart: bool = False  # several hosts serve: each shard sends the notices of its own journal
+    served: tuple[int, ...] = ()  # all shards, if this process converts older files of others, which are gone

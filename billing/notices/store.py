@@ -54,6 +54,7 @@ from billing.follower.store import (
     FollowerStore,
     Kind,
     StoreError,
+    Unconverted,
     code_of,
     connect,
     file_of,
@@ -129,8 +130,8 @@ def ends_agree(db: sqlite3.Connection) -> bool:
 
 
 class Elsewhere(StoreError):
-    """The file of another shard is damaged. Its notices are awaited until the file is repaired: by its own process, or
-    by `billing rebuild` where its shard is gone.
+    """The file of another shard is damaged, or not converted yet. Its notices are awaited until it is: by its own
+    process, or where its shard is gone, by `billing rebuild` (damage) or the process of the first shard (conversion).
     """
 
     code = Exit.AGAIN
@@ -138,9 +139,11 @@ class Elsewhere(StoreError):
 
 @contextmanager
 def _elsewhere(path: str) -> Iterator[None]:
-    """Turns damage that is found in the file of another shard into Elsewhere."""
+    """Turns damage that is found in the file of another shard into Elsewhere, and an older version of it as well."""
     try:
         yield
+    except Unconverted as error:
+        raise Elsewhere(str(error)) from error
     except UNREADABLE as error:
         if code_of(error) != Exit.DAMAGED:
             raise

@@ -41,7 +41,10 @@ class Followers:
         accepts_loss = config.journal.sync != "always"  # then a loss of power may take the journal's last batches
         shard = FollowedShard(f"{begin.directory}/history", worker.shard_id, worker.journal)
         identity = identity_of_log(begin.log) if begin.log else b""
-        self.history = dependencies.history(shard, HistorySettings(accepts_loss, config.history.keep_days, identity))
+        shards = tuple(sorted(worker.map.weights))
+        served = shards if shards[:1] == (worker.shard_id,) and not begin.log else ()
+        history_settings = HistorySettings(accepts_loss, config.history.keep_days, identity, served)
+        self.history = dependencies.history(shard, history_settings)
         self.history.start(FOLLOWERS_AFTER_S if begin.log else 0.0)
         self._settings = NoticeSettings(
             config.notify.url,
@@ -50,6 +53,7 @@ class Followers:
             calls.connect_timeout_s,
             accepts_loss,
             is_apart=begin.links is not None,  # a bucket may come from a shard whose files another host has
+            served=served,
         )
         of_notices = shard._replace(directory=f"{begin.directory}/notices")
         self._notices = notices = dependencies.notices(of_notices, self._settings, begin.settled)

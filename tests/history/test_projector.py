@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from shards.batch import ENTRY, LEAVE, RECEIVED
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from shards.system.links import Wire
+from tests.fixtures.make import FIXTURES
 from tests.history.test_store import NEWEST, batch_of, entry_of
 
 
@@ -37,13 +39,14 @@ class Process:
             lambda _, message: self.heard.append(message), lambda _: None, lambda _: None, messages.to_worker
         )
 
-    async def open(self, home: Path, log: bytes = b"", first: int = 1) -> None:
+    async def open(self, home: Path, log: bytes = b"", first: int = 1, served: tuple[int, ...] = ()) -> None:
         near, far = socket.socketpair()
         clocks = MACHINE_CLOCKS._replace(boot_ns=lambda: self.boot_ns)
         self.life = asyncio.create_task(serve(far, lambda: Projector(self.disk, clocks)))
         near.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=near)
-        self.wire.send(messages.Open(str(home / "history"), 1, first, first - 1, False, HistorySettings(log=log)))
+        settings = HistorySettings(log=log, served=served)
+        self.wire.send(messages.Open(str(home / "history"), 1, first, first - 1, False, settings))
         await self.until(lambda: any(isinstance(message, messages.Opened) for message in self.heard))
 
     async def until(self, what: Callable[[], object]) -> None:
@@ -202,3 +205,33 @@ async def test_a_file_that_was_made_anew_is_awaited_until_it_is_as_far_again(
         assert not any("whole_from_ns" in row for row in rows)
     await process.close()
     stores[-1].close()
+
+
+async def test_an_older_file_of_a_shard_that_is_gone_is_converted_by_the_process_of_the_first_one(
+    tmp_path: Path,
+) -> None:
+    """No process of its own does it; the histories of all buckets that had moved were refused for ever."""
+    with tarfile.open(FIXTURES / "format-1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    directory = tmp_path / "data" / "history"
+    for side in directory.glob("shard-1.*"):
+        side.unlink()
+    for path in (directory, *directory.iterdir()):
+        path.chmod(0o700 if path.is_dir() else 0o600)
+    question = 1, 2, b"bob", NEWEST, 10, (0, 0, 0)
+    process = Process()
+    await process.open(tmp_path / "data", served=(1, 2))
+    process.wire.send(messages.Ask(1, question))
+    await process.until(lambda: process.answers_to(1))
+    (refused,) = process.answers_to(1)
+    assert isinstance(refused, messages.Refused), "the process of shard 2 converts it"
+    assert "is of version 1, and not converted to 5 yet" in refused.reason
+    await process.close()
+    process = Process()
+    await process.open(tmp_path / "data", served=(1,))
+    process.wire.send(messages.Ask(1, question))
+    await process.until(lambda: process.answers_to(1))
+    (answer,) = process.answers_to(1)
+    assert isinstance(answer, messages.Answer)
+    assert [row["operation"] for row in answer.answer][-2:] == ["set_credit_limit", "top_up"]
+    await process.close()

@@ -10,9 +10,11 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from billing.follower import messages
 from billing.follower.process import serve
-from billing.follower.store import ShardFile, connect, file_of
+from billing.follower.store import ShardFile, Unconverted, connect, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.notifier import CLAIM_END_NS, Notifier
@@ -38,7 +40,12 @@ class Worker:
         self.wire: Wire | None = None
 
     async def start(
-        self, directory: Path, shard: int, notifier: Callable[[], Notifier], url: str = "http://127.0.0.1:9/"
+        self,
+        directory: Path,
+        shard: int,
+        notifier: Callable[[], Notifier],
+        url: str = "http://127.0.0.1:9/",  # nobody listens there
+        served: tuple[int, ...] = (),
     ) -> Wire:
         """Starts the other end, and has it open a file."""
         self._near, far = socket.socketpair()
@@ -46,7 +53,7 @@ class Worker:
         self._served = asyncio.create_task(serve(far, notifier))
         await asyncio.get_running_loop().create_connection(self.protocol, sock=self._near)
         assert self.wire is not None
-        settings = NoticeSettings(url)  # nobody listens at the default
+        settings = NoticeSettings(url, served=served)
         self.wire.send(messages.Open(str(directory), shard, 1, 0, False, settings))
         await self.hears(messages.Opened)
         return self.wire
@@ -201,3 +208,33 @@ async def test_users_whose_notices_are_refused_delay_no_other_however_many_they_
         assert mine == [f"{user}:{number}:account-topped_up" for number in range(1, 6)]
     await worker.stop()
     server.close()
+
+
+async def test_an_older_file_of_a_shard_that_is_gone_is_converted_and_one_that_is_not_yet_ends_nobody(
+    tmp_path: Path,
+) -> None:
+    """A notifier of another shard had ended on it again and again, and told nothing."""
+    tmp_path.chmod(0o700)
+    for shard in (0, 1):
+        ensure_file(ShardFile(str(tmp_path), shard, 1, 0, RealDisk()), 100 + shard, NOW_NS)
+    with closing(connect(file_of(str(tmp_path), 1), KIND, write=True)) as db:
+        for table in ("about", "departures", "arrivals", "claims"):
+            db.execute(f"ALTER TABLE {table} DROP COLUMN checksum")
+        db.execute("PRAGMA user_version = 2")
+    arrived = batch_of((RECEIVED, 7, 2, b""), (LEAVE, 8, 1, b""))
+    worker = Worker()
+    wire = await worker.start(
+        tmp_path, 0, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random(1)), served=(0, 1)
+    )
+    wire.send(messages.Batch(1, arrived))
+    wire.send(messages.Settle())
+    message = await worker.hears(messages.Told)
+    while not message.figures["notices_awaited_buckets"]:
+        message = await worker.hears(messages.Told)
+    await worker.stop()
+    with pytest.raises(Unconverted):
+        connect(file_of(str(tmp_path), 1), KIND)
+    worker = Worker()
+    await worker.start(tmp_path, 2, lambda: Notifier(RealDisk(), MACHINE_CLOCKS, random.Random(1)), served=(0, 2))
+    await worker.stop()
+    connect(file_of(str(tmp_path), 1), KIND).close()
