@@ -16,14 +16,15 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from typing import Final, NamedTuple
 
-from billing.follower.store import StoreError, connect, keep_copy, make
+from billing.follower.store import SIDES, StoreError, Unconverted, connect, keep_copy, make
 from billing.history.accounts import chain_end_of
 from billing.history.history_reader import EVERYWHERE, HistoryReader
 from billing.history.page import OPENING_ROW, Part, Row, pages_of, record_of_older_row
 from billing.history.period import Lines
-from billing.history.salvage import Good, Writer, good_rows
+from billing.history.salvage import KEY_MAX, Good, Writer, good_rows, salvage
 from billing.history.store import Store, name_anew
 from billing.history.tables import KIND
 from billing.ledger.account import Account
@@ -49,12 +50,18 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
     it, as text. `first`: the oldest batch that the journal holds. The file must be sound (`store.open_store`), and
     nobody may write to it. Raises StoreError (Unlike), Unproved, sqlite3.Error, OSError.
     """
+    with closing(connect(backup, KIND, versions=(KIND.version, *KIND.older))) as of_backup:
+        (stored_shard,) = of_backup.execute("SELECT shard FROM about").fetchone()
+    if stored_shard != shard:
+        raise StoreError(f"{backup} is the history of shard {stored_shard}")
     present = connect(path, KIND) if disk.exists(path) else None
-    old = connect(backup, KIND)
+    converted = f"{path}.converted"
     try:
-        (stored_shard,) = old.execute("SELECT shard FROM about").fetchone()
-        if stored_shard != shard:
-            raise StoreError(f"{backup} is the history of shard {stored_shard}")
+        old = connect(backup, KIND)
+    except Unconverted:  # the backup stays as it is
+        make(converted, KIND, disk, lambda db: _convert(db, backup, shard))
+        old = connect(converted, KIND)
+    try:
         begins, position = old.execute("SELECT begins, position FROM about").fetchone()
         if present is not None:
             begun, reached = present.execute("SELECT begins, position FROM about").fetchone()
@@ -91,6 +98,14 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
         old.close()
         if present is not None:
             present.close()
+        for name in (converted, *(converted + side for side in SIDES)):
+            if disk.exists(name):
+                disk.unlink(name)
+
+
+def _convert(db: sqlite3.Connection, backup: str, shard: int) -> None:
+    name_anew(db)
+    salvage(db, backup, shard, KEY_MAX, KIND)  # all of it: no journal gives a part of it again
 
 
 def _take_all(writer: Writer, old: sqlite3.Connection, present: sqlite3.Connection | None) -> None:

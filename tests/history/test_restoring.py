@@ -5,6 +5,7 @@ Each answer that misses something says from which instant it is whole.
 from __future__ import annotations
 
 import shutil
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,11 @@ from billing.history.entries import page as feed_page
 from billing.history.history_reader import EVERYWHERE, MISSING, HistoryReader
 from billing.history.period import OPENING
 from billing.history.period_reader import Chain, Standing, balance_at, statement
+from billing.history.restoring import merge
 from billing.history.store import Store, rows_are_sound
 from billing.ledger.money import INT64_MAX
 from tests.doctor.builder import COIN, DISK, SECOND_NS, DataDirectoryBuilder
+from tests.fixtures.make import FIXTURES
 from tests.follower.test_rebuild import run
 from tests.history import tampering
 from tests.history.test_period import answer_of
@@ -220,3 +223,19 @@ def test_a_backup_of_another_daemon_is_refused_and_nothing_changes(shard: Trimme
     assert result.exit_code != 0
     assert "of another daemon" in result.output
     assert shard.path.read_bytes() == before
+
+
+def test_rows_come_back_from_a_backup_that_an_older_version_made(tmp_path: Path) -> None:
+    with tarfile.open(FIXTURES / "format-1.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    backup = tmp_path / "data" / "history" / "shard-2.sqlite"
+    before = backup.read_bytes()
+    path = tmp_path / "shard-2.sqlite"
+    assert "made again from" in merge(DISK, str(path), str(backup), 2, 100)
+    assert backup.read_bytes() == before, "the backup stays as it is"
+    assert [name.name for name in tmp_path.iterdir() if name.is_file()] == ["shard-2.sqlite"]
+    store = Store(str(path), 2, DISK)
+    assert rows_are_sound(store.db)
+    rows = HistoryReader(str(tmp_path), 2, store.db, DISK).history(1, b"bob", INT64_MAX, 10).rows
+    assert [row["operation"] for row in rows] == ["set_thresholds", "hold", "set_credit_limit", "top_up"]
+    store.close()
