@@ -132,16 +132,16 @@ def _salvage(db: sqlite3.Connection, source: str, shard: int, end: int, file_id:
     text.
     """
     old = connect(source, KIND, versions=(KIND.version, *KIND.older))
-    salvaged = 0
+    salvaged = seq_max = 0
     try:
         (version,) = old.execute("PRAGMA user_version").fetchone()
         about = _numbers(old, "about", "position", version)
         position = min(end, about[0][0]) if about else end
-        _fill(db, shard, position, file_id, made_ns)
         for row in _readable(old, f"SELECT {', '.join(OWED)}, {'0' if version == 1 else 'checksum'} FROM owed"):
             if (version == 1 or is_signed(row)) and row[4] <= position:
                 db.execute(INSERT.replace("INSERT", "INSERT OR IGNORE", 1), signed(*row[:-1]))
-                salvaged += 1
+                salvaged, seq_max = salvaged + 1, max(seq_max, row[0])
+        db.execute(FOUND, signed(shard, position, seq_max, file_id, made_ns))
         for departure in _numbers(old, "departures", "bucket_id, generation, position, pending", version):
             db.execute(DEPARTED, signed(*departure))
         for arrival in _numbers(old, "arrivals", "bucket_id, generation, position, pending, arrived_ns", version):

@@ -545,6 +545,8 @@ def test_a_file_of_the_version_without_checksums_is_converted(tmp_path: Path, le
     store = shard.store
     assert (store.position, store.departed, store.pending) == (3, {(1, 1)}, {2: 2})
     assert [row[5] for row in store.after(0, 10)] == ["1:account-topped_up"]
+    ((_, _, seq, *_),) = store.db.execute("SELECT * FROM about")
+    assert seq == 1, "the highest number that was given, also before the next commit"
 
 
 def test_where_the_files_are_on_several_hosts_each_shard_tells_what_its_own_journal_holds(
