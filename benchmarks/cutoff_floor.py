@@ -169,11 +169,12 @@ class WithLedger(Calls):
         call = machine.ledger.owed(bucket_id, user_id)
         assert call is not None, "it was noticed"
         now_ns = time.time_ns()
-        self.shard.report(bucket_id, _report(ops.CUTOFF_STARTED, user_id), now_ns)
+        self.shard.report([(bucket_id, _report(ops.CUTOFF_STARTED, user_id))], now_ns)
         return self.template.request(user_id, call.event_id, call.seq, call.exhausted_at_ns, now_ns // COIN)
 
     def settle(self, number: int) -> None:
-        self.shard.report(self.buckets[number], _report(ops.CUTOFF_DELIVERED, self.users[number]), time.time_ns())
+        report = _report(ops.CUTOFF_DELIVERED, self.users[number])
+        self.shard.report([(self.buckets[number], report)], time.time_ns())
 
     def append(self) -> None:
         """Hands all records to the journal's thread, batch by batch."""

@@ -25,7 +25,7 @@ import uvloop
 from yarl import URL
 
 from benchmarks.floor import child_process
-from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed, one_by_one
 from billing.expirationd.request import GetTemplate
 from billing.trial.receiver import Receiver, run_receiver
 from shards.system.clock import MACHINE_CLOCKS
@@ -183,7 +183,7 @@ class Ways:
 
         settings = DeliverySettings(self.base + "/off", secrets=secrets)
         dependencies = DeliveryDependencies(MACHINE_CLOCKS, random.Random(1))
-        delivery = Delivery(Obligations(owed, report), settings, time.time_ns, failed, dependencies)
+        delivery = Delivery(Obligations(owed, one_by_one(report)), settings, time.time_ns, failed, dependencies)
         delivery.start()
         self.cleanup.append(delivery.close)
 

@@ -138,15 +138,17 @@ class Shard:
         """Applies a command that no client waits for, and returns its outcome."""
         if bucket_id in self.held and self._open_from_ns < 0:
             self._open_from_ns = now_ns
-        return self.report(bucket_id, command, now_ns)
+        return self.report([(bucket_id, command)], now_ns)[0]
 
-    def report(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """Applies the outcome of a call to the outside, on which no instant depends, and returns what the machine
-        replies.
+    def report(self, reports: Iterable[tuple[int, Command]], now_ns: int) -> list[object]:
+        """Applies what became of calls to the outside, (bucket id, command) each, on which no instant depends; returns
+        the machine's replies.
         """
-        if bucket_id not in self.held:
-            return WrongBucket(bucket_id, self.shard_id)
-        return self.machine.apply(bucket_id, command, now_ns)
+        held, apply = self.held, self.machine.apply
+        return [
+            apply(bucket_id, command, now_ns) if bucket_id in held else WrongBucket(bucket_id, self.shard_id)
+            for bucket_id, command in reports
+        ]
 
     def read(self, caller: Caller, token: object, bucket_id: int, query: Command, now_ns: int) -> None:
         """Answers a query about one bucket, in the next Ready."""

@@ -37,15 +37,15 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from billing.expirationd.counts import CallCounts
 from billing.expirationd.dialing import Unreachable
-from billing.expirationd.endpoint import Endpoint, Limits, Verdict
+from billing.expirationd.endpoint import Endpoint, Limits
 from billing.expirationd.health import DROPPED, OK, UNREACHABLE, Account, Pace
-from billing.expirationd.line import Line
+from billing.expirationd.line import Line, Verdict
 from billing.expirationd.outages import OfCutoffs, Outages, Words, waiting_because
 from billing.expirationd.outbox import Item, Outbox
 from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplate
@@ -63,10 +63,12 @@ FAILED_ATTEMPT: Final = "failed"
 Owed = tuple[str, str, int, int, int, int, str]  # kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class
 OwedOf = Callable[[int, bytes], Owed | None]  # bucket_id, user_id
 EndpointOf = Callable[[str, Limits, Clocks, "ssl.SSLContext | None"], Endpoint]
-# kind, bucket_id, user_id, seq, outcome, error, now_ns
-Report = Callable[[str, int, bytes, int, str, str, int], object]
+Report = tuple[str, int, bytes, int, str, str]  # kind, bucket_id, user_id, seq, outcome, error
+ReportAll = Callable[[Sequence[Report], int], Sequence[bool]]  # reports, now_ns
 
-_AT_ONCE: Final = 16  # half a millisecond: so many items are begun, or found superseded, before other work's turn
+# Half a millisecond: so many items are begun, or found superseded, before other work's turn; or as many as were
+# answered in this one.
+_AT_ONCE: Final = 16
 _LATE_S: Final = 0.001
 _LAPSED_S: Final = 0.02  # how often delivery looks whether the owner may act again
 _OPEN_AHEAD_S: Final = 0.03  # before a cutoff: three round trips to a server in the same country
@@ -77,14 +79,26 @@ _SECOND_NS: Final = 10**9
 class Obligations(NamedTuple):
     """The functions of the caller, which knows the owed calls.
 
-    `owed` names the call that is owed for an account at this moment, or None. `report` gets the progress of an
-    attempt, with billing time: STARTED, then DELIVERED or FAILED_ATTEMPT; only FAILED_ATTEMPT if no connection could be
-    opened. `may_act` is false while the accounts may have a newer owner.
+    `owed` names the call that is owed for an account at this moment, or None. `report` gets the progress of attempts,
+    with billing time: STARTED, then DELIVERED or FAILED_ATTEMPT; only FAILED_ATTEMPT if no connection could be opened.
+    It returns for each report whether another call may be owed for the account now, which delivery then asks. `may_act`
+    is false while the accounts may have a newer owner.
     """
 
     owed: OwedOf
-    report: Report
+    report: ReportAll
     may_act: Callable[[], bool] = lambda: True
+
+
+def one_by_one(report: Callable[[str, int, bytes, int, str, str, int], object]) -> ReportAll:
+    """The `report` of a caller that takes reports one by one, each with `now_ns` as its last argument."""
+
+    def report_all(reports: Sequence[Report], now_ns: int) -> list[bool]:
+        for one in reports:
+            report(*one, now_ns)
+        return [True] * len(reports)
+
+    return report_all
 
 
 class DeliveryDependencies(NamedTuple):
@@ -150,6 +164,10 @@ def cutoff_routes(settings: DeliverySettings) -> Routes:
     return Routes(templates, (of_class.name for of_class in settings.classes), closed)
 
 
+_Begun = tuple[Item, Line, str, Owed]  # an attempt whose request is to be written: also the name of its template
+_Ended = tuple[Item, str, int, int, Verdict]  # an attempt: item, kind, seq, due_ns, and what came of it
+
+
 class Delivery:
     """Sends the calls that are owed. Made inside a running loop.
 
@@ -191,6 +209,7 @@ class Delivery:
         self.last_error = ""
         self.throughput = Throughput()  # of cutoffs
         self._lines: dict[Item, Line] = {}  # calls in flight
+        self._ended: list[_Ended] = []  # calls whose verdicts are taken together, in a moment
         self._connecting: set[asyncio.Task[None]] = set()
         self._lapsed: set[asyncio.TimerHandle] = set()  # timers of calls that wait until the owner may act again
         self._rousing: asyncio.Handle | None = None
@@ -290,6 +309,7 @@ class Delivery:
         )
         self.endpoints = [self._endpoint_of(origin, limits, self._clocks, settings.tls) for origin in self._origins]
         for endpoint in self.endpoints:
+            endpoint.on_taken = self._take_verdicts
             endpoint.start()
         self._running = True
         self._rouse_soon()
@@ -397,20 +417,23 @@ class Delivery:
         except Exception as error:
             self._failed(error)
 
-    def _rouse(self, now_ns: int) -> None:
+    def _rouse(self, now_ns: int, at_once: int = _AT_ONCE) -> None:
         if not self._running:
             return
-        for begun in range(_AT_ONCE):
+        begun: list[_Begun] = []
+        for number in range(at_once):
             item = self.outbox.take(now_ns)
             if item is None:
                 break
-            if begun:
-                now_ns = self.now_ns()  # those before it have taken their time
-            if self._begin(item, now_ns):
+            if self._begin(item, now_ns, begun):
                 self._rouse_soon()
                 break
+            if number % _AT_ONCE == _AT_ONCE - 1:
+                self._send(begun)
+                begun, now_ns = [], self.now_ns()
         else:
             self._rouse_soon()
+        self._send(begun)
         if self._cutting is None and self.outbox.is_crowded:
             self._watch()
         if self._rousing is not None:
@@ -456,18 +479,17 @@ class Delivery:
         self._timer = None
         self.rouse()
 
-    def _begin(self, item: Item, now_ns: int, line: Line | None = None) -> bool:
-        """Begins the attempt for an item that was taken at `now_ns`: writes the request, starts to open a connection
-        for it, or finds that no call is to be sent now. Returns whether a connection is being opened. `line`: the
-        connection that was opened for the item.
+    def _begin(self, item: Item, now_ns: int, begun: list[_Begun], line: Line | None = None) -> bool:
+        """Begins the attempt for an item that was taken at `now_ns`: adds it to `begun`, which the caller passes to
+        `_send` in this turn, starts to open a connection for it, or finds that no call is to be sent now. Returns
+        whether a connection is being opened. `line`: the connection that was opened for the item.
         """
-        bucket_id, user_id = item.bucket_id, item.user_id
         owed = self._named(item)
         if owed is None:
             self.outbox.forget(item)
             self._unsent(line)
             return False
-        kind, event_id, seq, exhausted_at_ns, attempts, due_ns, class_name = owed
+        kind, _, seq, _, _, due_ns, class_name = owed
         name = self._template_name(kind, class_name) if class_name else kind
         if not self.outbox.begin(item, (kind, seq), self._lanes[name], due_ns, now_ns):
             self._unsent(line)
@@ -476,24 +498,37 @@ class Delivery:
         if line is not None and line.endpoint is not endpoint:
             self._unsent(line)
             line = None
-        if not self._may_act():  # the account may have another owner by now, where the call is no longer owed
-            self._begin_later(item, line)
-            return False
         if line is None and (line := endpoint.spare()) is None:
             connecting = self._loop.create_task(self._connect(item, endpoint, kind, seq, due_ns))
             self._connecting.add(connecting)
             connecting.add_done_callback(self._on_connected)
             return True
-        self.counts.started[kind] += 1
-        if kind == CUTOFF and not attempts:
-            self.counts.sent_late.add(max(0, now_ns - due_ns))
-        self._report(kind, bucket_id, user_id, seq, STARTED, "", now_ns)
-        timestamp_s = self._clocks.wall_ns() // _SECOND_NS
-        request = self._templates[name].request(user_id, event_id, seq, exhausted_at_ns, timestamp_s)
-        timeout_s = self.outbox.lanes[item.lane].patience_ns / 1e9
-        self._lines[item] = line
-        endpoint.ask(line, request, timeout_s, partial(self._on_verdict, item, kind, seq, due_ns))
+        begun.append((item, line, name, owed))
         return False
+
+    def _send(self, begun: list[_Begun]) -> None:
+        """Reports that these attempts have started, and writes their requests."""
+        if not begun:
+            return
+        if not self._may_act():  # the accounts may have another owner by now, where the calls are no longer owed
+            for item, line, _, _ in begun:
+                line.endpoint.keep(line)
+                self._begin_later(item)
+            return
+        now_ns, counts = self.now_ns(), self.counts
+        for _, _, _, (kind, _, _, _, attempts, due_ns, _) in begun:
+            counts.started[kind] += 1
+            if kind == CUTOFF and not attempts:
+                counts.sent_late.add(max(0, now_ns - due_ns))
+        self._report(
+            [(owed[0], item.bucket_id, item.user_id, owed[2], STARTED, "") for item, _, _, owed in begun], now_ns
+        )
+        timestamp_s = self._clocks.wall_ns() // _SECOND_NS
+        for item, line, name, (kind, event_id, seq, exhausted_at_ns, _, due_ns, _) in begun:
+            request = self._templates[name].request(item.user_id, event_id, seq, exhausted_at_ns, timestamp_s)
+            timeout_s = self.outbox.lanes[item.lane].patience_ns / 1e9
+            self._lines[item] = line
+            line.endpoint.ask(line, request, timeout_s, partial(self._on_verdict, item, kind, seq, due_ns))
 
     async def _connect(self, item: Item, endpoint: Endpoint, kind: str, seq: int, due_ns: int) -> None:
         """Opens a connection for an item, and goes on with the attempt."""
@@ -504,21 +539,26 @@ class Delivery:
                 self.outbox.forget(item)
                 self._when_quiet()
                 return
-            self._report_outcome(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1), self.now_ns())
+            self._report_outcomes([(item, kind, seq, due_ns, (UNREACHABLE, str(error), -1))], self.now_ns())
         else:
-            self._begin(item, self.now_ns(), line)
+            self._begin_one(item, line)
         self.rouse()
+
+    def _begin_one(self, item: Item, line: Line | None = None) -> None:
+        begun: list[_Begun] = []
+        self._begin(item, self.now_ns(), begun, line)
+        self._send(begun)
 
     def _on_connected(self, connecting: asyncio.Task[None]) -> None:
         self._connecting.discard(connecting)
         if not connecting.cancelled() and (error := connecting.exception()) is not None:
             self._failed(error)
 
-    def _begin_later(self, item: Item, line: Line | None) -> None:
+    def _begin_later(self, item: Item) -> None:
         def again() -> None:
             self._lapsed.discard(timer)
             try:
-                self._begin(item, self.now_ns(), line)
+                self._begin_one(item)
             except Exception as error:
                 self._failed(error)
             self.rouse()
@@ -527,14 +567,24 @@ class Delivery:
         self._lapsed.add(timer)
 
     def _on_verdict(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict) -> None:
-        """Takes the verdict on a request, then begins the next calls."""
+        """Takes the verdict on a request: at once, or together with those of other requests whose answers were read in
+        the same turn.
+        """
         if self._closed:
             return
+        self._ended.append((item, kind, seq, due_ns, verdict))
+        if not self._lines.pop(item).endpoint.is_taking:
+            self._take_verdicts()
+
+    def _take_verdicts(self) -> None:
+        """Reports the outcomes of the requests that have ended, then begins the next calls."""
+        ended, self._ended = self._ended, []
+        if not ended or self._closed:
+            return
         try:
-            del self._lines[item]
             now_ns = self.now_ns()
-            self._report_outcome(item, kind, seq, due_ns, verdict, now_ns)
-            self._rouse(now_ns)
+            self._report_outcomes(ended, now_ns)
+            self._rouse(now_ns, max(len(ended), _AT_ONCE))  # as many as have become free
         except Exception as error:
             self._failed(error)
 
@@ -555,25 +605,34 @@ class Delivery:
             line.endpoint.keep(line)
         self._when_quiet()
 
-    def _report_outcome(self, item: Item, kind: str, seq: int, due_ns: int, verdict: Verdict, now_ns: int) -> None:
-        """Reports the outcome of an attempt, first to the caller, then to the outbox."""
-        outcome, error, retry_after_ns = verdict
-        more = True
-        if outcome == OK:
-            self.counts.delivered[kind] += 1
-            if kind == CUTOFF:
-                self.counts.done_late.add(max(0, now_ns - due_ns))
-                self.throughput.answered(now_ns, self.outbox.in_flight >= self.settings.concurrency)
-            self._report(kind, item.bucket_id, item.user_id, seq, DELIVERED, "", now_ns)
-            more = self._named(item) is not None
-        else:
-            self.counts.failed[kind] += 1
-            self.counts.dropped += outcome == DROPPED
-            self.last_error = error
-            self._report(kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error, now_ns)
-        lane = self.outbox.lanes[item.lane]
-        self.outbox.finish(item, outcome, now_ns, retry_after_ns, more)
-        self.outages.look(self._endpoint_names[item.lane], lane, error)
+    def _report_outcomes(self, ended: list[_Ended], now_ns: int) -> None:
+        """Reports the outcomes of attempts, first to the caller, then to the outbox."""
+        outbox, counts = self.outbox, self.counts
+        reports: list[Report] = []
+        delivered = 0
+        for item, kind, seq, due_ns, (outcome, error, _) in ended:
+            if outcome == OK:
+                counts.delivered[kind] += 1
+                if kind == CUTOFF:
+                    counts.done_late.add(max(0, now_ns - due_ns))
+                    delivered += 1
+                reports.append((kind, item.bucket_id, item.user_id, seq, DELIVERED, ""))
+            else:
+                counts.failed[kind] += 1
+                counts.dropped += outcome == DROPPED
+                self.last_error = error
+                reports.append((kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error))
+        if delivered:
+            self.throughput.answered(now_ns, outbox.in_flight >= self.settings.concurrency, delivered)
+        looked: dict[int, str] = {}  # lane -> the last error
+        for (item, _, _, _, (outcome, error, retry_after_ns)), may_owe in zip(
+            ended, self._report(reports, now_ns), strict=True
+        ):
+            more = outcome != OK or (may_owe and self._named(item) is not None)
+            looked[item.lane] = error or looked.get(item.lane, "")
+            outbox.finish(item, outcome, now_ns, retry_after_ns, more)
+        for lane, error in looked.items():
+            self.outages.look(self._endpoint_names[lane], outbox.lanes[lane], error)
         if not self._running:
             self._when_quiet()
 

@@ -65,7 +65,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from billing.expirationd.answer import AnswerReader, Malformed
 from billing.expirationd.dialing import Dialer, Unreachable
 from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
-from billing.expirationd.line import Line
+from billing.expirationd.line import Line, Verdict
 from billing.expirationd.silence import SILENCE_NS, STRIKES_MAX, Silence
 from shards.system.clock import Clocks
 
@@ -97,8 +97,11 @@ _RETRY_AFTER_S_MAX: Final = 10**9
 _IDLE_S_MIN: Final = 0.2
 _FOR_EVER_NS: Final = 1 << 63
 
-Verdict = tuple[int, str, int]  # outcome, error ("" for OK), Retry-After in ns (-1: none)
 _OK: Final[Verdict] = (OK, "", -1)
+
+
+def _nothing() -> None:
+    """Nobody takes verdicts together."""
 
 
 class Limits(NamedTuple):
@@ -168,6 +171,8 @@ class Endpoint:
         self._tried_ns = 0
         self._few_since_ns = 0
         self._gathered: deque[Line] = deque()  # lines that have read something in this turn that is not taken yet
+        self.is_taking = False  # verdicts follow each other now; `on_taken` is called behind the last one
+        self.on_taken: Callable[[], object] = _nothing
         self._answered_line: Line | None = None  # the line on which the last answer came
         self._others_ns = 0  # when the last answer came on another line than that
         self._idle_ns = int(limits.idle_s * _SECOND_NS)
@@ -395,12 +400,15 @@ class Endpoint:
         return True
 
     def _take_gathered(self) -> None:
+        self.is_taking = True
         try:
             while self._gathered:
                 self._gathered.popleft().take_gathered()
         finally:
+            self.is_taking = False
             if self._gathered:  # one of them has met a bug
                 self.loop.call_soon(self._take_gathered)
+            self.on_taken()
 
     def on_answer(self, line: Line, answer: AnswerReader, took_ns: int) -> None:
         """A final status came; called before the verdict. Keeps, drains or closes the connection."""

@@ -27,6 +27,10 @@ class Owner(Protocol):
 
     loop: asyncio.AbstractEventLoop
     boot_ns: Callable[[], int]  # the boot clock
+    is_taking: bool  # several lines parse what they have gathered, one after the other
+
+    def ask(self, line: Line, request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
+        """Writes a request on the line; `on_verdict` is called once, later."""
 
     def gathers(self, line: Line) -> bool:
         """Whether the line is to parse what it has just read later in this turn; False: at once."""
@@ -47,6 +51,7 @@ class Owner(Protocol):
         """The connection has ended."""
 
 
+Verdict = tuple[int, str, int]  # outcome, error ("" for OK), Retry-After in ns (-1: none)
 Done = Callable[[AnswerReader | Exception], None]
 
 

@@ -23,13 +23,13 @@ class Throughput:
         self._since_ns = 0
         self._answers = 0
 
-    def answered(self, now_ns: int, saturated: bool) -> None:
-        """A call got a 2xx. `saturated`: as many calls are in flight as are permitted."""
+    def answered(self, now_ns: int, saturated: bool, count: int = 1) -> None:
+        """So many calls got a 2xx. `saturated`: as many calls are in flight as are permitted."""
         if not self._since_ns:
             if saturated:
                 self._since_ns, self._answers = now_ns, 0
             return
-        self._answers += 1
+        self._answers += count
         spent_ns = now_ns - self._since_ns
         if spent_ns >= WINDOW_NS or (not saturated and self._answers >= ANSWERS_MIN and spent_ns > 0):
             self.per_second = max(1, self._answers * 10**9 // spent_ns)

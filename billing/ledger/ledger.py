@@ -130,13 +130,16 @@ class Ledger:
         entry = fast_path.carry_out(self._posting, book, at_ns, command)
         return self._uncommon(book, at_ns, command) if entry is None else entry
 
-    def report(self, bucket_id: int, at_ns: int, command: Command) -> None:
-        """Applies a report of delivery and returns no entry. Raises Refused `UNKNOWN_CUTOFF` if the account does not
-        owe this call any more, `UNKNOWN_ACCOUNT` if there is no such account.
+    def report(self, bucket_id: int, at_ns: int, command: Command) -> bool:
+        """Applies a report of delivery. Returns whether a call may be owed for the account now; False only if it is
+        certain that none is. Raises Refused `UNKNOWN_CUTOFF` if the account does not owe this call any more,
+        `UNKNOWN_ACCOUNT` if there is no such account.
         """
         book = self.books[bucket_id]
-        if not fast_path.report(self._posting, book, at_ns, command):
-            self._change(book, at_ns, command)
+        if fast_path.report(self._posting, book, at_ns, command):
+            return command[0] != ops.CUTOFF_DELIVERED  # it was the only one
+        self._change(book, at_ns, command)
+        return True
 
     def rehearse(self, bucket_id: int, at_ns: int, command: Command) -> EntryTuple:
         """Returns the entry that `apply` would make now, or raises its `Refused`, without changing, recording or

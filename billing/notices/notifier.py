@@ -32,6 +32,7 @@ from billing.expirationd.delivery import (
     EndpointOf,
     Obligations,
     Owed,
+    one_by_one,
 )
 from billing.expirationd.endpoint import Endpoint
 from billing.expirationd.routes import Routes
@@ -109,7 +110,7 @@ class Notifier(Follower):
         )
         template = NoticeTemplate(notice_settings.url, notice_settings.secrets, self._body_of)
         self._delivery = Delivery(
-            Obligations(self._owed_of, self._report),
+            Obligations(self._owed_of, one_by_one(self._report)),
             settings,
             self._now_ns,
             self.end,

@@ -85,13 +85,12 @@ class BillingMachine:
     # -- commands and queries ---------------------------------------------------------------------------------------
 
     def apply(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """Applies a command. Returns the reply, a map or already encoded, or the refusal; for a report of delivery,
-        which needs no reply, None or the refusal.
+        """Applies a command. Returns the reply, a map or already encoded, or the refusal; for a report of delivery
+        whether another call may be owed for the account, or the refusal.
         """
         try:
             if command[0] >= ops.CUTOFF_STARTED:
-                self.ledger.report(bucket_id, now_ns, command)
-                return None
+                return self.ledger.report(bucket_id, now_ns, command)
             return self._reply(self.ledger.apply(bucket_id, now_ns, command), bucket_id)
         except Refused as refusal:
             return refusal.with_traceback(None)  # the refusal waits for the disk: it must not keep its frames alive

@@ -13,7 +13,7 @@ another URL now, those that are under way to the former one end within `DRAIN_DE
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from billing.config.schema import Config
@@ -26,6 +26,7 @@ from billing.expirationd.delivery import (
     DeliverySettings,
     Obligations,
     Owed,
+    Report,
 )
 from billing.expirationd.routes import CUTOFF, RESTORE
 from billing.ledger import commands as ops
@@ -37,7 +38,7 @@ from billing.worker.dependencies import WorkerDependencies
 from billing.worker.machine import BillingMachine, OwedRow
 from billing.worker.periodic_checks import PeriodicChecks
 from billing.worker.startup_hold import StartupHold
-from shards.machine import Effect
+from shards.machine import Command, Effect
 from shards.worker.hosting import ServedShard
 
 DRAIN_DELIVERY_S: Final = 2.0
@@ -229,21 +230,25 @@ class OutgoingCalls:
             return None  # an older restore of an account whose class has no restore URL now
         return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, call.due_ns, class_name)
 
-    def _report(
-        self, kind: str, bucket_id: int, user_id: bytes, seq: int, outcome: str, error: str, now_ns: int
-    ) -> None:
-        op, calls = _REPORTS[kind, outcome], self._bucket_calls
-        unbegun = op == ops.CUTOFF_FAILED and not calls.is_begun(bucket_id, user_id)
-        if outcome == STARTED:
-            calls.begin(bucket_id, user_id)
-        else:
-            calls.end(bucket_id, user_id)
-        command = (op, user_id, seq, int(unbegun), 0, b"", b"", error.encode()[:255], b"", b"")
-        self._worker.report(bucket_id, command, now_ns)
-        if op == ops.CUTOFF_DELIVERED:
-            self.checks.delivered(bucket_id, user_id, seq)
-        if self._former and outcome != STARTED:
-            self._owe_again(bucket_id, user_id)
+    def _report(self, reports: Sequence[Report], now_ns: int) -> list[bool]:
+        commands: list[tuple[int, Command]] = []
+        calls = self._bucket_calls
+        for kind, bucket_id, user_id, seq, outcome, error in reports:
+            op = _REPORTS[kind, outcome]
+            unbegun = op == ops.CUTOFF_FAILED and not calls.is_begun(bucket_id, user_id)
+            if outcome == STARTED:
+                calls.begin(bucket_id, user_id)
+            else:
+                calls.end(bucket_id, user_id)
+            why = error.encode()[:255] if error else b""
+            commands.append((bucket_id, (op, user_id, seq, int(unbegun), 0, b"", b"", why, b"", b"")))
+        replies = self._worker.report(commands, now_ns)
+        for kind, bucket_id, user_id, seq, outcome, _ in reports:
+            if outcome == DELIVERED and kind == CUTOFF:
+                self.checks.delivered(bucket_id, user_id, seq)
+            if self._former and outcome != STARTED:
+                self._owe_again(bucket_id, user_id)
+        return [reply is not False for reply in replies]
 
     def _owe_again(self, bucket_id: int, user_id: bytes) -> None:
         """No call of a former delivery is under way for this user any more: hands over what is owed now, unless the

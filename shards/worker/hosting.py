@@ -55,9 +55,9 @@ class ServedShard(Protocol):
     def operate(self, caller: Any, token: Any, operation: Command) -> None:
         """Answers a question about the whole daemon, or carries out an operator's wish."""
 
-    def report(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """Applies what became of something told outside, at a billing instant that was read in this turn; no other
-        instant depends on it.
+    def report(self, reports: Sequence[tuple[int, Command]], now_ns: int) -> list[object]:
+        """Applies what became of things told outside, (bucket id, command) each, at a billing instant that was read in
+        this turn; no other instant depends on it. Returns the replies.
         """
 
     def apply(self, bucket_id: int, command: Command) -> object:

@@ -326,15 +326,15 @@ class Worker:
         self._schedule()
         return outcome
 
-    def report(self, bucket_id: int, command: Command, now_ns: int) -> object:
-        """Applies the outcome of a call, at a billing instant that was read in this turn; no other instant depends on
-        it. A record that nobody awaits goes with the batch behind the one that is being written, or with that of the
-        turn that sent it, and schedules no turn of its own.
+    def report(self, reports: Sequence[tuple[int, Command]], now_ns: int) -> list[object]:
+        """Applies what became of calls, at a billing instant that was read in this turn; no other instant depends on
+        it. Records that nobody awaits go with the batch behind the one that is being written, or with that of the turn
+        that sent it, and schedule no turn of their own.
         """
-        outcome = self.shard.report(bucket_id, command, self._now_ns or now_ns)
+        replies = self.shard.report(reports, self._now_ns or now_ns)
         if not self._telling and (self.shard.is_awaited() or not (self._writing or self._ride is not None)):
             self._schedule()
-        return outcome
+        return replies
 
     def _survey_one(self, caller: Any, token: Any, shard_id: int, operation: Command) -> None:
         known_ids = [self.shard.shard_id, *self.links]

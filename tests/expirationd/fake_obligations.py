@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed, one_by_one
 from billing.expirationd.health import Pace
 from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
@@ -51,7 +51,7 @@ class FakeObligations:
         may_act: Callable[[], bool] = lambda: True,
     ) -> Delivery:
         """A delivery of these obligations, not started yet."""
-        obligations = Obligations(self.owed, self.report, may_act)
+        obligations = Obligations(self.owed, one_by_one(self.report), may_act)
         return Delivery(
             obligations, chosen, now_ns, self.failed, DeliveryDependencies(MACHINE_CLOCKS, random.Random(1))
         )

@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable
 
 from billing.expirationd.dialing import Unreachable
-from billing.expirationd.endpoint import Verdict
 from billing.expirationd.health import OK
+from billing.expirationd.line import Verdict
 from tests.simulation.loop import Kernel
 
 
@@ -18,6 +18,7 @@ class LateEndpoint:
         self.requests: list[bytes] = []
         self.at_once = self.most_at_once = 0
         self.endpoint = self  # it is its own line
+        self.is_taking = False  # it answers calls one by one
 
     def start(self) -> None:
         """Nothing is warm where nobody answers."""

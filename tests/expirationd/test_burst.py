@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, one_by_one
 from billing.expirationd.request import GetTemplate
 from billing.ledger import commands as ops
 from billing.ledger.entry import event_id
@@ -54,7 +54,9 @@ class Worker:
         settings = DeliverySettings("http://slow.example/off", concurrency=5, warm=0)
         clocks = Clocks(self.kernel.boot_ns, self.kernel.wall_ns)
         dependencies = DeliveryDependencies(clocks, random.Random(1), endpoint_of)
-        self.delivery = Delivery(Obligations(owed, report), settings, self.now_ns, self.broken.append, dependencies)
+        self.delivery = Delivery(
+            Obligations(owed, one_by_one(report)), settings, self.now_ns, self.broken.append, dependencies
+        )
         self.delivery.start()
         self.checks = PeriodicChecks(
             self.machine, self.delivery, self.now_ns, self.apply, lambda: None, 0.0, clocks.boot_ns

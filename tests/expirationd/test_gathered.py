@@ -6,9 +6,9 @@ import asyncio
 from functools import partial
 from typing import NamedTuple
 
-from billing.expirationd.endpoint import GATHERED_FROM, Endpoint, Limits, Verdict
+from billing.expirationd.endpoint import GATHERED_FROM, Endpoint, Limits
 from billing.expirationd.health import OK as DELIVERED
-from billing.expirationd.line import Line
+from billing.expirationd.line import Line, Verdict
 from shards.system.clock import Clocks
 from tests.expirationd.test_line import OK, Socket
 

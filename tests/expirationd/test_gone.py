@@ -7,7 +7,7 @@ from collections import Counter
 from itertools import pairwise
 from typing import Any
 
-from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed, one_by_one
 from billing.expirationd.health import OK, UNREACHABLE, Pace
 from shards.system.clock import Clocks
 from tests.expirationd.late_endpoint import LateEndpoint
@@ -78,7 +78,7 @@ def test_delivery_too_probes_an_endpoint_that_is_gone_for_hours_and_then_sends_a
             return endpoint
 
         dependencies = DeliveryDependencies(Clocks(kernel.boot_ns, kernel.wall_ns), random.Random(1), endpoint_of)
-        obligations = Obligations(owed_of, report)
+        obligations = Obligations(owed_of, one_by_one(report))
         delivery = Delivery(obligations, settings, lambda: kernel.now_ns, broken.append, dependencies)
         delivery.start()
         for user, since_ns in owed.items():

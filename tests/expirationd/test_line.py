@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from billing.expirationd.answer import AnswerReader
-from billing.expirationd.line import Line
+from billing.expirationd.line import Line, Verdict
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -41,6 +41,7 @@ class FakeOwner:
         self.loop = asyncio.get_running_loop()
         self.boot_ns: Callable[[], int] = lambda: 1
         self.gathering = gathering
+        self.is_taking = False
         self.gathered: list[Line] = []
         self.bodies = 0
         self.lost = 0
@@ -49,6 +50,9 @@ class FakeOwner:
         if self.gathering:
             self.gathered.append(line)
         return self.gathering
+
+    def ask(self, line: Line, request: bytes, timeout_s: float, on_verdict: Callable[[Verdict], None]) -> None:
+        raise AssertionError("only endpoints ask")
 
     def keep(self, line: Line) -> None:
         """It stays."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed
+from billing.expirationd.delivery import Delivery, DeliveryDependencies, DeliverySettings, Obligations, Owed, one_by_one
 from shards.system.clock import Clocks
 from tests.expirationd.late_endpoint import LateEndpoint
 from tests.simulation.loop import Kernel, SimLoop
@@ -41,7 +41,7 @@ class RunningDelivery:
         async def start() -> None:
             settings = DeliverySettings(f"{ORIGIN}/off", warm=0, **changes)
             self.delivery = Delivery(
-                Obligations(self._owed_of, self._report),
+                Obligations(self._owed_of, one_by_one(self._report)),
                 settings,
                 lambda: self.kernel.now_ns,
                 self.broken.append,

@@ -94,7 +94,7 @@ def test_nobody_waits_for_a_report_and_no_instant_depends_on_it() -> None:
     ready = shard.take_ready()
     assert ready is not None
     shard.synced(ready)
-    shard.report(7, ("add", "y", 1), 300)
+    shard.report([(7, ("add", "y", 1))], 300)
     assert shard.has_more()
     assert not shard.is_awaited()
     shard.tick(500, 10)
@@ -109,9 +109,9 @@ def test_nobody_waits_for_a_report_and_no_instant_depends_on_it() -> None:
 def test_as_many_records_as_are_worth_a_batch_are_awaited() -> None:
     shard = new_shard(7)
     for _ in range(RIDING_MAX - 1):
-        shard.report(7, ("add", "y", 1), 300)
+        shard.report([(7, ("add", "y", 1))], 300)
     assert not shard.is_awaited()
-    shard.report(7, ("add", "y", 1), 300)
+    shard.report([(7, ("add", "y", 1))], 300)
     assert shard.is_awaited()
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from billing.expirationd.endpoint import Verdict
+from billing.expirationd.line import Verdict
 from billing.follower.link import FollowedShard
 from billing.follower.process import Follower, serve
 from billing.follower.store import FollowerStore, ShardFile, code_of, file_of

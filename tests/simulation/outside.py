@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote_to_bytes, urlsplit
 
 from billing.expirationd.dialing import Unreachable
-from billing.expirationd.endpoint import Verdict
 from billing.expirationd.health import BUSY, DROPPED, FAILED, OK, TIMED_OUT
+from billing.expirationd.line import Verdict
 from billing.ledger.entry import FIELDS, history_row, unpack
 from shards.batch import ENTRY, split_batch
 from shards.system.clock import Clocks
@@ -80,6 +80,7 @@ class SimEndpoint:
         self._boot_ns = clocks.boot_ns
         self.origin = origin
         self.connections = self.connects = 0
+        self.is_taking = False  # it answers calls one by one
         self.closed = False
         self._moods = endpoint_faults
         self._auditor = auditor

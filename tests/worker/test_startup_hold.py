@@ -387,7 +387,7 @@ async def test_a_bucket_whose_move_is_given_up_waits_for_no_other_shard(tmp_path
             may_act=lambda: True,
             fail=start.broken.append,
             operate=lambda caller, token, operation: asked.append(operation),
-            report=lambda bucket_id, command, now_ns: None,
+            report=lambda reports, now_ns: [None] * len(reports),
             when_durable=lambda function: function(),
             apply=None,
             wake=lambda: None,
