@@ -109,7 +109,7 @@ FAULTS = {
         "shards/shard.py",
         "        if self._flight is not None and self._flight.from_ns >= 0:\n",
         "        if False:\n",
-    ): 52,
+    ): 47,
     # -- names and files --------------------------------------------------------------------------------------------
     Faulty(
         "spare-not-synced",
@@ -164,7 +164,7 @@ FAULTS = {
         "shards/worker/snapshotter.py",
         "shard.dump(self._left.pop(), position)",
         "shard.dump(self._left.pop(), position - 1)",
-    ): 35,
+    ): 33,
     Faulty(
         "part-one-batch-ahead",
         "shards/worker/snapshotter.py",
@@ -176,7 +176,7 @@ FAULTS = {
         "shards/shard.py",
         "            if position <= loaded.get(bucket_id, -1):\n                continue\n",
         "",
-    ): 35,
+    ): 33,
     Faulty(
         "frozen-buckets-left-out",
         "shards/shard.py",
