@@ -66,6 +66,7 @@ from billing.trial.receiver import Receiver
 from shards.buckets import bucket_id_of
 from shards.journal.jetstream import record
 from shards.journal.jetstream.streams import Stream
+from shards.supervisor.unserved import LAPSED
 from shards.system.clock import MACHINE_CLOCKS
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.clock_step import ClockStep
@@ -496,9 +497,12 @@ class Campaign:
         try:
             await asyncio.sleep(self._for_s(3))
             status, page = await asyncio.to_thread(serving.page)
-            assert status == 200, f"a host that only clients do not reach does not serve: {page}"
         finally:
             serving.hide(direction, False)
+        if status != 200:  # on a machine that was too busy to renew a grant, or to answer within a second
+            assert status == 0 or LAPSED in page, f"a host that only clients do not reach does not serve: {page}"
+            self.counts["lapsed while unreached"] += 1
+            serving = await self.serving()
         self.counts[f"{direction} lost"] += 1
         door = Doors([serving.route], self.rng)
         await door.call("top_up", "reached_again", 1)
