@@ -26,9 +26,9 @@ A **reply** has one of four forms:
 MessagePack copies the bytes of a `Raw` result without decoding them.
 
 What a session guarantees: calls reach the gate in the order of their arrival, so the calls for one user are applied in
-that order. A call that cannot be carried out (unknown, forbidden, malformed, too many in flight) gets its `Refused`
-before `call` returns, and a call that the door answers itself (`ping`) gets its result then. The gate answers all other
-calls. The counters of the door and its limit of requests in flight count the calls of sessions like those of
+that order. A call that cannot be carried out (unknown, forbidden, malformed, too many in flight or in this second) gets
+its `Refused` before `call` returns, and a call that the door answers itself (`ping`) gets its result then. The gate
+answers all other calls. The counters of the door and its limits count the calls of sessions like those of
 MessagePack-RPC. A session never waits: its door limits how many calls one connection may have in flight, by
 `in_flight`.
 """
@@ -43,8 +43,9 @@ from msgspec import Raw
 
 from billing.api.auth import Grant, method_of
 from billing.api.door import Door
-from billing.api.methods import COMMAND, LOCAL, QUERY, Method, Parser
+from billing.api.methods import ANYONE, COMMAND, LOCAL, QUERY, Method, Parser
 from billing.api.replies import AccountReply
+from billing.api.token_bucket import TokenBucket
 from billing.api.wire import BY_SHARDS, ERRORS_AS_MAP, encode, refused_by_shards
 from billing.ledger.errors import KINDS, Refused
 
@@ -89,7 +90,7 @@ class Session:
     """See the module. A `shards.worker.router.Client` that stages replies until their effects are durable."""
 
     __slots__ = (
-        *("_actor", "_commands", "_door", "_grant", "_on_flush", "_on_reply", "_staged", "_weights"),
+        *("_actor", "_commands", "_door", "_grant", "_on_flush", "_on_reply", "_staged", "_token_bucket", "_weights"),
         *("in_flight", "origin"),
     )
 
@@ -106,6 +107,7 @@ class Session:
         self._grant: Grant | None = None
         self._actor = b""  # the actor of this session's calls
         self._commands = _NONE
+        self._token_bucket: TokenBucket | None = None  # None until a limit of requests per second is checked
 
     # -- roles ------------------------------------------------------------------------------------------------------
 
@@ -138,8 +140,9 @@ class Session:
         door = self._door
         key = name.encode("ascii", "replace") if type(name) is str else name
         parse = self._commands.get(key)  # type: ignore[arg-type]
+        limits = door.limits
         try:
-            if parse is None or door.in_flight >= door.limits.in_flight_total_max:
+            if parse is None or limits.requests_per_s_max or door.in_flight >= limits.in_flight_total_max:
                 self._call_other(token, key, params)
                 return
             command = parse(params, self._actor)
@@ -157,8 +160,8 @@ class Session:
             raise
 
     def _call_other(self, token: int, name: object, params: object) -> None:
-        """Carries out any call that is not a command of `_commands`, and every call while the door is full. Raises
-        Refused.
+        """Carries out any call that is not a command of `_commands`, and every call while the door is full or where
+        calls per second are limited. Raises Refused.
         """
         door = self._door
         method = self._method_of(name)
@@ -190,7 +193,19 @@ class Session:
         method = method_of(name, self._grant, "sign in first")
         if method.kind in (COMMAND, QUERY) and self._door.is_full():
             raise Refused("BUSY", "this worker has too many requests in flight")
+        per_s_max = self._door.limits.requests_per_s_max
+        if per_s_max and method.role != ANYONE:
+            self._spend(per_s_max)
         return method
+
+    def _spend(self, per_s_max: int) -> None:
+        """Counts a call; raises Refused where the client has made as many in this second as it may."""
+        now_ns = self._door.clock()
+        if self._token_bucket is None:
+            self._token_bucket = TokenBucket(now_ns)
+        if not self._token_bucket.available(now_ns, per_s_max):
+            raise Refused("BUSY", f"this connection asks more than {per_s_max} times a second")
+        self._token_bucket.spend(1, per_s_max)
 
     def _hello(self, token: bytes) -> object:
         if token and not self.sign_in(token):

@@ -64,6 +64,20 @@ async def test_a_call_goes_to_the_owner_and_its_reply_comes_once_durable(harness
     assert (client.flushes, client.session.in_flight) == (1, 2)
 
 
+async def test_a_client_that_asks_too_often_is_refused_until_the_second_is_over() -> None:
+    async with open_harness(Limits(requests_per_s_max=5)) as harness:
+        client = RecordingClient(harness)
+        for number in range(8):
+            client.session.call(number, "top_up" if number % 2 else "get_account", ["ann", "5"][: number % 2 + 1])
+        refused = {token: reply.name for token, reply in client.replies if isinstance(reply, Refused)}
+        assert refused == dict.fromkeys((5, 6, 7), "BUSY")
+        assert client.ask("ping") == "pong"
+        assert len(harness.gate.asked) == 5
+        harness.clock.pass_s(1)
+        client.session.call(8, "top_up", ["ann", "5"])
+        assert len(harness.gate.asked) == 6
+
+
 async def test_a_listing_counts_by_its_weight_until_it_is_answered(harness: DoorHarness) -> None:
     client = RecordingClient(harness)
     client.session.call(1, "history", ["ann"])
