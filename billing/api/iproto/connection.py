@@ -7,8 +7,9 @@ that were pipelined behind it are not carried out.
 
 **Bounds.** A packet has at most `frame_bytes_max` bytes, before the sign-in `handshake_bytes_max`; an unfinished
 packet and the sign-in have a deadline. While `in_flight_max` calls are unanswered, or the client does not read its
-answers, the connection reads nothing; a client that does not read for `write_stall_ns` is dropped. Connections count
-together with those of the other doors.
+answers, the connection carries out no further request, also of those that it has read, and reads nothing; a client that
+does not read for `write_stall_ns` is dropped. In one turn of the loop the connection carries out at most
+`TURN_REQUESTS_MAX` requests. Connections count together with those of the other doors.
 
 Calls go to the gate through a `Session`; their replies are encoded into one buffer, which leaves when the batch is
 durable.
@@ -18,7 +19,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, Final, cast
 
 from billing.api.auth import Grant
@@ -27,6 +29,7 @@ from billing.api.door import Door
 from billing.api.iproto import protocol
 from billing.api.iproto.procedures import TRANSLATED, Called, called
 from billing.api.iproto.protocol import AUTH, CALL, CALL_16, ID, PING, SELECT, Decoder, ProtocolError
+from billing.api.iproto.protocol import Request as Packet
 from billing.api.latency import Reads
 from billing.api.origins import origin_of
 from billing.api.wire import NOT_TAKEN
@@ -35,6 +38,8 @@ from billing.ledger.errors import Refused
 INSTANCE: Final = str(uuid.UUID(int=0))  # in the greeting: the daemon has no instances to tell apart
 NAME: Final = "tarantool"  # of this door, in the figures
 GUEST: Final = b"guest"
+TURN_REQUESTS_MAX: Final = 256
+OUT_BYTES_MAX: Final = 64 * 1024  # encoded before it is seen whether the client reads
 _CALLS: Final = frozenset((CALL, CALL_16))
 _TOKENS: Final = 2**32
 _ID_BODY: Final = b"\x82\x54\x00\x55\x90"  # VERSION 0, no FEATURES
@@ -51,6 +56,11 @@ class TarantoolConnection(asyncio.Protocol):
         self._salt = random_bytes(protocol.SALT_BYTES)
         self._session = Session(door, self._on_reply, self._write)
         self._decoder = Decoder()
+        self._input: deque[Iterator[Packet]] = deque()  # the requests of each read that are not all carried out
+        self._held = False  # requests that were read wait until answers have left, or for the next turn
+        self._is_full = False  # too many calls are in flight: half of them are to be answered first
+        self._waking = False
+        self._eof = False
         self._transport: asyncio.Transport | None = None
         self._origin = ""
         self._out = bytearray()
@@ -102,20 +112,49 @@ class TarantoolConnection(asyncio.Protocol):
                 self._door.handshakes -= 1
         self._transport = None
         self._ending = True
+        self._input.clear()
 
     def eof_received(self) -> bool:
         """Keeps the connection of a client that half-closed it until everything is answered, which TLS does not let."""
-        self.end(b"")
+        self._eof = True
+        if not self._held:
+            self.end(b"")
         return self._transport is not None and self._transport.get_extra_info("sslcontext") is None
 
     def data_received(self, data: bytes) -> None:
-        """Carries out the requests that are whole now."""
+        """Carries out the requests that are whole now, as far as the bounds let it."""
         if self._ending:
             return
+        self._input.append(self._decoder.feed(data))
+        if not self._held:
+            self._work()
+
+    def _work(self) -> None:
+        """Carries out requests of the input until there are no more or a bound is reached, and writes their answers."""
         self._session.arrived()
         before = len(self._open)
         try:
-            for kind, sync, body in self._decoder.feed(data):
+            self._held = not self._carry_out_all()
+        except ProtocolError as error:
+            self._held = False
+            self._give_up(protocol.ER_INVALID_MSGPACK, f"Invalid MsgPack - {error}")
+        if self._held:
+            self._pause()
+        self._note_unfinished()
+        if self._counts:
+            self._reads.begin(self._door.clock(), len(self._open) - before, self._counts)
+            self._counts = {}
+        if self._eof and not self._held and not self._ending:
+            self.end(b"")
+        else:
+            self._write()
+
+    def _carry_out_all(self) -> bool:
+        """Carries out the requests of the input; returns False where a bound was reached. Raises ProtocolError."""
+        session, out, most = self._session, self._out, self._door.limits.in_flight_max
+        left = TURN_REQUESTS_MAX
+        while self._input:
+            for kind, sync, body in self._input[0]:
                 if body is None:
                     if not self._signed_in:
                         raise ProtocolError("this is no MessagePack that is taken")
@@ -127,16 +166,19 @@ class TarantoolConnection(asyncio.Protocol):
                 else:
                     self._carry_out(kind, sync, body)
                     if self._is_ending():
-                        break
-        except ProtocolError as error:
-            self._give_up(protocol.ER_INVALID_MSGPACK, f"Invalid MsgPack - {error}")
-        self._note_unfinished()
-        if self._counts:
-            self._reads.begin(self._door.clock(), len(self._open) - before, self._counts)
-            self._counts = {}
-        self._write()
-        if self._session.in_flight >= self._door.limits.in_flight_max:
-            self._pause()
+                        return True
+                left -= 1
+                self._is_full = session.in_flight >= most
+                if self._is_full or not left or len(out) >= OUT_BYTES_MAX or self._stalled_since_ns:
+                    return False
+            self._input.popleft()
+        return True
+
+    def _go_on(self) -> None:
+        """Carries out further requests of the input, in a turn of its own."""
+        self._waking = False
+        if self._held and not self._ending and self._may_go_on():
+            self._work()
 
     def pause_writing(self) -> None:
         """Stops reading, because the client does not read its answers."""
@@ -150,21 +192,33 @@ class TarantoolConnection(asyncio.Protocol):
         self._resume()
 
     def _pause(self) -> None:
+        if self._signed_in:
+            self._reading_since_ns = 0  # what does not come now is not the client's fault
         if not self._paused and self._transport is not None and not self._transport.is_closing():
             self._paused = True
             self._transport.pause_reading()
 
+    def _may_go_on(self) -> bool:
+        if self._is_full:
+            self._is_full = self._session.in_flight > self._door.limits.in_flight_max // 2
+        return not self._is_full and not self._stalled_since_ns
+
     def _resume(self) -> None:
-        fits = self._session.in_flight <= self._door.limits.in_flight_max // 2
-        if self._paused and fits and not self._stalled_since_ns and not self._ending and self._transport is not None:
+        if not self._paused or self._ending or self._transport is None or not self._may_go_on():
+            return
+        if not self._held:
             self._paused = False
             self._transport.resume_reading()
+            self._note_unfinished()
+        elif not self._waking:  # not at once: the gate may be calling, and must not be called from within
+            self._waking = True
+            asyncio.get_running_loop().call_soon(self._go_on)
 
     def _is_ending(self) -> bool:
         return self._ending
 
     def _note_unfinished(self) -> None:
-        if self._decoder.waits or not self._signed_in:
+        if not self._signed_in or (self._decoder.waits and not self._paused):
             if not self._reading_since_ns:
                 self._watch()
         else:
@@ -305,6 +359,7 @@ class TarantoolConnection(asyncio.Protocol):
     def end(self, last_words: bytes) -> None:
         """Stops reading, and closes once every call is answered."""
         self._ending = True
+        self._input.clear()
         self._pause()
         self._write()
 

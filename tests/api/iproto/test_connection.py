@@ -13,9 +13,10 @@ import msgpack
 import pytest
 
 from billing.api.auth import Guard
-from billing.api.door import LIMITS
+from billing.api.door import LIMITS, Limits
 from billing.api.iproto import protocol
 from billing.api.iproto.connection import connection_factory
+from billing.api.methods import LISTING_WEIGHT
 from billing.api.wire import NOT_TAKEN
 from billing.ledger import commands as ops
 from tests.api.outside import DoorHarness, open_harness
@@ -171,6 +172,43 @@ async def test_garbage_is_answered_once_and_ends_this_connection_alone(harness: 
         assert await broken.is_closed()
         whole_one.call("ping")
         assert (await whole_one.reply())[2] == ["pong"]
+
+
+@pytest.mark.parametrize(("name", "weight"), [("top_up", 1), ("history", LISTING_WEIGHT)])
+async def test_of_one_read_no_more_is_in_flight_than_may_be(name: str, weight: int) -> None:
+    most = 2 * LISTING_WEIGHT
+    count = 3 * most // weight + 1
+    arguments = ["u", 5] if weight == 1 else ["u"]
+    async with open_harness(Limits(in_flight_max=most)) as harness:
+        harness.gate.holds_back = True
+        async with connector(harness) as wire:
+            for sync in range(count):
+                wire.call(name, *arguments, sync=sync)
+            wire.send(protocol.PING, sync=count)
+            wire.writer.write_eof()
+            await harness.until(lambda: len(harness.gate.asked) == most // weight)
+            await harness.settle()
+            assert (len(harness.gate.asked), harness.door.in_flight) == (most // weight, most)
+            harness.clock.pass_s(60)
+            harness.door.sweep()  # the client has sent all it was to send: no deadline is over
+            harness.gate.holds_back = False
+            harness.gate.release()
+            assert sorted([(await wire.reply())[1] for _ in range(count + 1)]) == list(range(count + 1))
+            assert await wire.is_closed()
+    assert harness.door.in_flight == 0
+
+
+async def test_a_client_that_reads_nothing_is_not_answered_on_and_on(harness: DoorHarness) -> None:
+    async with connector(harness) as wire:
+        count = 3_000
+        for sync in range(count):
+            wire.call("methods", sync=sync)
+        carried_out = -1
+        while carried_out != harness.door.calls[b"methods"] or not carried_out:
+            carried_out = harness.door.calls[b"methods"]
+            await harness.settle()
+        assert carried_out < count / 2
+        assert [(await wire.reply())[1] for _ in range(count)] == list(range(count))
 
 
 async def test_a_half_closed_client_still_gets_its_answers(harness: DoorHarness) -> None:
