@@ -64,6 +64,7 @@ _DEFAULT_CLASS = "default"
 EVERYWHERE = ("0.0.0.0", "::")  # hosts by which nobody elsewhere can reach this one
 UNIX_PATH_BYTES_MAX = 107  # what fits into sockaddr_un
 NAMED_FILE_BYTES_MAX = 2**20
+DATA_DIR_BYTES_MAX = 400  # below it: SQLite takes paths of 511 bytes, the names of its logs included
 UNREAD = f"expected a file that can be read, of {NAMED_FILE_BYTES_MAX:,} bytes at most"
 
 
@@ -410,7 +411,10 @@ def _folders(config: Config) -> Iterator[tuple[tuple[str, ...], str]]:
     """The fault of a data directory that the daemon can neither use nor create."""
     name = config.daemon.data_dir
     parent = os.path.dirname(name)
-    if os.path.lexists(name) and not os.path.isdir(name):
+    if (size := len(os.fsencode(os.path.realpath(name)))) > DATA_DIR_BYTES_MAX:
+        limit = f"{DATA_DIR_BYTES_MAX} bytes at most, since SQLite opens no long ones"
+        yield ("daemon.data_dir",), f"expected a path of {limit}, got one of {size}"
+    elif os.path.lexists(name) and not os.path.isdir(name):
         yield ("daemon.data_dir",), f"expected a folder, {name} is none"
     elif os.path.lexists(parent) and not os.path.isdir(parent):
         yield ("daemon.data_dir",), f"expected {parent} to be a folder, which it is not"

@@ -621,3 +621,15 @@ def test_urls_of_classes_are_reloaded_also_where_their_rules_have_changed_too(wr
     classes = with_changes(old, without, may).cutoff.classes
     assert classes["gold"].url == without.cutoff.url, "it follows [cutoff] until the restart"
     assert classes["silver-2"] == old.cutoff.classes["silver-2"]
+
+
+def test_a_data_directory_that_sqlite_could_not_open_files_in_is_refused(tmp_path: Path) -> None:
+    """The daemon served, and history and notices failed for ever."""
+    long = tmp_path.joinpath(*["d" * 100] * 4)
+    long.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(long)
+    for name in (long / "data", link / "data"):
+        (tmp_path / "config.toml").write_text(f'[daemon]\ndata_dir = "{name}"\n')
+        with pytest.raises(ConfigError, match=r"daemon\.data_dir \(file\): expected a path of 400 bytes at most"):
+            load(tmp_path / "config.toml", {})
