@@ -57,6 +57,14 @@ def test_over_exhaustions_and_what_the_journal_forgot(data_dir: Path, trims: boo
     assert counts["lines"] > 20
 
 
+def test_where_only_the_histories_lack_rows_the_journals_are_not_blamed(data_dir: Path) -> None:
+    directory = spent(data_dir)
+    (data_dir / "history" / "shard-1.sqlite").unlink()
+    assert directory.examine().unchecked["statements"] == [
+        "the histories hold no rows of these accounts yet, or rows of an older version"
+    ]
+
+
 def test_where_no_period_can_be_compared_it_says_why(data_dir: Path) -> None:
     builder = DataDirectoryBuilder(data_dir, shards=1, history=True)
     for user in (b"a", b"b"):
