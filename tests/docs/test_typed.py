@@ -4,6 +4,7 @@ session of the console, tables of a configuration. Each is taken from its page a
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 import urllib.request
 from collections.abc import Iterator
@@ -60,6 +62,32 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[DaemonWithAddre
     started = DaemonWithAddresses(tmp_path_factory.mktemp("typed"))
     with started.daemon:
         yield started
+
+
+def test_lines_of_the_feed_are_carried_on_also_where_nothing_happens_for_a_while() -> None:
+    page = REPOSITORY / "docs" / "calling.md"
+    (carry,) = [found.text for found in blocks(page) if "response.content" in found.text]
+    program = f"""
+import json
+published = []
+
+class Feed:
+    content = property(lambda self: self.lines())
+    async def lines(self):
+        for line in (b'{{"user_id": "u", "entry_id": 1}}\\n', b"\\n", b'{{"user_id": "u", "entry_id": 2}}\\n'):
+            yield line
+
+class JetStream:
+    async def publish(self, subject, line, headers):
+        published.append(headers["Nats-Msg-Id"])
+
+async def main(response, jetstream):
+{textwrap.indent(carry, "    ")}
+"""
+    scope: dict[str, Any] = {}
+    exec(program, scope)
+    asyncio.run(scope["main"](scope["Feed"](), scope["JetStream"]()))
+    assert scope["published"] == ["u/1", "u/2"]
 
 
 def block(page: str, language: str, part: str) -> str:

@@ -240,7 +240,10 @@ def _success(method: Method, shapes: dict[str, Shape]) -> Schema:
             schema = {"type": "object", "properties": properties, "required": list(properties)}
     response: Schema = {"description": "Done, and durable.", "content": {JSON: {"schema": schema}}}
     if method.name == "entries":  # see `feed`
-        response["description"] = "A line or an event for each entry, or a page, by the header Accept."
+        response["description"] = (
+            "A line or an event for each entry, or a page, by the header Accept. A stream that goes on sends an empty "
+            "line or a comment in between, and one that cannot go on ends with a line or an event `problem`."
+        )
         response["content"] |= {NDJSON: {"schema": _ref(shapes["FeedRow"])}, EVENTS: {"schema": {"type": "string"}}}
     if method.option("request_id") is not None:
         replayed = {"description": "Only where this is the first answer again.", "schema": {"const": "true"}}
