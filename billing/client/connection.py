@@ -9,11 +9,16 @@ A client has one link and, where it routes by bucket (`routing`), one more per w
 **Every request gets a reply.** When a connection is lost, every open request on it gets `Unavailable`: `applied` is
 "unknown" for requests that were passed to the transport, "no" for all others. Neither class sends anything twice: the
 caller decides that.
+
+**A host that is gone without a word is left** after `GONE_S`, by the kernel's probes: no packet would tell otherwise
+that it lost its power. Of several addresses, one where a connection comes about and the sign-in is not answered, as
+while a daemon starts or hangs, is left after `DIAL_S`.
 """
 
 import asyncio
 import errno
 import os
+import socket
 import ssl
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple, cast
@@ -33,6 +38,15 @@ CLOSES: Final = "closes the connection without an answer"
 LOST: Final = "the connection was lost"
 NO_TLS: Final = "agrees on no TLS"
 DIAL_S: Final = 5.0  # until the next address is tried, or this one again
+GONE_S: Final = 20  # until a peer that acknowledges nothing is taken for gone: well within the time of a call
+
+# Of TCP, as far as this system has them.
+_PROBES: Final = {
+    "TCP_KEEPIDLE": GONE_S // 2,
+    "TCP_KEEPINTVL": GONE_S // 4,
+    "TCP_KEEPCNT": 2,
+    "TCP_USER_TIMEOUT": GONE_S * 1000,  # where something was sent
+}
 
 
 class Address(NamedTuple):
@@ -208,6 +222,14 @@ def too_large() -> FrameTooLarge:
     return FrameTooLarge(f"a request may have {FRAME_BYTES_MAX} bytes")
 
 
+def _probe(connection: socket.socket) -> None:
+    """Has the kernel end the connection where the peer is gone without a word."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _PROBES.items():
+        if hasattr(socket, name):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
 def _connect_words(error: OSError) -> str:
     """Returns why no connection could be made, in the system's words, without the address, which the caller knows."""
     if isinstance(error, ssl.SSLError) or error.errno is None or not error.strerror:
@@ -337,9 +359,10 @@ class Link:
             if address.path:
                 _, connection = await loop.create_unix_connection(lambda: self._make(self._on_lost), address.path)
             else:
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     lambda: self._make(self._on_lost), address.host, address.port, ssl=self._tls
                 )
+                _probe(transport.get_extra_info("socket"))
         return connection
 
     async def _sign_in(self, connection: Connection) -> Connection:
@@ -356,7 +379,11 @@ class Link:
 
         connection.send("hello", [self._hello], on_reply)
         try:
-            return await future
+            async with asyncio.timeout(DIAL_S if len(self._addresses) > 1 else None):
+                return await future
+        except TimeoutError:
+            connection.close()
+            raise Unavailable(f"the sign-in was not answered within {DIAL_S:g} s") from None
         except BaseException:
             connection.close()
             raise

@@ -16,6 +16,8 @@ import pytest
 
 from billing.api.auth import Guard
 from billing.client import BillingError, Client, InsufficientFunds, SyncClient, Unauthenticated, Unavailable
+from billing.client.client import TIMEOUT_S
+from billing.client.connection import GONE_S
 from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_auth import TOKENS
 from tests.system.daemon import Daemon
@@ -29,6 +31,27 @@ def address_of(harness: DoorHarness) -> str:
 async def test_where_an_address_does_not_answer_the_next_one_is_tried(harness: DoorHarness) -> None:
     async with Client([f"127.0.0.1:{free_port()}", address_of(harness)], timeout_s=60.0) as client:
         assert await client.ping() == "pong"
+
+
+async def test_where_the_sign_in_is_not_answered_the_next_address_is_tried(harness: DoorHarness) -> None:
+    """As while the daemon of one host starts: its sockets take connections long before it serves."""
+    silent = socket.create_server(("127.0.0.1", 0))
+    async with Client([f"127.0.0.1:{silent.getsockname()[1]}", address_of(harness)]) as client:
+        assert await client.ping() == "pong"
+    silent.close()
+
+
+async def test_a_host_that_is_gone_without_a_word_ends_the_connection(harness: DoorHarness) -> None:
+    """By the kernel, which tells it by what is not acknowledged; with time left to go on at the next address."""
+    async with Client(address_of(harness)) as client:
+        connection = client._link.connection
+        assert connection is not None
+        assert connection.transport is not None
+        plain = connection.transport.get_extra_info("socket")
+        assert plain.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+        options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
+        idle_s, each_s, count, unheard_ms = (plain.getsockopt(socket.IPPROTO_TCP, option) for option in options)
+        assert idle_s + each_s * count == unheard_ms / 1000 == GONE_S < TIMEOUT_S
 
 
 async def test_a_call_goes_on_at_the_next_address_under_its_request_id(harness: DoorHarness) -> None:
