@@ -64,9 +64,6 @@ def _plain(data: bytes) -> tuple[int, int]:
     return (0, 0) if status in _BODILESS or length != len(plain[3]) else (status, length)
 
 
-_known_plain: Final = lru_cache(maxsize=64)(_plain)  # most answers of a server within one second are the same bytes
-
-
 class Malformed(Exception):
     """The bytes are not the beginning of an HTTP/1 answer."""
 
@@ -100,19 +97,10 @@ class AnswerReader:
             self.reusable = False
         elif self.head_done:
             self._take_body(data)
-        elif self._head or not self._take_plain(data):
+        else:
             self._head += data
             while self._take_head():
                 continue
-
-    def _take_plain(self, data: bytes) -> bool:
-        """Takes a common answer in one piece, at a fifth of the cost. For any other changes nothing, returns False."""
-        status, length = _known_plain(data) if len(data) <= _KNOWN_BYTES_MAX else _plain(data)
-        if not status or length > self._body_max:
-            return False
-        self.status = status
-        self.head_done = self.done = self.reusable = True
-        return True
 
     def _take_head(self) -> bool:
         """Takes one head, if all of it has come; True if it was an informational one: another head comes behind it."""
@@ -231,6 +219,27 @@ class AnswerReader:
             else:
                 self.reusable, self.done = False, True
             self._body = self._body[behind:]
+
+
+def whole_answer(data: bytes, body_bytes_max: int) -> AnswerReader | None:
+    """The reader of a common answer that is whole and leaves the connection open, as if it had been fed with `data`;
+    None for any other, which has to be read. Nobody may feed it: most answers of a server within one second are the
+    same bytes, and then it is the same reader.
+    """
+    return (_known_answer if len(data) <= _KNOWN_BYTES_MAX else _read_whole)(data, body_bytes_max)
+
+
+def _read_whole(data: bytes, body_bytes_max: int) -> AnswerReader | None:
+    status, length = _plain(data)
+    if not status or length > body_bytes_max:
+        return None
+    reader = AnswerReader(body_bytes_max)
+    reader.status = status
+    reader.head_done = reader.done = reader.reusable = True
+    return reader
+
+
+_known_answer: Final = lru_cache(maxsize=64)(_read_whole)
 
 
 def _may_begin(head: bytes) -> bool:

@@ -516,10 +516,12 @@ class Delivery:
                 self._begin_later(item)
             return
         now_ns, counts = self.now_ns(), self.counts
+        late_ns: list[int] = []
         for _, _, _, (kind, _, _, _, attempts, due_ns, _) in begun:
             counts.started[kind] += 1
             if kind == CUTOFF and not attempts:
-                counts.sent_late.add(max(0, now_ns - due_ns))
+                late_ns.append(now_ns - due_ns if now_ns > due_ns else 0)
+        counts.sent_late.add_all(late_ns)
         self._report(
             [(owed[0], item.bucket_id, item.user_id, owed[2], STARTED, "") for item, _, _, owed in begun], now_ns
         )
@@ -609,21 +611,21 @@ class Delivery:
         """Reports the outcomes of attempts, first to the caller, then to the outbox."""
         outbox, counts = self.outbox, self.counts
         reports: list[Report] = []
-        delivered = 0
+        late_ns: list[int] = []  # of the cutoffs that were delivered
         for item, kind, seq, due_ns, (outcome, error, _) in ended:
             if outcome == OK:
                 counts.delivered[kind] += 1
                 if kind == CUTOFF:
-                    counts.done_late.add(max(0, now_ns - due_ns))
-                    delivered += 1
+                    late_ns.append(now_ns - due_ns if now_ns > due_ns else 0)
                 reports.append((kind, item.bucket_id, item.user_id, seq, DELIVERED, ""))
             else:
                 counts.failed[kind] += 1
                 counts.dropped += outcome == DROPPED
                 self.last_error = error
                 reports.append((kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error))
-        if delivered:
-            self.throughput.answered(now_ns, outbox.in_flight >= self.settings.concurrency, delivered)
+        if late_ns:
+            counts.done_late.add_all(late_ns)
+            self.throughput.answered(now_ns, outbox.in_flight >= self.settings.concurrency, len(late_ns))
         looked: dict[int, str] = {}  # lane -> the last error
         for (item, _, _, _, (outcome, error, retry_after_ns)), may_owe in zip(
             ended, self._report(reports, now_ns), strict=True

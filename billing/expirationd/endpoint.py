@@ -198,7 +198,7 @@ class Endpoint:
         while self._proved:
             line = self._proved.pop()
             if line.usable and self.boot_ns() - line.idle_since_ns < self._idle_ns:
-                if not self._is_to_try():
+                if self.shown >= self.limits.warm or not self._is_to_try():
                     return line
                 self._proved.append(line)
                 return None
@@ -382,9 +382,9 @@ class Endpoint:
 
     def end(self, line: Line, why: str) -> None:
         """Ends the exchange on a line before its time is over: the verdict will be TIMED_OUT, with `why`."""
-        answer_before = line.answer
+        asks_before = line.asks
         line.take_gathered()
-        if line in self._unanswered and line.answer is answer_before and not line.late:
+        if line in self._unanswered and line.asks == asks_before and not line.late:
             line.tired = why
             line.close()
 
@@ -478,7 +478,7 @@ class Endpoint:
             self._spares.remove(line)
         else:
             return
-        if not self.closed and line.answer is None and not line.late and idle_ns > _IDLE_S_MIN * _SECOND_NS:
+        if not self.closed and line.is_idle and not line.late and idle_ns > _IDLE_S_MIN * _SECOND_NS:
             self._idle_ns = min(self._idle_ns, idle_ns * 2 // 3)
 
     async def close(self) -> None:

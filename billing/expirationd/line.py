@@ -19,7 +19,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Protocol
 
-from billing.expirationd.answer import AnswerReader, Malformed
+from billing.expirationd.answer import AnswerReader, Malformed, whole_answer
 
 
 class Owner(Protocol):
@@ -59,8 +59,8 @@ class Line(asyncio.Protocol):
     """One connection and its state. Instants are of the boot clock."""
 
     __slots__ = (
-        *("_answered", "_came", "_done", "_lost", "_reader", "asked_ns", "endpoint", "idle_since_ns", "late"),
-        *("peer", "proved", "proved_ns", "tired", "transport", "until_ns"),
+        *("_answered", "_body_max", "_came", "_done", "_lost", "asked_ns", "answer", "asks", "endpoint"),
+        *("idle_since_ns", "is_idle", "late", "peer", "proved", "proved_ns", "tired", "transport", "until_ns"),
     )
 
     transport: asyncio.Transport
@@ -77,7 +77,10 @@ class Line(asyncio.Protocol):
         self.proved_ns = 0  # when the first answer came
         self._lost = False
         self._came = b""  # read, and not taken yet
-        self._reader: AnswerReader | None = None
+        self.is_idle = True  # no exchange is under way
+        self.asks = 0  # how many requests were written
+        self.answer: AnswerReader | None = None  # of the request under way, as far as it came; None: nothing came yet
+        self._body_max = 0
         self._done: Done | None = None
         self._answered = False
 
@@ -88,26 +91,24 @@ class Line(asyncio.Protocol):
     @property
     def usable(self) -> bool:
         """Whether a request may be written on the line: it is open, and no exchange is under way."""
-        return not self._lost and self._reader is None and not self.transport.is_closing()
+        return self.is_idle and not self._lost and not self.transport.is_closing()
 
     def ask(self, request: bytes, body_bytes_max: int, done: Done) -> None:
         """Writes a request. `done` is called once, with the answer as far as it came, or with the exception that came
         instead.
         """
-        self._reader = AnswerReader(body_bytes_max)
+        self.answer = None
+        self.is_idle = self._answered = False
+        self.asks += 1
+        self._body_max = body_bytes_max
         self._done = done
-        self._answered = False
         self.asked_ns = self.endpoint.boot_ns()
         self.transport.write(request)
 
-    @property
-    def answer(self) -> AnswerReader | None:
-        """The answer of the request under way; None while the line is idle."""
-        return self._reader
-
     def rest(self) -> None:
         """Makes the line idle: its answer was read to its end."""
-        self._reader = None
+        self.answer = None
+        self.is_idle = True
         self.until_ns = 0
         self.idle_since_ns = self.endpoint.boot_ns()
 
@@ -125,7 +126,7 @@ class Line(asyncio.Protocol):
             self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        if self._reader is None:
+        if self.is_idle:
             self.transport.abort()  # there is no request that these bytes could answer
         elif self._came:
             self._came += data
@@ -141,8 +142,14 @@ class Line(asyncio.Protocol):
             self._take(data)
 
     def _take(self, data: bytes) -> None:
-        reader = self._reader
-        assert reader is not None, "it was asked"
+        assert not self.is_idle, "it was asked"
+        reader = self.answer
+        if reader is None:
+            self.answer = whole_answer(data, self._body_max)
+            if self.answer is not None:
+                self._settle(None)
+                return
+            reader = self.answer = AnswerReader(self._body_max)
         try:
             reader.feed(data)
         except Malformed as error:
@@ -160,22 +167,23 @@ class Line(asyncio.Protocol):
     def connection_lost(self, error: Exception | None) -> None:
         self.take_gathered()
         self._lost = True
-        if self._reader is not None and not self._answered:
+        if not self.is_idle and not self._answered:
             self._settle(error or ConnectionResetError())
         self.endpoint.on_lost(self)
 
     def _settle(self, error: Exception | None) -> None:
         """Ends the wait for an answer: its head has come, or will never come."""
         self._answered = True
-        done, reader = self._done, self._reader
+        done, reader = self._done, self.answer
         self._done = None
-        assert reader is not None
         if done is None:
             return
-        if reader.status:
-            took_ns, self.asked_ns = self.endpoint.boot_ns() - self.asked_ns, 0
-            self.endpoint.on_answer(self, reader, took_ns)
-        if reader.status and not self._lost:
-            done(reader)
+        if reader is None or not reader.status:
+            self.endpoint.loop.call_soon(done, error or ConnectionResetError())
+            return
+        took_ns, self.asked_ns = self.endpoint.boot_ns() - self.asked_ns, 0
+        self.endpoint.on_answer(self, reader, took_ns)
+        if self._lost:
+            self.endpoint.loop.call_soon(done, reader)
         else:
-            self.endpoint.loop.call_soon(done, reader if reader.status else error or ConnectionResetError())
+            done(reader)

@@ -88,7 +88,7 @@ class Item:
         self.state = FRESH
         self.serial = 0  # of its one valid place in a queue
         self.notified: tuple[str, int] | None = None  # kind and seq of the newest call that may be sent; None: any call
-        self.event: Hashable = None  # the event that all of the following fields are about
+        self.event: Hashable = None  # that all of the following fields are about; None: none yet, and they say nothing
         self.failures = 0  # calls that failed, and connections that could not be opened
         self.waits = 0  # how many waits of the schedule were used
         self.failing_since_ns = 0
@@ -218,7 +218,7 @@ class Outbox:
         if item is None:
             item = self._items[key] = Item(bucket_id, user_id, since_ns, lane)
             item.notified = notified
-            self._make_fresh(item)
+            self._enqueue(self.lanes[lane].fresh, since_ns, item)
             return
         item.hold = 0
         if urgent:
@@ -311,7 +311,9 @@ class Outbox:
             self._land(item)
             self._park(item)
             return False
-        if item.event != event:
+        if item.event is None:
+            item.event = event
+        elif item.event != event:
             item.new_event(event)
         if item.due_ns > now_ns or (item.waits and item.share == _ANY):
             self._land(item)

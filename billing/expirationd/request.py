@@ -50,6 +50,7 @@ from billing.addresses import check_url
 from billing.signature import sign
 
 _UNRESERVED: Final = string.ascii_letters.encode() + b"0123456789_.-~"
+_EVENT: Final = _UNRESERVED + b":"
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 PREPARED_MAX: Final = 20_000  # some 400 bytes each; further requests are made when they are sent
 
@@ -128,9 +129,9 @@ class GetTemplate(CutoffTemplate):
         return target + ("&" if "?" in target else "?")
 
     def _make(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int) -> Prepared:
-        user, event = quoted(user_id), quoted(event_id.encode())
-        target = b"%bevent_id=%b&seq=%d&exhausted_at_ns=%d" % (user.join(self._pieces), event, seq, exhausted_at_ns)
-        return target, webhook_id_of(event_id), b""
+        event, webhook_id = names_of(event_id)
+        path = quoted(user_id).join(self._pieces)
+        return b"%bevent_id=%b&seq=%d&exhausted_at_ns=%d" % (path, event, seq, exhausted_at_ns), webhook_id, b""
 
     def request(self, user_id: bytes, event_id: str, seq: int, exhausted_at_ns: int, timestamp_s: int) -> bytes:
         """The whole GET. user_id: UTF-8; timestamp_s: of this attempt, seconds since the epoch."""
@@ -174,13 +175,19 @@ def webhook_id_of(event_id: str) -> bytes:
     return event_id.encode("ascii") if is_safe else quoted(event_id.encode())
 
 
+def names_of(event_id: str) -> tuple[bytes, bytes]:
+    """An event id as the value in a query, and as that of a header."""
+    event = event_id.encode()
+    if event and not event.translate(None, _EVENT):  # as that of nearly every user
+        return event.replace(b":", b"%3A"), event
+    return quoted(event), webhook_id_of(event_id)
+
+
 def quoted(text: bytes) -> bytes:
     """Percent-encodes text for a path or a query, except the characters that RFC 3986 calls unreserved."""
     special = text.translate(None, _UNRESERVED)
     if not special:
         return text
-    if not special.strip(b":"):  # as in the event id of nearly every user
-        return text.replace(b":", b"%3A")
     return quote_from_bytes(text, safe="").encode("ascii")
 
 

@@ -239,8 +239,11 @@ class BillingMachine:
         if wheel is None or wheel.count_soon(until_ns) < least:
             return
         for refs in wheel.soon(until_ns):
-            places = [(books.get(ref >> SLOT_BITS), ref & SLOT_MASK) for ref in refs]
-            cutoffs = [views.next_cutoff(book, slot) for book, slot in places if book is not None]
+            cutoffs = [
+                views.next_cutoff(book, ref & SLOT_MASK)
+                for ref in refs
+                if (book := books.get(ref >> SLOT_BITS)) is not None
+            ]
             yield [cutoff for cutoff in cutoffs if cutoff is not None and cutoff[3] <= until_ns]
 
     def _file(self, ref: int, due_ns: int) -> int:

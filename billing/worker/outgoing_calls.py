@@ -155,11 +155,11 @@ class OutgoingCalls:
         """Passes durable notices on to the delivery, which asks the ledger for each call right before it sends."""
         delivery, machine = self.delivery, self._machine
         classes, hold = delivery.settings.classes, self._startup_hold
-        now_ns = delivery.now_ns()
+        now_ns, may_hold = delivery.now_ns(), hold.may_hold
         for kind, _, bucket_id, user_id, seq in notices:
             class_name = machine.class_of(bucket_id, user_id) if classes else ""
             if kind == CUTOFF:
-                if not hold.holds_back(machine, delivery, bucket_id, user_id, seq):
+                if not (may_hold and hold.holds_back(machine, delivery, bucket_id, user_id, seq)):
                     delivery.owe(bucket_id, user_id, kind, now_ns, False, seq, class_name)
             elif kind == RESTORE:
                 delivery.owe(bucket_id, user_id, kind, now_ns, False, seq, class_name)
@@ -226,7 +226,7 @@ class OutgoingCalls:
         if call is None:
             return None
         class_name = call.class_name.decode()
-        if not self.delivery.calls(call.kind, class_name):
+        if call.kind != CUTOFF and not self.delivery.calls(call.kind, class_name):
             return None  # an older restore of an account whose class has no restore URL now
         return (call.kind, call.event_id, call.seq, call.exhausted_at_ns, call.attempts, call.due_ns, class_name)
 

@@ -152,9 +152,14 @@ class StartupHold:
             else:
                 delivery.notify(bucket_id, user_id, kind, since_ns, seq=seq, class_name=class_name)
 
+    @property
+    def may_hold(self) -> bool:
+        """Whether any cutoff may have to wait."""
+        return self._until_ns >= 0 or bool(self._until_of or self._arrived)
+
     def holds_back(self, machine: BillingMachine, delivery: Delivery, bucket_id: int, user_id: bytes, seq: int) -> bool:
         """Holds the cutoff `seq`, which has just become owed, if it was overdue at the start; returns whether so."""
-        if self._until_ns < 0 and not self._until_of and not self._arrived:
+        if not self.may_hold:
             return False
         call = machine.ledger.owed(bucket_id, user_id)
         if call is None or call.kind != CUTOFF or not self._holds(bucket_id, user_id, call.due_ns):

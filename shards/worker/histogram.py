@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from itertools import pairwise
 from math import ceil
 from typing import Any
@@ -54,6 +54,13 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += count
         self.total += value * count
 
+    def add_all(self, values: Sequence[int]) -> None:
+        """Counts each of these values once."""
+        bounds, counts = self.bounds, self.counts
+        for value in values:
+            counts[bisect_left(bounds, value)] += 1
+        self.total += sum(values)
+
     def quantile(self, share: float) -> int:
         """The smallest bound that this share of the values does not exceed; 0 before the first value, twice the last
         bound where the values lie beyond it.
@@ -82,6 +89,10 @@ class ExactHistogram(Histogram):
     def add(self, value: int, count: int = 1) -> None:
         super().add(value, count)
         self.latest.extend([value] * min(count, EXACT_VALUES))
+
+    def add_all(self, values: Sequence[int]) -> None:
+        super().add_all(values)
+        self.latest.extend(values)
 
     def quantile(self, share: float) -> int:
         """The exact quantile while every value is kept; later as of `Histogram`."""

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.expirationd.answer import HEAD_BYTES_MAX, AnswerReader, Malformed
+from billing.expirationd.answer import HEAD_BYTES_MAX, AnswerReader, Malformed, whole_answer
 
 BODY_BYTES_MAX = 100
 Taken = tuple[int, str, bool]  # status, Retry-After, whether the connection can be used again
@@ -52,9 +52,11 @@ ANSWERS: list[tuple[bytes, Taken]] = [
 
 
 def read_in(pieces: list[bytes]) -> Taken:
-    reader = AnswerReader(BODY_BYTES_MAX)
-    for piece in pieces:
-        reader.feed(piece)
+    reader = whole_answer(pieces[0], BODY_BYTES_MAX) if len(pieces) == 1 else None
+    if reader is None:
+        reader = AnswerReader(BODY_BYTES_MAX)
+        for piece in pieces:
+            reader.feed(piece)
     assert reader.head_done
     return reader.status, reader.retry_after, reader.done and reader.reusable
 
@@ -63,7 +65,16 @@ def read_in(pieces: list[bytes]) -> Taken:
 def test_in_one_piece_and_by_the_byte(answer: bytes, expected: Taken) -> None:
     assert read_in([answer]) == expected
     assert read_in([answer[at : at + 1] for at in range(len(answer))]) == expected
-    assert read_in([answer[:1], answer[1:]]) == expected, "the common answers are taken at once, and come to the same"
+    assert read_in([b"", answer]) == expected, "the common answers are known by their bytes, and come to the same"
+
+
+def test_the_common_answers_are_known_by_their_bytes_unless_the_body_is_too_long() -> None:
+    known = [answer for answer, _ in ANSWERS if whole_answer(answer, BODY_BYTES_MAX) is not None]
+    assert known[:3] == [answer for answer, _ in ANSWERS[:3]]
+    assert all(whole_answer(answer, BODY_BYTES_MAX) is whole_answer(answer, BODY_BYTES_MAX) for answer in known)
+    assert whole_answer(ANSWERS[1][0], 1) is None
+    long = b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\n" + b"x" * 2000
+    assert whole_answer(long, 2000) is not whole_answer(long, 2000), "not kept"
 
 
 @given(st.sampled_from(ANSWERS), st.sets(st.integers(0, 120), max_size=6))

@@ -156,6 +156,36 @@ def test_a_request_of_every_day_takes_few_calls_from_its_bytes_to_its_reply(shar
     assert calls / len(requests) < 9, "frame, parser, bucket, machine, ledger, fast way, reply, answer; the rest a read"
 
 
+def test_a_cutoff_of_a_storm_takes_few_calls_of_wheel_ledger_and_shard(shard: Shard) -> None:
+    """All users run out at one instant, a few levels up the wheel; their calls begin and end in pieces of sixteen."""
+    machine, due_ns, calls = shard.machine, NOW_NS + 3 * 10**9, 0
+    places = [(bucket_id_of(user_id, BUCKETS), user_id) for user_id in USERS]
+    for bucket_id, user_id in places:
+        machine.apply(bucket_id, (ops.DEBIT, user_id, 10**15 - 3 * 10**9, 0, 0, b"", b"", b"", b"", b""), NOW_NS)
+        a_nano_a_nanosecond = (ops.SET_RATE, user_id, 3600 * 10**9, -1, -1, b"", b"", b"", b"", b"")
+        machine.apply(bucket_id, a_nano_a_nanosecond, NOW_NS)
+
+    def count(frame: Any, event: str, argument: Any) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        now_ns = NOW_NS
+        while now_ns < due_ns:
+            now_ns = machine.next_due_ns()
+            while shard.tick(now_ns, 48):
+                pass
+        for op in (ops.CUTOFF_STARTED, ops.CUTOFF_DELIVERED):
+            for first in range(0, len(places), 16):
+                part = places[first : first + 16]
+                shard.report([(place[0], (op, place[1], 1, 0, 0, *[b""] * 5)) for place in part], due_ns)
+    finally:
+        sys.setprofile(None)
+    assert len(machine.notices) == len(USERS)
+    assert calls / len(USERS) < 12, "filed on a lower level; run out, with its cutoff; machine, ledger, fast way"
+
+
 def test_commands_leave_no_memory_behind(shard: Shard) -> None:
     machine = shard.machine
     for bucket_id, command in everyday(2):  # timers and totals are there
