@@ -37,7 +37,8 @@ from billing.ledger.errors import Refused
 
 INSTANCE: Final = str(uuid.UUID(int=0))  # in the greeting: the daemon has no instances to tell apart
 NAME: Final = "tarantool"  # of this door, in the figures
-GUEST: Final = b"guest"
+GUEST: Final = b"guest"  # its password is empty, as in Tarantool; connectors leave it out, or prove it
+_NO_PASSWORD: Final = protocol.proof_of(b"")
 TURN_REQUESTS_MAX: Final = 256
 OUT_BYTES_MAX: Final = 64 * 1024  # encoded before it is seen whether the client reads
 _CALLS: Final = frozenset((CALL, CALL_16))
@@ -266,17 +267,15 @@ class TarantoolConnection(asyncio.Protocol):
     def _auth(self, sync: int, body: dict[int, Any]) -> None:
         """Carries out AUTH: a name of the tokens file, and a proof that the client knows its token."""
         user, credentials = body.get(protocol.USER_NAME), body.get(protocol.TUPLE)
-        if user == GUEST and not credentials and self._signed_in:
+        scramble = None
+        if type(credentials) is list and len(credentials) == 2 and credentials[0] == b"chap-sha1":
+            scramble = credentials[1] if type(credentials[1]) is bytes else b""
+        is_empty = not credentials or (scramble is not None and protocol.proves(scramble, self._salt, _NO_PASSWORD))
+        if user == GUEST and is_empty and self._signed_in:
             self._out += protocol.done(sync)
             return
         grant = None
-        if (
-            type(user) is bytes
-            and type(credentials) is list
-            and len(credentials) == 2
-            and credentials[0] == b"chap-sha1"
-        ):
-            scramble = credentials[1] if type(credentials[1]) is bytes else b""
+        if type(user) is bytes and scramble is not None:
             grant = self._door.guard.sign_in_as(user, lambda proof: protocol.proves(scramble, self._salt, proof))
         if grant is not None:
             self._session.grant = grant

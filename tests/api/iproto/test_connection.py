@@ -144,6 +144,25 @@ async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_i
     assert guarded.door.handshakes == 0
 
 
+@pytest.mark.parametrize("says_it", [False, True])
+async def test_a_guest_has_an_empty_password_and_keeps_what_its_connection_may(
+    harness: DoorHarness, guarded: DoorHarness, says_it: bool
+) -> None:
+    """As connectors send it for `guest@host:3301`: without credentials, or with a proof of the empty password."""
+    for door, right in ((harness, True), (guarded, False)):
+        async with connector(door) as tarantool:
+            scramble = protocol.scramble_of(b"", tarantool.salt)
+            tuple_ = ["chap-sha1", scramble] if says_it else []
+            tarantool.send(protocol.AUTH, {protocol.USER_NAME: "guest", protocol.TUPLE: tuple_})
+            assert (await tarantool.reply())[0] == (0 if right else 0x8000 | protocol.ER_PASSWORD_MISMATCH)
+            if right:
+                tarantool.call("top_up", "ann", "5")
+                assert (await tarantool.reply())[0] == 0
+                tarantool.sign_in("guest", "wrong")
+                assert (await tarantool.reply())[0] == 0x8000 | protocol.ER_PASSWORD_MISMATCH
+            assert await tarantool.is_closed()
+
+
 async def test_a_value_that_is_not_taken_is_refused_to_its_call_and_all_others_are_answered(
     harness: DoorHarness, guarded: DoorHarness
 ) -> None:
