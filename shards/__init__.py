@@ -12,7 +12,7 @@ protocol of `shards.machine`. This room never imports `billing`, which uses it a
     links       between workers of different hosts
     system      the only modules that touch the machine
     control     every message between supervisor and workers
-    backup      up to which positions the logs are one instant
+    backup      up to which positions the logs are one instant; restored: the mark that they came from a backup
     exits       the exit codes; counting: "1 user", "2 users"
 
 Another application brings

@@ -41,13 +41,13 @@ from billing.doctor.examine import shards_in
 from billing.follower.store import shard_files
 from billing.history.copying import copy_history, copy_up_to
 from billing.notices.copying import BackupCut, CutShard, copy_notices
-from billing.worker.startup_hold import RESTORED
 from shards.journal import backends
 from shards.journal.file.copying import copy_until
 from shards.journal.file.reader import FileReader
 from shards.journal.file.writing import write_journal
 from shards.journal.jetstream.backend import JetStreamBackend
-from shards.supervisor.registry import settled_records
+from shards.restored import RESTORED, TAKEN_AT
+from shards.supervisor.registry import records_of_restore
 from shards.system.disk import (
     LOST_AND_FOUND,
     Disk,
@@ -264,7 +264,7 @@ def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], *, is_wh
         finally:
             disk.close(handle)
         disk.fsync_dir(f"{work}/{name.rpartition('/')[0]}")
-    write_file(disk, f"{work}/{RESTORED}", json.dumps({"taken_at_ns": about["taken_at_ns"]}).encode())
+    write_file(disk, f"{work}/{RESTORED}", json.dumps({TAKEN_AT: about["taken_at_ns"]}).encode())
 
 
 def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
@@ -281,7 +281,8 @@ def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[s
         for shard, row in about.get(NOTICES, {}).items()
         if row["settled"] >= 0
     }
-    backend.fill(len(about["positions"]) - 1, reader_of, about["taken_at_ns"], settled_records(settled))
+    taken_at_ns = about["taken_at_ns"]
+    backend.fill(len(about["positions"]) - 1, reader_of, taken_at_ns, records_of_restore(settled, taken_at_ns))
 
 
 def _journal_name(shard: int) -> str:

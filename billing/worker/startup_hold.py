@@ -16,8 +16,8 @@ to the latest of these instants wait for the release, and the others are sent. A
 (`let_go`) frees that user's cutoffs until the process ends, also where the configuration changes.
 
 After a restore, every start holds the calls that were overdue when the restored daemon first came up, until the release
-removes the mark. The mark keeps that instant. Everything that happened since then is in the journal, so the calls for
-accounts that ran out later are made.
+removes the mark. The mark keeps that instant, and each host that shares the log has it: `shards.restored`. Everything
+that happened since then is in the journal, so the calls for accounts that ran out later are made.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from shards.restored import FIRST_SERVED, RESTORED
 from shards.system.disk import Disk, read_file, write_file
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ _TRIES_MAX: Final = 100  # a shard that does not come up must not hold up the cu
 
 log = logging.getLogger("billing.worker.startup_hold")
 
-RESTORED = "restored"
-FIRST_SERVED: Final = "first_served_ns"  # key in the mark: billing time when the restored daemon first came up
 CUTOFF = "cutoff"  # the kind of call
 
 

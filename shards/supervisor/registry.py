@@ -9,6 +9,7 @@ The map's log (`shards.journal.MapLog`) holds it as records, plain lists; one de
     ["uneven", bool]                            buckets should move: the set of shards or a weight changed, or somebody
                                                 asked for it; or all have
     ["claim", node, host id, number, epoch]     who serves, where several hosts share the log; see `standby`
+    ["restored", …], ["released", …]            see `shards.restored`
     ["settled", shard_id, position]             up to this batch the application owes nothing outside; shared logs only
     ["host", …] ["own", …] ["at", …] …          who serves which shard, where several hosts serve at once: `placement`
     ["wanted", …] ["unwanted", …]               moves that were asked for and are not over: `shards.moves.wanted`
@@ -36,6 +37,7 @@ from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
 from shards.journal import Backend, Corrupt, Fenced, Gap, JournalError, LastSign, Overtaken, Unavailable, Unfit, Unknown
 from shards.moves.wanted import WantedMoves
+from shards.restored import Mark, Restored
 from shards.supervisor import lost_map
 from shards.supervisor.clock_watch import ClockWatch
 from shards.supervisor.placement import Placement, Shares, Voice
@@ -138,6 +140,8 @@ class Registry:
         self.anchor: tuple[Anchor, bytes] | None = None  # the newest recorded one, with the boot_id it is of
         self.claim = Claim()
         self.settled: dict[int, int] = {}
+        self.restored = Restored()
+        self._mark = Mark(host.disk, data_dir)
         self.shares = Shares()
         self.placement: Placement | None = None  # where this host serves beside others, from `open` on
         self._share_workers = share_workers
@@ -510,6 +514,13 @@ class Registry:
         if news:
             await self.record(*news)
 
+    async def note_restored(self) -> None:
+        """Records what this host's application has made of the mark of a restore. Raises what `record` raises, and
+        OSError.
+        """
+        if news := self._mark.news(self.restored):
+            await self.record(*news)
+
     async def give_back(self) -> None:
         """Tells the hosts that stand by that this one has stopped, so that they need not wait until its grant has run
         out.
@@ -526,10 +537,11 @@ class Registry:
 
     def _restore(self, payloads: list[bytes]) -> None:
         self.map, self.founded, self.anchor, self.uneven = BucketMap(), set(), None, False
-        self.claim, self.settled = Claim(), {}
+        self.claim, self.settled, self.restored = Claim(), {}, Restored()
         self.shares, self._anchors, self.wanted = Shares(), {}, WantedMoves()
         for payload in payloads:
             self._apply_all(payload)
+        self._mark.follow(self.restored)
 
     def changes(self, wanted_weights: dict[int, int]) -> list[list[Any]]:
         """The records that change shards and weights to the wanted ones; every other shard gets weight 0."""
@@ -570,7 +582,9 @@ class Registry:
             case ["anchor", bytes(block)]:
                 self.anchor = decode_anchor(block)
             case _:
-                if not self.wanted.apply(record) and not self.shares.apply(record):
+                if (restored := self.restored.after(record)) is not None:
+                    self.restored = restored
+                elif not self.wanted.apply(record) and not self.shares.apply(record):
                     self.map.apply(record)
 
     async def record(self, *records: list[Any]) -> None:
@@ -591,6 +605,7 @@ class Registry:
             state += self.wanted.records()
             state += (["clock", host_id, encode_anchor(*anchor)] for host_id, anchor in self._anchors.items())
             state += _settled(self.settled)
+            state += self.restored.records()
             if self.anchor is not None:
                 state.append(["anchor", encode_anchor(*self.anchor)])
             with contextlib.suppress(Unavailable):  # no room: the next occasion comes
@@ -635,9 +650,11 @@ class Registry:
             self._lock = -1
 
 
-def settled_records(settled: dict[int, int]) -> bytes:
-    """The record that says up to which batch each shard's application has nothing left to tell; empty for none."""
-    return msgspec.msgpack.encode(_settled(settled)) if settled else b""
+def records_of_restore(settled: dict[int, int], taken_at_ns: int) -> bytes:
+    """The records that say that the log was restored from a backup of this instant, and up to which batch each shard's
+    application has nothing left to tell.
+    """
+    return msgspec.msgpack.encode([*_settled(settled), *Restored(taken_at_ns).records()])
 
 
 def _settled(settled: dict[int, int]) -> list[list[Any]]:

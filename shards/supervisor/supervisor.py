@@ -259,6 +259,7 @@ class Supervisor:
             await self.registry.settle(
                 {worker.shard_id: worker.figures.get("settled", -1) for worker in self.workers.values()}
             )
+            await self.registry.note_restored()
             if (anchor := await self.time.steer(self.registry)) is not None:
                 self._processes.tell(NewAnchor(anchor))
 

@@ -25,8 +25,9 @@ from billing.trial.receiver import Receiver
 from billing.worker.dependencies import REAL
 from billing.worker.machine import BillingMachine
 from billing.worker.outgoing_calls import BucketCalls, OutgoingCalls
-from billing.worker.startup_hold import FIRST_SERVED, RESTORED, UNDECIDED, StartupHold
+from billing.worker.startup_hold import UNDECIDED, StartupHold
 from shards.machine import Command
+from shards.restored import FIRST_SERVED, RESTORED
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.expirationd.fake_obligations import FakeObligations, receiving, settings

@@ -1,0 +1,84 @@
+"""Whether the data were restored from a backup, and nobody has said yet that the application may act on what was due.
+
+Each host has a file for its workers, the mark; the application reads it at its start, writes into it when it first
+served, and removes it at its release. Where a log is shared, the map's log has the same, so that a host which never
+saw the backup has the mark, too, before its first worker starts:
+
+    ["restored", taken_at_ns, first_served_ns]   by the restore, and again once a worker has served; 0: none has yet
+    ["released", taken_at_ns]                    it may act; every host removes its mark of this backup
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final, NamedTuple
+
+from shards.system.disk import Disk, read_file, write_file
+
+RESTORED: Final = "restored"  # the mark's name in the data directory
+TAKEN_AT: Final = "taken_at_ns"
+FIRST_SERVED: Final = "first_served_ns"  # billing time when the restored daemon first came up
+
+
+class Restored(NamedTuple):
+    """What the map's log says. `taken_at_ns`: the instant of the backup; 0: nothing was restored."""
+
+    taken_at_ns: int = 0
+    first_served_ns: int = 0
+    is_released: bool = False
+
+    def after(self, record: Any) -> Restored | None:
+        """Returns what the log says with this record; None where the record is of another kind."""
+        match record:
+            case ["restored", int(taken_at_ns), int(first_served_ns)]:
+                return Restored(taken_at_ns, first_served_ns)
+            case ["released", int(taken_at_ns)]:
+                return self._replace(is_released=True) if taken_at_ns == self.taken_at_ns else self
+        return None
+
+    def records(self) -> list[list[Any]]:
+        """Records that stand for all records until now."""
+        if not self.taken_at_ns:
+            return []
+        released = [["released", self.taken_at_ns]] if self.is_released else []
+        return [["restored", self.taken_at_ns, self.first_served_ns], *released]
+
+
+class Mark:
+    """The mark in the data directory of this host."""
+
+    def __init__(self, disk: Disk, data_dir: str) -> None:
+        self._disk = disk
+        self._path = f"{data_dir}/{RESTORED}"
+        self._is_brought = False  # from here on, a mark that is not there was removed by a release
+
+    def follow(self, restored: Restored) -> None:
+        """Makes or removes the mark as the map's log says. Raises OSError."""
+        if not restored.taken_at_ns:
+            return
+        is_there = self._disk.exists(self._path)
+        if restored.is_released:
+            if is_there and self._content().get(TAKEN_AT) == restored.taken_at_ns:
+                self._disk.unlink(self._path)
+        elif not is_there and not self._is_brought:
+            content = {TAKEN_AT: restored.taken_at_ns}
+            if restored.first_served_ns:
+                content[FIRST_SERVED] = restored.first_served_ns
+            write_file(self._disk, self._path, json.dumps(content).encode())
+        self._is_brought = True
+
+    def news(self, restored: Restored) -> list[list[Any]]:
+        """Returns the records that the map's log lacks by the mark of this host. Raises OSError."""
+        if not restored.taken_at_ns or restored.is_released or not self._is_brought:
+            return []
+        if not self._disk.exists(self._path):
+            return [["released", restored.taken_at_ns]]
+        first_ns = 0 if restored.first_served_ns else self._content().get(FIRST_SERVED, 0)
+        return [["restored", restored.taken_at_ns, first_ns]] if first_ns else []
+
+    def _content(self) -> dict[str, Any]:
+        try:
+            content = json.loads(read_file(self._disk, self._path) or b"{}")
+        except (ValueError, FileNotFoundError):
+            return {}
+        return content if isinstance(content, dict) else {}
