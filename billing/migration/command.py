@@ -139,7 +139,8 @@ def import_(
     for line in not_taken[:SHOWN_MAX]:
         say(f"not taken: {line.location}: {line.reason}")
     if not_taken:
-        say(f"{counted(len(not_taken), 'line')} {'was' if len(not_taken) == 1 else 'were'} not taken")
+        lines = len({line.location for line in not_taken})  # several commands of a line may have been refused
+        say(f"{counted(lines, 'line')} {'was' if lines == 1 else 'were'} not taken")
         if not dry_run and outcome.retryable:
             say(f"{counted(outcome.retryable, 'command')} may be taken later. {AGAIN}")
         sys.exit(1)

@@ -96,15 +96,20 @@ def test_what_unit_a_rate_was_understood_to_have_is_told(daemon: Daemon, tmp_pat
 
 def test_another_amount_under_the_same_label_is_refused_and_adds_nothing(daemon: Daemon, tmp_path: Path) -> None:
     file = tmp_path / "accounts.jsonl"
-    file.write_text('{"user_id": "json_01", "balance": "5"}\n')
+    line = (
+        '{"user_id": "json_01", "balance": "%s", "rates": [{"rate": "0.000%s"}, {"rate": "0.000%s", "resource": "vm"}]}'
+    )
+    file.write_text(line.replace("%s", "5"))
     assert billing(daemon, "import", file).returncode == 0
-    file.write_text('{"user_id": "json_01", "balance": "6"}\n')
+    file.write_text(line.replace("%s", "6"))
     changed = billing(daemon, "import", file)
     assert changed.returncode == 1
     words = " ".join(changed.stderr.split())
     assert "json_01 was imported before as 'import' with another top_up, which stands (REQUEST_ID_CONFLICT)" in words
     assert "give it another --label" in words
-    assert account(daemon, "json_01")["balance_nanos"] == 5 * 10**9
+    assert changed.stderr.count("REQUEST_ID_CONFLICT") == 3
+    assert "1 line was not taken" in words
+    assert 4 * 10**9 < int(str(account(daemon, "json_01")["balance_nanos"])) < 5 * 10**9
 
 
 def test_a_terminal_is_shown_how_far_the_reading_is(tmp_path: Path) -> None:
