@@ -167,7 +167,10 @@ class Client(Methods):
         except TimeoutError:
             if not scope.expired():
                 raise
-            raise self._no_answer(seconds, unknown, last_refusal) from None
+            no_answer = self._no_answer(seconds, unknown, last_refusal)
+            for connection in self._routing.connections:
+                connection.watch()
+            raise no_answer from None
 
     def _no_answer(self, seconds: float, unknown: bool, last_refusal: str = "") -> Unavailable:
         reason = last_refusal if self._link.connection is not None else self._link.why_not()

@@ -11,8 +11,9 @@ A client has one link and, where it routes by bucket (`routing`), one more per w
 caller decides that.
 
 **A host that is gone without a word is left** after `GONE_S`, by the kernel's probes: no packet would tell otherwise
-that it lost its power. Of several addresses, one where a connection comes about and the sign-in is not answered, as
-while a daemon starts or hangs, is left after `DIAL_S`.
+that it lost its power. Where a connection comes about and the sign-in is not answered, as while a daemon starts or a
+worker hangs, the next attempt is made after `DIAL_S`; a first one at a single address waits. A connection on which
+nothing is answered for `SILENT_S` after a call's time was over is left, too: others may serve at the same address.
 """
 
 import asyncio
@@ -38,6 +39,7 @@ CLOSES: Final = "closes the connection without an answer"
 LOST: Final = "the connection was lost"
 NO_TLS: Final = "agrees on no TLS"
 DIAL_S: Final = 5.0  # until the next address is tried, or this one again
+SILENT_S: Final = 10.0  # longer than the daemon takes to say of a worker that it does not answer
 GONE_S: Final = 20  # until a peer that acknowledges nothing is taken for gone: well within the time of a call
 
 # Of TCP, as far as this system has them.
@@ -89,6 +91,7 @@ class Connection(asyncio.Protocol):
     __slots__ = (
         "_fences",
         "_foreign",
+        "_heard",
         "_loop",
         "_msgid",
         "_on_lost",
@@ -98,6 +101,7 @@ class Connection(asyncio.Protocol):
         "_staged",
         "_unpacker",
         "_unsent",
+        "_watches",
         "sent",
         "transport",
     )
@@ -115,6 +119,8 @@ class Connection(asyncio.Protocol):
         self._foreign = ""  # why the bytes that came are no reply
         self._fences: list[tuple[set[int], Callable[[], None]]] = []  # (unanswered msgids, called when none is left)
         self.sent = 0  # requests sent so far
+        self._heard = 0  # reads so far
+        self._watches = False  # whether the connection will be left unless something comes
         self._unpacker: Any = msgpack.Unpacker(
             raw=False, unicode_errors="surrogateescape", strict_map_key=False, max_buffer_size=REPLY_BYTES_MAX
         )
@@ -171,6 +177,17 @@ class Connection(asyncio.Protocol):
                 self._fences.remove(fence)
                 fence[1]()
 
+    def watch(self) -> None:
+        """Ends the connection where requests wait and nothing comes within `SILENT_S`."""
+        if self._pending and not self._watches:
+            self._watches = True
+            self._loop.call_later(SILENT_S, self._leave_silent, self._heard)
+
+    def _leave_silent(self, heard: int) -> None:
+        self._watches = False
+        if self._pending and self._heard == heard:
+            self.close()
+
     def close(self) -> None:
         """Ends the connection; unanswered requests get `Unavailable`."""
         if self.transport is not None:
@@ -183,6 +200,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         pending = self._pending
+        self._heard += 1
         try:
             self._unpacker.feed(data)
             for message in self._unpacker:
@@ -379,7 +397,7 @@ class Link:
 
         connection.send("hello", [self._hello], on_reply)
         try:
-            async with asyncio.timeout(DIAL_S if len(self._addresses) > 1 else None):
+            async with asyncio.timeout(DIAL_S if self.was_connected or len(self._addresses) > 1 else None):
                 return await future
         except TimeoutError:
             connection.close()

@@ -12,6 +12,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import msgpack
 import pytest
 
 from billing.api.auth import Guard
@@ -20,6 +21,7 @@ from billing.client.client import TIMEOUT_S
 from billing.client.connection import GONE_S
 from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_auth import TOKENS
+from tests.client.test_client import open_liar, request
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 
@@ -39,6 +41,31 @@ async def test_where_the_sign_in_is_not_answered_the_next_address_is_tried(harne
     async with Client([f"127.0.0.1:{silent.getsockname()[1]}", address_of(harness)]) as client:
         assert await client.ping() == "pong"
     silent.close()
+
+
+async def test_a_connection_that_answers_nothing_any_more_is_left() -> None:
+    """As to a worker that hangs, while others serve at the same address."""
+    hung = asyncio.Event()
+
+    async def hang_at_first(
+        unpacker: msgpack.Unpacker, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, count: int
+    ) -> None:
+        while count > 1:
+            message = await request(unpacker, reader)
+            writer.write(msgpack.packb([1, message[1], None, "pong"]))
+        await hung.wait()
+
+    async with open_liar(hang_at_first) as address, Client(address) as client:
+        with pytest.raises(Unavailable, match="no answer"):
+            await client.call("ping", timeout_s=0.01)
+        first = client._link.connection
+        assert first is not None
+        assert first._watches
+        first._leave_silent(first._heard - 1)  # something has come meanwhile
+        assert client._link.connection is first
+        first._leave_silent(first._heard)
+        assert await client.call("ping") == "pong"
+        hung.set()
 
 
 async def test_a_host_that_is_gone_without_a_word_ends_the_connection(harness: DoorHarness) -> None:
