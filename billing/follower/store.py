@@ -14,8 +14,10 @@ its successor. Other processes only read.
 
 **Suspicion.** `opened` compares the log in the page cache with the log on the medium. Where they differ, or the caller
 knows that the process before ended on a disk error or a damaged page, it makes a copy that is read from the medium,
-lets SQLite apply the log to the copy, checks every page, and only then replaces the file by the copy. A copy that fails
-the check is kept as `damaged-…` for inspection, and the kind makes a new file of what is sound in it.
+lets SQLite apply the log to the copy, checks every page, and only then replaces the file by the copy. So it does where
+the file alone is newer than with its log: then the medium lost the end of a log whose pages it holds in the file. The
+rest of that log would bring older pages back, so it is left out, and a new file is made of the file alone. A copy that
+fails the check is kept as `damaged-…` for inspection, and the kind makes a new file of what is sound in it.
 
 **Failure.** A store that failed is never closed: closing makes SQLite copy its log into the file and remove it. The
 process exits instead.
@@ -26,7 +28,7 @@ from __future__ import annotations
 import os.path
 import sqlite3
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Final, NamedTuple
 
 from billing.follower.proof import Unproved, copy_from_medium, differs, prove_checkpoint, read_log, salts_of
@@ -181,10 +183,12 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
 
     `versions`: the versions of the format that are accepted; by default the present one alone.
     """
-    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
     try:
         db = sqlite3.connect(
-            f"file:{quoted}?mode={'rw' if write else 'ro'}", uri=True, isolation_level=None, timeout=BUSY_TIMEOUT_S
+            f"file:{_quoted(path)}?mode={'rw' if write else 'ro'}",
+            uri=True,
+            isolation_level=None,
+            timeout=BUSY_TIMEOUT_S,
         )
     except sqlite3.OperationalError as error:
         check_opens(error, (path,), write=write)
@@ -206,6 +210,11 @@ def connect(path: str, kind: Kind, *, write: bool = False, versions: Sequence[in
         db.close()
         raise
     return db
+
+
+def _quoted(path: str) -> str:
+    """A path as SQLite's URIs have it."""
+    return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
 
 
 def check_opens(error: sqlite3.OperationalError, paths: Sequence[str], *, write: bool) -> None:
@@ -304,7 +313,7 @@ def opened(
     module. Raises StoreError, Unproved, sqlite3.Error, OSError.
     """
     log, copy = f"{path}-wal", f"{path}.new"
-    suspect = suspect or (disk.exists(log) and differs(disk, log))
+    suspect = suspect or (disk.exists(log) and (differs(disk, log) or _has_lost_its_end(path, kind)))
     try:
         db = connect(path, kind, versions=(kind.version, *kind.older))
         try:
@@ -320,10 +329,29 @@ def opened(
         copy_from_medium(disk, path, copy)
         if disk.exists(log):
             copy_from_medium(disk, log, f"{copy}-wal")
+            if _has_lost_its_end(copy, kind):
+                return _keep(copy, path, disk)
         if not is_sound(copy, kind, rows_are_sound):
             return _keep(copy, path, disk)
         put_in_place(copy, path, disk)
     return "" if version == kind.version else path
+
+
+def _has_lost_its_end(path: str, kind: Kind) -> bool:
+    """Whether a file alone is newer than with its log. Then the medium took pages into the file and not the end of the
+    log that they came from, although that was synced before, and what is left of the log brings older pages back. Each
+    commit writes the position, so the end of the log is there where the newest position is.
+    """
+    position = in_file = -1
+    with suppress(StoreError, sqlite3.DatabaseError, UnicodeDecodeError):
+        with (
+            suppress(Damaged, sqlite3.DatabaseError),
+            closing(connect(path, kind, versions=(kind.version, *kind.older))) as db,
+        ):
+            (position,) = db.execute("SELECT position FROM about").fetchone()
+        with closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro&immutable=1", uri=True)) as db:
+            (in_file,) = db.execute("SELECT position FROM about").fetchone()
+    return type(in_file) is int and type(position) is int and in_file > position
 
 
 def is_sound(path: str, kind: Kind, rows_are_sound: Callable[[sqlite3.Connection], bool]) -> bool:

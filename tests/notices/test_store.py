@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
 from pathlib import Path
 
@@ -72,6 +73,32 @@ def test_what_is_not_acknowledged_is_owed_over_any_end(tmp_path: Path, ledger: L
     assert shard.names() == ["2:account-topped_up", "3:account-topped_up"]
     assert shard.store.owed() == 2
     assert shard.store.oldest_ns() == 1
+
+
+def test_a_log_that_lost_its_end_on_the_medium_brings_no_older_page_back(tmp_path: Path, ledger: Ledger) -> None:
+    (there := tmp_path / "there").mkdir(mode=0o700)
+    shard = Shard(there, 0)
+    for _ in range(40):
+        top_up(ledger, shard)
+        shard.store.flush()
+    assert shard.store.checkpoint()
+    names, log = shard.names(), Path(f"{file_of(str(there), 0)}-wal").read_bytes()
+    frame_bytes, said = 24 + 4096, set()
+    for frames in range((len(log) - 32) // frame_bytes):
+        home = tmp_path / f"{frames}-frames"
+        home.mkdir(mode=0o700)
+        shutil.copy(file_of(str(there), 0), home)
+        shutil.copy(begun_of(str(there), 0), home)
+        kept = 32 + frames * frame_bytes
+        Path(f"{file_of(str(home), 0)}-wal").write_bytes(log[:kept] + bytes(len(log) - kept))
+        file = ShardFile(str(home), 0, 41, 40, UnsyncedDisk())  # the journal is trimmed as far as that was proved
+        store, remarks = open_store(file, suspect=False, file_id=200, now_ns=NOW_NS)
+        assert store.position == 40
+        said |= {remark.split(" up to")[0] for remark in remarks}
+        assert [row[5] for row in store.after(0, 1000)] == names
+        store.close()
+    assert said == {"it was damaged, and is made anew of 40 owed notices"}  # and never that anything was lost
+    shard.store.close()
 
 
 def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path) -> None:
