@@ -56,12 +56,15 @@ def alone() -> None:
 class Volume:
     """One image, mounted at `directory`/mount while it is."""
 
-    def __init__(self, kind: str, directory: Path, size_mib: int = 0, options: tuple[str, ...] = ()) -> None:
-        """`options`: for mkfs, beside what is always so."""
+    def __init__(
+        self, kind: str, directory: Path, size_mib: int = 0, options: tuple[str, ...] = (), mounted: str = ""
+    ) -> None:
+        """`options`: for mkfs, `mounted`: for mount, separated by commas, beside what is always so."""
         self.kind = kind
         self.image = directory / f"{kind}.image"
         self.root = directory / "mount"
         self._boot_id = directory / "boot_id"
+        self._mount_options = ",".join(filter(None, ("loop", "noatime", mounted)))
         self.cuts = 0
         with self.image.open("wb") as image:
             image.truncate((size_mib or SIZE_MIB[kind]) << 20)
@@ -78,7 +81,9 @@ class Volume:
 
     def mount(self) -> None:
         """Mounts it, and makes sure that it is what it should be."""
-        subprocess.run(["mount", "-t", self.kind, "-o", "loop,noatime", str(self.image), str(self.root)], check=True)
+        subprocess.run(
+            ["mount", "-t", self.kind, "-o", self._mount_options, str(self.image), str(self.root)], check=True
+        )
         assert magic(self.root) == MAGIC[self.kind], f"{self.root} is no {self.kind}"
 
     def cut_power(self) -> None:
