@@ -16,6 +16,11 @@ item. Only the opening of a connection is awaited in a task. At most `_AT_ONCE` 
 after one for which a connection is opened: a connection may be free again in the next turn, so the first calls of a
 burst do not wait until as many connections are open as calls may be in flight.
 
+**Together.** In a storm thousands of attempts begin and end at about one time, and what they cost is mostly calls of
+Python. So steps 4 to 6 are made for many attempts at once: the attempts that begin in one turn are reported as started
+by one call of `report`, right before their requests are written, and the answers that an endpoint takes in one turn are
+reported by one call, before further items are taken. An isolated attempt is a list of one.
+
 **What the caller promises.** `report` has changed the answer of `owed` before it returns. The caller calls `notify`
 when a call has become owed, as soon as the cause is durable and not before; until then delivery ignores the call, even
 if `owed` already names it.

@@ -15,6 +15,10 @@ while idle: the call is DROPPED, to be tried at once on a new connection; that a
 serves all connections, not one per request. If that timer rings late, because the process did not run, answers that
 came meanwhile are read first.
 
+**A burst.** If many calls are in flight, answers are read first and then taken one after the other (see `line`). While
+they are taken, `is_taking` is true, and `on_taken` is called behind the last one, so that whoever gets the verdicts can
+act on all of them at once.
+
 **Which connection.** Many servers serve one connection at a time in each process or thread: a silent connection keeps
 such a server waiting for a request, and the server does not even accept a call on another connection. This cannot be
 seen from outside, so the endpoint learns it from the server's behaviour. A connection is *proved* once an answer came
@@ -171,7 +175,7 @@ class Endpoint:
         self._tried_ns = 0
         self._few_since_ns = 0
         self._gathered: deque[Line] = deque()  # lines that have read something in this turn that is not taken yet
-        self.is_taking = False  # verdicts follow each other now; `on_taken` is called behind the last one
+        self.is_taking = False
         self.on_taken: Callable[[], object] = _nothing
         self._answered_line: Line | None = None  # the line on which the last answer came
         self._others_ns = 0  # when the last answer came on another line than that
