@@ -13,7 +13,8 @@ caller decides that.
 **A host that is gone without a word is left** after `GONE_S`, by the kernel's probes: no packet would tell otherwise
 that it lost its power. Where a connection comes about and the sign-in is not answered, as while a daemon starts or a
 worker hangs, the next attempt is made after `DIAL_S`; a first one at a single address waits. A connection on which
-nothing is answered for `SILENT_S` after a call's time was over is left, too: others may serve at the same address.
+nothing is answered for `SILENT_S` after a call's time was over, a ping included, is left, too: others may serve at the
+same address.
 """
 
 import asyncio
@@ -22,6 +23,7 @@ import os
 import socket
 import ssl
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple, cast
 
 import msgpack
@@ -178,9 +180,12 @@ class Connection(asyncio.Protocol):
                 fence[1]()
 
     def watch(self) -> None:
-        """Ends the connection where requests wait and nothing comes within `SILENT_S`."""
+        """Ends the connection where requests wait and nothing comes within `SILENT_S`, not even the answer to a ping:
+        a worker that serves answers that at once, also while a long call keeps it, or its log is out of reach.
+        """
         if self._pending and not self._watches:
             self._watches = True
+            self.send("ping", [], _ignore)
             self._loop.call_later(SILENT_S, self._leave_silent, self._heard)
 
     def _leave_silent(self, heard: int) -> None:
@@ -240,12 +245,19 @@ def too_large() -> FrameTooLarge:
     return FrameTooLarge(f"a request may have {FRAME_BYTES_MAX} bytes")
 
 
+def _ignore(error: BillingError | None, result: Any) -> None:
+    """Takes a reply that says no more than that the peer is there."""
+
+
 def _probe(connection: socket.socket) -> None:
-    """Has the kernel end the connection where the peer is gone without a word."""
+    """Has the kernel end the connection where the peer is gone without a word. A kernel that does not take an option
+    that Python knows is no reason to have no connection.
+    """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in _PROBES.items():
         if hasattr(socket, name):
-            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            with suppress(OSError):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
 
 def _connect_words(error: OSError) -> str:

@@ -18,7 +18,7 @@ import pytest
 from billing.api.auth import Guard
 from billing.client import BillingError, Client, InsufficientFunds, SyncClient, Unauthenticated, Unavailable
 from billing.client.client import TIMEOUT_S
-from billing.client.connection import GONE_S
+from billing.client.connection import GONE_S, _probe
 from tests.api.outside import DoorHarness, open_harness
 from tests.api.test_auth import TOKENS
 from tests.client.test_client import open_liar, request
@@ -66,6 +66,28 @@ async def test_a_connection_that_answers_nothing_any_more_is_left() -> None:
         first._leave_silent(first._heard)
         assert await client.call("ping") == "pong"
         hung.set()
+
+
+async def test_a_connection_whose_worker_serves_is_kept_while_one_call_takes_long(harness: DoorHarness) -> None:
+    """As a backup does, or everything while the log is out of reach: other calls on it would be lost with it."""
+    harness.gate.holds_back = True
+    async with Client(address_of(harness)) as client:
+        with pytest.raises(Unavailable, match="no answer"):
+            await client.call("top_up", "u", "5", timeout_s=0.01)
+        connection = client._link.connection
+        assert connection is not None
+        heard = 1  # the sign-in
+        await harness.until(lambda: connection._heard > heard)
+        connection._leave_silent(heard)
+        assert await client.call("ping") == "pong"
+        assert client._link.connection is connection
+
+
+def test_a_kernel_without_these_probes_is_no_reason_to_have_no_connection() -> None:
+    here, there = socket.socketpair()  # which know no option of TCP
+    with here, there:
+        _probe(here)
+        assert here.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
 async def test_a_host_that_is_gone_without_a_word_ends_the_connection(harness: DoorHarness) -> None:
