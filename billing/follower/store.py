@@ -340,17 +340,22 @@ def opened(
 def _has_lost_its_end(path: str, kind: Kind) -> bool:
     """Whether a file alone is newer than with its log. Then the medium took pages into the file and not the end of the
     log that they came from, although that was synced before, and what is left of the log brings older pages back. Each
-    commit writes the position, so the end of the log is there where the newest position is.
+    commit writes the position, so the end of the log is there where the newest position is. A log with which the file
+    is damaged has lost its end, too; one that cannot be read now, as on a full disk, has not. Raises StoreError,
+    sqlite3.Error.
     """
     position = in_file = -1
-    with suppress(StoreError, sqlite3.DatabaseError, UnicodeDecodeError):
-        with (
-            suppress(Damaged, sqlite3.DatabaseError),
-            closing(connect(path, kind, versions=(kind.version, *kind.older))) as db,
-        ):
+    try:
+        with closing(connect(path, kind, versions=(kind.version, *kind.older))) as db:
             (position,) = db.execute("SELECT position FROM about").fetchone()
-        with closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro&immutable=1", uri=True)) as db:
-            (in_file,) = db.execute("SELECT position FROM about").fetchone()
+    except UNREADABLE as error:
+        if code_of(error) != Exit.DAMAGED:
+            raise
+    with (
+        suppress(sqlite3.DatabaseError, UnicodeDecodeError),
+        closing(sqlite3.connect(f"file:{_quoted(path)}?mode=ro&immutable=1", uri=True)) as db,
+    ):
+        (in_file,) = db.execute("SELECT position FROM about").fetchone()
     return type(in_file) is int and type(position) is int and in_file > position
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from billing.follower.store import Ahead, Damaged, ShardFile, StoreError, file_of
+from billing.follower.store import Ahead, Damaged, ShardFile, StoreError, _has_lost_its_end, file_of
 from billing.ledger import commands as ops
 from billing.ledger.ledger import Ledger, Rules
 from billing.notices.link import settled_untold
 from billing.notices.opening import abandon, begun_of, ensure_file, open_store, skip
-from billing.notices.store import Store
+from billing.notices.store import KIND, Store
 from shards.batch import CAME_TO_NOTHING, ENTRY, LEAVE, RECEIVED
 from tests.history.test_store import batch_of
 from tests.shards.system.unsynced import UnsyncedDisk
@@ -99,6 +99,22 @@ def test_a_log_that_lost_its_end_on_the_medium_brings_no_older_page_back(tmp_pat
         store.close()
     assert said == {"it was damaged, and is made anew of 40 owed notices"}  # and never that anything was lost
     shard.store.close()
+
+
+def test_a_log_that_cannot_be_read_now_has_lost_nothing(tmp_path: Path, ledger: Ledger) -> None:
+    """As on a disk that fails or is full: leaving the log out would lose what it holds."""
+    tmp_path.chmod(0o700)
+    shard = Shard(tmp_path, 0)
+    top_up(ledger, shard)
+    shard.store.flush()
+    assert shard.store.checkpoint()
+    shard.store.close()
+    path = file_of(str(tmp_path), 0)
+    (log := Path(f"{path}-wal")).mkdir()  # no bytes can be read of it
+    with pytest.raises(sqlite3.OperationalError):
+        _has_lost_its_end(path, KIND)
+    log.rmdir()
+    assert not _has_lost_its_end(path, KIND)
 
 
 def test_it_begins_where_it_is_founded_and_is_founded_once(tmp_path: Path) -> None:
