@@ -23,7 +23,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Sequence
-from typing import Any, Final, Self
+from typing import Any, ClassVar, Final, Self
 
 from billing.client.connection import Address, Connection, Link, foreign_words, too_large
 from billing.client.errors import BillingError, Unavailable, error_of
@@ -34,10 +34,15 @@ OnRead = Callable[[], None]
 Request = tuple[str, Sequence[Any]]  # method, params
 
 OPEN_MAX: Final = 1_000_000  # commands not answered; more are refused with Unavailable
+# Longer than of a call. The kernel takes a daemon that reads nothing for gone, too, and while its disk or log stands
+# still, the daemon reads no more of a batch than may be in flight.
+BATCH_GONE_S: Final = 120
 
 
 class BatchConnection(Connection):
     """A connection that also takes numbered commands."""
+
+    gone_s: ClassVar[int] = BATCH_GONE_S
 
     __slots__ = ("_numbers", "_on_answer", "_on_read")
 

@@ -24,7 +24,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, ClassVar, Final, NamedTuple, cast
 
 import msgpack
 
@@ -43,14 +43,6 @@ NO_TLS: Final = "agrees on no TLS"
 DIAL_S: Final = 5.0  # until the next address is tried, or this one again
 SILENT_S: Final = 10.0  # longer than the daemon takes to say of a worker that it does not answer
 GONE_S: Final = 20  # until a peer that acknowledges nothing is taken for gone: well within the time of a call
-
-# Of TCP, as far as this system has them.
-_PROBES: Final = {
-    "TCP_KEEPIDLE": GONE_S // 2,
-    "TCP_KEEPINTVL": GONE_S // 4,
-    "TCP_KEEPCNT": 2,
-    "TCP_USER_TIMEOUT": GONE_S * 1000,  # where something was sent
-}
 
 
 class Address(NamedTuple):
@@ -89,6 +81,8 @@ def tls_context(ca: str | None = None, certificate: str | None = None, key: str 
 
 class Connection(asyncio.Protocol):
     """One connection to a daemon."""
+
+    gone_s: ClassVar[int] = GONE_S
 
     __slots__ = (
         "_fences",
@@ -249,13 +243,19 @@ def _ignore(error: BillingError | None, result: Any) -> None:
     """Takes a reply that says no more than that the peer is there."""
 
 
-def _probe(connection: socket.socket) -> None:
-    """Has the kernel end the connection where the peer is gone without a word. A kernel that does not take an option
-    that Python knows is no reason to have no connection.
+def _probe(connection: socket.socket, gone_s: int) -> None:
+    """Has the kernel end the connection where the peer is gone without a word for so long. A kernel that does not take
+    an option that Python knows is no reason to have no connection.
     """
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in _PROBES.items():
-        if hasattr(socket, name):
+    probes = {
+        "TCP_KEEPIDLE": gone_s // 2,
+        "TCP_KEEPINTVL": gone_s // 4,
+        "TCP_KEEPCNT": 2,
+        "TCP_USER_TIMEOUT": gone_s * 1000,  # where something was sent, or waits to be because the peer does not read
+    }
+    for name, value in probes.items():
+        if hasattr(socket, name):  # of TCP, as far as this system has them
             with suppress(OSError):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
@@ -392,7 +392,7 @@ class Link:
                 transport, connection = await loop.create_connection(
                     lambda: self._make(self._on_lost), address.host, address.port, ssl=self._tls
                 )
-                _probe(transport.get_extra_info("socket"))
+                _probe(transport.get_extra_info("socket"), connection.gone_s)
         return connection
 
     async def _sign_in(self, connection: Connection) -> Connection:

@@ -33,7 +33,8 @@ class SyncClient(BlockingMethods):
         self._thread.start()
         self._pid = os.getpid()
         self._open = True
-        self._lock = threading.Lock()  # so that no call comes between the last one and the end of the loop
+        # No call comes between the last one and the end of the loop. A handler of a signal may close amid a call.
+        self._lock = threading.RLock()
         try:
             self._client = self._wait(self._make(address, options))
         except BaseException:

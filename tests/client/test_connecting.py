@@ -86,7 +86,7 @@ async def test_a_connection_whose_worker_serves_is_kept_while_one_call_takes_lon
 def test_a_kernel_without_these_probes_is_no_reason_to_have_no_connection() -> None:
     here, there = socket.socketpair()  # which know no option of TCP
     with here, there:
-        _probe(here)
+        _probe(here, GONE_S)
         assert here.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
 
 
@@ -101,6 +101,25 @@ async def test_a_host_that_is_gone_without_a_word_ends_the_connection(harness: D
         options = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
         idle_s, each_s, count, unheard_ms = (plain.getsockopt(socket.IPPROTO_TCP, option) for option in options)
         assert idle_s + each_s * count == unheard_ms / 1000 == GONE_S < TIMEOUT_S
+        async with client.batch(print) as batch:  # which a daemon whose log stands still stops reading
+            connection = batch._link.connection
+            assert connection is not None
+            assert connection.transport is not None
+            plain = connection.transport.get_extra_info("socket")
+            assert plain.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) > 60_000
+
+
+def test_a_handler_of_a_signal_may_close_amid_a_call() -> None:
+    client = SyncClient("127.0.0.1:1")
+
+    def call() -> None:
+        with client._lock:
+            client.close()
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 async def test_a_call_goes_on_at_the_next_address_under_its_request_id(harness: DoorHarness) -> None:
