@@ -91,6 +91,7 @@ class Space:
         fields = tuple(part["field"] if isinstance(part, dict) else part[0] for part in parts)
         if fields != self.key_parts:
             self.key_parts = fields
+            self.unreadable = {self.key_of(self.tuples[key]): reason for key, reason in self.unreadable.items()}
             self.tuples = {self.key_of(row): row for row in self.tuples.values()}
 
     def field(self, wanted: int | str, base: int) -> int:
@@ -103,6 +104,15 @@ class Space:
             return self.fields.index(wanted)
         return wanted - base if wanted >= 0 else wanted
 
+    def put(self, key: Any, row: Tuple | None, reason: str = "") -> None:
+        """Sets the tuple of a key, and the reason why it is unreadable, if it is; None removes it."""
+        self.tuples.pop(key, None)
+        self.unreadable.pop(key, None)
+        if row is not None:
+            self.tuples[key] = row
+        if reason:
+            self.unreadable[key] = reason
+
     def empty(self) -> None:
         """Forgets all tuples."""
         self.tuples = {}
@@ -110,13 +120,16 @@ class Space:
 
 
 class _Undo(NamedTuple):
-    """What a row that no CONFIRM has followed yet replaced. `old_row`: None where there was no tuple."""
+    """What a row that no CONFIRM has followed yet replaced. `old_row`: None where there was no tuple. `reason`: why
+    that was unreadable; empty where it was not.
+    """
 
     replica_id: int
     lsn: int
     space: Space
     key: Any
     old_row: Tuple | None
+    reason: str
 
 
 class Spaces:
@@ -203,9 +216,9 @@ class Spaces:
             space.empty()
 
     def _apply_to(self, space: Space, row: Row) -> None:
-        key, old_row = _apply(space, row)
+        replaced = _apply(space, row)
         if space.is_synchronous or self._unconfirmed:
-            self._unconfirmed.append(_Undo(row.replica_id, row.lsn, space, key, old_row))
+            self._unconfirmed.append(_Undo(row.replica_id, row.lsn, space, *replaced))
 
     def _decide(self, row: Row) -> None:
         """Rows of a synchronous space, and all that waited behind them, are confirmed up to a row, or taken back from
@@ -215,9 +228,7 @@ class Spaces:
         if row.kind == ROLLBACK:
             for undo in reversed(self._unconfirmed):
                 if undo.replica_id == replica_id and undo.lsn >= lsn:
-                    undo.space.tuples.pop(undo.key, None)
-                    if undo.old_row is not None:
-                        undo.space.tuples[undo.key] = undo.old_row
+                    undo.space.put(undo.key, undo.old_row, undo.reason)
         self._unconfirmed = [
             undo
             for undo in self._unconfirmed
@@ -225,27 +236,25 @@ class Spaces:
         ]
 
 
-def _apply(space: Space, row: Row) -> tuple[Any, Tuple | None]:
-    """Returns the key, and the tuple that the row found there."""
+def _apply(space: Space, row: Row) -> tuple[Any, Tuple | None, str]:
+    """Returns the key, the tuple that the row found there, and the reason why that was unreadable, if it was."""
     body = row.body
     base = body.get(INDEX_BASE, 0)
     if row.kind in (UPDATE, DELETE):
         key = tuple(map(_hashable, body[KEY]))
     else:
         key = space.key_of(body[TUPLE])
-    old_row = space.tuples.get(key)
+    old_row, reason = space.tuples.get(key), space.unreadable.get(key, "")
     if row.kind == DELETE:
-        space.tuples.pop(key, None)
-        space.unreadable.pop(key, None)
+        space.put(key, None)
     elif row.kind in (INSERT, REPLACE) or (row.kind == UPSERT and old_row is None):
-        space.tuples[key] = body[TUPLE]
-        space.unreadable.pop(key, None)
+        space.put(key, body[TUPLE])
     elif old_row is not None and row.kind in (UPDATE, UPSERT):
         try:
             space.tuples[key] = updated(space, old_row, body[TUPLE if row.kind == UPDATE else OPERATIONS], base)
         except (LogError, IndexError, TypeError, ValueError, ArithmeticError) as error:
             space.unreadable[key] = str(error)
-    return key, old_row
+    return key, old_row, reason
 
 
 def updated(space: Space, row: Tuple, operations: list[list[Any]], base: int) -> Tuple:

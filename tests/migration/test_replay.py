@@ -146,6 +146,24 @@ def test_what_a_synchronous_space_rolled_back_is_no_money() -> None:
     assert balances(file("XLOG", rows)) == {"u": 101}
 
 
+def test_what_is_unreadable_stays_so_over_a_rollback_and_another_key() -> None:
+    unknown = [":", 2, 1, 0, "x"]  # a splice
+    rows = [
+        *space(BALANCE, "balance", is_sync=True),
+        insert(BALANCE, "u", 100),
+        update(BALANCE, "u", unknown),  # row 4
+        insert(BALANCE, "v", 7),  # row 5
+        (CONFIRM, {0x02: 1, 0x03: 5}),
+        (REPLACE, {0x10: BALANCE, 0x21: ["u", 1]}),  # row 7
+        update(BALANCE, "v", unknown),
+        (ROLLBACK, {0x02: 1, 0x03: 7}),
+    ]
+    assert balances(file("XLOG", rows)) == {"v": 7}
+    rows = [*SPACES, insert(BALANCE, "u", 100), update(BALANCE, "u", unknown)]
+    other_key = REPLACE, {0x10: SPACE_OF_INDEXES, 0x21: [BALANCE, 0, "p", "tree", {}, [[0, "string"], [1, "unsigned"]]]}
+    assert balances(file("XLOG", [*rows, other_key])) == {}
+
+
 def test_decimals_are_exact_and_a_space_without_its_tuples_in_the_snapshot_is_refused() -> None:
     def decimal(scale: int, digits: str) -> msgpack.ExtType:
         return msgpack.ExtType(1, msgpack.packb(scale) + bytes.fromhex(digits))
