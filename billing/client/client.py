@@ -207,6 +207,7 @@ def _of_all_attempts(error: BillingError) -> BillingError:
     if error.applied != "no" or not (error.retry or isinstance(error, Unauthenticated | Forbidden)):
         return error
     told = copy.copy(error)  # other calls may have the same one
+    told.args = error.args  # which the copy has with the name twice
     told.applied = "unknown"
     return told
 

@@ -263,13 +263,14 @@ async def test_a_repeat_that_is_not_let_in_does_not_deny_what_the_first_attempt_
             message = await request(unpacker, reader)
             if count == 1:
                 return
-            error = {"name": "FORBIDDEN", "code": 301, "message": "", "retry": False, "applied": "no"}
+            error = {"name": "FORBIDDEN", "code": 301, "message": "not any more", "retry": False, "applied": "no"}
             writer.write(msgpack.packb([1, message[1], error, None]))
 
     async with open_liar(carry_out_and_vanish) as address, Client(address) as client:
         with pytest.raises(Forbidden) as caught:
             await client.top_up("u", nanos=5, request_id="r")
         assert caught.value.applied == "unknown"
+        assert str(caught.value) == "FORBIDDEN: not any more"
         with pytest.raises(Forbidden) as caught:
             await client.top_up("u", nanos=5, request_id="r")
         assert caught.value.applied == "no"
