@@ -216,7 +216,7 @@ class Wheel:
             answers = zip(filings, due_of(filings), strict=True)
             coming = [due_ns << _REF_BITS | ref for (ref, _), due_ns in answers if due_ns >= 0]
             coming.sort()  # it nearly always is: an instant that moved later may be behind that of another filing
-            first_left = min(bound, near[0]) if near else bound
+            first_left = min(bound, near[0] + 1) if near else bound  # near[0] itself may be one more of these filings
             passed = bisect_left(coming, first_left)
             fired += [entry & REF_MAX for entry in coming[:passed]]
             if passed < len(coming):

@@ -304,3 +304,13 @@ def test_what_is_filed_anew_before_a_slot_that_is_opened_on_the_way_is_not_lost(
     accounts.arm(1, 80 * slot_ns)  # comes up at the 10th, to be filed before the 90th
     assert accounts.live(10 * slot_ns, 100 * slot_ns) == [(80 * slot_ns, 1), (90 * slot_ns, 2)]
     assert len(wheel) == 0
+
+
+def test_a_filing_that_stands_twice_fires_where_one_is_touched_in_a_call() -> None:
+    wheel = Wheel(0)
+    accounts = Accounts(wheel)
+    for due_ns in (20, 10, 20):
+        accounts.disarm(7)
+        accounts.filed.pop(7, None)  # the owner went to another instant and back
+        accounts.arm(7, due_ns)
+    assert [fired for _ in range(4) for fired in accounts.advance(30, 1)] == [(20, 7)]
