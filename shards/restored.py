@@ -61,11 +61,18 @@ class Mark:
             if is_there and self._content().get(TAKEN_AT) == restored.taken_at_ns:
                 self._disk.unlink(self._path)
         elif not is_there and not self._is_brought:
-            content = {TAKEN_AT: restored.taken_at_ns}
-            if restored.first_served_ns:
-                content[FIRST_SERVED] = restored.first_served_ns
-            write_file(self._disk, self._path, json.dumps(content).encode())
+            self._write(restored)
+        elif is_there and restored.first_served_ns:  # it may have been made before any host had served
+            content = self._content()
+            if content.get(TAKEN_AT) == restored.taken_at_ns and FIRST_SERVED not in content:
+                self._write(restored)
         self._is_brought = True
+
+    def _write(self, restored: Restored) -> None:
+        content = {TAKEN_AT: restored.taken_at_ns}
+        if restored.first_served_ns:
+            content[FIRST_SERVED] = restored.first_served_ns
+        write_file(self._disk, self._path, json.dumps(content).encode())
 
     def news(self, restored: Restored) -> list[list[Any]]:
         """Returns the records that the map's log lacks by the mark of this host. Raises OSError."""

@@ -41,6 +41,7 @@ async def test_every_host_has_the_mark_until_one_releases(part: PartOf) -> None:
     c = part("c").joined()
     assert content_of(c) == {TAKEN_AT: TAKEN_NS, FIRST_SERVED: FIRST_NS}, "who runs out later is called by any host"
     assert await b.registry.catch_up()
+    assert content_of(b) == content_of(c), "also by a host that had the mark before any served"
     mark_of(a).unlink()  # the release
     await a.registry.note_restored()
     for host in (b, c):
