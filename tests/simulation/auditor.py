@@ -193,10 +193,10 @@ class Auditor:
             _, ppm, boot, boot_ns, billing_ns, correction_ns = struct.unpack("<4sI16sqqq", record[1])
             if boot == self._boot and self.anchors and self.billing_ns(boot_ns) != billing_ns:
                 # A shard that was kept out when the boot's time was made (it was damaged), and comes back later in the
-                # same boot: time goes on from the last of its instants (I8), or from as far behind it as a call may
-                # have been told ahead in an earlier boot.
+                # same boot: time goes on from the last of its instants (I8), or from as far behind its last batch,
+                # which may be later, as a call may have been told ahead in an earlier boot.
                 reference_ns, latest = self.billing_ns(boot_ns), max(self._latest.values(), default=0)
-                until_ns = latest + self.TOLD_AHEAD_NS_MAX + 10**8
+                until_ns = max(latest, self._stamp_ns) + self.TOLD_AHEAD_NS_MAX + 10**8
                 if billing_ns < reference_ns or not latest <= billing_ns <= until_ns:
                     self.wrong(f"billing time jumps by {billing_ns - reference_ns} ns within one boot (I21)")
             if boot != self._boot:
