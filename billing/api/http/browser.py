@@ -26,14 +26,13 @@ from billing.ledger.errors import Refused
 HOSTS_KEPT_MAX: Final = 64  # Host headers whose result is cached: clients use few names for this host
 
 
-def check(headers: Mapping[str, str], loopback: bool) -> None:
-    """Raises Refused `FORBIDDEN` where another site may have made the request. `loopback`: whether the connection came
-    over TCP from loopback.
+def check(headers: Mapping[str, str], host: str | None, loopback: bool) -> None:
+    """Raises Refused `FORBIDDEN` where another site may have made the request. `host`: the host that the request is
+    for, as its target or the header Host names it. `loopback`: whether the connection came over TCP from loopback.
     """
     site = headers.get("Sec-Fetch-Site")
     if site is not None and site not in ("same-origin", "none"):
         raise Refused("FORBIDDEN", "a page of another site made this request; sign in with a token")
-    host = headers.get("Host")
     origin = headers.get("Origin")
     if origin is not None and (host is None or _host_of(origin) != host.lower()):
         raise Refused("FORBIDDEN", "the Origin is another than the Host; sign in with a token")

@@ -232,7 +232,8 @@ class HttpConnection(asyncio.Protocol):
             return
         self._parser.message_consumed()
         self._message, self._payload = message, payload
-        self._is_last = message.should_close
+        # HTTP/1.0 has no chunks: a client that sends them all the same gets no second request read (RFC 9112, 6.1).
+        self._is_last = message.should_close or (message.chunked and message.version == HttpVersion10)
         if message.upgrade:
             self._pass_by_upgrade(message)
         if payload.is_eof():

@@ -7,14 +7,16 @@ wrong token ends the connection, so that each connection has one guess.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 from aiohttp import hdrs
+from aiohttp.http import RawRequestMessage
 
 from billing.api.auth import Grant, Guard
 from billing.api.door import Door
 from billing.api.http import browser
 from billing.api.http.answers import Misplaced
+from billing.api.http.routes import split_target
 from billing.ledger.errors import Refused
 
 GRANTS_KEPT_MAX: Final = 1_000
@@ -28,15 +30,14 @@ class Credentials:
         self._grants: dict[str, Grant] = {}
         self._guard: Guard | None = None  # the guard that gave them
 
-    def grant_of(self, headers: Any, greeted: Grant | None, origin: str, *, by_loopback: bool) -> Grant:
-        """Returns the grant of a request with these headers (those of aiohttp). `greeted`: the grant of its connection.
-        Raises Refused and Misplaced.
-        """
+    def grant_of(self, message: RawRequestMessage, greeted: Grant | None, origin: str, by_loopback: bool) -> Grant:
+        """Returns the grant of a request. `greeted`: the grant of its connection. Raises Refused and Misplaced."""
+        headers = message.headers
         authorization = headers.get(hdrs.AUTHORIZATION)
         if authorization is None:
             if greeted is None:
                 raise Refused("UNAUTHENTICATED", "sign in: Authorization: Bearer TOKEN")
-            browser.check(headers, by_loopback)
+            browser.check(headers, split_target(message.path).host or headers.get(hdrs.HOST), by_loopback)
             return greeted
         scheme, _, token = authorization.partition(" ")
         token = token.strip()

@@ -312,7 +312,8 @@ def _errors(route: Route) -> Schema:
     for name in (*route.method.errors, *_ANY_STATUS_ERRORS):
         by_status.setdefault(status_of(name), []).append(name)
     if route.has_body:
-        by_status.setdefault(415, []).append("INVALID_PARAMS")
+        for status in (415, 501):
+            by_status.setdefault(status, []).append("INVALID_PARAMS")
     by_status.setdefault(408, []).append("PROTOCOL_ERROR")
     return {
         str(status): _problem_response(" or ".join(title_of(name) for name in names), names)

@@ -47,7 +47,8 @@ Pairs = list[tuple[str, Any]]
 _WORD: Final = re.compile(r"[A-Za-z0-9_-]{1,40}")
 _WHOLE: Final = re.compile(r"-?[0-9]{1,19}")
 _INSTANT: Final = re.compile(
-    r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?(?:[Zz]|([+-])(\d{2}):(\d{2}))", re.ASCII
+    r"(\d{4}-\d{2}-\d{2})[Tt ](\d{2}:\d{2}:\d{2})(?:\.(\d{1,9}))?(?:[Zz]|([+-])([01]\d|2[0-3]):([0-5]\d))",
+    re.ASCII,
 )
 _MONEY_ERROR: Final = {"amount": "INVALID_AMOUNT", "rate": "INVALID_RATE"}
 CURSOR: Final = "cursor"

@@ -12,10 +12,13 @@ The path and verb of a row follow from its kind, so that a new method needs no f
 account, so `capture` and `release` name it in the path. `hello` has no path: a request carries its token itself.
 
 A segment of a path is percent-decoded after the path was split, so a user id may contain a slash.
+
+The target of a request is a path with a query or, as clients send it to proxies, a whole URL; see `split_target`.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
@@ -118,6 +121,28 @@ def _tree() -> _Node:
 
 
 _ROOT: Final = _tree()
+
+
+_URL: Final = re.compile(r"https?://([^/?#@]+)(/[^?]*)?(?:\?(.*))?", re.ASCII | re.DOTALL | re.IGNORECASE)
+
+
+class Target(NamedTuple):
+    """The target of a request. `host`: with the port, where the target names one; empty otherwise."""
+
+    path: str
+    query: str
+    host: str
+
+
+def split_target(target: str) -> Target:
+    """Splits the target of a request (RFC 9112, section 3.2). It is nearly always a path with a query; the host of a
+    URL takes the place of the header Host. A target in another form becomes a path that has no route.
+    """
+    if not target.startswith("/") and (url := _URL.fullmatch(target)) is not None:
+        host, path, query = url.groups("")
+        return Target(path or "/", query, host)
+    path, _, query = target.partition("?")
+    return Target(path, query, "")
 
 
 def find(path: str) -> Found | None:

@@ -29,7 +29,7 @@ from billing.api.http.connection import BODY_BYTES_MAX, HttpConnection, Unheld
 from billing.api.http.credentials import Credentials
 from billing.api.http.openapi import document
 from billing.api.http.reading import Reader
-from billing.api.http.routes import GET, ROUTES, Route, find
+from billing.api.http.routes import GET, ROUTES, Route, find, split_target
 from billing.api.http.writing import JSON, encode, rendering_of
 from billing.api.methods import METHODS, PAGE_ROWS_MAX, allowed
 from billing.api.methods import find as find_method
@@ -127,7 +127,7 @@ class HttpDoor:
             self._refuse(connection, error)
 
     def _begin(self, connection: HttpConnection, message: RawRequestMessage) -> None:
-        path, _, query = message.path.partition("?")
+        path, query, _ = split_target(message.path)
         headers, method = message.headers, message.method
         grant = self._grant_of(connection, message)
         if path == OPENAPI_PATH:
@@ -155,7 +155,7 @@ class HttpDoor:
         self._check_body(connection, headers)
         body = connection.whole_body()
         if body is None:
-            expected = headers.get(hdrs.EXPECT, "").lower() == "100-continue"
+            expected = message.version != HttpVersion10 and headers.get(hdrs.EXPECT, "").lower() == "100-continue"
             connection.wait_for_body(partial(self._on_body, call), expected=expected)
         else:
             self._carry_out(call, body)
@@ -227,9 +227,7 @@ class HttpDoor:
         return refusal
 
     def _grant_of(self, connection: HttpConnection, message: RawRequestMessage) -> Grant:
-        return self._credentials.grant_of(
-            message.headers, connection.greeted, connection.origin, by_loopback=connection.by_loopback
-        )
+        return self._credentials.grant_of(message, connection.greeted, connection.origin, connection.by_loopback)
 
     def _check_body(self, connection: HttpConnection, headers: Any) -> None:
         """Refuses a body by its headers, before it is read."""
@@ -240,6 +238,8 @@ class HttpDoor:
             raise Misplaced(415, "the body must not be compressed", last=True)
         if not connection.has_body:
             return
+        if headers.get(hdrs.TRANSFER_ENCODING, "chunked").lower() != "chunked":
+            raise Misplaced(501, "a body may be chunked, and encoded for its transfer in no other way", last=True)
         if int(headers.get(hdrs.CONTENT_LENGTH, 0)) > BODY_BYTES_MAX:
             raise _too_large()
         if kind is None:

@@ -200,6 +200,26 @@ async def test_http_1_0_goes_on_where_it_asks_for_it(
         assert await wire.is_closed()
 
 
+async def test_http_1_0_is_told_nothing_before_its_answer(harness: HttpHarness) -> None:
+    wire = await harness.connect()
+    length = str(len(BODY))
+    head = request("POST", "/v1/accounts/ann/top_up", None, Content_Length=length, Expect="100-continue")
+    wire.writer.write(head.replace(b"HTTP/1.1\r\n", b"HTTP/1.0\r\nContent-Type: application/json\r\n"))
+    await harness.until(lambda: harness.door._watched)  # its body is waited for
+    assert (await wire.ask(BODY)).status == 200
+    assert len(harness.gate.commands) == 1
+
+
+async def test_nothing_is_read_behind_chunks_of_http_1_0(harness: HttpHarness) -> None:
+    chunked = request("POST", "/v1/accounts/ann/top_up", b"", Transfer_Encoding="chunked", Connection="keep-alive")
+    older = chunked.replace(b"HTTP/1.1", b"HTTP/1.0").replace(b"Content-Length: 0\r\n", b"")
+    wire = await harness.connect()
+    answer = await wire.ask(older + b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY) + TOP_UP)
+    assert (answer.status, answer.headers["connection"]) == (200, "close")
+    assert await wire.is_closed()
+    assert len(harness.gate.commands) == 1
+
+
 async def test_a_feed_to_http_1_0_ends_with_its_connection(harness: HttpHarness) -> None:
     harness.gate.replies["entries"] = lambda operation: [] if operation[1] else [{"cursor": "c1", "entry_id": 1}]
     wire = await harness.connect()

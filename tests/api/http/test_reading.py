@@ -152,6 +152,8 @@ def test_what_is_no_number_of_nanos(value: bytes) -> None:
         ("/v1/accounts/ann/debit?amount=1", {}, "not in the query"),
         ("/v1/accounts/ann/debit", {"amount": "1", "message": "\ud800"}, "message"),
         ("/v1/accounts/ann/debit", {"amount": "1", "message": {"a": 1}}, "message"),
+        ("/v1/accounts/ann/top_up", {"amount": "1", "expires_at": "2027-01-01T00:00:00+24:00"}, "expires_at"),
+        ("/v1/accounts/ann/top_up", {"amount": "1", "expires_at": "2027-01-01T00:00:00-05:60"}, "expires_at"),
     ],
 )
 def test_what_is_wrong_is_named(target: str, body: Any, says: str) -> None:

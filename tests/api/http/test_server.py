@@ -88,6 +88,41 @@ async def test_no_page_of_another_site_may_call_over_loopback(harness: HttpHarne
 
 
 @pytest.mark.parametrize(
+    ("url", "status"),
+    [
+        ("http://127.0.0.1:3312/v1/ping", 200),
+        ("HTTP://LOCALHOST/v1/accounts/ann?x=1", 400),  # a field that the method has not
+        ("https://localhost", 404),
+        ("http://localhost?x=/v1/ping", 404),
+        ("http://evil.example/v1/ping", 403),
+        ("http://ann@localhost/v1/ping", 404),
+        ("ftp://localhost/v1/ping", 404),
+    ],
+)
+async def test_a_url_is_taken_as_its_path_and_its_host_goes_before_the_header(
+    harness: HttpHarness, url: str, status: int
+) -> None:
+    wire = await harness.connect()
+    assert (await wire.ask(request("GET", url, None, Host="localhost"))).status == status
+    foreign = (await wire.ask(request("GET", url, None, Host="evil.example"))).status
+    assert foreign == (403 if "@" in url or url[0] == "f" else status), "only a target without a host leaves it to it"
+
+
+async def test_a_browser_that_names_the_host_in_the_target_is_held_to_that(harness: HttpHarness) -> None:
+    answer = await harness.ask("GET", "http://localhost:1/v1/ping", None, Origin="http://localhost:1")
+    assert answer.status == 200
+    assert (await harness.ask("GET", "http://localhost:2/v1/ping", None, Origin="http://127.0.0.1:3312")).status == 403
+
+
+async def test_a_body_that_is_encoded_for_its_transfer_is_refused(harness: HttpHarness) -> None:
+    chunked = request("POST", "/v1/accounts/ann/top_up", b"", Transfer_Encoding="gzip, chunked", Content_Length="")
+    wire = await harness.connect()
+    assert (await wire.ask(chunked + b'f\r\n{"amount": "5"}\r\n0\r\n\r\n')).status == 501
+    assert await wire.is_closed()
+    assert harness.gate.asked == []
+
+
+@pytest.mark.parametrize(
     "kind", ["text/plain", "application/x-www-form-urlencoded", "application/json; charset=latin-1"]
 )
 async def test_a_body_of_another_kind_is_refused(harness: HttpHarness, kind: str) -> None:
