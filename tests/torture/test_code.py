@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.torture.code import REPOSITORY, code_of, reached_from
+from tests.torture.code import DAEMON, IN_ONE_PROCESS, REPOSITORY, code_of, reached_from
 
 FILES = {
-    "billing/a.py": "",
+    "billing/__init__.py": "",
+    "billing/a.py": "def later():\n    from billing import b\n",
+    "billing/b.py": "",
+    "billing/c.py": "",
     "shards/b.py": "",
     "pyproject.toml": "",
     "config.toml": "",
@@ -19,7 +25,7 @@ FILES = {
     "tests/hurt/failing.c": "",
     "tests/hurt/READ.md": "",
     "tests/rig/__init__.py": "",
-    "tests/rig/disk.py": "def later():\n    import tests.late\n",
+    "tests/rig/disk.py": "import billing.a\ndef later():\n    import tests.late\n",
     "tests/rig/test_disk.py": "",
     "tests/late.py": "",
     "tests/child.py": '"""Not run:\n    python -m tests.other\n"""\nHUNT = "from tests.hunted import first; first()"\n',
@@ -27,6 +33,26 @@ FILES = {
     "tests/other.py": "",
 }
 NO_MATTER = {"tests/hurt/READ.md", "tests/rig/test_disk.py", "tests/other.py"}
+NO_MATTER_IN_ONE_PROCESS = NO_MATTER | {"billing/c.py", "shards/b.py"}
+
+# The smallest run of each.
+SMALL = {
+    "tests.follower.campaign": ["--seeds", "0..1"],
+    "tests.fuzz": ["config", "--seconds", "0.1"],
+    "tests.ledger.programs": ["--commands", "100"],
+    "tests.simulation": ["--seeds", "0..1", "--jobs", "1"],
+    "tests.torture.damage": ["flips", "--state", "closed", "--part", "1/200"],
+}
+LOADED = """
+import json, runpy, sys
+module, *sys.argv[1:] = sys.argv[1:]
+try:
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
+except SystemExit as end:
+    assert not end.code, end.code
+files = [module.__file__ for module in list(sys.modules.values()) if getattr(module, "__file__", None)]
+print(json.dumps(files))
+"""
 
 
 @pytest.fixture
@@ -39,10 +65,11 @@ def root(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_change_of_what_runs_is_another_code_and_of_anything_else_the_same(root: Path, name: str) -> None:
-    code = code_of("tests.hurt", root)
+    code, code_in_one_process = code_of("tests.hurt", root), code_of("tests.hurt", root, {"tests.hurt"})
     with (root / name).open("a") as file:
         file.write("\n")
     assert (code_of("tests.hurt", root) == code) == (name in NO_MATTER)
+    assert (code_of("tests.hurt", root, {"tests.hurt"}) == code_in_one_process) == (name in NO_MATTER_IN_ONE_PROCESS)
 
 
 def test_what_a_command_or_a_string_names_is_reached() -> None:
@@ -52,3 +79,16 @@ def test_what_a_command_or_a_string_names_is_reached() -> None:
     assert {"tests/simulation/auditor.py", "tests/simulation/faulty.py"} <= reached("tests.simulation.mutants")
     assert {"tests/torture/cycles.py", "tests/system/daemon.py"} <= reached("tests.torture.faults")
     assert "tests/torture/moves.py" not in reached("tests.torture.kill")
+    assert {"billing/ledger/ledger.py"} <= reached("tests.ledger.programs") - reached("tests.torture.damage")
+
+
+@pytest.mark.parametrize("module", sorted(IN_ONE_PROCESS))
+def test_what_runs_in_one_process_loads_nothing_of_the_daemon_that_is_not_reached(module: str) -> None:
+    command = [sys.executable, "-c", LOADED, module, *SMALL[module]]
+    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    loaded = {Path(name) for name in json.loads(result.stdout.splitlines()[-1])}
+    of_daemon = {
+        path for path in loaded if path.is_relative_to(REPOSITORY) and path.parts[len(REPOSITORY.parts)] in DAEMON
+    }
+    assert of_daemon, "it runs code of the daemon"
+    assert of_daemon <= reached_from(module)
