@@ -443,6 +443,7 @@ OWNERS: Final = Shape(
         Field("moving", "integer"),
         Field("shards", "integer", "that were looked at, on all hosts"),
         Field("faults", "any", many=True),
+        Field("unanswered", "text", "of the faults, shards whose workers did not answer just now", many=True),
         Field("unchecked", "text", "shards of other hosts that were not looked at, and why", many=True),
     ),
 )

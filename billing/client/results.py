@@ -532,6 +532,7 @@ class Owners(Result):
     moving: int
     shards: int
     faults: list[Any]
+    unanswered: list[str]
     unchecked: list[str]
 
 

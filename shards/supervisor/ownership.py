@@ -3,7 +3,8 @@
 This host asks its own workers and the hosts that serve the other shards (`HELD_HERE`), and then all for the moves that
 have not ended (`MOVING_HERE`): a bucket that moves, or whose generation changes meanwhile, is left out. Before it
 compares, it waits until its map is as new as that of every host that has answered. Shards whose hosts do not answer in
-time are named in `unchecked`; their buckets are left out.
+time are named in `unchecked`; their buckets are left out. A shard whose worker does not answer its own host is a
+fault, which `unanswered` has as well: of the faults it alone may pass by itself, as when the shard is handed over.
 """
 
 from __future__ import annotations
@@ -52,20 +53,27 @@ class OwnershipCheck:
 
     async def held_here(self) -> dict[str, Any]:
         """Asks every worker of this host what it holds. `shards`: the shard and what it holds, None where its worker
-        does not answer; `moving`: buckets that moved meanwhile.
+        does not answer; `unanswered`: the faults that say so; `moving`: buckets that moved meanwhile.
         """
         moving = set(self._mover.running)
         workers = [self._workers[shard_id] for shard_id in sorted(self._workers)]
         answers = await asyncio.gather(*(self._worker_figures.examine(worker) for worker in workers))
-        faults, shards = list[str](), list[tuple[int, Any]]()
+        unanswered, shards = list[str](), list[tuple[int, Any]]()
         for worker, answer in zip(workers, answers, strict=True):
             shards.append((worker.shard_id, None if answer is None else answer.held))
             if answer is None:
                 state = SILENT if worker.state == "serving" else worker.state
-                faults.append(f"shard {worker.shard_id} does not answer: {state}")
+                unanswered.append(f"shard {worker.shard_id} does not answer: {state}")
+        faults = unanswered[:]
         for worker, answer in zip(workers, answers, strict=True):
             faults += [] if answer is None else [f"shard {worker.shard_id}: {fault}" for fault in answer.faults]
-        return {"shards": shards, "faults": faults[:FAULTS_SHOWN_MAX], "moving": [*moving, *self._mover.running]}
+        moving |= set(self._mover.running)
+        return {
+            "shards": shards,
+            "faults": faults[:FAULTS_SHOWN_MAX],
+            "unanswered": unanswered,
+            "moving": list(moving),
+        }
 
     def moving_here(self) -> dict[str, Any]:
         """The buckets whose moves this host drives, and how new its map is."""
@@ -101,6 +109,9 @@ class OwnershipCheck:
             "moving": len(moving),
             "shards": len(held.keys() - unchecked.keys()),
             "faults": faults[:FAULTS_SHOWN_MAX],
+            "unanswered": [  # a host of an older version has only the faults
+                fault for reply in (here, *others) for fault in reply.get("unanswered", ())
+            ],
             "unchecked": [f"shard {shard_id}: {why}" for shard_id, why in sorted(unchecked.items())],
         }
 

@@ -49,7 +49,7 @@ async def test_a_worker_that_does_not_answer_is_named_in_less_time_than_callers_
         )
     assert begun == {"refused": "BACKUP_REFUSED", "message": "shard 2: its worker does not answer"}
     faults = ["shard 2 does not answer: silent"]
-    assert checked == {"buckets": 2, "moving": 0, "shards": 2, "faults": faults, "unchecked": []}
+    assert checked == {"buckets": 2, "moving": 0, "shards": 2, "faults": faults, "unanswered": faults, "unchecked": []}
     assert not harness.registry.held
     assert not harness.mover.is_held
 

@@ -103,7 +103,7 @@ async def test_a_shard_of_another_host_has_a_row_without_figures_and_buckets_do_
     assert second["alerts"] == ["UNREACHABLE_SHARD: no host serves shard 2"]
     checked = await harness.operator_api.operate(("check_owners",))
     unchecked = ["shard 2: no host serves it"]
-    assert checked == {"buckets": 2, "moving": 0, "shards": 1, "faults": [], "unchecked": unchecked}
+    assert checked == {"buckets": 2, "moving": 0, "shards": 1, "faults": [], "unanswered": [], "unchecked": unchecked}
 
 
 class Peer:
@@ -279,6 +279,7 @@ async def test_owners_are_checked_against_what_each_worker_holds(harness: Operat
         "moving": 0,
         "shards": 2,
         "faults": [],
+        "unanswered": [],
         "unchecked": [],
     }
     harness.wire(1).held = [(1, 1)]  # it lost bucket 2
@@ -320,14 +321,17 @@ async def test_owners_are_checked_on_every_host_and_a_host_that_does_not_answer_
     async def check() -> Any:
         return await harness.operator_api.operate(("check_owners",))
 
-    whole = {"buckets": BUCKETS, "moving": 0, "shards": 2, "faults": [], "unchecked": []}
+    whole = {"buckets": BUCKETS, "moving": 0, "shards": 2, "faults": [], "unanswered": [], "unchecked": []}
     assert await check() == whole
     peer.replies["held_here"] |= {"shards": ((2, (*held, (1, 1))),)}
     assert (await check())["faults"] == ["bucket 1 is held by shard 1 and by shard 2"]
     peer.replies["moving_here"] |= {"moving": (1,)}
     assert await check() == whole | {"buckets": BUCKETS - 1, "moving": 1}
-    peer.replies["held_here"] |= {"shards": ((2, None),), "faults": ("shard 2 does not answer: held",)}
-    assert await check() == whole | {"buckets": 1, "moving": 1, "faults": ["shard 2 does not answer: held"]}
+    silent = ["shard 2 does not answer: held"]
+    peer.replies["held_here"] |= {"shards": ((2, None),), "faults": silent}
+    assert await check() == whole | {"buckets": 1, "moving": 1, "faults": silent}, "of an older version"
+    peer.replies["held_here"] |= {"unanswered": silent}
+    assert await check() == whole | {"buckets": 1, "moving": 1, "faults": silent, "unanswered": silent}
     del peer.replies["held_here"]
     assert await check() == whole | {"buckets": 2, "shards": 1, "unchecked": ["shard 2: b has not answered"]}
 
@@ -336,7 +340,7 @@ async def test_a_worker_that_is_gone_is_a_fault_and_its_buckets_are_left_out(har
     harness.workers[2].wire, harness.workers[2].state = None, "down"
     reply = await harness.operator_api.operate(("check_owners",))
     faults = ["shard 2 does not answer: down"]
-    assert reply == {"buckets": 2, "moving": 0, "shards": 2, "faults": faults, "unchecked": []}
+    assert reply == {"buckets": 2, "moving": 0, "shards": 2, "faults": faults, "unanswered": faults, "unchecked": []}
 
 
 async def rows_of(harness: OperatorApiHarness, question: str) -> list[dict[str, Any]]:
