@@ -282,7 +282,16 @@ def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[s
         if row["settled"] >= 0
     }
     taken_at_ns = about["taken_at_ns"]
-    backend.fill(len(about["positions"]) - 1, reader_of, taken_at_ns, records_of_restore(settled, taken_at_ns))
+    decided = records_of_restore(settled, taken_at_ns, _payloads_of(reader_of(0)))
+    backend.fill(len(about["positions"]) - 1, reader_of, taken_at_ns, decided)
+
+
+def _payloads_of(reader: FileReader) -> list[bytes]:
+    """What a map's log holds, oldest first."""
+    retained = reader.snapshots()
+    position = retained[-1].position if retained else 0
+    state = [b"".join(reader.chunks(position))] if retained else []
+    return [*state, *(payload for _, payload in reader.replay(position + 1))]
 
 
 def _journal_name(shard: int) -> str:

@@ -3,7 +3,8 @@
 `check` makes the checks of the daemon's start without starting it; `init` makes the streams that are missing. Both
 report all faults at once, each with the key or setting concerned and the remedy, and exit with 78. `status` prints
 which host serves which shard, and the state of each shard's journal. `drain` and `undrain` decide which hosts serve
-nothing. All of them ask the log's servers; for the links between hosts `status` also asks the daemon.
+nothing, `forget` removes a host that is gone for good. All of them ask the log's servers; for the links between hosts
+`status` also asks the daemon.
 """
 
 from __future__ import annotations
@@ -105,12 +106,16 @@ def _who_serves(serves: str, shares: Shares) -> list[str]:
     lines = []
     for host_id, member in sorted(shares.members.items(), key=lambda item: item[1].node):
         shards = shares.served_by(host_id)
-        served = f"serves {'shard' if len(shards) == 1 else 'shards'} {', '.join(map(str, shards))}" if shards else ""
+        served = f"serves {_named(shards)}" if shards else ""
         drained = "is drained" if member.node in shares.drained else ""
         lines.append(f"{member.node} {' and '.join(filter(None, (served, drained))) or 'serves nothing'}")
     if unowned := [shard for shard, owner in sorted(shares.owns.items()) if not owner.node]:
         lines.append(f"no host serves {', '.join(map(str, unowned))}")
     return lines
+
+
+def _named(shards: list[int]) -> str:
+    return f"{'shard' if len(shards) == 1 else 'shards'} {', '.join(map(str, shards))}"
 
 
 def _as_this_host_says(config_file: str | None) -> tuple[list[str], list[str], str]:
@@ -143,7 +148,7 @@ def _what_moves(wanted: WantedMoves, *, is_uneven: bool) -> list[str]:
 @click.argument("node")
 def drain(config_file: str | None, node: str) -> None:
     """Lets other hosts take the shards of NODE, and NODE take none as long as others can. NODE goes on running."""
-    shares = _decide_drained(config_file, node, is_drained=True)
+    shares = _decide(config_file, node, ["drained", node, True])
     if {member.node for member in shares.members.values()} - shares.drained - {node}:
         put(f"{node} is drained: the other hosts ask for its shards, one after the other")
     else:
@@ -155,12 +160,23 @@ def drain(config_file: str | None, node: str) -> None:
 @click.argument("node")
 def undrain(config_file: str | None, node: str) -> None:
     """Lets NODE serve its part of the shards again."""
-    _decide_drained(config_file, node, is_drained=False)
+    _decide(config_file, node, ["drained", node, False])
     put(f"{node} takes its part again")
 
 
-def _decide_drained(config_file: str | None, node: str, *, is_drained: bool) -> Shares:
-    """Records the decision. Returns who served what before."""
+@cluster.command()
+@config_option
+@click.argument("node")
+def forget(config_file: str | None, node: str) -> None:
+    """Removes NODE, which is gone for good, from the hosts of the cluster. One that serves shards is not removed. One
+    that lives joins again by itself.
+    """
+    _decide(config_file, node, ["gone", node])
+    put(f"{node} is forgotten; should it be started again, it joins as a new host, and is not drained")
+
+
+def _decide(config_file: str | None, node: str, record: list[Any]) -> Shares:
+    """Records the decision about this host. Returns who served what before."""
     backend = _backend(config_file)
     backend.prepare()
     log = backend.map_log(lambda: 0)
@@ -172,8 +188,14 @@ def _decide_drained(config_file: str | None, node: str, *, is_drained: bool) -> 
             if node not in nodes:
                 who_takes_part = f"the hosts are {', '.join(nodes)}" if nodes else "no host serves with cluster.listen"
                 raise click.ClickException(f"no host {node} takes part: {who_takes_part}")
+            served = sorted(shard for shard, owner in shares.owns.items() if owner.node == node)
+            if record[0] == "gone" and served:
+                raise click.ClickException(
+                    f"{node} serves {_named(served)}: if it lives, drain it and stop it first; if not, the other hosts "
+                    "take its shards within seconds, as far as their shards.workers allow that"
+                )
             with contextlib.suppress(Overtaken):
-                log.decide(version, msgspec.msgpack.encode([["drained", node, is_drained]]))
+                log.decide(version, msgspec.msgpack.encode([record]))
                 return shares
     finally:
         log.close()

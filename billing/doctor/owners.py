@@ -9,8 +9,8 @@
 ["restored", taken_at_ns, first_served_ns] ["released", taken_at_ns]   of a backup; does not change owners
 ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
 ["host", host id, node, workers] ["own", shard, number, node, host id] ["at", shard, number, links, direct]
-["life", shard, number, life] ["wish", shard, number, host id] ["drained", node, bool]   which host serves which shard,
-where several serve at once, and how often its worker has opened the journal
+["life", shard, number, life] ["wish", shard, number, host id] ["drained", node, bool] ["gone", node]   which host
+serves which shard, where several serve at once, and how often its worker has opened the journal
 ["wanted", bucket, shard, generation] ["unwanted", bucket, generation, reason]   a move still to be made
 ["clock", host id, 48 bytes]   the anchor of that host
 ["map", block]   in snapshots: (count, hash, [[shard, weight]…], [owner…], [generation…], [pinned…])
@@ -38,6 +38,7 @@ _OF_HOSTS: Final = {
     "life": [int, int, int],
     "wish": [int, int, str],
     "drained": [str, bool],
+    "gone": [str],
     "wanted": [int, int, int],
     "unwanted": [int, int, str],
 }

@@ -4,6 +4,7 @@
     life    a process of this host has opened the shard's journal, and has not served yet
     at      it serves, and is reached there
     wish    another host is asked for a shard; of a host that stops: it is asked to take one over
+    host    this host takes part, where an operator has let the others forget it by mistake
 
 Where another host has decided otherwise meanwhile, nothing is written: each record is made by the newest map. `own`
 counts the ownerships of a shard, `life` the processes within one. So no two processes, on whatever host, are ever taken
@@ -112,6 +113,21 @@ class Owners:
         """Whether this host still owns a shard by the ownership with which it began to serve it."""
         owner = self._owns[shard]
         return owner.host_id == self._placement.host_id and owner.number == self._numbers.get(shard)
+
+    async def join(self) -> None:
+        """Records that this host takes part, if the map has neither it nor another host of its name. Raises the log's
+        errors.
+        """
+        placement = self._placement
+
+        def records() -> list[list[object]]:
+            members = self._registry.shares.members
+            if placement.host_id in members or placement.node in {member.node for member in members.values()}:
+                return []
+            return [["host", placement.host_id, placement.node, placement.workers]]
+
+        if await self._registry.record_if(records):
+            log.info("this host takes part again: somebody had let the others forget it")
 
     async def take(self, shard: int, known: Own | None) -> bool:
         """Makes this host the owner of a shard; False where the owner is no longer the `known` one. Raises the log's

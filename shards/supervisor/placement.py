@@ -9,6 +9,8 @@ The map's log holds who is to serve each shard, and who takes part:
                                                      about to give it back, and that host is to look out for it
     ["life", shard, number, life]                    the owner's worker has opened the journal, and serves from here on
     ["drained", node, bool]                          this node is to serve nothing, if others can
+    ["gone", node]                                   this host takes part no more, and is not drained; one that lives
+                                                     says so with another "host"
 
 `number` rises by one with each `own` of a shard, and every record about an ownership names it: what is said about an
 older one changes nothing. Whoever decides anything has read everything before it (`shards.journal.MapLog`), so of two
@@ -113,6 +115,9 @@ class Shares:
                     self.owns[shard] = owner._replace(life=life, links="")
             case ["drained", str(node), bool(drained)]:
                 self.drained = self.drained | {node} if drained else self.drained - {node}
+            case ["gone", str(node)]:
+                self.members = {host_id: member for host_id, member in self.members.items() if member.node != node}
+                self.drained = self.drained - {node}
             case _:
                 return False
         return True
@@ -143,7 +148,7 @@ class Shares:
     @property
     def is_used(self) -> bool:
         """Whether several hosts serve at once with this log, or have done so."""
-        return bool(self.members)
+        return bool(self.members or self.owns)
 
 
 class Take(NamedTuple):

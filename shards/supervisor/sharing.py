@@ -108,6 +108,7 @@ class Sharing:
         await registry.catch_up()
         if why := placement.why_to_go(registry.shares):
             raise Conflict(why)
+        await self._owners.join()
         signs = await registry.signs()
         now_ns = self._boot_ns()
         placement.hear(registry.shares, signs, now_ns)

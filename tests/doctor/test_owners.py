@@ -120,7 +120,7 @@ def test_what_is_said_of_hosts_that_serve_at_once_contradicts_nothing(data_dir: 
         ["at", 1, 1, "h:1", "h:2"],
         ["wish", 1, 1, "other"],
     )
-    builder.record(["own", 1, 2, "", ""], ["drained", "a", True])
+    builder.record(["own", 1, 2, "", ""], ["drained", "a", True], ["gone", "a"])
     assert not findings_of(builder.close().examine(), "owners")
 
 

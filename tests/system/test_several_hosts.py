@@ -129,6 +129,8 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
     assert (await asyncio.to_thread(billing, a, "cluster", "undrain", "b"))[0] == 0
     await wait_owners(a, "a", "a", "b")
     await wait_page(b, 200, "ready")
+    code, output = await asyncio.to_thread(billing, a, "cluster", "forget", "b")
+    assert (code, "b serves shard" in output) == (1, True), output
     await at_every_door(caller, a, b)
     await read_on(reader, caller, [*USERS, *SPENDERS])
     await at_every_door(caller, b, a)
@@ -145,6 +147,10 @@ async def test_hosts_share_the_shards_and_follow_each_other_in_death_drain_and_p
     error, _ = await (await _rpc(caller)).call("backup", "end")
     assert "changed its host meanwhile: take the backup again" in error
     assert await owners(b, SHARDS) == ["b"] * SHARDS
+    code, output = await asyncio.to_thread(billing, b, "cluster", "forget", "a")
+    assert (code, "a is forgotten" in output) == (0, True), output
+    output = (await asyncio.to_thread(billing, b, "cluster", "status"))[1]
+    assert "b serves shards 1, 2, 3\nshard 1:" in output, "b is the only host, and has no other to have links to"
     await at_every_door(caller, b)
     await wait_called(receiver, due)
     await read_on(reader, caller, [*USERS, *SPENDERS])

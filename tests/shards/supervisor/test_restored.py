@@ -28,7 +28,7 @@ def content_of(host: HostRegistry) -> dict[str, Any]:
 
 async def test_every_host_has_the_mark_until_one_releases(part: PartOf) -> None:
     a = part("a").joined()
-    await a.registry.record(*msgspec.msgpack.decode(records_of_restore({1: 7}, TAKEN_NS)))
+    await a.registry.record(*msgspec.msgpack.decode(records_of_restore({1: 7}, TAKEN_NS, [])))
     assert a.registry.settled == {1: 7}
     mark_of(a).write_text(json.dumps({TAKEN_AT: TAKEN_NS}))  # by the restore
     a.registry._restore([])
@@ -51,6 +51,20 @@ async def test_every_host_has_the_mark_until_one_releases(part: PartOf) -> None:
         assert not await host.registry.catch_up(), "nothing new is said"
     late = part("d").joined()
     assert not mark_of(late).exists()
+
+
+async def test_the_hosts_of_a_backup_take_no_part_after_a_restore_and_none_is_drained(part: PartOf) -> None:
+    a = part("a").joined()
+    part("b").joined()
+    assert await a.registry.catch_up()
+    await a.registry.record(["drained", "b", True])
+    _, payloads = a.registry._log.load("test")
+    await a.registry.record(*msgspec.msgpack.decode(records_of_restore({}, TAKEN_NS, payloads)))
+    shares = a.registry.shares
+    assert (shares.members, shares.drained, shares.is_used) == ({}, set(), False)
+    b = part("b").joined()
+    assert [member.node for member in b.registry.shares.members.values()] == ["b"]
+    assert not b.registry.shares.drained
 
 
 async def test_a_mark_that_was_removed_here_is_not_made_again(part: PartOf) -> None:

@@ -64,6 +64,22 @@ async def test_what_is_free_is_taken_and_others_hear_where_it_is_served(two_host
     assert (own.links, own.direct, own.voice) == ("host-a:7000", "host-a:7001", (1, 1))
 
 
+async def test_a_host_that_was_forgotten_and_lives_joins_again_and_keeps_its_shards(
+    two_hosts: TwoHosts,
+) -> None:
+    peer = two_hosts.other.registry
+    await peer.catch_up()
+    await peer.record(["drained", "a", True], ["gone", "a"])
+    assert [member.node for member in peer.shares.members.values()] == ["b"]
+    assert peer.shares.is_used
+    await until(lambda: two_hosts.host.registry.version > peer.version)
+    await peer.catch_up()
+    assert sorted(member.node for member in peer.shares.members.values()) == ["a", "b"]
+    assert [peer.shares.owns[shard].node for shard in (1, 2)] == ["a", "a"]
+    assert not peer.shares.drained
+    assert two_hosts.sharing.lost == 0
+
+
 async def test_what_another_host_has_taken_is_let_go_and_the_others_hear_where_it_is(two_hosts: TwoHosts) -> None:
     parts = two_hosts.parts
     await two_hosts.other.registry.catch_up()
