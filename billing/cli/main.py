@@ -110,8 +110,10 @@ def check(config_file: str | None) -> None:
     from billing.config.load import load
 
     file = found_config(config_file, os.environ)
-    load(file, os.environ)
+    config = load(file, os.environ).config
     put(f"{file or 'the default configuration'} can be run")
+    if config.journal.is_shared:  # what was fixed when its streams were made stands there alone
+        put("whether the log's servers and streams fit it, cluster.shards included, says: billing cluster check")
 
 
 @config.command("show")

@@ -145,6 +145,15 @@ def test_config_check_says_that_nothing_is_wrong() -> None:
     assert result.stdout.endswith("config.toml can be run\n")
 
 
+def test_config_check_of_a_log_on_servers_names_the_command_that_asks_them(tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    cluster = 'servers = ["nats://127.0.0.1:4222"]\nshards = 2\nreplicas = 1\n'
+    file.write_text(f'[journal]\nkind = "jetstream"\n[cluster]\n{cluster}[shards]\nworkers = 2\n')
+    result = carried_out("config", "check", "--config", file)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.endswith("cluster.shards included, says: billing cluster check\n")
+
+
 def test_config_show_prints_what_takes_effect_and_from_where(tmp_path: Path) -> None:
     file = tmp_path / "config.toml"
     file.write_text("[shards]\nworkers = 3\n")
