@@ -530,8 +530,11 @@ class FollowerLink:
             live_ns = self._boot_ns() - self._live_since_ns if self._live_since_ns else 0
             failures = failures_after(failures, live_ns, code in FROM_OUTSIDE and not self._has_failed)
             delay_s = RESTART_DELAYS_S[min(failures, len(RESTART_DELAYS_S) - 1)]
-            what = f"the {self._noun} of shard {self._shard_id} stopped"
-            log.error("%s: %s; again in %g s", what, self._reason, delay_s)
+            what = f"the {self._noun} of shard {self._shard_id}"
+            if code == -signal.SIGTERM:  # a process that is up ignores it, so it was for all processes of the daemon
+                log.info("%s was ended by SIGTERM while it started; again in %g s", what, delay_s)
+            else:
+                log.error("%s: %s; again in %g s", f"{what} stopped", self._reason, delay_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._closing.wait(), delay_s)
 

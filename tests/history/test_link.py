@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import random
 import signal
@@ -456,6 +457,18 @@ async def test_one_that_is_live_for_a_moment_and_fails_is_started_ever_later(
     await worker.until(lambda: caplog.text.count("database or disk is full") >= 3)
     delays = [float(record.getMessage().split("again in ")[1].split()[0]) for record in caplog.records]
     assert delays[:3] == [0.2, 0.5, 1.0], "being live for a moment mends nothing"
+    await worker.end()
+
+
+async def test_one_that_is_ended_by_sigterm_while_it_starts_is_no_error(
+    data_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As when all processes of a daemon get it: one that is up ignores it."""
+    caplog.set_level(logging.INFO, "billing.follower")
+    killed = "import os, signal; os.kill(os.getpid(), signal.SIGTERM)"
+    worker = Worker(data_dir, ShardDriver(), command=[sys.executable, "-c", killed])
+    await worker.until(lambda: caplog.text.count("was ended by SIGTERM while it started") >= 2)
+    assert {record.levelno for record in caplog.records} == {logging.INFO}
     await worker.end()
 
 
