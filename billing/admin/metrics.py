@@ -67,6 +67,10 @@ WORKER: Final[dict[str, tuple[str, str]]] = {
         "billing_cutoff_oldest_owed_seconds",
         "Age of the oldest cutoff owed that is not held, or absent.",
     ),
+    "restores_owed": (
+        "billing_restores_owed",
+        "Accounts with money again whose restore had no 2xx yet; without a cutoff.restore_url none is called.",
+    ),
     "cutoffs_held": ("billing_cutoffs_held", "Cutoffs held back at a start, waiting for release_cutoffs."),
     "cutoffs_waiting_ns": ("billing_cutoff_waiting_seconds", "How late the first attempt that waits longest is now."),
     "calls_in_flight": ("billing_cutoff_calls_in_flight", "Calls out whose answer has not come."),

@@ -20,7 +20,9 @@ from billing.doctor.entry import (
     DEFAULT_TTL_NS,
     EXPIRES_AT_NS,
     HOLD,
+    REFUSED,
     RELEASE,
+    RULE_RESTORE,
     SET_CLASS,
     SET_CREDIT_LIMIT,
     SET_RATE,
@@ -84,7 +86,7 @@ def carry_out(account: Account, entry: Entry) -> Refusal | None:
         account.class_name = entry.key
         return None
     assert op == CLOSE, op
-    return _close(account)
+    return _close(account, entry.flags)
 
 
 def read_thresholds(packed: bytes) -> tuple[tuple[int, int], ...]:
@@ -273,14 +275,17 @@ def expire_holds(account: Account, due_ns: int) -> list[tuple[bytes, int]]:
     return [(name, free_hold(account, name)) for name in names]
 
 
-def _close(account: Account) -> Refusal | None:
+def _close(account: Account, flags: int) -> Refusal | None:
+    """A restore stands against closing where there was a URL for it; versions before refused without one, too."""
     if account.rate:
         return ACCOUNT_NOT_CLOSABLE, BY_RATE
     if account.balance < 0:
         return ACCOUNT_NOT_CLOSABLE, BY_DEBT
     if account.holds:
         return ACCOUNT_NOT_CLOSABLE, BY_HOLD
-    if cutoffs.owed(account) is not None or account.grace() is not None:
+    restores = flags & (RULE_RESTORE | REFUSED) != 0
+    call = cutoffs.owed(account)
+    if (call is not None and (restores or account.exhausted)) or account.grace() is not None:
         return ACCOUNT_NOT_CLOSABLE, BY_CUTOFF
     account.balance = account.credit_limit_nanos = 0
     return None

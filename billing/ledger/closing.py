@@ -5,6 +5,9 @@ running grace; the entry of the closing pays out the balance. A tombstone is kep
 rate_seqs of the lines (the bucket keeps the request ids, too). A later top_up opens the account again, in the default
 class, and the numbers go on rising.
 
+A restore that is owed is no obstacle where there is no restore URL any more: nobody could be called, and the account
+could never be closed. Versions before refused that; replay refuses it again where they recorded the refusal.
+
 Closing does not switch the user's machines on again: if a cutoff was sent and no restore revoked it, the tombstone
 keeps that fact, and the top_up that opens the account again restores it, as it would have without the closing.
 """
@@ -43,8 +46,10 @@ def open_account(book: Book, user_id: bytes, at_ns: int) -> Account:
     return account
 
 
-def check_closable(account: Account) -> None:
-    """Raises Rejected `ACCOUNT_NOT_CLOSABLE` with the first obstacle to closing, if there is one."""
+def check_closable(account: Account, restores: bool) -> None:
+    """Raises Rejected `ACCOUNT_NOT_CLOSABLE` with the first obstacle to closing, if there is one. `restores`: a restore
+    that is owed is one.
+    """
     extra = account.extra
     if account.rate:
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _RATE)
@@ -52,7 +57,8 @@ def check_closable(account: Account) -> None:
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _DEBT)
     if extra is not None and extra.holds:
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _HOLD)
-    if cutoffs.owed_for(account) is not None or (extra is not None and extra.grace() is not None):
+    call = cutoffs.owed_for(account)
+    if (call is not None and (restores or call.kind == "cutoff")) or (extra is not None and extra.grace() is not None):
         raise Rejected("ACCOUNT_NOT_CLOSABLE", _CUTOFF)
 
 
@@ -81,7 +87,7 @@ def bury(account: Account) -> None:
 
 def _off(extra: Extra) -> bytes:
     """A packed `Extra` that holds only the cutoff for which the user's machines may be off; empty if they are not. (No
-    call is owed for a closed account, so the latest cutoff is the only one.)
+    cutoff is owed for a closed account, so the latest one is the only one.)
     """
     if extra.off_seq <= extra.on_seq:
         return b""

@@ -191,7 +191,7 @@ class Ledger:
         armed = thresholds.above(account)
         try:
             if op == ops.CLOSE:
-                closing.check_closable(account)
+                closing.check_closable(account, self._posting.restores(account))
                 return self._posting.close(account, command, accrued)
             _HANDLERS[op](account, command)
         except Rejected as no:
@@ -243,6 +243,7 @@ class Ledger:
         posting = self._posting
         posting.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
         posting.presumed = flags & PRESUMED != 0
+        posting.refused = flags & REFUSED != 0
         may_be_grace = flags & CROSSED or (command[0] == ops.SET_CLASS and not flags & REFUSED)
         posting.grace_end_ns = grace_end_of(packed) if may_be_grace and not is_first(packed) else -1
         try:
@@ -258,6 +259,7 @@ class Ledger:
         finally:
             posting.flags = self._own_flags
             posting.presumed = None
+            posting.refused = False
         self.notices.clear()
 
     def started(self, now_ns: int) -> None:

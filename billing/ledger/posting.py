@@ -60,7 +60,10 @@ class Posting:
     PRESUMED.
     """
 
-    __slots__ = ("arm", "classes", "flags", "grace_end_ns", "ids_max", "notices", "presumed", "records", "started_ns")
+    __slots__ = (
+        *("arm", "classes", "flags", "grace_end_ns", "ids_max", "notices", "presumed", "records", "refused"),
+        "started_ns",
+    )
 
     def __init__(self, flags: int, ids_max: int, arm: Arm, classes: Classes = NO_CLASSES) -> None:
         self.flags = flags
@@ -68,6 +71,7 @@ class Posting:
         self.grace_end_ns = -1  # in replay; -1: the entry neither began nor moved a grace
         self.ids_max = ids_max
         self.presumed: bool | None = None
+        self.refused = False  # in replay: the entry is a refusal
         self.started_ns = -1  # the last start's instant, not state; -1: none before
         self.records: list[tuple[int, bytes]] = []
         self.notices: list[Effect] = []
@@ -127,6 +131,12 @@ class Posting:
         if of_class is None:
             return self.flags
         return (RULE_ACCRUE if of_class.accrue else 0) | (RULE_RESTORE if of_class.restore else 0)
+
+    def restores(self, account: Account) -> bool:
+        """Whether a restore that is owed stands against closing the account: there is a URL for it, or replay makes a
+        refusal again.
+        """
+        return self.refused or self.rules_of(account) & RULE_RESTORE != 0
 
     def due_after_ns(self, account: Account, exhausted_at_ns: int) -> int:
         """The instant from which the cutoff of an exhaustion at `exhausted_at_ns` is owed: the same, or the end of the

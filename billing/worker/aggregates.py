@@ -1,5 +1,6 @@
 """Sums over the accounts of a shard, for metrics and the page: overrun in money and the account with most of it, the
-oldest cutoff that is owed and not held back, and the number of accounts in a cutoff class unknown to the configuration.
+oldest cutoff that is owed and not held back, the number of restores that are owed, and the number of accounts in a
+cutoff class unknown to the configuration.
 
 These figures have to be collected from the `Extra` of each account that has one, and there may be very many. So they
 are computed in rounds: each `step` goes on where the last one stopped and does at most `WORK_MAX` of work, a fraction
@@ -44,6 +45,7 @@ class Count(NamedTuple):
     accounts: int = 0  # how many accounts these are
     oldest_ns: int = NEVER_NS  # since when the oldest cutoff that is not held back has been owed
     classless: int = 0  # accounts whose class the configuration does not have
+    restores: int = 0  # accounts that owe a restore
     dearest: tuple[int, bytes] = (0, b"")  # the highest rate among the accounts whose overrun grows, and its user
 
 
@@ -65,7 +67,7 @@ class Aggregates:
         self._classes = classes
         self._is_held = is_held
         self._counts: dict[int, Count] = {}  # of the buckets that had something to count
-        self._sum = [0, 0, 0, 0]  # over `_counts`: overrun, running, accounts, classless
+        self._sum = [0, 0, 0, 0, 0]  # over `_counts`: overrun, running, accounts, classless, restores
         self._overruns: dict[int, int] = {}  # by bucket, the overrun at the last visit
         self._oldest: dict[int, int] = {}  # by bucket, `Count.oldest_ns` if there is such a cutoff
         self._dearest: dict[int, tuple[int, bytes]] = {}
@@ -120,6 +122,7 @@ class Aggregates:
         total[1] += count.running - before.running
         total[2] += count.accounts - before.accounts
         total[3] += count.classless - before.classless
+        total[4] += count.restores - before.restores
         self._oldest.pop(bucket_id, None)
         self._dearest.pop(bucket_id, None)
         if count == _NOTHING:
@@ -133,7 +136,7 @@ class Aggregates:
 
     def figures(self, now_ns: int) -> dict[str, Any]:
         """Sums over the buckets, as plain data; `oldest_owed_ns` is -1 if no cutoff is owed except those held back."""
-        overrun, running, accounts, classless = self._sum
+        overrun, running, accounts, classless, restores = self._sum
         oldest_ns = min(self._oldest.values(), default=NEVER_NS)
         rate, user_id = max(self._dearest.values(), default=(0, b""))
         return {
@@ -143,12 +146,13 @@ class Aggregates:
             "overrun_accounts": accounts,
             "overrun_dearest": (rate, user_id.decode()),
             "unknown_class_accounts": classless,
+            "restores_owed": restores,
             "oldest_owed_ns": -1 if oldest_ns == NEVER_NS else max(0, now_ns - oldest_ns),
         }
 
 
 def _count(book: Book, classes: Container[bytes], is_held: Callable[[int, bytes], bool]) -> Count:
-    overrun = running = accounts = classless = 0
+    overrun = running = accounts = classless = restores = 0
     oldest_ns = NEVER_NS
     dearest = 0, b""
     for slot, extra in book.extras.items():
@@ -161,10 +165,11 @@ def _count(book: Book, classes: Container[bytes], is_held: Callable[[int, bytes]
             accounts += 1
             if rate > dearest[0]:
                 dearest = rate, book.users[slot]
+        restores += extra.off_seq > extra.on_seq and not flags & EXHAUSTED
         if book.pending_cutoffs:
             for cutoff in extra.cutoffs:
                 if cutoff.status == PENDING and cutoff.due_ns < oldest_ns:
                     if is_held(book.bucket_id, book.users[slot]):
                         break
                     oldest_ns = cutoff.due_ns
-    return Count(overrun, running, accounts, oldest_ns, classless, dearest)
+    return Count(overrun, running, accounts, oldest_ns, classless, restores, dearest)

@@ -14,6 +14,7 @@ import pytest
 from billing.doctor.examine import Absent, DaemonRuns, hold
 from billing.doctor.report import CHECKS
 from billing.ledger import commands as ops
+from billing.ledger.errors import Refused
 from shards.buckets import bucket_id_of
 from tests.doctor.builder import COIN, DISK, HOUR_NS, RULES, DataDirectoryBuilder, busy, examined
 
@@ -121,6 +122,27 @@ def test_holds_that_expire_together_and_accounts_closed_with_their_machines_off_
     builder.move(bucket_id_of(user, builder.bucket_count), home, 3 - home)
     assert builder.pay(user, COIN)["restored"] is True
     builder.report(ops.RESTORE_STARTED, user, 1)
+    report = builder.close().examine()
+    assert report.findings == []
+    assert [(owed.user_id, owed.kind, owed.seq) for owed in report.owed] == [("7", "restore", 1)]
+
+
+def test_an_account_whose_restore_has_no_url_any_more_may_be_closed(data_dir: Path) -> None:
+    """It is opened again where there is one, and then owes the restore again."""
+    builder = DataDirectoryBuilder(data_dir, shards=1)
+    close = (ops.CLOSE, b"7", 0, 0, 0, b"", b"r", b"", b"", b"")
+    builder.pay(b"7", COIN)
+    builder.debit(b"7", COIN)
+    builder.report(ops.CUTOFF_STARTED, b"7", 1)
+    builder.pay(b"7", COIN)
+    with pytest.raises(Refused, match="still has a cutoff"):
+        builder.do(close)
+    builder.rules = builder.rules._replace(restore=False)
+    builder.restart()
+    builder.do((*close[:6], b"s", *close[7:]))
+    builder.rules = builder.rules._replace(restore=True)
+    builder.restart()
+    builder.pay(b"7", COIN)
     report = builder.close().examine()
     assert report.findings == []
     assert [(owed.user_id, owed.kind, owed.seq) for owed in report.owed] == [("7", "restore", 1)]

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from billing.ledger import commands as ops
-from billing.ledger.entry import OPENED, RESTORED
+from billing.ledger.entry import OPENED, RESTORED, RULE_RESTORE, pack
 from tests.ledger.driver import BUCKET, DAY_NS, HOUR, LedgerDriver, refusal
 
 
@@ -81,6 +81,46 @@ def test_only_with_no_owed_restore(driver: LedgerDriver) -> None:
     driver.report(ops.CUTOFF_STARTED, "u", 1, at=3)
     driver.top_up("u", 1, at=4)
     assert obstacle(driver, at=5) == "cutoff"
+
+
+def owing_a_restore(driver: LedgerDriver) -> LedgerDriver:
+    """The account has money again, and its machines may be off."""
+    driver.debit("u", 100, at=1)
+    driver.report(ops.CUTOFF_STARTED, "u", 1, at=3)
+    driver.top_up("u", 1, at=4)
+    return driver
+
+
+def test_a_restore_that_has_no_url_any_more_is_no_obstacle_and_is_not_forgotten(driver: LedgerDriver) -> None:
+    after = owing_a_restore(driver).moved(restore=False)
+    assert after.close("u", at=5)["paid_out_nanos"] == 1
+    again = after.moved(restore=True)
+    assert again.top_up("u", 7, at=6)["restored"] is True
+    assert again.owed("u") == ("restore", 1), "the machines are still off"
+
+
+def test_such_a_closing_is_replayed_whatever_the_configuration_says_now(driver: LedgerDriver) -> None:
+    before = owing_a_restore(driver).state()
+    after = driver.moved(restore=False)
+    after.close("u", at=5)
+    for restore in (True, False):
+        later = LedgerDriver(restore=restore)
+        later.ledger.drop(BUCKET)
+        later.ledger.load(BUCKET, before)
+        for _, packed in after.ledger.records:
+            later.ledger.replay(BUCKET, packed)
+        later.ledger.replayed()
+        assert later.state() == after.state()
+
+
+def test_what_former_versions_refused_for_such_a_restore_is_refused_again_in_replay(driver: LedgerDriver) -> None:
+    owing_a_restore(driver)
+    assert refusal(driver.close, "u", at=5, request_id="r").details["obstacle"] == "cutoff"
+    *_, last = driver.entries()
+    driver.journal[-1] = pack(last._replace(flags=last.flags & ~RULE_RESTORE))  # as they recorded it without a URL
+    after = driver.replayed(restore=False)
+    assert refusal(after.close, "u", at=6, request_id="r").details["obstacle"] == "cutoff"
+    assert after.close("u", at=6, request_id="s")["paid_out_nanos"] == 1
 
 
 def test_entry_id_and_exhaustion_seq_go_on_rising_when_it_is_opened_again(driver: LedgerDriver) -> None:

@@ -185,3 +185,25 @@ def test_a_round_follows_the_one_before_after_a_while_and_is_gone_through_at_onc
         assert census.is_due(now_ns)
     assert not census.is_due(now_ns + ROUND_NS - 1)
     assert census.is_due(now_ns + ROUND_NS)
+
+
+def test_restores_are_owed_until_their_2xx_and_not_by_who_ran_out_again() -> None:
+    driver = LedgerDriver(restore=True)
+    for user in ("a", "b", "c"):
+        driver.top_up(user, 10, at=0)
+        driver.debit(user, 10, at=1)
+        driver.report(ops.CUTOFF_STARTED, user, 1, at=2)
+    census = Aggregates(driver.ledger.books)
+
+    def owed(now_ns: int) -> object:
+        census.step(now_ns)
+        return census.figures(now_ns)["restores_owed"]
+
+    assert owed(3) == 0
+    for user in ("a", "b", "c"):
+        driver.top_up(user, 10, at=4)
+    assert owed(5) == 3
+    driver.report(ops.RESTORE_STARTED, "a", 1, at=6)
+    driver.report(ops.RESTORE_DELIVERED, "a", 1, at=7)
+    driver.debit("b", 10, at=8)
+    assert owed(9) == 1
