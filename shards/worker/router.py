@@ -194,6 +194,11 @@ class PeerLink:
         """Why the peer cannot be asked now; "" where it can."""
         return "" if self.is_open else self.refused or "it cannot be reached"
 
+    @property
+    def is_awaited(self) -> bool:
+        """Whether the peer has not answered all that it was asked."""
+        return bool(self._pending)
+
     def pending_of(self, bucket_id: int) -> int:
         """How many requests for this bucket the peer has not answered."""
         return sum(1 for request in self._pending.values() if request[3] == bucket_id)

@@ -258,6 +258,8 @@ class Serving:
         worker, journal, application = self.worker, self._recovered.journal, self._application
         await application.stop_listening()
         await worker.quiesce()
+        await worker.hear_back()  # clients are owed the answers of other workers, too
+        await worker.quiesce()  # refusals of those that went away
         await application.close()
         if self._server is not None:
             self._server.close()

@@ -32,6 +32,7 @@ It is also the `Gate` that doors see; it serves its own buckets and passes the r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -61,6 +62,7 @@ RIDE_S = 0.1  # so long records that nobody awaits ride with the batches of othe
 UNTOLD_S = 1.0  # so long a batch that nobody was told of waits for another one to prove it
 RENEW_RETRY_S = 0.1  # how often a grant that ran out is asked for again
 OVERLAPPED_REPLIES = 8  # more of them are encoded while the journal writes, fewer before it does
+HEAR_BACK_S = 1.0  # an end waits so long for answers of other workers: less than a grant, which is not renewed any more
 SNAPSHOT_PAUSE_S = 0.001  # between two slices of a snapshot while nothing else is to be done
 
 
@@ -135,6 +137,7 @@ class Worker:
         self._barrier_ns = 0  # when that rings, by the boot clock
         self._is_untold = False  # nobody was told of anything that only the last batch holds
         self._idle = asyncio.Event()
+        self._heard_back = asyncio.Event()  # some peer has answered
         self._peers: dict[Wire, PeerCaller] = {}
         self.on_step: Callable[[PeerCaller, Any, Command], bool] = lambda *_: False  # see `shards.worker.holds`
         self._ride: asyncio.TimerHandle | None = None  # the end of the ride of what nobody awaits
@@ -724,6 +727,7 @@ class Worker:
         self._schedule()
 
     def _on_answered(self, link: PeerLink, bucket_ids: list[int]) -> None:
+        self._heard_back.set()
         if self.handoff.redirecting:
             for bucket_id in bucket_ids:
                 self.handoff.answered(link, bucket_id)
@@ -780,6 +784,14 @@ class Worker:
             if not self._writing:
                 self._pump()
             await asyncio.wait_for(self._idle.wait(), timeout=60)
+
+    async def hear_back(self) -> None:
+        """Returns once other workers have answered what was passed on to them, or after `HEAR_BACK_S`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(HEAR_BACK_S):
+                while any(link.is_awaited for link in self.links.values()):
+                    self._heard_back.clear()
+                    await self._heard_back.wait()
 
     def close(self) -> None:
         """Closes links and timer, not the journal."""
