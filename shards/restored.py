@@ -6,10 +6,14 @@ saw the backup has the mark, too, before its first worker starts:
 
     ["restored", taken_at_ns, first_served_ns]   by the restore, and again once a worker has served; 0: none has yet
     ["released", taken_at_ns]                    it may act; every host removes its mark of this backup
+
+A host that has had the mark keeps which backup it was of (`BROUGHT`), so that a mark that is gone was released there,
+also where the host ended before it could say so.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import Any, Final, NamedTuple
 
@@ -17,6 +21,7 @@ from shards.system.disk import Disk, read_file, write_file
 
 RESTORED: Final = "restored"  # the mark's name in the data directory
 TAKEN_AT: Final = "taken_at_ns"
+BROUGHT: Final = "restored.brought"  # beside it: the backup of the mark that this host has had
 FIRST_SERVED: Final = "first_served_ns"  # billing time when the restored daemon first came up
 
 
@@ -50,7 +55,8 @@ class Mark:
     def __init__(self, disk: Disk, data_dir: str) -> None:
         self._disk = disk
         self._path = f"{data_dir}/{RESTORED}"
-        self._is_brought = False  # from here on, a mark that is not there was removed by a release
+        self._brought_path = f"{data_dir}/{BROUGHT}"
+        self._brought: int | None = None  # the backup of the mark that was here; 0: none was; None: not read yet
 
     def follow(self, restored: Restored) -> None:
         """Makes or removes the mark as the map's log says. Raises OSError."""
@@ -60,13 +66,22 @@ class Mark:
         if restored.is_released:
             if is_there and self._content().get(TAKEN_AT) == restored.taken_at_ns:
                 self._disk.unlink(self._path)
-        elif not is_there and not self._is_brought:
+        elif not is_there and not self._is_brought(restored):
             self._write(restored)
         elif is_there and restored.first_served_ns:  # it may have been made before any host had served
             content = self._content()
             if content.get(TAKEN_AT) == restored.taken_at_ns and FIRST_SERVED not in content:
                 self._write(restored)
-        self._is_brought = True
+        if not self._is_brought(restored):  # behind the mark: where only this is there, the mark was released
+            write_file(self._disk, self._brought_path, b"%d\n" % restored.taken_at_ns)
+            self._brought = restored.taken_at_ns
+
+    def _is_brought(self, restored: Restored) -> bool:
+        if self._brought is None:
+            self._brought = 0
+            with contextlib.suppress(FileNotFoundError, ValueError):
+                self._brought = int(read_file(self._disk, self._brought_path))
+        return self._brought == restored.taken_at_ns
 
     def _write(self, restored: Restored) -> None:
         content = {TAKEN_AT: restored.taken_at_ns}
@@ -76,7 +91,7 @@ class Mark:
 
     def news(self, restored: Restored) -> list[list[Any]]:
         """Returns the records that the map's log lacks by the mark of this host. Raises OSError."""
-        if not restored.taken_at_ns or restored.is_released or not self._is_brought:
+        if not restored.taken_at_ns or restored.is_released or not self._is_brought(restored):
             return []
         if not self._disk.exists(self._path):
             return [["released", restored.taken_at_ns]]

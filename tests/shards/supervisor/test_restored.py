@@ -8,8 +8,9 @@ from typing import Any
 
 import msgspec
 
-from shards.restored import FIRST_SERVED, RESTORED, TAKEN_AT
+from shards.restored import FIRST_SERVED, RESTORED, TAKEN_AT, Mark
 from shards.supervisor.registry import records_of_restore
+from shards.system.host import REAL
 from tests.shards.supervisor.hosts import HostRegistry, PartOf, part
 
 __all__ = ["part"]
@@ -77,6 +78,18 @@ async def test_a_mark_that_was_removed_here_is_not_made_again(part: PartOf) -> N
     assert not mark_of(b).exists()
     await b.registry.note_restored()
     assert await a.registry.catch_up()
+    assert a.registry.restored.is_released
+
+
+async def test_a_host_that_ends_right_behind_the_release_says_so_at_its_next_start(part: PartOf) -> None:
+    a = part("a").joined()
+    await a.registry.record(["restored", TAKEN_NS, FIRST_NS])
+    a.registry._load()
+    mark_of(a).unlink()  # the release, and the end of the host, which nobody has heard of
+    a.registry._mark = Mark(REAL.disk, a.registry._data_dir)  # of its next process
+    a.registry._load()
+    assert not mark_of(a).exists()
+    await a.registry.note_restored()
     assert a.registry.restored.is_released
 
 
