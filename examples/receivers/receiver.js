@@ -7,11 +7,13 @@
 // require('./receiver.js').
 'use strict';
 const http = require('node:http');
+const https = require('node:https');
 const { createHash, createHmac, timingSafeEqual } = require('node:crypto');
 
 const TOLERANCE_S = 300;
 const EVENT_IDS_MAX = 100_000;
 const BODY_BYTES_MAX = 1 << 20;
+const ASK_MS = 5_000; // shorter than cutoff.timeout_s, so that the daemon is told that its call failed
 
 class NotGenuine extends Error {}
 
@@ -90,22 +92,40 @@ module.exports = { NotGenuine, Receiver };
 
 // -- a server with it -------------------------------------------------------------------------------------------------
 
-async function ask(url, options = {}) {
+// Asks the daemon's HTTP door. Not by fetch: that takes the user ids `.` and `..` for steps of the path, however they are
+// encoded, and so would ask about somebody else.
+function ask(billing, path, { method = 'GET', headers = {}, body = '' } = {}) {
   const token = process.env.BILLING_TOKEN; // where the daemon asks for one: with the role charge
-  const headers = { ...options.headers, ...(token && { Authorization: `Bearer ${token}` }) };
-  const answer = await fetch(url, { ...options, headers });
-  if (!answer.ok) throw new Error(`${answer.status} from the daemon`);
-  return answer.json();
+  const { protocol, pathname } = new URL(billing);
+  const options = {
+    method,
+    path: pathname.replace(/\/$/, '') + path,
+    headers: { ...headers, 'Content-Length': Buffer.byteLength(body), ...(token && { Authorization: `Bearer ${token}` }) },
+    signal: AbortSignal.timeout(ASK_MS),
+  };
+  return new Promise((resolve, reject) => {
+    (protocol === 'https:' ? https : http).request(billing, options, async (answer) => {
+      try {
+        let text = '';
+        for await (const part of answer.setEncoding('utf8')) text += part;
+        if (answer.statusCode !== 200) throw new Error(`${answer.statusCode} from the daemon`);
+        resolve(JSON.parse(text));
+      } catch (error) {
+        reject(error);
+      }
+    }).on('error', reject).end(body);
+  });
 }
 
 // Stops the user's machines, then says that they cost nothing any more. Harmless to do twice.
 async function switchOff(billing, user, event) {
   console.log('off', user); // here the machines are stopped
-  const account = `${billing}/v1/accounts/${encodeURIComponent(user)}`;
-  for (const resource of Object.keys((await ask(account)).rates_nanos_per_hour)) {
+  const account = `/v1/accounts/${encodeURIComponent(user)}`;
+  for (const resource of Object.keys((await ask(billing, account)).rates_nanos_per_hour)) {
     const key = createHash('sha256').update(`${event}/${resource}`).digest('hex'); // the same at each attempt
     const headers = { 'Content-Type': 'application/json', 'Idempotency-Key': key };
-    await ask(`${account}/set_rate`, { method: 'POST', headers, body: JSON.stringify({ rate: '0', resource }) });
+    const body = JSON.stringify({ rate: '0', resource });
+    await ask(billing, `${account}/set_rate`, { method: 'POST', headers, body });
   }
 }
 

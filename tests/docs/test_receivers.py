@@ -14,6 +14,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,31 @@ def test_a_receiver_may_be_there_before_the_daemon_and_asks_to_be_called_again(
 
 
 @OF_ALL
+def test_a_receiver_asks_to_be_called_again_where_the_daemon_is_silent(
+    command_of: Callable[[Path], list[str]], name: str, tmp_path: Path
+) -> None:
+    command, port = command_of(tmp_path), free_port()
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # takes connections, and says nothing
+        address = f"127.0.0.1:{silent.getsockname()[1]}"
+        environment = os.environ | {
+            "PORT": str(port),
+            "CUTOFF_SECRET": SECRET,
+            "BILLING": f"http://{address}",
+            "BILLING_ADDRESS": address,
+            "PYTHONPATH": str(REPOSITORY),
+        }
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, text=True)
+        try:
+            until(lambda: listens(port), process)
+            template = GetTemplate(f"http://127.0.0.1:{port}/cutoff", parse_secrets(SECRET))
+            target, headers, _ = request_of(template, name, 1)
+            assert DaemonWithReceivers(address, address, port).call(target, headers) == 503
+        finally:
+            process.kill()
+            process.wait()
+
+
+@OF_ALL
 def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_what_is_signed(
     command_of: Callable[[Path], list[str]], name: str, served: DaemonWithReceivers, tmp_path: Path
 ) -> None:
@@ -187,12 +213,20 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
         """What was switched for this user."""
         return [line for line in output.read_text().splitlines() if line in (f"off {user}", f"on {user}")]
 
+    def has_no_rate(of_user: str) -> bool:
+        return bool(served.ask(of_user)["rates_nanos_per_hour"] == {})
+
     def is_delivered() -> bool:
         cutoff = served.ask(path)["cutoff"]
         return isinstance(cutoff, dict) and cutoff["status"] in ("delivered", "effective")
 
     try:
         until(lambda: listens(served.port), process)
+        for steps in (".", ".."):  # no URL has these user ids: they are taken for steps of its path
+            served.ask(f"{steps}/top_up", {"amount": "1"})
+            served.ask(f"{steps}/set_rate", {"rate": "0.000001", "resource": name})
+            served.ask(f"{steps}/debit", {"amount": "1", "mode": "partial"})
+            until(partial(has_no_rate, steps), process)
         served.ask(f"{path}/top_up", {"amount": "1"})
         for line in ("vm-1", "disk/ü"):
             served.ask(f"{path}/set_rate", {"rate": "0.000001", "resource": line})
