@@ -222,7 +222,7 @@ class HttpDoor:
         """Logs an unexpected exception; returns the refusal for the client."""
         log.error("a request to the HTTP door met a bug", exc_info=error)
         self.door.drops += 1
-        refusal = Refused("INTERNAL", "this is a bug in the daemon")
+        refusal = Refused("INTERNAL", "this is a bug in the daemon", applied="unknown")  # the call may be carried out
         self.door.note_error(refusal)
         return refusal
 

@@ -235,7 +235,7 @@ async def test_a_bug_is_told_to_the_worker_and_to_the_client(harness: HttpHarnes
     harness.gate.broken = AssertionError("an invariant")
     wire = await harness.connect()
     answer = await wire.ask(TOP_UP)
-    assert (answer.status, answer.json["name"]) == (500, "INTERNAL")
+    assert (answer.status, answer.json["name"], answer.json["applied"]) == (500, "INTERNAL", "unknown")
     assert await wire.is_closed()
     assert harness.bugs == [harness.gate.broken]
 
@@ -248,7 +248,9 @@ async def test_a_reply_that_cannot_be_rendered_harms_no_other_call_of_its_batch(
         wire.writer.write(request("POST", f"/v1/accounts/{user}/top_up", BODY))
     await harness.until(lambda: len(harness.gate.asked) == 2)
     harness.gate.release()
-    assert sorted([(await wire.answer()).status for wire in wires]) == [200, 500]
+    answers = sorted([await wire.answer() for wire in wires], key=lambda answer: answer.status)
+    assert [answer.status for answer in answers] == [200, 500]
+    assert answers[1].json["applied"] == "unknown", "the top-up was carried out"
 
 
 async def test_what_was_asked_for_is_answered_when_the_daemon_stops(harness: HttpHarness) -> None:
