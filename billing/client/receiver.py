@@ -21,8 +21,9 @@ nothing. The receiver answers it with 2xx all the same: without a 2xx the daemon
 **Notices** come at least once. A notice is due if its `event_id` is not among the last `EVENT_IDS_MAX`.
 
 The record of what was acted on must outlive the process: give `Receiver` a mapping that keeps its items in your
-database. The daemon has one call in flight for each user, so calls need no lock here; notices of one user come in
-order, too.
+database. The daemon has one call in flight for each user, but a call that it gave up waiting for
+(`cutoff.timeout_s`) may still be at work when the next one comes. So take the calls of one user in turn, `is_due` to
+`done` under one lock. Notices of one user come in order, too.
 
 This module loads nothing of the daemon, and reads no clock.
 """

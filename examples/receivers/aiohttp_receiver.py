@@ -8,9 +8,11 @@ The daemon has `cutoff.url = "http://127.0.0.1:8090/cutoff"`, `cutoff.restore_ur
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import AsyncIterator
+from weakref import WeakValueDictionary
 
 from aiohttp import web
 
@@ -19,6 +21,9 @@ from billing.client.receiver import NotGenuine, Receiver
 
 CLIENT = web.AppKey("client", Client)
 receiver = Receiver(os.environ["CUTOFF_SECRET"])  # with a mapping onto your database, so that seq is not forgotten
+
+# One call of a user at a time: one that the daemon gave up waiting for may still be at work when the next one comes.
+turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
 async def switch_off(client: Client, user: str) -> None:
@@ -35,15 +40,16 @@ async def take_call(request: web.Request) -> web.Response:
         call = receiver.call(request.raw_path, request.headers, await request.read(), now_s=time.time())
     except NotGenuine:
         return web.Response(status=401)
-    if receiver.is_due(call):
-        if call.is_restore:
-            print("on", call.user_id, flush=True)  # here the machines are started, and their rates reported
-        else:
-            try:
-                await switch_off(request.app[CLIENT], call.user_id)
-            except BillingError as error:
-                return web.Response(status=503, text=str(error))  # the daemon calls again
-        receiver.done(call)
+    async with turns.setdefault(call.user_id, asyncio.Lock()):
+        if receiver.is_due(call):
+            if call.is_restore:
+                print("on", call.user_id, flush=True)  # here the machines are started, and their rates reported
+            else:
+                try:
+                    await switch_off(request.app[CLIENT], call.user_id)
+                except BillingError as error:
+                    return web.Response(status=503, text=str(error))  # the daemon calls again
+            receiver.done(call)
     return web.Response(status=204)
 
 

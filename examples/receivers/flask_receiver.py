@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 
 from flask import Flask, request
@@ -19,6 +20,7 @@ from billing.client.receiver import NotGenuine, Receiver, wsgi_target
 
 application = Flask(__name__)
 receiver = Receiver(os.environ["CUTOFF_SECRET"])  # with a mapping onto your database, so that seq is not forgotten
+turn = threading.Lock()  # one call at a time: simple, and right; lock by user where switching off takes long
 client = SyncClient(os.environ.get("BILLING_ADDRESS", "127.0.0.1:3311"))
 
 
@@ -43,15 +45,16 @@ def take_call() -> tuple[str, int]:
         call = receiver.call(wsgi_target(request.environ), request.headers, request.get_data(), now_s=time.time())
     except NotGenuine:
         return "", 401
-    if receiver.is_due(call):
-        if call.is_restore:
-            say(f"on {call.user_id}")  # here the machines are started, and their rates reported
-        else:
-            try:
-                switch_off(call.user_id)
-            except BillingError as error:
-                return str(error), 503  # the daemon calls again
-        receiver.done(call)
+    with turn:
+        if receiver.is_due(call):
+            if call.is_restore:
+                say(f"on {call.user_id}")  # here the machines are started, and their rates reported
+            else:
+                try:
+                    switch_off(call.user_id)
+                except BillingError as error:
+                    return str(error), 503  # the daemon calls again
+            receiver.done(call)
     return "", 204
 
 

@@ -129,6 +129,19 @@ async function switchOff(billing, user, event) {
   }
 }
 
+// Does the work of one user's calls in turn: a call that the daemon gave up waiting for may still be at work when the next
+// one comes, which may be its restore.
+const turns = new Map(); // user -> the end of the newest call
+async function inTurn(user, work) {
+  const turn = (turns.get(user) ?? Promise.resolve()).then(work, work);
+  turns.set(user, turn);
+  try {
+    await turn;
+  } finally {
+    if (turns.get(user) === turn) turns.delete(user);
+  }
+}
+
 async function bodyOf(request) {
   const parts = [];
   let size = 0;
@@ -154,11 +167,12 @@ function serve(receiver, port, billing) {
         return answer(204);
       }
       const call = receiver.call(request.url, request.headers, body, nowS);
-      if (receiver.isDue(call)) {
+      await inTurn(call.userId, async () => {
+        if (!receiver.isDue(call)) return;
         if (call.isRestore) console.log('on', call.userId); // here the machines are started, and their rates reported
         else await switchOff(billing, call.userId, call.eventId);
         receiver.done(call);
-      }
+      });
       answer(204);
     } catch (error) {
       console.error(`${request.url}: ${error.message}`);

@@ -27,6 +27,7 @@ from billing.expirationd.request import GetTemplate, PostTemplate
 from billing.ledger.entry import event_id
 from billing.signature import parse_secrets
 from tests.docs.pages import REPOSITORY
+from tests.shards.journal.proxy import Proxy
 from tests.system.daemon import Daemon
 from tests.system.ports import free_port
 from tests.system.private_files import private_file, tokens_file
@@ -124,6 +125,11 @@ def request_of(
     return first.split(" ")[1], dict(line.split(": ", 1) for line in rest), body
 
 
+def switched(output: Path, user: str) -> list[str]:
+    """What a receiver that writes there has switched for a user."""
+    return [line for line in output.read_text().splitlines() if line in (f"off {user}", f"on {user}")]
+
+
 def listens(port: int) -> bool:
     """Whether somebody takes connections there."""
     with socket.socket() as probe:
@@ -191,6 +197,65 @@ def test_a_receiver_asks_to_be_called_again_where_the_daemon_is_silent(
 
 
 @OF_ALL
+def test_a_restore_waits_for_the_cutoff_that_is_still_at_work(
+    command_of: Callable[[Path], list[str]], name: str, served: DaemonWithReceivers, tmp_path: Path
+) -> None:
+    """The daemon has given the cutoff up, and calls the restore: its rates must not be reported as 0 behind that."""
+    command, port, user = command_of(tmp_path), free_port(), f"{name} slow"
+    path = urllib.parse.quote(user)
+    served.ask(f"{path}/top_up", {"amount": "1"})
+    served.ask(f"{path}/set_rate", {"rate": "0.000001", "resource": "vm-1"})
+    may_answer = threading.Event()
+
+    def held_back(data: bytes) -> list[bytes]:
+        may_answer.wait(WAIT_S)
+        return [data]
+
+    proxies = [Proxy(int(address.rpartition(":")[2])) for address in (served.http, served.rpc)]
+    environment = os.environ | {
+        "PORT": str(port),
+        "BILLING_TOKEN": TOKEN,
+        "CUTOFF_SECRET": SECRET,
+        "BILLING": f"http://127.0.0.1:{proxies[0].port}",
+        "BILLING_ADDRESS": f"127.0.0.1:{proxies[1].port}",
+        "PYTHONPATH": str(REPOSITORY),
+    }
+    output = tmp_path / "output"
+    with output.open("w") as written:
+        process = subprocess.Popen(command, env=environment, stdout=written, text=True)
+    answers: list[int] = []
+
+    def call(more: str) -> threading.Thread:
+        request = request_of(GetTemplate(f"http://127.0.0.1:{port}/cutoff", parse_secrets(SECRET)), user, 1, more)
+        receiver = DaemonWithReceivers(served.http, served.rpc, port)
+        thread = threading.Thread(target=lambda: answers.append(receiver.call(*request)))
+        thread.start()
+        return thread
+
+    try:
+        until(lambda: listens(port), process)
+        for proxy in proxies:
+            proxy.answers = held_back
+        cutoff = call("")
+        until(lambda: switched(output, user) == [f"off {user}"], process)
+        restore = call(":restore")
+        restore.join(0.5)
+        assert restore.is_alive(), "it is not acted on before the cutoff"
+        may_answer.set()
+        for thread in (cutoff, restore):
+            thread.join(WAIT_S)
+        assert answers == [204, 204]
+        assert switched(output, user) == [f"off {user}", f"on {user}"]
+        assert served.ask(path)["rates_nanos_per_hour"] == {}
+    finally:
+        may_answer.set()
+        process.kill()
+        process.wait()
+        for proxy in proxies:
+            proxy.close()
+
+
+@OF_ALL
 def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_what_is_signed(
     command_of: Callable[[Path], list[str]], name: str, served: DaemonWithReceivers, tmp_path: Path
 ) -> None:
@@ -208,10 +273,6 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
     output = tmp_path / "output"
     with output.open("w") as written:
         process = subprocess.Popen(command, env=environment, stdout=written, text=True)
-
-    def switched() -> list[str]:
-        """What was switched for this user."""
-        return [line for line in output.read_text().splitlines() if line in (f"off {user}", f"on {user}")]
 
     def has_no_rate(of_user: str) -> bool:
         return bool(served.ask(of_user)["rates_nanos_per_hour"] == {})
@@ -236,7 +297,7 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
         assert account["state"] == "exhausted"
         assert account["rate_nanos_per_hour"] == 0
         assert account["rates_nanos_per_hour"] == {}
-        assert switched() == [f"off {user}"]
+        assert switched(output, user) == [f"off {user}"]
 
         get = GetTemplate(f"http://127.0.0.1:{served.port}/cutoff", parse_secrets(SECRET))
         target, headers, _ = request_of(get, user, 1)
@@ -246,18 +307,18 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
         assert served.call(changed, headers) == 401
         assert served.call(target, {key: value for key, value in headers.items() if "signature" not in key}) == 401
         assert served.call(*request_of(get, user, 9, age_s=3600)) == 401
-        assert switched() == [f"off {user}"]
+        assert switched(output, user) == [f"off {user}"]
 
         served.ask(f"{path}/top_up", {"amount": "1"})
-        until(lambda: switched() == [f"off {user}", f"on {user}"], process)
+        until(lambda: switched(output, user) == [f"off {user}", f"on {user}"], process)
         post = PostTemplate(f"http://127.0.0.1:{served.port}/restore", parse_secrets(SECRET))
         assert served.call(target, headers) == 204, "the cutoff comes again behind its restore"
         assert served.call(*request_of(post, user, 1, ":restore")) == 204
-        assert switched() == [f"off {user}", f"on {user}"]
+        assert switched(output, user) == [f"off {user}", f"on {user}"]
         target, headers, body = request_of(post, user, 7)
         assert served.call(target, headers, body.replace(b'"seq":7', b'"seq":8')) == 401
         assert served.call(target, headers, body) == 204
-        assert switched() == [f"off {user}", f"on {user}", f"off {user}"], "a newer cutoff, as a POST"
+        assert switched(output, user) == [f"off {user}", f"on {user}", f"off {user}"], "a newer cutoff, as a POST"
 
         kinds = ["account.topped_up", "account.debited", "account.exhausted", "account.topped_up", "account.restored"]
         of_user = [f"notice {kind} {user}" for kind in kinds]
