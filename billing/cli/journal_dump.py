@@ -27,7 +27,7 @@ from billing.cli.finding import config_file as found_config
 from billing.cli.options import Group, config_option, option
 from billing.cli.output import as_json as as_one_json
 from billing.cli.output import put, say
-from billing.cli.places import Misplaced
+from billing.cli.places import ExistingFile, Misplaced
 from billing.cli.values import instant
 from billing.config.load import load, log_of
 from shards.batch import ENTRY, ENVELOPE, LEAVE, OWN, POSITION, RECEIVED, BatchCorrupt, split_batch
@@ -163,7 +163,7 @@ def journal() -> None:
 
 
 @journal.command()
-@click.argument("file", required=False, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("file", required=False, type=ExistingFile(Path))
 @option("--shard", type=click.IntRange(0), metavar="K", help="The whole log of shard K; 0: that of the map.")
 @option("--user", metavar="USER", help="Only the entries of this user.")
 @option("--operation", metavar="NAME", help="Only the entries of this operation, as top_up.")

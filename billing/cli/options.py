@@ -23,6 +23,7 @@ from click.core import ParameterSource
 
 from billing.cli.finding import RULE
 from billing.cli.output import put
+from billing.cli.places import FILE
 from billing.ledger.money import INT64_MAX
 
 CONNECTION: Final = "Connection"
@@ -293,7 +294,6 @@ COINS = Coins()
 
 FINDING: Final = f"The configuration of the daemon to call: a command calls where it listens. {RULE}"
 CONFIG_RULE: Final = f"The configuration file. {RULE}"
-_FILE = click.Path(exists=True, dir_okay=False)
 
 CONNECTION_OPTIONS: Final = (
     option(
@@ -318,7 +318,7 @@ CONNECTION_OPTIONS: Final = (
         "--tls-ca",
         metavar="FILE",
         envvar="BILLING_TLS_CA",
-        type=_FILE,
+        type=FILE,
         section=CONNECTION,
         help="Speaks TLS, and believes a daemon that this authority (PEM) signed; also BILLING_TLS_CA.",
     ),
@@ -326,7 +326,7 @@ CONNECTION_OPTIONS: Final = (
         "--tls-cert",
         metavar="FILE",
         envvar="BILLING_TLS_CERT",
-        type=_FILE,
+        type=FILE,
         section=CONNECTION,
         help="Certificate and key (PEM, one file) by which the daemon knows us; also BILLING_TLS_CERT.",
     ),

@@ -6,6 +6,8 @@ named it, the code is 78. The code is never 65: a wrong name proves nothing abou
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,22 @@ class Directory(click.ParamType):  # type: ignore[type-arg]
         return there(Path(value))
 
 
+class ExistingFile(click.Path):
+    """The type of an argument that names an existing file. A file that this user cannot reach is not called missing."""
+
+    def __init__(self, path_type: type[Any] | None = None, allow_dash: bool = False) -> None:
+        super().__init__(exists=True, dir_okay=False, path_type=path_type, allow_dash=allow_dash)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path. Raises click.BadParameter."""
+        try:
+            os.stat(value)
+        except OSError as error:
+            if error.errno not in (errno.ENOENT, errno.ENOTDIR):
+                self.fail(f"{click.format_filename(value)} cannot be read: {error.strerror}", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 class NewFile(click.ParamType):  # type: ignore[type-arg]
     """The type of an argument that names a file to write. Checks the file's directory before the command begins the
     work whose result goes into the file.
@@ -60,4 +78,5 @@ def there(directory: Path) -> Path:
 
 
 DIRECTORY = Directory()
+FILE = ExistingFile()
 NEW_FILE = NewFile()

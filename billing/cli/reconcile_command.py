@@ -31,6 +31,7 @@ from billing.cli.calling import Target, run, target_options
 from billing.cli.export_command import PAGE_ROWS, Bar
 from billing.cli.options import Command, option
 from billing.cli.output import as_json, put, say
+from billing.cli.places import ExistingFile
 from billing.cli.showing import show
 from billing.cli.values import IN_AN_HOUR, RATE_COLUMNS, printable
 from billing.client.client import Client
@@ -249,7 +250,7 @@ async def _compared(client: Client, inventory: Inventory) -> list[Difference]:
 
 
 @click.command(cls=Command)
-@click.argument("inventory", type=click.Path(exists=True, dir_okay=False, allow_dash=True))
+@click.argument("inventory", type=ExistingFile(allow_dash=True))
 @option("--per", type=click.Choice(list(IN_AN_HOUR)), help="Unit of its rates.  [hour]")
 @target_options
 @click.pass_context

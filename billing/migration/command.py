@@ -22,6 +22,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from billing.cli.calling import NotReached, Target, run, target_options
 from billing.cli.options import Command
 from billing.cli.output import put, say
+from billing.cli.places import ExistingFile
 from billing.cli.values import coins
 from billing.client.client import Client
 from billing.client.errors import BillingError, Forbidden, RequestIdConflict
@@ -63,7 +64,7 @@ class Outcome(NamedTuple):
 
 
 @click.command(name="import", cls=Command)
-@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.argument("files", nargs=-1, required=True, type=ExistingFile(Path))
 @click.option("--label", default="import", help="Names this import: the same one again repeats nothing.")
 @click.option("--space", help="Of Tarantool: the space that holds the balances; `balance` where nothing is said.")
 @click.option("--user-field", help="Its field of the user: a name, or a number from 1; `username`.")
@@ -71,7 +72,7 @@ class Outcome(NamedTuple):
 @click.option(
     "--mapping",
     "mapping_file",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=ExistingFile(Path),
     help="A TOML file that says the same, the unit of the coins, and where the history is.",
 )
 @click.option("--dry-run", is_flag=True, help="Reads everything and says what would be done; calls nobody.")

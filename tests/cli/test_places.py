@@ -94,3 +94,20 @@ def test_a_directory_is_no_file_to_write(tmp_path: Path, capsys: pytest.CaptureF
         2,
         f"billing: {tmp_path} is a directory, and no file\n",
     )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [("journal", "dump"), ("import",), ("reconcile",), ("export", "accounts", "--tls-ca")],
+    ids=" ".join,
+)
+def test_a_file_that_cannot_be_reached_is_not_called_missing(
+    tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As one below a directory that this user may not enter; here, a link to itself."""
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    code, message = ended(capsys, *arguments, str(loop))
+    assert code == 2
+    assert f"{loop} cannot be read: Too many levels of symbolic links" in message
+    assert "exist" not in message

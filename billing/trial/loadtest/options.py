@@ -13,7 +13,7 @@ from click.core import ParameterSource
 from billing.cli.finding import RULE
 from billing.cli.options import Listing
 from billing.cli.output import put
-from billing.cli.places import DIRECTORY, NEW_FILE
+from billing.cli.places import DIRECTORY, FILE, NEW_FILE, ExistingFile
 from billing.trial.faults import parse_fault
 
 
@@ -60,7 +60,7 @@ def _share(_: click.Context, parameter: click.Parameter, value: str) -> str:
 
 
 SECONDS = click.FloatRange(0, 86_400)
-PEM = click.Path(exists=True, dir_okay=False)
+PEM = FILE
 
 
 @click.group(cls=Listing, invoke_without_command=True)
@@ -133,7 +133,7 @@ PEM = click.Path(exists=True, dir_okay=False)
 @click.option("--storm", default=0, type=click.IntRange(0, 10**6), help="So many balances run out at one instant.")
 @click.option(
     "--trace",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    type=ExistingFile(Path),
     help="Real machines instead of a mix; a CSV, see docs/load-testing.md.",
 )
 @click.option(
@@ -266,8 +266,8 @@ def _check(values: dict[str, Any]) -> None:
 
 
 @loadtest.command()
-@click.argument("before", type=click.Path(path_type=Path, exists=True, dir_okay=False))
-@click.argument("after", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("before", type=ExistingFile(Path))
+@click.argument("after", type=ExistingFile(Path))
 def compare(before: Path, after: Path) -> None:
     """Says what changed between two results (--json) beyond the noise of their runs."""
     from billing.trial.loadtest.compare import compare as compared
@@ -281,7 +281,7 @@ def compare(before: Path, after: Path) -> None:
 
 
 @loadtest.command()
-@click.argument("result", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("result", type=ExistingFile(Path))
 @click.argument("html", type=NEW_FILE, required=False)
 @click.option("--html", "html_file", type=NEW_FILE, metavar="FILE", help="The file to write, as `HTML` names it.")
 def report(result: Path, html: Path | None, html_file: Path | None) -> None:

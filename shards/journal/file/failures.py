@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
+
 from shards.exits import OF_THE_MOMENT
 from shards.journal import Starved, Unknown
+
+FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # an operator has to mend these; the disk is sound
 
 
 def failure_of(doing: str, error: Exception) -> tuple[type[Unknown], str]:

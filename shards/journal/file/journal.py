@@ -21,7 +21,6 @@ The module reads no clock and draws no random number: both are passed in.
 
 from __future__ import annotations
 
-import errno
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -43,7 +42,7 @@ from shards.journal import (
 from shards.journal.file import snapshot
 from shards.journal.file.active_segment import ActiveSegment, length_for
 from shards.journal.file.cleanup import drop_replaced, drop_unfinished, keep_torn, set_aside
-from shards.journal.file.failures import failure_of
+from shards.journal.file.failures import FORBIDDEN, failure_of
 from shards.journal.file.record import (
     BARRIER,
     FIRST_CHAIN,
@@ -62,7 +61,6 @@ from shards.system.clock import TOLD_AHEAD_NS
 from shards.system.disk import DirectoryRefused, Disk, is_full, private_directory
 
 LOCK = "lock"
-FORBIDDEN = frozenset({errno.EACCES, errno.EPERM, errno.EROFS})  # an operator has to mend these; the disk is sound
 SYNC_MODES = ("always", "interval", "never")
 PAYLOAD_BYTES_MAX = 256 << 20
 RECENT_CHAINS = 1024

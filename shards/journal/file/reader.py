@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from shards.journal import Absent, Corrupt, Gap, JournalError, Retained
+from shards.journal import Absent, Corrupt, Gap, JournalError, Retained, Unfit
 from shards.journal.file import snapshot
-from shards.journal.file.failures import failure_of
+from shards.journal.file.failures import FORBIDDEN, failure_of
 from shards.journal.file.record import BARRIER, Malformed, walk
 from shards.journal.file.recovery import is_segment, open_segment
 from shards.journal.file.replay import Segment, batches, reaching
@@ -121,5 +121,7 @@ class FileReader:
             raise self._unreadable(error) from error
 
     def _unreadable(self, error: OSError) -> JournalError:
+        if error.errno in FORBIDDEN:  # whose files are another user's
+            return Unfit(f"reading is not possible: {error.strerror}", file=error.filename or self._directory)
         kind, text = failure_of("reading", error)
         return kind(text, file=self._directory)

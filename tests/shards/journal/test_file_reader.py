@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+from itertools import count
+
 import pytest
 
-from shards.journal import Absent, Corrupt, Gap, Retained
+from shards.journal import Absent, Corrupt, Gap, JournalError, Retained, Unfit, Unknown
 from shards.journal.file.reader import FileReader
 from tests.shards.journal.journal_machine import DIRECTORY, SHARD, JournalMachine, fill, payload_of
+from tests.simulation.disk import Fault
 
 
 def reader_of(machine: JournalMachine) -> FileReader:
@@ -87,3 +91,25 @@ def test_there_is_no_journal_where_there_is_no_directory() -> None:
         FileReader(machine.disk, f"{DIRECTORY}/none", SHARD)
     with pytest.raises(Absent, match=f"^there is no directory {DIRECTORY}/nowhere$"):
         FileReader(machine.disk, f"{DIRECTORY}/nowhere/shard-1", SHARD)
+
+
+def test_files_of_another_user_are_not_a_failed_disk() -> None:
+    """Whichever call is not permitted: the operator has to be another user, and the disk is sound."""
+    machine = JournalMachine()
+    journal = machine.opened()
+    fill(journal, 20)
+    journal.save_snapshot(20, [b"state"])
+    machine.kill()
+    for what, kind in ((errno.EACCES, Unfit), (errno.EIO, Unknown)):
+        kinds = set()
+        for call in count(3):  # the first two calls ask whether the directories exist
+            disk = machine.process(Fault(call, what))
+            reader = FileReader(disk, DIRECTORY, SHARD)
+            try:
+                reader.snapshots()
+                list(reader.replay(1))
+            except JournalError as error:
+                kinds.add(type(error))
+            if not disk.fired:
+                break
+        assert kinds == {kind}
