@@ -42,7 +42,7 @@ from billing.follower.proof import Unproved
 from billing.follower.store import ShardFile, StoreError, code_of, file_of, reason_of, shard_files
 from billing.history import store as history
 from billing.history.history_reader import HistoryReader
-from billing.history.restoring import merge, open_accounts
+from billing.history.restoring import NO_JOURNAL, JournalPart, merge, open_accounts
 from billing.notices import opening as notices
 from shards.batch import BatchCorrupt
 from shards.counting import counted
@@ -55,7 +55,6 @@ from shards.system.disk import DirectoryRefused, Disk, RealDisk, give_to_owner, 
 from shards.system.host import REAL
 
 ROWS_AT_ONCE = 20_000
-INT64_MAX = (1 << 63) - 1
 
 
 class MapThere(Exception):
@@ -183,7 +182,7 @@ def rebuild_shard(
 ) -> Iterator[str]:
     """Brings the files of one shard to the end of its journal. Yields lines about what was done. `backup`: a directory
     that `billing backup` wrote. `is_shared`: other hosts have files of the same journal. Raises StoreError (Ahead,
-    Unlike), Unproved, sqlite3.Error, JournalError, OSError.
+    ForeignBackup), Unproved, sqlite3.Error, JournalError, OSError.
     """
     directory = f"{data_dir}/history"
     private_directory(disk, directory)
@@ -193,8 +192,10 @@ def rebuild_shard(
     yield from (f"{SHARD}{shard}: history: {remark}" for remark in remarks)
     backup_file = file_of(f"{backup}/history", shard)
     if backup and disk.exists(backup_file):
+        behind = reader.replay(rows.position + 1)
         rows.close()
-        yield f"{SHARD}{shard}: history: {merge(disk, file.path, backup_file, shard, file.first)}"
+        journal = JournalPart(file.first, file.head, behind)
+        yield f"{SHARD}{shard}: history: {merge(disk, file.path, backup_file, shard, journal)}"
         rows, _ = history.open_store(file, suspect=True, **options)
     start = rows.position
     for position, payload in reader.replay(start + 1):
@@ -235,7 +236,7 @@ def bring_drained(disk: Disk, data_dir: str, backup: str, shards: list[int]) -> 
     for shard, source in sorted(shard_files(directory, disk).items() if disk.exists(directory) else ()):
         path = file_of(f"{data_dir}/history", shard)
         if shard not in shards and not disk.exists(path):
-            yield f"{SHARD}{shard}: history: {merge(disk, path, source, shard, INT64_MAX)}; the shard is drained"
+            yield f"{SHARD}{shard}: history: {merge(disk, path, source, shard, NO_JOURNAL)}; the shard is drained"
 
 
 def _open_accounts(disk: Disk, directory: str, rows: history.Store, reader: Reader) -> int:

@@ -2,8 +2,9 @@
 
 **From a backup** (`merge`): its file of the same shard has rows up to the batch at which it was taken. A new file gets
 those first, then every row of the present file that continues its account: an entry that both files have is taken once.
-If an account's balance before its next entry differs from the balance after its last one, the two files are of
-different daemons, and nothing is changed.
+The backup is refused, and nothing is changed, if it is of another daemon: if the first entry that present file or
+journal has of an account is another one in the backup, or does not go on from the balance there, or if the backup
+reaches beyond the journal.
 
 **From a snapshot** (`open_accounts`): the oldest snapshot that is kept has the state of each account when the journal
 began. An account that has no row in the file, and whose entry in the snapshot is in no other file, gets an *opening
@@ -29,31 +30,59 @@ from billing.history.store import Store, name_anew
 from billing.history.tables import KIND
 from billing.ledger.account import Account
 from billing.ledger.block import load
-from billing.ledger.entry import ACCRUING, EXHAUSTED
-from billing.ledger.money import NANO
-from shards.batch import ENVELOPE, LEAVE, POSITION
+from billing.ledger.entry import ACCRUING, EXHAUSTED, Entry, unpack
+from billing.ledger.money import INT64_MAX, NANO
+from shards.batch import ENTRY, ENVELOPE, LEAVE, POSITION, split_batch
 from shards.counting import counted
+from shards.exits import Exit
 from shards.system.disk import Disk
 
+OF_ANOTHER: Final = "the backup is of another daemon, or of a time that this one was set back from"
 AT_ONCE: Final = 10_000  # opening rows per transaction
 
 
 class Unlike(StoreError):
-    """A backup and the present file, or batches of two hosts, contradict each other."""
+    """Batches of two hosts contradict each other."""
+
+
+class ForeignBackup(StoreError):
+    """A backup contradicts what there is. Nothing was changed."""
+
+    code = Exit.REFUSED
 
 
 # -- from a backup -----------------------------------------------------------------------------------------------------
 
 
-def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
+class Beginning(NamedTuple):
+    """The first entry of an account that is known without the backup. Balances in nanos."""
+
+    entry_id: int
+    at_ns: int
+    before: int  # before what accrued up to it
+    after: int
+
+
+class JournalPart(NamedTuple):
+    """What the journal of a shard holds."""
+
+    first: int  # its oldest batch; INT64_MAX where there is no journal
+    head: int
+    batches: Iterable[tuple[int, bytes]]  # those that the present file has not
+
+
+NO_JOURNAL: Final = JournalPart(INT64_MAX, INT64_MAX, ())
+
+
+def merge(disk: Disk, path: str, backup: str, shard: int, journal: JournalPart) -> str:
     """Makes the file of a shard again from a backup's file and the present one, if there is one. Returns what came of
-    it, as text. `first`: the oldest batch that the journal holds. The file must be sound (`store.open_store`), and
-    nobody may write to it. Raises StoreError (Unlike), Unproved, sqlite3.Error, OSError.
+    it, as text. The file must be sound (`store.open_store`), and nobody may write to it. Raises StoreError
+    (ForeignBackup), Unproved, sqlite3.Error, OSError, the journal's errors.
     """
     with closing(connect(backup, KIND, versions=(KIND.version, *KIND.older))) as of_backup:
         (stored_shard,) = of_backup.execute("SELECT shard FROM about").fetchone()
     if stored_shard != shard:
-        raise StoreError(f"{backup} is the history of shard {stored_shard}")
+        raise ForeignBackup(f"{backup} is the history of shard {stored_shard}")
     present = connect(path, KIND) if disk.exists(path) else None
     converted = f"{path}.converted"
     try:
@@ -63,11 +92,14 @@ def merge(disk: Disk, path: str, backup: str, shard: int, first: int) -> str:
         old = connect(converted, KIND)
     try:
         begins, position = old.execute("SELECT begins, position FROM about").fetchone()
+        if position > journal.head:
+            raise ForeignBackup(f"{backup} reaches batch {position}, and the journal {journal.head}: {OF_ANOTHER}")
+        _check_goes_on(old, _beginnings(present, journal.batches), backup)
         if present is not None:
             begun, reached = present.execute("SELECT begins, position FROM about").fetchone()
             if begun <= begins:
                 return f"it begins with batch {begun}, and the backup with {begins}: nothing is to be brought back"
-            if position + 1 >= first:
+            if position + 1 >= journal.first:
                 present.close()  # the journal has all batches behind the backup
                 present = None
             else:
@@ -108,27 +140,50 @@ def _convert(db: sqlite3.Connection, backup: str, shard: int) -> None:
     salvage(db, backup, shard, KEY_MAX, KIND)  # all of it: no journal gives a part of it again
 
 
+def _beginnings(present: sqlite3.Connection | None, batches: Iterable[tuple[int, bytes]]) -> dict[bytes, Beginning]:
+    """Returns, by user, the first entry in the present file, or else in these batches of the journal."""
+    beginnings: dict[bytes, Beginning] = {}
+    for row, _ in () if present is None else good_rows(present):
+        if row.user_id not in beginnings and row.operation != OPENING_ROW:
+            before = row.balance - row.amount + row.accrued
+            beginnings[row.user_id] = Beginning(row.entry_id, row.at_ns, before, row.balance)
+    for _, payload in batches:
+        for kind, _, _, body in split_batch(payload):
+            entry = Entry._make(unpack(body)) if kind == ENTRY else None
+            if entry is not None and entry.entry_id and entry.user_id not in beginnings:
+                before = (entry.balance - entry.amount + entry.accrued) // NANO
+                beginnings[entry.user_id] = Beginning(entry.entry_id, entry.at_ns, before, entry.balance_nanos)
+    return beginnings
+
+
+def _check_goes_on(old: sqlite3.Connection, beginnings: dict[bytes, Beginning], backup: str) -> None:
+    """Raises ForeignBackup where a beginning contradicts the rows of a backup."""
+    for row, _ in good_rows(old):
+        begun = beginnings.get(row.user_id)
+        if begun is None or row.operation == OPENING_ROW:
+            continue
+        is_other = row.entry_id == begun.entry_id and (row.at_ns, row.balance) != (begun.at_ns, begun.after)
+        if is_other or (row.entry_id + 1 == begun.entry_id and row.balance != begun.before):
+            name = row.user_id.decode(errors="backslashreplace")
+            text = f"entry {begun.entry_id} of account {name} does not go on from {backup}"
+            raise ForeignBackup(f"{text}: {OF_ANOTHER}")
+
+
 def _take_all(writer: Writer, old: sqlite3.Connection, present: sqlite3.Connection | None) -> None:
     """Writes the rows of a backup, then those of the present file that continue them."""
-    newest: dict[bytes, tuple[int, int]] = {}  # user_id -> entry_id and balance of its newest row
+    newest: dict[bytes, int] = {}  # user_id -> entry_id of its newest row
     for row, record in good_rows(old):
         writer.take(Good(row.seq, row.user_id, row.entry_id, record))
-        newest[row.user_id] = row.entry_id, row.balance
+        newest[row.user_id] = row.entry_id
     if present is None:
         return
     seq = writer.last_seq
     for row, record in good_rows(present):
-        entry_id, balance = newest.get(row.user_id, (0, 0))
-        if row.entry_id <= entry_id:
+        if row.entry_id <= newest.get(row.user_id, 0):
             continue
-        balance_before = row.balance - row.amount + row.accrued
-        if row.entry_id == entry_id + 1 and row.operation != OPENING_ROW and balance != balance_before:
-            name = row.user_id.decode(errors="backslashreplace")
-            text = f"entry {row.entry_id} of account {name} does not go on from the backup"
-            raise Unlike(f"{text}: it is of another daemon")
         seq += 1
         writer.take(Good(seq, row.user_id, row.entry_id, record))
-        newest[row.user_id] = row.entry_id, row.balance
+        newest[row.user_id] = row.entry_id
 
 
 # -- from a snapshot ---------------------------------------------------------------------------------------------------

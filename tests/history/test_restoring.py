@@ -16,7 +16,7 @@ from billing.history.entries import page as feed_page
 from billing.history.history_reader import EVERYWHERE, MISSING, HistoryReader
 from billing.history.period import OPENING
 from billing.history.period_reader import Chain, Standing, balance_at, statement
-from billing.history.restoring import merge
+from billing.history.restoring import NO_JOURNAL, merge
 from billing.history.store import Store, rows_are_sound
 from billing.ledger.money import INT64_MAX
 from tests.doctor.builder import COIN, DISK, SECOND_NS, DataDirectoryBuilder
@@ -220,9 +220,35 @@ def test_a_backup_of_another_daemon_is_refused_and_nothing_changes(shard: Trimme
         builder.pay(BUSY, 1)
     builder.close()
     result = run(shard.data_dir, shard.tmp_path, "--from-backup", str(foreign_backup))
-    assert result.exit_code != 0
+    assert result.exit_code == 1
     assert "of another daemon" in result.output
     assert shard.path.read_bytes() == before
+
+
+@pytest.mark.parametrize("entries", [5, 100])
+def test_a_backup_of_another_daemon_is_refused_where_journal_and_backup_meet(
+    data_dir: Path, tmp_path: Path, entries: int
+) -> None:
+    """It had been taken for the beginning, or ended with 70. `entries`: it ends in the journal or behind."""
+    builder = DataDirectoryBuilder(data_dir, shards=1, history=True, segment_bytes=8192)
+    for _ in range(3):
+        for number in range(40):
+            builder.pay(BUSY, 100 + number)
+        builder.workers[1].snapshot()
+    builder.close()
+    path = data_dir / "history" / "shard-1.sqlite"
+    path.unlink()
+    foreign_backup = tmp_path / "other"
+    foreign_backup.mkdir()
+    other = DataDirectoryBuilder(foreign_backup, shards=1, history=True)
+    first = builder.workers[1].journal.first
+    for number in range(first + entries):
+        other.pay(BUSY, 1 + number)
+    other.close()
+    result = run(data_dir, tmp_path, "--from-backup", str(foreign_backup))
+    assert (result.exit_code, "of another daemon" in result.output) == (1, True), result.output
+    assert run(data_dir, tmp_path).exit_code == 0
+    assert builder.examine().findings == []
 
 
 def test_rows_come_back_from_a_backup_that_an_older_version_made(tmp_path: Path) -> None:
@@ -231,7 +257,7 @@ def test_rows_come_back_from_a_backup_that_an_older_version_made(tmp_path: Path)
     backup = tmp_path / "data" / "history" / "shard-2.sqlite"
     before = backup.read_bytes()
     path = tmp_path / "shard-2.sqlite"
-    assert "made again from" in merge(DISK, str(path), str(backup), 2, 100)
+    assert "made again from" in merge(DISK, str(path), str(backup), 2, NO_JOURNAL)
     assert backup.read_bytes() == before, "the backup stays as it is"
     assert [name.name for name in tmp_path.iterdir() if name.is_file()] == ["shard-2.sqlite"]
     store = Store(str(path), 2, DISK)
