@@ -39,6 +39,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/doctor/history.py": ({"sqlite3"}, "history is derived data, read out of SQLite files a second time"),
     "billing/cli/finding.py": ({"open"}, "the configuration, which says where the daemon listens"),
     "billing/cli/options.py": ({"().write_text"}, "no file: the paragraphs of help"),
+    "billing/cli/places.py": ({"os.stat"}, "why a file that the command line names cannot be read"),
     "billing/cli/showing.py": ({"shutil"}, "no file: the width of the terminal"),
     "billing/cli/token_commands.py": (
         {
