@@ -14,7 +14,7 @@ from typing import Final
 from billing.api.door import LIMITS, Limits
 from billing.api.listener import ACCEPTS_AT_ONCE
 from billing.api.tls_entrance import HANDSHAKES_MAX
-from billing.config.schema import Rpc
+from billing.config.schema import Cutoff, Rpc
 
 log = logging.getLogger("billing.api")
 
@@ -38,13 +38,13 @@ def fit(connections_max: int, descriptors: int, calls_max: int) -> Limits:
     return Limits(connections_max=min(connections_max, room - refused_max), refused_max=refused_max)
 
 
-def limits_of(rpc: Rpc, concurrency: int) -> Limits:
+def limits_of(rpc: Rpc, cutoff: Cutoff) -> Limits:
     """Returns the limits of this process's door, by the configuration and the limit of descriptors; logs a warning
     where there are too few descriptors.
     """
     descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     handshakes_max = HANDSHAKES_MAX if rpc.tls_cert else 0
-    limits = fit(rpc.connections_max, descriptors, 2 * concurrency + handshakes_max)._replace(
+    limits = fit(rpc.connections_max, descriptors, calls_max(cutoff) + handshakes_max)._replace(
         connections_per_origin_max=rpc.connections_per_origin_max,
         in_flight_total_max=rpc.in_flight_max,
         requests_per_s_max=rpc.requests_per_s_max,
@@ -57,3 +57,11 @@ def limits_of(rpc: Rpc, concurrency: int) -> Limits:
             rpc.connections_max,
         )
     return limits
+
+
+def calls_max(cutoff: Cutoff) -> int:
+    """How many calls are under way at most: those of a delivery and of the one whose place it has taken."""
+    endpoints = 1 + bool(cutoff.restore_url)
+    for of_class in cutoff.classes.values():
+        endpoints += (of_class.url != cutoff.url) + (of_class.restore_url not in ("", cutoff.restore_url))
+    return 2 * cutoff.concurrency * endpoints

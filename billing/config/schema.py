@@ -227,7 +227,7 @@ class Cutoff(Section, frozen=True):
     secret_file: Annotated[
         SecretFile, _key("Signs calls and notices (`openssl rand -base64 32`); two while it is changed")
     ] = ""
-    concurrency: Annotated[int, _key("Calls under way at once in each worker", ge=1, le=4096)] = 64
+    concurrency: Annotated[int, _key("Calls under way at once from each worker to each endpoint", ge=1, le=4096)] = 64
     timeout_s: Annotated[
         float,
         _key(

@@ -5,7 +5,8 @@ order:
 
     wheel           which accounts fall due, and when (pure)
     coming          what is coming, read from the accounts; wheel_scrubber: compares the wheel with that (both pure)
-    outbox          which call goes next, and when it is retried (pure); health: the state of an endpoint (pure)
+    outbox          which calls are owed, and when they are retried (pure)
+    lane            which call goes to an endpoint next (pure); health: the state of an endpoint (pure)
     request         the bytes of a call (pure; `billing.signature` signs them); answer: parses the answer (pure)
     routes          which request template and which endpoint a call uses
     dialing         opens a connection; line: one connection; endpoint: chooses the connection for a call

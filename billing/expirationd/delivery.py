@@ -50,9 +50,10 @@ from billing.expirationd.counts import CallCounts
 from billing.expirationd.dialing import Unreachable
 from billing.expirationd.endpoint import Endpoint, Limits
 from billing.expirationd.health import DROPPED, OK, UNREACHABLE, Account, Pace
+from billing.expirationd.lane import Item
 from billing.expirationd.line import Line, Verdict
 from billing.expirationd.outages import OfCutoffs, Outages, Words, waiting_because
-from billing.expirationd.outbox import Item, Outbox
+from billing.expirationd.outbox import Outbox
 from billing.expirationd.request import CutoffTemplate, GetTemplate, PostTemplate
 from billing.expirationd.routes import CUTOFF, RESTORE, Routes, Template, call_name
 from billing.expirationd.throughput import Throughput
@@ -630,7 +631,7 @@ class Delivery:
                 reports.append((kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error))
         if late_ns:
             counts.done_late.add_all(late_ns)
-            self.throughput.answered(now_ns, outbox.in_flight >= self.settings.concurrency, len(late_ns))
+            self.throughput.answered(now_ns, outbox.is_full, len(late_ns))
         looked: dict[int, str] = {}  # lane -> the last error
         for (item, _, _, _, (outcome, error, retry_after_ns)), may_owe in zip(
             ended, self._report(reports, now_ns), strict=True

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any, Final, Protocol
 
 from billing.expirationd.health import Health
-from billing.expirationd.outbox import FLYING, PARKED, Item
+from billing.expirationd.lane import FLYING, PARKED, Item
 from shards.counting import counted
 
 LOG_S: Final = 60

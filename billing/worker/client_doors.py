@@ -25,7 +25,7 @@ class ClientDoors:
         self._worker = worker
         self._config = config
         clocks = dependencies.clocks
-        limits = limits_of(config.rpc, config.cutoff.concurrency)
+        limits = limits_of(config.rpc, config.cutoff)
         door = self._door = Door(worker, self._guard(), clocks.boot_ns, self._server_info, limits, worker.fail, audit)
         door.start()
         self._doors = Doors(door, server_context(config), clocks.wall_ns, secrets.token_bytes)
@@ -39,7 +39,7 @@ class ClientDoors:
         """Applies tokens, limits, the certificate and the trusted authorities; open connections stay."""
         self._config = config
         self._door.take_guard(self._guard())
-        self._door.limits = limits_of(config.rpc, config.cutoff.concurrency)
+        self._door.limits = limits_of(config.rpc, config.cutoff)
         if (tls := server_context(config)) is not None:
             self._doors.take_tls(tls)
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
-from billing.api.connection_limits import ASIDE, fit
+from billing.api.connection_limits import ASIDE, calls_max, fit
 from billing.api.door import Limits
+from billing.config.schema import Cutoff, class_of
 from tests.api.outside import open_harness
 
 
@@ -33,3 +35,11 @@ async def test_beyond_those_that_are_told_nobody_is_told() -> None:
         assert await untold.is_closed()
         assert len(harness.door.connections) == 3
         assert await first.alive()
+
+
+def test_each_endpoint_has_descriptors_for_its_calls() -> None:
+    plain = Cutoff(concurrency=100)
+    of_class = class_of(plain, url="https://other.example/off", restore_url="https://other.example/on")
+    assert calls_max(plain) == 200
+    assert calls_max(msgspec.structs.replace(plain, restore_url="https://first.example/on")) == 400
+    assert calls_max(msgspec.structs.replace(plain, classes={"other": of_class, "same": class_of(plain)})) == 600

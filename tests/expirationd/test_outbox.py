@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from billing.expirationd.health import DROPPED, FAILED, OK, TIMED_OUT, UNREACHABLE, Pace
-from billing.expirationd.outbox import Item, Outbox
+from billing.expirationd.lane import Item
+from billing.expirationd.outbox import Outbox
 from tests.expirationd.world import MS, S, World
 
 
@@ -266,10 +267,12 @@ class NothingIsLostOrDoubled(RuleBasedStateMachine):
 
     @invariant()
     def what_is_owed_is_known_and_wakes_somebody(self) -> None:
-        assert self.outbox.in_flight == len(self.flying) <= 3
+        assert self.outbox.in_flight == len(self.flying)
+        for number, lane in enumerate(self.outbox.lanes):
+            assert lane.in_flight == sum(item.lane == number for item, _ in self.flying.values()) <= 3
+            assert lane.retries_in_flight <= 1
         users = {user for user in (b"a", b"b", b"c", b"d", b"e") if (1, user) in self.outbox}
         assert {user for user, events in self.owed.items() if events} <= users
-        assert self.outbox.retries_in_flight <= 1
         to_go = users - set(self.flying) - self.to_hold
         if to_go and not self.flying:
             wake_ns = self.outbox.next_wake_ns(self.now_ns)

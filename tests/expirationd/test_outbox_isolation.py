@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from billing.expirationd.health import BUSY, FAILED, OK, TIMED_OUT, UNREACHABLE, Pace
-from billing.expirationd.outbox import Item, Outbox
+from billing.expirationd.lane import Item
+from billing.expirationd.outbox import Outbox
 from tests.expirationd.world import MS, Answer, S, World
 
 HANG = (OK, 10_000 * S, -1)
@@ -149,7 +150,7 @@ def test_retries_hold_half_of_the_concurrency_at_most_and_those_of_slow_users_a_
     most = 0
     for _ in range(400):
         world.run(world.now_ns + S)
-        flying = world.outbox.retries_in_flight
+        flying = world.outbox.lanes[0].retries_in_flight
         most = max(most, flying)
         assert flying <= 8
     assert most == 8
@@ -305,4 +306,27 @@ def test_taking_and_finishing_many_keeps_the_counts() -> None:
             outcome = rng.choice([OK, FAILED, TIMED_OUT, UNREACHABLE])
             outbox.finish(item, outcome, now_ns, -1, outcome == OK and rng.random() < 0.3)
         now_ns += rng.randrange(S // 10)
-        assert (outbox.in_flight, outbox.retries_in_flight) == (0, 0)
+        assert (outbox.in_flight, outbox.lanes[0].in_flight, outbox.lanes[0].retries_in_flight) == (0, 0, 0)
+
+
+def test_a_lane_that_is_slow_and_succeeds_does_not_hold_up_another() -> None:
+    world = World(Pace(concurrency=8), lanes=2)
+    world.answer = lambda item: (OK, 2 * S if item.lane == 0 else MS, -1)
+    for number in range(200):
+        world.owe(b"c%d" % number)
+    world.run(S)
+    world.owe(b"r", kind="restore")
+    world.run(60 * S)
+    assert lateness_ns(world, b"r", S) == 0
+
+
+def test_retries_of_one_lane_use_no_share_of_another() -> None:
+    world = World(Pace(concurrency=8, jitter=0.0, users_max=1000), lanes=2)
+    world.answer = lambda item: (FAILED, 9 * S if item.lane == 0 and item.waits else MS, -1)
+    for number in range(40):
+        world.owe(b"c%d" % number)
+    world.run(S)
+    assert world.outbox.lanes[0].retries_in_flight == 4, "as many as may be"
+    world.owe(b"r", kind="restore")
+    world.run(4 * S)
+    assert world.gaps(b"r") == [0.201, 0.501, 1.001]

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from itertools import pairwise
 
 from billing.expirationd.health import OK, TIMED_OUT, Pace
-from billing.expirationd.outbox import Item, Outbox
+from billing.expirationd.lane import Item
+from billing.expirationd.outbox import Outbox
 
 S = 10**9
 MS = 10**6

@@ -334,9 +334,9 @@ FAULTS = {
     ): 1,
     Faulty(
         "probe-oldest-first",
-        "billing/expirationd/outbox.py",
-        "            if _tidy(lane.fresh) and lane.admits_fresh(now_ns) and ",
-        "            if _tidy(lane.fresh) and not (lane.shut and (lane.retries or lane.slow)) and ",
+        "billing/expirationd/lane.py",
+        "        has_fresh = bool(tidy(self.fresh)) and self.admits_fresh(now_ns)\n",
+        "        has_fresh = bool(tidy(self.fresh)) and not (self.shut and (self.retries or self.slow))\n",
     ): 1,
     Faulty(
         "retry-after-pauses-the-lane",
@@ -348,8 +348,8 @@ FAULTS = {
     ): 6,
     Faulty(
         "calls-that-hang-hold-everything",
-        "billing/expirationd/outbox.py",
-        "        return [item for item in hanging[self._half :] if waited_for or self._is_passed_by(item)]\n",
+        "billing/expirationd/lane.py",
+        "        return [item for item in hanging[self._retries_max :] if waited_for or self._is_passed_by(item)]\n",
         "        return []\n",
     ): 60,
 }
