@@ -16,7 +16,9 @@ A stream requests page after page from the daemon as any client would: it holds 
 once the client has read most of that. After the newest entry it asks again every `POLL_S`, and sends the client a
 heartbeat every `HEARTBEAT_S`. It ends when the client goes, when the worker stops, and when its token is revoked. A
 refusal of the first page is a problem, as everywhere. After a later refusal the stream asks again if a retry can help;
-any other refusal it sends as a last line or event, `problem`.
+any other refusal it sends as a last line or event, `problem`, and so it does with the reason for which it ends before
+the newest entry: a listing that was cut off must not look like a whole one. Only a stream that goes on with what comes
+ends without a word when the worker stops, since it has no other end: its client comes again.
 """
 
 from __future__ import annotations
@@ -45,6 +47,7 @@ _HEADERS: Final = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 Rows = list[dict[str, Any]]
 Ask = Callable[[list[Any]], Awaitable[object]]  # the params of `entries` -> its reply
+EndedBy = Callable[[], Refused | None]
 
 _render: Final = Writer(FEED_ROW).render
 
@@ -124,21 +127,21 @@ class Streams:
     def __init__(self) -> None:
         self.open = 0
 
-    async def serve(self, stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], bool]) -> Refused | None:
+    async def serve(self, stream: Stream, wish: Wanted, ask: Ask, ended_by: EndedBy) -> Refused | None:
         """Streams the entries that `wish` asks for, and returns once the stream has ended. If the first page is
-        refused, it writes nothing and returns the refusal. `goes_on()` says, before each further page, whether the
-        client may have more.
+        refused, it writes nothing and returns the refusal. `ended_by()` says, before each further page, why the client
+        may have no more, and None while it may.
         """
         if self.open >= STREAMS_MAX:
             return Refused("BUSY", f"this worker serves {STREAMS_MAX} streams already")
         self.open += 1
         try:
-            return await _stream(stream, wish, ask, goes_on)
+            return await _stream(stream, wish, ask, ended_by)
         finally:
             self.open -= 1
 
 
-async def _stream(stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], bool]) -> Refused | None:
+async def _stream(stream: Stream, wish: Wanted, ask: Ask, ended_by: EndedBy) -> Refused | None:
     remaining, cursor = wish.limit, wish.cursor
     of_events = wish.kind == EVENTS
     form = events_of if of_events else lines_of
@@ -155,8 +158,7 @@ async def _stream(stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], 
             if of_events:
                 await stream.write(b"retry: %d\n\n" % RETRY_MS)
         if type(reply) is Refused and not reply.retry:
-            body = problem(reply).body
-            await stream.write(b"event: problem\ndata: %s\n\n" % body if of_events else b'{"problem":%s}\n' % body)
+            await stream.write(_last_words(reply, of_events))
             return None
         rows: Rows = [] if type(reply) is Refused else plain(reply)
         if rows:
@@ -172,5 +174,13 @@ async def _stream(stream: Stream, wish: Wanted, ask: Ask, goes_on: Callable[[], 
             if silent_s >= HEARTBEAT_S:
                 await stream.write(b": still here\n\n" if of_events else b"\n")
                 silent_s = 0.0
-        if not goes_on():
+        reason = ended_by()
+        if reason is not None:
+            if not (wish.follow and reason.retry):
+                await stream.write(_last_words(reason, of_events))
             return None
+
+
+def _last_words(refusal: Refused, of_events: bool) -> bytes:
+    body = problem(refusal).body
+    return b"event: problem\ndata: %s\n\n" % body if of_events else b'{"problem":%s}\n' % body

@@ -282,16 +282,19 @@ class HttpDoor:
             connection.call(grant, b"entries", params, partial(_settle, wanted))
             return wanted
 
-        def goes_on() -> bool:
+        def ended_by() -> Refused | None:
+            if connection.is_ending or connection.is_gone or (wish.follow and connection.is_half_closed):
+                return Refused("UNAVAILABLE", "the worker stops: ask again, with the cursor of the last entry")
             try:
                 is_granted = self.door.guard is guard or allowed(method, self._grant_of(connection, message).roles)
-            except (Refused, Misplaced):
-                is_granted = False
-            is_over = connection.is_ending or connection.is_gone or (wish.follow and connection.is_half_closed)
-            return is_granted and not is_over
+            except Misplaced as misplaced:
+                return misplaced.refusal
+            except Refused as refused:
+                return refused
+            return None if is_granted else Refused("FORBIDDEN", f"{method.name} needs the role {method.role}")
 
         try:
-            refused = await self._streams.serve(stream, wish, ask, goes_on)
+            refused = await self._streams.serve(stream, wish, ask, ended_by)
         except Exception as error:
             if stream.has_begun:  # an answer cannot become a problem in its middle: it is left without an end
                 self._note_bug(error)

@@ -143,6 +143,20 @@ async def test_a_stream_ends_when_the_worker_stops_reading(harness: HttpHarness)
     assert await lines.until(b"the end") == ""
 
 
+async def test_a_listing_that_the_stop_of_the_worker_cut_off_looks_like_no_whole_one(harness: HttpHarness) -> None:
+    harness.gate.replies["entries"] = [row(1)]  # there is always one more
+    wire = await harness.connect()
+    wire.writer.write(request("GET", "/v1/entries"))
+    lines = ChunkedLines(wire)
+    await lines.head()
+    await lines.until(b"\n")
+    harness.door.drain()
+    *rows, last = (await lines.until(b"the end")).splitlines()
+    assert all(json.loads(line)["cursor"] == "c1" for line in rows)
+    told = json.loads(last)["problem"]
+    assert (told["name"], told["status"], told["retry"]) == ("UNAVAILABLE", 503, True)
+
+
 async def test_a_stream_ends_when_its_token_is_revoked() -> None:
     tokens = TOKENS.replace("charge", "read")
     async with open_harness(guard=Guard(tokens)) as harness:
@@ -152,4 +166,4 @@ async def test_a_stream_ends_when_its_token_is_revoked() -> None:
         lines = ChunkedLines(wire)
         await lines.head()
         harness.door.take_guard(Guard(tokens.replace("9f86d081", "00000000")))
-        assert await lines.until(b"the end") == ""
+        assert json.loads(await lines.until(b"the end"))["problem"]["name"] == "UNAUTHENTICATED"
