@@ -7,16 +7,23 @@ handshake is tried last from then on, and so is one that serves nobody (`demote`
 resolver has not answered within `RESOLVER_S`, its former addresses are tried: a connection, and for `https` the
 certificate, proves that they are still right.
 
+The system's resolver blocks for as long as its servers are silent, and the loop has so few threads for it that two such
+names would hold up all others, those of the log's servers included. So each name is asked for on a thread of its own,
+one at a time for each endpoint; a number is no question to the resolver.
+
 This module sends nothing except what TLS sends.
 """
 
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import os
 import socket
+import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
@@ -40,13 +47,19 @@ class Unreachable(Exception):
 
 class Dialer:
     """Connects to one origin (`scheme://host[:port]`). `tls` replaces the system's certificate authorities (None:
-    these); `boot_ns` reads the boot clock.
+    these); `boot_ns` reads the boot clock; `getaddrinfo` is the resolver, which may block.
     """
 
     def __init__(
-        self, origin: str, connect_timeout_s: float, tls: ssl.SSLContext | None, boot_ns: Callable[[], int]
+        self,
+        origin: str,
+        connect_timeout_s: float,
+        tls: ssl.SSLContext | None,
+        boot_ns: Callable[[], int],
+        getaddrinfo: Callable[..., list[Any]] = socket.getaddrinfo,
     ) -> None:
         self._boot_ns = boot_ns
+        self._getaddrinfo = getaddrinfo
         parts = urlsplit(origin)
         assert parts.hostname is not None, origin
         self.host = parts.hostname
@@ -127,9 +140,34 @@ class Dialer:
 
     async def look_up(self) -> list[AddrInfoType]:
         """The addresses of the name, from the system's resolver."""
+        if _is_number(self.host):
+            return self._ask_system()
         loop = asyncio.get_running_loop()
+        answer: asyncio.Future[list[AddrInfoType]] = loop.create_future()
+
+        def give(addresses: list[AddrInfoType], error: Exception | None) -> None:
+            if answer.done():
+                return
+            if error is None:
+                answer.set_result(addresses)
+            else:
+                answer.set_exception(error)
+
+        def ask() -> None:
+            outcome: tuple[list[AddrInfoType], Exception | None]
+            try:
+                outcome = self._ask_system(), None
+            except Exception as error:
+                outcome = [], error
+            with suppress(RuntimeError):  # the loop has been closed meanwhile
+                loop.call_soon_threadsafe(give, *outcome)
+
+        threading.Thread(target=ask, name=f"resolves {self.host}", daemon=True).start()
+        return await answer
+
+    def _ask_system(self) -> list[AddrInfoType]:
         addresses: list[AddrInfoType] = []
-        addresses.extend(await loop.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
+        addresses.extend(self._getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
         return addresses
 
     def demote(self, peer: tuple[str, int]) -> bool:
@@ -160,6 +198,14 @@ class Dialer:
         self._resolving = None
         if not resolving.cancelled():
             resolving.exception()  # the callers that wait get it; perhaps none waits any more
+
+
+def _is_number(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])  # behind it, the zone of an address of IPv6
+    except ValueError:
+        return False
+    return True
 
 
 def _trust(tls: ssl.SSLContext | None) -> ssl.SSLContext:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -180,3 +181,29 @@ async def test_an_address_that_ends_the_handshake_is_tried_last() -> None:
             await reaches(dialer)
         assert dialer.addresses == [ip4(port), bad]
     server.close()
+
+
+async def test_names_whose_resolver_is_silent_hold_up_neither_another_name_nor_a_number() -> None:
+    answers = threading.Event()
+
+    def resolver(host: str, port: int, **options: Any) -> list[Any]:
+        if host.startswith("silent"):
+            assert answers.wait(60)
+            raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+        return [ip4(port)]
+
+    async with listening() as port:
+
+        def dialer(host: str) -> Dialer:
+            return Dialer(f"http://{host}:{port}", 60.0, None, MACHINE_CLOCKS.boot_ns, resolver)
+
+        silent = [asyncio.create_task(dialer(f"silent{number}.example").connect(Protocol)) for number in range(40)]
+        try:
+            await asyncio.sleep(0)
+            assert await reaches(dialer("endpoint.example")) == ("127.0.0.1", port)
+            assert await reaches(dialer("127.0.0.1")) == ("127.0.0.1", port)
+            assert not any(task.done() for task in silent)
+        finally:
+            answers.set()
+        outcomes = await asyncio.gather(*silent, return_exceptions=True)
+        assert {str(outcome) for outcome in outcomes} == {"the name does not resolve"}
