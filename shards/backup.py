@@ -117,7 +117,7 @@ class Backups:
         step = operation[1]
         if step == "begin":
             if self._busy:
-                return _refusal("a backup is being taken already")
+                return _refusal(f"a backup is being taken already; one that was cut off counts for {LEASE_S:.0f} s")
             return await self._begun()
         if step == "cancel" and self._beginning is not None:
             self._beginning.cancel()

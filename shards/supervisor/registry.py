@@ -163,6 +163,7 @@ class Registry:
         self._log_error = ""  # why the last call of it failed; "": it did not
         self._failed_ns = 0  # boot instant of that failure
         self._was_prepared = False  # the log was found fit, once
+        self.is_new = False  # this process has made the map: there were no data
         self._recording = asyncio.Lock()
         self.deciding = asyncio.Lock()  # held while a record decides owners, and while a worker is told
         self._on_assigned = on_assigned
@@ -298,6 +299,7 @@ class Registry:
         if not self.map.bucket_count:
             lost_map.refuse([shard_id for shard_id in sorted(wanted_weights) if self._backend.holds(shard_id)])
             self._decide_now([["create", bucket_count, HASH_NAME, sorted(wanted_weights)]])
+            self.is_new = True
         if bucket_count != self.map.bucket_count:
             raise Conflict(
                 f"shards.bucket_count: the data were made with {self.map.bucket_count} buckets, "

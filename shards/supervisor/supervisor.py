@@ -221,6 +221,8 @@ class Supervisor:
             self._processes.note_change()
             for warning in warnings:
                 log.warning("about the place of the log: %s", warning)
+            if self.registry.is_new:  # or a volume is not mounted, which nobody can tell from a first start
+                log.info("there were no data: this is a beginning without accounts")
             if self.sharing is not None:
                 self.spawn(self.sharing.run())
             else:

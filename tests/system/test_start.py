@@ -53,6 +53,16 @@ async def test_a_second_daemon_on_the_same_data_directory_is_refused(data_dir: P
         assert await rpc.ask("ping") == "pong"
 
 
+def test_a_beginning_without_data_is_said_and_no_other_start(data_dir: Path) -> None:
+    """Else whoever forgot to mount the volume would see an ordinary start."""
+    said = "there were no data: this is a beginning without accounts"
+    with Daemon(data_dir) as daemon:
+        assert daemon.log.read_text().count(said) == 1
+        daemon.stop()
+        daemon.start()
+        assert daemon.log.read_text().count(said) == 1
+
+
 async def test_another_number_of_buckets_is_refused(data_dir: Path) -> None:
     daemon = Daemon(data_dir, shards__bucket_count=30, shards__workers=1)
     with daemon:
