@@ -15,10 +15,13 @@ together again.
 
 **The rule of seq.** Each cutoff of an account has a greater `seq` than the one before, and a restore has the `seq` of
 the cutoff that it undoes. A call is due if it comes after all calls that were acted on for that user: it has a greater
-`seq`, or it is the restore of the newest cutoff. A call that is not due, because it comes again or late, changes
-nothing. The receiver answers it with 2xx all the same: without a 2xx the daemon would repeat it.
+`seq`, or it is the restore of the newest cutoff. A daemon that was restored from a backup counts on from the backup,
+and gives numbers again that it had given since; so a call is also due if its money ran out later than that of the
+newest one. A call that is not due, because it comes again or late, changes nothing. The receiver answers it with 2xx
+all the same: without a 2xx the daemon would repeat it.
 
-**Notices** come at least once. A notice is due if its `event_id` is not among the last `EVENT_IDS_MAX`.
+**Notices** come at least once. A notice is due if its `event_id` is not among the last `EVENT_IDS_MAX` with the same
+timestamp: after a restore from a backup, an id may stand for another event, of another instant.
 
 The record of what was acted on must outlive the process: give `Receiver` a mapping that keeps its items in your
 database. The daemon has one call in flight for each user, but a call that it gave up waiting for
@@ -41,7 +44,7 @@ EVENT_IDS_MAX: Final = 100_000
 _RESTORE: Final = ":restore"  # behind the event_id of the cutoff that is undone
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
-Place = tuple[int, bool]  # seq, and whether the restore of that cutoff was acted on, too
+Place = tuple[int, bool, int]  # seq, whether the restore of that cutoff was acted on, too, and its exhausted_at_ns
 
 
 class NotGenuine(Exception):
@@ -80,7 +83,7 @@ class Receiver:
         self._secrets = parse_secrets(secret)
         self._tolerance_s = tolerance_s
         self._places: MutableMapping[str, Place] = {} if places is None else places
-        self._event_ids: dict[str, None] = {}  # of notices that were acted on, the oldest first
+        self._told: dict[tuple[str, str], None] = {}  # event_id, timestamp of notices acted on, the oldest first
 
     def call(self, target: str, headers: Headers, body: bytes = b"", *, now_s: float) -> Call:
         """Returns the cutoff or restore in a request; `body` is that of a POST. Raises NotGenuine."""
@@ -113,18 +116,19 @@ class Receiver:
     def is_due(self, call: Call | Notice) -> bool:
         """Whether the receiver has still to act on the call. A call that is not due is answered with 2xx, too."""
         if isinstance(call, Notice):
-            return call.event_id not in self._event_ids
-        return (call.seq, call.is_restore) > self._places.get(call.user_id, (0, False))
+            return (call.event_id, call.timestamp) not in self._told
+        seq, is_restored, exhausted_at_ns = self._places.get(call.user_id, (0, False, 0))
+        return (call.seq, call.is_restore) > (seq, is_restored) or call.exhausted_at_ns > exhausted_at_ns
 
     def done(self, call: Call | Notice) -> None:
         """Records that the call was acted on."""
         if not isinstance(call, Notice):
             if self.is_due(call):
-                self._places[call.user_id] = call.seq, call.is_restore
+                self._places[call.user_id] = call.seq, call.is_restore, call.exhausted_at_ns
             return
-        self._event_ids[call.event_id] = None
-        if len(self._event_ids) > EVENT_IDS_MAX:
-            del self._event_ids[next(iter(self._event_ids))]
+        self._told[call.event_id, call.timestamp] = None
+        if len(self._told) > EVENT_IDS_MAX:
+            del self._told[next(iter(self._told))]
 
     def _verified(self, headers: Headers, content: bytes, now_s: float) -> str:
         """Returns the webhook-id of a genuine call. Raises NotGenuine."""

@@ -53,8 +53,9 @@ func (call Call) place() int64 {
 
 // Notice is one event of an account.
 type Notice struct {
-	Type string `json:"type"`
-	Data struct {
+	Type      string `json:"type"`
+	Timestamp string `json:"timestamp"`
+	Data      struct {
 		UserID string `json:"user_id"`
 	} `json:"data"`
 }
@@ -63,14 +64,14 @@ type Notice struct {
 // Keep places in your database, so that they outlive the process.
 type Receiver struct {
 	keys     [][]byte
-	places   map[string]int64 // user -> place of the last call that was acted on
-	eventIDs map[string]bool  // of notices that were acted on
-	order    []string         // the same, the oldest first
+	places   map[string]Call // user -> the last call that was acted on
+	eventIDs map[string]bool // of notices that were acted on
+	order    []string        // the same, the oldest first
 }
 
 // NewReceiver takes the text of the secrets file, with one secret or two.
 func NewReceiver(secret string) (*Receiver, error) {
-	receiver := &Receiver{places: map[string]int64{}, eventIDs: map[string]bool{}}
+	receiver := &Receiver{places: map[string]Call{}, eventIDs: map[string]bool{}}
 	for _, line := range strings.Split(secret, "\n") {
 		line = strings.TrimSpace(line)
 		if line == "" || strings.HasPrefix(line, "#") {
@@ -142,22 +143,27 @@ func (receiver *Receiver) Call(request *http.Request, body []byte, now time.Time
 }
 
 // IsDue says whether a call is still to be acted on; one that is not is answered with 2xx, too.
-func (receiver *Receiver) IsDue(call Call) bool { return call.place() > receiver.places[call.UserID] }
+// A daemon that was restored from a backup gives seqs again that it had given since, but at later instants.
+func (receiver *Receiver) IsDue(call Call) bool {
+	last := receiver.places[call.UserID]
+	return call.place() > last.place() || call.ExhaustedAtNs > last.ExhaustedAtNs
+}
 
 // Done says that a call was acted on.
-func (receiver *Receiver) Done(call Call) { receiver.places[call.UserID] = call.place() }
+func (receiver *Receiver) Done(call Call) { receiver.places[call.UserID] = call }
 
-// Notice returns the notice that a POST is and its event id, which is the same on each attempt.
+// Notice returns the notice that a POST is and what it is known by, its event id and instant, which are the same on
+// each attempt.
 func (receiver *Receiver) Notice(headers http.Header, body []byte, now time.Time) (Notice, string, error) {
 	var notice Notice
 	id, err := receiver.verified(headers, body, now)
 	if err == nil {
 		err = json.Unmarshal(body, &notice)
 	}
-	return notice, id, err
+	return notice, id + " " + notice.Timestamp, err
 }
 
-// Noticed says that the notice of this event id was acted on.
+// Noticed says that the notice that is known by this was acted on.
 func (receiver *Receiver) Noticed(id string) {
 	receiver.eventIDs[id] = true
 	receiver.order = append(receiver.order, id)

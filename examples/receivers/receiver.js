@@ -20,13 +20,13 @@ class NotGenuine extends Error {}
 // What billing.client.receiver does in Python: the rules are told there and in docs/receiving-cutoffs.md.
 class Receiver {
   constructor(secret, places = new Map()) {
-    // secret: the text of the secrets file. places: user -> place of the last call that was acted on; keep it in your
-    // database.
+    // secret: the text of the secrets file. places: user -> { place, exhaustedAtNs } of the last call that was acted on;
+    // keep it in your database.
     this.keys = secret.split('\n').map((line) => line.trim()).filter((line) => line && !line.startsWith('#'))
       .map((line) => Buffer.from(line.replace(/^whsec_/, ''), 'base64'));
     if (this.keys.length === 0) throw new Error('no secret');
     this.places = places;
-    this.eventIds = new Set();
+    this.told = new Set(); // of notices that were acted on
   }
 
   // The cutoff or restore that a request is; throws NotGenuine: answer 401.
@@ -50,18 +50,20 @@ class Receiver {
 
   // Whether it is still to be acted on; one that is not is answered with 2xx, too.
   isDue(call) {
-    if (call.seq === undefined) return !this.eventIds.has(call.eventId);
-    return placeOf(call) > (this.places.get(call.userId) ?? 0);
+    if (call.seq === undefined) return !this.told.has(keyOf(call));
+    const last = this.places.get(call.userId) ?? { place: 0, exhaustedAtNs: 0n };
+    return placeOf(call) > last.place || call.exhaustedAtNs > last.exhaustedAtNs;
   }
 
   // It was acted on.
   done(call) {
     if (call.seq !== undefined) {
-      if (this.isDue(call)) this.places.set(call.userId, placeOf(call));
+      const { exhaustedAtNs } = call;
+      if (this.isDue(call)) this.places.set(call.userId, { place: placeOf(call), exhaustedAtNs });
       return;
     }
-    this.eventIds.add(call.eventId);
-    if (this.eventIds.size > EVENT_IDS_MAX) this.eventIds.delete(this.eventIds.values().next().value);
+    this.told.add(keyOf(call));
+    if (this.told.size > EVENT_IDS_MAX) this.told.delete(this.told.values().next().value);
   }
 
   verified(headers, content, nowS) {
@@ -80,6 +82,9 @@ class Receiver {
 
 // A restore lies behind its cutoff, and before the next one.
 const placeOf = (call) => 2 * call.seq + (call.isRestore ? 1 : 0);
+
+// A daemon restored from a backup may give the event id of a notice again, to what happens at another instant.
+const keyOf = (notice) => `${notice.eventId} ${notice.timestamp}`;
 
 // The fields of a JSON body as texts; the instant is read as text, since JSON.parse would round it.
 function textsOf(body) {

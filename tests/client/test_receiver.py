@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from standardwebhooks import Webhook, WebhookVerificationError
 
 from billing.client import receiver as module
-from billing.client.receiver import Call, NotGenuine, Notice, Receiver, wsgi_target
+from billing.client.receiver import Call, NotGenuine, Notice, Place, Receiver, wsgi_target
 from billing.expirationd.request import GetTemplate, PostTemplate
 from billing.ledger.entry import event_id
 from billing.signature import parse_secrets, sign
@@ -114,7 +114,7 @@ CALLS = st.builds(call, st.sampled_from(["u", "v"]), st.integers(1, 6), st.boole
 
 @given(st.lists(CALLS, max_size=40))
 def test_whatever_comes_again_or_late_the_newest_state_stays_and_nothing_is_done_twice(came: list[Call]) -> None:
-    places: dict[str, tuple[int, bool]] = {}
+    places: dict[str, Place] = {}
     acted: list[Call] = []
     for call in came:
         receiver = Receiver(SECRET, places)  # a receiver that was started anew in between knows as much
@@ -129,6 +129,23 @@ def test_whatever_comes_again_or_late_the_newest_state_stays_and_nothing_is_done
         assert of_user[-1] == newest
         assert len(set(of_user)) == len(of_user)
         assert of_user == sorted(of_user, key=lambda call: (call.seq, call.is_restore))
+
+
+def test_a_daemon_that_was_restored_from_a_backup_is_obeyed_though_its_numbers_begin_earlier() -> None:
+    receiver = Receiver(SECRET)
+    receiver.done(call("u", 9, False))
+    again = Call("u", f"u:4:{E_NS + 1}", 4, E_NS + 1, False)
+    assert receiver.is_due(again)
+    receiver.done(again)
+    restore = again._replace(is_restore=True)
+    assert receiver.is_due(restore)
+    receiver.done(restore)
+    assert not receiver.is_due(again)
+    assert not receiver.is_due(call("u", 4, False)), "one of before the restore comes late"
+    told = Notice("u:7:account-debited", "account.debited", "2026-11-28T15:00:00.000000000Z", {})
+    receiver.done(told)
+    assert not receiver.is_due(told)
+    assert receiver.is_due(told._replace(timestamp="2026-11-29T15:00:00.000000000Z"))
 
 
 def test_what_failed_is_due_again() -> None:

@@ -115,11 +115,11 @@ def until(condition: Callable[[], object], process: subprocess.Popen[str] | None
 
 
 def request_of(
-    template: GetTemplate | PostTemplate, user: str, seq: int, more: str = "", age_s: int = 0
+    template: GetTemplate | PostTemplate, user: str, seq: int, more: str = "", age_s: int = 0, e_ns: int = E_NS
 ) -> tuple[str, dict[str, str], bytes]:
     """(target, headers, body) of a call that is signed `age_s` ago; `more`: behind its event_id."""
-    name = event_id(user.encode(), seq, E_NS) + more
-    raw = template.request(user.encode(), name, seq, E_NS, int(time.time()) - age_s)
+    name = event_id(user.encode(), seq, e_ns) + more
+    raw = template.request(user.encode(), name, seq, e_ns, int(time.time()) - age_s)
     head, _, body = raw.partition(b"\r\n\r\n")
     first, *rest = head.decode().split("\r\n")
     return first.split(" ")[1], dict(line.split(": ", 1) for line in rest), body
@@ -319,6 +319,10 @@ def test_a_receiver_acts_once_on_what_is_newest_reports_rate_0_and_takes_only_wh
         assert served.call(target, headers, body.replace(b'"seq":7', b'"seq":8')) == 401
         assert served.call(target, headers, body) == 204
         assert switched(output, user) == [f"off {user}", f"on {user}", f"off {user}"], "a newer cutoff, as a POST"
+        after_restore = request_of(get, user, 1, e_ns=time.time_ns())  # of a daemon whose numbers begin earlier again
+        assert served.call(*after_restore) == 204
+        assert served.call(*after_restore) == 204
+        assert switched(output, user) == [f"off {user}", f"on {user}", f"off {user}", f"off {user}"]
 
         kinds = ["account.topped_up", "account.debited", "account.exhausted", "account.topped_up", "account.restored"]
         of_user = [f"notice {kind} {user}" for kind in kinds]
