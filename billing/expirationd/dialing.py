@@ -7,9 +7,8 @@ handshake is tried last from then on, and so is one that serves nobody (`demote`
 resolver has not answered within `RESOLVER_S`, its former addresses are tried: a connection, and for `https` the
 certificate, proves that they are still right.
 
-The system's resolver blocks for as long as its servers are silent, and the loop has so few threads for it that two such
-names would hold up all others, those of the log's servers included. So each name is asked for on a thread of its own,
-one at a time for each endpoint; a number is no question to the resolver.
+The loop's own threads for the resolver are so few that two names for which it is silent would hold up all others. So
+each endpoint asks on a thread of its own (`names`), one question at a time.
 
 This module sends nothing except what TLS sends.
 """
@@ -17,19 +16,16 @@ This module sends nothing except what TLS sends.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import os
 import socket
-import threading
 from collections.abc import Callable
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
+
+from shards.system.names import AddressInfo, Resolve, ask
 
 if TYPE_CHECKING:
     import ssl
-
-    from aiohappyeyeballs import AddrInfoType
 
 RESOLVED_S: Final = 10
 RESOLVER_S: Final = 0.2
@@ -47,7 +43,7 @@ class Unreachable(Exception):
 
 class Dialer:
     """Connects to one origin (`scheme://host[:port]`). `tls` replaces the system's certificate authorities (None:
-    these); `boot_ns` reads the boot clock; `getaddrinfo` is the resolver, which may block.
+    these); `boot_ns` reads the boot clock; `resolve` is the resolver, which may block.
     """
 
     def __init__(
@@ -56,17 +52,17 @@ class Dialer:
         connect_timeout_s: float,
         tls: ssl.SSLContext | None,
         boot_ns: Callable[[], int],
-        getaddrinfo: Callable[..., list[Any]] = socket.getaddrinfo,
+        resolve: Resolve = socket.getaddrinfo,
     ) -> None:
         self._boot_ns = boot_ns
-        self._getaddrinfo = getaddrinfo
+        self._resolve_name = resolve
         parts = urlsplit(origin)
         assert parts.hostname is not None, origin
         self.host = parts.hostname
         self.port = parts.port or _DEFAULT_PORTS[parts.scheme]
         self.connect_timeout_s = connect_timeout_s
         self._tls = _trust(tls) if parts.scheme == "https" else None
-        self.addresses: list[AddrInfoType] = []
+        self.addresses: list[AddressInfo] = []
         self._resolved_ns = 0
         self._resolving: asyncio.Future[None] | None = None
 
@@ -138,37 +134,9 @@ class Dialer:
         elif not (await asyncio.wait({self._resolving}, timeout=RESOLVER_S))[0]:
             self._resolved_ns = self._boot_ns()  # until it answers, nobody else waits for it
 
-    async def look_up(self) -> list[AddrInfoType]:
+    async def look_up(self) -> list[AddressInfo]:
         """The addresses of the name, from the system's resolver."""
-        if _is_number(self.host):
-            return self._ask_system()
-        loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[AddrInfoType]] = loop.create_future()
-
-        def give(addresses: list[AddrInfoType], error: Exception | None) -> None:
-            if answer.done():
-                return
-            if error is None:
-                answer.set_result(addresses)
-            else:
-                answer.set_exception(error)
-
-        def ask() -> None:
-            outcome: tuple[list[AddrInfoType], Exception | None]
-            try:
-                outcome = self._ask_system(), None
-            except Exception as error:
-                outcome = [], error
-            with suppress(RuntimeError):  # the loop has been closed meanwhile
-                loop.call_soon_threadsafe(give, *outcome)
-
-        threading.Thread(target=ask, name=f"resolves {self.host}", daemon=True).start()
-        return await answer
-
-    def _ask_system(self) -> list[AddrInfoType]:
-        addresses: list[AddrInfoType] = []
-        addresses.extend(self._getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM))
-        return addresses
+        return await asyncio.wrap_future(ask(self.host, self.port, self._resolve_name))
 
     def demote(self, peer: tuple[str, int]) -> bool:
         """Nobody is served at the address of this peer: it is tried last from now on. Returns whether it was tried
@@ -198,14 +166,6 @@ class Dialer:
         self._resolving = None
         if not resolving.cancelled():
             resolving.exception()  # the callers that wait get it; perhaps none waits any more
-
-
-def _is_number(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host.partition("%")[0])  # behind it, the zone of an address of IPv6
-    except ValueError:
-        return False
-    return True
 
 
 def _trust(tls: ssl.SSLContext | None) -> ssl.SSLContext:

@@ -6,5 +6,6 @@ They are passed in, so that a simulation can pass others.
     disk             files, and what is durable
     host             these and child processes, as one value that is passed in
     links            frames on the wires between processes
+    names            the resolver, which may be silent
     serial_executor  the one thread that waits for the disk
 """

@@ -27,6 +27,7 @@ from shards.journal.jetstream.streams import ReadStream
 from shards.journal.jetstream.witness import Witness
 from shards.system.disk import read_file, write_file
 from shards.system.host import Host
+from shards.system.names import Names
 
 WATCH_PATIENCE_S = 1.0
 IDENTITY = "cluster"  # the file in `directory` that names the cluster of this host's data
@@ -39,6 +40,7 @@ class JetStreamBackend:
         self._settings = settings
         self._host = host
         self._boot_ns = host.clocks.boot_ns
+        self._names = Names()
         self._watched: Connection | None = None
         self._cluster = ""
         self._sequences: dict[int, tuple[int, int]] = {}  # shard -> the last sequence, and since when (boot clock)
@@ -203,7 +205,7 @@ class JetStreamBackend:
 
     def _connect(self, purpose: str) -> Connection:
         name = f"billing {self._settings['node']} {purpose} pid {self._host.pid()}"
-        return Connection(self._access(), name, self._host.randbits, self._boot_ns, self._access)
+        return Connection(self._access(), name, self._host.randbits, self._boot_ns, self._access, self._names)
 
 
 def backend(settings: dict[str, Any], host: Host) -> Backend:

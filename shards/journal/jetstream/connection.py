@@ -8,7 +8,8 @@ its own, so an answer that comes late, or twice, is ignored. A server that does 
 for the next one. A request that was sent over a connection that died is in doubt (`NoAnswer`); one that could not be
 sent is not (`Unreachable`).
 
-Deadlines are short, of one or two seconds: after that, another server is asked.
+Deadlines are short, of one or two seconds: after that, another server is asked. Where the resolver is silent, a server
+is connected to at the addresses that its name had before.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ from urllib.parse import urlsplit
 from shards import exits
 from shards.journal import Unavailable, Unfit
 from shards.journal.jetstream import codec
+from shards.system.names import Names
 
 CONNECT_TIMEOUT_S = 1.0
+RESOLVER_S = 0.2  # for a name whose addresses are known
 ANSWER_TIMEOUT_S = 2.0
 GATHER_QUIET_S = 0.2
 RECEIVE_BYTES = 256 * 1024
@@ -88,14 +91,16 @@ class Connection:
         randbits: Callable[[int], int],
         boot_ns: Callable[[], int],
         read_again: Callable[[], Access] | None = None,
+        names: Names | None = None,
     ) -> None:
         """`name`: shown in the servers' lists of connections. `boot_ns`: a clock that never goes back, for
         deadlines. `read_again`: returns the access to the same servers as it is by now; may raise OSError, ValueError
-        and Unfit, after which the former one is tried.
+        and Unfit, after which the former one is tried. `names`: the addresses of the servers, if others use them, too.
         """
         self._access = access
         self._read_again = read_again
         self._name = name
+        self._names = names or Names()
         self._boot_ns = boot_ns
         self._never = threading.Event()
         self._inbox = f"_INBOX.{randbits(96):024x}"
@@ -110,7 +115,13 @@ class Connection:
 
     def dial(self, endpoint: Endpoint) -> socket.socket:
         """Returns a connection to this server on which nothing was sent yet. Raises OSError."""
-        return socket.create_connection((endpoint.host, endpoint.port), CONNECT_TIMEOUT_S)
+        failure = OSError(f"{endpoint.host} has no address")
+        for *_, address in self._names.addresses(endpoint.host, endpoint.port, RESOLVER_S, CONNECT_TIMEOUT_S):
+            try:
+                return socket.create_connection(address[:2], CONNECT_TIMEOUT_S)
+            except OSError as error:
+                failure = error
+        raise failure
 
     def pause(self, seconds: float) -> None:
         """Waits before a request is repeated."""

@@ -15,6 +15,7 @@ import trustme
 from shards.journal.jetstream.connection import Access, Connection, Denied, Endpoint, NoAnswer
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.host import REAL
+from shards.system.names import Names
 
 PATIENCE_S = 0.3
 HOST = "127.0.0.1"
@@ -156,3 +157,24 @@ def test_one_server_that_refuses_this_client_keeps_it_from_no_other(servers: lis
         with closing(Connection(access, "test", REAL.randbits, MACHINE_CLOCKS.boot_ns)) as connection:
             assert connection.request("echo", b"one").payload == b"one"
             assert connection.server == f"nats://{HOST}:{servers[1].port}"
+
+
+def test_a_server_is_reached_where_its_name_was_while_the_resolver_is_silent() -> None:
+    speaks = threading.Event()
+
+    def resolve(host: str, port: int, **_: Any) -> list[Any]:
+        assert speaks.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (HOST, port))]
+
+    server = Server(None)
+    server.start()
+    access = Access((Endpoint("log.example", server.port, False),), None, "")
+    names = Names(resolve)
+    with closing(server.listener):
+        speaks.set()
+        with closing(Connection(access, "a", REAL.randbits, MACHINE_CLOCKS.boot_ns, names=names)) as connection:
+            assert connection.request("echo", b"one").payload == b"one"
+        speaks.clear()
+        with closing(Connection(access, "b", REAL.randbits, MACHINE_CLOCKS.boot_ns, names=names)) as connection:
+            assert connection.request("echo", b"two").payload == b"two"
+        speaks.set()
