@@ -15,5 +15,6 @@ The module of a command is imported when the command is called, so `billing --he
     confirming           asks the person before a command does what cannot be undone
     output               writes to standard output and error; showing: prints a reply; paging: lists, page by page
     tables, sentences    format rows and accounts for people; values: formats one value; method_page: one method
+    csv_lines            the lines of a CSV file, for import and reconcile
     periods              parses days, months and instants as people write them
 """

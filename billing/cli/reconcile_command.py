@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import csv
-from collections import deque
 from collections.abc import AsyncIterator, Iterable, Iterator
 from operator import contains
 from typing import Any, Final, NamedTuple
@@ -28,6 +27,7 @@ from typing import Any, Final, NamedTuple
 import click
 
 from billing.cli.calling import Target, run, target_options
+from billing.cli.csv_lines import Lines
 from billing.cli.export_command import PAGE_ROWS, Bar
 from billing.cli.options import Command, option
 from billing.cli.output import as_json, put, say
@@ -89,7 +89,7 @@ def read_inventory(lines: Iterable[str], per: str | None) -> Inventory:
     machines: Machines = {}
     broken: list[Broken] = []
     count = 0
-    rest = _Lines(lines)
+    rest = Lines(lines)
     rows = csv.reader(rest, strict=True)
     while True:
         rest.begin_row()
@@ -124,41 +124,6 @@ def read_inventory(lines: Iterable[str], per: str | None) -> Inventory:
             continue
         of_user[resource] = rate
         count += 1
-
-
-class _Lines:
-    """Iterates over the lines of a file, and can give back the lines of a CSV row except the first. An unclosed quote
-    makes the reader consume all following lines; only the line with the quote is broken, so the others are read again.
-    """
-
-    def __init__(self, lines: Iterable[str]) -> None:
-        self._lines = iter(lines)
-        self._again: deque[str] = deque()
-        self._of_row: list[str] = []
-        self.row_line = 1  # the number of the first line of the row
-
-    @property
-    def row_length(self) -> int:
-        """The number of lines of the current row that were read."""
-        return len(self._of_row)
-
-    def begin_row(self) -> None:
-        """Begins a row: the lines read from here on belong to it."""
-        self.row_line += len(self._of_row)
-        self._of_row.clear()
-
-    def give_back(self) -> None:
-        """Reduces the current row to its first line; its other lines will be read again."""
-        self._again.extendleft(reversed(self._of_row[1:]))
-        del self._of_row[1:]
-
-    def __iter__(self) -> Iterator[str]:
-        return self
-
-    def __next__(self) -> str:
-        line = self._again.popleft() if self._again else next(self._lines)
-        self._of_row.append(line)
-        return line
 
 
 def _machine_of(cells: list[str], per: str) -> tuple[str, str, int | None]:

@@ -24,6 +24,7 @@ from decimal import Context, Decimal, Inexact, InvalidOperation, Overflow
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from billing.cli.csv_lines import Lines
 from billing.cli.values import RATE_COLUMNS
 from billing.migration.mapping import Mapping
 from billing.migration.tarantool_log import Log, LogError
@@ -76,7 +77,9 @@ Item = Account | NotTaken | LeftOut
 
 def from_csv(lines: Iterable[str], name: str) -> Iterator[Item]:
     """Yields the accounts of a CSV file with a header line. Raises ValueError for a bad header."""
-    reader = csv.reader(lines, strict=True)
+    rest = Lines(lines)
+    rest.begin_row()
+    reader = csv.reader(rest, strict=True)
     try:
         header = next(reader, [])
     except csv.Error as error:
@@ -87,24 +90,31 @@ def from_csv(lines: Iterable[str], name: str) -> Iterator[Item]:
         raise ValueError(
             f"{name}: its first line is to name the columns, user_id and any of {', '.join(COLUMNS[1:])}; got {got}"
         )
+    if twice := next((column for column in header if header.count(column) > 1), ""):
+        raise ValueError(f"{name}: its first line names {twice} twice: which one is meant?")
     rate, *further = [column for column in header if column == "rate" or column in RATE_COLUMNS] or ["rate"]
     if further or (rate in RATE_COLUMNS and "per" in header):
         other = further[0] if further else "per"
         raise ValueError(f"{name}: its first line names {rate} and {other}: which one says what a rate is?")
     columns = len(header)
     while True:
+        rest.begin_row()
         try:
             values = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
-            yield NotTaken(f"{name}:{reader.line_num}", str(error))
+            why = "a quote is not closed" if rest.row_length > 1 else str(error)
+            yield NotTaken(f"{name}:{rest.row_line}", why)
+            rest.give_back()
+            reader = csv.reader(rest, strict=True)  # a new reader has no state of the broken row
             continue
         if not values:  # an empty line
             continue
-        location = f"{name}:{reader.line_num}"
+        location = f"{name}:{rest.row_line}"
         if len(values) != columns:
             yield NotTaken(location, f"expected {columns} columns")
+            rest.give_back()
             continue
         row = dict(zip(header, map(str.strip, values), strict=True))
         rates = []
@@ -121,7 +131,7 @@ def from_json_lines(lines: Iterable[str], name: str) -> Iterator[Item]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line, parse_float=Decimal, parse_constant=_no_constant)
+            row = json.loads(line, parse_float=Decimal, parse_constant=_no_constant, object_pairs_hook=_keys_once)
         except (ValueError, RecursionError) as error:
             yield NotTaken(location, f"not JSON: {error}")
             continue
@@ -276,6 +286,15 @@ def _index_of(fields: list[str], field: str, space: str) -> int:
     raise ValueError(f"space {space} has no field {field!r}; its fields: {', '.join(fields) or 'unnamed'}")
 
 
+def _keys_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError for a key that stands twice, of which nobody can know which one is meant."""
+    result = dict(pairs)
+    if len(result) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{next(key for key in keys if keys.count(key) > 1)} stands twice")
+    return result
+
+
 def _no_constant(text: str) -> Any:
     raise ValueError(f"{text} is no number")
 
@@ -293,7 +312,10 @@ def _account(location: str, user_id: Any, balance: Any, credit_limit: Any, rates
             raise ValueError("credit_limit cannot be negative")
         if not isinstance(rates, list):
             raise ValueError("expected a list of rates")
-        return Account(location, user_id, nanos, limit, tuple(map(_rate_line, rates)))
+        lines = tuple(map(_rate_line, rates))
+        if len({line.resource for line in lines}) < len(lines):
+            raise ValueError("one resource has two rates")
+        return Account(location, user_id, nanos, limit, lines)
     except UnicodeEncodeError:
         return NotTaken(location, "the user_id is not UTF-8")
     except ValueError as error:

@@ -55,12 +55,30 @@ def test_a_csv_file_without_the_header_is_refused_whole() -> None:
         list(from_csv(["user_01,5"], "a.csv"))
     with pytest.raises(ValueError, match=r"^a\.csv: its first line is no CSV: "):
         list(from_csv(['"user_id'], "a.csv"))
+    for header in ("user_id,balance,balance", "user_id,balance,user_id"):  # the last one had been taken
+        with pytest.raises(ValueError, match=r"^a\.csv: its first line names (balance|user_id) twice: "):
+            list(from_csv([header, "u,5,7"], "a.csv"))
 
 
 def test_an_empty_line_of_csv_is_passed_over_and_a_broken_one_is_named() -> None:
     items = list(from_csv(["user_id,balance\n", "\n", "u,1\n", 'v,"2"x\n', "w,3\n"], "a.csv"))
     assert [item.user_id for item in items if isinstance(item, Account)] == ["u", "w"]
     assert [item.location for item in items if isinstance(item, NotTaken)] == ["a.csv:4"]
+
+
+def test_a_quote_that_is_not_closed_costs_its_own_line_alone() -> None:
+    """It had swallowed what stands behind it, up to 128 KiB, and one line was said to be not taken."""
+    lines = ["user_id,balance\n", '"bad,5\n', *(f"u{number},5\n" for number in range(20_000)), '"two\nlines",6\n']
+    lines += ['"worse\n', "v,7\n", '"end,5\n']
+    items = list(from_csv(lines, "a.csv"))
+    users = [item.user_id for item in items if isinstance(item, Account)]
+    assert users == [*(f"u{number}" for number in range(20_000)), "two\nlines", "v"]
+    broken = [item for item in items if isinstance(item, NotTaken)]
+    assert {(item.location, item.reason) for item in broken} == {
+        ("a.csv:2", "a quote is not closed"),
+        ("a.csv:20004", "a quote is not closed"),
+        ("a.csv:20006", "unexpected end of data"),
+    }
 
 
 JSON_LINES = {
@@ -76,6 +94,10 @@ JSON_LINES = {
     ),
     '{"user_id": "u", "balance": NaN}': NotTaken("f:1", "not JSON: NaN is no number"),
     '{"user_id": "u", "colour": "red"}': NotTaken("f:1", "unknown keys: colour"),
+    '{"user_id": "u", "balance": 5, "balance": 7}': NotTaken("f:1", "not JSON: balance stands twice"),
+    '{"user_id": "u", "balance": 5, "rates": [{"rate": 1}, {"rate": 2}]}': NotTaken(
+        "f:1", "one resource has two rates"
+    ),
     '{"user_id": true}': NotTaken("f:1", "expected a user_id"),
     "[1]": NotTaken("f:1", "expected an object"),
     '{"user_id": "\\ud800", "balance": 1}': NotTaken("f:1", "the user_id is not UTF-8"),
