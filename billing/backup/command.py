@@ -68,6 +68,9 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     except (NoBackup, JournalError, StoreError, Unproved, *UNREADABLE, OSError) as error:
         ask(target, "backup", "cancel")
         _end(f"no backup was made: {reason_of(error)}", error)
+    except KeyboardInterrupt:
+        ask(target, "backup", "cancel")  # else moves and snapshots would rest for a minute, for nobody
+        raise
     try:
         ask(target, "backup", "end")  # refused where a worker ended meanwhile: the copy is invalid then
         ids_max = ask(target, "server_info")["request_ids_per_bucket"]
@@ -77,7 +80,11 @@ def backup(target: Target, directory: Path, no_proof: bool) -> None:
     for remark in remarks:
         put(remark)
     if not no_proof:
-        _prove(disk, work, str(directory.absolute()), ids_max)
+        try:
+            _prove(disk, work, str(directory.absolute()), ids_max)
+        except KeyboardInterrupt:
+            discard_tree(work)
+            raise
     finish(disk, work, str(directory.absolute()))
     put(f"{directory.absolute()} holds everything up to {_shown(cut['at_ns'])}")
 

@@ -6,6 +6,9 @@ import asyncio
 import json
 import os
 import shutil
+import signal
+import sys
+from asyncio.subprocess import DEVNULL, PIPE
 from pathlib import Path
 from typing import Any
 
@@ -313,6 +316,31 @@ async def test_what_a_shard_wrote_that_is_gone_is_in_the_backup(data_dir: Path) 
     result = await asyncio.to_thread(carried_out, "doctor", "--config", fewer.config)
     assert result.returncode == 0, result.stdout
     assert "no faults" in result.stdout
+
+
+async def test_a_backup_that_is_interrupted_keeps_nobody_waiting(data_dir: Path) -> None:
+    """^C while it copies: the next one begins at once, where one that was killed counts for a minute."""
+    with Daemon(data_dir) as daemon:
+        rpc = await Rpc.connect(daemon.rpc_port)
+        for number in range(100):
+            await rpc.ask("top_up", f"user_{number}", COIN)
+        code = 0
+        for number in range(100):  # the copy may be made before the signal comes
+            target = data_dir / f"copy-{number}"
+            line = [sys.executable, "-m", "billing", "backup", str(target), "--address", daemon.address]
+            process = await asyncio.create_subprocess_exec(*line, stdout=DEVNULL, stderr=PIPE)
+            ending = asyncio.ensure_future(process.communicate())
+            while not ending.done() and not Path(f"{target}.unfinished").exists():
+                await asyncio.sleep(0.002)
+            if not ending.done():
+                process.send_signal(signal.SIGINT)
+            await ending
+            if code := process.returncode or 0:
+                break
+        assert code == 1
+        assert not Path(f"{target}.unfinished").exists()
+        await rpc.ask("backup", "begin")
+        await rpc.ask("backup", "end")
 
 
 async def test_a_backup_during_which_a_worker_ends_is_void_and_the_next_one_is_good(data_dir: Path) -> None:
