@@ -18,6 +18,7 @@ import mmap
 import os
 import shutil
 import stat
+import threading
 from typing import ClassVar, Final, Protocol
 
 from shards import exits
@@ -35,6 +36,7 @@ __all__ = [
     "write_file",
 ]
 
+READERS_MAX: Final = 512
 DIRECT_BYTES = 4096  # the buffer of a read past the page cache is a multiple of this long
 NETWORK_FILESYSTEMS = frozenset({"nfs", "nfs4", "cifs", "smb3", "smbfs", "afs"})
 
@@ -142,8 +144,44 @@ class Disk(Protocol):
         """Returns 16 bytes that differ after each boot, when the caches that held unsynced writes are gone."""
 
 
+class _Readers:
+    """The handles by which this process reads files past the page cache. They stay open.
+
+    Closing any handle of a file ends all locks that the process has on that file (fcntl(2)), those of SQLite's
+    connections, too. Without its lock a writer goes unseen: another process that closes the file takes itself for the
+    last one, and removes the log to which the writer goes on writing. So a handle is closed only once its file has no
+    name any more, or where there are `READERS_MAX` others.
+    """
+
+    def __init__(self) -> None:
+        self._handles: dict[tuple[int, int, int], int] = {}  # device, inode, flags -> handle; the oldest comes first
+        self._lock = threading.Lock()
+
+    def of(self, path: str, flags: int) -> int:
+        """Returns a handle of the file that has this name now."""
+        with self._lock:
+            status = os.stat(path)
+            handle = self._handles.get((status.st_dev, status.st_ino, flags))
+            if handle is None:
+                self._tidy()
+                handle = os.open(path, flags | os.O_RDONLY | os.O_CLOEXEC)
+                status = os.fstat(handle)  # it may have been replaced meanwhile
+                former = self._handles.setdefault((status.st_dev, status.st_ino, flags), handle)
+                if former != handle:
+                    os.close(handle)
+                    handle = former
+            return handle
+
+    def _tidy(self) -> None:
+        for key, handle in list(self._handles.items()):
+            if not os.fstat(handle).st_nlink or len(self._handles) >= READERS_MAX:
+                os.close(self._handles.pop(key))
+
+
 class RealDisk:
     """The files of the operating system (Linux)."""
+
+    _readers: ClassVar = _Readers()  # of the process, as locks are
 
     def create(self, path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -187,7 +225,7 @@ class RealDisk:
 
     def read_medium(self, path: str, offset: int, length: int) -> bytes:
         try:
-            handle = os.open(path, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
+            handle = self._readers.of(path, os.O_DIRECT)
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: the file system has no reads past its cache
                 raise
@@ -206,16 +244,11 @@ class RealDisk:
             if error.errno != errno.EINVAL:
                 raise
             return self._read_dropped(path, offset, length)
-        finally:
-            os.close(handle)
 
     def _read_dropped(self, path: str, offset: int, length: int) -> bytes:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
-            return os.pread(handle, length, offset)
-        finally:
-            os.close(handle)
+        handle = self._readers.of(path, 0)
+        os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
+        return os.pread(handle, length, offset)
 
     def identity(self, path: str) -> tuple[int, int]:
         status = os.stat(path)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import random
 import sqlite3
+import subprocess
+import sys
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
@@ -355,3 +357,20 @@ def test_a_file_ahead_of_its_journal_proves_a_loss_only_where_it_agrees_with_its
     with pytest.raises(Damaged):
         opened(data_dir, RealDisk(), head=1)
     assert opened(data_dir, RealDisk(), head=1, suspect=True).position < 1
+
+
+def test_a_process_that_closes_the_file_takes_no_log_away_from_its_writer(data_dir: Path) -> None:
+    """Two writers are open for a moment where one is about to take the other's place."""
+    driver, path = ShardDriver(), file_of(str(data_dir), 0)
+    for _ in range(4):
+        driver.batch(STEPS)
+    store = opened(data_dir, RealDisk(), head=0)
+    feed(store, driver, 2)
+    assert store.checkpoint(), "which reads the file past the page cache"
+    leave = "import sqlite3, sys; db = sqlite3.connect(sys.argv[1]); db.execute('SELECT * FROM about'); db.close()"
+    subprocess.run([sys.executable, "-c", leave, path], check=True)
+    assert os.path.exists(f"{path}-wal")
+    feed(store, driver, 4)
+    assert store.checkpoint()
+    all_right(data_dir, store, driver)
+    store.close()
