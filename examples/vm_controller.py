@@ -22,6 +22,7 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -34,16 +35,23 @@ HOUR_NS = 3600 * 10**9
 class Controller:
     """The machines that run, by user, and what was done about cutoffs."""
 
-    def __init__(self, client: Client, secret: str) -> None:
+    def __init__(self, client: Client, secret: str, wall_ns: Callable[[], int] = time.time_ns) -> None:
         self._client = client
         self._receiver = Receiver(secret)
         self._running: dict[str, set[str]] = {}
+        self._wall_ns = wall_ns
+        self._rate_seq = 0  # of the last report
+
+    def _next_seq(self) -> int:
+        """The wall clock, so that it rises over restarts; one more than the last where that clock was set back."""
+        self._rate_seq = max(self._rate_seq + 1, self._wall_ns())
+        return self._rate_seq
 
     async def start(self, user: str, machine: str, price: str) -> str:
         """Starts a machine where the user's money lasts for an hour of it; says what came of it."""
         try:
             await self._client.set_rate(
-                user, price, per="hour", resource=machine, rate_seq=time.time_ns(), min_runway_ns=HOUR_NS
+                user, price, per="hour", resource=machine, rate_seq=self._next_seq(), min_runway_ns=HOUR_NS
             )
         except BillingError as refusal:
             return f"refused {user} {machine}: {refusal.name}"
@@ -54,7 +62,7 @@ class Controller:
         """Stops a machine, then says that it costs nothing any more."""
         # Here the hypervisor stops it: harmless to do twice, since the call comes again where the report fails.
         with contextlib.suppress(StaleRate):  # a newer report of this machine was there first
-            await self._client.set_rate(user, "0", per="hour", resource=machine, rate_seq=time.time_ns())
+            await self._client.set_rate(user, "0", per="hour", resource=machine, rate_seq=self._next_seq())
         self._running.get(user, set()).discard(machine)
         return f"stopped {user} {machine}"
 

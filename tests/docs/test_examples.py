@@ -136,7 +136,7 @@ def test_credit_that_expired_is_among_the_debits_of_a_month_and_no_fault() -> No
     tally.take(Point(2, 2, "credit_expired", -4 * NANO, 5 * NANO, 0, 5 * NANO))
     statement = shown(b"u", tally.close(None), False, [])
     assert (statement["debits_nanos"], statement["expired_nanos"], statement["closing_nanos"]) == (4, 4, 5)
-    faults_of = examples_month_end().faults_of
+    faults_of = module_of("month_end").faults_of
     assert faults_of(statement) == []
     statement["exact"]["closing"] = "0"
     assert faults_of(statement) == ["it does not add up"]
@@ -144,14 +144,14 @@ def test_credit_that_expired_is_among_the_debits_of_a_month_and_no_fault() -> No
 
 def test_a_month_ends_where_the_next_one_begins() -> None:
     spoken = [f"{2024 + month // 12}-{month % 12 + 1:02}" for month in range(36)]
-    bounds = [examples_month_end().month_of(month) for month in spoken]
+    bounds = [module_of("month_end").month_of(month) for month in spoken]
     assert all(row[1] == next_row[0] for row, next_row in pairwise(bounds))
     assert bounds[1] == (1_706_745_600 * COIN, 1_709_251_200 * COIN)  # February 2024, 29 days
 
 
-def examples_month_end() -> ModuleType:
+def module_of(name: str) -> ModuleType:
     """The program as a module."""
-    spec = importlib.util.spec_from_file_location("month_end", EXAMPLES / "month_end.py")
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -255,3 +255,16 @@ def test_the_controller_starts_what_is_paid_for_and_stops_everything_at_the_cuto
     finally:
         controller.kill()
         controller.wait()
+
+
+def test_a_machine_is_stopped_also_where_the_clock_was_set_back_since_its_start(served: DaemonWithCutoffPort) -> None:
+    served.ask("top_up", "set back", "10")
+    clock = iter([2_000 * COIN, 1_000 * COIN])
+
+    async def scene() -> list[str]:
+        async with Client(served.daemon.address) as client:
+            controller = module_of("vm_controller").Controller(client, SECRET, lambda: next(clock))
+            return [await controller.start("set back", "vm-1", "0.1"), await controller.stop("set back", "vm-1")]
+
+    assert asyncio.run(scene()) == ["started set back vm-1", "stopped set back vm-1"]
+    assert served.ask("get_account", "set back")["rates"] == {}
