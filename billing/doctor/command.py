@@ -25,6 +25,7 @@ from billing.cli.output import put
 from billing.doctor import cut
 from billing.doctor.directory import Directory
 from billing.doctor.examine import Absent, DaemonRuns, Logs, Progress, examine, examine_logs, hold
+from billing.doctor.files import InUse
 from billing.doctor.log import ReadLog
 from billing.doctor.report import Report
 from shards.counting import counted
@@ -83,6 +84,8 @@ def doctor(
                 stack.callback(give_to_owner, data_dir)
                 _cut(disk, cut.damaged_journal(directories, shard), truncate_at)
                 return
+    except InUse as no:
+        _end(Exit.REFUSED, str(no))
     except DaemonRuns as no:
         _end(Exit.REFUSED, f"{no}; --online proves what can be proved while it serves")
     except cut.CutRefused as no:

@@ -140,7 +140,8 @@ def examine_logs(
                     chains.expect(bucket)
                 if shard.entries and not disk.exists(path):
                     missing(directory, path, chains, report)
-    examine_notices(disk, data_dir, directories, report)
+    retired = set[int]() if owners is None else set(shards) - owners.weights.keys()
+    examine_notices(disk, data_dir, directories, retired, report)
     if has_history:
         lone_histories(disk, data_dir, directories, owners, chains, report)
         if len(held) == len(shards):

@@ -1,6 +1,7 @@
 """Reads one file by offset, ahead, however large the file is. The readers of this room use it.
 
-It opens the file for reading only, and keeps at most one piece of the file, or what was asked for, in memory.
+It opens the file for reading only, and keeps at most one piece of the file, or what was asked for, in memory. A file of
+SQLite that another process keeps locked cannot be read and proves nothing (`InUse`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,18 @@ from types import TracebackType
 from shards.system.disk import Disk
 
 PIECE_BYTES = 1 << 20
+_LOCKED = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
+
+
+class InUse(Exception):
+    """Another process keeps a file locked."""
+
+
+def check_free(error: Exception, path: str) -> None:
+    """Raises InUse where this error of SQLite says that another process keeps the file locked."""
+    if getattr(error, "sqlite_errorname", "").startswith(_LOCKED):
+        text = f"another process keeps {path} locked ({error}); it may be left of a daemon"
+        raise InUse(f"{text}. `fuser -v {path}` names it: end it, or look at a copy") from None
 
 
 class File:

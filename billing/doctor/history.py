@@ -43,6 +43,7 @@ from billing.doctor.entry import (
     Garbled,
     read_entry,
 )
+from billing.doctor.files import check_free
 from billing.doctor.log import Batch
 from billing.doctor.report import Report
 from billing.doctor.state import Bucket
@@ -502,7 +503,7 @@ class HistoryFile:
             self._chains.is_behind = True
             missing = counted(head - self.position, "batch", "batches")
             if self._is_retired:
-                self._fault(f"{missing} behind the journal of a shard that is gone", b"")
+                self._fault(f"{missing} behind the journal of a shard that is gone; `billing rebuild` reads them", b"")
             else:
                 text = f"{missing} behind its journal, and is fed at the next start"
                 report.note(f"{self._path} is {text}")
@@ -567,6 +568,7 @@ def open_history(
             return None
         return file
     except UNREADABLE as error:
+        check_free(error, path)
         report.fault("history", f"it cannot be read: {error}", file=path)
         return None
 

@@ -12,11 +12,12 @@ from __future__ import annotations
 import json
 import sqlite3
 import zlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Final
 
 import msgpack
 
+from billing.doctor.files import check_free
 from billing.doctor.log import Log
 from billing.doctor.report import Report
 from shards.counting import counted
@@ -37,8 +38,12 @@ def notices_of(names: list[str]) -> list[int]:
     return sorted(int(number) for number in numbers if number.isdecimal())
 
 
-def examine_notices(disk: Disk, data_dir: str, journals: Mapping[int, Log], report: Report) -> None:
-    """Checks every file of notices. `journals`: the journals that were read, by shard. Raises OSError."""
+def examine_notices(
+    disk: Disk, data_dir: str, journals: Mapping[int, Log], retired: Container[int], report: Report
+) -> None:
+    """Checks every file of notices. `journals`: the journals that were read, by shard. `retired`: the shards that are
+    gone, which nobody serves any more. Raises OSError, InUse.
+    """
     directory = f"{data_dir}/{NOTICES}"
     if not disk.exists(directory):
         report.not_checked(NOTICES, "there is no file of notices")
@@ -48,8 +53,9 @@ def examine_notices(disk: Disk, data_dir: str, journals: Mapping[int, Log], repo
         journal = journals.get(shard)
         if disk.exists(path):
             try:
-                _examine_file(disk, path, shard, journal, report)
+                _examine_file(disk, path, shard, journal, report, is_retired=shard in retired)
             except _UNREADABLE as error:
+                check_free(error, path)
                 report.fault(NOTICES, f"it cannot be read: {error}", file=path)
         elif journal is not None:
             _examine_begun(read_file(disk, begun), path, journal, report)
@@ -65,7 +71,7 @@ def _examine_begun(begun: bytes, path: str, journal: Log, report: Report) -> Non
         report.note(f"{path} is gone; the next start makes it anew from batch {position + 1}, which tells again")
 
 
-def _examine_file(disk: Disk, path: str, shard: int, journal: Log | None, report: Report) -> None:
+def _examine_file(disk: Disk, path: str, shard: int, journal: Log | None, report: Report, *, is_retired: bool) -> None:
     # If there is a write-ahead log, it holds rows that are not in the file yet, and SQLite must make an index of it.
     # Without one, the file is opened as immutable.
     log = disk.exists(f"{path}-wal")
@@ -95,7 +101,7 @@ def _examine_file(disk: Disk, path: str, shard: int, journal: Log | None, report
         owed = _examine_owed(db, path, position, seq_max, report)
     finally:
         db.close()
-    _examine_place(path, position, owed, journal, report)
+    _examine_place(path, position, owed, journal, report, is_retired=is_retired)
 
 
 def _examine_owed(db: sqlite3.Connection, path: str, position: int, seq_max: int, report: Report) -> int:
@@ -118,7 +124,9 @@ def _examine_owed(db: sqlite3.Connection, path: str, position: int, seq_max: int
     return owed
 
 
-def _examine_place(path: str, position: int, owed: int, journal: Log | None, report: Report) -> None:
+def _examine_place(
+    path: str, position: int, owed: int, journal: Log | None, report: Report, *, is_retired: bool
+) -> None:
     """Checks the position at which a file ends against the begin and the end of its journal."""
     if journal is None:
         if owed:
@@ -135,4 +143,8 @@ def _examine_place(path: str, position: int, owed: int, journal: Log | None, rep
         report.fault(NOTICES, text, file=path)
     elif position < journal.head:
         missing = counted(journal.head - position, "batch", "batches")
+        if is_retired:
+            text = f"{missing} behind the journal of a shard that is gone, which nobody is told of"
+            report.fault(NOTICES, f"{text}; `billing rebuild` reads them", file=path)
+            return
         report.note(f"{path} is {missing} behind its journal, and is fed at the next start")

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from billing.doctor.directory import Directory
+from billing.doctor.files import InUse
+from billing.doctor.notices import examine_notices
 from billing.doctor.report import Report
 from billing.follower.store import ShardFile
 from billing.notices.opening import begun_of, open_store
@@ -69,6 +72,33 @@ def test_a_file_that_is_only_behind_is_noted(data_dir: Path) -> None:
     report = owing(data_dir, behind=3).examine()
     assert report.findings == []
     assert any("is 3 batches behind its journal" in note for note in report.notes)
+
+
+def test_a_file_behind_the_journal_of_a_shard_that_is_gone_is_a_fault_with_the_way_out(data_dir: Path) -> None:
+    """Nobody feeds it at the next start, as the note had said. Versions before retired a shard too early."""
+    report = Report()
+    journal = Directory(DISK, f"{owing(data_dir, behind=3).path}/shard-1", 1, report)
+    assert list(journal.batches())
+    examine_notices(DISK, str(data_dir), {1: journal}, {1}, report)
+    (fault,) = report.findings
+    assert "3 batches behind the journal of a shard that is gone" in fault.text
+    assert "`billing rebuild`" in fault.text
+
+
+@pytest.mark.parametrize("kind", ["history", "notices"])
+def test_a_file_that_another_process_keeps_locked_is_no_damage(data_dir: Path, kind: str) -> None:
+    """As one does that a daemon left hanging, or somebody's sqlite3."""
+    builder = owing(data_dir)
+    path = f"{builder.path}/{kind}/shard-1.sqlite"
+    db = sqlite3.connect(path, isolation_level=None)
+    db.execute("PRAGMA locking_mode = EXCLUSIVE")
+    db.execute("PRAGMA journal_mode = WAL")
+    db.execute("CREATE TABLE kept (number)")
+    with pytest.raises(InUse, match=f"keeps {path} locked"):
+        builder.examine()
+    db.execute("DROP TABLE kept")
+    db.close()
+    assert builder.examine().findings == []
 
 
 def test_a_file_behind_what_the_journal_still_has_is_a_fault(data_dir: Path) -> None:
