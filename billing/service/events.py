@@ -502,6 +502,13 @@ _ALL: Final = (
         "goes on by itself once they answer.",
     ),
     Event(
+        name="grant_not_renewed",
+        says="shard %d: the grant of time is not renewed: %s",
+        values=("shard", "reason"),
+        do="Mend what is named: the log's servers, the network to them, or their certificates and this host's "
+        "credentials (`billing cluster check`). It goes on by itself then.",
+    ),
+    Event(
         name="grant_renewed",
         says="shard %d: the journal has renewed the grant of time",
         values=("shard",),

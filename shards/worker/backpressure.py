@@ -52,6 +52,7 @@ class Backpressure:
         self.stuck = False  # a batch waits for room, or was withdrawn
         self.lapsed = False  # the journal's grant has run out
         self.tries = 0  # of the batch that waits
+        self._not_renewed = ""  # why, as it was logged last, while the grant is lapsed
         self._shard_id = shard_id
         self._journal = journal
         self._look = look
@@ -76,10 +77,16 @@ class Backpressure:
             self.reason = self.reason or LAPSED
             log.error("shard %d: %s; commands and reads are refused until it is renewed", self._shard_id, LAPSED)
 
+    def not_renewed(self, error: Unavailable) -> None:
+        """The journal could not renew the grant."""
+        if self.lapsed and error.message != self._not_renewed:
+            self._not_renewed = error.message
+            log.error("shard %d: the grant of time is not renewed: %s", self._shard_id, error.message)
+
     def granted(self) -> None:
         """The journal has renewed the grant."""
         if self.lapsed:
-            self.lapsed = False
+            self.lapsed, self._not_renewed = False, ""
             self.reason = "" if self.reason == LAPSED else self.reason
             log.warning("shard %d: the journal has renewed the grant of time", self._shard_id)
 

@@ -650,7 +650,9 @@ class Worker:
     def _on_barrier(self, _: Any, error: BaseException | None) -> None:
         if error is None:
             self._on_granted()
-        elif not isinstance(error, JournalUnavailable):
+        elif isinstance(error, JournalUnavailable):
+            self.backpressure.not_renewed(error)
+        else:
             self.fail(error)
             return
         self.backpressure.looked()

@@ -344,7 +344,7 @@ class Connection:
                 self._socket = context.wrap_socket(self._socket, server_hostname=endpoint.host)
                 self._timeout_s = CONNECT_TIMEOUT_S
             except ssl.SSLCertVerificationError as error:
-                raise Denied(f"{endpoint} is not trusted: {error.verify_message}") from error
+                raise Denied(f"{endpoint} is not trusted (cluster.tls_ca): {error.verify_message}") from error
         hello = codec.connect(self._hello()) + codec.subscribe(f"{self._inbox}.*", SUBSCRIPTION) + codec.PING
         self._socket.sendall(hello)
         while not isinstance(event := self._event(deadline_ns), codec.Pong):

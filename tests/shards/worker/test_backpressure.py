@@ -114,3 +114,19 @@ async def test_a_lack_of_room_outlives_a_grant_that_was_renewed() -> None:
     journal.idle_barrier()
     backpressure.looked()
     assert backpressure.reason == ""
+
+
+async def test_why_a_grant_is_not_renewed_is_logged_once_a_lapse(caplog: pytest.LogCaptureFixture) -> None:
+    _, _, backpressure, _ = full_machine()
+    error = Unavailable("tls://a:4222 is not trusted: certificate has expired")
+    backpressure.not_renewed(error)
+    assert not caplog.messages, "it has time left, and may be renewed in time"
+    backpressure.lapse()
+    for _ in range(3):
+        backpressure.not_renewed(error)
+    told = f"shard {SHARD}: the grant of time is not renewed: {error.message}"
+    assert caplog.messages.count(told) == 1
+    backpressure.granted()
+    backpressure.lapse()
+    backpressure.not_renewed(error)
+    assert caplog.messages.count(told) == 2
