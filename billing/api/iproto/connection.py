@@ -2,8 +2,8 @@
 
 States: the connection greets its client; before the sign-in the client may send PING, ID and AUTH; after it, the client
 calls. A connection that the guard lets in without a token (loopback or a client certificate, as at every door) begins
-in the last state. A wrong AUTH is answered and ends the connection, so that each connection has one guess; requests
-that were pipelined behind it are not carried out.
+in the last state. A wrong AUTH, and a call of `hello` with a wrong token, is answered and ends the connection, so that
+each connection has one guess; requests that were pipelined behind it are not carried out.
 
 **Bounds.** A packet has at most `frame_bytes_max` bytes, before the sign-in `handshake_bytes_max`; an unfinished
 packet and the sign-in have a deadline. While `in_flight_max` calls are unanswered, or the client does not read its
@@ -37,6 +37,7 @@ from billing.ledger.errors import Refused
 
 INSTANCE: Final = str(uuid.UUID(int=0))  # in the greeting: the daemon has no instances to tell apart
 NAME: Final = "tarantool"  # of this door, in the figures
+HELLO: Final = b"hello"
 GUEST: Final = b"guest"  # its password is empty, as in Tarantool; connectors leave it out, or prove it
 _NO_PASSWORD: Final = protocol.proof_of(b"")
 TURN_REQUESTS_MAX: Final = 256
@@ -70,6 +71,7 @@ class TarantoolConnection(asyncio.Protocol):
         self._reads = Reads()
         self._counts: dict[bytes, int] = {}  # calls of this read that wait for their answer, by method
         self._signed_in = False
+        self._guessed = False  # a call of `hello` had a wrong token
         self._ending = False  # nothing more is read
         self._paused = False
         self._reading_since_ns = 0  # since when a packet, or the sign-in, is unfinished; 0: none is
@@ -166,8 +168,8 @@ class TarantoolConnection(asyncio.Protocol):
                     self._call(kind, sync, body)
                 else:
                     self._carry_out(kind, sync, body)
-                    if self._is_ending():
-                        return True
+                if self._is_ending():
+                    return True
                 left -= 1
                 self._is_full = session.in_flight >= most
                 if self._is_full or not left or len(out) >= OUT_BYTES_MAX or self._stalled_since_ns:
@@ -263,6 +265,9 @@ class TarantoolConnection(asyncio.Protocol):
         self._session.call(token, name, params)
         if token in self._open:
             self._counts[name] = self._counts.get(name, 0) + 1
+        elif self._guessed:
+            self._door.drops += 1
+            self.end(b"")
 
     def _auth(self, sync: int, body: dict[int, Any]) -> None:
         """Carries out AUTH: a name of the tokens file, and a proof that the client knows its token."""
@@ -300,6 +305,8 @@ class TarantoolConnection(asyncio.Protocol):
 
     def _on_reply(self, token: int, reply: object) -> None:
         sync, name, call = self._open.pop(token)
+        if name == HELLO and type(reply) is Refused and reply.name == "UNAUTHENTICATED":
+            self._guessed = True
         if type(reply) is not Refused:
             if call is None:
                 self._out += protocol.plain_value(sync, packed(reply))

@@ -144,6 +144,26 @@ async def test_a_wrong_proof_ends_the_connection_and_what_was_pipelined_behind_i
     assert guarded.door.handshakes == 0
 
 
+@pytest.mark.parametrize("routed", [False, True])
+async def test_a_wrong_token_in_a_call_of_hello_ends_the_connection_as_a_wrong_proof_does(
+    guarded: DoorHarness, routed: bool
+) -> None:
+    async with connector(guarded) as tarantool:
+        tarantool.sign_in("reader")
+        tarantool.call("hello", {"errors": "string"})
+        hello = [{"token": "guess"}]
+        if routed:
+            tarantool.call("vshard.router.callrw", 1, "hello", hello)
+        else:
+            tarantool.call("hello", *hello)
+        tarantool.call("hello", {"token": "operator"})
+        tarantool.call("top_up", "ann", "5")
+        kinds = [(await tarantool.reply())[0] for _ in range(3)]
+        assert kinds == [0, 0, 0x8000 | protocol.ER_ACCESS_DENIED]
+        assert await tarantool.is_closed()
+    assert guarded.gate.asked == []
+
+
 @pytest.mark.parametrize("says_it", [False, True])
 async def test_a_guest_has_an_empty_password_and_keeps_what_its_connection_may(
     harness: DoorHarness, guarded: DoorHarness, says_it: bool
