@@ -10,5 +10,6 @@ This package builds both kinds of process out of the parts that all other packag
     listeners            the sockets that clients connect to
     systemd              the protocols of systemd; unit: `billing install-unit`
     logs                 where log records go; events: the table of all warnings, with the remedy for each
+    steady_stream        a stream that blocks nobody who logs
     introduction         the lines that the daemon logs about itself when it starts
 """

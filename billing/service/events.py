@@ -32,6 +32,13 @@ _ALL: Final = (
         "minutes before.",
     ),
     Event(
+        name="log_dropped",
+        says="%d log records were dropped: nobody read them",
+        values=("count",),
+        do="Look at what reads the daemon's standard error (journald, or the program behind the pipe): it had stopped, "
+        "and 1 MiB of records waited for it. Billing went on.",
+    ),
+    Event(
         name="daemon_ends",
         says="the daemon ends with exit code %d: %s",
         values=("code", "error"),

@@ -21,11 +21,13 @@ A user id is shown, hashed or hidden (`log.user_ids`) wherever a text has `user_
 request ids and messages that clients write are hidden. Hashes of equal ids are equal, so a reader of the log who can
 guess an id can verify the guess.
 
-A missing journal never raises: records that journald does not take go to standard error.
+A missing journal never raises: records that journald does not take go to standard error. Nor does a log that nobody
+reads block who logs (`steady_stream`).
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
@@ -42,6 +44,7 @@ from typing import Any, Final
 from billing.admin.recent import Recent
 from billing.config.schema import Log
 from billing.service.events import EVENTS, Event
+from billing.service.steady_stream import SteadyStream
 
 JOURNAL_SOCKET: Final = "/run/systemd/journal/socket"
 MESSAGE_CHARACTERS_MAX: Final = 48_000  # a datagram holds more; only the trace of a bug is longer, and its end is cut
@@ -55,6 +58,8 @@ _WRITTEN = re.compile(rf"\b(request_id|message|note|key)=({_QUOTED})")
 _BARE = re.compile(r"[\w.:/@+-]+")  # a value that needs no quotes
 _STEERING = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 
+
+log = logging.getLogger("billing.service.logs")
 
 _OTHER: Final = Event("", "", (), "")  # for records that are no event of the table
 
@@ -221,7 +226,7 @@ def set_up(
     """
     stream = sys.stderr if stream is None else stream
     discretion, common = Discretion(log.user_ids), common or {}
-    handler: logging.Handler = logging.StreamHandler(stream)
+    handler: logging.Handler = logging.StreamHandler(_steady(stream))
     colour = stream.isatty() and "NO_COLOR" not in environ and environ.get("TERM") != "dumb"
     if log.format == "json":
         handler.setFormatter(Json(discretion, common))
@@ -240,6 +245,17 @@ def set_up(
     root.addHandler(recent)
     root.setLevel(log.level.upper())
     return recent
+
+
+def _steady(stream: Any) -> Any:
+    """The stream, so that it blocks nobody; unchanged if there is no file behind it."""
+    try:
+        descriptor = stream.fileno()
+    except (OSError, ValueError):
+        return stream
+    steady = SteadyStream(descriptor, lambda count: log.warning("%d log records were dropped: nobody read them", count))
+    atexit.register(steady.drain)
+    return steady
 
 
 def is_journal(journal_stream: str, stream: Any) -> bool:

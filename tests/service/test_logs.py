@@ -206,3 +206,16 @@ def test_what_comes_from_outside_does_not_steer_the_terminal() -> None:
     line = Lines(Discretion("shown"), {}).format(record)
     assert not any(ord(character) < 32 for character in line)
     assert "evil" in line
+
+
+def test_a_log_that_nobody_reads_blocks_nobody_and_goes_on_where_it_was() -> None:
+    out, into = os.pipe()
+    with os.fdopen(into, "w") as stream, os.fdopen(out, "rb") as reader:
+        set_up(Log(format="lines"), {}, None, stream)
+        for number in range(2000):
+            logging.getLogger("x").error(HELD, number, "a reason of some length" * 4)
+        logging.getLogger("x").error("the last one")
+        lines: list[bytes] = []
+        while not lines or b"the last one" not in lines[-1]:
+            lines.append(reader.readline())
+    assert [line.count(b" shard %d is held " % number) for number, line in enumerate(lines[:-1])] == [1] * 2000
