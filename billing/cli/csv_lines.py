@@ -1,9 +1,22 @@
-"""The lines of a CSV file, of which a broken row takes one: a quote that is not closed swallows no line behind it."""
+"""The lines of a CSV file: a row that is written is one row for every reader, and of those that are read a broken row
+takes one line, since a quote that is not closed swallows no line behind it.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import deque
 from collections.abc import Iterable, Iterator
+
+
+def csv_line(cells: Iterable[str]) -> str:
+    """The line of a row, with its end. The writer quotes what is in its own line end; so it is told the longer one, and
+    a carriage return alone, which readers take for the end of a row, is quoted, too.
+    """
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\r\n").writerow(cells)
+    return out.getvalue().removesuffix("\r\n") + "\n"
 
 
 class Lines:

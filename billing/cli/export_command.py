@@ -10,8 +10,6 @@ progress bar: for accounts by their number, for entries by the time span they co
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
@@ -20,6 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from billing.cli.calling import Target, run, target_options
+from billing.cli.csv_lines import csv_line
 from billing.cli.options import Command, Group, option
 from billing.cli.output import as_json, put, say
 from billing.cli.paging import columns_of, one_shard_option
@@ -64,9 +63,7 @@ class Sink:
 
     @staticmethod
     def _line(cells: Any) -> str:
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerow(map(printable, cells) if is_terminal() else cells)
-        return out.getvalue()
+        return csv_line(map(printable, cells) if is_terminal() else cells)
 
 
 class Bar:

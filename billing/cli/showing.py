@@ -6,8 +6,6 @@ was made.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import shutil
 import sys
@@ -17,6 +15,7 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from billing.cli.calling import Target
+from billing.cli.csv_lines import csv_line
 from billing.cli.output import OutputFailed, as_json, put, say
 from billing.cli.sentences import explained, standing
 from billing.cli.tables import COINS, NUMBER, TEXT, WHOLE, Column, draw, fold
@@ -248,11 +247,8 @@ def _as_csv(rows: Sequence[Any], zone: tzinfo, columns: Sequence[str]) -> str:
     """A CSV with a line of names. A row that is no map has the single column `value`. `columns`: used without rows."""
     maps = [row if isinstance(row, Mapping) else {"value": row} for row in rows]
     names = list(dict.fromkeys(str(name) for row in maps for name in row)) or columns
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    if names:
-        writer.writerow(map(csv_name, names))
+    lines = [csv_line(map(csv_name, names))] if names else []
     for row in maps:
         cells = (csv_value(name, row.get(name), zone) for name in names)
-        writer.writerow(map(printable, cells) if is_terminal() else cells)
-    return out.getvalue()
+        lines.append(csv_line(map(printable, cells) if is_terminal() else cells))
+    return "".join(lines)
