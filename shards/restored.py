@@ -9,6 +9,9 @@ saw the backup has the mark, too, before its first worker starts:
 
 A host that has had the mark keeps which backup it was of (`BROUGHT`), so that a mark that is gone was released there,
 also where the host ended before it could say so.
+
+A restore that is under way, or was cut off, is known by the directory in which it makes the files (`RESTORING` within a
+data directory, else one beside it). No daemon may begin there: it would begin without data.
 """
 
 from __future__ import annotations
@@ -17,12 +20,26 @@ import contextlib
 import json
 from typing import Any, Final, NamedTuple
 
+from shards.journal import Unfit
 from shards.system.disk import Disk, read_file, write_file
 
+UNFINISHED: Final = ".unfinished"  # behind the name of a directory that is being made
+RESTORING: Final = f"restored{UNFINISHED}"  # a directory within a data directory that was there before its restore
 RESTORED: Final = "restored"  # the mark's name in the data directory
 TAKEN_AT: Final = "taken_at_ns"
 BROUGHT: Final = "restored.brought"  # beside it: the backup of the mark that this host has had
 FIRST_SERVED: Final = "first_served_ns"  # billing time when the restored daemon first came up
+
+
+def check_restored(disk: Disk, data_dir: str) -> None:
+    """Raises Unfit where a restore of this directory is under way, or was cut off."""
+    path = f"{data_dir}/{RESTORING}"
+    if not (disk.exists(path) and disk.listdir(path)):  # all of it is in its place: the directory itself is left
+        path = data_dir.rstrip("/") + UNFINISHED
+        if disk.exists(data_dir) or not disk.exists(path):
+            return
+    text = "a backup is being restored, or its restore was cut off: once none runs, remove this and all that is in"
+    raise Unfit(f"{text} {data_dir}, and restore again", file=path)
 
 
 class Restored(NamedTuple):

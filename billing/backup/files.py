@@ -46,7 +46,7 @@ from shards.journal.file.copying import copy_until
 from shards.journal.file.reader import FileReader
 from shards.journal.file.writing import write_journal
 from shards.journal.jetstream.backend import JetStreamBackend
-from shards.restored import RESTORED, TAKEN_AT
+from shards.restored import RESTORED, RESTORING, TAKEN_AT, UNFINISHED
 from shards.supervisor.registry import records_of_restore
 from shards.system.disk import (
     LOST_AND_FOUND,
@@ -63,8 +63,6 @@ from shards.system.host import REAL
 
 FORMAT = 1
 LIST = "backup.json"
-UNFINISHED = ".unfinished"
-RESTORING = "restored.unfinished"  # inside a data directory that is there already
 NOTICES = "notices"
 FOLLOWERS = ("history/", f"{NOTICES}/")
 INT64_MAX = (1 << 63) - 1

@@ -56,6 +56,9 @@ def shards_in(names: list[str]) -> list[int]:
 
 def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
     """Takes the lock of every journal until the stack is closed. Raises DaemonRuns, Absent."""
+    restoring = f"{data_dir}/restored.unfinished" if disk.exists(data_dir) else f"{data_dir}.unfinished"
+    if disk.exists(restoring) and disk.listdir(restoring):
+        raise Absent(f"a backup is being restored, or its restore was cut off: restore again (file {restoring})")
     if not disk.exists(data_dir):
         raise Absent(f"there is no data directory {data_dir}")
     names = disk.listdir(data_dir)

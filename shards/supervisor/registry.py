@@ -37,7 +37,7 @@ from shards import exits
 from shards.buckets import HASH_NAME, BucketMap
 from shards.journal import Backend, Corrupt, Fenced, Gap, JournalError, LastSign, Overtaken, Unavailable, Unfit, Unknown
 from shards.moves.wanted import WantedMoves
-from shards.restored import Mark, Restored
+from shards.restored import Mark, Restored, check_restored
 from shards.supervisor import lost_map
 from shards.supervisor.clock_watch import ClockWatch
 from shards.supervisor.placement import Placement, Shares, Voice
@@ -261,6 +261,7 @@ class Registry:
 
     def _open(self, bucket_count: int, wanted_weights: dict[int, int]) -> list[str]:
         if self._lock < 0:
+            check_restored(self._disk, self._data_dir)
             self._warnings = private_directory(self._disk, self._data_dir)
             private_directory(self._disk, f"{self._data_dir}/run")
             try:

@@ -63,6 +63,28 @@ def test_a_beginning_without_data_is_said_and_no_other_start(data_dir: Path) -> 
         assert daemon.log.read_text().count(said) == 1
 
 
+@pytest.mark.parametrize("is_there", [True, False], ids=["in a directory that was there", "beside it"])
+def test_no_daemon_begins_where_a_restore_was_cut_off(data_dir: Path, is_there: bool) -> None:
+    """It had begun anew, without accounts; under systemd by itself once the power was back."""
+    daemon = Daemon(data_dir, shards__workers=1)
+    data = data_dir / "data"
+    work = data / "restored.unfinished" if is_there else data_dir / "data.unfinished"
+    (work / "map").mkdir(parents=True)
+    if is_there:
+        data.chmod(0o700)
+    code, text = serve(daemon.config)
+    assert code == 78
+    assert f"restore again (file {work})" in text
+    result = carried_out("doctor", "--config", daemon.config)
+    assert (result.returncode, f"restore again (file {work})" in result.stderr) == (78, True)
+    assert sorted(path.name for path in data_dir.glob("data*/*")) == [work.name if is_there else "map"]
+    (work / "map").rmdir()  # everything is in its place: only the directory was not removed
+    if not is_there:
+        work.rmdir()
+    with daemon:
+        pass
+
+
 async def test_another_number_of_buckets_is_refused(data_dir: Path) -> None:
     daemon = Daemon(data_dir, shards__bucket_count=30, shards__workers=1)
     with daemon:
