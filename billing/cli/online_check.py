@@ -9,8 +9,8 @@ prove more.
 
 A shard that is handed over to another host, or whose worker is started again, answers nobody for a moment. So where
 shards do not answer, or are no host's, the check looks again until all do, for `PASSING_S` at most, and goes by the
-last look. Two owners, or sums that are wrong, are reported as soon as any look has them. That a shard is drained is
-told, and is no fault.
+last look. Two owners, or sums that are wrong, are reported as soon as any look has them. That a shard is drained, or
+that a move of a bucket came to nothing and the bucket stayed where it was, is told, and is no fault.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from shards.system.clock import MACHINE_CLOCKS
 
 PASSING_S: Final = 10.0  # longer than a shard takes to be served again after its host's end, planned or not
 AGAIN_S: Final = 0.5
-DRAINING: Final = "DRAINING"  # of the alerts, what an operator has asked for
+TOLD: Final = ("DRAINING:", "MOVE_FAILED:")  # the alerts that are no fault: nothing is wrong
 
 
 class _Look(NamedTuple):
@@ -50,8 +50,7 @@ async def _look(client: Client) -> _Look:
     look = _Look(await client.call("check_owners"), [], [])
     for row in await client.call("shards_info"):
         for alert in row["alerts"]:
-            is_told = alert.startswith(f"{DRAINING}:")
-            (look.told if is_told else look.alerts).append(f"shard {row['shard_id']}: {alert}")
+            (look.told if alert.startswith(TOLD) else look.alerts).append(f"shard {row['shard_id']}: {alert}")
     return look
 
 

@@ -16,6 +16,7 @@ from billing.cli.online_check import check_online
 SILENT = "shard 2 does not answer: silent"
 TWICE = "bucket 1 is held by shard 1 and by shard 2"
 DRAINING = "DRAINING: waits for 2 buckets to leave"
+MOVE_FAILED = "MOVE_FAILED: bucket 7: the log is full"
 NO_HOST = "UNREACHABLE_SHARD: no host serves shard 2"
 Look = dict[str, Any]
 
@@ -96,10 +97,9 @@ def test_two_owners_are_a_fault_also_where_no_later_look_has_them(daemon: FakeDa
     assert daemon.asked == 1
 
 
-def test_a_shard_that_is_drained_is_told_and_is_no_fault(
-    daemon: FakeDaemon, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert checked(daemon, look(alerts=(DRAINING,)))
+@pytest.mark.parametrize("alert", [DRAINING, MOVE_FAILED])
+def test_what_is_told_and_is_no_fault(daemon: FakeDaemon, capsys: pytest.CaptureFixture[str], alert: str) -> None:
+    assert checked(daemon, look(alerts=(alert,)))
     assert daemon.asked == 1
-    assert f"shard 2: {DRAINING}\n" in (output := capsys.readouterr().out)
+    assert f"shard 2: {alert}\n" in (output := capsys.readouterr().out)
     assert "no faults" in output
