@@ -24,12 +24,15 @@ import logging
 import socket
 import ssl
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from concurrent.futures import Future
 from typing import Any, NamedTuple, cast
 
 from shards.links.hello import NONCE_BYTES, Dialling, End, LinkRefused, Listening, Refused, to_dialer, to_listener
 from shards.system.host import address_of, bind_tcp, split_address
 from shards.system.links import FrameDecoder, FrameError, Wire, frame_of
+from shards.system.names import Names, is_number
+from shards.system.own_thread import on_own_thread
 
 log = logging.getLogger("shards.links.far")
 
@@ -38,6 +41,9 @@ HELLO_BYTES_MAX = 4096
 GREETED_AT_ONCE_MAX = 256  # connections that have not proved anything yet; more are closed
 LOGGED_MAX = 64  # reasons and peers that were named in the log; a new one forgets the oldest
 GONE_S = 3
+RESOLVER_S = 0.2  # for the resolver, where former addresses are known
+NEXT_ADDRESS_S = 0.1  # of a name that has several
+READ_S = 0.2  # for the files of certificates, which may be on a disk of others
 CROWDED = "too many connections that have proved nothing yet"
 REST_S = 1.0  # of a door that could not accept a connection
 
@@ -75,7 +81,7 @@ def contexts(files: Certificates) -> tuple[ssl.SSLContext, ssl.SSLContext]:
 
 class Certified:
     """This host's certificates for links, as their files are at each handshake: short-lived ones are replaced while the
-    daemon runs.
+    daemon runs. They are read on a thread of their own; while a file cannot be read for a while, the former ones go on.
     """
 
     def __init__(self, files: Certificates, read: Callable[[str], bytes]) -> None:
@@ -84,26 +90,39 @@ class Certified:
         self._read = read
         self._content = [read(path) for path in files]
         self._contexts = contexts(files)
+        self._looking: Future[None] | None = None
+        self._trouble = ""  # why the files could not be used, as the log was told
 
-    def dialling(self) -> ssl.SSLContext:
+    async def dialling(self) -> ssl.SSLContext:
         """The context of whoever dials."""
-        return self._newest()[0]
+        return (await self._newest())[0]
 
-    def listening(self) -> ssl.SSLContext:
+    async def listening(self) -> ssl.SSLContext:
         """The context of whoever accepts."""
-        return self._newest()[1]
+        return (await self._newest())[1]
 
-    def _newest(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
-        """The contexts of the files; the former ones where these do not fit together, as while they are written."""
-        with contextlib.suppress(FileNotFoundError):
+    async def _newest(self) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+        """The contexts of the files; the former ones while these are not read within `READ_S`."""
+        if self._looking is None or self._looking.done():
+            self._looking = on_own_thread("certificates", self._look)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(asyncio.wrap_future(self._looking), READ_S)
+        return self._contexts
+
+    def _look(self) -> None:
+        """Takes the contexts of the files; keeps the former ones where these do not fit together, as while they are
+        written.
+        """
+        try:
             content = [self._read(path) for path in self._files]
             if content != self._content:
                 self._content = content
-                try:
-                    self._contexts = contexts(self._files)
-                except (OSError, ssl.SSLError) as error:
-                    log.warning("the new certificate of the links is not used, the former one goes on: %s", error)
-        return self._contexts
+                self._contexts = contexts(self._files)
+            self._trouble = ""
+        except (OSError, ssl.SSLError) as error:
+            if not isinstance(error, FileNotFoundError) and str(error) != self._trouble:
+                self._trouble = str(error)
+                log.warning("the new certificate of the links is not used, the former one goes on: %s", error)
 
 
 class _Greeting(asyncio.Protocol, ABC):
@@ -235,7 +254,7 @@ class FarDoor:
         self,
         end: End,
         make_wire: Callable[[], Wire],
-        tls: Callable[[], ssl.SSLContext] | None,
+        tls: Callable[[], Awaitable[ssl.SSLContext]] | None,
         randbits: Callable[[int], int],
         bind: Callable[[str, int, int], socket.socket] = bind_tcp,
     ) -> None:
@@ -274,7 +293,7 @@ class FarDoor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _accept(self, listener: socket.socket, tls: Callable[[], ssl.SSLContext]) -> None:
+    async def _accept(self, listener: socket.socket, tls: Callable[[], Awaitable[ssl.SSLContext]]) -> None:
         """Accepts connections by hand: asyncio's TLS server does not report whose handshake failed, and why."""
         with contextlib.closing(listener):
             while True:
@@ -283,9 +302,9 @@ class FarDoor:
                 except OSError:  # no descriptors
                     await asyncio.sleep(REST_S)
                 else:
-                    self._spawn(self._shake_hands(connection, tls()))
+                    self._spawn(self._shake_hands(connection, tls))
 
-    async def _shake_hands(self, connection: socket.socket, tls: ssl.SSLContext) -> None:
+    async def _shake_hands(self, connection: socket.socket, tls: Callable[[], Awaitable[ssl.SSLContext]]) -> None:
         greeting = self._greet()
         with contextlib.suppress(OSError):  # it is gone already
             greeting.peer = str(connection.getpeername()[0])
@@ -295,7 +314,7 @@ class FarDoor:
             return
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: greeting, connection, ssl=tls, ssl_handshake_timeout=HELLO_S
+                lambda: greeting, connection, ssl=await tls(), ssl_handshake_timeout=HELLO_S
             )
         except ssl.SSLError as error:
             greeting.refuse(_of_tls(error))
@@ -344,8 +363,11 @@ async def dial(
     make_wire: Callable[[], Wire],
     tls: ssl.SSLContext | None,
     randbits: Callable[[int], int],
+    names: Names,
 ) -> None:
-    """Connects to the worker of a shard elsewhere; returns once the wire was made. Raises OSError, LinkRefused."""
+    """Connects to the worker of a shard elsewhere; returns once the wire was made. `names`: of all hosts that are
+    dialled. Raises OSError, LinkRefused.
+    """
     host, port = split_address(far.address)
     dialling = Dialling(end, shard, far.epoch, _nonce(randbits))
     loop = asyncio.get_running_loop()
@@ -353,9 +375,12 @@ async def dial(
     greeting.outcome.add_done_callback(lambda outcome: outcome.cancelled() or outcome.exception())
     try:
         async with asyncio.timeout(HELLO_S):
-            await loop.create_connection(
-                lambda: greeting, host, port, ssl=tls, server_hostname=host if tls is not None else None
-            )
+            hostname = host if tls is not None else None
+            if is_number(host):
+                await loop.create_connection(lambda: greeting, host, port, ssl=tls, server_hostname=hostname)
+            else:
+                with _closed_on_failure(await _connected(names, host, port)) as connection:
+                    await loop.create_connection(lambda: greeting, sock=connection, ssl=tls, server_hostname=hostname)
             await asyncio.shield(greeting.outcome)
     except TimeoutError:
         raise OSError(f"no answer within {HELLO_S:g} s") from None
@@ -363,6 +388,23 @@ async def dial(
         raise LinkRefused(_of_tls(error)) from error
     finally:
         greeting.give_up()
+
+
+async def _connected(names: Names, host: str, port: int) -> socket.socket:
+    """A connection to the first address of a name that takes one. Raises OSError."""
+    from aiohappyeyeballs import start_connection
+
+    addresses = await names.look_up(host, port, RESOLVER_S, HELLO_S)
+    return await start_connection(addresses, happy_eyeballs_delay=NEXT_ADDRESS_S, interleave=1)
+
+
+@contextlib.contextmanager
+def _closed_on_failure(connection: socket.socket) -> Iterator[socket.socket]:
+    try:
+        yield connection
+    except BaseException:
+        connection.close()
+        raise
 
 
 def _of_tls(error: ssl.SSLError) -> str:

@@ -8,12 +8,16 @@ question to the resolver.
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import socket
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
 from typing import Any
+
+from shards.system.own_thread import on_own_thread, settle
 
 AddressInfo = tuple[Any, Any, int, str, Any]  # as `socket.getaddrinfo` returns it
 Resolve = Callable[..., list[AddressInfo]]  # (host, port, type=…): `socket.getaddrinfo`, or another one
@@ -21,19 +25,11 @@ Resolve = Callable[..., list[AddressInfo]]  # (host, port, type=…): `socket.ge
 
 def ask(host: str, port: int, resolve: Resolve = socket.getaddrinfo) -> Future[list[AddressInfo]]:
     """The addresses of a host for connections of a stream, or what the resolver raised; at once for a number."""
+    look_up = partial(resolve, host, port, type=socket.SOCK_STREAM)
+    if not is_number(host):
+        return on_own_thread(f"resolves {host}", look_up)
     answer: Future[list[AddressInfo]] = Future()
-    answer.set_running_or_notify_cancel()  # from now on nobody can cancel it
-
-    def give() -> None:
-        try:
-            answer.set_result(resolve(host, port, type=socket.SOCK_STREAM))
-        except Exception as error:
-            answer.set_exception(error)
-
-    if is_number(host):
-        give()
-    else:
-        threading.Thread(target=give, name=f"resolves {host}", daemon=True).start()
+    settle(answer, look_up)
     return answer
 
 
@@ -47,7 +43,7 @@ def is_number(host: str) -> bool:
 
 
 class Names:
-    """The addresses of hosts, for threads that may be blocked for a while, several of them at a time."""
+    """The addresses of hosts: for threads that may be blocked for a while, several at a time, and for a loop."""
 
     def __init__(self, resolve: Resolve = socket.getaddrinfo) -> None:
         self._resolve = resolve
@@ -59,21 +55,43 @@ class Names:
         """The addresses of a host: waits for the resolver for `wait_s`, or for `first_wait_s` while none are known, and
         then returns the former ones. Raises OSError where none are known.
         """
+        answer, known = self._ask(host, port)
+        try:
+            return answer.result(first_wait_s if known is None else wait_s)
+        except TimeoutError:
+            return self._without_answer(host, known, first_wait_s)
+        except OSError:
+            if known is None:
+                raise
+            return known
+
+    async def look_up(self, host: str, port: int, wait_s: float, first_wait_s: float) -> list[AddressInfo]:
+        """The same, on a loop, which goes on meanwhile."""
+        answer, known = self._ask(host, port)
+        try:
+            return await asyncio.wait_for(asyncio.wrap_future(answer), first_wait_s if known is None else wait_s)
+        except TimeoutError:
+            return self._without_answer(host, known, first_wait_s)
+        except OSError:
+            if known is None:
+                raise
+            return known
+
+    def _ask(self, host: str, port: int) -> tuple[Future[list[AddressInfo]], list[AddressInfo] | None]:
+        """What will hold the resolver's answer, asked for now or before, and the former one."""
         name = host, port
         with self._lock:
             answer = self._asked.get(name)
             if answer is None or answer.done():
                 answer = self._asked[name] = ask(host, port, self._resolve)
                 answer.add_done_callback(lambda answered: self._take(name, answered))
-            known = self._known.get(name)
-        try:
-            return answer.result(first_wait_s if known is None else wait_s)
-        except OSError as error:
-            if known is not None:
-                return known
-            if isinstance(error, TimeoutError):
-                raise OSError(f"the resolver has not answered for {host} within {first_wait_s:g} s") from None
-            raise
+            return answer, self._known.get(name)
+
+    @staticmethod
+    def _without_answer(host: str, known: list[AddressInfo] | None, waited_s: float) -> list[AddressInfo]:
+        if known is None:
+            raise OSError(f"the resolver has not answered for {host} within {waited_s:g} s")
+        return known
 
     def _take(self, name: tuple[str, int], answered: Future[list[AddressInfo]]) -> None:
         """Keeps an answer, also where nobody waits for it any more."""

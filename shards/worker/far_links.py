@@ -17,6 +17,7 @@ from shards.links.hello import End
 from shards.system.disk import read_file
 from shards.system.host import Host
 from shards.system.links import Wire
+from shards.system.names import Names
 
 TOLD_AFTER_NS = 10_000_000_000
 
@@ -45,6 +46,7 @@ class FarLinks:
         if settings.certificates is not None:
             self._certified = Certified(Certificates(*settings.certificates), partial(read_file, host.disk))
         self._door: FarDoor | None = None
+        self._names = Names()
         self._boot_ns = host.clocks.boot_ns
         self._failing: dict[int, _Failing] = {}
 
@@ -60,8 +62,8 @@ class FarLinks:
     async def dial(self, shard: int, far: Far, make_wire: Callable[[], Wire]) -> None:
         """Connects to a worker of another host. Raises OSError, LinkRefused."""
         try:
-            tls = None if self._certified is None else self._certified.dialling()
-            await dial(far, shard, self._end, make_wire, tls, self._randbits)
+            tls = None if self._certified is None else await self._certified.dialling()
+            await dial(far, shard, self._end, make_wire, tls, self._randbits, self._names)
         except OSError as error:
             self._note_failure(shard, far, error)
             raise

@@ -7,6 +7,7 @@ import logging
 import secrets
 import socket
 import ssl
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -22,6 +23,7 @@ from shards.links.hello import End, LinkRefused
 from shards.shard import COMMAND, READ
 from shards.system.host import split_address
 from shards.system.links import Wire
+from shards.system.names import AddressInfo, Names
 from shards.worker.router import PROBE_S, SILENT_PROBES, PeerLink
 
 LISTENER = End("c-1", 5, 9, b"secret")
@@ -69,7 +71,12 @@ async def door(
     end: End = LISTENER, tls: ssl.SSLContext | None = None, peer: Peer | None = None
 ) -> AsyncIterator[tuple[FarDoor, Peer]]:
     peer = peer or Peer()
-    far_door = FarDoor(end, peer.wire, None if tls is None else lambda: tls, secrets.randbits)
+
+    async def context() -> ssl.SSLContext:
+        assert tls is not None
+        return tls
+
+    far_door = FarDoor(end, peer.wire, None if tls is None else context, secrets.randbits)
     await far_door.listen("127.0.0.1:0")
     try:
         yield far_door, peer
@@ -92,13 +99,17 @@ def run(scene: Callable[[], Awaitable[None]], factory: Callable[[], asyncio.Abst
 
 
 def far_link(
-    address: str, end: End = DIALER, tls: ssl.SSLContext | None = None, probe_s: float = PROBE_S
+    address: str,
+    end: End = DIALER,
+    tls: ssl.SSLContext | None = None,
+    probe_s: float = PROBE_S,
+    names: Names | None = None,
 ) -> tuple[PeerLink, list[Any]]:
     """A worker's link to shard 5 there, and what it could not pass on."""
     refused: list[Any] = []
 
     async def dialled(make_wire: Callable[[], Wire]) -> None:
-        await dial(Far(address, 9), 5, end, make_wire, tls, secrets.randbits)
+        await dial(Far(address, 9), 5, end, make_wire, tls, secrets.randbits, names or Names())
 
     link = PeerLink(5, dialled, lambda *what: refused.append(what), lambda *_: None, lambda *_: None, probe_s)
     return link, refused
@@ -245,7 +256,7 @@ def test_who_is_no_peer_is_refused_and_named_once_at_both_ends(
             await until(lambda: bool(link.refused))
             for _ in range(3):
                 with pytest.raises(LinkRefused):
-                    await dial(Far(far_door.address, 9), 5, end, peer.wire, None, secrets.randbits)
+                    await dial(Far(far_door.address, 9), 5, end, peer.wire, None, secrets.randbits, Names())
             link.ask(Caller(), 1, 0, 1, ("add", b""))
             assert refused[0][2].applied == "no"
             assert reason in str(refused[0][2].reason)
@@ -284,7 +295,7 @@ def test_a_host_that_takes_connections_and_says_nothing_is_given_up() -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
             address = f"127.0.0.1:{silent.getsockname()[1]}"
             with pytest.raises((LinkRefused, OSError)):
-                await dial(Far(address, 9), 5, DIALER, Peer().wire, None, secrets.randbits)
+                await dial(Far(address, 9), 5, DIALER, Peer().wire, None, secrets.randbits, Names())
             link, refused = far_link(address)
             link.ask(Caller(), 1, 0, 1, ("add", b""))
             assert refused[0][2].applied == "no"
@@ -326,38 +337,110 @@ def test_with_certificates_only_hosts_that_the_authority_has_signed_meet(
             for tls in (stranger, unbelieving, None):
                 caplog.clear()
                 with pytest.raises((LinkRefused, OSError)):
-                    await dial(Far(far_door.address, 9), 5, DIALER, peer.wire, tls, secrets.randbits)
+                    await dial(Far(far_door.address, 9), 5, DIALER, peer.wire, tls, secrets.randbits, Names())
                 await until(lambda: NOT_BELIEVED in caplog.text)
             assert len(peer.frames) == 1
 
     run(scene, factory)
 
 
-def test_certificates_are_read_again_at_each_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    files = Certificates(*(str(tmp_path / name) for name in ("chain.pem", "key.pem", "ca.pem")))
-    authority = trustme.CA()
+def certificate_files(directory: Path) -> Certificates:
+    return Certificates(*(str(directory / name) for name in ("chain.pem", "key.pem", "ca.pem")))
 
-    def write(signer: trustme.CA, *, key: bool = True) -> None:
-        issued = signer.issue_cert("host")
-        issued.cert_chain_pems[0].write_to_path(files.chain)
-        if key:
-            issued.private_key_pem.write_to_path(files.key)
-        signer.cert_pem.write_to_path(files.authority)
 
-    write(authority)
+def issue(files: Certificates, signer: trustme.CA, *, key: bool = True) -> None:
+    issued = signer.issue_cert("host")
+    issued.cert_chain_pems[0].write_to_path(files.chain)
+    if key:
+        issued.private_key_pem.write_to_path(files.key)
+    signer.cert_pem.write_to_path(files.authority)
+
+
+async def test_certificates_are_read_again_at_each_link(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files, authority = certificate_files(tmp_path), trustme.CA()
+
+    async def both() -> list[ssl.SSLContext]:
+        return [await certified.dialling(), await certified.listening()]
+
+    issue(files, authority)
     certified = Certified(files, lambda path: Path(path).read_bytes())
-    first = certified.dialling(), certified.listening()
-    assert (certified.dialling(), certified.listening()) == first, "nothing has changed"
-    write(authority)
-    renewed = certified.dialling(), certified.listening()
-    assert not set(renewed) & set(first)
-    write(authority, key=False)
-    assert (certified.dialling(), certified.listening()) == renewed, "the key is another's: it is being written"
+    first = await both()
+    assert await both() == first, "nothing has changed"
+    issue(files, authority)
+    while not set(renewed := await both()).isdisjoint(first):
+        pass  # a busy machine reads them late
+    issue(files, authority, key=False)
+    while "the new certificate of the links is not used" not in caplog.text:
+        assert await both() == renewed, "the key is another's: it is being written"
+    assert await both() == renewed
     assert caplog.text.count("the new certificate of the links is not used") == 1
-    write(trustme.CA())
-    assert certified.listening() not in (*first, *renewed)
+    issue(files, trustme.CA())
+    while (await certified.listening()) in (*first, *renewed):
+        pass
+    newest = await both()
     Path(files.authority).unlink()
-    assert certified.listening() is certified.listening(), "while it is replaced"
+    assert await both() == newest, "while it is replaced"
+
+
+async def test_while_a_certificate_cannot_be_read_the_former_one_goes_on_and_so_does_the_loop(tmp_path: Path) -> None:
+    """As where it lies on a mount whose server is gone."""
+    files, speaks = certificate_files(tmp_path), threading.Event()
+    speaks.set()
+    issue(files, trustme.CA())
+
+    def read(path: str) -> bytes:
+        assert speaks.wait(60)
+        return Path(path).read_bytes()
+
+    certified = Certified(files, read)
+    first = await certified.listening()
+    issue(files, trustme.CA())
+    speaks.clear()
+    turns: list[int] = []
+
+    async def turn() -> None:
+        while True:
+            turns.append(len(turns))
+            await asyncio.sleep(0)
+
+    turning = asyncio.create_task(turn())
+    try:
+        assert [await certified.listening() for _ in range(3)] == [first] * 3
+        assert len(turns) > 3
+        assert [thread.name for thread in threading.enumerate()].count("certificates") == 1
+    finally:
+        speaks.set()
+        turning.cancel()
+    while (await certified.listening()) is first:
+        pass
+
+
+def test_hosts_whose_names_the_resolver_is_silent_for_hold_up_no_link_to_another_one() -> None:
+    speaks = threading.Event()
+
+    def resolve(host: str, port: int, **_: Any) -> list[AddressInfo]:
+        assert host == "spoken.example" or speaks.wait(60)
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))]
+
+    async def scene() -> None:
+        async with door() as (far_door, _):
+            _, port = split_address(far_door.address)
+            names = Names(resolve)
+            links = [far_link(f"silent{number}.example:{port}", names=names)[0] for number in range(4)]
+            links.append(far_link(f"spoken.example:{port}", names=names)[0])
+            for link in links:
+                link.open()
+            await until(lambda: links[-1].is_open)
+            assert not any(link.is_open for link in links[:-1])
+            speaks.set()
+            await until(lambda: all(link.is_open for link in links))
+            for link in links:
+                link.close()
+
+    try:
+        run(scene, uvloop.new_event_loop)
+    finally:
+        speaks.set()
 
 
 def test_a_door_lets_only_so_many_strangers_wait() -> None:

@@ -66,6 +66,22 @@ def test_while_the_resolver_is_silent_or_refuses_the_former_addresses_count(reso
     assert first_of(names.addresses("log.example", 4222, LONG_S, LONG_S)) == ("127.0.0.3", 4222)
 
 
+async def test_a_loop_goes_on_with_the_former_addresses_or_gets_an_error_in_time(resolver: Resolver) -> None:
+    names = Names(resolver.resolve)
+    resolver.speaks.clear()
+    with pytest.raises(OSError, match=r"the resolver has not answered for log\.example within 0\.001 s"):
+        await names.look_up("log.example", 4222, LONG_S, SOON_S)
+    resolver.speaks.set()
+    assert first_of(await names.look_up("log.example", 4222, LONG_S, LONG_S)) == ("127.0.0.2", 4222)
+    resolver.error = socket.gaierror(socket.EAI_AGAIN, "try again")
+    assert first_of(await names.look_up("log.example", 4222, LONG_S, LONG_S)) == ("127.0.0.2", 4222)
+    with pytest.raises(socket.gaierror):
+        await names.look_up("other.example", 4222, LONG_S, LONG_S)
+    resolver.error = None
+    resolver.speaks.clear()
+    assert first_of(await names.look_up("log.example", 4222, SOON_S, LONG_S)) == ("127.0.0.2", 4222)
+
+
 def test_a_silent_name_holds_up_neither_another_one_nor_a_number(resolver: Resolver) -> None:
     resolver.speaks.clear()
     silent = [ask(f"silent{number}.example", 1, resolver.resolve) for number in range(40)]
