@@ -41,10 +41,12 @@ from urllib.parse import parse_qs, quote, unquote
 from billing.signature import TOLERANCE_S, parse_secrets, verify
 
 EVENT_IDS_MAX: Final = 100_000
+_NEVER_NS: Final = 1 << 63  # no exhaustion is later
 _RESTORE: Final = ":restore"  # behind the event_id of the cutoff that is undone
 
 Headers = Mapping[str, str] | Iterable[tuple[str, str]]
-Place = tuple[int, bool, int]  # seq, whether the restore of that cutoff was acted on, too, and its exhausted_at_ns
+# seq, whether the restore of that cutoff was acted on, too, and its exhausted_at_ns, which earlier versions left out
+Place = tuple[int, bool, int] | tuple[int, bool]
 
 
 class NotGenuine(Exception):
@@ -77,8 +79,8 @@ class Receiver:
         self, secret: str, places: MutableMapping[str, Place] | None = None, tolerance_s: int = TOLERANCE_S
     ) -> None:
         """`secret`: the text of the secrets file, with one secret or two. `places`: the newest call of each user that
-        was acted on; without a mapping this record ends with the process. Raises ValueError for a text without a
-        secret.
+        was acted on, also as earlier versions kept it (`seq` alone decides then); without a mapping this record ends
+        with the process. Raises ValueError for a text without a secret.
         """
         self._secrets = parse_secrets(secret)
         self._tolerance_s = tolerance_s
@@ -117,7 +119,8 @@ class Receiver:
         """Whether the receiver has still to act on the call. A call that is not due is answered with 2xx, too."""
         if isinstance(call, Notice):
             return (call.event_id, call.timestamp) not in self._told
-        seq, is_restored, exhausted_at_ns = self._places.get(call.user_id, (0, False, 0))
+        seq, is_restored, *kept = self._places.get(call.user_id, (0, False, 0))
+        exhausted_at_ns = kept[0] if kept else _NEVER_NS
         return (call.seq, call.is_restore) > (seq, is_restored) or call.exhausted_at_ns > exhausted_at_ns
 
     def done(self, call: Call | Notice) -> None:

@@ -148,6 +148,16 @@ def test_a_daemon_that_was_restored_from_a_backup_is_obeyed_though_its_numbers_b
     assert receiver.is_due(told._replace(timestamp="2026-11-29T15:00:00.000000000Z"))
 
 
+def test_places_that_an_earlier_version_kept_are_taken_and_go_by_seq_until_the_next_call() -> None:
+    places: dict[str, Place] = {"u": (3, False)}
+    receiver = Receiver(SECRET, places)
+    assert not receiver.is_due(call("u", 3, False))
+    assert not receiver.is_due(call("u", 2, False)._replace(exhausted_at_ns=E_NS + 1))
+    assert receiver.is_due(call("u", 3, True))
+    receiver.done(call("u", 4, False))
+    assert places == {"u": (4, False, E_NS)}
+
+
 def test_what_failed_is_due_again() -> None:
     receiver = Receiver(SECRET)
     assert receiver.is_due(call("u", 1, False))
