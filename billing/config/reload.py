@@ -7,10 +7,14 @@ worker that starts later goes by the content that was read last. A configuration
 the log has all its faults. The same holds if the new values would only fit together after the restart, and for a file
 that names no key any more: every value would be the default, that of `cutoff.url` included. A reload also retries
 shards that are held (see `shards.supervisor.restart_policy`).
+
+The files are read on a thread of their own, one reload at a time: a secret on a mount that hangs holds up reloads, and
+nothing else.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -20,8 +24,9 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from billing.addresses import shown_url
-from billing.config.load import ConfigError, combinations_of, load
+from billing.config.load import ConfigError, Loaded, combinations_of, load
 from billing.config.schema import CONTENTS, Config, Cutoff, CutoffClass, declared, shown_text
+from shards.system.own_thread import on_own_thread
 
 log = logging.getLogger("billing.config.reload")
 
@@ -59,6 +64,7 @@ CLASSES: Final = "cutoff.class"
 # whether there is a value.
 SWITCHES: Final = frozenset({"rpc.tokens_file", "rpc.tls_cert", "rpc.tls_key", "cutoff.restore_url"})
 
+READ_S: Final = 5.0  # then the log says that files have not been read yet
 RECORDED: Final = "shards.workers"  # in the map, when a host begins to serve beside others: how many shards it takes
 
 
@@ -147,32 +153,50 @@ class Reload:
         environ: Mapping[str, str],
         config: Config,
         apply: Callable[[Config], Awaitable[None]],
+        read: Callable[[Path | None, Mapping[str, str]], Loaded] = load,
     ) -> None:
-        """`config`: the configuration in force. `apply` is called with the one that replaces it."""
+        """`config`: the configuration in force. `apply` is called with the one that replaces it. `read` may block."""
         self._file = file
         self._environ = environ
         self.config = config
         self._apply = apply
+        self._read = read
+        self._turn = asyncio.Lock()  # of who reads
+        self._waiting = 0  # reloads that have not begun to read
 
     async def __call__(self) -> None:
         """Reloads once, and logs the outcome. Applies the configuration even if no key has changed, so that named files
-        are read again.
+        are read again. One that comes while another one waits for its turn to read is that one.
         """
+        if self._waiting:
+            return
+        self._waiting += 1
+        async with self._turn:
+            self._waiting -= 1
+            merged = await self._merged()
+        if merged is not None:
+            await self._apply(merged)
+
+    async def _merged(self) -> Config | None:
+        """The configuration that is in force from now on; None where it stays as it was."""
+        reading = asyncio.wrap_future(on_own_thread("reload", self._read, self._file, self._environ))
         try:
-            new, sources, _ = load(self._file, self._environ)
+            if not (await asyncio.wait({reading}, timeout=READ_S))[0]:
+                log.warning("the configuration is not reloaded yet: its files have not been read for %g s", READ_S)
+            new, sources, _ = await reading
         except ConfigError as error:
             log.error("the configuration was not reloaded, nothing has changed:\n%s", error)
-            return
+            return None
         may, need = differences(self.config, new)
         if (may or need) and self._file is not None and "file" not in sources.values() and not new.cutoff.classes:
             text = f"{self._file}: it names no key any more, as a file that is being written, or found no room"
             log.error("the configuration was not reloaded, nothing has changed:\n%s", text)
-            return
+            return None
         merged = with_changes(self.config, new, may)
         for paths, text in combinations_of(merged):
             reason = f"{paths[0]}: {text}"
             log.error("the configuration was not reloaded, nothing has changed: without a restart %s", reason)
-            return
+            return None
         root = logging.getLogger()  # of the old and the new level the more talkative one, so that the change is told
         root.setLevel(min(getattr(logging, level.upper()) for level in (self.config.log.level, merged.log.level)))
         for path in may:
@@ -188,4 +212,4 @@ class Reload:
             log.info("reloaded: no key has changed that may; files that are named were read again")
         self.config = merged
         root.setLevel(merged.log.level.upper())
-        await self._apply(merged)
+        return merged

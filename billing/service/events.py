@@ -490,6 +490,13 @@ _ALL: Final = (
         do="Mend what is named, billing config check, and reload again.",
     ),
     Event(
+        name="reload_late",
+        says="the configuration is not reloaded yet: its files have not been read for %g s",
+        values=("seconds",),
+        do="Look at where config.toml and the files that it names lie: that disk or mount hangs. The daemon serves on "
+        "with the former configuration, and reloads as soon as they are read.",
+    ),
+    Event(
         name="reload_needs_restart",
         says="the configuration was not reloaded, nothing has changed: without a restart %s",
         values=("reason",),

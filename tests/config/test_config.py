@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
 import subprocess
 import sys
+import threading
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import asdict, replace
 
-from billing.config.load import ConfigError, Fault, as_effective, load
+from billing.config.load import ConfigError, Fault, Loaded, as_effective, load
 from billing.config.reload import Reload, differences, with_changes
 from billing.config.schema import Config, Cutoff, Daemon, as_toml, class_of, declared, shown_text, value_text
 from billing.expirationd.delivery import OfClass
@@ -487,6 +489,36 @@ async def test_what_needs_a_restart_first_is_not_reloaded(write: Write, caplog: 
     write("[shards]\nworkers = 1\nbucket_count = 64\n")
     await reload()
     assert [(config.shards.workers, config.shards.bucket_count) for config in taken_up] == [(1, 2)]
+
+
+async def test_files_that_hang_hold_up_reloads_and_nothing_else(write: Write) -> None:
+    """As on a mount whose server is gone. What was written last is in force in the end, however often it was asked."""
+    file, taken_up = write("[shards]\nworkers = 2\n"), list[int]()
+    has_read, goes_on = threading.Event(), threading.Event()
+
+    async def take_up(config: Config) -> None:
+        taken_up.append(config.shards.workers)
+
+    def read(path: Path | None, environ: Mapping[str, str]) -> Loaded:
+        loaded = load(path, environ)
+        has_read.set()
+        assert goes_on.wait(60)
+        return loaded
+
+    reload = Reload(file, {}, load(file, {}).config, take_up, read)
+    write("[shards]\nworkers = 3\n")
+    first = asyncio.create_task(reload())
+    while not has_read.is_set():
+        await asyncio.sleep(0)
+    write("[shards]\nworkers = 4\n")
+    asked = [asyncio.create_task(reload()) for _ in range(50)]
+    await asyncio.sleep(0)
+    assert (taken_up, sum(task.done() for task in asked)) == ([], 49), "one waits for its turn, and is all of them"
+    goes_on.set()
+    await asyncio.gather(first, *asked)
+    assert taken_up == [3, 4]
+    await reload()
+    assert taken_up == [3, 4, 4]
 
 
 @pytest.mark.parametrize(

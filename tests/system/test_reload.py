@@ -485,3 +485,21 @@ async def test_a_reload_that_lets_more_be_logged_is_logged_itself(data_dir: Path
         size = daemon.log.stat().st_size
         await reload(daemon, "nothing has changed", log__level="loud")
         assert " INFO " not in daemon.log.read_text()[size:]
+
+
+async def test_a_configuration_that_cannot_be_read_through_holds_up_nothing_else(data_dir: Path) -> None:
+    """A pipe in its place is as silent as a mount whose server is gone. The main process serves the operators' page,
+    feeds the watchdog and stops in order meanwhile.
+    """
+    daemon = Daemon(data_dir, shards__workers=1)
+    text = daemon.config.read_text()
+    with daemon:
+        daemon.config.unlink()
+        os.mkfifo(daemon.config)
+        await hang_up(daemon, "the configuration is not reloaded yet: its files have not been read for 5 s")
+        daemon.wait_ready()
+        await asyncio.to_thread(daemon.config.write_text, text.replace("workers = 1", "workers = 2"))
+        daemon_says = "reloaded shards.workers: 2"
+        await until(lambda: daemon_says in daemon.log.read_text())
+        await hang_up(daemon, "the configuration is not reloaded yet")
+        assert daemon.stop() == 0
