@@ -97,7 +97,7 @@ class Limits(NamedTuple):
 
     unreached_bytes_max: int = 32 << 20  # sent and not acknowledged; a quarter of it while catching up
     questions_max: int = 1024  # questions that are not answered yet
-    answer_timeout_s: float = 7.0  # clients time out after 10 s: they get the reason before that
+    answer_timeout_s: float = messages.ANSWER_TIMEOUT_S
     ping_s: float = 1.5
     silent_s: float = 4.0
 

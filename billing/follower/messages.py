@@ -14,6 +14,8 @@ from typing import Any, Final
 
 import msgspec
 
+ANSWER_TIMEOUT_S: Final = 7.0  # a worker waits so long; clients time out after 10 s: they get the reason before that
+
 
 class Message(msgspec.Struct, frozen=True, array_like=True):
     """The base of all messages."""

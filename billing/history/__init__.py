@@ -36,5 +36,6 @@ The history never slows a command down, never changes the journal, and never gue
     batches     the batch of that journal which a row came from
     period      a period of an account: opening, entries, total accrual and accrual by line, closing; pure
     period_reader  reads the rows of a period or a past balance, and makes the answer
+    turns       which answer takes its next step; pure
     copying     a copy for a backup
 """

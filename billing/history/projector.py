@@ -2,7 +2,7 @@
 
 It takes batches into the open group, commits the group after `GROUP_WAIT_S` or `GROUP_ROWS_MAX` rows, and makes the
 file durable every `CHECKPOINT_S` or `CHECKPOINT_ROWS_MAX` rows, so that the journal may be trimmed. Before it answers a
-question it commits, so the answer covers every batch that came before.
+question it commits, so the answer covers every batch that came before. Questions about accounts take turns (`turns`).
 
 It has a lower priority than the workers (`NICENESS`): where cores are short, it lags behind rather than they.
 """
@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final
 
+from billing.follower.messages import ANSWER_TIMEOUT_S
 from billing.follower.process import CHECKPOINT_S, Follower, run
 from billing.follower.store import ShardFile, StoreError, code_of, reason_of, unconverted_files
 from billing.history import entries, feed_part, period_reader, retention
@@ -26,6 +27,7 @@ from billing.history.period_reader import Chain, Misplaced, Standing, Steps, Too
 from billing.history.retention import DAY_NS, Postponed, prune
 from billing.history.store import Store, open_store
 from billing.history.tables import KIND
+from billing.history.turns import Turns
 from shards.exits import Exit
 from shards.system.clock import MACHINE_CLOCKS, Clocks
 from shards.system.disk import Disk, RealDisk
@@ -53,6 +55,7 @@ class Projector(Follower):
         self._keep_days = 0
         self._log = b""  # the log's identity in cursors, where hosts share it
         self._arrived_ns: dict[int, int] = {}  # bucket -> boot instant of its arrival, if this process has seen it
+        self._turns = Turns(lambda run: self.later("turn", 0, run))
         self._awaited: dict[int, tuple[int, int]] = {}  # bucket -> awaited generation, boot instant since when
 
     @property
@@ -141,7 +144,7 @@ class Projector(Follower):
         elif question[0] == PERIOD:
             self._begin_period(number, question, self.clocks.boot_ns())
         else:
-            self._answer(number, question, self.clocks.boot_ns())
+            self._turns.begin(question[2], partial(self._answer, number, question, self.clocks.boot_ns()))
 
     def _answer_entries(
         self, number: int, cursor: str, limit: int, bounds: tuple[tuple[int, int], ...], all_written: bool
@@ -171,7 +174,8 @@ class Projector(Follower):
         except entries.UnknownCursor as unknown:
             self.answer(number, str(unknown))
 
-    def _answer(self, number: int, question: tuple[Any, ...], asked_ns: int) -> None:
+    def _answer(self, number: int, question: tuple[Any, ...], asked_ns: int) -> bool:
+        """Answers a question about the rows of an account, as the one step that this takes."""
         bucket_id, generation, user_id, before, limit, newest = question
         reader = self._reader
         assert reader is not None
@@ -183,11 +187,12 @@ class Projector(Follower):
             page = reader.history(generation, user_id, before, limit, Newest(*newest))
         except FAILURES as error:
             self._fail(number, error)
-            return
+            return False
         if reader.replaced != replaced:
             self.later(f"answer {number}", 0, retry)
-            return
+            return False
         self._answer_whole(number, page, bucket_id, missing, asked_ns, retry)
+        return False
 
     def _answer_whole(
         self,
@@ -196,7 +201,7 @@ class Projector(Follower):
         bucket_id: int,
         missing: list[int],
         asked_ns: int,
-        retry: Callable[[], None],
+        retry: Callable[[], object],
     ) -> None:
         """Answers a question, or calls `retry` a little later while former owners of the bucket may still write missing
         rows. `outcome`: the answer, and whether it is complete; `missing`: the generations of these owners. A complete
@@ -248,38 +253,43 @@ class Projector(Follower):
             return
         chain = Chain(self._reader, generation, user_id, Standing(*standing))
         of_kind = period_reader.bounded_statement if name == STATEMENT else period_reader.balance_at
-        self._go_on(number, question, of_kind(chain, user_id, *arguments), (missing, self._reader.replaced), asked_ns)
+        steps = of_kind(chain, user_id, *arguments)
+        step = partial(self._go_on, number, question, steps, (missing, self._reader.replaced), asked_ns)
+        self._turns.begin(user_id, step)
 
     def _go_on(
         self, number: int, question: tuple[Any, ...], steps: Steps, at_start: tuple[list[int], int], asked_ns: int
-    ) -> None:
-        """Runs the next step of such an answer; batches and other questions come between two steps. `at_start`: the
-        generations whose rows may still come, and the count of replaced files, both before the first step.
+    ) -> bool:
+        """Runs the next step of such an answer; returns whether there is another one. `at_start`: the generations whose
+        rows may still come, and the count of replaced files, both before the first step.
         """
         retry = partial(self._begin_period, number, question, asked_ns)
         assert self._reader is not None
         missing, replaced = at_start
+        if self.clocks.boot_ns() - asked_ns > ANSWER_TIMEOUT_S * 10**9:  # nobody waits for it any more
+            self.refuse(number, f"the answer was not made within {ANSWER_TIMEOUT_S:g} s")
+            return False
         try:
             next(steps)
-            self.later(f"answer {number}", 0, partial(self._go_on, number, question, steps, at_start, asked_ns))
-            return
+            return True
         except StopIteration as end:
             answer, is_whole = end.value
         except TooLong as reason:
             self.answer(number, str(reason))
-            return
+            return False
         except Misplaced:
             if not missing and self._reader.replaced == replaced:
                 raise
             self.later(f"answer {number}", FORMER_POLL_S, retry)
-            return
+            return False
         except FAILURES as error:
             self._fail(number, error)
-            return
+            return False
         if self._reader.replaced != replaced:
             self.later(f"answer {number}", 0, retry)
-            return
+            return False
         self._answer_whole(number, (answer, is_whole), question[1], missing, asked_ns, retry)
+        return False
 
     def _fail(self, number: int, error: sqlite3.Error | StoreError | OSError) -> None:
         """Refuses a question because of an error. Raises the error if it shows damage: the next process makes a new

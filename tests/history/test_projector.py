@@ -34,6 +34,7 @@ class Process:
     def __init__(self, disk: RealDisk | None = None) -> None:
         self.disk = disk or RealDisk()
         self.boot_ns = 10**12
+        self.look_ns = 0  # what passes until somebody looks at the clock
         self.heard: list[messages.ToWorker] = []
         self.wire = Wire(
             lambda _, message: self.heard.append(message), lambda _: None, lambda _: None, messages.to_worker
@@ -41,13 +42,17 @@ class Process:
 
     async def open(self, home: Path, log: bytes = b"", first: int = 1, served: tuple[int, ...] = ()) -> None:
         near, far = socket.socketpair()
-        clocks = MACHINE_CLOCKS._replace(boot_ns=lambda: self.boot_ns)
+        clocks = MACHINE_CLOCKS._replace(boot_ns=self._boot_ns)
         self.life = asyncio.create_task(serve(far, lambda: Projector(self.disk, clocks)))
         near.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: self.wire, sock=near)
         settings = HistorySettings(log=log, served=served)
         self.wire.send(messages.Open(str(home / "history"), 1, first, first - 1, False, settings))
         await self.until(lambda: any(isinstance(message, messages.Opened) for message in self.heard))
+
+    def _boot_ns(self) -> int:
+        self.boot_ns += self.look_ns
+        return self.boot_ns
 
     async def until(self, what: Callable[[], object]) -> None:
         async with asyncio.timeout(60):
@@ -114,6 +119,21 @@ async def test_what_is_lost_is_not_awaited_where_hosts_share_the_journal_but_of_
         (answer,) = process.answers_to(number)
         assert isinstance(answer, messages.Answer)
         assert [(row["entry_id"], row["operation"]) for row in answer.answer] == [(3, "top_up"), (1, MISSING)]
+    await process.close()
+
+
+async def test_an_answer_that_nobody_waits_for_any_more_is_not_made(data_dir: Path) -> None:
+    process = Process()
+    await process.open(data_dir)
+    process.wire.send(messages.Batch(1, batch_of((ENTRY, 7, 1, entry_of(b"u", 1)))))
+    question = PERIOD, 7, 1, b"u", (STATEMENT, 1, 10, False, 10, 10), Standing(entry_id=1, at_ns=1)
+    process.wire.send(messages.Ask(1, question))
+    await process.until(lambda: process.answers_to(1))
+    assert isinstance(process.answers_to(1)[0], messages.Answer)
+    process.look_ns = 8 * 10**9
+    process.wire.send(messages.Ask(2, question))
+    await process.until(lambda: process.answers_to(2))
+    assert process.answers_to(2) == [messages.Refused(2, "the answer was not made within 7 s")]
     await process.close()
 
 
