@@ -10,6 +10,7 @@ an error.
 import logging
 import resource
 from typing import Final
+from urllib.parse import urlsplit
 
 from billing.api.door import LIMITS, Limits
 from billing.api.listener import ACCEPTS_AT_ONCE
@@ -60,8 +61,12 @@ def limits_of(rpc: Rpc, cutoff: Cutoff) -> Limits:
 
 
 def calls_max(cutoff: Cutoff) -> int:
-    """How many calls are under way at most: those of a delivery and of the one whose place it has taken."""
-    endpoints = 1 + bool(cutoff.restore_url)
-    for of_class in cutoff.classes.values():
-        endpoints += (of_class.url != cutoff.url) + (of_class.restore_url not in ("", cutoff.restore_url))
-    return 2 * cutoff.concurrency * endpoints
+    """How many calls are under way at most: those of a delivery and of the one whose place it has taken. A class has
+    endpoints of its own where it has URLs of its own; calls to one server share an endpoint (`expirationd.routes`).
+    """
+    urls = [(cutoff.url, ""), (cutoff.restore_url, "")]
+    for name, of_class in cutoff.classes.items():
+        urls += [(of_class.url, name)] if of_class.url != cutoff.url else []
+        urls += [(of_class.restore_url, name)] if of_class.restore_url != cutoff.restore_url else []
+    endpoints = {(urlsplit(url)[:2], name) for url, name in urls if url}
+    return 2 * cutoff.concurrency * max(1, len(endpoints))

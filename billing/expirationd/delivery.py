@@ -202,6 +202,7 @@ class Delivery:
         self._template_name = routes.template_name
         self._templates = routes.templates
         self._lanes = routes.lanes
+        self._cutoff_lanes = sorted({lane for name, lane in routes.lanes.items() if name.startswith(CUTOFF)})
         self._origins = routes.origins
         self._endpoint_names = routes.endpoint_names
         self._kinds = routes.kinds
@@ -222,6 +223,7 @@ class Delivery:
         self._timer: asyncio.TimerHandle | None = None
         self._timer_ns = 0
         self._cutting: asyncio.TimerHandle | None = None
+        self._cutting_ns = 0
         self._expecting: asyncio.TimerHandle | None = None
         self._running = self._retired = self._closed = False
         self._quiet: asyncio.Event = asyncio.Event()
@@ -292,7 +294,7 @@ class Delivery:
     def _on_expected(self) -> None:
         self._expecting = None
         if self._running:
-            for lane in {self._lanes[name] for name in self._templates if name.startswith(CUTOFF)}:
+            for lane in self._cutoff_lanes:
                 self.endpoints[lane].open_ahead()
 
     @property
@@ -440,7 +442,7 @@ class Delivery:
         else:
             self._rouse_soon()
         self._send(begun)
-        if self._cutting is None and self.outbox.is_crowded:
+        if (self._cutting is None or len(self._origins) > 1) and self.outbox.is_crowded:
             self._watch()
         if self._rousing is not None:
             return
@@ -462,14 +464,21 @@ class Delivery:
         self.rouse()
 
     def _watch(self) -> None:
-        """Few senders are free: sets the timer for the instant at which the outbox may name hanging calls to end."""
+        """Few senders of an endpoint are free: sets the timer for the instant at which the outbox may name hanging
+        calls to end. One that is set for calls to another endpoint may be too late for these.
+        """
         now_ns = self.now_ns()
         cut_ns = self.outbox.next_cut_ns(now_ns)
-        if cut_ns >= 0:
-            self._cutting = self._loop.call_later((cut_ns - now_ns) / 1e9 + _LATE_S, self._on_cutting, False)
+        if cut_ns < 0 or (self._cutting is not None and cut_ns >= self._cutting_ns):
+            return
+        if self._cutting is not None:
+            self._cutting.cancel()
+        self._cutting_ns = cut_ns
+        self._cutting = self._loop.call_later((cut_ns - now_ns) / 1e9 + _LATE_S, self._on_cutting, False)
 
     def _on_cutting(self, input_read: bool) -> None:
         if not input_read:  # answers that came while the process did not run are read first
+            self._cutting_ns = 0  # nothing is earlier
             self._cutting = self._loop.call_later(10 * _LATE_S, self._on_cutting, True)
             return
         self._cutting = None
@@ -631,7 +640,7 @@ class Delivery:
                 reports.append((kind, item.bucket_id, item.user_id, seq, FAILED_ATTEMPT, error))
         if late_ns:
             counts.done_late.add_all(late_ns)
-            self.throughput.answered(now_ns, outbox.is_full, len(late_ns))
+            self.throughput.answered(now_ns, any(outbox.lanes[n].is_full for n in self._cutoff_lanes), len(late_ns))
         looked: dict[int, str] = {}  # lane -> the last error
         for (item, _, _, _, (outcome, error, retry_after_ns)), may_owe in zip(
             ended, self._report(reports, now_ns), strict=True

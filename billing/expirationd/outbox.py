@@ -305,11 +305,6 @@ class Outbox:
         return min(cuts_ns, default=-1)
 
     @property
-    def is_full(self) -> bool:
-        """Whether a lane has no free sender."""
-        return any(lane.is_full for lane in self.lanes)
-
-    @property
     def is_crowded(self) -> bool:
         """Whether a lane has no more free senders than the eighth that is kept for new events."""
         return any(lane.is_crowded for lane in self.lanes)

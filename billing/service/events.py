@@ -205,7 +205,8 @@ _ALL: Final = (
         name="few_descriptors",
         says="only %d connections fit into the %d file descriptors of a worker; rpc.connections_max asks for %d",
         values=("connections", "descriptors", "connections_max"),
-        do="Raise LimitNOFILE= (ulimit -Hn) of the daemon, or lower rpc.connections_max.",
+        do="Raise LimitNOFILE= (ulimit -Hn) of the daemon, or lower rpc.connections_max, or cutoff.concurrency: each "
+        "endpoint of cutoffs and restores has two descriptors for each of these calls.",
     ),
     Event(
         name="turned_away",

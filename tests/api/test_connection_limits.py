@@ -7,7 +7,9 @@ import pytest
 
 from billing.api.connection_limits import ASIDE, calls_max, fit
 from billing.api.door import Limits
-from billing.config.schema import Cutoff, class_of
+from billing.config.schema import Config, Cutoff, class_of
+from billing.expirationd.delivery import cutoff_routes
+from billing.worker.outgoing_calls import delivery_settings
 from tests.api.outside import open_harness
 
 
@@ -38,8 +40,19 @@ async def test_beyond_those_that_are_told_nobody_is_told() -> None:
 
 
 def test_each_endpoint_has_descriptors_for_its_calls() -> None:
-    plain = Cutoff(concurrency=100)
-    of_class = class_of(plain, url="https://other.example/off", restore_url="https://other.example/on")
-    assert calls_max(plain) == 200
-    assert calls_max(msgspec.structs.replace(plain, restore_url="https://first.example/on")) == 400
-    assert calls_max(msgspec.structs.replace(plain, classes={"other": of_class, "same": class_of(plain)})) == 600
+    plain = Cutoff(concurrency=100, url="https://first.example/off")
+    assert calls_max(Cutoff(concurrency=100)) == calls_max(plain) == 200
+    assert calls_max(msgspec.structs.replace(plain, restore_url="https://first.example/on")) == 200, "one server"
+    with_restores = msgspec.structs.replace(plain, restore_url="https://second.example/on")
+    assert calls_max(with_restores) == 400
+    classes = {
+        "same": class_of(with_restores),
+        "closed": class_of(with_restores, restore_url=""),
+        "other": class_of(with_restores, url="https://first.example/other"),
+        "two": class_of(with_restores, url="https://third.example/off", restore_url="https://fourth.example/on"),
+        "one": class_of(with_restores, url="https://third.example/off", restore_url="https://third.example/on"),
+    }
+    cutoff = msgspec.structs.replace(with_restores, classes=classes)
+    assert calls_max(cutoff) == 1200
+    routes = cutoff_routes(delivery_settings(Config(cutoff=cutoff)))
+    assert len(routes.origins) == 6, "as delivery has them"

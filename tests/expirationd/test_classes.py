@@ -3,7 +3,8 @@
 from billing.expirationd.delivery import OfClass
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
-from tests.expirationd.fake_obligations import FakeObligations, receiving, sending, settings
+from shards.system.clock import MACHINE_CLOCKS
+from tests.expirationd.fake_obligations import LONG_S, MS, QUICK, FakeObligations, receiving, sending, settings
 
 SECRETS = parse_secrets("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
 
@@ -54,6 +55,26 @@ async def test_an_endpoint_that_is_down_holds_up_its_own_class_alone_even_beside
     one_server = settings(f"{dead.url}/off", classes=(OfClass("gold", f"{dead.url}/gold", None),))
     async with sending(FakeObligations(), one_server) as delivery:
         assert len(delivery.outbox.lanes) == 2
+
+
+async def test_calls_that_hang_are_ended_when_their_own_endpoint_says_and_not_later_for_a_slower_one() -> None:
+    obligations = FakeObligations()
+    async with receiving(fault=Fault("hang")) as slow, receiving(fault=Fault("hang")) as quick:
+        classes = (OfClass("gold", f"{quick.url}/off", None),)
+        pace = QUICK._replace(hang_min_ns=20 * MS)
+        chosen = settings(f"{slow.url}/off", classes=classes, concurrency=2, pace=pace)
+        async with sending(obligations, chosen) as delivery:
+            now_ns = MACHINE_CLOCKS.wall_ns()
+            delivery.outbox.lanes[0].success(now_ns, int(LONG_S * 1e9))  # so long its calls usually take
+            for user in (b"a", b"b", b"c"):
+                obligations.exhaust(delivery, user)
+            await obligations.until(lambda: len(obligations.started) == 2)
+            obligations.classes = {user: "gold" for user in (b"x", b"y", b"z")}
+            for user in obligations.classes:
+                obligations.exhaust(delivery, user)
+            await obligations.until(lambda: obligations.outcomes(b"z") == ["started"])
+            assert obligations.outcomes(b"a") == obligations.outcomes(b"b") == ["started"]
+            assert obligations.outcomes(b"y") == ["started", "failed"]
 
 
 async def test_who_changes_class_while_a_call_is_owed_is_called_where_the_new_class_says() -> None:
