@@ -6,6 +6,10 @@ once if the kernel has room for it. Otherwise it waits, with those that follow, 
 order and ends behind the last one. At most `WAITING_BYTES_MAX` wait; what does not fit is dropped, and its number is
 told once there is room again.
 
+The kernel is asked not to block at each write. The descriptor itself stays as it is, since other processes share it: a
+socket takes a flag for each write, and a pipe or a terminal is opened once more. Where that is refused, as for a
+terminal of another user, a write follows a look for room, and another process may be quicker.
+
 A record that was written at once is out before `write` returns, so the last words before an end are not lost. `drain`
 gives those that wait a last chance.
 """
@@ -14,14 +18,19 @@ from __future__ import annotations
 
 import os
 import select
+import socket
+import stat
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import Final
 
 WAITING_BYTES_MAX: Final = 1 << 20
 PIECE_BYTES: Final = 4096  # PIPE_BUF: where a pipe has room, it has room for so many, and takes them as a whole
+REST_S: Final = 0.05  # where there is room, but for less than can be written at once
 DRAIN_S: Final = 1.0
 
 
@@ -31,10 +40,11 @@ class SteadyStream:
     """
 
     def __init__(self, descriptor: int, tell_dropped: Callable[[int], object]) -> None:
-        self._descriptor = descriptor
         self._tell_dropped = tell_dropped
         self._room = select.poll()
         self._room.register(descriptor, select.POLLOUT)
+        self._write = self._writer_of(descriptor)
+        self._never = threading.Event()
         self._lock = threading.Lock()
         self._waiting: deque[bytes] = deque()
         self._waiting_bytes = 0
@@ -45,7 +55,7 @@ class SteadyStream:
         """Writes the text, or has it wait. Raises OSError where the other end is gone."""
         data = text.encode("utf-8", "backslashreplace")
         with self._lock:
-            if self._thread is None:
+            if self._thread is None and not self._waiting:
                 data = self._write_at_once(data)
             if not data:
                 return
@@ -55,8 +65,10 @@ class SteadyStream:
             self._waiting.append(data)
             self._waiting_bytes += len(data)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._write_what_waits, name="log", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._write_what_waits, name="log", daemon=True)
+                with suppress(RuntimeError):  # memory is short, or the process ends; the next record tries again
+                    thread.start()
+                    self._thread = thread
 
     def flush(self) -> None:
         """Nothing is buffered that could be written."""
@@ -67,11 +79,35 @@ class SteadyStream:
         if thread is not None:
             thread.join(DRAIN_S)
 
+    def _writer_of(self, descriptor: int) -> Callable[[bytes], int]:
+        """Returns what writes to this file without blocking: it returns how many bytes it wrote, and raises
+        BlockingIOError where there is no room.
+        """
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISSOCK(mode):
+            connection = socket.socket(fileno=os.dup(descriptor))
+            weakref.finalize(self, connection.close).atexit = False
+            return lambda data: connection.send(data, socket.MSG_DONTWAIT)
+        if not (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)):
+            return partial(os.write, descriptor)  # a regular file waits for no reader
+        flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+        try:
+            own = os.open(f"/proc/self/fd/{descriptor}", flags)
+        except OSError:
+            return partial(self._write_piece, descriptor)
+        weakref.finalize(self, os.close, own).atexit = False
+        return partial(os.write, own)
+
+    def _write_piece(self, descriptor: int, data: bytes) -> int:
+        if not self._room.poll(0):
+            raise BlockingIOError
+        return os.write(descriptor, data[:PIECE_BYTES])
+
     def _write_at_once(self, data: bytes) -> bytes:
         """Writes what there is room for, and returns the rest."""
-        with suppress(BlockingIOError):  # somebody else has made it non-blocking, and was quicker
-            while data and self._room.poll(0):
-                data = data[os.write(self._descriptor, data[:PIECE_BYTES]) :]
+        with suppress(BlockingIOError):
+            while data:
+                data = data[self._write(data) :]
         return data
 
     def _write_what_waits(self) -> None:
@@ -88,4 +124,7 @@ class SteadyStream:
             with suppress(OSError):  # nobody will read it any more
                 while data:
                     self._room.poll()  # until there is room
-                    data = self._write_at_once(data)
+                    rest = self._write_at_once(data)
+                    if len(rest) == len(data):
+                        self._never.wait(REST_S)
+                    data = rest

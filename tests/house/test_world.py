@@ -30,7 +30,10 @@ FILES: dict[str, tuple[set[str], str]] = {
     "billing/api/request_reader.py": ({"unpacker.read_bytes"}, "no file: bytes that a decoder was fed"),
     "billing/service/listeners.py": ({"os.path.exists", "os.stat", "os.unlink"}, "the door's unix socket"),
     "billing/service/logs.py": ({"os.fstat"}, "whether standard error is the journal's"),
-    "billing/service/steady_stream.py": ({"os.write"}, "standard error, on which records are logged"),
+    "billing/service/steady_stream.py": (
+        {"os.write", "os.fstat", "os.open"},
+        "standard error, on which records are logged",
+    ),
     "billing/trial/log_servers.py": ({"shutil", "file.write_text"}, "nats-servers of a trial, and what they are told"),
     "billing/trial/own_daemon.py": ({"tempfile"}, "the data directory of a demonstration, thrown away behind it"),
     "billing/trial/loadtest/writing.py": ({"path.write_bytes", "path.read_bytes"}, "results, reports of a load test"),

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -86,6 +88,41 @@ def test_what_does_not_fit_is_dropped_and_told(pipe: Pipe) -> None:
     assert kept == [b"x" * 99_999] * len(kept)
     assert len(kept) in (fit, fit + 1), "the thread may have one in its hands"
     assert told == b"%d dropped" % (20 - len(kept))
+
+
+def test_a_terminal_that_nobody_reads_blocks_nobody_where_it_has_little_room() -> None:
+    reads, writes = pty.openpty()
+    stream = SteadyStream(writes, lambda count: None)
+    for number in range(2000):
+        stream.write(f"record {number} {'x' * 100}\n")
+    data = b""
+    while not data.endswith(b"record 1999 " + b"x" * 100 + b"\r\n"):
+        data += os.read(reads, 1 << 16)
+    assert data.splitlines() == [f"record {number} {'x' * 100}".encode() for number in range(2000)]
+    stream.drain()
+    for descriptor in (reads, writes):
+        os.close(descriptor)
+
+
+def test_a_long_record_is_one_write_which_no_other_process_comes_between() -> None:
+    reads, writes = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with reads, writes:
+        stream = SteadyStream(writes.fileno(), lambda count: None)
+        stream.write("x" * 20_000)
+        assert reads.recv(1 << 20) == b"x" * 20_000
+
+
+def test_where_no_thread_can_be_started_the_next_record_tries_again(pipe: Pipe) -> None:
+    filled = pipe.fill()
+    stack_bytes = threading.stack_size(1 << 46)
+    try:
+        pipe.stream.write("first\n")
+    finally:
+        threading.stack_size(stack_bytes)
+    pipe.stream.drain()
+    assert pipe.read(filled) == b"." * filled
+    pipe.stream.write("second\n")
+    assert pipe.lines_to(b"second\n") == [b"first", b"second"]
 
 
 def test_a_reader_that_is_gone_is_an_error_for_who_writes(pipe: Pipe) -> None:
