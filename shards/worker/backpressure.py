@@ -31,6 +31,7 @@ from shards.replies import Unavailable as Refusal
 
 ROOM_RETRY_S = 1.0  # how often a journal without room is asked again
 TRIES_MAX = 4  # of a batch that somebody waits for, where waiting costs the grant of time; some ten seconds
+REASONS_MAX = 8  # for which a grant was not renewed, logged in one lapse
 LAPSED = "the grant of time has run out: the log of this shard cannot be reached"
 
 log = logging.getLogger("shards.worker.worker")
@@ -52,7 +53,7 @@ class Backpressure:
         self.stuck = False  # a batch waits for room, or was withdrawn
         self.lapsed = False  # the journal's grant has run out
         self.tries = 0  # of the batch that waits
-        self._not_renewed = ""  # why, as it was logged last, while the grant is lapsed
+        self._not_renewed: set[str] = set()  # why, as it was logged since the grant ran out
         self._shard_id = shard_id
         self._journal = journal
         self._look = look
@@ -78,15 +79,16 @@ class Backpressure:
             log.error("shard %d: %s; commands and reads are refused until it is renewed", self._shard_id, LAPSED)
 
     def not_renewed(self, error: Unavailable) -> None:
-        """The journal could not renew the grant."""
-        if self.lapsed and error.message != self._not_renewed:
-            self._not_renewed = error.message
+        """The journal could not renew the grant. Logs each reason once a lapse: each try is at another server."""
+        if self.lapsed and error.message not in self._not_renewed and len(self._not_renewed) < REASONS_MAX:
+            self._not_renewed.add(error.message)
             log.error("shard %d: the grant of time is not renewed: %s", self._shard_id, error.message)
 
     def granted(self) -> None:
         """The journal has renewed the grant."""
         if self.lapsed:
-            self.lapsed, self._not_renewed = False, ""
+            self.lapsed = False
+            self._not_renewed.clear()
             self.reason = "" if self.reason == LAPSED else self.reason
             log.warning("shard %d: the journal has renewed the grant of time", self._shard_id)
 

@@ -9,7 +9,7 @@ import pytest
 
 from shards.journal import Full, Unavailable
 from shards.replies import Unavailable as Refusal
-from shards.worker.backpressure import Backpressure
+from shards.worker.backpressure import REASONS_MAX, Backpressure
 from tests.shards.journal.journal_machine import SHARD, JournalMachine, fill
 
 
@@ -130,3 +130,19 @@ async def test_why_a_grant_is_not_renewed_is_logged_once_a_lapse(caplog: pytest.
     backpressure.lapse()
     backpressure.not_renewed(error)
     assert caplog.messages.count(told) == 2
+
+
+async def test_the_servers_of_the_log_that_are_tried_in_turn_are_named_once_each(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    _, _, backpressure, _ = full_machine()
+    backpressure.lapse()
+    for number in range(300):
+        backpressure.not_renewed(Unavailable(f"the log cannot be reached: nats://{number % 3}:4222 did not answer"))
+    reasons = [text for text in caplog.messages if "is not renewed" in text]
+    assert [text.partition("nats://")[2] for text in reasons] == [
+        f"{number}:4222 did not answer" for number in range(3)
+    ]
+    for number in range(300):
+        backpressure.not_renewed(Unavailable(f"another one each time: {number}"))
+    assert sum("is not renewed" in text for text in caplog.messages) == REASONS_MAX
