@@ -116,11 +116,18 @@ class Connection:
     def dial(self, endpoint: Endpoint) -> socket.socket:
         """Returns a connection to this server on which nothing was sent yet. Raises OSError."""
         failure = OSError(f"{endpoint.host} has no address")
-        for *_, address in self._names.addresses(endpoint.host, endpoint.port, RESOLVER_S, CONNECT_TIMEOUT_S):
+        addresses = self._names.addresses(endpoint.host, endpoint.port, RESOLVER_S, CONNECT_TIMEOUT_S)
+        for family, kind, protocol, _, address in addresses:
+            connection = None
             try:
-                return socket.create_connection(address[:2], CONNECT_TIMEOUT_S)
+                connection = socket.socket(family, kind, protocol)
+                connection.settimeout(CONNECT_TIMEOUT_S)
+                connection.connect(address)  # all of it: of a link-local one, the zone stands behind the port
+                return connection
             except OSError as error:
                 failure = error
+                if connection is not None:
+                    connection.close()
         raise failure
 
     def pause(self, seconds: float) -> None:

@@ -7,6 +7,7 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -178,3 +179,19 @@ def test_a_server_is_reached_where_its_name_was_while_the_resolver_is_silent() -
         with closing(Connection(access, "b", REAL.randbits, MACHINE_CLOCKS.boot_ns, names=names)) as connection:
             assert connection.request("echo", b"two").payload == b"two"
         speaks.set()
+
+
+def test_a_server_is_connected_to_at_the_whole_address_that_the_resolver_gave(tmp_path: Path) -> None:
+    """As a zone is a part of a link-local address, of which not every machine has one."""
+    path = f"{tmp_path}/log"
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        refused = (socket.AF_INET6, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("::1", 0, 0, 0))
+        taken = (socket.AF_UNIX, socket.SOCK_STREAM, 0, "", path)
+        names = Names(lambda *_, **__: [refused, taken])
+        endpoint = Endpoint("log.example", 4222, False)
+        access = Access((endpoint,), None, "")
+        connection = Connection(access, "test", lambda bits: 0, MACHINE_CLOCKS.boot_ns, names=names)
+        with connection.dial(endpoint) as connected:
+            assert connected.getpeername() == path
