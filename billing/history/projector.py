@@ -144,7 +144,7 @@ class Projector(Follower):
         elif question[0] == PERIOD:
             self._begin_period(number, question, self.clocks.boot_ns())
         else:
-            self._turns.begin(question[2], partial(self._answer, number, question, self.clocks.boot_ns()))
+            self._turns.begin(question[2], partial(self._answer_in_turn, number, question, self.clocks.boot_ns()))
 
     def _answer_entries(
         self, number: int, cursor: str, limit: int, bounds: tuple[tuple[int, int], ...], all_written: bool
@@ -173,6 +173,16 @@ class Projector(Follower):
                 self.answer(number, feed_part.part(store.db, store.shard, self._log, place, limit, store.position))
         except entries.UnknownCursor as unknown:
             self.answer(number, str(unknown))
+
+    def _is_late(self, number: int, asked_ns: int) -> bool:
+        """Refuses a question that waited for its turn until nobody waits for the answer any more."""
+        is_late = self.clocks.boot_ns() - asked_ns > ANSWER_TIMEOUT_S * 10**9
+        if is_late:
+            self.refuse(number, f"the answer was not made within {ANSWER_TIMEOUT_S:g} s")
+        return is_late
+
+    def _answer_in_turn(self, number: int, question: tuple[Any, ...], asked_ns: int) -> bool:
+        return not self._is_late(number, asked_ns) and self._answer(number, question, asked_ns)
 
     def _answer(self, number: int, question: tuple[Any, ...], asked_ns: int) -> bool:
         """Answers a question about the rows of an account, as the one step that this takes."""
@@ -266,8 +276,7 @@ class Projector(Follower):
         retry = partial(self._begin_period, number, question, asked_ns)
         assert self._reader is not None
         missing, replaced = at_start
-        if self.clocks.boot_ns() - asked_ns > ANSWER_TIMEOUT_S * 10**9:  # nobody waits for it any more
-            self.refuse(number, f"the answer was not made within {ANSWER_TIMEOUT_S:g} s")
+        if self._is_late(number, asked_ns):
             return False
         try:
             next(steps)
