@@ -15,10 +15,10 @@ most one read of a connection is gathered. Any other event of the connection wai
 What a connection guarantees:
 
 - **Exactly one reply per request, none to a notification,** and never a push. Requests are submitted in the order sent.
-- **Bounded memory.** At most `in_flight_max` requests of a connection are in flight. Beyond that the connection stops
-  reading, and stops decoding what it has read. Each read is at most a slice, into the one buffer of the door. An
-  unfinished frame is limited in bytes and in time. A connection between two frames holds no decoder and may stay open
-  for ever.
+- **Bounded memory.** At most `in_flight_max` requests of a connection are in flight, and beside them one listing: one
+  that takes long holds up nobody else who calls over this connection. Beyond that the connection stops reading, and
+  stops decoding what it has read. Each read is at most a slice, into the one buffer of the door. An unfinished frame is
+  limited in bytes and in time. A connection between two frames holds no decoder and may stay open for ever.
 - **Overload is answered with a refusal.** While the door is full, or this connection exceeds its rate (`token_bucket`),
   requests are refused with `BUSY` as they come. The hot path does not check that: its table of commands is empty then,
   so each request takes the long path, which checks.
@@ -68,9 +68,11 @@ class Connection(ResponseTransport):
 
     __slots__ = (
         "_actor",
+        "_beside",
         "_busy",
         "_commands",
         "_gathered",
+        "_listings",
         "_on_trial",
         "_read_ns",
         "_reader",
@@ -85,6 +87,8 @@ class Connection(ResponseTransport):
         self._commands = _NONE  # parsers of the commands that this client may call
         self._busy = ""  # why requests are refused; empty where they are not
         self._token_bucket: TokenBucket | None = None  # None until a limit of requests per second is checked
+        self._listings = 0  # in flight
+        self._beside = 0  # the weight of one of them, which the window has beside it
         self._on_trial = True  # the client has not shown yet that it reads
         self._window = min(door.limits.trial_in_flight_max, door.limits.in_flight_max)  # requests in flight at most
         self._reader = RequestReader(door, door.limits.handshake_bytes_max)
@@ -197,7 +201,7 @@ class Connection(ResponseTransport):
             self._held
             or self._stalled_since_ns
             or limits.requests_per_s_max
-            or writer.in_flight + 1 >= self._window  # the general path also stops reading when the window is full
+            or writer.in_flight + 1 >= self._window + self._beside  # the general path also stops reading then
             or (self._on_trial and self._written >= limits.trial_bytes)
             or door.in_flight >= limits.in_flight_total_max
         ):
@@ -310,7 +314,7 @@ class Connection(ResponseTransport):
         actor = self._actor
         bucket_of = self._door.gate.bucket_of
         requests: list[Request] = []  # commands that are submitted together, before any other request is carried out
-        room = self._window - self._writer.in_flight
+        room = self._room()
         if room <= 0:
             return False
         for frame in self._reader.frames():
@@ -351,7 +355,11 @@ class Connection(ResponseTransport):
             self._writer.in_flight += len(requests)
             self._door.submit(requests)
             requests.clear()
-        return self._window - self._writer.in_flight
+        return self._room()
+
+    def _room(self) -> int:
+        """Returns how many more requests may be in flight."""
+        return self._window + self._beside - self._writer.in_flight
 
     def _take_other(self, frame: object, counts: dict[bytes, int]) -> bool:
         """Carries out any frame but a request for a command of `_commands`; returns whether decoding goes on."""
@@ -403,6 +411,9 @@ class Connection(ResponseTransport):
         weight = 1 if msgid is None else method.weight
         if msgid is None or weight > 1:
             caller = Proxy(self, weight, msgid is not None)
+        if weight > 1:
+            self._listings += 1
+            self._beside = self._beside or weight
         self._writer.in_flight += weight
         try:
             if method.kind == COMMAND:
@@ -449,6 +460,13 @@ class Connection(ResponseTransport):
 
     # -- waiting ----------------------------------------------------------------------------------------------------
 
+    def discount(self, count: int) -> None:
+        super().discount(count)
+        if count > 1:  # of a listing, which is answered
+            self._listings -= 1
+            if not self._listings:
+                self._beside = 0
+
     def _hold(self) -> None:
         """Decodes and reads no further, because too much is in flight or unread."""
         self._held = True
@@ -469,7 +487,7 @@ class Connection(ResponseTransport):
         self._waking = False
         if self._transport is None or self._writer.state is not OPEN or not self._held or self._stalled_since_ns:
             return
-        if self._writer.in_flight > self._window // 2:
+        if self._writer.in_flight - self._beside > self._window // 2:
             return  # the next flush wakes again
         self._held = False
         self._work()

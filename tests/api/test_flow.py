@@ -95,12 +95,49 @@ async def test_a_listing_counts_for_many() -> None:
         harness.gate.holds_back = True
         wire = await harness.connect()
         wire.send(b"".join(msgpack.packb([0, msgid, "history", ["u"]]) for msgid in range(10)))
-        await harness.until(lambda: len(harness.gate.asked) == 3)
+        await harness.until(lambda: len(harness.gate.asked) == 4)  # one counts for nothing
         await harness.settle()
-        assert len(harness.gate.asked) == 3
+        assert len(harness.gate.asked) == 4
         harness.gate.holds_back = False
         harness.gate.release()
         assert await wire.replies(10) == [[1, msgid, None, []] for msgid in range(10)]
+
+
+async def test_a_listing_that_takes_long_holds_up_no_call_over_the_same_connection() -> None:
+    """Also while the client has not shown that it reads; a second one does."""
+    async with open_harness(Limits(trial_in_flight_max=8)) as harness:
+        wire = await harness.connect()
+        harness.gate.holds_back = True
+        wire.send(msgpack.packb([0, 1000, "history", ["u"]]))
+        await harness.until(lambda: len(harness.gate.asked) == 1)
+        listing = harness.gate.waiting.pop()
+        for _ in range(3):
+            wire.send(top_ups(20))
+            await harness.until(lambda: len(harness.gate.waiting) == 8)
+            await harness.settle()
+            assert len(harness.gate.waiting) == 8, "no more than without a listing"
+            while harness.gate.waiting:
+                harness.gate.release()
+                await harness.settle()
+            assert [reply[1] for reply in await wire.replies(20)] == list(range(20))
+        wire.send(msgpack.packb([0, 1001, "history", ["u"]]))
+        await harness.until(lambda: len(harness.gate.waiting) == 1)
+        wire.send(top_ups(1))
+        await harness.settle()
+        assert len(harness.gate.waiting) == 1
+        harness.gate.waiting.append(listing)
+        harness.gate.holds_back = False
+        harness.gate.release()
+        assert sorted(reply[1] for reply in await wire.replies(3)) == [0, 1000, 1001]
+        assert harness.door.in_flight == 0
+        harness.gate.holds_back = True
+        wire.send(top_ups(20))
+        await harness.until(lambda: len(harness.gate.waiting) == 8)
+        await harness.settle()
+        assert len(harness.gate.waiting) == 8
+        harness.gate.holds_back = False
+        harness.gate.release()
+        assert len(await wire.replies(20)) == 20
 
 
 async def test_what_another_worker_answered_is_passed_on_as_it_came() -> None:
@@ -108,13 +145,11 @@ async def test_what_another_worker_answered_is_passed_on_as_it_came() -> None:
         harness.gate.holds_back = True
         wire = await harness.connect()
         wire.send(top_ups(1) + msgpack.packb([0, 1, "history", ["u"]]) + msgpack.packb([2, "top_up", ["u", 1]]))
-        await harness.until(lambda: len(harness.gate.asked) == 2)  # a listing alone fills this connection
-        (first, _, _), (second, _, _) = harness.gate.waiting
+        await harness.until(lambda: len(harness.gate.asked) == 3)
+        (first, _, _), (second, _, _), (third, _, _) = harness.gate.waiting
         second.relay(msgpack.packb([1, 1, None, ["from afar"]]))
         second.relay_flush()
         assert await wire.reply() == [1, 1, None, ["from afar"]]
-        await harness.until(lambda: len(harness.gate.asked) == 3)
-        third = harness.gate.waiting[2][0]
         third.relay(msgpack.packb([1, 0, None, "for nobody"]))
         third.relay_flush()
         first.answer(0, {"own": True})
