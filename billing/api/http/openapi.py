@@ -30,6 +30,7 @@ Schema = dict[str, Any]
 _COINS: Final = r"[0-9]{1,9}(\.[0-9]{1,9})?"
 _ABOVE_ZERO: Final = "(?=.*[1-9])"  # a lookahead: some digit is not 0
 _INT64: Final = {"type": "integer", "format": "int64"}
+_WIDER: Final = {"available_nanos": {"type": "integer"}}  # a balance and a limit, each of which may fill an int64
 _ANY_STATUS_ERRORS: Final = ("PROTOCOL_ERROR", "FRAME_TOO_LARGE", "TOO_MANY_CONNECTIONS")
 _DESCRIPTION: Final = """Prepaid accounts that are spent by the second.
 
@@ -282,7 +283,7 @@ def _properties(field: ShapeField) -> dict[str, Schema]:
     elif field.choices:
         schema = {"type": "string", "enum": list(field.choices)}
     else:
-        schema = _kind_schema(field.kind)
+        schema = _WIDER.get(field.name) or _kind_schema(field.kind)
     if field.many:
         schema = {"type": "array", "items": schema}
     if field.nullable and schema:
