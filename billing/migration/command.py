@@ -167,9 +167,11 @@ def rates_of(accounts: Iterable[Account]) -> str:
         for line in account.rates:
             lines[line.per] += 1
             hourly += parse_rate(line.rate, line.per.encode())
-    parts = [f"{counted(count, 'line')} in coins per {per}" for per, count in lines.items() if count]
-    unsaid = " (which is what a rate is where no unit is named)" if lines["second"] else ""
-    return f"rates: {', '.join(parts)}{unsaid}; together {coins(hourly)} coins per hour" if parts else ""
+    unnamed = {"second": " (which is what a rate is where no unit is named)"}
+    parts = [
+        f"{counted(count, 'line')} in coins per {per}{unnamed.get(per, '')}" for per, count in lines.items() if count
+    ]
+    return f"rates: {', '.join(parts)}; together {coins(hourly)} coins per hour" if parts else ""
 
 
 def read(files: Iterable[Path], mapping: Mapping) -> Iterator[Item]:

@@ -89,6 +89,11 @@ def test_what_unit_a_rate_was_understood_to_have_is_told(daemon: Daemon, tmp_pat
         assert dry.stdout.endswith(f"\nrates: {rates} coins per hour\n")
     billing(daemon, "import", file)
     assert account(daemon, "rate_per_hour")["rate_nanos_per_hour"] == 3 * 10**9
+    file.write_text("user_id,balance,rate,per\nunnamed,5,1,\nnamed,5,2,hour\n")
+    assert billing(daemon, "import", file, "--dry-run").stdout.endswith(
+        "\nrates: 1 line in coins per second (which is what a rate is where no unit is named), "
+        "1 line in coins per hour; together 3,602 coins per hour\n"
+    )
     for heading in ("user_id,rate_per_hour,per", "user_id,rate,rate_per_hour", "user_id,rate_per_hour,rate_per_second"):
         file.write_text(f"{heading}\n")
         assert "which one says what a rate is?" in billing(daemon, "import", file).stderr
