@@ -12,6 +12,7 @@ closed, in whatever process.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import mmap
@@ -19,6 +20,8 @@ import os
 import shutil
 import stat
 import threading
+from collections import Counter
+from collections.abc import Iterator
 from typing import ClassVar, Final, Protocol
 
 from shards import exits
@@ -144,44 +147,57 @@ class Disk(Protocol):
         """Returns 16 bytes that differ after each boot, when the caches that held unsynced writes are gone."""
 
 
-class _Readers:
+class Readers:
     """The handles by which this process reads files past the page cache. They stay open.
 
     Closing any handle of a file ends all locks that the process has on that file (fcntl(2)), those of SQLite's
     connections, too. Without its lock a writer goes unseen: another process that closes the file takes itself for the
     last one, and removes the log to which the writer goes on writing. So a handle is closed only once its file has no
-    name any more, or where there are `READERS_MAX` others.
+    name any more, or where there are `READERS_MAX` others; and never while a thread reads by it.
     """
 
     def __init__(self) -> None:
         self._handles: dict[tuple[int, int, int], int] = {}  # device, inode, flags -> handle; the oldest comes first
+        self._reading: Counter[int] = Counter()  # handle -> the threads that read by it now
         self._lock = threading.Lock()
 
-    def of(self, path: str, flags: int) -> int:
-        """Returns a handle of the file that has this name now."""
+    @contextlib.contextmanager
+    def of(self, path: str, flags: int) -> Iterator[int]:
+        """Lends a handle of the file that has this name now. Raises OSError."""
         with self._lock:
-            status = os.stat(path)
-            handle = self._handles.get((status.st_dev, status.st_ino, flags))
-            if handle is None:
-                self._tidy()
-                handle = os.open(path, flags | os.O_RDONLY | os.O_CLOEXEC)
-                status = os.fstat(handle)  # it may have been replaced meanwhile
-                former = self._handles.setdefault((status.st_dev, status.st_ino, flags), handle)
-                if former != handle:
-                    os.close(handle)
-                    handle = former
-            return handle
+            handle = self._handle_of(path, flags)
+            self._reading[handle] += 1
+        try:
+            yield handle
+        finally:
+            with self._lock:
+                self._reading[handle] -= 1
+
+    def _handle_of(self, path: str, flags: int) -> int:
+        status = os.stat(path)
+        handle = self._handles.get((status.st_dev, status.st_ino, flags))
+        if handle is None:
+            self._tidy()
+            handle = os.open(path, flags | os.O_RDONLY | os.O_CLOEXEC)
+            status = os.fstat(handle)  # it may have been replaced meanwhile
+            former = self._handles.setdefault((status.st_dev, status.st_ino, flags), handle)
+            if former != handle:
+                os.close(handle)
+                handle = former
+        return handle
 
     def _tidy(self) -> None:
         for key, handle in list(self._handles.items()):
-            if not os.fstat(handle).st_nlink or len(self._handles) >= READERS_MAX:
+            is_over = not os.fstat(handle).st_nlink or len(self._handles) >= READERS_MAX
+            if is_over and not self._reading[handle]:
+                del self._reading[handle]
                 os.close(self._handles.pop(key))
 
 
 class RealDisk:
     """The files of the operating system (Linux)."""
 
-    _readers: ClassVar = _Readers()  # of the process, as locks are
+    _readers: ClassVar = Readers()  # of the process, as locks are
 
     def create(self, path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -225,30 +241,28 @@ class RealDisk:
 
     def read_medium(self, path: str, offset: int, length: int) -> bytes:
         try:
-            handle = self._readers.of(path, os.O_DIRECT)
+            return self._read_direct(path, offset, length)
         except OSError as error:
             if error.errno != errno.EINVAL:  # EINVAL: the file system has no reads past its cache
                 raise
             return self._read_dropped(path, offset, length)
-        try:
-            with mmap.mmap(-1, -(-length // DIRECT_BYTES) * DIRECT_BYTES) as buffer:  # O_DIRECT wants aligned memory
-                read_bytes = 0
-                with memoryview(buffer) as view:
-                    while read_bytes < length and not read_bytes % DIRECT_BYTES:
-                        count = os.preadv(handle, [view[read_bytes:]], offset + read_bytes)
-                        if not count:
-                            break
-                        read_bytes += count
-                return buffer[: min(read_bytes, length)]
-        except OSError as error:
-            if error.errno != errno.EINVAL:
-                raise
-            return self._read_dropped(path, offset, length)
+
+    def _read_direct(self, path: str, offset: int, length: int) -> bytes:
+        buffer_bytes = -(-length // DIRECT_BYTES) * DIRECT_BYTES
+        with self._readers.of(path, os.O_DIRECT) as handle, mmap.mmap(-1, buffer_bytes) as buffer:  # aligned memory
+            read_bytes = 0
+            with memoryview(buffer) as view:
+                while read_bytes < length and not read_bytes % DIRECT_BYTES:
+                    count = os.preadv(handle, [view[read_bytes:]], offset + read_bytes)
+                    if not count:
+                        break
+                    read_bytes += count
+            return buffer[: min(read_bytes, length)]
 
     def _read_dropped(self, path: str, offset: int, length: int) -> bytes:
-        handle = self._readers.of(path, 0)
-        os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
-        return os.pread(handle, length, offset)
+        with self._readers.of(path, 0) as handle:
+            os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
+            return os.pread(handle, length, offset)
 
     def identity(self, path: str) -> tuple[int, int]:
         status = os.stat(path)

@@ -12,7 +12,7 @@ import sqlite3
 import subprocess
 import sys
 from collections import Counter
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -25,7 +25,7 @@ from billing.history.store import Store, open_store, rows_are_sound
 from billing.history.tables import KIND, ends_agree
 from shards.exits import Exit
 from shards.journal import Corrupt
-from shards.system.disk import RealDisk
+from shards.system.disk import Readers, RealDisk
 from tests.history import tampering
 from tests.history.shard_driver import ShardDriver
 
@@ -374,3 +374,29 @@ def test_a_process_that_closes_the_file_takes_no_log_away_from_its_writer(data_d
     assert store.checkpoint()
     all_right(data_dir, store, driver)
     store.close()
+
+
+def test_what_a_thread_reads_past_the_page_cache_stays_open_until_it_has_read(data_dir: Path) -> None:
+    """Others tidy up meanwhile: the handle's number would be that of another file."""
+    readers = Readers()
+    for name in ("read", "next", "last"):
+        (data_dir / name).write_bytes(name.encode())
+    with readers.of(str(data_dir / "read"), 0) as handle:
+        (data_dir / "read").unlink()
+        with readers.of(str(data_dir / "next"), 0) as other:
+            assert other != handle
+        assert os.pread(handle, 9, 0) == b"read"
+        assert f"{data_dir}/read (deleted)" in open_files()
+    with readers.of(str(data_dir / "last"), 0) as last:
+        assert os.pread(last, 9, 0) == b"last"
+    assert f"{data_dir}/read (deleted)" not in open_files()
+    assert f"{data_dir}/next" in open_files()
+
+
+def open_files() -> set[str]:
+    """The names of the files that this process has open."""
+    names = set()
+    for descriptor in os.listdir("/proc/self/fd"):
+        with suppress(FileNotFoundError):  # that of the listing itself
+            names.add(os.readlink(f"/proc/self/fd/{descriptor}"))
+    return names
