@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from shards.control import FarReport, MoveOrder, MoveReport, Stored, Unmoved
@@ -33,6 +33,7 @@ SWEEP_S = 0.1
 MOVE_HERE = "move_bucket_here"  # what one supervisor asks of another: as `move_bucket`, and whether it is planned
 CARRY_ON_PAUSES_S = (0.2, 0.5, 1.0, 2.0, 5.0, 5.0, 5.0)  # between attempts at a move whose driver has ended
 ERRORS_KEPT = 100
+ASKED_NS = 1_000_000_000  # a worker that has answered is not asked again for so long
 
 
 class WorkerView(Protocol):
@@ -125,13 +126,18 @@ class Mover:
         settings: MoveSettings,
         boot_ns: Callable[[], int],
         far: FarSide | None = None,
+        why_still: Callable[[Any], Awaitable[str]] | None = None,
     ) -> None:
-        """`boot_ns`: the boot clock. `far`: where several hosts serve at once."""
+        """`boot_ns`: the boot clock. `far`: where several hosts serve at once. `why_still` asks a worker, and returns
+        why it would take no part in a move; "" where it would.
+        """
         self._boot_ns = boot_ns
         self._registry = registry
         self._workers = workers
         self.settings = settings
         self.far = far
+        self._why_still = why_still
+        self._answered_ns: dict[int, int] = {}  # boot instants at which workers would take part in a move
         self._drained: asyncio.Queue[int] = asyncio.Queue()  # at most once for each shard and rebalancing
         self._number = 0
         self.running: dict[int, Running] = {}  # by bucket id
@@ -193,9 +199,14 @@ class Mover:
             return refusal("MOVE_REFUSED", f"shard {source} is not served by the host that was asked")
         running = self.running[bucket_id] = Running(bucket_id, source, shard_id)
         try:
-            while not (planned and self._locked_of(running)) and not self._has_room(running):
-                self._room.clear()
-                await self._room.wait()
+            while True:
+                while not (planned and self._locked_of(running)) and not self._has_room(running):
+                    self._room.clear()
+                    await self._room.wait()
+                if not (unasked := self._unasked(running)):
+                    break
+                if why := await self._still(unasked):
+                    return refusal("MOVE_REFUSED", f"bucket {bucket_id} stays where it is: {why}")
             obstacle = self.obstacle(bucket_id, shard_id, running)
             if obstacle is not None:
                 return refusal(obstacle.name, obstacle.text)
@@ -222,6 +233,25 @@ class Mover:
     def _locked_of(self, running: Running) -> frozenset[int]:
         """Returns which of the two shards of a move the rebalancer leaves alone by now."""
         return self.settings.locked & {running.source, running.target}
+
+    def _unasked(self, running: Running) -> list[Any]:
+        """The workers of this host that have a part in a move and have not been asked for a while. Nobody serves a
+        bucket that is on its way: towards a worker that stands still it would be until the move is given up.
+        """
+        if self._why_still is None:
+            return []
+        oldest_ns = self._boot_ns() - ASKED_NS
+        sides = [shard_id for shard_id in (running.source, running.target) if shard_id in self._workers]
+        return [self._workers[shard_id] for shard_id in sides if self._answered_ns.get(shard_id, -1) < oldest_ns]
+
+    async def _still(self, workers: list[Any]) -> str:
+        """Why one of these workers would take no part in a move; "" where all would."""
+        assert self._why_still is not None
+        for worker in workers:
+            if why := await self._why_still(worker):
+                return f"shard {worker.shard_id}: {why}"
+            self._answered_ns[worker.shard_id] = self._boot_ns()
+        return ""
 
     async def _note_wanted(self, running: Running) -> str:
         """Records the move in the map's log, so that it outlives this process. Returns why it cannot begin, or ""."""

@@ -127,8 +127,9 @@ class Supervisor:
         )
         self._owners = None if share is None else Owners(self.registry, self.workers, share, stopping)
         self._far_side = None if self._owners is None else FarSide(self.registry, self.workers, self._owners)
-        self.mover = Mover(self.registry, self.workers, settings.moves, self._boot_ns, self._far_side)
         self.worker_figures = WorkerFigures()
+        of_others = self._far_side, self.worker_figures.why_still
+        self.mover = Mover(self.registry, self.workers, settings.moves, self._boot_ns, *of_others)
         self.operator_api = OperatorApi(self.registry, self.workers, self.mover, self.worker_figures, self.elsewhere)
         where = settings.data_dir, settings.journal, self.time.now_ns
         beside = self.worker_figures.why_silent, self._other_hosts()

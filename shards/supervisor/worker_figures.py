@@ -14,6 +14,7 @@ from shards.system.links import Wire
 
 TIMEOUT_S = 1.0
 LOOK_S = 3.0  # who is asked for something that may take long is looked at so often; less than clients wait
+STILL_S = 3.0  # who answers nothing for so long, or whose disk has held a batch for so long, gets no bucket
 EXAMINE_TIMEOUT_S = 60.0  # it looks at every bucket, one at a time, and serves meanwhile
 
 
@@ -34,7 +35,10 @@ class WorkerFigures:
 
     async def of(self, worker: Worker) -> dict[str, Any]:
         """A worker's own counters; empty where it does not answer."""
-        reply = await self._ask(worker, ReadFigures, TIMEOUT_S)
+        return await self._figures_of(worker, TIMEOUT_S)
+
+    async def _figures_of(self, worker: Worker, timeout_s: float) -> dict[str, Any]:
+        reply = await self._ask(worker, ReadFigures, timeout_s)
         if not isinstance(reply, Figures):
             return {}
         figures = reply.figures
@@ -61,6 +65,16 @@ class WorkerFigures:
         if not figures:
             return "its worker does not answer"
         return str(figures["no_room"]) if figures.get("no_room") and figures.get("grant_left_ns") == 0 else ""
+
+    async def why_still(self, worker: Worker) -> str:
+        """Returns why a worker would take no part in a move at this moment: it does not answer, or its disk does not;
+        "" where it would.
+        """
+        figures = await self._figures_of(worker, STILL_S)
+        if not figures:
+            return "its worker does not answer"
+        held_s = figures.get("sync_waiting_ns", 0) / 1e9
+        return f"its disk has held a batch for {held_s:.0f} s" if held_s > STILL_S else ""
 
     async def obstacle(self, worker: Worker) -> str:
         """Why a drained shard cannot be retired yet; empty where it can."""

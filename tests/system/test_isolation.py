@@ -137,6 +137,27 @@ async def test_a_worker_that_is_frozen_is_named_to_whoever_asks_for_its_users(sh
     assert answer[1]["balance_nanos"] == 10**9 + 1, "what was unknown waited in its socket; what was refused did not"
 
 
+async def test_no_bucket_leaves_for_a_worker_that_is_frozen(shared: Daemon) -> None:
+    """Nobody would serve it until the move is given up after ten seconds, and again at the rebalancer's next try."""
+    rpc = await connect_to(shared, 1)
+    user = (await users_of(rpc, "stays"))[1]
+    account = await rpc.ask("get_account", user)
+    pid = (await rpc.ask("shards_info"))[1]["worker_pid"]
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        moving = asyncio.ensure_future(rpc.call("move_bucket", account["bucket_id"], 2))
+        states = set()
+        while not moving.done():
+            states.add((await rpc.ask("explain_move", account["bucket_id"]))["state"])
+            await rpc.ask("top_up", user, 1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert (await moving)[0] == (
+        f"MOVE_REFUSED: bucket {account['bucket_id']} stays where it is: shard 2: its worker does not answer"
+    )
+    assert "sending" not in states
+
+
 async def test_a_bucket_that_moves_already_and_one_whose_calls_do_not_end(shared: Daemon) -> None:
     is_asked = asyncio.Event()
 

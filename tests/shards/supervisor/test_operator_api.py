@@ -347,3 +347,21 @@ async def rows_of(harness: OperatorApiHarness, question: str) -> list[dict[str, 
     reply = await harness.operator_api.operate((question,))
     assert isinstance(reply, list)
     return reply
+
+
+@pytest.mark.parametrize("shard_id", [1, 2])
+async def test_no_bucket_moves_while_the_disk_of_one_of_its_shards_stands_still(
+    harness: OperatorApiHarness, shard_id: int
+) -> None:
+    of_workers = harness.registry, harness.workers, harness.mover.settings, MACHINE_CLOCKS.boot_ns
+    mover = Mover(*of_workers, None, harness.worker_figures.why_still)
+    figures = harness.wire(shard_id).figures
+    figures["sync_waiting_ns"] = 4 * 10**9
+    bucket_id = harness.registry.map.buckets_of(1)[0]
+    for _ in range(2):
+        reply = await mover.move(bucket_id, 2)
+        text = f"bucket {bucket_id} stays where it is: shard {shard_id}: its disk has held a batch for 4 s"
+        assert reply == {"refused": "MOVE_REFUSED", "message": text}
+        assert mover.running == {}
+    figures["sync_waiting_ns"] = 2 * 10**9
+    assert await harness.worker_figures.why_still(harness.workers[shard_id]) == ""
