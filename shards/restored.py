@@ -11,7 +11,8 @@ A host that has had the mark keeps which backup it was of (`BROUGHT`), so that a
 also where the host ended before it could say so.
 
 A restore that is under way, or was cut off, is known by the directory in which it makes the files (`RESTORING` within a
-data directory, else one beside it). No daemon may begin there: it would begin without data.
+data directory, else one beside it). No daemon may begin there: it would begin without data. The one beside it counts
+also where the data directory is there and empty, as systemd makes it before each start (`StateDirectory=`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import json
 from typing import Any, Final, NamedTuple
 
 from shards.journal import Unfit
-from shards.system.disk import Disk, read_file, write_file
+from shards.system.disk import LOST_AND_FOUND, Disk, read_file, write_file
 
 UNFINISHED: Final = ".unfinished"  # behind the name of a directory that is being made
 RESTORING: Final = f"restored{UNFINISHED}"  # a directory within a data directory that was there before its restore
@@ -36,7 +37,8 @@ def check_restored(disk: Disk, data_dir: str) -> None:
     path = f"{data_dir}/{RESTORING}"
     if not (disk.exists(path) and disk.listdir(path)):  # all of it is in its place: the directory itself is left
         path = data_dir.rstrip("/") + UNFINISHED
-        if disk.exists(data_dir) or not disk.exists(path):
+        is_empty = not disk.exists(data_dir) or not set(disk.listdir(data_dir)) - {LOST_AND_FOUND}
+        if not (is_empty and disk.exists(path)):
             return
     text = "a backup is being restored, or its restore was cut off: once none runs, remove this and all that is in"
     raise Unfit(f"{text} {data_dir}, and restore again", file=path)

@@ -19,7 +19,7 @@ from billing.doctor.owners import OwnerMap, compare_owners, examine_map
 from billing.doctor.report import Report
 from billing.doctor.shard import Moves, Shard
 from billing.doctor.statements import Statements
-from shards.system.disk import Disk
+from shards.system.disk import LOST_AND_FOUND, Disk
 
 MAP: Final = "map"
 LOCK: Final = "lock"
@@ -56,7 +56,8 @@ def shards_in(names: list[str]) -> list[int]:
 
 def hold(disk: Disk, data_dir: str, stack: ExitStack) -> None:
     """Takes the lock of every journal until the stack is closed. Raises DaemonRuns, Absent."""
-    restoring = f"{data_dir}/restored.unfinished" if disk.exists(data_dir) else f"{data_dir}.unfinished"
+    is_filled = disk.exists(data_dir) and set(disk.listdir(data_dir)) - {LOST_AND_FOUND}
+    restoring = f"{data_dir}/restored.unfinished" if is_filled else f"{data_dir.rstrip('/')}.unfinished"
     if disk.exists(restoring) and disk.listdir(restoring):
         raise Absent(f"a backup is being restored, or its restore was cut off: restore again (file {restoring})")
     if not disk.exists(data_dir):

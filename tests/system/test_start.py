@@ -63,23 +63,28 @@ def test_a_beginning_without_data_is_said_and_no_other_start(data_dir: Path) -> 
         assert daemon.log.read_text().count(said) == 1
 
 
-@pytest.mark.parametrize("is_there", [True, False], ids=["in a directory that was there", "beside it"])
-def test_no_daemon_begins_where_a_restore_was_cut_off(data_dir: Path, is_there: bool) -> None:
+@pytest.mark.parametrize(
+    ("is_within", "is_there"),
+    [(True, True), (False, False), (False, True)],
+    ids=["in a directory that was there", "beside it", "beside it, which systemd has made since"],
+)
+def test_no_daemon_begins_where_a_restore_was_cut_off(data_dir: Path, is_within: bool, is_there: bool) -> None:
     """It had begun anew, without accounts; under systemd by itself once the power was back."""
     daemon = Daemon(data_dir, shards__workers=1)
     data = data_dir / "data"
-    work = data / "restored.unfinished" if is_there else data_dir / "data.unfinished"
+    work = data / "restored.unfinished" if is_within else data_dir / "data.unfinished"
     (work / "map").mkdir(parents=True)
     if is_there:
+        data.mkdir(exist_ok=True)
         data.chmod(0o700)
     code, text = serve(daemon.config)
     assert code == 78
     assert f"restore again (file {work})" in text
     result = carried_out("doctor", "--config", daemon.config)
     assert (result.returncode, f"restore again (file {work})" in result.stderr) == (78, True)
-    assert sorted(path.name for path in data_dir.glob("data*/*")) == [work.name if is_there else "map"]
+    assert sorted(path.name for path in data_dir.glob("data*/*")) == [work.name if is_within else "map"]
     (work / "map").rmdir()  # everything is in its place: only the directory was not removed
-    if not is_there:
+    if not is_within:
         work.rmdir()
     with daemon:
         pass
