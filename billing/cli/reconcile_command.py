@@ -9,7 +9,8 @@ it gives the unit. A difference is one of three kinds:
     other_rate   both have the machine, but the inventory names another rate than the daemon has
 
 No line that cannot be read is skipped silently: the command prints its number and the fault on standard error, and ends
-with 1, as it does for a difference.
+with 1, as it does for a difference. A line of which only the rate cannot be read still names its machine, so that the
+machine's rate is no `no_machine`.
 
 The command reads all accounts with their rates from the daemon, page by page, and keeps the inventory in memory: a
 million lines need some 300 MB. Both sides change during the comparison, so a machine that was started or stopped a
@@ -114,20 +115,22 @@ def read_inventory(lines: Iterable[str], per: str | None) -> Inventory:
             unit = heading_unit
             continue
         try:
-            user, resource, rate = _machine_of(cells, unit)
+            user, resource, rate = _machine_of(cells)
             of_user = machines.setdefault(user, {})
             if resource in of_user:
                 raise ValueError(f"{printable(user)} {printable(resource)} stands on a line before")
+            if number > 1:  # else it may be a heading
+                of_user[resource] = None
+            of_user[resource] = _rate_of(rate, unit)
         except ValueError as error:
             broken.append(Broken(number, str(error)))
             rest.give_back()
             continue
-        of_user[resource] = rate
         count += 1
 
 
-def _machine_of(cells: list[str], per: str) -> tuple[str, str, int | None]:
-    """(user, resource, nanos per hour or None) of the cells of a line. Raises ValueError."""
+def _machine_of(cells: list[str]) -> tuple[str, str, str]:
+    """(user, resource, text of the rate) of the cells of a line. Raises ValueError."""
     if len(cells) not in (2, 3):
         raise ValueError(f"expected user,resource or user,resource,rate, got {len(cells)} values")
     user, resource = cells[0].strip(), cells[1].strip()
@@ -141,9 +144,13 @@ def _machine_of(cells: list[str], per: str) -> tuple[str, str, int | None]:
             raise ValueError(f"the {name} is no UTF-8") from None
         if not least <= size <= most:
             raise ValueError(f"the {name} has {size} bytes, expected {least} to {most}")
-    text = cells[2].strip() if len(cells) == 3 else ""
+    return user, resource, cells[2].strip() if len(cells) == 3 else ""
+
+
+def _rate_of(text: str, per: str) -> int | None:
+    """Nanos per hour; None of an empty text. Raises ValueError."""
     try:
-        return user, resource, parse_rate(text, per.encode()) if text else None
+        return parse_rate(text, per.encode()) if text else None
     except Refused as refusal:
         raise ValueError(f"the rate is none: {refusal.message}") from None
 

@@ -65,9 +65,6 @@ def test_a_heading_is_no_machine_and_its_rates_are_an_hours(heading: str) -> Non
         (",vm-2,1", "the user has 0 bytes"),
         ("ü" * 65 + ",vm-2", "the user has 130 bytes"),
         ("ann," + "x" * 129, "the resource has 129 bytes"),
-        ("ann,vm-2,much", "the rate is none"),
-        ("ann,vm-2,-1", "the rate is none"),
-        ("ann,vm-2,0.0000000001", "the rate is none"),
         ("ann,vm-1", "stands on a line before"),
         ("an\udcffn,vm-2", "the user is no UTF-8"),
         ('ann,"vm"2,1', "it is no CSV"),
@@ -79,6 +76,25 @@ def test_a_broken_line_is_named_and_the_others_are_read(line: str, why: str) -> 
     assert number == 3
     assert why in text
     assert (inventory.machines, inventory.lines) == ({"ann": {"vm-1": None}, "bert": {"vm-3": None}}, 2)
+
+
+@pytest.mark.parametrize("rate", ["much", "-1", "0.0000000001"])
+def test_a_machine_whose_rate_cannot_be_read_runs_all_the_same(rate: str) -> None:
+    inventory = read_inventory(["user,resource,rate\n", f"ann,vm-1,{rate}\n", f"ann,vm-2,{rate}\n"], "hour")
+    assert [(broken.line, broken.why.partition(":")[0]) for broken in inventory.broken] == [
+        (2, "the rate is none"),
+        (3, "the rate is none"),
+    ]
+    assert [*differences(inventory.machines, [("ann", {"vm-1": 5, "vm-3": 7})])] == [
+        Difference("ann", "vm-2", "no_rate", None, None),
+        Difference("ann", "vm-3", "no_machine", None, 7),
+    ]
+
+
+def test_a_heading_with_other_names_is_a_broken_line_and_no_machine() -> None:
+    inventory = read_inventory(["owner,server,price\n", "ann,vm-1,1\n"], "hour")
+    assert [broken.line for broken in inventory.broken] == [1]
+    assert [*differences(inventory.machines, [("ann", {"vm-1": HOUR})]), *left_over(inventory.machines)] == []
 
 
 def test_all_broken_lines_are_named() -> None:
