@@ -19,7 +19,9 @@ through a name that it points at 127.0.0.1.
 This process keeps the workers alive, and connections of strangers must not take the descriptors that it needs for that.
 So `visits` limits the number of connections and the silence on each, and `tls_entrance` limits the handshakes.
 
-At most `VIEWERS_MAX` pages are kept fresh at once. The workers are asked once for all pages.
+At most `VIEWERS_MAX` pages are kept fresh at once. Another one takes the place of the one that was opened first: a
+browser that is stopped would hold it for as long as the kernel takes what it does not read, and one that is not stopped
+asks again. The workers are asked once for all pages.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ class Site:
         self.visits: Visits | None = None  # the connections, while the site is served
         self.entrance: TlsEntrance | None = None  # accepts the connections, if the site is served over TLS
         self.take_up(config)
-        self._viewers = 0
+        self._viewers: dict[web.StreamResponse, web.Request] = {}  # the pages that are kept fresh, oldest first
         self._last_event: tuple[int, str] = (-1, "")  # (number of the look, data of the event "parts" made of it)
         self._making = asyncio.Lock()
 
@@ -214,14 +216,14 @@ class Site:
         return web.Response(body=self._files[name], content_type=ASSETS[name], charset="utf-8")
 
     async def events(self, request: web.Request) -> web.StreamResponse:
-        if self._viewers >= VIEWERS_MAX:
-            return web.Response(status=503, text=f"{VIEWERS_MAX} pages are kept fresh already\n")
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
-        self._viewers += 1
+        if len(self._viewers) >= VIEWERS_MAX:
+            self._end_oldest_view()
+        self._viewers[response] = request
         looks, moves_seen = -1, self._sampler.moves_seen
         try:
-            while True:
+            while response in self._viewers:
                 if self._sampler.moves_seen != moves_seen:
                     moved = [[move.bucket_id, move.target] for move in self._sampler.moved_since(moves_seen)]
                     moves_seen = self._sampler.moves_seen
@@ -231,9 +233,16 @@ class Site:
                     await response.write(f"event: parts\ndata: {await self._data(looks)}\n\n".encode())
                 await asyncio.sleep(GLANCE_S)
         except ConnectionResetError:
-            return response
+            pass
         finally:
-            self._viewers -= 1
+            self._viewers.pop(response, None)
+        return response
+
+    def _end_oldest_view(self) -> None:
+        oldest = self._viewers.pop(next(iter(self._viewers)))
+        transport = oldest.transport
+        if transport is not None and transport.get_write_buffer_size():
+            transport.abort()  # it may wait for its browser
 
     async def _data(self, looks: int) -> str:
         """The data of the event "parts", as JSON; made once a look for all viewers."""

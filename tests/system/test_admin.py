@@ -19,6 +19,7 @@ import pytest
 import trustme
 from prometheus_client.parser import text_string_to_metric_families
 
+from billing.admin.server import VIEWERS_MAX
 from tests.system.daemon import Daemon
 from tests.system.private_files import pem_file, tokens_file
 from tests.system.rpc import Rpc
@@ -196,6 +197,20 @@ async def test_it_only_reads_and_only_for_this_host(daemon: Daemon) -> None:
             assert answer.status == 200
         async with session.get("/page.html") as answer:
             assert answer.status == 404
+
+
+async def test_a_page_is_kept_fresh_beside_any_number_that_nobody_looks_at(daemon: Daemon) -> None:
+    """A stopped browser reads nothing, and the kernel takes what it is sent for as long as it has room."""
+    async with at(daemon) as session:
+        unread = [await session.get("/events") for _ in range(VIEWERS_MAX)]
+        async with session.get("/events") as answer:
+            while await answer.content.readline() != b"event: parts\n":
+                assert not answer.content.at_eof()
+        await unread[0].read()  # it has ended, and its browser would ask again
+        while await unread[-1].content.readline() != b"event: parts\n":
+            assert not unread[-1].content.at_eof()
+        for other in unread:
+            other.close()
 
 
 async def test_with_tokens_only_who_may_read_reads(data_dir: Path) -> None:
