@@ -258,7 +258,8 @@ class SimDisk:
 
     def exists(self, path: str) -> bool:
         directory, name = split(path.rstrip("/"))
-        return path in self.medium.directories or name in self._directory(directory).names
+        within = self.medium.directories.get(directory)
+        return path in self.medium.directories or (within is not None and name in within.names)
 
     def listdir(self, path: str) -> list[str]:
         self._plain("listdir", path)
