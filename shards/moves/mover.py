@@ -235,22 +235,28 @@ class Mover:
         return self.settings.locked & {running.source, running.target}
 
     def _unasked(self, running: Running) -> list[Any]:
-        """The workers of this host that have a part in a move and have not been asked for a while. Nobody serves a
+        """The workers of this host that have a part in a move, if one has not been asked for a while. Nobody serves a
         bucket that is on its way: towards a worker that stands still it would be until the move is given up.
         """
         if self._why_still is None:
             return []
         oldest_ns = self._boot_ns() - ASKED_NS
         sides = [shard_id for shard_id in (running.source, running.target) if shard_id in self._workers]
-        return [self._workers[shard_id] for shard_id in sides if self._answered_ns.get(shard_id, -1) < oldest_ns]
+        if all(self._answered_ns.get(shard_id, -1) >= oldest_ns for shard_id in sides):
+            return []
+        return [self._workers[shard_id] for shard_id in sides]
 
     async def _still(self, workers: list[Any]) -> str:
-        """Why one of these workers would take no part in a move; "" where all would."""
+        """Why one of these workers would take no part in a move; "" where all would. All are asked at once: of two that
+        take longer than `ASKED_NS` to answer, one would else be to ask again whenever the other has answered.
+        """
         assert self._why_still is not None
-        for worker in workers:
-            if why := await self._why_still(worker):
+        reasons = await asyncio.gather(*map(self._why_still, workers))
+        now_ns = self._boot_ns()
+        for worker, why in zip(workers, reasons, strict=True):
+            if why:
                 return f"shard {worker.shard_id}: {why}"
-            self._answered_ns[worker.shard_id] = self._boot_ns()
+            self._answered_ns[worker.shard_id] = now_ns
         return ""
 
     async def _note_wanted(self, running: Running) -> str:

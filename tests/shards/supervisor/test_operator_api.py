@@ -11,7 +11,7 @@ import pytest
 
 from shards.control import Examine, Examined, Figures, ReadFigures
 from shards.journal import backends
-from shards.moves.mover import Mover, MoveSettings
+from shards.moves.mover import ASKED_NS, Mover, MoveSettings
 from shards.supervisor.child_process import WorkerState
 from shards.supervisor.operator_api import OperatorApi
 from shards.supervisor.registry import Registry
@@ -365,3 +365,22 @@ async def test_no_bucket_moves_while_the_disk_of_one_of_its_shards_stands_still(
         assert mover.running == {}
     figures["sync_waiting_ns"] = 2 * 10**9
     assert await harness.worker_figures.why_still(harness.workers[shard_id]) == ""
+
+
+async def test_workers_that_are_slow_to_say_that_they_take_part_are_asked_once_for_a_move(
+    harness: OperatorApiHarness,
+) -> None:
+    now_ns, asked = 10**9, list[int]()
+
+    async def why_still(worker: Any) -> str:
+        nonlocal now_ns
+        now_ns += ASKED_NS * 3 // 2
+        asked.append(worker.shard_id)
+        return "it is asked again and again" if len(asked) > 2 else ""
+
+    settings = harness.mover.settings._replace(locked=frozenset({1}))  # so it ends where it would begin
+    mover = Mover(harness.registry, harness.workers, settings, lambda: now_ns, None, why_still)
+    bucket_id = harness.registry.map.buckets_of(1)[0]
+    reply = await mover.move(bucket_id, 2, planned=True)
+    assert reply == {"refused": "MOVE_REFUSED", "message": "shard 1 is locked: the rebalancer leaves it alone"}
+    assert sorted(asked) == [1, 2]
