@@ -366,6 +366,10 @@ class LogSocket:
             raise BrokenPipeError("it has hung up")
         self.link.take(data)
 
+    def send(self, data: bytes) -> int:
+        self.sendall(data)
+        return len(data)
+
     def recv(self, count: int) -> bytes:
         if not self._buffer and not self._is_ended:
             fiber = self._waiting = running()

@@ -217,12 +217,30 @@ class Connection:
         self._number += 1
         token = f"{self._inbox}.{self._number}"
         try:
-            self._wait_at_most(ANSWER_TIMEOUT_S)
-            self._socket.sendall(codec.publish(subject, token, payload, headers))
+            self._send_all(codec.publish(subject, token, payload, headers))
         except OSError as error:
             self.leave()
             raise NoAnswer(f"{self.server} went away: {error}") from error
         return token
+
+    def _send_all(self, data: bytes) -> None:
+        """Sends this whole within `ANSWER_TIMEOUT_S`, else raises OSError: the timeout of the socket is one of each
+        call, and a server that takes some bytes at a time would never let it pass.
+        """
+        assert self._socket is not None
+        self._wait_at_most(ANSWER_TIMEOUT_S)
+        sent = self._socket.send(data)
+        if sent == len(data):
+            return
+        deadline_ns = self._boot_ns() + int(ANSWER_TIMEOUT_S * 1e9)
+        rest = memoryview(data)[sent:]
+        while rest:
+            left_s = (deadline_ns - self._boot_ns()) / 1e9
+            if left_s <= 0:
+                raise TimeoutError("it does not read what it is sent")
+            self._wait_at_most(left_s)
+            with suppress(TimeoutError, BlockingIOError):
+                rest = rest[self._socket.send(rest) :]
 
     def _await(self, token: str, deadline_ns: int) -> codec.Message:
         try:

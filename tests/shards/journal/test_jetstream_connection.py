@@ -104,8 +104,36 @@ def test_an_exchange_is_one_call_to_send_and_one_to_receive(connection: Connecti
     connection._socket = counted  # type: ignore[assignment]
     for _ in range(10):
         assert connection.request("echo", b"again").payload == b"again"
-    assert counted.calls.count("sendall") == 10
-    assert set(counted.calls) == {"sendall", "recv"}
+    assert counted.calls.count("send") == 10
+    assert set(counted.calls) == {"send", "recv"}
+
+
+def test_a_server_that_takes_some_bytes_at_a_time_is_left(connection: Connection) -> None:
+    """Each call to send succeeds in time, and all of them together would take for ever."""
+    connection.request("echo", b"the first one")
+    assert connection._socket is not None
+    connection._socket.close()
+    with socket.create_server((HOST, 0)) as listener:
+        near = socket.create_connection(listener.getsockname())
+        far, _ = listener.accept()
+    connection._socket, connection._timeout_s, ended = near, 0.0, threading.Event()
+
+    def trickle() -> None:
+        while not ended.wait(0.01) and far.recv(1000):
+            pass
+
+    reader = threading.Thread(target=trickle)
+    reader.start()
+    began_ns = MACHINE_CLOCKS.boot_ns()
+    try:
+        with pytest.raises(NoAnswer, match="it does not read what it is sent"):
+            connection.request("echo", bytes(50_000_000))
+    finally:
+        ended.set()
+        reader.join()
+        far.close()
+    assert MACHINE_CLOCKS.boot_ns() - began_ns < 20e9, "it would have taken minutes"
+    assert connection.request("echo", b"the next one").payload == b"the next one"
 
 
 @pytest.fixture
