@@ -59,6 +59,10 @@ class Owner(NamedTuple):
     generation: int
 
 
+class UnknownRecord(Exception):
+    """The map has no such record in this version."""
+
+
 class MapConflict(Exception):
     """A record or a configuration contradicts the map; the text says which bucket or setting."""
 
@@ -131,7 +135,7 @@ class BucketMap:
             case ("retire", int(shard_id)):
                 self.weights.pop(shard_id, None)
             case _:
-                raise MapConflict(f"unknown record in the bucket map's journal: {record!r}")
+                raise UnknownRecord(f"{record!r}")
 
     def follow(self, bucket_id: int, shard_id: int, generation: int) -> bool:
         """Applies an assignment to a copy of the map that may have missed earlier ones; returns False where it is known

@@ -34,7 +34,7 @@ from typing import Any, ClassVar, TypeVar
 import msgspec
 
 from shards import exits
-from shards.buckets import HASH_NAME, BucketMap
+from shards.buckets import HASH_NAME, BucketMap, UnknownRecord
 from shards.journal import Backend, Corrupt, Fenced, Gap, JournalError, LastSign, Overtaken, Unavailable, Unfit, Unknown
 from shards.moves.wanted import WantedMoves
 from shards.restored import Mark, Restored, check_restored
@@ -62,7 +62,7 @@ log = logging.getLogger("shards.supervisor.supervisor")
 
 
 class Conflict(Exception):
-    """The configuration does not fit the data directory; nothing was started."""
+    """The configuration or the version does not fit the data; nothing was started, or this host serves no more."""
 
     ending: ClassVar[exits.Ending] = exits.CONFIG
 
@@ -588,7 +588,12 @@ class Registry:
                 if (restored := self.restored.after(record)) is not None:
                     self.restored = restored
                 elif not self.wanted.apply(record) and not self.shares.apply(record):
-                    self.map.apply(record)
+                    try:
+                        self.map.apply(record)
+                    except UnknownRecord as error:
+                        raise Conflict(
+                            f"the map holds {error}, which this version does not know: a newer one wrote it; install it"
+                        ) from None
 
     async def record(self, *records: list[Any]) -> None:
         """Makes records durable as one batch, then applies them. Raises the journal's errors; MapConflict, with nothing

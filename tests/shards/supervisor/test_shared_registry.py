@@ -7,6 +7,7 @@ from collections.abc import Awaitable
 
 import pytest
 
+from shards import exits
 from shards.journal import Fenced, Unavailable, Unfit
 from shards.moves.wanted import Wanted
 from shards.supervisor.placement import GRACE_NS, Voice
@@ -180,3 +181,14 @@ async def test_a_host_that_stands_by_waits_where_the_log_lets_it_in_no_more(part
 
 def refusing(owner: str) -> tuple[int, list[bytes]]:
     raise Unavailable("they do not let this host in")
+
+
+async def test_what_a_newer_version_wrote_ends_a_host_by_name_and_it_does_not_start_again(part: PartOf) -> None:
+    a, b = part("a").joined(), part("b").joined()
+    with pytest.raises(Conflict):
+        await a.registry.record(["of tomorrow", 1])  # it is in the log now, as if a newer version had written it
+    with pytest.raises(Conflict, match=r"\['of tomorrow', 1\], which this version does not know") as refused:
+        await b.registry.catch_up()
+    assert refused.value.ending.code == exits.CONFIG.code
+    with pytest.raises(Conflict, match="a newer one wrote it"):
+        part("c").joined()
