@@ -173,6 +173,11 @@ class Readers:
             with self._lock:
                 self._reading[handle] -= 1
 
+    def close(self) -> None:
+        """Closes all handles; to be called where the process has no locks that matter."""
+        with self._lock:
+            self._tidy(handles_max=0)
+
     def _handle_of(self, path: str, flags: int) -> int:
         status = os.stat(path)
         handle = self._handles.get((status.st_dev, status.st_ino, flags))
@@ -186,9 +191,9 @@ class Readers:
                 handle = former
         return handle
 
-    def _tidy(self) -> None:
+    def _tidy(self, handles_max: int = READERS_MAX) -> None:
         for key, handle in list(self._handles.items()):
-            is_over = not os.fstat(handle).st_nlink or len(self._handles) >= READERS_MAX
+            is_over = not os.fstat(handle).st_nlink or len(self._handles) >= handles_max
             if is_over and not self._reading[handle]:
                 del self._reading[handle]
                 os.close(self._handles.pop(key))
@@ -197,7 +202,7 @@ class Readers:
 class RealDisk:
     """The files of the operating system (Linux)."""
 
-    _readers: ClassVar = Readers()  # of the process, as locks are
+    readers: ClassVar = Readers()  # of the process, as locks are
 
     def create(self, path: str) -> int:
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -249,7 +254,7 @@ class RealDisk:
 
     def _read_direct(self, path: str, offset: int, length: int) -> bytes:
         buffer_bytes = -(-length // DIRECT_BYTES) * DIRECT_BYTES
-        with self._readers.of(path, os.O_DIRECT) as handle, mmap.mmap(-1, buffer_bytes) as buffer:  # aligned memory
+        with self.readers.of(path, os.O_DIRECT) as handle, mmap.mmap(-1, buffer_bytes) as buffer:  # aligned memory
             read_bytes = 0
             with memoryview(buffer) as view:
                 while read_bytes < length and not read_bytes % DIRECT_BYTES:
@@ -260,7 +265,7 @@ class RealDisk:
             return buffer[: min(read_bytes, length)]
 
     def _read_dropped(self, path: str, offset: int, length: int) -> bytes:
-        with self._readers.of(path, 0) as handle:
+        with self.readers.of(path, 0) as handle:
             os.posix_fadvise(handle, offset, length, os.POSIX_FADV_DONTNEED)
             return os.pread(handle, length, offset)
 

@@ -74,6 +74,8 @@ class Model:
         above = [threshold for threshold in account.thresholds if account.is_above(threshold)]
         before = account.balance
         try:
+            if op["method"] == "close_account":
+                account.check_closable(self.policy(account).restore)
             raised = getattr(account, op["method"])(op)
         except Refusal as refusal:
             if request_id is not None or op["method"] == "debit":

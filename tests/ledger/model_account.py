@@ -317,11 +317,16 @@ class Account:
         return 0 if falls is None else falls - self.at
 
     def close_account(self, op: Op) -> None:
+        """Changes nothing here: the model puts the account away."""
+
+    def check_closable(self, restores: bool) -> None:
+        """A restore that is owed is an obstacle where there is a URL for it."""
+        call = self.owed()
         obstacles = {
             "rate": self.rate > 0,
             "debt": self.balance < 0,
             "hold": bool(self.holds),
-            "cutoff": self.owed() is not None or self.call_at is not None,
+            "cutoff": (call is not None and (call[0] == "cutoff" or restores)) or self.call_at is not None,
         }
         for obstacle, stands in obstacles.items():
             if stands:

@@ -55,6 +55,16 @@ IDENTITY = "5eed5eed5eed5eed"
 _numbers = itertools.count(1)
 
 
+def address_of(node: str) -> str:
+    """The address of the host "a", "b", …: a number, as the resolver of the machine has no part in this world."""
+    return f"10.0.0.{ord(node) - ord('a') + 1}"
+
+
+def node_of(address: str) -> str:
+    """The host that has this address."""
+    return chr(ord("a") + int(address.rpartition(".")[2]) - 1)
+
+
 class Oscillator:
     """The clocks of one host, as the true time makes them."""
 
@@ -127,7 +137,7 @@ class HostMachine(Machine):
         return process
 
     def bind(self, host: str, port: int, backlog: int) -> Any:
-        return self.network.listen(self.net, host.removeprefix("host-"))
+        return self.network.listen(self.net, node_of(host))
 
     def booted(self) -> None:
         self.clock.booted_ns = self.kernel.now_ns
@@ -147,13 +157,13 @@ class HostNetwork:
         """A socket at a free port of this host."""
         listener = net.listen()
         self._port += 1
-        listener.address = (f"host-{node}", self._port)
+        listener.address = (address_of(node), self._port)
         self.doors[listener.address] = listener
         return listener
 
     async def connect(self, loop: BlockingLoop, factory: Callable[[], Any], host: str, port: int) -> None:
         """Raises OSError, or waits for ever where nobody answers."""
-        pair = frozenset({loop.node, host.removeprefix("host-")})
+        pair = frozenset({loop.node, node_of(host)})
         if pair in self.parted:
             await loop.create_future()
         await asyncio.sleep(0.0002)
@@ -244,7 +254,7 @@ class SimHost:
             worker=WorkerSettings(0.05, cluster.snapshot_bytes),
             direct_host="",
             clock_error_ns_max=CLOCK_ERROR_NS_MAX,
-            share=ShareSettings(2, f"host-{self.node}:0", "", "", None) if cluster.is_at_once else None,
+            share=ShareSettings(2, f"{address_of(self.node)}:0", "", "", None) if cluster.is_at_once else None,
         )
 
     # -- the daemon -------------------------------------------------------------------------------------------------

@@ -336,7 +336,8 @@ def test_wrong_credentials_are_named_and_may_change_while_it_serves(data_dir: Pa
         credentials_file = private_file(secret, "billing:wrong\n")
         daemon = daemon_on(guarded, data_dir / "host", cluster__replicas=1, cluster__credentials_file=credentials_file)
         description = {"format": 1, "files": {}, "bucket_count": 32, "taken_at_ns": 1}
-        (data_dir / "copy").mkdir()
+        for part in ("map", "shard-1", "shard-2"):
+            (data_dir / "copy" / part).mkdir(parents=True)
         (data_dir / "copy" / "backup.json").write_text(
             json.dumps(description | {"positions": dict.fromkeys(("map", "shard-1", "shard-2"), 1)})
         )

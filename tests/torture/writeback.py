@@ -188,6 +188,7 @@ class WritebackCampaign:
 
     def remount(self) -> None:
         """Nothing is left but what the medium holds."""
+        RealDisk.readers.close()
         self.volume.unmount()
         self.volume.mount()
         self.counts["mounted anew"] += 1
@@ -220,6 +221,7 @@ class WritebackCampaign:
 
     def close(self) -> None:
         """Lets go of both mounts."""
+        RealDisk.readers.close()
         self.volume.unmount()
         subprocess.run(["umount", str(self.backing)], check=True)
 
