@@ -109,7 +109,7 @@ FAULTS = {
         "shards/shard.py",
         "        if self._flight is not None and self._flight.from_ns >= 0:\n",
         "        if False:\n",
-    ): 47,
+    ): 104,
     # -- names and files --------------------------------------------------------------------------------------------
     Faulty(
         "spare-not-synced",
@@ -164,7 +164,7 @@ FAULTS = {
         "shards/worker/snapshotter.py",
         "shard.dump(self._left.pop(), position)",
         "shard.dump(self._left.pop(), position - 1)",
-    ): 33,
+    ): 26,
     Faulty(
         "part-one-batch-ahead",
         "shards/worker/snapshotter.py",
@@ -176,19 +176,19 @@ FAULTS = {
         "shards/shard.py",
         "            if position <= loaded.get(bucket_id, -1):\n                continue\n",
         "",
-    ): 33,
+    ): 26,
     Faulty(
         "frozen-buckets-left-out",
         "shards/shard.py",
         "        unserved = self.orphans | self._frozen | self._arrived\n",
         "        unserved = self.orphans\n",
-    ): 71,
+    ): 54,
     Faulty(
         "ids-not-in-the-dump",
         "billing/ledger/block.py",
         "        _join(book.ids),\n",
         "        _join([]),\n",
-    ): 7,
+    ): 46,
     # -- ownership --------------------------------------------------------------------------------------------------
     Faulty(
         "generation-not-raised",
@@ -214,13 +214,13 @@ FAULTS = {
         "        self._host.when_durable(lambda: self._dump(number, bucket_id, "
         "self._host.shard.machine.dumping(bucket_id)))\n",
         "        self._dump(number, bucket_id, self._host.shard.machine.dumping(bucket_id))\n",
-    ): 26,
+    ): 21,
     Faulty(
         "leave-not-recorded",
         "shards/shard.py",
         '        self._own_records.append((LEAVE, bucket_id, generation, b""))\n        self._prefix',
         "        self._prefix",
-    ): 2,
+    ): 4,
     Faulty(
         "freeze-leaves-the-timers",
         "shards/shard.py",
@@ -379,7 +379,7 @@ BESIDE = {
         "billing/notices/store.py",
         "WHERE file_id = ? AND proved = 1",
         "WHERE file_id = ?",
-    ): 102,
+    ): 112,
     Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",
