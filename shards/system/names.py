@@ -58,24 +58,16 @@ class Names:
         answer, known = self._ask(host, port)
         try:
             return answer.result(first_wait_s if known is None else wait_s)
-        except TimeoutError:
-            return self._without_answer(host, known, first_wait_s)
-        except OSError:
-            if known is None:
-                raise
-            return known
+        except OSError as error:
+            return self._former(host, known, first_wait_s, error)
 
     async def look_up(self, host: str, port: int, wait_s: float, first_wait_s: float) -> list[AddressInfo]:
         """The same, on a loop, which goes on meanwhile."""
         answer, known = self._ask(host, port)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(answer), first_wait_s if known is None else wait_s)
-        except TimeoutError:
-            return self._without_answer(host, known, first_wait_s)
-        except OSError:
-            if known is None:
-                raise
-            return known
+        except OSError as error:
+            return self._former(host, known, first_wait_s, error)
 
     def _ask(self, host: str, port: int) -> tuple[Future[list[AddressInfo]], list[AddressInfo] | None]:
         """What will hold the resolver's answer, asked for now or before, and the former one."""
@@ -88,10 +80,13 @@ class Names:
             return answer, self._known.get(name)
 
     @staticmethod
-    def _without_answer(host: str, known: list[AddressInfo] | None, waited_s: float) -> list[AddressInfo]:
-        if known is None:
-            raise OSError(f"the resolver has not answered for {host} within {waited_s:g} s")
-        return known
+    def _former(host: str, known: list[AddressInfo] | None, waited_s: float, error: OSError) -> list[AddressInfo]:
+        """The former addresses, where the resolver refused or did not answer in time; raises OSError without any."""
+        if known is not None:
+            return known
+        if isinstance(error, TimeoutError):
+            raise OSError(f"the resolver has not answered for {host} within {waited_s:g} s") from None
+        raise error
 
     def _take(self, name: tuple[str, int], answered: Future[list[AddressInfo]]) -> None:
         """Keeps an answer, also where nobody waits for it any more."""
