@@ -4,11 +4,17 @@ Each host has a file for its workers, the mark; the application reads it at its 
 served, and removes it at its release. Where a log is shared, the map's log has the same, so that a host which never
 saw the backup has the mark, too, before its first worker starts:
 
-    ["restored", taken_at_ns, first_served_ns]   by the restore, and again once a worker has served; 0: none has yet
-    ["released", taken_at_ns]                    it may act; every host removes its mark of this backup
+    ["restored", taken_at_ns, first_served_ns, restored_at_ns]   by the restore, and again once a worker has served;
+                                                                 first_served_ns 0: none has yet
+    ["released", taken_at_ns]   it may act; every host removes its mark of this backup
 
 A host that has had the mark keeps which backup it was of (`BROUGHT`), so that a mark that is gone was released there,
 also where the host ended before it could say so.
+
+The file `rewound` stays: it says when the data were put back to an earlier state for the last time, by a restore or by
+the cut of a damaged tail. Numbers that the data gave out between that state and this instant are not known any more;
+the application gives out new ones that cannot be among them. An operator who puts the data back in another way writes
+the file.
 
 A restore that is under way, or was cut off, is known by the directory in which it makes the files (`RESTORING` within a
 data directory, else one beside it). No daemon may begin there: it would begin without data. The one beside it counts
@@ -29,11 +35,13 @@ RESTORING: Final = f"restored{UNFINISHED}"  # a directory within a data director
 RESTORED: Final = "restored"  # the mark's name in the data directory
 TAKEN_AT: Final = "taken_at_ns"
 BROUGHT: Final = "restored.brought"  # beside it: the backup of the mark that this host has had
+REWOUND: Final = "rewound"  # a file in the data directory: wall time, in ns, as a decimal number
 FIRST_SERVED: Final = "first_served_ns"  # billing time when the restored daemon first came up
 
 
 def check_restored(disk: Disk, data_dir: str) -> None:
-    """Raises Unfit where a restore of this directory is under way, or was cut off."""
+    """Raises Unfit where a restore of this directory is under way, or was cut off, or nobody can tell when it was."""
+    rewound_ns(disk, data_dir)
     path = f"{data_dir}/{RESTORING}"
     if not (disk.exists(path) and disk.listdir(path)):  # all of it is in its place: the directory itself is left
         path = data_dir.rstrip("/") + UNFINISHED
@@ -44,18 +52,44 @@ def check_restored(disk: Disk, data_dir: str) -> None:
     raise Unfit(f"{text} {data_dir}, and restore again", file=path)
 
 
+def rewound_ns(disk: Disk, data_dir: str) -> int:
+    """When these data were put back to an earlier state for the last time, wall time; 0: never. Raises OSError; Unfit
+    where the file cannot be read.
+    """
+    path = f"{data_dir}/{REWOUND}"
+    try:
+        return int(read_file(disk, path))
+    except FileNotFoundError:
+        return 0
+    except ValueError:
+        text = "this is no number: write into it the wall time of the latest restore of these data, in nanoseconds"
+        raise Unfit(text, file=path) from None
+
+
+def write_rewound(disk: Disk, data_dir: str, wall_ns: int) -> None:
+    """Notes, durably, that these data were put back to an earlier state. Raises OSError."""
+    write_file(disk, f"{data_dir}/{REWOUND}", b"%d\n" % wall_ns)
+
+
 class Restored(NamedTuple):
-    """What the map's log says. `taken_at_ns`: the instant of the backup; 0: nothing was restored."""
+    """What the map's log says. `taken_at_ns`: the instant of the backup; 0: nothing was restored. `restored_at_ns`:
+    when it was restored, wall time.
+    """
 
     taken_at_ns: int = 0
     first_served_ns: int = 0
+    restored_at_ns: int = 0
     is_released: bool = False
+
+    def record(self) -> list[Any]:
+        """The record of the restore, without its release."""
+        return ["restored", self.taken_at_ns, self.first_served_ns, self.restored_at_ns]
 
     def after(self, record: Any) -> Restored | None:
         """Returns what the log says with this record; None where the record is of another kind."""
         match record:
-            case ["restored", int(taken_at_ns), int(first_served_ns)]:
-                return Restored(taken_at_ns, first_served_ns)
+            case ["restored", int(taken_at_ns), int(first_served_ns), int(restored_at_ns)]:
+                return Restored(taken_at_ns, first_served_ns, restored_at_ns)
             case ["released", int(taken_at_ns)]:
                 return self._replace(is_released=True) if taken_at_ns == self.taken_at_ns else self
         return None
@@ -65,7 +99,7 @@ class Restored(NamedTuple):
         if not self.taken_at_ns:
             return []
         released = [["released", self.taken_at_ns]] if self.is_released else []
-        return [["restored", self.taken_at_ns, self.first_served_ns], *released]
+        return [self.record(), *released]
 
 
 class Mark:
@@ -73,14 +107,17 @@ class Mark:
 
     def __init__(self, disk: Disk, data_dir: str) -> None:
         self._disk = disk
+        self._data_dir = data_dir
         self._path = f"{data_dir}/{RESTORED}"
         self._brought_path = f"{data_dir}/{BROUGHT}"
         self._brought: int | None = None  # the backup of the mark that was here; 0: none was; None: not read yet
 
     def follow(self, restored: Restored) -> None:
-        """Makes or removes the mark as the map's log says. Raises OSError."""
+        """Makes or removes the mark as the map's log says. Raises OSError and Unfit."""
         if not restored.taken_at_ns:
             return
+        if rewound_ns(self._disk, self._data_dir) < restored.restored_at_ns:
+            write_rewound(self._disk, self._data_dir, restored.restored_at_ns)
         is_there = self._disk.exists(self._path)
         if restored.is_released:
             if is_there and self._content().get(TAKEN_AT) == restored.taken_at_ns:
@@ -115,7 +152,7 @@ class Mark:
         if not self._disk.exists(self._path):
             return [["released", restored.taken_at_ns]]
         first_ns = 0 if restored.first_served_ns else self._content().get(FIRST_SERVED, 0)
-        return [["restored", restored.taken_at_ns, first_ns]] if first_ns else []
+        return [restored._replace(first_served_ns=first_ns).record()] if first_ns else []
 
     def _content(self) -> dict[str, Any]:
         try:

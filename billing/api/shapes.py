@@ -102,7 +102,11 @@ _STANDING: Final = (
     Field("rate_nanos_per_second", "nanos_per_second"),
     _nullable("exhausts_at_ns", "instant", "when it runs out if nothing else happens"),
     _nullable("runway_ns", "span", "how long the money lasts"),
-    Field("exhaustion_seq", "integer", "how often it was exhausted"),
+    Field(
+        "exhaustion_seq",
+        "integer",
+        "of its newest cutoff: by one more each time, or more after a restore of data; 0: none",
+    ),
     Field("entry_id", "integer", "the account's newest entry"),
     Field("at_ns", "instant", "the instant of this answer"),
     Field("replayed", "flag", "whether this is the first answer of a call that came again"),

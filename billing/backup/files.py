@@ -10,7 +10,8 @@
 
 `backup.json` is written last: a directory without it is no backup. A restored directory has one more file, `restored`:
 while it exists, every start holds overdue cutoffs back until `release_cutoffs`, since top-ups may have come after the
-instant of the backup, and it would be wrong to switch those users' machines off.
+instant of the backup, and it would be wrong to switch those users' machines off. Another, `rewound`, stays, and says
+when that was, so that no `seq` of a cutoff is given out twice: see `shards.restored`.
 
 The restored daemon sends the notices in `notices` as after a restart, under the ids that they had. The daemon that went
 on after the backup may have sent them, too: delivery is at least once. A restore into the log of a cluster also writes
@@ -46,7 +47,7 @@ from shards.journal.file.copying import copy_until
 from shards.journal.file.reader import FileReader
 from shards.journal.file.writing import write_journal
 from shards.journal.jetstream.backend import JetStreamBackend
-from shards.restored import RESTORED, RESTORING, TAKEN_AT, UNFINISHED
+from shards.restored import RESTORED, RESTORING, TAKEN_AT, UNFINISHED, Restored, write_rewound
 from shards.supervisor.registry import records_of_restore
 from shards.system.disk import (
     LOST_AND_FOUND,
@@ -202,7 +203,7 @@ def finish(disk: Disk, work: str, target: str) -> None:
 def restore(disk: Disk, source: str, target: str, log: dict[str, Any], record: Record) -> dict[str, Any]:
     """Makes the data directory `target`, which must be empty or not exist, from a backup. Returns the contents of
     `backup.json`. If `log` is of another kind than files, the journals go there, and its streams must be empty, too.
-    `record` is added to the operators' record that came with the backup.
+    `record` is added to the operators' record that came with the backup; its instant counts as that of the restore.
 
     Raises NoBackup, the journal's errors, OSError.
     """
@@ -215,11 +216,12 @@ def restore(disk: Disk, source: str, target: str, log: dict[str, Any], record: R
         raise NoBackup(f"{target} is not empty: a backup is restored to an empty data directory only")
     with _begun(disk, work):
         _restore(disk, source, work, about, is_whole=log["kind"] == "file")
+        write_rewound(disk, work, record["at_ns"])
         trail = Trail(disk, f"{work}/{AUDIT}", "restore")
         trail.append(record)
         trail.close()
         if log["kind"] != "file":
-            _fill(disk, source, work, about, log)  # last: it cannot be taken back
+            _fill(disk, source, work, about, log, record["at_ns"])  # last: it cannot be taken back
     if is_there:
         _move_up(disk, work, target)
     else:
@@ -265,7 +267,7 @@ def _restore(disk: Disk, source: str, work: str, about: dict[str, Any], *, is_wh
     write_file(disk, f"{work}/{RESTORED}", json.dumps({TAKEN_AT: about["taken_at_ns"]}).encode())
 
 
-def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any]) -> None:
+def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[str, Any], wall_ns: int) -> None:
     """Writes the journals into the log's streams."""
     backend = backends.open(log | {"directory": work}, REAL)
     assert isinstance(backend, JetStreamBackend)
@@ -280,7 +282,8 @@ def _fill(disk: Disk, source: str, work: str, about: dict[str, Any], log: dict[s
         if row["settled"] >= 0
     }
     taken_at_ns = about["taken_at_ns"]
-    decided = records_of_restore(settled, taken_at_ns, _payloads_of(reader_of(0)))
+    restored = Restored(taken_at_ns, restored_at_ns=wall_ns)
+    decided = records_of_restore(settled, restored, _payloads_of(reader_of(0)))
     backend.fill(len(about["positions"]) - 1, reader_of, taken_at_ns, decided)
 
 

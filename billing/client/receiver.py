@@ -15,10 +15,10 @@ together again.
 
 **The rule of seq.** Each cutoff of an account has a greater `seq` than the one before, and a restore has the `seq` of
 the cutoff that it undoes. A call is due if it comes after all calls that were acted on for that user: it has a greater
-`seq`, or it is the restore of the newest cutoff. A daemon that was restored from a backup counts on from the backup,
-and gives numbers again that it had given since; so a call is also due if its money ran out later than that of the
-newest one. A call that is not due, because it comes again or late, changes nothing. The receiver answers it with 2xx
-all the same: without a 2xx the daemon would repeat it.
+`seq`, or it is the restore of the newest cutoff. A daemon whose data were put back without its knowing, as by a
+snapshot of its machine, gives numbers again that it had given since; so a call is also due if its money ran out later
+than that of the newest one. A call that is not due, because it comes again or late, changes nothing. The receiver
+answers it with 2xx all the same: without a 2xx the daemon would repeat it.
 
 **Notices** come at least once. A notice is due if its `event_id` is not among the last `EVENT_IDS_MAX` with the same
 timestamp: after a restore from a backup, an id may stand for another event, of another instant.

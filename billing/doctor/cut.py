@@ -6,8 +6,9 @@ damage is in the newest segment, and no snapshot is ahead of what remains. The s
 
     1  the segment as it is, up to its last byte that is not zero, is copied to `segment-….cut-POSITION`
     2  an audit record, who and when and what, is written to `segment-….cut-POSITION.json`
-    3  the mark of a clean stop is removed from the manifest
-    4  everything from the damage on becomes zeros, which is how a log ends
+    3  the data directory keeps the instant, for the numbers that are given out from now on (`shards.restored`)
+    4  the mark of a clean stop is removed from the manifest
+    5  everything from the damage on becomes zeros, which is how a log ends
 
 A crash between two steps leaves a journal that is damaged as before, or cut.
 """
@@ -26,6 +27,7 @@ from billing.doctor.segment import write_manifest
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import Disk, write_all, write_file
 
+REWOUND: Final = "rewound"  # in the data directory: see step 3
 ZEROS: Final = bytes(1 << 20)
 
 
@@ -91,6 +93,7 @@ def cut(disk: Disk, directory: Directory, position: int) -> str:
         "manifest": None if manifest is None else manifest._asdict(),
     }
     write_file(disk, audit, json.dumps(record, indent=2).encode() + b"\n")
+    write_file(disk, f"{os.path.dirname(directory.path)}/{REWOUND}", b"%d\n" % MACHINE_CLOCKS.wall_ns())
     if manifest is not None and manifest.clean:
         unclean = manifest._replace(clean=0, head=0, head_chain=0)
         write_file(disk, f"{directory.path}/{MANIFEST}", write_manifest(unclean))

@@ -23,13 +23,17 @@ from billing.doctor.entry import (
 from billing.doctor.state import DELIVERED, EFFECTIVE, IN_GRACE, PENDING, SUPERSEDED, Account, Cutoff
 
 UNDELIVERED_MAX: Final = 10_000
+SECONDS: Final = range(10**9, (3 << 30) + 2**20)  # Unix seconds that a restore or a cut of these data can have had
 
 
-def cross(account: Account, at_ns: int, called_ns: int) -> None:
+def cross(account: Account, at_ns: int, called_ns: int, recorded_seq: int) -> None:
     """Adds a cutoff, owed from `called_ns` on. Called when the available money falls to zero, or when a line rises from
-    zero on an exhausted account.
+    zero on an exhausted account. Its seq is the next one, or, for the first since the data were put back to an earlier
+    state, the Unix second at which that was done, as the entry recorded it.
     """
     account.seq += 1
+    if recorded_seq > account.seq and recorded_seq in SECONDS:
+        account.seq = recorded_seq
     if account.cutoffs and account.cutoffs[-1].status != PENDING:
         account.cutoffs.pop()
     cutoff = Cutoff(account.seq, at_ns)

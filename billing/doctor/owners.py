@@ -6,7 +6,7 @@
 ["uneven", bool]   whether buckets should still move until the load is even; does not change owners
 ["claim", node, host id, number, epoch]  which of several hosts serves; does not change owners
 ["settled", shard, position]   up to which batch no outside call is owed; another host begins there
-["restored", taken_at_ns, first_served_ns] ["released", taken_at_ns]   of a backup; does not change owners
+["restored", taken_at_ns, first_served_ns, restored_at_ns] ["released", taken_at_ns]   does not change owners
 ["anchor", 48 bytes]   "BCA1" | slew_ppm u32 | boot_id 16 | boot_ns, billing_ns, correction_ns i64
 ["host", host id, node, workers] ["own", shard, number, node, host id] ["at", shard, number, links, direct]
 ["life", shard, number, life] ["wish", shard, number, host id] ["drained", node, bool] ["gone", node]   which host
@@ -120,7 +120,7 @@ class OwnerMap:
             if shard < 1 or position < 0:
                 raise Unreadable(f"shard {shard} cannot have settled batch {position}")
         elif kind in ("restored", "released"):
-            if len(fields) != (2 if kind == "restored" else 1) or not all(type(field) is int for field in fields):
+            if len(fields) != (3 if kind == "restored" else 1) or not all(type(field) is int for field in fields):
                 raise Unreadable(f"of a backup: {kind} {fields!r} cannot be")
         elif kind == "claim":
             node, host_id, number, epoch = fields

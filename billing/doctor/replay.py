@@ -186,7 +186,7 @@ class Replay:
             self._fault(text, account.user_id)
             before = account.balance
             entries, accrued = self._step(account, due_ns, op, entry.flags & RULE_ACCRUE != 0)
-            self._follow(account, entry.flags, False, -1)
+            self._follow(account, entry, False, -1)
             self._count(bucket, account, op, account.balance - before + accrued, accrued)
             account.entry_id += len(entries)
 
@@ -290,19 +290,19 @@ class Replay:
 
     # -- what follows from a change ---------------------------------------------------------------------------------
 
-    def _follow(self, account: Account, rules: int, raised: bool, grace_end_ns: int) -> tuple[int, bytes]:
+    def _follow(self, account: Account, entry: Entry, raised: bool, grace_end_ns: int) -> tuple[int, bytes]:
         """Applies the consequences if the account crossed zero in either direction: (flags, note) for the entry.
-        `rules`: the entry's flags. `raised`: the command raised a line from zero. `grace_end_ns`: the end of a grace
-        that began, from the entry; -1 if none.
+        `raised`: the command raised a line from zero. `grace_end_ns`: the end of a grace that began, from the entry; -1
+        if none.
         """
-        flags, note = 0, b""
+        rules, flags, note = entry.flags, 0, b""
         exhausted = account.available <= 0
         if exhausted and (raised or not account.exhausted) and account.grace() is None:
             called_ns = account.settled_ns
             if not account.exhausted:
                 account.accruing = rules & RULE_ACCRUE != 0
                 called_ns = max(called_ns, grace_end_ns)
-            cutoffs.cross(account, account.settled_ns, called_ns)
+            cutoffs.cross(account, account.settled_ns, called_ns, entry.seq)
             self.report.count("cutoffs", "cutoffs made")
             flags = CROSSED
             note = called_ns.to_bytes(8, "little") if called_ns > account.settled_ns else b""
@@ -335,7 +335,7 @@ class Replay:
             waiting.called_ns = max(account.settled_ns, grace_end_ns)
             flags, note = 0, waiting.called_ns.to_bytes(8, "little")
         else:
-            flags, note = self._follow(account, entry.flags, raised, grace_end_ns)
+            flags, note = self._follow(account, entry, raised, grace_end_ns)
         account.entry_id += 1
         says = self._state(account, entry, account.balance - before, accrued, 0, flags | opened, note)
         self._compare(account, entry, says)

@@ -5,6 +5,11 @@ account. A cutoff is owed until delivery reports a 2xx, or until available rises
 which is recorded, and it is not sent (again). A delivered cutoff keeps the instant of its 2xx until it is owed once
 more, and becomes effective when the account's rate is zero; the instant of its restore's 2xx is kept likewise.
 
+**Seq.** The cutoffs of an account are numbered in rising order, by one each. Where the data were put back to an earlier
+state, numbers that were given since are not known any more, so the next one is at least `seq_floor`, the Unix second
+when that was done (`shards.restored`): an account has far fewer cutoffs than one a second. Replay takes the number
+from the entry.
+
 **Grace.** If the account's class gives a grace, the cutoff of a crossing is in grace first, and owed from the end of
 the grace on. Until then no call is made and a line that is raised makes no cutoff of its own; if available rises above
 zero, the cutoff is superseded as if it had been owed. The grace belongs to the crossing: a cutoff for a line that is
@@ -33,6 +38,7 @@ from billing.ledger.extra import Cutoff, Extra
 # Undelivered cutoffs per account, as many as it may have rate lines. At one more the oldest is dropped: the newer ones
 # stand for it.
 CUTOFFS_MAX: Final = 10_000
+SEQ_FLOOR_MAX: Final = 3 << 30  # Unix seconds, of the year 2072; a seq has 32 bits
 
 
 class Owed(NamedTuple):
@@ -48,10 +54,10 @@ class Owed(NamedTuple):
     due_ns: int  # the instant since which the call is owed; of a restore the exhaustion instant of its cutoff
 
 
-def cross(account: Account, at_ns: int, due_ns: int) -> None:
+def cross(account: Account, at_ns: int, due_ns: int, seq_floor: int) -> None:
     """Makes a cutoff with the exhaustion instant `at_ns`, owed from `due_ns` on: the same, or the end of a grace."""
     extra = account.need_extra()
-    account.exhaustion_seq += 1
+    account.exhaustion_seq = max(account.exhaustion_seq + 1, seq_floor)
     if extra.cutoffs and extra.cutoffs[-1].status != PENDING:
         extra.cutoffs.pop()
     cutoff = Cutoff(account.exhaustion_seq, at_ns)

@@ -64,6 +64,8 @@ REPORTED: Final = struct.Struct("<BBH2xq16xq40xqqq8xqqqqqqB8x")
 _CAUSE: Final = struct.Struct("<BBHHqqqq")  # its beginning
 _LENGTHS: Final = struct.Struct("<BBBHBBH")  # its end
 _LENGTHS_AT: Final = FIXED.size - _LENGTHS.size
+_SEQ: Final = struct.Struct("<q")
+_SEQ_AT: Final = struct.calcsize("<BBHHqqqqqqqQqqqqqqqq")  # where exhaustion_seq begins
 
 _FIRST: Final = struct.Struct("<BHHqqqqqqqQqqqqqqqqqqBBBHH")  # the fixed part of the first format
 UNKNOWN: Final = -1  # `line_rate` where the first format did not say it
@@ -223,6 +225,12 @@ def instant_of(packed: bytes) -> int:
     """`at_ns` of a packed entry of either format; reads and checks nothing else of it."""
     at_ns: int = _AT_NS.unpack_from(packed, _AT_NS_AT + (packed[0] == FORMAT))[0]
     return at_ns
+
+
+def seq_of(packed: bytes) -> int:
+    """`exhaustion_seq` of a packed entry of the present format; reads and checks nothing else of it."""
+    seq: int = _SEQ.unpack_from(packed, _SEQ_AT)[0]
+    return seq
 
 
 # -- the first format --------------------------------------------------------------------------------------------------

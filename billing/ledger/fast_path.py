@@ -248,6 +248,8 @@ def run_out(posting: Posting, book: Book, slot: int, now_ns: int) -> bool:
     nanos, frac = divmod(balance - spent, NANO)
     entry_id += 1
     seq += 1
+    if seq < posting.seq_floor:
+        seq = posting.seq_floor
     if row_flags:
         extra.cutoffs.clear()
     else:

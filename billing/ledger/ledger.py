@@ -43,7 +43,7 @@ from billing.ledger.account import Account, Handlers, Rejected
 from billing.ledger.book import ROW, SLICE_ROWS, SLOT_BITS, SLOT_MASK, Book, Filing
 from billing.ledger.classes import NO_CLASSES, Classes
 from billing.ledger.commands import Command
-from billing.ledger.cutoffs import Owed
+from billing.ledger.cutoffs import SEQ_FLOOR_MAX, Owed
 from billing.ledger.entry import (
     CROSSED,
     OPENED,
@@ -60,6 +60,7 @@ from billing.ledger.entry import (
     is_first,
     pack_first,
     refused,
+    seq_of,
     unpack,
 )
 from billing.ledger.errors import Refused
@@ -84,6 +85,7 @@ class Rules(NamedTuple):
     restore: bool  # there is a restore URL
     rate_lease_ns: int = 0  # the lease of a rate that is reported without one; 0: none
     classes: Classes = NO_CLASSES  # cutoff classes by name, without the default one
+    seq_floor: int = 0  # the least seq of the next cutoff of any account, 0..SEQ_FLOOR_MAX: `billing.ledger.cutoffs`
 
 
 class ReplayDifference(Exception):
@@ -102,10 +104,11 @@ class Ledger:
 
     def __init__(self, rules: Rules, arm: Arm) -> None:
         assert rules.request_ids_per_bucket >= 1
+        assert 0 <= rules.seq_floor <= SEQ_FLOOR_MAX
         self._rules = rules
         self._own_flags = (RULE_ACCRUE if rules.accrue else 0) | (RULE_RESTORE if rules.restore else 0)
         self._rate_lease_ns = rules.rate_lease_ns
-        self._posting = Posting(self._own_flags, rules.request_ids_per_bucket, arm, rules.classes)
+        self._posting = Posting(self._own_flags, rules.request_ids_per_bucket, arm, rules.classes, rules.seq_floor)
         self.books: dict[int, Book] = {}
         self.records = self._posting.records  # (bucket_id, packed entry); in replay: made, not yet seen in the journal
         self.notices = self._posting.notices
@@ -244,6 +247,7 @@ class Ledger:
         posting.flags = flags & (RULE_ACCRUE | RULE_RESTORE)
         posting.presumed = flags & PRESUMED != 0
         posting.refused = flags & REFUSED != 0
+        posting.seq_floor = seq_of(packed) if flags & CROSSED and not is_first(packed) else 0
         may_be_grace = flags & CROSSED or (command[0] == ops.SET_CLASS and not flags & REFUSED)
         posting.grace_end_ns = grace_end_of(packed) if may_be_grace and not is_first(packed) else -1
         try:
@@ -258,6 +262,7 @@ class Ledger:
             pass  # the record is a refusal, too; if it is not, `replay` finds no equal entry
         finally:
             posting.flags = self._own_flags
+            posting.seq_floor = self._rules.seq_floor
             posting.presumed = None
             posting.refused = False
         self.notices.clear()

@@ -62,11 +62,12 @@ class Posting:
 
     __slots__ = (
         *("arm", "classes", "flags", "grace_end_ns", "ids_max", "notices", "presumed", "records", "refused"),
-        "started_ns",
+        *("seq_floor", "started_ns"),
     )
 
-    def __init__(self, flags: int, ids_max: int, arm: Arm, classes: Classes = NO_CLASSES) -> None:
+    def __init__(self, flags: int, ids_max: int, arm: Arm, classes: Classes = NO_CLASSES, seq_floor: int = 0) -> None:
         self.flags = flags
+        self.seq_floor = seq_floor  # the least seq of the next cutoff; in replay: the seq of the entry at hand
         self.classes = classes
         self.grace_end_ns = -1  # in replay; -1: the entry neither began nor moved a grace
         self.ids_max = ids_max
@@ -210,7 +211,7 @@ class Posting:
             due_ns = self.due_after_ns(account, at_ns)
         elif account.need_extra().grace() is not None:
             return flags, b""
-        cutoffs.cross(account, at_ns, due_ns)
+        cutoffs.cross(account, at_ns, due_ns, self.seq_floor)
         if due_ns > at_ns:
             return flags | CROSSED, pack_grace(due_ns)
         self._notice("cutoff", determined_ns, account, account.exhaustion_seq)

@@ -19,6 +19,7 @@ from billing.api.wire import ERRORS_AS_MAP, encode_reply
 from billing.audit.recorder import Recorder
 from billing.config.schema import Config
 from billing.ledger import audit
+from billing.ledger.cutoffs import SEQ_FLOOR_MAX
 from billing.ledger.errors import Refused
 from billing.ledger.ledger import ReplayDifference, Rules
 from billing.worker.aggregate_rounds import AggregateRounds
@@ -36,6 +37,7 @@ from shards.buckets import BucketMap, route_of
 from shards.control import Begin
 from shards.machine import Command, Effect
 from shards.replies import Unavailable
+from shards.restored import rewound_ns
 from shards.worker.hosting import ServedShard
 
 
@@ -78,6 +80,7 @@ class Billing:
             restore=bool(config.cutoff.restore_url),
             rate_lease_ns=round(config.ledger.rate_lease_s * 10**9),
             classes=self._classes,
+            seq_floor=min(rewound_ns(dependencies.disk, begin.directory) // 10**9, SEQ_FLOOR_MAX),
         )
         hold = self._startup_hold
         self.machine = BillingMachine(rules, reply_of, self._release_held, lambda: hold.overdue, hold.held_until_ns)

@@ -143,7 +143,7 @@ func (receiver *Receiver) Call(request *http.Request, body []byte, now time.Time
 }
 
 // IsDue says whether a call is still to be acted on; one that is not is answered with 2xx, too.
-// A daemon that was restored from a backup gives seqs again that it had given since, but at later instants.
+// A daemon whose machine was put back to a snapshot gives seqs again that it had given since, but at later instants.
 func (receiver *Receiver) IsDue(call Call) bool {
 	last := receiver.places[call.UserID]
 	return call.place() > last.place() || call.ExhaustedAtNs > last.ExhaustedAtNs

@@ -658,13 +658,13 @@ class Registry:
             self._lock = -1
 
 
-def records_of_restore(settled: dict[int, int], taken_at_ns: int, payloads: list[bytes]) -> bytes:
-    """The records that say that the log was restored from a backup of this instant, and up to which batch each shard's
-    application has nothing left to tell. `payloads`: the map of the backup, whose hosts take part no more: which hosts
-    there are, and which are drained, is of the cluster, not of the data.
+def records_of_restore(settled: dict[int, int], restored: Restored, payloads: list[bytes]) -> bytes:
+    """The records that say that the log was restored, and up to which batch each shard's application has nothing left
+    to tell. `payloads`: the map of the backup, whose hosts take part no more: which hosts there are, and which are
+    drained, is of the cluster, not of the data.
     """
     gone = [["gone", node] for node in sorted({member.node for member in shares_of(payloads).members.values()})]
-    return msgspec.msgpack.encode([*_settled(settled), *Restored(taken_at_ns).records(), *gone])
+    return msgspec.msgpack.encode([*_settled(settled), *restored.records(), *gone])
 
 
 def _settled(settled: dict[int, int]) -> list[list[Any]]:

@@ -127,6 +127,21 @@ def test_holds_that_expire_together_and_accounts_closed_with_their_machines_off_
     assert [(owed.user_id, owed.kind, owed.seq) for owed in report.owed] == [("7", "restore", 1)]
 
 
+@pytest.mark.parametrize("floor", [1_700_000_000, 17])
+def test_a_seq_goes_ahead_to_the_second_of_a_restore_only(data_dir: Path, floor: int) -> None:
+    builder = DataDirectoryBuilder(data_dir, shards=1)
+    for _ in range(2):
+        builder.pay(b"7", COIN)
+        builder.debit(b"7", COIN)
+        builder.rules = builder.rules._replace(seq_floor=floor)
+        builder.restart()
+    findings = builder.close().examine().findings
+    if floor > 17:
+        assert findings == []
+    else:
+        assert "exhaustion_seq 17, worked out 2" in findings[0].text
+
+
 def test_an_account_whose_restore_has_no_url_any_more_may_be_closed(data_dir: Path) -> None:
     """It is opened again where there is one, and then owes the restore again."""
     builder = DataDirectoryBuilder(data_dir, shards=1)

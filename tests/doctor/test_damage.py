@@ -17,6 +17,7 @@ from billing.doctor.examine import examine
 from billing.doctor.report import Finding, Report
 from shards.journal import Corrupt
 from shards.journal.file.record import BLOCK_BYTES, HEADER_BYTES, unpack_block, walk
+from shards.restored import rewound_ns
 from tests.doctor.builder import COIN, DISK, DataDirectoryBuilder, busy, examined
 from tests.doctor.forge import open_journal
 from tests.doctor.test_clean import command, config_of
@@ -228,6 +229,7 @@ def test_a_damaged_tail_is_given_up_by_order(data_dir: Path, tmp_path: Path) -> 
     assert report.findings == []
     assert report.counts["accounts"]["entries"] == 3
     assert any("was kept as evidence" in note for note in report.notes)
+    assert rewound_ns(DISK, str(segment.parent.parent)) > 0, "no seq that the lost part gave is given again"
     journal = open_journal(str(segment.parent), 1)
     assert journal.head == position - 1
     journal.append(b"goes on")

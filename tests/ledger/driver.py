@@ -36,10 +36,16 @@ class LedgerDriver:
     """See the module."""
 
     def __init__(
-        self, *, accrue: bool = False, restore: bool = False, ids: int = 1000, classes: Classes = NO_CLASSES
+        self,
+        *,
+        accrue: bool = False,
+        restore: bool = False,
+        ids: int = 1000,
+        classes: Classes = NO_CLASSES,
+        seq_floor: int = 0,
     ) -> None:
         self.filed: list[tuple[int, int]] = []
-        self.rules = Rules(accrue, ids, restore, classes=classes)
+        self.rules = Rules(accrue, ids, restore, classes=classes, seq_floor=seq_floor)
         self.ledger = Ledger(self.rules, self._file)
         self.ledger.create(BUCKET)
         self.ledger.wake(BUCKET)

@@ -30,11 +30,19 @@ class Model:
     """All accounts of one bucket."""
 
     def __init__(
-        self, *, accrue: bool, restore: bool, ids_max: int, lease: int = 0, classes: dict[str, Policy] | None = None
+        self,
+        *,
+        accrue: bool,
+        restore: bool,
+        ids_max: int,
+        lease: int = 0,
+        classes: dict[str, Policy] | None = None,
+        floor: int = 0,
     ) -> None:
         self.default = Policy(0, accrue, restore)
         self.classes = classes or {}
         self.ids_max = ids_max
+        self.floor = floor  # of the numbers of cutoffs
         self.lease = lease  # of a rate that is reported without one
         self.accounts: dict[str, Account] = {}
         self.closed: dict[str, Account] = {}
@@ -254,7 +262,7 @@ class Model:
             if not account.exhausted:
                 account.goes_below = self.policy(account).accrue
                 grace = self.policy(account).grace
-            account.seq += 1
+            account.seq = max(account.seq + 1, self.floor)
             cutoff: dict[str, Any] = {"seq": account.seq, "at": t, "status": "pending"}
             cutoff |= {"attempts": 0, "last_error": None, "delivered_at": None, "restored_at": None}
             account.cutoffs.append(cutoff)

@@ -43,6 +43,7 @@ from tests.ledger.model import Model
 from tests.ledger.model_account import HOUR, Op, Refusal
 
 BUCKET = 7
+FLOORS = (0, 0, 7, 10**9)  # of the numbers of cutoffs; above 0 where the data were put back to an earlier state
 OPS = {name: op for op, name in ops.NAMES.items()}
 
 
@@ -92,8 +93,11 @@ class Program:
         self.seed = seed
         ids_max = self.random.choice((1, 5, 50))
         lease_ns = self.random.choice((0, 0, 0, ops.LEASE_NS_MIN, HOUR))
-        self.rules = Rules(self.random.random() < 0.3, ids_max, self.random.random() < 0.5, lease_ns)
-        self.model = Model(accrue=self.rules.accrue, restore=self.rules.restore, ids_max=ids_max, lease=lease_ns)
+        floor = FLOORS[seed % len(FLOORS)]
+        self.rules = Rules(self.random.random() < 0.3, ids_max, self.random.random() < 0.5, lease_ns, seq_floor=floor)
+        self.model = Model(
+            accrue=self.rules.accrue, restore=self.rules.restore, ids_max=ids_max, lease=lease_ns, floor=floor
+        )
         self.filings: list[tuple[int, int]] = []
         self.ledger = Ledger(self.rules, self._file)
         self.ledger.create(BUCKET)
@@ -296,7 +300,10 @@ class Program:
         self.dump_and_load()
 
     def dump_and_load(self) -> None:
-        """The bucket goes to another ledger, as in a move."""
+        """The bucket goes to another ledger, as in a move, or because the data were put back to an earlier state."""
+        if self.model.floor:
+            self.model.floor += 3
+            self.rules = self.rules._replace(seq_floor=self.model.floor)
         dumped = self.ledger.dump(BUCKET)
         self.ledger.still(BUCKET)
         self.filings = []

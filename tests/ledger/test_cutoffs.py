@@ -12,9 +12,9 @@ from billing.ledger.entry import event_id
 from tests.ledger.driver import BUCKET, HOUR, LedgerDriver, refusal
 
 
-def spending() -> LedgerDriver:
+def spending(seq_floor: int = 0) -> LedgerDriver:
     """A user who runs out at 100."""
-    driver = LedgerDriver(restore=True)
+    driver = LedgerDriver(restore=True, seq_floor=seq_floor)
     driver.top_up("u", 100, at=0)
     driver.set_rate("u", HOUR, at=0)
     return driver
@@ -448,3 +448,49 @@ def test_a_pending_cutoff_that_no_attempt_failed_has_no_error(driver: LedgerDriv
     exhaust(driver)
     (row,) = driver.pending()
     assert row["last_error"] is None
+
+
+@pytest.mark.parametrize("by", ["time", "a look", "a command", "a raised line"])
+def test_the_next_seq_is_at_least_the_floor_whatever_the_cutoff_comes_of(by: str) -> None:
+    driver = spending(seq_floor=50)
+    if by == "time":
+        driver.ledger.tick([ref for ref, _ in driver.filed], 100)
+    elif by == "a look":
+        exhaust(driver)
+    elif by == "a command":
+        driver.debit("u", 60, at=40)
+    else:
+        exhaust(driver)
+        driver.set_rate("u", HOUR, at=100, resource="other")
+    expected = [50, 51] if by == "a raised line" else [50]
+    assert driver.cutoffs() == expected
+    driver.set_rate("u", 0, at=200)
+    driver.set_rate("u", 0, at=200, resource="other")
+    driver.top_up("u", 100, at=200)
+    driver.debit("u", 100, at=200)
+    assert driver.cutoffs() == [expected[-1] + 1]
+
+
+def test_replay_has_the_seqs_that_were_given_whatever_the_floor_is_now() -> None:
+    before = spending(seq_floor=50)
+    exhaust(before)
+    before.top_up("u", 1000, at=200)
+    before.debit("u", 1000, at=200)
+    for floor in (0, 7, 5000):
+        assert before.replayed(restore=True, seq_floor=floor).state() == before.state()
+    again = before.replayed(restore=True, seq_floor=60)
+    again.top_up("u", 2000, at=300)
+    again.debit("u", 2000, at=300)
+    assert again.view("u", at=300)["exhaustion_seq"] == 60
+
+
+def test_an_account_that_is_opened_again_goes_on_behind_the_seq_that_it_had(driver: LedgerDriver) -> None:
+    exhaust(driver)
+    deliver(driver)
+    driver.set_rate("u", 0, at=200)
+    driver.close("u", at=200)
+    for floor, seq in ((0, 2), (50, 50)):
+        again = driver.moved(restore=True, seq_floor=floor)
+        again.top_up("u", 1, at=300)
+        again.debit("u", 1, at=300)
+        assert again.view("u", at=300)["exhaustion_seq"] == seq

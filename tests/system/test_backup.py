@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from asyncio.subprocess import DEVNULL, PIPE
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,42 @@ async def test_what_is_overdue_after_a_restore_waits_for_an_operator_at_every_st
             await until(lambda: [call.user_id for call in receiver.calls] == ["dry"])
             assert not (data_dir / "data" / "restored").exists()
             rpc.close()
+
+
+async def test_seq_rises_over_a_restore_also_where_cutoffs_came_after_the_backup(data_dir: Path) -> None:
+    """A receiver that keeps the greatest seq of a user drops no cutoff of the restored daemon."""
+    async with receiving() as receiver:
+        daemon = Daemon(data_dir, cutoff__url=receiver.url, shards__workers=1)
+
+        def has_calls(number: int) -> bool:
+            return len(receiver.calls) == number
+
+        async def spent(rpc: Rpc, times: int) -> list[int]:
+            receiver.clear()
+            for number in range(1, times + 1):
+                await rpc.ask("top_up", "u", COIN)
+                await rpc.ask("debit", "u", COIN)
+                await until(partial(has_calls, number))
+            return [call.seq for call in receiver.calls]
+
+        with daemon:
+            rpc = await Rpc.connect(daemon.rpc_port)
+            assert await spent(rpc, 1) == [1]
+            await backed_up(daemon, data_dir / "backup")
+            assert await spent(rpc, 2) == [2, 3]
+            daemon.kill()
+        before_s = MACHINE_CLOCKS.wall_ns() // 10**9
+        await put_back(daemon, data_dir / "backup")
+        for _ in range(2):  # also at the next start
+            with daemon:
+                rpc = await Rpc.connect(daemon.rpc_port)
+                first, second = await spent(rpc, 2)
+                assert before_s <= first == second - 1
+                assert (await rpc.ask("get_account", "u"))["exhaustion_seq"] == second
+                before_s = second + 1
+                daemon.kill()
+        proof = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
+        assert proof.returncode == 0, proof.stdout + proof.stderr
 
 
 async def test_whoever_may_not_back_up_is_told_the_role_that_it_takes(data_dir: Path) -> None:
@@ -442,7 +479,7 @@ def test_an_empty_data_directory_is_filled_where_it_is_and_keeps_its_owner(
     result = carried_out("restore", host / "backup", "--config", Daemon(data_dir, shards__workers=1).config)
     assert result.returncode == 0, result.stderr
     assert (real.stat().st_ino, real.stat().st_mode & 0o777) == (inode, 0o700), "it was not replaced by another one"
-    assert {*os.listdir(data)} - {"lost+found"} == {"audit", "history", "map", "restored", "shard-1"}
+    assert {*os.listdir(data)} - {"lost+found"} == {"audit", "history", "map", "restored", "rewound", "shard-1"}
     assert "data.unfinished" not in os.listdir(data_dir)
     for folder, folders, files in os.walk(real):
         assert all(os.lstat(f"{folder}/{name}").st_uid == owner for name in {*folders, *files} - {"lost+found"}), folder

@@ -7,19 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import pytest
 
-from shards.restored import FIRST_SERVED, RESTORED, TAKEN_AT, Mark
+from shards.journal import Unfit
+from shards.restored import FIRST_SERVED, RESTORED, REWOUND, TAKEN_AT, Mark, Restored, check_restored, rewound_ns
 from shards.supervisor.registry import records_of_restore
 from shards.system.host import REAL
 from tests.shards.supervisor.hosts import HostRegistry, PartOf, part
 
 __all__ = ["part"]
 
-TAKEN_NS, FIRST_NS = 5, 9
+TAKEN_NS, RESTORED_NS, FIRST_NS = 5, 7, 9
+RESTORED_THEN = Restored(TAKEN_NS, restored_at_ns=RESTORED_NS)
 
 
 def mark_of(host: HostRegistry) -> Path:
     return Path(host.registry._data_dir) / RESTORED
+
+
+def rewound_of(host: HostRegistry) -> int:
+    return rewound_ns(REAL.disk, host.registry._data_dir)
 
 
 def content_of(host: HostRegistry) -> dict[str, Any]:
@@ -29,7 +36,7 @@ def content_of(host: HostRegistry) -> dict[str, Any]:
 
 async def test_every_host_has_the_mark_until_one_releases(part: PartOf) -> None:
     a = part("a").joined()
-    await a.registry.record(*msgspec.msgpack.decode(records_of_restore({1: 7}, TAKEN_NS, [])))
+    await a.registry.record(*msgspec.msgpack.decode(records_of_restore({1: 7}, RESTORED_THEN, [])))
     assert a.registry.settled == {1: 7}
     mark_of(a).write_text(json.dumps({TAKEN_AT: TAKEN_NS}))  # by the restore
     a.registry._restore([])
@@ -52,6 +59,23 @@ async def test_every_host_has_the_mark_until_one_releases(part: PartOf) -> None:
         assert not await host.registry.catch_up(), "nothing new is said"
     late = part("d").joined()
     assert not mark_of(late).exists()
+    assert [rewound_of(host) for host in (a, b, c, late)] == [RESTORED_NS] * 4, "this stays"
+
+
+async def test_every_host_keeps_the_latest_restore_that_it_has_heard_of(part: PartOf) -> None:
+    a = part("a").joined()
+    assert rewound_of(a) == 0
+    for restored_ns, expected in ((7, 7), (9, 9), (8, 9)):
+        await a.registry.record(Restored(TAKEN_NS, restored_at_ns=restored_ns).record())
+        a.registry._load()
+        assert rewound_of(a) == expected
+
+
+def test_a_host_that_cannot_read_when_its_data_were_restored_does_not_begin(tmp_path: Path) -> None:
+    (tmp_path / REWOUND).write_text("yesterday\n")
+    with pytest.raises(Unfit, match="this is no number") as refused:
+        check_restored(REAL.disk, str(tmp_path))
+    assert refused.value.file == str(tmp_path / REWOUND)
 
 
 async def test_the_hosts_of_a_backup_take_no_part_after_a_restore_and_none_is_drained(part: PartOf) -> None:
@@ -60,7 +84,7 @@ async def test_the_hosts_of_a_backup_take_no_part_after_a_restore_and_none_is_dr
     assert await a.registry.catch_up()
     await a.registry.record(["drained", "b", True])
     _, payloads = a.registry._log.load("test")
-    await a.registry.record(*msgspec.msgpack.decode(records_of_restore({}, TAKEN_NS, payloads)))
+    await a.registry.record(*msgspec.msgpack.decode(records_of_restore({}, RESTORED_THEN, payloads)))
     shares = a.registry.shares
     assert (shares.members, shares.drained, shares.is_used) == ({}, set(), False)
     b = part("b").joined()
@@ -70,7 +94,7 @@ async def test_the_hosts_of_a_backup_take_no_part_after_a_restore_and_none_is_dr
 
 async def test_a_mark_that_was_removed_here_is_not_made_again(part: PartOf) -> None:
     a, b = part("a").joined(), part("b").joined()
-    await a.registry.record(["restored", TAKEN_NS, FIRST_NS])
+    await a.registry.record(RESTORED_THEN._replace(first_served_ns=FIRST_NS).record())
     assert await b.registry.catch_up()
     mark_of(b).unlink()
     await a.registry.record(["pin", 1])
@@ -83,7 +107,7 @@ async def test_a_mark_that_was_removed_here_is_not_made_again(part: PartOf) -> N
 
 async def test_a_host_that_ends_right_behind_the_release_says_so_at_its_next_start(part: PartOf) -> None:
     a = part("a").joined()
-    await a.registry.record(["restored", TAKEN_NS, FIRST_NS])
+    await a.registry.record(RESTORED_THEN._replace(first_served_ns=FIRST_NS).record())
     a.registry._load()
     mark_of(a).unlink()  # the release, and the end of the host, which nobody has heard of
     a.registry._mark = Mark(REAL.disk, a.registry._data_dir)  # of its next process
@@ -96,6 +120,6 @@ async def test_a_host_that_ends_right_behind_the_release_says_so_at_its_next_sta
 async def test_a_mark_of_another_backup_stays(part: PartOf) -> None:
     a, b = part("a").joined(), part("b").joined()
     mark_of(b).write_text(json.dumps({TAKEN_AT: TAKEN_NS + 1}))
-    await a.registry.record(["restored", TAKEN_NS, FIRST_NS], ["released", TAKEN_NS])
+    await a.registry.record(RESTORED_THEN._replace(first_served_ns=FIRST_NS).record(), ["released", TAKEN_NS])
     assert await b.registry.catch_up()
     assert content_of(b) == {TAKEN_AT: TAKEN_NS + 1}
