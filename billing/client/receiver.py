@@ -20,8 +20,7 @@ snapshot of its machine, gives numbers again that it had given since; so a call 
 than that of the newest one. A call that is not due, because it comes again or late, changes nothing. The receiver
 answers it with 2xx all the same: without a 2xx the daemon would repeat it.
 
-**Notices** come at least once. A notice is due if its `event_id` is not among the last `EVENT_IDS_MAX` with the same
-timestamp: after a restore from a backup, an id may stand for another event, of another instant.
+**Notices** come at least once. A notice is due if its `event_id` is not among the last `EVENT_IDS_MAX`.
 
 The record of what was acted on must outlive the process: give `Receiver` a mapping that keeps its items in your
 database. The daemon has one call in flight for each user, but a call that it gave up waiting for
@@ -85,7 +84,7 @@ class Receiver:
         self._secrets = parse_secrets(secret)
         self._tolerance_s = tolerance_s
         self._places: MutableMapping[str, Place] = {} if places is None else places
-        self._told: dict[tuple[str, str], None] = {}  # event_id, timestamp of notices acted on, the oldest first
+        self._told: dict[str, None] = {}  # event_id of notices acted on, the oldest first
 
     def call(self, target: str, headers: Headers, body: bytes = b"", *, now_s: float) -> Call:
         """Returns the cutoff or restore in a request; `body` is that of a POST. Raises NotGenuine."""
@@ -118,7 +117,7 @@ class Receiver:
     def is_due(self, call: Call | Notice) -> bool:
         """Whether the receiver has still to act on the call. A call that is not due is answered with 2xx, too."""
         if isinstance(call, Notice):
-            return (call.event_id, call.timestamp) not in self._told
+            return call.event_id not in self._told
         seq, is_restored, *kept = self._places.get(call.user_id, (0, False, 0))
         exhausted_at_ns = kept[0] if kept else _NEVER_NS
         return (call.seq, call.is_restore) > (seq, is_restored) or call.exhausted_at_ns > exhausted_at_ns
@@ -129,7 +128,7 @@ class Receiver:
             if self.is_due(call):
                 self._places[call.user_id] = call.seq, call.is_restore, call.exhausted_at_ns
             return
-        self._told[call.event_id, call.timestamp] = None
+        self._told[call.event_id] = None
         if len(self._told) > EVENT_IDS_MAX:
             del self._told[next(iter(self._told))]
 

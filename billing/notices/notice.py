@@ -13,11 +13,13 @@ An entry makes none, one or two of them, the operation before its consequence. A
 (`type`, `timestamp`, `data`): `timestamp` is the entry's instant in UTC, and `data` describes the account as it is
 after the entry, with all amounts in nanos, rounded down, as in replies.
 
-A notice has a *name*, unique per user and the same whenever it is made from the same entry again: entry_id and kind;
-for a refused debit, which has no entry_id, its instant and its place in the journal. The user and the name make the
-`webhook-id`; like an event_id it contains no full stop.
+A notice has a *name*, unique per user and the same whenever it is made from the same entry again: entry_id, instant and
+kind; for a refused debit, which has no entry_id, its instant and its place in the journal. The instant is in it because
+entry_ids are given again where the data were put back to an earlier state. The user and the name make the `webhook-id`;
+like an event_id it contains no full stop.
 
-For example entry 7 of user `ü`, a debit: the name is `7:account-debited`, the webhook-id `%C3%BC:7:account-debited`.
+For example entry 7 of user `ü`, a debit at 1700000012000000000: the name is `7-1700000012000000000:account-debited`,
+the webhook-id `%C3%BC:7-1700000012000000000:account-debited`.
 """
 
 from __future__ import annotations
@@ -86,7 +88,7 @@ def notices_of(packed: bytes, bucket_id: int, location: str) -> list[Notice]:
             kinds.append((DEBIT_REFUSED, {"amount_nanos": entry.a, "shortfall_nanos": shortfall, **details}))
     else:
         kinds += _what_happened(entry, packed)
-    stem = str(entry.entry_id) if entry.entry_id else f"{entry.at_ns}-{location}"
+    stem = f"{entry.entry_id}-{entry.at_ns}" if entry.entry_id else f"{entry.at_ns}-{location}"
     return [
         Notice(entry.user_id, entry.at_ns, f"{stem}:{kind.replace('.', '-')}", _body(entry, kind, bucket_id, fields))
         for kind, fields in kinds

@@ -6,7 +6,7 @@ User-Agent: billing
 Accept: */*
 Content-Type: application/json
 Content-Length: 391
-webhook-id: u1:7:account-debited
+webhook-id: u1:7-1700000012000000000:account-debited
 webhook-timestamp: 1700000012
 webhook-signature: v1,...          over `id.timestamp.body`; only with a secret, one for each
 """

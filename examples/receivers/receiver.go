@@ -152,15 +152,14 @@ func (receiver *Receiver) IsDue(call Call) bool {
 // Done says that a call was acted on.
 func (receiver *Receiver) Done(call Call) { receiver.places[call.UserID] = call }
 
-// Notice returns the notice that a POST is and what it is known by, its event id and instant, which are the same on
-// each attempt.
+// Notice returns the notice that a POST is and its event id, by which it is known: the same on each attempt.
 func (receiver *Receiver) Notice(headers http.Header, body []byte, now time.Time) (Notice, string, error) {
 	var notice Notice
 	id, err := receiver.verified(headers, body, now)
 	if err == nil {
 		err = json.Unmarshal(body, &notice)
 	}
-	return notice, id + " " + notice.Timestamp, err
+	return notice, id, err
 }
 
 // Noticed says that the notice that is known by this was acted on.

@@ -50,7 +50,7 @@ class Receiver {
 
   // Whether it is still to be acted on; one that is not is answered with 2xx, too.
   isDue(call) {
-    if (call.seq === undefined) return !this.told.has(keyOf(call));
+    if (call.seq === undefined) return !this.told.has(call.eventId);
     const last = this.places.get(call.userId) ?? { place: 0, exhaustedAtNs: 0n };
     return placeOf(call) > last.place || call.exhaustedAtNs > last.exhaustedAtNs;
   }
@@ -62,7 +62,7 @@ class Receiver {
       if (this.isDue(call)) this.places.set(call.userId, { place: placeOf(call), exhaustedAtNs });
       return;
     }
-    this.told.add(keyOf(call));
+    this.told.add(call.eventId);
     if (this.told.size > EVENT_IDS_MAX) this.told.delete(this.told.values().next().value);
   }
 
@@ -82,9 +82,6 @@ class Receiver {
 
 // A restore lies behind its cutoff, and before the next one.
 const placeOf = (call) => 2 * call.seq + (call.isRestore ? 1 : 0);
-
-// A daemon restored from a backup may give the event id of a notice again, to what happens at another instant.
-const keyOf = (notice) => `${notice.eventId} ${notice.timestamp}`;
 
 // The fields of a JSON body as texts; the instant is read as text, since JSON.parse would round it.
 function textsOf(body) {

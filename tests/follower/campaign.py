@@ -297,7 +297,7 @@ class World:
         for seq, bucket, generation, user, _, name, _ in store.after(0, self.rng.randrange(60)):
             if (bucket, generation) in store.departed or bucket in store.pending:
                 continue
-            entry_id = int(name.partition(":")[0])
+            entry_id = int(name.partition("-")[0])
             told_ids = self.told_ids[user]
             if entry_id not in told_ids:
                 if told_ids and entry_id < told_ids[-1] and not self.is_excused():

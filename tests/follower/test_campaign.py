@@ -25,7 +25,7 @@ FAULTS = {  # our own fault -> the seed that catches it
         "billing/follower/link.py",
         "    if durable < head:\n",
         "    if durable < 0:\n",
-    ): 2,
+    ): 22,
     Faulty(
         "order-broken",
         "billing/notices/store.py",

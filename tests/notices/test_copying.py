@@ -15,6 +15,7 @@ from billing.notices.store import Store
 from shards.batch import LEAVE, RECEIVED
 from shards.journal import Retained
 from tests.history.test_store import batch_of
+from tests.notices.names import numbered
 from tests.notices.test_store import NOW_NS, Shard, ledger, top_up
 from tests.shards.system.unsynced import UnsyncedDisk
 
@@ -83,7 +84,7 @@ def copied(
 
 
 def owed(store: Store) -> list[str]:
-    return [row[5] for row in store.after(0, 1000)]
+    return [numbered(row[5]) for row in store.after(0, 1000)]
 
 
 @pytest.fixture

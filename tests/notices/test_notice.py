@@ -125,10 +125,20 @@ def test_names_are_those_of_the_entry_and_hold_no_full_stop() -> None:
         (3, (ops.DEBIT, COIN, ops.STRICT, 0, b"")),
     )
     names = [notice.name for entry in packed for notice in notices_of(entry, 1, "0-9-4")]
-    assert names == ["1:account-topped_up", "2-0-9-4:account-debit_refused", "2:account-debited", "2:account-exhausted"]
+    made = ["1-1:account-topped_up", "2-0-9-4:account-debit_refused", "2-3:account-debited", "2-3:account-exhausted"]
+    assert names == made
     shown = [webhook_id("ü.1".encode(), name) for name in names]
-    assert shown[0] == "%C3%BC%2E1:1:account-topped_up"
+    assert shown[0] == "%C3%BC%2E1:1-1:account-topped_up"
     assert not any("." in name for name in shown)
+
+
+def test_an_entry_of_the_same_number_at_another_instant_has_another_name() -> None:
+    """As after a restore from a backup, which gives numbers again."""
+    first, second = (entries((at, (ops.TOP_UP, COIN, 0, 0, b""))) for at in (1, 2))
+    (told,), (told_later,) = (notices_of(made[0], 1, "0-1-0") for made in (first, second))
+    assert Entry._make(unpack(first[0])).entry_id == Entry._make(unpack(second[0])).entry_id == 1
+    assert told.name != told_later.name
+    assert notices_of(first[0], 1, "0-1-0") == [told], "and the same one whenever it is made of its entry"
 
 
 @pytest.mark.parametrize("op", [ops.SET_RATE, ops.SET_CREDIT_LIMIT, ops.ADJUST, ops.HOLD])

@@ -16,6 +16,7 @@ from billing.notices.opening import abandon, begun_of, ensure_file, open_store, 
 from billing.notices.store import KIND, Store
 from shards.batch import CAME_TO_NOTHING, ENTRY, LEAVE, RECEIVED
 from tests.history.test_store import batch_of
+from tests.notices.names import numbered
 from tests.shards.system.unsynced import UnsyncedDisk
 
 COIN = 10**9
@@ -42,7 +43,7 @@ class Shard:
     def names(self) -> list[str]:
         self.store.flush()
         gone = self.store.departed
-        return [row[5] for row in self.store.after(0, 1000) if (row[1], row[2]) not in gone]
+        return [numbered(row[5]) for row in self.store.after(0, 1000) if (row[1], row[2]) not in gone]
 
 
 @pytest.fixture
@@ -95,7 +96,7 @@ def test_a_log_that_lost_its_end_on_the_medium_brings_no_older_page_back(tmp_pat
         store, remarks = open_store(file, suspect=False, file_id=200, now_ns=NOW_NS)
         assert store.position == 40
         said |= {remark.split(" up to")[0] for remark in remarks}
-        assert [row[5] for row in store.after(0, 1000)] == names
+        assert [numbered(row[5]) for row in store.after(0, 1000)] == names
         store.close()
     assert said == {"it was damaged, and is made anew of 40 owed notices"}  # and never that anything was lost
     shard.store.close()
@@ -217,7 +218,7 @@ def test_a_file_ahead_of_its_journal_is_cut_back_and_one_behind_it_says_what_is_
     with pytest.raises(Ahead, match="up to batch 4, its journal only up to 2"):
         store.settle(1, 2)
     assert "keeps what it was" in store.settle(1, 2, accept_loss=True)[0]
-    assert [row[5] for row in store.after(0, 10)] == ["1:account-topped_up", "2:account-topped_up"]
+    assert [numbered(row[5]) for row in store.after(0, 10)] == ["1:account-topped_up", "2:account-topped_up"]
     assert store.position == 2
     assert "5 batches" in store.settle(8, 20)[0]
     assert store.position == 7
@@ -484,7 +485,7 @@ def test_a_damaged_file_of_another_shard_is_waited_for_and_ends_nobody(tmp_path:
     assert present.store.pending == {1: 2}
     path.write_bytes(intact)
     assert present.store.claim(1)
-    assert [row[5] for row in present.store.after(0, 10)] == ["1:account-topped_up"]
+    assert [numbered(row[5]) for row in present.store.after(0, 10)] == ["1:account-topped_up"]
 
 
 @pytest.mark.parametrize(
@@ -587,7 +588,7 @@ def test_a_file_of_the_version_without_checksums_is_converted(tmp_path: Path, le
     shard.open()
     store = shard.store
     assert (store.position, store.departed, store.pending) == (3, {(1, 1)}, {2: 2})
-    assert [row[5] for row in store.after(0, 10)] == ["1:account-topped_up"]
+    assert [numbered(row[5]) for row in store.after(0, 10)] == ["1:account-topped_up"]
     ((_, _, seq, *_),) = store.db.execute("SELECT * FROM about")
     assert seq == 1, "the highest number that was given, also before the next commit"
 

@@ -379,7 +379,7 @@ BESIDE = {
         "billing/notices/store.py",
         "WHERE file_id = ? AND proved = 1",
         "WHERE file_id = ?",
-    ): 112,
+    ): 136,
     Faulty(
         "acknowledged-before-2xx",
         "billing/notices/notifier.py",

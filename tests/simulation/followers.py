@@ -73,7 +73,8 @@ class NoticeAuditor:
 
     def durable(self, shard: int, position: int, index: int, item: Item) -> None:
         """An entry is durable."""
-        stem = str(item.entry_id) if item.entry_id else f"{item.at_ns}-{shard}-{position}-{index}"
+        place = f"{shard}-{position}-{index}"
+        stem = f"{item.entry_id}-{item.at_ns}" if item.entry_id else f"{item.at_ns}-{place}"
         self.owed.setdefault(item.user, []).extend(f"{stem}:{kind}" for kind in kinds_of(item))
 
     def attempt(self, user: bytes, name: str) -> None:

@@ -21,6 +21,7 @@ from billing.trial.faults import Fault
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from tests.doctor.builder import DataDirectoryBuilder
+from tests.notices.names import numbered
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.endpoint import receiving, until
@@ -282,20 +283,23 @@ async def test_notices_that_were_owed_are_told_by_the_restored_daemon_under_thei
         async with receiving(port) as receiver:
             await rpc.ask("top_up", "later", COIN)  # is not in the backup, and what is in it may be told by now
             await until(lambda: "later" in {call.user_id for call in receiver.calls})
+        told_since = {call.event_id for call in receiver.calls if call.user_id == "later"}
         rpc.close()
     all_event_ids = {f"{user}:{name}" for user in users for name in FIRST_NOTICES}
-    assert event_ids <= all_event_ids
+    assert {numbered(event_id) for event_id in event_ids} <= all_event_ids
     assert sum(row["owed"] for row in description["notices"].values()) == len(all_event_ids)
     output = await put_back(daemon, data_dir / "backup")
     assert f"notices that were still to be told then: {len(all_event_ids)}; they are told at the next start" in output
     async with receiving(port) as receiver:
         with daemon:
-            await until(lambda: {call.event_id for call in receiver.calls} >= all_event_ids)
+            await until(lambda: {numbered(call.event_id) for call in receiver.calls} >= all_event_ids)
             rpc = await Rpc.connect(daemon.rpc_port)
-            await rpc.ask("top_up", "after", COIN)
-            await until(lambda: "after" in {call.user_id for call in receiver.calls})
+            await rpc.ask("top_up", "later", COIN)
+            await until(lambda: "later" in {call.user_id for call in receiver.calls})
             rpc.close()
-        assert {call.event_id for call in receiver.calls} == all_event_ids | {"after:1:account-topped_up"}
+        assert {numbered(call.event_id) for call in receiver.calls} == all_event_ids | {"later:1:account-topped_up"}
+        assert {call.event_id for call in receiver.calls} >= event_ids, "the ids that they had"
+        assert not told_since & {call.event_id for call in receiver.calls}, "its first entry is another one now"
     silent = Daemon(data_dir, shards__workers=2)
     output = await put_back(silent, data_dir / "backup")
     assert f"{len(all_event_ids)}; the next start gives them up, since notify.url is empty" in output

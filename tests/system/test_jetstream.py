@@ -20,6 +20,7 @@ from billing.client import Client
 from billing.client.connection import tls_context
 from billing.trial.faults import Fault, Misbehaviour
 from billing.trial.receiver import Receiver
+from tests.notices.names import numbered
 from tests.shards.journal.nats_cluster import BINARY, MISSING, NatsCluster
 from tests.system.daemon import Daemon
 from tests.system.endings import killed_in_the_end
@@ -386,7 +387,7 @@ async def all_followers(daemon: Daemon) -> list[int]:
 
 async def called(receiver: Receiver, ids: set[str]) -> None:
     """Returns when all of these were called."""
-    await until(lambda: ids <= {call.event_id for call in receiver.calls})
+    await until(lambda: ids <= {numbered(call.event_id) for call in receiver.calls})
 
 
 async def test_a_backup_of_one_kind_is_restored_into_the_other_and_back_with_the_notices_that_are_owed(
@@ -446,7 +447,7 @@ async def test_a_backup_of_one_kind_is_restored_into_the_other_and_back_with_the
         await asyncio.to_thread(files_again.start)
         caller.port, caller._rpc = files_again.rpc_port, None
         await called(receiver, event_ids)
-        assert {call.event_id for call in receiver.calls} == event_ids
+        assert {numbered(call.event_id) for call in receiver.calls} == event_ids
         await caller.check()
         await caller.round()
         account = await caller.call("get_account", USERS[0])

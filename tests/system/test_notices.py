@@ -18,6 +18,7 @@ from billing.follower.store import file_of
 from billing.signature import parse_secrets
 from billing.trial.faults import Fault
 from billing.trial.receiver import Receiver
+from tests.notices.names import numbered
 from tests.system.daemon import Daemon
 from tests.system.endpoint import receiving, until
 from tests.system.ports import free_port
@@ -51,7 +52,7 @@ def kinds_of(receiver: Receiver, user: str) -> list[str]:
     names = []
     for call in receiver.calls:
         if call.method == "POST" and call.user_id == user and not call.repeated and call.answered == "200":
-            _, entry, kind = call.event_id.split(":")
+            _, entry, kind = numbered(call.event_id).split(":")
             names.append(kind if "-" in entry else f"{entry}:{kind}")
     return names
 
@@ -59,7 +60,7 @@ def kinds_of(receiver: Receiver, user: str) -> list[str]:
 def entries_accepted(receiver: Receiver, user: str) -> list[str]:
     """The entries of a user that were told and accepted, once each, in the order in which they were first accepted."""
     accepted = [call.event_id for call in receiver.calls if call.user_id == user and call.answered == "200"]
-    return [event_id.split(":")[1] for event_id in dict.fromkeys(accepted)]
+    return [numbered(event_id).split(":")[1] for event_id in dict.fromkeys(accepted)]
 
 
 def children_of(parent: int) -> dict[int, str]:
@@ -151,7 +152,7 @@ async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_non
                 for user in users:
                     first = list(
                         dict.fromkeys(
-                            call.event_id.split(":", 1)[1]
+                            numbered(call.event_id).split(":", 1)[1]
                             for call in receiver.calls
                             if call.user_id == user and call.answered == "200"
                         )
@@ -163,7 +164,7 @@ async def test_an_endpoint_that_was_down_is_told_everything_and_kill_9_loses_non
                 await asyncio.to_thread(daemon.start)
                 rpc = await Rpc.connect(daemon.rpc_port)
                 await rpc.ask("top_up", users[0], COIN)
-                await until(lambda: receiver.calls[-1].event_id == f"{users[0]}:31:account-topped_up")
+                await until(lambda: numbered(receiver.calls[-1].event_id) == f"{users[0]}:31:account-topped_up")
                 assert len(receiver.calls) == count + 1, "what is acknowledged on record is not told again"
 
 
@@ -215,7 +216,7 @@ async def test_a_bucket_that_moves_takes_along_what_is_to_be_told_of_it(data_dir
             await rpc.ask("debit", "mover", COIN)
             async with receiving(port) as receiver:
                 await until(lambda: "21:account-debited" in kinds_of(receiver, "mover"), 40)
-                first = list(dict.fromkeys(call.event_id.split(":", 1)[1] for call in receiver.calls))
+                first = list(dict.fromkeys(numbered(call.event_id).split(":", 1)[1] for call in receiver.calls))
                 expected = [f"{entry}:account-topped_up" for entry in range(1, 21)] + ["21:account-debited"]
                 assert first == expected
 
