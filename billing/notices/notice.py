@@ -96,7 +96,7 @@ def notices_of(packed: bytes, bucket_id: int, location: str) -> list[Notice]:
 
 
 def webhook_id(user_id: bytes, name: str) -> str:
-    """Returns the id by which a receiver identifies a notice: printable ASCII, without a full stop."""
+    """Returns the id by which a receiver identifies a notice: printable ASCII without a full stop, up to 512 bytes."""
     return f"{quote_from_bytes(user_id, safe='').replace('.', '%2E')}:{name}"
 
 

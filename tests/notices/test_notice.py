@@ -141,6 +141,27 @@ def test_an_entry_of_the_same_number_at_another_instant_has_another_name() -> No
     assert notices_of(first[0], 1, "0-1-0") == [told], "and the same one whenever it is made of its entry"
 
 
+def test_a_webhook_id_has_at_most_512_bytes_and_no_full_stop_whatever_it_is_made_of() -> None:
+    user_id, most = "ü".encode() * (ops.USER_ID_BYTES_MAX // 2), 2**63 - 1
+    packed = entries(
+        (1, (ops.TOP_UP, COIN, 0, 0, b"")),
+        (2, (ops.DEBIT, 2 * COIN, ops.STRICT, 0, b"")),
+        (3, (ops.DEBIT, COIN, ops.STRICT, 0, b"")),
+    )
+    ids = []
+    for made in packed:
+        entry = Entry._make(unpack(made))
+        entry = entry._replace(user_id=user_id, at_ns=most, entry_id=most if entry.entry_id else 0)
+        notices = notices_of(pack(entry), 1, f"{2**32 - 1}-{most}-{2**32 - 1}")
+        ids += [webhook_id(user_id, notice.name) for notice in notices]
+    assert len(ids) == 4
+    assert max(len(name) for name in ids) <= 512
+    for name in [*ids, webhook_id(b"a.b c", "1-1:account-debited")]:
+        assert name.isascii()
+        assert name.isprintable()
+        assert not set(name) & set(". ")
+
+
 @pytest.mark.parametrize("op", [ops.SET_RATE, ops.SET_CREDIT_LIMIT, ops.ADJUST, ops.HOLD])
 def test_other_operations_are_not_told(op: int) -> None:
     packed_entries = entries((1, (ops.TOP_UP, COIN, 0, 0, b"")), (2, (op, 5, -1 if op == ops.SET_RATE else 0, -1, b"")))
