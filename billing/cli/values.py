@@ -34,7 +34,7 @@ _LABELS: Final = {
     "exhausts_at_ns": "runs out at",
     "exhausted_at_ns": "ran out at",
     "runway_ns": "lasts for",
-    "exhaustion_seq": "times exhausted",
+    "exhaustion_seq": "newest cutoff's seq",
     "holds_nanos": "held",
     "replayed": "answered before",
     "restored": "out of exhaustion",

@@ -17,7 +17,16 @@ from typing import Final, NamedTuple
 from billing.trial.loadtest.columns import ACTIVE, DEBIT, EXHAUSTED, NEVER, READ, REFUSED, TOP_UP, Columns
 from billing.trial.loadtest.verdict import ACTIVE as ACTIVE_NAME
 from billing.trial.loadtest.verdict import EXHAUSTED as EXHAUSTED_NAME
-from billing.trial.loadtest.verdict import HOUR_NS, Account, Expected, Impossible, View, differences
+from billing.trial.loadtest.verdict import (
+    HOUR_NS,
+    SECONDS_MIN,
+    Account,
+    Expected,
+    Impossible,
+    View,
+    differences,
+    ordinal,
+)
 
 TOLD_MAX: Final = 20  # differences that are kept in words; all are counted
 PROGRESS_ROWS: Final = 20_000
@@ -41,6 +50,7 @@ class Assessment:
         self.wrong_balances = 0  # replies to get_account that differ from the model
         self.wrong_refusals = 0
         self.told: list[str] = []
+        self.seq_base = 0  # of the daemon, see `verdict.ordinal`; 0 until an answer has shown another one
 
     def apply(self, columns: Columns, on_progress: Callable[[int], None] = lambda _: None) -> None:
         """Applies all answered commands of a run to the model, and compares the answers. `on_progress`: gets the number
@@ -111,13 +121,15 @@ class Assessment:
             self._tell([str(error)])
             return False
         expected = account.view()
-        exhausts_at_ns = columns.exhausts[row]
+        exhausts_at_ns, seq = columns.exhausts[row], columns.seq[row]
+        if seq >= SECONDS_MIN and account.cutoffs and not self.seq_base:
+            self.seq_base = seq - len(account.cutoffs)
         answered = View(
             ACTIVE_NAME if columns.state[row] == ACTIVE else EXHAUSTED_NAME,
             columns.balance[row],
             columns.rate[row],
             None if exhausts_at_ns == NEVER else exhausts_at_ns,
-            columns.seq[row],
+            ordinal(seq, self.seq_base),
         )
         if expected == answered:
             return True

@@ -200,6 +200,7 @@ class Generator:
                 for each in self._assessment.claims()
             ],
             "coming": self._assessment.soonest_ns(),
+            "seq_base": self._assessment.seq_base,
         }
 
     def close(self) -> None:

@@ -80,6 +80,7 @@ class Generators:
     def __init__(self, order: Order, processes: int) -> None:
         self._order = order
         self._members = [_Member(number) for number in range(processes)]
+        self.seq_base = 0  # what answers have shown of it; see `verdict.ordinal`
 
     async def __aenter__(self) -> Generators:
         for member in self._members:
@@ -121,13 +122,16 @@ class Generators:
         return await self._all(name, [arguments] * len(self._members), on_progress)
 
     async def claims(self, at_ns: int) -> tuple[list[Claims], int | None]:
-        """(claims of all accounts that expect cutoffs until an instant, the next coming exhaustion or None)."""
+        """(claims of all accounts that expect cutoffs until an instant, the next coming exhaustion or None). Keeps what
+        the answers have shown of the daemon's `seq_base`.
+        """
         claims: list[Claims] = []
         coming: list[int] = []
         for part in await self.step("settle", at_ns):
             for user_id, cutoffs, superseded, overtaken in part["claims"]:
                 expected = [Expected(user_id, seq, due_ns) for seq, due_ns in cutoffs]
                 claims.append(Claims(user_id, expected, superseded, set(overtaken)))
+            self.seq_base = self.seq_base or part["seq_base"]
             if part["coming"] is not None:
                 coming.append(part["coming"])
         return claims, min(coming, default=None)

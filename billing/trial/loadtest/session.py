@@ -206,7 +206,7 @@ class Session:
         while True:
             came = await self._take_arrivals()
             quiet_s = 0.0 if came else quiet_s + ARRIVALS_POLL_S
-            verdict = judge(claims, self._arrivals, since_ns, is_sick)
+            verdict = judge(claims, self._arrivals, since_ns, is_sick, self._generators.seq_base)
             self._tell("cutoffs", verdict.received, verdict.expected)
             if not verdict.missing or quiet_s > wait_s:
                 break
@@ -215,7 +215,7 @@ class Session:
         claims, _ = await self._generators.claims(self._billing_now_ns())  # of accounts that ran dry meanwhile, too
         await asyncio.sleep(FALSE_WAIT_S)
         await self._take_arrivals()
-        return judge(claims, self._arrivals, since_ns, is_sick)
+        return judge(claims, self._arrivals, since_ns, is_sick, self._generators.seq_base)
 
     async def _take_arrivals(self) -> int:
         shift_ns = self._skew.shift_ns

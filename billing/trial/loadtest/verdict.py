@@ -46,6 +46,10 @@ SUPERSEDED: Final = "superseded"  # before its first attempt
 BEGUN: Final = "begun"  # superseded, but its first attempt had started
 
 
+# A seq from here on counts from the Unix second at which the daemon's data were restored from a backup.
+SECONDS_MIN: Final = 10**9
+
+
 class Impossible(Exception):
     """The answers of an account are impossible in this order."""
 
@@ -204,6 +208,13 @@ def differences(user_id: str, what: str, expected: View, reply: Mapping[str, obj
     ]
 
 
+def ordinal(seq: int, seq_base: int) -> int:
+    """The place of a cutoff among those of its account, from 1, which the seq of a new account counts. `seq_base`: the
+    number behind which this daemon's seqs begin: 0, or one less than the Unix second at which its data were restored.
+    """
+    return seq - seq_base if seq >= SECONDS_MIN else seq
+
+
 class Claim(Protocol):
     """The cutoffs that an account expects: an `Account`, or `Claims` sent by another process."""
 
@@ -243,9 +254,11 @@ def judge(
     arrivals: Iterable[Arrival],
     since_ns: int = 0,
     is_sick: Callable[[str], bool] | None = None,
+    seq_base: int = 0,
 ) -> Verdict:
     """Compares the expected cutoffs with the arrivals; of repeated arrivals the first counts. `since_ns`: only cutoffs
     due since then count for lateness; `is_sick(user_id)`: whether the endpoint fails for a user; None if for none.
+    `seq_base`: of the daemon, see `ordinal`; 0 where no answer has shown it: the least seq that arrived is a first one.
 
     If one top-up overtook several cutoffs, those before the newest may have been sent or not: one request is under way
     at a time, oldest first.
@@ -266,8 +279,10 @@ def judge(
     healthy_ns: list[int] = []
     first: dict[tuple[str, int], str] = {}
     doubled = 0
-    for arrival in sorted(arrivals, key=lambda each: each.arrived_ns):
-        key = arrival.user_id, arrival.seq
+    arrivals = sorted(arrivals, key=lambda each: each.arrived_ns)
+    seq_base = seq_base or min((each.seq for each in arrivals if each.seq >= SECONDS_MIN), default=1) - 1
+    for arrival in arrivals:
+        key = arrival.user_id, ordinal(arrival.seq, seq_base)
         cutoff_of = owed.get(key)
         if cutoff_of is None or cutoff_of.at_ns != arrival.exhausted_at_ns:
             false.append(arrival)

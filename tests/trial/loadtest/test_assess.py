@@ -11,6 +11,7 @@ from billing.trial.loadtest.workload import Mixer, Share, Workload
 from tests.trial.loadtest.world import COIN, START_NS, answer_rightly
 
 USERS = [f"u{number}" for number in range(20)]
+RESTORED_S = 1_700_000_000
 
 
 def run_of(run: int = 0) -> Columns:
@@ -47,6 +48,20 @@ def test_right_answers_are_right_run_after_run() -> None:
     assert [each.view() for each in assessment.accounts.values()] == [
         accounts[user].view() for user in assessment.accounts
     ]
+
+
+def test_answers_of_a_daemon_whose_data_were_restored_are_right_and_show_since_when() -> None:
+    columns = Columns(0, USERS)
+    for kind, value in ((TOP_UP, COIN), (DEBIT, COIN), (TOP_UP, COIN), (DEBIT, COIN), (READ, 0)):
+        for user in range(len(USERS)):
+            columns.add(10**9, user, kind, value)
+    answer_rightly(columns)
+    for row in range(len(columns)):
+        columns.seq[row] += (RESTORED_S - 1) * (columns.seq[row] > 0)
+    assessment = assessed(columns)
+    assert (wrong(assessment), assessment.told, assessment.seq_base) == ((0, 0, 0), [], RESTORED_S - 1)
+    columns.seq[len(columns) - 1] += 1
+    assert wrong(assessed(columns)) == (0, 1, 0)
 
 
 def test_the_order_of_entries_counts_not_that_of_sending() -> None:

@@ -22,6 +22,7 @@ from billing.trial.loadtest.verdict import (
 
 SECOND_NS = 10**9
 COIN = 10**9
+RESTORED_S = 1_700_000_000
 
 
 def account(*, at_ns: int = 0, nanos: int = 0, per_hour: int = 0) -> Account:
@@ -181,6 +182,15 @@ def test_all_as_it_should_be() -> None:
     verdict = judge([dry(), account(nanos=COIN)], [SECOND, FIRST])
     assert verdict[:-1] == (2, 2, [], [], [], 0, 0, [1000, 3000])
     assert verdict.clean
+
+
+@pytest.mark.parametrize("seq_base", [0, RESTORED_S - 1])
+def test_a_daemon_whose_data_were_restored_counts_on_from_that_second(seq_base: int) -> None:
+    """Whether answers have shown that second or not."""
+    arrivals = [each._replace(seq=each.seq + RESTORED_S - 1) for each in (FIRST, SECOND)]
+    assert judge([dry()], arrivals, seq_base=seq_base).clean
+    wrong = arrivals[1]._replace(seq=RESTORED_S + 2)
+    assert judge([dry()], [arrivals[0], wrong], seq_base=seq_base).false == [wrong]
 
 
 def test_missing() -> None:
