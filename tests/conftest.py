@@ -42,7 +42,6 @@ IN_MEMORY = {"tmpfs", "ramfs"}
 TMPDIR_CHARACTERS_MAX = 20  # pytest's own path below it takes some 70, and that of a unix socket has 107 bytes at most
 WAITING = ("tests/system/", "tests/torture/", "tests/shards/journal/test_jetstream", "tests/outsiders/")
 
-gc.disable()  # until `pytest_collection_finish`
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 if len(tempfile.gettempdir()) > TMPDIR_CHARACTERS_MAX:
@@ -57,6 +56,11 @@ settings.register_profile(
     "explore", deadline=None, max_examples=2000, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "commit"))
+
+
+def pytest_configure() -> None:
+    """The collector rests until `pytest_collection_finish`; it does not in a program that only imports this module."""
+    gc.disable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -105,9 +105,8 @@ def take_request(data: bytes) -> None:
         return
     assert len(call.user_id) <= 128
     for field in call.body:
-        assert type(field) in (bool, int, bytes, str) or all(type(word_chosen) is str for word_chosen in field), (
-            "a set of words"
-        )
+        plain = type(field) in (bool, int, bytes, str)
+        assert plain or all(type(part) in (int, bytes, str) for part in field), "a set of words, or a command"
 
 
 def take_json(data: bytes) -> None:

@@ -87,3 +87,11 @@ def test_work_is_counted() -> None:
         for _ in range(100):
             sorted([2, 1])
     assert many.count >= few.count + 100
+
+
+def test_a_campaign_collects_its_garbage() -> None:
+    """Connections are cycles: without the collector, an hour of them takes all memory of a machine."""
+    code = "import gc, tests.fuzz.__main__, tests.torture.__main__; print(gc.isenabled())"
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert ended.stdout == "True\n", ended.stderr
