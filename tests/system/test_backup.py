@@ -162,7 +162,7 @@ async def test_seq_rises_over_a_restore_also_where_cutoffs_came_after_the_backup
             assert await spent(rpc, 1) == [1]
             await backed_up(daemon, data_dir / "backup")
             assert await spent(rpc, 2) == [2, 3]
-            daemon.kill()
+            await killed_with_all_it_started(daemon)
         before_s = MACHINE_CLOCKS.wall_ns() // 10**9
         await put_back(daemon, data_dir / "backup")
         for _ in range(2):  # also at the next start
@@ -172,7 +172,7 @@ async def test_seq_rises_over_a_restore_also_where_cutoffs_came_after_the_backup
                 assert before_s <= first == second - 1
                 assert (await rpc.ask("get_account", "u"))["exhaustion_seq"] == second
                 before_s = second + 1
-                daemon.kill()
+                await killed_with_all_it_started(daemon)
         proof = await asyncio.to_thread(carried_out, "doctor", "--config", daemon.config)
         assert proof.returncode == 0, proof.stdout + proof.stderr
 
