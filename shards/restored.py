@@ -36,6 +36,7 @@ RESTORED: Final = "restored"  # the mark's name in the data directory
 TAKEN_AT: Final = "taken_at_ns"
 BROUGHT: Final = "restored.brought"  # beside it: the backup of the mark that this host has had
 REWOUND: Final = "rewound"  # a file in the data directory: wall time, in ns, as a decimal number
+REWOUND_MIN_NS: Final = 10**18  # in 2001
 FIRST_SERVED: Final = "first_served_ns"  # billing time when the restored daemon first came up
 
 
@@ -54,16 +55,20 @@ def check_restored(disk: Disk, data_dir: str) -> None:
 
 def rewound_ns(disk: Disk, data_dir: str) -> int:
     """When these data were put back to an earlier state for the last time, wall time; 0: never. Raises OSError; Unfit
-    where the file cannot be read.
+    where the file does not say it, as where an operator wrote seconds.
     """
     path = f"{data_dir}/{REWOUND}"
+    wall_ns = 0
     try:
-        return int(read_file(disk, path))
+        wall_ns = int(read_file(disk, path))
     except FileNotFoundError:
         return 0
     except ValueError:
-        text = "this is no number: write into it the wall time of the latest restore of these data, in nanoseconds"
-        raise Unfit(text, file=path) from None
+        pass
+    if wall_ns < REWOUND_MIN_NS:
+        text = "this is no wall time in nanoseconds: write that of the latest restore of these data (date +%s%N)"
+        raise Unfit(text, file=path)
+    return wall_ns
 
 
 def write_rewound(disk: Disk, data_dir: str, wall_ns: int) -> None:

@@ -17,7 +17,7 @@ from tests.shards.supervisor.hosts import HostRegistry, PartOf, part
 
 __all__ = ["part"]
 
-TAKEN_NS, RESTORED_NS, FIRST_NS = 5, 7, 9
+TAKEN_NS, RESTORED_NS, FIRST_NS = (1_700_000_000_000_000_000 + number for number in (5, 7, 9))
 RESTORED_THEN = Restored(TAKEN_NS, restored_at_ns=RESTORED_NS)
 
 
@@ -65,15 +65,17 @@ async def test_every_host_has_the_mark_until_one_releases(part: PartOf) -> None:
 async def test_every_host_keeps_the_latest_restore_that_it_has_heard_of(part: PartOf) -> None:
     a = part("a").joined()
     assert rewound_of(a) == 0
-    for restored_ns, expected in ((7, 7), (9, 9), (8, 9)):
-        await a.registry.record(Restored(TAKEN_NS, restored_at_ns=restored_ns).record())
+    for later_ns, expected_ns in ((0, 0), (2, 2), (1, 2)):
+        await a.registry.record(Restored(TAKEN_NS, restored_at_ns=RESTORED_NS + later_ns).record())
         a.registry._load()
-        assert rewound_of(a) == expected
+        assert rewound_of(a) == RESTORED_NS + expected_ns
 
 
-def test_a_host_that_cannot_read_when_its_data_were_restored_does_not_begin(tmp_path: Path) -> None:
-    (tmp_path / REWOUND).write_text("yesterday\n")
-    with pytest.raises(Unfit, match="this is no number") as refused:
+@pytest.mark.parametrize("written", ["yesterday", "", "-1", "1795872287", "1795872287000"])
+def test_a_host_that_cannot_read_when_its_data_were_restored_does_not_begin(tmp_path: Path, written: str) -> None:
+    """As where an operator wrote seconds: numbers would be given again without a word."""
+    (tmp_path / REWOUND).write_text(f"{written}\n")
+    with pytest.raises(Unfit, match="no wall time in nanoseconds") as refused:
         check_restored(REAL.disk, str(tmp_path))
     assert refused.value.file == str(tmp_path / REWOUND)
 
