@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -24,6 +23,7 @@ from shards.batch import ENTRY, LEAVE, RECEIVED
 from shards.system.clock import MACHINE_CLOCKS
 from shards.system.disk import RealDisk
 from shards.system.links import Wire
+from tests.archives import unpack
 from tests.fixtures.make import FIXTURES
 from tests.history.test_store import NEWEST, batch_of, entry_of
 
@@ -233,8 +233,7 @@ async def test_an_older_file_of_a_shard_that_is_gone_is_converted_by_the_process
     tmp_path: Path,
 ) -> None:
     """No process of its own does it; the histories of all buckets that had moved were refused for ever."""
-    with tarfile.open(FIXTURES / "format-1.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(FIXTURES / "format-1.tar.gz", tmp_path)
     directory = tmp_path / "data" / "history"
     for side in directory.glob("shard-1.*"):
         side.unlink()

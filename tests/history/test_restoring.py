@@ -5,7 +5,6 @@ Each answer that misses something says from which instant it is whole.
 from __future__ import annotations
 
 import shutil
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from billing.history.period_reader import Chain, Standing, balance_at, statement
 from billing.history.restoring import NO_JOURNAL, merge
 from billing.history.store import Store, rows_are_sound
 from billing.ledger.money import INT64_MAX
+from tests.archives import unpack
 from tests.doctor.builder import COIN, DISK, SECOND_NS, DataDirectoryBuilder
 from tests.fixtures.make import FIXTURES
 from tests.follower.test_rebuild import run
@@ -252,8 +252,7 @@ def test_a_backup_of_another_daemon_is_refused_where_journal_and_backup_meet(
 
 
 def test_rows_come_back_from_a_backup_that_an_older_version_made(tmp_path: Path) -> None:
-    with tarfile.open(FIXTURES / "format-1.tar.gz") as archive:
-        archive.extractall(tmp_path, filter="data")
+    unpack(FIXTURES / "format-1.tar.gz", tmp_path)
     backup = tmp_path / "data" / "history" / "shard-2.sqlite"
     before = backup.read_bytes()
     path = tmp_path / "shard-2.sqlite"

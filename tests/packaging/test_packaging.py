@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import tarfile
 import tomllib
 import zipfile
 from importlib.metadata import distribution, packages_distributions
@@ -19,6 +18,7 @@ from packaging.utils import canonicalize_name
 import billing
 from billing.__main__ import package_of, runs_on
 from billing.cli.listing import MODULE_OF
+from tests.archives import unpack
 from tests.docs.pages import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
@@ -143,8 +143,7 @@ def distributions(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]
             (tree / name).write_bytes((REPOSITORY / name).read_bytes())
     build(tree, "build_sdist", directory)
     (archive,) = directory.glob("*.tar.gz")
-    with tarfile.open(archive) as opened:
-        opened.extractall(directory / "unpacked", filter="data")
+    unpack(archive, directory / "unpacked")
     (source,) = (directory / "unpacked").iterdir()
     build(source, "build_wheel", directory)
     (wheel,) = directory.glob("*.whl")

@@ -10,13 +10,13 @@ import asyncio
 import hashlib
 import json
 import os
-import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from crc32c import crc32c
 
+from tests.archives import unpack
 from tests.fixtures.make import FIXTURES, SETTINGS, facts
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
@@ -27,8 +27,7 @@ FORMATS = sorted(path.name.removesuffix(".tar.gz") for path in FIXTURES.glob("*.
 
 
 def unpacked(name: str, directory: Path) -> Path:
-    with tarfile.open(FIXTURES / f"{name}.tar.gz") as archive:
-        archive.extractall(directory, filter="data")
+    unpack(FIXTURES / f"{name}.tar.gz", directory)
     data = directory / "data"
     for path in (data, *data.rglob("*")):
         path.chmod(0o700 if path.is_dir() else 0o600)
