@@ -196,7 +196,7 @@ def name_anew(db: sqlite3.Connection, seq_max: int | None = None) -> None:
     """Gives the file another identity. `seq_max`: the last row up to which the earlier identities still stand for the
     same rows; None for a file that has no identity yet.
     """
-    db.execute("UPDATE identities SET seq_max = min(coalesce(seq_max, ?1), ?1)", (seq_max,))
+    db.execute("UPDATE identities SET seq_max = min(coalesce(seq_max, :seq), :seq)", {"seq": seq_max})
     db.execute("INSERT INTO identities VALUES (randomblob(?), NULL)", (IDENTITY_BYTES,))
 
 
