@@ -20,7 +20,6 @@ A test that wants bytes to rot changes them with `Medium.flip` or `Medium.replac
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import random
 import stat
@@ -59,7 +58,7 @@ class SimDisk:
         self._boot = medium.boots
         self._dead = False
         self._handles: dict[int, tuple[str, Node]] = {}
-        self._numbers = itertools.count(4)  # one for each, for two threads as well
+        self._numbers = iter(range(4, 2**31))  # one for each, for two threads as well; it can be pickled
 
     @property
     def trace(self) -> list[str]:
