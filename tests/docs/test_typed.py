@@ -30,6 +30,16 @@ from tests.system.ports import free_port
 from tests.system.private_files import private_file
 
 WAIT_S = 120.0
+# From Python 3.13 on, a prompt takes a block only as what is pasted into a terminal, and compiles that whole.
+PASTED = """
+import ast, asyncio, sys
+async def run():
+    waits = eval(compile(sys.stdin.read(), "pasted", "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT), {})
+    if waits is not None:
+        await waits
+asyncio.run(run())
+"""
+PROMPT = [sys.executable, *(["-m", "asyncio"] if sys.version_info < (3, 13) else ["-c", PASTED])]  # with a loop
 ALL = 1000  # entries of a page, at most
 
 
@@ -120,7 +130,7 @@ def test_the_python_of_the_pages_is_taken_as_it_stands_by_a_prompt_with_a_loop(
 ) -> None:
     program = block(page, "python", "client.set_rate")
     user = page.removesuffix(".md").rpartition("/")[2]
-    printed = run([sys.executable, "-m", "asyncio"], served, served.here(program).replace("alice", user) + "\n\n")
+    printed = run(PROMPT, served, served.here(program).replace("alice", user) + "\n\n")
     assert "Traceback" not in printed
     account = served.account(user)
     assert account["rates_nanos_per_hour"] == {"vm-1": 360_000_000}
@@ -155,7 +165,7 @@ cursor = None
 print(json.dumps(db.execute("SELECT * FROM entries WHERE user_id = 'feeding' ORDER BY entry_id").fetchall()))
 print(json.dumps(db.execute("SELECT cursor FROM place").fetchone()[0] == cursor))
 """
-    carried = run([sys.executable, "-m", "asyncio"], served, begin + program + "\n" + driver)
+    carried = run(PROMPT, served, begin + program + "\n" + driver)
     lines = [line.lstrip(">. ") for line in carried.splitlines()]
     rows = json.loads(next(line for line in lines if line.startswith("[[")))
     assert [(row[0], row[1], row[3], row[4]) for row in rows] == [
