@@ -10,10 +10,11 @@ process that hangs hangs with all of its threads, and one that ends takes them a
 from __future__ import annotations
 
 import contextlib
-from asyncio import events
+import sys
+from asyncio import AbstractEventLoop, Task, events, tasks
 from collections.abc import Callable, Coroutine
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from greenlet import greenlet
 
@@ -21,6 +22,28 @@ from tests.simulation.disk import Crashed
 from tests.simulation.loop import Handle, SimLoop
 from tests.simulation.machine import SimCommitter
 from tests.simulation.wires import NetLoop
+
+
+class Running(NamedTuple):
+    """What asyncio takes for running on this thread: a loop, and since Python 3.14 a task of it, whichever the loop."""
+
+    loop: AbstractEventLoop | None = None
+    task: Task[Any] | None = None
+
+    @classmethod
+    def taken(cls) -> Running:
+        """It, and from now on nothing runs."""
+        loop, task = events._get_running_loop(), None
+        if sys.version_info >= (3, 14) and loop is not None:
+            task = tasks._swap_current_task(loop, None)
+        events._set_running_loop(None)
+        return cls(loop, task)
+
+    def given(self) -> None:
+        """This runs again."""
+        events._set_running_loop(self.loop)
+        if sys.version_info >= (3, 14) and self.loop is not None:
+            tasks._swap_current_task(self.loop, self.task)
 
 
 class Fiber:
@@ -33,6 +56,7 @@ class Fiber:
         self.is_busy = False
         self._is_dead = False
         self._stack: greenlet | None = None  # while it is busy
+        self._running = Running()  # on it, while it waits
 
     def run(self, job: Callable[[], None]) -> None:
         """Begins this, and returns once it has ended or waits. Raises what it raises until then."""
@@ -72,9 +96,13 @@ class Fiber:
         assert stack is not None
         previous, Fiber.current = Fiber.current, self
         stack.parent = greenlet.getcurrent()  # where it goes on once this waits, or has ended, and what it raises
+        outside = Running.taken()
+        self._running.given()
         try:
             stack.switch()
         finally:
+            self._running = Running.taken()
+            outside.given()
             Fiber.current = previous
             if stack.dead:
                 self.is_busy, self._stack = False, None
