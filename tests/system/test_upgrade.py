@@ -10,6 +10,7 @@ import asyncio
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,11 +19,13 @@ from crc32c import crc32c
 
 from tests.archives import unpack
 from tests.fixtures.make import FIXTURES, SETTINGS, facts
+from tests.system.clock_step import ClockStep
 from tests.system.commands import carried_out
 from tests.system.daemon import Daemon
 from tests.system.rpc import Rpc
 from tests.system.test_start import serve
 
+HOUR_S = 3600
 FORMATS = sorted(path.name.removesuffix(".tar.gz") for path in FIXTURES.glob("*.tar.gz"))
 
 
@@ -48,6 +51,10 @@ def test_there_is_a_fixture_of_the_present_format_and_all_are_small() -> None:
 async def test_it_opens_with_all_that_was_in_it(name: str, data_dir: Path) -> None:
     expected = json.loads((FIXTURES / f"{name}.json").read_text())
     daemon = daemon_on(name, data_dir)
+    clock = ClockStep(data_dir)
+    made_s = max(path.stat().st_mtime for path in (data_dir / "data").rglob("segment-*"))
+    clock.to(made_s + HOUR_S - time.time())  # an answer is remembered for 7 days
+    daemon.environment = clock.environment
     with daemon:
         rpc = await Rpc.connect(daemon.rpc_port)
         assert await facts(rpc) == expected
