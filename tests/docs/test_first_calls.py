@@ -124,6 +124,7 @@ def test_the_first_call_from_go_is_harmless_to_repeat(served: DaemonWithAddresse
     assert [run([str(tmp_path / "call")], served) for _ in range(2)] == ["carol 5\n", "carol 5\n"]
 
 
+@pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_a_signed_cutoff_arrives_as_the_page_says(served: DaemonWithAddresses, tmp_path: Path) -> None:
     receiver = transcript(served.console_with("aiohttp_receiver.py"))[1]
     output = tmp_path / "output"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import subprocess
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -50,8 +51,8 @@ async def refused(rpc: Rpc, users: list[str]) -> list[str]:
 
 
 def ready_figure(daemon: Daemon) -> float:
-    command = ["curl", "-s", f"http://127.0.0.1:{daemon.admin_port}/metrics"]
-    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    with urllib.request.urlopen(f"http://127.0.0.1:{daemon.admin_port}/metrics", timeout=120) as answer:
+        text = answer.read().decode()
     return next(float(line.split()[1]) for line in text.splitlines() if line.startswith("billing_ready "))
 
 

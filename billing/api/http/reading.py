@@ -18,8 +18,8 @@ A **field** comes as JSON in the body or, where the method only reads, as text i
 
 The option that asks for the next page is called `cursor` at this door; its value is `next_cursor` of the page before.
 
-JSON is read strictly: UTF-8, an object, no name twice, no NaN, Infinity or number beyond range, no nesting too deep for
-the parser. A wrong request is refused with `INVALID_PARAMS`, or with the error name that belongs to the value; the
+JSON is read strictly: UTF-8, an object, no name twice, no NaN, Infinity or number beyond range, no nesting deeper than
+`DEPTH_MAX`. A wrong request is refused with `INVALID_PARAMS`, or with the error name that belongs to the value; the
 message names the field.
 """
 
@@ -234,17 +234,34 @@ def _number(text: str) -> float:
         return math.nan
 
 
+# Beyond every request, and below what any Python's parser takes: that was some 1,000 before 3.12, 40,000 since 3.14.
+DEPTH_MAX: Final = 64
+_BRACKETS: Final = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[\]{}]', re.DOTALL)  # and texts, in which they mean nothing
+
 _decode: Final = json.JSONDecoder(object_pairs_hook=_object, parse_float=_number, parse_constant=_no_constant).decode
+
+
+def depth_of(body: bytes) -> int:
+    """Returns how many arrays and objects of a JSON text stand within each other at most; of other bytes, a number."""
+    deepest = depth = 0
+    for found in _BRACKETS.finditer(body):
+        bracket = found[0]
+        if bracket in (b"[", b"{"):
+            depth += 1
+            deepest = max(deepest, depth)
+        elif bracket in (b"]", b"}"):
+            depth -= 1
+    return deepest
 
 
 def json_of(body: bytes) -> dict[str, Any]:
     """Returns the JSON object in a body; an empty body is an empty object. Raises Refused `INVALID_PARAMS`."""
     if not body:
         return {}
+    if body.count(b"[") + body.count(b"{") > DEPTH_MAX and depth_of(body) > DEPTH_MAX:
+        raise invalid("the body nests too deep")
     try:
         document = _decode(body.decode())
-    except RecursionError:
-        raise invalid("the body nests too deep") from None
     except UnicodeDecodeError:
         raise invalid("the body must be UTF-8") from None
     except json.JSONDecodeError as error:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.api.http.reading import Reader, cursor_of, json_of, query_of, request_id_of
+from billing.api.http.reading import DEPTH_MAX, Reader, cursor_of, depth_of, json_of, query_of, request_id_of
 from billing.api.http.routes import GET, ROUTES, find
 from billing.api.methods import METHODS, parse
 from billing.ledger.errors import Refused
@@ -213,6 +213,29 @@ def test_a_dry_run_has_the_params_that_its_method_takes() -> None:
         ["debit", {}],
     ):
         assert read("POST", "/v1/dry_run", {"method": said[0], "params": said[1]}) == ("dry_run", said)
+
+
+@pytest.mark.parametrize(
+    ("body", "depth"),
+    [
+        (b"{}", 1),
+        (b'{"a": [{"b": []}], "c": [1]}', 4),
+        (b'{"a": "[[[[", "b": "\\"[[", "c": ["\\\\", []]}', 3),
+        (b'{"a": "[[[[', 1),
+        (b'{"' + b'\\"' * 500_000, 1),
+        (b"[[]" * 3 + b"\\", 4),
+    ],
+)
+def test_a_depth_is_that_of_brackets_outside_texts(body: bytes, depth: int) -> None:
+    assert depth_of(body) == depth
+
+
+def test_a_body_of_any_width_and_of_the_greatest_depth_is_read() -> None:
+    wide = b'{"a": [' + b"[], " * 1000 + b"[]]}"
+    assert len(json_of(wide)["a"]) == 1001
+    deep = b'{"a": ' * DEPTH_MAX + b"1" + b"}" * DEPTH_MAX
+    assert list(json_of(deep)) == ["a"]
+    assert name_of_refusal(json_of, b'{"a": ' + deep + b"}") == "INVALID_PARAMS"
 
 
 def test_a_key_where_none_is_taken_is_refused_and_not_forgotten() -> None:
