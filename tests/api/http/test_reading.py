@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from billing.api.http.reading import DEPTH_MAX, Reader, cursor_of, depth_of, json_of, query_of, request_id_of
+from billing.api.http.reading import DEPTH_MAX, Reader, cursor_of, json_of, nests_deeper, query_of, request_id_of
 from billing.api.http.routes import GET, ROUTES, find
 from billing.api.methods import METHODS, parse
 from billing.ledger.errors import Refused
@@ -221,13 +221,18 @@ def test_a_dry_run_has_the_params_that_its_method_takes() -> None:
         (b"{}", 1),
         (b'{"a": [{"b": []}], "c": [1]}', 4),
         (b'{"a": "[[[[", "b": "\\"[[", "c": ["\\\\", []]}', 3),
-        (b'{"a": "[[[[', 1),
-        (b'{"' + b'\\"' * 500_000, 1),
-        (b"[[]" * 3 + b"\\", 4),
+        (b'{"a": "\\"[[\\\\\\"[[", "b\\\\": {"]": [{}, {}]}}', 4),
+        (b"[" * 500 + b"]" * 500, 500),
     ],
 )
 def test_a_depth_is_that_of_brackets_outside_texts(body: bytes, depth: int) -> None:
-    assert depth_of(body) == depth
+    json.loads(body)
+    assert [nests_deeper(body, levels) for levels in (depth - 1, depth)] == [True, False]
+
+
+@pytest.mark.parametrize("body", [b"[" * 30_000, b"[]" * 100 + b'{"a":' * 30_000, b"[" * 30_000 + b"]" * 20_000])
+def test_what_is_no_json_nests_deeper_where_its_parser_would_go_too_deep(body: bytes) -> None:
+    assert nests_deeper(body, DEPTH_MAX)
 
 
 def test_a_body_of_any_width_and_of_the_greatest_depth_is_read() -> None:
