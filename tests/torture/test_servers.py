@@ -28,7 +28,7 @@ def test_no_fault_of_a_server_loses_doubles_or_invents_anything() -> None:
     assert result.returncode == 0, result.stderr[-8000:]
     counts = json.loads(result.stdout)
     assert all(counts[fault] == 1 for fault in faults)
-    assert counts["answered"] > 100
+    assert counts["answered"] >= len(faults)
     assert counts["answers found"] == counts["answered"]
     assert counts["older owners refused"] == 3 * len(faults)
     assert counts["made again"] >= len(faults)
