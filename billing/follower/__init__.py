@@ -20,4 +20,5 @@ that is ahead of its journal proves that the journal has lost batches (`store.Ah
     process   the child process: one connection to its worker, one file; what the processes of all kinds share
     store     the file: created atomically, checked when opened, made durable, proved
     proof     reads back from the medium what a checkpoint wrote
+    damage    reads what can still be read of a damaged file
 """

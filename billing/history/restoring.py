@@ -20,12 +20,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Final, NamedTuple
 
+from billing.follower.damage import KEY_MAX
 from billing.follower.store import SIDES, StoreError, Unconverted, connect, keep_copy, make
 from billing.history.accounts import chain_end_of
 from billing.history.history_reader import EVERYWHERE, HistoryReader
 from billing.history.page import OPENING_ROW, Part, Row, pages_of, record_of_older_row
 from billing.history.period import Lines
-from billing.history.salvage import KEY_MAX, Good, Writer, good_rows, salvage
+from billing.history.salvage import Good, Writer, good_rows, salvage
 from billing.history.store import Store, name_anew
 from billing.history.tables import KIND
 from billing.ledger.account import Account

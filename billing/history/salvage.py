@@ -7,9 +7,6 @@ between them stay noticeable; users, chains and marks are built anew.
 Where the journal reaches back to the end of a transaction of the damaged file, the rows behind that are not taken,
 since they are made again from the journal: only damaged rows before that are lost. Departures behind that are not taken
 either: they promise that every row of the bucket is there, which is true again once the journal has been read.
-
-SQLite fails at a page that it cannot read. Rows are therefore read by key, and after a failure the search goes on
-behind it: by steps that double, then by bisection, to the first key that can be read again.
 """
 
 from __future__ import annotations
@@ -22,14 +19,13 @@ from zlib import crc32
 
 import msgspec
 
+from billing.follower.damage import KEY_MAX, rows_by_key
 from billing.follower.store import Damaged, Kind, connect
 from billing.history import openings
 from billing.history.accounts import USERS_MAX, Accounts, chain_end_of
 from billing.history.page import PAGE_ROWS, Page, Part, Row, pages_of, record_of_older_row
 from billing.history.projection import MARK_EVERY
 
-AT_ONCE: Final = 1_000
-KEY_MAX: Final = 2**62
 # The columns of a row of versions 2 to 4, in their order; version 1 had those up to request_id.
 OLDER_COLUMNS: Final = (
     "seq", "older", "number", "entry_id", "at_ns", "operation", "amount", "accrued", "balance", "message", "request_id",
@@ -99,7 +95,7 @@ def _salvage(db: sqlite3.Connection, old: sqlite3.Connection, shard: int, first:
             rows = _plain(old, f"SELECT {columns} FROM {table}")
             db.executemany(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", rows)
     if "openings" in tables:
-        users = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
+        users = dict(rows_by_key(old, "SELECT number, user_id FROM users", "number"))
         for row in _plain(old, f"SELECT * FROM openings WHERE seq <= {seq_max}"):
             if openings.is_sound(row) and (chain_end := chain_end_of(db, users.get(row[0], b""))) is not None:
                 openings.copy(db, row, chain_end[0])
@@ -153,7 +149,7 @@ def _rows(old: sqlite3.Connection) -> Iterator[Good]:
 
 def good_rows(old: sqlite3.Connection) -> Iterator[tuple[Row, bytes]]:
     """Yields the sound rows of a file of the present version, each with its record."""
-    for columns in _by_key(old, "SELECT first, count, checksum, packed FROM pages", "first"):
+    for columns in rows_by_key(old, "SELECT first, count, checksum, packed FROM pages", "first"):
         try:
             if (sound := Page._make(columns)).is_sound:
                 page = sound.open()
@@ -168,8 +164,8 @@ def _older_rows(old: sqlite3.Connection) -> Iterator[Good]:
     has_checksum = "checksum" in names
     columns = [name if name in names else "NULL" for name in OLDER_COLUMNS]
     selected = ", ".join([*columns, "checksum" if has_checksum else "NULL"])
-    users: dict[int, bytes] = dict(_by_key(old, "SELECT number, user_id FROM users", "number"))
-    for *row, checksum in _by_key(old, f"SELECT {selected} FROM entries", "seq"):
+    users: dict[int, bytes] = dict(rows_by_key(old, "SELECT number, user_id FROM users", "number"))
+    for *row, checksum in rows_by_key(old, f"SELECT {selected} FROM entries", "seq"):
         seq, _, number, entry_id, *fields, rare = row
         if number in users and not (has_checksum and checksum != crc32(_encode(row))):
             limits = RARE.unpack(rare) if rare else (0, 0, 0)
@@ -196,46 +192,3 @@ def _plain(db: sqlite3.Connection, query: str) -> list[Any]:
         return db.execute(query).fetchall()
     except (sqlite3.DatabaseError, UnicodeDecodeError):
         return []
-
-
-def _by_key(db: sqlite3.Connection, query: str, key: str) -> Iterator[Any]:
-    """Yields all rows of a table that can be read, in the order of its integer key, which is the first column."""
-    following = f"{query} WHERE {key} >= ? ORDER BY {key} LIMIT ?"
-    at, most = 0, AT_ONCE
-    while at <= KEY_MAX:
-        try:
-            rows = db.execute(following, (at, most)).fetchall()
-        except (sqlite3.DatabaseError, UnicodeDecodeError):
-            if most > 1:
-                most = max(1, most // 10)
-                continue
-            at, most = _behind_damage(db, following, at), AT_ONCE
-            continue
-        yield from rows
-        if not rows:
-            return
-        at = rows[-1][0] + 1
-
-
-def _behind_damage(db: sqlite3.Connection, following: str, at: int) -> int:
-    """Returns a key above `at`, found by doubling steps and bisection, from which a row can be read again; beyond
-    `KEY_MAX` where none can.
-    """
-
-    def reads(key: int) -> bool:
-        try:
-            db.execute(following, (key, 1)).fetchall()
-        except (sqlite3.DatabaseError, UnicodeDecodeError):
-            return False
-        return True
-
-    low, step = at, 1
-    while low + step <= KEY_MAX and not reads(low + step):
-        low, step = low + step, step * 2
-    if low + step > KEY_MAX:
-        return KEY_MAX + 1
-    high = low + step
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reads(middle) else (middle, high)
-    return high

@@ -12,11 +12,14 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
-from typing import Any
+from typing import Any, Final
 
+from billing.follower.damage import rows_by_key
 from billing.follower.store import ShardFile, StoreError, connect, file_of, make, make_of, opened
 from billing.notices.store import ARRIVED, CLAIMED, DEPARTED, FOUND, INSERT, KIND, OWED, Store, is_signed, signed
 from shards.system.disk import Disk, private_directory, read_file, write_file
+
+ROWS_AT_ONCE: Final = 1_000
 
 
 def begun_of(directory: str, shard: int) -> str:
@@ -137,7 +140,8 @@ def _salvage(db: sqlite3.Connection, source: str, shard: int, end: int, file_id:
         (version,) = old.execute("PRAGMA user_version").fetchone()
         about = _numbers(old, "about", "position", version)
         position = min(end, about[0][0]) if about else end
-        for row in _readable(old, f"SELECT {', '.join(OWED)}, {'0' if version == 1 else 'checksum'} FROM owed"):
+        owed = f"SELECT {', '.join(OWED)}, {'0' if version == 1 else 'checksum'} FROM owed"
+        for row in rows_by_key(old, owed, OWED[0]):
             if (version == 1 or is_signed(row)) and row[4] <= position:
                 db.execute(INSERT.replace("INSERT", "INSERT OR IGNORE", 1), signed(*row[:-1]))
                 salvaged, seq_max = salvaged + 1, max(seq_max, row[0])
@@ -159,7 +163,7 @@ def _numbers(db: sqlite3.Connection, table: str, columns: str, version: int) -> 
     of versions 1 and 2 have no checksum, and are sound if all values are integers.
     """
     names = [name.strip() for name in columns.split(",")]
-    present = [name for _, name, *_ in _readable(db, f"PRAGMA table_info({table})")]
+    present = [name for (name,) in _readable(db, f"SELECT name FROM pragma_table_info('{table}')")]
     rows = []
     for row in _readable(db, f"SELECT * FROM {table}"):
         if all(type(value) is int for value in row) and (version < KIND.version or is_signed(row)):
@@ -169,8 +173,12 @@ def _numbers(db: sqlite3.Connection, table: str, columns: str, version: int) -> 
 
 
 def _readable(db: sqlite3.Connection, query: str) -> list[Any]:
-    """Returns the rows up to the first page that cannot be read."""
+    """Returns the rows of a small table up to the first page that cannot be read."""
     rows: list[Any] = []
     with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
-        rows.extend(iter(db.execute(query)))
+        while found := db.execute(f"{query} LIMIT {ROWS_AT_ONCE} OFFSET {len(rows)}").fetchall():
+            rows += found
+    with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
+        while found := db.execute(f"{query} LIMIT 1 OFFSET {len(rows)}").fetchall():
+            rows += found
     return rows

@@ -53,6 +53,7 @@ FILES: dict[str, tuple[set[str], str]] = {
     ),
     "billing/cli/console/session.py": ({"file.touch"}, "what was typed before, kept in the user's own state folder"),
     "billing/backup/rebuild.py": ({"sqlite3"}, "the errors of the followers' files"),
+    "billing/follower/damage.py": ({"sqlite3"}, "a table of a damaged SQLite file"),
     "billing/follower/store.py": ({"sqlite3"}, "a follower's derived data, kept in an SQLite file"),
     "billing/history/copying.py": ({"sqlite3"}, "SQLite's own online copy, for a backup"),
     "billing/history/accounts.py": ({"sqlite3"}, "history is derived data, kept in an SQLite file"),

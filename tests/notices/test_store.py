@@ -20,6 +20,7 @@ from tests.notices.names import numbered
 from tests.shards.system.unsynced import UnsyncedDisk
 
 COIN = 10**9
+PAGE_BYTES = 4096
 NOW_NS = 1_700_000_000 * COIN
 
 
@@ -579,6 +580,30 @@ def test_a_changed_row_is_seen_and_the_file_is_made_anew(tmp_path: Path, ledger:
     )
     assert "it was damaged" in remarks[0]
     assert store.position == 0, "it is fed from the beginning of the journal"
+
+
+def test_a_page_that_cannot_be_read_takes_no_row_of_other_pages_along(tmp_path: Path, ledger: Ledger) -> None:
+    """The journal does not have them any more, and nobody would miss them: those that were told are gone, too. The row
+    before the page had been lost, and every row behind it.
+    """
+    shard = Shard(tmp_path, 0)
+    for _ in range(40):
+        top_up(ledger, shard)
+    shard.store.flush()
+    rows = list(shard.store.after(0, 1000))
+    shard.store.close()
+    file = Path(file_of(str(tmp_path), 0))
+    data = bytearray(file.read_bytes())
+    page_of = {row[0]: data.index(row[5].encode()) // PAGE_BYTES for row in rows}
+    damaged = page_of[20]
+    data[damaged * PAGE_BYTES : (damaged + 1) * PAGE_BYTES] = bytes(PAGE_BYTES)
+    file.write_bytes(data)
+    behind = ShardFile(str(tmp_path), 0, shard.position + 1, shard.position, UnsyncedDisk())
+    store, remarks = open_store(behind, suspect=True, file_id=300, now_ns=NOW_NS)
+    sound = [row for row in rows if page_of[row[0]] != damaged]
+    assert 30 < len(sound) < 40
+    assert list(store.after(0, 1000)) == sound
+    assert f"is made anew of {len(sound)} owed notices up to batch 40" in remarks[0]
 
 
 def test_a_file_of_the_version_without_checksums_is_converted(tmp_path: Path, ledger: Ledger) -> None:
