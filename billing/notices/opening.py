@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any
 
-from billing.follower.damage import rows_by_key
+from billing.follower.damage import AT_ONCE, rows_by_key
 from billing.follower.store import ShardFile, StoreError, connect, file_of, make, make_of, opened
 from billing.notices.store import ARRIVED, CLAIMED, DEPARTED, FOUND, INSERT, KIND, OWED, Store, is_signed, signed
 from shards.system.disk import Disk, private_directory, read_file, write_file
-
-ROWS_AT_ONCE: Final = 1_000
 
 
 def begun_of(directory: str, shard: int) -> str:
@@ -176,7 +174,7 @@ def _readable(db: sqlite3.Connection, query: str) -> list[Any]:
     """Returns the rows of a small table up to the first page that cannot be read."""
     rows: list[Any] = []
     with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
-        while found := db.execute(f"{query} LIMIT {ROWS_AT_ONCE} OFFSET {len(rows)}").fetchall():
+        while found := db.execute(f"{query} LIMIT {AT_ONCE} OFFSET {len(rows)}").fetchall():
             rows += found
     with suppress(sqlite3.DatabaseError, UnicodeDecodeError):
         while found := db.execute(f"{query} LIMIT 1 OFFSET {len(rows)}").fetchall():
